@@ -1,0 +1,126 @@
+"""The contract of a method: a state and a few functions, nothing that calls back up.
+
+A round is ``sample -> plan -> order -> answer -> release -> merge -> record``. The loop owns time; a method owns the
+middle: it writes orders, asks, lets the door release, and merges. A method is a module with these names:
+
+    Config    frozen pydantic model of the method's own settings ([algorithm] without its name)
+    TRAITS    a ``Traits`` value: what the tables of ``aulait list`` and the report print
+    init      (config, setting) -> State
+    step      (config, setting, state, cohort, ask, door) -> (State, Info)
+    answer    (orders, sites, setting, learner) -> replies, in the order given
+    result    (setting, state) -> Adapter, what is evaluated and exported
+
+``answer`` takes many sites because sites of one process train together in one pass over the shared base; the answer
+to one order depends on that order, its site and the seed alone (contract test), so a lone site in another building
+computes the same reply.
+
+A toy: clients send the mean length of their records, the server keeps the noisy mean.
+
+    def init(config, setting):
+        return State(0, {"mean": torch.zeros(1)})
+
+    def step(config, setting, state, cohort, ask, door):
+        orders = [Order(name, "train", cohort.round, {}) for name in cohort.local]
+        released = door.release(ask(orders), stage="train", round=cohort.round, role=cohort.role, bound=100.0,
+                                noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, like=state.tensors)
+        return State(cohort.round, {"mean": released.total["mean"] / released.planned}), {}
+
+    def answer(orders, sites, setting, learner):
+        return [Reply(s.name, {"mean": torch.tensor([sum(len(r.text) for r in s.train) / len(s.train)])}) for s in sites]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from aulait.cohort import Cohort
+from aulait.lora import Shapes
+from aulait.privacy.door import Door
+from aulait.seeds import Seeds
+from aulait.train import Learner
+from aulait.types import Adapter, Info, Order, Reply, Site, Tensors
+
+Ask = Callable[[Sequence[Order]], list[Reply]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every site and the server know before the first round; all of it public.
+
+    Attributes:
+        shapes: layer name -> (M, N) of the adapted layers.
+        rank: R.
+        alpha: LoRA's alpha.
+        seeds: of the run.
+        steps: local optimiser steps in a round (a tier may say otherwise in the site's plan).
+        lr: learning rate of local steps.
+    """
+
+    shapes: Shapes
+    rank: int
+    alpha: float
+    seeds: Seeds
+    lr: float
+
+
+@dataclass(frozen=True)
+class State:
+    """What a method carries from round to round; saved as it is.
+
+    Attributes:
+        round: rounds done.
+        tensors: everything the method must remember, by name.
+    """
+
+    round: int
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method is, for tables and reports.
+
+    Attributes:
+        what: one sentence.
+        source: authors, title, venue, year, link.
+        travels: bytes up and down per client and round, as a formula.
+        privacy: what is summed and its sensitivity, or why it is refused.
+        differs: where it differs from the paper.
+        unequal_ranks: whether tiers may have different ranks.
+        exact: whether the merge equals the mean of the clients' dense updates.
+        private: whether client-level differential privacy is offered.
+    """
+
+    what: str
+    source: str
+    travels: str
+    privacy: str
+    differs: str
+    unequal_ranks: bool
+    exact: bool
+    private: bool
+
+
+class Method(Protocol):
+    """The names a method's module offers; see the module docstring."""
+
+    Config: type[BaseModel]
+    TRAITS: Traits
+
+    def init(self, config: Any, setting: Setting) -> State:
+        """The state before the first round."""
+
+    def step(
+        self, config: Any, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door
+    ) -> tuple[State, Info]:
+        """One round."""
+
+    def answer(self, orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
+        """The sites' replies, in the order given."""
+
+    def result(self, setting: Setting, state: State) -> Adapter:
+        """The adapter that is evaluated and exported."""

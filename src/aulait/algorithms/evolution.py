@@ -1,0 +1,254 @@
+"""Private evolution: weak clients vote on candidate texts, the server breeds the winners.
+
+what: each round the server embeds J candidates and sends the embeddings; a client embeds its own capped records once,
+    lets each vote for its nearest candidate and returns one vector of J counts; the door clips, sums and noises them;
+    the winners become parents of the next candidates. The final set is written from the winners of all rounds.
+source: Lin et al., "Differentially Private Synthetic Data via Foundation Model APIs", ICLR 2024; for text Xie et al.
+    (Aug-PE), ICML 2024, arXiv 2403.01749; federated Hou et al. (PrE-Text), ICML 2024, arXiv 2406.02958.
+travels: down 4 · J · D bytes, up 4 · J bytes a client and round, D the width of the embedder.
+privacy: the sum over clients of whole vote vectors, each clipped in L2 to S = sqrt(m), m the cap of records a client.
+differs: round 1 votes on public texts themselves; clipping, not normalising, so a client with few records counts less;
+    a failed child is dropped, never replaced by its parent or prompt; noise is exactly what the accountant knows.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from aulait.algorithms import selection
+from aulait.algorithms.contract import Ask
+from aulait.cohort import Cohort
+from aulait.embed import Embedder, votes
+from aulait.generate import GenerateConfig, Variation
+from aulait.privacy.door import Door
+from aulait.seeds import Seeds
+from aulait.types import Info, Order, Reply, Site, nbytes
+
+
+class SynthesisConfig(BaseModel):
+    """``[synthesis]``: stage 1; it runs when any tier is proxy.
+
+    Attributes:
+        rounds: votes taken, T.
+        candidates: parents kept after a vote.
+        variations: children of a parent; J = candidates · (1 + variations) stand for election.
+        embedder: "minilm" (built in) or any sentence-transformers name or path.
+        generator: "base", a Hugging Face id or path, or the URL of a server that speaks the OpenAI protocol.
+        texts: size of the final synthetic set.
+        selection: "rank", "sample" (needs no good threshold to keep minorities), "geometry", or "random" (no votes are
+            taken at all: the control arm).
+        threshold: votes subtracted before sampling, in units of the noise's standard deviation.
+        reach: of "geometry": distances between unit vectors beyond it are all the same.
+        lookahead: 0 embeds the candidate itself; K > 0 embeds the mean of K variations of it.
+        neighbours: candidates a record votes for.
+        votes: "private", or "exact" for votes without noise (an arm; the run is then not private).
+        voters: "proxy", or "all": local clients vote too and pay for both.
+        expansion: the final set is made by "vary" (variations of winners), "write" (new texts after three winners as
+            examples), or "keep" (the winners themselves, repeated).
+        proxies: what proxies learn from: "synthetic", "public" texts, "noise" (their updates replaced by noise of the
+            same norm), or "absent". The last three are control arms and take no votes.
+        proxy_count: sites on the server among which the synthetic set is sharded.
+        max_tokens: tokens of a text that the embedder reads.
+        generate: how texts are written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rounds: int = Field(5, ge=1)
+    candidates: int = Field(60, ge=2)
+    variations: int = Field(4, ge=1)
+    embedder: str = "minilm"
+    generator: str = "base"
+    texts: int = Field(600, ge=1)
+    selection: Literal["rank", "sample", "geometry", "random"] = "rank"
+    threshold: float = Field(1.0, ge=0)
+    reach: float = Field(1.0, gt=0)
+    lookahead: int = Field(0, ge=0)
+    neighbours: int = Field(1, ge=1)
+    votes: Literal["private", "exact"] = "private"
+    voters: Literal["proxy", "all"] = "proxy"
+    expansion: Literal["vary", "write", "keep"] = "vary"
+    proxies: Literal["synthetic", "public", "noise", "absent"] = "synthetic"
+    proxy_count: int = Field(12, ge=1)
+    max_tokens: int = Field(128, ge=8)
+    generate: GenerateConfig = GenerateConfig()
+
+    @property
+    def pool(self) -> int:
+        """J, the candidates of a vote."""
+        return self.candidates * (1 + self.variations)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A synthetic text.
+
+    Attributes:
+        text: itself.
+        round: the round it was written for; 0 for public texts.
+        parent: the text it was bred from; None for public texts.
+        votes: released votes it got.
+    """
+
+    text: str
+    round: int
+    parent: str | None = None
+    votes: float = 0.0
+
+
+@dataclass(frozen=True)
+class State:
+    """What stage 1 carries from round to round.
+
+    Attributes:
+        round: rounds done.
+        pool: candidates of the next vote.
+        winners: texts kept after each vote, of all rounds.
+    """
+
+    round: int
+    pool: tuple[Text, ...]
+    winners: tuple[Text, ...] = ()
+
+    def dump(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return asdict(self)
+
+    @staticmethod
+    def restore(saved: Mapping[str, Any]) -> State:
+        """From the checkpoint."""
+        texts = {key: tuple(Text(**text) for text in saved[key]) for key in ("pool", "winners")}
+        return State(saved["round"], **texts)
+
+
+def init(config: SynthesisConfig, public: Sequence[str], seeds: Seeds) -> State:
+    """The first candidates are J public texts."""
+    order = torch.randperm(len(public), generator=seeds.generator("public-start")).tolist()
+    return State(0, tuple(Text(public[i], 0) for i in order[: config.pool]))
+
+
+def step(
+    config: SynthesisConfig, state: State, cohort: Cohort, ask: Ask, door: Door, embedder: Embedder, variation: Variation,
+    seeds: Seeds, bound: float,
+) -> tuple[State, Info]:
+    """One vote and one breeding.
+
+    Args:
+        config: settings.
+        state: the candidates.
+        cohort: the voters.
+        ask: gets replies for orders.
+        door: releases the votes.
+        embedder: public texts to vectors.
+        variation: breeds children from texts.
+        seeds: of the run.
+        bound: S, the L2 bound of a client's vote vector.
+    """
+    embeddings_JD = _embed(config, state, embedder, variation, seeds)
+    votes_J, info, std = torch.zeros(len(state.pool)), {}, 0.0
+    if config.selection != "random":
+        orders = [Order(n, "synthesis", cohort.round, {"embeddings": embeddings_JD}, {"neighbours": config.neighbours})
+                  for n in cohort.local]
+        started = time.perf_counter()
+        replies = ask(orders)
+        client_s = time.perf_counter() - started
+        released = door.release(
+            replies, stage="synthesis", round=cohort.round, role=cohort.role, bound=bound, planned=cohort.planned,
+            noise_multiplier=cohort.noise_multiplier, like={"votes": votes_J}, sampling_rate=cohort.sampling_rate)
+        votes_J, std = released.total["votes"], released.noise_std
+        info = {"up_bytes": sum(nbytes(r.share) for r in replies), "down_bytes": sum(nbytes(o.tensors) for o in orders),
+                "client_s": client_s}
+    kept = _select(config, votes_J, embeddings_JD, std, seeds.generator("select", cohort.round))
+    parents = [replace(state.pool[j], votes=float(votes_J[j])) for j in kept]
+    pool = _breed(config, parents, cohort.round, variation, seeds)
+    unique = list({text.text: text for text in parents}.values())
+    told = {"candidates": len(state.pool), "kept": len(unique), "noise_std": std, "histogram": votes_J.tolist(),
+            "winners": [asdict(text) for text in sorted(unique, key=lambda t: -t.votes)[:8]],
+            "samples": [text.text for text in unique[:5]]}
+    return State(cohort.round, tuple(pool), (*state.winners, *unique)), info | told
+
+
+def answer(orders: Sequence[Order], sites: Sequence[Site], embedder: Embedder) -> list[Reply]:
+    """A client's votes: each of its records counts for its nearest candidates. The door clips them."""
+    replies = []
+    for order, site in zip(orders, sites, strict=True):
+        own_BD = embedder.embed([record.full for record in site.train])
+        counts_J = votes(own_BD, order.tensors["embeddings"], int(order.settings["neighbours"]))
+        replies.append(Reply(site.name, {"votes": counts_J}, float(len(site.train))))
+    return replies
+
+
+def expand(config: SynthesisConfig, state: State, variation: Variation, seeds: Seeds) -> list[Text]:
+    """The final set: ``config.texts`` texts from the winners of all rounds, more from those with more votes."""
+    weight = torch.tensor([max(text.votes, 0.0) for text in state.winners], dtype=torch.float64) + 1e-9
+    if config.expansion == "write":
+        order = torch.multinomial(weight, len(weight), replacement=False, generator=seeds.generator("expand")).tolist()
+        written = variation.write([state.winners[i].text for i in order], config.texts, seeds.integer("expand-write"))
+        return [Text(text, state.round + 1, None) for text in written]
+    texts: list[Text] = []
+    for attempt in range(6):
+        missing = config.texts - len(texts)
+        if missing <= 0:
+            break
+        drawn = torch.multinomial(weight, missing, replacement=True, generator=seeds.generator("expand", attempt)).tolist()
+        chosen = [state.winners[i] for i in drawn]
+        if config.expansion == "keep":
+            return chosen
+        children = variation.vary([text.text for text in chosen], seeds.integer("expand-vary", attempt))
+        texts += [Text(child, state.round + 1, parent.text) for child, parent in zip(children, chosen, strict=True) if child]
+    return texts
+
+
+def _embed(config: SynthesisConfig, state: State, embedder: Embedder, variation: Variation, seeds: Seeds) -> Tensor:
+    """Embeddings (J, D) of the candidates, or of what they are likely to become."""
+    texts = [text.text for text in state.pool]
+    if config.lookahead == 0:
+        return embedder.embed(texts)
+    total_JD, count_J1 = torch.zeros(len(texts), embedder.width), torch.zeros(len(texts), 1)
+    for k in range(config.lookahead):
+        children = variation.vary(texts, seeds.integer("lookahead", state.round, str(k)))
+        alive = [j for j, child in enumerate(children) if child]
+        if alive:
+            total_JD[alive] += embedder.embed([children[j] or "" for j in alive])
+            count_J1[alive] += 1
+    own_JD = embedder.embed(texts)
+    return torch.where(count_J1 > 0, total_JD / count_J1.clamp(min=1), own_JD)
+
+
+def _select(config: SynthesisConfig, votes_J: Tensor, embeddings_JD: Tensor, std: float, generator: torch.Generator) -> list[int]:
+    keep = min(config.candidates, len(votes_J))
+    if config.selection == "random":
+        return selection.uniform(len(votes_J), keep, generator)
+    if config.selection == "sample":
+        return selection.sample(votes_J, keep, config.threshold * std, generator)
+    if config.selection == "geometry":
+        threshold = selection.geometry_threshold(std, config.rounds, len(votes_J))
+        return selection.geometry(votes_J, embeddings_JD, keep, threshold, config.reach, generator)
+    return selection.rank(votes_J, keep)
+
+
+def _breed(config: SynthesisConfig, parents: Sequence[Text], round: int, variation: Variation, seeds: Seeds) -> list[Text]:
+    """Parents and their children; fewer than J when children failed."""
+    repeated = [parent for parent in parents for _ in range(config.variations)]
+    children = variation.vary([parent.text for parent in repeated], seeds.integer("vary", round))
+    bred = [Text(child, round, parent.text) for child, parent in zip(children, repeated, strict=True) if child]
+    unique = {text.text: text for text in (*parents, *bred)}
+    return list(unique.values())
+
+
+def vote_bound(records_per_client: int) -> float:
+    """S = sqrt(m): a client whose m votes spread is not clipped, one whose votes crowd is damped."""
+    return math.sqrt(records_per_client)
+
+
+def shards(texts: Sequence[Text], count: int, seeds: Seeds) -> list[list[Text]]:
+    """The synthetic set dealt to ``count`` proxies, at random, sizes differing by at most one."""
+    order = torch.randperm(len(texts), generator=seeds.generator("shards")).tolist()
+    return [[texts[i] for i in order[k::count]] for k in range(min(count, len(texts)))]

@@ -1,0 +1,73 @@
+"""FedIT: every client trains A and B; the server averages A and B separately.
+
+what: LoRA factors averaged one by one, A with A and B with B.
+source: Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", ICASSP 2024, arXiv 2305.05644.
+travels: up and down 4 · R · sum over layers (M + N) bytes a client and round.
+privacy: the sum over clients of the whole update (all A and B together), each clipped in L2 to C: sensitivity C.
+differs: the mean of products is not the product of means; this error is FedIT's own. Optimiser moments start afresh
+    every round. Uniform weights unless privacy is off and algorithm.weights = "size".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aulait import lora
+from aulait.algorithms.averaging import AveragingConfig, mixed_round
+from aulait.algorithms.contract import Ask, Setting, State, Traits
+from aulait.algorithms.server_optimizer import start
+from aulait.cohort import Cohort
+from aulait.privacy.door import Door
+from aulait.train import Learner, Work
+from aulait.types import Adapter, Info, Order, Reply, Site
+
+TRAITS = Traits(
+    what="every client trains A and B; A and B are averaged separately",
+    source="Zhang et al., Towards Building the Federated GPT, ICASSP 2024, arXiv 2305.05644",
+    travels="up and down 4 R sum(M + N)",
+    privacy="sum of whole updates, each clipped to C; sensitivity C",
+    differs="moments of the local optimiser start afresh every round",
+    unequal_ranks=False,
+    exact=False,
+    private=True,
+)
+
+
+class Config(AveragingConfig):
+    """``[algorithm] name = "fedit"``."""
+
+
+def init(config: Config, setting: Setting) -> State:
+    """The common start: A random, B zero."""
+    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds))
+    return State(0, theta | start(config, theta))
+
+
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
+    """Send the factors, average what comes back."""
+    theta = {name: t for name, t in state.tensors.items() if "/" not in name}
+    moments = {name: t for name, t in state.tensors.items() if "/" in name}
+    orders = [Order(name, "train", cohort.round, theta) for name in (*cohort.local, *cohort.proxies)]
+    theta, moments, info = mixed_round(config, theta, moments, orders, cohort, ask, door)
+    return State(cohort.round, theta | moments), info
+
+
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
+    """Local LoRA steps from the sent factors; the share is the change of A and B."""
+    works = [
+        Work(lora.from_tensors(order.tensors, setting.alpha), site.train, "AB", site.plan.steps, site.plan.batch, setting.lr,
+             setting.seeds.integer("batches", order.round, site.name))
+        for order, site in zip(orders, sites, strict=True)
+    ]
+    return [
+        Reply(site.name, lora.subtract(lora.to_tensors(done.adapter), order.tensors), float(len(site.train)),
+              {"train_loss": done.loss, "train_tokens": float(done.tokens)})
+        for order, site, done in zip(orders, sites, learner.train(works), strict=True)
+    ]
+
+
+def result(setting: Setting, state: State) -> Adapter:
+    """The averaged factors."""
+    return lora.from_tensors({name: t for name, t in state.tensors.items() if "/" not in name}, setting.alpha)
+
+

@@ -1,0 +1,231 @@
+"""From settings to a house that can run: data dealt to sites, tiers to placements, a budget to noise multipliers.
+
+Everything that can be wrong is found here, before any work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from aulait import data, embed, model
+from aulait.algorithms.contract import Setting
+from aulait.config import Settings, TierConfig
+from aulait.data import ClientData, Corpus
+from aulait.embed import Embedder
+from aulait.errors import ConfigError, DataError
+from aulait.generate import Variation
+from aulait.lora import Shapes
+from aulait.model import Base
+from aulait.privacy.account import calibrate, split_budget
+from aulait.registry import require
+from aulait.seeds import Seeds
+from aulait.train import Learner, too_long
+from aulait.types import Placement, Plan, Record, Site
+
+
+@dataclass
+class Workshop:
+    """What several runs of one process share: loaded models, read data, finished first stages, the base's scores."""
+
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, kind: str, key: Any, make: Any) -> Any:
+        """The thing filed under kind and key, made on first use."""
+        name = f"{kind}|{key}"
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The privacy plan: noise over sensitivity of every release, and the budget of every role.
+
+    Attributes:
+        votes: noise multiplier of a vote; 0 without noise.
+        updates: noise multiplier of a training release; 0 without noise.
+        vote_releases: votes planned.
+        update_releases: training releases planned.
+        budget: role -> epsilon it may spend; infinite where only a noise multiplier was given.
+    """
+
+    votes: float
+    updates: float
+    vote_releases: int
+    update_releases: int
+    budget: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class House:
+    """Everything a run needs.
+
+    Attributes:
+        settings: the experiment.
+        corpus: the data as read.
+        base: the frozen model.
+        learner: trains on it.
+        shapes: of the adapted layers.
+        setting: what all sites know.
+        sites: every client, by name.
+        roles: placement -> names of its clients.
+        noise: the privacy plan.
+    """
+
+    settings: Settings
+    corpus: Corpus
+    base: Base
+    learner: Learner
+    shapes: Shapes
+    setting: Setting
+    sites: Mapping[str, Site]
+    roles: Mapping[Placement, tuple[str, ...]]
+    noise: Noise
+    workshop: Workshop
+
+    @property
+    def seeds(self) -> Seeds:
+        """Of the run."""
+        return self.setting.seeds
+
+    @property
+    def voting(self) -> bool:
+        """Whether stage 1 takes votes or at least breeds texts."""
+        return bool(self.roles["proxy"]) and self.settings.synthesis.proxies in ("synthetic", "noise")
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """Clients that vote."""
+        if not self.voting or self.settings.synthesis.selection == "random":
+            return ()
+        extra = self.roles["local"] if self.settings.synthesis.voters == "all" else ()
+        return tuple(sorted((*self.roles["proxy"], *extra)))
+
+    def embedder(self) -> Embedder:
+        """The embedder of stage 1, loaded once."""
+        name, device = self.settings.synthesis.embedder, str(self.base.device)
+        most = self.settings.synthesis.max_tokens
+        made: Embedder = self.workshop.once("embedder", (name, device, most), lambda: embed.load(name, device, max_tokens=most))
+        return made
+
+    def variation(self) -> Variation:
+        """The writer of candidates."""
+        return generate.build(self.settings.synthesis.generate, self.settings.synthesis.generator, self.base.model,
+                              self.base.tokenizer, str(self.base.device))
+
+
+def assemble(settings: Settings, workshop: Workshop) -> House:
+    """Load, deal and check.
+
+    Raises:
+        ConfigError, DataError, ModelError, PrivacyError: one line a problem.
+    """
+    if settings.engine.threads:
+        torch.set_num_threads(settings.engine.threads)
+    seeds = Seeds(settings.run.seed)
+    corpus: Corpus = workshop.once("corpus", (settings.data, seeds), lambda: data.load(settings.data, seeds))
+    require(bool(corpus.clients), DataError, "no client has enough records; lower data.min_records")
+    if not settings.privacy.off:
+        problems = settings.privacy.problems(len(corpus.clients))
+        require(not problems, ConfigError, "\n".join(problems))
+    base: Base = workshop.once("base", settings.model, lambda: model.load(settings.model))
+    shapes = model.targets(base, settings.adapter)
+    learner: Learner = workshop.once("learner", (settings.model, settings.train), lambda: Learner(base, settings.train))
+    clients = workshop.once("fitted", (settings.data, seeds, settings.model), lambda: _fit(settings, learner, corpus.clients))
+    sites = _deal(settings, clients, seeds)
+    roles: dict[Placement, tuple[str, ...]] = {
+        place: tuple(sorted(n for n, s in sites.items() if s.plan.placement == place)) for place in ("local", "proxy", "split")}
+    setting = Setting(shapes, settings.adapter.rank, settings.adapter.alpha, seeds, settings.train.lr)
+    house = House(settings, corpus, base, learner, shapes, setting, sites, roles, Noise(0, 0, 0, 0, {}), workshop)
+    _check_roles(house)
+    return House(**{**house.__dict__, "noise": _noise(house)})
+
+
+def _fit(settings: Settings, learner: Learner, clients: Mapping[str, ClientData]) -> dict[str, ClientData]:
+    """Treat texts longer than the context as ``data.too_long`` says."""
+    everything = [r for client in clients.values() for r in (*client.train, *client.holdout)]
+    long = list(too_long(learner, everything))
+    if not long or settings.data.too_long == "cut":
+        return dict(clients)
+    if settings.data.too_long == "error":
+        raise DataError(
+            f"{len(long)} of {len(everything)} texts are longer than model.context = {settings.model.context} tokens (longest "
+            f"{max(n for _, n in long)}); set data.too_long = 'cut' or 'drop', or a larger model.context")
+    drop = {record for record, _ in long}
+
+    def keep(records: Sequence[Record]) -> tuple[Record, ...]:
+        return tuple(record for record in records if record not in drop)
+
+    left = {name: ClientData(keep(c.train), keep(c.holdout)) for name, c in clients.items()}
+    return {name: client for name, client in left.items() if client.train}
+
+
+def _deal(settings: Settings, clients: Mapping[str, ClientData], seeds: Seeds) -> dict[str, Site]:
+    """Clients to tiers by the run's seed; a tier earlier in the file keeps its clients when its share grows."""
+    names = sorted(clients)
+    order = [names[i] for i in torch.randperm(len(names), generator=seeds.generator("tiers")).tolist()]
+    sites, start = {}, 0
+    for tier, size in zip(settings.federation.tier, _sizes(settings.federation.tier, len(names)), strict=True):
+        plan = Plan(tier.name, _placement(tier), tier.rank or settings.adapter.rank, tier.steps or settings.train.steps,
+                    tier.batch or settings.train.batch)
+        for name in order[start : start + size]:
+            sites[name] = Site(name, plan, clients[name].train, clients[name].holdout)
+        start += size
+    return sites
+
+
+def _placement(tier: TierConfig) -> Placement:
+    if tier.placement == "auto":
+        raise ConfigError(f"federation.tier '{tier.name}': placement = 'auto' is not offered yet; use 'local' or 'proxy'")
+    return tier.placement
+
+
+def _sizes(tiers: Sequence[TierConfig], clients: int) -> list[int]:
+    """Clients of every tier: counts first, shares by rounding, the rest to the tier without either (or the last)."""
+    sizes = [tier.count if tier.count is not None else round((tier.share or 0.0) * clients) for tier in tiers]
+    taker = next((i for i, t in enumerate(tiers) if t.count is None and t.share is None), None)
+    if taker is None and any(tier.share is not None for tier in tiers):
+        taker = max(i for i, t in enumerate(tiers) if t.share is not None and t.share > 0)
+    if taker is not None:
+        sizes[taker] = clients - sum(size for i, size in enumerate(sizes) if i != taker)
+    require(min(sizes) >= 0 and sum(sizes) == clients, ConfigError,
+            f"federation.tier asks for {sum(max(s, 0) for s in sizes)} clients, the data has {clients}; change count or share")
+    return sizes
+
+
+def _check_roles(house: House) -> None:
+    settings = house.settings
+    if house.roles["proxy"] and settings.synthesis.proxies != "absent":
+        require(bool(house.corpus.public), DataError, "stage 1 needs public texts to start from and found none; set data.public")
+    if not house.roles["local"] and (not house.roles["proxy"] or settings.synthesis.proxies == "absent"):
+        raise ConfigError("nobody trains: no tier is local and proxies are absent; give a tier placement = 'local'")
+    if settings.federation.sampling == "poisson" and settings.synthesis.voters == "all":
+        raise ConfigError("synthesis.voters = 'all' with federation.sampling = 'poisson' is not accounted; use sampling = 'all'")
+
+
+def _noise(house: House) -> Noise:
+    """Noise multipliers that meet the target for every role, or the one that was given."""
+    privacy, synthesis = house.settings.privacy, house.settings.synthesis
+    if privacy.off:
+        return Noise(0.0, 0.0, 0, 0, {})
+    votes = synthesis.rounds if house.voters and synthesis.votes == "private" else 0
+    updates = house.settings.train.rounds if house.roles["local"] else 0
+    rate = house.settings.federation.rate if house.settings.federation.sampling == "poisson" else 1.0
+    assert privacy.delta is not None
+    if privacy.noise_multiplier is not None:
+        z_votes = z_updates = privacy.noise_multiplier
+        cap = math.inf
+    else:
+        assert privacy.epsilon is not None
+        cap = privacy.epsilon
+        if synthesis.voters == "all" and votes and updates:
+            z_votes, z_updates = split_budget(cap, privacy.delta, votes, updates, privacy.vote_fraction)
+        else:
+            z_votes = calibrate(cap, privacy.delta, votes) if votes else 0.0
+            z_updates = calibrate(cap, privacy.delta, updates, rate) if updates else 0.0
+    return Noise(z_votes, z_updates, votes, updates, {"proxy": cap, "local": cap, "split": cap})

@@ -1,0 +1,55 @@
+"""Who takes part in a round."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from aulait.seeds import Seeds
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The sites of a round and the public numbers of their release.
+
+    Attributes:
+        round: counted from 1.
+        local: names of the clients asked to work on their own data.
+        proxies: name of a proxy -> the number of clients it stands for (0 for a proxy that only calibrates).
+        planned: the public number of clients that the sum over ``local`` was planned for.
+        sampling_rate: probability with which each client of the role was drawn; 1 for everyone.
+        noise_multiplier: noise over sensitivity of this round's release; 0 without privacy.
+        role: the role whose budget the release spends.
+    """
+
+    round: int
+    local: tuple[str, ...]
+    proxies: Mapping[str, float]
+    planned: int
+    sampling_rate: float = 1.0
+    noise_multiplier: float = 0.0
+    role: str = "local"
+
+
+def everyone(names: Sequence[str]) -> tuple[str, ...]:
+    """All of them, sorted."""
+    return tuple(sorted(names))
+
+
+def poisson(names: Sequence[str], rate: float, seeds: Seeds, round: int, secret: bool) -> tuple[str, ...]:
+    """Each client on its own with probability ``rate``.
+
+    Args:
+        names: the population.
+        rate: in (0, 1].
+        seeds: used when ``secret`` is false.
+        round: counted from 1.
+        secret: draw from the operating system's entropy, as privacy amplification by sampling demands: whoever knew
+            the seed would know who took part.
+    """
+    seed = int.from_bytes(os.urandom(8), "big") >> 1 if secret else seeds.integer("cohort", round)
+    draw = torch.rand(len(names), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return tuple(name for name, value in zip(sorted(names), draw.tolist(), strict=True) if value < rate)

@@ -1,0 +1,281 @@
+"""One frozen tree of settings: read TOML, override, check everything, write it back.
+
+Each table's model lives in the file it configures; this file joins them. All problems are listed at once, before work.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aulait import algorithms as _methods  # noqa: F401  (files the methods in the registry)
+from aulait import data
+from aulait.algorithms.evolution import SynthesisConfig
+from aulait.data import DataConfig
+from aulait.errors import ConfigError
+from aulait.evaluate import EvaluateConfig
+from aulait.model import AdapterConfig, ModelConfig
+from aulait.privacy.account import PrivacyConfig
+from aulait.registry import find, names, nearest
+from aulait.train import TrainConfig
+from aulait.types import Placement
+
+
+class RunConfig(BaseModel):
+    """``[run]``.
+
+    Attributes:
+        name: of the run folder and the report.
+        seed: of everything but privacy noise.
+        arm: label under which runs of several seeds are grouped; None takes the name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = "cafe"
+    seed: int = Field(0, ge=0)
+    arm: str | None = None
+
+
+class TierConfig(BaseModel):
+    """``[[federation.tier]]``: clients with the same kind of machine.
+
+    Attributes:
+        name: unique.
+        share: of all clients; one tier may leave it out and takes the rest.
+        count: clients, instead of a share.
+        placement: "local" or "proxy".
+        rank: LoRA rank; None takes ``adapter.rank``.
+        steps: optimiser steps a round; None takes ``train.steps``.
+        batch: sequences a step; None takes ``train.batch``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    share: float | None = Field(None, ge=0, le=1)
+    count: int | None = Field(None, ge=0)
+    placement: Placement | Literal["auto"] = "local"
+    rank: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    batch: int | None = Field(None, ge=1)
+
+
+class FederationConfig(BaseModel):
+    """``[federation]``.
+
+    Attributes:
+        tier: kinds of machines. Which client is in which tier follows from the run's seed, never from its data.
+        sampling: "all" local clients in every round, or "poisson".
+        rate: of Poisson sampling.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tier: tuple[TierConfig, ...] = (
+        TierConfig(name="gpu", share=0.2, placement="local"), TierConfig(name="laptop", placement="proxy"))
+    sampling: Literal["all", "poisson"] = "all"
+    rate: float = Field(1.0, gt=0, le=1)
+
+
+class EngineConfig(BaseModel):
+    """``[engine]``.
+
+    Attributes:
+        name: "inline" runs all sites in this process.
+        threads: processor threads of the arithmetic; None leaves the choice to torch. It is part of the seed: sums in
+            another order differ in the last bit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Literal["inline"] = "inline"
+    threads: int | None = Field(None, ge=1)
+
+
+class Settings(BaseModel):
+    """One experiment; each field is a table of the TOML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    data: DataConfig = DataConfig()
+    federation: FederationConfig = FederationConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    algorithm: dict[str, Any] = {"name": "ffa"}
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    engine: EngineConfig = EngineConfig()
+
+    @property
+    def method(self) -> Any:
+        """The module of the chosen method."""
+        return find("algorithm", self.algorithm["name"])
+
+    @property
+    def method_config(self) -> Any:
+        """The method's own settings."""
+        return self.method.Config(**{key: value for key, value in self.algorithm.items() if key != "name"})
+
+    @property
+    def arm(self) -> str:
+        """Label that groups seeds."""
+        return self.run.arm or self.run.name
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Settings of an experiment file with overrides such as ``train.rounds=3``.
+
+    Raises:
+        ConfigError: all problems of the file, one a line.
+    """
+    if not path.is_file():
+        raise ConfigError(f"experiment file {path} not found; expected a TOML file, for example experiments/cafe-commits.toml")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"experiment file {path} is not TOML: {error}") from error
+    return build(tree, overrides)
+
+
+def build(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Settings:
+    """Settings of a nested mapping; checked as ``check`` does.
+
+    Raises:
+        ConfigError: all problems, one a line.
+    """
+    merged = {key: value for key, value in tree.items()}
+    for override in overrides:
+        merged = _override(merged, override)
+    problems: list[str] = []
+    settings: Settings | None = None
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        problems += [_explain(item) for item in error.errors()]
+    if settings is not None:
+        problems += check(settings)
+    if problems or settings is None:
+        raise ConfigError("\n".join(problems))
+    return settings
+
+
+def _override(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
+    """The tree with ``a.b=value`` set; list entries by their index."""
+    key, found, text = override.partition("=")
+    if not found:
+        raise ConfigError(f"--set {override}: expected key=value, for example --set train.rounds=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word or path
+    return dict(_placed(tree, key.strip().split("."), value, key))
+
+
+def _placed(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
+    if not path:
+        return value
+    head, rest = path[0], path[1:]
+    if isinstance(node, list | tuple):
+        if not head.isdigit() or int(head) >= len(node):
+            raise ConfigError(f"--set {key}: '{head}' is not an index of a list of {len(node)}; expected 0 to {len(node) - 1}")
+        return [_placed(item, rest, value, key) if i == int(head) else item for i, item in enumerate(node)]
+    branch = dict(node) if isinstance(node, Mapping) else {}
+    branch[head] = _placed(branch.get(head, {}), rest, value, key)
+    return branch
+
+
+def _explain(item: Any) -> str:
+    """One line for one validation error: found, expected, what to do."""
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key '{where}'; {nearest(str(item['loc'][-1]), _known(item['loc'][:-1]))}"
+    return f"{where} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _known(place: Sequence[Any]) -> list[str]:
+    """Names of the fields at a place of the tree."""
+    model: Any = Settings
+    for part in place:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def check(settings: Settings) -> list[str]:
+    """Problems that can be seen without reading data or loading a model, one line each."""
+    problems = _check_method(settings) + _check_tiers(settings.federation) + data.problems(settings.data)
+    if settings.model.name != "brew" and settings.model.name.startswith(("/", ".")) and not Path(settings.model.name).is_dir():
+        problems.append(f"model.name = '{settings.model.name}' is no folder; expected 'brew', a folder, or a Hugging Face id")
+    if not settings.data.pooled or not settings.privacy.off:
+        problems += settings.privacy.problems(2)  # checked again when the number of clients is known
+    if settings.data.pooled and not settings.privacy.off:
+        problems.append("data.pooled = true trains on everything in one place; it needs privacy.off = true")
+    synthesis = settings.synthesis
+    if synthesis.generate.kind == "mask" and synthesis.generate.filler is None:
+        problems.append("synthesis.generate.kind = 'mask' needs synthesis.generate.filler, the id or path of a masked language model")
+    return problems
+
+
+def _check_method(settings: Settings) -> list[str]:
+    if "name" not in settings.algorithm:
+        return [f"algorithm.name is missing; expected one of: {', '.join(names('algorithm'))}"]
+    try:
+        config = settings.method_config
+    except ConfigError as error:
+        return [f"algorithm.name: {error}"]
+    except ValidationError as error:
+        known = settings.method.Config.model_fields
+        return [f"unknown key 'algorithm.{e['loc'][-1]}'; {nearest(str(e['loc'][-1]), known)}" if e["type"] == "extra_forbidden"
+                else _explain({**e, "loc": ("algorithm", *e["loc"])}) for e in error.errors()]
+    problems = []
+    if getattr(config, "weights", "uniform") == "size" and not settings.privacy.off:
+        problems.append("algorithm.weights = 'size' changes the sensitivity; use 'uniform' under privacy, or privacy.off = true")
+    ranks = {tier.rank or settings.adapter.rank for tier in settings.federation.tier}
+    if len(ranks) > 1 and not settings.method.TRAITS.unequal_ranks:
+        problems.append(f"algorithm '{settings.algorithm['name']}' needs one rank, the tiers have {sorted(ranks)}; set one rank")
+    return problems
+
+
+def _check_tiers(federation: FederationConfig) -> list[str]:
+    tiers, problems = federation.tier, []
+    if not tiers:
+        return ["federation.tier is empty; expected at least one [[federation.tier]] table"]
+    labels = [tier.name for tier in tiers]
+    if len(set(labels)) != len(labels):
+        problems.append(f"federation.tier names repeat: {labels}; give every tier its own name")
+    for tier in tiers:
+        if tier.share is not None and tier.count is not None:
+            problems.append(f"federation.tier '{tier.name}' has share and count; expected one of them")
+        if tier.placement in ("split", "auto"):
+            problems.append(f"federation.tier '{tier.name}': placement = '{tier.placement}' is not offered yet; use 'local' or 'proxy'")
+    rest = [tier for tier in tiers if tier.share is None and tier.count is None]
+    shares = sum(tier.share or 0.0 for tier in tiers)
+    counted = any(tier.count is not None for tier in tiers)
+    if len(rest) > 1:
+        problems.append("more than one federation.tier has neither share nor count; only one may take the rest")
+    if shares > 1 + 1e-9 or (not rest and not counted and abs(shares - 1) > 1e-9):
+        problems.append(f"the shares of federation.tier sum to {shares:g}; expected 1, or leave one tier's share out")
+    return problems
+
+
+def dump(settings: Settings) -> str:
+    """The resolved settings as TOML; the run can be repeated from it."""
+    tree = settings.model_dump(mode="python")
+    tree["algorithm"] = {"name": settings.algorithm["name"], **settings.method_config.model_dump()}
+    return tomli_w.dumps(_plain(tree))
+
+
+def _plain(node: Any) -> Any:
+    """Nested plain values without None, which TOML lacks."""
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items() if value is not None}
+    if isinstance(node, list | tuple):
+        return [_plain(value) for value in node]
+    return node

@@ -1,0 +1,42 @@
+"""Every error that aulait raises on purpose, drawn as a tree.
+
+    AulaitError
+    ├── ConfigError    the experiment file or a command-line value is wrong; nothing has started
+    ├── DataError      a data source is missing, malformed or too small
+    ├── ModelError     a base model, tokenizer or adapter cannot be loaded or does not fit
+    ├── WireError      a message between server and site is not what it claims to be
+    ├── PrivacyError   going on would break the promised guarantee
+    └── DeviceError    a machine cannot do what it was asked
+
+Each message says what was found, what was expected and what to do, on one line.
+"""
+
+from __future__ import annotations
+
+
+class AulaitError(Exception):
+    """Root of the tree; the command line prints it as one line and exits with code 2."""
+
+
+class ConfigError(AulaitError):
+    """A setting is unknown, missing, of the wrong kind or in conflict with another one."""
+
+
+class DataError(AulaitError):
+    """A data source is missing, malformed or too small for the run."""
+
+
+class ModelError(AulaitError):
+    """A base model, tokenizer or adapter cannot be loaded or does not fit."""
+
+
+class WireError(AulaitError):
+    """A message between server and site is not what it claims to be."""
+
+
+class PrivacyError(AulaitError):
+    """Going on would break the promised guarantee."""
+
+
+class DeviceError(AulaitError):
+    """A machine cannot do what it was asked."""

@@ -1,0 +1,130 @@
+"""The end of a run: the adapter, the numbers, the facts about the machine, the page."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from aulait import model
+from aulait.algorithms import evolution
+from aulait.assemble import House
+from aulait.privacy.account import Accountant
+from aulait.record import RunFolder
+
+PACKAGES = ("aulait", "torch", "transformers", "peft", "sentence-transformers", "dp-accounting")
+
+
+def machine() -> dict[str, Any]:
+    """Facts about this machine that a reader of the numbers needs."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return {
+        "system": platform.system(), "machine": platform.machine(), "python": platform.python_version(),
+        "processors": os.cpu_count(), "threads": torch.get_num_threads(), "memory_bytes": memory,
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def finish(house: House, folder: RunFolder, accountant: Accountant | None, progress: Any, watch: Any) -> dict[str, Any]:
+    """Write adapter/, result.json and report.html.
+
+    Args:
+        house: what ran.
+        folder: where to.
+        accountant: knows what was spent.
+        progress: the loop's last state.
+        watch: told about the last steps.
+
+    Returns:
+        What result.json holds.
+    """
+    watch("finish", 0, 2, "writing the adapter")
+    adapter = house.settings.method.result(house.setting, progress.state)
+    model.export(adapter, house.base, folder.path / "adapter")
+    result = _result(house, accountant, progress)
+    folder.write_json("result.json", result)
+    watch("finish", 1, 2, "writing the report")
+    from aulait import report
+
+    report.write(folder.path)
+    watch("finish", 2, 2, "")
+    return result
+
+
+def _result(house: House, accountant: Accountant | None, progress: Any) -> dict[str, Any]:
+    settings, totals = house.settings, progress.totals
+    return {
+        "name": settings.run.name,
+        "arm": settings.arm,
+        "algorithm": settings.algorithm["name"],
+        "engine": settings.engine.name,
+        "seed": settings.run.seed,
+        "clients": len(house.sites),
+        "rounds": progress.state.round,
+        "base_eval": progress.base_eval,
+        "eval": progress.last_eval,
+        "privacy": _privacy(house, accountant, progress.stopped),
+        "traffic": {
+            "up_bytes": int(totals.get("synthesis_up_bytes", 0) + totals.get("train_up_bytes", 0)),
+            "down_bytes": int(totals.get("synthesis_down_bytes", 0) + totals.get("train_down_bytes", 0)),
+        },
+        "time": {name: totals.get(name, 0.0) for name in ("wall_s", "synthesis_s", "train_s", "evaluate_s")},
+        "versions": {name: version(name) for name in PACKAGES},
+        "tiers": _tiers(house),
+        "synthesis": _synthesis(house, progress) if house.voting else None,
+        "data": {"source": settings.data.source, "malformed": list(house.corpus.malformed[:20]),
+                 "malformed_count": len(house.corpus.malformed), "left_out": house.corpus.left_out},
+    }
+
+
+def _privacy(house: House, accountant: Accountant | None, stopped: str | None) -> dict[str, Any]:
+    """What was promised and spent. Epsilon is null where it is infinite or where a role does not exist."""
+    privacy = house.settings.privacy
+    exact = house.settings.synthesis.votes == "exact" and bool(house.voters)
+    spent: dict[str, float | None] = {"proxy": None, "local": None, "split": None}
+    if accountant is not None:
+        spent |= {role: accountant.spent(role) for role, names in house.roles.items() if names}
+        if exact:
+            spent["proxy"] = None
+    known = [value for value in spent.values() if value is not None]
+    return {
+        "off": privacy.off,
+        "unit": "client",
+        "relation": privacy.relation,
+        "delta": privacy.delta,
+        "private": not privacy.off and privacy.noise_seed is None and not exact,
+        "exact_votes": exact,
+        "noise_seeded": privacy.noise_seed is not None,
+        "stopped_early": stopped,
+        "epsilon": {**spent, "max": max(known) if known and not exact else None},
+    }
+
+
+def _tiers(house: House) -> list[Mapping[str, Any]]:
+    rows = []
+    for tier in house.settings.federation.tier:
+        plans = [site.plan for site in house.sites.values() if site.plan.tier == tier.name]
+        if plans:
+            rows.append({"name": tier.name, "placement": plans[0].placement, "clients": len(plans), "rank": plans[0].rank,
+                         "steps": plans[0].steps, "batch": plans[0].batch, "reason": "set in the experiment file"})
+    return rows
+
+
+def _synthesis(house: House, progress: Any) -> dict[str, Any]:
+    config, voters = house.settings.synthesis, len(house.voters)
+    rounds = max(1, progress.synthesis.round if progress.synthesis else 1)
+    each = voters * rounds
+    per = {way: progress.totals.get(f"synthesis_{way}_bytes", 0) / each if each else 0 for way in ("up", "down")}
+    return {
+        "rounds": config.rounds, "candidates": config.pool, "texts": sum(len(shard) for shard in progress.texts),
+        "voters": voters, "selection": config.selection, "generator": config.generator, "kind": config.generate.kind,
+        "vote_sensitivity": evolution.vote_bound(house.settings.data.records_per_client),
+        "records_per_client": house.settings.data.records_per_client,
+        "client_down_bytes_per_round": per["down"], "client_up_bytes_per_round": per["up"],
+        "down_formula": "4 · J · D", "up_formula": "4 · J",
+        "client_s_mean": progress.totals.get("client_s", 0.0) / voters if voters else None,
+    }

@@ -1,0 +1,98 @@
+"""Arithmetic on LoRA factors, all exact, nothing larger than it must be.
+
+Shape letters: M out features · N in features · R rank. A layer's update is scale · B_MR @ A_RN with scale = alpha / R.
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from aulait.seeds import Seeds
+from aulait.types import Adapter, Tensors
+
+Shapes = Mapping[str, tuple[int, int]]
+
+
+def initial(shapes: Shapes, rank: int, alpha: float, seeds: Seeds) -> Adapter:
+    """A Kaiming-uniform (a = sqrt 5, so uniform in ±1/sqrt N) and B zero: the adapted model starts as the base.
+
+    Args:
+        shapes: layer name -> (M, N).
+        rank: R of every layer.
+        alpha: LoRA's alpha.
+        seeds: every layer draws its own A from the run's seed and the layer's name.
+    """
+    factors = {}
+    for name, (m, n) in sorted(shapes.items()):
+        uniform = torch.rand(rank, n, generator=seeds.generator("lora-init", client=name))
+        factors[name] = ((2 * uniform - 1) / math.sqrt(n), torch.zeros(m, rank))
+    return Adapter(factors, alpha)
+
+
+def product(a_RN: Tensor, b_MR: Tensor, alpha: float) -> Tensor:
+    """The dense update (M, N) of one layer."""
+    return (alpha / a_RN.shape[0]) * (b_MR @ a_RN)
+
+
+def norm(adapter: Adapter) -> float:
+    """Frobenius norm of all dense updates together, by R x R Gram matrices: ||BA||^2 = tr((B'B)(AA'))."""
+    total = 0.0
+    for a, b in adapter.factors.values():
+        a64, b64 = a.double(), b.double()
+        scale = adapter.alpha / a.shape[0]
+        total += scale**2 * float(((b64.T @ b64) * (a64 @ a64.T)).sum())
+    return math.sqrt(max(total, 0.0))
+
+
+def pad(a_RN: Tensor, b_MR: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Zero rows in A and zero columns in B up to ``rank``: the same update, and zero gradients in the new part."""
+    extra = rank - a_RN.shape[0]
+    if extra == 0:
+        return a_RN, b_MR
+    a = torch.cat([a_RN, a_RN.new_zeros(extra, a_RN.shape[1])])
+    b = torch.cat([b_MR, b_MR.new_zeros(b_MR.shape[0], extra)], dim=1)
+    return a, b
+
+
+def to_tensors(adapter: Adapter, part: str = "AB") -> Tensors:
+    """Flat names for the wire: ``layer.A`` and ``layer.B``, restricted to the letters in ``part``."""
+    tensors: Tensors = {}
+    for name, (a, b) in adapter.factors.items():
+        if "A" in part:
+            tensors[f"{name}.A"] = a
+        if "B" in part:
+            tensors[f"{name}.B"] = b
+    return tensors
+
+
+def with_tensors(adapter: Adapter, tensors: Tensors) -> Adapter:
+    """The adapter with some of its factors replaced by the flat names of ``to_tensors``."""
+    factors = {
+        name: (tensors.get(f"{name}.A", a), tensors.get(f"{name}.B", b)) for name, (a, b) in adapter.factors.items()
+    }
+    return Adapter(factors, adapter.alpha)
+
+
+def from_tensors(tensors: Tensors, alpha: float) -> Adapter:
+    """An adapter from a complete set of flat names."""
+    layers = sorted(name[:-2] for name in tensors if name.endswith(".A"))
+    return Adapter({name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in layers}, alpha)
+
+
+def subtract(left: Tensors, right: Tensors) -> Tensors:
+    """left - right, name by name."""
+    return {name: left[name] - right[name] for name in left}
+
+
+def weighted_sum(terms: Sequence[tuple[float, Tensors]]) -> Tensors:
+    """sum of weight · tensors, accumulated in float64 in the order given, returned in float32."""
+    total = {name: torch.zeros(t.shape, dtype=torch.float64) for name, t in terms[0][1].items()}
+    for weight, tensors in terms:
+        for name, value in tensors.items():
+            total[name] += weight * value.double()
+    return {name: value.float() for name, value in total.items()}

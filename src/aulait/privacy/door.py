@@ -1,0 +1,300 @@
+"""The only way out of a site: clip, sum, account, write the ledger, and only then noise.
+
+A reply is sensitive until it has passed here. Read this file with an attacker in mind: under privacy nothing that it
+returns or leaves out may depend on one client's reply, except through the noised sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aulait.errors import PrivacyError
+from aulait.privacy.account import Accountant, Event, PrivacyConfig
+from aulait.privacy.clip import clip, norm
+from aulait.privacy.ledger import Ledger, Line
+from aulait.privacy.noise import Noise
+from aulait.registry import require
+from aulait.types import Info, Released, Reply, Tensors
+
+Refused = tuple[tuple[str, str], ...]
+
+
+class BudgetSpent(PrivacyError):  # noqa: N818
+    """The next release would spend more than a role may. Nothing was charged or released; stop with what there is."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is public about a release."""
+
+    stage: str
+    round: int
+    role: str
+    bound: float
+    event: Event
+    planned: int
+
+
+class Door:
+    """Lets noised and accounted sums over clients out, and the public replies of proxies through.
+
+    Args:
+        config: the promise.
+        ledger: where every release is written first.
+        accountant: accounts of all roles, holding what the ledger holds (``ledger.replay``); None only without privacy.
+        noise: where the noise comes from.
+        proxies: names of the sites on the server; their replies are public.
+
+    Raises:
+        PrivacyError: the parts together do not keep the promise.
+    """
+
+    def __init__(
+        self, config: PrivacyConfig, ledger: Ledger, accountant: Accountant | None, noise: Noise,
+        proxies: frozenset[str],
+    ) -> None:
+        self.config = config
+        self._ledger, self._noise, self._proxies = ledger, noise, frozenset(proxies)
+        self._roles_of: dict[str, frozenset[str]] = {}
+        if not config.off:
+            self._accountant = _kept(config, ledger, accountant, noise)
+
+    @property
+    def private(self) -> bool:
+        """Whether privacy is on."""
+        return not self.config.off
+
+    def release(
+        self,
+        replies: Sequence[Reply],
+        *,
+        stage: str,
+        round: int,
+        role: str,
+        bound: float,
+        noise_multiplier: float,
+        planned: int,
+        like: Tensors,
+        sampling_rate: float = 1.0,
+        weights: Literal["uniform", "size"] = "uniform",
+    ) -> Released:
+        """The sum of the replies' shares over clients; the order of the replies does not matter.
+
+        Not counted are: proxies, the second reply of a client, and shares that differ from ``like`` in names or shapes
+        or hold anything but finite float32 numbers. Under privacy every share is clipped to ``bound``, the ledger line
+        is on disk before noise is drawn, every coordinate of ``like`` gets noise even if nobody replied, and nothing
+        else comes out. The accounting neglects the rounding of the float64 sum (relative 1e-16 per client).
+
+        Args:
+            replies: sensitive.
+            stage: "synthesis" or "train".
+            round: counted from 1 in its stage.
+            role: roles of all clients that may reply: "local", or "proxy+local".
+            bound: L2 bound of one client's share, > 0, under privacy finite; it must not depend on private data.
+            noise_multiplier: sigma / sensitivity, finite, >= 0; without privacy it is not used.
+            planned: public number of clients the sum is planned for, at least 1.
+            like: names and shapes of a share; public.
+            sampling_rate: probability with which each client took part (Poisson); 1 is everyone.
+            weights: "size" weighs a reply by its records over the mean; without privacy only.
+
+        Returns:
+            Totals, float32, CPU. Without privacy also the number counted (at least 1), mean diagnostics, refusals.
+
+        Raises:
+            BudgetSpent: a role would exceed its budget.
+            PrivacyError: a condition of the guarantee is not met.
+        """
+        require(bound > 0, PrivacyError, f"clip bound is {bound}, expected a number > 0; set privacy.clip")
+        if self.config.off:
+            counted, refused = _sift(replies, like, self._proxies)
+            total = _sum(counted, like, bound, weights == "size")
+            return Released(_float32(total), max(1, len(counted)), 0.0, _mean_info(counted), refused)
+        text = f"weights = '{weights}' found, expected 'uniform' under privacy; change it, or set privacy.off = true"
+        require(weights == "uniform", PrivacyError, text)
+        request = _Request(stage, round, role, bound, Event(noise_multiplier, sampling_rate), planned)
+        self._check(request)
+        counted, _ = _sift(replies, like, self._proxies)
+        self._check_roles(counted, role)
+        total = _sum(counted, like, bound, False)
+        line = self._charge(request)
+        noise = self._noise.at(line.release)
+        noised = {name: total[name] + noise.gaussian(tuple(total[name].shape), line.sigma) for name in total}
+        return Released(_float32(noised), planned, line.sigma)
+
+    def admit(self, replies: Sequence[Reply], like: Tensors) -> tuple[list[Reply], Refused]:
+        """Replies of proxies, which are public: no noise and no cost.
+
+        Returns:
+            (sound replies in the order of client names, (client, reason) of the others).
+
+        Raises:
+            PrivacyError: a reply does not come from a proxy.
+        """
+        for reply in replies:
+            text = f"client '{reply.client}' is not a proxy, expected public replies only; use door.release"
+            require(reply.client in self._proxies, PrivacyError, text)
+        return _sift(replies, like, frozenset())
+
+    def collect(self, replies: Sequence[Reply], method: str, instead: str) -> list[Reply]:
+        """Single replies as they are, in the order of client names; only when privacy is off.
+
+        Args:
+            replies: sensitive.
+            method: name of the method that needs them, for the message.
+            instead: name of the nearest method that works on sums.
+
+        Raises:
+            PrivacyError: privacy is on.
+        """
+        text = f"'{method}' reads single replies, which privacy forbids; use '{instead}', or set privacy.off = true"
+        require(self.config.off, PrivacyError, text)
+        return sorted(replies, key=lambda reply: reply.client)
+
+    def _check(self, request: _Request) -> None:
+        """Conditions of the guarantee that can be seen without looking at a reply."""
+        text = f"clip bound is {request.bound}, expected a finite number under privacy; set privacy.clip"
+        require(math.isfinite(request.bound), PrivacyError, text)
+        text = f"planned cohort is {request.planned}, expected at least 1; check the federation"
+        require(request.planned >= 1, PrivacyError, text)
+        text = "relation 'replace' with Poisson sampling found, expected full participation; use 'add-remove'"
+        require(self.config.relation == "add-remove" or request.event.sampling_rate == 1.0, PrivacyError, text)
+        for role in self._accountant.budget:
+            text = f"role '{role}' is charged differently in ledger and accountant; replay the ledger once at the start"
+            agree = self._accountant.events(role) == Counter(self._ledger.events(role))
+            require(agree, PrivacyError, text)
+
+    def _check_roles(self, counted: Sequence[Reply], role: str) -> None:
+        """A client may not appear under roles that do not meet: its releases would be spread over two accounts."""
+        named = frozenset(self._accountant.roles(role))
+        for reply in counted:
+            possible = self._roles_of.get(reply.client, named) & named
+            text = f"client '{reply.client}' replies as '{role}' but had another role; name all roles ('proxy+local')"
+            require(bool(possible), PrivacyError, text)
+            self._roles_of[reply.client] = possible
+
+    def _charge(self, request: _Request) -> Line:
+        """Check the budget, put the line on disk, charge the accounts."""
+        accountant, event = self._accountant, request.event
+        spent = {role: accountant.spent(role) for role in accountant.budget}
+        for role in accountant.roles(request.role):
+            would, budget = accountant.would_spend(role, event), accountant.budget[role]
+            if not would <= budget:
+                raise BudgetSpent(
+                    f"role '{role}' has spent epsilon {spent[role]:.4g} and would spend {would:.4g}, "
+                    f"its budget is {budget:.4g}; stop here, or start a new run with fewer releases or more noise"
+                )
+            spent[role] = would
+        sensitivity = 2.0 * request.bound if self.config.relation == "replace" else request.bound
+        rate = event.sampling_rate
+        line = Line(
+            release=len(self._ledger.lines) + 1,
+            stage=request.stage,
+            round=request.round,
+            role=request.role,
+            mechanism="gaussian",
+            sensitivity=sensitivity,
+            sigma=event.noise_multiplier * sensitivity,
+            noise_multiplier=event.noise_multiplier,
+            planned=request.planned,
+            sampling={"kind": "all"} if rate == 1.0 else {"kind": "poisson", "rate": rate},
+            epsilon=spent,
+            delta=accountant.delta,
+            relation=str(self.config.relation),
+            unit="client",
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            private=self._noise.private and event.noise_multiplier > 0,
+        )
+        self._ledger.append(line)
+        accountant.add(request.role, event)
+        return line
+
+
+def _kept(config: PrivacyConfig, ledger: Ledger, accountant: Accountant | None, noise: Noise) -> Accountant:
+    """The accountant, once everything that the door was given keeps the promise."""
+    if accountant is None or config.delta is None or config.relation is None:
+        raise PrivacyError("privacy is on without an accountant, delta or relation; write them, or privacy.off = true")
+    require(config.trust == "server", PrivacyError, 'trust = "secure" is not available yet; use trust = "server"')
+    text = f"accountant has delta {accountant.delta}, expected privacy.delta = {config.delta}; build it from that"
+    require(accountant.delta == config.delta, PrivacyError, text)
+    promised = math.inf if config.epsilon is None else config.epsilon
+    for role, budget in accountant.budget.items():
+        text = f"role '{role}' has budget {budget}, expected at most privacy.epsilon = {promised}; lower it"
+        require(budget <= promised, PrivacyError, text)
+    text = "the noise is seeded but privacy.noise_seed is not set; set it (the run is not private) or use SystemNoise"
+    require(noise.private or config.noise_seed is not None, PrivacyError, text)
+    for line in ledger.lines:
+        text = (
+            f"ledger release {line.release} has delta {line.delta} and relation '{line.relation}', expected "
+            f"{config.delta} and '{config.relation}'; resume with the settings the run was started with"
+        )
+        require((line.delta, line.relation) == (config.delta, config.relation), PrivacyError, text)
+    return accountant
+
+
+def _sift(replies: Sequence[Reply], like: Tensors, forbidden: frozenset[str]) -> tuple[list[Reply], Refused]:
+    """(sound replies, at most one of a client, by client name; (client, reason) of the others)."""
+    counted: list[Reply] = []
+    refused: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    for reply in replies:
+        if reply.client in forbidden:
+            fault: str | None = "is a proxy"
+        elif reply.client in seen:
+            fault = "replied twice"
+        else:
+            fault = _fault(reply, like)
+        seen.add(reply.client)
+        if fault is None:
+            counted.append(reply)
+        else:
+            refused.append((reply.client, fault))
+    return sorted(counted, key=lambda reply: reply.client), tuple(sorted(refused))
+
+
+def _fault(reply: Reply, like: Tensors) -> str | None:
+    """What is wrong with one reply, or None."""
+    if reply.share.keys() != like.keys():
+        return "names of its tensors differ"
+    if not 0 <= reply.weight < math.inf:
+        return "weight is not a finite number >= 0"
+    for name in sorted(like):
+        value = reply.share[name]
+        if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
+            return f"{name} is not a dense floating tensor"
+        if value.shape != like[name].shape:
+            return f"{name} has another shape"
+        if not torch.isfinite(value.detach().to("cpu", torch.float32)).all():
+            return f"{name} holds NaN or infinity"
+    return None
+
+
+def _sum(counted: Sequence[Reply], like: Tensors, bound: float, by_size: bool) -> Tensors:
+    """Clipped shares, summed in float64 in the given order; optionally weighted by records over their mean."""
+    total = {name: torch.zeros(like[name].shape, dtype=torch.float64) for name in sorted(like)}
+    mean = sum(reply.weight for reply in counted) / len(counted) if counted else 0.0
+    for reply in counted:
+        share = clip(reply.share, bound)
+        require(norm(share) <= bound, PrivacyError, "a clipped share exceeds its bound; report this as a defect")
+        factor = reply.weight / mean if by_size and mean > 0 else 1.0
+        for name in total:
+            total[name] += share[name].detach().to("cpu", torch.float64) * factor
+    return total
+
+
+def _float32(total: Tensors) -> Tensors:
+    return {name: value.to(torch.float32) for name, value in total.items()}
+
+
+def _mean_info(counted: Sequence[Reply]) -> Info:
+    """Mean of every diagnostic over the replies that have it."""
+    names = sorted({name for reply in counted for name in reply.info})
+    values = {name: [float(reply.info[name]) for reply in counted if name in reply.info] for name in names}
+    return {name: sum(of_name) / len(of_name) for name, of_name in values.items()}

@@ -1,0 +1,174 @@
+"""Plotly figures as plain tables, without colours of their own: "@name" is a colour of the style sheet.
+
+The page's script puts the colour of the present theme in place of "@accent" and its like, under keys that end in
+"color" only. Labels that come from a run folder must go through `label`: plotly reads markup in labels.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any, Final
+
+Figure = dict[str, Any]
+
+ROLES: Final = {"proxy": ("@accent", "solid"), "local": ("@ink", "solid"), "split": ("@quiet", "dash")}
+"""Colour and dash of a role, the same in all figures."""
+
+
+def label(text: Any, limit: int = 60) -> str:
+    """A text from outside as a label: short, and with no markup for plotly to read."""
+    short = str(text) if len(str(text)) <= limit else str(text)[: limit - 1] + "…"
+    return html.escape(short.replace("\n", " "), quote=False)
+
+
+def axis(title: str = "", **more: Any) -> Figure:
+    """An axis in the page's manner: a hairline grid, no box."""
+    return {
+        "title": {"text": title, "standoff": 8, "font": {"size": 12, "color": "@quiet"}},
+        "gridcolor": "@hairline",
+        "linecolor": "@hairline",
+        "zerolinecolor": "@hairline",
+        "tickfont": {"color": "@quiet", "size": 11},
+        "automargin": True,
+        **more,
+    }
+
+
+def layout(x: Figure, y: Figure, **more: Any) -> Figure:
+    """The layout that all figures share."""
+    return {
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "@ink"},
+        "margin": {"l": 8, "r": 12, "t": 12, "b": 8},
+        "hoverlabel": {"bgcolor": "@paper", "bordercolor": "@hairline", "font": {"color": "@ink"}},
+        "xaxis": x,
+        "yaxis": y,
+        "showlegend": False,
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
+        **more,
+    }
+
+
+def curve(points: Sequence[tuple[float, float]], first: float | None, percent: bool = False) -> Figure:
+    """One measure by round, with the base model's value as a dashed line.
+
+    Args:
+        points: (round, measure) for the rounds that were measured; at least one.
+        first: the base model's value; None draws no line.
+        percent: the values are fractions.
+    """
+    rounds, values = [point[0] for point in points], [point[1] for point in points]
+    style = ".1%" if percent else ".3f"
+    line = {
+        "type": "scatter",
+        "mode": "lines+markers" if len(rounds) <= 40 else "lines",
+        "x": rounds,
+        "y": values,
+        "line": {"color": "@accent", "width": 2.5},
+        "marker": {"color": "@accent", "size": 6},
+        "hovertemplate": f"round %{{x}}: %{{y:{style}}}<extra></extra>",
+    }
+    marks: dict[str, Any] = {}
+    if first is not None:
+        reach = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": first, "y1": first}
+        marks["shapes"] = [{**reach, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}]
+        shown = f"base model {100 * first:.1f} %" if percent else f"base model {first:.3f}"
+        near = {"xref": "paper", "x": 1, "xanchor": "right", "y": first, "showarrow": False}
+        low = bool(values) and first <= sum(values) / len(values)
+        side = {"yanchor": "top" if low else "bottom"}
+        marks["annotations"] = [{**near, **side, "text": shown, "font": {"size": 11, "color": "@quiet"}}]
+        room = 0.12 * (max(*values, first) - min(*values, first)) if values else 0.0
+        if room > 0:
+            marks["yrange"] = [min(*values, first) - room, max(*values, first) + room]
+    y = axis(tickformat=".1%" if percent else "", **({"range": marks.pop("yrange")} if "yrange" in marks else {}))
+    x = axis("round", **whole(rounds))
+    return {"data": [line], "layout": layout(x, y, **marks)}
+
+
+def whole(values: Sequence[float]) -> Figure:
+    """Ticks at whole numbers only, and room for a single point."""
+    if not values:
+        return {}
+    low, high = min(values), max(values)
+    gap = max(1, round((high - low) / 10))
+    return {"range": [low - 0.4, high + 0.4], "dtick": gap, "tick0": low, "showgrid": False}
+
+
+def steps(series: dict[str, tuple[list[float], list[float]]], notes: dict[str, list[str]]) -> Figure:
+    """Epsilon so far by release, a staircase for each role.
+
+    Args:
+        series: role -> (numbers of the releases, epsilon after each).
+        notes: role -> what each release was, as safe labels.
+    """
+    data = []
+    for role, (releases, values) in series.items():
+        color, dash = ROLES.get(role, ("@quiet", "dot"))
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": label(role),
+                "x": releases,
+                "y": values,
+                "text": notes[role],
+                "line": {"color": color, "width": 2, "shape": "hv", "dash": dash},
+                "marker": {"color": color, "size": 5},
+                "hovertemplate": "release %{x} (%{text})<br>ε = %{y:.3f}<extra>%{fullData.name}</extra>",
+            }
+        )
+    everywhere = [x for releases, _ in series.values() for x in releases]
+    x = axis("release", **whole(everywhere))
+    return {"data": data, "layout": layout(x, axis("ε so far", rangemode="tozero"), showlegend=True)}
+
+
+def votes(histogram: Sequence[float], kept: int | None, noise_std: float | None) -> Figure:
+    """The noised votes of all candidates, most votes first, over the band of plus and minus one noise deviation.
+
+    Args:
+        histogram: the released votes, in any order.
+        kept: how many of the first are set off as kept; None sets off none.
+        noise_std: the deviation of the noise in votes; None or 0 draws no band.
+    """
+    ranked = sorted(histogram, reverse=True)
+    first = kept or 0
+    data = []
+    for name, color, start, part in (("kept", "@accent", 1, ranked[:first]), ("", "@soft", first + 1, ranked[first:])):
+        data.append(
+            {
+                "type": "bar",
+                "x": list(range(start, start + len(part))),
+                "y": part,
+                "marker": {"color": color, "line": {"width": 0}},
+                "hovertemplate": f"rank %{{x}}{', ' + name if name else ''}: %{{y:.1f}} votes<extra></extra>",
+            }
+        )
+    marks: dict[str, Any] = {}
+    if noise_std:
+        band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -noise_std, "y1": noise_std, "layer": "above"}
+        marks["shapes"] = [{**band, "fillcolor": "@band", "line": {"width": 1, "color": "@band", "dash": "dot"}}]
+        text = f"noise, ± one deviation: {noise_std:,.1f} votes"
+        near = {"xref": "paper", "x": 0.01, "xanchor": "left", "y": -noise_std, "yanchor": "top", "showarrow": False}
+        marks["annotations"] = [{**near, "text": text, "font": {"size": 11, "color": "@quiet"}}]
+    x = axis("candidates, most votes first", showgrid=False, range=[0.3, len(ranked) + 0.7])
+    return {"data": data, "layout": layout(x, axis("votes"), bargap=0.15, barmode="overlay", **marks)}
+
+
+def stacks(stages: list[str], rounds: list[str], series: dict[str, list[float | None]], unit: str) -> Figure:
+    """Bars by stage and round, one colour for each series, in the given unit."""
+    colors = ("@accent", "@soft", "@quiet")
+    data = [
+        {
+            "type": "bar",
+            "name": label(name),
+            "x": [stages, rounds],
+            "y": values,
+            "marker": {"color": colors[index % len(colors)], "line": {"width": 0}},
+            "hovertemplate": f"%{{x}}: %{{y:,.3~g}} {unit}<extra>{label(name)}</extra>",
+        }
+        for index, (name, values) in enumerate(series.items())
+    ]
+    x = axis(showgrid=False, type="multicategory", dividercolor="@hairline", tickangle=0)
+    return {"data": data, "layout": layout(x, axis(unit), barmode="stack", bargap=0.25, showlegend=len(series) > 1)}

@@ -1,0 +1,214 @@
+"""The sampling loop: tokens after tokens, from any Hugging Face model with a language-model head.
+
+Random by a seed alone: the global generators are neither read nor moved. Legend: B batch · T tokens · V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aulait.errors import ModelError
+from aulait.registry import require
+
+
+DROP_SHARE = 0.75  # ended rows are taken out of a batch when at most this share of it is left
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; the fields mean what they mean in ``GenerateConfig``."""
+
+    max_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 0.95
+    top_k: int = 50
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        ids: the new tokens, without the one that ended it.
+        ended: False when it was cut by ``max_tokens``.
+    """
+
+    ids: list[int]
+    ended: bool
+
+
+def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
+    """Token numbers of a text; special tokens spelled out in it are removed; none added unless ``special``."""
+    ids = tokenizer(plain(tokenizer, text), add_special_tokens=special, verbose=False)["input_ids"]
+    return [int(token) for token in ids]
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of the tokens without any special token, whether one token or spelled out in several."""
+    return plain(tokenizer, tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def plain(tokenizer: Any, text: str) -> str:
+    """The text without the strings of the special tokens."""
+    marks = [mark for mark in tokenizer.all_special_tokens if len(mark) > 1]
+    while any(mark in text for mark in marks):  # removing one may join the halves of another
+        for mark in marks:
+            text = text.replace(mark, "")
+    return text
+
+
+def opening(tokenizer: Any) -> list[int]:
+    """The token that opens a document: beginning of sequence, else end of sequence, else nothing."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return [int(token)]
+    return []
+
+
+def extend(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    how: Sampling,
+    seed: int,
+    device: str | torch.device,
+) -> list[Continuation]:
+    """The continuation of every list of tokens, in order.
+
+    Every prompt has its own row of random numbers, drawn before batches are formed: how prompts are grouped changes a
+    text only through float32 rounding. A prompt too long for the model's context loses its beginning.
+
+    Raises:
+        ModelError: a prompt is empty, or ``max_tokens`` does not fit in the model's context.
+    """
+    require(all(len(p) > 0 for p in prompts), ModelError, "a prompt has no token; expected one; give it some text")
+    context = getattr(model.config, "max_position_embeddings", None) or 10**9
+    require(
+        how.max_tokens < context,
+        ModelError,
+        f"max_tokens is {how.max_tokens}, the model's context {context}; ask for fewer tokens",
+    )
+    uniform_BT = torch.rand(
+        len(prompts), how.max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # equal lengths together: little padding
+    found: dict[int, Continuation] = {}
+    step = _generated if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False) else _extended
+    with frozen(model):
+        for start in range(0, len(order), how.batch):
+            rows = order[start : start + how.batch]
+            part = [list(prompts[i])[-(context - how.max_tokens) :] for i in rows]
+            new = step(model, tokenizer, part, config, uniform_BT[rows], torch.device(device))
+            found.update(zip(rows, new, strict=True))
+    return [found[i] for i in range(len(prompts))]
+
+
+@contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """The model without dropout and gradients, put back as it was afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def stops(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a text: every end of sequence, the beginning of another document, padding."""
+    known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = known if isinstance(known, list) else [known]
+    ends = [*ends, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id]
+    return sorted({int(token) for token in ends if token is not None})
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token numbers and attention mask, both (B, T), the padding on the left."""
+    longest = max(map(len, prompts))
+    ids_BT = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids_BT, mask_BT
+
+
+def _extended(
+    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, uniform_BT: Tensor, device: torch.device
+) -> list[Continuation]:
+    """One batch through a causal model: the prompt once, then token by token with the cache of keys and values."""
+    from aulait.key_cache import roomy_cache  # loads transformers, which settings and commands can do without
+
+    takes = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
+    ends = torch.tensor(stops(model, tokenizer), device=device)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    given, mask_BT = _left_padded(prompts, pad, device)
+    uniform_BT = uniform_BT.to(device)
+    written_BT = torch.full((len(prompts), how.max_tokens), -1, device=device)
+    rows = torch.arange(len(prompts), device=device)  # which rows of the batch are still computed
+    cache = roomy_cache(model.config)
+    for step in range(how.max_tokens):
+        extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        if "position_ids" in takes:
+            extra["position_ids"] = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)[:, -given.shape[1] :]
+        out = model(input_ids=given, attention_mask=mask_BT, past_key_values=cache, use_cache=True, **extra)
+        token_B = choose(out.logits[:, -1], how, uniform_BT[rows, step])
+        # A row that has ended stays ended, whatever is written to it until it is dropped.
+        alive_B = ~torch.isin(token_B, ends) & ((written_BT[rows, step - 1] >= 0) | (step == 0))
+        written_BT[rows, step] = torch.where(alive_B, token_B, -1)
+        if not alive_B.any():
+            break
+        if alive_B.sum() <= DROP_SHARE * len(rows):
+            left = alive_B.nonzero()[:, 0]
+            cache.batch_select_indices(left)
+            rows, token_B, mask_BT = rows[left], token_B[left], mask_BT[left]
+        given = token_B[:, None]
+        mask_BT = torch.cat([mask_BT, torch.ones_like(given)], dim=1)
+    found = written_BT.tolist()
+    return [Continuation([token for token in row if token >= 0], ended=row[-1] < 0) for row in found]
+
+
+def _generated(
+    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, uniform_BT: Tensor, device: torch.device
+) -> list[Continuation]:
+    """One batch through Hugging Face's own loop: encoder-decoder models and models without a cache of keys.
+
+    Its draws come from the global generator, which is seeded from our own row of numbers and then put back.
+    """
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    ids_BT, mask_BT = _left_padded(prompts, pad, device)
+    drawn = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
+    manner: dict[str, Any] = drawn if how.temperature > 0 else {"do_sample": False}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(uniform_BT[:, 0].sum().item() / len(prompts) * 2**53))
+        out = model.generate(ids_BT, attention_mask=mask_BT, max_new_tokens=how.max_tokens, pad_token_id=pad, **manner)
+    new = out[:, 1:] if model.config.is_encoder_decoder else out[:, ids_BT.shape[1] :]
+    ends = set(stops(model, tokenizer))
+    found = []
+    for row in new.tolist():
+        length = next((i for i, token in enumerate(row) if token in ends), len(row))
+        found.append(Continuation(row[:length], ended=length < len(row)))
+    return found
+
+
+def choose(logits_BV: Tensor, how: Sampling, uniform_B: Tensor) -> Tensor:
+    """One token for every row, (B,) int64: the likeliest at temperature 0, else drawn by one uniform number each.
+
+    Temperature first, then ``top_k``, then ``top_p`` over what is left, as Hugging Face's samplers do.
+    """
+    if how.temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    kept = min(how.top_k or logits_BV.shape[-1], logits_BV.shape[-1])
+    value_BK, token_BK = logits_BV.float().topk(kept, dim=-1)
+    mass_BK = (value_BK / how.temperature).double().softmax(dim=-1).cumsum(dim=-1)
+    # A token stays if the likelier ones together have less than top_p; the first one always stays.
+    within_B = (mass_BK < how.top_p).sum(dim=-1).clamp(max=kept - 1)
+    target_B = uniform_B.double() * mass_BK.gather(1, within_B[:, None])[:, 0]
+    place_B = (mass_BK <= target_B[:, None]).sum(dim=-1).minimum(within_B)
+    return token_BK.gather(1, place_B[:, None])[:, 0]

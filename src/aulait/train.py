@@ -1,0 +1,340 @@
+"""Local LoRA steps for many sites at once over one shared frozen base.
+
+The sites of a pass are independent: each has its own factors, its own batches, its own optimiser moments and its own
+gradient clipping. They share only the frozen matrix products, which is what makes a federation cost no more than one
+plain training of the same tokens. Sites with fewer ranks than their neighbours in a pass are padded with zeros; padded
+factors have zero gradients and stay zero, so the result is that of training alone (test: unit/test_train.py).
+
+Shape letters: K sites · B sequences of a site in a step · T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from aulait import lora
+from aulait.errors import DataError
+from aulait.model import Base, logits
+from aulait.registry import require
+from aulait.types import Adapter, Record
+
+IGNORE = -100
+
+
+class TrainConfig(BaseModel):
+    """``[train]``: what every local or proxy site does in a round, unless its tier says otherwise.
+
+    Attributes:
+        rounds: rounds of stage 2.
+        steps: optimiser steps of a site in a round.
+        batch: sequences in a step.
+        lr: learning rate of the local optimiser.
+        optimizer: "adamw" (moments start afresh every round) or "sgd".
+        weight_decay: decoupled weight decay.
+        max_grad_norm: bound on the norm of a site's gradient in a step; 0 for none.
+        rows_at_once: sequences in one pass over the base, over all sites; a matter of speed and memory only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rounds: int = Field(10, ge=0)
+    steps: int = Field(8, ge=1)
+    batch: int = Field(4, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    rows_at_once: int = Field(32, ge=1)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The training one site is asked to do.
+
+    Attributes:
+        start: the adapter to begin from.
+        records: what to learn from.
+        part: factors that are trained: "A", "B" or "AB"; the others stay frozen.
+        steps: optimiser steps.
+        batch: sequences in a step.
+        lr: learning rate.
+        seed: of the order in which records are drawn.
+    """
+
+    start: Adapter
+    records: tuple[Record, ...]
+    part: str
+    steps: int
+    batch: int
+    lr: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a site has after its steps.
+
+    Attributes:
+        adapter: the trained factors, on the CPU.
+        loss: mean over steps of the training loss, nats a token. Sensitive.
+        tokens: tokens read, padding not counted.
+        updates: norm of the step's gradient before clipping, mean over steps. Sensitive.
+    """
+
+    adapter: Adapter
+    loss: float
+    tokens: int
+    updates: float
+
+
+Advance = Callable[[int], None]
+
+
+class Encoder:
+    """Records to token ids, each record encoded once and remembered.
+
+    A causal text is <bos> text <eos>; with a prompt, <bos> prompt newline text <eos> with loss on text and <eos> only.
+    A sequence-to-sequence record has the prompt as the encoder's input and the text as the decoder's.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        self._known: dict[Record, tuple[list[int], int]] = {}
+
+    def __call__(self, record: Record) -> tuple[list[int], int]:
+        """Token ids, cut to the context, and the number of leading ids without loss."""
+        if record not in self._known:
+            self._known[record] = self._encode(record)
+        return self._known[record]
+
+    def length(self, record: Record) -> int:
+        """Tokens of a record before any cut."""
+        ids, prefix = self._raw(record)
+        return len(prefix) + len(ids)
+
+    def _raw(self, record: Record) -> tuple[list[int], list[int]]:
+        tok = self._base.tokenizer
+        seq2seq = self._base.config.kind == "seq2seq"
+        begin = [tok.bos_token_id] if tok.bos_token_id is not None and not seq2seq else []
+        end = [tok.eos_token_id] if tok.eos_token_id is not None else []
+
+        def encode(text: str) -> list[int]:
+            return list(tok(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+
+        prefix = begin + (encode(record.prompt + ("" if seq2seq else "\n")) if record.prompt is not None else [])
+        return encode(record.text) + end, prefix
+
+    def _encode(self, record: Record) -> tuple[list[int], int]:
+        """Cut to the context. Of a record with a prompt, at most half the context goes to the prompt's end."""
+        ids, prefix = self._raw(record)
+        context = self._base.config.context
+        if self._base.config.kind == "seq2seq":
+            prefix, ids = prefix[:context], ids[:context]
+        elif len(prefix) + len(ids) > context:
+            keep = max(context - len(ids), context // 2) if record.prompt is not None else len(prefix)
+            prefix = (prefix[:1] + prefix[1:][-(keep - 1):]) if len(prefix) > keep else prefix
+            ids = ids[: context - len(prefix)]
+        return prefix + ids, len(prefix)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sequences of one step, right padded: ids and labels (rows, T); label -100 means no loss.
+
+    ``source`` and ``mask`` are the encoder's input of a sequence-to-sequence model, otherwise None.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    source: Tensor | None = None
+    mask: Tensor | None = None
+
+
+def collate(base: Base, encode: Encoder, records: Sequence[Record]) -> Rows:
+    """Token rows of a step, padded to the longest."""
+    coded = [encode(record) for record in records]
+    pad = base.tokenizer.pad_token_id
+
+    def stack(rows: list[list[int]], fill: int) -> Tensor:
+        width = max(1, *(len(row) for row in rows)) if len(rows) > 1 else max(1, len(rows[0]))
+        return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=base.device)
+
+    if base.config.kind == "seq2seq":
+        source = stack([ids[:n] for ids, n in coded], pad)
+        labels = stack([ids[n:] for ids, n in coded], IGNORE)
+        lengths = torch.tensor([n for _, n in coded], device=base.device)
+        mask = (torch.arange(source.shape[1], device=base.device)[None] < lengths[:, None]).long()
+        return Rows(labels, labels, source, mask)
+    return Rows(
+        stack([ids for ids, _ in coded], pad),
+        stack([[IGNORE] * n + ids[n:] for ids, n in coded], IGNORE),
+    )
+
+
+def scored(base: Base, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (X, V), target ids (X,) and row numbers (X,) of all X positions that carry loss."""
+    if rows.source is not None:
+        ahead = base.model.prepare_decoder_input_ids_from_labels(rows.labels)
+        full = base.model(input_ids=rows.source, attention_mask=rows.mask, decoder_input_ids=ahead, use_cache=False).logits
+        chosen = rows.labels != IGNORE
+        out, target = full[chosen].float(), rows.labels[chosen]
+    else:
+        ahead = torch.cat([rows.labels[:, 1:], rows.labels.new_full((len(rows.labels), 1), IGNORE)], dim=1)
+        chosen = ahead != IGNORE
+        out, target = logits(base, rows.ids, chosen), ahead[chosen]
+    return out, target, chosen.nonzero()[:, 0]
+
+
+def draws(work: Work, records: Sequence[int]) -> list[list[int]]:
+    """Record numbers of every step: passes over all records in seeded order, cut into steps of ``batch``.
+
+    Args:
+        work: steps, batch and seed.
+        records: the length in tokens of every record. The draws of a round are sorted into steps of similar length so
+            that sites padded together waste little; the steps themselves are then in an order of their own.
+    """
+    generator = torch.Generator().manual_seed(work.seed)
+    need, order = work.steps * work.batch, []
+    while len(order) < need:
+        order += torch.randperm(len(records), generator=generator).tolist()
+    order = sorted(order[:need], key=lambda i: (records[i], i))
+    steps = [order[i : i + work.batch] for i in range(0, need, work.batch)]
+    mixed = torch.randperm(work.steps, generator=torch.Generator().manual_seed(work.steps)).tolist()
+    return [steps[i] for i in mixed]
+
+
+class Learner:
+    """Trains sites on one base. Holds no state of any site."""
+
+    def __init__(self, base: Base, config: TrainConfig) -> None:
+        self.base = base
+        self.config = config
+        self.encode = Encoder(base)
+
+    def train(self, works: Sequence[Work], advance: Advance | None = None) -> list[Trained]:
+        """Do all works, those of equal shape together; results in the order given.
+
+        Args:
+            works: one per site.
+            advance: told how many works are finished, for a progress bar.
+
+        Raises:
+            DataError: a site has no records.
+        """
+        for work in works:
+            require(bool(work.records), DataError, "a site has no records to train on; give it some or leave it out")
+        groups: dict[tuple[int, int, str, float], list[int]] = {}
+        for index, work in enumerate(works):
+            groups.setdefault((work.steps, work.batch, work.part, work.lr), []).append(index)
+        done: dict[int, Trained] = {}
+        for (_, batch, _, _), members in groups.items():
+            size = max(1, self.config.rows_at_once // batch)
+            for i in range(0, len(members), size):
+                some = members[i : i + size]
+                done.update(zip(some, self._together([works[j] for j in some]), strict=True))
+                if advance is not None:
+                    advance(len(some))
+        return [done[i] for i in range(len(works))]
+
+    def _together(self, works: Sequence[Work]) -> list[Trained]:
+        """K works of equal steps, batch, part and learning rate in one pass per step."""
+        part, clients = works[0].part, len(works)
+        factors, scales, ranks = _stack(works, self.base.device)
+        leaves = [pair["AB".index(letter)] for pair in factors.values() for letter in part]
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+        optimizer = _optimizer(leaves, self.config, works[0].lr)
+        plans = [draws(work, [len(self.encode(r)[0]) for r in work.records]) for work in works]
+        losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
+        for step in range(works[0].steps):
+            rows = collate(self.base, self.encode, [w.records[i] for w, p in zip(works, plans, strict=True) for i in p[step]])
+            loss_K, tokens_K = self._loss(rows, factors, scales, clients)
+            loss_K.sum().backward()  # type: ignore[no-untyped-call]
+            norms += _clip_each(leaves, self.config.max_grad_norm, clients)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses += loss_K.detach().cpu()
+            tokens += tokens_K.cpu()
+        steps = works[0].steps
+        return [
+            Trained(_unstack(factors, k, rank, work.start.alpha), float(losses[k] / steps), int(tokens[k]), float(norms[k] / steps))
+            for k, (work, rank) in enumerate(zip(works, ranks, strict=True))
+        ]
+
+    def _loss(self, rows: Rows, factors: Mapping[str, tuple[Tensor, Tensor]], scales: Tensor, clients: int) -> tuple[Tensor, Tensor]:
+        """Mean loss of each of K sites (K,) over its own tokens, and its number of tokens (K,)."""
+        with _worn(self.base, factors, scales):
+            out, target, row = scored(self.base, rows)
+        site = row // (len(rows.ids) // clients)
+        each = torch.nn.functional.cross_entropy(out, target, reduction="none")
+        zero = torch.zeros(clients, device=each.device)
+        count = zero.index_add(0, site, torch.ones_like(each))
+        return zero.index_add(0, site, each) / count.clamp(min=1), count
+
+
+@torch.no_grad()
+def _clip_each(leaves: Sequence[Tensor], bound: float, clients: int) -> Tensor:
+    """Scale every site's gradient to norm <= bound (0 means no bound); return the norms (K,) before that."""
+    square = torch.zeros(clients, device=leaves[0].device)
+    for leaf in leaves:
+        assert leaf.grad is not None
+        square += leaf.grad.reshape(clients, -1).square().sum(1)
+    norms = square.sqrt()
+    if bound > 0:
+        scale = (bound / norms.clamp(min=1e-12)).clamp(max=1.0)
+        for leaf in leaves:
+            assert leaf.grad is not None
+            leaf.grad.mul_(scale.view(-1, 1, 1))
+    return norms.cpu()
+
+
+class _worn:
+    """Wear already stacked factors, so that gradients reach the stacks themselves."""
+
+    def __init__(self, base: Base, factors: Mapping[str, tuple[Tensor, Tensor]], scales: Tensor) -> None:
+        self._base, self._factors, self._scales = base, factors, scales
+
+    def __enter__(self) -> None:
+        for name, (a, b) in self._factors.items():
+            self._base.slots[name].worn = (a, b, self._scales)
+
+    def __exit__(self, *_: object) -> None:
+        for name in self._factors:
+            self._base.slots[name].worn = None
+
+
+def _stack(works: Sequence[Work], device: torch.device) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor, list[int]]:
+    layers = list(works[0].start.factors)
+    ranks = [work.start.factors[layers[0]][0].shape[0] for work in works]
+    factors = {}
+    for name in layers:
+        padded = [lora.pad(*work.start.factors[name], max(ranks)) for work in works]
+        factors[name] = (torch.stack([a for a, _ in padded]).to(device), torch.stack([b for _, b in padded]).to(device))
+    scales = torch.tensor([work.start.alpha / rank for work, rank in zip(works, ranks, strict=True)], device=device)
+    return factors, scales, ranks
+
+
+def _unstack(factors: Mapping[str, tuple[Tensor, Tensor]], k: int, rank: int, alpha: float) -> Adapter:
+    return Adapter(
+        {n: (a[k, :rank].detach().cpu().clone(), b[k, :, :rank].detach().cpu().clone()) for n, (a, b) in factors.items()}, alpha
+    )
+
+
+def _optimizer(leaves: Sequence[Tensor], config: TrainConfig, lr: float) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(leaves, lr=lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(leaves, lr=lr, weight_decay=config.weight_decay)
+
+
+def too_long(learner: Learner, records: Sequence[Record]) -> Iterator[tuple[Record, int]]:
+    """Records whose tokens exceed the context, with their length."""
+    for record in records:
+        length = learner.encode.length(record)
+        if length > learner.base.config.context:
+            yield record, length
+

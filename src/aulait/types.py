@@ -1,0 +1,158 @@
+"""The nouns that travel between floors: frozen, made of tensors, numbers and words.
+
+Shape letters used in the whole package: M out features · N in features · R rank · K clients · B batch · T tokens ·
+D width · V vocabulary · J candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+Placement = Literal["local", "split", "proxy"]
+Tensors = dict[str, Tensor]
+Info = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA factors of all adapted layers.
+
+    Attributes:
+        factors: layer name -> (A of shape (R, N), B of shape (M, R)).
+        alpha: LoRA's alpha; the update of a layer is (alpha / R) · B @ A.
+    """
+
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One text of a client.
+
+    Attributes:
+        text: what is learnt: the whole text, or the response when there is a prompt.
+        prompt: given before the text; it carries no loss. None for plain text.
+        label: an optional public label (for partitions and control codes).
+    """
+
+    text: str
+    prompt: str | None = None
+    label: str | None = None
+
+    @property
+    def full(self) -> str:
+        """Prompt and text together, as embedded and as shown."""
+        return self.text if self.prompt is None else f"{self.prompt}\n{self.text}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A machine as the planner sees it. None means not known."""
+
+    flop_per_s: float | None = None
+    memory_bytes: int | None = None
+    up_bytes_per_s: float | None = None
+    down_bytes_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work one client gets in a round.
+
+    Attributes:
+        tier: name of the tier it belongs to.
+        placement: where its share of the training is done.
+        rank: the largest LoRA rank it may be sent.
+        steps: optimiser steps in a round.
+        batch: sequences in a step.
+    """
+
+    tier: str
+    placement: Placement
+    rank: int
+    steps: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a client owns. A proxy is a site on the server whose records are released synthetic texts.
+
+    Attributes:
+        name: the client's name, unique in the run.
+        plan: the work it gets.
+        train: records it may learn from or vote with, already capped.
+        holdout: records kept for evaluation.
+        memory: state that persists between rounds (personal adapters, embeddings); saved with the run.
+    """
+
+    name: str
+    plan: Plan
+    train: tuple[Record, ...]
+    holdout: tuple[Record, ...] = ()
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Server to client.
+
+    Attributes:
+        client: name of the site it is for.
+        stage: "synthesis" or "train".
+        round: counted from 1.
+        tensors: what travels down, by name.
+        settings: small numbers and words (steps, learning rate).
+    """
+
+    client: str
+    stage: str
+    round: int
+    tensors: Tensors
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Client to server; sensitive until the door releases it.
+
+    Attributes:
+        client: name of the site.
+        share: the part that may be summed over clients, by name.
+        weight: number of records behind it; used only when privacy is off.
+        info: diagnostics; sensitive, dropped by the door under privacy.
+    """
+
+    client: str
+    share: Tensors
+    weight: float = 1.0
+    info: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Released:
+    """What left the door: safe to use in any way.
+
+    Attributes:
+        total: the (noised) sum over clients, by name.
+        planned: the public number of clients the sum was planned for.
+        noise_std: standard deviation of the noise in every coordinate of ``total``; 0 without noise.
+        info: mean diagnostics of the replies; empty under privacy.
+        refused: (client, reason) of replies that were not counted. Public only when privacy is off.
+    """
+
+    total: Tensors
+    planned: float
+    noise_std: float
+    info: Info = field(default_factory=dict)
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+def nbytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of all tensors as they are."""
+    return sum(t.numel() * t.element_size() for t in tensors.values())
