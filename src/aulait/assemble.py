@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from aulait import data, embed, model
+from aulait import data, embed, generate, model
 from aulait.algorithms.contract import Setting
 from aulait.config import Settings, TierConfig
 from aulait.data import ClientData, Corpus
 from aulait.embed import Embedder
 from aulait.errors import ConfigError, DataError
-from aulait.generate import Variation
+from aulait.variation import Variation
 from aulait.lora import Shapes
 from aulait.model import Base
 from aulait.privacy.account import calibrate, split_budget
@@ -73,6 +73,7 @@ class House:
         shapes: of the adapted layers.
         setting: what all sites know.
         sites: every client, by name.
+        holdout: held-out records by client, also when the training records are pooled.
         roles: placement -> names of its clients.
         noise: the privacy plan.
     """
@@ -84,6 +85,7 @@ class House:
     shapes: Shapes
     setting: Setting
     sites: Mapping[str, Site]
+    holdout: Mapping[str, tuple[Record, ...]]
     roles: Mapping[Placement, tuple[str, ...]]
     noise: Noise
     workshop: Workshop
@@ -128,7 +130,8 @@ def assemble(settings: Settings, workshop: Workshop) -> House:
     if settings.engine.threads:
         torch.set_num_threads(settings.engine.threads)
     seeds = Seeds(settings.run.seed)
-    corpus: Corpus = workshop.once("corpus", (settings.data, seeds), lambda: data.load(settings.data, seeds))
+    apart = settings.data.model_copy(update={"pooled": False})  # held-out records stay with their clients
+    corpus: Corpus = workshop.once("corpus", (apart, seeds), lambda: data.load(apart, seeds))
     require(bool(corpus.clients), DataError, "no client has enough records; lower data.min_records")
     if not settings.privacy.off:
         problems = settings.privacy.problems(len(corpus.clients))
@@ -136,12 +139,15 @@ def assemble(settings: Settings, workshop: Workshop) -> House:
     base: Base = workshop.once("base", settings.model, lambda: model.load(settings.model))
     shapes = model.targets(base, settings.adapter)
     learner: Learner = workshop.once("learner", (settings.model, settings.train), lambda: Learner(base, settings.train))
-    clients = workshop.once("fitted", (settings.data, seeds, settings.model), lambda: _fit(settings, learner, corpus.clients))
+    clients = workshop.once("fitted", (apart, seeds, settings.model), lambda: _fit(settings, learner, corpus.clients))
+    holdout = {name: client.holdout for name, client in clients.items()}
+    if settings.data.pooled:
+        clients = {data.EVERYONE: ClientData(tuple(r for name in sorted(clients) for r in clients[name].train), ())}
     sites = _deal(settings, clients, seeds)
     roles: dict[Placement, tuple[str, ...]] = {
         place: tuple(sorted(n for n, s in sites.items() if s.plan.placement == place)) for place in ("local", "proxy", "split")}
     setting = Setting(shapes, settings.adapter.rank, settings.adapter.alpha, seeds, settings.train.lr)
-    house = House(settings, corpus, base, learner, shapes, setting, sites, roles, Noise(0, 0, 0, 0, {}), workshop)
+    house = House(settings, corpus, base, learner, shapes, setting, sites, holdout, roles, Noise(0, 0, 0, 0, {}), workshop)
     _check_roles(house)
     return House(**{**house.__dict__, "noise": _noise(house)})
 
@@ -200,6 +206,9 @@ def _sizes(tiers: Sequence[TierConfig], clients: int) -> list[int]:
 
 def _check_roles(house: House) -> None:
     settings = house.settings
+    reserved = sorted(name for name in house.sites if name.startswith(("proxy-", "reference-")))
+    require(not reserved, DataError, f"client '{reserved[0] if reserved else ''}' has a name kept for sites of the server; rename it "
+            "(names may not begin with 'proxy-' or 'reference-')")
     if house.roles["proxy"] and settings.synthesis.proxies != "absent":
         require(bool(house.corpus.public), DataError, "stage 1 needs public texts to start from and found none; set data.public")
     if not house.roles["local"] and (not house.roles["proxy"] or settings.synthesis.proxies == "absent"):
@@ -226,6 +235,6 @@ def _noise(house: House) -> Noise:
         if synthesis.voters == "all" and votes and updates:
             z_votes, z_updates = split_budget(cap, privacy.delta, votes, updates, privacy.vote_fraction)
         else:
-            z_votes = calibrate(cap, privacy.delta, votes) if votes else 0.0
-            z_updates = calibrate(cap, privacy.delta, updates, rate) if updates else 0.0
+            z_votes = calibrate(cap, privacy.delta, votes) if votes else math.inf
+            z_updates = calibrate(cap, privacy.delta, updates, rate) if updates else math.inf
     return Noise(z_votes, z_updates, votes, updates, {"proxy": cap, "local": cap, "split": cap})

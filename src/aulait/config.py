@@ -217,6 +217,8 @@ def check(settings: Settings) -> list[str]:
         problems += settings.privacy.problems(2)  # checked again when the number of clients is known
     if settings.data.pooled and not settings.privacy.off:
         problems.append("data.pooled = true trains on everything in one place; it needs privacy.off = true")
+    if settings.federation.sampling == "poisson" and settings.privacy.relation == "replace":
+        problems.append("privacy.relation = 'replace' with federation.sampling = 'poisson' is not accounted; use 'add-remove'")
     synthesis = settings.synthesis
     if synthesis.generate.kind == "mask" and synthesis.generate.filler is None:
         problems.append("synthesis.generate.kind = 'mask' needs synthesis.generate.filler, the id or path of a masked language model")

@@ -144,8 +144,8 @@ def _sentence_embedder(name: str, source: str, device: str, max_tokens: int, cap
 def nearest(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: int = 1) -> Tensor:
     """Indices of the nearest candidates of every vector: (B, neighbours) int64, nearest first.
 
-    The distance is L2, computed in float64 pair by pair: a matrix product would round equal candidates apart. Ties go to
-    the lowest index. Sensitive if the vectors are.
+    The distance is L2, computed in float64 pair by pair: a matrix product would round equal candidates apart. Ties go
+    to the lowest index. Sensitive if the vectors are.
 
     Raises:
         ConfigError: fewer candidates than neighbours.
@@ -165,7 +165,7 @@ def nearest(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: int = 1) -> T
     finite = bool(vectors_BD.isfinite().all() and candidates_JD.isfinite().all())
     require(finite, DataError, "an embedding is not finite; expected numbers; check the embedder")
     found = [torch.zeros(0, neighbours, dtype=torch.long)]
-    for rows_BD in vectors_BD.double().split(ROWS):
+    for rows_BD in torch.split(vectors_BD.double(), ROWS):
         distance_BJ = torch.cdist(rows_BD, candidates_JD.double(), compute_mode="donot_use_mm_for_euclid_dist")
         if neighbours == 1:
             found.append(distance_BJ.argmin(dim=1, keepdim=True).cpu())  # argmin is the first one of equals

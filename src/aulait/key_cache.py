@@ -16,6 +16,9 @@ CHUNK_TOKENS = 64
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one layer, (batch, heads, tokens, width), as views of buffers with room for more tokens."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self._rooms: tuple[Tensor, Tensor] | None = None

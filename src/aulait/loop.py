@@ -333,14 +333,13 @@ def epsilons(house: House, accountant: Accountant | None) -> dict[str, float | N
 
 def _score(house: House, adapter: Any) -> dict[str, Any]:
     """Held-out scores; those of the bare base are measured once for all runs of a process."""
-    holdout = {name: site.holdout for name, site in house.sites.items()}
     config = house.settings.evaluate
 
     def measure() -> dict[str, Any]:
-        return evaluate(house.learner, adapter, holdout, config).as_dict()
+        return evaluate(house.learner, adapter, house.holdout, config).as_dict()
 
     if adapter is not None:
         return measure()
-    key = (house.settings.model, house.settings.data, house.seeds, config)
+    key = (house.settings.model, house.settings.data.model_copy(update={"pooled": False}), house.seeds, config)
     scores: dict[str, Any] = house.workshop.once("base-eval", key, measure)
     return scores

@@ -81,6 +81,11 @@ class SharedLinear(nn.Module):
         self.inner = inner
         self.worn: tuple[Tensor, Tensor, Tensor] | None = None
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weights; T5 looks at their type before it calls the layer."""
+        return self.inner.weight  # type: ignore[return-value]
+
     def forward(self, x: Tensor) -> Tensor:
         """The frozen layer's output plus scale_k · B_k A_k x for the rows of site k."""
         y: Tensor = self.inner(x)

@@ -17,7 +17,6 @@ from torch import Tensor
 from aulait.errors import ModelError
 from aulait.registry import require
 
-
 DROP_SHARE = 0.75  # ended rows are taken out of a batch when at most this share of it is left
 
 
@@ -38,7 +37,7 @@ class Continuation:
 
     Attributes:
         ids: the new tokens, without the one that ended it.
-        ended: False when it was cut by ``max_tokens``.
+        ended: False when it was cut by the token limit.
     """
 
     ids: list[int]
@@ -80,25 +79,23 @@ def extend(
     how: Sampling,
     seed: int,
     device: str | torch.device,
+    limits: Sequence[int] | None = None,
 ) -> list[Continuation]:
     """The continuation of every list of tokens, in order.
 
     Every prompt has its own row of random numbers, drawn before batches are formed: how prompts are grouped changes a
-    text only through float32 rounding. A prompt too long for the model's context loses its beginning.
+    text only through float32 rounding. A prompt too long for the model's context loses its beginning. ``limits`` are
+    token limits of the single prompts, from 1 to ``how.max_tokens``; None is ``how.max_tokens`` for all.
 
     Raises:
         ModelError: a prompt is empty, or ``max_tokens`` does not fit in the model's context.
     """
     require(all(len(p) > 0 for p in prompts), ModelError, "a prompt has no token; expected one; give it some text")
     context = getattr(model.config, "max_position_embeddings", None) or 10**9
-    require(
-        how.max_tokens < context,
-        ModelError,
-        f"max_tokens is {how.max_tokens}, the model's context {context}; ask for fewer tokens",
-    )
-    uniform_BT = torch.rand(
-        len(prompts), how.max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    fits = f"max_tokens is {how.max_tokens}, the model's context {context}; ask for fewer tokens"
+    require(how.max_tokens < context, ModelError, fits)
+    generator = torch.Generator().manual_seed(seed)
+    uniform_BT = torch.rand(len(prompts), how.max_tokens, generator=generator, dtype=torch.float64)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # equal lengths together: little padding
     found: dict[int, Continuation] = {}
     step = _generated if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False) else _extended
@@ -106,8 +103,10 @@ def extend(
         for start in range(0, len(order), how.batch):
             rows = order[start : start + how.batch]
             part = [list(prompts[i])[-(context - how.max_tokens) :] for i in rows]
-            new = step(model, tokenizer, part, config, uniform_BT[rows], torch.device(device))
-            found.update(zip(rows, new, strict=True))
+            most_B = torch.tensor([limits[i] if limits else how.max_tokens for i in rows])
+            written = step(model, tokenizer, part, how, most_B, uniform_BT[rows], torch.device(device))
+            for row, ids, most in zip(rows, written, most_B.tolist(), strict=True):
+                found[row] = Continuation(ids[:most], ended=len(ids) < most)
     return [found[i] for i in range(len(prompts))]
 
 
@@ -117,7 +116,7 @@ def frozen(model: Any) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # inference mode would leave tensors that training cannot use
             yield
     finally:
         model.train(training)
@@ -140,8 +139,14 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.devic
 
 
 def _extended(
-    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, uniform_BT: Tensor, device: torch.device
-) -> list[Continuation]:
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    how: Sampling,
+    most_B: Tensor,
+    uniform_BT: Tensor,
+    device: torch.device,
+) -> list[list[int]]:
     """One batch through a causal model: the prompt once, then token by token with the cache of keys and values."""
     from aulait.key_cache import roomy_cache  # loads transformers, which settings and commands can do without
 
@@ -149,34 +154,40 @@ def _extended(
     ends = torch.tensor(stops(model, tokenizer), device=device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     given, mask_BT = _left_padded(prompts, pad, device)
-    uniform_BT = uniform_BT.to(device)
+    uniform_BT, most_B = uniform_BT.to(device), most_B.to(device)
     written_BT = torch.full((len(prompts), how.max_tokens), -1, device=device)
+    alive_B = torch.ones(len(prompts), dtype=torch.bool, device=device)
     rows = torch.arange(len(prompts), device=device)  # which rows of the batch are still computed
     cache = roomy_cache(model.config)
-    for step in range(how.max_tokens):
+    for step in range(int(most_B.max())):
         extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         if "position_ids" in takes:
             extra["position_ids"] = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)[:, -given.shape[1] :]
         out = model(input_ids=given, attention_mask=mask_BT, past_key_values=cache, use_cache=True, **extra)
         token_B = choose(out.logits[:, -1], how, uniform_BT[rows, step])
-        # A row that has ended stays ended, whatever is written to it until it is dropped.
-        alive_B = ~torch.isin(token_B, ends) & ((written_BT[rows, step - 1] >= 0) | (step == 0))
-        written_BT[rows, step] = torch.where(alive_B, token_B, -1)
-        if not alive_B.any():
+        # A row that has ended stays ended, whatever is drawn for it until it is dropped.
+        written_BT[rows, step] = torch.where(torch.isin(token_B, ends) | ~alive_B[rows], -1, token_B)
+        alive_B &= (written_BT[:, step] >= 0) & (step + 1 < most_B)
+        left = alive_B[rows].nonzero()[:, 0]
+        if len(left) == 0:
             break
-        if alive_B.sum() <= DROP_SHARE * len(rows):
-            left = alive_B.nonzero()[:, 0]
+        if len(left) <= DROP_SHARE * len(rows):
             cache.batch_select_indices(left)
             rows, token_B, mask_BT = rows[left], token_B[left], mask_BT[left]
         given = token_B[:, None]
         mask_BT = torch.cat([mask_BT, torch.ones_like(given)], dim=1)
-    found = written_BT.tolist()
-    return [Continuation([token for token in row if token >= 0], ended=row[-1] < 0) for row in found]
+    return [[token for token in row if token >= 0] for row in written_BT.tolist()]
 
 
 def _generated(
-    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, uniform_BT: Tensor, device: torch.device
-) -> list[Continuation]:
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    how: Sampling,
+    most_B: Tensor,
+    uniform_BT: Tensor,
+    device: torch.device,
+) -> list[list[int]]:
     """One batch through Hugging Face's own loop: encoder-decoder models and models without a cache of keys.
 
     Its draws come from the global generator, which is seeded from our own row of numbers and then put back.
@@ -193,7 +204,7 @@ def _generated(
     found = []
     for row in new.tolist():
         length = next((i for i, token in enumerate(row) if token in ends), len(row))
-        found.append(Continuation(row[:length], ended=length < len(row)))
+        found.append(row[:length])
     return found
 
 

@@ -144,7 +144,7 @@ def _release(
 ) -> None:
     if off:
         return
-    before: dict[str, Any] = ledger[-1]["epsilon"] if ledger else {"proxy": None, "local": None}
+    before: dict[str, Any] = ledger[-1]["epsilon"] if ledger else {"proxy": 0.0, "local": 0.0}
     times = sum(line["role"] == role for line in ledger) + 1
     spent = {**before, role: gaussian_epsilon(math.sqrt(times) / z) if z else None}
     ledger.append(
@@ -158,13 +158,13 @@ def _release(
             "sigma": z * bound,
             "noise_multiplier": z,
             "planned": 40 if role == "proxy" else 10,
-            "sampling": None,
+            "sampling": {"kind": "all"},
             "epsilon": spent,
             "delta": DELTA,
             "relation": "add-remove",
             "unit": "client",
             "time": f"2026-03-01T10:{len(ledger):02d}:07Z",
-            "private": not seeded,
+            "private": not seeded and z > 0,
         }
     )
 
@@ -250,7 +250,7 @@ def _result(
     last: dict[str, Any] = ledger[-1]["epsilon"] if ledger else {"proxy": None, "local": None}
     most = None if None in last.values() else max(last.values())
     privacy: dict[str, Any] = {"off": off, "unit": "client", "relation": "add-remove", "delta": DELTA}
-    privacy |= {"private": not (off or seeded), "stopped_early": stopped_early}
+    privacy |= {"private": bool(ledger) and all(line["private"] for line in ledger), "stopped_early": stopped_early}
     return {
         "name": "cafe",
         "arm": arm,

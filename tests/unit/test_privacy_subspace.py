@@ -67,7 +67,7 @@ def factor(y, d, std):
 @pytest.mark.parametrize("with_basis", [False, True])
 def test_shrinkage_formula(std, blocks, with_basis):
     total = shares(1, seed=4)[0]
-    y, q = flatten(total), basis(shares(2, seed=4), 2) if with_basis else torch.zeros(17, 0, dtype=torch.float64)
+    y, q = flatten(total), basis(shares(2, seed=5), 2) if with_basis else torch.zeros(17, 0, dtype=torch.float64)
     inside = q @ (q.T @ y)
     outside = y - inside
     rest = torch.eye(17, dtype=torch.float64) - q @ q.T  # covariance of the noise outside

@@ -1,4 +1,4 @@
-"""The report says what the run folder says: no more, no less, and nothing a text smuggles in."""
+"""The report says what the run folder says: no more and no less."""
 
 from __future__ import annotations
 
@@ -104,6 +104,21 @@ def test_seeded_noise_in_one_release_alone_is_enough(tmp_path: Path) -> None:
     ledger[3]["private"] = False
     (folder / "ledger.jsonl").write_text("\n".join(map(json.dumps, ledger)), encoding="utf-8")
     assert story.is_seeded(read(folder))
+
+
+def test_exact_votes_with_seeded_updates_are_both_said(tmp_path: Path) -> None:
+    found = story.banners(read(write_run(tmp_path / "run", exact_votes=True, seeded=True)))
+    starts = [text[:11] for _, text in found]
+    assert starts == ["Not private", "The votes w"]
+
+
+def test_sampling_is_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    text = (folder / "ledger.jsonl").read_text(encoding="utf-8")
+    assert privacy.section(read(folder)).body.count(">everyone<") == 15
+    line = text.splitlines()[0].replace('{"kind": "all"}', '{"kind": "poisson", "rate": 0.125}')
+    (folder / "ledger.jsonl").write_text(line, encoding="utf-8")
+    assert ">poisson, rate 0.125<" in privacy.section(read(folder)).body
 
 
 def test_exact_updates_are_named(tmp_path: Path) -> None:

@@ -80,8 +80,9 @@ def mixed_round(
         denominator = sum(cohort.proxies.values())
     update = lora.weighted_sum([(weight / denominator, tensors) for weight, tensors in terms])
     after, kept = apply(config, theta, update, moments)
-    info |= {"update_norm": clip.norm(update), "up_bytes": sum(nbytes(r.share) for r in local)}
-    info["down_bytes"] = sum(nbytes(o.tensors) for o in orders if o.client not in cohort.proxies)
+    # Bytes of the planned cohort: the number that really replied is private (and with it the drawn cohort's size).
+    down = max((nbytes(o.tensors) for o in orders if o.client not in cohort.proxies), default=0)
+    info |= {"update_norm": clip.norm(update), "up_bytes": cohort.planned * nbytes(theta), "down_bytes": cohort.planned * down}
     return after, kept, info
 
 
@@ -104,11 +105,10 @@ def denoise(privacy: PrivacyConfig, released: Released, public: Sequence[Reply])
     if released.noise_std == 0:
         return total
     known = subspace.basis([reply.share for reply in public], privacy.subspace) if privacy.subspace and public else None
+    if privacy.shrink != "none" or (known is not None and privacy.subspace_mode == "wiener"):
+        total = subspace.shrink(total, released.noise_std, blocks=privacy.shrink == "blocks", basis=known)
     if known is not None and privacy.subspace_mode == "project":
         total = subspace.project(total, known)
-    if privacy.shrink != "none":
-        outside = known if privacy.subspace_mode == "wiener" else None
-        total = subspace.shrink(total, released.noise_std, blocks=privacy.shrink == "blocks", basis=outside)
     return total
 
 

@@ -1,0 +1,50 @@
+"""The command line: one file a command. Heavy libraries are loaded inside commands, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import typer
+
+from aulait.cli import account, bench, compare, demo, export, generate, listing, plan, report, run, sweep
+from aulait.cli.terminal import Commands
+
+PANELS = (
+    ("Start", (demo.demo, run.run, plan.plan)),
+    ("Compare", (sweep.sweep, compare.compare, report.report)),
+    ("Use a finished run", (generate.generate, export.export)),
+    ("Look things up", (listing.catalogue, account.account, bench.bench)),
+)
+NAMES = {"catalogue": "list"}
+
+app = typer.Typer(
+    name="aulait",
+    cls=Commands,
+    help="Fine-tune a language model across institutions that may not share their text and do not own the same machines.",
+    epilog="Begin with: aulait demo. Errors exit with 2, an interrupted run with 130; AULAIT_TRACEBACK=1 shows where.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _panel, _commands in PANELS:
+    for _command in _commands:
+        app.command(NAMES.get(_command.__name__, _command.__name__), rich_help_panel=_panel)(_command)
+
+
+@app.callback()
+def _settle() -> None:
+    """Fine-tune a language model across institutions that may not share their text and do not own the same machines."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def main() -> None:
+    """Entry point of the ``aulait`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without these letters shows others, and never fails
+    app()

@@ -42,8 +42,9 @@ def gaussian_detection(mu: float, false_alarm: float = FALSE_ALARM) -> float:
 def gaussian_mu(run: Run) -> float | None:
     """The largest mu of any role, from the ledger, without credit for sampling; None when the ledger cannot tell.
 
-    It can tell when every line is an add-or-remove Gaussian release with a noise multiplier, the ledger was read in
-    full, and the mu it gives is large enough to explain the epsilon that the run reports.
+    It can tell when every line is a Gaussian release with a noise multiplier (sigma over the sensitivity, which holds
+    the factor 2 of the relation "replace"), the ledger was read in full, and the mu it gives is large enough to explain
+    the epsilon that the run reports.
     """
     readable = not any(remark.startswith("ledger.jsonl") for remark in run.remarks)
     if not (run.ledger and readable):
@@ -51,7 +52,7 @@ def gaussian_mu(run: Run) -> float | None:
     squares: dict[str, float] = defaultdict(float)
     for line in run.ledger:
         multiplier = number(line.get("noise_multiplier")) or 0.0
-        plain = line.get("mechanism") == "gaussian" and line.get("relation") == "add-remove"
+        plain = line.get("mechanism") == "gaussian"
         if not plain or line.get("unit") != "client" or not 1e-3 < multiplier < 1e6:
             return None
         for role in (words(line.get("role")) or "").split("+"):

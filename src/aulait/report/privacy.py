@@ -99,31 +99,26 @@ def _staircase(run: Run) -> tuple[Html, dict[str, Any]]:
 def _ledger(run: Run) -> Html:
     if not run.ledger:
         return markup.absent("The ledger")
-    head = ["release", "stage", "round", "role", "mechanism", "sensitivity", "σ", "σ / sensitivity", "planned"]
-    head += ["sampling", "ε so far", "time"]
+    head = ["no.", "stage", "round", "role", "mechanism", "sensitivity", "σ", "σ / sensitivity", "planned"]
+    roles = [role for role in story.ROLE_ORDER if any(at(line, "epsilon", role, default=0) != 0 for line in run.ledger)]
+    head += ["sampling", *(f"ε {role}" for role in roles), "time"]
     rows = []
     for line in run.ledger:
         stage, role, mechanism, time = (words(line.get(key)) or "–" for key in ("stage", "role", "mechanism", "time"))
         scale = [numbers.significant(line.get(key)) for key in ("sensitivity", "sigma", "noise_multiplier")]
         start = [numbers.count(line.get("release")), stage, numbers.count(line.get("round")), role, mechanism]
         sampled = [numbers.count(line.get("planned")), _sampling(line.get("sampling"))]
-        rows.append([*start, *scale, *sampled, _so_far(line.get("epsilon")), time])
-    listed = markup.table(head, rows, words=(1, 3, 4, 9, 10, 11))
+        so_far = [numbers.epsilon(at(line, "epsilon", role, default=MISSING)) for role in roles]
+        rows.append([*start, *scale, *sampled, *so_far, time[:19].replace("T", " ")])
+    listed = markup.table(head, rows, words=(1, 3, 4, 9))
     return markup.folded(f"The ledger: {numbers.counted(len(rows), 'release')}", listed)
 
 
-def _so_far(spent: Any) -> str:
-    if not isinstance(spent, dict):
-        return "–"
-    return ", ".join(f"{role} {numbers.epsilon(value) if value is not None else '–'}" for role, value in spent.items())
-
-
 def _sampling(value: Any) -> str:
-    if value is None:
-        return "everyone"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
-    return str(value)
+    kind = words(at(value, "kind"))
+    rate = number(at(value, "rate"))
+    shown = "everyone" if kind == "all" else kind or numbers.NOT_RECORDED
+    return shown if rate is None else f"{shown}, rate {numbers.significant(rate)}"
 
 
 def _trust(run: Run) -> Html:

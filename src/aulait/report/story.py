@@ -31,9 +31,14 @@ def is_off(run: Run) -> bool:
 
 
 def is_seeded(run: Run) -> bool:
-    """Whether the noise came from a seed, so that anyone with the seed can take it away again."""
-    marked = at(run.result, "privacy", "private") is False or any(line.get("private") is False for line in run.ledger)
-    return marked and not is_off(run)
+    """Whether the noise came from a seed, so that anyone with the seed can take it away again.
+
+    The flag "private" is also false without any noise; that is another warning (`exact_releases`).
+    """
+    if is_off(run):
+        return False
+    seeded = any(line.get("private") is False and line.get("sigma") != 0 for line in run.ledger)
+    return seeded or (at(run.result, "privacy", "private") is False and not any(exact_releases(run)))
 
 
 def exact_releases(run: Run) -> tuple[bool, bool]:

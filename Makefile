@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help demo test check experiments clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(BIN)/aulait: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.extras: pyproject.toml $(BIN)/aulait
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,check]'
+	@touch $@
+
+demo: $(BIN)/aulait  ## install, then run both stages on built-in data (minutes)
+	$(BIN)/aulait demo --out runs/demo
+
+test: $(VENV)/.extras  ## install with extras, then run all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.extras  ## style, types, import floors and tests
+	$(BIN)/ruff check src tests scripts
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:  ## remove the virtual environment and caches, never runs or results
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,106 @@
+"""What stage 1 is told and what it carries: its settings, its texts and its state, which can be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from aulait.variation import GenerateConfig
+
+
+class SynthesisConfig(BaseModel):
+    """``[synthesis]``: stage 1; it runs when any tier is proxy.
+
+    Attributes:
+        rounds: votes taken, T.
+        candidates: parents kept after a vote.
+        variations: children of a parent; J = candidates · (1 + variations) stand for election.
+        embedder: "minilm" (built in) or any sentence-transformers name or path.
+        generator: "base", a Hugging Face id or path, or the URL of a server that speaks the OpenAI protocol.
+        texts: size of the final synthetic set.
+        selection: "rank", "sample" (needs no good threshold to keep minorities), "geometry", or "random" (no votes are
+            taken at all: the control arm).
+        threshold: votes subtracted before sampling, in units of the noise's standard deviation.
+        reach: of "geometry": distances between unit vectors beyond it are all the same.
+        lookahead: 0 embeds the candidate itself; K > 0 embeds the mean of K variations of it.
+        neighbours: candidates a record votes for.
+        votes: "private", or "exact" for votes without noise (an arm; the run is then not private).
+        voters: "proxy", or "all": local clients vote too and pay for both.
+        expansion: the final set is made by "vary" (variations of winners), "write" (new texts after three winners as
+            examples), or "keep" (the winners themselves, repeated).
+        proxies: what proxies learn from: "synthetic", "public" texts, "noise" (their updates replaced by noise of the
+            same norm), or "absent". The last three are control arms and take no votes.
+        proxy_count: sites on the server among which the synthetic set is sharded.
+        max_tokens: tokens of a text that the embedder reads.
+        generate: how texts are written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rounds: int = Field(5, ge=1)
+    candidates: int = Field(60, ge=2)
+    variations: int = Field(4, ge=1)
+    embedder: str = "minilm"
+    generator: str = "base"
+    texts: int = Field(600, ge=1)
+    selection: Literal["rank", "sample", "geometry", "random"] = "rank"
+    threshold: float = Field(1.0, ge=0)
+    reach: float = Field(1.0, gt=0)
+    lookahead: int = Field(0, ge=0)
+    neighbours: int = Field(1, ge=1)
+    votes: Literal["private", "exact"] = "private"
+    voters: Literal["proxy", "all"] = "proxy"
+    expansion: Literal["vary", "write", "keep"] = "vary"
+    proxies: Literal["synthetic", "public", "noise", "absent"] = "synthetic"
+    proxy_count: int = Field(12, ge=1)
+    max_tokens: int = Field(128, ge=8)
+    generate: GenerateConfig = GenerateConfig()
+
+    @property
+    def pool(self) -> int:
+        """J, the candidates of a vote."""
+        return self.candidates * (1 + self.variations)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A synthetic text.
+
+    Attributes:
+        text: itself.
+        round: the round it was written for; 0 for public texts.
+        parent: the text it was bred from; None for public texts.
+        votes: released votes it got.
+    """
+
+    text: str
+    round: int
+    parent: str | None = None
+    votes: float = 0.0
+
+
+@dataclass(frozen=True)
+class State:
+    """What stage 1 carries from round to round.
+
+    Attributes:
+        round: rounds done.
+        pool: candidates of the next vote.
+        winners: texts kept after each vote, of all rounds.
+    """
+
+    round: int
+    pool: tuple[Text, ...]
+    winners: tuple[Text, ...] = ()
+
+    def dump(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return asdict(self)
+
+    @staticmethod
+    def restore(saved: Mapping[str, Any]) -> State:
+        """From the checkpoint."""
+        texts = {key: tuple(Text(**text) for text in saved[key]) for key in ("pool", "winners")}
+        return State(saved["round"], **texts)

@@ -1,0 +1,97 @@
+"""``aulait run``: one experiment into one folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aulait.cli import terminal
+from aulait.errors import ConfigError
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as train.rounds=3 or federation.tier.0.share=0.1. Repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
+    overrides: Set = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/NAME-DATE-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment: the two stages, the evaluation, the report.
+
+    Example: aulait run experiments/cafe.toml --set train.rounds=3 --set privacy.epsilon=4.0
+    """
+    if resume and (out is None or not (out / "config.toml").is_file()):
+        found = "no --out" if out is None else f"no run in --out {out}"
+        raise ConfigError(f"--resume found {found}, expected the folder of an interrupted run; add --out DIR, or leave --resume out")
+    from aulait import config
+
+    with terminal.work(as_json):
+        settings = config.read(file, overrides or [])
+        path = out or fresh(settings.run.name)
+        again = ["aulait", "run", str(file), *(word for o in overrides or [] for word in ("--set", o)), "--out", str(path), "--resume"]
+        result = carry_out(settings, path, resume, again)
+    show(result, path, as_json)
+
+
+def carry_out(settings: Any, path: Path, resume: bool, again: Sequence[str]) -> dict[str, Any]:
+    """Run with a progress bar; an interrupt says how to go on.
+
+    Args:
+        settings: the experiment.
+        path: the run folder.
+        resume: go on with what is there.
+        again: the words of the command that goes on with it.
+
+    Returns:
+        What result.json holds.
+    """
+    from aulait import assemble, inline, loop
+
+    workshop = assemble.Workshop()
+    try:
+        with terminal.Bar() as bar:
+            bar("prepare", 0, 1, "reading data, loading the base")
+            malformed(assemble.assemble(settings, workshop).corpus.malformed)
+            return loop.run(settings, path, inline.connect, resume=resume, workshop=workshop, watch=bar)
+    except KeyboardInterrupt:
+        begun = (path / "config.toml").is_file()
+        raise KeyboardInterrupt(f"go on with: {shlex.join(again)}" if begun else "nothing had started") from None
+
+
+def malformed(lines: Sequence[str]) -> None:
+    """One line about rows that could not be used: how many, and the first three."""
+    from aulait.data import NAMED_ROWS
+
+    if lines:
+        count = f"more than {NAMED_ROWS:,}" if len(lines) > NAMED_ROWS else str(len(lines))
+        terminal.note(f"{count} malformed row{'s were' if len(lines) > 1 else ' was'} left out: {'; '.join(lines[:3])}")
+
+
+def show(result: dict[str, Any], path: Path, as_json: bool) -> None:
+    """The end of a run, as a table or as JSON."""
+    if as_json:
+        terminal.document({**result, "path": str(path), "report": str(path / "report.html")})
+    else:
+        terminal.ending(result, path)
+
+
+def fresh(name: str) -> Path:
+    """A folder runs/NAME-DATE-TIME that does not exist yet."""
+    label = re.sub(r"[^\w.=-]+", "-", name).strip("-.") or "run"
+    stem = f"{label}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    path, number = Path("runs") / stem, 2
+    while path.exists():
+        path, number = Path("runs") / f"{stem}-{number}", number + 1
+    return path

@@ -1,0 +1,99 @@
+"""``aulait sweep``: several arms and seeds of one experiment."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aulait.cli import terminal
+from aulait.cli.run import Json, Set
+from aulait.errors import ConfigError
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
+    over: Annotated[list[str] | None, typer.Option("--over", metavar="KEY=V1,V2", help="Values of a setting; several make all combinations. Repeatable.")] = None,
+    arm: Annotated[list[str] | None, typer.Option("--arm", metavar="'LABEL: KEY=V KEY=V'", help="One more arm, spelled out. Repeatable.")] = None,
+    seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of every arm.")] = "0",
+    overrides: Set = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run folders. Default: runs/NAME-sweep-DATE.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Run all arms with all seeds and compare them. The same command again goes on where it stopped.
+
+    Example: aulait sweep cafe.toml --over algorithm.name=ffa,fedit --over privacy.epsilon=2,8 --seeds 0,1,2 --out runs/methods
+    """
+    from aulait import sweep as engine
+
+    arms = [*engine.product(over or []), *(engine.named(text) for text in arm or [])]
+    if not arms:
+        raise ConfigError("the sweep has no arm; add --over key=v1,v2 or --arm 'label: key=value'")
+    with terminal.work(as_json):
+        folder = out or Path("runs") / f"{file.stem}-sweep-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+        work = engine.jobs(file, arms, _numbers(seeds), overrides or [], folder)
+        outcomes = _carry_out(engine, work, jobs, folder)
+        rows = _compared([o.path for o in outcomes if o.status != "failed"], folder)
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    if as_json:
+        told = [{"path": str(o.path), "arm": o.label, "seed": o.seed, "status": o.status, "message": o.message} for o in outcomes]
+        terminal.document({"table": rows, "runs": told, "failed": len(failed)})
+    elif rows:
+        from aulait.cli.compare import show
+
+        show(rows)
+        terminal.say()
+        terminal.say(f"page   {folder / 'compare.html'}")
+        terminal.say(f"table  {folder / 'table.json'}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0:
+        raise ConfigError(f"--seeds {text}: expected whole numbers >= 0, for example --seeds 0,1,2")
+    return found
+
+
+def _carry_out(engine: Any, work: Any, workers: int, folder: Path) -> list[Any]:
+    """Every run, with a line when it is done."""
+    from aulait.report import numbers
+
+    count = 0
+
+    def tell(outcome: Any) -> None:
+        nonlocal count
+        count += 1
+        lead = f"{count}/{len(work)}  {outcome.label} seed {outcome.seed}"
+        if outcome.status == "failed":
+            for line in outcome.message.splitlines() or ["no reason was given"]:
+                terminal.fail(f"{lead}: {line}")
+        else:
+            terminal.note(f"{lead}: {outcome.status} · loss {numbers.loss(outcome.loss)} · {numbers.duration(outcome.wall_s)}")
+
+    try:
+        outcomes: list[Any] = engine.run_all(work, workers, tell)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the same command with --out {folder} goes on where it stopped") from None
+    return outcomes
+
+
+def _compared(paths: list[Path], folder: Path) -> list[dict[str, Any]]:
+    """The rows of the comparison, also written to table.json and compare.html."""
+    if not paths:
+        return []
+    from aulait import report
+    from aulait.record import RunFolder
+
+    ordered = sorted(paths)
+    rows = report.table(ordered)
+    RunFolder(folder).write_json("table.json", {"rows": rows})
+    report.compare(ordered, folder / "compare.html")
+    return rows
