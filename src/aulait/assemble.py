@@ -18,14 +18,15 @@ from aulait.config import Settings, TierConfig
 from aulait.data import ClientData, Corpus
 from aulait.embed import Embedder
 from aulait.errors import ConfigError, DataError
-from aulait.variation import Variation
 from aulait.lora import Shapes
 from aulait.model import Base
 from aulait.privacy.account import calibrate, split_budget
 from aulait.registry import require
+from aulait.rows import too_long
 from aulait.seeds import Seeds
-from aulait.train import Learner, too_long
+from aulait.train import Learner
 from aulait.types import Placement, Plan, Record, Site
+from aulait.variation import Variation
 
 
 @dataclass
@@ -155,7 +156,7 @@ def assemble(settings: Settings, workshop: Workshop) -> House:
 def _fit(settings: Settings, learner: Learner, clients: Mapping[str, ClientData]) -> dict[str, ClientData]:
     """Treat texts longer than the context as ``data.too_long`` says."""
     everything = [r for client in clients.values() for r in (*client.train, *client.holdout)]
-    long = list(too_long(learner, everything))
+    long = list(too_long(learner.encode, settings.model.context, everything))
     if not long or settings.data.too_long == "cut":
         return dict(clients)
     if settings.data.too_long == "error":

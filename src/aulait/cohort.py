@@ -22,6 +22,7 @@ class Cohort:
         planned: the public number of clients that the sum over ``local`` was planned for.
         sampling_rate: probability with which each client of the role was drawn; 1 for everyone.
         noise_multiplier: noise over sensitivity of this round's release; 0 without privacy.
+        lr: learning rate of the local steps.
         role: the role whose budget the release spends.
     """
 
@@ -31,6 +32,7 @@ class Cohort:
     planned: int
     sampling_rate: float = 1.0
     noise_multiplier: float = 0.0
+    lr: float = 1e-3
     role: str = "local"
 
 

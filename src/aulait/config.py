@@ -239,9 +239,10 @@ def _check_method(settings: Settings) -> list[str]:
     problems = []
     if getattr(config, "weights", "uniform") == "size" and not settings.privacy.off:
         problems.append("algorithm.weights = 'size' changes the sensitivity; use 'uniform' under privacy, or privacy.off = true")
-    ranks = {tier.rank or settings.adapter.rank for tier in settings.federation.tier}
+    ranks = {settings.adapter.rank, *(tier.rank or settings.adapter.rank for tier in settings.federation.tier)}
     if len(ranks) > 1 and not settings.method.TRAITS.unequal_ranks:
-        problems.append(f"algorithm '{settings.algorithm['name']}' needs one rank, the tiers have {sorted(ranks)}; set one rank")
+        name = settings.algorithm["name"]
+        problems.append(f"algorithm '{name}' needs one rank, adapter.rank and the tiers have {sorted(ranks)}; set one rank")
     return problems
 
 

@@ -15,7 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.model import wearing
-from aulait.train import Learner, collate, scored
+from aulait.rows import collate, scored
+from aulait.train import Learner
 from aulait.types import Adapter, Record
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -48,11 +47,16 @@ def finish(house: House, folder: RunFolder, accountant: Accountant | None, progr
     result = _result(house, accountant, progress)
     folder.write_json("result.json", result)
     watch("finish", 1, 2, "writing the report")
+    page(folder)
+    watch("finish", 2, 2, "")
+    return result
+
+
+def page(folder: RunFolder) -> None:
+    """Write report.html of a finished run."""
     from aulait import report
 
     report.write(folder.path)
-    watch("finish", 2, 2, "")
-    return result
 
 
 def _result(house: House, accountant: Accountant | None, progress: Any) -> dict[str, Any]:
@@ -104,8 +108,8 @@ def _privacy(house: House, accountant: Accountant | None, stopped: str | None) -
     }
 
 
-def _tiers(house: House) -> list[Mapping[str, Any]]:
-    rows = []
+def _tiers(house: House) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for tier in house.settings.federation.tier:
         plans = [site.plan for site in house.sites.values() if site.plan.tier == tier.name]
         if plans:

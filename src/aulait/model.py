@@ -26,7 +26,9 @@ from aulait.lora import Shapes
 from aulait.registry import nearest, require
 from aulait.types import Adapter
 
-ATTENTION = frozenset("q_proj k_proj v_proj o_proj c_attn q k v o query key value q_lin k_lin v_lin out_lin".split())
+ATTENTION = frozenset(
+    ["q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "q", "k", "v", "o", "query", "key", "value", "q_lin", "k_lin", "v_lin", "out_lin"]
+)
 BREW = str(files("aulait") / "assets" / "brew")
 
 
@@ -209,7 +211,7 @@ def _is_linear(module: nn.Module) -> bool:
 def _shape(module: nn.Module) -> tuple[int, int]:
     """(M, N): Conv1D of GPT-2 stores (in, out), everything else (out, in)."""
     if type(module).__name__ == "Conv1D":
-        return int(module.weight.shape[1]), int(module.weight.shape[0])  # type: ignore[index,union-attr]
+        return int(module.weight.shape[1]), int(module.weight.shape[0])  # type: ignore[index]
     return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
 
 

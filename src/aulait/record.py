@@ -69,16 +69,22 @@ class RunFolder:
             if held.exists():
                 changed = _changed(held.read_text(encoding="utf-8"), config)
                 if changed:
-                    raise ConfigError(f"run folder {self.path} was started with other settings ({changed}); resume with the same file, or choose another --out")
+                    raise ConfigError(
+                        f"run folder {self.path} was started with other settings ({changed}); "
+                        "resume with the same file, or choose another --out"
+                    )
                 return True
-            self.write_text("config.toml", config)
             self.write_json("machine.json", machine)
+            self.write_text("config.toml", config)  # last: its presence says that the folder holds a run
         return False
 
     def _space(self) -> None:
         free = shutil.disk_usage(self.path).free
         if free < NEEDED_BYTES:
-            raise AulaitError(f"run folder {self.path} has {free // 2**20} MiB free; expected at least {NEEDED_BYTES // 2**20} MiB; free some space or choose another --out")
+            raise AulaitError(
+                f"run folder {self.path} has no space left ({free // 2**20} MiB free); expected at least "
+                f"{NEEDED_BYTES // 2**20} MiB; free some space or choose another --out"
+            )
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a file atomically."""
@@ -161,5 +167,6 @@ def _changed(before: str, after: str) -> str:
     old, new = before.splitlines(), after.splitlines()
     if old == new:
         return ""
-    differing = [f"{a or 'nothing'} -> {b or 'nothing'}" for a, b in zip(old + [""] * len(new), new + [""] * len(old), strict=False) if a != b]
+    pairs = zip(old + [""] * len(new), new + [""] * len(old), strict=False)
+    differing = [f"{a or 'nothing'} -> {b or 'nothing'}" for a, b in pairs if a != b]
     return "; ".join(differing[:3])

@@ -105,15 +105,19 @@ def product(over: Sequence[str]) -> list[Arm]:
     for text in over:
         key, _, values = text.partition("=")
         found = pieces(values, ",")
-        require(bool(key.strip() and found), ConfigError, f"--over {text}: expected key=value,value; for example --over train.lr=1e-3,3e-3")
+        require(
+            bool(key.strip() and found),
+            ConfigError,
+            f"--over {text}: expected key=value,value; for example --over train.lr=1e-3,3e-3",
+        )
         choices.append((key.strip(), found))
     short = [key.rpartition(".")[2] for key, _ in choices]
     names = [word if short.count(word) == 1 else key for (key, _), word in zip(choices, short, strict=True)]
     keys = [key for key, _ in choices]
     arms = []
-    for values in itertools.product(*(values for _, values in choices)) if choices else []:
-        label = " ".join(f"{name}={value.strip(chr(34))}" for name, value in zip(names, values, strict=True))
-        arms.append(Arm(label, tuple(f"{key}={value}" for key, value in zip(keys, values, strict=True))))
+    for chosen in itertools.product(*(values for _, values in choices)) if choices else []:
+        label = " ".join(f"{name}={value.strip(chr(34))}" for name, value in zip(names, chosen, strict=True))
+        arms.append(Arm(label, tuple(f"{key}={value}" for key, value in zip(keys, chosen, strict=True))))
     return arms
 
 
@@ -126,7 +130,11 @@ def named(text: str) -> Arm:
     label, found, rest = text.partition(":")
     overrides = tuple(pieces(rest, " \t\n"))
     sound = bool(found and label.strip()) and all("=" in override for override in overrides)
-    require(sound, ConfigError, f"--arm {text}: expected 'label: key=value key=value', for example 'all local: federation.tier.0.share=1.0'")
+    require(
+        sound,
+        ConfigError,
+        f"--arm {text}: expected 'label: key=value key=value', for example 'all local: federation.tier.0.share=1.0'",
+    )
     return Arm(label.strip(), overrides)
 
 
@@ -146,9 +154,17 @@ def jobs(file: Path, arms: Sequence[Arm], seeds: Sequence[int], overrides: Seque
             made.append(Job(arm, seed, path, None, str(error)))
     paths = [job.path for job in made]
     twice = next((path for path in paths if paths.count(path) > 1), None)
-    require(twice is None, ConfigError, f"two runs of the sweep would be in {twice}; give every arm and seed once, with labels of their own")
+    require(
+        twice is None,
+        ConfigError,
+        f"two runs of the sweep would be in {twice}; give every arm and seed once, with labels of their own",
+    )
     problems = list(dict.fromkeys(line for job in made for line in job.problem.splitlines()))
-    require(any(job.settings for job in made), ConfigError, "\n".join(problems) or "the sweep has no run; add --over or --arm")
+    require(
+        any(job.settings for job in made),
+        ConfigError,
+        "\n".join(problems) or "the sweep has no run; add --over or --arm",
+    )
     return made
 
 
@@ -194,7 +210,9 @@ def run_one(job: Job, workshop: Any) -> Outcome:
     except Exception as error:  # a bug in one arm must not cost the night's other runs
         return Outcome(job.path, job.arm.label, job.seed, "failed", f"{type(error).__name__}: {error}")
     status: Status = "skipped" if done else "resumed" if begun else "finished"
-    return Outcome(job.path, job.arm.label, job.seed, status, "", result["eval"].get("loss"), result["time"].get("wall_s"))
+    return Outcome(
+        job.path, job.arm.label, job.seed, status, "", result["eval"].get("loss"), result["time"].get("wall_s")
+    )
 
 
 def _finished(path: Path, settings: Settings) -> dict[str, Any] | None:
@@ -206,7 +224,11 @@ def _finished(path: Path, settings: Settings) -> dict[str, Any] | None:
     if not (path / "result.json").is_file():
         return None
     same = (path / "config.toml").is_file() and (path / "config.toml").read_text(encoding="utf-8") == dump(settings)
-    require(same, ConfigError, f"run folder {path} holds a finished run with other settings; choose another --out, or remove it")
+    require(
+        same,
+        ConfigError,
+        f"run folder {path} holds a finished run with other settings; choose another --out, or remove it",
+    )
     found: dict[str, Any] = json.loads((path / "result.json").read_text(encoding="utf-8"))
     return found
 
@@ -257,4 +279,10 @@ def _collected(work: Sequence[Job], processes: Sequence[Any], done: Any) -> Iter
         missing.pop(outcome.path, None)
         yield outcome
     for job in missing.values():
-        yield Outcome(job.path, job.arm.label, job.seed, "failed", "its process ended before it was done; run the same command again")
+        yield Outcome(
+            job.path,
+            job.arm.label,
+            job.seed,
+            "failed",
+            "its process ended before it was done; run the same command again",
+        )

@@ -10,7 +10,8 @@ Shape letters: K sites · B sequences of a site in a step · T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,11 +21,10 @@ from torch import Tensor
 
 from aulait import lora
 from aulait.errors import DataError
-from aulait.model import Base, logits
+from aulait.model import Base
 from aulait.registry import require
+from aulait.rows import Encoder, Rows, collate, scored
 from aulait.types import Adapter, Record
-
-IGNORE = -100
 
 
 class TrainConfig(BaseModel):
@@ -34,7 +34,9 @@ class TrainConfig(BaseModel):
         rounds: rounds of stage 2.
         steps: optimiser steps of a site in a round.
         batch: sequences in a step.
-        lr: learning rate of the local optimiser.
+        lr: learning rate of the local optimiser in the first round.
+        schedule: how it falls over the rounds: "constant", "linear" or "cosine" (to a tenth). Under privacy the clip
+            bound follows the proxies' norms down, and so does the noise.
         optimizer: "adamw" (moments start afresh every round) or "sgd".
         weight_decay: decoupled weight decay.
         max_grad_norm: bound on the norm of a site's gradient in a step; 0 for none.
@@ -46,10 +48,21 @@ class TrainConfig(BaseModel):
     steps: int = Field(8, ge=1)
     batch: int = Field(4, ge=1)
     lr: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)
     rows_at_once: int = Field(32, ge=1)
+
+
+def learning_rate(config: TrainConfig, round: int) -> float:
+    """The local learning rate of a round, counted from 1."""
+    past = (round - 1) / max(1, config.rounds)
+    if config.schedule == "linear":
+        return config.lr * (1.0 - 0.9 * past)
+    if config.schedule == "cosine":
+        return config.lr * (0.1 + 0.45 * (1.0 + math.cos(math.pi * past)))
+    return config.lr
 
 
 @dataclass(frozen=True)
@@ -95,101 +108,6 @@ class Trained:
 Advance = Callable[[int], None]
 
 
-class Encoder:
-    """Records to token ids, each record encoded once and remembered.
-
-    A causal text is <bos> text <eos>; with a prompt, <bos> prompt newline text <eos> with loss on text and <eos> only.
-    A sequence-to-sequence record has the prompt as the encoder's input and the text as the decoder's.
-    """
-
-    def __init__(self, base: Base) -> None:
-        self._base = base
-        self._known: dict[Record, tuple[list[int], int]] = {}
-
-    def __call__(self, record: Record) -> tuple[list[int], int]:
-        """Token ids, cut to the context, and the number of leading ids without loss."""
-        if record not in self._known:
-            self._known[record] = self._encode(record)
-        return self._known[record]
-
-    def length(self, record: Record) -> int:
-        """Tokens of a record before any cut."""
-        ids, prefix = self._raw(record)
-        return len(prefix) + len(ids)
-
-    def _raw(self, record: Record) -> tuple[list[int], list[int]]:
-        tok = self._base.tokenizer
-        seq2seq = self._base.config.kind == "seq2seq"
-        begin = [tok.bos_token_id] if tok.bos_token_id is not None and not seq2seq else []
-        end = [tok.eos_token_id] if tok.eos_token_id is not None else []
-
-        def encode(text: str) -> list[int]:
-            return list(tok(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
-
-        prefix = begin + (encode(record.prompt + ("" if seq2seq else "\n")) if record.prompt is not None else [])
-        return encode(record.text) + end, prefix
-
-    def _encode(self, record: Record) -> tuple[list[int], int]:
-        """Cut to the context. Of a record with a prompt, at most half the context goes to the prompt's end."""
-        ids, prefix = self._raw(record)
-        context = self._base.config.context
-        if self._base.config.kind == "seq2seq":
-            prefix, ids = prefix[:context], ids[:context]
-        elif len(prefix) + len(ids) > context:
-            keep = max(context - len(ids), context // 2) if record.prompt is not None else len(prefix)
-            prefix = (prefix[:1] + prefix[1:][-(keep - 1):]) if len(prefix) > keep else prefix
-            ids = ids[: context - len(prefix)]
-        return prefix + ids, len(prefix)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Sequences of one step, right padded: ids and labels (rows, T); label -100 means no loss.
-
-    ``source`` and ``mask`` are the encoder's input of a sequence-to-sequence model, otherwise None.
-    """
-
-    ids: Tensor
-    labels: Tensor
-    source: Tensor | None = None
-    mask: Tensor | None = None
-
-
-def collate(base: Base, encode: Encoder, records: Sequence[Record]) -> Rows:
-    """Token rows of a step, padded to the longest."""
-    coded = [encode(record) for record in records]
-    pad = base.tokenizer.pad_token_id
-
-    def stack(rows: list[list[int]], fill: int) -> Tensor:
-        width = max(1, *(len(row) for row in rows)) if len(rows) > 1 else max(1, len(rows[0]))
-        return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=base.device)
-
-    if base.config.kind == "seq2seq":
-        source = stack([ids[:n] for ids, n in coded], pad)
-        labels = stack([ids[n:] for ids, n in coded], IGNORE)
-        lengths = torch.tensor([n for _, n in coded], device=base.device)
-        mask = (torch.arange(source.shape[1], device=base.device)[None] < lengths[:, None]).long()
-        return Rows(labels, labels, source, mask)
-    return Rows(
-        stack([ids for ids, _ in coded], pad),
-        stack([[IGNORE] * n + ids[n:] for ids, n in coded], IGNORE),
-    )
-
-
-def scored(base: Base, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (X, V), target ids (X,) and row numbers (X,) of all X positions that carry loss."""
-    if rows.source is not None:
-        ahead = base.model.prepare_decoder_input_ids_from_labels(rows.labels)
-        full = base.model(input_ids=rows.source, attention_mask=rows.mask, decoder_input_ids=ahead, use_cache=False).logits
-        chosen = rows.labels != IGNORE
-        out, target = full[chosen].float(), rows.labels[chosen]
-    else:
-        ahead = torch.cat([rows.labels[:, 1:], rows.labels.new_full((len(rows.labels), 1), IGNORE)], dim=1)
-        chosen = ahead != IGNORE
-        out, target = logits(base, rows.ids, chosen), ahead[chosen]
-    return out, target, chosen.nonzero()[:, 0]
-
-
 def draws(work: Work, records: Sequence[int]) -> list[list[int]]:
     """Record numbers of every step: passes over all records in seeded order, cut into steps of ``batch``.
 
@@ -199,7 +117,8 @@ def draws(work: Work, records: Sequence[int]) -> list[list[int]]:
             that sites padded together waste little; the steps themselves are then in an order of their own.
     """
     generator = torch.Generator().manual_seed(work.seed)
-    need, order = work.steps * work.batch, []
+    need = work.steps * work.batch
+    order: list[int] = []
     while len(order) < need:
         order += torch.randperm(len(records), generator=generator).tolist()
     order = sorted(order[:need], key=lambda i: (records[i], i))
@@ -268,7 +187,7 @@ class Learner:
 
     def _loss(self, rows: Rows, factors: Mapping[str, tuple[Tensor, Tensor]], scales: Tensor, clients: int) -> tuple[Tensor, Tensor]:
         """Mean loss of each of K sites (K,) over its own tokens, and its number of tokens (K,)."""
-        with _worn(self.base, factors, scales):
+        with _Worn(self.base, factors, scales):
             out, target, row = scored(self.base, rows)
         site = row // (len(rows.ids) // clients)
         each = torch.nn.functional.cross_entropy(out, target, reduction="none")
@@ -293,7 +212,7 @@ def _clip_each(leaves: Sequence[Tensor], bound: float, clients: int) -> Tensor:
     return norms.cpu()
 
 
-class _worn:
+class _Worn:
     """Wear already stacked factors, so that gradients reach the stacks themselves."""
 
     def __init__(self, base: Base, factors: Mapping[str, tuple[Tensor, Tensor]], scales: Tensor) -> None:
@@ -329,12 +248,3 @@ def _optimizer(leaves: Sequence[Tensor], config: TrainConfig, lr: float) -> torc
     if config.optimizer == "sgd":
         return torch.optim.SGD(leaves, lr=lr, weight_decay=config.weight_decay)
     return torch.optim.AdamW(leaves, lr=lr, weight_decay=config.weight_decay)
-
-
-def too_long(learner: Learner, records: Sequence[Record]) -> Iterator[tuple[Record, int]]:
-    """Records whose tokens exceed the context, with their length."""
-    for record in records:
-        length = learner.encode.length(record)
-        if length > learner.base.config.context:
-            yield record, length
-

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
+from tests.oracle.averaging import mixture, serve
+from tests.tiny_bases import records, tiny
 
-from aulait import config as _config  # noqa: F401  (files the methods)
-from aulait import lora, model
+from aulait import config, lora, model
 from aulait.algorithms import averaging, server_optimizer
 from aulait.algorithms.contract import Setting, State
 from aulait.cohort import Cohort
-from aulait.errors import PrivacyError
+from aulait.errors import ConfigError, PrivacyError
 from aulait.model import AdapterConfig, ModelConfig
 from aulait.privacy import clip
 from aulait.privacy.account import Accountant, PrivacyConfig
@@ -26,14 +27,13 @@ from aulait.registry import find, names
 from aulait.seeds import Seeds
 from aulait.train import Learner, TrainConfig, Trained
 from aulait.types import Adapter, Plan, Reply, Site
-from tests.oracle.averaging import mixture, serve
-from tests.tiny_bases import records, tiny
 
 METHODS = names("algorithm")
 SHAPES = {"one": (4, 3), "two": (2, 5)}
 LETTERS = {"ffa": "B", "fedit": "AB"}  # what a method trains; a method that is not named here trains all
 PROXIES = frozenset({"proxy-000", "proxy-001"})
 OFF = PrivacyConfig(off=True)
+LR = 1e-2  # of the first round
 ON = PrivacyConfig(noise_multiplier=1.0, delta=1e-5, relation="add-remove", clip=1e6, noise_seed=1)
 
 
@@ -94,7 +94,7 @@ class Federation:
     def __post_init__(self) -> None:
         self.module = find("algorithm", self.method)
         self.config = self.module.Config(**self.options)
-        self.setting = Setting(self.shapes, 2, 4.0, Seeds(self.seed), 1e-2)
+        self.setting = Setting(self.shapes, 2, 4.0, Seeds(self.seed), LR)
         self.ledger = Ledger(None)
         accountant = None if self.privacy.off else Accountant(self.privacy.delta, {"local": self.budget})
         noise = self.noise or (SystemNoise() if self.privacy.off or self.privacy.noise_seed is None else ZeroNoise())
@@ -115,7 +115,9 @@ class Federation:
     def round(self, state: State, ask=None, clients=None, number: int | None = None):
         local = self.clients if clients is None else clients
         z = 0.0 if self.privacy.off else 1.0
-        cohort = Cohort(number or state.round + 1, tuple(local), {p: self.stands for p in self.proxies}, len(self.clients), 1.0, z)
+        number = number or state.round + 1
+        cohort = Cohort(
+            number, tuple(local), {p: self.stands for p in self.proxies}, len(self.clients), noise_multiplier=z, lr=LR / number)
         return self.module.step(self.config, self.setting, state, cohort, ask or self.ask, self.door)
 
     def rounds(self, count: int, state: State | None = None) -> State:
@@ -234,6 +236,14 @@ def test_stop_and_resume_equals_no_stop(method, server, tmp_path):
     assert apart(resumed, whole) == 0.0
 
 
+@each
+def test_every_client_and_round_draws_its_own_batches(method):
+    run = Federation(method)
+    run.rounds(3)
+    assert len({work.seed for work in run.learner.works}) == 9
+    assert [work.lr for work in run.learner.works] == [LR] * 3 + [LR / 2] * 3 + [LR / 3] * 3  # the cohort's, by round
+
+
 # -- what a method computes ------------------------------------------------------------------------------------
 
 
@@ -248,7 +258,7 @@ def test_one_client_with_all_data_is_plain_lora_training(method, tiny_base):
     (work,) = seen
     plan = run.sites["ann"].plan
     assert work.records == run.sites["ann"].train
-    assert (work.steps, work.batch, work.lr, work.part) == (plan.steps, plan.batch, run.setting.lr, LETTERS.get(method, "AB"))
+    assert (work.steps, work.batch, work.lr, work.part) == (plan.steps, plan.batch, LR, LETTERS.get(method, "AB"))
     expected = train([replace(work, start=start)])[0].adapter
     wanted, found = dense(run.setting, expected), dense(run.setting, after)
     assert max(float(d.abs().max()) for d in wanted.values()) > 1e-5
@@ -265,6 +275,17 @@ def test_nobody_is_sent_more_than_its_rank(method):
         for name, tensor in order.tensors.items():
             if name.endswith((".A", ".B")):
                 assert tensor.shape["BA".index(name[-1]) ^ 1] <= run.sites[order.client].plan.rank
+
+
+@each
+@pytest.mark.parametrize("tiers", [[{"name": "a", "rank": 2}], [{"name": "a", "share": 0.5, "rank": 2}, {"name": "b", "rank": 4}]])
+def test_a_tier_that_affords_less_than_the_adapter_is_refused_where_ranks_must_be_equal(method, tiers):
+    tree = {"algorithm": {"name": method}, "adapter": {"rank": 4}, "federation": {"tier": tiers}, "privacy": {"off": True}}
+    if find("algorithm", method).TRAITS.unequal_ranks:
+        config.build(tree)
+    else:
+        with pytest.raises(ConfigError, match="needs one rank"):
+            config.build(tree)
 
 
 @each

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+from tests.tiny_bases import filled, records, tiny
 
 from aulait import model
 from aulait.evaluate import EvaluateConfig, evaluate
 from aulait.model import AdapterConfig, ModelConfig
 from aulait.train import Learner, TrainConfig
 from aulait.types import Record
-from tests.tiny_bases import filled, records, tiny
 
 
 def by_hand(base, adapter, holdout, most: int) -> dict[str, float]:

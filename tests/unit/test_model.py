@@ -8,6 +8,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from peft import PeftModel
+from tests.tiny_bases import CAUSAL, CONFIGS, filled, records, tiny
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from aulait import model
@@ -16,7 +17,6 @@ from aulait.evaluate import EvaluateConfig, evaluate
 from aulait.model import BREW, AdapterConfig, ModelConfig
 from aulait.train import Learner, TrainConfig, Work
 from aulait.types import Adapter, Record
-from tests.tiny_bases import CAUSAL, CONFIGS, filled, records, tiny
 
 IDS = torch.tensor([[1, 70, 71, 72, 73, 74], [1, 90, 91, 92, 93, 94]])
 

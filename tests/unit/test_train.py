@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
+from tests.oracle import plain_training
+from tests.tiny_bases import filled, records, tiny
 
 from aulait import lora, model
 from aulait.errors import DataError
 from aulait.model import BREW, AdapterConfig, ModelConfig
-from aulait.train import IGNORE, Encoder, Learner, TrainConfig, Work, collate, draws, scored, too_long
+from aulait.train import IGNORE, Encoder, Learner, TrainConfig, Work, collate, draws, learning_rate, scored, too_long
 from aulait.types import Adapter, Record
-from tests.oracle import plain_training
-from tests.tiny_bases import filled, records, tiny
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +259,11 @@ def test_a_dense_update_needs_no_rank(base):
     learner = Learner(base, TrainConfig())
     done, same = learner.train([one, Work(**{**one.__dict__, "start": wide})])
     assert done.loss == pytest.approx(same.loss, abs=1e-6)
+
+
+@pytest.mark.parametrize(("schedule", "wanted"), [
+    ("constant", [2e-3] * 4), ("linear", [2e-3, 1.55e-3, 1.1e-3, 6.5e-4]),
+    ("cosine", [2e-3, 2e-3 * (0.55 + 0.45 * math.sqrt(0.5)), 1.1e-3, 2e-3 * (0.55 - 0.45 * math.sqrt(0.5))])])
+def test_the_learning_rate_of_every_round(schedule, wanted):
+    config = TrainConfig(rounds=4, lr=2e-3, schedule=schedule)
+    assert [learning_rate(config, round) for round in (1, 2, 3, 4)] == pytest.approx(wanted)

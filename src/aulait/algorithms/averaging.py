@@ -78,7 +78,8 @@ def mixed_round(
         denominator = config.local_weight * released.planned + sum(cohort.proxies.values())
     else:
         denominator = sum(cohort.proxies.values())
-    update = lora.weighted_sum([(weight / denominator, tensors) for weight, tensors in terms])
+    terms = terms or [(0.0, theta)]  # nobody trained, or every reply was refused: nothing changes
+    update = lora.weighted_sum([(weight / (denominator or 1.0), tensors) for weight, tensors in terms])
     after, kept = apply(config, theta, update, moments)
     # Bytes of the planned cohort: the number that really replied is private (and with it the drawn cohort's size).
     down = max((nbytes(o.tensors) for o in orders if o.client not in cohort.proxies), default=0)

@@ -47,7 +47,7 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
     """Send the factors, average what comes back."""
     theta = {name: t for name, t in state.tensors.items() if "/" not in name}
     moments = {name: t for name, t in state.tensors.items() if "/" in name}
-    orders = [Order(name, "train", cohort.round, theta) for name in (*cohort.local, *cohort.proxies)]
+    orders = [Order(name, "train", cohort.round, theta, {"lr": cohort.lr}) for name in (*cohort.local, *cohort.proxies)]
     theta, moments, info = mixed_round(config, theta, moments, orders, cohort, ask, door)
     return State(cohort.round, theta | moments), info
 
@@ -55,7 +55,7 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
 def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
     """Local LoRA steps from the sent factors; the share is the change of A and B."""
     works = [
-        Work(lora.from_tensors(order.tensors, setting.alpha), site.train, "AB", site.plan.steps, site.plan.batch, setting.lr,
+        Work(lora.from_tensors(order.tensors, setting.alpha), site.train, "AB", site.plan.steps, site.plan.batch, order.settings["lr"],
              setting.seeds.integer("batches", order.round, site.name))
         for order, site in zip(orders, sites, strict=True)
     ]

@@ -47,7 +47,7 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
     """Send B, average what comes back."""
     theta = {name: t for name, t in state.tensors.items() if "/" not in name}
     moments = {name: t for name, t in state.tensors.items() if "/" in name}
-    orders = [Order(name, "train", cohort.round, theta) for name in (*cohort.local, *cohort.proxies)]
+    orders = [Order(name, "train", cohort.round, theta, {"lr": cohort.lr}) for name in (*cohort.local, *cohort.proxies)]
     theta, moments, info = mixed_round(config, theta, moments, orders, cohort, ask, door)
     return State(cohort.round, theta | moments), info
 
@@ -56,7 +56,7 @@ def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, lea
     """Local steps on B alone; the share is the change of B."""
     frozen = _frozen(setting)
     works = [
-        Work(lora.with_tensors(frozen, order.tensors), site.train, "B", site.plan.steps, site.plan.batch, setting.lr,
+        Work(lora.with_tensors(frozen, order.tensors), site.train, "B", site.plan.steps, site.plan.batch, order.settings["lr"],
              setting.seeds.integer("batches", order.round, site.name))
         for order, site in zip(orders, sites, strict=True)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
@@ -19,10 +20,14 @@ PANELS = (
 )
 NAMES = {"catalogue": "list"}
 
+_ABOUT = (
+    "Fine-tune a language model across institutions that may not share their text and do not own the same machines."
+)
+
 app = typer.Typer(
     name="aulait",
     cls=Commands,
-    help="Fine-tune a language model across institutions that may not share their text and do not own the same machines.",
+    help=_ABOUT,
     epilog="Begin with: aulait demo. Errors exit with 2, an interrupted run with 130; AULAIT_TRACEBACK=1 shows where.",
     no_args_is_help=True,
     add_completion=False,
@@ -34,9 +39,21 @@ for _panel, _commands in PANELS:
         app.command(NAMES.get(_command.__name__, _command.__name__), rich_help_panel=_panel)(_command)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from aulait import __version__
+
+        typer.echo(f"aulait {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _settle() -> None:
-    """Fine-tune a language model across institutions that may not share their text and do not own the same machines."""
+def _settle(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Set what every command needs; the help text is above."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)

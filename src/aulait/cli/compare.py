@@ -15,7 +15,9 @@ from aulait.errors import DataError
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of run folders.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the comparison as a page.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Also write the comparison as a page.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare finished runs: one row for each arm, mean and spread over its seeds."""
@@ -60,9 +62,18 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         return n.spread(row[key], row.get(f"{key}_std"), style) if row[key] is not None else "not finished"
 
     lines = [
-        (row["arm"], row["algorithm"], f"{row['n']}" + (f" (+{row['unfinished']} unfinished)" if row["unfinished"] else ""),
-         spread(row, "loss", n.loss), spread(row, "perplexity", n.perplexity), spread(row, "token_accuracy", n.percent),
-         terminal.epsilon(row["epsilon_max"]), n.size(row["up_bytes"]), n.size(row["down_bytes"]), n.duration(row["wall_s"]))
+        (
+            row["arm"],
+            row["algorithm"],
+            f"{row['n']}" + (f" (+{row['unfinished']} unfinished)" if row["unfinished"] else ""),
+            spread(row, "loss", n.loss),
+            spread(row, "perplexity", n.perplexity),
+            spread(row, "token_accuracy", n.percent),
+            terminal.epsilon(row["epsilon_max"]),
+            n.size(row["up_bytes"]),
+            n.size(row["down_bytes"]),
+            n.duration(row["wall_s"]),
+        )
         for row in rows
     ]
     head = ("arm", "method", "seeds", "held-out loss", "perplexity", "accuracy", "epsilon", "up", "down", "time")

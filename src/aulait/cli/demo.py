@@ -12,7 +12,9 @@ from aulait.cli.run import Json, carry_out, fresh, show
 
 
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/demo-DATE-TIME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/demo-DATE-TIME.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """See the whole thing work on this machine, in a few minutes, without a download.

@@ -12,19 +12,29 @@ from typing import Annotated, Any
 import typer
 
 from aulait.cli import terminal
+from aulait.cli.ending import ending
+from aulait.cli.progress import Bar
 from aulait.errors import ConfigError
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as train.rounds=3 or federation.tier.0.share=0.1. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a setting, as train.rounds=3 or federation.tier.0.share=0.1. Repeatable.",
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")
+]
 
 
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
     overrides: Set = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/NAME-DATE-TIME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/NAME-DATE-TIME.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -34,13 +44,23 @@ def run(
     """
     if resume and (out is None or not (out / "config.toml").is_file()):
         found = "no --out" if out is None else f"no run in --out {out}"
-        raise ConfigError(f"--resume found {found}, expected the folder of an interrupted run; add --out DIR, or leave --resume out")
+        raise ConfigError(
+            f"--resume found {found}, expected the folder of an interrupted run; add --out DIR, or leave --resume out"
+        )
     from aulait import config
 
     with terminal.work(as_json):
         settings = config.read(file, overrides or [])
         path = out or fresh(settings.run.name)
-        again = ["aulait", "run", str(file), *(word for o in overrides or [] for word in ("--set", o)), "--out", str(path), "--resume"]
+        again = [
+            "aulait",
+            "run",
+            str(file),
+            *(word for o in overrides or [] for word in ("--set", o)),
+            "--out",
+            str(path),
+            "--resume",
+        ]
         result = carry_out(settings, path, resume, again)
     show(result, path, as_json)
 
@@ -61,7 +81,7 @@ def carry_out(settings: Any, path: Path, resume: bool, again: Sequence[str]) -> 
 
     workshop = assemble.Workshop()
     try:
-        with terminal.Bar() as bar:
+        with Bar() as bar:
             bar("prepare", 0, 1, "reading data, loading the base")
             malformed(assemble.assemble(settings, workshop).corpus.malformed)
             return loop.run(settings, path, inline.connect, resume=resume, workshop=workshop, watch=bar)
@@ -84,7 +104,7 @@ def show(result: dict[str, Any], path: Path, as_json: bool) -> None:
     if as_json:
         terminal.document({**result, "path": str(path), "report": str(path / "report.html")})
     else:
-        terminal.ending(result, path)
+        ending(result, path)
 
 
 def fresh(name: str) -> Path:

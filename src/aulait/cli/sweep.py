@@ -9,23 +9,38 @@ from typing import Annotated, Any
 import typer
 
 from aulait.cli import terminal
+from aulait.cli.compare import show
 from aulait.cli.run import Json, Set
 from aulait.errors import ConfigError
+
+Over = Annotated[
+    list[str] | None,
+    typer.Option("--over", metavar="KEY=V1,V2", help="Values of a setting; several make all combinations. Repeatable."),
+]
+OneArm = Annotated[
+    list[str] | None,
+    typer.Option("--arm", metavar="'LABEL: KEY=V KEY=V'", help="One more arm, spelled out. Repeatable."),
+]
+Seeds = Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of every arm.")]
+Folder = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run folders. Default: runs/NAME-sweep-DATE.")
+]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time, each in a process of its own.")]
 
 
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
-    over: Annotated[list[str] | None, typer.Option("--over", metavar="KEY=V1,V2", help="Values of a setting; several make all combinations. Repeatable.")] = None,
-    arm: Annotated[list[str] | None, typer.Option("--arm", metavar="'LABEL: KEY=V KEY=V'", help="One more arm, spelled out. Repeatable.")] = None,
-    seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of every arm.")] = "0",
+    over: Over = None,
+    arm: OneArm = None,
+    seeds: Seeds = "0",
     overrides: Set = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run folders. Default: runs/NAME-sweep-DATE.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    out: Folder = None,
+    jobs: Jobs = 1,
     as_json: Json = False,
 ) -> None:
     """Run all arms with all seeds and compare them. The same command again goes on where it stopped.
 
-    Example: aulait sweep cafe.toml --over algorithm.name=ffa,fedit --over privacy.epsilon=2,8 --seeds 0,1,2 --out runs/methods
+    Example: aulait sweep cafe.toml --over algorithm.name=ffa,fedit --seeds 0,1,2 --out runs/methods
     """
     from aulait import sweep as engine
 
@@ -37,19 +52,21 @@ def sweep(
         work = engine.jobs(file, arms, _numbers(seeds), overrides or [], folder)
         outcomes = _carry_out(engine, work, jobs, folder)
         rows = _compared([o.path for o in outcomes if o.status != "failed"], folder)
-    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
-    if as_json:
-        told = [{"path": str(o.path), "arm": o.label, "seed": o.seed, "status": o.status, "message": o.message} for o in outcomes]
-        terminal.document({"table": rows, "runs": told, "failed": len(failed)})
-    elif rows:
-        from aulait.cli.compare import show
+    _show(outcomes, rows, folder, as_json)
+    if any(outcome.status == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
 
+
+def _show(outcomes: list[Any], rows: list[dict[str, Any]], folder: Path, as_json: bool) -> None:
+    if as_json:
+        keys = ("label", "seed", "status", "message")
+        told = [{"path": str(outcome.path), **{key: getattr(outcome, key) for key in keys}} for outcome in outcomes]
+        terminal.document({"rows": rows, "runs": told})
+    elif rows:
         show(rows)
         terminal.say()
         terminal.say(f"page   {folder / 'compare.html'}")
         terminal.say(f"table  {folder / 'table.json'}")
-    if failed:
-        raise typer.Exit(1)
 
 
 def _numbers(text: str) -> list[int]:
@@ -76,7 +93,9 @@ def _carry_out(engine: Any, work: Any, workers: int, folder: Path) -> list[Any]:
             for line in outcome.message.splitlines() or ["no reason was given"]:
                 terminal.fail(f"{lead}: {line}")
         else:
-            terminal.note(f"{lead}: {outcome.status} · loss {numbers.loss(outcome.loss)} · {numbers.duration(outcome.wall_s)}")
+            terminal.note(
+                f"{lead}: {outcome.status} · loss {numbers.loss(outcome.loss)} · {numbers.duration(outcome.wall_s)}"
+            )
 
     try:
         outcomes: list[Any] = engine.run_all(work, workers, tell)

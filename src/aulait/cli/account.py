@@ -1,0 +1,173 @@
+"""``aulait account``: noise for an epsilon, an epsilon for noise, or a run's ledger counted again."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aulait.cli import terminal
+from aulait.cli.run import Json
+from aulait.errors import ConfigError, DataError, PrivacyError
+
+TOLERANCE = 0.01
+
+
+Run = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder: count its ledger again.")]
+Epsilon = Annotated[float | None, typer.Option("--epsilon", help="Target; answers with the noise multiplier.")]
+Noise = Annotated[
+    float | None, typer.Option("--noise-multiplier", help="Noise over sensitivity; answers with epsilon.")
+]
+Delta = Annotated[float | None, typer.Option("--delta", help="Probability with which epsilon may fail.")]
+Releases = Annotated[int | None, typer.Option("--releases", min=1, help="How many sums are released.")]
+Rate = Annotated[float, typer.Option("--rate", help="Probability with which a client takes part (Poisson).")]
+
+
+def account(
+    run: Run = None,
+    epsilon: Epsilon = None,
+    noise_multiplier: Noise = None,
+    delta: Delta = None,
+    releases: Releases = None,
+    rate: Rate = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Turn epsilon into noise, or noise into epsilon; or check a run.
+
+    With RUN, every role's epsilon is computed from ledger.jsonl alone and compared with result.json; exit code 1 when
+    they differ by more than 1 %.
+
+    Example: aulait account --epsilon 8 --delta 1e-5 --releases 10
+    """
+    given = [value for value in (epsilon, noise_multiplier) if value is not None]
+    if run is not None:
+        if given or delta is not None or releases is not None:
+            raise ConfigError(
+                "account found a run folder together with numbers; expected one of them; the run knows its own"
+            )
+        _check(run, as_json)
+        return
+    if len(given) != 1:
+        found = "both" if given else "neither"
+        raise ConfigError(
+            f"account found {found} of --epsilon and --noise-multiplier, expected exactly one, or a run folder"
+        )
+    if delta is None or releases is None:
+        raise ConfigError("account needs --delta and --releases; add both, for example --delta 1e-5 --releases 10")
+    _convert(epsilon, noise_multiplier, delta, releases, rate, as_json)
+
+
+def _convert(
+    epsilon: float | None, noise: float | None, delta: float, releases: int, rate: float, as_json: bool
+) -> None:
+    """Fill in the one of epsilon and noise that is missing."""
+    from aulait.privacy import account as arithmetic
+
+    if epsilon is not None:
+        noise = arithmetic.calibrate(epsilon, delta, releases, rate)
+        answer = f"noise multiplier  {noise:.6g}"
+    else:
+        epsilon = arithmetic.epsilon([arithmetic.Event(float(noise or 0.0), rate)] * releases, delta)
+        answer = f"epsilon  {'infinite' if math.isinf(epsilon) else f'{epsilon:.6g}'}"
+    if as_json:
+        given = {"delta": delta, "releases": releases, "rate": rate}
+        terminal.document({"epsilon": epsilon, "noise_multiplier": noise, **given})
+    else:
+        terminal.say(f"{answer}  ({releases} releases, delta {delta:g}, rate {rate:g})")
+
+
+def _check(run: Path, as_json: bool) -> None:
+    rows = recount(run)
+    agrees = all(row["agrees"] for row in rows)
+    if as_json:
+        terminal.document({"agrees": agrees, "roles": rows})
+    else:
+        lines = [
+            (
+                r["role"],
+                r["releases"],
+                _word(r["ledger_epsilon"], r),
+                _word(r["result_epsilon"], r),
+                "yes" if r["agrees"] else "NO",
+            )
+            for r in rows
+        ]
+        terminal.table(
+            "epsilon by role, counted again from the ledger",
+            ("role", "releases", "ledger", "result.json", "agrees"),
+            lines,
+            right=(1, 2, 3),
+        )
+    if not agrees:
+        terminal.fail(
+            f"result.json of {run} and its ledger disagree by more than {TOLERANCE:.0%}, expected the same epsilon; "
+            "trust the ledger and ask who changed the files"
+        )
+        raise typer.Exit(1)
+
+
+def _word(value: float | None, row: dict[str, Any]) -> str:
+    if row["absent"]:
+        return "no release"
+    return "infinite" if value is None or math.isinf(value) else f"{value:.4f}"
+
+
+def recount(run: Path) -> list[dict[str, Any]]:
+    """Epsilon of every role from the ledger alone, beside what result.json says. Changes no file.
+
+    Raises:
+        DataError: the run is not finished.
+        PrivacyError: the ledger is malformed or has gaps.
+    """
+    path = run / "result.json"
+    if not path.is_file():
+        raise DataError(f"found no result.json in {run}, expected a finished run; check the path or finish the run")
+    try:
+        privacy = dict(json.loads(path.read_text(encoding="utf-8"))["privacy"])
+        told = {role: privacy["epsilon"].get(role) for role in ("proxy", "local", "split")}
+        ledger = _ledger(run / "ledger.jsonl")
+        return [_counted(role, epsilon, ledger.events(role), privacy) for role, epsilon in told.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is malformed ({error!r}), expected what a run writes; restore it from a copy"
+        ) from error
+
+
+def _counted(role: str, told: float | None, events: list[Any], privacy: dict[str, Any]) -> dict[str, Any]:
+    """One role: what its releases amount to, and whether that is what was told."""
+    from aulait.privacy import account as arithmetic
+
+    off, exact = privacy["off"], role == "proxy" and privacy.get("exact_votes")
+    known = not off and (bool(events) or told is not None)
+    counted = arithmetic.epsilon(events, privacy["delta"]) if known else None
+    if counted is None or math.isinf(counted):
+        agrees = told is None
+    else:
+        agrees = told is not None and math.isclose(counted, told, rel_tol=TOLERANCE, abs_tol=1e-9)
+    absent = not (events or told is not None or off or exact)
+    numbers = {"releases": len(events), "ledger_epsilon": counted, "result_epsilon": told}
+    return {"role": role, **numbers, "agrees": agrees, "absent": absent}
+
+
+def _ledger(path: Path) -> Any:
+    """The ledger in memory, every line checked; a missing file is an empty one."""
+    from aulait.privacy.ledger import Ledger, Line
+
+    ledger = Ledger(None)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, raw in enumerate(lines, start=1):
+        try:
+            values = json.loads(raw)
+            values["epsilon"] = {
+                role: math.inf if spent is None else spent for role, spent in values["epsilon"].items()
+            }
+            line = Line(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PrivacyError(
+                f"{path} line {number} is malformed, expected a ledger line; restore it from a copy"
+            ) from error
+        ledger.append(line)
+    return ledger

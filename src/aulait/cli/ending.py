@@ -1,0 +1,61 @@
+"""The short table at the end of a run: what it gained, what it cost, where the report is, what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aulait.cli import terminal
+
+
+def ending(result: Mapping[str, Any], path: Path) -> None:
+    """The short table after a run, the path of its report, and what to try next."""
+    from aulait.report import numbers as n
+
+    before, after = result["base_eval"], result["eval"]
+    measures = (
+        ("held-out loss (nats a token)", "loss", n.loss),
+        ("perplexity", "perplexity", n.perplexity),
+        ("token accuracy", "token_accuracy", n.percent),
+    )
+    rows = [(name, style(before.get(key)), style(after.get(key))) for name, key, style in measures]
+    size = f"{n.counted(result['clients'], 'client')}, {n.counted(result['rounds'], 'round')}"
+    terminal.table(f"{result['name']}: {result['algorithm']}, {size}", ("", "before", "after"), rows, right=(1, 2))
+    terminal.say()
+    facts = [
+        *_guarantee(result),
+        ("bytes up, all clients", n.size(result["traffic"]["up_bytes"])),
+        ("bytes down, all clients", n.size(result["traffic"]["down_bytes"])),
+        *_seconds(result["time"]),
+    ]
+    terminal.table("what it cost", ("", ""), facts, right=(1,))
+    terminal.say()
+    if result["privacy"].get("stopped_early"):
+        terminal.note(f"stopped early: {result['privacy']['stopped_early']}")
+    terminal.say(f"report  {path / 'report.html'}")
+    terminal.say(f'next    aulait generate {path} "Return the"')
+
+
+def _guarantee(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Epsilon of every role that exists."""
+    privacy = result["privacy"]
+    if privacy["off"]:
+        return [("epsilon", "infinite (privacy is off)")]
+    roles = sorted({tier["placement"] for tier in result["tiers"]})
+    at = f"delta {privacy['delta']:g}"
+    seeded = ", noise is seeded: not private" if privacy["noise_seeded"] else ""
+    spent = {role: terminal.epsilon(privacy["epsilon"].get(role)) for role in roles}
+    return [(f"epsilon of {role} clients", f"{value} ({at}{seeded})") for role, value in spent.items()]
+
+
+def _seconds(spent: Mapping[str, float]) -> list[tuple[str, str]]:
+    from aulait.report import numbers as n
+
+    parts = (
+        ("synthesis", "synthesis_s"),
+        ("training", "train_s"),
+        ("evaluation", "evaluate_s"),
+        ("everything", "wall_s"),
+    )
+    return [(f"time, {name}", n.duration(spent.get(key))) for name, key in parts]

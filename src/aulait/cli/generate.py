@@ -1,0 +1,52 @@
+"""``aulait generate``: continue a prompt with the base and the adapter of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aulait.cli import terminal
+from aulait.cli.report import Run
+from aulait.cli.run import Json
+
+
+def generate(
+    run: Run,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="New tokens, at most.")] = 60,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.")
+    ] = 0.8,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
+    base: Annotated[bool, typer.Option("--base", help="The base alone, without the adapter.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Continue a prompt with what a run has learnt.
+
+    Example: aulait generate runs/demo "Return the"
+    """
+    with terminal.work(as_json):
+        import torch
+
+        from aulait import exported
+        from aulait.generate import sample
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, tokenizer = exported.load(run, adapted=not base, device=device)
+        (text,) = sample(
+            model, tokenizer, [prompt], max_tokens=tokens, temperature=temperature, seed=seed, device=device
+        )
+    if as_json:
+        terminal.document(
+            {
+                "prompt": prompt,
+                "text": text,
+                "adapter": not base,
+                "tokens": tokens,
+                "temperature": temperature,
+                "seed": seed,
+            }
+        )
+    else:
+        terminal.say(prompt + text)

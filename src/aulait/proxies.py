@@ -1,0 +1,62 @@
+"""Sites on the server: what they learn from, and how many clients each stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from aulait.algorithms import evolution
+from aulait.algorithms.contract import Ask
+from aulait.algorithms.evolution import Text
+from aulait.assemble import House
+from aulait.privacy import clip
+from aulait.types import Order, Plan, Record, Reply, Site, Tensors
+
+REFERENCES = 8
+
+
+def proxies(house: House, texts: Sequence[Sequence[Text]]) -> tuple[dict[str, Site], dict[str, float]]:
+    """Sites on the server, and the number of clients each stands for (0 for those that only calibrate the clip)."""
+    tier = next((t for t in house.settings.federation.tier if t.placement == "proxy"), None)
+    train = house.settings.train
+    shards: list[Sequence[Text]] = list(texts)
+    plan = Plan("proxy", "proxy", house.setting.rank, (tier and tier.steps) or train.steps, (tier and tier.batch) or train.batch)
+    stands = len(house.roles["proxy"]) / max(1, len(shards))
+    names = [f"proxy-{k:03d}" for k in range(len(shards))]
+    weights = {name: stands for name in names}
+    private = not house.settings.privacy.off
+    if private and not shards and house.settings.privacy.clip == "proxies" and house.corpus.public:
+        shards = [*public_shards(house, REFERENCES, REFERENCES * house.settings.data.records_per_client)]
+        names = [f"reference-{k:03d}" for k in range(len(shards))]
+        weights = {name: 0.0 for name in names}
+    sites = {n: Site(n, plan, tuple(Record(t.text) for t in shard)) for n, shard in zip(names, shards, strict=True) if shard}
+    return sites, {n: weights[n] for n in sites}
+
+
+def public_shards(house: House, count: int, texts: int) -> list[list[Text]]:
+    """Public texts dealt like synthetic ones."""
+    public = house.corpus.public
+    order = torch.randperm(len(public), generator=house.seeds.generator("public-shards"))[:texts].tolist()
+    return evolution.shards([Text(public[i], 0) for i in order], count, house.seeds)
+
+
+def noisy(ask: Ask, house: House) -> Ask:
+    """The arm that replaces the proxies' updates by noise of the same norm."""
+
+    def answer(orders: Sequence[Order]) -> list[Reply]:
+        replies = ask(orders)
+        return [
+            replace(r, share=_scrambled(r, o, house)) if o.client.startswith("proxy-") else r
+            for r, o in zip(replies, orders, strict=True)
+        ]
+
+    return answer
+
+
+def _scrambled(reply: Reply, order: Order, house: House) -> Tensors:
+    generator = house.seeds.generator("noise-arm", order.round, order.client)
+    noise = {name: torch.randn(t.shape, generator=generator) for name, t in sorted(reply.share.items())}
+    scale = clip.norm(reply.share) / clip.norm(noise)
+    return {name: t * scale for name, t in noise.items()}
