@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import queue
 import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,6 +261,7 @@ def _lane(work: Sequence[Job], threads: int, done: Any) -> None:
     """One process of a sweep."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the parent, which ends this process
     torch.set_num_threads(threads)
     for outcome in _in_turn(work):
         done.put(outcome)

@@ -304,17 +304,18 @@ def test_sweep_in_two_processes_does_all_jobs(experiment, tmp_path, monkeypatch)
     seen = []
 
     class Context:  # threads stand for processes: loading torch twice more would take longer than all other tests
-        def Queue(self):  # noqa: N802
+        def Queue(self):
             import queue
 
             return queue.Queue()
 
-        def Process(self, target, args, daemon):  # noqa: N802
+        def Process(self, target, args, daemon):
             import threading
 
             return threading.Thread(target=target, args=args, daemon=daemon)
 
     monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda kind: Context())
+    monkeypatch.setattr(sweep.signal, "signal", lambda number, action: None)
     monkeypatch.setattr(sweep, "run_one", lambda job, workshop: sweep.Outcome(job.path, job.arm.label, job.seed, "finished"))
     work = sweep.jobs(experiment, sweep.product(["train.lr=1e-3,2e-3,3e-3"]), [0, 1], (), tmp_path)
     threads = torch.get_num_threads()

@@ -12,7 +12,8 @@ from tests.tiny_bases import filled, records, tiny
 from aulait import lora, model
 from aulait.errors import DataError
 from aulait.model import BREW, AdapterConfig, ModelConfig
-from aulait.train import IGNORE, Encoder, Learner, TrainConfig, Work, collate, draws, learning_rate, scored, too_long
+from aulait.rows import IGNORE, Encoder, collate, scored
+from aulait.train import Learner, TrainConfig, Work, draws, learning_rate, too_long
 from aulait.types import Adapter, Record
 
 

@@ -20,7 +20,7 @@ def demo(
     """See the whole thing work on this machine, in a few minutes, without a download.
 
     Sixty clients with private texts; one in five trains, the others vote for synthetic text that stands for them;
-    epsilon 8 for each client. Built-in model, built-in data.
+    epsilon 8 for each client. Built-in model, built-in data. The same --out again goes on where it stopped.
     """
     from importlib.resources import as_file, files
 
@@ -29,6 +29,6 @@ def demo(
     with terminal.work(as_json), as_file(files("aulait") / "assets" / "demo.toml") as file:
         settings = config.read(file)
         path = out or fresh(settings.run.name)
-        copy = path / "config.toml"
-        result = carry_out(settings, path, False, ["aulait", "run", str(copy), "--out", str(path), "--resume"])
+        begun = (path / "config.toml").is_file()
+        result = carry_out(settings, path, begun, ["aulait", "demo", "--out", str(path)])
     show(result, path, as_json)
