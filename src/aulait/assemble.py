@@ -212,6 +212,9 @@ def _check_roles(house: House) -> None:
             "(names may not begin with 'proxy-' or 'reference-')")
     if house.roles["proxy"] and settings.synthesis.proxies != "absent":
         require(bool(house.corpus.public), DataError, "stage 1 needs public texts to start from and found none; set data.public")
+    seq2seq = settings.model.kind == "seq2seq" and settings.synthesis.generator == "base" and settings.synthesis.generate.kind == "prefix"
+    require(not (house.voting and seq2seq), ConfigError, "synthesis.generator = 'base' with synthesis.generate.kind = 'prefix' needs a "
+            "causal model and model.kind is 'seq2seq'; set synthesis.generator to a causal model, or kind to 'prompt' or 'mask'")
     if not house.roles["local"] and (not house.roles["proxy"] or settings.synthesis.proxies == "absent"):
         raise ConfigError("nobody trains: no tier is local and proxies are absent; give a tier placement = 'local'")
     if settings.federation.sampling == "poisson" and settings.synthesis.voters == "all":

@@ -144,7 +144,7 @@ def _federated(house: House, rounds: int) -> State:
     local = house.roles["local"]
     state: State = method.init(config, house.setting)
     for round in range(1, rounds + 1):
-        cohort = Cohort(round, everyone(local), {}, len(local), 1.0, 0.0)
+        cohort = Cohort(round=round, local=everyone(local), proxies={}, planned=len(local), lr=house.settings.train.lr)
         state, _ = method.step(config, house.setting, state, cohort, ask, door)
     return state
 

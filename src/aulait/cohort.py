@@ -11,7 +11,7 @@ import torch
 from aulait.seeds import Seeds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cohort:
     """The sites of a round and the public numbers of their release.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from aulait import model
+from aulait import peft_format
 from aulait.algorithms import evolution
 from aulait.assemble import House
 from aulait.privacy.account import Accountant
@@ -43,7 +43,7 @@ def finish(house: House, folder: RunFolder, accountant: Accountant | None, progr
     """
     watch("finish", 0, 2, "writing the adapter")
     adapter = house.settings.method.result(house.setting, progress.state)
-    model.export(adapter, house.base, folder.path / "adapter")
+    peft_format.export(adapter, house.base, folder.path / "adapter")
     result = _result(house, accountant, progress)
     folder.write_json("result.json", result)
     watch("finish", 1, 2, "writing the report")

@@ -104,10 +104,12 @@ def _cohort(house: House, round: int, stands: Mapping[str, float]) -> Cohort:
     federation, local = house.settings.federation, house.roles["local"]
     lr = learning_rate(house.settings.train, round)
     if federation.sampling == "all":
-        return Cohort(round, everyone(local), stands, len(local), 1.0, house.noise.updates, lr)
+        return Cohort(round=round, local=everyone(local), proxies=stands, planned=len(local),
+                      noise_multiplier=house.noise.updates, lr=lr)
     drawn = poisson(local, federation.rate, house.seeds, round, secret=not house.settings.privacy.off)
     planned = max(1, round_half(federation.rate * len(local))) if local else 0
-    return Cohort(round, drawn, stands, planned, federation.rate, house.noise.updates, lr)
+    return Cohort(round=round, local=drawn, proxies=stands, planned=planned, sampling_rate=federation.rate,
+                  noise_multiplier=house.noise.updates, lr=lr)
 
 
 def round_half(value: float) -> int:

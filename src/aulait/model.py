@@ -6,19 +6,16 @@ A base is loaded once and shared by all sites of the process. Every linear layer
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aulait.errors import ModelError
@@ -289,29 +286,3 @@ def logits(base: Base, ids_BT: Tensor, chosen_BT: Tensor, **extra: Any) -> Tenso
         return out.float()
     full: Tensor = base.model(input_ids=ids_BT, use_cache=False, **extra).logits
     return full[chosen_BT].float()
-
-
-def export(adapter: Adapter, base: Base, folder: Path) -> None:
-    """Write an adapter in PEFT's format: ``PeftModel.from_pretrained`` loads it on the same base."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ranks = {name: a.shape[0] for name, (a, _) in adapter.factors.items()}
-    common = max(ranks.values())
-    weights = {}
-    for name, (a, b) in sorted(adapter.factors.items()):
-        weights[f"base_model.model.{name}.lora_A.weight"] = a.contiguous().cpu()
-        weights[f"base_model.model.{name}.lora_B.weight"] = b.contiguous().cpu()
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(_peft_config(adapter, base, ranks, common), indent=2) + "\n")
-
-
-def _peft_config(adapter: Adapter, base: Base, ranks: Mapping[str, int], common: int) -> dict[str, Any]:
-    from peft import LoraConfig, TaskType
-
-    conv = any(type(base.slots[name].inner).__name__ == "Conv1D" for name in ranks)
-    config = LoraConfig(
-        r=common, lora_alpha=adapter.alpha, lora_dropout=0.0, target_modules=sorted(ranks), fan_in_fan_out=conv,
-        rank_pattern={name: r for name, r in ranks.items() if r != common},
-        task_type=TaskType.CAUSAL_LM if base.config.kind == "causal" else TaskType.SEQ_2_SEQ_LM,
-        base_model_name_or_path=BREW if base.config.name == "brew" else base.config.name, inference_mode=True,
-    ).to_dict()
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,17 +56,15 @@ def _tier(house: House, tier: TierConfig, width: int, embedder_parameters: int |
     rank, steps, batch = (getattr(plans[0], key) if plans else None for key in ("rank", "steps", "batch"))
     trains, votes = placement == "local", any(house.sites[n].plan.tier == tier.name for n in house.voters)
     numbers = trainable(house, rank or house.setting.rank) if trains else 0
-    known = (
-        settings.algorithm["name"] in ("ffa", "fedit") or not trains
-    )  # other methods travel by formulas of their own
+    known = not trains or settings.algorithm["name"] in ("ffa", "fedit")  # others travel by formulas of their own
     adapter_bytes = 4 * numbers if known else None
     pool, rounds, voted = settings.synthesis.pool, settings.train.rounds, settings.synthesis.rounds if votes else 0
     first = min(pool, len(house.corpus.public))  # the first vote is on public texts
     candidates = first + (voted - 1) * pool if voted else 0
     taken = rounds * (settings.federation.rate if settings.federation.sampling == "poisson" else 1.0) if trains else 0.0
 
-    def whole(vote_bytes: int) -> float | None:
-        return None if adapter_bytes is None else len(plans) * (taken * adapter_bytes + candidates * vote_bytes)
+    def whole(vote_bytes: int) -> int | None:
+        return None if adapter_bytes is None else round(len(plans) * (taken * adapter_bytes + candidates * vote_bytes))
 
     return {
         "name": tier.name,
@@ -96,11 +93,7 @@ def _train_flop(house: House, steps: int, batch: int) -> int:
 
 def _vote_flop(settings: Settings, parameters: int | None) -> int | None:
     """Embedding a client's records, once in a run."""
-    return (
-        None
-        if parameters is None
-        else 2 * parameters * settings.data.records_per_client * settings.synthesis.max_tokens
-    )
+    return None if parameters is None else 2 * parameters * settings.data.records_per_client * settings.synthesis.max_tokens
 
 
 def _server(house: House) -> dict[str, Any]:
@@ -162,5 +155,5 @@ def _privacy(house: House) -> dict[str, Any]:
     return {**promised, "epsilon": spent}
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    return None if any(value is None for value in values) else math.fsum(value or 0.0 for value in values)
+def _sum(values: Sequence[int | None]) -> int | None:
+    return None if any(value is None for value in values) else sum(value or 0 for value in values)

@@ -33,7 +33,8 @@ def synthesise(house: House, folder: RunFolder, books: Books, progress: Progress
                 texts = evolution.expand(config, progress.synthesis, house.variation(), seeds)
                 progress.texts = evolution.shards(texts, min(config.proxy_count, len(house.roles["proxy"])), seeds)
             progress.add(synthesis_s=time.perf_counter() - started)
-            kept[key] = {"texts": progress.texts, "lines": folder.lines(), "ledger": list(books.ledger.lines),
+            if not progress.stopped:
+                kept[key] = {"texts": progress.texts, "lines": folder.lines(), "ledger": list(books.ledger.lines),
                          "totals": dict(progress.totals), "synthesis": progress.synthesis}
         folder.write_lines("synthetic.jsonl", [
             {**asdict(text), "client": f"proxy-{k:03d}"} for k, shard in enumerate(progress.texts) for text in shard])
@@ -76,7 +77,8 @@ def _evolve(house: House, folder: RunFolder, books: Books, progress: Progress, c
     for round in range(state.round + 1, config.rounds + 1):
         watch("synthesis", round - 1, config.rounds, "voting" if house.voters else "breeding")
         started = time.perf_counter()
-        cohort = Cohort(round, house.voters, {}, len(house.voters), 1.0, house.noise.votes, role=role)
+        cohort = Cohort(round=round, local=house.voters, proxies={}, planned=len(house.voters),
+                        noise_multiplier=house.noise.votes, role=role)
         try:
             state, info = evolution.step(config, state, cohort, ask, books.synthesis, embedder, variation, seeds, bound)
         except BudgetSpent as spent:

@@ -88,7 +88,9 @@ def ask_of(sites, embedder, heard=None):
 
 def a_round(config, state, sites, *, writer=None, embedder=None, the_door=None, bound=10.0, ask=None, z=0.0, number=None):
     embedder = embedder or PointEmbedder()
-    cohort = Cohort(number or state.round + 1, tuple(sorted(sites)), {}, len(sites), noise_multiplier=z, role="proxy")
+    cohort = Cohort(
+        round=number or state.round + 1, local=tuple(sorted(sites)), proxies={}, planned=len(sites), noise_multiplier=z, role="proxy"
+    )
     return evolution.step(
         config, state, cohort, ask or ask_of(sites, embedder), the_door or door(), embedder, writer or Writer(), SEEDS, bound)
 

@@ -117,7 +117,8 @@ class Federation:
         z = 0.0 if self.privacy.off else 1.0
         number = number or state.round + 1
         cohort = Cohort(
-            number, tuple(local), {p: self.stands for p in self.proxies}, len(self.clients), noise_multiplier=z, lr=LR / number)
+            round=number, local=tuple(local), proxies={p: self.stands for p in self.proxies}, planned=len(self.clients),
+            noise_multiplier=z, lr=LR / number)
         return self.module.step(self.config, self.setting, state, cohort, ask or self.ask, self.door)
 
     def rounds(self, count: int, state: State | None = None) -> State:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from tests.tiny_bases import CAUSAL, CONFIGS, filled, records, tiny
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from aulait import model
+from aulait import model, peft_format
 from aulait.errors import ModelError
 from aulait.evaluate import EvaluateConfig, evaluate
 from aulait.model import BREW, AdapterConfig, ModelConfig
@@ -59,7 +59,7 @@ def test_any_architecture_trains_scores_exports_and_peft_agrees(kind, folder, tm
     scores = evaluate(learner, done.adapter, {"c": texts}, EvaluateConfig())
     assert 0 < scores.loss < 20
     assert scores.tokens == sum(len(r.text) + 1 for r in texts)
-    model.export(done.adapter, base, tmp_path)
+    peft_format.export(done.adapter, base, tmp_path)
     ours = said(base, done.adapter)
     assert float((ours - said(base, None)).abs().max()) > 1e-3
     assert torch.allclose(ours, said_by_peft(base, tmp_path), atol=1e-5)
@@ -71,7 +71,7 @@ def test_layers_of_unequal_rank_are_exported_with_a_rank_pattern(kind, folder, t
     shapes = model.targets(base, AdapterConfig())
     parts = [filled({name: shape}, rank=1 + i % 3, seed=i) for i, (name, shape) in enumerate(shapes.items())]
     adapter = Adapter({n: pair for part in parts for n, pair in part.factors.items()}, 4.0)
-    model.export(adapter, base, tmp_path)
+    peft_format.export(adapter, base, tmp_path)
     held = json.loads((tmp_path / "adapter_config.json").read_text())
     assert held["r"] == 3
     assert held["rank_pattern"]
@@ -80,7 +80,7 @@ def test_layers_of_unequal_rank_are_exported_with_a_rank_pattern(kind, folder, t
 
 def test_brew_exports_what_it_wears(brew, tmp_path):
     adapter = filled(model.targets(brew, AdapterConfig(targets="attention", layers=2)), 2)
-    model.export(adapter, brew, tmp_path)
+    peft_format.export(adapter, brew, tmp_path)
     assert torch.allclose(said(brew, adapter), said_by_peft(brew, tmp_path), atol=1e-5)
     held = json.loads((tmp_path / "adapter_config.json").read_text())
     assert held["base_model_name_or_path"] == BREW

@@ -158,7 +158,7 @@ def test_other_faults_are_not_dressed_up(folder, monkeypatch):
 def test_too_little_space_is_found_before_work(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(record.shutil, "disk_usage", lambda _: usage(100, 99, 2**20))
-    with pytest.raises(AulaitError, match="1 MiB free; expected at least 64 MiB") as caught:
+    with pytest.raises(AulaitError, match=r"no space left \(1 MiB free\); expected at least 64 MiB") as caught:
         RunFolder(tmp_path / "run").begin(CONFIG, {}, resume=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "config.toml").exists()

@@ -12,8 +12,8 @@ from tests.tiny_bases import filled, records, tiny
 from aulait import lora, model
 from aulait.errors import DataError
 from aulait.model import BREW, AdapterConfig, ModelConfig
-from aulait.rows import IGNORE, Encoder, collate, scored
-from aulait.train import Learner, TrainConfig, Work, draws, learning_rate, too_long
+from aulait.rows import IGNORE, Encoder, collate, scored, too_long
+from aulait.train import Learner, TrainConfig, Work, draws, learning_rate
 from aulait.types import Adapter, Record
 
 
@@ -223,7 +223,7 @@ def test_seq2seq_cuts_both_sides_on_their_own(folder):
 
 def test_too_long_counts_before_the_cut(base):
     fits, long = Record("a" * 22), Record("a" * 23)
-    assert list(too_long(Learner(base, TrainConfig()), [fits, long])) == [(long, 25)]
+    assert list(too_long(Encoder(base), base.config.context, [fits, long])) == [(long, 25)]
 
 
 # -- which records a step reads -----------------------------------------------------------------------------------
