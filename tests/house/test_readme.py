@@ -1,0 +1,42 @@
+"""What the README promises exists: commands, files, make targets."""
+
+import re
+from pathlib import Path
+
+import pytest
+from aulait.cli import NAMES, PANELS
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+OFFERED = {NAMES.get(c.__name__, c.__name__) for _, commands in PANELS for c in commands}
+
+
+def test_every_command_named_exists_and_every_command_is_named():
+    named = set(re.findall(r"aulait (?:run|[a-z]+)", README)) - {"aulait is"}
+    words = {text.split()[1] for text in named}
+    assert words & OFFERED == OFFERED, OFFERED - words
+    in_table = {row.split()[1] for row in re.findall(r"\| `(aulait [a-z]+)", README)}
+    assert in_table == OFFERED
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_make_targets_exist(target):
+    assert f"make {target}" in README
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_every_file_linked_or_named_exists():
+    linked = re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(r"(experiments/[\w-]+\.toml)", README)
+    assert linked
+    missing = [path for path in linked if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_ci_calls_the_readmes_test_command():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_no_empty_rooms():
+    source = ROOT / "src" / "aulait"
+    empty = [p for p in source.rglob("__init__.py") if p.parent != source and not any(q for q in p.parent.iterdir() if q.name not in ("__init__.py", "__pycache__"))]
+    assert not empty
