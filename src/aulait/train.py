@@ -52,7 +52,7 @@ class TrainConfig(BaseModel):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)
-    rows_at_once: int = Field(32, ge=1)
+    rows_at_once: int = Field(16, ge=1)
 
 
 def learning_rate(config: TrainConfig, round: int) -> float:
@@ -153,12 +153,17 @@ class Learner:
         done: dict[int, Trained] = {}
         for (_, batch, _, _), members in groups.items():
             size = max(1, self.config.rows_at_once // batch)
+            members = sorted(members, key=lambda i: (self._length(works[i]), i))  # similar lengths together: less padding
             for i in range(0, len(members), size):
                 some = members[i : i + size]
                 done.update(zip(some, self._together([works[j] for j in some]), strict=True))
                 if advance is not None:
                     advance(len(some))
         return [done[i] for i in range(len(works))]
+
+    def _length(self, work: Work) -> float:
+        """Mean tokens of a site's records."""
+        return sum(len(self.encode(record)[0]) for record in work.records) / len(work.records)
 
     def _together(self, works: Sequence[Work]) -> list[Trained]:
         """K works of equal steps, batch, part and learning rate in one pass per step."""
