@@ -21,7 +21,7 @@ from aulait.errors import ConfigError
 from aulait.evaluate import EvaluateConfig
 from aulait.model import AdapterConfig, ModelConfig
 from aulait.privacy.account import PrivacyConfig
-from aulait.registry import find, names, nearest
+from aulait.registry import find, nearest
 from aulait.train import TrainConfig
 from aulait.types import Placement
 
@@ -150,6 +150,8 @@ def build(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Settings:
     merged = {key: value for key, value in tree.items()}
     for override in overrides:
         merged = _override(merged, override)
+    if isinstance(merged.get("algorithm"), Mapping):
+        merged["algorithm"] = {"name": "ffa", **merged["algorithm"]}
     problems: list[str] = []
     settings: Settings | None = None
     try:
@@ -226,8 +228,6 @@ def check(settings: Settings) -> list[str]:
 
 
 def _check_method(settings: Settings) -> list[str]:
-    if "name" not in settings.algorithm:
-        return [f"algorithm.name is missing; expected one of: {', '.join(names('algorithm'))}"]
     try:
         config = settings.method_config
     except ConfigError as error:

@@ -55,6 +55,7 @@ def run(
             finish.page(folder)
         return done
     progress = Progress.load(folder)
+    progress.clock_s = started
     books = open_books(house, Ledger(path / "ledger.jsonl"))
     watch("prepare", 1, 1, f"{len(house.sites)} clients")
     if not progress.base_eval:
@@ -63,7 +64,7 @@ def run(
         synthesise(house, folder, books, progress, connect, watch)
     if progress.stage == "train":
         train(house, folder, books, progress, connect, watch)
-    progress.add(wall_s=time.perf_counter() - started)
+    progress.add(wall_s=time.perf_counter() - progress.clock_s)
     return finish.finish(house, folder, books.accountant, progress, watch)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -39,6 +40,7 @@ class Progress:
         base_eval: scores of the bare base.
         last_eval: scores after the last measured round.
         stopped: why the run ended early, if it did.
+        clock_s: when the seconds were last counted.
     """
 
     stage: str = "synthesis"
@@ -49,6 +51,7 @@ class Progress:
     base_eval: dict[str, Any] = field(default_factory=dict)
     last_eval: dict[str, Any] = field(default_factory=dict)
     stopped: str | None = None
+    clock_s: float = field(default_factory=time.perf_counter)
 
     def add(self, **amounts: float | None) -> None:
         """Add to the totals."""
@@ -56,7 +59,10 @@ class Progress:
             self.totals[key] = self.totals.get(key, 0.0) + (amount or 0.0)
 
     def save(self, folder: RunFolder) -> None:
-        """Checkpoint."""
+        """Checkpoint, with the seconds since the last one."""
+        now_s = time.perf_counter()
+        self.add(wall_s=now_s - self.clock_s)
+        self.clock_s = now_s
         held = {"stage": self.stage, "synthesis": self.synthesis.dump() if self.synthesis else None,
                 "round": self.state.round if self.state else 0, "texts": [[asdict(t) for t in shard] for shard in self.texts],
                 "totals": self.totals, "base_eval": self.base_eval, "last_eval": self.last_eval, "stopped": self.stopped}
