@@ -30,7 +30,7 @@ def synthesise(house: House, folder: RunFolder, books: Books, progress: Progress
         else:
             _evolve(house, folder, books, progress, connect, watch)
             if progress.synthesis is not None and progress.synthesis.winners:
-                texts = evolution.expand(config, progress.synthesis, house.variation(), seeds)
+                texts = evolution.expand(config, progress.synthesis, house.variation(), seeds, house.corpus.public, house.embedder())
                 progress.texts = evolution.shards(texts, min(config.proxy_count, len(house.roles["proxy"])), seeds)
             progress.add(synthesis_s=time.perf_counter() - started)
             if not progress.stopped:

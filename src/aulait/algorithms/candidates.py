@@ -30,7 +30,9 @@ class SynthesisConfig(BaseModel):
         votes: "private", or "exact" for votes without noise (an arm; the run is then not private).
         voters: "proxy", or "all": local clients vote too and pay for both.
         expansion: the final set is made by "vary" (variations of winners), "write" (new texts after three winners as
-            examples), or "keep" (the winners themselves, repeated).
+            examples), "keep" (the winners themselves, repeated), or "nearest" (the public texts nearest to the winners:
+            the votes then say which public texts to learn from; for bases that write worse than the public does).
+        public_texts: public texts that "nearest" looks at.
         proxies: what proxies learn from: "synthetic", "public" texts, "noise" (their updates replaced by noise of the
             same norm), or "absent". The last three are control arms and take no votes.
         proxy_count: sites on the server among which the synthetic set is sharded.
@@ -52,7 +54,8 @@ class SynthesisConfig(BaseModel):
     neighbours: int = Field(1, ge=1)
     votes: Literal["private", "exact"] = "private"
     voters: Literal["proxy", "all"] = "proxy"
-    expansion: Literal["vary", "write", "keep"] = "vary"
+    expansion: Literal["vary", "write", "keep", "nearest"] = "vary"
+    public_texts: int = Field(2000, ge=1)
     proxies: Literal["synthetic", "public", "noise", "absent"] = "synthetic"
     proxy_count: int = Field(12, ge=1)
     max_tokens: int = Field(128, ge=8)

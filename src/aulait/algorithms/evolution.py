@@ -92,9 +92,26 @@ def answer(orders: Sequence[Order], sites: Sequence[Site], embedder: Embedder) -
     return replies
 
 
-def expand(config: SynthesisConfig, state: State, variation: Variation, seeds: Seeds) -> list[Text]:
-    """The final set: ``config.texts`` texts from the winners of all rounds, more from those with more votes."""
+def expand(
+    config: SynthesisConfig, state: State, variation: Variation, seeds: Seeds, public: Sequence[str] = (), embedder: Embedder | None = None
+) -> list[Text]:
+    """The final set: ``config.texts`` texts from the winners of all rounds, more from those with more votes.
+
+    Args:
+        config: settings.
+        state: with the winners.
+        variation: writes texts.
+        seeds: of the run.
+        public: public texts, for expansion "nearest".
+        embedder: for expansion "nearest".
+    """
     weight = torch.tensor([max(text.votes, 0.0) for text in state.winners], dtype=torch.float64) + 1e-9
+    if config.expansion == "nearest":
+        assert embedder is not None
+        some = list(public[: config.public_texts])
+        closeness_WP = embedder.embed([text.text for text in state.winners]) @ embedder.embed(some).T
+        pairs = selection.nearest_public(weight, closeness_WP, config.texts)
+        return [Text(some[p], state.round + 1, state.winners[w].text) for w, p in pairs]
     if config.expansion == "write":
         order = torch.multinomial(weight, len(weight), replacement=False, generator=seeds.generator("expand")).tolist()
         written = variation.write([state.winners[i].text for i in order], config.texts, seeds.integer("expand-write"))

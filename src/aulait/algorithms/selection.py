@@ -95,3 +95,29 @@ def _exchange(weight_J: Tensor, distance_JJ: Tensor, chosen: list[int], reach: f
         if not improved:
             break
     return chosen
+
+
+def nearest_public(weight_W: Tensor, closeness_WP: Tensor, count: int) -> list[tuple[int, int]]:
+    """Public texts for every winner in proportion to its weight, the closest first, none twice.
+
+    Args:
+        weight_W: weights of the winners, at least 0, not all 0.
+        closeness_WP: similarity of winner and public text.
+        count: public texts wanted; all of them when there are no more.
+
+    Returns:
+        (winner, public text) pairs; winners of more weight choose first.
+    """
+    count = min(count, closeness_WP.shape[1])
+    exact_W = weight_W.double() / weight_W.double().sum() * count
+    quota = [int(q) for q in exact_W]
+    by_rest = sorted(range(len(quota)), key=lambda w: (quota[w] - float(exact_W[w]), w))
+    for w in by_rest[: count - sum(quota)]:
+        quota[w] += 1
+    taken: set[int] = set()
+    pairs = []
+    for w in sorted(range(len(quota)), key=lambda w: (-float(weight_W[w]), w)):
+        free = [p for p in closeness_WP[w].argsort(descending=True, stable=True).tolist() if p not in taken][: quota[w]]
+        taken.update(free)
+        pairs += [(w, p) for p in free]
+    return pairs
