@@ -45,7 +45,7 @@ class ModelConfig(BaseModel):
     name: str = "brew"
     kind: Literal["causal", "seq2seq"] = "causal"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    context: int = Field(128, ge=8)
+    context: int = Field(256, ge=8)
     quant: Literal["4bit", "8bit"] | None = None
     device: str = "auto"
 

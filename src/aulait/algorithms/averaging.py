@@ -81,8 +81,8 @@ def mixed_round(
     terms = terms or [(0.0, theta)]  # nobody trained, or every reply was refused: nothing changes
     update = lora.weighted_sum([(weight / (denominator or 1.0), tensors) for weight, tensors in terms])
     after, kept = apply(config, theta, update, moments)
-    # Bytes of the planned cohort: the number that really replied is private (and with it the drawn cohort's size).
-    down = max((nbytes(o.tensors) for o in orders if o.client not in cohort.proxies), default=0)
+    # Bytes of the planned cohort: who was drawn and who replied is private.
+    down = max((nbytes(order.tensors) for order in orders), default=nbytes(theta))  # also when nobody was drawn
     info |= {"update_norm": clip.norm(update), "up_bytes": cohort.planned * nbytes(theta), "down_bytes": cohort.planned * down}
     return after, kept, info
 
