@@ -21,7 +21,7 @@ from typing import Literal
 from pydantic import Field
 
 from aulait import lora
-from aulait.algorithms.contract import Ask
+from aulait.algorithms.contract import Ask, State
 from aulait.algorithms.server_optimizer import ServerConfig, apply
 from aulait.cohort import Cohort
 from aulait.errors import PrivacyError
@@ -45,22 +45,22 @@ class AveragingConfig(ServerConfig):
 
 
 def mixed_round(
-    config: AveragingConfig, theta: Tensors, moments: Tensors, orders: Sequence[Order], cohort: Cohort, ask: Ask, door: Door
-) -> tuple[Tensors, Tensors, Info]:
-    """One round of averaging.
+    config: AveragingConfig, state: State, cohort: Cohort, ask: Ask, door: Door
+) -> tuple[State, Info]:
+    """Send the trained parameters to every site of the cohort, release, average, step.
 
     Args:
         config: weights and server optimiser.
-        theta: the trained parameters by name.
-        moments: of the server optimiser.
-        orders: one for every site of the cohort, local and proxy.
+        state: the trained parameters by name, and the server optimiser's moments (names with a slash).
         cohort: who takes part and the public numbers of the release.
         ask: gets replies for orders.
         door: releases the local replies' sum.
 
     Returns:
-        New parameters, new moments, and what can be told about the round.
+        The new state, and what can be told about the round.
     """
+    theta, moments = trained(state), {name: t for name, t in state.tensors.items() if "/" in name}
+    orders = [Order(name, "train", cohort.round, theta, {"lr": cohort.lr}) for name in (*cohort.local, *cohort.proxies)]
     for_proxies = [order for order in orders if order.client in cohort.proxies]
     public, _ = door.admit(ask(for_proxies), theta) if for_proxies else ([], ())
     bound = clip_bound(door.config, public)
@@ -84,7 +84,12 @@ def mixed_round(
     # Bytes of the planned cohort: who was drawn and who replied is private.
     down = max((nbytes(order.tensors) for order in orders), default=nbytes(theta))  # also when nobody was drawn
     info |= {"update_norm": clip.norm(update), "up_bytes": cohort.planned * nbytes(theta), "down_bytes": cohort.planned * down}
-    return after, kept, info
+    return State(cohort.round, after | kept), info
+
+
+def trained(state: State) -> Tensors:
+    """The trained parameters of a state, without the server optimiser's moments."""
+    return {name: t for name, t in state.tensors.items() if "/" not in name}
 
 
 def clip_bound(privacy: PrivacyConfig, public: Sequence[Reply]) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aulait import lora
-from aulait.algorithms.averaging import AveragingConfig, mixed_round
+from aulait.algorithms.averaging import AveragingConfig, mixed_round, trained
 from aulait.algorithms.contract import Ask, Setting, State, Traits
 from aulait.algorithms.server_optimizer import start
 from aulait.cohort import Cohort
@@ -45,11 +45,7 @@ def init(config: Config, setting: Setting) -> State:
 
 def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
     """Send B, average what comes back."""
-    theta = {name: t for name, t in state.tensors.items() if "/" not in name}
-    moments = {name: t for name, t in state.tensors.items() if "/" in name}
-    orders = [Order(name, "train", cohort.round, theta, {"lr": cohort.lr}) for name in (*cohort.local, *cohort.proxies)]
-    theta, moments, info = mixed_round(config, theta, moments, orders, cohort, ask, door)
-    return State(cohort.round, theta | moments), info
+    return mixed_round(config, state, cohort, ask, door)
 
 
 def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
@@ -69,7 +65,7 @@ def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, lea
 
 def result(setting: Setting, state: State) -> Adapter:
     """The shared A with the averaged B."""
-    return lora.with_tensors(_frozen(setting), {name: t for name, t in state.tensors.items() if "/" not in name})
+    return lora.with_tensors(_frozen(setting), trained(state))
 
 
 def _frozen(setting: Setting) -> Adapter:
