@@ -31,6 +31,8 @@ def ending(result: Mapping[str, Any], path: Path) -> None:
     ]
     terminal.table("what it cost", ("", ""), facts, right=(1,))
     terminal.say()
+    if (after.get("loss") or 0.0) > (before.get("loss") or 0.0):
+        terminal.note("the run made the base worse on held-out text; lower algorithm.local_weight or train.lr, or train fewer coordinates")
     if result["privacy"].get("stopped_early"):
         terminal.note(f"stopped early: {result['privacy']['stopped_early']}")
     terminal.say(f"report  {path / 'report.html'}")
