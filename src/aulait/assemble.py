@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -117,9 +117,12 @@ class House:
         return made
 
     def variation(self) -> Variation:
-        """The writer of candidates."""
-        return generate.build(self.settings.synthesis.generate, self.settings.synthesis.generator, self.base.model,
-                              self.base.tokenizer, str(self.base.device))
+        """The writer of candidates, loaded once."""
+        how, generator, base = self.settings.synthesis.generate, self.settings.synthesis.generator, self.base
+        made: Variation = self.workshop.once(
+            "variation", (self.settings.model, how, generator),
+            lambda: generate.build(how, generator, base.model, base.tokenizer, str(base.device)))
+        return made
 
 
 def assemble(settings: Settings, workshop: Workshop) -> House:
@@ -147,10 +150,10 @@ def assemble(settings: Settings, workshop: Workshop) -> House:
     sites = _deal(settings, clients, seeds)
     roles: dict[Placement, tuple[str, ...]] = {
         place: tuple(sorted(n for n, s in sites.items() if s.plan.placement == place)) for place in ("local", "proxy", "split")}
-    setting = Setting(shapes, settings.adapter.rank, settings.adapter.alpha, seeds, settings.train.lr)
+    setting = Setting(shapes, settings.adapter.rank, settings.adapter.alpha, seeds)
     house = House(settings, corpus, base, learner, shapes, setting, sites, holdout, roles, Noise(0, 0, 0, 0, {}), workshop)
     _check_roles(house)
-    return House(**{**house.__dict__, "noise": _noise(house)})
+    return replace(house, noise=_noise(house))
 
 
 def _fit(settings: Settings, learner: Learner, clients: Mapping[str, ClientData]) -> dict[str, ClientData]:

@@ -155,9 +155,8 @@ def _batches(house: House, part: str, rounds: int) -> tuple[Passes, int]:
     start = initial(house.setting.shapes, house.setting.rank, house.setting.alpha, house.seeds)
     for round in range(1, rounds + 1):
         works = [_work(house, name, start, part, round) for name in everyone(house.roles["local"])]
-        size = max(1, learner.config.rows_at_once // works[0].batch)
-        for i in range(0, len(works), size):
-            some = works[i : i + size]
+        for members in learner.passes(works):
+            some = [works[i] for i in members]
             orders = [draws(work, [len(learner.encode(r)[0]) for r in work.records]) for work in some]
             pairs = list(zip(some, orders, strict=True))
             group = [[work.records[j] for work, order in pairs for j in order[step]] for step in range(some[0].steps)]
@@ -169,7 +168,7 @@ def _batches(house: House, part: str, rounds: int) -> tuple[Passes, int]:
 def _work(house: House, name: str, start: Adapter, part: str, round: int) -> Work:
     """What a site is asked to do in a round, as the methods write it."""
     site, seed = house.sites[name], house.seeds.integer("batches", round, name)
-    return Work(start, site.train, part, site.plan.steps, site.plan.batch, house.setting.lr, seed)
+    return Work(start, site.train, part, site.plan.steps, site.plan.batch, house.settings.train.lr, seed)
 
 
 def _plain(house: House, part: str, batches: Passes) -> float:
@@ -180,7 +179,7 @@ def _plain(house: House, part: str, batches: Passes) -> float:
         leaves = [base.slots[name].worn["AB".index(letter)] for name in setting.shapes for letter in part]  # type: ignore[index]
         for leaf in leaves:
             leaf.requires_grad_(True)
-        optimizer = torch.optim.AdamW(leaves, lr=setting.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(leaves, lr=config.lr, weight_decay=config.weight_decay)
         for group in batches:
             for records in group:
                 out, target, _ = scored(base, collate(base, house.learner.encode, records))

@@ -13,6 +13,7 @@ from aulait import peft_format
 from aulait.algorithms import evolution
 from aulait.assemble import House
 from aulait.privacy.account import Accountant
+from aulait.progress import Progress, epsilons
 from aulait.record import RunFolder
 
 PACKAGES = ("aulait", "torch", "transformers", "peft", "sentence-transformers", "dp-accounting")
@@ -28,7 +29,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def finish(house: House, folder: RunFolder, accountant: Accountant | None, progress: Any, watch: Any) -> dict[str, Any]:
+def finish(house: House, folder: RunFolder, accountant: Accountant | None, progress: Progress, watch: Any) -> dict[str, Any]:
     """Write adapter/, result.json and report.html.
 
     Args:
@@ -59,7 +60,7 @@ def page(folder: RunFolder) -> None:
     report.write(folder.path)
 
 
-def _result(house: House, accountant: Accountant | None, progress: Any) -> dict[str, Any]:
+def _result(house: House, accountant: Accountant | None, progress: Progress) -> dict[str, Any]:
     settings, totals = house.settings, progress.totals
     return {
         "name": settings.run.name,
@@ -68,7 +69,7 @@ def _result(house: House, accountant: Accountant | None, progress: Any) -> dict[
         "engine": settings.engine.name,
         "seed": settings.run.seed,
         "clients": len(house.sites),
-        "rounds": progress.state.round,
+        "rounds": progress.state.round if progress.state else 0,
         "base_eval": progress.base_eval,
         "eval": progress.last_eval,
         "privacy": _privacy(house, accountant, progress.stopped),
@@ -80,20 +81,23 @@ def _result(house: House, accountant: Accountant | None, progress: Any) -> dict[
         "versions": {name: version(name) for name in PACKAGES},
         "tiers": _tiers(house),
         "synthesis": _synthesis(house, progress) if house.voting else None,
-        "data": {"source": settings.data.source, "malformed": list(house.corpus.malformed[:20]),
-                 "malformed_count": len(house.corpus.malformed), "left_out": house.corpus.left_out},
+        "data": {"source": settings.data.source, **_rows_left_out(house)},
     }
+
+
+def _rows_left_out(house: House) -> dict[str, Any]:
+    """What the reader left out; counts over clients' rows stay on the terminal when privacy is on."""
+    if not house.settings.privacy.off:
+        return {}
+    corpus = house.corpus
+    return {"malformed": list(corpus.malformed[:20]), "malformed_count": len(corpus.malformed), "left_out": corpus.left_out}
 
 
 def _privacy(house: House, accountant: Accountant | None, stopped: str | None) -> dict[str, Any]:
     """What was promised and spent. Epsilon is null where it is infinite or where a role does not exist."""
     privacy = house.settings.privacy
     exact = house.settings.synthesis.votes == "exact" and bool(house.voters)
-    spent: dict[str, float | None] = {"proxy": None, "local": None, "split": None}
-    if accountant is not None:
-        spent |= {role: accountant.spent(role) for role, names in house.roles.items() if names}
-        if exact:
-            spent["proxy"] = None
+    spent: dict[str, float | None] = {"proxy": None, "local": None, "split": None, **epsilons(house, accountant)}
     known = [value for value in spent.values() if value is not None]
     return {
         "off": privacy.off,
@@ -118,7 +122,7 @@ def _tiers(house: House) -> list[dict[str, Any]]:
     return rows
 
 
-def _synthesis(house: House, progress: Any) -> dict[str, Any]:
+def _synthesis(house: House, progress: Progress) -> dict[str, Any]:
     config, voters = house.settings.synthesis, len(house.voters)
     rounds = max(1, progress.synthesis.round if progress.synthesis else 1)
     each = voters * rounds

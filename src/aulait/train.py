@@ -147,19 +147,24 @@ class Learner:
         """
         for work in works:
             require(bool(work.records), DataError, "a site has no records to train on; give it some or leave it out")
+        done: dict[int, Trained] = {}
+        for some in self.passes(works):
+            done.update(zip(some, self._together([works[i] for i in some]), strict=True))
+            if advance is not None:
+                advance(len(some))
+        return [done[i] for i in range(len(works))]
+
+    def passes(self, works: Sequence[Work]) -> list[list[int]]:
+        """Which works share a pass: those of equal shape, similar lengths together, so that little is padded."""
         groups: dict[tuple[int, int, str, float], list[int]] = {}
         for index, work in enumerate(works):
             groups.setdefault((work.steps, work.batch, work.part, work.lr), []).append(index)
-        done: dict[int, Trained] = {}
+        shared = []
         for (_, batch, _, _), members in groups.items():
             size = max(1, self.config.rows_at_once // batch)
-            members = sorted(members, key=lambda i: (self._length(works[i]), i))  # similar lengths together: less padding
-            for i in range(0, len(members), size):
-                some = members[i : i + size]
-                done.update(zip(some, self._together([works[j] for j in some]), strict=True))
-                if advance is not None:
-                    advance(len(some))
-        return [done[i] for i in range(len(works))]
+            members = sorted(members, key=lambda i: (self._length(works[i]), i))
+            shared += [members[i : i + size] for i in range(0, len(members), size)]
+        return shared
 
     def _length(self, work: Work) -> float:
         """Mean tokens of a site's records."""

@@ -94,7 +94,7 @@ class Federation:
     def __post_init__(self) -> None:
         self.module = find("algorithm", self.method)
         self.config = self.module.Config(**self.options)
-        self.setting = Setting(self.shapes, 2, 4.0, Seeds(self.seed), LR)
+        self.setting = Setting(self.shapes, 2, 4.0, Seeds(self.seed))
         self.ledger = Ledger(None)
         accountant = None if self.privacy.off else Accountant(self.privacy.delta, {"local": self.budget})
         noise = self.noise or (SystemNoise() if self.privacy.off or self.privacy.noise_seed is None else ZeroNoise())

@@ -45,7 +45,7 @@ ARROWS = {
     "algorithms.fedit": "algorithms.averaging algorithms.contract algorithms.server_optimizer",
     "algorithms.ffa": "algorithms.averaging algorithms.contract algorithms.server_optimizer",
     "assemble": "config",
-    "finish": "assemble record",
+    "finish": "assemble progress record",
     "progress": "assemble record",
     "proxies": "assemble",
     "stage_one": "assemble progress proxies record",

@@ -57,7 +57,7 @@ class SynthesisConfig(BaseModel):
     expansion: Literal["vary", "write", "keep", "nearest"] = "vary"
     public_texts: int = Field(2000, ge=1)
     proxies: Literal["synthetic", "public", "noise", "absent"] = "synthetic"
-    proxy_count: int = Field(12, ge=1)
+    proxy_count: int = Field(12, ge=1, le=1000)
     max_tokens: int = Field(128, ge=8)
     generate: GenerateConfig = GenerateConfig()
 

@@ -56,15 +56,12 @@ class Setting:
         rank: R.
         alpha: LoRA's alpha.
         seeds: of the run.
-        steps: local optimiser steps in a round (a tier may say otherwise in the site's plan).
-        lr: learning rate of local steps.
     """
 
     shapes: Shapes
     rank: int
     alpha: float
     seeds: Seeds
-    lr: float
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,10 @@ def step(
         seeds: of the run.
         bound: S, the L2 bound of a client's vote vector.
     """
-    embeddings_JD = _embed(config, state, embedder, variation, seeds)
+    voting = config.selection != "random"
+    embeddings_JD = _embed(config, state, embedder, variation, seeds) if voting else torch.empty(0)
     votes_J, info, std = torch.zeros(len(state.pool)), {}, 0.0
-    if config.selection != "random":
+    if voting:
         orders = [Order(n, "synthesis", cohort.round, {"embeddings": embeddings_JD}, {"neighbours": config.neighbours})
                   for n in cohort.local]
         started = time.perf_counter()
