@@ -7,7 +7,7 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 20
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,18 +34,17 @@ def initial(shapes: Shapes, rank: int, alpha: float, seeds: Seeds) -> Adapter:
     return Adapter(factors, alpha)
 
 
-def product(a_RN: Tensor, b_MR: Tensor, alpha: float) -> Tensor:
-    """The dense update (M, N) of one layer."""
-    return (alpha / a_RN.shape[0]) * (b_MR @ a_RN)
+def dense(adapter: Adapter) -> Tensors:
+    """The dense update (M, N) of every layer."""
+    return {name: adapter.scale(name) * (b_MR @ a_RN) for name, (a_RN, b_MR) in adapter.factors.items()}
 
 
 def norm(adapter: Adapter) -> float:
     """Frobenius norm of all dense updates together, by R x R Gram matrices: ||BA||^2 = tr((B'B)(AA'))."""
     total = 0.0
-    for a, b in adapter.factors.values():
+    for name, (a, b) in adapter.factors.items():
         a64, b64 = a.double(), b.double()
-        scale = adapter.alpha / a.shape[0]
-        total += scale**2 * float(((b64.T @ b64) * (a64 @ a64.T)).sum())
+        total += adapter.scale(name) ** 2 * float(((b64.T @ b64) * (a64 @ a64.T)).sum())
     return math.sqrt(max(total, 0.0))
 
 
@@ -75,13 +74,31 @@ def with_tensors(adapter: Adapter, tensors: Tensors) -> Adapter:
     factors = {
         name: (tensors.get(f"{name}.A", a), tensors.get(f"{name}.B", b)) for name, (a, b) in adapter.factors.items()
     }
-    return Adapter(factors, adapter.alpha)
+    return Adapter(factors, adapter.alpha, adapter.rank)
 
 
-def from_tensors(tensors: Tensors, alpha: float) -> Adapter:
+def from_tensors(tensors: Tensors, alpha: float, rank: int | None = None) -> Adapter:
     """An adapter from a complete set of flat names."""
     layers = sorted(name[:-2] for name in tensors if name.endswith(".A"))
-    return Adapter({name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in layers}, alpha)
+    return Adapter({name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in layers}, alpha, rank)
+
+
+def leading(tensors: Tensors, ranks: Callable[[str], int]) -> Tensors:
+    """The leading rows of A and columns of B under flat names: what a site of lower rank is sent.
+
+    Args:
+        tensors: names ``layer.A`` (R, N) and ``layer.B`` (M, R).
+        ranks: layer -> the rank that is kept, at most R.
+    """
+    return {name: t[: ranks(name[:-2])] if name.endswith(".A") else t[:, : ranks(name[:-2])] for name, t in tensors.items()}
+
+
+def placed(tensors: Tensors, like: Tensors) -> Tensors:
+    """Every tensor in the leading corner of zeros shaped as ``like``: the inverse of ``leading``; norms are kept."""
+    return {
+        name: torch.nn.functional.pad(t, (0, like[name].shape[1] - t.shape[1], 0, like[name].shape[0] - t.shape[0]))
+        for name, t in tensors.items()
+    }
 
 
 def subtract(left: Tensors, right: Tensors) -> Tensors:

@@ -22,12 +22,19 @@ class Adapter:
     """LoRA factors of all adapted layers.
 
     Attributes:
-        factors: layer name -> (A of shape (R, N), B of shape (M, R)).
+        factors: layer name -> (A of shape (R, N), B of shape (M, R)); R may differ from layer to layer.
         alpha: LoRA's alpha; the update of a layer is (alpha / R) · B @ A.
+        rank: the rank that divides alpha in every layer; None takes each layer's own R. The leading ranks of a larger
+            adapter keep its ``rank``, so that a column means the same to those who have all and to those who have few.
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     alpha: float
+    rank: int | None = None
+
+    def scale(self, layer: str) -> float:
+        """What multiplies B @ A of a layer."""
+        return self.alpha / (self.rank or self.factors[layer][0].shape[0])
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class StubLearner:
             factors[name] = tuple(
                 t + 0.1 * torch.randn(t.shape, generator=generator) + 0.01 * t if letter in work.part else t
                 for letter, t in (("A", a), ("B", b)))
-        return Adapter(factors, work.start.alpha)
+        return Adapter(factors, work.start.alpha, work.start.rank)
 
 
 def site(name: str, place: str = "local", rank: int = 2, count: int = 3, seed: int = 0) -> Site:
@@ -135,7 +135,7 @@ def apart(left: State, right: State) -> float:
 
 
 def dense(setting: Setting, adapter: Adapter) -> dict[str, torch.Tensor]:
-    return {n: lora.product(a.double(), b.double(), adapter.alpha) for n, (a, b) in adapter.factors.items()}
+    return lora.dense(Adapter({n: (a.double(), b.double()) for n, (a, b) in adapter.factors.items()}, adapter.alpha, adapter.rank))
 
 
 @pytest.fixture(scope="module")

@@ -36,9 +36,9 @@ def test_norm_of_a_fresh_adapter_is_zero():
     assert lora.norm(lora.initial(SHAPES, 2, 8.0, Seeds(0))) == 0.0
 
 
-def test_product_is_scaled_b_times_a():
+def test_the_dense_update_is_scaled_b_times_a():
     a, b = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[1.0, 1.0], [0.0, 2.0], [3.0, 0.0]])
-    assert torch.equal(lora.product(a, b, 4.0), 2.0 * torch.tensor([[1.0, 3.0], [0.0, 2.0], [3.0, 6.0]]))
+    assert torch.equal(lora.dense(Adapter({"x": (a, b)}, 4.0))["x"], 2.0 * torch.tensor([[1.0, 3.0], [0.0, 2.0], [3.0, 6.0]]))
 
 
 @pytest.mark.parametrize("rank", [2, 3, 6])
