@@ -151,6 +151,7 @@ class Released:
         noise_std: standard deviation of the noise in every coordinate of ``total``; 0 without noise.
         info: mean diagnostics of the replies; empty under privacy.
         refused: (client, reason) of replies that were not counted. Public only when privacy is off.
+        counted: client -> its weight in the sum; filled only when privacy is off.
     """
 
     total: Tensors
@@ -158,6 +159,7 @@ class Released:
     noise_std: float
     info: Info = field(default_factory=dict)
     refused: tuple[tuple[str, str], ...] = ()
+    counted: Mapping[str, float] = field(default_factory=dict)
 
 
 def nbytes(tensors: Mapping[str, Tensor]) -> int:

@@ -27,7 +27,8 @@ FLOORS = {
 ARROWS = {
     "registry": "errors",
     "privacy.ledger": "privacy.account",
-    "privacy.door": "privacy.account privacy.clip privacy.ledger privacy.noise",
+    "privacy.door": "privacy.account privacy.intake privacy.ledger privacy.noise",
+    "privacy.intake": "privacy.clip",
     "rows": "model",
     "train": "model rows",
     "evaluate": "model rows train",

@@ -228,7 +228,10 @@ def test_without_privacy():
     assert nobody.planned == 1
     assert not flat(nobody.total).any()
     assert not through.private
-    assert [r.client for r in through.collect(replies, "flora", "ffa")] == ["a", "b"]
+    refused = []
+    both = [*replies, reply("c"), reply("b")]
+    assert [r.client for r in through.collect(both, "flora", "ffa", {"a": LIKE, "b": LIKE}, refused)] == ["b", "a"]
+    assert refused == [("c", "was not asked"), ("b", "replied twice")]
 
 
 # --- proxies and single replies ------------------------------------------------------------------------------------
@@ -251,7 +254,7 @@ def test_only_proxies_are_admitted():
 
 def test_single_replies_are_refused_under_privacy():
     with pytest.raises(PrivacyError, match="'ffa'"):
-        door().collect([reply("a")], "flora", "ffa")
+        door().collect([reply("a")], "flora", "ffa", {"a": LIKE}, [])
     with pytest.raises(PrivacyError, match="uniform"):
         release(door(), [reply("a")], weights="size")
 

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from aulait.errors import PrivacyError
 from aulait.privacy.account import Accountant, Event, PrivacyConfig
-from aulait.privacy.clip import clip, norm
+from aulait.privacy.intake import Become, Forms, Refused, Tally, sift
 from aulait.privacy.ledger import Ledger, Line
 from aulait.privacy.noise import Noise
 from aulait.registry import require
-from aulait.types import Info, Released, Reply, Tensors
+from aulait.types import Released, Reply, Tensors
 
-Refused = tuple[tuple[str, str], ...]
+LARGEST_NORM = 1e4
 
 
 class BudgetSpent(PrivacyError):  # noqa: N818
@@ -52,6 +51,7 @@ class Door:
         accountant: accounts of all roles, holding what the ledger holds (``ledger.replay``); None only without privacy.
         noise: where the noise comes from.
         proxies: names of the sites on the server; their replies are public.
+        largest_norm: a share longer than this is refused where no clipping shortens it (without privacy).
 
     Raises:
         PrivacyError: the parts together do not keep the promise.
@@ -59,9 +59,10 @@ class Door:
 
     def __init__(
         self, config: PrivacyConfig, ledger: Ledger, accountant: Accountant | None, noise: Noise,
-        proxies: frozenset[str],
+        proxies: frozenset[str], largest_norm: float = LARGEST_NORM,
     ) -> None:
         self.config = config
+        self._limit = largest_norm if config.off else math.inf
         self._ledger, self._noise, self._proxies = ledger, noise, frozenset(proxies)
         self._roles_of: dict[str, frozenset[str]] = {}
         if not config.off:
@@ -74,7 +75,7 @@ class Door:
 
     def release(
         self,
-        replies: Sequence[Reply],
+        replies: Iterable[Reply],
         *,
         stage: str,
         round: int,
@@ -85,51 +86,61 @@ class Door:
         like: Tensors,
         sampling_rate: float = 1.0,
         weights: Literal["uniform", "size"] = "uniform",
+        forms: Forms | None = None,
+        become: Become | None = None,
     ) -> Released:
-        """The sum of the replies' shares over clients; the order of the replies does not matter.
+        """The sum over clients, one reply in memory at a time; the order of the replies does not matter.
 
-        Not counted are: proxies, the second reply of a client, and shares that differ from ``like`` in names or shapes
-        or hold anything but finite float32 numbers. Under privacy every share is clipped to ``bound``, the ledger line
-        is on disk before noise is drawn, every coordinate of ``like`` gets noise even if nobody replied, and nothing
-        else comes out. The accounting neglects the rounding of the float64 sum (relative 1e-16 per client).
+        Not counted are: proxies, the second reply of a client, and shares that differ from their form in names or
+        shapes or hold anything but finite float32 numbers. Under privacy every summand is clipped to ``bound``, the
+        ledger line is on disk before noise is drawn, every coordinate of ``like`` gets noise even if nobody replied,
+        and nothing else comes out. The accounting neglects the rounding of the float64 sum (relative 1e-16 per client).
 
         Args:
             replies: sensitive.
             stage: "synthesis" or "train".
             round: counted from 1 in its stage.
             role: roles of all clients that may reply: "local", or "proxy+local".
-            bound: L2 bound of one client's share, > 0, under privacy finite; it must not depend on private data.
+            bound: L2 bound of one client's summand, > 0, under privacy finite; it must not depend on private data.
             noise_multiplier: sigma / sensitivity, finite, >= 0; without privacy it is not used.
             planned: public number of clients the sum is planned for, at least 1.
-            like: names and shapes of a share; public.
+            like: names and shapes of the sum; public.
             sampling_rate: probability with which each client took part (Poisson); 1 is everyone.
             weights: "size" weighs a reply by its records over the mean; without privacy only.
+            forms: client -> names and shapes its share must have; None: those of ``like``. Others are refused.
+            become: what a sound reply adds to the sum, with the names and shapes of ``like``; it may look at public
+                things and at that one reply only. None: the share itself.
 
         Returns:
-            Totals, float32, CPU. Without privacy also the number counted (at least 1), mean diagnostics, refusals.
+            Totals, float32, CPU. Without privacy also who was counted with which weight, mean diagnostics, refusals.
 
         Raises:
             BudgetSpent: a role would exceed its budget.
             PrivacyError: a condition of the guarantee is not met.
         """
         require(bound > 0, PrivacyError, f"clip bound is {bound}, expected a number > 0; set privacy.clip")
+        tally = Tally({name: torch.zeros(like[name].shape, dtype=torch.float64) for name in sorted(like)})
+        sound = self._sound(replies, forms or like, forms is not None, tally.refused)
         if self.config.off:
-            counted, refused = _sift(replies, like, self._proxies)
-            total = _sum(counted, like, bound, weights == "size")
-            return Released(_float32(total), max(1, len(counted)), 0.0, _mean_info(counted), refused)
+            for reply in sound:
+                tally.add(reply, become(reply) if become else reply.share, bound, reply.weight if weights == "size" else 1.0)
+            mean = tally.mean_weight()
+            counted = {client: weight / mean for client, weight in tally.weights.items()}
+            total = {name: (value / mean).to(torch.float32) for name, value in tally.total.items()}
+            return Released(total, max(1, len(counted)), 0.0, tally.mean_info(), tuple(sorted(tally.refused)), counted)
         text = f"weights = '{weights}' found, expected 'uniform' under privacy; change it, or set privacy.off = true"
         require(weights == "uniform", PrivacyError, text)
         request = _Request(stage, round, role, bound, Event(noise_multiplier, sampling_rate), planned)
         self._check(request)
-        counted, _ = _sift(replies, like, self._proxies)
-        self._check_roles(counted, role)
-        total = _sum(counted, like, bound, False)
+        for reply in sound:
+            self._check_roles(reply, role)
+            tally.add(reply, become(reply) if become else reply.share, bound, 1.0)
         line = self._charge(request)
         noise = self._noise.at(line.release)
-        noised = {name: total[name] + noise.gaussian(tuple(total[name].shape), line.sigma) for name in total}
-        return Released(_float32(noised), planned, line.sigma)
+        noised = {name: total + noise.gaussian(tuple(total.shape), line.sigma) for name, total in tally.total.items()}
+        return Released({name: value.to(torch.float32) for name, value in noised.items()}, planned, line.sigma)
 
-    def admit(self, replies: Sequence[Reply], like: Tensors) -> tuple[list[Reply], Refused]:
+    def admit(self, replies: Iterable[Reply], like: Tensors, forms: Forms | None = None) -> tuple[list[Reply], Refused]:
         """Replies of proxies, which are public: no noise and no cost.
 
         Returns:
@@ -138,25 +149,35 @@ class Door:
         Raises:
             PrivacyError: a reply does not come from a proxy.
         """
-        for reply in replies:
+        received = list(replies)
+        for reply in received:
             text = f"client '{reply.client}' is not a proxy, expected public replies only; use door.release"
             require(reply.client in self._proxies, PrivacyError, text)
-        return _sift(replies, like, frozenset())
+        refused: list[tuple[str, str]] = []
+        kept = list(sift(received, forms or like, forms is not None, frozenset(), math.inf, refused))
+        return sorted(kept, key=lambda reply: reply.client), tuple(sorted(refused))
 
-    def collect(self, replies: Sequence[Reply], method: str, instead: str) -> list[Reply]:
-        """Single replies as they are, in the order of client names; only when privacy is off.
+    def collect(
+        self, replies: Iterable[Reply], method: str, instead: str, forms: Forms, refused: list[tuple[str, str]]
+    ) -> Iterator[Reply]:
+        """Single sound replies as they come; only when privacy is off.
 
         Args:
             replies: sensitive.
             method: name of the method that needs them, for the message.
             instead: name of the nearest method that works on sums.
+            forms: client -> names and largest shapes of its share; smaller ones pass (a client may prune itself).
+            refused: (client, reason) of those that are left out are added to it.
 
         Raises:
             PrivacyError: privacy is on.
         """
         text = f"'{method}' reads single replies, which privacy forbids; use '{instead}', or set privacy.off = true"
         require(self.config.off, PrivacyError, text)
-        return sorted(replies, key=lambda reply: reply.client)
+        return sift(replies, forms, True, self._proxies, self._limit, refused, smaller=True)
+
+    def _sound(self, replies: Iterable[Reply], form: Any, each: bool, refused: list[tuple[str, str]]) -> Iterator[Reply]:
+        return sift(replies, form, each, self._proxies, self._limit, refused)
 
     def _check(self, request: _Request) -> None:
         """Conditions of the guarantee that can be seen without looking at a reply."""
@@ -171,14 +192,13 @@ class Door:
             agree = self._accountant.events(role) == Counter(self._ledger.events(role))
             require(agree, PrivacyError, text)
 
-    def _check_roles(self, counted: Sequence[Reply], role: str) -> None:
+    def _check_roles(self, reply: Reply, role: str) -> None:
         """A client may not appear under roles that do not meet: its releases would be spread over two accounts."""
         named = frozenset(self._accountant.roles(role))
-        for reply in counted:
-            possible = self._roles_of.get(reply.client, named) & named
-            text = f"client '{reply.client}' replies as '{role}' but had another role; name all roles ('proxy+local')"
-            require(bool(possible), PrivacyError, text)
-            self._roles_of[reply.client] = possible
+        possible = self._roles_of.get(reply.client, named) & named
+        text = f"client '{reply.client}' replies as '{role}' but had another role; name all roles ('proxy+local')"
+        require(bool(possible), PrivacyError, text)
+        self._roles_of[reply.client] = possible
 
     def _charge(self, request: _Request) -> Line:
         """Check the budget, put the line on disk, charge the accounts."""
@@ -237,64 +257,3 @@ def _kept(config: PrivacyConfig, ledger: Ledger, accountant: Accountant | None, 
         )
         require((line.delta, line.relation) == (config.delta, config.relation), PrivacyError, text)
     return accountant
-
-
-def _sift(replies: Sequence[Reply], like: Tensors, forbidden: frozenset[str]) -> tuple[list[Reply], Refused]:
-    """(sound replies, at most one of a client, by client name; (client, reason) of the others)."""
-    counted: list[Reply] = []
-    refused: list[tuple[str, str]] = []
-    seen: set[str] = set()
-    for reply in replies:
-        if reply.client in forbidden:
-            fault: str | None = "is a proxy"
-        elif reply.client in seen:
-            fault = "replied twice"
-        else:
-            fault = _fault(reply, like)
-        seen.add(reply.client)
-        if fault is None:
-            counted.append(reply)
-        else:
-            refused.append((reply.client, fault))
-    return sorted(counted, key=lambda reply: reply.client), tuple(sorted(refused))
-
-
-def _fault(reply: Reply, like: Tensors) -> str | None:
-    """What is wrong with one reply, or None."""
-    if reply.share.keys() != like.keys():
-        return "names of its tensors differ"
-    if not 0 <= reply.weight < math.inf:
-        return "weight is not a finite number >= 0"
-    for name in sorted(like):
-        value = reply.share[name]
-        if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
-            return f"{name} is not a dense floating tensor"
-        if value.shape != like[name].shape:
-            return f"{name} has another shape"
-        if not torch.isfinite(value.detach().to("cpu", torch.float32)).all():
-            return f"{name} holds NaN or infinity"
-    return None
-
-
-def _sum(counted: Sequence[Reply], like: Tensors, bound: float, by_size: bool) -> Tensors:
-    """Clipped shares, summed in float64 in the given order; optionally weighted by records over their mean."""
-    total = {name: torch.zeros(like[name].shape, dtype=torch.float64) for name in sorted(like)}
-    mean = sum(reply.weight for reply in counted) / len(counted) if counted else 0.0
-    for reply in counted:
-        share = clip(reply.share, bound)
-        require(norm(share) <= bound, PrivacyError, "a clipped share exceeds its bound; report this as a defect")
-        factor = reply.weight / mean if by_size and mean > 0 else 1.0
-        for name in total:
-            total[name] += share[name].detach().to("cpu", torch.float64) * factor
-    return total
-
-
-def _float32(total: Tensors) -> Tensors:
-    return {name: value.to(torch.float32) for name, value in total.items()}
-
-
-def _mean_info(counted: Sequence[Reply]) -> Info:
-    """Mean of every diagnostic over the replies that have it."""
-    names = sorted({name for reply in counted for name in reply.info})
-    values = {name: [float(reply.info[name]) for reply in counted if name in reply.info] for name in names}
-    return {name: sum(of_name) / len(of_name) for name, of_name in values.items()}

@@ -1,0 +1,102 @@
+"""What comes in at the door: which replies are sound, and the running sum over those that are.
+
+Arrow in this room: ``clip``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aulait.errors import PrivacyError
+from aulait.privacy.clip import clip, norm
+from aulait.registry import require
+from aulait.types import Info, Reply, Tensors
+
+Refused = tuple[tuple[str, str], ...]
+Forms = Mapping[str, Tensors]  # client -> what its share must look like
+Become = Callable[[Reply], Tensors]
+
+
+@dataclass
+class Tally:
+    """A running sum in float64, with who is in it."""
+
+    total: Tensors
+    weights: dict[str, float] = field(default_factory=dict)
+    info: dict[str, list[float]] = field(default_factory=dict)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, reply: Reply, summand: Tensors, bound: float, weight: float) -> None:
+        """Clip one client's summand to the bound and add it."""
+        share = clip(summand, bound)
+        require(norm(share) <= bound, PrivacyError, "a clipped share exceeds its bound; report this as a defect")
+        for name, total in self.total.items():
+            total += share[name].detach().to("cpu", torch.float64) * weight
+        self.weights[reply.client] = weight
+        for name, value in reply.info.items():
+            self.info.setdefault(name, []).append(float(value))
+
+    def mean_weight(self) -> float:
+        """Mean over those counted; 1 where that is no number to divide by."""
+        return (sum(self.weights.values()) / len(self.weights) if self.weights else 0.0) or 1.0
+
+    def mean_info(self) -> Info:
+        """Mean of every diagnostic over the replies that have it."""
+        return {name: sum(values) / len(values) for name, values in sorted(self.info.items())}
+
+
+def sift(
+    replies: Iterable[Reply], form: Any, each: bool, forbidden: frozenset[str], limit: float, refused: list[tuple[str, str]],
+    smaller: bool = False,
+) -> Iterator[Reply]:
+    """Sound replies, at most one of a client, as they come; (client, reason) of the others goes to ``refused``.
+
+    ``form`` is the form of every share, or with ``each`` a form by client.
+    """
+    seen: set[str] = set()
+    for reply in replies:
+        like = form.get(reply.client) if each else form
+        if reply.client in forbidden:
+            fault: str | None = "is a proxy"
+        elif reply.client in seen:
+            fault = "replied twice"
+        elif like is None:
+            fault = "was not asked"
+        else:
+            fault = _fault(reply, like, limit, smaller)
+        seen.add(reply.client)
+        if fault is None:
+            yield reply
+        else:
+            refused.append((reply.client, fault))
+
+
+def _fault(reply: Reply, like: Tensors, limit: float, smaller: bool) -> str | None:
+    """What is wrong with one reply, or None."""
+    if reply.share.keys() != like.keys():
+        return "names of its tensors differ"
+    if not 0 <= reply.weight < math.inf:
+        return "weight is not a finite number >= 0"
+    for name in sorted(like):
+        value = reply.share[name]
+        if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
+            return f"{name} is not a dense floating tensor"
+        if not _fits(value, like[name], smaller):
+            return f"{name} has another shape"
+        if not torch.isfinite(value.detach().to("cpu", torch.float32)).all():
+            return f"{name} holds NaN or infinity"
+    if limit < math.inf and norm(reply.share) > limit:
+        return f"its norm is above {limit:g} (federation.max_norm)"
+    return None
+
+
+def _fits(value: Tensor, like: Tensor, smaller: bool) -> bool:
+    if not smaller or value.dim() != like.dim():
+        return value.shape == like.shape
+    return all(0 < have <= most for have, most in zip(value.shape, like.shape, strict=True))
