@@ -24,6 +24,7 @@ class Cohort:
         noise_multiplier: noise over sensitivity of this round's release; 0 without privacy.
         lr: learning rate of the local steps.
         role: the role whose budget the release spends.
+        population: names of all clients of the role, public; empty where everyone has the adapter's rank.
     """
 
     round: int
@@ -34,6 +35,12 @@ class Cohort:
     noise_multiplier: float = 0.0
     lr: float = 1e-3
     role: str = "local"
+    population: tuple[str, ...] = ()
+
+    @property
+    def everyone(self) -> tuple[str, ...]:
+        """Names of all sites that work in this round: local clients first, then proxies."""
+        return (*self.local, *(name for name in self.proxies if name not in self.local))
 
 
 def everyone(names: Sequence[str]) -> tuple[str, ...]:

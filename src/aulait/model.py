@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -18,9 +18,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from aulait import lora
 from aulait.errors import ModelError
 from aulait.lora import Shapes
 from aulait.registry import nearest, require
+from aulait.shared_linear import SharedLinear
 from aulait.types import Adapter
 
 ATTENTION = frozenset(
@@ -66,36 +68,6 @@ class AdapterConfig(BaseModel):
     alpha: float = Field(16.0, gt=0)
     targets: str | tuple[str, ...] = "all-linear"
     layers: Literal["all"] | int = "all"
-
-
-class SharedLinear(nn.Module):
-    """A frozen linear layer plus the LoRA updates of K sites, one group of rows each.
-
-    Input (K·B, ..., N), rows of a site adjacent; output (K·B, ..., M). ``worn`` is None (the bare base) or
-    (A_KRN, B_KMR, scale_K); K = 1 serves any number of rows.
-    """
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-        self.worn: tuple[Tensor, Tensor, Tensor] | None = None
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen weights; T5 looks at their type before it calls the layer."""
-        return self.inner.weight  # type: ignore[return-value]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The frozen layer's output plus scale_k · B_k A_k x for the rows of site k."""
-        y: Tensor = self.inner(x)
-        if self.worn is None:
-            return y
-        a_KRN, b_KMR, scale_K = self.worn
-        clients = a_KRN.shape[0]
-        x_KXN = x.reshape(clients, -1, x.shape[-1]).to(a_KRN.dtype)
-        low_KXR = torch.bmm(x_KXN, (a_KRN * scale_K[:, None, None]).transpose(1, 2))
-        update = torch.bmm(low_KXR, b_KMR.transpose(1, 2)).view(y.shape)
-        return y + update.to(y.dtype)
 
 
 @dataclass
@@ -246,21 +218,43 @@ def _last_blocks(base: Base, count: int) -> set[str]:
 
 @contextmanager
 def wearing(base: Base, adapters: Sequence[Adapter]) -> Iterator[None]:
-    """Let the base wear K adapters of the same layers and equal rank; on leaving it is bare again."""
+    """Let the base wear K adapters of the same layers, ranks padded to the largest; on leaving it is bare again."""
     layers = list(adapters[0].factors) if adapters else []
     try:
         for name in layers:
-            pairs = [adapter.factors[name] for adapter in adapters]
-            scale = torch.tensor([adapter.alpha / pair[0].shape[0] for adapter, pair in zip(adapters, pairs, strict=True)])
+            rank = max(adapter.factors[name][0].shape[0] for adapter in adapters)
+            pairs = [lora.pad(*adapter.factors[name], rank) for adapter in adapters]
             base.slots[name].worn = (
                 torch.stack([a for a, _ in pairs]).to(base.device),
                 torch.stack([b for _, b in pairs]).to(base.device),
-                scale.to(base.device),
+                torch.tensor([adapter.scale(name) for adapter in adapters], device=base.device),
             )
         yield
     finally:
         for name in layers:
             base.slots[name].worn = None
+
+
+@contextmanager
+def folded(base: Base, updates: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Let the frozen weights of some layers hold dense updates (M, N); on leaving they are bit for bit as before.
+
+    Raises:
+        ModelError: the base is quantised, so that nothing can be added to its weights.
+    """
+    require(not (updates and base.config.quant), ModelError,
+            "a quantised base cannot hold dense updates; choose a method that never folds ('fedit', 'ffa', 'flexlora'), or no model.quant")
+    held: dict[str, Tensor] = {}
+    try:
+        for name, update_MN in (updates or {}).items():
+            inner: Any = base.slots[name].inner
+            held[name] = inner.weight.data
+            turned = update_MN.T if type(inner).__name__ == "Conv1D" else update_MN
+            inner.weight.data = (held[name].float() + turned.to(base.device)).to(held[name].dtype)
+        yield
+    finally:
+        for name, weight in held.items():
+            base.slots[name].inner.weight.data = weight  # type: ignore[union-attr,assignment]
 
 
 @torch.no_grad()

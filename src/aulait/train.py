@@ -2,29 +2,29 @@
 
 The sites of a pass are independent: each has its own factors, its own batches, its own optimiser moments and its own
 gradient clipping. They share only the frozen matrix products, which is what makes a federation cost no more than one
-plain training of the same tokens. Sites with fewer ranks than their neighbours in a pass are padded with zeros; padded
-factors have zero gradients and stay zero, so the result is that of training alone (test: unit/test_train.py).
+plain training of the same tokens (``stacking`` lays their factors side by side).
 
+Arrows on this floor: ``model`` and ``rows`` (the base and its batches), ``stacking``.
 Shape letters: K sites · B sequences of a site in a step · T tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from aulait import lora
 from aulait.errors import DataError
-from aulait.model import Base
+from aulait.model import Base, folded
 from aulait.registry import require
 from aulait.rows import Encoder, Rows, collate, scored
-from aulait.types import Adapter, Record
+from aulait.stacking import Penalty, Stack
+from aulait.types import Adapter, Record, Tensors
 
 
 class TrainConfig(BaseModel):
@@ -77,6 +77,8 @@ class Work:
         batch: sequences in a step.
         lr: learning rate.
         seed: of the order in which records are drawn.
+        penalty: added to the loss of every step; None for none.
+        fold: layer -> dense update (M, N) that the frozen weights hold during the work; None for the bare base.
     """
 
     start: Adapter
@@ -86,6 +88,8 @@ class Work:
     batch: int
     lr: float
     seed: int
+    penalty: Penalty | None = None
+    fold: Tensors | None = None
 
 
 @dataclass(frozen=True)
@@ -155,13 +159,14 @@ class Learner:
         return [done[i] for i in range(len(works))]
 
     def passes(self, works: Sequence[Work]) -> list[list[int]]:
-        """Which works share a pass: those of equal shape, similar lengths together, so that little is padded."""
-        groups: dict[tuple[int, int, str, float], list[int]] = {}
+        """Which works share a pass: those of equal shape on equal weights, similar lengths together, to pad little."""
+        groups: dict[tuple[Any, ...], list[int]] = {}
         for index, work in enumerate(works):
-            groups.setdefault((work.steps, work.batch, work.part, work.lr), []).append(index)
+            key = (work.steps, work.batch, work.part, work.lr, work.penalty, None if work.fold is None else id(work.fold))
+            groups.setdefault(key, []).append(index)
         shared = []
-        for (_, batch, _, _), members in groups.items():
-            size = max(1, self.config.rows_at_once // batch)
+        for members in groups.values():
+            size = max(1, self.config.rows_at_once // works[members[0]].batch)
             members = sorted(members, key=lambda i: (self._length(works[i]), i))
             shared += [members[i : i + size] for i in range(0, len(members), size)]
         return shared
@@ -171,33 +176,31 @@ class Learner:
         return sum(len(self.encode(record)[0]) for record in work.records) / len(work.records)
 
     def _together(self, works: Sequence[Work]) -> list[Trained]:
-        """K works of equal steps, batch, part and learning rate in one pass per step."""
-        part, clients = works[0].part, len(works)
-        factors, scales, ranks = _stack(works, self.base.device)
-        leaves = [pair["AB".index(letter)] for pair in factors.values() for letter in part]
-        for leaf in leaves:
-            leaf.requires_grad_(True)
-        optimizer = _optimizer(leaves, self.config, works[0].lr)
+        """K works of equal steps, batch, part, learning rate, penalty and fold in one pass per step."""
+        first, clients = works[0], len(works)
+        stack = Stack.of([work.start for work in works], first.part, self.base.device)
+        optimizer = _optimizer(stack.leaves, self.config, first.lr)
         plans = [draws(work, [len(self.encode(r)[0]) for r in work.records]) for work in works]
         losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
-        for step in range(works[0].steps):
-            rows = collate(self.base, self.encode, [w.records[i] for w, p in zip(works, plans, strict=True) for i in p[step]])
-            loss_K, tokens_K = self._loss(rows, factors, scales, clients)
-            loss_K.sum().backward()  # type: ignore[no-untyped-call]
-            norms += _clip_each(leaves, self.config.max_grad_norm, clients)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses += loss_K.detach().cpu()
-            tokens += tokens_K.cpu()
-        steps = works[0].steps
+        with folded(self.base, first.fold):
+            for step in range(first.steps):
+                rows = collate(self.base, self.encode, [w.records[i] for w, p in zip(works, plans, strict=True) for i in p[step]])
+                loss_K, tokens_K = self._loss(rows, stack, clients)
+                objective = loss_K.sum() if first.penalty is None else loss_K.sum() + stack.penalty(first.penalty)
+                objective.backward()  # type: ignore[no-untyped-call]
+                norms += _clip_each(stack.leaves, self.config.max_grad_norm, clients)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                losses += loss_K.detach().cpu()
+                tokens += tokens_K.cpu()
         return [
-            Trained(_unstack(factors, k, rank, work.start.alpha), float(losses[k] / steps), int(tokens[k]), float(norms[k] / steps))
-            for k, (work, rank) in enumerate(zip(works, ranks, strict=True))
+            Trained(stack.take(k), float(losses[k] / first.steps), int(tokens[k]), float(norms[k] / first.steps))
+            for k in range(clients)
         ]
 
-    def _loss(self, rows: Rows, factors: Mapping[str, tuple[Tensor, Tensor]], scales: Tensor, clients: int) -> tuple[Tensor, Tensor]:
+    def _loss(self, rows: Rows, stack: Stack, clients: int) -> tuple[Tensor, Tensor]:
         """Mean loss of each of K sites (K,) over its own tokens, and its number of tokens (K,)."""
-        with _Worn(self.base, factors, scales):
+        with stack.worn(self.base):
             out, target, row = scored(self.base, rows)
         site = row // (len(rows.ids) // clients)
         each = torch.nn.functional.cross_entropy(out, target, reduction="none")
@@ -220,38 +223,6 @@ def _clip_each(leaves: Sequence[Tensor], bound: float, clients: int) -> Tensor:
             assert leaf.grad is not None
             leaf.grad.mul_(scale.view(-1, 1, 1))
     return norms.cpu()
-
-
-class _Worn:
-    """Wear already stacked factors, so that gradients reach the stacks themselves."""
-
-    def __init__(self, base: Base, factors: Mapping[str, tuple[Tensor, Tensor]], scales: Tensor) -> None:
-        self._base, self._factors, self._scales = base, factors, scales
-
-    def __enter__(self) -> None:
-        for name, (a, b) in self._factors.items():
-            self._base.slots[name].worn = (a, b, self._scales)
-
-    def __exit__(self, *_: object) -> None:
-        for name in self._factors:
-            self._base.slots[name].worn = None
-
-
-def _stack(works: Sequence[Work], device: torch.device) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor, list[int]]:
-    layers = list(works[0].start.factors)
-    ranks = [work.start.factors[layers[0]][0].shape[0] for work in works]
-    factors = {}
-    for name in layers:
-        padded = [lora.pad(*work.start.factors[name], max(ranks)) for work in works]
-        factors[name] = (torch.stack([a for a, _ in padded]).to(device), torch.stack([b for _, b in padded]).to(device))
-    scales = torch.tensor([work.start.alpha / rank for work, rank in zip(works, ranks, strict=True)], device=device)
-    return factors, scales, ranks
-
-
-def _unstack(factors: Mapping[str, tuple[Tensor, Tensor]], k: int, rank: int, alpha: float) -> Adapter:
-    return Adapter(
-        {n: (a[k, :rank].detach().cpu().clone(), b[k, :, :rank].detach().cpu().clone()) for n, (a, b) in factors.items()}, alpha
-    )
 
 
 def _optimizer(leaves: Sequence[Tensor], config: TrainConfig, lr: float) -> torch.optim.Optimizer:

@@ -13,6 +13,7 @@ from aulait import lora, model
 from aulait.errors import DataError
 from aulait.model import BREW, AdapterConfig, ModelConfig
 from aulait.rows import IGNORE, Encoder, collate, scored, too_long
+from aulait.stacking import Stack
 from aulait.train import Learner, TrainConfig, Work, draws, learning_rate
 from aulait.types import Adapter, Record
 
@@ -78,13 +79,13 @@ def test_brew_equals_the_plain_loop():
 def test_padded_ranks_stay_zero(base, monkeypatch):
     """Sites of rank 1 and 3 in one pass: rows 2 and 3 of the padded factors of the first are zero after training."""
     seen = {}
-    unstack = __import__("aulait.train", fromlist=["_unstack"])._unstack
+    take = Stack.take
 
-    def spy(factors, k, rank, alpha):
-        seen.update({name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in factors.items()})
-        return unstack(factors, k, rank, alpha)
+    def spy(stack, k):
+        seen.update({name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in stack.factors.items()})
+        return take(stack, k)
 
-    monkeypatch.setattr("aulait.train._unstack", spy)
+    monkeypatch.setattr(Stack, "take", spy)
     Learner(base, TrainConfig(weight_decay=0.1)).train([work(base, 0, 1), work(base, 1, 3)])
     for a_KRN, b_KMR in seen.values():
         assert a_KRN.shape[1] == 3

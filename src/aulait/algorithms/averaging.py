@@ -7,6 +7,9 @@ number of clients proxy j stands for and w a public constant, the weight of a lo
 The denominator is public and fixed, weights are uniform. Everything done to the noised sum after the door (shrinkage,
 projection) and to the proxies is post-processing and costs no privacy.
 
+Clients of lower rank are sent the leading columns and answer for those; every column is averaged over those who own
+it: the denominator above, counted column by column. Who owns what follows from ranks, which are public.
+
 Source: McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018 (clip, fixed
 denominator); the mixture after Wang, Gounley, Hanson, "CAFE AU LAIT", PASC 2025, in our reading of its abstract.
 """
@@ -15,13 +18,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
-from pydantic import Field
+import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from aulait import lora
-from aulait.algorithms.contract import Ask, State
+from aulait.algorithms.contract import Ask, Setting, State
 from aulait.algorithms.server_optimizer import ServerConfig, apply
 from aulait.cohort import Cohort
 from aulait.errors import PrivacyError
@@ -32,59 +37,92 @@ from aulait.registry import require
 from aulait.types import Info, Order, Released, Reply, Tensors, nbytes
 
 
-class AveragingConfig(ServerConfig):
-    """Settings of a mixed round.
+class MixtureConfig(BaseModel):
+    """Who counts how much in a round.
 
     Attributes:
         local_weight: w, the public weight of a local client's update against a proxied client's.
         weights: "uniform" over clients, or "size" by their number of records (only when privacy is off).
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
     local_weight: float = Field(1.0, gt=0)
     weights: Literal["uniform", "size"] = "uniform"
 
 
+class AveragingConfig(MixtureConfig, ServerConfig):
+    """Settings of a mixed round with a server optimiser."""
+
+
 def mixed_round(
-    config: AveragingConfig, state: State, cohort: Cohort, ask: Ask, door: Door
+    config: AveragingConfig, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door, part: str = "AB"
 ) -> tuple[State, Info]:
     """Send the trained parameters to every site of the cohort, release, average, step.
 
     Args:
         config: weights and server optimiser.
+        setting: ranks of the clients.
         state: the trained parameters by name, and the server optimiser's moments (names with a slash).
         cohort: who takes part and the public numbers of the release.
         ask: gets replies for orders.
         door: releases the local replies' sum.
+        part: factors that the sites train and answer for.
 
     Returns:
         The new state, and what can be told about the round.
     """
     theta, moments = trained(state), {name: t for name, t in state.tensors.items() if "/" in name}
-    orders = [Order(name, "train", cohort.round, theta, {"lr": cohort.lr}) for name in (*cohort.local, *cohort.proxies)]
-    for_proxies = [order for order in orders if order.client in cohort.proxies]
-    public, _ = door.admit(ask(for_proxies), theta) if for_proxies else ([], ())
+    share = {name: t for name, t in theta.items() if name[-1] in part}
+    update, info = mixed_mean(config, setting, cohort, ask, door, orders(setting, cohort, theta), share)
+    after, kept = apply(config, theta, update, moments)
+    return State(cohort.round, after | kept), info
+
+
+def orders(setting: Setting, cohort: Cohort, theta: Tensors) -> list[Order]:
+    """The leading ranks of the parameters for every site of the cohort."""
+    return [Order(name, "train", cohort.round, lora.leading(theta, setting.rank_of(name)), {"lr": cohort.lr}) for name in cohort.everyone]
+
+
+def mixed_mean(
+    config: MixtureConfig, setting: Setting, cohort: Cohort, ask: Ask, door: Door, sent: Sequence[Order], share: Tensors,
+    *, like: Tensors | None = None, become: Callable[[Reply], Tensors] | None = None,
+) -> tuple[Tensors, Info]:
+    """The mean over clients and proxies, by the formula at the head of this file.
+
+    Args:
+        config: weights.
+        setting: ranks of the clients.
+        cohort: who takes part and the public numbers of the release.
+        ask: gets replies for orders.
+        door: releases the local replies' sum.
+        sent: the orders of all sites of the cohort.
+        share: names and shapes of the share of a site that has all ranks.
+        like: names and shapes of what is averaged; None: of ``share``. Names that end in ".W" are no factors.
+        become: what a reply adds to the sum, shaped as ``like``; None: its share, placed among the leading columns.
+    """
+    like = like or share
+    become = become or (lambda reply: lora.placed(reply.share, share))
+    forms = {name: lora.leading(share, setting.rank_of(name)) for name in cohort.everyone}
+    for_proxies = [order for order in sent if order.client in cohort.proxies]
+    admitted, _ = door.admit(ask(for_proxies), share, forms) if for_proxies else ([], ())
+    public = [replace(reply, share=become(reply)) for reply in admitted]
     bound = clip_bound(door.config, public)
-    local = ask([order for order in orders if order.client not in cohort.proxies]) if cohort.local else []
-    terms: list[tuple[float, Tensors]] = [(cohort.proxies[reply.client], reply.share) for reply in public]
+    terms = [(cohort.proxies[reply.client], reply.share) for reply in public]
+    owned = {reply.client: cohort.proxies[reply.client] for reply in public}
     info: Info = {"clip_bound": None if math.isinf(bound) else bound, "proxies": len(public)}
+    meter = Meter(sent, cohort)
     if cohort.local or cohort.planned:
         released = door.release(
-            local, stage="train", round=cohort.round, role=cohort.role, bound=bound, noise_multiplier=cohort.noise_multiplier,
-            planned=cohort.planned, like=theta, sampling_rate=cohort.sampling_rate, weights=config.weights)
-        total = denoise(door.config, released, public)
-        # w · total, then the planned count enters the denominator below with the same w
-        terms.append((config.local_weight, total))
+            meter.up(ask(meter.local) if meter.local else []), stage="train", round=cohort.round, role=cohort.role, bound=bound,
+            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, like=like, sampling_rate=cohort.sampling_rate,
+            weights=config.weights, forms=forms, become=become)
+        terms.append((config.local_weight, denoise(door.config, released, public)))
+        clients = _planned(cohort) if door.private else released.counted
+        owned |= {name: config.local_weight * weight for name, weight in clients.items()}
         info |= _told(released)
-        denominator = config.local_weight * released.planned + sum(cohort.proxies.values())
-    else:
-        denominator = sum(cohort.proxies.values())
-    terms = terms or [(0.0, theta)]  # nobody trained, or every reply was refused: nothing changes
-    update = lora.weighted_sum([(weight / (denominator or 1.0), tensors) for weight, tensors in terms])
-    after, kept = apply(config, theta, update, moments)
-    # Bytes of the planned cohort: who was drawn and who replied is private.
-    down = max((nbytes(order.tensors) for order in orders), default=nbytes(theta))  # also when nobody was drawn
-    info |= {"update_norm": clip.norm(update), "up_bytes": cohort.planned * nbytes(theta), "down_bytes": cohort.planned * down}
-    return State(cohort.round, after | kept), info
+    update = _divided(lora.weighted_sum(terms) if terms else {n: torch.zeros_like(t) for n, t in like.items()}, setting, owned)
+    traffic = _planned_traffic(setting, cohort, share, sent) if door.private else meter.told()
+    return update, info | {"update_norm": clip.norm(update)} | traffic
 
 
 def trained(state: State) -> Tensors:
@@ -118,9 +156,63 @@ def denoise(privacy: PrivacyConfig, released: Released, public: Sequence[Reply])
     return total
 
 
+class Meter:
+    """Bytes that cross the walls of the sites of clients in a round, as they go by; proxies have no wall to cross."""
+
+    def __init__(self, sent: Sequence[Order], cohort: Cohort) -> None:
+        self.local = [order for order in sent if order.client not in cohort.proxies]
+        self._up_bytes = 0
+
+    def up(self, replies: Iterable[Reply]) -> Iterator[Reply]:
+        """The replies, counted."""
+        for reply in replies:
+            self._up_bytes += nbytes(reply.share)
+            yield reply
+
+    def told(self) -> Info:
+        """Bytes so far."""
+        return {"up_bytes": self._up_bytes, "down_bytes": sum(nbytes(order.tensors) for order in self.local)}
+
+
+def _planned(cohort: Cohort) -> Mapping[str, float]:
+    """Client -> its part of the planned cohort; an unnamed client with all ranks where the population is not told."""
+    names = cohort.population or ("",)
+    return dict.fromkeys(names, cohort.planned / len(names))
+
+
+def _planned_traffic(setting: Setting, cohort: Cohort, share: Tensors, sent: Sequence[Order]) -> Info:
+    """Bytes of the planned cohort: who was drawn and who replied is private."""
+    theta = max((order.tensors for order in sent), key=nbytes, default=share)  # a proxy or the largest client
+    full = {"up_bytes": share, "down_bytes": theta}
+    return {way: round(sum(part * nbytes(lora.leading(t, setting.rank_of(name))) for name, part in _planned(cohort).items()))
+            for way, t in full.items()}
+
+
+def _divided(total: Tensors, setting: Setting, owned: Mapping[str, float]) -> Tensors:
+    """Every column over the weight of those who own it; a column that nobody owns stays as it is."""
+    groups: dict[int, float] = {}  # thousands of clients share a few mappings of ranks
+    for client, weight in owned.items():
+        key = id(setting.ranks.get(client))
+        groups[key] = groups.get(key, 0.0) + weight
+    ranks = {id(setting.ranks.get(client)): setting.rank_of(client) for client in owned}
+    mean = {}
+    for name, value in total.items():
+        if name.endswith(".W"):
+            mean[name] = value / (sum(groups.values()) or 1.0)
+            continue
+        size = value.shape[0 if name.endswith(".A") else 1]
+        count_R = torch.zeros(size, dtype=torch.float64)
+        for key, weight in groups.items():
+            count_R[: ranks[key](name[:-2])] += weight
+        count = count_R[:, None] if name.endswith(".A") else count_R[None]
+        mean[name] = torch.where(count > 0, value.double() / count.clamp(min=1e-300), 0.0).float()
+    return mean
+
+
 def _told(released: Released) -> Info:
     """Post-processed facts: the noise, and the signal-to-noise ratio that the noised sum itself lets us estimate."""
     square = clip.norm(released.total) ** 2
     noise = released.noise_std**2 * sum(t.numel() for t in released.total.values())
     ratio = math.sqrt(max(square - noise, 0.0) / noise) if noise > 0 else None
-    return {"noise_std": released.noise_std, "signal_to_noise": ratio, "refused": len(released.refused), **released.info}
+    return {"noise_std": released.noise_std, "signal_to_noise": ratio, "refused": len(released.refused),
+            "refused_clients": [f"{client}: {reason}" for client, reason in released.refused], **released.info}

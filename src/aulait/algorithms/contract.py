@@ -9,6 +9,11 @@ middle: it writes orders, asks, lets the door release, and merges. A method is a
     step      (config, setting, state, cohort, ask, door) -> (State, Info)
     answer    (orders, sites, setting, learner) -> replies, in the order given
     result    (setting, state) -> Adapter, what is evaluated and exported
+    travels   (config, setting, round, client, sites) -> (bytes up, bytes down) of one client: the formula of the docstring
+
+and, where clients keep adapters of their own, one more:
+
+    personal  (config, setting, state, sites, learner, final) -> client name -> Adapter that this client uses
 
 ``answer`` takes many sites because sites of one process train together in one pass over the shared base; the answer
 to one order depends on that order, its site and the seed alone (contract test), so a lone site in another building
@@ -31,9 +36,9 @@ A toy: clients send the mean length of their records, the server keeps the noisy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel
 
@@ -44,7 +49,7 @@ from aulait.seeds import Seeds
 from aulait.train import Learner
 from aulait.types import Adapter, Info, Order, Reply, Site, Tensors
 
-Ask = Callable[[Sequence[Order]], list[Reply]]
+Ask = Callable[[Sequence[Order]], Iterable[Reply]]
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,21 @@ class Setting:
         rank: R.
         alpha: LoRA's alpha.
         seeds: of the run.
+        rounds: of the training stage, as planned.
+        ranks: client -> layer -> the rank it can afford, at most R; who is missing affords R everywhere.
     """
 
     shapes: Shapes
     rank: int
     alpha: float
     seeds: Seeds
+    rounds: int = 0
+    ranks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def rank_of(self, client: str) -> Callable[[str], int]:
+        """Layer -> the rank of a client."""
+        own = self.ranks.get(client)
+        return (lambda layer: self.rank) if own is None else own.__getitem__
 
 
 @dataclass(frozen=True)
@@ -84,22 +98,32 @@ class Traits:
     Attributes:
         what: one sentence.
         source: authors, title, venue, year, link.
-        travels: bytes up and down per client and round, as a formula.
+        up: bytes a client sends in a round, as a formula.
+        down: bytes a client receives in a round, as a formula.
         privacy: what is summed and its sensitivity, or why it is refused.
         differs: where it differs from the paper.
         unequal_ranks: whether tiers may have different ranks.
-        exact: whether the merge equals the mean of the clients' dense updates.
+        exact: whether the merge equals the mean of the clients' dense updates: "yes", "no", or "at equal ranks".
         private: whether client-level differential privacy is offered.
+        secure: whether the server needs sums only, so that secure aggregation can hide single replies.
+        instead: the nearest method under privacy, where it is not offered.
+        personal: whether clients end with adapters of their own.
+        unit: what its privacy protects: "client" or "record".
     """
 
     what: str
     source: str
-    travels: str
+    up: str
+    down: str
     privacy: str
     differs: str
     unequal_ranks: bool
-    exact: bool
+    exact: Literal["yes", "no", "at equal ranks"]
     private: bool
+    secure: bool
+    instead: str = ""
+    personal: bool = False
+    unit: str = "client"
 
 
 class Method(Protocol):
@@ -121,3 +145,6 @@ class Method(Protocol):
 
     def result(self, setting: Setting, state: State) -> Adapter:
         """The adapter that is evaluated and exported."""
+
+    def travels(self, config: Any, setting: Setting, round: int, client: str, sites: Sequence[str]) -> tuple[int, int]:
+        """Bytes that one client sends and receives in a round in which all of ``sites`` answer."""

@@ -2,10 +2,12 @@
 
 what: LoRA factors averaged one by one, A with A and B with B.
 source: Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", ICASSP 2024, arXiv 2305.05644.
-travels: up and down 4 · R · sum over layers (M + N) bytes a client and round.
+travels: up and down 4 · sum over layers r_k (M + N) bytes a client and round.
 privacy: the sum over clients of the whole update (all A and B together), each clipped in L2 to C: sensitivity C.
-differs: the mean of products is not the product of means; this error is FedIT's own. Optimiser moments start afresh
-    every round. Uniform weights unless privacy is off and algorithm.weights = "size".
+    Leading columns keep their norm among zeros, so unequal ranks change nothing.
+differs: the mean of products is not the product of means; this error is FedIT's own. Unequal ranks are nested columns,
+    each averaged over those who own it, at the scale alpha / R for everyone. Optimiser moments start afresh every
+    round. Uniform weights unless privacy is off and algorithm.weights = "size".
 """
 
 from __future__ import annotations
@@ -13,23 +15,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aulait import lora
+from aulait.algorithms import client
 from aulait.algorithms.averaging import AveragingConfig, mixed_round, trained
 from aulait.algorithms.contract import Ask, Setting, State, Traits
 from aulait.algorithms.server_optimizer import start
 from aulait.cohort import Cohort
 from aulait.privacy.door import Door
-from aulait.train import Learner, Work
+from aulait.train import Learner
 from aulait.types import Adapter, Info, Order, Reply, Site
 
 TRAITS = Traits(
     what="every client trains A and B; A and B are averaged separately",
     source="Zhang et al., Towards Building the Federated GPT, ICASSP 2024, arXiv 2305.05644",
-    travels="up and down 4 R sum(M + N)",
+    up="4 sum r_k (M + N)",
+    down="4 sum r_k (M + N)",
     privacy="sum of whole updates, each clipped to C; sensitivity C",
-    differs="moments of the local optimiser start afresh every round",
-    unequal_ranks=False,
-    exact=False,
+    differs="moments of the local optimiser start afresh every round; unequal ranks are nested columns",
+    unequal_ranks=True,
+    exact="no",
     private=True,
+    secure=True,
 )
 
 
@@ -45,25 +50,21 @@ def init(config: Config, setting: Setting) -> State:
 
 def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
     """Send the factors, average what comes back."""
-    return mixed_round(config, state, cohort, ask, door)
+    return mixed_round(config, setting, state, cohort, ask, door)
 
 
 def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
     """Local LoRA steps from the sent factors; the share is the change of A and B."""
-    works = [
-        Work(lora.from_tensors(order.tensors, setting.alpha), site.train, "AB", site.plan.steps, site.plan.batch, order.settings["lr"],
-             setting.seeds.integer("batches", order.round, site.name))
-        for order, site in zip(orders, sites, strict=True)
-    ]
-    return [
-        Reply(site.name, lora.subtract(lora.to_tensors(done.adapter), order.tensors), float(len(site.train)),
-              {"train_loss": done.loss, "train_tokens": float(done.tokens)})
-        for order, site, done in zip(orders, sites, learner.train(works), strict=True)
-    ]
+    done = client.train(
+        orders, sites, setting, learner, lambda order, _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB")
+    return [client.reply(site, client.change(before, after.adapter, "AB"), after) for site, (before, after) in zip(sites, done, strict=True)]
 
 
 def result(setting: Setting, state: State) -> Adapter:
     """The averaged factors."""
-    return lora.from_tensors(trained(state), setting.alpha)
+    return lora.from_tensors(trained(state), setting.alpha, setting.rank)
 
 
+def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+    """Bytes up and down of one client in a round."""
+    return client.factor_bytes(setting, name), client.factor_bytes(setting, name)

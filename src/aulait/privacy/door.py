@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -20,6 +20,8 @@ from aulait.privacy.account import Accountant, Event, PrivacyConfig
 from aulait.privacy.intake import Become, Forms, Refused, Tally, sift
 from aulait.privacy.ledger import Ledger, Line
 from aulait.privacy.noise import Noise
+from aulait.privacy.promise import kept
+from aulait.privacy.records import Terms
 from aulait.registry import require
 from aulait.types import Released, Reply, Tensors
 
@@ -32,7 +34,7 @@ class BudgetSpent(PrivacyError):  # noqa: N818
 
 @dataclass(frozen=True)
 class _Request:
-    """What is public about a release."""
+    """What is public about a release; ``terms`` of a release whose noise the sites have added, record by record."""
 
     stage: str
     round: int
@@ -40,6 +42,7 @@ class _Request:
     bound: float
     event: Event
     planned: int
+    terms: Terms | None = None
 
 
 class Door:
@@ -51,7 +54,9 @@ class Door:
         accountant: accounts of all roles, holding what the ledger holds (``ledger.replay``); None only without privacy.
         noise: where the noise comes from.
         proxies: names of the sites on the server; their replies are public.
-        largest_norm: a share longer than this is refused where no clipping shortens it (without privacy).
+        largest_norm: a share longer than this is refused where no clipping shortens it (without privacy, or with the unit
+            "record", whose replies are public).
+        terms: with the unit "record", what a round may ask of any record; every round is charged by them.
 
     Raises:
         PrivacyError: the parts together do not keep the promise.
@@ -59,14 +64,14 @@ class Door:
 
     def __init__(
         self, config: PrivacyConfig, ledger: Ledger, accountant: Accountant | None, noise: Noise,
-        proxies: frozenset[str], largest_norm: float = LARGEST_NORM,
+        proxies: frozenset[str], largest_norm: float = LARGEST_NORM, terms: Terms | None = None,
     ) -> None:
-        self.config = config
-        self._limit = largest_norm if config.off else math.inf
+        self.config, self.terms = config, terms
+        self._limit = largest_norm if config.off or config.unit == "record" else math.inf
         self._ledger, self._noise, self._proxies = ledger, noise, frozenset(proxies)
         self._roles_of: dict[str, frozenset[str]] = {}
         if not config.off:
-            self._accountant = _kept(config, ledger, accountant, noise)
+            self._accountant = kept(config, ledger, accountant, noise, terms)
 
     @property
     def private(self) -> bool:
@@ -130,6 +135,8 @@ class Door:
             return Released(total, max(1, len(counted)), 0.0, tally.mean_info(), tuple(sorted(tally.refused)), counted)
         text = f"weights = '{weights}' found, expected 'uniform' under privacy; change it, or set privacy.off = true"
         require(weights == "uniform", PrivacyError, text)
+        text = "a release that protects clients found where privacy.unit = 'record'; use a method of that unit, as 'dplora'"
+        require(self.config.unit == "client", PrivacyError, text)
         request = _Request(stage, round, role, bound, Event(noise_multiplier, sampling_rate), planned)
         self._check(request)
         for reply in sound:
@@ -139,6 +146,59 @@ class Door:
         noise = self._noise.at(line.release)
         noised = {name: total + noise.gaussian(tuple(total.shape), line.sigma) for name, total in tally.total.items()}
         return Released({name: value.to(torch.float32) for name, value in noised.items()}, planned, line.sigma)
+
+    def release_records(
+        self,
+        ask: Callable[[], Iterable[Reply]],
+        *,
+        stage: str,
+        round: int,
+        role: str,
+        bound: float,
+        noise_multiplier: float,
+        planned: int,
+        like: Tensors,
+        weights: Literal["uniform", "size"] = "uniform",
+    ) -> Released:
+        """The sum of replies that carry their own noise, for the unit "record"; see ``records``.
+
+        Such a reply is out as soon as a site sends it, so the line is on disk *before* anybody is asked, and a round is
+        charged even if nobody answers. What is done to the replies after that costs nothing: they may be weighed by
+        the sites' public sizes, and who was refused may be told. Their diagnostics carry no noise and are dropped.
+
+        Args:
+            ask: gets the replies; called once, after the charge. The orders must not ask for less noise, more steps or
+                more frequent sampling than ``terms`` and ``noise_multiplier`` say.
+            stage, round, role, planned, like: as in ``release``.
+            bound: C, the bound of what the sites clip, > 0, under privacy finite and public.
+            noise_multiplier: what the sites add over the sensitivity, finite, >= 0; without privacy it is not used.
+            weights: "size" weighs a reply by its records over the mean.
+
+        Returns:
+            Totals, float32, CPU, over the number counted (at least 1). ``noise_std`` is 0: the door adds none.
+
+        Raises:
+            BudgetSpent: a role would exceed its budget; nobody was asked.
+            PrivacyError: a condition of the guarantee is not met.
+        """
+        require(bound > 0, PrivacyError, f"clip bound is {bound}, expected a number > 0; set privacy.clip")
+        if not self.config.off:
+            text = "a release that protects records found where privacy.unit = 'client'; use a method of that unit, as 'ffa'"
+            require(self.terms is not None, PrivacyError, text)
+            assert self.terms is not None
+            request = _Request(stage, round, role, bound, self.terms.event(noise_multiplier), planned, self.terms)
+            self._check(request)
+            self._charge(request)
+        tally = Tally({name: torch.zeros(like[name].shape, dtype=torch.float64) for name in sorted(like)})
+        for reply in self._sound(ask(), like, False, tally.refused):
+            if not self.config.off:
+                self._check_roles(reply, role)
+            tally.add(reply, reply.share, math.inf, reply.weight if weights == "size" else 1.0)
+        mean = tally.mean_weight()
+        counted = {client: weight / mean for client, weight in tally.weights.items()}
+        total = {name: (value / mean).to(torch.float32) for name, value in tally.total.items()}
+        info = tally.mean_info() if self.config.off else {}
+        return Released(total, max(1, len(counted)), 0.0, info, tuple(sorted(tally.refused)), counted)
 
     def admit(self, replies: Iterable[Reply], like: Tensors, forms: Forms | None = None) -> tuple[list[Reply], Refused]:
         """Replies of proxies, which are public: no noise and no cost.
@@ -166,7 +226,7 @@ class Door:
             replies: sensitive.
             method: name of the method that needs them, for the message.
             instead: name of the nearest method that works on sums.
-            forms: client -> names and largest shapes of its share; smaller ones pass (a client may prune itself).
+            forms: client -> names and shapes its share must have.
             refused: (client, reason) of those that are left out are added to it.
 
         Raises:
@@ -174,7 +234,7 @@ class Door:
         """
         text = f"'{method}' reads single replies, which privacy forbids; use '{instead}', or set privacy.off = true"
         require(self.config.off, PrivacyError, text)
-        return sift(replies, forms, True, self._proxies, self._limit, refused, smaller=True)
+        return sift(replies, forms, True, self._proxies, self._limit, refused)
 
     def _sound(self, replies: Iterable[Reply], form: Any, each: bool, refused: list[tuple[str, str]]) -> Iterator[Reply]:
         return sift(replies, form, each, self._proxies, self._limit, refused)
@@ -185,8 +245,9 @@ class Door:
         require(math.isfinite(request.bound), PrivacyError, text)
         text = f"planned cohort is {request.planned}, expected at least 1; check the federation"
         require(request.planned >= 1, PrivacyError, text)
+        sampled = request.event.sampling_rate < 1.0 or (request.terms is not None and request.terms.mechanism == "dp-sgd")
         text = "relation 'replace' with Poisson sampling found, expected full participation; use 'add-remove'"
-        require(self.config.relation == "add-remove" or request.event.sampling_rate == 1.0, PrivacyError, text)
+        require(self.config.relation == "add-remove" or not sampled, PrivacyError, text)
         for role in self._accountant.budget:
             text = f"role '{role}' is charged differently in ledger and accountant; replay the ledger once at the start"
             agree = self._accountant.events(role) == Counter(self._ledger.events(role))
@@ -212,14 +273,15 @@ class Door:
                     f"its budget is {budget:.4g}; stop here, or start a new run with fewer releases or more noise"
                 )
             spent[role] = would
-        sensitivity = 2.0 * request.bound if self.config.relation == "replace" else request.bound
-        rate = event.sampling_rate
+        terms, rate = request.terms, event.sampling_rate
+        factor = 2.0 if self.config.relation == "replace" else 1.0
+        sensitivity = factor * request.bound if terms is None else terms.sensitivity(request.bound)
         line = Line(
             release=len(self._ledger.lines) + 1,
             stage=request.stage,
             round=request.round,
             role=request.role,
-            mechanism="gaussian",
+            mechanism="gaussian" if terms is None else terms.mechanism,
             sensitivity=sensitivity,
             sigma=event.noise_multiplier * sensitivity,
             noise_multiplier=event.noise_multiplier,
@@ -228,32 +290,11 @@ class Door:
             epsilon=spent,
             delta=accountant.delta,
             relation=str(self.config.relation),
-            unit="client",
+            unit=self.config.unit,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             private=self._noise.private and event.noise_multiplier > 0,
+            steps=event.steps,
         )
         self._ledger.append(line)
         accountant.add(request.role, event)
         return line
-
-
-def _kept(config: PrivacyConfig, ledger: Ledger, accountant: Accountant | None, noise: Noise) -> Accountant:
-    """The accountant, once everything that the door was given keeps the promise."""
-    if accountant is None or config.delta is None or config.relation is None:
-        raise PrivacyError("privacy is on without an accountant, delta or relation; write them, or privacy.off = true")
-    require(config.trust == "server", PrivacyError, 'trust = "secure" is not available yet; use trust = "server"')
-    text = f"accountant has delta {accountant.delta}, expected privacy.delta = {config.delta}; build it from that"
-    require(accountant.delta == config.delta, PrivacyError, text)
-    promised = math.inf if config.epsilon is None else config.epsilon
-    for role, budget in accountant.budget.items():
-        text = f"role '{role}' has budget {budget}, expected at most privacy.epsilon = {promised}; lower it"
-        require(budget <= promised, PrivacyError, text)
-    text = "the noise is seeded but privacy.noise_seed is not set; set it (the run is not private) or use SystemNoise"
-    require(noise.private or config.noise_seed is not None, PrivacyError, text)
-    for line in ledger.lines:
-        text = (
-            f"ledger release {line.release} has delta {line.delta} and relation '{line.relation}', expected "
-            f"{config.delta} and '{config.relation}'; resume with the settings the run was started with"
-        )
-        require((line.delta, line.relation) == (config.delta, config.relation), PrivacyError, text)
-    return accountant

@@ -52,8 +52,7 @@ class Tally:
 
 
 def sift(
-    replies: Iterable[Reply], form: Any, each: bool, forbidden: frozenset[str], limit: float, refused: list[tuple[str, str]],
-    smaller: bool = False,
+    replies: Iterable[Reply], form: Any, each: bool, forbidden: frozenset[str], limit: float, refused: list[tuple[str, str]]
 ) -> Iterator[Reply]:
     """Sound replies, at most one of a client, as they come; (client, reason) of the others goes to ``refused``.
 
@@ -69,7 +68,7 @@ def sift(
         elif like is None:
             fault = "was not asked"
         else:
-            fault = _fault(reply, like, limit, smaller)
+            fault = _fault(reply, like, limit)
         seen.add(reply.client)
         if fault is None:
             yield reply
@@ -77,7 +76,7 @@ def sift(
             refused.append((reply.client, fault))
 
 
-def _fault(reply: Reply, like: Tensors, limit: float, smaller: bool) -> str | None:
+def _fault(reply: Reply, like: Tensors, limit: float) -> str | None:
     """What is wrong with one reply, or None."""
     if reply.share.keys() != like.keys():
         return "names of its tensors differ"
@@ -87,16 +86,10 @@ def _fault(reply: Reply, like: Tensors, limit: float, smaller: bool) -> str | No
         value = reply.share[name]
         if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
             return f"{name} is not a dense floating tensor"
-        if not _fits(value, like[name], smaller):
+        if value.shape != like[name].shape:
             return f"{name} has another shape"
         if not torch.isfinite(value.detach().to("cpu", torch.float32)).all():
             return f"{name} holds NaN or infinity"
     if limit < math.inf and norm(reply.share) > limit:
         return f"its norm is above {limit:g} (federation.max_norm)"
     return None
-
-
-def _fits(value: Tensor, like: Tensor, smaller: bool) -> bool:
-    if not smaller or value.dim() != like.dim():
-        return value.shape == like.shape
-    return all(0 < have <= most for have, most in zip(value.shape, like.shape, strict=True))

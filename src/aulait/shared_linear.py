@@ -1,0 +1,36 @@
+"""A frozen linear layer that carries the low-rank updates of many sites, one group of rows each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SharedLinear(nn.Module):
+    """A frozen linear layer plus the LoRA updates of K sites, one group of rows each.
+
+    Input (K·B, ..., N), rows of a site adjacent; output (K·B, ..., M). ``worn`` is None (the bare base) or
+    (A_KRN, B_KMR, scale_K); K = 1 serves any number of rows.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.worn: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weights; T5 looks at their type before it calls the layer."""
+        return self.inner.weight  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The frozen layer's output plus scale_k · B_k A_k x for the rows of site k."""
+        y: Tensor = self.inner(x)
+        if self.worn is None:
+            return y
+        a_KRN, b_KMR, scale_K = self.worn
+        clients = a_KRN.shape[0]
+        x_KXN = x.reshape(clients, -1, x.shape[-1]).to(a_KRN.dtype)
+        low_KXR = torch.bmm(x_KXN, (a_KRN * scale_K[:, None, None]).transpose(1, 2))
+        update = torch.bmm(low_KXR, b_KMR.transpose(1, 2)).view(y.shape)
+        return y + update.to(y.dtype)
