@@ -20,6 +20,7 @@ from aulait.embed import Embedder
 from aulait.errors import ConfigError, DataError
 from aulait.lora import Shapes
 from aulait.model import Base
+from aulait.privacy import records
 from aulait.privacy.account import calibrate, split_budget
 from aulait.registry import require
 from aulait.rows import too_long
@@ -109,6 +110,15 @@ class House:
         extra = self.roles["local"] if self.settings.synthesis.voters == "all" else ()
         return tuple(sorted((*self.roles["proxy"], *extra)))
 
+    @property
+    def terms(self) -> records.Terms | None:
+        """With the unit "record", what a round may ask of any record of a client that trains; else None."""
+        if self.settings.privacy.off or self.settings.privacy.unit == "client":
+            return None
+        found: records.Terms = self.settings.method.terms(
+            self.settings.method_config, [self.sites[name] for name in self.roles["local"]])
+        return found
+
     def embedder(self) -> Embedder:
         """The embedder of stage 1, loaded once."""
         name, device = self.settings.synthesis.embedder, str(self.base.device)
@@ -144,13 +154,17 @@ def assemble(settings: Settings, workshop: Workshop) -> House:
     shapes = model.targets(base, settings.adapter)
     learner: Learner = workshop.once("learner", (settings.model, settings.train), lambda: Learner(base, settings.train))
     clients = workshop.once("fitted", (apart, seeds, settings.model), lambda: _fit(settings, learner, corpus.clients))
+    unseen = {name: ClientData(records, ()) for name, records in corpus.unseen.items()}
+    new = workshop.once("fitted-unseen", (apart, seeds, settings.model), lambda: _fit(settings, learner, unseen))
+    corpus = replace(corpus, unseen={name: client.train for name, client in new.items()})
     holdout = {name: client.holdout for name, client in clients.items()}
     if settings.data.pooled:
         clients = {data.EVERYONE: ClientData(tuple(r for name in sorted(clients) for r in clients[name].train), ())}
     sites = _deal(settings, clients, seeds)
     roles: dict[Placement, tuple[str, ...]] = {
         place: tuple(sorted(n for n, s in sites.items() if s.plan.placement == place)) for place in ("local", "proxy", "split")}
-    setting = Setting(shapes, settings.adapter.rank, settings.adapter.alpha, seeds)
+    ranks = _ranks(settings, shapes, sites)
+    setting = Setting(shapes, settings.adapter.rank, settings.adapter.alpha, seeds, settings.train.rounds, ranks)
     house = House(settings, corpus, base, learner, shapes, setting, sites, holdout, roles, Noise(0, 0, 0, 0, {}), workshop)
     _check_roles(house)
     return replace(house, noise=_noise(house))
@@ -189,6 +203,17 @@ def _deal(settings: Settings, clients: Mapping[str, ClientData], seeds: Seeds) -
     return sites
 
 
+def _ranks(settings: Settings, shapes: Shapes, sites: Mapping[str, Site]) -> dict[str, dict[str, int]]:
+    """Client -> layer -> rank, for the clients of tiers that do not have all of the adapter's; one mapping a tier."""
+    by_tier = {}
+    for tier in settings.federation.tier:
+        rank = tier.rank or settings.adapter.rank
+        own = {layer: tier.attention_rank or rank if layer.rpartition(".")[2] in model.ATTENTION else rank for layer in shapes}
+        if set(own.values()) != {settings.adapter.rank}:
+            by_tier[tier.name] = own
+    return {name: by_tier[site.plan.tier] for name, site in sites.items() if site.plan.tier in by_tier}
+
+
 def _placement(tier: TierConfig) -> Placement:
     if tier.placement == "auto":
         raise ConfigError(f"federation.tier '{tier.name}': placement = 'auto' is not offered yet; use 'local' or 'proxy'")
@@ -222,6 +247,12 @@ def _check_roles(house: House) -> None:
         raise ConfigError("nobody trains: no tier is local and proxies are absent; give a tier placement = 'local'")
     if settings.federation.sampling == "poisson" and settings.synthesis.voters == "all":
         raise ConfigError("synthesis.voters = 'all' with federation.sampling = 'poisson' is not accounted; use sampling = 'all'")
+    name, unit = settings.algorithm["name"], settings.method.TRAITS.unit
+    mechanism = settings.method.mechanism(settings.method_config) if unit == "record" else None
+    problems = records.problems(settings.privacy, name, unit, mechanism, bool(house.voters))
+    if unit == "record" and not settings.privacy.off:
+        problems += settings.privacy.problems(sum(len(site.train) for site in house.sites.values()))
+    require(not problems, ConfigError, "\n".join(problems))
 
 
 def _noise(house: House) -> Noise:
@@ -233,6 +264,9 @@ def _noise(house: House) -> Noise:
     updates = house.settings.train.rounds if house.roles["local"] else 0
     rate = house.settings.federation.rate if house.settings.federation.sampling == "poisson" else 1.0
     assert privacy.delta is not None
+    steps = 1
+    if (terms := house.terms) is not None:  # every round counts for every record of a site, whoever is drawn
+        rate, steps = terms.rate, terms.steps
     if privacy.noise_multiplier is not None:
         z_votes = z_updates = privacy.noise_multiplier
         cap = math.inf
@@ -243,5 +277,5 @@ def _noise(house: House) -> Noise:
             z_votes, z_updates = split_budget(cap, privacy.delta, votes, updates, privacy.vote_fraction)
         else:
             z_votes = calibrate(cap, privacy.delta, votes) if votes else math.inf
-            z_updates = calibrate(cap, privacy.delta, updates, rate) if updates else math.inf
+            z_updates = calibrate(cap, privacy.delta, updates * steps, rate) if updates else math.inf
     return Noise(z_votes, z_updates, votes, updates, {"proxy": cap, "local": cap, "split": cap})

@@ -220,5 +220,5 @@ def _peak_rss_bytes() -> int:
 
 
 def names() -> Sequence[str]:
-    """The benchmarks there are."""
-    return ("simulate",)
+    """The benchmarks there are; ``aggregate`` is in ``bench_aggregate.py``."""
+    return ("simulate", "aggregate")

@@ -20,6 +20,7 @@ from aulait.data import DataConfig
 from aulait.errors import ConfigError
 from aulait.evaluate import EvaluateConfig
 from aulait.model import AdapterConfig, ModelConfig
+from aulait.presets import expanded
 from aulait.privacy.account import PrivacyConfig
 from aulait.registry import find, nearest
 from aulait.train import TrainConfig
@@ -49,7 +50,8 @@ class TierConfig(BaseModel):
         share: of all clients; one tier may leave it out and takes the rest.
         count: clients, instead of a share.
         placement: "local" or "proxy".
-        rank: LoRA rank; None takes ``adapter.rank``.
+        rank: LoRA rank, at most ``adapter.rank``; None takes that.
+        attention_rank: LoRA rank of attention layers where it differs; None takes ``rank``.
         steps: optimiser steps a round; None takes ``train.steps``.
         batch: sequences a step; None takes ``train.batch``.
     """
@@ -60,6 +62,7 @@ class TierConfig(BaseModel):
     count: int | None = Field(None, ge=0)
     placement: Placement | Literal["auto"] = "local"
     rank: int | None = Field(None, ge=1)
+    attention_rank: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)
     batch: int | None = Field(None, ge=1)
 
@@ -71,6 +74,8 @@ class FederationConfig(BaseModel):
         tier: kinds of machines. Which client is in which tier follows from the run's seed, never from its data.
         sampling: "all" local clients in every round, or "poisson".
         rate: of Poisson sampling.
+        preset: FlexLoRA's tiers instead of written ones: "uniform", "heavy-tail-light", "heavy-tail-strong", "normal".
+        max_norm: a reply whose L2 norm is larger is refused; under privacy it is clipped instead.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,6 +83,8 @@ class FederationConfig(BaseModel):
         TierConfig(name="gpu", share=0.2, placement="local"), TierConfig(name="laptop", placement="proxy"))
     sampling: Literal["all", "poisson"] = "all"
     rate: float = Field(1.0, gt=0, le=1)
+    preset: str | None = None
+    max_norm: float = Field(1e4, gt=0)
 
 
 class EngineConfig(BaseModel):
@@ -155,7 +162,9 @@ def build(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Settings:
     problems: list[str] = []
     settings: Settings | None = None
     try:
-        settings = Settings.model_validate(merged)
+        settings = Settings.model_validate(expanded(merged))
+    except ConfigError as error:
+        problems.append(str(error))
     except ValidationError as error:
         problems += [_explain(item) for item in error.errors()]
     if settings is not None:
@@ -239,10 +248,14 @@ def _check_method(settings: Settings) -> list[str]:
     problems = []
     if getattr(config, "weights", "uniform") == "size" and not settings.privacy.off:
         problems.append("algorithm.weights = 'size' changes the sensitivity; use 'uniform' under privacy, or privacy.off = true")
-    ranks = {settings.adapter.rank, *(tier.rank or settings.adapter.rank for tier in settings.federation.tier)}
-    if len(ranks) > 1 and not settings.method.TRAITS.unequal_ranks:
-        name = settings.algorithm["name"]
+    name, traits, largest = settings.algorithm["name"], settings.method.TRAITS, settings.adapter.rank
+    ranks = {largest, *(rank for tier in settings.federation.tier for rank in (tier.rank, tier.attention_rank) if rank)}
+    if len(ranks) > 1 and not traits.unequal_ranks:
         problems.append(f"algorithm '{name}' needs one rank, adapter.rank and the tiers have {sorted(ranks)}; set one rank")
+    if max(ranks) > largest:
+        problems.append(f"a federation.tier has rank {max(ranks)}, adapter.rank is {largest}; raise adapter.rank, or lower the tier's rank")
+    if not settings.privacy.off and not traits.private and traits.unit == "client":
+        problems.append(f"algorithm '{name}' is {traits.privacy}; use '{traits.instead}', or privacy.off = true")
     return problems
 
 

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
@@ -50,6 +50,7 @@ class DataConfig(BaseModel):
         clients: how many clients a partition makes; with "natural", how many to keep. None: all.
         dirichlet_alpha: above 0; the smaller, the less alike the clients of a partition.
         pooled: all clients' records in one client "everyone": the centralised ceiling.
+        unseen: how many clients neither train nor vote and serve only to evaluate how a model does on new clients.
         too_long: what is done with texts longer than the model's context.
     """
 
@@ -70,6 +71,7 @@ class DataConfig(BaseModel):
     clients: int | None = None
     dirichlet_alpha: float = 0.5
     pooled: bool = False
+    unseen: int = 0
     too_long: Literal["error", "cut", "drop"] = "error"
 
 
@@ -95,12 +97,14 @@ class Corpus:
         public: distinct public texts, in an order that depends on their content only and favours none.
         malformed: "data.jsonl line 17: no field 'text'"; at most 1,000 rows, then one line with the total.
         left_out: number of clients with fewer than ``min_records`` distinct records.
+        unseen: records by clients that take no part, at most ``records_per_client`` each, sorted by name; sensitive.
     """
 
     clients: dict[str, ClientData]
     public: tuple[str, ...]
     malformed: tuple[str, ...]
     left_out: int
+    unseen: dict[str, tuple[Record, ...]] = field(default_factory=dict)
 
 
 class _Faults:
@@ -123,9 +127,9 @@ class _Faults:
 def load(config: DataConfig, seeds: Seeds) -> Corpus:
     """Read, check, deduplicate, partition, split and cap.
 
-    Random, from ``seeds``: the made-up clients of a partition, which clients are kept, hold-outs and caps. A client's
-    records are chosen without a look at any other client, so a text that two clients share may be in the training
-    records of one and the hold-out of the other.
+    Random, from ``seeds``: the made-up clients of a partition, which clients are kept and which unseen, hold-outs and
+    caps. A client's records are chosen without a look at any other client, so a text that two clients share may be in
+    the training records of one and the hold-out of the other.
 
     Raises:
         DataError: a problem of the settings, no usable row, too few clients, or no public text.
@@ -139,12 +143,12 @@ def load(config: DataConfig, seeds: Seeds) -> Corpus:
     kept = {name: records for name, records in groups.items() if len(records) >= config.min_records}
     left_out = len(groups) - len(kept)
     kept = _choose(kept, left_out, config, seeds)
-    clients = {name: _split(name, kept[name], config, seeds) for name in sorted(kept)}
+    apart = _apart(kept, config, seeds)
+    clients = {name: _split(name, kept[name], config, seeds) for name in sorted(kept) if name not in apart}
     if config.pooled:
-        parts = list(clients.values())
-        train = tuple(record for part in parts for record in part.train)
-        clients = {EVERYONE: ClientData(train, tuple(record for part in parts for record in part.holdout))}
-    return Corpus(clients, _public(config, faults), faults.lines(), left_out)
+        parts = [(part.train, part.holdout) for part in clients.values()]
+        clients = {EVERYONE: ClientData(*(tuple(record for own in side for record in own) for side in zip(*parts, strict=True)))}
+    return Corpus(clients, _public(config, faults), faults.lines(), left_out, apart)
 
 
 def problems(config: DataConfig) -> list[str]:
@@ -155,28 +159,21 @@ def problems(config: DataConfig) -> list[str]:
         (config.records_per_client >= 1, f"data.records_per_client is {config.records_per_client}; expected 1 or more"),
         (config.min_records >= 1, f"data.min_records is {config.min_records}; expected 1 or more"),
         (0 < config.dirichlet_alpha < math.inf, f"data.dirichlet_alpha is {config.dirichlet_alpha}; expected above 0"),
-        (
-            config.clients is None or config.clients >= smallest,
-            f"data.clients is {config.clients}; expected {smallest} or more",
-        ),
-        (
-            (config.prompt is None) == (config.response is None),
-            "found only one of data.prompt and data.response; expected both or none; name the other field too",
-        ),
-        (
-            not made_up or config.clients is not None,
-            f"data.partition is '{config.partition}' without data.clients; expected how many clients to make",
-        ),
-        (
-            config.partition != "dirichlet" or config.label is not None,
-            "data.partition is 'dirichlet' without data.label; expected the field to deal by; name it",
-        ),
+        (config.clients is None or config.clients >= smallest, f"data.clients is {config.clients}; expected {smallest} or more"),
+        (config.unseen >= 0, f"data.unseen is {config.unseen}; expected 0 or more clients"),
+        (config.clients is None or config.clients < smallest or config.clients - config.unseen >= smallest,
+         f"data.unseen is {config.unseen} of data.clients = {config.clients}; expected at least {smallest} to be left that take part"),
+        ((config.prompt is None) == (config.response is None),
+         "found only one of data.prompt and data.response; expected both or none; name the other field too"),
+        (not made_up or config.clients is not None,
+         f"data.partition is '{config.partition}' without data.clients; expected how many clients to make"),
+        (config.partition != "dirichlet" or config.label is not None,
+         "data.partition is 'dirichlet' without data.label; expected the field to deal by; name it"),
     ]
     found = [text for good, text in checks if not good]
     found += _field_problems("data.source", config.source, sources.SUFFIXES, _fields(config))
     if config.public:
-        fields = {"data.public_text": config.public_text}
-        found += _field_problems("data.public", config.public, sources.PUBLIC_SUFFIXES, fields)
+        found += _field_problems("data.public", config.public, sources.PUBLIC_SUFFIXES, {"data.public_text": config.public_text})
     return found
 
 
@@ -201,11 +198,8 @@ def _field_problems(setting: str, source: str, suffixes: tuple[str, ...], fields
     except DataError as error:
         return [f"{setting}: {error}"]
     known = {name for row in first for name in row.fields or ()}
-    return [
-        f"{key}: found no field '{field}' in '{source}'; {nearest(field, known)}"
-        for key, field in fields.items()
-        if known and field not in known
-    ]
+    return [f"{key}: found no field '{name}' in '{source}'; {nearest(name, known)}"
+            for key, name in fields.items() if known and name not in known]
 
 
 def _gather(config: DataConfig, faults: _Faults) -> Clients:
@@ -258,6 +252,16 @@ def _choose(kept: Clients, left_out: int, config: DataConfig, seeds: Seeds) -> C
     return {name: kept[name] for name in order[: config.clients]}
 
 
+def _apart(kept: Clients, config: DataConfig, seeds: Seeds) -> dict[str, tuple[Record, ...]]:
+    """The unseen clients, chosen by their names and the seed, and the records they are evaluated on."""
+    smallest = 1 if config.pooled else 2
+    require(not config.unseen or len(kept) - config.unseen >= smallest, DataError, f"data.unseen is {config.unseen} and {len(kept)} "
+            f"clients were found, expected at least {smallest} to be left that take part; lower data.unseen")
+    names = sorted(kept, key=lambda name: (seeds.integer("unseen", client=name), name))[: config.unseen]
+    whole = config.model_copy(update={"holdout": 0.0})  # the cap alone
+    return {name: _split(name, kept[name], whole, seeds).train for name in sorted(names)}
+
+
 def _split(name: str, records: list[Record], config: DataConfig, seeds: Seeds) -> ClientData:
     """Hold-out first, then the cap on both parts; ``records`` are distinct and sorted."""
     cap, part = config.records_per_client, config.holdout
@@ -273,8 +277,7 @@ def _split(name: str, records: list[Record], config: DataConfig, seeds: Seeds) -
 def _made_up(records: list[Record], kind: Kind, config: DataConfig, seeds: Seeds) -> Clients:
     """Clients "client-0", ... of a partition."""
     count = config.clients or 2
-    seed = seeds.integer("partition")
-    dealt = deal(records, kind, count, config.min_records, config.dirichlet_alpha, seed)
+    dealt = deal(records, kind, count, config.min_records, config.dirichlet_alpha, seeds.integer("partition"))
     width = len(str(count - 1))
     return {f"client-{index:0{width}d}": _distinct(set(own)) for index, own in enumerate(dealt)}
 

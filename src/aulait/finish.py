@@ -6,10 +6,11 @@ import os
 import platform
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import quote
 
 import torch
 
-from aulait import peft_format
+from aulait import peft_format, scoring
 from aulait.algorithms import evolution
 from aulait.assemble import House
 from aulait.privacy.account import Accountant
@@ -45,6 +46,9 @@ def finish(house: House, folder: RunFolder, accountant: Accountant | None, progr
     watch("finish", 0, 2, "writing the adapter")
     adapter = house.settings.method.result(house.setting, progress.state)
     peft_format.export(adapter, house.base, folder.path / "adapter")
+    own = progress.personal or scoring.personal(house, progress.state, final=True) if progress.state else {}
+    for name, adapter in own.items():
+        peft_format.export(adapter, house.base, folder.path / "personal" / quote(name, safe=" ()@+,=-_."))
     result = _result(house, accountant, progress)
     folder.write_json("result.json", result)
     watch("finish", 1, 2, "writing the report")

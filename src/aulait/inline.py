@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aulait.algorithms import evolution
@@ -10,6 +10,8 @@ from aulait.algorithms.contract import Ask, Setting
 from aulait.embed import Embedder
 from aulait.train import Learner
 from aulait.types import Order, Reply, Site
+
+AT_ONCE = 64  # replies in memory; enough neighbours of similar length for every pass to pad little
 
 
 def connect(sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner, embedder: Embedder | None) -> Ask:
@@ -23,14 +25,14 @@ def connect(sites: Mapping[str, Site], method: Any, setting: Setting, learner: L
         embedder: for orders of stage "synthesis"; None when there are none.
     """
 
-    def ask(orders: Sequence[Order]) -> list[Reply]:
-        if not orders:
-            return []
-        chosen = [sites[order.client] for order in orders]
-        if orders[0].stage == "synthesis":
-            assert embedder is not None
-            return evolution.answer(orders, chosen, embedder)
-        replies: list[Reply] = method.answer(orders, chosen, setting, learner)
-        return replies
+    def ask(orders: Sequence[Order]) -> Iterator[Reply]:
+        for first in range(0, len(orders), AT_ONCE):
+            some = orders[first : first + AT_ONCE]
+            chosen = [sites[order.client] for order in some]
+            if some[0].stage == "synthesis":
+                assert embedder is not None
+                yield from evolution.answer(some, chosen, embedder)
+            else:
+                yield from method.answer(some, chosen, setting, learner)
 
     return ask

@@ -14,12 +14,12 @@ from aulait import finish
 from aulait.assemble import House, Workshop, assemble
 from aulait.cohort import Cohort, everyone, poisson
 from aulait.config import Settings, dump
-from aulait.evaluate import evaluate
 from aulait.privacy.door import BudgetSpent
 from aulait.privacy.ledger import Ledger
 from aulait.progress import Books, Connect, Progress, Watch, epsilons, open_books, silent
 from aulait.proxies import noisy, proxies
 from aulait.record import RunFolder
+from aulait.scoring import base_scores, scores
 from aulait.stage_one import synthesise
 from aulait.train import learning_rate
 from aulait.types import Info
@@ -59,7 +59,7 @@ def run(
     books = open_books(house, Ledger(path / "ledger.jsonl"))
     watch("prepare", 1, 1, f"{len(house.sites)} clients")
     if not progress.base_eval:
-        progress.base_eval = _score(house, None)
+        progress.base_eval = base_scores(house)
     if progress.stage == "synthesis":
         synthesise(house, folder, books, progress, connect, watch)
     if progress.stage == "train":
@@ -72,6 +72,7 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
     """Stage 2: rounds of federated LoRA by local clients and proxies together."""
     settings, method = house.settings, house.settings.method
     extra, stands = proxies(house, progress.texts)
+    progress.bind({**house.sites, **extra})
     ask = connect({**house.sites, **extra}, method, house.setting, house.learner, None)
     if settings.synthesis.proxies == "noise":
         ask = noisy(ask, house)
@@ -88,7 +89,7 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
         spent_s = time.perf_counter() - started
         line: Info = {"stage": "train", "round": round, "wall_s": spent_s, **info, "epsilon": epsilons(house, books.accountant)}
         if round % settings.evaluate.every == 0 or round == rounds:
-            progress.last_eval = line["eval"] = _score(house, method.result(house.setting, state))
+            progress.last_eval = line["eval"] = scores(house, state, progress, final=round == rounds)
         folder.append(line)
         progress.state = state
         progress.add(train_s=spent_s, train_up_bytes=info.get("up_bytes"), train_down_bytes=info.get("down_bytes"),
@@ -97,7 +98,7 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
     watch("train", rounds, rounds, "")
     progress.state, progress.stage = state, "done"
     if progress.stopped or not progress.last_eval:
-        progress.last_eval = _score(house, method.result(house.setting, state))
+        progress.last_eval = scores(house, state, progress, final=True)
     progress.save(folder)
 
 
@@ -106,27 +107,13 @@ def _cohort(house: House, round: int, stands: Mapping[str, float]) -> Cohort:
     lr = learning_rate(house.settings.train, round)
     if federation.sampling == "all":
         return Cohort(round=round, local=everyone(local), proxies=stands, planned=len(local),
-                      noise_multiplier=house.noise.updates, lr=lr)
+                      noise_multiplier=house.noise.updates, lr=lr, population=everyone(local))
     drawn = poisson(local, federation.rate, house.seeds, round, secret=not house.settings.privacy.off)
     planned = max(1, round_half(federation.rate * len(local))) if local else 0
     return Cohort(round=round, local=drawn, proxies=stands, planned=planned, sampling_rate=federation.rate,
-                  noise_multiplier=house.noise.updates, lr=lr)
+                  noise_multiplier=house.noise.updates, lr=lr, population=everyone(local))
 
 
 def round_half(value: float) -> int:
     """Nearest integer, halves up."""
     return int(value + 0.5)
-
-
-def _score(house: House, adapter: Any) -> dict[str, Any]:
-    """Held-out scores; those of the bare base are measured once for all runs of a process."""
-    config = house.settings.evaluate
-
-    def measure() -> dict[str, Any]:
-        return evaluate(house.learner, adapter, house.holdout, config).as_dict()
-
-    if adapter is not None:
-        return measure()
-    key = (house.settings.model, house.settings.data.model_copy(update={"pooled": False}), house.seeds, config)
-    scores: dict[str, Any] = house.workshop.once("base-eval", key, measure)
-    return scores

@@ -48,6 +48,19 @@ def norm(adapter: Adapter) -> float:
     return math.sqrt(max(total, 0.0))
 
 
+def inner(left: Adapter, right: Adapter) -> float:
+    """Scalar product of all dense updates of two adapters on the same layers, ranks free, by R x R' Gram matrices.
+
+    <B A, D C> = sum of (D'B) * (C A') entry by entry; nothing of size M N is formed.
+    """
+    total = 0.0
+    for name, (a, b) in left.factors.items():
+        c, d = right.factors[name]
+        both = (d.double().T @ b.double()) * (c.double() @ a.double().T)
+        total += left.scale(name) * right.scale(name) * float(both.sum())
+    return total
+
+
 def pad(a_RN: Tensor, b_MR: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Zero rows in A and zero columns in B up to ``rank``: the same update, and zero gradients in the new part."""
     extra = rank - a_RN.shape[0]

@@ -254,7 +254,7 @@ def folded(base: Base, updates: Mapping[str, Tensor] | None) -> Iterator[None]:
         yield
     finally:
         for name, weight in held.items():
-            base.slots[name].inner.weight.data = weight  # type: ignore[union-attr,assignment]
+            base.slots[name].inner.weight.data = weight
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from aulait.algorithms.client import factor_bytes
 from aulait.algorithms.evolution import vote_bound
 from aulait.assemble import House
 from aulait.config import Settings, TierConfig
@@ -42,10 +43,14 @@ def _embedder(house: House) -> tuple[int, int | None]:
     return house.embedder().width, None
 
 
-def trainable(house: House, rank: int) -> int:
-    """Numbers that a client of a rank trains: B alone for ffa, else A and B."""
-    both = house.settings.algorithm["name"] != "ffa"
-    return sum(rank * (m + (n if both else 0)) for m, n in house.shapes.values())
+def travelled(house: House, name: str) -> tuple[int, int]:
+    """Bytes up and down of one client over all rounds, when everybody takes part in every one."""
+    settings = house.settings
+    proxies = [f"proxy-{k:03d}" for k in range(_server(house)["proxies"])]
+    sites = (*house.roles["local"], *proxies)
+    each = [settings.method.travels(settings.method_config, house.setting, round, name, sites)
+            for round in range(1, settings.train.rounds + 1)]
+    return sum(up for up, _ in each), sum(down for _, down in each)
 
 
 def _tier(house: House, tier: TierConfig, width: int, embedder_parameters: int | None) -> dict[str, Any]:
@@ -55,16 +60,16 @@ def _tier(house: House, tier: TierConfig, width: int, embedder_parameters: int |
     placement = plans[0].placement if plans else tier.placement
     rank, steps, batch = (getattr(plans[0], key) if plans else None for key in ("rank", "steps", "batch"))
     trains, votes = placement == "local", any(house.sites[n].plan.tier == tier.name for n in house.voters)
-    numbers = trainable(house, rank or house.setting.rank) if trains else 0
-    known = not trains or settings.algorithm["name"] in ("ffa", "fedit")  # others travel by formulas of their own
-    adapter_bytes = 4 * numbers if known else None
+    members = sorted(site.name for site in house.sites.values() if site.plan.tier == tier.name)
+    numbers = factor_bytes(house.setting, members[0], settings.method.TRAITS.trains) // 4 if trains else 0
+    up, down = travelled(house, members[0]) if trains else (0, 0)
     pool, rounds, voted = settings.synthesis.pool, settings.train.rounds, settings.synthesis.rounds if votes else 0
     first = min(pool, len(house.corpus.public))  # the first vote is on public texts
     candidates = first + (voted - 1) * pool if voted else 0
-    taken = rounds * (settings.federation.rate if settings.federation.sampling == "poisson" else 1.0) if trains else 0.0
+    part = settings.federation.rate if settings.federation.sampling == "poisson" else 1.0
 
-    def whole(vote_bytes: int) -> int | None:
-        return None if adapter_bytes is None else round(len(plans) * (taken * adapter_bytes + candidates * vote_bytes))
+    def whole(train_bytes: int, vote_bytes: int) -> int:
+        return round(len(plans) * (part * train_bytes + candidates * vote_bytes))
 
     return {
         "name": tier.name,
@@ -75,12 +80,12 @@ def _tier(house: House, tier: TierConfig, width: int, embedder_parameters: int |
         "steps": steps if trains else None,
         "batch": batch if trains else None,
         "trainable": numbers,
-        "train_down_bytes_round": adapter_bytes,
-        "train_up_bytes_round": adapter_bytes,
+        "train_down_bytes_round": round(down / max(1, rounds)),
+        "train_up_bytes_round": round(up / max(1, rounds)),
         "vote_down_bytes_round": 4 * pool * width if votes else 0,
         "vote_up_bytes_round": 4 * pool if votes else 0,
-        "down_bytes_run": whole(4 * width),
-        "up_bytes_run": whole(4),
+        "down_bytes_run": whole(down, 4 * width),
+        "up_bytes_run": whole(up, 4),
         "flop_round_estimate": _train_flop(house, steps or 0, batch or 0) if trains else 0,
         "flop_vote_estimate": _vote_flop(settings, embedder_parameters) if votes else 0,
     }

@@ -21,7 +21,8 @@ def export(adapter: Adapter, base: Base, folder: Path) -> None:
     weights = {}
     for name, (a, b) in sorted(adapter.factors.items()):
         weights[f"base_model.model.{name}.lora_A.weight"] = a.contiguous().cpu()
-        weights[f"base_model.model.{name}.lora_B.weight"] = b.contiguous().cpu()
+        # PEFT multiplies by alpha / r of the layer; an adapter with a scale of its own holds the difference in B
+        weights[f"base_model.model.{name}.lora_B.weight"] = (b * (adapter.scale(name) * a.shape[0] / adapter.alpha)).contiguous().cpu()
     (folder / "adapter_model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     (folder / "adapter_config.json").write_text(json.dumps(_peft_config(adapter, base, ranks, common), indent=2) + "\n")
 

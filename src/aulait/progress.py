@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from aulait import memory
 from aulait.algorithms import evolution
 from aulait.algorithms.contract import Ask, State
 from aulait.algorithms.evolution import Text
@@ -18,6 +19,7 @@ from aulait.privacy.door import Door
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
 from aulait.record import RunFolder
+from aulait.types import Adapter, Site
 
 Watch = Callable[[str, int, int, str], None]
 Connect = Callable[..., Ask]
@@ -40,6 +42,8 @@ class Progress:
         base_eval: scores of the bare base.
         last_eval: scores after the last measured round.
         stopped: why the run ended early, if it did.
+        memory: what every site remembers; the sites' own dictionaries once they are bound.
+        personal: adapters of clients' own after the last round; made again when a run is resumed after it.
         clock_s: when the seconds were last counted.
     """
 
@@ -51,12 +55,20 @@ class Progress:
     base_eval: dict[str, Any] = field(default_factory=dict)
     last_eval: dict[str, Any] = field(default_factory=dict)
     stopped: str | None = None
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)
+    personal: dict[str, Adapter] = field(default_factory=dict)
     clock_s: float = field(default_factory=time.perf_counter)
 
     def add(self, **amounts: float | None) -> None:
         """Add to the totals."""
         for key, amount in amounts.items():
             self.totals[key] = self.totals.get(key, 0.0) + (amount or 0.0)
+
+    def bind(self, sites: Mapping[str, Site]) -> None:
+        """Give every site what it remembers, and save with the run what it will remember from now on."""
+        for name, site in sites.items():
+            site.memory.update(self.memory.get(name, {}))
+        self.memory = {name: site.memory for name, site in sites.items()}
 
     def save(self, folder: RunFolder) -> None:
         """Checkpoint, with the seconds since the last one."""
@@ -66,7 +78,9 @@ class Progress:
         held = {"stage": self.stage, "synthesis": self.synthesis.dump() if self.synthesis else None,
                 "round": self.state.round if self.state else 0, "texts": [[asdict(t) for t in shard] for shard in self.texts],
                 "totals": self.totals, "base_eval": self.base_eval, "last_eval": self.last_eval, "stopped": self.stopped}
-        folder.checkpoint(self.state.tensors if self.state else {"none": torch.zeros(1)}, held)
+        stored, remembered = memory.packed(self.memory)
+        own = {f"state/{name}": t for name, t in self.state.tensors.items()} if self.state else {}
+        folder.checkpoint({**own, **stored, "none": torch.zeros(1)}, {**held, "trained": self.state is not None, "memory": remembered})
 
     @staticmethod
     def load(folder: RunFolder) -> Progress:
@@ -77,8 +91,11 @@ class Progress:
         tensors, held = found
         texts = [[Text(**t) for t in shard] for shard in held["texts"]]
         synthesis = evolution.State.restore(held["synthesis"]) if held["synthesis"] else None
-        state = State(held["round"], tensors) if "none" not in tensors else None
-        return Progress(held["stage"], synthesis, state, texts, held["totals"], held["base_eval"], held["last_eval"], held["stopped"])
+        own = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith("state/")}
+        state = State(held["round"], own) if held["trained"] else None
+        remembered = memory.unpacked(tensors, held["memory"])
+        return Progress(held["stage"], synthesis, state, texts, held["totals"], held["base_eval"], held["last_eval"],
+                        held["stopped"], remembered)
 
 
 @dataclass(frozen=True)
@@ -101,7 +118,7 @@ def open_books(house: House, ledger: Ledger) -> Books:
         accountant = Accountant(privacy.delta, house.noise.budget)
         ledger.replay(accountant)
     proxies = frozenset((*_names("proxy"), *_names("reference")))
-    train = Door(privacy, ledger, accountant, noise, proxies)
+    train = Door(privacy, ledger, accountant, noise, proxies, house.settings.federation.max_norm, terms=house.terms)
     exact = synthesis.votes == "exact" and not privacy.off
     votes = Door(PrivacyConfig(off=True), ledger, None, noise, proxies) if exact else train
     return Books(ledger, accountant, votes, train)

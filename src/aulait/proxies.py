@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -45,12 +45,9 @@ def public_shards(house: House, count: int, texts: int) -> list[list[Text]]:
 def noisy(ask: Ask, house: House) -> Ask:
     """The arm that replaces the proxies' updates by noise of the same norm."""
 
-    def answer(orders: Sequence[Order]) -> list[Reply]:
-        replies = ask(orders)
-        return [
-            replace(r, share=_scrambled(r, o, house)) if o.client.startswith("proxy-") else r
-            for r, o in zip(replies, orders, strict=True)
-        ]
+    def answer(orders: Sequence[Order]) -> Iterator[Reply]:
+        for reply, order in zip(ask(orders), orders, strict=True):
+            yield replace(reply, share=_scrambled(reply, order, house)) if order.client.startswith("proxy-") else reply
 
     return answer
 

@@ -127,7 +127,7 @@ class RunFolder:
     def checkpoint(self, tensors: Tensors, progress: Mapping[str, Any]) -> None:
         """Save the state of the run together with the number of lines in rounds.jsonl."""
         held = dict(progress) | {"lines": len(self.lines())}
-        content = save({name: t.contiguous() for name, t in tensors.items()}, metadata={"progress": json.dumps(held)})
+        content = save(_apart(tensors), metadata={"progress": json.dumps(held)})
         self._replace("checkpoint/state.safetensors", content)
 
     def restore(self) -> tuple[Tensors, dict[str, Any]] | None:
@@ -147,6 +147,18 @@ class RunFolder:
         """result.json of a finished run, else None."""
         path = self.path / "result.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _apart(tensors: Tensors) -> Tensors:
+    """The tensors in memory of their own: the format refuses two that share some."""
+    taken: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        shared = whole.untyped_storage().data_ptr() in taken
+        taken.add(whole.untyped_storage().data_ptr())
+        apart[name] = whole.clone() if shared or whole.untyped_storage().nbytes() != whole.nbytes else whole
+    return apart
 
 
 @contextmanager

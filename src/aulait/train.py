@@ -23,7 +23,8 @@ from aulait.errors import DataError
 from aulait.model import Base, folded
 from aulait.registry import require
 from aulait.rows import Encoder, Rows, collate, scored
-from aulait.stacking import Penalty, Stack
+from aulait.stacking import Penalty as Penalty
+from aulait.stacking import Stack
 from aulait.types import Adapter, Record, Tensors
 
 

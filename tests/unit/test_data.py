@@ -168,6 +168,59 @@ def test_pooled_is_the_union_after_cap_and_split(tmp_path):
     assert len(read(jsonl(tmp_path / "b.jsonl", rows_of({"only": 9})), pooled=True).clients) == 1
 
 
+# --- unseen clients
+
+
+def test_unseen_clients_take_no_part(tmp_path):
+    sizes = {f"c{i}": 20 + i for i in range(12)}
+    source = jsonl(tmp_path / "a.jsonl", rows_of(sizes))
+    whole, apart = read(source, records_per_client=10), read(source, records_per_client=10, unseen=4)
+    assert whole.unseen == {}
+    assert len(apart.unseen) == 4
+    assert list(apart.unseen) == sorted(apart.unseen)
+    assert set(apart.unseen) | set(apart.clients) == set(sizes)
+    assert apart.clients == {name: part for name, part in whole.clients.items() if name not in apart.unseen}
+    for name, own in apart.unseen.items():
+        assert len(set(own)) == 10
+        assert all(record.text.endswith(f"of {name}") for record in own)
+    assert set(read(source, unseen=2).unseen) < set(apart.unseen)
+    assert set(read(source, Seeds(8), unseen=4).unseen) != set(apart.unseen)
+    turned = read(jsonl(tmp_path / "b.jsonl", rows_of(dict(reversed(sizes.items())))), records_per_client=10, unseen=4)
+    assert turned == apart
+
+
+def test_unseen_clients_are_chosen_by_name(tmp_path):
+    one, two = ({f"c{i}": size for i in range(9)} for size in (5, 8))
+    first, second = (read(jsonl(tmp_path / f"{i}.jsonl", rows_of(sizes)), unseen=3) for i, sizes in enumerate((one, two)))
+    assert set(first.unseen) == set(second.unseen)
+    assert {len(own) for own in first.unseen.values()} == {5}  # fewer than the cap: all
+
+
+@pytest.mark.parametrize("more", [{"clients": 7}, {"clients": 7, "partition": "iid"}])
+def test_unseen_clients_are_some_of_the_clients(tmp_path, more):
+    source = jsonl(tmp_path / "a.jsonl", rows_of({f"c{i}": 9 for i in range(20)}))
+    whole, apart = read(source, **more), read(source, unseen=3, **more)
+    assert set(apart.clients) | set(apart.unseen) == set(whole.clients)
+    assert (len(apart.clients), len(apart.unseen)) == (4, 3)
+
+
+def test_pooled_clients_do_not_hold_the_unseen(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", rows_of({"a": 9, "b": 9, "c": 9}))
+    apart, together = (read(source, unseen=1, pooled=pooled) for pooled in (False, True))
+    assert together.unseen == apart.unseen
+    everyone = together.clients[EVERYONE]
+    assert Counter(everyone.train + everyone.holdout) == Counter(all_records(apart))
+    assert list(read(source, unseen=2, pooled=True).clients) == [EVERYONE]
+
+
+def test_too_many_unseen_clients(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", rows_of({"a": 9, "b": 9, "c": 9}))
+    with pytest.raises(DataError, match=r"data\.unseen is 2 and 3 clients were found, expected at least 2 to be left that take part"):
+        read(source, unseen=2)
+    with pytest.raises(DataError, match=r"data\.unseen is 3 and 3 clients were found, expected at least 1"):
+        read(source, unseen=3, pooled=True)
+
+
 # --- malformed rows
 
 
@@ -350,6 +403,11 @@ def test_parts_of_a_hub_name(written, parts):
         ({"min_records": 0}, "data.min_records is 0"),
         ({"dirichlet_alpha": 0.0}, "data.dirichlet_alpha is 0.0"),
         ({"clients": 1}, "data.clients is 1; expected 2 or more"),
+        ({"clients": 1, "unseen": 1}, "data.clients is 1; expected 2 or more"),
+        ({"unseen": -1}, "data.unseen is -1; expected 0 or more"),
+        ({"unseen": -1, "clients": 5}, "data.unseen is -1; expected 0 or more"),
+        ({"unseen": 4, "clients": 5}, "data.unseen is 4 of data.clients = 5; expected at least 2 to be left that take part"),
+        ({"unseen": 5, "clients": 5, "pooled": True}, "data.unseen is 5 of data.clients = 5; expected at least 1 to be left"),
         ({"prompt": "q"}, "found only one of data.prompt and data.response"),
         ({"response": "a"}, "found only one of data.prompt and data.response"),
         ({"partition": "iid"}, "data.partition is 'iid' without data.clients"),

@@ -1,7 +1,20 @@
 """The methods, one file each; importing this package files them in the registry."""
 
-from aulait.algorithms import fedit, ffa
+from aulait.algorithms import (
+    alone,
+    fdlora,
+    fedex,
+    fedit,
+    fedsa,
+    ffa,
+    flexlora,
+    flora,
+    hetlora,
+    lorafair,
+    rolora,
+    safedlora,
+)
 from aulait.registry import register
 
-for _method in (fedit, ffa):
+for _method in (alone, fdlora, fedex, fedit, fedsa, ffa, flexlora, flora, hetlora, lorafair, rolora, safedlora):
     register("algorithm", _method.__name__.rpartition(".")[2])(_method)

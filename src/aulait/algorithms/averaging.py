@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -28,13 +28,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from aulait import lora
 from aulait.algorithms.contract import Ask, Setting, State
 from aulait.algorithms.server_optimizer import ServerConfig, apply
+from aulait.algorithms.traffic import Meter, planned, planned_traffic
 from aulait.cohort import Cohort
 from aulait.errors import PrivacyError
 from aulait.privacy import clip, subspace
 from aulait.privacy.account import PrivacyConfig
 from aulait.privacy.door import Door
 from aulait.registry import require
-from aulait.types import Info, Order, Released, Reply, Tensors, nbytes
+from aulait.types import Info, Order, Released, Reply, Tensors
 
 
 class MixtureConfig(BaseModel):
@@ -73,7 +74,7 @@ def mixed_round(
     """
     theta, moments = trained(state), {name: t for name, t in state.tensors.items() if "/" in name}
     share = {name: t for name, t in theta.items() if name[-1] in part}
-    update, info = mixed_mean(config, setting, cohort, ask, door, orders(setting, cohort, theta), share)
+    update, info = mixed_mean(config, setting, cohort, ask, door, orders(setting, cohort, theta), share, down=theta)
     after, kept = apply(config, theta, update, moments)
     return State(cohort.round, after | kept), info
 
@@ -85,7 +86,7 @@ def orders(setting: Setting, cohort: Cohort, theta: Tensors) -> list[Order]:
 
 def mixed_mean(
     config: MixtureConfig, setting: Setting, cohort: Cohort, ask: Ask, door: Door, sent: Sequence[Order], share: Tensors,
-    *, like: Tensors | None = None, become: Callable[[Reply], Tensors] | None = None,
+    *, like: Tensors | None = None, become: Callable[[Reply], Tensors] | None = None, down: Tensors | None = None,
 ) -> tuple[Tensors, Info]:
     """The mean over clients and proxies, by the formula at the head of this file.
 
@@ -99,6 +100,7 @@ def mixed_mean(
         share: names and shapes of the share of a site that has all ranks.
         like: names and shapes of what is averaged; None: of ``share``. Names that end in ".W" are no factors.
         become: what a reply adds to the sum, shaped as ``like``; None: its share, placed among the leading columns.
+        down: names and shapes of what a site that has all ranks is sent; None: of ``share``.
     """
     like = like or share
     become = become or (lambda reply: lora.placed(reply.share, share))
@@ -117,17 +119,26 @@ def mixed_mean(
             noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, like=like, sampling_rate=cohort.sampling_rate,
             weights=config.weights, forms=forms, become=become)
         terms.append((config.local_weight, denoise(door.config, released, public)))
-        clients = _planned(cohort) if door.private else released.counted
+        clients = planned(cohort) if door.private else released.counted
         owned |= {name: config.local_weight * weight for name, weight in clients.items()}
         info |= _told(released)
     update = _divided(lora.weighted_sum(terms) if terms else {n: torch.zeros_like(t) for n, t in like.items()}, setting, owned)
-    traffic = _planned_traffic(setting, cohort, share, sent) if door.private else meter.told()
+    traffic = planned_traffic(setting, cohort, share, down or share) if door.private else meter.told()
     return update, info | {"update_norm": clip.norm(update)} | traffic
 
 
 def trained(state: State) -> Tensors:
     """The trained parameters of a state, without the server optimiser's moments."""
     return {name: t for name, t in state.tensors.items() if "/" not in name}
+
+
+def alive(setting: Setting, theta: Tensors, rank: int) -> Tensors:
+    """The same product; columns below ``rank`` that are zero in A and in B, and so could never learn, begin anew with the common A."""
+    after = dict(theta)
+    for name, first in lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds), "A").items():
+        empty_R = ~theta[name].any(1) & ~theta[name[:-2] + ".B"].any(0) & (torch.arange(setting.rank) < rank)
+        after[name] = torch.where(empty_R[:, None], first, theta[name])
+    return after
 
 
 def clip_bound(privacy: PrivacyConfig, public: Sequence[Reply]) -> float:
@@ -154,38 +165,6 @@ def denoise(privacy: PrivacyConfig, released: Released, public: Sequence[Reply])
     if known is not None and privacy.subspace_mode == "project":
         total = subspace.project(total, known)
     return total
-
-
-class Meter:
-    """Bytes that cross the walls of the sites of clients in a round, as they go by; proxies have no wall to cross."""
-
-    def __init__(self, sent: Sequence[Order], cohort: Cohort) -> None:
-        self.local = [order for order in sent if order.client not in cohort.proxies]
-        self._up_bytes = 0
-
-    def up(self, replies: Iterable[Reply]) -> Iterator[Reply]:
-        """The replies, counted."""
-        for reply in replies:
-            self._up_bytes += nbytes(reply.share)
-            yield reply
-
-    def told(self) -> Info:
-        """Bytes so far."""
-        return {"up_bytes": self._up_bytes, "down_bytes": sum(nbytes(order.tensors) for order in self.local)}
-
-
-def _planned(cohort: Cohort) -> Mapping[str, float]:
-    """Client -> its part of the planned cohort; an unnamed client with all ranks where the population is not told."""
-    names = cohort.population or ("",)
-    return dict.fromkeys(names, cohort.planned / len(names))
-
-
-def _planned_traffic(setting: Setting, cohort: Cohort, share: Tensors, sent: Sequence[Order]) -> Info:
-    """Bytes of the planned cohort: who was drawn and who replied is private."""
-    theta = max((order.tensors for order in sent), key=nbytes, default=share)  # a proxy or the largest client
-    full = {"up_bytes": share, "down_bytes": theta}
-    return {way: round(sum(part * nbytes(lora.leading(t, setting.rank_of(name))) for name, part in _planned(cohort).items()))
-            for way, t in full.items()}
 
 
 def _divided(total: Tensors, setting: Setting, owned: Mapping[str, float]) -> Tensors:

@@ -45,9 +45,12 @@ def reply(site: Site, share: Tensors, done: Trained) -> Reply:
     return Reply(site.name, share, float(len(site.train)), {"train_loss": done.loss, "train_tokens": float(done.tokens)})
 
 
-def change(before: Adapter, after: Adapter, part: str) -> Tensors:
-    """How the trained factors moved."""
-    return lora.subtract(lora.to_tensors(after, part), lora.to_tensors(before, part))
+def changes(sites: Sequence[Site], done: Sequence[tuple[Adapter, Trained]], part: str) -> list[Reply]:
+    """Replies whose share is how the factors in ``part`` moved."""
+    return [
+        reply(site, lora.subtract(lora.to_tensors(after.adapter, part), lora.to_tensors(before, part)), after)
+        for site, (before, after) in zip(sites, done, strict=True)
+    ]
 
 
 def recall(site: Site, round: int) -> Tensors:

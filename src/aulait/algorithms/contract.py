@@ -107,6 +107,7 @@ class Traits:
         private: whether client-level differential privacy is offered.
         secure: whether the server needs sums only, so that secure aggregation can hide single replies.
         instead: the nearest method under privacy, where it is not offered.
+        trains: the factors that clients train, "B" or "AB".
         personal: whether clients end with adapters of their own.
         unit: what its privacy protects: "client" or "record".
     """
@@ -122,6 +123,7 @@ class Traits:
     private: bool
     secure: bool
     instead: str = ""
+    trains: str = "AB"
     personal: bool = False
     unit: str = "client"
 

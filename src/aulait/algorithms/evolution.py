@@ -64,7 +64,7 @@ def step(
         orders = [Order(n, "synthesis", cohort.round, {"embeddings": embeddings_JD}, {"neighbours": config.neighbours})
                   for n in cohort.local]
         started = time.perf_counter()
-        replies = ask(orders)
+        replies = list(ask(orders))
         client_s = time.perf_counter() - started
         released = door.release(
             replies, stage="synthesis", round=cohort.round, role=cohort.role, bound=bound, planned=cohort.planned,

@@ -57,7 +57,7 @@ def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, lea
     """Local LoRA steps from the sent factors; the share is the change of A and B."""
     done = client.train(
         orders, sites, setting, learner, lambda order, _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB")
-    return [client.reply(site, client.change(before, after.adapter, "AB"), after) for site, (before, after) in zip(sites, done, strict=True)]
+    return client.changes(sites, done, "AB")
 
 
 def result(setting: Setting, state: State) -> Adapter:

@@ -34,6 +34,7 @@ TRAITS = Traits(
     exact="at equal ranks",
     private=True,
     secure=True,
+    trains="B",
 )
 
 
@@ -61,7 +62,7 @@ def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, lea
         return lora.from_tensors(own | order.tensors, setting.alpha, setting.rank)
 
     done = client.train(orders, sites, setting, learner, begin, "B")
-    return [client.reply(site, client.change(before, after.adapter, "B"), after) for site, (before, after) in zip(sites, done, strict=True)]
+    return client.changes(sites, done, "B")
 
 
 def result(setting: Setting, state: State) -> Adapter:

@@ -22,8 +22,8 @@ Noise = Annotated[
     float | None, typer.Option("--noise-multiplier", help="Noise over sensitivity; answers with epsilon.")
 ]
 Delta = Annotated[float | None, typer.Option("--delta", help="Probability with which epsilon may fail.")]
-Releases = Annotated[int | None, typer.Option("--releases", min=1, help="How many sums are released.")]
-Rate = Annotated[float, typer.Option("--rate", help="Probability with which a client takes part (Poisson).")]
+Releases = Annotated[int | None, typer.Option("--releases", min=1, help="How many sums are released; for records: noised steps.")]
+Rate = Annotated[float, typer.Option("--rate", help="Probability with which a client, or a record in a step, takes part (Poisson).")]
 
 
 def account(
@@ -148,7 +148,7 @@ def _counted(role: str, told: float | None, events: list[Any], privacy: dict[str
     else:
         agrees = told is not None and math.isclose(counted, told, rel_tol=TOLERANCE, abs_tol=1e-9)
     absent = not (events or told is not None or off or exact)
-    numbers = {"releases": len(events), "ledger_epsilon": counted, "result_epsilon": told}
+    numbers = {"releases": len(events), "steps": sum(event.steps for event in events), "ledger_epsilon": counted, "result_epsilon": told}
     return {"role": role, **numbers, "agrees": agrees, "absent": absent}
 
 

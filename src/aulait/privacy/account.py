@@ -1,11 +1,11 @@
 """How much privacy is spent: settings, events, epsilon of many events, noise for a target, one account per role.
 
-All numbers are for one client with all its records. A noise multiplier z is sigma divided by the sensitivity, and the
-sensitivity already holds the factor 2 of the relation "replace"; so everything here is the same for both relations.
-Poisson sampling is accounted for "add-remove" only (the door refuses the other combination).
+All numbers are for one client with all its records, or for one record where ``unit`` says so. A noise multiplier z is
+sigma divided by the sensitivity, which already holds the factor 2 of the relation "replace"; so everything here is the
+same for both units and relations. Poisson sampling is accounted for "add-remove" only (the door refuses the other).
 
 Source: Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018, for full participation;
-privacy loss distributions for Poisson sampling. dp-accounting is imported where it is used: that takes a second.
+privacy loss distributions for Poisson sampling. dp-accounting takes a second to import, hence where it is used.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ class PrivacyConfig(BaseModel):
         epsilon: target of every client over the whole run; exactly one of this and ``noise_multiplier``.
         noise_multiplier: sigma divided by the sensitivity, of every release.
         delta: probability with which epsilon may fail.
-        relation: neighbouring federations differ by adding or removing one client, or by replacing one.
+        relation: neighbouring federations differ by adding or removing one client (or record), or by replacing one.
+        unit: what is protected: a "client" with all its records, or one "record"; the method must offer it.
         trust: who adds the noise: the server, or (not available yet) the clients.
         clip: L2 bound of one client's update: a number, or the median norm of the proxies' updates, which are public.
+            With the unit "record": of one record's gradient (the method says of what), always a number.
         clip_scale: multiplies the bound.
         shrink: shrink released sums by their known signal-to-noise ratio, as a whole or tensor by tensor.
         subspace: dimensions of the public subspace of released updates; 0 for none.
@@ -50,6 +52,7 @@ class PrivacyConfig(BaseModel):
     noise_multiplier: float | None = None
     delta: float | None = None
     relation: Literal["add-remove", "replace"] | None = None
+    unit: Literal["client", "record"] = "client"
     trust: Literal["server", "secure"] = "server"
     clip: float | Literal["proxies"] = "proxies"
     clip_scale: float = 1.0
@@ -61,17 +64,15 @@ class PrivacyConfig(BaseModel):
     delta_acknowledged: bool = False
 
     def problems(self, clients: int) -> list[str]:
-        """One line for everything that is wrong with these settings in a federation of ``clients``."""
+        """One line for everything that is wrong with these settings in a federation of so many clients (or records)."""
         on, delta = not self.off, self.delta
         given = [name for name in ("epsilon", "noise_multiplier") if getattr(self, name) is not None]
         found = []
         if self.off and given:
             found.append(f"privacy.off = true together with {' and '.join(given)}; remove one of them")
         if on and len(given) != 1:
-            found.append(
-                f"privacy has {' and '.join(given) or 'neither epsilon nor noise_multiplier'}, expected exactly one of "
-                "epsilon and noise_multiplier; set one, or privacy.off = true"
-            )
+            text = f"privacy has {' and '.join(given) or 'neither epsilon nor noise_multiplier'}, expected exactly one of"
+            found.append(f"{text} epsilon and noise_multiplier; set one, or privacy.off = true")
         if on and delta is None:
             found.append("privacy.delta is missing, expected a number far below 1/clients; write it, as delta = 1e-5")
         if on and self.relation is None:
@@ -79,10 +80,8 @@ class PrivacyConfig(BaseModel):
         if delta is not None and not 0 < delta < 1:
             found.append(f"privacy.delta is {delta}, expected a number between 0 and 1; correct it")
         elif on and delta is not None and delta * clients >= 1 and not self.delta_acknowledged:
-            found.append(
-                f"privacy.delta is {delta}, expected less than 1/{clients} (one over the clients); lower it, or set "
-                "privacy.delta_acknowledged = true"
-            )
+            text = f"privacy.delta is {delta}, expected less than 1/{clients} (one over the {self.unit}s)"
+            found.append(f"{text}; lower it, or set privacy.delta_acknowledged = true")
         if self.trust == "secure":
             found.append('privacy.trust = "secure" is not available yet; use trust = "server"')
         for name in ("epsilon", "noise_multiplier", "clip", "clip_scale"):
@@ -98,11 +97,12 @@ class PrivacyConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Event:
-    """One release as it is accounted for a client that may take part in it.
+    """One release as it is accounted for a client (or record) that may take part in it.
 
     Attributes:
         noise_multiplier: sigma divided by the sensitivity, finite, at least 0; 0 is no privacy.
-        sampling_rate: probability in (0, 1] with which the client takes part (Poisson); 1 is full participation.
+        sampling_rate: probability in (0, 1] with which it takes part (Poisson); 1 is full participation.
+        steps: how many such mechanisms the release holds, one after the other, each with its own sampling; at least 1.
 
     Raises:
         PrivacyError: a number is outside its range.
@@ -110,24 +110,23 @@ class Event:
 
     noise_multiplier: float
     sampling_rate: float = 1.0
+    steps: int = 1
 
     def __post_init__(self) -> None:
         z, rate = self.noise_multiplier, self.sampling_rate
         require(0 <= z < math.inf, PrivacyError, f"noise multiplier is {z}, expected finite and >= 0; correct it")
         require(0 < rate <= 1, PrivacyError, f"sampling rate is {rate}, expected a number in (0, 1]; correct it")
+        require(self.steps >= 1, PrivacyError, f"{self.steps} steps in a release, expected at least 1; correct it")
 
 
 def epsilon(events: Sequence[Event], delta: float) -> float:
     """The smallest epsilon for which all events together, in any order, are (epsilon, delta)-private.
 
-    With full participation the value is exact (one Gaussian with 1/z^2 summed over the events); with Poisson sampling
-    it is an upper bound on a fine grid, for the relation "add-remove".
+    Exact with full participation (one Gaussian, 1/z^2 summed over events); with Poisson sampling an upper bound on a fine
+    grid, for "add-remove".
 
     Returns:
         Epsilon, at least 0; 0 without events, inf when an event has no noise.
-
-    Raises:
-        PrivacyError: delta is outside (0, 1).
     """
     return _epsilon(_grouped(Counter(events)), _delta(delta))
 
@@ -142,8 +141,7 @@ def calibrate(target: float, delta: float, releases: int, sampling_rate: float =
         sampling_rate: probability of taking part, in (0, 1].
 
     Returns:
-        Noise multiplier z; ``epsilon([Event(z, sampling_rate)] * releases, delta) <= target``. With sampling it is up
-        to 0.1 % above the smallest one.
+        z with ``epsilon([Event(z, sampling_rate)] * releases, delta) <= target``; with sampling up to 0.1 % too large.
 
     Raises:
         PrivacyError: an argument is outside its range.
@@ -175,7 +173,7 @@ def split_budget(target: float, delta: float, votes: int, updates: int, vote_fra
         delta: in (0, 1).
         votes: releases of votes, at least 0.
         updates: releases of updates, at least 0; not both 0.
-        vote_fraction: share of mu^2 given to the votes, in (0, 1); without votes or updates the other gets all.
+        vote_fraction: share of mu^2 given to the votes, in (0, 1); without one of them the other gets all.
 
     Returns:
         (z of a vote, z of an update); inf for what does not happen, so that it can never be released by mistake.
@@ -184,7 +182,7 @@ def split_budget(target: float, delta: float, votes: int, updates: int, vote_fra
         PrivacyError: an argument is outside its range.
     """
     sound = min(votes, updates) >= 0 and votes + updates > 0 and 0 < vote_fraction < 1
-    text = f"{votes} votes and {updates} updates at fraction {vote_fraction}, expected >= 1 release, fraction in (0, 1)"
+    text = f"{votes} votes and {updates} updates at fraction {vote_fraction}, expected >= 1 release and fraction in (0, 1)"
     require(sound, PrivacyError, f"{text}; check the rounds and privacy.vote_fraction")
     share = 1.0 if updates == 0 else 0.0 if votes == 0 else vote_fraction
     single = _single(target, delta)
@@ -196,8 +194,8 @@ def split_budget(target: float, delta: float, votes: int, updates: int, vote_fra
 class Accountant:
     """What every role has spent and may spend.
 
-    Roles are sets of clients without a common member ("proxy", "local", "split"), fixed by public facts; so each role
-    has its own account. A release that touches clients of several roles ("proxy+local") is charged to each of them.
+    Roles are sets of clients without a common member ("proxy", "local", "split"), fixed by public facts; each has its
+    own account. A release that touches clients of several roles ("proxy+local") is charged to each of them.
 
     Args:
         delta: in (0, 1).
@@ -250,7 +248,10 @@ _Groups = tuple[tuple[float, float, int], ...]
 
 def _grouped(events: Counter[Event]) -> _Groups:
     """(z, sampling rate, count), sorted: the same events always give the same sums, hence the same epsilon."""
-    return tuple(sorted((event.noise_multiplier, event.sampling_rate, count) for event, count in events.items()))
+    total: Counter[tuple[float, float]] = Counter()
+    for event, count in events.items():
+        total[event.noise_multiplier, event.sampling_rate] += count * event.steps
+    return tuple(sorted((z, rate, count) for (z, rate), count in total.items()))
 
 
 @lru_cache(maxsize=4096)

@@ -163,23 +163,19 @@ class Door:
         """The sum of replies that carry their own noise, for the unit "record"; see ``records``.
 
         Such a reply is out as soon as a site sends it, so the line is on disk *before* anybody is asked, and a round is
-        charged even if nobody answers. What is done to the replies after that costs nothing: they may be weighed by
-        the sites' public sizes, and who was refused may be told. Their diagnostics carry no noise and are dropped.
+        charged even if nobody answers. After that nothing costs: replies may be weighed by the sites' public sizes,
+        and who was refused may be told. Their diagnostics carry no noise and are dropped.
 
-        Args:
+        Args: as ``release``, but for these.
             ask: gets the replies; called once, after the charge. The orders must not ask for less noise, more steps or
                 more frequent sampling than ``terms`` and ``noise_multiplier`` say.
-            stage, round, role, planned, like: as in ``release``.
             bound: C, the bound of what the sites clip, > 0, under privacy finite and public.
-            noise_multiplier: what the sites add over the sensitivity, finite, >= 0; without privacy it is not used.
             weights: "size" weighs a reply by its records over the mean.
 
         Returns:
             Totals, float32, CPU, over the number counted (at least 1). ``noise_std`` is 0: the door adds none.
 
-        Raises:
-            BudgetSpent: a role would exceed its budget; nobody was asked.
-            PrivacyError: a condition of the guarantee is not met.
+        Raises: as ``release``; then nobody was asked.
         """
         require(bound > 0, PrivacyError, f"clip bound is {bound}, expected a number > 0; set privacy.clip")
         if not self.config.off:
@@ -200,7 +196,9 @@ class Door:
         info = tally.mean_info() if self.config.off else {}
         return Released(total, max(1, len(counted)), 0.0, info, tuple(sorted(tally.refused)), counted)
 
-    def admit(self, replies: Iterable[Reply], like: Tensors, forms: Forms | None = None) -> tuple[list[Reply], Refused]:
+    def admit(
+        self, replies: Iterable[Reply], like: Tensors, forms: Forms | None = None, also: Forms | None = None
+    ) -> tuple[list[Reply], Refused]:
         """Replies of proxies, which are public: no noise and no cost.
 
         Returns:
@@ -214,11 +212,12 @@ class Door:
             text = f"client '{reply.client}' is not a proxy, expected public replies only; use door.release"
             require(reply.client in self._proxies, PrivacyError, text)
         refused: list[tuple[str, str]] = []
-        kept = list(sift(received, forms or like, forms is not None, frozenset(), math.inf, refused))
+        kept = list(sift(received, forms or like, forms is not None, frozenset(), math.inf, refused, also))
         return sorted(kept, key=lambda reply: reply.client), tuple(sorted(refused))
 
     def collect(
-        self, replies: Iterable[Reply], method: str, instead: str, forms: Forms, refused: list[tuple[str, str]]
+        self, replies: Iterable[Reply], method: str, instead: str, forms: Forms, refused: list[tuple[str, str]],
+        also: Forms | None = None,
     ) -> Iterator[Reply]:
         """Single sound replies as they come; only when privacy is off.
 
@@ -228,13 +227,14 @@ class Door:
             instead: name of the nearest method that works on sums.
             forms: client -> names and shapes its share must have.
             refused: (client, reason) of those that are left out are added to it.
+            also: client -> a second form that is as good (a client may prune itself).
 
         Raises:
             PrivacyError: privacy is on.
         """
         text = f"'{method}' reads single replies, which privacy forbids; use '{instead}', or set privacy.off = true"
         require(self.config.off, PrivacyError, text)
-        return sift(replies, forms, True, self._proxies, self._limit, refused)
+        return sift(replies, forms, True, self._proxies, self._limit, refused, also)
 
     def _sound(self, replies: Iterable[Reply], form: Any, each: bool, refused: list[tuple[str, str]]) -> Iterator[Reply]:
         return sift(replies, form, each, self._proxies, self._limit, refused)

@@ -52,11 +52,12 @@ class Tally:
 
 
 def sift(
-    replies: Iterable[Reply], form: Any, each: bool, forbidden: frozenset[str], limit: float, refused: list[tuple[str, str]]
+    replies: Iterable[Reply], form: Any, each: bool, forbidden: frozenset[str], limit: float, refused: list[tuple[str, str]],
+    also: Forms | None = None,
 ) -> Iterator[Reply]:
     """Sound replies, at most one of a client, as they come; (client, reason) of the others goes to ``refused``.
 
-    ``form`` is the form of every share, or with ``each`` a form by client.
+    ``form`` is the form of every share, or with ``each`` a form by client; ``also`` a second form that is as good.
     """
     seen: set[str] = set()
     for reply in replies:
@@ -69,6 +70,8 @@ def sift(
             fault = "was not asked"
         else:
             fault = _fault(reply, like, limit)
+            if fault is not None and also is not None and reply.client in also:
+                fault = _fault(reply, also[reply.client], limit)
         seen.add(reply.client)
         if fault is None:
             yield reply

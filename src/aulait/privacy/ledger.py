@@ -17,6 +17,8 @@ from aulait.errors import PrivacyError
 from aulait.privacy.account import Accountant, Event
 from aulait.registry import require
 
+MECHANISMS = {"client": ("gaussian",), "record": ("dp-sgd", "gaussian-batch")}  # by unit
+
 
 @dataclass(frozen=True)
 class Line:
@@ -27,18 +29,20 @@ class Line:
         stage: "synthesis" or "train".
         round: round of the stage.
         role: roles of the clients it may hold, as "proxy" or "proxy+local"; each of them is charged.
-        mechanism: "gaussian".
-        sensitivity: L2 sensitivity of the sum, > 0; with relation "replace" it holds the factor 2.
-        sigma: standard deviation of the noise on every coordinate of the sum.
+        mechanism: "gaussian", noise on a sum over clients; for records, at every site: "dp-sgd", noise on the sum of
+            clipped gradients of single records, or "gaussian-batch", noise on the clipped gradient of a whole batch.
+        sensitivity: L2 sensitivity of what gets the noise, > 0; with relation "replace" it holds the factor 2.
+        sigma: standard deviation of the noise on every coordinate of it.
         noise_multiplier: sigma / sensitivity.
         planned: public number of clients it was planned for.
-        sampling: {"kind": "all"} or {"kind": "poisson", "rate": q}.
+        sampling: {"kind": "all"} or {"kind": "poisson", "rate": q}, of the unit.
         epsilon: role -> epsilon so far, this release included; inf in memory is null on disk.
         delta: delta of that epsilon.
         relation: "add-remove" or "replace".
-        unit: what is protected: "client".
+        unit: what is protected: "client" or "record"; of the clients of a role the line is true of the worst one.
         time: when it was written, ISO 8601, UTC.
         private: false when the noise can be predicted (seeded) or is zero.
+        steps: noised mechanisms in the release, each with its own sampling; 1 for the unit "client".
 
     Raises:
         PrivacyError: a value is missing, not finite, or contradicts another one.
@@ -60,6 +64,7 @@ class Line:
     unit: str
     time: str
     private: bool
+    steps: int = 1
 
     def __post_init__(self) -> None:
         numbers = (self.sensitivity, self.sigma, self.noise_multiplier, self.planned, self.delta)
@@ -69,10 +74,12 @@ class Line:
             and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
             and self.sensitivity > 0
             and math.isclose(self.sigma, self.noise_multiplier * self.sensitivity, rel_tol=1e-9)
-            and self.mechanism == "gaussian"
+            and self.mechanism in MECHANISMS.get(self.unit, ())
             and self.relation in ("add-remove", "replace")
-            and self.unit == "client"
             and self.sampling.get("kind") in ("all", "poisson")
+            and (self.sampling["kind"] == "all" or self.mechanism != "gaussian-batch")
+            and type(self.steps) is int
+            and (self.steps == 1 or self.unit == "record")
             and all(spent >= 0 for spent in self.epsilon.values())
         )
         text = f"release {self.release} of the ledger has impossible values, expected a sound line; restore the file"
@@ -83,7 +90,7 @@ class Line:
     def event(self) -> Event:
         """The release as the accountant counts it."""
         rate = 1.0 if self.sampling["kind"] == "all" else float(self.sampling["rate"])
-        return Event(float(self.noise_multiplier), rate)
+        return Event(float(self.noise_multiplier), rate, self.steps)
 
 
 class Ledger:

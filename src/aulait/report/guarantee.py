@@ -1,4 +1,4 @@
-"""What an epsilon means for one client, as the best that an attacker could do. Exact bounds, no sampling, no model."""
+"""What an epsilon means for one client (or one record), as the best that an attacker could do. Exact bounds, no sampling, no model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ FALSE_ALARM: Final = 0.01
 
 NEARLY_ALWAYS: Final = 0.995
 _NORMAL: Final = NormalDist()
+_GAUSSIAN: Final = {("client", "gaussian"), ("record", "dp-sgd"), ("record", "gaussian-batch")}
 
 
 def detection(epsilon: float, delta: float, false_alarm: float = FALSE_ALARM) -> float:
@@ -42,9 +43,9 @@ def gaussian_detection(mu: float, false_alarm: float = FALSE_ALARM) -> float:
 def gaussian_mu(run: Run) -> float | None:
     """The largest mu of any role, from the ledger, without credit for sampling; None when the ledger cannot tell.
 
-    It can tell when every line is a Gaussian release with a noise multiplier (sigma over the sensitivity, which holds
-    the factor 2 of the relation "replace"), the ledger was read in full, and the mu it gives is large enough to explain
-    the epsilon that the run reports.
+    It can tell when every line is a Gaussian release, or several steps of one, with a noise multiplier (sigma over the
+    sensitivity, which holds the factor 2 of the relation "replace"), the ledger was read in full, and the mu it gives is
+    large enough to explain the epsilon that the run reports.
     """
     readable = not any(remark.startswith("ledger.jsonl") for remark in run.remarks)
     if not (run.ledger and readable):
@@ -52,11 +53,12 @@ def gaussian_mu(run: Run) -> float | None:
     squares: dict[str, float] = defaultdict(float)
     for line in run.ledger:
         multiplier = number(line.get("noise_multiplier")) or 0.0
-        plain = line.get("mechanism") == "gaussian"
-        if not plain or line.get("unit") != "client" or not 1e-3 < multiplier < 1e6:
+        steps = number(line.get("steps", 1)) or 0.0
+        plain = (words(line.get("unit")), words(line.get("mechanism"))) in _GAUSSIAN
+        if not plain or steps < 1 or not 1e-3 < multiplier < 1e6:
             return None
         for role in (words(line.get("role")) or "").split("+"):
-            squares[role] += multiplier**-2
+            squares[role] += steps * multiplier**-2
     mu = math.sqrt(max(squares.values()))
     return mu if _explains(mu, number(at(run.result, "privacy", "epsilon", "max")), run) else None
 

@@ -27,7 +27,7 @@ def section(run: Run) -> Section:
     chart, charts = _staircase(run)
     body = markup.join(
         _promise(run),
-        markup.subtitle("What that means for one client"),
+        markup.subtitle(f"What that means for one {unit(run)}"),
         *(markup.paragraph(sentence) for sentence in story.attack(run)),
         markup.subtitle("How the budget was spent"),
         chart,
@@ -38,12 +38,19 @@ def section(run: Run) -> Section:
     return Section("privacy", "Privacy", body, charts)
 
 
+def unit(run: Run) -> str:
+    """What is protected: "client" or "record", as the ledger says; without one, as the result says."""
+    lines = {words(line.get("unit")) for line in run.ledger}
+    told = next(iter(lines)) if len(lines) == 1 else words(at(run.result, "privacy", "unit"))
+    return told or "client"
+
+
 def _promise(run: Run) -> Html:
     privacy = run.result.get("privacy")
     if not isinstance(privacy, dict):
         return markup.absent("The guarantee")
-    unit, relation = words(privacy.get("unit")), words(privacy.get("relation"))
-    protected = UNITS.get(unit or "", unit or numbers.NOT_RECORDED)
+    relation = words(privacy.get("relation"))
+    protected = UNITS.get(unit(run), unit(run))
     compared = RELATIONS.get(relation or "", relation or numbers.NOT_RECORDED)
     delta, off = number(privacy.get("delta")), story.is_off(run)
     odds = f", about 1 in {numbers.count(1 / delta)}" if delta and 1e-15 < delta < 1 else ""
@@ -63,8 +70,11 @@ def _meaning(run: Run) -> str:
         return "Privacy was off: values were released as they are, without noise."
     spent = number(at(run.result, "privacy", "epsilon", "max"))
     times = f", here {numbers.significant(math.exp(spent), 2)} times," if spent is not None and spent < 700 else ""
-    text = f"Nothing that was released is more than e to the power of ε times{times} as likely with a client "
-    return text + "as without it, apart from δ. Smaller is safer. A client pays only for the roles it has."
+    text = f"Nothing that was released is more than e to the power of ε times{times} as likely with a {unit(run)} "
+    text += "as without it, apart from δ. Smaller is safer. A client pays only for the roles it has."
+    if unit(run) == "record":
+        text += " How many records a client has is public; a person with several records is protected one record at a time."
+    return text
 
 
 def _epsilon(run: Run, role: str) -> str:
@@ -101,16 +111,16 @@ def _ledger(run: Run) -> Html:
         return markup.absent("The ledger")
     head = ["no.", "stage", "round", "role", "mechanism", "sensitivity", "σ", "σ / sensitivity", "planned"]
     roles = [role for role in story.ROLE_ORDER if any(at(line, "epsilon", role, default=0) != 0 for line in run.ledger)]
-    head += ["sampling", *(f"ε {role}" for role in roles), "time"]
+    head += ["steps", "sampling", *(f"ε {role}" for role in roles), "time"]
     rows = []
     for line in run.ledger:
         stage, role, mechanism, time = (words(line.get(key)) or "–" for key in ("stage", "role", "mechanism", "time"))
         scale = [numbers.significant(line.get(key)) for key in ("sensitivity", "sigma", "noise_multiplier")]
         start = [numbers.count(line.get("release")), stage, numbers.count(line.get("round")), role, mechanism]
-        sampled = [numbers.count(line.get("planned")), _sampling(line.get("sampling"))]
+        sampled = [numbers.count(line.get("planned")), numbers.count(line.get("steps", 1)), _sampling(line.get("sampling"))]
         so_far = [numbers.epsilon(at(line, "epsilon", role, default=MISSING)) for role in roles]
         rows.append([*start, *scale, *sampled, *so_far, time[:19].replace("T", " ")])
-    listed = markup.table(head, rows, words=(1, 3, 4, 9))
+    listed = markup.table(head, rows, words=(1, 3, 4, 10))
     return markup.folded(f"The ledger: {numbers.counted(len(rows), 'release')}", listed)
 
 
@@ -126,6 +136,9 @@ def _trust(run: Run) -> Html:
     off = story.is_off(run)
     if off:
         server, cover = "every client's votes and updates as they are", "none: privacy was off"
+    elif unit(run) == "record":
+        server = "each client's updates, with the noise that the client added to its own gradients"
+        cover = "ε and δ above, for each of its records" if not story.is_seeded(run) else "none: the noise was seeded"
     elif trust == "server":
         server, cover = (
             "each client's clipped votes and updates, before the noise is added",
