@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +59,9 @@ def poisson(names: Sequence[str], rate: float, seeds: Seeds, round: int, secret:
         secret: draw from the operating system's entropy, as privacy amplification by sampling demands: whoever knew
             the seed would know who took part.
     """
-    seed = int.from_bytes(os.urandom(8), "big") >> 1 if secret else seeds.integer("cohort", round)
-    draw = torch.rand(len(names), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return tuple(name for name, value in zip(sorted(names), draw.tolist(), strict=True) if value < rate)
+    if secret:  # not torch: its generator keeps 32 bits of a seed, which can be tried out
+        system = random.SystemRandom()
+        draw = [system.random() for _ in names]
+    else:
+        draw = torch.rand(len(names), generator=seeds.generator("cohort", round), dtype=torch.float64).tolist()
+    return tuple(name for name, value in zip(sorted(names), draw, strict=True) if value < rate)

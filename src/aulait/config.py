@@ -246,7 +246,7 @@ def _check_method(settings: Settings) -> list[str]:
         return [f"unknown key 'algorithm.{e['loc'][-1]}'; {nearest(str(e['loc'][-1]), known)}" if e["type"] == "extra_forbidden"
                 else _explain({**e, "loc": ("algorithm", *e["loc"])}) for e in error.errors()]
     problems = []
-    if getattr(config, "weights", "uniform") == "size" and not settings.privacy.off:
+    if getattr(config, "weights", "uniform") == "size" and not settings.privacy.off and settings.privacy.unit == "client":
         problems.append("algorithm.weights = 'size' changes the sensitivity; use 'uniform' under privacy, or privacy.off = true")
     name, traits, largest = settings.algorithm["name"], settings.method.TRAITS, settings.adapter.rank
     ranks = {largest, *(rank for tier in settings.federation.tier for rank in (tier.rank, tier.attention_rank) if rank)}

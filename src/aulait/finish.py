@@ -105,7 +105,7 @@ def _privacy(house: House, accountant: Accountant | None, stopped: str | None) -
     known = [value for value in spent.values() if value is not None]
     return {
         "off": privacy.off,
-        "unit": "client",
+        "unit": privacy.unit,
         "relation": privacy.relation,
         "delta": privacy.delta,
         "private": not privacy.off and privacy.noise_seed is None and not exact,

@@ -18,9 +18,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from aulait import lora
+from aulait import lora, prefix
 from aulait.errors import ModelError
 from aulait.lora import Shapes
+from aulait.prefix import Prefix
 from aulait.registry import nearest, require
 from aulait.shared_linear import SharedLinear
 from aulait.types import Adapter
@@ -81,6 +82,7 @@ class Base:
         config: what it was loaded from.
         slots: name of every wrapped layer -> its wrapper.
         split_head: whether logits equal head(hidden states), so that the head may run on chosen positions only.
+        prefix: remembers what leading blocks without an adapter say; None where the model does not allow it.
     """
 
     model: Any
@@ -89,6 +91,7 @@ class Base:
     config: ModelConfig
     slots: dict[str, SharedLinear] = field(default_factory=dict)
     split_head: bool = False
+    prefix: Prefix | None = None
 
     @property
     def parameters(self) -> int:
@@ -111,6 +114,7 @@ def load(config: ModelConfig) -> Base:
     base = Base(model, tokenizer, device, config)
     _wrap(base)
     base.split_head = config.kind == "causal" and _head_splits(base)
+    base.prefix = prefix.of(model.get_decoder()) if base.split_head else None
     return base
 
 
@@ -275,8 +279,8 @@ def logits(base: Base, ids_BT: Tensor, chosen_BT: Tensor, **extra: Any) -> Tenso
     Right padding needs no mask in a causal model: no real token ever looks at what follows it.
     """
     if base.split_head:
-        hidden = base.model.get_decoder()(input_ids=ids_BT, use_cache=False)[0]
-        out: Tensor = base.model.get_output_embeddings()(hidden[chosen_BT])
+        hidden = base.prefix.hidden(ids_BT, chosen_BT) if base.prefix else base.model.get_decoder()(input_ids=ids_BT, use_cache=False)[0]
+        out: Tensor = base.model.get_output_embeddings()(hidden[chosen_BT[:, : hidden.shape[1]]])
         return out.float()
     full: Tensor = base.model(input_ids=ids_BT, use_cache=False, **extra).logits
     return full[chosen_BT].float()

@@ -36,7 +36,7 @@ Ranks = int | Callable[[str], int]
 
 STACKED = 0.25  # of min(M, N): the ranks together up to which factors are kept; beyond, the dense sum is smaller and soon faster
 EXACT_ENTRIES = 2**20  # accumulators up to this size are float64
-GROUP = 128  # ranks that are added to the accumulator at once: one pass over its memory
+GROUP = 32  # ranks that are added to the accumulator at once: one pass over its memory
 RESOLUTION = float(torch.finfo(torch.float32).eps)
 
 

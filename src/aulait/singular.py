@@ -20,7 +20,7 @@ from torch import Tensor
 
 FULL_SVD = 64  # the smaller side up to which a full SVD costs no more than the Gram matrix
 FULL_VALUES = 512  # the same where all values and no vectors are wanted
-BLOCK_BYTES = 2**22  # of a dense matrix, turned to float64 at a time
+BLOCK_BYTES = 2**20  # of a dense matrix, turned to float64 at a time
 FEW = 0.25  # of n: up to so many eigenvectors are sought alone
 ORTHOGONAL = 1e-9  # the largest scalar product of two eigenvectors that is taken for zero
 

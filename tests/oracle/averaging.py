@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -34,7 +35,33 @@ def mixture(
     return result
 
 
-def serve(kind: str, theta: np.ndarray, updates: Sequence[np.ndarray], *, lr: float, beta1: float, beta2: float, tau: float) -> np.ndarray:
+def nested(
+    shape: tuple[int, int], letter: str, terms: Sequence[tuple[float, np.ndarray]], owners: Sequence[tuple[float, int]],
+) -> np.ndarray:
+    """Column by column: the weighted sum of those who sent it over the weight of those who own it; 0 where nobody does.
+
+    Args:
+        shape: of the factor at the largest rank.
+        letter: "A", whose columns of the adapter are its rows, or "B".
+        terms: (weight, what was sent) of every reply.
+        owners: (weight, rank) of everyone in the denominator.
+    """
+    result = np.zeros(shape)
+    for j in range(shape[0 if letter == "A" else 1]):
+        weight = sum(own for own, rank in owners if rank > j)
+        if weight == 0:
+            continue
+        for own, sent in terms:
+            if letter == "A" and sent.shape[0] > j:
+                result[j] += own * sent[j].astype(np.float64) / weight
+            if letter == "B" and sent.shape[1] > j:
+                result[:, j] += own * sent[:, j].astype(np.float64) / weight
+    return result
+
+
+def serve(
+    kind: str, theta: np.ndarray, updates: Sequence[np.ndarray], *, lr: float, beta1: float, beta2: float, tau: float, decay: float = 0.0,
+) -> np.ndarray:
     """Parameters after several merged updates by one server optimiser, entry by entry."""
     after = theta.astype(np.float64).copy()
     for place in np.ndindex(theta.shape):
@@ -43,12 +70,20 @@ def serve(kind: str, theta: np.ndarray, updates: Sequence[np.ndarray], *, lr: fl
             d = float(update[place])
             if kind == "plain":
                 x += lr * d
-            elif kind == "momentum":
+            elif kind == "momentum":  # Hsu et al.: m <- beta m + d, x <- x + lr m
                 m = beta1 * m + d
                 x += lr * m
-            else:
+            elif kind == "nesterov":  # Sutskever's look-ahead as in torch: the pseudo-gradient is -d
+                m = beta1 * m + d
+                x += lr * (d + beta1 * m)
+            else:  # Reddi et al., Algorithm 2
                 m = beta1 * m + (1 - beta1) * d
-                v = beta2 * v + (1 - beta2) * d * d
-                x += lr * m / (v**0.5 + tau)
+                if kind == "adagrad":
+                    v = v + d * d
+                elif kind == "yogi":
+                    v = v - (1 - beta2) * d * d * math.copysign(1.0, v - d * d) if v != d * d else v
+                else:
+                    v = beta2 * v + (1 - beta2) * d * d
+                x = x - (lr * decay * x if kind == "adamw" else 0.0) + lr * m / (math.sqrt(v) + tau)
         after[place] = x
     return after

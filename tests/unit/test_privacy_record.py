@@ -32,6 +32,7 @@ from aulait.types import Plan, Reply, Site
 
 DELTA = 1e-5
 LIKE = {"x": torch.zeros(3, 2)}
+FORMS = dict.fromkeys(["a", "b", "nan", "inf", "shape", "names", "integers", "weight", "p", "huge"], LIKE)
 SGD = Terms("dp-sgd", 4, 0.25)
 BATCH = Terms("gaussian-batch", 1)
 ON = PrivacyConfig(noise_multiplier=1.0, delta=DELTA, relation="add-remove", unit="record", clip=0.5)
@@ -46,7 +47,7 @@ def door(terms=SGD, ledger=None, noise=None, budget=math.inf, **changes) -> Door
 
 
 def release(through, ask, **changes):
-    arguments = dict(stage="train", round=1, role="local", bound=0.5, noise_multiplier=1.0, planned=3, like=LIKE)
+    arguments = dict(stage="train", round=1, role="local", bound=0.5, noise_multiplier=1.0, planned=3, like=LIKE, forms=FORMS)
     return through.release_records(ask, **(arguments | changes))
 
 
@@ -119,6 +120,7 @@ def test_the_worst_client_pays_for_its_role():
     terms = worst("dp-sgd", [(100, 4, 5), (20, 2, 5), (0, 9, 5)])
     assert terms == Terms("dp-sgd", 9, 0.25)
     assert worst("dp-sgd", [(3, 1, 8)]).rate == 1.0
+    assert worst("dp-sgd", [(3, 1, 8), (100, 1, 8)], 0.2).rate == 0.2
     assert worst("gaussian-batch", [(100, 4, 5)]) == Terms("gaussian-batch", 4, 1.0)
     for records_, steps, batch in [(100, 4, 5), (20, 2, 5)]:
         own = epsilon([Event(1.0, batch / records_, steps)] * 5, DELTA)
@@ -184,6 +186,7 @@ def bad_replies():
     return [
         reply("nan", math.nan), reply("inf", math.inf), Reply("shape", {"x": torch.zeros(2, 3)}), Reply("names", {"y": torch.zeros(3, 2)}),
         Reply("integers", {"x": torch.zeros(3, 2, dtype=torch.int64)}), reply("weight", weight=math.nan), reply("p"), reply("huge", 1e9),
+        reply("stranger"),
     ]
 
 
@@ -275,6 +278,7 @@ def test_controls_are_not_private():
         with pytest.raises(PrivacyError, match="not private"):
             dplora.terms(dplora.Config(**{name: "none"}), [site])
     assert dplora.terms(dplora.Config(), [site]) == Terms("dp-sgd", 2, 0.5)
+    assert dplora.terms(dplora.Config(max_rate=0.1), [site]) == Terms("dp-sgd", 2, 0.1)
     assert dplora.terms(dplora.Config(mode="literal"), [site]) == Terms("gaussian-batch", 2)
 
 

@@ -2,6 +2,7 @@
 
 from aulait.algorithms import (
     alone,
+    dplora,
     fdlora,
     fedex,
     fedit,
@@ -16,5 +17,5 @@ from aulait.algorithms import (
 )
 from aulait.registry import register
 
-for _method in (alone, fdlora, fedex, fedit, fedsa, ffa, flexlora, flora, hetlora, lorafair, rolora, safedlora):
+for _method in (alone, dplora, fdlora, fedex, fedit, fedsa, ffa, flexlora, flora, hetlora, lorafair, rolora, safedlora):
     register("algorithm", _method.__name__.rpartition(".")[2])(_method)

@@ -11,7 +11,8 @@ privacy: the unit is one record of one site's training set. "dpsgd", "ffa": a st
     gradient, each clipped to C as a whole. One record moves each of them by up to 2C, so the noise multiplier is sigma / 2
     for each, sigma / (2√2) for both, and nothing is counted for sampling: over T rounds of one step
     mu = 2√2 · sqrt(T) / sigma in Gaussian differential privacy. With the paper's sigma = 2 and T = 50: mu = 10, epsilon 92
-    at delta 1e-5. A role pays for its worst client: the most steps, the largest q_k. The n_k are public.
+    at delta 1e-5. A role pays for its worst client: the most steps, the largest q_k. The n_k are public. Nobody sees
+    a site's gradients, but a site adds the noise that its order tells: it trusts the server for that number.
 differs: privacy.noise_multiplier is the noise over the true sensitivity, so sigma = 2√2 times it in "literal". The paper leaves
     the local optimiser open: "literal" takes a plain gradient step, the others ``train.optimizer``. One step a round is
     train.steps = 1; more steps are more noised steps, each accounted. The paper's mean by records is weights = "size".
@@ -23,6 +24,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
+
+from pydantic import Field
 
 from aulait import lora
 from aulait.algorithms import client
@@ -50,8 +53,9 @@ TRAITS = Traits(
     differs="noise over the true sensitivity; one step a round only with train.steps = 1",
     unequal_ranks=False,
     exact="no",
-    private=True,
-    secure=True,
+    private=False,
+    secure=False,
+    instead="ffa",
     unit="record",
 )
 
@@ -64,11 +68,14 @@ class Config(AveragingConfig):
         noise: "none" is a control: clipping (to privacy.clip, if that is a number) without noise. Not private; it needs
             privacy.off = true, which in any case takes the noise away.
         clip: "none" is a control: no clipping either. Not private; it needs privacy.off = true.
+        max_rate: the most often a record may be in a batch: q_k = min(batch / n_k, max_rate). One small site would
+            otherwise set the noise of all, since a role pays for its worst client. Not for "literal".
     """
 
     mode: Literal["dpsgd", "ffa", "literal"] = "dpsgd"
     noise: Literal["gaussian", "none"] = "gaussian"
     clip: Literal["norm", "none"] = "norm"
+    max_rate: float = Field(1.0, gt=0, le=1)
 
 
 def mechanism(config: Config) -> records.Mechanism:
@@ -85,7 +92,7 @@ def terms(config: Config, sites: Sequence[Site]) -> records.Terms:
     for name in ("noise", "clip"):
         text = f"algorithm.{name} = 'none' is a control and not private; remove it, or set privacy.off = true"
         require(getattr(config, name) != "none", PrivacyError, text)
-    return records.worst(mechanism(config), [(len(site.train), site.plan.steps, site.plan.batch) for site in sites])
+    return records.worst(mechanism(config), [(len(site.train), site.plan.steps, site.plan.batch) for site in sites], config.max_rate)
 
 
 def init(config: Config, setting: Setting) -> State:
@@ -100,7 +107,8 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
     bound = math.inf if config.clip == "none" else clip_bound(door.config, ())
     sent = _orders(config, cohort, door, theta, bound)
     for_proxies = [order for order in sent if order.client in cohort.proxies]
-    public, _ = door.admit(ask(for_proxies), theta) if for_proxies else ([], ())
+    forms = dict.fromkeys(cohort.everyone, theta)
+    public, _ = door.admit(ask(for_proxies), theta, forms) if for_proxies else ([], ())
     parts = [(cohort.proxies[reply.client], reply.share) for reply in public]
     whole = sum(weight for weight, _ in parts)
     meter = Meter(sent, cohort)
@@ -108,7 +116,7 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
     if cohort.local or cohort.planned:
         released = door.release_records(
             lambda: meter.up(ask(meter.local) if meter.local else []), stage="train", round=cohort.round, role=cohort.role, bound=bound,
-            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, like=theta, weights=config.weights)
+            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, like=theta, forms=forms, weights=config.weights)
         parts.append((config.local_weight, released.total))
         whole += config.local_weight * sum(released.counted.values())
         refused = [f"{name}: {reason}" for name, reason in released.refused]
@@ -143,7 +151,7 @@ def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequ
 
 def _orders(config: Config, cohort: Cohort, door: Door, theta: Tensors, bound: float) -> list[Order]:
     """The factors, and for clients under privacy the noise and the most that is accounted; proxies add no noise."""
-    plain: dict[str, Any] = {"lr": cohort.lr, "mode": config.mode, "sigma": 0.0, "protected": False}
+    plain: dict[str, Any] = {"lr": cohort.lr, "mode": config.mode, "sigma": 0.0, "protected": False, "most_rate": config.max_rate}
     if math.isfinite(bound):
         plain["clip"] = bound
     ordered = dict(plain)
@@ -168,7 +176,7 @@ def _work(order: Order, site: Site, setting: Setting) -> PrivateWork:
         mode="batch" if told["mode"] == "literal" else "records", clip=told.get("clip", math.inf), sigma=told["sigma"],
         seed=setting.seeds.integer("batches", order.round, site.name),
         noise_seed=None if seed is None else Seeds(seed).integer("steps", order.round, site.name),
-        most=told.get("most_rate", 1.0))
+        most=told["most_rate"])
 
 
 def _part(config: Config) -> str:

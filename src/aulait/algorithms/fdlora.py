@@ -16,7 +16,7 @@ differs: the pseudocode is followed where it contradicts the prose (stage 2 trai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -82,8 +82,8 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
     copies = first or (config.copy_every > 0 and (cohort.round - 1) % config.copy_every == 0)
     told = {"copy": copies, "shots": config.shots, "steps": config.personal_steps if first else None}
 
-    def asking(orders: Sequence[Order]) -> list[Reply]:
-        return list(ask([Order(o.client, o.stage, o.round, o.tensors, {**o.settings, **told}) for o in orders]))
+    def asking(orders: Sequence[Order]) -> Iterable[Reply]:
+        return ask([Order(o.client, o.stage, o.round, o.tensors, {**o.settings, **told}) for o in orders])
 
     outer = config.model_copy(update={"server": "plain", "server_lr": 1.0}) if first else config
     return mixed_round(outer, setting, state, cohort, asking, door)

@@ -15,7 +15,7 @@ differs: not a reproduction. Factors are averaged as in FedIT (the server optimi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -75,8 +75,8 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
     first = cohort.round <= _initiating(config, setting)
     told = {"proximal": config.proximal if first else 0.0}
 
-    def asking(orders: Sequence[Order]) -> list[Reply]:
-        return list(ask([Order(o.client, o.stage, o.round, o.tensors, {**o.settings, **told}) for o in orders]))
+    def asking(orders: Sequence[Order]) -> Iterable[Reply]:
+        return ask([Order(o.client, o.stage, o.round, o.tensors, {**o.settings, **told}) for o in orders])
 
     small = replace(setting, ranks=_capped(setting, rank, cohort))
     averaging = AveragingConfig(local_weight=config.local_weight, weights=config.weights)

@@ -20,15 +20,20 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare finished runs: one row for each arm, mean and spread over its seeds."""
+    """Compare finished runs: one row for each arm, mean and spread over its seeds, the best arm first.
+
+    Arms are ranked by the task metric where all have the same one, or else by the loss. Runs of a sweep are grouped by its
+    arms; with labels such as "name=fedit preset=uniform" the page shows methods in lines and settings in colours.
+    """
     from aulait import report
+    from aulait.report import measures
 
     folders = expanded(runs)
     rows = report.table(folders)
     if out is not None:
         report.compare(folders, out)
     if as_json:
-        terminal.document({"rows": rows, "page": None if out is None else str(out)})
+        terminal.document({"ranked_by": measures.headline(rows).key, "rows": rows, "page": None if out is None else str(out)})
         return
     show(rows)
     if out is not None:
@@ -55,26 +60,16 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    """The table on stdout."""
-    from aulait.report import numbers as n
+    """The table on stdout, the best arm first."""
+    from aulait.report import columns, measures, numbers
 
-    def spread(row: dict[str, Any], key: str, style: Any) -> str:
-        return n.spread(row[key], row.get(f"{key}_std"), style) if row[key] is not None else "not finished"
-
-    lines = [
-        (
-            row["arm"],
-            row["algorithm"],
-            f"{row['n']}" + (f" (+{row['unfinished']} unfinished)" if row["unfinished"] else ""),
-            spread(row, "loss", n.loss),
-            spread(row, "perplexity", n.perplexity),
-            spread(row, "token_accuracy", n.percent),
-            terminal.epsilon(row["epsilon_max"]),
-            n.size(row["up_bytes"]),
-            n.size(row["down_bytes"]),
-            n.duration(row["wall_s"]),
-        )
-        for row in rows
-    ]
-    head = ("arm", "method", "seeds", "held-out loss", "perplexity", "accuracy", "epsilon", "up", "down", "time")
-    terminal.table("arms, mean ± deviation over seeds", head, lines, right=range(2, 10))
+    found = columns.columns(rows)
+    lines = [(row["arm"], row["algorithm"], *(column.cells[i] for column in found)) for i, row in enumerate(rows)]
+    spelled = [[str(cell).replace(numbers.INFINITE, "infinite") for cell in line] for line in lines]
+    head = ("arm", "method", *(column.title for column in found))
+    measure = measures.headline(rows)
+    title = f"arms, {'highest' if measure.rising else 'lowest'} {measure.name} first; mean ± deviation over seeds"
+    terminal.table(title, head, spelled, right=range(2, len(head)))
+    own = sorted({row["algorithm"] for row in rows if row["personal"]})
+    if own:
+        terminal.paragraph(f"{', '.join(own)}: scores of the clients' own adapters; 'shared' is the adapter that all have in common.")

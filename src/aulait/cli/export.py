@@ -11,6 +11,11 @@ from aulait.cli import terminal
 from aulait.cli.report import Run
 from aulait.cli.run import Json
 
+Client = Annotated[
+    str | None,
+    typer.Option("--client", metavar="NAME", help="The personal adapter of this client, where the method makes them."),
+]
+
 
 def export(
     run: Run,
@@ -18,15 +23,20 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="Fold the adapter into the base and write the whole model.")
     ] = False,
+    client: Client = None,
     as_json: Json = False,
 ) -> None:
-    """Copy the adapter in PEFT format, or with --merge write a model that AutoModelForCausalLM loads."""
+    """Copy the adapter in PEFT format, or with --merge write a model that AutoModelForCausalLM loads.
+
+    Example: aulait export runs/hospitals --client ward-3 --to ward-3
+    """
     from aulait import exported
 
     with terminal.work(as_json):
-        files = exported.export(run, to, merge=merge)
+        files = exported.export(run, to, merge=merge, client=client)
     if as_json:
-        terminal.document({"to": str(to), "merged": merge, "files": files})
+        terminal.document({"to": str(to), "merged": merge, "client": client, "files": files})
     else:
-        terminal.say(f"{'model with the adapter folded in' if merge else 'adapter (PEFT format)'}  {to}")
+        whose = "the adapter" if client is None else f"the personal adapter of {client}"
+        terminal.say(f"{f'model with {whose} folded in' if merge else f'{whose} (PEFT format)'}  {to}")
         terminal.say(f"files  {', '.join(files)}")

@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from aulait.cli import terminal
+from aulait.cli.export import Client
 from aulait.cli.report import Run
 from aulait.cli.run import Json
+from aulait.errors import ConfigError
 
 
 def generate(
@@ -20,12 +22,15 @@ def generate(
     ] = 0.8,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="The base alone, without the adapter.")] = False,
+    client: Client = None,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt with what a run has learnt.
 
     Example: aulait generate runs/demo "Return the"
     """
+    if base and client is not None:
+        raise ConfigError("found --base and --client, expected one of them; --base is the base without any adapter")
     with terminal.work(as_json):
         import torch
 
@@ -33,7 +38,7 @@ def generate(
         from aulait.generate import sample
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, tokenizer = exported.load(run, adapted=not base, device=device)
+        model, tokenizer = exported.load(run, adapted=not base, client=client, device=device)
         (text,) = sample(
             model, tokenizer, [prompt], max_tokens=tokens, temperature=temperature, seed=seed, device=device
         )
@@ -43,6 +48,7 @@ def generate(
                 "prompt": prompt,
                 "text": text,
                 "adapter": not base,
+                "client": client,
                 "tokens": tokens,
                 "temperature": temperature,
                 "seed": seed,

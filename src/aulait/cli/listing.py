@@ -18,43 +18,88 @@ GENERATORS = {
     "http://HOST/v1": "a server that speaks the OpenAI protocol",
 }
 EMBEDDERS = {"ID or PATH": "any sentence-transformers model"}
+TASKS = {
+    "none": "losses and token accuracy only",
+    "rank": "accuracy: the response is one of a closed set, the most probable one counts",
+    "rouge": "ROUGE-L F1 and exact match of a greedy text",
+    "exact": "exact match of a greedy text, without regard to case and blanks",
+}
+HEAD = ("method", "unequal\nranks", "exact", "private", "secure\nagg.", "personal", "bytes up", "bytes down")
+LEGEND = (
+    "Bytes are those of one client in one round; sums run over the adapted layers (M x N), r_k is the rank of client k, R adapter.rank.",
+    "exact: the merge is the mean of the clients' dense updates. private: the unit of differential privacy, or the nearest method with it.",
+    "secure agg.: the server needs sums only, so secure aggregation can hide single replies (privacy.trust = 'secure' is not offered yet).",
+)
+NAMED = (
+    ("sources", "data sources (data.source, data.public)"),
+    ("generators", "generators (synthesis.generator)"),
+    ("embedders", "embedders (synthesis.embedder)"),
+    ("tasks", "task metrics (evaluate.task)"),
+)
+WIDTH = 100
 
 
 def catalogue(as_json: Json = False) -> None:
-    """List methods, data sources, generators and embedders."""
+    """List methods, federation presets, data sources, generators, embedders and task metrics."""
     with terminal.work(as_json):
         found = known()
     if as_json:
         terminal.document(found)
         return
-    head = ("method", "what", "unequal ranks", "exact", "private", "travels, a client and round")
-    rows = [
-        (m["name"], m["what"], _yes(m["unequal_ranks"]), _yes(m["exact"]), _yes(m["private"]), m["travels"])
-        for m in found["methods"]
-    ]
-    terminal.table("methods (algorithm.name)", head, rows)
-    for key, title in (
-        ("sources", "data sources (data.source, data.public)"),
-        ("generators", "generators (synthesis.generator)"),
-        ("embedders", "embedders (synthesis.embedder)"),
-    ):
+    terminal.table("methods (algorithm.name)", HEAD, [_row(method) for method in found["methods"]], width=WIDTH)
+    for line in LEGEND:
+        terminal.paragraph(line, WIDTH)
+    terminal.say()
+    terminal.table("what they do", ("method", "what"), [(m["name"], m["what"]) for m in found["methods"]], width=WIDTH)
+    terminal.say()
+    _presets(found["presets"])
+    for key, title in NAMED:
         terminal.say()
-        terminal.table(title, ("name", "what"), [(item["name"], item["what"]) for item in found[key]])
+        terminal.table(title, ("name", "what"), [(item["name"], item["what"]) for item in found[key]], width=WIDTH)
 
 
 def known() -> dict[str, list[dict[str, Any]]]:
     """Everything that has a name, as plain values."""
-    from aulait import algorithms, data, embed, registry  # noqa: F401  (importing them files their names)
+    from aulait import algorithms, data, embed, presets, registry  # noqa: F401  (importing them files their names)
 
-    methods = [
-        {"name": name, **asdict(registry.find("algorithm", name).TRAITS)} for name in registry.names("algorithm")
-    ]
     return {
-        "methods": methods,
+        "methods": [{"name": name, **asdict(registry.find("algorithm", name).TRAITS)} for name in registry.names("algorithm")],
+        "presets": [{"name": name, "tiers": presets.tiers(name, 200)} for name in presets.SHARES],
         "sources": [*_built_in("source"), *_named(FILES)],
         "generators": _named(GENERATORS),
         "embedders": [*_built_in("embedder"), *_named(EMBEDDERS)],
+        "tasks": _named(TASKS),
     }
+
+
+def _row(method: dict[str, Any]) -> tuple[str, ...]:
+    private = method["unit"] if method["private"] else f"no → {method['instead']}"
+    answers = [_yes(method[key]) for key in ("unequal_ranks", "secure", "personal")]
+    exact = method["exact"].replace(" ranks", "\nranks")
+    return (method["name"], answers[0], exact, private, *answers[1:], _close(method["up"]), _close(method["down"]))
+
+
+def _close(formula: str) -> str:
+    """A formula without blanks inside its terms, so that it breaks between them."""
+    return formula.replace(" + ", "+").replace(" (", "(")
+
+
+def _presets(found: list[dict[str, Any]]) -> None:
+    """Shares of the four client types, the smallest first."""
+    types = {tier["name"]: tier for tier in reversed(found[0]["tiers"])}
+    rows = []
+    for preset in found:
+        shares = {tier["name"]: tier["share"] for tier in preset["tiers"]}
+        rows.append((preset["name"], *(f"{100 * shares[name]:g} %" for name in types)))
+    title = "federation presets (federation.preset): shares of the clients"
+    terminal.table(title, ("preset", *types), rows, right=range(1, 5), width=WIDTH)
+    ranks = "; ".join(f"{name} {_rank(tier)}" for name, tier in types.items())
+    terminal.paragraph(f"Ranks where adapter.rank is 200, in proportion elsewhere, at least 1: {ranks}.", WIDTH)
+
+
+def _rank(tier: dict[str, Any]) -> str:
+    attention = tier.get("attention_rank")
+    return str(tier["rank"]) if attention is None else f"{tier['rank']} ({attention} in attention)"
 
 
 def _built_in(kind: str) -> list[dict[str, Any]]:

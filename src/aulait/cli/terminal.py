@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -90,7 +91,13 @@ def work(quiet: bool) -> Iterator[None]:
         yield
 
 
-def table(title: str, head: Sequence[str], rows: Sequence[Row], right: Sequence[int] = ()) -> None:
+def paragraph(text: str, width: int = 100) -> None:
+    """A remark on stdout, broken into lines."""
+    for line in textwrap.wrap(text, width):
+        typer.echo(line)
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Row], right: Sequence[int] = (), width: int = 200) -> None:
     """A table on stdout; never cut off, also when stdout is no terminal.
 
     Args:
@@ -98,13 +105,14 @@ def table(title: str, head: Sequence[str], rows: Sequence[Row], right: Sequence[
         head: names of the columns.
         rows: cells, turned into text.
         right: numbers of the columns set flush right.
+        width: in letters, when stdout is no terminal.
     """
     made = Table(box=None, pad_edge=False, header_style="dim", show_header=any(head))
     for index, name in enumerate(head):
         made.add_column(name, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*[Text(str(cell)) for cell in row])
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = Console() if sys.stdout.isatty() else Console(width=width)
     console.print(Text(title, style="bold"))
     console.print(made)
 

@@ -158,23 +158,23 @@ class Door:
         noise_multiplier: float,
         planned: int,
         like: Tensors,
+        forms: Forms,
         weights: Literal["uniform", "size"] = "uniform",
     ) -> Released:
         """The sum of replies that carry their own noise, for the unit "record"; see ``records``.
 
         Such a reply is out as soon as a site sends it, so the line is on disk *before* anybody is asked, and a round is
-        charged even if nobody answers. After that nothing costs: replies may be weighed by the sites' public sizes,
-        and who was refused may be told. Their diagnostics carry no noise and are dropped.
+        charged even if nobody answers. After that nothing costs: replies may be weighed by the sites' public sizes, and
+        who was refused may be told. Their diagnostics carry no noise and are dropped.
 
         Args: as ``release``, but for these.
             ask: gets the replies; called once, after the charge. The orders must not ask for less noise, more steps or
                 more frequent sampling than ``terms`` and ``noise_multiplier`` say.
             bound: C, the bound of what the sites clip, > 0, under privacy finite and public.
+            forms: client that was asked -> names and shapes of its share; others are refused.
             weights: "size" weighs a reply by its records over the mean.
 
-        Returns:
-            Totals, float32, CPU, over the number counted (at least 1). ``noise_std`` is 0: the door adds none.
-
+        Returns: totals, float32, CPU, over the number counted (at least 1); ``noise_std`` is 0, the door adds none.
         Raises: as ``release``; then nobody was asked.
         """
         require(bound > 0, PrivacyError, f"clip bound is {bound}, expected a number > 0; set privacy.clip")
@@ -186,7 +186,7 @@ class Door:
             self._check(request)
             self._charge(request)
         tally = Tally({name: torch.zeros(like[name].shape, dtype=torch.float64) for name in sorted(like)})
-        for reply in self._sound(ask(), like, False, tally.refused):
+        for reply in self._sound(ask(), forms, True, tally.refused):
             if not self.config.off:
                 self._check_roles(reply, role)
             tally.add(reply, reply.share, math.inf, reply.weight if weights == "size" else 1.0)

@@ -63,15 +63,16 @@ class Terms:
         return bound if self.mechanism == "dp-sgd" else 2.0 * math.sqrt(2.0) * bound
 
 
-def worst(mechanism: Mechanism, clients: Sequence[tuple[int, int, int]]) -> Terms:
+def worst(mechanism: Mechanism, clients: Sequence[tuple[int, int, int]], most: float = 1.0) -> Terms:
     """Terms that hold for every client: the most steps and the largest rate, be they of one client or of two.
 
     Args:
         mechanism: what the sites do.
         clients: (records, steps in a round, expected records in a step) of every one.
+        most: the largest rate that any of them may use, in (0, 1].
     """
-    rates = [min(1.0, batch / records) for records, _, batch in clients if records > 0]
-    rate = max(rates, default=1.0) if mechanism == "dp-sgd" else 1.0
+    rates = [min(most, batch / records) for records, _, batch in clients if records > 0]
+    rate = max(rates, default=most) if mechanism == "dp-sgd" else 1.0
     return Terms(mechanism, max((steps for _, steps, _ in clients), default=1), rate)
 
 

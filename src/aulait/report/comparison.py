@@ -7,110 +7,58 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from aulait.report import figures, grouping, markup, numbers, story
+from aulait.report import arms, columns, dots, figures, grouping, markup, measures, numbers, story
 from aulait.report.folder import Run, at, number
 from aulait.report.markup import Html, Section
+from aulait.report.measures import Measure
 
 DASHES = ("solid", "dash", "dot", "dashdot")
-COLORS = 8
+NO_GUARANTEE = "what these arms reach is not comparable with private ones."
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
     """The sections of the page, in order."""
-    groups = grouping.grouped(runs)
-    rows = [grouping.row(name, members) for name, members in groups.items()]
-    return [_overview(rows), _rounds(groups), _trade(rows), _folders(groups)]
+    groups = arms.grouped(runs)
+    rows = grouping.rows(groups)
+    ordered = {str(row["arm"]): groups[row["arm"]] for row in rows}
+    return [_overview(rows), _rounds(ordered), _trade(rows), _folders(ordered)]
 
 
 def opening(runs: Sequence[Run]) -> Html:
     """A sentence about the best arm, and warnings about runs without a guarantee."""
-    rows = [grouping.row(name, members) for name, members in grouping.grouped(runs).items()]
-    done = sorted((row for row in rows if row["loss"] is not None), key=lambda row: float(row["loss"]))
+    rows = grouping.rows(arms.grouped(runs))
+    measure = measures.headline(rows)
     text = "No run has a held-out loss yet."
-    if done:
-        first = done[0]
+    if rows and rows[0].get(measure.key) is not None:
+        first = rows[0]
         n = numbers.counted(first["n"], "run")
-        spread = numbers.spread(first["loss"], first["loss_std"], numbers.loss)
-        text = f"The lowest loss on held-out text is that of {first['arm']}: {spread} over {n}."
+        spread = numbers.spread(first[measure.key], first[f"{measure.key}_std"], measure.style)
+        best = "highest" if measure.rising else "lowest"
+        text = f"The {best} {measure.name} on held-out text is that of {first['arm']}: {spread} over {n}."
     parts = [Html(f'<div class="lead">{markup.paragraph(text)}</div>')]
     bare = [str(row["arm"]) for row in rows if row["n"] and not row["private"]]
-    if bare:
+    if bare and len(bare) == len(rows):
+        parts.append(Html(f'<p class="banner remark">{markup.safe(f"No arm has a privacy guarantee: {NO_GUARANTEE}")}</p>'))
+    elif bare:
         warning = f"No privacy guarantee in: {'; '.join(bare)}. What they reach is not comparable with private arms."
         parts.append(Html(f'<p class="banner remark">{markup.safe(warning)}</p>'))
     return markup.join(*parts)
 
 
 def _overview(rows: Sequence[dict[str, Any]]) -> Section:
-    head = [
-        "arm",
-        "n",
-        "held-out loss",
-        "perplexity",
-        "accuracy",
-        "worst client's loss",
-        "ε, at most",
-        "up",
-        "down",
-        "time",
-    ]
-    styles = (numbers.loss, numbers.perplexity, numbers.percent, numbers.loss)
-    lines = []
-    for row in rows:
-        measures = [numbers.spread(row[m], row[f"{m}_std"], s) for m, s in zip(grouping.MEASURES, styles, strict=True)]
-        pending = f" (+{row['unfinished']} unfinished)" if row["unfinished"] else ""
-        spent = numbers.epsilon(row["epsilon_max"]) + (
-            "" if row["private"] or row["epsilon_max"] is None else " (void)"
-        )
-        traffic = [numbers.size(row["up_bytes"]), numbers.size(row["down_bytes"]), numbers.duration(row["wall_s"])]
-        lines.append([str(row["arm"]), f"{row['n']}{pending}", *measures, spent if row["n"] else "–", *traffic])
-    remark = "Mean ± sample standard deviation over the runs of an arm, n of them; ε is the largest of any run. "
-    remark += (
-        "Losses are in nats per token. ∞ stands for no guarantee; “void” for a nominal ε with seeded or missing noise."
-    )
-    chart = markup.chart("arms", "Held-out loss by arm, mean and standard deviation", 110 + 34 * len(rows))
-    return Section(
-        "overview",
-        "Overview",
-        markup.join(markup.table(head, lines), markup.note(remark), chart),
-        {"arms": _arms(rows)},
-    )
-
-
-def _color(index: int) -> str:
-    return f"@c{index % COLORS}"
-
-
-def _arms(rows: Sequence[dict[str, Any]]) -> figures.Figure:
-    shown = [(i, row) for i, row in enumerate(rows) if row["loss"] is not None]
-    data = [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "x": [row["loss"]],
-            "y": [figures.label(row["arm"], 40)],
-            "error_x": {
-                "type": "data",
-                "array": [row["loss_std"] or 0.0],
-                "color": _color(i),
-                "thickness": 1.5,
-                "width": 5,
-            },
-            "marker": {"color": _color(i), "size": 10},
-            "hovertemplate": "%{x:.3f}<extra>%{y}</extra>",
-        }
-        for i, row in shown
-    ]
-    bases = [row["base_loss"] for _, row in shown if row["base_loss"] is not None]
-    marks: dict[str, Any] = {}
-    if bases:
-        base = fmean(bases)
-        reach = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": base, "x1": base}
-        marks["shapes"] = [{**reach, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}]
-        near = {"x": base, "yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False, "text": "base model"}
-        marks["annotations"] = [{**near, "xanchor": "right", "font": {"size": 11, "color": "@quiet"}}]
-        marks["margin"] = {"l": 8, "r": 12, "t": 22, "b": 8}
-    y = figures.axis(autorange="reversed", type="category")
-    return {"data": data, "layout": figures.layout(figures.axis("loss, nats per token"), y, **marks)}
+    measure, found = measures.headline(rows), columns.columns(rows)
+    head = ["arm", "method", *(column.title for column in found)]
+    lines = [[str(row["arm"]), str(row["algorithm"]), *(c.cells[i] for c in found)] for i, row in enumerate(rows)]
+    remark = "Mean ± sample standard deviation over the n runs of an arm; epsilon is the largest of any run. "
+    remark += "Losses are in nats per token. ∞ stands for no guarantee; “void” for a nominal epsilon with seeded or missing noise. "
+    own = sorted({str(row["algorithm"]) for row in rows if row["personal"]})
+    if own:
+        remark += f"The scores of {', '.join(own)} are those of the clients' own adapters; “shared” is the adapter that all have in common. "
+    if any("unseen_loss" in row for row in rows):
+        remark += "“Unseen” clients took no part and are scored under the shared adapter."
+    chart = markup.chart("arms", f"Held-out {measure.name}, mean and standard deviation", dots.height(rows, measure))
+    body = markup.join(chart, markup.table(head, lines, words=(0, 1)), markup.note(remark))
+    return Section("overview", "Overview", body, {"arms": dots.dots(rows, measure)})
 
 
 def _rounds(groups: dict[str, list[Run]]) -> Section:
@@ -143,26 +91,28 @@ def _line(name: str, index: int, values: dict[float, list[float]]) -> figures.Fi
         "name": figures.label(name, 40),
         "x": rounds,
         "y": [fmean(values[r]) for r in rounds],
-        "error_y": {"type": "data", "array": deviations, "color": _color(index), "thickness": 1, "width": 3},
-        "line": {"color": _color(index), "width": 2, "dash": DASHES[index // COLORS % len(DASHES)]},
-        "marker": {"color": _color(index), "size": 5},
+        "error_y": {"type": "data", "array": deviations, "color": dots.color(index), "thickness": 1, "width": 3},
+        "line": {"color": dots.color(index), "width": 2, "dash": DASHES[index // dots.COLORS % len(DASHES)]},
+        "marker": {"color": dots.color(index), "size": 5},
         "hovertemplate": "round %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
     }
 
 
 def _trade(rows: Sequence[dict[str, Any]]) -> Section:
-    """What the loss was bought with: epsilon, and bytes."""
+    """What the scores were bought with: epsilon, and bytes."""
+    measure = measures.headline(rows)
     spent = {row["arm"]: (row["epsilon_max"] if row["private"] else None) for row in rows}
     moved = {row["arm"]: _both(row) for row in rows}
     pieces, charts = [], {}
     for name, title, values in (("epsilon", "ε", spent), ("bytes", "MB up and down, a run", moved)):
         if any(value is not None for value in values.values()):
-            charts[f"trade-{name}"] = _against(rows, values, title)
-            pieces.append(markup.chart(f"trade-{name}", f"Held-out loss against {title}", 320))
+            charts[f"trade-{name}"] = _against(rows, values, title, measure)
+            pieces.append(markup.chart(f"trade-{name}", f"Held-out {measure.name} against {title}", 320))
     left = [str(row["arm"]) for row in rows if row["n"] and not row["private"]]
-    remark = markup.note(f"Not in the figure over ε, for want of a guarantee: {'; '.join(left)}.") if left else Html("")
+    told = bool(left) and "trade-epsilon" in charts
+    remark = markup.note(f"Not in the figure over ε, for want of a guarantee: {'; '.join(left)}.") if told else Html("")
     body = markup.join(markup.columns(*pieces), remark) if pieces else markup.absent("Costs")
-    return Section("trade", "What the loss was bought with", body, charts)
+    return Section("trade", "What the scores were bought with", body, charts)
 
 
 def _both(row: dict[str, Any]) -> float | None:
@@ -170,28 +120,29 @@ def _both(row: dict[str, Any]) -> float | None:
     return None if up is None or down is None else float(up + down) / 1e6
 
 
-def _against(rows: Sequence[dict[str, Any]], values: dict[str, float | None], title: str) -> figures.Figure:
+def _against(rows: Sequence[dict[str, Any]], values: dict[str, float | None], title: str, measure: Measure) -> figures.Figure:
+    style = ".1%" if measure.rising else ".3f"
     data = [
         {
             "type": "scatter",
             "mode": "markers",
             "name": figures.label(row["arm"], 40),
             "x": [values[row["arm"]]],
-            "y": [row["loss"]],
+            "y": [row[measure.key]],
             "error_y": {
                 "type": "data",
-                "array": [row["loss_std"] or 0.0],
-                "color": _color(i),
+                "array": [row[f"{measure.key}_std"] or 0.0],
+                "color": dots.color(i),
                 "thickness": 1.5,
                 "width": 4,
             },
-            "marker": {"color": _color(i), "size": 10},
-            "hovertemplate": f"{title} %{{x:,.3~g}}<br>loss %{{y:.3f}}<extra>%{{fullData.name}}</extra>",
+            "marker": {"color": dots.color(i), "size": 10},
+            "hovertemplate": f"{title} %{{x:,.3~g}}<br>{measure.name} %{{y:{style}}}<extra>%{{fullData.name}}</extra>",
         }
         for i, row in enumerate(rows)
-        if row["loss"] is not None and values[row["arm"]] is not None
+        if row.get(measure.key) is not None and values[row["arm"]] is not None
     ]
-    axes = (figures.axis(title, rangemode="tozero"), figures.axis("loss"))
+    axes = (figures.axis(title, rangemode="tozero"), figures.axis(measure.name, tickformat=".0%" if measure.rising else ""))
     return {"data": data, "layout": figures.layout(*axes, showlegend=True)}
 
 

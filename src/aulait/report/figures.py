@@ -51,13 +51,14 @@ def layout(x: Figure, y: Figure, **more: Any) -> Figure:
     }
 
 
-def curve(points: Sequence[tuple[float, float]], first: float | None, percent: bool = False) -> Figure:
+def curve(points: Sequence[tuple[float, float]], first: float | None, percent: bool = False, shared: float | None = None) -> Figure:
     """One measure by round, with the base model's value as a dashed line.
 
     Args:
         points: (round, measure) for the rounds that were measured; at least one.
         first: the base model's value; None draws no line.
         percent: the values are fractions.
+        shared: the shared adapter's value after the last round, where the points are of personal ones; None draws none.
     """
     rounds, values = [point[0] for point in points], [point[1] for point in points]
     style = ".1%" if percent else ".3f"
@@ -70,21 +71,37 @@ def curve(points: Sequence[tuple[float, float]], first: float | None, percent: b
         "marker": {"color": "@accent", "size": 6},
         "hovertemplate": f"round %{{x}}: %{{y:{style}}}<extra></extra>",
     }
-    marks: dict[str, Any] = {}
-    if first is not None:
-        reach = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": first, "y1": first}
-        marks["shapes"] = [{**reach, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}]
-        shown = f"base model {100 * first:.1f} %" if percent else f"base model {first:.3f}"
-        near = {"xref": "paper", "x": 1, "xanchor": "right", "y": first, "showarrow": False}
-        low = bool(values) and first <= sum(values) / len(values)
-        side = {"yanchor": "top" if low else "bottom"}
-        marks["annotations"] = [{**near, **side, "text": shown, "font": {"size": 11, "color": "@quiet"}}]
-        room = 0.12 * (max(*values, first) - min(*values, first)) if values else 0.0
-        if room > 0:
-            marks["yrange"] = [min(*values, first) - room, max(*values, first) + room]
-    y = axis(tickformat=".1%" if percent else "", **({"range": marks.pop("yrange")} if "yrange" in marks else {}))
-    x = axis("round", **whole(rounds))
-    return {"data": [line], "layout": layout(x, y, **marks)}
+    data = [line] if shared is None else [line, _open_circle(rounds[-1], shared, style)]
+    values = values if shared is None else [*values, shared]
+    marks, reach = ({}, {}) if first is None else _base_line(values, first, percent)
+    y = axis(tickformat=".1%" if percent else "", **reach)
+    return {"data": data, "layout": layout(axis("round", **whole(rounds)), y, **marks)}
+
+
+def _base_line(values: Sequence[float], first: float, percent: bool) -> tuple[Figure, Figure]:
+    """The base model's value as a dashed line with its name, and a range of the axis that has room for both."""
+    reach = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": first, "y1": first}
+    shown = f"base model {100 * first:.1f} %" if percent else f"base model {first:.3f}"
+    near = {"xref": "paper", "x": 1, "xanchor": "right", "y": first, "showarrow": False, "text": shown}
+    low = first <= sum(values) / len(values)
+    marks = {
+        "shapes": [{**reach, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}],
+        "annotations": [{**near, "yanchor": "top" if low else "bottom", "font": {"size": 11, "color": "@quiet"}}],
+    }
+    least, most = min(*values, first), max(*values, first)
+    room = 0.12 * (most - least)
+    return marks, {"range": [least - room, most + room]} if room > 0 else {}
+
+
+def _open_circle(at_round: float, value: float, style: str) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [at_round],
+        "y": [value],
+        "marker": {"color": "@accent", "size": 9, "symbol": "circle-open"},
+        "hovertemplate": f"shared adapter: %{{y:{style}}}<extra></extra>",
+    }
 
 
 def whole(values: Sequence[float]) -> Figure:

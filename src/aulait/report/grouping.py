@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
 
 from aulait.report import story
-from aulait.report.folder import MISSING, Run, at, number, read, words
+from aulait.report.arms import grouped, method
+from aulait.report.folder import MISSING, Run, at, number, read
+from aulait.report.measures import ALWAYS, LOSS, TASKS, ranked
 
-MEASURES: Final = ("loss", "perplexity", "token_accuracy", "worst_client_loss")
-
-
-def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs by arm, arms in the order of their first run."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(arm(run), []).append(run)
-    return groups
-
-
-def arm(run: Run) -> str:
-    """The label that runs are grouped under: arm, or else the name, or else the folder."""
-    return words(run.result.get("arm")) or words(run.result.get("name")) or run.path.name
+OTHERS: Final = ("shared", "unseen")
+"""Scores beside those of the clients: of the shared adapter where clients have their own, and on unseen clients."""
 
 
 def table(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """One row for each arm, means and sample standard deviations over its runs.
+    """One row for each arm, means and sample standard deviations over its runs; the best arm first.
+
+    Best is the highest task metric where every finished arm has the same one, or else the lowest loss.
 
     Args:
         runs: run folders. A run without a held-out loss counts as unfinished and enters no mean.
 
     Returns:
         Rows with the keys arm, algorithm, n (finished runs), seeds (sorted), unfinished, and for loss, perplexity,
-        token_accuracy and worst_client_loss (on held-out text), up_bytes, down_bytes and wall_s the mean under the
-        name and the deviation under name_std (None below two values), base_loss, epsilon_max (the largest over the
-        runs; None when infinite or not recorded) and private (every run has a guarantee with honest noise).
+        token_accuracy, mean_client_loss and worst_client_loss (on held-out text), up_bytes, down_bytes and wall_s the mean
+        under the name and the deviation under name_std (None below two values), base_loss, epsilon_max (the largest over
+        the runs; None when infinite or not recorded), private (every run has a guarantee with honest noise) and personal
+        (the scores are those of the clients' own adapters). Where they were measured also accuracy, rouge_l and exact_match
+        with base_ before them, and shared_ and unseen_ before all of these.
 
     Raises:
         DataError: a path is not a run folder.
     """
-    return [row(name, members) for name, members in grouped(map(read, runs)).items()]
+    return rows(grouped(map(read, runs)))
+
+
+def rows(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """The rows of all arms, the best first."""
+    return ranked([row(name, members) for name, members in groups.items()])
 
 
 def row(name: str, members: Sequence[Run]) -> dict[str, Any]:
@@ -51,21 +50,35 @@ def row(name: str, members: Sequence[Run]) -> dict[str, Any]:
     seeds = sorted({int(seed) for run in done if (seed := number(run.result.get("seed"))) is not None})
     found: dict[str, Any] = {
         "arm": name,
-        "algorithm": ", ".join(sorted({words(run.result.get("algorithm")) or "?" for run in members})),
+        "algorithm": ", ".join(sorted({method(run) for run in members})),
         "n": len(done),
         "seeds": seeds,
         "unfinished": len(members) - len(done),
     }
-    for measure in MEASURES:
-        found |= _summary(measure, (at(run.result, "eval", measure) for run in done))
+    for measure in ALWAYS:
+        found |= _summary(measure.key, (at(run.result, "eval", measure.key) for run in done))
+    found |= _more(done)
     for key, path in (("up_bytes", "traffic"), ("down_bytes", "traffic"), ("wall_s", "time")):
         found |= _summary(key, (at(run.result, path, key) for run in done))
     found["base_loss"] = _summary("base", (at(run.result, "base_eval", "loss") for run in done))["base"]
+    found["personal"] = any(story.is_personal(run) for run in done)
     spent = [epsilon(run) for run in done]
     largest = max(spent) if spent and None not in spent else None  # type: ignore[type-var]
     found["epsilon_max"] = largest if largest is not None and math.isfinite(largest) else None
     found["private"] = bool(done) and all(_private(run) for run in done)
     return found
+
+
+def _more(done: Sequence[Run]) -> dict[str, float | None]:
+    """Scores that only some runs have."""
+    found: dict[str, float | None] = {}
+    for measure in TASKS:
+        found |= _summary(measure.key, (at(run.result, "eval", measure.key) for run in done))
+        found[f"base_{measure.key}"] = _summary("base", (at(run.result, "base_eval", measure.key) for run in done))["base"]
+    for other in OTHERS:
+        for measure in (LOSS, *TASKS):
+            found |= _summary(f"{other}_{measure.key}", (at(run.result, "eval", other, measure.key) for run in done))
+    return {key: value for key, value in found.items() if found[key.removesuffix("_std")] is not None}
 
 
 def epsilon(run: Run) -> float | None:

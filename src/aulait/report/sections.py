@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from aulait.report import figures, markup, numbers, story
+from aulait.report import figures, markup, measures, numbers, scores, story
 from aulait.report.folder import MISSING, Run, Table, at, number, sequence, total, words
 from aulait.report.markup import Html, Section
 
@@ -20,8 +20,18 @@ def tiers(run: Run) -> Section:
     if not rows:
         return Section("tiers", "Who did what, and where", markup.absent("Tiers and placements"))
     head = ["tier", "placement", "clients", "rank", "steps", "batch", "reason"]
-    body = markup.join(_bar(story.placements(run)), markup.table(head, rows, words=(0, 1, 6)))
+    body = markup.join(_bar(story.placements(run)), markup.table(head, rows, words=(0, 1, 6)), _unequal(run))
     return Section("tiers", "Who did what, and where", body)
+
+
+def _unequal(run: Run) -> Html:
+    """A line about unequal ranks, where there are some."""
+    full = at(run.config, "adapter", "rank")
+    found = story.ranks(run)
+    if not found or found == {numbers.count(full)} or (len(found) == 1 and number(full) is None):
+        return Html("")
+    of = f" of {numbers.count(full)}" if number(full) is not None else ""
+    return markup.note(f"Ranks are unequal: a client trains as many columns{of} as its tier's rank says, in every adapted layer.")
 
 
 def _bar(shares: dict[str, float]) -> Html:
@@ -40,26 +50,33 @@ def _bar(shares: dict[str, float]) -> Html:
 
 
 def learning(run: Run) -> Section:
-    """Held-out loss and token accuracy by round, and the rounds one by one."""
-    parts, charts = [], {}
+    """The final scores, held-out loss and accuracy by round, refused replies, and the rounds one by one."""
     lines = run.stage("train")
-    measures = (
-        ("loss", "Loss on held-out text, nats per token", False),
-        ("token_accuracy", "Tokens guessed right", True),
-    )
-    for key, title, percent in measures:
-        points = _points(lines, key)
-        if points:
-            first = number(at(run.result, "base_eval", key))
-            charts[f"curve-{key}"] = figures.curve(points, first, percent)
-            parts.append(markup.chart(f"curve-{key}", title))
-    warning = (
-        "Both are measured by the simulation on held-out text of all clients, outside the door and without noise. "
-    )
+    charts = _curves(run, lines)
+    warning = "All of this is measured by the simulation on held-out text of all clients, outside the door and without noise. "
     warning += "In a deployment nobody holds that text together, and these figures are not released."
-    shown = markup.join(markup.columns(*parts), markup.note(warning)) if parts else markup.absent("Evaluation by round")
+    if story.is_personal(run):
+        warning += " The open circle is the shared adapter after the last round; a method that makes personal adapters "
+        warning += "in the last round only was measured under the shared adapter before."
+    places = [markup.chart(name, title) for name, (title, _) in charts.items()]
+    curves = markup.join(markup.columns(*places), markup.note(warning)) if places else markup.absent("Evaluation by round")
     rounds = markup.folded("Round by round", _rounds(lines)) if lines else markup.absent("Training rounds")
-    return Section("learning", "What the model learnt", markup.join(shown, rounds), charts)
+    body = markup.join(scores.table(run), curves, scores.refused(run), rounds)
+    return Section("learning", "What the model learnt", body, {name: figure for name, (_, figure) in charts.items()})
+
+
+def _curves(run: Run, lines: Sequence[Table]) -> dict[str, tuple[str, figures.Figure]]:
+    """Name -> (title, figure) of every measure that has points."""
+    task = measures.task(run.result.get("eval"))
+    shown = [("Loss on held-out text, nats per token", measures.LOSS), ("Tokens guessed right", measures.TOKENS)]
+    shown += [(f"{task.name[0].upper()}{task.name[1:]} in the task", task)] if task else []
+    found = {}
+    for title, measure in shown:
+        points = _points(lines, measure.key)
+        if points:
+            first, after = (number(at(run.result, *path, measure.key)) for path in (("base_eval",), ("eval", "shared")))
+            found[f"curve-{measure.key}"] = (title, figures.curve(points, first, measure.rising, after))
+    return found
 
 
 def _points(lines: Iterable[Table], key: str) -> list[tuple[float, float]]:
@@ -67,19 +84,25 @@ def _points(lines: Iterable[Table], key: str) -> list[tuple[float, float]]:
     return [(r, value) for r, value in found if r is not None and value is not None]
 
 
-def _rounds(lines: Iterable[Table]) -> Html:
-    head = ["round", "at sites", "proxies", "clip bound", "noise std", "signal / noise", "update norm", "train loss"]
-    keys = ("clip_bound", "noise_std", "signal_to_noise", "update_norm", "train_loss")
-    rows = []
-    for line in lines:
-        who = [numbers.count(line.get(key)) for key in ("round", "local_clients", "proxies")]
-        measured = [_or_dash(line.get(key), numbers.significant) for key in keys]
-        held = [
-            _or_dash(at(line, "eval", "loss"), numbers.loss),
-            _or_dash(at(line, "eval", "token_accuracy"), numbers.percent),
-        ]
-        rows.append([*who, *measured, *held, numbers.duration(line.get("wall_s"))])
-    return markup.table([*head, "held-out loss", "accuracy", "time"], rows, words=())
+def _rounds(lines: Sequence[Table]) -> Html:
+    """A row for each round; a column that no round has is left out."""
+    columns: list[tuple[str, tuple[str, ...], Any]] = [
+        ("round", ("round",), numbers.count),
+        ("at sites", ("local_clients",), numbers.count),
+        ("proxies", ("proxies",), numbers.count),
+        ("refused", ("refused",), numbers.count),
+        ("clip bound", ("clip_bound",), numbers.significant),
+        ("noise std", ("noise_std",), numbers.significant),
+        ("signal / noise", ("signal_to_noise",), numbers.significant),
+        ("update norm", ("update_norm",), numbers.significant),
+        ("train loss", ("train_loss",), numbers.significant),
+        ("held-out loss", ("eval", "loss"), numbers.loss),
+        *((m.name, ("eval", m.key), m.style) for m in (measures.TOKENS, *measures.TASKS)),
+        ("time", ("wall_s",), numbers.duration),
+    ]
+    kept = [column for column in columns if any(number(at(line, *column[1])) is not None for line in lines)]
+    rows = [[_or_dash(at(line, *path), style) for _, path, style in kept] for line in lines]
+    return markup.table([name for name, *_ in kept], rows, words=())
 
 
 def _or_dash(value: Any, style: Any) -> str:

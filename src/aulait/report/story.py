@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from aulait.report import numbers
-from aulait.report.folder import MISSING, Run, at, number, tables, total, words
+from aulait.report import measures, numbers
+from aulait.report.folder import MISSING, Run, Table, at, number, tables, total, words
 from aulait.report.guarantee import FALSE_ALARM, NEARLY_ALWAYS, detection, gaussian_detection, gaussian_mu
 
 ROLE_ORDER = ("proxy", "local", "split")
@@ -41,6 +41,11 @@ def is_seeded(run: Run) -> bool:
     return seeded or (at(run.result, "privacy", "private") is False and not any(exact_releases(run)))
 
 
+def is_personal(run: Run) -> bool:
+    """Whether clients ended with adapters of their own, so that the final scores are those of their own adapters."""
+    return number(at(run.result, "eval", "shared", "loss")) is not None
+
+
 def exact_releases(run: Run) -> tuple[bool, bool]:
     """Whether (votes, updates) of clients were released without noise although privacy was on."""
     if is_off(run):
@@ -69,6 +74,9 @@ def banners(run: Run) -> list[tuple[str, str]]:
     if updates:
         text = "Some updates were released without noise. They are not covered by any guarantee; the ledger names them."
         found.append(("alarm", text))
+    if is_personal(run):
+        text = "Clients ended with adapters of their own. No ε covers a personal adapter: it is as sensitive as the text of its client."
+        found.append(("remark", text))
     if at(run.result, "privacy", "stopped_early") is True:
         done, planned = rounds_done(run), at(run.config, "train", "rounds")
         share = f" after {numbers.count(done)} of {numbers.counted(planned, 'round')}" if number(planned) else ""
@@ -125,10 +133,19 @@ def _gain(run: Run) -> str:
             at(after, "token_accuracy"),
             numbers.percent,
         )
+    text += _task(before, after)
+    text += ", each client under its own adapter" if is_personal(run) else ""
     worst = number(at(after, "worst_client_loss"))
     return text + (
         f"; the client that fares worst ends at a loss of {numbers.loss(worst)}." if worst is not None else "."
     )
+
+
+def _task(before: Any, after: Any) -> str:
+    measure = measures.task(after)
+    if measure is None:
+        return ""
+    return "; " + _change(f"the {measure.name} in the task", at(before, measure.key), at(after, measure.key), measure.style)
 
 
 def _change(what: str, before: Any, after: Any, style: Any) -> str:
@@ -205,13 +222,17 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
     privacy = at(run.result, "privacy", default={})
     epsilon = None if is_off(run) else at(privacy, "epsilon", "max", default=MISSING)
     up, down = (at(run.result, "traffic", key) for key in ("up_bytes", "down_bytes"))
+    shared = at(after, "shared")
     first = f"base model {numbers.loss(at(before, 'loss'))}"
-    guessed = f"base model {numbers.percent(at(before, 'token_accuracy'))}"
+    first += f", shared adapter {numbers.loss(at(shared, 'loss'))}" if is_personal(run) else ""
+    told = measures.task(after) or measures.TOKENS
+    guessed = f"base model {told.style(at(before, told.key))}"
+    guessed += f", shared adapter {told.style(at(shared, told.key))}" if is_personal(run) else ""
     delta = f"δ = {numbers.delta(at(privacy, 'delta'))}" if not is_off(run) else "privacy off"
     both = total((up, down))
     return [
         ("held-out loss", numbers.loss(at(after, "loss")), first),
-        ("token accuracy", numbers.percent(at(after, "token_accuracy")), guessed),
+        (told.name, told.style(at(after, told.key)), guessed),
         ("ε, at most", numbers.epsilon(epsilon), "noise was seeded" if is_seeded(run) else delta),
         ("traffic", numbers.size(both), f"↑ {numbers.size(up)}  ↓ {numbers.size(down)}" if both is not None else ""),
     ]
@@ -221,7 +242,20 @@ def tier_rows(run: Run) -> list[list[str]]:
     """The tiers as rows of words and figures."""
     rows = []
     for tier in tables(run.result.get("tiers")):
-        ranks = [numbers.count(tier.get(key)) for key in ("clients", "rank", "steps", "batch")]
+        counts = [numbers.count(tier.get("clients")), rank(run, tier), *(numbers.count(tier.get(key)) for key in ("steps", "batch"))]
         text = [words(tier.get(key)) or numbers.NOT_RECORDED for key in ("name", "placement")]
-        rows.append([*text, *ranks, words(tier.get("reason")) or ""])
+        rows.append([*text, *counts, words(tier.get("reason")) or ""])
     return rows
+
+
+def rank(run: Run, tier: Table) -> str:
+    """The rank of a tier, with that of attention layers where it differs."""
+    written = [t for t in tables(at(run.config, "federation", "tier")) if t.get("name") == tier.get("name")]
+    attention = number(tier.get("attention_rank", written[0].get("attention_rank") if written else None))
+    full = numbers.count(tier.get("rank"))
+    return full if attention is None or attention == number(tier.get("rank")) else f"{full} (attention {numbers.count(attention)})"
+
+
+def ranks(run: Run) -> set[str]:
+    """The different ranks of the tiers."""
+    return {rank(run, tier) for tier in run.tiers if number(tier.get("rank")) is not None}
