@@ -100,7 +100,7 @@ def test_what_a_method_says_of_itself_fits_together(method):
     assert not traits.secure or traits.private, "a server that needs sums only can add noise to them"
     if not traits.private:
         assert TRAITS[traits.instead].private
-        assert "refused" in traits.privacy
+        assert traits.unit == "record" or "refused" in traits.privacy
     if method in CHANGES and method not in ("rolora", "fedsa"):
         assert traits.trains == TRAINS.get(method, "AB")
 
@@ -418,6 +418,15 @@ def test_bytes_are_those_of_the_formula_and_of_the_paper(method, ranks):
             formulas.append(wanted)
         assert info["up_bytes"] == sum(up for up, _ in formulas)
         assert info["down_bytes"] == sum(down for _, down in formulas)
+
+
+@pytest.mark.parametrize("method", [name for name in EVERY if name not in METHODS])
+def test_the_formula_of_a_method_that_protects_records_is_fedits_or_ffas(method):
+    run = Federation(method, shapes=WIDE, rank=4)
+    equal = dict.fromkeys(WIDE, 4)
+    for mode in ("dpsgd", "ffa"):
+        wanted = both(equal) if mode != "ffa" else cells(equal, lambda m, n: m)
+        assert run.module.travels(run.module.Config(mode=mode), run.setting, 1, "ann", run.clients) == (wanted, wanted)
 
 
 @pytest.mark.parametrize("method", RELEASING)

@@ -242,13 +242,78 @@ def test_account_recounts_a_run_and_notices_a_changed_number(finished, tmp_path)
 
 
 def test_list_names_methods_with_their_traits():
+    from typing import get_args
+
+    from aulait.presets import SHARES
+    from aulait.tasks import TaskConfig
+
     found = told("list")
     methods = {method["name"]: method for method in found["methods"]}
-    assert methods["ffa"]["exact"] is True
-    assert methods["fedit"]["exact"] is False
+    assert {name: methods[name]["exact"] for name in ("ffa", "fedit", "flora")} == {"ffa": "at equal ranks", "fedit": "no", "flora": "yes"}
+    assert methods["fedsa"]["up"] == "4 sum r_k N"
+    assert methods["flora"]["instead"] == "ffa"
+    assert {"private", "secure", "personal", "unit", "down", "source", "differs"} <= set(methods["ffa"])
+    assert [preset["name"] for preset in found["presets"]] == list(SHARES)
+    assert tuple(task["name"] for task in found["tasks"]) == get_args(TaskConfig.model_fields["task"].annotation)
     assert {"docstrings", "stdlib"} <= {source["name"] for source in found["sources"]}
     assert "minilm" in {embedder["name"] for embedder in found["embedders"]}
-    assert "4 R sum(M + N)" in call("list").stdout
+
+
+def test_every_method_has_its_row_in_the_page_of_methods():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1] for line in page.split("\n## ")[0].splitlines() if line.startswith("| `")}
+    assert rows == {method["name"] for method in told("list")["methods"]}
+
+
+def test_list_fits_on_100_columns():
+    text = call("list").stdout
+    assert max(map(len, text.splitlines())) <= 100
+    assert "4 sum r_k(M+N)" in text
+    assert "no → fedit" in text
+    assert "heavy-tail-light" in text
+    assert next(line for line in text.splitlines() if line.startswith("dplora")).split()[:4] == ["dplora", "no", "no", "record"]
+
+
+@pytest.fixture(scope="module")
+def personal(experiment) -> Path:
+    """A run with personal adapters, the first under a name that must be quoted."""
+    path = experiment.parent / "personal"
+    told("run", experiment, "--out", path, *OFF, "--set", "algorithm.name=fedsa", "--set", "train.rounds=1")
+    (path / "personal" / "c0").rename(path / "personal" / "ward%2F7")
+    return path
+
+
+def test_export_and_generate_take_a_clients_own_adapter(personal, finished, tmp_path):
+    document = told("export", personal, "--client", "ward/7", "--to", tmp_path / "own")
+    assert (document["client"], document["merged"]) == ("ward/7", False)
+    weights = (personal / "personal" / "ward%2F7" / "adapter_model.safetensors").read_bytes()
+    assert (tmp_path / "own" / "adapter_model.safetensors").read_bytes() == weights
+    told("export", personal, "--client", "c1", "--to", tmp_path / "whole", "--merge")
+    told("export", personal, "--to", tmp_path / "base", "--merge")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "base")]
+    assert files[0] != files[1]  # the shared adapter of fedsa is the base
+    words = ("generate", personal, "Return the", "--tokens", 6, "--temperature", 0)
+    assert told(*words, "--client", "c1")["client"] == "c1"
+    assert told(*words)["text"] == told(*words, "--base")["text"]
+    for command in (("generate", personal, "x"), ("export", personal, "--to", tmp_path / "none")):
+        assert "6 clients have; did you mean 'c1'?" in problem(*command, "--client", "c11")
+        assert "did you mean" in problem(*command, "--client", "..")
+    assert "holds no personal adapters" in problem("generate", finished[0], "x", "--client", "c1")
+    assert "found --base and --client" in problem("generate", personal, "x", "--client", "c1", "--base")
+    assert not (tmp_path / "none").exists()
+
+
+def test_compare_ranks_methods_and_tells_whose_adapters(personal, finished, tmp_path):
+    found = told("compare", personal, finished[0], "--out", tmp_path / "page.html")
+    assert found["ranked_by"] == "loss"
+    assert sorted(row["arm"] for row in found["rows"]) == ["tiny fedsa", "tiny ffa"]
+    assert [row["loss"] for row in found["rows"]] == sorted(row["loss"] for row in found["rows"])
+    shared = next(row for row in found["rows"] if row["personal"])
+    assert shared["shared_loss"] == pytest.approx(shared["base_loss"], rel=1e-5)
+    text = call("compare", personal, finished[0]).stdout
+    assert "lowest loss first" in text
+    assert "fedsa: scores of the clients' own adapters" in text
+    assert "MB up" in text
 
 
 def test_sweep_runs_skips_resumes_and_survives_a_bad_arm(experiment, tmp_path):
@@ -270,7 +335,7 @@ def test_sweep_runs_skips_resumes_and_survives_a_bad_arm(experiment, tmp_path):
     result = call(*words, "--json")
     assert result.exit_code == 1
     found = json.loads(result.stdout)
-    assert [(row["arm"], row["n"], row["seeds"]) for row in found["rows"]] == [("lr=1e-3", 2, [0, 1]), ("lr=3e-3", 2, [0, 1])]
+    assert sorted((row["arm"], row["n"], row["seeds"]) for row in found["rows"]) == [("lr=1e-3", 2, [0, 1]), ("lr=3e-3", 2, [0, 1])]
     assert [run["status"] for run in found["runs"]] == ["finished", "finished", "failed"] * 2
     assert "bad seed 0: train.lr" in result.stderr
     assert (tmp_path / "s" / "lr=1e-3-s1" / "result.json").is_file()

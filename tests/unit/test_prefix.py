@@ -198,14 +198,15 @@ def test_states_first_seen_in_inference_can_be_trained_on(base):
 @pytest.mark.parametrize("fault", ["reads another block", "fails without it"])
 def test_a_model_that_cannot_be_cut_reads_everything(base, fault, monkeypatch):
     first, last = base.model.get_decoder().layers[0], base.model.get_decoder().layers[3]
-    left = []
+    left = []  # by the first block, for the last one of the same pass
+    base.model.get_decoder().register_forward_pre_hook(lambda *_: left.clear())
     first.register_forward_hook(lambda _, __, out: left.append(out))
 
     def forward(hidden, *args, **more):
-        if fault == "fails without it" and (not left or left[-1].shape[1] != hidden.shape[1]):
+        if fault == "fails without it" and not left:
             raise RuntimeError("no state of the first block")
         hidden = type(last).forward(last, hidden, *args, **more)
-        return hidden + 0.5 * left[-1][: len(hidden), :1]
+        return hidden + 0.5 * left[-1] if left else hidden
 
     monkeypatch.setattr(last, "forward", forward)
     texts = (Record("abcdef"), Record("xyz"))
@@ -213,7 +214,6 @@ def test_a_model_that_cannot_be_cut_reads_everything(base, fault, monkeypatch):
     learner = Learner(base, TrainConfig(optimizer="sgd"))
     with forgetful(base):
         wanted = learner.train(one)
-    left.clear()
     assert apart(learner.train(one), wanted) < 1e-7
     assert base.prefix._fits == {3: False}
     assert base.model.get_decoder().layers[0] is first

@@ -64,12 +64,10 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     from aulait.report import columns, measures, numbers
 
     found = columns.columns(rows)
-    lines = [(row["arm"], row["algorithm"], *(column.cells[i] for column in found)) for i, row in enumerate(rows)]
-    spelled = [[str(cell).replace(numbers.INFINITE, "infinite") for cell in line] for line in lines]
-    head = ("arm", "method", *(column.title for column in found))
+    lines = [[column.cells[i].replace(numbers.INFINITE, "infinite") for column in found] for i in range(len(rows))]
     measure = measures.headline(rows)
     title = f"arms, {'highest' if measure.rising else 'lowest'} {measure.name} first; mean ± deviation over seeds"
-    terminal.table(title, head, spelled, right=range(2, len(head)))
+    terminal.table(title, [column.title for column in found], lines, right=range(columns.names(found), len(found)))
     own = sorted({row["algorithm"] for row in rows if row["personal"]})
     if own:
         terminal.paragraph(f"{', '.join(own)}: scores of the clients' own adapters; 'shared' is the adapter that all have in common.")

@@ -73,7 +73,8 @@ def known() -> dict[str, list[dict[str, Any]]]:
 
 
 def _row(method: dict[str, Any]) -> tuple[str, ...]:
-    private = method["unit"] if method["private"] else f"no → {method['instead']}"
+    offered = method["private"] or method["unit"] == "record"
+    private = method["unit"] if offered else f"no → {method['instead']}"
     answers = [_yes(method[key]) for key in ("unequal_ranks", "secure", "personal")]
     exact = method["exact"].replace(" ranks", "\nranks")
     return (method["name"], answers[0], exact, private, *answers[1:], _close(method["up"]), _close(method["down"]))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aulait.errors import DataError
-from aulait.report import comparison, markup, numbers, page, privacy, sections, story, synthesis
+from aulait.report import arms, comparison, markup, numbers, page, privacy, scores, sections, story, synthesis
 from aulait.report.folder import Run, read, words
 from aulait.report.grouping import table
 from aulait.report.markup import Html
@@ -31,6 +31,10 @@ def write(run: Path) -> Path:
     parts += [sections.cost(found), sections.settings(found)]
     lead = Html(f'<div class="lead">{markup.join(*map(markup.paragraph, story.sentences(found)))}</div>')
     remarks = [("remark", f"Not all of this run could be read. {' '.join(found.remarks)}")] if found.remarks else []
+    left_out = scores.count(found)
+    if left_out:
+        said = "1 reply was" if left_out == 1 else f"{numbers.count(left_out)} replies were"
+        remarks.append(("remark", f"{said} refused and left out; “What the model learnt” names clients and reasons."))
     opening = markup.join(page.banners([*story.banners(found), *remarks]), lead, page.tiles(story.key_figures(found)))
     title = words(found.result.get("name")) or found.path.resolve().name
     return page.save(run / "report.html", page.page(title, _subtitle(found), opening, parts))
@@ -45,8 +49,7 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
     if not runs:
         raise DataError("found no run to compare, expected one run folder or more; give their paths")
     found = [read(run) for run in runs]
-    arms = len({row["arm"] for row in table(runs)})
-    subtitle = f"{numbers.counted(len(found), 'run')} in {numbers.counted(arms, 'arm')}"
+    subtitle = f"{numbers.counted(len(found), 'run')} in {numbers.counted(len(arms.grouped(found)), 'arm')}"
     text = page.page("Comparison of runs", subtitle, comparison.opening(found), comparison.sections(found))
     return page.save(out, text)
 

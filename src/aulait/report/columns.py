@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +22,38 @@ class Column:
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """Scores first, the one that rows are ranked by before the others, then what they cost; columns without a value are left out."""
+    """The arm; scores, first the one that rows are ranked by; what they cost; more scores. What no row has is left out."""
     lead = measures.headline(rows)
-    rest = [m for m in (*measures.TASKS, *measures.ALWAYS) if m is not lead]
-    beside = (m for m in dict.fromkeys((lead, measures.LOSS)))
-    shared = [(f"{other}_{m.key}", f"{other} {m.name}", m.style) for m in beside for other in OTHERS]
-    scores = [(lead.key, lead.name, lead.style), *shared, *((m.key, m.name, m.style) for m in rest)]
-    found = [_scores(rows, *score) for score in scores if any(row.get(score[0]) is not None for row in rows)]
-    costs = [_costs("MB up", rows, "up_bytes"), _costs("MB down", rows, "down_bytes"),
-             Column("seconds", tuple(_plain(row.get("wall_s")) for row in rows))]
-    return [Column("n", tuple(map(_count, rows))), *found, Column("epsilon, at most", tuple(map(_epsilon, rows))), *costs]
+    first = list(dict.fromkeys((lead, *measures.TASKS, measures.LOSS)))
+    beside = [(f"{other}_{m.key}", f"{other} {m.name}", m.style) for m in dict.fromkeys((lead, measures.LOSS)) for other in OTHERS]
+    last = [(m.key, m.name, m.style) for m in measures.ALWAYS if m not in first]
+
+    def shown(scores: Sequence[tuple[str, str, Any]]) -> list[Column]:
+        return [_scores(rows, *score) for score in scores if any(row.get(score[0]) is not None for row in rows)]
+
+    return [
+        *_names(rows),
+        Column("n", tuple(map(_count, rows))),
+        *shown([(m.key, m.name, m.style) for m in first]),
+        *shown(beside),
+        Column("epsilon, at most", tuple(map(_epsilon, rows))),
+        _costs("MB up", rows, "up_bytes"),
+        _costs("MB down", rows, "down_bytes"),
+        Column("seconds", tuple(_plain(row.get("wall_s")) for row in rows)),
+        *shown(last),
+    ]
+
+
+def names(found: Sequence[Column]) -> int:
+    """How many of the first columns hold words."""
+    return sum(column.title in ("arm", "method") for column in found)
+
+
+def _names(rows: Sequence[Row]) -> list[Column]:
+    """The arm, and the method where the arms' labels do not say it."""
+    arm = Column("arm", tuple(str(row["arm"]) for row in rows))
+    told = all(set(re.split(r"[\s=]", str(row["arm"]))) & {str(row["algorithm"])} for row in rows)
+    return [arm] if told else [arm, Column("method", tuple(str(row["algorithm"]) for row in rows))]
 
 
 def _scores(rows: Sequence[Row], key: str, title: str, style: Any) -> Column:
@@ -55,5 +78,7 @@ def _count(row: Row) -> str:
 
 
 def _epsilon(row: Row) -> str:
+    """An epsilon with what it protects, where that is not a client."""
     void = "" if row["private"] or row["epsilon_max"] is None else " (void)"
-    return numbers.epsilon(row["epsilon_max"]) + void if row["n"] else "–"
+    unit = f" a {row['unit']}" if row["epsilon_max"] is not None and row["unit"] != "client" else ""
+    return f"{numbers.epsilon(row['epsilon_max'])}{unit}{void}" if row["n"] else "–"

@@ -47,17 +47,17 @@ def opening(runs: Sequence[Run]) -> Html:
 
 def _overview(rows: Sequence[dict[str, Any]]) -> Section:
     measure, found = measures.headline(rows), columns.columns(rows)
-    head = ["arm", "method", *(column.title for column in found)]
-    lines = [[str(row["arm"]), str(row["algorithm"]), *(c.cells[i] for c in found)] for i, row in enumerate(rows)]
+    lines = [[column.cells[i] for column in found] for i in range(len(rows))]
     remark = "Mean ± sample standard deviation over the n runs of an arm; epsilon is the largest of any run. "
     remark += "Losses are in nats per token. ∞ stands for no guarantee; “void” for a nominal epsilon with seeded or missing noise. "
     own = sorted({str(row["algorithm"]) for row in rows if row["personal"]})
     if own:
-        remark += f"The scores of {', '.join(own)} are those of the clients' own adapters; “shared” is the adapter that all have in common. "
+        remark += f"The scores of {', '.join(own)} are those of the clients' own adapters; “shared” is the one that all have. "
     if any("unseen_loss" in row for row in rows):
         remark += "“Unseen” clients took no part and are scored under the shared adapter."
     chart = markup.chart("arms", f"Held-out {measure.name}, mean and standard deviation", dots.height(rows, measure))
-    body = markup.join(chart, markup.table(head, lines, words=(0, 1)), markup.note(remark))
+    table = markup.table([column.title for column in found], lines, words=range(columns.names(found)), wide=True)
+    body = markup.join(chart, table, markup.note(remark))
     return Section("overview", "Overview", body, {"arms": dots.dots(rows, measure)})
 
 
@@ -78,8 +78,13 @@ def _rounds(groups: dict[str, list[Run]]) -> Section:
     figure = {"data": data, "layout": figures.layout(x, figures.axis("loss, nats per token"), showlegend=True)}
     remark = "Bars show the standard deviation over runs. The simulation measures this outside the door; "
     remark += "a deployment releases none of it."
-    body = markup.join(markup.chart("rounds", "Loss on held-out text", 380), markup.note(remark))
+    body = markup.join(markup.chart("rounds", "Loss on held-out text", 320 + _legend(len(data), 3)), markup.note(remark))
     return Section("rounds", title, body, {"rounds": figure})
+
+
+def _legend(names: int, side_by_side: int) -> int:
+    """Pixels of a legend."""
+    return 20 * -(-names // side_by_side)
 
 
 def _line(name: str, index: int, values: dict[float, list[float]]) -> figures.Figure:
@@ -107,7 +112,7 @@ def _trade(rows: Sequence[dict[str, Any]]) -> Section:
     for name, title, values in (("epsilon", "ε", spent), ("bytes", "MB up and down, a run", moved)):
         if any(value is not None for value in values.values()):
             charts[f"trade-{name}"] = _against(rows, values, title, measure)
-            pieces.append(markup.chart(f"trade-{name}", f"Held-out {measure.name} against {title}", 320))
+            pieces.append(markup.chart(f"trade-{name}", f"Held-out {measure.name} against {title}", 280 + _legend(len(rows), 2)))
     left = [str(row["arm"]) for row in rows if row["n"] and not row["private"]]
     told = bool(left) and "trade-epsilon" in charts
     remark = markup.note(f"Not in the figure over ε, for want of a guarantee: {'; '.join(left)}.") if told else Html("")

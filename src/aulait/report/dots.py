@@ -53,9 +53,12 @@ def dots(rows: Sequence[Row], measure: Measure) -> figures.Figure:
         data = [_trace([str(row["arm"])], [row], measure, i, str(row["arm"])) for i, row in enumerate(shown)]
     order = [figures.label(name, 40) for name in dict.fromkeys(str(row["algorithm" if groups else "arm"]) for row in shown)]
     y = figures.axis(autorange="reversed", type="category", categoryorder="array", categoryarray=order)
-    x = figures.axis(f"{measure.name}, nats per token" if not measure.rising else measure.name, tickformat=".0%" if measure.rising else "")
+    bases = [row[f"base_{measure.key}"] for row in shown if row.get(f"base_{measure.key}") is not None]
+    base = fmean(bases) if bases else None
+    title = measure.name if measure.rising else f"{measure.name}, nats per token"
+    x = figures.axis(title, tickformat=".0%" if measure.rising else "", **_range(shown, measure, base))
     more = {"showlegend": True, "scattermode": "group", "scattergap": 0.3} if many else {}
-    return {"data": data, "layout": figures.layout(x, y, **more, **_base(shown, measure, many))}
+    return {"data": data, "layout": figures.layout(x, y, **more, **_base_line(base, many))}
 
 
 def height(rows: Sequence[Row], measure: Measure) -> int:
@@ -83,16 +86,25 @@ def _trace(names: Sequence[str], rows: Sequence[Row], measure: Measure, index: i
     }
 
 
-def _base(rows: Sequence[Row], measure: Measure, legend: bool) -> figures.Figure:
-    """The base model's mean over the arms."""
-    bases = [row[f"base_{measure.key}"] for row in rows if row.get(f"base_{measure.key}") is not None]
-    if not bases:
+def _range(rows: Sequence[Row], measure: Measure, base: float | None) -> figures.Figure:
+    """From the least to the greatest of all values with their bars, and some room."""
+    ends = [row[measure.key] + sign * (row.get(f"{measure.key}_std") or 0.0) for row in rows for sign in (-1, 1)]
+    ends += [] if base is None else [base]
+    room = 0.06 * (max(ends) - min(ends)) if ends else 0.0
+    return {"range": [min(ends) - room, max(ends) + room]} if room > 0 else {}
+
+
+def _base_line(base: float | None, legend: bool) -> figures.Figure:
+    """The base model's mean over the arms; named in the legend, or above the line where there is none."""
+    if base is None:
         return {}
-    base = fmean(bases)
-    reach = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": base, "x1": base}
-    near = {"x": base, "yref": "paper", "y": 0 if legend else 1, "yanchor": "bottom", "showarrow": False, "text": "base model"}
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": base, "x1": base, "name": "base model", "showlegend": legend}
+    shape = {**line, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}
+    if legend:
+        return {"shapes": [shape]}
+    near = {"x": base, "yref": "paper", "y": 1, "yanchor": "bottom", "xanchor": "center", "showarrow": False, "text": "base model"}
     return {
-        "shapes": [{**reach, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}],
-        "annotations": [{**near, "xanchor": "left" if measure.rising else "right", "font": {"size": 11, "color": "@quiet"}}],
-        "margin": {"l": 8, "r": 12, "t": 22, "b": 8},
+        "shapes": [shape],
+        "annotations": [{**near, "font": {"size": 11, "color": "@quiet"}}],
+        "margin": {"l": 8, "r": 36, "t": 22, "b": 8},
     }

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from aulait.report import story
 from aulait.report.arms import grouped, method
-from aulait.report.folder import MISSING, Run, at, number, read
+from aulait.report.folder import MISSING, Run, at, number, read, words
 from aulait.report.measures import ALWAYS, LOSS, TASKS, ranked
 
 OTHERS: Final = ("shared", "unseen")
@@ -29,9 +29,9 @@ def table(runs: Sequence[Path]) -> list[dict[str, Any]]:
         Rows with the keys arm, algorithm, n (finished runs), seeds (sorted), unfinished, and for loss, perplexity,
         token_accuracy, mean_client_loss and worst_client_loss (on held-out text), up_bytes, down_bytes and wall_s the mean
         under the name and the deviation under name_std (None below two values), base_loss, epsilon_max (the largest over
-        the runs; None when infinite or not recorded), private (every run has a guarantee with honest noise) and personal
-        (the scores are those of the clients' own adapters). Where they were measured also accuracy, rouge_l and exact_match
-        with base_ before them, and shared_ and unseen_ before all of these.
+        the runs; None when infinite or not recorded), private (every run has a guarantee with honest noise), unit (what
+        epsilon protects) and personal (the scores are those of the clients' own adapters). Where they were measured also
+        accuracy, rouge_l and exact_match with base_ before them, and shared_ and unseen_ before these and the loss.
 
     Raises:
         DataError: a path is not a run folder.
@@ -61,6 +61,7 @@ def row(name: str, members: Sequence[Run]) -> dict[str, Any]:
     for key, path in (("up_bytes", "traffic"), ("down_bytes", "traffic"), ("wall_s", "time")):
         found |= _summary(key, (at(run.result, path, key) for run in done))
     found["base_loss"] = _summary("base", (at(run.result, "base_eval", "loss") for run in done))["base"]
+    found["unit"] = ", ".join(sorted({words(at(run.result, "privacy", "unit")) or "client" for run in done})) or None
     found["personal"] = any(story.is_personal(run) for run in done)
     spent = [epsilon(run) for run in done]
     largest = max(spent) if spent and None not in spent else None  # type: ignore[type-var]

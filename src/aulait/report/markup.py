@@ -68,13 +68,14 @@ def subtitle(text: str) -> Html:
     return Html(f"<h3>{safe(text)}</h3>")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> Html:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,), wide: bool = False) -> Html:
     """A table that scrolls by itself when the page is narrow.
 
     Args:
         head: the column titles.
         rows: the cells, as text.
         words: the columns that hold words, set flush left; all others hold figures, set flush right.
+        wide: the first column holds long names.
     """
 
     def line(tag: str, cells: Sequence[str]) -> str:
@@ -83,9 +84,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[in
             for index, text in enumerate(cells)
         )
 
+    kind = ' class="wide"' if wide else ""
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
     return Html(
-        f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table{kind}>'
         f"<thead><tr>{line('th', head)}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

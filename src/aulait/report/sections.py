@@ -30,8 +30,9 @@ def _unequal(run: Run) -> Html:
     found = story.ranks(run)
     if not found or found == {numbers.count(full)} or (len(found) == 1 and number(full) is None):
         return Html("")
-    of = f" of {numbers.count(full)}" if number(full) is not None else ""
-    return markup.note(f"Ranks are unequal: a client trains as many columns{of} as its tier's rank says, in every adapted layer.")
+    whole = f" of {numbers.count(full)}" if number(full) is not None else ""
+    text = f"Ranks are unequal: where a tier's rank is smaller than the adapter's{whole}, a client trains the leading columns only."
+    return markup.note(text)
 
 
 def _bar(shares: dict[str, float]) -> Html:
