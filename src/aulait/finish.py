@@ -48,13 +48,19 @@ def finish(house: House, folder: RunFolder, accountant: Accountant | None, progr
     peft_format.export(adapter, house.base, folder.path / "adapter")
     own = progress.personal or scoring.personal(house, progress.state, final=True) if progress.state else {}
     for name, adapter in own.items():
-        peft_format.export(adapter, house.base, folder.path / "personal" / quote(name, safe=" ()@+,=-_."))
+        peft_format.export(adapter, house.base, folder.path / "personal" / _folder(name))
     result = _result(house, accountant, progress)
     folder.write_json("result.json", result)
     watch("finish", 1, 2, "writing the report")
     page(folder)
     watch("finish", 2, 2, "")
     return result
+
+
+def _folder(client: str) -> str:
+    """A folder name for a client: no separators, and no name that means another folder."""
+    plain = quote(client, safe=" ()@+,=-_.")
+    return plain.replace(".", "%2E") if set(plain) <= {"."} else plain
 
 
 def page(folder: RunFolder) -> None:

@@ -54,7 +54,7 @@ class Config(AveragingConfig):
         copy_every: H, rounds of stage 2 between two copies to the personal adapter; 0 keeps that of stage 1.
         personal_steps: optimiser steps of stage 1; None takes the steps of the client's plan.
         shots: training records kept out of the steps, on which w is chosen; a client with fewer than twice as many uses all.
-        fusion_l1: weight of |w1| + |w2| in what is minimised.
+        fusion_l1: weight of the mean of |w1| and |w2| in what is minimised.
         fusion_bound: w1 and w2 lie in ± this.
         fusion_tries: evaluations of the loss, at least 4.
     """

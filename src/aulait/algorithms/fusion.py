@@ -26,7 +26,7 @@ def fused(own: Adapter, shared: Adapter, weights: tuple[float, float]) -> Adapte
 def best_weights(
     learner: Learner, own: Adapter, shared: Adapter, records: Sequence[Record], l1: float, bound: float, tries: int
 ) -> tuple[float, float]:
-    """The (w1, w2) of least loss + l1 (|w1| + |w2|) on the records.
+    """The (w1, w2) of least loss + l1 · mean(|w1|, |w2|) on the records.
 
     Never worse there than either adapter alone, their mean, or the bare base.
 
@@ -45,7 +45,7 @@ def best_weights(
 
     def objective(w: Sequence[float]) -> float:
         loss = evaluate(learner, fused(own, shared, (float(w[0]), float(w[1]))), {"own": records}, config).loss
-        return loss + l1 * (abs(float(w[0])) + abs(float(w[1])))
+        return loss + l1 * (abs(float(w[0])) + abs(float(w[1]))) / 2
 
     mean = (min(0.5, bound), min(0.5, bound))
     corners = [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)]  # a triangle: three points of one line would never leave it

@@ -69,9 +69,8 @@ def sift(
         elif like is None:
             fault = "was not asked"
         else:
-            fault = _fault(reply, like, limit)
-            if fault is not None and also is not None and reply.client in also:
-                fault = _fault(reply, also[reply.client], limit)
+            other = None if also is None else also.get(reply.client)
+            fault = _fault(reply, other if other is not None and _shapes(reply.share) == _shapes(other) else like, limit)
         seen.add(reply.client)
         if fault is None:
             yield reply
@@ -85,6 +84,8 @@ def _fault(reply: Reply, like: Tensors, limit: float) -> str | None:
         return "names of its tensors differ"
     if not 0 <= reply.weight < math.inf:
         return "weight is not a finite number >= 0"
+    if not all(isinstance(value, int | float) for value in reply.info.values()):
+        return "info holds something else than numbers"
     for name in sorted(like):
         value = reply.share[name]
         if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
@@ -96,3 +97,7 @@ def _fault(reply: Reply, like: Tensors, limit: float) -> str | None:
     if limit < math.inf and norm(reply.share) > limit:
         return f"its norm is above {limit:g} (federation.max_norm)"
     return None
+
+
+def _shapes(share: Tensors) -> dict[str, Any]:
+    return {name: getattr(value, "shape", None) for name, value in share.items()}
