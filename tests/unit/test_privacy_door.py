@@ -212,6 +212,17 @@ def test_replies_are_not_changed_and_not_aliased():
 # --- privacy off ---------------------------------------------------------------------------------------------------
 
 
+def test_a_summand_that_overflows_is_left_out_and_the_round_goes_on():
+    big = Reply("b", {name: torch.full_like(value, 1e30) for name, value in LIKE.items()})
+    square = lambda r: {name: value * value for name, value in r.share.items()}  # noqa: E731
+    for through in (door(), open_door()):
+        through._limit = math.inf
+        alone = release(through, [reply("a")], become=square)
+        both = release(through, [reply("a"), big], become=square)
+        assert torch.equal(flat(alone.total), flat(both.total))
+    assert both.refused == (("b", "what it adds is not finite"),)
+
+
 def test_without_privacy():
     through = open_door()
     replies = [reply("b", 1, weight=30, info={"loss": 1.0, "s": 2.0}), reply("a", 2, weight=10, info={"loss": 3.0})]

@@ -33,7 +33,10 @@ class Tally:
     refused: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, reply: Reply, summand: Tensors, bound: float, weight: float) -> None:
-        """Clip one client's summand to the bound and add it."""
+        """Clip one client's summand to the bound and add it; one that overflowed on the way is refused, not raised."""
+        if not all(bool(torch.isfinite(value.detach()).all()) for value in summand.values()):
+            self.refused.append((reply.client, "what it adds is not finite"))
+            return
         share = clip(summand, bound)
         require(norm(share) <= bound, PrivacyError, "a clipped share exceeds its bound; report this as a defect")
         for name, total in self.total.items():
