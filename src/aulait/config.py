@@ -74,7 +74,7 @@ class FederationConfig(BaseModel):
         tier: kinds of machines. Which client is in which tier follows from the run's seed, never from its data.
         sampling: "all" local clients in every round, or "poisson".
         rate: of Poisson sampling.
-        preset: FlexLoRA's tiers instead of written ones: "uniform", "heavy-tail-light", "heavy-tail-strong", "normal".
+        preset: FlexLoRA's tiers instead of written ones: "uniform", "heavy-tail-light", "heavy-tail-strong", "normal", "equal".
         max_norm: a reply whose L2 norm is larger is refused; under privacy it is clipped instead.
     """
 

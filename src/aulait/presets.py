@@ -1,7 +1,7 @@
 """Ready-made tiers: FlexLoRA's four client types in its four resource distributions.
 
 Type 1 has rank 8, type 2 rank 30, type 3 rank 30 in attention and 200 elsewhere, type 4 rank 200, of an adapter of rank
-200; with another ``adapter.rank`` R the ranks are those parts of R, at least 1.
+200; with another ``adapter.rank`` R the ranks are those parts of R, at least 1. "equal" gives everyone all of it.
 
 Source: Bai et al., FlexLoRA, NeurIPS 2024, Table 1 and the reference code's draws. Differs: shares are exact, the code
 draws every client by itself; "normal" gives most clients the two middle types, as the paper's Figure 3 says (the code
@@ -22,11 +22,12 @@ SHARES = {
     "heavy-tail-light": (0.80, 0.05, 0.05, 0.10),
     "heavy-tail-strong": (0.05, 0.05, 0.10, 0.80),
     "normal": (0.0575, 0.4425, 0.4425, 0.0575),
+    "equal": (0.0, 0.0, 0.0, 1.0),  # ours: everyone affords the whole adapter
 }
 
 
 def tiers(name: str, rank: int) -> list[dict[str, Any]]:
-    """The four tiers of a distribution for an adapter of a rank, the largest machines first.
+    """The tiers of a distribution for an adapter of a rank, the largest machines first.
 
     Raises:
         ConfigError: there is no distribution of that name.
@@ -34,6 +35,8 @@ def tiers(name: str, rank: int) -> list[dict[str, Any]]:
     require(name in SHARES, ConfigError, f"federation.preset '{name}' is unknown; {nearest(name, SHARES)}")
     found = []
     for (label, (full, attention)), share in reversed([*zip(TYPES.items(), SHARES[name], strict=True)]):
+        if not share:
+            continue
         tier: dict[str, Any] = {"name": label, "share": share, "placement": "local", "rank": _part(full, rank)}
         found.append(tier if attention is None else tier | {"attention_rank": _part(attention, rank)})
     return found

@@ -20,7 +20,11 @@ def tree(name: str, rank: int = 200) -> dict:
 
 
 def test_there_are_four_distributions():
-    assert sorted(presets.SHARES) == sorted(NAMES)
+    assert sorted(presets.SHARES) == sorted((*NAMES, "equal"))
+
+
+def test_equal_is_one_tier_with_all_ranks():
+    assert presets.tiers("equal", 8) == [{"name": "type 4", "share": 1.0, "placement": "local", "rank": 8}]
 
 
 @each

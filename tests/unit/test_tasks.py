@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -252,3 +254,12 @@ def test_tasks_and_instances_become_rows(super_ni, tmp_path, capsys):
         super_ni.main([tasks_file, lines(tmp_path / "i.jsonl", [{"task": "t9", "output": "x"}]), str(out)])
     with pytest.raises(SystemExit, match="--instruction-words is 9, expected 1 to 8"):
         super_ni.main([tasks_file, tasks_file, str(out), "--instruction-words", "9", "--max-words", "9"])
+
+
+def test_the_banking77_script_writes_intents_in_words(tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": " Where is it? ", "category": "card_arrival"}\n\n{"text": "Why?", "category": "Refund_not_showing_up"}\n')
+    script = Path(__file__).resolve().parents[2] / "scripts" / "banking77.py"
+    subprocess.run([sys.executable, str(script), str(source), str(out)], check=True, capture_output=True)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows == [{"text": "Where is it?", "category": "card arrival"}, {"text": "Why?", "category": "refund not showing up"}]
