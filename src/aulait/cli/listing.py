@@ -91,7 +91,7 @@ def _presets(found: list[dict[str, Any]]) -> None:
     rows = []
     for preset in found:
         shares = {tier["name"]: tier["share"] for tier in preset["tiers"]}
-        rows.append((preset["name"], *(f"{100 * shares[name]:g} %" for name in types)))
+        rows.append((preset["name"], *(f"{100 * shares.get(name, 0):g} %" for name in types)))
     title = "federation presets (federation.preset): shares of the clients"
     terminal.table(title, ("preset", *types), rows, right=range(1, 5), width=WIDTH)
     ranks = "; ".join(f"{name} {_rank(tier)}" for name, tier in types.items())
