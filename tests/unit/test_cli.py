@@ -308,6 +308,10 @@ def test_compare_ranks_methods_and_tells_whose_adapters(personal, finished, tmp_
     assert found["ranked_by"] == "loss"
     assert sorted(row["arm"] for row in found["rows"]) == ["tiny fedsa", "tiny ffa"]
     assert [row["loss"] for row in found["rows"]] == sorted(row["loss"] for row in found["rows"])
+    page, table = tmp_path / "compare.html", tmp_path / "table.json"  # what RUNS/* names after a sweep
+    page.touch()
+    table.touch()
+    assert told("compare", personal, finished[0], page, table)["rows"] == found["rows"]
     shared = next(row for row in found["rows"] if row["personal"])
     assert shared["shared_loss"] == pytest.approx(shared["base_loss"], rel=1e-5)
     text = call("compare", personal, finished[0]).stdout

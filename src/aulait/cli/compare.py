@@ -41,6 +41,9 @@ def compare(
         terminal.say(f"page  {out}")
 
 
+BESIDE = ("compare.html", "table.json")
+
+
 def expanded(paths: Sequence[Path]) -> list[Path]:
     """The run folders among or directly below the paths, each once.
 
@@ -48,7 +51,8 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
         DataError: a path holds none.
     """
     found: list[Path] = []
-    for path in paths:
+    folders = [path for path in paths if path.name not in BESIDE or path.is_dir()]  # RUNS/* names what a sweep left beside them
+    for path in folders:
         inside = sorted(p.parent for p in path.glob("*/config.toml")) if path.is_dir() else []
         if (path / "config.toml").is_file() or (path / "result.json").is_file():
             found.append(path)
