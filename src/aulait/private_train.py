@@ -28,9 +28,9 @@ from aulait.errors import DataError, ModelError, PrivacyError
 from aulait.privacy import clip
 from aulait.privacy.noise import Noise, SeededNoise, SystemNoise
 from aulait.registry import require
-from aulait.rows import collate, scored
+from aulait.rows import collate
 from aulait.stacking import Stack
-from aulait.train import Learner, Trained
+from aulait.train import Learner, Trained, optimizer_of
 from aulait.types import Adapter, Record
 
 Mode = Literal["records", "batch"]
@@ -157,12 +157,7 @@ def gradients(learner: Learner, start: Adapter, records: Sequence[Record], part:
     """
     stack = Stack.of([start] * len(records), part, learner.base.device)
     rows = collate(learner.base, learner.encode, records)
-    with stack.worn(learner.base):
-        out, target, row = scored(learner.base, rows)
-    each = torch.nn.functional.cross_entropy(out, target, reduction="none")
-    zero = torch.zeros(len(records), device=each.device)
-    count_B = zero.index_add(0, row, torch.ones_like(each))
-    loss_B = zero.index_add(0, row, each) / count_B.clamp(min=1)
+    loss_B, count_B = learner.losses(rows, stack, len(records))
     loss_B.sum().backward()  # type: ignore[no-untyped-call]
     found = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in stack.leaves]
     sound_B = torch.stack([g.square().flatten(1).sum(1) for g in found]).sum(0).isfinite()
@@ -258,8 +253,6 @@ def _optimizer(leaves: list[nn.Parameter], learner: Learner, work: PrivateWork, 
                 total = leaf.summed_grad
                 leaf.grad = (total + drawn(total) if work.sigma > 0 else total.clone()).view_as(leaf)
 
-    config = learner.config
-    make = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
-    inner = make(leaves, lr=work.lr, weight_decay=config.weight_decay)
+    inner = optimizer_of(leaves, learner.config, work.lr)
     # A little below C, because Opacus clips in float32; the noise is that of C itself.
     return Noised(inner, noise_multiplier=work.sigma / work.clip, max_grad_norm=work.clip * (1 - MARGIN), expected_batch_size=work.expected)

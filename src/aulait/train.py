@@ -180,13 +180,13 @@ class Learner:
         """K works of equal steps, batch, part, learning rate, penalty and fold in one pass per step."""
         first, clients = works[0], len(works)
         stack = Stack.of([work.start for work in works], first.part, self.base.device)
-        optimizer = _optimizer(stack.leaves, self.config, first.lr)
+        optimizer = optimizer_of(stack.leaves, self.config, first.lr)
         plans = [draws(work, [len(self.encode(r)[0]) for r in work.records]) for work in works]
         losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
         with folded(self.base, first.fold):
             for step in range(first.steps):
                 rows = collate(self.base, self.encode, [w.records[i] for w, p in zip(works, plans, strict=True) for i in p[step]])
-                loss_K, tokens_K = self._loss(rows, stack, clients)
+                loss_K, tokens_K = self.losses(rows, stack, clients)
                 objective = loss_K.sum() if first.penalty is None else loss_K.sum() + stack.penalty(first.penalty)
                 objective.backward()  # type: ignore[no-untyped-call]
                 norms += _clip_each(stack.leaves, self.config.max_grad_norm, clients)
@@ -199,8 +199,8 @@ class Learner:
             for k in range(clients)
         ]
 
-    def _loss(self, rows: Rows, stack: Stack, clients: int) -> tuple[Tensor, Tensor]:
-        """Mean loss of each of K sites (K,) over its own tokens, and its number of tokens (K,)."""
+    def losses(self, rows: Rows, stack: Stack, clients: int) -> tuple[Tensor, Tensor]:
+        """Mean loss of each of K sites (K,), or of K single rows, over its own tokens, and its number of tokens (K,)."""
         with stack.worn(self.base):
             out, target, row = scored(self.base, rows)
         site = row // (len(rows.ids) // clients)
@@ -226,7 +226,8 @@ def _clip_each(leaves: Sequence[Tensor], bound: float, clients: int) -> Tensor:
     return norms.cpu()
 
 
-def _optimizer(leaves: Sequence[Tensor], config: TrainConfig, lr: float) -> torch.optim.Optimizer:
+def optimizer_of(leaves: Sequence[Tensor], config: TrainConfig, lr: float) -> torch.optim.Optimizer:
+    """The optimiser that the settings name, with fresh moments."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(leaves, lr=lr, weight_decay=config.weight_decay)
     return torch.optim.AdamW(leaves, lr=lr, weight_decay=config.weight_decay)

@@ -5,8 +5,8 @@ source: Singhal, Ponkshe, Vepakomma, "FedEx-LoRA: Exact Aggregation for Federate
     Models", ACL 2025, arXiv 2410.09432.
 travels: up 4 · sum over layers r_k (M + N) bytes; down the same, and after the first round the residual as factors,
     4 · sum (sum_j r_j + R) (M + N), j all sites of the round before; 4 · sum M N in its place for a client that missed one.
-privacy: refused under client-level privacy: the residual needs the mean of single products (measured with noise on the
-    products, docs/decisions/0007). Nearest: 'ffa', exact as well, or 'fedit'.
+privacy: refused under client-level privacy: the residual needs the mean of single products (noise on products was
+    measured with FlexLoRA, docs/decisions/0007). Nearest: 'ffa', exact as well, or 'fedit'.
 differs: the server keeps the total update G; a client's base holds G less the product it is sent, s B A at its ranks,
     which is the paper's residual at equal ranks and stays exact at unequal ones. The reference code transposes the
     residual, right for GPT-2 only.

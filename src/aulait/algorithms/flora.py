@@ -54,7 +54,8 @@ def init(config: Config, setting: Setting) -> State:
 def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
     """Send the last stack, ask for trained factors, stack them."""
     orders = [Order(name, "train", cohort.round, folding.sent(state, name), {"lr": cohort.lr}) for name in cohort.everyone]
-    forms = {order.client: lora.to_tensors(_fresh(setting, order.round, order.client)) for order in orders}
+    shape = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds))
+    forms = {order.client: lora.leading(shape, setting.rank_of(order.client)) for order in orders}
     singles = Singles(config, cohort, ask, door, orders, forms, "flora", TRAITS.instead)
     terms = [(weight, lora.from_tensors(reply.share, setting.alpha)) for weight, reply in singles]
     stack = {layer: (torch.zeros(1, n), torch.zeros(m, 1)) for layer, (m, n) in setting.shapes.items()}
