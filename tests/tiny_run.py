@@ -60,7 +60,7 @@ def settings(folder: Path, **tables: dict[str, Any]) -> Settings:
         "engine": {"threads": 1},
     }
     for name, table in tables.items():
-        tree[name] = table if name == "privacy" else tree[name] | table
+        tree[name] = table if name == "privacy" or (name == "algorithm" and "name" in table) else tree.get(name, {}) | table
     return build(tree)
 
 

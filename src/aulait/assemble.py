@@ -12,21 +12,22 @@ from typing import Any
 
 import torch
 
-from aulait import data, embed, generate, model
+from aulait import data, embed, generate, model, placing, tiers
 from aulait.algorithms.contract import Setting
-from aulait.config import Settings, TierConfig
+from aulait.config import Settings
 from aulait.data import ClientData, Corpus
 from aulait.embed import Embedder
 from aulait.errors import ConfigError, DataError
 from aulait.lora import Shapes
 from aulait.model import Base
+from aulait.placing import Place, ranks_of
 from aulait.privacy import records
 from aulait.privacy.account import calibrate, split_budget
 from aulait.registry import require
 from aulait.rows import too_long
 from aulait.seeds import Seeds
 from aulait.train import Learner
-from aulait.types import Placement, Plan, Record, Site
+from aulait.types import Placement, Record, Site
 from aulait.variation import Variation
 
 
@@ -75,6 +76,7 @@ class House:
         shapes: of the adapted layers.
         setting: what all sites know.
         sites: every client, by name.
+        places: tier -> what its clients do, and why.
         holdout: held-out records by client, also when the training records are pooled.
         roles: placement -> names of its clients.
         noise: the privacy plan.
@@ -87,6 +89,7 @@ class House:
     shapes: Shapes
     setting: Setting
     sites: Mapping[str, Site]
+    places: Mapping[str, Place]
     holdout: Mapping[str, tuple[Record, ...]]
     roles: Mapping[Placement, tuple[str, ...]]
     noise: Noise
@@ -107,8 +110,13 @@ class House:
         """Clients that vote."""
         if not self.voting or self.settings.synthesis.selection == "random":
             return ()
-        extra = self.roles["local"] if self.settings.synthesis.voters == "all" else ()
+        extra = self.trainers if self.settings.synthesis.voters == "all" else ()
         return tuple(sorted((*self.roles["proxy"], *extra)))
+
+    @property
+    def trainers(self) -> tuple[str, ...]:
+        """Clients that train on their own texts, here or with the server's half."""
+        return tuple(sorted((*self.roles["local"], *self.roles["split"])))
 
     @property
     def terms(self) -> records.Terms | None:
@@ -116,7 +124,7 @@ class House:
         if self.settings.privacy.off or self.settings.privacy.unit == "client":
             return None
         found: records.Terms = self.settings.method.terms(
-            self.settings.method_config, [self.sites[name] for name in self.roles["local"]])
+            self.settings.method_config, [self.sites[name] for name in self.trainers])
         return found
 
     def embedder(self) -> Embedder:
@@ -160,12 +168,15 @@ def assemble(settings: Settings, workshop: Workshop) -> House:
     holdout = {name: client.holdout for name, client in clients.items()}
     if settings.data.pooled:
         clients = {data.EVERYONE: ClientData(tuple(r for name in sorted(clients) for r in clients[name].train), ())}
-    sites = _deal(settings, clients, seeds)
+    members = tiers.members(settings.federation.tier, list(clients), seeds)
+    placed = placing.places(settings, base, shapes, learner.encode, {tier: [clients[n].train for n in names] for tier, names in members.items()},
+                            corpus.public, seeds)
+    sites = _sites(members, placed, clients)
     roles: dict[Placement, tuple[str, ...]] = {
         place: tuple(sorted(n for n, s in sites.items() if s.plan.placement == place)) for place in ("local", "proxy", "split")}
-    ranks = _ranks(settings, shapes, sites)
+    ranks = _ranks(settings, shapes, members, placed)
     setting = Setting(shapes, settings.adapter.rank, settings.adapter.alpha, seeds, settings.train.rounds, ranks)
-    house = House(settings, corpus, base, learner, shapes, setting, sites, holdout, roles, Noise(0, 0, 0, 0, {}), workshop)
+    house = House(settings, corpus, base, learner, shapes, setting, sites, placed, holdout, roles, Noise(0, 0, 0, 0, {}), workshop)
     _check_roles(house)
     return replace(house, noise=_noise(house))
 
@@ -189,48 +200,24 @@ def _fit(settings: Settings, learner: Learner, clients: Mapping[str, ClientData]
     return {name: client for name, client in left.items() if client.train}
 
 
-def _deal(settings: Settings, clients: Mapping[str, ClientData], seeds: Seeds) -> dict[str, Site]:
-    """Clients to tiers by the run's seed; a tier earlier in the file keeps its clients when its share grows."""
-    names = sorted(clients)
-    order = [names[i] for i in torch.randperm(len(names), generator=seeds.generator("tiers")).tolist()]
-    sites, start = {}, 0
-    for tier, size in zip(settings.federation.tier, _sizes(settings.federation.tier, len(names)), strict=True):
-        plan = Plan(tier.name, _placement(tier), tier.rank or settings.adapter.rank, tier.steps or settings.train.steps,
-                    tier.batch or settings.train.batch)
-        for name in order[start : start + size]:
-            sites[name] = Site(name, plan, clients[name].train, clients[name].holdout)
-        start += size
-    return sites
+def _sites(
+    members: Mapping[str, Sequence[str]], places: Mapping[str, Place], clients: Mapping[str, ClientData]
+) -> dict[str, Site]:
+    """Every client's site, with the work of its tier."""
+    return {name: Site(name, places[tier].plan, clients[name].train, clients[name].holdout)
+            for tier, names in members.items() for name in names}
 
 
-def _ranks(settings: Settings, shapes: Shapes, sites: Mapping[str, Site]) -> dict[str, dict[str, int]]:
+def _ranks(
+    settings: Settings, shapes: Shapes, members: Mapping[str, Sequence[str]], places: Mapping[str, Place]
+) -> dict[str, dict[str, int]]:
     """Client -> layer -> rank, for the clients of tiers that do not have all of the adapter's; one mapping a tier."""
-    by_tier = {}
+    found: dict[str, dict[str, int]] = {}
     for tier in settings.federation.tier:
-        rank = tier.rank or settings.adapter.rank
-        own = {layer: tier.attention_rank or rank if layer.rpartition(".")[2] in model.ATTENTION else rank for layer in shapes}
+        own = dict(ranks_of(shapes, tier.attention_rank)(places[tier.name].plan.rank))
         if set(own.values()) != {settings.adapter.rank}:
-            by_tier[tier.name] = own
-    return {name: by_tier[site.plan.tier] for name, site in sites.items() if site.plan.tier in by_tier}
-
-
-def _placement(tier: TierConfig) -> Placement:
-    if tier.placement == "auto":
-        raise ConfigError(f"federation.tier '{tier.name}': placement = 'auto' is not offered yet; use 'local' or 'proxy'")
-    return tier.placement
-
-
-def _sizes(tiers: Sequence[TierConfig], clients: int) -> list[int]:
-    """Clients of every tier: counts first, shares by rounding, the rest to the tier without either (or the last)."""
-    sizes = [tier.count if tier.count is not None else round((tier.share or 0.0) * clients) for tier in tiers]
-    taker = next((i for i, t in enumerate(tiers) if t.count is None and t.share is None), None)
-    if taker is None and any(tier.share is not None for tier in tiers):
-        taker = max(i for i, t in enumerate(tiers) if t.share is not None and t.share > 0)
-    if taker is not None:
-        sizes[taker] = clients - sum(size for i, size in enumerate(sizes) if i != taker)
-    require(min(sizes) >= 0 and sum(sizes) == clients, ConfigError,
-            f"federation.tier asks for {sum(max(s, 0) for s in sizes)} clients, the data has {clients}; change count or share")
-    return sizes
+            found.update(dict.fromkeys(members[tier.name], own))
+    return found
 
 
 def _check_roles(house: House) -> None:
@@ -240,10 +227,14 @@ def _check_roles(house: House) -> None:
             "(names may not begin with 'proxy-' or 'reference-')")
     if house.roles["proxy"] and settings.synthesis.proxies != "absent":
         require(bool(house.corpus.public), DataError, "stage 1 needs public texts to start from and found none; set data.public")
+        _check_pairs(settings, isinstance(house.corpus.public[0], str))
     seq2seq = settings.model.kind == "seq2seq" and settings.synthesis.generator == "base" and settings.synthesis.generate.kind == "prefix"
     require(not (house.voting and seq2seq), ConfigError, "synthesis.generator = 'base' with synthesis.generate.kind = 'prefix' needs a "
-            "causal model and model.kind is 'seq2seq'; set synthesis.generator to a causal model, or kind to 'prompt' or 'mask'")
-    if not house.roles["local"] and (not house.roles["proxy"] or settings.synthesis.proxies == "absent"):
+            "causal model and model.kind is 'seq2seq'; set synthesis.generator = 'brew' (built in) or to the id or folder of another causal "
+            "model, or kind to 'prompt' or 'mask'")
+    require(settings.model.kind == "causal" or settings.data.prompt is not None, ConfigError, "model.kind is 'seq2seq' and the data are "
+            "plain text, expected a prompt for the encoder and a response for the decoder; set data.prompt and data.response")
+    if not house.trainers and (not house.roles["proxy"] or settings.synthesis.proxies == "absent"):
         raise ConfigError("nobody trains: no tier is local and proxies are absent; give a tier placement = 'local'")
     if settings.federation.sampling == "poisson" and settings.synthesis.voters == "all":
         raise ConfigError("synthesis.voters = 'all' with federation.sampling = 'poisson' is not accounted; use sampling = 'all'")
@@ -255,13 +246,23 @@ def _check_roles(house: House) -> None:
     require(not problems, ConfigError, "\n".join(problems))
 
 
+def _check_pairs(settings: Settings, plain: bool) -> None:
+    """Proxies of clients with prompts learn from pairs, so stage 1 must start from pairs."""
+    own = settings.data
+    if own.prompt is None or not plain or (own.public_plain and settings.model.kind == "causal"):
+        return
+    other = "" if settings.model.kind == "seq2seq" else ", or data.public_plain = true to let proxies learn from text without a prompt"
+    raise DataError(f"data.public = '{own.public}' has plain texts and the data have prompts, expected rows with '{own.prompt}' and "
+                    f"'{own.response}' so that stage 1 breeds pairs; set data.public to such a source{other}")
+
+
 def _noise(house: House) -> Noise:
     """Noise multipliers that meet the target for every role, or the one that was given."""
     privacy, synthesis = house.settings.privacy, house.settings.synthesis
     if privacy.off:
         return Noise(0.0, 0.0, 0, 0, {})
     votes = synthesis.rounds if house.voters and synthesis.votes == "private" else 0
-    updates = house.settings.train.rounds if house.roles["local"] else 0
+    updates = house.settings.train.rounds if house.trainers else 0
     rate = house.settings.federation.rate if house.settings.federation.sampling == "poisson" else 1.0
     assert privacy.delta is not None
     steps = 1

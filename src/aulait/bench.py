@@ -141,7 +141,7 @@ def _federated(house: House, rounds: int) -> State:
     method, config = house.settings.method, house.settings.method_config
     ask = connect(house.sites, method, house.setting, house.learner, None)
     door = Door(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
-    local = house.roles["local"]
+    local = house.trainers
     state: State = method.init(config, house.setting)
     for round in range(1, rounds + 1):
         cohort = Cohort(round=round, local=everyone(local), proxies={}, planned=len(local), lr=house.settings.train.lr)
@@ -154,7 +154,7 @@ def _batches(house: House, part: str, rounds: int) -> tuple[Passes, int]:
     learner, passes, tokens = house.learner, [], 0
     start = initial(house.setting.shapes, house.setting.rank, house.setting.alpha, house.seeds)
     for round in range(1, rounds + 1):
-        works = [_work(house, name, start, part, round) for name in everyone(house.roles["local"])]
+        works = [_work(house, name, start, part, round) for name in everyone(house.trainers)]
         for members in learner.passes(works):
             some = [works[i] for i in members]
             orders = [draws(work, [len(learner.encode(r)[0]) for r in work.records]) for work in some]
@@ -221,4 +221,4 @@ def _peak_rss_bytes() -> int:
 
 def names() -> Sequence[str]:
     """The benchmarks there are; ``aggregate`` is in ``bench_aggregate.py``."""
-    return ("simulate", "aggregate")
+    return ("simulate", "aggregate", "cost", "edge")

@@ -65,3 +65,10 @@ def poisson(names: Sequence[str], rate: float, seeds: Seeds, round: int, secret:
     else:
         draw = torch.rand(len(names), generator=seeds.generator("cohort", round), dtype=torch.float64).tolist()
     return tuple(name for name, value in zip(sorted(names), draw, strict=True) if value < rate)
+
+
+def some(names: Sequence[str], count: int, seeds: Seeds, round: int) -> tuple[str, ...]:
+    """``count`` of the names without replacement, by the run's seed, sorted."""
+    ordered = sorted(names)
+    drawn = torch.randperm(len(ordered), generator=seeds.generator("cohort", round)).tolist()[:count]
+    return tuple(sorted(ordered[i] for i in drawn))

@@ -14,8 +14,9 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aulait import algorithms as _methods  # noqa: F401  (files the methods in the registry)
-from aulait import data
+from aulait import data, tiers
 from aulait.algorithms.evolution import SynthesisConfig
+from aulait.compute.plan import ComputeConfig
 from aulait.data import DataConfig
 from aulait.errors import ConfigError
 from aulait.evaluate import EvaluateConfig
@@ -23,8 +24,8 @@ from aulait.model import AdapterConfig, ModelConfig
 from aulait.presets import expanded
 from aulait.privacy.account import PrivacyConfig
 from aulait.registry import find, nearest
+from aulait.tiers import FederationConfig
 from aulait.train import TrainConfig
-from aulait.types import Placement
 
 
 class RunConfig(BaseModel):
@@ -40,51 +41,6 @@ class RunConfig(BaseModel):
     name: str = "cafe"
     seed: int = Field(0, ge=0)
     arm: str | None = None
-
-
-class TierConfig(BaseModel):
-    """``[[federation.tier]]``: clients with the same kind of machine.
-
-    Attributes:
-        name: unique.
-        share: of all clients; one tier may leave it out and takes the rest.
-        count: clients, instead of a share.
-        placement: "local" or "proxy".
-        rank: LoRA rank, at most ``adapter.rank``; None takes that.
-        attention_rank: LoRA rank of attention layers where it differs; None takes ``rank``.
-        steps: optimiser steps a round; None takes ``train.steps``.
-        batch: sequences a step; None takes ``train.batch``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    share: float | None = Field(None, ge=0, le=1)
-    count: int | None = Field(None, ge=0)
-    placement: Placement | Literal["auto"] = "local"
-    rank: int | None = Field(None, ge=1)
-    attention_rank: int | None = Field(None, ge=1)
-    steps: int | None = Field(None, ge=1)
-    batch: int | None = Field(None, ge=1)
-
-
-class FederationConfig(BaseModel):
-    """``[federation]``.
-
-    Attributes:
-        tier: kinds of machines. Which client is in which tier follows from the run's seed, never from its data.
-        sampling: "all" local clients in every round, or "poisson".
-        rate: of Poisson sampling.
-        preset: FlexLoRA's tiers instead of written ones: "uniform", "heavy-tail-light", "heavy-tail-strong", "normal", "equal".
-        max_norm: a reply whose L2 norm is larger is refused; under privacy it is clipped instead.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    tier: tuple[TierConfig, ...] = (
-        TierConfig(name="gpu", share=0.2, placement="local"), TierConfig(name="laptop", placement="proxy"))
-    sampling: Literal["all", "poisson"] = "all"
-    rate: float = Field(1.0, gt=0, le=1)
-    preset: str | None = None
-    max_norm: float = Field(1e4, gt=0)
 
 
 class EngineConfig(BaseModel):
@@ -113,6 +69,7 @@ class Settings(BaseModel):
     synthesis: SynthesisConfig = SynthesisConfig()
     algorithm: dict[str, Any] = {"name": "ffa"}
     train: TrainConfig = TrainConfig()
+    compute: ComputeConfig = ComputeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     engine: EngineConfig = EngineConfig()
@@ -124,8 +81,10 @@ class Settings(BaseModel):
 
     @property
     def method_config(self) -> Any:
-        """The method's own settings."""
-        return self.method.Config(**{key: value for key, value in self.algorithm.items() if key != "name"})
+        """The method's own settings; what it shares by name with ``[compute]`` (cut, wire) it takes from there."""
+        known = self.method.Config.model_fields
+        shared = {key: getattr(self.compute, key) for key in ("cut", "wire") if key in known}
+        return self.method.Config(**shared, **{key: value for key, value in self.algorithm.items() if key not in ("name", *shared)})
 
     @property
     def arm(self) -> str:
@@ -221,11 +180,13 @@ def _known(place: Sequence[Any]) -> list[str]:
 
 def check(settings: Settings) -> list[str]:
     """Problems that can be seen without reading data or loading a model, one line each."""
-    problems = _check_method(settings) + _check_tiers(settings.federation) + data.problems(settings.data)
+    problems = _check_method(settings) + tiers.problems(settings.federation, settings.compute, not settings.privacy.off) + data.problems(settings.data)
     if settings.model.name != "brew" and settings.model.name.startswith(("/", ".")) and not Path(settings.model.name).is_dir():
         problems.append(f"model.name = '{settings.model.name}' is no folder; expected 'brew', a folder, or a Hugging Face id")
     if not settings.data.pooled or not settings.privacy.off:
         problems += settings.privacy.problems(2)  # checked again when the number of clients is known
+    if settings.data.pooled and any(tier.placement == "split" for tier in settings.federation.tier):
+        problems.append("data.pooled = true has no sites to split between; use placement = 'local'")
     if settings.data.pooled and not settings.privacy.off:
         problems.append("data.pooled = true trains on everything in one place; it needs privacy.off = true")
     if settings.federation.sampling == "poisson" and settings.privacy.relation == "replace":
@@ -246,6 +207,13 @@ def _check_method(settings: Settings) -> list[str]:
         return [f"unknown key 'algorithm.{e['loc'][-1]}'; {nearest(str(e['loc'][-1]), known)}" if e["type"] == "extra_forbidden"
                 else _explain({**e, "loc": ("algorithm", *e["loc"])}) for e in error.errors()]
     problems = []
+    for key in {"cut", "wire"} & {*settings.algorithm}:
+        if settings.algorithm[key] != (told := getattr(settings.compute, key)):
+            problems.append(f"algorithm.{key} = {settings.algorithm[key]!r} and compute.{key} = {told!r} differ; set compute.{key} alone")
+    whole = [tier.name for tier in settings.federation.tier if tier.placement != "split"]
+    if hasattr(settings.method, "SERVER") and whole:
+        problems.append(f"algorithm '{settings.algorithm['name']}' splits every client and federation.tier '{whole[0]}' is placed otherwise; "
+                        "set placement = 'split' for all, or use 'fedit', where split is one role among others")
     if getattr(config, "weights", "uniform") == "size" and not settings.privacy.off and settings.privacy.unit == "client":
         problems.append("algorithm.weights = 'size' changes the sensitivity; use 'uniform' under privacy, or privacy.off = true")
     name, traits, largest = settings.algorithm["name"], settings.method.TRAITS, settings.adapter.rank
@@ -256,28 +224,6 @@ def _check_method(settings: Settings) -> list[str]:
         problems.append(f"a federation.tier has rank {max(ranks)}, adapter.rank is {largest}; raise adapter.rank, or lower the tier's rank")
     if not settings.privacy.off and not traits.private and traits.unit == "client":
         problems.append(f"algorithm '{name}' is {traits.privacy}; use '{traits.instead}', or privacy.off = true")
-    return problems
-
-
-def _check_tiers(federation: FederationConfig) -> list[str]:
-    tiers, problems = federation.tier, []
-    if not tiers:
-        return ["federation.tier is empty; expected at least one [[federation.tier]] table"]
-    labels = [tier.name for tier in tiers]
-    if len(set(labels)) != len(labels):
-        problems.append(f"federation.tier names repeat: {labels}; give every tier its own name")
-    for tier in tiers:
-        if tier.share is not None and tier.count is not None:
-            problems.append(f"federation.tier '{tier.name}' has share and count; expected one of them")
-        if tier.placement in ("split", "auto"):
-            problems.append(f"federation.tier '{tier.name}': placement = '{tier.placement}' is not offered yet; use 'local' or 'proxy'")
-    rest = [tier for tier in tiers if tier.share is None and tier.count is None]
-    shares = sum(tier.share or 0.0 for tier in tiers)
-    counted = any(tier.count is not None for tier in tiers)
-    if len(rest) > 1:
-        problems.append("more than one federation.tier has neither share nor count; only one may take the rest")
-    if shares > 1 + 1e-9 or (not rest and not counted and abs(shares - 1) > 1e-9):
-        problems.append(f"the shares of federation.tier sum to {shares:g}; expected 1, or leave one tier's share out")
     return problems
 
 

@@ -2,12 +2,11 @@
 
 Every choice is drawn from the run's seed and from the content alone: the order of the rows in a file changes nothing.
 
-Arrows on this floor: ``sources`` (reads rows), ``docstrings`` (registers the built-in sources) and ``partition``.
+Arrows on this floor: ``sources`` (reads rows), ``public``, ``docstrings`` (registers the built-in sources), ``partition``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Mapping
@@ -19,9 +18,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from aulait import docstrings as docstrings  # files the built-in sources in the registry
-from aulait import sources
+from aulait import public, sources
 from aulait.errors import DataError
-from aulait.partition import Kind, deal
+from aulait.partition import Kind, count, deal, unseen
 from aulait.registry import nearest, require
 from aulait.seeds import Seeds
 from aulait.types import Record
@@ -42,7 +41,9 @@ class DataConfig(BaseModel):
         response: the field learnt after the prompt; given together with it.
         label: a field with a public label. None: no labels.
         public: public texts: a built-in name, a path (also .txt, a text a line), ``hf:...``, or "" for none.
-        public_text: the field of the public texts.
+        public_text: the field of the public texts. Where the data have prompts and the public source has the same two
+            fields, its rows are pairs of a prompt and a response instead.
+        public_plain: read plain public texts although the data have prompts: proxies then learn text without a prompt.
         records_per_client: the cap m on a client's training records.
         min_records: clients with fewer distinct records are left out and counted.
         holdout: part of every client's records kept for evaluation, 0 to 0.9.
@@ -50,7 +51,7 @@ class DataConfig(BaseModel):
         clients: how many clients a partition makes; with "natural", how many to keep. None: all.
         dirichlet_alpha: above 0; the smaller, the less alike the clients of a partition.
         pooled: all clients' records in one client "everyone": the centralised ceiling.
-        unseen: how many clients neither train nor vote and serve only to evaluate how a model does on new clients.
+        unseen: how many clients, or the names of those, that neither train nor vote and serve only to evaluate new clients.
         too_long: what is done with texts longer than the model's context.
     """
 
@@ -64,6 +65,7 @@ class DataConfig(BaseModel):
     label: str | None = None
     public: str = "stdlib"
     public_text: str = "text"
+    public_plain: bool = False
     records_per_client: int = 30
     min_records: int = 2
     holdout: float = 0.1
@@ -71,7 +73,7 @@ class DataConfig(BaseModel):
     clients: int | None = None
     dirichlet_alpha: float = 0.5
     pooled: bool = False
-    unseen: int = 0
+    unseen: int | tuple[str, ...] = 0
     too_long: Literal["error", "cut", "drop"] = "error"
 
 
@@ -94,14 +96,14 @@ class Corpus:
 
     Attributes:
         clients: by name, sorted by name.
-        public: distinct public texts, in an order that depends on their content only and favours none.
+        public: distinct public texts in a fair order; pairs where the data have prompts and the public source has too.
         malformed: "data.jsonl line 17: no field 'text'"; at most 1,000 rows, then one line with the total.
         left_out: number of clients with fewer than ``min_records`` distinct records.
         unseen: records by clients that take no part, at most ``records_per_client`` each, sorted by name; sensitive.
     """
 
     clients: dict[str, ClientData]
-    public: tuple[str, ...]
+    public: tuple[str, ...] | tuple[Record, ...]
     malformed: tuple[str, ...]
     left_out: int
     unseen: dict[str, tuple[Record, ...]] = field(default_factory=dict)
@@ -160,8 +162,8 @@ def problems(config: DataConfig) -> list[str]:
         (config.min_records >= 1, f"data.min_records is {config.min_records}; expected 1 or more"),
         (0 < config.dirichlet_alpha < math.inf, f"data.dirichlet_alpha is {config.dirichlet_alpha}; expected above 0"),
         (config.clients is None or config.clients >= smallest, f"data.clients is {config.clients}; expected {smallest} or more"),
-        (config.unseen >= 0, f"data.unseen is {config.unseen}; expected 0 or more clients"),
-        (config.clients is None or config.clients < smallest or config.clients - config.unseen >= smallest,
+        (count(config.unseen) >= 0, f"data.unseen is {config.unseen}; expected 0 or more clients, or their names"),
+        (config.clients is None or config.clients < smallest or config.clients - count(config.unseen) >= smallest,
          f"data.unseen is {config.unseen} of data.clients = {config.clients}; expected at least {smallest} to be left that take part"),
         ((config.prompt is None) == (config.response is None),
          "found only one of data.prompt and data.response; expected both or none; name the other field too"),
@@ -173,18 +175,27 @@ def problems(config: DataConfig) -> list[str]:
     found = [text for good, text in checks if not good]
     found += _field_problems("data.source", config.source, sources.SUFFIXES, _fields(config))
     if config.public:
-        found += _field_problems("data.public", config.public, sources.PUBLIC_SUFFIXES, {"data.public_text": config.public_text})
+        forms = [{} if config.public_plain else _pair_fields(config), {"data.public_text": config.public_text}]
+        wrong = [_field_problems("data.public", config.public, sources.PUBLIC_SUFFIXES, form) for form in forms if form]
+        found += [text for some in wrong for text in some] if all(wrong) else []
     return found
 
 
 def _fields(config: DataConfig) -> dict[str, str]:
     """Setting -> field, for every field that a row must have."""
     fields = {"data.client": config.client} if config.partition == "natural" else {}
-    if config.prompt is not None and config.response is not None:
-        fields |= {"data.prompt": config.prompt, "data.response": config.response}
-    else:
-        fields["data.text"] = config.text
-    return fields | ({"data.label": config.label} if config.label is not None else {})
+    label = {"data.label": config.label} if config.label is not None else {}
+    return fields | (_pair_fields(config) or {"data.text": config.text}) | label
+
+
+def _pair(config: DataConfig) -> tuple[str, str] | None:
+    """The fields of a prompt and its response; None where the data are plain text."""
+    return None if config.prompt is None or config.response is None else (config.prompt, config.response)
+
+
+def _pair_fields(config: DataConfig) -> dict[str, str]:
+    """Setting -> field of a prompt and its response; empty where the data are plain text."""
+    return dict(zip(("data.prompt", "data.response"), _pair(config) or (), strict=False))
 
 
 def _field_problems(setting: str, source: str, suffixes: tuple[str, ...], fields: Mapping[str, str]) -> list[str]:
@@ -253,13 +264,10 @@ def _choose(kept: Clients, left_out: int, config: DataConfig, seeds: Seeds) -> C
 
 
 def _apart(kept: Clients, config: DataConfig, seeds: Seeds) -> dict[str, tuple[Record, ...]]:
-    """The unseen clients, chosen by their names and the seed, and the records they are evaluated on."""
-    smallest = 1 if config.pooled else 2
-    require(not config.unseen or len(kept) - config.unseen >= smallest, DataError, f"data.unseen is {config.unseen} and {len(kept)} "
-            f"clients were found, expected at least {smallest} to be left that take part; lower data.unseen")
-    names = sorted(kept, key=lambda name: (seeds.integer("unseen", client=name), name))[: config.unseen]
+    """The unseen clients and the records they are evaluated on."""
     whole = config.model_copy(update={"holdout": 0.0})  # the cap alone
-    return {name: _split(name, kept[name], whole, seeds).train for name in sorted(names)}
+    names = unseen(list(kept), config.unseen, 1 if config.pooled else 2, seeds)
+    return {name: _split(name, kept[name], whole, seeds).train for name in names}
 
 
 def _split(name: str, records: list[Record], config: DataConfig, seeds: Seeds) -> ClientData:
@@ -282,19 +290,11 @@ def _made_up(records: list[Record], kind: Kind, config: DataConfig, seeds: Seeds
     return {f"client-{index:0{width}d}": _distinct(set(own)) for index, own in enumerate(dealt)}
 
 
-def _public(config: DataConfig, faults: _Faults) -> tuple[str, ...]:
-    texts: set[str] = set()
+def _public(config: DataConfig, faults: _Faults) -> tuple[str, ...] | tuple[Record, ...]:
+    """Public texts, or pairs where the data have prompts and the public source has too."""
     if not config.public:
         return ()
-    for row in sources.rows(config.public, config.public_text):
-        if row.fields is None:
-            faults.add(row.place, row.fault)
-            continue
-        try:
-            texts.add(sources.text(row.fields, config.public_text))
-        except ValueError as error:
-            faults.add(row.place, str(error))
-    message = f"data.public '{config.public}': found no text in field '{config.public_text}'; give texts or public = ''"
-    require(bool(texts), DataError, message)
-    # By hash, not by alphabet: whoever takes the first texts gets a fair sample.
-    return tuple(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
+    found, wrong = public.read(config.public, config.public_text, None if config.public_plain else _pair(config))
+    for place, fault in wrong:
+        faults.add(place, fault)
+    return found

@@ -35,11 +35,13 @@ class EvaluateConfig(TaskConfig):
         every: rounds between two measurements; the last round is always measured.
         records_per_client: held-out records used of each client for the losses.
         rows: sequences in one pass.
+        clients: how many clients are measured, the first by name; None for all.
     """
 
     every: int = Field(1, ge=1)
     records_per_client: int = Field(4, ge=1)
     rows: int = Field(32, ge=1)
+    clients: int | None = Field(None, ge=1)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _task(
     for worn, records in groups.values():
         with wearing(learner.base, worn):
             scores += tasks.measure(learner.base, records, config, choices, config.rows)
-    named = {"rank": ("accuracy",), "rouge": ("rouge_l", "exact_match"), "exact": ("exact_match",)}[config.task]
+    named = {"rank": ("accuracy",), "rouge": (*tasks.ROUGES, "exact_match"), "exact": ("exact_match",)}[config.task]
     means = {name: sum(score[name] for score in scores) / len(scores) if scores else math.nan for name in named}
     return {**means, "count": len(scores)}
 

@@ -24,8 +24,8 @@ from aulait.model import BREW
 from aulait.registry import require
 
 
-def settings(run: Path) -> dict[str, Any]:
-    """The table ``[model]`` of a finished run.
+def settings(run: Path, table: str = "model") -> dict[str, Any]:
+    """A table of a finished run's settings.
 
     Raises:
         DataError: the folder holds no finished run.
@@ -37,7 +37,7 @@ def settings(run: Path) -> dict[str, Any]:
         f"found no finished run in {run}, expected a folder with config.toml and adapter/; finish the run",
     )
     tree: dict[str, Any] = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
-    found: dict[str, Any] = tree.get("model", {})
+    found: dict[str, Any] = tree.get(table, {})
     return found
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import torch
 
-from aulait import peft_format, scoring
+from aulait import peft_format, scoring, timing
 from aulait.algorithms import evolution
 from aulait.assemble import House
 from aulait.privacy.account import Accountant
@@ -88,6 +88,7 @@ def _result(house: House, accountant: Accountant | None, progress: Progress) -> 
             "down_bytes": int(totals.get("synthesis_down_bytes", 0) + totals.get("train_down_bytes", 0)),
         },
         "time": {name: totals.get(name, 0.0) for name in ("wall_s", "synthesis_s", "train_s", "evaluate_s")},
+        "clock": timing.result(totals),
         "versions": {name: version(name) for name in PACKAGES},
         "tiers": _tiers(house),
         "synthesis": _synthesis(house, progress) if house.voting else None,
@@ -128,7 +129,8 @@ def _tiers(house: House) -> list[dict[str, Any]]:
         plans = [site.plan for site in house.sites.values() if site.plan.tier == tier.name]
         if plans:
             rows.append({"name": tier.name, "placement": plans[0].placement, "clients": len(plans), "rank": plans[0].rank,
-                         "steps": plans[0].steps, "batch": plans[0].batch, "reason": "set in the experiment file"})
+                         "steps": plans[0].steps, "batch": plans[0].batch, "machine": tier.machine,
+                         "reason": house.places[tier.name].why})
     return rows
 
 

@@ -12,11 +12,13 @@ import torch
 
 from aulait.errors import ConfigError, ModelError
 from aulait.masking import MaskFill
+from aulait.model import BREW
 from aulait.prompting import Prompted, chat_at, chat_with
 from aulait.registry import require
 from aulait.sampling import Sampling, decode, encode, extend, opening
 from aulait.seeds import Seeds
-from aulait.variation import GenerateConfig, Variation, clean, redrawn, will_do
+from aulait.types import Record
+from aulait.variation import GenerateConfig, Variation, clean, pair_will_do, redrawn, will_do
 
 __all__ = ["GenerateConfig", "MaskFill", "PrefixResample", "Prompted", "Variation", "build", "sample"]
 
@@ -74,7 +76,8 @@ class PrefixResample:
         require(
             not model.config.is_encoder_decoder,
             ModelError,
-            "kind 'prefix' found an encoder-decoder model; expected a causal one; use kind 'prompt' or 'mask'",
+            "kind 'prefix' found an encoder-decoder model; expected a causal one; set synthesis.generator to a causal model "
+            "('brew' is built in), or use kind 'prompt' or 'mask'",
         )
         self._model, self._tokenizer, self._config, self._device = model, tokenizer, config, device
         self._opening = opening(tokenizer)
@@ -111,6 +114,44 @@ class PrefixResample:
         texts = redrawn(draw, lambda i, text: will_do(text, self._config, known), count, seed)
         return [text for text in texts if text is not None]
 
+    def vary_pairs(self, pairs: Sequence[Record], seed: int) -> list[Record | None]:
+        """One child for every pair: a new prompt and the response to it, or with pairs = "response" a new response alone."""
+        if self._config.pairs == "response":
+            before = [self._opening + encode(self._tokenizer, f"{pair.prompt}\n") for pair in pairs]
+            parents = [encode(self._tokenizer, pair.text)[: self._config.max_tokens] for pair in pairs]
+
+            def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
+                texts = self._continued([parents[i] for i in indices], attempt_seed, [before[i] for i in indices])
+                return [Record(text, pairs[i].prompt) for i, text in zip(indices, texts, strict=True)]
+
+            return redrawn(draw, lambda i, child: pair_will_do(child, self._config, pairs[i]), len(pairs), seed)
+        prompts = self.vary([pair.prompt or "" for pair in pairs], Seeds(seed).integer("pair-prompts"))
+        return self._answered(prompts, pairs, Seeds(seed).integer("pair-responses"))
+
+    def write_pairs(self, examples: Sequence[Record], count: int, seed: int) -> list[Record]:
+        """New pairs: prompts written after three prompts drawn from the examples, each answered after one drawn pair."""
+        prompts = self.write([pair.prompt or "" for pair in examples], count, Seeds(seed).integer("pair-prompts"))
+        generator = torch.Generator().manual_seed(Seeds(seed).integer("pair-examples"))
+        shown = torch.randint(max(1, len(examples)), (len(prompts),), generator=generator).tolist()
+        made = self._answered(prompts, [examples[i] for i in shown], Seeds(seed).integer("pair-responses"))
+        return [pair for pair in made if pair is not None]
+
+    def _answered(self, prompts: Sequence[str | None], examples: Sequence[Record], seed: int) -> list[Record | None]:
+        """Every prompt with a response that the model writes after one pair as an example; None for None."""
+        alive = [i for i, prompt in enumerate(prompts) if prompt is not None]
+        shots = [self._documents([encode(self._tokenizer, examples[i].full)]) for i in alive]
+        asked = [shot + encode(self._tokenizer, f"{prompts[i]}\n") for shot, i in zip(shots, alive, strict=True)]
+
+        def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
+            some = [asked[k] for k in indices]
+            found = extend(self._model, self._tokenizer, some, self._config.sampling, attempt_seed, self._device)
+            texts = [clean(decode(self._tokenizer, new.ids), new.ended) for new in found]
+            return [Record(text, prompts[alive[k]]) for k, text in zip(indices, texts, strict=True)]
+
+        made = redrawn(draw, lambda k, pair: pair_will_do(pair, self._config, examples[alive[k]]), len(alive), seed)
+        pairs = dict(zip(alive, made, strict=True))
+        return [pairs.get(i) for i in range(len(prompts))]
+
     def _documents(self, examples: Sequence[list[int]]) -> list[int]:
         """The examples as the base saw documents in training, and the opening of one more."""
         end = self._tokenizer.eos_token_id
@@ -121,14 +162,18 @@ class PrefixResample:
             ids += [*self._opening, *example, *(closing if self._opening else between)]
         return ids + self._opening
 
-    def _continued(self, parents: Sequence[list[int]], seed: int) -> list[str]:
-        """Prefix and continuation of every parent; "" where the model added nothing."""
+    def _continued(self, parents: Sequence[list[int]], seed: int, before: Sequence[list[int]] | None = None) -> list[str]:
+        """Prefix and continuation of every parent; "" where the model added nothing.
+
+        ``before`` is what the model reads in front of each; None is the opening of a document.
+        """
+        before = before or [self._opening] * len(parents)
         low, high = self._config.keep
         generator = torch.Generator().manual_seed(Seeds(seed).integer("keep"))
         share = (low + (high - low) * torch.rand(len(parents), generator=generator, dtype=torch.float64)).tolist()
         kept = [p[: max(0, min(int(s * len(p)), len(p) - 1))] for p, s in zip(parents, share, strict=True)]
-        able = [i for i, prefix in enumerate(kept) if self._opening or prefix]
-        prompts = [self._opening + kept[i] for i in able]
+        able = [i for i, prefix in enumerate(kept) if before[i] or prefix]
+        prompts = [before[i] + kept[i] for i in able]
         limits = [self._config.max_tokens - len(kept[i]) for i in able]
         found = extend(self._model, self._tokenizer, prompts, self._config.sampling, seed, self._device, limits)
         texts = [""] * len(parents)
@@ -144,8 +189,8 @@ def build(config: GenerateConfig, generator: str, model: Any, tokenizer: Any, de
 
     Args:
         config: how texts are made.
-        generator: "base" for the model given here; "http://..." for a server that speaks the OpenAI protocol, which is
-            always prompted; otherwise the Hugging Face id or path of another model.
+        generator: "base" for the model given here; "brew" for the built-in one; "http://..." for a server that speaks the
+            OpenAI protocol, which is always prompted; otherwise the Hugging Face id or path of another model.
         model: the base.
         tokenizer: its tokenizer.
         device: where the models compute.
@@ -159,7 +204,7 @@ def build(config: GenerateConfig, generator: str, model: Any, tokenizer: Any, de
     if url is not None:
         return Prompted(chat_at(config.model_copy(update={"url": url})), config)
     if generator != "base":
-        model, tokenizer = _loaded(generator, device)
+        model, tokenizer = _loaded(BREW if generator == "brew" else generator, device)
     if config.kind == "prompt":
         return Prompted(chat_with(model, tokenizer, config, device), config)
     writer = None if model.config.is_encoder_decoder else PrefixResample(model, tokenizer, config, device)
@@ -185,7 +230,7 @@ def _loaded(name: str, device: str, masked: bool = False) -> tuple[Any, Any]:
     except (OSError, ValueError, ImportError) as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ModelError(
-            f"generator '{name}' cannot be loaded ({cause}); expected 'base', a Hugging Face id, a folder or a URL; "
+            f"generator '{name}' cannot be loaded ({cause}); expected 'base', 'brew', a Hugging Face id, a folder or a URL; "
             "without network download the model elsewhere and give the path of its folder"
         ) from error
     finally:

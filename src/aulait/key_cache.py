@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
 CHUNK_TOKENS = 64
 
@@ -52,3 +52,10 @@ def roomy_cache(config: Any) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def paired_cache() -> EncoderDecoderCache:
+    """An empty cache for an encoder-decoder: what the decoder has written, and what it looks at in the encoder's output."""
+    own = DynamicCache()
+    own.layer_class_to_replicate = RoomyLayer  # layers appear on first use: a decoder may have other layers than the encoder
+    return EncoderDecoderCache(own, DynamicCache())

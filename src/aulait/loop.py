@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aulait import finish
+from aulait import finish, timing
 from aulait.assemble import House, Workshop, assemble
-from aulait.cohort import Cohort, everyone, poisson
+from aulait.cohort import Cohort, everyone, poisson, some
+from aulait.compute.clock import Clock
 from aulait.config import Settings, dump
 from aulait.privacy.door import BudgetSpent
 from aulait.privacy.ledger import Ledger
 from aulait.progress import Books, Connect, Progress, Watch, epsilons, open_books, silent
-from aulait.proxies import noisy, proxies
+from aulait.proxies import noisy, proxies, server
 from aulait.record import RunFolder
 from aulait.scoring import base_scores, scores
 from aulait.stage_one import synthesise
@@ -72,22 +73,30 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
     """Stage 2: rounds of federated LoRA by local clients and proxies together."""
     settings, method = house.settings, house.settings.method
     extra, stands = proxies(house, progress.texts)
+    extra |= server(house)
     progress.bind({**house.sites, **extra})
-    ask = connect({**house.sites, **extra}, method, house.setting, house.learner, None)
+    ask = connect({**house.sites, **extra}, method, house.setting, house.learner, None, cut=settings.compute.cut,
+                  wire=settings.compute.wire, private=not settings.privacy.off)
     if settings.synthesis.proxies == "noise":
         ask = noisy(ask, house)
     state = progress.state or method.init(settings.method_config, house.setting)
     rounds = settings.train.rounds
+    clock, beside_s = timing.clock(house, "train"), timing.proxies_s(house)
     for round in range(state.round + 1, rounds + 1):
         watch("train", round - 1, rounds, f"loss {progress.last_eval['loss']:.3f}" if progress.last_eval else "")
         started = time.perf_counter()
+        cohort, asked = _cohort(house, round, stands, clock)
+        outcome = clock.round(asked, "train", round, planned=_closing(house, cohort), server_s=beside_s) if clock else None
+        heard = timing.punctual(ask, outcome.silent) if outcome else ask
         try:
-            state, info = method.step(settings.method_config, house.setting, state, _cohort(house, round, stands), ask, books.train)
+            state, info = method.step(settings.method_config, house.setting, state, cohort, heard, books.train)
         except BudgetSpent as spent:
             progress.stopped = str(spent)
             break
         spent_s = time.perf_counter() - started
         line: Info = {"stage": "train", "round": round, "wall_s": spent_s, **info, "epsilon": epsilons(house, books.accountant)}
+        if clock and outcome:
+            line["clock"] = progress.tick(clock.told(outcome))
         if round % settings.evaluate.every == 0 or round == rounds:
             progress.last_eval = line["eval"] = scores(house, state, progress, final=round == rounds)
         folder.append(line)
@@ -102,16 +111,29 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
     progress.save(folder)
 
 
-def _cohort(house: House, round: int, stands: Mapping[str, float]) -> Cohort:
-    federation, local = house.settings.federation, house.roles["local"]
-    lr = learning_rate(house.settings.train, round)
-    if federation.sampling == "all":
-        return Cohort(round=round, local=everyone(local), proxies=stands, planned=len(local),
-                      noise_multiplier=house.noise.updates, lr=lr, population=everyone(local))
-    drawn = poisson(local, federation.rate, house.seeds, round, secret=not house.settings.privacy.off)
-    planned = max(1, round_half(federation.rate * len(local))) if local else 0
-    return Cohort(round=round, local=drawn, proxies=stands, planned=planned, sampling_rate=federation.rate,
-                  noise_multiplier=house.noise.updates, lr=lr, population=everyone(local))
+def _cohort(house: House, round: int, stands: Mapping[str, float], clock: Clock | None) -> tuple[Cohort, tuple[str, ...]]:
+    """Who works and the public numbers of the release; and who would have been asked, those who are away among them.
+
+    Who is away is in the planned number all the same. A fixed number is drawn from those who are there.
+    """
+    federation, names = house.settings.federation, house.trainers
+    drawn, planned, rate = everyone(names), len(names), 1.0
+    if federation.sampling == "poisson":
+        drawn, rate = poisson(names, federation.rate, house.seeds, round, secret=not house.settings.privacy.off), federation.rate
+        planned = max(1, round_half(rate * len(names))) if names else 0
+    there = clock.present(drawn, "train", round) if clock else drawn
+    if federation.sampling == "fixed":
+        planned = max(1, round_half(federation.rate * len(names))) if names else 0
+        more = round_half(planned * (1 + house.settings.compute.over_selection))
+        drawn = there = some(there, min(more, len(there)), house.seeds, round)
+    cohort = Cohort(round=round, local=there, proxies=stands, planned=planned, sampling_rate=rate,
+                  noise_multiplier=house.noise.updates, lr=learning_rate(house.settings.train, round), population=everyone(names))
+    return cohort, drawn
+
+
+def _closing(house: House, cohort: Cohort) -> int | None:
+    """The number of answers that ends a round; None waits for all who were asked."""
+    return cohort.planned if house.settings.compute.over_selection else None
 
 
 def round_half(value: float) -> int:

@@ -15,7 +15,8 @@ from aulait.errors import ModelError
 from aulait.registry import require
 from aulait.sampling import Sampling, choose, decode, encode, frozen
 from aulait.seeds import Seeds
-from aulait.variation import GenerateConfig, Variation, redrawn, will_do
+from aulait.types import Record
+from aulait.variation import GenerateConfig, Variation, pair_will_do, redrawn, will_do
 
 
 class MaskFill:
@@ -83,13 +84,59 @@ class MaskFill:
         chosen = torch.randint(len(examples), (count,), generator=generator).tolist()
         return [child for child in self.vary([examples[i] for i in chosen], seed) if child is not None]
 
-    def refill(self, texts: Sequence[list[int]], generator: torch.Generator) -> list[list[int]]:
-        """Token lists (without special tokens, not empty) after all passes; lengths stay. Random by the generator."""
+    def vary_pairs(self, pairs: Sequence[Record], seed: int) -> list[Record | None]:
+        """One child for every pair: prompt and response in one sequence, refilled on both sides of the border between them.
+
+        With pairs = "response" the prompt stays as it is and is only read. None where four tries gave nothing new.
+        """
+        both = self._config.pairs == "both"
+        border = self._encoded("\n")
+        coded = [self._two(pair, len(border)) for pair in pairs]
+        spelled = [Record(decode(self._tokenizer, y).strip(), decode(self._tokenizer, x).strip()) for x, y in coded]
+
+        def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
+            children = [Record("", "")] * len(indices)
+            able = sorted((k for k, i in enumerate(indices) if all(coded[i])), key=lambda k: sum(map(len, coded[indices[k]])))
+            generator = torch.Generator().manual_seed(attempt_seed)
+            for start in range(0, len(able), self._config.batch):
+                rows = able[start : start + self._config.batch]
+                parts = [coded[indices[k]] for k in rows]
+                after = [len(x) + len(border) for x, _ in parts]
+                free = [[*(range(len(x)) if both else ()), *range(n, n + len(y))] for n, (x, y) in zip(after, parts, strict=True)]
+                found = self.refill([x + border + y for x, y in parts], generator, free)
+                for k, ids, n, (x, _) in zip(rows, found, after, parts, strict=True):
+                    prompt = decode(self._tokenizer, ids[: len(x)]).strip() if both else pairs[indices[k]].prompt
+                    children[k] = Record(decode(self._tokenizer, ids[n:]).strip(), prompt)
+            return children
+
+        def accept(index: int, child: Record) -> bool:
+            return all(pair_will_do(child, self._config, old) for old in (pairs[index], spelled[index]))
+
+        return redrawn(draw, accept, len(pairs), seed)
+
+    def write_pairs(self, examples: Sequence[Record], count: int, seed: int) -> list[Record]:
+        """New pairs from the writer; without one, variations of examples drawn with replacement."""
+        if self._writer is not None:
+            return self._writer.write_pairs(examples, count, seed)
+        if not examples:
+            return []
+        generator = torch.Generator().manual_seed(Seeds(seed).integer("examples"))
+        chosen = torch.randint(len(examples), (count,), generator=generator).tolist()
+        return [child for child in self.vary_pairs([examples[i] for i in chosen], seed) if child is not None]
+
+    def refill(
+        self, texts: Sequence[list[int]], generator: torch.Generator, free: Sequence[Sequence[int]] | None = None
+    ) -> list[list[int]]:
+        """Token lists (without special tokens, not empty) after all passes; lengths stay. Random by the generator.
+
+        ``free`` are the positions of every text that may be hidden; None is all of them.
+        """
         ids_BT, mask_BT, start = self._framed(texts)
         lengths = [len(ids) for ids in texts]
+        free = free or [range(length) for length in lengths]
         with frozen(self._model):
             for _ in range(self._config.mask_passes):
-                places = [self._places(length, generator) + start for length in lengths]
+                places = [torch.tensor(part)[self._places(len(part), generator)] + start for part in free]
                 for row, place in enumerate(places):
                     ids_BT[row, place.to(self._device)] = self._tokenizer.mask_token_id
                 for step in range(max(len(place) for place in places)):
@@ -127,8 +174,18 @@ class MaskFill:
     def _encoded(self, text: str) -> list[int]:
         """Tokens of the text without special ones, cut to what the model can read."""
         special = set(self._tokenizer.all_special_ids)
-        most = getattr(self._model.config, "max_position_embeddings", 512) - 4  # room for frame and position offset
-        return [token for token in encode(self._tokenizer, text) if token not in special][:most]
+        return [token for token in encode(self._tokenizer, text) if token not in special][: self._most]
+
+    def _two(self, pair: Record, border: int) -> tuple[list[int], list[int]]:
+        """Tokens of prompt and response, cut so that both fit with the border: the response to half of the room at least."""
+        x, y = self._encoded(pair.prompt or ""), self._encoded(pair.text)
+        y = y[: max(self._most // 2, self._most - border - len(x))]
+        return x[: max(0, self._most - border - len(y))], y
+
+    @property
+    def _most(self) -> int:
+        """Tokens of a text that the model can read, with room for the frame and the offset of positions."""
+        return int(getattr(self._model.config, "max_position_embeddings", 512)) - 4
 
     def _framed(self, texts: Sequence[list[int]]) -> tuple[Tensor, Tensor, int]:
         """Token numbers and attention mask (B, T), padded right, and where the texts start in their frames."""

@@ -7,6 +7,7 @@ A base is loaded once and shared by all sites of the process. Every linear layer
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,8 +61,8 @@ class AdapterConfig(BaseModel):
         rank: R.
         alpha: the update is alpha / R · B A.
         targets: "all-linear", "attention", or names of modules ("q_proj").
-        layers: "all", or the number of last transformer blocks that carry an adapter. Fewer layers mean fewer
-            coordinates under noise and a shorter backward pass.
+        layers: "all", or the number of last transformer blocks that carry an adapter, of the encoder and of the decoder
+            where there are both. Fewer layers mean fewer coordinates under noise and a shorter backward pass.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -213,11 +214,14 @@ def targets(base: Base, config: AdapterConfig) -> Shapes:
 
 
 def _last_blocks(base: Base, count: int) -> set[str]:
-    numbers = {name: [int(part) for part in name.split(".") if part.isdigit()] for name in base.slots}
-    blocks = sorted({n[0] for n in numbers.values() if n})
-    require(0 < count <= len(blocks), ModelError,
-            f"adapter.layers = {count}; expected 'all' or 1 to {len(blocks)}, the blocks of {base.config.name}")
-    return {name for name, n in numbers.items() if n and n[0] in blocks[-count:]}
+    """Layers of the last blocks of every stack: an encoder-decoder has two."""
+    places = {name: (stack, int(number)) for name in base.slots for stack, number in re.findall(r"^(.*?)\.(\d+)\.", name)}
+    stacks: dict[str, list[int]] = {stack: [] for stack, _ in places.values()}
+    for stack, number in sorted(set(places.values())):
+        stacks[stack].append(number)
+    most = max(map(len, stacks.values()), default=0)
+    require(0 < count <= most, ModelError, f"adapter.layers = {count}; expected 'all' or 1 to {most}, the blocks of {base.config.name}")
+    return {name for name, (stack, number) in places.items() if number in stacks[stack][-count:]}
 
 
 @contextmanager

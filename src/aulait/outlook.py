@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from aulait import cut, timing
 from aulait.algorithms.client import factor_bytes
 from aulait.algorithms.evolution import vote_bound
 from aulait.assemble import House
-from aulait.config import Settings, TierConfig
+from aulait.compute import cost
+from aulait.config import Settings
+from aulait.placing import any_demand
 from aulait.privacy.account import Event, epsilon
+from aulait.tiers import TierConfig
 
 MINILM_WIDTH, MINILM_PARAMETERS = 384, 22_700_000
 
@@ -43,57 +48,69 @@ def _embedder(house: House) -> tuple[int, int | None]:
     return house.embedder().width, None
 
 
-def travelled(house: House, name: str) -> tuple[int, int]:
-    """Bytes up and down of one client over all rounds, when everybody takes part in every one."""
-    settings = house.settings
-    proxies = [f"proxy-{k:03d}" for k in range(_server(house)["proxies"])]
-    sites = (*house.roles["local"], *proxies)
-    each = [settings.method.travels(settings.method_config, house.setting, round, name, sites)
-            for round in range(1, settings.train.rounds + 1)]
-    return sum(up for up, _ in each), sum(down for _, down in each)
-
-
 def _tier(house: House, tier: TierConfig, width: int, embedder_parameters: int | None) -> dict[str, Any]:
-    """What one client of a tier does, sends and receives."""
-    settings = house.settings
-    plans = [site.plan for site in house.sites.values() if site.plan.tier == tier.name]
-    placement = plans[0].placement if plans else tier.placement
-    rank, steps, batch = (getattr(plans[0], key) if plans else None for key in ("rank", "steps", "batch"))
-    trains, votes = placement == "local", any(house.sites[n].plan.tier == tier.name for n in house.voters)
+    """What one client of a tier does, sends and receives, and what that takes on its machine."""
+    settings, place = house.settings, house.places[tier.name]
     members = sorted(site.name for site in house.sites.values() if site.plan.tier == tier.name)
-    numbers = factor_bytes(house.setting, members[0], settings.method.TRAITS.trains) // 4 if trains else 0
-    up, down = travelled(house, members[0]) if trains else (0, 0)
+    plan, trains, votes = place.plan, bool(members) and place.plan.placement != "proxy", bool({*members} & {*house.voters})
+    up, down = _trained_bytes(house, members) if trains else (0, 0)
     pool, rounds, voted = settings.synthesis.pool, settings.train.rounds, settings.synthesis.rounds if votes else 0
     first = min(pool, len(house.corpus.public))  # the first vote is on public texts
     candidates = first + (voted - 1) * pool if voted else 0
-    part = settings.federation.rate if settings.federation.sampling == "poisson" else 1.0
-
-    def whole(train_bytes: int, vote_bytes: int) -> int:
-        return round(len(plans) * (part * train_bytes + candidates * vote_bytes))
-
+    part = settings.federation.rate if settings.federation.sampling != "all" else 1.0
+    each = max(1, len(members) * rounds)
     return {
         "name": tier.name,
-        "clients": len(plans),
-        "placement": placement,
-        "why": "set in the experiment file",
-        "rank": rank if trains else None,
-        "steps": steps if trains else None,
-        "batch": batch if trains else None,
-        "trainable": numbers,
-        "train_down_bytes_round": round(down / max(1, rounds)),
-        "train_up_bytes_round": round(up / max(1, rounds)),
+        "clients": len(members),
+        "placement": plan.placement,
+        "machine": tier.machine,
+        "why": place.why,
+        "rank": plan.rank if trains else None,
+        "steps": plan.steps if trains else None,
+        "batch": plan.batch if trains else None,
+        "trainable": _trainable(house, members[0]) if trains else 0,
+        "train_down_bytes_round": round(down / each),
+        "train_up_bytes_round": round(up / each),
         "vote_down_bytes_round": 4 * pool * width if votes else 0,
         "vote_up_bytes_round": 4 * pool if votes else 0,
-        "down_bytes_run": whole(down, 4 * width),
-        "up_bytes_run": whole(up, 4),
-        "flop_round_estimate": _train_flop(house, steps or 0, batch or 0) if trains else 0,
+        "down_bytes_run": round(part * down + len(members) * candidates * 4 * width),
+        "up_bytes_run": round(part * up + len(members) * candidates * 4),
         "flop_vote_estimate": _vote_flop(settings, embedder_parameters) if votes else 0,
+        **_machine(house, tier.name, trains),
     }
 
 
-def _train_flop(house: House, steps: int, batch: int) -> int:
-    """Forward 2 P a token, and 2 P for the gradient that passes back through the frozen chain."""
-    return int(4 * house.base.parameters * steps * batch * house.settings.model.context)
+def _trainable(house: House, name: str) -> int:
+    """Numbers that a client trains on its own machine: of a split one, those before the cut."""
+    setting = house.setting
+    if house.sites[name].plan.placement == "split":
+        front = cut.front(setting.shapes, house.settings.compute.cut)
+        setting = replace(setting, shapes={layer: setting.shapes[layer] for layer in front})
+    return factor_bytes(setting, name, house.settings.method.TRAITS.trains) // 4
+
+
+def _machine(house: House, tier: str, trains: bool) -> dict[str, Any]:
+    """Arithmetic of a round, and seconds, memory and energy on the tier's machine; None where no machine is named."""
+    place = house.places[tier]
+    found = timing.takes(house, tier)
+    named = place.profile is not None
+    return {
+        "flop_round_estimate": round(found.flop) if trains else 0,
+        "compute_s_round": found.compute_s if named else None,
+        "transfer_s_round": found.transfer_s if named else None,
+        "memory_bytes": round(found.memory_bytes) if trains or named else None,
+        "machine_memory_bytes": place.profile.memory_bytes if place.profile else None,
+        "energy_j_round": found.energy_j if named else None,
+    }
+
+
+def _trained_bytes(house: House, members: Sequence[str]) -> tuple[int, int]:
+    """Bytes up and down of all clients of a tier over all rounds, when everybody takes part in every one."""
+    if house.sites[members[0]].plan.placement == "local":  # bytes follow from ranks alone
+        up, down = timing.travelled(house, members[0])
+        return len(members) * up, len(members) * down
+    found = [timing.exchanged(house, members, round) for round in range(1, house.settings.train.rounds + 1)]
+    return sum(up for up, _ in found), sum(down for _, down in found)
 
 
 def _vote_flop(settings: Settings, parameters: int | None) -> int | None:
@@ -103,16 +120,17 @@ def _vote_flop(settings: Settings, parameters: int | None) -> int | None:
 
 def _server(house: House) -> dict[str, Any]:
     """The proxies' training on the server."""
-    synthesis, train = house.settings.synthesis, house.settings.train
-    stands = len(house.roles["proxy"]) if synthesis.proxies != "absent" else 0
-    tier = next((t for t in house.settings.federation.tier if t.placement == "proxy"), None)
-    steps, batch = (tier and tier.steps) or train.steps, (tier and tier.batch) or train.batch
-    count = min(synthesis.proxy_count, stands, synthesis.texts)
+    count, demand = timing.proxy_count(house), any_demand(house)
+    tier = next((t.name for t in house.settings.federation.tier if house.places[t.name].plan.placement == "proxy"), None)
+    plan = house.places[tier].plan if tier else None
+    step = cost.lora_step(demand.anatomy, demand.batch(plan.batch), demand.ranks(house.setting.rank), part=demand.part,
+                          dtype=demand.dtype) if plan and count else None
     return {
         "proxies": count,
-        "stand_for": stands,
-        "texts": synthesis.texts if house.voting else 0,
-        "flop_round_estimate": count * _train_flop(house, steps, batch),
+        "stand_for": len(house.roles["proxy"]) if count else 0,
+        "texts": house.settings.synthesis.texts if house.voting else 0,
+        "flop_round_estimate": round(count * plan.steps * step.flop) if plan and step else 0,
+        "machine": house.settings.compute.server,
     }
 
 

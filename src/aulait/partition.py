@@ -6,13 +6,15 @@ Arrow on this floor: none.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 
 from aulait.errors import DataError
-from aulait.registry import require
+from aulait.registry import nearest, require
+from aulait.seeds import Seeds
 from aulait.types import Record
 
 Kind = Literal["iid", "dirichlet", "quantity"]
@@ -69,3 +71,23 @@ def _share(
     order = iter(dice.permutation(len(records)).tolist())
     for own, count in zip(dealt, counts, strict=True):
         own += [records[index] for index in islice(order, floor + int(count))]
+
+
+def count(unseen: int | Sequence[str]) -> int:
+    """How many clients are unseen, given as a number or by their names."""
+    return unseen if isinstance(unseen, int) else len(unseen)
+
+
+def unseen(clients: Sequence[str], asked: int | Sequence[str], smallest: int, seeds: Seeds) -> list[str]:
+    """The clients that take no part, sorted: those that are named, or so many by their names and the seed.
+
+    Raises:
+        DataError: fewer than ``smallest`` clients would be left, or a name is no client's.
+    """
+    require(not asked or len(clients) - count(asked) >= smallest, DataError, f"data.unseen is {asked} and {len(clients)} "
+            f"clients were found, expected at least {smallest} to be left that take part; lower data.unseen")
+    if isinstance(asked, int):
+        return sorted(sorted(clients, key=lambda name: (seeds.integer("unseen", client=name), name))[:asked])
+    for name in asked:
+        require(name in clients, DataError, f"data.unseen names '{name}', which is no client; {nearest(name, clients)}")
+    return sorted(asked)

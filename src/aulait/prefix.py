@@ -26,14 +26,14 @@ _GROWING = ("dynamic", "longrope")  # rotary angles that change with the length 
 _UNFIT = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
 
 
-class _Skip(nn.Module):
+class Skip(nn.Module):
     """Stands where a block was: passes the hidden states on, or those it was given instead, and keeps what came in."""
 
-    def __init__(self, keeps: bool = False) -> None:
+    def __init__(self, keeps: bool = False, given: Tensor | None = None) -> None:
         super().__init__()
         self.keeps = keeps
         self.held: Tensor | None = None
-        self.given: Tensor | None = None
+        self.given = given
 
     def forward(self, hidden_BTD: Tensor, *_: Any, **__: Any) -> Tensor:
         """The hidden states that leave."""
@@ -113,9 +113,8 @@ class Prefix:
         lengths = _lengths(chosen_BT).tolist()
         rows = [tuple(ids[:length]) for ids, length in zip(ids_BT.tolist(), lengths, strict=True)]
         given_BWD = nn.utils.rnn.pad_sequence(self._recall(depth, rows), batch_first=True)
-        stand = _Skip()
-        stand.given = given_BWD
-        with self._standing([stand, *(_Skip() for _ in range(depth - 1)), *self._layers[depth:]]):
+        stand = Skip(given=given_BWD)
+        with standing(self._decoder, [stand, *(Skip() for _ in range(depth - 1)), *self._layers[depth:]]):
             return self._whole(ids_BT[:, : given_BWD.shape[1]])
 
     def _recall(self, depth: int, rows: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -136,25 +135,27 @@ class Prefix:
 
     def _compute(self, depth: int, rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
         """One pass through the first ``depth`` blocks; the states (length, D) of every sequence."""
-        keeper, width = _Skip(keeps=True), max(map(len, rows))
+        keeper, width = Skip(keeps=True), max(map(len, rows))
         ids_BW = torch.tensor([row + (row[-1],) * (width - len(row)) for row in rows], device=self._device)
         rest = len(self._layers) - depth - 1
         with (
             torch.inference_mode(False), torch.no_grad(),
-            self._standing([*self._layers[:depth], keeper, *(_Skip() for _ in range(rest))]),
+            standing(self._decoder, [*self._layers[:depth], keeper, *(Skip() for _ in range(rest))]),
         ):
             self._whole(ids_BW)
         assert keeper.held is not None
         return {row: keeper.held[i, : len(row)].clone() for i, row in enumerate(rows)}
 
-    @contextmanager
-    def _standing(self, blocks: Sequence[nn.Module]) -> Iterator[None]:
-        """Let other blocks stand in the decoder, each in its place, since a decoder may mask by number; then its own again."""
-        self._decoder.layers = nn.ModuleList(blocks)
-        try:
-            yield
-        finally:
-            self._decoder.layers = self._layers
+
+@contextmanager
+def standing(decoder: Any, blocks: Sequence[nn.Module], name: str = "layers") -> Iterator[None]:
+    """Let other blocks stand in a decoder, each in its place, since a decoder may mask by number; then its own again."""
+    own = getattr(decoder, name)
+    setattr(decoder, name, nn.ModuleList(blocks))
+    try:
+        yield
+    finally:
+        setattr(decoder, name, own)
 
 
 def of(decoder: Any) -> Prefix | None:

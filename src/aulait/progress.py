@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from aulait import memory
+from aulait import memory, timing
 from aulait.algorithms import evolution
 from aulait.algorithms.contract import Ask, State
 from aulait.algorithms.evolution import Text
@@ -63,6 +63,11 @@ class Progress:
         """Add to the totals."""
         for key, amount in amounts.items():
             self.totals[key] = self.totals.get(key, 0.0) + (amount or 0.0)
+
+    def tick(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Add a round of virtual time to the totals; what rounds.jsonl says of it, with the time since the start."""
+        self.add(**timing.amounts(told))
+        return {**told, "total_s": self.totals["clock|total_s"]}
 
     def bind(self, sites: Mapping[str, Site]) -> None:
         """Give every site what it remembers, and save with the run what it will remember from now on."""

@@ -23,7 +23,8 @@ from aulait.errors import ModelError
 from aulait.registry import require
 from aulait.sampling import decode, encode, extend, opening, plain
 from aulait.seeds import Seeds
-from aulait.variation import GenerateConfig, clean, redrawn, will_do
+from aulait.types import Record
+from aulait.variation import GenerateConfig, clean, pair_will_do, redrawn, will_do
 
 Chat = Callable[[list[str], int], list[str]]
 
@@ -36,6 +37,22 @@ WRITE = (
     "the same kind, language, length and format, but another content. Answer with the new text alone.\n"
     "-----\n{texts}\n-----"
 )
+PAIR = "[INPUT]\n{prompt}\n[ANSWER]\n{text}"
+VARY_PAIR = (
+    "Below is an input and the answer that belongs to it. Write one new pair of the same kind, about as long, {turn}. "
+    "Keep the form: a line [INPUT], the new input, a line [ANSWER], the answer that belongs to it, and nothing else.\n\n{pair}"
+)
+VARY_RESPONSE = (
+    "Below is an input and an answer to it. Write another answer to the same input, of the same kind and about as long. "
+    "Write the new answer alone.\n\n{pair}"
+)
+WRITE_PAIR = (
+    "Below are {count} pairs of an input and the answer that belongs to it. Write one new pair that could stand in the same "
+    "collection: the same kind, language and format, but another content. Keep the form: a line [INPUT], the new input, "
+    "a line [ANSWER], the answer that belongs to it, and nothing else.\n\n{pairs}"
+)
+PARTS = re.compile(r"\[INPUT\]\s(.*\S.*)\s\[ANSWER\]\s(.*\S.*)", re.DOTALL)
+MARKS = ("[INPUT]", "[ANSWER]")
 TURNS = (
     "with the same subject in other words",
     "with the same subject but other details",
@@ -92,6 +109,34 @@ class Prompted:
         texts = redrawn(draw, lambda i, text: will_do(text, self._config, known), count, seed)
         return [text for text in texts if text is not None]
 
+    def vary_pairs(self, pairs: Sequence[Record], seed: int) -> list[Record | None]:
+        """One child for every pair. None where four answers did not keep the form, or were the parent itself."""
+        both = self._config.pairs == "both"
+
+        def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
+            turns = _drawn(len(indices), 1, len(TURNS), attempt_seed)
+            form = VARY_PAIR if both else VARY_RESPONSE
+            asked = [form.format(turn=TURNS[t[0]], pair=_shown(pairs[i])) for i, t in zip(indices, turns, strict=True)]
+            answers = self._answers(asked, attempt_seed)
+            return [_parted(answer) if both else Record("" if any(mark in answer for mark in MARKS) else answer, pairs[i].prompt)
+                    for i, answer in zip(indices, answers, strict=True)]
+
+        return redrawn(draw, lambda i, child: pair_will_do(child, self._config, pairs[i]), len(pairs), seed)
+
+    def write_pairs(self, examples: Sequence[Record], count: int, seed: int) -> list[Record]:
+        """New pairs, each asked for with three examples drawn at random."""
+        if not examples:
+            return []
+        known = {(pair.prompt, pair.text) for pair in examples}
+
+        def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
+            rows = _drawn(len(indices), 3, len(examples), attempt_seed)
+            shown = ["\n\n".join(_shown(examples[i]) for i in row) for row in rows]
+            return [_parted(answer) for answer in self._answers([WRITE_PAIR.format(count=3, pairs=s) for s in shown], attempt_seed)]
+
+        made = redrawn(draw, lambda i, p: pair_will_do(p, self._config) and (p.prompt, p.text) not in known, count, seed)
+        return [pair for pair in made if pair is not None]
+
     def _answers(self, prompts: list[str], seed: int) -> list[str]:
         """Answers without dashes, quotation marks or hidden reasoning; "" for one that contains its prompt."""
         answers = self._chat(prompts, seed)
@@ -109,6 +154,20 @@ def _drawn(rows: int, columns: int, limit: int, seed: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(Seeds(seed).integer("prompts"))
     found: list[list[int]] = torch.randint(limit, (rows, columns), generator=generator).tolist()
     return found
+
+
+def _shown(pair: Record) -> str:
+    """A pair between its markers; markers that it spells out itself are removed."""
+    prompt, text = pair.prompt or "", pair.text
+    for mark in MARKS:
+        prompt, text = prompt.replace(mark, ""), text.replace(mark, "")
+    return PAIR.format(prompt=prompt, text=text)
+
+
+def _parted(answer: str) -> Record:
+    """The two parts of an answer; empty ones unless each marker occurs once and in its place."""
+    found = PARTS.fullmatch(answer) if all(answer.count(mark) == 1 for mark in MARKS) else None
+    return Record(found[2].strip(), found[1].strip()) if found else Record("", "")
 
 
 def _bare(answer: str) -> str:

@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 
 from aulait.algorithms import evolution
+from aulait.algorithms.candidates import text_of
 from aulait.algorithms.contract import Ask
 from aulait.algorithms.evolution import Text
 from aulait.assemble import House
 from aulait.privacy import clip
-from aulait.types import Order, Plan, Record, Reply, Site, Tensors
+from aulait.types import Order, Plan, Reply, Site, Tensors
 
 REFERENCES = 8
 
@@ -31,15 +32,21 @@ def proxies(house: House, texts: Sequence[Sequence[Text]]) -> tuple[dict[str, Si
         shards = [*public_shards(house, REFERENCES, REFERENCES * house.settings.data.records_per_client)]
         names = [f"reference-{k:03d}" for k in range(len(shards))]
         weights = {name: 0.0 for name in names}
-    sites = {n: Site(n, plan, tuple(Record(t.text) for t in shard)) for n, shard in zip(names, shards, strict=True) if shard}
+    sites = {n: Site(n, plan, tuple(t.record for t in shard)) for n, shard in zip(names, shards, strict=True) if shard}
     return sites, {n: weights[n] for n in sites}
 
 
+def server(house: House) -> dict[str, Site]:
+    """The site at the server that trains the back of a model cut in two, where the method has one."""
+    name = getattr(house.settings.method, "SERVER", None)
+    return {name: Site(name, Plan("server", "local", house.setting.rank, 1, 1), ())} if name else {}
+
+
 def public_shards(house: House, count: int, texts: int) -> list[list[Text]]:
-    """Public texts dealt like synthetic ones."""
+    """Public texts, or pairs, dealt like synthetic ones."""
     public = house.corpus.public
     order = torch.randperm(len(public), generator=house.seeds.generator("public-shards"))[:texts].tolist()
-    return evolution.shards([Text(public[i], 0) for i in order], count, house.seeds)
+    return evolution.shards([text_of(public[i], 0) for i in order], count, house.seeds)
 
 
 def noisy(ask: Ask, house: House) -> Ask:

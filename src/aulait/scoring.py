@@ -48,7 +48,7 @@ def personal(house: House, state: State, final: bool) -> dict[str, Adapter]:
     settings = house.settings
     if not settings.method.TRAITS.personal:
         return {}
-    sites = [house.sites[name] for name in house.roles["local"]]
+    sites = [house.sites[name] for name in house.trainers]
     made: dict[str, Adapter] = settings.method.personal(settings.method_config, house.setting, state, sites, house.learner, final)
     return made
 
@@ -67,7 +67,8 @@ def _unseen(house: House, worn: Worn) -> dict[str, Any]:
 
 
 def _measured(house: House, worn: Worn, records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-    return evaluate(house.learner, worn, records, house.settings.evaluate, _choices(house)).as_dict()
+    measured = {name: records[name] for name in sorted(records)[: house.settings.evaluate.clients]}
+    return evaluate(house.learner, worn, measured, house.settings.evaluate, _choices(house)).as_dict()
 
 
 def _choices(house: House) -> tuple[str, ...]:

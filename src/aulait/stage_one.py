@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
+from aulait import timing
 from aulait.algorithms import evolution
 from aulait.assemble import House
 from aulait.cohort import Cohort
@@ -37,7 +37,7 @@ def synthesise(house: House, folder: RunFolder, books: Books, progress: Progress
                 kept[key] = {"texts": progress.texts, "lines": folder.lines(), "ledger": list(books.ledger.lines),
                          "totals": dict(progress.totals), "synthesis": progress.synthesis}
         folder.write_lines("synthetic.jsonl", [
-            {**asdict(text), "client": f"proxy-{k:03d}"} for k, shard in enumerate(progress.texts) for text in shard])
+            {**text.as_dict(), "client": f"proxy-{k:03d}"} for k, shard in enumerate(progress.texts) for text in shard])
     elif house.roles["proxy"] and config.proxies == "public":
         count = min(config.proxy_count, len(house.roles["proxy"]))
         progress.texts = public_shards(house, count, config.texts)
@@ -51,7 +51,9 @@ def _stage_one_key(house: House) -> str:
     s = house.settings
     privacy = s.privacy.model_dump(include={"off", "epsilon", "noise_multiplier", "delta", "relation", "noise_seed", "vote_fraction"})
     synthesis = s.synthesis.model_dump(exclude={"proxies"})
-    parts = [s.run.seed, s.model.model_dump(), s.data.model_dump(), list(house.roles["proxy"]), house.noise.votes, privacy, synthesis]
+    machines = [[t.name, t.machine, t.link, t.availability, t.dropout, t.spread] for t in s.federation.tier if t.machine]
+    parts = [s.run.seed, s.model.model_dump(), s.data.model_dump(), list(house.roles["proxy"]), house.noise.votes, privacy, synthesis,
+             [machines, s.compute.model_dump(), {n: site.plan.tier for n, site in house.sites.items()}] if machines else None]
     return "stage-one|" + json.dumps(parts, default=str)
 
 
@@ -72,20 +74,26 @@ def _evolve(house: House, folder: RunFolder, books: Books, progress: Progress, c
     embedder, variation = house.embedder(), house.variation()
     ask = connect(house.sites, house.settings.method, house.setting, house.learner, embedder)
     state = progress.synthesis or evolution.init(config, house.corpus.public, seeds)
-    role = "proxy+local" if config.voters == "all" and house.roles["local"] else "proxy"
+    role = "proxy+local" if config.voters == "all" and house.trainers else "proxy"
     bound = evolution.vote_bound(house.settings.data.records_per_client)
     for round in range(state.round + 1, config.rounds + 1):
         watch("synthesis", round - 1, config.rounds, "voting" if house.voters else "breeding")
         started = time.perf_counter()
-        cohort = Cohort(round=round, local=house.voters, proxies={}, planned=len(house.voters),
-                        noise_multiplier=house.noise.votes, role=role)
+        clock = timing.clock(house, "synthesis", round)
+        there = clock.present(house.voters, "synthesis", round) if clock else house.voters
+        cohort = Cohort(round=round, local=there, proxies={}, planned=len(house.voters), noise_multiplier=house.noise.votes, role=role)
+        texts = config.pool + (config.texts if round == config.rounds else 0)
+        outcome = clock.round(house.voters, "synthesis", round, server_s=timing.breeding_s(house, texts)) if clock else None
+        heard = timing.punctual(ask, outcome.silent) if outcome else ask
         try:
-            state, info = evolution.step(config, state, cohort, ask, books.synthesis, embedder, variation, seeds, bound)
+            state, info = evolution.step(config, state, cohort, heard, books.synthesis, embedder, variation, seeds, bound)
         except BudgetSpent as spent:
             progress.stopped = str(spent)
             break
         spent_s = time.perf_counter() - started
         line = {"stage": "synthesis", "round": round, "wall_s": spent_s, **info, "epsilon": epsilons(house, books.accountant)}
+        if clock and outcome:
+            line["clock"] = progress.tick(clock.told(outcome))
         folder.append(line)
         progress.synthesis = state
         progress.add(synthesis_up_bytes=info.get("up_bytes"), synthesis_down_bytes=info.get("down_bytes"), client_s=info.get("client_s"))

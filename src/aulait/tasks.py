@@ -25,6 +25,7 @@ from aulait.sampling import Sampling, decode, extend
 from aulait.types import Record
 
 MOST_CHOICES = 1_000
+ROUGES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}  # our names and those of the library
 PASS_TOKENS = 1_024  # of a packed pass: its attention mask has the square of this many entries
 _PROBE = tuple(Record("", prompt) for prompt in ("a b", "c")), ("a", "a b", "b a")
 
@@ -35,8 +36,8 @@ class TaskConfig(BaseModel):
     """The task metric of ``[evaluate]``.
 
     Attributes:
-        task: "none"; "rank": the response is one of few, accuracy of the most probable one; "rouge": ROUGE-L F1 and
-            exact match of a greedy text; "exact": exact match of a greedy text, without regard to case and blanks.
+        task: "none"; "rank": the response is one of few, accuracy of the most probable one; "rouge": ROUGE-1, ROUGE-2
+            and ROUGE-L F1 and exact match of a greedy text; "exact": exact match of a greedy text, without regard to case and blanks.
         task_records: held-out records measured in all, taken from the clients in turn. None: all.
         rank_by: "mean" log-probability a token of a choice or its "sum"; both count the end of sequence. The sum is the
             probability of the choice, which favours short ones in a model that was not trained for the task.
@@ -59,7 +60,7 @@ def fair(holdout: Mapping[str, Sequence[Record]], most: int | None) -> list[tupl
 def measure(
     base: Base, records: Sequence[Record], config: TaskConfig, choices: Sequence[str] = (), rows: int = 32
 ) -> list[dict[str, float]]:
-    """The scores of every record, 0 to 1, by name: "accuracy", or "exact_match" and perhaps "rouge_l".
+    """The scores of every record, 0 to 1, by name: "accuracy", or "exact_match" and perhaps the three of ``rouge``.
 
     Args:
         base: with the adapter it wears.
@@ -81,7 +82,7 @@ def measure(
     exact = [{"exact_match": float(normal(wanted) == normal(text))} for wanted, text in pairs]
     if config.task == "exact":
         return exact
-    return [{"rouge_l": score, **other} for score, other in zip(rouge_l(pairs), exact, strict=True)]
+    return [{**score, **other} for score, other in zip(rouge(pairs), exact, strict=True)]
 
 
 def normal(text: str) -> str:
@@ -89,12 +90,15 @@ def normal(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def rouge_l(pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """ROUGE-L F1 of (reference, text), words stemmed, as Super-NaturalInstructions (Wang et al., EMNLP 2022) scores."""
+def rouge(pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
+    """F1 by name of (reference, text), words stemmed: ROUGE-1 and -2 (single words and pairs of words in common) and ROUGE-L
+    (the longest common sequence, as Super-NaturalInstructions, Wang et al., EMNLP 2022, scores).
+    """
     from rouge_score import rouge_scorer  # loads a stemmer, which the other metrics can do without
 
-    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
-    return [float(scorer.score(wanted, text)["rougeL"].fmeasure) for wanted, text in pairs]
+    scorer = rouge_scorer.RougeScorer(list(ROUGES.values()), use_stemmer=True)
+    found = [scorer.score(wanted, text) for wanted, text in pairs]
+    return [{name: float(score[kind].fmeasure) for name, kind in ROUGES.items()} for score in found]
 
 
 @torch.no_grad()
@@ -134,12 +138,18 @@ def rank(base: Base, records: Sequence[Record], choices: Sequence[str], by: Lite
 
 
 def whole(base: Base, encode: Encoder, records: Sequence[Record], choices: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Log-probability in nats and number of tokens of every choice after every prompt, both (X, C): a sequence for each."""
+    """Log-probability in nats and number of tokens of every choice after every prompt, both (X, C): a sequence for each.
+
+    An encoder reads a prompt once for 32 choices.
+    """
     sums, tokens = [], []
     for record in records:
         for i in range(0, len(choices), 32):
             some = [Record(choice, record.prompt) for choice in choices[i : i + 32]]
-            out, target, row = (t.cpu() for t in scored(base, collate(base, encode, some)))
+            coded, told = collate(base, encode, some), None
+            if coded.source is not None and coded.mask is not None:
+                told = base.model.get_encoder()(input_ids=coded.source[:1], attention_mask=coded.mask[:1])[0].expand(len(some), -1, -1)
+            out, target, row = (t.cpu() for t in scored(base, coded, told))
             each = -torch.nn.functional.cross_entropy(out, target, reduction="none").double()
             sums.append(each.new_zeros(len(some)).index_add(0, row, each))
             tokens.append(torch.bincount(row, minlength=len(some)).double())

@@ -102,12 +102,18 @@ class Trained:
         loss: mean over steps of the training loss, nats a token. Sensitive.
         tokens: tokens read, padding not counted.
         updates: norm of the step's gradient before clipping, mean over steps. Sensitive.
+        up_bytes: that the site sent during the steps, where the model is cut (``split``); else 0.
+        down_bytes: that it received during the steps; else 0.
+        front: where the model is cut, the layers whose factors the site has; the others never cross its wall.
     """
 
     adapter: Adapter
     loss: float
     tokens: int
     updates: float
+    up_bytes: int = 0
+    down_bytes: int = 0
+    front: frozenset[str] = frozenset()
 
 
 Advance = Callable[[int], None]
@@ -189,7 +195,9 @@ class Learner:
                 loss_K, tokens_K = self.losses(rows, stack, clients)
                 objective = loss_K.sum() if first.penalty is None else loss_K.sum() + stack.penalty(first.penalty)
                 objective.backward()  # type: ignore[no-untyped-call]
-                norms += _clip_each(stack.leaves, self.config.max_grad_norm, clients)
+                norm_K = squares(stack.leaves, clients).sqrt()
+                shorten(stack.leaves, norm_K, self.config.max_grad_norm)
+                norms += norm_K.cpu()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 losses += loss_K.detach().cpu()
@@ -211,19 +219,23 @@ class Learner:
 
 
 @torch.no_grad()
-def _clip_each(leaves: Sequence[Tensor], bound: float, clients: int) -> Tensor:
-    """Scale every site's gradient to norm <= bound (0 means no bound); return the norms (K,) before that."""
-    square = torch.zeros(clients, device=leaves[0].device)
+def squares(leaves: Sequence[Tensor], clients: int) -> Tensor:
+    """The squared norm of every site's gradient (K,)."""
+    square_K = torch.zeros(clients, device=leaves[0].device if leaves else None)
     for leaf in leaves:
         assert leaf.grad is not None
-        square += leaf.grad.reshape(clients, -1).square().sum(1)
-    norms = square.sqrt()
+        square_K += leaf.grad.reshape(clients, -1).square().sum(1)
+    return square_K
+
+
+@torch.no_grad()
+def shorten(leaves: Sequence[Tensor], norm_K: Tensor, bound: float) -> None:
+    """Scale the gradient of every site, whose norm is given, to norm <= bound; 0 means no bound."""
     if bound > 0:
-        scale = (bound / norms.clamp(min=1e-12)).clamp(max=1.0)
+        scale_K = (bound / norm_K.clamp(min=1e-12)).clamp(max=1.0)
         for leaf in leaves:
             assert leaf.grad is not None
-            leaf.grad.mul_(scale.view(-1, 1, 1))
-    return norms.cpu()
+            leaf.grad.mul_(scale_K.view(-1, 1, 1))
 
 
 def optimizer_of(leaves: Sequence[Tensor], config: TrainConfig, lr: float) -> torch.optim.Optimizer:

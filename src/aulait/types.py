@@ -59,12 +59,37 @@ class Record:
 
 @dataclass(frozen=True)
 class Profile:
-    """A machine as the planner sees it. None means not known."""
+    """A machine as the planner sees it; measured, or a preset. None means not known.
 
-    flop_per_s: float | None = None
+    Attributes:
+        name: of the machine or of its preset.
+        device: "cpu", "cuda" or "mps".
+        flop_per_s: precision ("float32", "bfloat16", "float16") -> FLOP/s that a large matrix product sustains.
+        peak_flop_per_s: precision -> FLOP/s of the data sheet, the denominator of MFU; empty where unknown.
+        memory_bytes: that a run may fill.
+        memory_bytes_per_s: bandwidth of that memory.
+        operation_s: seconds to start one operation, whatever its size.
+        up_bytes_per_s: of the link to the server.
+        down_bytes_per_s: of the link from the server.
+        latency_s: one way, of that link.
+        power_w: drawn under load.
+        idle_w: drawn while waiting.
+        source: where the numbers come from.
+    """
+
+    name: str = ""
+    device: str = "cpu"
+    flop_per_s: Mapping[str, float] = field(default_factory=dict)
+    peak_flop_per_s: Mapping[str, float] = field(default_factory=dict)
     memory_bytes: int | None = None
+    memory_bytes_per_s: float | None = None
+    operation_s: float = 0.0
     up_bytes_per_s: float | None = None
     down_bytes_per_s: float | None = None
+    latency_s: float = 0.0
+    power_w: float | None = None
+    idle_w: float | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)

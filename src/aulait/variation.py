@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Sequence
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aulait.sampling import Sampling
 from aulait.seeds import Seeds
+from aulait.types import Record
 
+Made = TypeVar("Made")
 REDRAWS = 3  # further tries for a text that came out empty or too short
 SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*(?=\s|$)|\n")
 
@@ -24,12 +26,16 @@ class GenerateConfig(BaseModel):
         temperature: 0 is greedy; 1 samples what the model believes.
         top_p: the smallest set of tokens with at least this probability is kept; 1 keeps all.
         top_k: the most likely tokens that are kept; 0 keeps all.
-        max_tokens: tokens of a new text, the part kept of its parent included, so that texts do not grow by rounds.
+        max_tokens: tokens of a new text, the part kept of its parent included, so that texts do not grow by rounds. Of a
+            pair each part has as many, but for "prompt", where it is the whole answer of the model.
+        pairs: what changes in the child of a prompt and its response: "both" (a new prompt from a part of the old one, and
+            the response that belongs to it, written after the parent as an example), or the "response" alone, so that
+            every prompt stays a public one. With "mask" parts of both, or of the response.
         keep: smallest and largest share of the parent's tokens kept as prefix.
         mask_fraction: share of the tokens refilled in one pass.
         mask_passes: passes for one child.
         batch: sequences in a forward pass.
-        min_words: shorter texts are failures.
+        min_words: shorter texts are failures; of a pair it is asked of the prompt, a response may be one word.
         filler: Hugging Face id or path of a masked model, for "mask".
         url: address of a server that speaks the OpenAI protocol ("http://localhost:8000/v1"), for "prompt".
         model: name of the model at that server; None takes the first one it lists.
@@ -42,6 +48,7 @@ class GenerateConfig(BaseModel):
     top_p: float = Field(0.95, gt=0, le=1)
     top_k: int = Field(50, ge=0)
     max_tokens: int = Field(64, ge=1)
+    pairs: Literal["both", "response"] = "both"
     keep: tuple[float, float] = (0.2, 0.7)
     mask_fraction: float = Field(0.3, gt=0, le=1)
     mask_passes: int = Field(2, ge=1)
@@ -76,6 +83,14 @@ class Variation(Protocol):
         """New texts in the manner of the examples: ``count`` of them, fewer only where even the redraws failed."""
         ...
 
+    def vary_pairs(self, pairs: Sequence[Record], seed: int) -> list[Record | None]:
+        """One child for every prompt and response, in order; None where a part of it failed, never the parent."""
+        ...
+
+    def write_pairs(self, examples: Sequence[Record], count: int, seed: int) -> list[Record]:
+        """New pairs in the manner of the examples: ``count`` of them, fewer where a part failed."""
+        ...
+
 
 def clean(text: str, ended: bool, start: int = 0) -> str:
     """A text without outer white space and, if it was cut by the token limit, without its last partial sentence.
@@ -94,12 +109,12 @@ def clean(text: str, ended: bool, start: int = 0) -> str:
 
 
 def redrawn(
-    draw: Callable[[list[int], int, int], Sequence[str]],
-    accept: Callable[[int, str], bool],
+    draw: Callable[[list[int], int, int], Sequence[Made]],
+    accept: Callable[[int, Made], bool],
     count: int,
     seed: int,
-) -> list[str | None]:
-    """``count`` texts; those not accepted are drawn again, up to ``REDRAWS`` times, then None.
+) -> list[Made | None]:
+    """``count`` texts or pairs; those not accepted are drawn again, up to ``REDRAWS`` times, then None.
 
     Args:
         draw: (indices still wanted, seed, attempt from 0) -> one text for each index.
@@ -107,7 +122,7 @@ def redrawn(
         count: texts wanted.
         seed: every attempt gets its own seed from it.
     """
-    texts: list[str | None] = [None] * count
+    texts: list[Made | None] = [None] * count
     missing = list(range(count))
     for attempt in range(1 + REDRAWS):
         if not missing:
@@ -120,8 +135,12 @@ def redrawn(
     return texts
 
 
-
-
 def will_do(text: str, config: GenerateConfig, known: Container[str]) -> bool:
     """Whether a text has enough words and is not one of the texts it was made from, word for word."""
     return len(text.split()) >= config.min_words and text not in known
+
+
+def pair_will_do(pair: Record, config: GenerateConfig, parent: Record | None = None) -> bool:
+    """Whether a pair has a response, a prompt with enough words (or its parent's), and is not its parent word for word."""
+    own, old = (pair.prompt or "", pair.text), (parent.prompt or "", parent.text) if parent else ("", "")
+    return bool(own[1].split()) and (len(own[0].split()) >= config.min_words or own[0] == old[0]) and own != old

@@ -288,3 +288,43 @@ def refuse(folder: Path, refused: dict[int, list[str]]) -> None:
             told = refused.get(line["round"], [])
             line |= {"refused": len(told), "refused_clients": told}
     _write(folder / "rounds.jsonl", lines)
+
+
+MACHINES = {"gpu": "rtx4090", "laptop": "laptop"}
+
+
+def virtual(
+    folder: Path, *, seed: int = 0, slow: float = 1.0, deadline_s: float | None = None, link_s: float = 2.0, server_s: float = 0.0
+) -> Path:
+    """Puts virtual time into a written run, by the clock that real runs have.
+
+    All clients vote in synthesis and train: 10 of tier "gpu" (4 s of arithmetic a round), 40 of tier "laptop" (20 s, times ``slow``;
+    one in ten is away and one in twenty is lost). Both have ``link_s`` of transfer.
+    """
+    from aulait.compute.clock import Clock, Stint
+    from aulait.seeds import Seeds
+
+    stints = {f"gpu-{i}": Stint("gpu", 4.0, link_s, 1200.0, 20.0, 1.0) for i in range(10)}
+    laptop = Stint("laptop", 20.0 * slow, link_s, 560.0, 5.0, 3.0, availability=0.9, dropout=0.05, spread=0.3)
+    stints |= {f"laptop-{i}": laptop for i in range(40)}
+    clock = Clock(stints, Seeds(seed), deadline_s)
+    whole: dict[str, Any] = {"total_s": 0.0, "energy_j": 0.0, "tiers": {}}
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        told = clock.told(clock.round(list(stints), line["stage"], line["round"], server_s=server_s if line["stage"] == "synthesis" else 0.0))
+        whole["total_s"] += told["round_s"]
+        whole["energy_j"] += told["energy_j"]
+        for name, own in told["tiers"].items():
+            sums = whole["tiers"].setdefault(name, dict.fromkeys(own, 0.0))
+            whole["tiers"][name] = {key: sums[key] + value for key, value in own.items()}
+        line["clock"] = {**told, "total_s": whole["total_s"]}
+    _write(folder / "rounds.jsonl", lines)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    busy, idle = (sum(own[key] for own in whole["tiers"].values()) for key in ("busy_s", "idle_s"))
+    result["clock"] = {**whole, "idle_share": idle / (busy + idle)}
+    result["tiers"] = [{**tier, "machine": MACHINES.get(tier["name"], "phone")} for tier in result["tiers"]]
+    _write(folder / "result.json", [result])
+    if deadline_s is not None:
+        with (folder / "config.toml").open("a", encoding="utf-8") as file:
+            file.write(f"\n[compute]\ndeadline_s = {deadline_s}\n")
+    return folder

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from aulait import config, presets
-from aulait.assemble import _sizes
+from aulait.tiers import sizes as _sizes
 from aulait.errors import ConfigError
 
 NAMES = ["uniform", "heavy-tail-light", "heavy-tail-strong", "normal"]

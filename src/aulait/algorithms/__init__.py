@@ -14,8 +14,9 @@ from aulait.algorithms import (
     lorafair,
     rolora,
     safedlora,
+    splitlora,
 )
 from aulait.registry import register
 
-for _method in (alone, dplora, fdlora, fedex, fedit, fedsa, ffa, flexlora, flora, hetlora, lorafair, rolora, safedlora):
+for _method in (alone, dplora, fdlora, fedex, fedit, fedsa, ffa, flexlora, flora, hetlora, lorafair, rolora, safedlora, splitlora):
     register("algorithm", _method.__name__.rpartition(".")[2])(_method)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from aulait.variation import GenerateConfig
+from aulait.types import Record
+from aulait.variation import GenerateConfig, Variation
 
 
 class SynthesisConfig(BaseModel):
@@ -19,7 +20,8 @@ class SynthesisConfig(BaseModel):
         candidates: parents kept after a vote.
         variations: children of a parent; J = candidates · (1 + variations) stand for election.
         embedder: "minilm" (built in) or any sentence-transformers name or path.
-        generator: "base", a Hugging Face id or path, or the URL of a server that speaks the OpenAI protocol.
+        generator: "base", "brew" (built in), a Hugging Face id or path, or the URL of a server that speaks the OpenAI
+            protocol. A sequence-to-sequence base cannot continue texts: name a causal model.
         texts: size of the final synthetic set.
         selection: "rank", "sample" (needs no good threshold to keep minorities), "geometry", or "random" (no votes are
             taken at all: the control arm).
@@ -69,19 +71,60 @@ class SynthesisConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Text:
-    """A synthetic text.
+    """A synthetic text, or a pair of a prompt and the response to it.
 
     Attributes:
-        text: itself.
+        text: itself; of a pair the response.
         round: the round it was written for; 0 for public texts.
-        parent: the text it was bred from; None for public texts.
+        parent: the text it was bred from, in full; None for public texts.
         votes: released votes it got.
+        prompt: what the text responds to; None for plain text.
     """
 
     text: str
     round: int
     parent: str | None = None
     votes: float = 0.0
+    prompt: str | None = None
+
+    @property
+    def record(self) -> Record:
+        """As a proxy learns it."""
+        return Record(self.text, self.prompt)
+
+    @property
+    def full(self) -> str:
+        """Prompt and text together, as embedded and as shown."""
+        return self.record.full
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, for JSON; no prompt where there is none."""
+        return {key: value for key, value in asdict(self).items() if key != "prompt" or value is not None}
+
+
+def text_of(source: str | Record, round: int, parent: str | None = None) -> Text:
+    """A text or a pair as a candidate."""
+    return Text(source, round, parent) if isinstance(source, str) else Text(source.text, round, parent, prompt=source.prompt)
+
+
+def children(variation: Variation, parents: Sequence[Text], round: int, seed: int) -> list[Text | None]:
+    """One child for every parent, in order; None where it failed. The child of a pair is a pair."""
+    made: Sequence[str | Record | None]
+    if any(parent.prompt is not None for parent in parents):
+        made = variation.vary_pairs([parent.record for parent in parents], seed)
+    else:
+        made = variation.vary([parent.text for parent in parents], seed)
+    return [text_of(child, round, parent.full) if child else None for child, parent in zip(made, parents, strict=True)]
+
+
+def written(variation: Variation, examples: Sequence[Text], count: int, round: int, seed: int) -> list[Text]:
+    """New texts, or pairs, in the manner of the examples; fewer than ``count`` where some failed."""
+    made: Sequence[str | Record]
+    if any(example.prompt is not None for example in examples):
+        made = variation.write_pairs([example.record for example in examples], count, seed)
+    else:
+        made = variation.write([example.text for example in examples], count, seed)
+    return [text_of(text, round) for text in made]
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ same reply: asked again for a round, it starts from where it stood before that r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from aulait import lora
 from aulait.algorithms.contract import Setting
 from aulait.train import Learner, Trained, Work
-from aulait.types import Adapter, Order, Reply, Site, Tensors
+from aulait.types import Adapter, Order, Reply, Site, Tensors, nbytes
 
 Start = Callable[[Order, Site], Adapter]
 
@@ -37,12 +38,15 @@ def train(
         fields: dict[str, Any] = {"records": site.train, "steps": site.plan.steps} | own
         works.append(Work(start=start(order, site), part=part, batch=site.plan.batch, lr=order.settings["lr"],
                           seed=setting.seeds.integer("batches", order.round, site.name), **fields))
-    return [(work.start, done) for work, done in zip(works, learner.train(works), strict=True)]
+    return [(work.start, _received(order, done)) for order, work, done in zip(orders, works, learner.train(works), strict=True)]
 
 
 def reply(site: Site, share: Tensors, done: Trained) -> Reply:
-    """A share with its diagnostics."""
-    return Reply(site.name, share, float(len(site.train)), {"train_loss": done.loss, "train_tokens": float(done.tokens)})
+    """A share with its diagnostics; of a split client also the bytes that crossed its wall, the back's factors not among them."""
+    info = {"train_loss": done.loss, "train_tokens": float(done.tokens)}
+    if done.up_bytes:
+        info |= {"wire_up_bytes": float(done.up_bytes + _front_bytes(share, done)), "wire_down_bytes": float(done.down_bytes)}
+    return Reply(site.name, share, float(len(site.train)), info)
 
 
 def changes(sites: Sequence[Site], done: Sequence[tuple[Adapter, Trained]], part: str) -> list[Reply]:
@@ -51,6 +55,17 @@ def changes(sites: Sequence[Site], done: Sequence[tuple[Adapter, Trained]], part
         reply(site, lora.subtract(lora.to_tensors(after.adapter, part), lora.to_tensors(before, part)), after)
         for site, (before, after) in zip(sites, done, strict=True)
     ]
+
+
+def _received(order: Order, done: Trained) -> Trained:
+    """With the bytes of the order among those received, where the site is split."""
+    return replace(done, down_bytes=done.down_bytes + _front_bytes(order.tensors, done)) if done.up_bytes else done
+
+
+def _front_bytes(tensors: Tensors, done: Trained) -> int:
+    """Bytes of the tensors of layers that a split site has; names are "layer.A", "layer.B", with or without "kind/" before."""
+    names = {name: name.rpartition("/")[2] for name in tensors}
+    return nbytes({n: tensors[n] for n, own in names.items() if own in done.front or own[:-2] in done.front})
 
 
 def recall(site: Site, round: int) -> Tensors:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,19 +25,20 @@ from aulait.algorithms import selection
 from aulait.algorithms.candidates import State as State
 from aulait.algorithms.candidates import SynthesisConfig as SynthesisConfig
 from aulait.algorithms.candidates import Text as Text
+from aulait.algorithms.candidates import children, text_of, written
 from aulait.algorithms.contract import Ask
 from aulait.cohort import Cohort
 from aulait.embed import Embedder, votes
 from aulait.privacy.door import Door
 from aulait.seeds import Seeds
-from aulait.types import Info, Order, Reply, Site, nbytes
+from aulait.types import Info, Order, Record, Reply, Site, nbytes
 from aulait.variation import Variation
 
 
-def init(config: SynthesisConfig, public: Sequence[str], seeds: Seeds) -> State:
-    """The first candidates are J public texts."""
+def init(config: SynthesisConfig, public: Sequence[str | Record], seeds: Seeds) -> State:
+    """The first candidates are J public texts, or public pairs; all that follow are of the same kind."""
     order = torch.randperm(len(public), generator=seeds.generator("public-start")).tolist()
-    return State(0, tuple(Text(public[i], 0) for i in order[: config.pool]))
+    return State(0, tuple(text_of(public[i], 0) for i in order[: config.pool]))
 
 
 def step(
@@ -76,10 +77,10 @@ def step(
     kept = _select(config, votes_J, embeddings_JD, std, seeds.generator("select", cohort.round))
     parents = [replace(state.pool[j], votes=float(votes_J[j])) for j in kept]
     pool = _breed(config, parents, cohort.round, variation, seeds)
-    unique = list({text.text: text for text in parents}.values())
+    unique = list({text.full: text for text in parents}.values())
     told = {"candidates": len(state.pool), "kept": len(unique), "noise_std": std, "histogram": votes_J.tolist(),
-            "winners": [asdict(text) for text in sorted(unique, key=lambda t: -t.votes)[:8]],
-            "samples": [text.text for text in unique[:5]]}
+            "winners": [text.as_dict() for text in sorted(unique, key=lambda t: -t.votes)[:8]],
+            "samples": [text.full for text in unique[:5]]}
     return State(cohort.round, tuple(pool), (*state.winners, *unique)), info | told
 
 
@@ -94,7 +95,8 @@ def answer(orders: Sequence[Order], sites: Sequence[Site], embedder: Embedder) -
 
 
 def expand(
-    config: SynthesisConfig, state: State, variation: Variation, seeds: Seeds, public: Sequence[str] = (), embedder: Embedder | None = None
+    config: SynthesisConfig, state: State, variation: Variation, seeds: Seeds, public: Sequence[str | Record] = (),
+    embedder: Embedder | None = None,
 ) -> list[Text]:
     """The final set: ``config.texts`` texts from the winners of all rounds, more from those with more votes.
 
@@ -109,14 +111,13 @@ def expand(
     weight = torch.tensor([max(text.votes, 0.0) for text in state.winners], dtype=torch.float64) + 1e-9
     if config.expansion == "nearest":
         assert embedder is not None
-        some = list(public[: config.public_texts])
-        closeness_WP = embedder.embed([text.text for text in state.winners]) @ embedder.embed(some).T
-        pairs = selection.nearest_public(weight, closeness_WP, config.texts)
-        return [Text(some[p], state.round + 1, state.winners[w].text) for w, p in pairs]
+        some = [text_of(source, 0) for source in public[: config.public_texts]]
+        closeness_WP = embedder.embed([text.full for text in state.winners]) @ embedder.embed([text.full for text in some]).T
+        near = selection.nearest_public(weight, closeness_WP, config.texts)
+        return [replace(some[p], round=state.round + 1, parent=state.winners[w].full) for w, p in near]
     if config.expansion == "write":
         order = torch.multinomial(weight, len(weight), replacement=False, generator=seeds.generator("expand")).tolist()
-        written = variation.write([state.winners[i].text for i in order], config.texts, seeds.integer("expand-write"))
-        return [Text(text, state.round + 1, None) for text in written]
+        return written(variation, [state.winners[i] for i in order], config.texts, state.round + 1, seeds.integer("expand-write"))
     texts: list[Text] = []
     for attempt in range(6):
         missing = config.texts - len(texts)
@@ -126,23 +127,22 @@ def expand(
         chosen = [state.winners[i] for i in drawn]
         if config.expansion == "keep":
             return chosen
-        children = variation.vary([text.text for text in chosen], seeds.integer("expand-vary", attempt))
-        texts += [Text(child, state.round + 1, parent.text) for child, parent in zip(children, chosen, strict=True) if child]
+        texts += [child for child in children(variation, chosen, state.round + 1, seeds.integer("expand-vary", attempt)) if child]
     return texts
 
 
 def _embed(config: SynthesisConfig, state: State, embedder: Embedder, variation: Variation, seeds: Seeds) -> Tensor:
     """Embeddings (J, D) of the candidates, or of what they are likely to become."""
-    texts = [text.text for text in state.pool]
+    texts = [text.full for text in state.pool]
     if config.lookahead == 0:
         return embedder.embed(texts)
     total_JD, count_J1 = torch.zeros(len(texts), embedder.width), torch.zeros(len(texts), 1)
     for k in range(config.lookahead):
-        children = variation.vary(texts, seeds.integer("lookahead", state.round, str(k)))
-        alive = [j for j, child in enumerate(children) if child]
+        ahead = children(variation, state.pool, state.round, seeds.integer("lookahead", state.round, str(k)))
+        alive = {j: child.full for j, child in enumerate(ahead) if child}
         if alive:
-            total_JD[alive] += embedder.embed([children[j] or "" for j in alive])
-            count_J1[alive] += 1
+            total_JD[list(alive)] += embedder.embed(list(alive.values()))
+            count_J1[list(alive)] += 1
     own_JD = embedder.embed(texts)
     return torch.where(count_J1 > 0, total_JD / count_J1.clamp(min=1), own_JD)
 
@@ -162,9 +162,8 @@ def _select(config: SynthesisConfig, votes_J: Tensor, embeddings_JD: Tensor, std
 def _breed(config: SynthesisConfig, parents: Sequence[Text], round: int, variation: Variation, seeds: Seeds) -> list[Text]:
     """Parents and their children; fewer than J when children failed."""
     repeated = [parent for parent in parents for _ in range(config.variations)]
-    children = variation.vary([parent.text for parent in repeated], seeds.integer("vary", round))
-    bred = [Text(child, round, parent.text) for child, parent in zip(children, repeated, strict=True) if child]
-    unique = {text.text: text for text in (*parents, *bred)}
+    bred = [child for child in children(variation, repeated, round, seeds.integer("vary", round)) if child]
+    unique = {text.full: text for text in (*parents, *bred)}
     return list(unique.values())
 
 

@@ -1,13 +1,21 @@
-"""Bytes that cross the walls of clients' sites in a round: measured without privacy, planned under it."""
+"""Bytes that cross the walls of clients' sites in a round: measured without privacy, planned under it.
+
+Of a client whose model is cut only its front's factors travel, and the messages of every step: its reply says how many
+bytes, under "wire_up_bytes" and "wire_down_bytes", which count in place of the sizes of order and share.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from aulait import lora
 from aulait.algorithms.contract import Setting
 from aulait.cohort import Cohort
 from aulait.types import Info, Order, Reply, Tensors, nbytes
+
+WIRE = ("wire_up_bytes", "wire_down_bytes")
 
 
 class Meter:
@@ -16,16 +24,28 @@ class Meter:
     def __init__(self, sent: Sequence[Order], cohort: Cohort) -> None:
         self.local = [order for order in sent if order.client not in cohort.proxies]
         self._up_bytes = 0
+        self._down_bytes = {order.client: nbytes(order.tensors) for order in self.local}
 
     def up(self, replies: Iterable[Reply]) -> Iterator[Reply]:
-        """The replies, counted."""
+        """The replies, counted, without what they say of bytes."""
         for reply in replies:
-            self._up_bytes += nbytes(reply.share)
+            up, down = (reply.info.get(f"wire_{way}_bytes") for way in ("up", "down"))
+            if _count(up) and _count(down):
+                self._up_bytes += int(up or 0)
+                self._down_bytes[reply.client] = int(down or 0)
+                reply = replace(reply, info={name: value for name, value in reply.info.items() if name not in WIRE})
+            else:
+                self._up_bytes += nbytes(reply.share)
             yield reply
 
     def told(self) -> Info:
         """Bytes so far."""
-        return {"up_bytes": self._up_bytes, "down_bytes": sum(nbytes(order.tensors) for order in self.local)}
+        return {"up_bytes": self._up_bytes, "down_bytes": sum(self._down_bytes.values())}
+
+
+def _count(value: object) -> bool:
+    """Whether this is a number of bytes."""
+    return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 def planned(cohort: Cohort) -> Mapping[str, float]:

@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from aulait.cli import account, bench, compare, demo, export, generate, listing, plan, report, run, sweep
+from aulait.cli import account, bench, compare, demo, export, generate, listing, plan, probe, report, run, sweep
 from aulait.cli.terminal import Commands
 
 PANELS = (
     ("Start", (demo.demo, run.run, plan.plan)),
     ("Compare", (sweep.sweep, compare.compare, report.report)),
     ("Use a finished run", (generate.generate, export.export)),
-    ("Look things up", (listing.catalogue, account.account, bench.bench)),
+    ("Look things up", (listing.catalogue, probe.probe, account.account, bench.bench)),
 )
 NAMES = {"catalogue": "list"}
 

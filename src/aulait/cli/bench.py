@@ -6,46 +6,61 @@ from typing import Annotated, Any
 
 import typer
 
-from aulait.cli import terminal
+from aulait.cli import edge, terminal
 from aulait.cli.run import Json
 from aulait.errors import ConfigError
 
-NAMES = "simulate: federated rounds against plain training of the same batches; aggregate: FlexLoRA's merge against a dense SVD."
+NAMES = "simulate: federated rounds against plain training of the same batches; aggregate: FlexLoRA's merge against a dense SVD; cost: the cost model against the clock."
+EDGE = "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=NAMES)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{NAMES} {EDGE}")],
     repetitions: Annotated[
         int, typer.Option("--repetitions", min=3, help="How often each takes its turn; medians are told.")
     ] = 5,
     clients: Annotated[int, typer.Option("--clients", min=2, help="Sites that train together, in simulate.")] = 16,
-    quick: Annotated[bool, typer.Option("--quick", help="Small layers in aggregate: seconds instead of minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small layers or tiny models: seconds instead of minutes.")] = False,
+    out: edge.Out = None,
+    family: edge.Family = None,
+    model: edge.Model = None,
+    batches: edge.Batches = None,
+    lengths: edge.Lengths = None,
+    minutes: edge.Minutes = None,
+    watts: edge.Watts = None,
+    joules_per_byte: edge.JoulesPerByte = None,
+    servers: edge.Servers = True,
     as_json: Json = False,
 ) -> None:
     """Measure this installation beside the straightforward way to the same result.
 
     simulate: what a federation in one process costs beside plain training of one adapter; a ratio of 1 is parity, below
     1.15 is as it should be. aggregate: how many times faster replies of unequal ranks are merged than by a dense SVD, how
-    exact the singular values are, and what a thousand clients take in memory.
+    exact the singular values are, and what a thousand clients take in memory. edge: the figures of the "Very Edge" study,
+    measured here where memory and time allow and modelled elsewhere; see docs/edge.md. cost: seconds that the closed-form
+    cost model predicts for this machine against what the work then takes; a ratio of 1 is exact.
     """
     with terminal.work(as_json):
         from aulait import bench as benchmarks
-        from aulait import bench_aggregate
+        from aulait import bench_aggregate, bench_cost
         from aulait.registry import nearest
 
         if name not in benchmarks.names():
             raise ConfigError(f"benchmark '{name}' is unknown; {nearest(name, benchmarks.names())}")
-        if name == "aggregate":
+        if name == "edge":
+            asked = edge.scope(quick, family, model, batches, lengths, minutes, watts, joules_per_byte, servers, repetitions)
+            found = edge.measure(asked, out)
+        elif name == "aggregate":
             sizes = bench_aggregate.QUICK if quick else bench_aggregate.FULL
             found = bench_aggregate.aggregate(sizes, repetitions)
+        elif name == "cost":
+            found = bench_cost.predict(bench_cost.QUICK if quick else bench_cost.FULL, repetitions)
         else:
             found = benchmarks.simulate(clients=clients, repetitions=repetitions)
     if as_json:
         terminal.document(found)
-    elif name == "aggregate":
-        _show_aggregate(found)
     else:
-        _show(found)
+        {"edge": edge.show, "aggregate": _show_aggregate, "cost": _show_cost}.get(name, _show)(found)
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -101,3 +116,23 @@ def _show_aggregate(found: dict[str, Any]) -> None:
         many, few = n.count(each["many"]["clients"]), n.count(each["few"]["clients"])
         ratios = f"{each['peak_ratio']:.2f} times the peak, {each['above_start_ratio']:.2f} times what is above the start"
         terminal.say(f"rank {each['rank']}: {many} clients take {ratios} of {few} clients")
+
+
+def _show_cost(found: dict[str, Any]) -> None:
+    from aulait.report import numbers as n
+
+    rows = [
+        (
+            case["name"],
+            n.duration(case["predicted_s"]),
+            n.duration(case["measured_s"]),
+            f"{case['ratio']:.2f}",
+            *(f"{case[term] / case['predicted_s']:.0%}" for term in ("flop_s", "moved_s", "operation_s")),
+        )
+        for case in found["cases"]
+    ]
+    machine = found["machine"]
+    title = (f"cost model on {machine['name']}, {n.counted(found['threads'], 'thread')}, {found['clock']}: "
+             f"{machine['flop_per_s'] / 1e9:.3g} GFLOP/s, {n.size(machine['memory_bytes_per_s'])}/s, {1e6 * machine['operation_s']:.3g} us an operation")
+    terminal.table(title, ("work", "predicted", "measured", "ratio", "arithmetic", "traffic", "operations"), rows, right=range(1, 7))
+    terminal.say(f"{found['within']:.0%} of the ratios within 0.75 to 1.25")

@@ -18,22 +18,32 @@ def compare(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Also write the comparison as a page.")
     ] = None,
+    target_loss: Annotated[
+        float | None,
+        typer.Option("--target-loss", metavar="LOSS", help="Time arms to this held-out loss in virtual time. Default: the largest of "
+                     "the runs' smallest losses, which every run reaches."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare finished runs: one row for each arm, mean and spread over its seeds, the best arm first.
 
     Arms are ranked by the task metric where all have the same one, or else by the loss. Runs of a sweep are grouped by its
     arms; with labels such as "name=fedit preset=uniform" the page shows methods in lines and settings in colours.
+    Runs with virtual time are also timed to a loss: at the end of the first measured round at or below it.
     """
     from aulait import report
     from aulait.report import measures
 
     folders = expanded(runs)
-    rows = report.table(folders)
+    rows = report.table(folders, target_loss)
+    if target_loss is not None and not any("virtual_s" in row for row in rows):
+        terminal.note("--target-loss changes nothing: no finished run has virtual time; give every federation.tier a machine")
     if out is not None:
-        report.compare(folders, out)
+        report.compare(folders, out, target_loss)
     if as_json:
-        terminal.document({"ranked_by": measures.headline(rows).key, "rows": rows, "page": None if out is None else str(out)})
+        used = next((row["target_loss"] for row in rows if row.get("target_loss") is not None), None)
+        page = None if out is None else str(out)
+        terminal.document({"ranked_by": measures.headline(rows).key, "target_loss": used, "rows": rows, "page": page})
         return
     show(rows)
     if out is not None:
@@ -65,7 +75,7 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """The table on stdout, the best arm first."""
-    from aulait.report import columns, measures, numbers
+    from aulait.report import columns, measures, numbers, pace
 
     found = columns.columns(rows)
     lines = [[column.cells[i].replace(numbers.INFINITE, "infinite") for column in found] for i in range(len(rows))]
@@ -75,3 +85,5 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     own = sorted({row["algorithm"] for row in rows if row["personal"]})
     if own:
         terminal.paragraph(f"{', '.join(own)}: scores of the clients' own adapters; 'shared' is the adapter that all have in common.")
+    if pace.explained(rows):
+        terminal.paragraph(f"{pace.explained(rows)} Virtual time is modelled from the tiers' machines; --target-loss sets another loss.")

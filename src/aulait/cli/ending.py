@@ -28,6 +28,7 @@ def ending(result: Mapping[str, Any], path: Path) -> None:
         ("bytes up, all clients", n.size(result["traffic"]["up_bytes"])),
         ("bytes down, all clients", n.size(result["traffic"]["down_bytes"])),
         *_seconds(result["time"]),
+        *_virtual(result.get("clock")),
     ]
     terminal.table("what it cost", ("", ""), facts, right=(1,))
     terminal.say()
@@ -61,3 +62,12 @@ def _seconds(spent: Mapping[str, float]) -> list[tuple[str, str]]:
         ("everything", "wall_s"),
     )
     return [(f"time, {name}", n.duration(spent.get(key))) for name, key in parts]
+
+
+def _virtual(clock: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """How long the federation would have taken, and how much of it its clients waited; nothing where no machine is named."""
+    from aulait.report import numbers as n
+
+    if not clock:
+        return []
+    return [("virtual time, modelled", f"{n.duration(clock['total_s'])}, clients waiting {n.percent(clock['idle_share'], 0)}")]

@@ -26,7 +26,7 @@ def export(
     client: Client = None,
     as_json: Json = False,
 ) -> None:
-    """Copy the adapter in PEFT format, or with --merge write a model that AutoModelForCausalLM loads.
+    """Copy the adapter in PEFT format, or with --merge write a model that AutoModelForCausalLM (or ForSeq2SeqLM) loads.
 
     Example: aulait export runs/hospitals --client ward-3 --to ward-3
     """

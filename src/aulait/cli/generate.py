@@ -1,4 +1,4 @@
-"""``aulait generate``: continue a prompt with the base and the adapter of a run."""
+"""``aulait generate``: continue or answer a prompt with the base and the adapter of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aulait.errors import ConfigError
 
 def generate(
     run: Run,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue or to answer.")],
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="New tokens, at most.")] = 60,
     temperature: Annotated[
         float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.")
@@ -25,7 +25,7 @@ def generate(
     client: Client = None,
     as_json: Json = False,
 ) -> None:
-    """Continue a prompt with what a run has learnt.
+    """Continue a prompt with what a run has learnt, or answer it where the run's data had prompts.
 
     Example: aulait generate runs/demo "Return the"
     """
@@ -38,10 +38,11 @@ def generate(
         from aulait.generate import sample
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        answers = exported.settings(run, "data").get("prompt") is not None
         model, tokenizer = exported.load(run, adapted=not base, client=client, device=device)
-        (text,) = sample(
-            model, tokenizer, [prompt], max_tokens=tokens, temperature=temperature, seed=seed, device=device
-        )
+        # a causal model has learnt to answer after a new line, an encoder-decoder reads the prompt as it is
+        asked = f"{prompt}\n" if answers and not model.config.is_encoder_decoder else prompt
+        (text,) = sample(model, tokenizer, [asked], max_tokens=tokens, temperature=temperature, seed=seed, device=device)
     if as_json:
         terminal.document(
             {
@@ -55,4 +56,4 @@ def generate(
             }
         )
     else:
-        terminal.say(prompt + text)
+        terminal.say(text.strip() if answers else prompt + text)

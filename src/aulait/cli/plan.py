@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,7 +74,45 @@ def _print(found: dict[str, Any]) -> None:
         right=(1, 2),
     )
     terminal.say()
+    _print_machines(found)
     _print_privacy(found)
+
+
+def _print_machines(found: dict[str, Any]) -> None:
+    """What a round takes on the tiers' machines, where they are named; and the simulation on this one, where it is known."""
+    from aulait.report import numbers as n
+    from aulait.report import story
+
+    tiers = [t for t in found["tiers"] if t["machine"] is not None]
+    if tiers:
+        terminal.table(
+            f"a client's round on its tier's machine, modelled; of votes for proxied clients (server: {found['server']['machine']})",
+            ("tier", "machine", "compute", "link", "memory", "energy"),
+            [(t["name"], story.machine(t), *(_or_unknown(t[key], n.duration) for key in ("compute_s_round", "transfer_s_round")),
+              _memory(t), _or_unknown(t["energy_j_round"], n.energy)) for t in tiers],
+            right=(2, 3, 4, 5),
+        )
+        terminal.say()
+    here = found.get("here")
+    if here:
+        parts = (("synthesis", "synthesis_s"), ("training", "train_s"), ("evaluation", "evaluate_s"))
+        known = [(name, here[key]) for name, key in parts if here.get(key) is not None]
+        whole = n.duration(sum(seconds for _, seconds in known))
+        peak = f"; peak memory {n.size(here['peak_bytes'])}" if here.get("peak_bytes") is not None else ""
+        terminal.say(f"here  {whole}: {', '.join(f'{name} {n.duration(seconds)}' for name, seconds in known)}{peak}")
+        terminal.say()
+
+
+def _memory(tier: dict[str, Any]) -> str:
+    """Bytes at the client, and of how many."""
+    from aulait.report import numbers as n
+
+    need, whole = tier["memory_bytes"], tier["machine_memory_bytes"]
+    return "not known" if need is None else n.size(need) if whole is None else f"{n.size(need)} of {n.size(whole)}"
+
+
+def _or_unknown(value: Any, style: Callable[[Any], str]) -> str:
+    return "not known" if value is None else style(value)
 
 
 def _flop(found: dict[str, Any]) -> list[tuple[str, str, str]]:

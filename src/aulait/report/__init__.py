@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aulait.errors import DataError
-from aulait.report import arms, comparison, markup, numbers, page, privacy, scores, sections, story, synthesis
+from aulait.report import arms, clock, comparison, markup, numbers, page, privacy, scores, sections, story, synthesis
 from aulait.report.folder import Run, read, words
 from aulait.report.grouping import table
 from aulait.report.markup import Html
@@ -28,7 +28,8 @@ def write(run: Path) -> Path:
     parts = [sections.tiers(found), sections.learning(found), privacy.section(found)]
     if found.stage("synthesis") or found.synthetic or not found.tiers or "proxy" in story.placements(found):
         parts += [synthesis.votes(found), synthesis.samples(found)]
-    parts += [sections.cost(found), sections.settings(found)]
+    timed = clock.section(found)
+    parts += [sections.cost(found), *([timed] if timed else []), sections.settings(found)]
     lead = Html(f'<div class="lead">{markup.join(*map(markup.paragraph, story.sentences(found)))}</div>')
     remarks = [("remark", f"Not all of this run could be read. {' '.join(found.remarks)}")] if found.remarks else []
     left_out = scores.count(found)
@@ -40,8 +41,8 @@ def write(run: Path) -> Path:
     return page.save(run / "report.html", page.page(title, _subtitle(found), opening, parts))
 
 
-def compare(runs: Sequence[Path], out: Path) -> Path:
-    """Writes a page that compares runs, grouped by arm over seeds, and returns its path.
+def compare(runs: Sequence[Path], out: Path, target_loss: float | None = None) -> Path:
+    """Writes a page that compares runs, grouped by arm over seeds, and returns its path; ``target_loss`` as in ``table``.
 
     Raises:
         DataError: there is no run, or a path is not a run folder.
@@ -50,7 +51,7 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
         raise DataError("found no run to compare, expected one run folder or more; give their paths")
     found = [read(run) for run in runs]
     subtitle = f"{numbers.counted(len(found), 'run')} in {numbers.counted(len(arms.grouped(found)), 'arm')}"
-    text = page.page("Comparison of runs", subtitle, comparison.opening(found), comparison.sections(found))
+    text = page.page("Comparison of runs", subtitle, comparison.opening(found), comparison.sections(found, target_loss))
     return page.save(out, text)
 
 

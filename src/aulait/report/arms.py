@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aulait.report.folder import Run, at, number, words
+from aulait.report.folder import Run, at, number, tables, words
 
 ASIDE = ("run", "engine")
 """Tables of the settings that do not make another arm."""
@@ -45,7 +45,7 @@ def _apart(name: str, members: Sequence[Run]) -> dict[str, list[Run]]:
     if len(set(seeds)) == len(seeds) or not differing:
         return {name: list(members)}
     if "federation.preset" in differing:
-        differing = [key for key in differing if key != "federation.tier"]
+        differing = [key for key in differing if not key.startswith("federation.tier")]
     found: dict[str, list[Run]] = {}
     for run, tree in zip(members, trees, strict=True):
         says = " ".join(f"{key.rpartition('.')[2]}={tree.get(key, 'none')}" for key in differing[:4])
@@ -61,6 +61,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             continue
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")
+        elif tables(value) and all(words(item.get("name")) for item in tables(value)):  # tiers, told apart by their names
+            found |= {name: own for item in tables(value) for name, own in _flat(item, f"{prefix}{key}.{item['name']}.").items()}
         else:
             found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
     return found

@@ -7,21 +7,20 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from aulait.report import arms, columns, dots, figures, grouping, markup, measures, numbers, story
+from aulait.report import arms, columns, dots, figures, grouping, markup, measures, numbers, pace, story
 from aulait.report.folder import Run, at, number
 from aulait.report.markup import Html, Section
 from aulait.report.measures import Measure
 
-DASHES = ("solid", "dash", "dot", "dashdot")
 NO_GUARANTEE = "what these arms reach is not comparable with private ones."
 
 
-def sections(runs: Sequence[Run]) -> list[Section]:
-    """The sections of the page, in order."""
+def sections(runs: Sequence[Run], target_loss: float | None = None) -> list[Section]:
+    """The sections of the page, in order; ``target_loss`` as in ``grouping.table``."""
     groups = arms.grouped(runs)
-    rows = grouping.rows(groups)
+    rows = grouping.rows(groups, target_loss)
     ordered = {str(row["arm"]): groups[row["arm"]] for row in rows}
-    return [_overview(rows), _rounds(ordered), _trade(rows), _folders(ordered)]
+    return [_overview(rows), _rounds(ordered), *_virtual(ordered, rows), _trade(rows), _folders(ordered)]
 
 
 def opening(runs: Sequence[Run]) -> Html:
@@ -46,7 +45,7 @@ def opening(runs: Sequence[Run]) -> Html:
 
 
 def _overview(rows: Sequence[dict[str, Any]]) -> Section:
-    measure, found = measures.headline(rows), columns.columns(rows)
+    measure, found = measures.headline(rows), columns.columns(rows, timed=False)
     lines = [[column.cells[i] for column in found] for i in range(len(rows))]
     remark = "Mean ± sample standard deviation over the n runs of an arm; epsilon is the largest of any run. "
     remark += "Losses are in nats per token. ∞ stands for no guarantee; “void” for a nominal epsilon with seeded or missing noise. "
@@ -82,6 +81,22 @@ def _rounds(groups: dict[str, list[Run]]) -> Section:
     return Section("rounds", title, body, {"rounds": figure})
 
 
+def _virtual(groups: dict[str, list[Run]], rows: Sequence[dict[str, Any]]) -> list[Section]:
+    """Loss over virtual time, where finished runs have it."""
+    done = {name: grouping.finished(members) for name, members in groups.items()}
+    aim = next((row["target_loss"] for row in rows if row.get("target_loss") is not None), None)
+    figure = pace.figure(done, aim)
+    if figure is None:
+        return []
+    text = "Seconds that the federation would have taken by the cost model of its machines, both stages; modelled, not measured. A line is "
+    text += "the mean over an arm's runs, round by round, in time and in loss; bars reach from the least to the most. "
+    chart = markup.chart("virtual", "Loss on held-out text over virtual time", 340 + _legend(len(figure["data"]), 3))
+    shown = [columns.arm(rows), *columns.virtual(rows)]
+    table = markup.table([column.title for column in shown], list(zip(*(column.cells for column in shown), strict=True)), wide=True)
+    body = markup.join(chart, table, markup.note(text + pace.explained(rows)))
+    return [Section("virtual", "Over virtual time", body, {"virtual": figure})]
+
+
 def _legend(names: int, side_by_side: int) -> int:
     """Pixels of a legend."""
     return 20 * -(-names // side_by_side)
@@ -97,7 +112,7 @@ def _line(name: str, index: int, values: dict[float, list[float]]) -> figures.Fi
         "x": rounds,
         "y": [fmean(values[r]) for r in rounds],
         "error_y": {"type": "data", "array": deviations, "color": dots.color(index), "thickness": 1, "width": 3},
-        "line": {"color": dots.color(index), "width": 2, "dash": DASHES[index // dots.COLORS % len(DASHES)]},
+        "line": {"color": dots.color(index), "width": 2, "dash": pace.DASHES[index // dots.COLORS % len(pace.DASHES)]},
         "marker": {"color": dots.color(index), "size": 5},
         "hovertemplate": "round %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
     }

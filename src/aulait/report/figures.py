@@ -93,6 +93,16 @@ def _base_line(values: Sequence[float], first: float, percent: bool) -> tuple[Fi
     return marks, {"range": [least - room, most + room]} if room > 0 else {}
 
 
+def marked(value: float, text: str) -> Figure:
+    """A dashed line across the figure at a height, with its name above it."""
+    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
+    near = {"xref": "paper", "x": 1, "xanchor": "right", "y": value, "yanchor": "bottom", "showarrow": False, "text": text}
+    return {
+        "shapes": [{**line, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}],
+        "annotations": [{**near, "font": {"size": 11, "color": "@quiet"}}],
+    }
+
+
 def _open_circle(at_round: float, value: float, style: str) -> Figure:
     return {
         "type": "scatter",

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
 
-from aulait.report import story
+from aulait.report import pace, story
 from aulait.report.arms import grouped, method
 from aulait.report.folder import MISSING, Run, at, number, read, words
 from aulait.report.measures import ALWAYS, LOSS, TASKS, ranked
@@ -17,13 +17,14 @@ OTHERS: Final = ("shared", "unseen")
 """Scores beside those of the clients: of the shared adapter where clients have their own, and on unseen clients."""
 
 
-def table(runs: Sequence[Path]) -> list[dict[str, Any]]:
+def table(runs: Sequence[Path], target_loss: float | None = None) -> list[dict[str, Any]]:
     """One row for each arm, means and sample standard deviations over its runs; the best arm first.
 
     Best is the highest task metric where every finished arm has the same one, or else the lowest loss.
 
     Args:
         runs: run folders. A run without a held-out loss counts as unfinished and enters no mean.
+        target_loss: that arms are timed to in virtual time; None takes the largest of the runs' smallest losses.
 
     Returns:
         Rows with the keys arm, algorithm, n (finished runs), seeds (sorted), unfinished, and for loss, perplexity,
@@ -31,22 +32,31 @@ def table(runs: Sequence[Path]) -> list[dict[str, Any]]:
         under the name and the deviation under name_std (None below two values), base_loss, epsilon_max (the largest over
         the runs; None when infinite or not recorded), private (every run has a guarantee with honest noise), unit (what
         epsilon protects) and personal (the scores are those of the clients' own adapters). Where they were measured also
-        accuracy, rouge_l and exact_match with base_ before them, and shared_ and unseen_ before these and the loss.
+        accuracy, rouge_l, rouge_1, rouge_2 and exact_match with base_ before them, and shared_ and unseen_ before these and the loss.
+        Where finished runs have virtual time also target_loss, time_to_target_s {mean, min, max, reached, of}, virtual_s,
+        idle_share and energy_j (see ``pace.row``).
 
     Raises:
         DataError: a path is not a run folder.
     """
-    return rows(grouped(map(read, runs)))
+    return rows(grouped(map(read, runs)), target_loss)
 
 
-def rows(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """The rows of all arms, the best first."""
-    return ranked([row(name, members) for name, members in groups.items()])
+def rows(groups: Mapping[str, Sequence[Run]], target_loss: float | None = None) -> list[dict[str, Any]]:
+    """The rows of all arms, the best first; see `table`."""
+    every = [run for members in groups.values() for run in finished(members)]
+    aim = pace.target(every) if target_loss is None else target_loss
+    return ranked([{**row(name, members), **pace.row(finished(members), aim)} for name, members in groups.items()])
+
+
+def finished(members: Iterable[Run]) -> list[Run]:
+    """The runs with a held-out loss at their end."""
+    return [run for run in members if number(at(run.result, "eval", "loss")) is not None]
 
 
 def row(name: str, members: Sequence[Run]) -> dict[str, Any]:
-    """The row of one arm; see `table`."""
-    done = [run for run in members if number(at(run.result, "eval", "loss")) is not None]
+    """The row of one arm without its virtual time; see `table`."""
+    done = finished(members)
     seeds = sorted({int(seed) for run in done if (seed := number(run.result.get("seed"))) is not None})
     found: dict[str, Any] = {
         "arm": name,

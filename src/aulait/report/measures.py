@@ -39,6 +39,8 @@ ALWAYS: Final = (
 TASKS: Final = (
     Measure("accuracy", "accuracy", numbers.percent, rising=True),
     Measure("rouge_l", "ROUGE-L", numbers.percent, rising=True),
+    Measure("rouge_1", "ROUGE-1", numbers.percent, rising=True),
+    Measure("rouge_2", "ROUGE-2", numbers.percent, rising=True),
     Measure("exact_match", "exact match", numbers.percent, rising=True),
 )
 """The task metrics, the leading one first; a run has those of its ``evaluate.task`` or none."""

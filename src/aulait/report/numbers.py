@@ -13,6 +13,7 @@ SPACE: Final = "\u00a0"
 """Stands between a figure and its unit, so that no line breaks there."""
 _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SIZES: Final = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_ENERGIES: Final = (("GJ", 1e9), ("MJ", 1e6), ("kJ", 1e3))
 
 
 def count(value: Any) -> str:
@@ -75,10 +76,18 @@ def size(value: Any) -> str:
     found = number(value)
     if found is None:
         return NOT_RECORDED
-    for unit, scale in _SIZES:
-        if abs(found) >= 0.9995 * scale:
-            return f"{significant(found / scale)}{SPACE}{unit}"
-    return f"{found:,.0f}{SPACE}B"
+    return _scaled(found, _SIZES) or f"{found:,.0f}{SPACE}B"
+
+
+def energy(value: Any) -> str:
+    """An energy in joules, three significant digits."""
+    found = number(value)
+    return NOT_RECORDED if found is None else _scaled(found, _ENERGIES) or f"{significant(found)}{SPACE}J"
+
+
+def _scaled(value: float, units: tuple[tuple[str, float], ...]) -> str:
+    """The value in the first unit that it fills, the largest first; empty where it fills none."""
+    return next((f"{significant(value / scale)}{SPACE}{unit}" for unit, scale in units if abs(value) >= 0.9995 * scale), "")
 
 
 def duration(value: Any) -> str:

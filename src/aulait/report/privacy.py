@@ -26,6 +26,7 @@ def section(run: Run) -> Section:
     """Privacy in plain words, epsilon by role over the releases, the ledger, and who is trusted with what."""
     chart, charts = _staircase(run)
     body = markup.join(
+        _split(run),
         _promise(run),
         markup.subtitle(f"What that means for one {unit(run)}"),
         *(markup.paragraph(sentence) for sentence in story.attack(run)),
@@ -36,6 +37,18 @@ def section(run: Run) -> Section:
         _trust(run),
     )
     return Section("privacy", "Privacy", body, charts)
+
+
+def _split(run: Run) -> Html:
+    """What leaves the site of a split client; nothing where there is none. Split exists without privacy only."""
+    clients = story.placements(run).get("split")
+    if clients is None:
+        return Html("")
+    whose = "1 client" if clients == 1 else f"{numbers.count(clients)} clients"
+    text = f"Split: activations leave the site. In every step the server received, record by record, the hidden states of {whose} "
+    text += "and the tokens that the model had to predict. Texts can be read or guessed from them; no ε covers that, no noise hides it, "
+    text += "and a split placement exists only with privacy off."
+    return Html(f'<p class="banner alarm" role="alert">{markup.safe(text)}</p>')
 
 
 def unit(run: Run) -> str:
@@ -149,17 +162,13 @@ def _trust(run: Run) -> Html:
         cover = "ε, as long as enough clients follow the protocol"
     else:
         server, cover = numbers.NOT_RECORDED, numbers.NOT_RECORDED
-    covered = (
-        "none: privacy was off"
-        if off
-        else "ε and δ above"
-        if not story.is_seeded(run)
-        else "none: the noise was seeded"
-    )
+    covered = "none: privacy was off" if off else "none: the noise was seeded" if story.is_seeded(run) else "ε and δ above"
+    kept = "its own texts, which never leave it"
     if "split" in story.placements(run):
-        server += "; the activations of split clients"
+        kept += " as they are; of split clients activations and labels do"
+        server += "; of split clients the activations and labels of every record"
     rows = [
-        ["the site itself", "its own texts, which never leave it", "its own walls"],
+        ["the site itself", kept, "its own walls"],
         ["the server", server, cover],
         ["the other sites", "the orders: adapters, candidate texts", covered],
         ["whoever gets the adapter, the synthetic texts or the ledger", "released values only", covered],

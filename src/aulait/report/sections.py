@@ -10,7 +10,11 @@ from aulait.report import figures, markup, measures, numbers, scores, story
 from aulait.report.folder import MISSING, Run, Table, at, number, sequence, total, words
 from aulait.report.markup import Html, Section
 
-PLACES = {"local": "on its own machine", "split": "front at the site, rest on the server", "proxy": "on the server"}
+PLACES = {
+    "local": "on its own machine",
+    "split": "front of the model at the site, rest on the server; activations leave the site",
+    "proxy": "on the server",
+}
 STAGES = (("synthesis", "1 · synthesis", "synthesis_s"), ("train", "2 · training", "train_s"))
 
 
@@ -19,8 +23,10 @@ def tiers(run: Run) -> Section:
     rows = story.tier_rows(run)
     if not rows:
         return Section("tiers", "Who did what, and where", markup.absent("Tiers and placements"))
-    head = ["tier", "placement", "clients", "rank", "steps", "batch", "reason"]
-    body = markup.join(_bar(story.placements(run)), markup.table(head, rows, words=(0, 1, 6)), _unequal(run))
+    head = ["tier", "placement", "clients", "rank", "steps", "batch", "machine", "reason"]
+    if not any(map(story.machine, run.tiers)):
+        head, rows = [*head[:6], head[7]], [[*row[:6], row[7]] for row in rows]
+    body = markup.join(_bar(story.placements(run)), markup.table(head, rows, words=(0, 1, 6, 7)), _unequal(run))
     return Section("tiers", "Who did what, and where", body)
 
 

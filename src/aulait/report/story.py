@@ -77,7 +77,7 @@ def banners(run: Run) -> list[tuple[str, str]]:
     if is_personal(run):
         text = "Clients ended with adapters of their own. No ε covers a personal adapter: it is as sensitive as the text of its client."
         found.append(("remark", text))
-    if at(run.result, "privacy", "stopped_early") is True:
+    if at(run.result, "privacy", "stopped_early"):
         done, planned = rounds_done(run), at(run.config, "train", "rounds")
         share = f" after {numbers.count(done)} of {numbers.counted(planned, 'round')}" if number(planned) else ""
         text = f"The privacy budget stopped the run early{share}: the next release would have exceeded it."
@@ -181,7 +181,15 @@ def _cost(run: Run) -> str:
     traffic = f"; {numbers.size(up)} went up to the server and {numbers.size(down)} came down"
     wall = at(run.result, "time", "wall_s")
     took = f", in {numbers.duration(wall)}" if number(wall) is not None else ""
-    return price + (traffic if number(up) is not None and number(down) is not None else "") + took + "."
+    return price + (traffic if number(up) is not None and number(down) is not None else "") + took + _virtual(run) + "."
+
+
+def _virtual(run: Run) -> str:
+    """How long the real federation would have taken; empty where the tiers name no machines."""
+    length_s = number(at(run.result, "clock", "total_s"))
+    if length_s is None:
+        return ""
+    return f"; on its own machines the federation would have taken {numbers.duration(length_s)}, by the cost model"
 
 
 def attack(run: Run) -> list[str]:
@@ -244,8 +252,14 @@ def tier_rows(run: Run) -> list[list[str]]:
     for tier in tables(run.result.get("tiers")):
         counts = [numbers.count(tier.get("clients")), rank(run, tier), *(numbers.count(tier.get(key)) for key in ("steps", "batch"))]
         text = [words(tier.get(key)) or numbers.NOT_RECORDED for key in ("name", "placement")]
-        rows.append([*text, *counts, words(tier.get("reason")) or ""])
+        rows.append([*text, *counts, machine(tier) or "–", words(tier.get("reason")) or ""])
     return rows
+
+
+def machine(tier: Table) -> str | None:
+    """A tier's machine: a preset, or the file name of a profile; None where none is named."""
+    name = words(tier.get("machine"))
+    return None if name is None else name.replace("\\", "/").rstrip("/").rpartition("/")[2] or name
 
 
 def rank(run: Run, tier: Table) -> str:

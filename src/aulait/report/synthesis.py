@@ -100,7 +100,7 @@ def _winner(winner: Table) -> Html:
         parts.append(f"varied from “{_short(str(parent), 80)}”")
     elif number(parent) is not None:
         parts.append(f"varied from text {numbers.count(parent)}")
-    return markup.quotation(_short(str(winner.get("text", "")), 420), " · ".join(part for part in parts if part))
+    return markup.quotation(_short(_whole(winner), 420), " · ".join(part for part in parts if part))
 
 
 def samples(run: Run) -> Section:
@@ -122,7 +122,7 @@ def _final(run: Run) -> Html:
     found = [line for line in run.synthetic if words(line.get("text"))]
     if not found:
         return markup.absent("The final set")
-    texts = [str(line["text"]) for line in found]
+    texts = [_whole(line) for line in found]
     owners = Counter(str(line.get("client")) for line in found if line.get("client") is not None)
     distinct = len(set(texts))
     length = sum(map(len, texts)) / len(texts)
@@ -130,10 +130,16 @@ def _final(run: Run) -> Html:
     summary += f"{numbers.count(length)} characters on average"
     summary += f", dealt to {numbers.count(len(owners))} proxies." if owners else "."
     step = max(1, len(found) // SHOWN)
-    shown: list[Any] = [markup.quotation(_short(str(line["text"])), _origin(line)) for line in found[::step][:SHOWN]]
+    shown: list[Any] = [markup.quotation(_short(_whole(line)), _origin(line)) for line in found[::step][:SHOWN]]
     return markup.folded(
         "The final set", markup.join(markup.note(summary), _wall(shown)), unfolded=not run.stage("synthesis")
     )
+
+
+def _whole(line: Table) -> str:
+    """A text, after its prompt where it has one."""
+    prompt = words(line.get("prompt"))
+    return f"{prompt}\n{line.get('text', '')}" if prompt else str(line.get("text", ""))
 
 
 def _origin(line: Table) -> str:

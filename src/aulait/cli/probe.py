@@ -1,0 +1,253 @@
+"""``aulait probe``: what this machine can do, measured, and what work of a federation it could carry."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aulait.cli import terminal
+from aulait.cli.run import Json
+from aulait.errors import ConfigError
+from aulait.types import Profile
+
+DEVICES = ("cpu", "cuda", "mps")
+LOAD_S = 1.0
+"""Seconds under full load, and at rest, in which power is measured where there is a counter."""
+
+Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.json", help="Save the profile; a tier names it as machine = 'FILE.json'.")]
+Link = Annotated[str | None, typer.Option("--link", metavar="URL", help="Measure the link to an echo server, as http://server:8123.")]
+Echo = Annotated[str | None, typer.Option("--echo", metavar="[HOST:]PORT", help="Be that echo server until interrupted; nothing is "
+                 "measured. HOST defaults to 127.0.0.1; it asks for no password, so run it only while sites measure.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="Precisions to measure, separated by commas: float32, bfloat16, float16. "
+                                           "Left out: float32, and bfloat16 on a GPU.")]
+Seconds = Annotated[float, typer.Option("--seconds", min=0.2, help="About how long the machine is measured.")]
+Power = Annotated[float | None, typer.Option("--power", min=0.1, metavar="W", help="Power under load, as a plug meter shows it; goes "
+                                             "before what counters say.")]
+
+
+def probe(
+    link: Link = None,
+    out: Out = None,
+    dtype: Dtype = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or mps; the fastest there is if left out.")] = None,
+    seconds: Seconds = 3.0,
+    power: Power = None,
+    echo: Echo = None,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine: speed, memory, link, energy counters, and what work it could carry.
+
+    Run it while nothing else runs: it measures what is left for it.
+
+    Example: aulait probe --link http://server:8123 --out site.json
+    """
+    if echo is not None:
+        _serve(echo)
+        return
+    if device not in (None, *DEVICES):
+        raise ConfigError(f"found --device {device}, expected one of {', '.join(DEVICES)}; leave it out for the fastest there is")
+    with terminal.work(as_json):
+        if out is not None and not out.parent.is_dir():
+            raise ConfigError(f"found no folder {out.parent} for --out, expected an existing one; make it first")
+        terminal.note(f"measuring for about {seconds + 5:.0f} s{_busy()}")
+        found = _measured(_precisions(dtype, device), device, seconds, link, power)
+    if out is not None:
+        from aulait.compute.machines import dump
+
+        out.write_text(dump(found["machine"]), encoding="utf-8")
+    if as_json:
+        terminal.document({"profile": asdict(found.pop("machine")), **found, "saved": out})
+    else:
+        _print(found, out)
+
+
+def _precisions(text: str | None, device: str | None) -> tuple[str, ...]:
+    """The precisions of --dtype, each once."""
+    import torch
+
+    from aulait.compute.machines import PRECISIONS
+    from aulait.registry import nearest
+
+    if text is None:
+        gpu = device == "cuda" or (device is None and torch.cuda.is_available())
+        return ("float32", "bfloat16") if gpu else ("float32",)
+    kinds = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    for kind in kinds:
+        if kind not in PRECISIONS:
+            raise ConfigError(f"precision '{kind}' of --dtype is unknown; {nearest(kind, PRECISIONS)}")
+    if not kinds:
+        raise ConfigError(f"--dtype is empty, expected some of {', '.join(PRECISIONS)}; or leave it out")
+    return kinds
+
+
+def _measured(kinds: tuple[str, ...], device: str | None, seconds: float, link: str | None, power_w: float | None) -> dict[str, Any]:
+    """Everything this command finds out, under the keys of its JSON document; ``machine`` is the profile itself."""
+    from aulait.compute import device as devices
+    from aulait.compute import energy, machines
+    from aulait.compute.capacity import precision
+    from aulait.compute.link import measure_link
+
+    wire = None if link is None else measure_link(link)  # first: it fails at once where nobody answers
+    machine = devices.measure(dtypes=kinds, device=device, budget_s=seconds)
+    if wire is not None:
+        machine = replace(machine, up_bytes_per_s=wire[0], down_bytes_per_s=wire[1], latency_s=wire[2])
+    counters = energy.counters()
+    told = None
+    if counters.found:
+        machine, told = _powered(machine)
+    if power_w is not None:
+        machine, told = replace(machine, power_w=power_w), "given by --power"
+    near = machines.like(machine)
+    return {
+        "machine": machine,
+        "link": link,
+        "energy": {"counters": list(counters.found), "note": counters.note, "power_source": told},
+        "nearest": None if near is None else near.name,
+        "precision": precision(machine) if machine.flop_per_s else None,
+        "carries": _carried(machine),
+    }
+
+
+def _carried(machine: Profile) -> list[dict[str, Any]]:
+    """For each common size: parameters, and memory, seconds and fit of every placement; empty where no speed fits."""
+    from aulait.compute import capacity
+
+    found = []
+    for name, shape in capacity.SHAPES.items():
+        shares = capacity.shares(machine, shape)
+        best = next((share.placement for share in shares if share.fits is not False), None)
+        parameters = capacity.anatomy(shape, "float32").parameters
+        each: dict[str, Any] = {
+            share.placement: {"memory_bytes": share.memory_bytes, "fits": share.fits, "seconds": share.seconds} for share in shares}
+        found.append({"base": name, "like": shape.like, "parameters": parameters, "best": best, **each})
+    return found
+
+
+def _busy() -> str:
+    """A clause that says how busy the machine is before anything is measured; empty where it is not, or does not tell."""
+    try:
+        waiting, cores = os.getloadavg()[0], os.cpu_count() or 1
+    except (OSError, AttributeError):
+        return ""
+    if waiting < cores / 4:
+        return ""
+    return f"; others are at work (load {waiting:.1f} on {cores} processors) and this tells what they leave: measure again when they rest"
+
+
+def _powered(machine: Profile) -> tuple[Profile, str | None]:
+    """The profile with the power that the counters show under a large matrix product, and at rest."""
+    import torch
+
+    from aulait.compute.meter import Meter
+
+    full = torch.randn(2048, 2048, device=machine.device)
+    with Meter() as resting:
+        time.sleep(LOAD_S)
+    end = time.perf_counter() + LOAD_S
+    with Meter() as working:
+        while time.perf_counter() < end:
+            float((full @ full)[0, 0])  # a number of the result: a GPU must have come so far
+    load, rest = working.reading, resting.reading
+    if load.energy_j is None or rest.energy_j is None:
+        return machine, None
+    return replace(machine, power_w=load.energy_j / load.wall_s, idle_w=rest.energy_j / rest.wall_s), load.energy_source
+
+
+def _serve(address: str) -> None:
+    """Be the other end of --link until Ctrl-C."""
+    from aulait.compute.link import serve_echo
+
+    host, _, port = address.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ConfigError(f"found --echo {address}, expected PORT or HOST:PORT; for example --echo 0.0.0.0:8123")
+    with serve_echo(int(port), host.strip("[]") or "127.0.0.1") as url:
+        terminal.note(f"echo server at {url}; on a site: aulait probe --link http://THIS-MACHINE:{url.rpartition(':')[2]}; Ctrl-C ends it")
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            terminal.note("echo server ended")
+
+
+def _print(found: dict[str, Any], out: Path | None) -> None:
+    from aulait.compute.machines import PRESETS
+    from aulait.report import numbers as n
+
+    machine, energy, near = found["machine"], found["energy"], found["nearest"]
+    traffic = machine.memory_bytes_per_s
+    terminal.table(f"{machine.name} ({machine.device}), {machine.source}", ("", ""), [
+        *((f"{kind} products", _rate(speed, machine.peak_flop_per_s.get(kind))) for kind, speed in machine.flop_per_s.items()),
+        ("memory a run may fill", "not known" if machine.memory_bytes is None else n.size(machine.memory_bytes)),
+        ("memory traffic", "not known" if traffic is None else f"{n.size(traffic)}/s, into fresh memory"),
+        ("starting one operation", f"{1e6 * machine.operation_s:.3g} µs"),
+        *_link(machine),
+        ("power", _power(machine, energy)),
+        ("energy counters", ", ".join(energy["counters"]) or "none"),
+    ])
+    if energy["note"]:
+        terminal.paragraph(f"energy: {energy['note']}")
+    if near is not None:
+        speed = PRESETS[near].flop_per_s["float32"]
+        ratio = n.significant(machine.flop_per_s["float32"] / speed, 2)
+        terminal.say(f"nearest preset: {near} with {_rate(speed)} in float32; this machine has {ratio} of that")
+    terminal.say()
+    _print_carried(found)
+    terminal.say()
+    if out is None:
+        terminal.say("--out FILE.json saves this profile for machine = \"FILE.json\" in a tier of an experiment file")
+    else:
+        terminal.say(f"saved  {out}  (in a tier of an experiment file: machine = \"{out}\")")
+
+
+def _print_carried(found: dict[str, Any]) -> None:
+    from aulait.compute.capacity import SHAPES, Task
+
+    task, rows = Task(), []
+    for one in found["carries"]:
+        size = f"{one['parameters'] / 1e9:.2f} B" if one["parameters"] >= 1e9 else f"{one['parameters'] / 1e6:.3g} M"
+        cells = [_cell(one[placement]) for placement in ("local", "split")]
+        rows.append((one["base"], SHAPES[one["base"]].like, size, *cells, one["best"] or "none"))
+    terminal.table(
+        f"what it could carry, estimated: memory and seconds of a training step of {task.rows} rows of {task.tokens} tokens, "
+        f"rank {task.rank}, {found['precision']}",
+        ("base", "sizes of", "parameters", "local", f"split ({task.cut} blocks here)", "first that fits"), rows, right=(2,))
+    proxy = found["carries"][0]["proxy"]
+    terminal.say(f"proxy, any base: {_cell(proxy)} to embed {task.records} texts and vote on {task.candidates} candidates")
+
+
+def _cell(share: dict[str, Any]) -> str:
+    """Memory, and the seconds where it fits."""
+    from aulait.report import numbers as n
+
+    memory = n.size(share["memory_bytes"])
+    return f"{memory}: too much" if share["fits"] is False else f"{memory}, {n.duration(share['seconds'])}"
+
+
+def _rate(flop_per_s: float, peak: float | None = None) -> str:
+    """FLOP/s with its unit, and its share of the data sheet where that is known."""
+    from aulait.report import numbers as n
+
+    scale, unit = (1e12, "TFLOP/s") if flop_per_s >= 1e12 else (1e9, "GFLOP/s")
+    told = f"{n.significant(flop_per_s / scale)} {unit}"
+    return told if peak is None else f"{told}, {flop_per_s / peak:.0%} of the data sheet's"
+
+
+def _link(machine: Profile) -> list[tuple[str, str]]:
+    from aulait.report import numbers as n
+
+    if machine.up_bytes_per_s is None or machine.down_bytes_per_s is None:
+        return [("link", "not measured; --link URL does")]
+    rates = f"{n.size(machine.up_bytes_per_s)}/s up, {n.size(machine.down_bytes_per_s)}/s down"
+    return [("link", f"{rates}, latency {1e3 * machine.latency_s:.3g} ms one way")]
+
+
+def _power(machine: Profile, energy: dict[str, Any]) -> str:
+    if machine.power_w is None:
+        return "not known: runs tell no energy of this machine; --power W takes a meter's figure"
+    rest = "" if machine.idle_w is None else f", {machine.idle_w:.3g} W at rest"
+    return f"{machine.power_w:.3g} W under load{rest}, {energy['power_source']}"

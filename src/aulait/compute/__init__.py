@@ -1,0 +1,1 @@
+"""What machines can do: presets, measurement, cost in closed form, placement, virtual time."""

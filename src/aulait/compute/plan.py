@@ -1,0 +1,292 @@
+"""Who does what: a machine's profile and one dial, the seconds a round may take, become a placement.
+
+Every way a client could take part is costed in closed form; what exceeds the machine's memory or the dial is out. Among
+the ways that are left the one that reads most records in a round wins, at the largest rank; at equal work the order is
+local, split (single activations leave the site), proxy (the server trains in the client's stead). Nothing here looks at
+data: a placement follows from machines and public numbers, so it tells nothing about a client's texts.
+
+Arrows in this room: ``cost``, ``link``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from aulait.compute import cost
+from aulait.compute.cost import Anatomy, Batch, Cost
+from aulait.compute.link import round_trip_s
+from aulait.types import Placement, Profile
+
+Ranks = Callable[[int], Mapping[str, int]]
+
+
+class ComputeConfig(BaseModel):
+    """``[compute]``: what the planner and the virtual clock go by.
+
+    Attributes:
+        round_s: the dial: seconds a round may take on a client's machine; None for no limit.
+        deadline_s: virtual seconds after which a round is closed with those who answered; None waits for everybody.
+        over_selection: clients asked beyond the planned number, as a share of it; the round closes when the planned
+            number has answered. With federation.sampling = "fixed" only.
+        least_steps: fewer steps than this in a round are not worth a local or split placement.
+        tokens: tokens of a record as the planner takes them; None measures public texts under privacy and the clients'
+            own without.
+        server: machine of the server: a preset or the path of a saved profile.
+        cut: blocks at the client of a split placement.
+        wire: how activations travel.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    round_s: float | None = Field(None, gt=0)
+    deadline_s: float | None = Field(None, gt=0)
+    over_selection: float = Field(0.0, ge=0)
+    least_steps: int = Field(1, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    server: str = "a100"
+    cut: int = Field(2, ge=1)
+    wire: Literal["float32", "float16", "int8"] = "float32"
+
+
+WIRE_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The work a round asks for, before it is fitted to a machine; all of it public.
+
+    Attributes:
+        anatomy: of the base.
+        dtype: precision of the frozen weights.
+        part: factors that are trained, "A", "B" or "AB".
+        ranks: the largest rank -> layer -> rank.
+        steps: optimiser steps of a full share.
+        row: tokens of one padded record: (tokens, source tokens, scored positions).
+        travels: rank -> (bytes up, bytes down) of the factors of a local client in a round.
+        front: rank -> (bytes up, bytes down) of the factors in front of the cut.
+        vote: what a proxied client computes in a round of stage 1, and (bytes up, bytes down); None where nobody votes.
+        cut: blocks at the client of a split placement; None where split is not possible, ``no_split`` says why.
+        wire_bytes: of one number of an activation.
+        server: the machine that runs the server's half.
+        no_split: why split is not possible.
+        no_proxy: why proxy is not possible; empty if it is.
+    """
+
+    anatomy: Anatomy
+    dtype: str
+    part: str
+    ranks: Ranks
+    steps: int
+    row: tuple[int, int, int]
+    travels: Callable[[int], tuple[int, int]]
+    front: Callable[[int], tuple[int, int]]
+    vote: tuple[Cost, tuple[int, int]] | None
+    cut: int | None
+    wire_bytes: int
+    server: Profile
+    no_split: str = ""
+    no_proxy: str = ""
+
+    def batch(self, rows: int) -> Batch:
+        """A step of so many rows."""
+        tokens, source, scored = self.row
+        return Batch(rows, tokens, source, scored)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one client does in a round, and what that takes on its machine.
+
+    Attributes:
+        placement: where its share of the training is done.
+        rank: of its adapter.
+        steps: optimiser steps in a round.
+        batch: sequences in a step.
+        why: one clause.
+        compute_s: seconds of arithmetic, the server's half of a split step included.
+        transfer_s: seconds on the link.
+        server_s: the part of ``compute_s`` that the server computes.
+        memory_bytes: at the client.
+        up_bytes: in a round.
+        down_bytes: in a round.
+        flop: at the client in a round.
+        energy_j: at the client in a round; None where the machine's power is not known.
+    """
+
+    placement: Placement
+    rank: int
+    steps: int
+    batch: int
+    why: str
+    compute_s: float
+    transfer_s: float
+    server_s: float
+    memory_bytes: float
+    up_bytes: int
+    down_bytes: int
+    flop: float
+    energy_j: float | None
+
+    @property
+    def round_s(self) -> float:
+        """Seconds of a round."""
+        return self.compute_s + self.transfer_s
+
+
+def local(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -> Assignment:
+    """The whole model at the client."""
+    step = cost.lora_step(demand.anatomy, demand.batch(batch), demand.ranks(rank), part=demand.part, dtype=demand.dtype)
+    up, down = demand.travels(rank)
+    busy_s = steps * cost.seconds(step, profile, demand.dtype)
+    return Assignment("local", rank, steps, batch, "", busy_s, round_trip_s(profile, down, up), 0.0, step.memory_bytes, up, down,
+                      steps * step.flop, cost.joules(busy_s, profile))
+
+
+def split(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -> Assignment:
+    """The front of the model at the client, the rest at the server; one exchange in every step."""
+    assert demand.cut is not None
+    step = cost.split_step(demand.anatomy, demand.cut, demand.batch(batch), demand.ranks(rank), part=demand.part, dtype=demand.dtype,
+                           wire_bytes=demand.wire_bytes)
+    up, down = demand.front(rank)
+    own_s = steps * cost.seconds(step.client, profile, demand.dtype)
+    server_s = steps * cost.seconds(step.server, demand.server, demand.dtype)
+    link_s = steps * round_trip_s(profile, step.down_bytes, step.up_bytes) + round_trip_s(profile, down, up)
+    return Assignment("split", rank, steps, batch, "", own_s + server_s, link_s, server_s, step.client.memory_bytes,
+                      up + steps * step.up_bytes, down + steps * step.down_bytes, steps * step.client.flop, cost.joules(own_s, profile))
+
+
+def proxy(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -> Assignment:
+    """Embedding and voting at the client; the round is one of stage 1."""
+    work, (up, down) = demand.vote or (cost.voting(0, 0, 1), (0, 0))
+    busy_s = cost.seconds(work, profile, "float32")
+    return Assignment("proxy", rank, steps, batch, "", busy_s, round_trip_s(profile, down, up), 0.0, work.memory_bytes, up, down,
+                      work.flop, cost.joules(busy_s, profile))
+
+
+WAYS = {"local": local, "split": split, "proxy": proxy}
+
+
+def fits(found: Assignment, profile: Profile) -> bool:
+    """Whether it fits the machine's memory."""
+    return profile.memory_bytes is None or found.memory_bytes <= profile.memory_bytes
+
+
+def choose(
+    demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int], batch: int
+) -> Assignment | str:
+    """The best way for a machine to take part, or why there is none.
+
+    Args:
+        demand: the work of a full share.
+        profile: the machine.
+        dial: seconds a round may take, and the least number of steps.
+        ranks: ranks that may be given, the largest first.
+        batch: sequences in a step of a full share; halved where memory is short.
+
+    Returns:
+        An assignment; or one clause that says what each placement would need, and the nearest settings that work.
+    """
+    best = None
+    for placement in ("local", "split"):
+        if placement == "split" and demand.cut is None:
+            continue
+        for found in _possible(placement, demand, profile, dial, ranks, batch):
+            if best is None or _worth(found) > _worth(best):
+                best = found
+    if best is not None:
+        return replace(best, why=_why(best, demand, profile, dial, ranks, batch))
+    found = proxy(demand, profile, ranks[0], demand.steps, batch)
+    if not demand.no_proxy and fits(found, profile) and _in_time(found, dial):
+        return replace(found, why=_short_of(demand, profile, dial, ranks))
+    return _nearest(demand, profile, dial, ranks)
+
+
+def _possible(
+    placement: str, demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int], batch: int
+) -> Iterator[Assignment]:
+    """Ways that fit memory and dial: for every rank and batch the most steps."""
+    for rank in ranks:
+        for rows in halvings(batch):
+            one = WAYS[placement](demand, profile, rank, 1, rows)
+            if not fits(one, profile):
+                continue
+            steps = demand.steps if dial.round_s is None else _most_steps(placement, demand, profile, dial.round_s, rank, rows)
+            if steps >= min(dial.least_steps, demand.steps):
+                yield WAYS[placement](demand, profile, rank, steps, rows)
+
+
+def _most_steps(placement: str, demand: Demand, profile: Profile, round_s: float, rank: int, rows: int) -> int:
+    """Steps that end within the dial; time is linear in steps."""
+    one, two = (WAYS[placement](demand, profile, rank, n, rows).round_s for n in (1, 2))
+    return min(demand.steps, 1 + math.floor((round_s - one) / max(two - one, 1e-12))) if one <= round_s else 0
+
+
+def halvings(value: int) -> tuple[int, ...]:
+    """The value and its halves down to 1."""
+    return tuple(value >> i for i in range(value.bit_length()))
+
+
+def _worth(found: Assignment) -> tuple[float, ...]:
+    """Records read in a round, then rank; local before split."""
+    return (found.steps * found.batch, found.rank, found.placement == "local", found.batch)
+
+
+def _in_time(found: Assignment, dial: ComputeConfig) -> bool:
+    return dial.round_s is None or found.round_s <= dial.round_s
+
+
+def _why(best: Assignment, demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int], batch: int) -> str:
+    """What was given, and what stood against more."""
+    if best.placement == "split":
+        reason = f"only the front {demand.cut} blocks fit ({_short_of(demand, profile, dial, ranks)})"
+    elif (best.rank, best.steps, best.batch) == (ranks[0], demand.steps, batch):
+        return "fits whole"
+    else:
+        wanted = local(demand, profile, ranks[0], demand.steps, batch)
+        reason = "the whole share takes " + _takes(wanted, profile, dial)
+    cut = [f"{name} {now} of {full}" for name, now, full in
+           (("rank", best.rank, ranks[0]), ("steps", best.steps, demand.steps), ("batch", best.batch, batch)) if now != full]
+    return f"{reason}; {', '.join(cut)}" if cut else reason
+
+
+def _takes(found: Assignment, profile: Profile, dial: ComputeConfig) -> str:
+    """What of a machine is not enough."""
+    parts = []
+    if not fits(found, profile):
+        parts.append(f"{size(found.memory_bytes)} of {size(profile.memory_bytes or 0)}")
+    if not _in_time(found, dial):
+        parts.append(f"{found.round_s:,.3g} s of {dial.round_s:g} s")
+    return " and ".join(parts) or "less than it has"
+
+
+def _short_of(demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int]) -> str:
+    """Why the smallest local share does not fit."""
+    return "local takes " + _takes(local(demand, profile, ranks[-1], min(dial.least_steps, demand.steps), 1), profile, dial)
+
+
+def _nearest(demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int]) -> str:
+    """What each placement would need at least, and the smallest dial under which one of them works."""
+    least = min(dial.least_steps, demand.steps)
+    needs, dials = [], []
+    for placement, hindered in (("local", ""), ("split", demand.no_split), ("proxy", demand.no_proxy)):
+        if hindered or (placement == "split" and demand.cut is None):
+            needs.append(f"{placement}: {hindered}")
+            continue
+        found = WAYS[placement](demand, profile, ranks[-1], least, 1)
+        needs.append(f"{placement} takes {size(found.memory_bytes)} and {found.round_s:,.3g} s")
+        if fits(found, profile):
+            dials.append(found.round_s)
+    limit = f"{size(profile.memory_bytes)} of memory" if profile.memory_bytes else "memory not known"
+    dial_text = f", compute.round_s = {dial.round_s:g}" if dial.round_s else ""
+    nearest = (f"nearest: compute.round_s = {math.ceil(min(dials) * 10) / 10:g}" if dials
+               else "nearest: a smaller model.context or model, or a machine with more memory")
+    return f"machine '{profile.name}' ({limit}{dial_text}) can carry nothing: {'; '.join(needs)}; {nearest}"
+
+
+def size(size_bytes: float) -> str:
+    """Bytes for people."""
+    return f"{size_bytes / 1e9:.3g} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.3g} MB"

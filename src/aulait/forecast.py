@@ -1,0 +1,124 @@
+"""How long a simulation will take on this machine, and how much memory, before it runs: the passes it will make, costed."""
+
+from __future__ import annotations
+
+import math
+import resource
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+
+from aulait.assemble import House
+from aulait.compute import cost
+from aulait.compute.cost import Batch, Cost
+from aulait.placing import EMBEDDER, any_demand, widths
+from aulait.timing import proxy_count
+from aulait.train import Work, draws
+from aulait.types import Adapter, Profile, Record, Site
+
+AT_ONCE = 64  # sites that the embedded engine trains as neighbours (``inline.AT_ONCE``, one floor up)
+
+
+def forecast(house: House, machine: Profile) -> dict[str, float] | None:
+    """Seconds of stage 1, of training and of measuring losses (task metrics are left out), and the peak memory of the process.
+
+    Batches are those of the first round. Texts of proxies, which do not exist yet, are taken to be as long as public ones.
+
+    Args:
+        house: what will run.
+        machine: this machine, measured.
+
+    Returns:
+        synthesis_s, train_s, evaluate_s, peak_bytes.
+    """
+    steps = list(_training(house))
+    train_s = house.settings.train.rounds * sum(times * cost.seconds(step, machine, house.settings.model.dtype) for step, times in steps)
+    measured = list(_measuring(house))
+    rounds, every = house.settings.train.rounds, house.settings.evaluate.every
+    times = 1 + len({*range(every, rounds + 1, every), rounds} - {0})
+    evaluate_s = times * sum(cost.seconds(one, machine, house.settings.model.dtype) for one in measured)
+    largest = max((one.memory_bytes for one, _ in steps), default=0.0)
+    largest = max([largest, *(one.memory_bytes for one in measured)])
+    weights = any_demand(house).anatomy.weight_bytes
+    return {"synthesis_s": _synthesis_s(house, machine), "train_s": train_s, "evaluate_s": evaluate_s,
+            "peak_bytes": _held_bytes() + max(0.0, largest - weights)}
+
+
+def _training(house: House) -> Iterator[tuple[Cost, float]]:
+    """(cost, how often in a round) of the steps over the base in a round, as the trainer groups them."""
+    federation, trainers = house.settings.federation, house.trainers
+    if federation.sampling != "all":
+        trainers = trainers[:: max(1, round(1 / federation.rate))]
+    for first in range(0, len(trainers), AT_ONCE):
+        yield from _passes(house, [house.sites[name] for name in trainers[first : first + AT_ONCE]])
+    count = proxy_count(house)
+    if count:
+        plan = next(site.plan for site in house.sites.values() if site.plan.placement == "proxy")
+        per_pass = max(1, house.settings.train.rows_at_once // plan.batch)
+        public = [[Record(text) if isinstance(text, str) else text for text in house.corpus.public[: 32 * plan.batch]]]
+        rows = [step for k in range(8) for step in widths(house.settings, house.learner.encode, public[0], plan, k)]
+        tokens, source, scored = (math.ceil(statistics.fmean(column)) for column in zip(*rows, strict=True))
+        for sites in {min(per_pass, count), count % per_pass} - {0}:
+            often = count // per_pass if sites == min(per_pass, count) and count >= per_pass else 1
+            yield _step(house, Batch(sites * plan.batch, tokens, source, scored), house.setting.rank), float(often * plan.steps)
+
+
+def _passes(house: House, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]:
+    encode, kind = house.learner.encode, house.settings.model.kind
+    part = house.settings.method.TRAITS.trains
+    works = [Work(Adapter({}, 1.0), site.train, part, site.plan.steps, site.plan.batch, 0.0, house.seeds.integer("batches", 1, site.name))
+             for site in sites]
+    for members in house.learner.passes(works):
+        drawn = [[[encode(works[k].records[i]) for i in step] for step in draws(works[k], [len(encode(r)[0]) for r in works[k].records])]
+                 for k in members]
+        rank = max(sites[k].plan.rank for k in members)
+        for step in zip(*drawn, strict=True):
+            rows = [coded for own in step for coded in own]
+            scored = round(statistics.fmean(len(ids) - max(length, kind == "causal") for ids, length in rows))
+            if kind == "seq2seq":
+                batch = Batch(len(rows), max(len(ids) - n for ids, n in rows), max(n for _, n in rows), scored)
+            else:
+                batch = Batch(len(rows), max(len(ids) for ids, _ in rows), 0, scored)
+            yield _step(house, batch, rank), 1.0
+
+
+def _step(house: House, batch: Batch, rank: int) -> Cost:
+    demand = any_demand(house)
+    return cost.lora_step(demand.anatomy, batch, demand.ranks(rank), part=demand.part, dtype=demand.dtype)
+
+
+def _measuring(house: House) -> Iterator[Cost]:
+    """Costs of the forward passes of one measurement."""
+    settings, demand = house.settings, any_demand(house)
+    kept = settings.evaluate.records_per_client
+    names = sorted(house.holdout)[: settings.evaluate.clients]
+    coded = sorted((house.learner.encode(r) for name in names for r in house.holdout[name][:kept]), key=lambda pair: len(pair[0]))
+    for first in range(0, len(coded), settings.evaluate.rows):
+        some = coded[first : first + settings.evaluate.rows]
+        scored = round(statistics.fmean(len(ids) - n for ids, n in some))
+        if settings.model.kind == "seq2seq":
+            batch = Batch(len(some), max(len(ids) - n for ids, n in some), max(n for _, n in some), scored)
+        else:
+            batch = Batch(len(some), max(len(ids) for ids, _ in some), 0, scored)
+        yield cost.evaluation(demand.anatomy, batch, demand.ranks(house.setting.rank), demand.dtype)
+
+
+def _synthesis_s(house: House, machine: Profile) -> float:
+    """Embedding of records and candidates, votes, and writing."""
+    if not house.voting:
+        return 0.0
+    config, demand = house.settings.synthesis, any_demand(house)
+    kids = config.candidates * config.variations
+    written = config.rounds * kids + config.texts
+    read = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], len(house.voters) * house.settings.data.records_per_client, config.max_tokens)
+    pools = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], config.rounds * config.pool, config.max_tokens)
+    prompt = round(config.generate.max_tokens * sum(config.generate.keep) / 2)
+    one = cost.generation(demand.anatomy, config.generate.batch, prompt, config.generate.max_tokens - prompt, demand.dtype)
+    return (cost.seconds(read, machine, "float32") + cost.seconds(pools, machine, "float32")
+            + written / config.generate.batch * cost.seconds(one, machine, demand.dtype))
+
+
+def _held_bytes() -> float:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,161 @@
+"""What rounds take on the clients' machines and on the server, by the cost model; and the virtual clock made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from aulait import cut, lora, split
+from aulait.algorithms.contract import Ask
+from aulait.assemble import House
+from aulait.compute import cost, machines
+from aulait.compute import plan as planner
+from aulait.compute.clock import Clock, Stint
+from aulait.compute.plan import Assignment
+from aulait.placing import EMBEDDER, Place, any_demand
+from aulait.train import Work
+from aulait.types import Order, Profile
+
+
+def travelled(house: House, name: str) -> tuple[int, int]:
+    """Bytes up and down of one local client over all rounds, when everybody takes part in every one."""
+    settings = house.settings
+    each = [settings.method.travels(settings.method_config, house.setting, round, name, _sites(house))
+            for round in range(1, settings.train.rounds + 1)]
+    return sum(up for up, _ in each), sum(down for _, down in each)
+
+
+def _sites(house: House) -> tuple[str, ...]:
+    return (*house.trainers, *(f"proxy-{k:03d}" for k in range(proxy_count(house))))
+
+
+def exchanged(house: House, names: Sequence[str], round: int) -> tuple[int, int]:
+    """Bytes up and down of split clients together in a round: their steps, whose draws are seeded, and their front's factors.
+
+    The order of the result is (up, down); exact where everybody takes part.
+    """
+    settings, setting, whole = house.settings, house.setting, house.settings.algorithm["name"] == "splitlora"
+    after, wire = settings.compute.cut, settings.compute.wire
+    front = {layer: setting.shapes[layer] for layer in cut.front(setting.shapes, after)}
+    start = lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds)
+    part = settings.method.TRAITS.trains
+    works = [Work(start, house.sites[n].train, part, house.sites[n].plan.steps, house.sites[n].plan.batch, 0.0,
+                  setting.seeds.integer("batches", round, n)) for n in names]
+    steps = split.travelled(house.learner, works, after, wire)
+    own = setting if whole else replace(setting, shapes=front)
+    factors = [settings.method.travels(settings.method_config, own, round, n, _sites(house)) for n in names]
+    return sum(up for up, _ in (*steps, *factors)), sum(down for _, down in (*steps, *factors))
+
+
+def proxy_count(house: House) -> int:
+    """Sites on the server that train."""
+    synthesis = house.settings.synthesis
+    stands = len(house.roles["proxy"]) if synthesis.proxies != "absent" else 0
+    return min(synthesis.proxy_count, stands, synthesis.texts)
+
+
+def takes(house: House, tier: str) -> Assignment:
+    """What a training round takes a client of a tier (a proxied client: a round of votes); seconds mean nothing where no machine is named."""
+    place = house.places[tier]
+    demand, plan, rounds = place.demand, place.plan, max(1, house.settings.train.rounds)
+    if plan.placement == "local":
+        member = next(name for name in house.trainers if house.sites[name].plan.tier == tier)
+        up, down = travelled(house, member)
+        demand = replace(demand, travels=lambda _: (round(up / rounds), round(down / rounds)))
+    return planner.WAYS[plan.placement](demand, place.profile or server(house), plan.rank, plan.steps, plan.batch)
+
+
+def server(house: House) -> Profile:
+    """The server's machine."""
+    return machines.find(house.settings.compute.server)
+
+
+def proxies_s(house: House) -> float:
+    """Seconds in which the server trains all proxies once."""
+    count = proxy_count(house)
+    if not count or not any(place.profile for place in house.places.values()):
+        return 0.0
+    demand, train = any_demand(house), house.settings.train
+    tier = next((t for t in house.settings.federation.tier if t.name in house.places and house.places[t.name].plan.placement == "proxy"), None)
+    steps, batch = (tier and tier.steps) or train.steps, (tier and tier.batch) or train.batch
+    step = cost.lora_step(demand.anatomy, demand.batch(batch), demand.ranks(house.settings.adapter.rank), part=demand.part, dtype=demand.dtype)
+    return count * steps * cost.seconds(step, server(house), demand.dtype)
+
+
+def breeding_s(house: House, texts: int) -> float:
+    """Seconds in which the server writes so many texts and embeds them."""
+    if not house.voting or not any(place.profile for place in house.places.values()):
+        return 0.0
+    demand, config = any_demand(house), house.settings.synthesis
+    machine, rows = server(house), config.generate.batch
+    prompt = round(config.generate.max_tokens * sum(config.generate.keep) / 2)
+    one = cost.generation(demand.anatomy, rows, prompt, config.generate.max_tokens - prompt, demand.dtype)
+    read = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], texts, config.max_tokens)
+    return texts / rows * cost.seconds(one, machine, demand.dtype) + cost.seconds(read, machine, "float32")
+
+
+def clock(house: House, stage: str, round: int = 1) -> Clock | None:
+    """Virtual time of a stage; None where no tier names a machine. In the first round of votes a client embeds its records."""
+    if not any(place.profile for place in house.places.values()):
+        return None
+    tiers = {tier.name: tier for tier in house.settings.federation.tier}
+    names = house.trainers if stage == "train" else house.voters
+    stints: dict[str, Stint] = {}
+    for name in names:
+        tier = house.sites[name].plan.tier
+        if tier not in stints:
+            stints[tier] = _stint(house, house.places[tier], takes(house, tier) if stage == "train" else _vote(house, tier, round), tiers[tier])
+    return Clock({name: stints[house.sites[name].plan.tier] for name in names}, house.seeds, house.settings.compute.deadline_s)
+
+
+def _vote(house: House, tier: str, round: int) -> Assignment:
+    """A round of votes of a client, local ones included; records are embedded in the first."""
+    place, config = house.places[tier], house.settings.synthesis
+    assert place.profile is not None and place.demand.vote is not None
+    _, bytes_ = place.demand.vote
+    counting = cost.voting(house.settings.data.records_per_client, config.pool, EMBEDDER["width"])
+    demand = place.demand if round == 1 else replace(place.demand, vote=(counting, bytes_))
+    return planner.proxy(demand, place.profile, place.plan.rank, place.plan.steps, place.plan.batch)
+
+
+def _stint(house: House, place: Place, found: Assignment | None, tier: Any) -> Stint:
+    assert found is not None and place.profile is not None
+    joules = machines.joules_per_byte(tier.machine, tier.link) or 0.0
+    return Stint(tier.name, found.compute_s, found.transfer_s, found.energy_j, place.profile.idle_w,
+                 (found.up_bytes + found.down_bytes) * joules, tier.availability, tier.dropout, tier.spread)
+
+
+def punctual(ask: Ask, silent: frozenset[str]) -> Ask:
+    """Ask, and hear only those who answer in time."""
+
+    def heard(orders: Sequence[Order]) -> Any:
+        due = [order for order in orders if order.client not in silent]
+        return ask(due) if due else iter(())
+
+    return heard
+
+
+def amounts(told: Mapping[str, Any]) -> dict[str, float]:
+    """What a round of virtual time adds to a run's totals, by names that ``result`` reads."""
+    added = {"clock|total_s": told["round_s"], "clock|energy_j": told["energy_j"]}
+    for tier, own in told["tiers"].items():
+        added |= {f"clock|{tier}|{key}": value for key, value in own.items()}
+    return added
+
+
+def result(totals: Mapping[str, float]) -> dict[str, Any] | None:
+    """Virtual time of a whole run: {total_s, energy_j, idle_share, tiers}; None where there was none."""
+    if "clock|total_s" not in totals:
+        return None
+    tiers: dict[str, dict[str, float]] = {}
+    for name, value in totals.items():
+        kind, _, rest = name.partition("|")
+        tier, bar, key = rest.rpartition("|")
+        if kind == "clock" and bar:
+            tiers.setdefault(tier, {})[key] = value
+    busy, idle = (sum(own[key] for own in tiers.values()) for key in ("busy_s", "idle_s"))
+    return {"total_s": totals["clock|total_s"], "energy_j": totals["clock|energy_j"],
+            "idle_share": idle / (busy + idle) if busy + idle else 0.0, "tiers": tiers}
+
+

@@ -1,0 +1,306 @@
+"""What every method must do, for the one whose clients and server each hold a half: it needs a real model and asks many times a round."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from tests.contract.federation import LR, ON, PROXIES, Federation, apart, dense, distance, unlike
+from tests.tiny_bases import records, tiny
+
+from aulait import cut, inline, lora, model
+from aulait.algorithms import splitlora
+from aulait.errors import PrivacyError, WireError
+from aulait.model import AdapterConfig
+from aulait.progress import Progress
+from aulait.record import RunFolder
+from aulait.split import travelled
+from aulait.train import Learner, TrainConfig, Work
+from aulait.types import nbytes
+
+SERVER = splitlora.SERVER
+KINDS = ["llama", "gpt2", "t5"]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    return cache(lambda kind: tiny(folder, kind))
+
+
+@pytest.fixture(scope="module")
+def make(bases):
+    """A federation on a tiny base cut at its first possible place."""
+    def build(kind: str = "llama", train: dict | None = None, options: dict | None = None, plans: dict | None = None, **more) -> Federation:
+        base = bases(kind)
+        run = Federation("splitlora", learner=Learner(base, TrainConfig(**train or {})), shapes=dict(model.targets(base, AdapterConfig())),
+                         options={"cut": cut.possible(base)[0]} | (options or {}), **more)
+        for name, own in run.sites.items():
+            texts = records(len(own.train), ord(name[0]) + ord(name[-1]), kind == "t5")
+            run.sites[name] = replace(own, train=texts, plan=replace(own.plan, **(plans or {}).get(name, {})))
+        return run
+
+    return build
+
+
+def work(run: Federation, name: str, state, round: int = 1) -> Work:
+    """What this client does in a round, as one that trains whole."""
+    site = run.sites[name]
+    return Work(run.result(state), site.train, "AB", site.plan.steps, site.plan.batch, LR / round, run.setting.seeds.integer("batches", round, name))
+
+
+# -- what is computed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train", [{"max_grad_norm": 0.05}, {"max_grad_norm": 0.0, "optimizer": "sgd"}, {"weight_decay": 0.1}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_client_is_plain_lora_training(make, kind, train):
+    run = make(kind, train, clients=("ann",), plans={"ann": {"steps": 3}})
+    before = run.start()
+    after, info = run.round(before)
+    (done,) = run.learner.train([work(run, "ann", before)])
+    assert distance(after.tensors, lora.to_tensors(done.adapter)) < 1e-6
+    assert apart(after, replace(before, round=1)) > 1e-4
+    assert info["train_loss"] == pytest.approx(done.loss, rel=1e-5)
+    assert info["train_tokens"] == done.tokens
+
+
+def test_moments_are_kept_over_rounds_or_fresh_as_the_settings_say(make):
+    """One client: two rounds with fresh moments are two trainings, and with kept ones something else."""
+    fresh, kept = (make(clients=("ann",), options={"moments": how}) for how in ("fresh", "keep"))
+    one = fresh.rounds(1)
+    two = fresh.rounds(1, one)
+    (done,) = fresh.learner.train([work(fresh, "ann", one, round=2)])
+    assert distance(two.tensors, lora.to_tensors(done.adapter)) < 1e-6
+    same = kept.rounds(1)
+    assert apart(same, one) == 0.0
+    assert apart(kept.rounds(1, same), two) > 1e-4
+    assert [float(kept.sites[name].memory["kept"]["after"]["t"]) for name in ("ann", SERVER)] == [4.0, 4.0]
+    assert [float(fresh.sites[name].memory["kept"]["after"]["t"]) for name in ("ann", SERVER)] == [2.0, 2.0]
+
+
+def test_every_client_is_sent_the_gradient_of_its_own_loss_and_the_server_steps_once_a_step(make):
+    run = make(sizes={"ann": 6})
+    run.round(run.start())
+    at = {SERVER: [o for o in run.orders if o.client == SERVER], "ann": [o for o in run.orders if o.client == "ann"]}
+    assert len(at[SERVER]) == len(at["ann"]) == 3  # two steps, and an end
+    assert float(run.sites[SERVER].memory["kept"]["after"]["t"]) == 2.0
+    alone = make(clients=("ann",), sizes={"ann": 6})
+    alone.round(alone.start())
+    first = next(o for o in alone.orders if o.client == "ann" and o.settings["step"] == 2)
+    assert torch.allclose(at["ann"][1].tensors["data"], first.tensors["data"], atol=1e-7)
+
+
+def test_clients_of_unequal_steps_leave_one_by_one(make):
+    run = make(plans={"bob": {"steps": 1}, "cat": {"steps": 3, "batch": 1}})
+    after, info = run.round(run.start())
+    asked = [[o.client for o in run.orders if o.client != SERVER and o.settings["step"] == number] for number in (1, 2, 3, 4, 5)]
+    assert asked == [["ann", "bob", "cat"], ["ann", "bob", "cat"], ["ann", "cat"], ["cat"], []]
+    assert info["refused"] == 0
+    lasts = [r.share for r in run.replies if r.client != SERVER and "labels" not in r.share]
+    for name in lasts[0].keys() - {"square"}:
+        assert torch.allclose(after.tensors[name], sum(own[name] for own in lasts) / 3, atol=1e-7)
+
+
+def test_nobody_is_sent_more_than_its_rank(make):
+    run = make(ranks={"bob": 1})
+    after = run.rounds(2)
+    for order in run.orders:
+        most = 2 if order.client == SERVER else run.setting.rank_of(order.client)("any") if order.client != "bob" else 1
+        for name, tensor in order.tensors.items():
+            assert not name.endswith((".A", ".B")) or tensor.shape["BA".index(name[-1]) ^ 1] <= most
+    assert all(bool(torch.isfinite(t).all()) and t.dtype == torch.float32 for t in after.tensors.values())
+
+
+# -- determinism -----------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_result_and_the_order_of_clients_is_irrelevant(make):
+    one, two, other = make(), make(), make(seed=4)
+    left, right = one.rounds(2), two.rounds(2)
+    assert apart(left, right) == 0.0
+    assert unlike(one.memory(), two.memory()) == ""
+    assert apart(left, other.rounds(2)) > 1e-4
+    turned, state = make(clients=("cat", "ann", "bob")), None
+    state = turned.start()
+    for _ in range(2):
+        state, _ = turned.round(state, ask=lambda orders: turned.ask(orders[::-1]) if len(orders) > 1 else turned.ask(orders))
+    assert apart(state, left) < 1e-6
+
+
+def test_an_answer_alone_equals_the_answer_among_many_also_when_asked_twice(make):
+    run, undisturbed = make(ranks={"bob": 1}), make(ranks={"bob": 1})
+    state = run.start()
+
+    def twice(orders):
+        replies = run.ask(orders)
+        for order, reply in zip(orders, replies, strict=True):
+            (again,) = run.module.answer([order], [run.sites[order.client]], run.setting, run.learner)
+            assert again.share.keys() == reply.share.keys()
+            assert distance(again.share, reply.share) < 5e-6
+        return replies
+
+    for _ in range(2):
+        state, _ = run.round(state, ask=twice)
+    assert apart(state, undisturbed.rounds(2)) < 5e-6
+    first = next(order for order in run.orders if order.client == "ann")
+    with pytest.raises(WireError, match="a step that is past"):
+        run.module.answer([first], [run.sites["ann"]], run.setting, run.learner)
+
+
+@pytest.mark.parametrize("moments", ["keep", "fresh"])
+def test_stop_and_resume_equals_no_stop(make, moments, tmp_path):
+    def some(run, state, count):
+        for _ in range(count):
+            state, _ = run.round(state, clients=("ann", "cat") if state.round == 1 else None)
+        return state
+
+    whole, half, resumed = (make(options={"moments": moments}, ranks={"bob": 1}) for _ in range(3))
+    wanted = some(whole, whole.start(), 3)
+    progress = Progress()
+    progress.bind(half.sites)
+    progress.state = some(half, half.start(), 2)
+    progress.save(RunFolder(tmp_path))
+    loaded = Progress.load(RunFolder(tmp_path))
+    loaded.bind(resumed.sites)
+    assert apart(some(resumed, loaded.state, 1), wanted) == 0.0
+    assert unlike(resumed.memory(), whole.memory()) == ""
+
+
+def test_through_the_engine_with_split_sites_it_is_the_same(make):
+    run, wanted = make(plans={n: {"placement": "split"} for n in ("ann", "bob", "cat")}), make().rounds(2)
+    ask, state = inline.connect(run.sites, run.module, run.setting, run.learner, None, cut=1, private=False), run.start()
+    for _ in range(2):
+        state, _ = run.round(state, ask=ask)
+    assert apart(state, wanted) == 0.0
+
+
+# -- bytes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wire", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_are_those_of_the_factors_and_of_the_steps(make, kind, wire):
+    run = make(kind, options={"wire": wire}, ranks={"bob": 1}, plans={"cat": {"steps": 3}})
+    state = run.start()
+    for number in (1, 2):
+        run.orders, run.replies = [], []
+        works = [work(run, name, state, number) for name in run.clients]
+        foretold = travelled(run.learner, works, run.config.cut, wire)
+        state, info = run.round(state)
+        for name, (up, down) in zip(run.clients, foretold, strict=True):
+            ups, downs = run.module.travels(run.config, run.setting, number, name, run.clients)
+            assert sum(nbytes(r.share) for r in run.replies if r.client == name) == up + ups
+            assert sum(nbytes(o.tensors) for o in run.orders if o.client == name) == down + downs
+        assert info["up_bytes"] == sum(nbytes(r.share) for r in run.replies if r.client != SERVER)
+        assert info["down_bytes"] == sum(nbytes(o.tensors) for o in run.orders if o.client != SERVER)
+
+
+@pytest.mark.parametrize(("wire", "slack"), [("float16", 2e-3), ("int8", 0.05)])
+def test_a_narrow_wire_learns_nearly_the_same(make, wire, slack):
+    whole, narrow = (make(train={"optimizer": "sgd"}, options={"wire": w}, planned_rounds=2) for w in ("float32", wire))
+    start, left, right = whole.start().tensors, whole.rounds(2).tensors, narrow.rounds(2).tensors
+    flat = [torch.cat([(after[n] - start[n]).flatten() for n in sorted(start)]) for after in (left, right)]
+    assert 0 < float((flat[0] - flat[1]).norm() / flat[0].norm()) < slack
+
+
+# -- privacy ---------------------------------------------------------------------------------------------------
+
+
+def test_under_privacy_it_is_refused_before_anybody_is_asked(make):
+    run = make(privacy=ON)
+    with pytest.raises(PrivacyError, match=r"'splitlora' reads single replies.*use 'fedit'"):
+        run.rounds(1)
+    assert not run.orders
+    assert run.ledger.lines == ()
+    assert "activations of single records leave the site" in splitlora.TRAITS.privacy
+
+
+def test_without_privacy_the_ledger_stays_empty(make):
+    run = make()
+    run.rounds(1)
+    assert run.ledger.lines == ()
+
+
+# -- bad and missing messages ----------------------------------------------------------------------------------
+
+
+def spoilt(share, kind: str):
+    first = sorted(n for n in share if n not in ("labels", "square"))[0]
+    if kind == "nan":
+        return share | {first: torch.full_like(share[first], math.nan)}
+    if kind == "huge":
+        return share | {first: torch.full_like(share[first], 1e9)}
+    if kind == "width":
+        return share | {first: share[first][..., :-1].contiguous()}
+    if kind == "vocabulary":
+        return share | {"labels": torch.full_like(share["labels"], 10**6)} if "labels" in share else share | {first: share[first][:-1]}
+    if kind == "extra":
+        return share | {"other": torch.ones(2)}
+    if kind == "norm":
+        return share | {"square": torch.full((1,), -1.0)}
+    return {}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["nan", "huge", "width", "vocabulary", "extra", "norm", "empty"])
+def test_a_bad_message_is_left_out_and_the_round_goes_on_without_its_sender(make, kind, number):
+    """In the first step, in a later one, and at the end: as if the client had fallen silent there."""
+    run, clean = make(), make()
+
+    def spoil(orders):
+        return [replace(r, share=spoilt(r.share, kind)) if r.client == "bob" and o.settings["step"] == number else r
+                for o, r in zip(orders, run.ask(orders), strict=True)]
+
+    def hush(orders):
+        replies = clean.ask(orders)
+        return [r for o, r in zip(orders, replies, strict=True) if r.client != "bob" or o.settings["step"] != number]
+
+    after, info = run.round(run.start(), spoil)
+    without, quiet = clean.round(clean.start(), hush)
+    assert quiet["refused"] == 0
+    assert info["refused"] == 1
+    assert info["refused_clients"][0].startswith("bob: ")
+    assert all(bool(torch.isfinite(t).all()) for t in after.tensors.values())
+    # the norm of a step that the server has seen is told by neither; what was taken of bob before stays
+    assert apart(after, without) < 1e-6
+    _, info = run.round(after)  # and the refused client is welcome again
+    assert info["refused"] == 0
+    assert [r.client for r in run.replies[-4:]] == ["ann", "bob", "cat", SERVER]
+
+
+def test_strangers_twins_and_proxies_are_not_counted(make):
+    wanted = make().rounds(1)
+    for twist, told in ((lambda r: [r, replace(r, client=f"{r.client}-s twin")], "was not asked"), (lambda r: [r, r], "replied twice")):
+        run = make()
+        found, info = run.round(run.start(), lambda orders, run=run, twist=twist: [
+            x for r in run.ask(orders) for x in (twist(r) if r.client != SERVER else [r])])
+        assert apart(found, wanted) == 0.0
+        assert {text.partition(": ")[2] for text in info["refused_clients"]} == {told}
+    assert sorted(PROXIES)[0] == "proxy-000"
+    run = make()
+    found, info = run.round(run.start(), lambda orders: [replace(r, client="proxy-000") if r.client == "bob" else r for r in run.ask(orders)])
+    without = make()
+    assert apart(found, without.round(without.start(), clients=("ann", "cat"))[0]) < 1e-6
+    assert info["refused_clients"] == ["proxy-000: is a proxy"]
+
+
+@pytest.mark.parametrize("clients", [(), None])
+def test_a_round_that_nobody_answers_changes_nothing(make, clients):
+    run = make()
+    before = run.start()
+    after, info = run.round(before, clients=clients, ask=lambda orders: [r for r in run.ask(orders) if r.client == SERVER])
+    assert after.round == 1
+    assert distance(after.tensors, before.tensors) == 0.0
+    assert info["up_bytes"] == 0
+    assert distance(dense(run.result(run.rounds(1, after))), dense(run.result(before))) > 1e-4
+
+
+def test_proxies_take_no_part(make):
+    run = make(proxies=("proxy-000",))
+    _, info = run.round(run.start())
+    assert info["proxies"] == 0
+    assert {order.client for order in run.orders} == {"ann", "bob", "cat", SERVER}

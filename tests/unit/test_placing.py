@@ -1,0 +1,187 @@
+"""Places for tiers in real runs: the plan and the run agree, impossible plans are refused, virtual time repeats itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from aulait import inline, loop
+from aulait.assemble import Workshop, assemble
+from aulait.errors import ConfigError
+from aulait.outlook import outlook
+from tests import tiny_run
+
+WORKSHOP = Workshop()
+TIERS = [
+    {"name": "station", "count": 2, "placement": "local", "machine": "workstation"},
+    {"name": "laptop", "count": 2, "placement": "split", "machine": "laptop", "link": "office"},
+    {"name": "board", "count": 2, "placement": "auto", "machine": "raspberry-pi-5"},
+    {"name": "phone", "placement": "proxy", "machine": "phone", "link": "4g"},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("placing")
+    tiny_run.write_data(made)
+    return made
+
+
+def made(folder, tiers=None, **tables):
+    tables.setdefault("adapter", {"rank": 2, "layers": "all"})
+    tables.setdefault("algorithm", {"name": "fedit"})
+    federation = tables.pop("federation", {})
+    return tiny_run.settings(folder, federation={"tier": tiers or TIERS, **federation}, **tables)
+
+
+def run(folder, path, settings, **more):
+    return loop.run(settings, path, inline.connect, workshop=WORKSHOP, **more)
+
+
+def lines(path):
+    return [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("method", "wire"), [("fedit", "float32"), ("ffa", "int8"), ("flexlora", "float16"), ("hetlora", "float32"),
+                                              ("fedex", "float32"), ("rolora", "float32"), ("lorafair", "float32")])
+def test_bytes_of_a_mixed_run_are_those_of_its_plan(folder, tmp_path, method, wire):
+    settings = made(folder, algorithm={"name": method}, compute={"cut": 2, "wire": wire})
+    planned = outlook(assemble(settings, WORKSHOP))
+    result = run(folder, tmp_path / "run", settings)
+    trained = [line for line in lines(tmp_path / "run") if line["stage"] == "train"]
+    for way in ("up", "down"):
+        told = sum(tier[f"{way}_bytes_run"] for tier in planned["tiers"] if tier["placement"] != "proxy")
+        assert sum(line[f"{way}_bytes"] for line in trained) == told
+    assert result["traffic"]["up_bytes"] == planned["total"]["up_bytes"]
+    assert {tier["placement"] for tier in result["tiers"]} == {"local", "split", "proxy"}
+
+
+def test_splitlora_sends_what_was_planned(folder, tmp_path):
+    settings = made(folder, [{"name": "all", "placement": "split", "machine": "laptop"}], algorithm={"name": "splitlora"}, compute={"cut": 2})
+    planned = outlook(assemble(settings, WORKSHOP))["total"]
+    assert run(folder, tmp_path / "run", settings)["traffic"] == planned
+
+
+def test_a_split_client_learns_what_a_local_one_learns(folder, tmp_path):
+    """Placement is where the work is done, not what is learnt."""
+    found = []
+    for placement in ("local", "split"):
+        settings = made(folder, [{"name": "all", "placement": placement, "machine": "laptop"}], compute={"cut": 3})
+        found.append(run(folder, tmp_path / placement, settings))
+    assert found[0]["eval"]["loss"] == pytest.approx(found[1]["eval"]["loss"], abs=1e-5)
+    assert found[0]["eval"]["loss"] != found[0]["base_eval"]["loss"]
+
+
+def test_split_is_refused_under_privacy_with_the_reason(folder):
+    with pytest.raises(ConfigError, match=r"'split' sends activations of single records.*use 'local' or 'proxy'"):
+        made(folder, privacy={"off": False, "epsilon": 8.0, "delta": 1e-2, "relation": "add-remove"})
+
+
+def test_auto_never_splits_under_privacy(folder, tmp_path):
+    tiers = [{"name": "small", "placement": "auto", "machine": str(little(tmp_path, 20_000_000))}]
+    with pytest.raises(ConfigError, match="split is refused under privacy"):
+        assemble(made(folder, tiers, privacy={"off": False, "epsilon": 8.0, "delta": 1e-2, "relation": "add-remove"}, synthesis={"proxies": "absent"}), WORKSHOP)
+
+
+def little(folder, memory_bytes):
+    path = folder / f"little-{memory_bytes}.json"
+    path.write_text(json.dumps({"name": "little", "device": "cpu", "flop_per_s": {"float32": 1e9}, "memory_bytes": memory_bytes,
+                                "memory_bytes_per_s": 1e9, "up_bytes_per_s": 1e6, "down_bytes_per_s": 1e6}))
+    return path
+
+
+def test_what_exceeds_a_machine_is_one_line_with_what_fits(folder, tmp_path):
+    machine = str(little(tmp_path, 31_000_000))
+    tiers = [{"name": "small", "placement": "local", "batch": 64, "machine": machine}]
+    with pytest.raises(ConfigError) as caught:
+        assemble(made(folder, tiers), WORKSHOP)
+    assert "nearest that fits: rank = 2 and batch = " in str(caught.value)
+    batch = int(str(caught.value).rpartition("batch = ")[2])
+    assert assemble(made(folder, [{**tiers[0], "batch": batch}]), WORKSHOP).sites
+
+
+def test_machines_make_the_same_run_places_aside(folder, tmp_path):
+    """Naming a machine tells time; it changes nothing that is learnt."""
+    bare = [{"name": "a", "count": 3, "placement": "local"}, {"name": "b", "placement": "proxy"}]
+    named = [{**bare[0], "machine": "laptop"}, {**bare[1], "machine": "phone"}]
+    plain, timed = (run(folder, tmp_path / name, made(folder, tiers)) for name, tiers in (("bare", bare), ("named", named)))
+    assert plain["eval"] == timed["eval"]
+    assert plain["clock"] is None
+    assert timed["clock"]["total_s"] > 0
+
+
+SHAKY = [{"name": "phone", "placement": "local", "machine": "phone", "availability": 0.8, "dropout": 0.2, "spread": 0.6}]
+
+
+def test_virtual_times_repeat_with_the_seed_and_add_up(folder, tmp_path):
+    first, again = (run(folder, tmp_path / name, made(folder, SHAKY)) for name in ("one", "two"))
+    assert first["clock"] == again["clock"]
+    assert first["eval"] == again["eval"]
+    other = run(folder, tmp_path / "three", made(folder, SHAKY, run={"name": "tiny", "seed": 2}))
+    assert other["clock"] != first["clock"]
+    told = [line["clock"] for line in lines(tmp_path / "one")]
+    assert first["clock"]["total_s"] == pytest.approx(sum(clock["round_s"] for clock in told)) == pytest.approx(told[-1]["total_s"])
+    for clock in told:
+        assert clock["answered"] + clock["late"] + clock["lost"] + clock["away"] == 8
+
+
+def test_a_deadline_leaves_the_late_out_and_a_round_without_answers_changes_nothing(folder, tmp_path):
+    settings = made(folder, SHAKY, compute={"deadline_s": 1e-6})
+    result = run(folder, tmp_path / "run", settings)
+    assert all(line["clock"]["answered"] == 0 for line in lines(tmp_path / "run"))
+    assert result["eval"]["loss"] == pytest.approx(result["base_eval"]["loss"], abs=1e-6)
+    assert result["traffic"]["up_bytes"] == 0
+    assert result["traffic"]["down_bytes"] > 0
+
+
+METHODS = {name: {"name": name} for name in ("ffa", "flexlora", "flora", "fedex", "fedsa", "hetlora", "rolora", "lorafair", "safedlora")}
+METHODS["fdlora"] = {"name": "fdlora", "fusion_tries": 4, "personal_steps": 1}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_lives_through_rounds_nobody_answers(folder, tmp_path, method):
+    settings = made(folder, SHAKY, algorithm=METHODS[method], compute={"deadline_s": 1e-6}, train={"rounds": 1})
+    assert run(folder, tmp_path / "run", settings)["rounds"] == 1
+
+
+def test_splitlora_lives_through_dropouts(folder, tmp_path):
+    tiers = [{**SHAKY[0], "placement": "split"}]
+    settings = made(folder, tiers, algorithm={"name": "splitlora"}, compute={"cut": 2})
+    assert run(folder, tmp_path / "run", settings)["eval"]["loss"] > 0
+
+
+def test_over_selection_ends_rounds_with_the_planned_number(folder, tmp_path):
+    tiers = [{"name": "phone", "placement": "local", "machine": "phone", "spread": 0.5}]
+    settings = made(folder, tiers, federation={"sampling": "fixed", "rate": 0.5}, compute={"over_selection": 0.5})
+    run(folder, tmp_path / "run", settings)
+    for line in lines(tmp_path / "run"):
+        assert (line["clock"]["answered"], line["clock"]["late"]) == (4, 2)
+
+
+def test_over_selection_and_fixed_sampling_are_refused_where_they_are_not_accounted(folder):
+    with pytest.raises(ConfigError, match="'fixed' is not accounted under privacy"):
+        made(folder, SHAKY, federation={"sampling": "fixed", "rate": 0.5}, privacy={"off": False, "epsilon": 8.0, "delta": 1e-2, "relation": "add-remove"})
+    with pytest.raises(ConfigError, match="no accountant covers"):
+        made(folder, SHAKY, compute={"over_selection": 0.5})
+
+
+def test_late_and_lost_clients_leave_the_planned_number_alone(folder, tmp_path):
+    """Under privacy the denominator is public; who answers follows from machines, not from data."""
+    settings = made(folder, SHAKY, privacy={"off": False, "epsilon": 8.0, "delta": 1e-2, "relation": "add-remove", "noise_seed": 1, "clip": 1.0})
+    run(folder, tmp_path / "run", settings)
+    ledger = [json.loads(line) for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()]
+    assert {line["planned"] for line in ledger if line["stage"] == "train"} == {8}
+
+
+def test_bad_tiers_are_told_before_any_work(folder):
+    cases = {
+        "placement = 'auto' needs to know the machine": [{"name": "a", "placement": "auto"}],
+        "give every tier a machine, or none": [{"name": "a", "count": 2, "machine": "laptop"}, {"name": "b"}],
+        "belong to a machine": [{"name": "a", "dropout": 0.1}],
+        "laptop": [{"name": "a", "machine": "laptpo"}],
+        "placement = 'split' for all": [{"name": "a", "machine": "laptop"}],
+    }
+    for words, tiers in cases.items():
+        with pytest.raises(ConfigError, match=words):
+            made(folder, tiers, algorithm={"name": "splitlora" if "split" in words else "fedit"})
