@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aulait.compute.cost import Anatomy, Block
 from aulait.errors import ModelError
@@ -87,7 +87,7 @@ def _blocks(shapes: Mapping[str, tuple[int, int]], config: Any, kind: str) -> It
         yield Block(layers, heads * int(per_head), "decoder" if decoder else "encoder", decoder and kind == "seq2seq")
 
 
-def _embeddings(model: Any, shapes: Mapping[str, tuple[int, int]]) -> Iterable[nn.Parameter]:
+def _embeddings(model: Any, shapes: Mapping[str, tuple[int, int]]) -> Iterable[Tensor]:
     """Input embeddings of tokens and positions; those inside blocks are biases of the attention, not embeddings."""
     prefixes = {".".join(name.split(".")[: next(i for i, p in enumerate(name.split(".")) if p.isdigit())]) for name in shapes}
     for name, module in model.named_modules():

@@ -169,8 +169,8 @@ def assemble(settings: Settings, workshop: Workshop) -> House:
     if settings.data.pooled:
         clients = {data.EVERYONE: ClientData(tuple(r for name in sorted(clients) for r in clients[name].train), ())}
     members = tiers.members(settings.federation.tier, list(clients), seeds)
-    placed = placing.places(settings, base, shapes, learner.encode, {tier: [clients[n].train for n in names] for tier, names in members.items()},
-                            corpus.public, seeds)
+    records = {tier: [clients[name].train for name in names] for tier, names in members.items()}
+    placed = placing.places(settings, base, shapes, learner.encode, records, corpus.public, seeds)
     sites = _sites(members, placed, clients)
     roles: dict[Placement, tuple[str, ...]] = {
         place: tuple(sorted(n for n, s in sites.items() if s.plan.placement == place)) for place in ("local", "proxy", "split")}
@@ -230,7 +230,8 @@ def _check_roles(house: House) -> None:
         _check_pairs(settings, isinstance(house.corpus.public[0], str))
     seq2seq = settings.model.kind == "seq2seq" and settings.synthesis.generator == "base" and settings.synthesis.generate.kind == "prefix"
     require(not (house.voting and seq2seq), ConfigError, "synthesis.generator = 'base' with synthesis.generate.kind = 'prefix' needs a "
-            "causal model and model.kind is 'seq2seq'; set synthesis.generator = 'brew' (built in) or to the id or folder of another causal "
+            "causal model and model.kind is 'seq2seq'; set synthesis.generator = 'brew' (built in) or to the id or folder of another "
+            "causal "
             "model, or kind to 'prompt' or 'mask'")
     require(settings.model.kind == "causal" or settings.data.prompt is not None, ConfigError, "model.kind is 'seq2seq' and the data are "
             "plain text, expected a prompt for the encoder and a response for the decoder; set data.prompt and data.response")

@@ -101,7 +101,9 @@ def predict(sizes: Sizes = FULL, repetitions: int = 3, keep: bool = True) -> dic
 def _measured(case: Case, repetitions: int, constants_s: float, clock: Clock) -> tuple[dict[str, Any], list[Profile]]:
     """A row of the table, and the constants seen on the way."""
     case.work()
-    profiles, measured_s, predicted_s = [device.measure(device="cpu", budget_s=constants_s, clock=clock)], [], []
+    profiles = [device.measure(device="cpu", budget_s=constants_s, clock=clock)]
+    measured_s: list[float] = []
+    predicted_s: list[float] = []
     while len(measured_s) < repetitions and sum(measured_s) < ENOUGH_S:
         started = clock()
         case.work()

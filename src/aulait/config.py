@@ -180,7 +180,8 @@ def _known(place: Sequence[Any]) -> list[str]:
 
 def check(settings: Settings) -> list[str]:
     """Problems that can be seen without reading data or loading a model, one line each."""
-    problems = _check_method(settings) + tiers.problems(settings.federation, settings.compute, not settings.privacy.off) + data.problems(settings.data)
+    private = not settings.privacy.off
+    problems = _check_method(settings) + tiers.problems(settings.federation, settings.compute, private) + data.problems(settings.data)
     if settings.model.name != "brew" and settings.model.name.startswith(("/", ".")) and not Path(settings.model.name).is_dir():
         problems.append(f"model.name = '{settings.model.name}' is no folder; expected 'brew', a folder, or a Hugging Face id")
     if not settings.data.pooled or not settings.privacy.off:
@@ -212,8 +213,11 @@ def _check_method(settings: Settings) -> list[str]:
             problems.append(f"algorithm.{key} = {settings.algorithm[key]!r} and compute.{key} = {told!r} differ; set compute.{key} alone")
     whole = [tier.name for tier in settings.federation.tier if tier.placement != "split"]
     if hasattr(settings.method, "SERVER") and whole:
-        problems.append(f"algorithm '{settings.algorithm['name']}' splits every client and federation.tier '{whole[0]}' is placed otherwise; "
-                        "set placement = 'split' for all, or use 'fedit', where split is one role among others")
+        problems.append(f"algorithm '{settings.algorithm['name']}' splits every client and federation.tier '{whole[0]}' is placed "
+                        "otherwise; set placement = 'split' for all, or use 'fedit', where split is one role among others")
+    if not settings.method.TRAITS.splits and len(whole) < len(settings.federation.tier):
+        problems.append(f"algorithm '{settings.algorithm['name']}' cannot have split clients: they do more than training "
+                        "steps on the model; use placement = 'local', or 'fedit'")
     if getattr(config, "weights", "uniform") == "size" and not settings.privacy.off and settings.privacy.unit == "client":
         problems.append("algorithm.weights = 'size' changes the sensitivity; use 'uniform' under privacy, or privacy.off = true")
     name, traits, largest = settings.algorithm["name"], settings.method.TRAITS, settings.adapter.rank

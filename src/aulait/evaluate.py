@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from aulait import tasks
+from aulait import bleu, tasks
 from aulait.errors import DataError
 from aulait.model import wearing
 from aulait.registry import require
@@ -144,12 +144,17 @@ def _task(
     for name, record in tasks.fair(holdout, config.task_records):
         own = adapter[name] if isinstance(adapter, Mapping) else adapter
         groups.setdefault(id(own), ([own] if own else [], []))[1].append(record)
+    right: dict[str, list[str]] = {}
+    for record in (record for records in holdout.values() for record in records):
+        right.setdefault(record.prompt or "", []).append(record.text)
     scores: list[dict[str, float]] = []
     for worn, records in groups.values():
         with wearing(learner.base, worn):
-            scores += tasks.measure(learner.base, records, config, choices, config.rows)
+            scores += tasks.measure(learner.base, records, config, choices, config.rows, right)
     named = {"rank": ("accuracy",), "rouge": (*tasks.ROUGES, "exact_match"), "exact": ("exact_match",)}[config.task]
     means = {name: sum(score[name] for score in scores) / len(scores) if scores else math.nan for name in named}
+    if config.task == "rouge":
+        means["bleu"] = bleu.corpus(scores) if scores else math.nan
     return {**means, "count": len(scores)}
 
 

@@ -110,7 +110,8 @@ def _synthesis_s(house: House, machine: Profile) -> float:
     config, demand = house.settings.synthesis, any_demand(house)
     kids = config.candidates * config.variations
     written = config.rounds * kids + config.texts
-    read = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], len(house.voters) * house.settings.data.records_per_client, config.max_tokens)
+    voted = len(house.voters) * house.settings.data.records_per_client
+    read = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], voted, config.max_tokens)
     pools = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], config.rounds * config.pool, config.max_tokens)
     prompt = round(config.generate.max_tokens * sum(config.generate.keep) / 2)
     one = cost.generation(demand.anatomy, config.generate.batch, prompt, config.generate.max_tokens - prompt, demand.dtype)

@@ -150,8 +150,8 @@ def _no_split(settings: Settings, base: Base) -> str:
     """Why no tier may be split; empty if one may."""
     if not settings.privacy.off:
         return "split is refused under privacy (activations of single records leave the site)"
-    if settings.data.pooled:
-        return "split needs sites, data.pooled has none"
+    if settings.data.pooled or not settings.method.TRAITS.splits:
+        return f"algorithm '{settings.algorithm['name']}' has no split clients" if not settings.data.pooled else "data.pooled has no sites"
     try:
         cut.check(base, settings.compute.cut)
     except ModelError as error:
@@ -169,7 +169,8 @@ def ranks_of(shapes: Shapes, attention_rank: int | None) -> Callable[[int], Mapp
 
 
 def _row(
-    settings: Settings, encode: Encoder, base: Base, clients: Sequence[Sequence[Record]], public: Sequence[str | Record], plan: Plan, seeds: Seeds
+    settings: Settings, encode: Encoder, base: Base, clients: Sequence[Sequence[Record]], public: Sequence[str | Record], plan: Plan,
+    seeds: Seeds,
 ) -> tuple[int, int, int]:
     """(tokens, source tokens, scored positions) of one padded record: as set, of public texts under privacy, else of the clients' own."""
     if settings.compute.tokens is not None:
@@ -181,7 +182,8 @@ def _row(
         texts = [[Record(text) if isinstance(text, str) else text for text in islice(public, 8 * plan.batch)]] if public else []
     if not texts:
         return (settings.model.context, settings.model.context if settings.model.kind == "seq2seq" else 0, settings.model.context)
-    found = [step for number, records in enumerate(texts) for step in widths(settings, encode, records, plan, seeds.integer("widths", number))]
+    found = [step for number, records in enumerate(texts)
+             for step in widths(settings, encode, records, plan, seeds.integer("widths", number))]
     means = [statistics.fmean(column) for column in zip(*found, strict=True)]
     return math.ceil(means[0]), math.ceil(means[1]), math.ceil(means[2])
 
@@ -193,8 +195,9 @@ def widths(settings: Settings, encode: Encoder, records: Sequence[Record], plan:
     found = []
     for step in draws(work, [len(ids) for ids, _ in coded]):
         some = [coded[i] for i in step]
-        scored = statistics.fmean(len(ids) - max(length, 1) if settings.model.kind == "causal" else len(ids) - length for ids, length in some)
-        if settings.model.kind == "seq2seq":
+        seq2seq = settings.model.kind == "seq2seq"
+        scored = statistics.fmean(len(ids) - (length if seq2seq else max(length, 1)) for ids, length in some)
+        if seq2seq:
             found.append((max(len(ids) - length for ids, length in some), max(length for _, length in some), scored))
         else:
             found.append((max(len(ids) for ids, _ in some), 0, scored))

@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from aulait import bleu
 from aulait.errors import DataError
 from aulait.model import Base
 from aulait.registry import require
@@ -37,7 +38,8 @@ class TaskConfig(BaseModel):
 
     Attributes:
         task: "none"; "rank": the response is one of few, accuracy of the most probable one; "rouge": ROUGE-1, ROUGE-2
-            and ROUGE-L F1 and exact match of a greedy text; "exact": exact match of a greedy text, without regard to case and blanks.
+            and ROUGE-L F1, corpus BLEU and exact match of a greedy text; "exact": exact match of a greedy text, without
+            regard to case and blanks.
         task_records: held-out records measured in all, taken from the clients in turn. None: all.
         rank_by: "mean" log-probability a token of a choice or its "sum"; both count the end of sequence. The sum is the
             probability of the choice, which favours short ones in a model that was not trained for the task.
@@ -58,9 +60,11 @@ def fair(holdout: Mapping[str, Sequence[Record]], most: int | None) -> list[tupl
 
 
 def measure(
-    base: Base, records: Sequence[Record], config: TaskConfig, choices: Sequence[str] = (), rows: int = 32
+    base: Base, records: Sequence[Record], config: TaskConfig, choices: Sequence[str] = (), rows: int = 32,
+    right: Mapping[str, Sequence[str]] | None = None,
 ) -> list[dict[str, float]]:
-    """The scores of every record, 0 to 1, by name: "accuracy", or "exact_match" and perhaps the three of ``rouge``.
+    """The scores of every record, 0 to 1, by name: "accuracy", or "exact_match" and perhaps the three of ``rouge`` and the
+    counts of ``bleu``.
 
     Args:
         base: with the adapter it wears.
@@ -68,6 +72,7 @@ def measure(
         config: which metric.
         choices: the closed set of responses, for "rank" only; their order settles nothing but ties.
         rows: prompts that are continued in one pass.
+        right: prompt -> all texts that would be right, for BLEU; a record's own text is one of them.
 
     Raises:
         DataError: a record without a prompt, or a response that is not among the choices, or too many choices.
@@ -82,7 +87,9 @@ def measure(
     exact = [{"exact_match": float(normal(wanted) == normal(text))} for wanted, text in pairs]
     if config.task == "exact":
         return exact
-    return [{**score, **other} for score, other in zip(rouge(pairs), exact, strict=True)]
+    shared = [bleu.counts(text, sorted({record.text, *(right or {}).get(record.prompt or "", ())}))
+              for record, text in zip(records, texts, strict=True)]
+    return [{**score, **other, **counts} for score, other, counts in zip(rouge(pairs), exact, shared, strict=True)]
 
 
 def normal(text: str) -> str:

@@ -133,8 +133,8 @@ def _of_sampling(federation: FederationConfig, compute: ComputeConfig, private: 
     if federation.sampling == "fixed" and private:
         found.append("federation.sampling = 'fixed' is not accounted under privacy; use 'poisson' or 'all'")
     if compute.over_selection and federation.sampling != "fixed":
-        found.append(f"compute.over_selection needs federation.sampling = 'fixed', found '{federation.sampling}' (whoever comes first decides "
-                     "who else counts, which no accountant covers); change it, or use compute.deadline_s")
+        found.append(f"compute.over_selection needs federation.sampling = 'fixed', found '{federation.sampling}' (whoever comes first "
+                     "decides who else counts, which no accountant covers); change it, or use compute.deadline_s")
     try:
         machines.find(compute.server)
     except ConfigError as error:

@@ -56,7 +56,9 @@ def proxy_count(house: House) -> int:
 
 
 def takes(house: House, tier: str) -> Assignment:
-    """What a training round takes a client of a tier (a proxied client: a round of votes); seconds mean nothing where no machine is named."""
+    """What a training round takes a client of a tier (a proxied client: a round of votes); seconds are the server's where
+    no machine is named.
+    """
     place = house.places[tier]
     demand, plan, rounds = place.demand, place.plan, max(1, house.settings.train.rounds)
     if plan.placement == "local":
@@ -77,9 +79,10 @@ def proxies_s(house: House) -> float:
     if not count or not any(place.profile for place in house.places.values()):
         return 0.0
     demand, train = any_demand(house), house.settings.train
-    tier = next((t for t in house.settings.federation.tier if t.name in house.places and house.places[t.name].plan.placement == "proxy"), None)
+    tier = next((t for t in house.settings.federation.tier if house.places[t.name].plan.placement == "proxy"), None)
     steps, batch = (tier and tier.steps) or train.steps, (tier and tier.batch) or train.batch
-    step = cost.lora_step(demand.anatomy, demand.batch(batch), demand.ranks(house.settings.adapter.rank), part=demand.part, dtype=demand.dtype)
+    ranks = demand.ranks(house.settings.adapter.rank)
+    step = cost.lora_step(demand.anatomy, demand.batch(batch), ranks, part=demand.part, dtype=demand.dtype)
     return count * steps * cost.seconds(step, server(house), demand.dtype)
 
 
@@ -105,22 +108,24 @@ def clock(house: House, stage: str, round: int = 1) -> Clock | None:
     for name in names:
         tier = house.sites[name].plan.tier
         if tier not in stints:
-            stints[tier] = _stint(house, house.places[tier], takes(house, tier) if stage == "train" else _vote(house, tier, round), tiers[tier])
+            found = takes(house, tier) if stage == "train" else _vote(house, tier, round)
+            stints[tier] = _stint(house.places[tier], found, tiers[tier])
     return Clock({name: stints[house.sites[name].plan.tier] for name in names}, house.seeds, house.settings.compute.deadline_s)
 
 
 def _vote(house: House, tier: str, round: int) -> Assignment:
     """A round of votes of a client, local ones included; records are embedded in the first."""
     place, config = house.places[tier], house.settings.synthesis
-    assert place.profile is not None and place.demand.vote is not None
+    assert place.profile is not None
+    assert place.demand.vote is not None
     _, bytes_ = place.demand.vote
     counting = cost.voting(house.settings.data.records_per_client, config.pool, EMBEDDER["width"])
     demand = place.demand if round == 1 else replace(place.demand, vote=(counting, bytes_))
     return planner.proxy(demand, place.profile, place.plan.rank, place.plan.steps, place.plan.batch)
 
 
-def _stint(house: House, place: Place, found: Assignment | None, tier: Any) -> Stint:
-    assert found is not None and place.profile is not None
+def _stint(place: Place, found: Assignment, tier: Any) -> Stint:
+    assert place.profile is not None
     joules = machines.joules_per_byte(tier.machine, tier.link) or 0.0
     return Stint(tier.name, found.compute_s, found.transfer_s, found.energy_j, place.profile.idle_w,
                  (found.up_bytes + found.down_bytes) * joules, tier.availability, tier.dropout, tier.spread)

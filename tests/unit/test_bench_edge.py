@@ -160,10 +160,22 @@ def _made(losses, **changes):
     return {"servers": {"rounds": 3, "arms": arms}, "devices": [], "rounds": [], "usual_links": {}} | changes
 
 
-@pytest.mark.parametrize(("adam", "adamw", "answer"), [(2, 1, "yes"), (2, None, "partly"), (3, None, "no")])
-def test_adaptive_is_faster_only_if_it_gets_there_in_fewer_rounds(adam, adamw, answer):
-    document = _made([([3.0, 2.0, 1.0], 3), ([3.0, 1.0, 0.9], adam), ([1.0, 0.9, 0.8], adamw)])
-    assert edge_claims.adaptive(document)[0] == answer
+FAST, SLOW, LATE = [3.0, 1.0, 0.9], [3.0, 2.5, 2.0], [9.0, 1.0, 0.9]  # LATE gets there earlier and is behind in the mean
+
+
+@pytest.mark.parametrize(("adam", "adamw", "answer"), [
+    ((FAST, 2), (FAST, 2), "yes"), ((FAST, 2), (SLOW, None), "partly"), ((LATE, 2), (LATE, 2), "partly"), ((SLOW, None), (SLOW, None), "no")])
+def test_adaptive_is_faster_only_if_it_is_there_in_fewer_rounds_and_ahead_in_the_mean(adam, adamw, answer):
+    found = edge_claims.adaptive(_made([([3.0, 2.0, 1.0], 3), adam, adamw]))
+    assert found[0] == answer
+    assert "mean over the rounds: FedAvg 2.000" in found[1]
+
+
+def test_a_best_rate_at_the_end_of_its_grid_is_told():
+    tried = [{"rate": rate, "last_loss": 1.0} for rate in (0.5, 1.0)]
+    document = _made([(FAST, 2)] * 3)
+    document["servers"]["arms"][0]["rates_tried"] = tried
+    assert "the largest one tried for 1 of 3" in edge_claims.adaptive(document)[1]
 
 
 def test_communication_dominates_only_above_half():

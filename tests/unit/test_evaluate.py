@@ -102,7 +102,7 @@ def test_task_scores_stand_beside_the_losses(base, task):
     learner, adapters = Learner(base, TrainConfig()), personal(base, "ab")
     config = EvaluateConfig(task=task, max_new_tokens=6)
     scores = evaluate(learner, adapters, holdout, config, choices)
-    names = {"rank": {"accuracy"}, "rouge": {"rouge_1", "rouge_2", "rouge_l", "exact_match"}, "exact": {"exact_match"}}[task]
+    names = {"rank": {"accuracy"}, "rouge": {"rouge_1", "rouge_2", "rouge_l", "bleu", "exact_match"}, "exact": {"exact_match"}}[task]
     assert set(scores.as_dict()) - {"loss", "perplexity", "token_accuracy", "worst_client_loss", "mean_client_loss", "tokens"} == {*names, "count"}
     each = []
     for name, some in holdout.items():

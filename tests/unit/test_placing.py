@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests import tiny_run
 
 from aulait import inline, loop
 from aulait.assemble import Workshop, assemble
 from aulait.errors import ConfigError
 from aulait.outlook import outlook
-from tests import tiny_run
 
 WORKSHOP = Workshop()
 TIERS = [

@@ -7,8 +7,8 @@ import tomllib
 import pytest
 
 from aulait import config, presets
-from aulait.tiers import sizes as _sizes
 from aulait.errors import ConfigError
+from aulait.tiers import sizes as _sizes
 
 NAMES = ["uniform", "heavy-tail-light", "heavy-tail-strong", "normal"]
 OFF = {"privacy": {"off": True}, "algorithm": {"name": "flexlora"}}

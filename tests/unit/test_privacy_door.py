@@ -404,3 +404,11 @@ def test_a_client_cannot_spread_its_releases_over_two_accounts():
     with pytest.raises(PrivacyError, match="another role"):
         release(through, [reply("a")], role="proxy")
     release(through, [reply("b")], role="proxy")
+
+
+def test_a_split_client_never_passes_a_private_door():
+    """Its activations left the site beside the door; that the sum is noised would protect nobody."""
+    split = reply("a", info={"wire_up_bytes": 10.0, "wire_down_bytes": 10.0})
+    with pytest.raises(PrivacyError, match=r"'a' is split.*use 'local' or 'proxy'"):
+        release(door(), [reply("b"), split])
+    assert release(open_door(), [reply("b"), split]).counted.keys() == {"a", "b"}

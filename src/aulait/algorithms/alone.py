@@ -32,6 +32,7 @@ TRAITS = Traits(
     private=True,
     secure=True,
     personal=True,
+    splits=False,
 )
 
 

@@ -110,6 +110,7 @@ class Traits:
         trains: the factors that clients train, "B" or "AB".
         personal: whether clients end with adapters of their own.
         unit: what its privacy protects: "client" or "record".
+        splits: whether a client may hold the front of the model alone: so where clients train by ``Learner.train`` only.
     """
 
     what: str
@@ -126,6 +127,7 @@ class Traits:
     trains: str = "AB"
     personal: bool = False
     unit: str = "client"
+    splits: bool = True
 
 
 class Method(Protocol):

@@ -57,6 +57,7 @@ TRAITS = Traits(
     secure=False,
     instead="ffa",
     unit="record",
+    splits=False,
 )
 
 

@@ -44,6 +44,7 @@ TRAITS = Traits(
     private=True,
     secure=True,
     personal=True,
+    splits=False,
 )
 
 

@@ -62,6 +62,8 @@ class Singles:
             size = reply.weight if self._config.weights == "size" else 1.0
             sizes.append(size)
             for name, value in reply.info.items():
+                if name.startswith("wire_"):  # counted by the meter
+                    continue
                 self._diagnostics.setdefault(name, []).append(float(value))
             yield self._counted(self._config.local_weight * size, reply)
         mean = sum(sizes) / len(sizes) if sizes else 1.0

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from aulait import lora
 from aulait.algorithms.contract import Setting
 from aulait.cohort import Cohort
 from aulait.types import Info, Order, Reply, Tensors, nbytes
-
-WIRE = ("wire_up_bytes", "wire_down_bytes")
 
 
 class Meter:
@@ -27,13 +24,12 @@ class Meter:
         self._down_bytes = {order.client: nbytes(order.tensors) for order in self.local}
 
     def up(self, replies: Iterable[Reply]) -> Iterator[Reply]:
-        """The replies, counted, without what they say of bytes."""
+        """The replies, counted."""
         for reply in replies:
             up, down = (reply.info.get(f"wire_{way}_bytes") for way in ("up", "down"))
             if _count(up) and _count(down):
                 self._up_bytes += int(up or 0)
                 self._down_bytes[reply.client] = int(down or 0)
-                reply = replace(reply, info={name: value for name, value in reply.info.items() if name not in WIRE})
             else:
                 self._up_bytes += nbytes(reply.share)
             yield reply

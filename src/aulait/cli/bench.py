@@ -10,7 +10,8 @@ from aulait.cli import edge, terminal
 from aulait.cli.run import Json
 from aulait.errors import ConfigError
 
-NAMES = "simulate: federated rounds against plain training of the same batches; aggregate: FlexLoRA's merge against a dense SVD; cost: the cost model against the clock."
+NAMES = ("simulate: federated rounds against plain training of the same batches; aggregate: FlexLoRA's merge against a dense SVD; "
+         "cost: the cost model against the clock.")
 EDGE = "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
 
 
@@ -133,6 +134,7 @@ def _show_cost(found: dict[str, Any]) -> None:
     ]
     machine = found["machine"]
     title = (f"cost model on {machine['name']}, {n.counted(found['threads'], 'thread')}, {found['clock']}: "
-             f"{machine['flop_per_s'] / 1e9:.3g} GFLOP/s, {n.size(machine['memory_bytes_per_s'])}/s, {1e6 * machine['operation_s']:.3g} us an operation")
+             f"{machine['flop_per_s'] / 1e9:.3g} GFLOP/s, {n.size(machine['memory_bytes_per_s'])}/s, {1e6 * machine['operation_s']:.3g} us "
+             "an operation")
     terminal.table(title, ("work", "predicted", "measured", "ratio", "arithmetic", "traffic", "operations"), rows, right=range(1, 7))
     terminal.say(f"{found['within']:.0%} of the ratios within 0.75 to 1.25")

@@ -21,7 +21,7 @@ EMBEDDERS = {"ID or PATH": "any sentence-transformers model"}
 TASKS = {
     "none": "losses and token accuracy only",
     "rank": "accuracy: the response is one of a closed set, the most probable one counts",
-    "rouge": "ROUGE-1, -2 and -L F1 and exact match of a greedy text",
+    "rouge": "ROUGE-1, -2 and -L F1, corpus BLEU and exact match of a greedy text",
     "exact": "exact match of a greedy text, without regard to case and blanks",
 }
 HEAD = ("method", "unequal\nranks", "exact", "private", "secure\nagg.", "personal", "bytes up", "bytes down")

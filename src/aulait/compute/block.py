@@ -20,11 +20,12 @@ PASSES_H: Final = (6.0, 9.0)  # activation, and product with the gate
 # while the backward pass is driven by C++.
 BLOCK_OPERATIONS: Final = (144.0, 80.0)  # products of frozen layers included
 LAYER_OPERATIONS: Final = (22.0, 20.0)  # what an adapter adds to a layer
+PACKING_PASSES: Final = 2.0  # over the weights of a product: a processor's library writes them rearranged and reads them again
 HEAD_WIDTH: Final = 64  # of an attention head, for the traffic of its scores
 SCORE_PASSES: Final = (4.0, 8.0)  # over the attention scores, which stay on the chip but pass the exponential
 _QUERY_KEY_VALUE: Final = frozenset(
-    ("q", "k", "v", "q_proj", "k_proj", "v_proj", "query", "key", "value", "c_attn", "query_key_value", "qkv_proj", "q_lin", "k_lin", "v_lin"))
-_KEY_VALUE: Final = frozenset(("k", "v", "k_proj", "v_proj", "key", "value", "k_lin", "v_lin"))
+    "q k v q_proj k_proj v_proj query key value c_attn query_key_value qkv_proj q_lin k_lin v_lin".split())
+_KEY_VALUE: Final = frozenset("k v k_proj v_proj key value k_lin v_lin".split())
 _CROSS: Final = ("EncDecAttention", "encoder_attn", "crossattention", "cross_attn")
 
 Three = tuple[float, float, float]
@@ -59,6 +60,7 @@ class Work:
         trained: numbers in trained factors.
         leaves: trained factors.
         kept_bytes: activations that the backward pass needs.
+        packed_bytes: moved to rearrange weights; see ``quantities.Cost.parts``.
         live: whether what leaves the block asks for a gradient.
     """
 
@@ -69,6 +71,7 @@ class Work:
     trained: float = 0.0
     leaves: float = 0.0
     kept_bytes: float = 0.0
+    packed_bytes: float = 0.0
     live: bool = False
 
     def __add__(self, other: Work) -> Work:
@@ -76,7 +79,8 @@ class Work:
         c, d = self.passes, other.passes
         return Work((a[0] + b[0], a[1] + b[1], a[2] + b[2]), (c[0] + d[0], c[1] + d[1], c[2] + d[2]),
                     self.matrix_tokens + other.matrix_tokens, self.adapter + other.adapter, self.trained + other.trained,
-                    self.leaves + other.leaves, self.kept_bytes + other.kept_bytes, other.live)
+                    self.leaves + other.leaves, self.kept_bytes + other.kept_bytes,
+                    self.packed_bytes + other.packed_bytes, other.live)
 
 
 @lru_cache(maxsize=65536)
@@ -161,7 +165,8 @@ def _layer(layer: Layer, n: int, part: str, size: int, asks: bool) -> Work:
     kept = n * k * shared * size if (trains_a or full) else 0.0
     kept += 4.0 * n * rank if backward else 0.0
     trained = float(rank * k * trains_a + rank * m * trains_b)
-    return Work(products, (flop, 4 * moved, started), float(n) * m * k, float(rank * (m + k)), trained, float(trains_a + trains_b), kept)
+    return Work(products, (flop, 4 * moved, started), float(n) * m * k, float(rank * (m + k)), trained, float(trains_a + trains_b), kept,
+                PACKING_PASSES * times * size * m * k)
 
 
 def _attention(rows: int, tokens: int, reads: int, attention: int, heads: int, size: int, backward: bool) -> Work:

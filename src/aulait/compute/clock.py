@@ -149,7 +149,8 @@ class Clock:
             own["link_j"] += stint.link_j
         busy, idle = (sum(own[key] for own in tiers.values()) for key in ("busy_s", "idle_s"))
         counts = {kind: len(getattr(outcome, kind)) for kind in ("answered", "late", "lost", "away")}
-        return {"round_s": outcome.round_s, "server_s": outcome.server_s, **counts, "idle_share": idle / (busy + idle) if busy + idle else 0.0,
+        return {"round_s": outcome.round_s, "server_s": outcome.server_s, **counts,
+                "idle_share": idle / (busy + idle) if busy + idle else 0.0,
                 "energy_j": sum(own["energy_j"] + own["link_j"] for own in tiers.values()), "tiers": dict(sorted(tiers.items()))}
 
     def _draw(self, stage: str, round: int) -> torch.Tensor:

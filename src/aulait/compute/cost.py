@@ -10,20 +10,25 @@ added. An accelerator overlaps them: within each part of the work (see ``Cost.pa
 roofline of Williams, Waterman and Patterson, CACM 2009). The constants below count passes over tensors and operations of a
 llama-like block as transformers writes it; other blocks are taken as alike. They are counts, not fits to measured times.
 
-Shape letters: M out · N in · R rank · D width · H inner width of the feed-forward part · W attention width · T tokens · V vocabulary.
+Arrows in this room: ``block``, ``quantities``. Shape letters: M out · N in · R rank · D width · V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 
-from aulait.compute.block import Work, block_work, layers_of, stage
+from aulait.compute.block import PACKING_PASSES, Work, block_work, layers_of, stage
+from aulait.compute.quantities import Anatomy, Batch, Block, Cost, Parts, Split, both, parts_of
+from aulait.compute.quantities import total as total_of
 from aulait.errors import ConfigError
 from aulait.types import Profile
+
+__all__ = ["Anatomy", "Batch", "Block", "Cost", "Split", "embedding", "evaluation", "full_step", "generation", "joules", "lora_step", "seconds",
+           "split_step", "voting"]
 
 SIZES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 LEAF_OPERATIONS: Final = 16  # clipping and AdamW, operations for one trained factor
@@ -36,135 +41,6 @@ EMBED_OPERATIONS: Final = 120.0  # of an encoder's block
 DRAW_PASSES: Final = 6.0  # over the logits: the product, and the choice of a token
 DRAW_OPERATIONS: Final = 220.0  # embedding, masks, head and the choice of a token
 EMBED_VOCABULARY: Final = 31_034  # word pieces and positions of BERT, which most sentence embedders share
-
-Parts = Mapping[str, tuple[float, float, float]]
-
-
-@dataclass(frozen=True)
-class Block:
-    """One transformer block.
-
-    Attributes:
-        layers: full layer name -> (M, N) of its linear layers, in the order of the forward pass.
-        attention_width: query heads times head dimension.
-        side: "decoder" (also of a causal model) or "encoder".
-        cross: whether it also attends to an encoder.
-    """
-
-    layers: Mapping[str, tuple[int, int]]
-    attention_width: int
-    side: Literal["decoder", "encoder"]
-    cross: bool
-
-    def __hash__(self) -> int:
-        return hash((tuple(self.layers.items()), self.attention_width, self.side, self.cross))
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """A base as the cost model sees it.
-
-    Attributes:
-        blocks: in the order of the forward pass, the encoder's first.
-        width: D, numbers in a hidden state.
-        vocabulary: V, rows of the output head.
-        parameters: of the whole base, shared ones once.
-        embedding_parameters: of the input embeddings (tokens and positions); a head tied to them is among them.
-        weight_bytes: of all frozen weights as they are held.
-        kind: "causal" or "seq2seq".
-        split_head: whether the head runs on scored positions only.
-    """
-
-    blocks: tuple[Block, ...]
-    width: int
-    vocabulary: int
-    parameters: int
-    embedding_parameters: int
-    weight_bytes: int
-    kind: Literal["causal", "seq2seq"]
-    split_head: bool
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The rows of one pass.
-
-    Attributes:
-        rows: sequences.
-        tokens: padded tokens of a row, in the decoder.
-        source: padded tokens of a row in the encoder; 0 without one.
-        scored: positions of a row that carry loss.
-    """
-
-    rows: int
-    tokens: int
-    source: int = 0
-    scored: int = 0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Work and the memory it needs. ``+`` adds work and takes the larger memory, ``*`` scales work.
-
-    Attributes:
-        model_flop: by the convention of 6 N a token (2 N forward only).
-        flop: of the matrix products really executed; element-wise work counts as the bytes it moves.
-        moved_bytes: read from and written to memory.
-        operations: started one after the other.
-        memory_bytes: held at the peak.
-        parts: kind of work -> its (flop, moved_bytes, operations); they add up to the totals. Empty means one part.
-    """
-
-    model_flop: float
-    flop: float
-    moved_bytes: float
-    operations: float
-    memory_bytes: float
-    parts: Parts = field(default_factory=dict)
-
-    def __add__(self, other: Cost) -> Cost:
-        parts = {**_parts(self)}
-        for name, own in _parts(other).items():
-            parts[name] = _sum(parts.get(name, (0.0, 0.0, 0.0)), own)
-        return Cost(self.model_flop + other.model_flop, self.flop + other.flop, self.moved_bytes + other.moved_bytes,
-                    self.operations + other.operations, max(self.memory_bytes, other.memory_bytes), parts)
-
-    def __mul__(self, times: float) -> Cost:
-        parts = {name: (times * a, times * b, times * c) for name, (a, b, c) in self.parts.items()}
-        return Cost(times * self.model_flop, times * self.flop, times * self.moved_bytes, times * self.operations,
-                    self.memory_bytes, parts)
-
-    __rmul__ = __mul__
-
-
-@dataclass(frozen=True)
-class Split:
-    """One step of a base that is cut in two.
-
-    Attributes:
-        client: embedding and the blocks in front of the cut.
-        server: the rest.
-        up_bytes: hidden states and labels.
-        down_bytes: gradients of the hidden states.
-    """
-
-    client: Cost
-    server: Cost
-    up_bytes: int
-    down_bytes: int
-
-
-def _parts(cost: Cost) -> Parts:
-    return cost.parts or {"whole": (cost.flop, cost.moved_bytes, cost.operations)}
-
-
-def _sum(one: tuple[float, float, float], other: tuple[float, float, float]) -> tuple[float, float, float]:
-    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
-
-
-def _cost(model_flop: float, memory_bytes: float, parts: Parts) -> Cost:
-    flop, moved, operations = (sum(part[i] for part in parts.values()) for i in range(3))
-    return Cost(model_flop, flop, moved, operations, memory_bytes, parts)
 
 
 def lora_step(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int], *, part: str = "AB", dtype: str = "float32",
@@ -255,19 +131,19 @@ def _step(anatomy: Anatomy, batch: Batch, ranks: tuple[tuple[str, int], ...], pa
     trained = float(anatomy.parameters) if full else total.trained
     leaves = 2.0 * sum(len(block.layers) for block in anatomy.blocks) if full else total.leaves
     parts = {
-        "products": _sum(total.products, ends["products"]),
-        "passes": _sum(total.passes, ends["passes"]),
+        "products": both(total.products, ends["products"]),
+        "passes": both(total.passes, ends["passes"]),
+        "packing": (0.0, total.packed_bytes + ends["packing"][1], 0.0),
         "optimiser": (0.0, 4 * LEAF_PASSES * trained, LEAF_OPERATIONS * leaves),
     }
     held = anatomy.weight_bytes * _share(anatomy, span) + 4 * (0.0 if full else total.adapter) + 12 * trained
-    return _cost((6.0 if part else 2.0) * (total.matrix_tokens + tail), held + total.kept_bytes + logits_bytes,
-                 {name: own for name, own in parts.items() if any(own)})
+    return total_of((6.0 if part else 2.0) * (total.matrix_tokens + tail), held + total.kept_bytes + logits_bytes, parts)
 
 
 def _ends(anatomy: Anatomy, batch: Batch, span: tuple[int, int], part: str, size: int, live: bool) -> tuple[Parts, float]:
     """Embedding, head and loss where the span has them: their parts, and the bytes of the logits at the peak."""
     width, rows = anatomy.width, batch.rows
-    products, passes, logits_bytes = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.0
+    products, passes, packing, logits_bytes = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.0
     if span[0] == 0:
         passes = (0.0, 2.0 * size * rows * (batch.tokens + batch.source) * width, ENDS_OPERATIONS[0] / 2)
     if span[1] == len(anatomy.blocks):
@@ -275,11 +151,12 @@ def _ends(anatomy: Anatomy, batch: Batch, span: tuple[int, int], part: str, size
         times = 1 + (bool(part) and live) + (part == "full")
         logits = float(positions) * anatomy.vocabulary
         products = (2.0 * times * logits * width, float(size) * times * anatomy.vocabulary * width, 0.0)
+        packing = (0.0, PACKING_PASSES * products[1], 0.0)
         runs = HEAD_PASSES[0] + (HEAD_PASSES[1] if part else 0.0)
         moved = 4 * runs * logits + size * 4.0 * rows * batch.tokens * width
-        passes = _sum(passes, (0.0, moved, ENDS_OPERATIONS[0] / 2 + (ENDS_OPERATIONS[1] if part else 0.0)))
+        passes = both(passes, (0.0, moved, ENDS_OPERATIONS[0] / 2 + (ENDS_OPERATIONS[1] if part else 0.0)))
         logits_bytes = 4 * (3.0 if part else 2.0) * logits
-    return {"products": products, "passes": passes}, logits_bytes
+    return {"products": products, "passes": passes, "packing": packing}, logits_bytes
 
 
 def matrices(anatomy: Anatomy, span: tuple[int, int]) -> int:
@@ -319,10 +196,11 @@ def generation(anatomy: Anatomy, rows: int, prompt: int, new: int, dtype: str = 
         total += block_work(own, anatomy.width, block.attention_width, rows, 1, prompt, "", size, False, False)
         cached = 2.0 * rows * block.attention_width * (past + (prompt if both else 0))
         total += Work(products=(2 * cached, size * cached, 0.0))
-    head = float(rows) * vocabulary
-    step = _cost(2 * total.matrix_tokens, 0.0, {
-        "products": _sum(total.products, (2 * head * anatomy.width, float(size) * vocabulary * anatomy.width, 0.0)),
-        "passes": _sum(total.passes, (0.0, 4 * DRAW_PASSES * head, DRAW_OPERATIONS)),
+    head, weights = float(rows) * vocabulary, float(size) * vocabulary * anatomy.width
+    step = total_of(2 * total.matrix_tokens, 0.0, {
+        "products": both(total.products, (2 * head * anatomy.width, weights, 0.0)),
+        "packing": (0.0, total.packed_bytes + PACKING_PASSES * weights, 0.0),
+        "passes": both(total.passes, (0.0, 4 * DRAW_PASSES * head, DRAW_OPERATIONS)),
     })
     cache_bytes = 2.0 * size * rows * (prompt + new) * sum(block.attention_width for block in decoder)
     return replace(first + later * step, memory_bytes=first.memory_bytes + cache_bytes)
@@ -344,14 +222,15 @@ def embedding(parameters: int, width: int, rows: int, tokens: int) -> Cost:
     products = (2.0 * n * body + 4.0 * blocks * pairs * width, 4 * (blocks * n * 18 * width + passes * body), 0.0)
     around = n * blocks * EMBED_PASSES_D * width + blocks * pairs * heads * 4
     memory = 4.0 * (parameters + n / max(1, passes) * 10 * width)
-    return _cost(2.0 * n * body, memory, {"products": products, "passes": (0.0, 4 * around, passes * (EMBED_OPERATIONS * blocks + 60))})
+    return total_of(2.0 * n * body, memory, {"products": products, "packing": (0.0, 4 * PACKING_PASSES * passes * body, 0.0),
+                                               "passes": (0.0, 4 * around, passes * (EMBED_OPERATIONS * blocks + 60))})
 
 
 def voting(records: int, candidates: int, width: int) -> Cost:
     """Distances of every record to every candidate, pair by pair in float64, and the nearest one; raises nothing."""
     pairs = float(records) * candidates
     moved = 8.0 * (2 * pairs + 2 * pairs * width)  # both vectors are read for every pair
-    return _cost(3.0 * pairs * width, 8.0 * (pairs + (records + candidates) * width), {"votes": (3.0 * pairs * width, moved, 20.0)})
+    return total_of(3.0 * pairs * width, 8.0 * (pairs + (records + candidates) * width), {"votes": (3.0 * pairs * width, moved, 20.0)})
 
 
 def seconds(cost: Cost, profile: Profile, dtype: str = "float32") -> float:
@@ -370,7 +249,8 @@ def seconds(cost: Cost, profile: Profile, dtype: str = "float32") -> float:
     per_byte_s = 1 / profile.memory_bytes_per_s if profile.memory_bytes_per_s else 0.0
     if profile.device == "cpu":
         return cost.flop / rate + cost.moved_bytes * per_byte_s + cost.operations * profile.operation_s
-    return sum(max(flop / rate, moved * per_byte_s, started * profile.operation_s) for flop, moved, started in _parts(cost).values())
+    return sum(max(flop / rate, moved * per_byte_s, started * profile.operation_s)
+               for name, (flop, moved, started) in parts_of(cost).items() if name != "packing")
 
 
 def joules(seconds: float, profile: Profile) -> float | None:

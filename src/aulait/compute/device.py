@@ -193,7 +193,7 @@ class _Counter(TorchDispatchMode):
     """Counts operations as they reach the device, views included."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

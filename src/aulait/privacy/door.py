@@ -17,7 +17,7 @@ import torch
 
 from aulait.errors import PrivacyError
 from aulait.privacy.account import Accountant, Event, PrivacyConfig
-from aulait.privacy.intake import Become, Forms, Refused, Tally, sift
+from aulait.privacy.intake import Become, Forms, Refused, Tally, sift, unsplit
 from aulait.privacy.ledger import Ledger, Line
 from aulait.privacy.noise import Noise
 from aulait.privacy.promise import kept
@@ -237,7 +237,7 @@ class Door:
         return sift(replies, forms, True, self._proxies, self._limit, refused, also)
 
     def _sound(self, replies: Iterable[Reply], form: Any, each: bool, refused: list[tuple[str, str]]) -> Iterator[Reply]:
-        return sift(replies, form, each, self._proxies, self._limit, refused)
+        return sift(replies if self.config.off else unsplit(replies), form, each, self._proxies, self._limit, refused)
 
     def _check(self, request: _Request) -> None:
         """Conditions of the guarantee that can be seen without looking at a reply."""

@@ -50,8 +50,8 @@ class Tally:
         return (sum(self.weights.values()) / len(self.weights) if self.weights else 0.0) or 1.0
 
     def mean_info(self) -> Info:
-        """Mean of every diagnostic over the replies that have it."""
-        return {name: sum(values) / len(values) for name, values in sorted(self.info.items())}
+        """Mean of every diagnostic over the replies that have it; bytes on the wire are counted elsewhere."""
+        return {name: sum(values) / len(values) for name, values in sorted(self.info.items()) if not name.startswith("wire_")}
 
 
 def sift(
@@ -104,3 +104,15 @@ def _fault(reply: Reply, like: Tensors, limit: float) -> str | None:
 
 def _shapes(share: Tensors) -> dict[str, Any]:
     return {name: getattr(value, "shape", None) for name, value in share.items()}
+
+
+def unsplit(replies: Iterable[Reply]) -> Iterator[Reply]:
+    """The replies as they come.
+
+    Raises:
+        PrivacyError: one comes of a split model, whose activations have left the site beside the door.
+    """
+    for reply in replies:
+        text = f"client '{reply.client}' is split: activations of single records leave the site; use 'local' or 'proxy'"
+        require("wire_up_bytes" not in reply.info, PrivacyError, text)
+        yield reply

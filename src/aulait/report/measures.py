@@ -39,6 +39,7 @@ ALWAYS: Final = (
 TASKS: Final = (
     Measure("accuracy", "accuracy", numbers.percent, rising=True),
     Measure("rouge_l", "ROUGE-L", numbers.percent, rising=True),
+    Measure("bleu", "BLEU", numbers.percent, rising=True),
     Measure("rouge_1", "ROUGE-1", numbers.percent, rising=True),
     Measure("rouge_2", "ROUGE-2", numbers.percent, rising=True),
     Measure("exact_match", "exact match", numbers.percent, rising=True),
