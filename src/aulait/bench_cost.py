@@ -179,7 +179,8 @@ def _embedding(texts: int) -> Case:
 def _voting(records: int, candidates: int) -> Case:
     generator = torch.Generator().manual_seed(0)
     own, others = (torch.randn(count, 384, generator=generator) for count in (records, candidates))
-    return Case(f"voting, {records} records on {candidates} candidates", cost.voting(records, candidates, 384), lambda: embed.votes(own, others))
+    spent = cost.voting(records, candidates, 384)
+    return Case(f"voting, {records} records on {candidates} candidates", spent, lambda: embed.votes(own, others))
 
 
 def _generation(base: Base, body: Anatomy, rows: int, new: int = 32) -> Case:

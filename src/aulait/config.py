@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aulait import algorithms as _methods  # noqa: F401  (files the methods in the registry)
 from aulait import data, tiers
 from aulait.algorithms.evolution import SynthesisConfig
-from aulait.compute.plan import ComputeConfig
+from aulait.compute.dial import ComputeConfig
 from aulait.data import DataConfig
 from aulait.errors import ConfigError
 from aulait.evaluate import EvaluateConfig

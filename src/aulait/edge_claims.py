@@ -39,8 +39,9 @@ def adaptive(document: Document) -> tuple[str, str]:
     best = min(arms.values(), key=lambda arm: arm["losses"][-1])
     answer = "yes" if earlier & ahead == set(ADAPTIVE) else "partly" if earlier | ahead else "no"
     means = ", ".join(f"{name} {mean[name]:.3f}" for name in ("FedAvg", *ADAPTIVE))
-    return answer, (f"FedAvg's last held-out loss, {plain['losses'][-1]:.3f}, is reached by {said}; mean over the rounds: {means}; lowest at "
-                    f"the end: {best['name']}, {best['losses'][-1]:.3f}. One seed, and the best rate of a small grid for each{_at_ends(arms)}.")
+    return answer, (f"FedAvg's last held-out loss, {plain['losses'][-1]:.3f}, is reached by {said}; mean over the rounds: {means}; lowest "
+                    f"at the end: {best['name']}, {best['losses'][-1]:.3f}. One seed, and the best rate of a small grid for "
+                    f"each{_at_ends(arms)}.")
 
 
 def _at_ends(arms: Mapping[str, Mapping[str, Any]]) -> str:

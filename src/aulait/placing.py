@@ -13,6 +13,7 @@ from aulait import cut, model
 from aulait.anatomy import anatomy
 from aulait.compute import cost, machines
 from aulait.compute import plan as planner
+from aulait.compute.dial import WIRE_BYTES
 from aulait.compute.plan import Assignment, Demand
 from aulait.config import Settings
 from aulait.errors import ConfigError, ModelError
@@ -142,7 +143,7 @@ def _demand(
         anatomy=anatomy(base), dtype=settings.model.dtype, part=trains, ranks=ranks, steps=plan.steps, row=row,
         travels=lambda rank: (4 * numbers(rank, None, trains), 4 * numbers(rank, None, "AB")),
         front=lambda rank: (4 * numbers(rank, front, trains), 4 * numbers(rank, front, "AB")),
-        vote=vote, cut=None if no_split else depth, wire_bytes=planner.WIRE_BYTES[settings.compute.wire],
+        vote=vote, cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire],
         server=machines.find(settings.compute.server), no_split=no_split, no_proxy=no_proxy)
 
 

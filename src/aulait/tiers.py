@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.compute import machines
-from aulait.compute.plan import ComputeConfig
+from aulait.compute.dial import ComputeConfig
 from aulait.errors import ConfigError
 from aulait.registry import require
 from aulait.seeds import Seeds

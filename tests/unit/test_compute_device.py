@@ -86,15 +86,17 @@ def test_no_peak_is_made_up(name):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
 def test_freed_memory_is_kept():
-    """In a new process: after a large tensor is freed the next one of its size brings no new pages."""
+    """In a new process: results that are made and freed again and again, as in training steps, bring fewer new pages."""
     code = """
 import resource, sys, torch
 from aulait.compute import device
 kept = device.keep_freed_memory() if sys.argv[1] == "keep" else None
-torch.ones(2**24)
+source = torch.ones(2**22)
+work = lambda: [source.clone() for _ in range(8)]
+work(), work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    torch.ones(2**24)
+for _ in range(8):
+    work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kept)
 """
     faults = {}
@@ -103,7 +105,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kept)
         faults[way] = int(told[0])
         if way == "keep" and told[1] == "False":
             pytest.skip("this C library has no such setting")
-    assert faults["keep"] * 10 < faults["give"]
+    assert faults["keep"] * 2 < faults["give"]
 
 
 TINY = dataclasses.replace(bench_cost.QUICK, lengths=(16,), texts=2, records=4, candidates=5, written=2, constants_s=0.05)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from aulait.compute import cost
 from aulait.compute import plan as planner
 from aulait.compute.cost import Anatomy, Block
-from aulait.compute.plan import ComputeConfig, Demand
+from aulait.compute.dial import ComputeConfig
+from aulait.compute.plan import Demand
 from aulait.types import Profile
 
 WIDTH, BLOCKS = 64, 4
@@ -146,3 +147,23 @@ def test_seconds_by_hand():
     assert found.up_bytes == 80_000 + 3 * step.up_bytes
     assert step.up_bytes == 4 * 32 * WIDTH * 4 + 4 * 4 * 32
     assert found.energy_j == pytest.approx(10.0 * 3 * cost.seconds(step.client, profile))
+
+
+def test_auto_takes_only_what_is_allowed():
+    front = planner.split(demand(), machine(), 1, 1, 1).memory_bytes
+    whole = planner.local(demand(), machine(), 1, 1, 1).memory_bytes
+    found = planner.choose(demand(), machine(memory_bytes=int((front + whole) / 2)), ComputeConfig(allowed=("local", "proxy")), RANKS, 4)
+    assert not isinstance(found, str)
+    assert found.placement == "proxy"
+    none = planner.choose(demand(), machine(memory_bytes=1000), ComputeConfig(allowed=("local",)), RANKS, 4)
+    assert isinstance(none, str)
+    assert "split: not in compute.allowed" in none
+
+
+def test_a_split_share_says_what_the_whole_model_would_have_read():
+    slow = machine(flop_per_s=2e8, link=1e8)
+    local = planner.local(demand(), slow, 1, 8, 4).round_s
+    found = planner.choose(demand(), slow, ComputeConfig(round_s=local / 2), RANKS, 4)
+    assert not isinstance(found, str)
+    assert found.placement == "split"
+    assert "records a round, the whole model" in found.why

@@ -265,10 +265,10 @@ def test_ranking_encodes_a_prompt_once(bases, monkeypatch):
 def test_three_rouges_and_exact_match(bases, monkeypatch):
     monkeypatch.setattr(tasks, "write", lambda *rest: ["the cat sat down", "Yes."])
     some = [Record("the cat sat on the mat", "p"), Record("yes.", "q")]
-    first, second = tasks.measure(bases(), some, tasks.TaskConfig(task="rouge"))
-    assert first == {"rouge_1": pytest.approx(2 * 3 / (6 + 4)), "rouge_2": pytest.approx(2 * 2 / (5 + 3)),
-                     "rouge_l": pytest.approx(2 * 3 / (6 + 4)), "exact_match": 0.0}
-    assert second == {"rouge_1": 1.0, "rouge_2": 0.0, "rouge_l": 1.0, "exact_match": 1.0}
+    names = ("rouge_1", "rouge_2", "rouge_l", "exact_match")
+    first, second = ([score[name] for name in names] for score in tasks.measure(bases(), some, tasks.TaskConfig(task="rouge")))
+    assert first == pytest.approx([2 * 3 / (6 + 4), 2 * 2 / (5 + 3), 2 * 3 / (6 + 4), 0.0])
+    assert second == [1.0, 0.0, 1.0, 1.0]
 
 
 # -- stage 1 needs a writer -------------------------------------------------------------------------------------------------

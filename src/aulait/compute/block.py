@@ -24,8 +24,9 @@ PACKING_PASSES: Final = 2.0  # over the weights of a product: a processor's libr
 HEAD_WIDTH: Final = 64  # of an attention head, for the traffic of its scores
 SCORE_PASSES: Final = (4.0, 8.0)  # over the attention scores, which stay on the chip but pass the exponential
 _QUERY_KEY_VALUE: Final = frozenset(
-    "q k v q_proj k_proj v_proj query key value c_attn query_key_value qkv_proj q_lin k_lin v_lin".split())
-_KEY_VALUE: Final = frozenset("k v k_proj v_proj key value k_lin v_lin".split())
+    ["q", "k", "v", "q_proj", "k_proj", "v_proj", "query", "key", "value", "c_attn", "query_key_value", "qkv_proj", "q_lin", "k_lin",
+     "v_lin"])
+_KEY_VALUE: Final = frozenset(["k", "v", "k_proj", "v_proj", "key", "value", "k_lin", "v_lin"])
 _CROSS: Final = ("EncDecAttention", "encoder_attn", "crossattention", "cross_attn")
 
 Three = tuple[float, float, float]

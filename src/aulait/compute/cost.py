@@ -27,8 +27,10 @@ from aulait.compute.quantities import total as total_of
 from aulait.errors import ConfigError
 from aulait.types import Profile
 
-__all__ = ["Anatomy", "Batch", "Block", "Cost", "Split", "embedding", "evaluation", "full_step", "generation", "joules", "lora_step", "seconds",
-           "split_step", "voting"]
+__all__ = [
+    "Anatomy", "Batch", "Block", "Cost", "Split", "embedding", "evaluation", "full_step", "generation", "joules", "lora_step", "seconds",
+    "split_step", "voting",
+]
 
 SIZES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 LEAF_OPERATIONS: Final = 16  # clipping and AdamW, operations for one trained factor
@@ -185,16 +187,16 @@ def generation(anatomy: Anatomy, rows: int, prompt: int, new: int, dtype: str = 
         new: tokens written.
         dtype: of weights and activations.
     """
-    size, vocabulary, both = _size(dtype), anatomy.vocabulary, anatomy.kind == "seq2seq"
+    size, vocabulary, seq2seq = _size(dtype), anatomy.vocabulary, anatomy.kind == "seq2seq"
     ahead = replace(anatomy, split_head=True)
-    first = evaluation(ahead, Batch(rows, 1 if both else prompt, prompt if both else 0, 1), {}, dtype)
+    first = evaluation(ahead, Batch(rows, 1 if seq2seq else prompt, prompt if seq2seq else 0, 1), {}, dtype)
     decoder = [block for block in anatomy.blocks if block.side == "decoder"]
     later, total = max(0, new - 1), Work()
-    past = (0 if both else prompt) + new / 2  # mean length of what is attended to
+    past = (0 if seq2seq else prompt) + new / 2  # mean length of what is attended to
     for block in decoder:
-        own = layers_of(tuple((name, *shape, 0) for name, shape in block.layers.items() if not (both and stage(name) == 3)))
+        own = layers_of(tuple((name, *shape, 0) for name, shape in block.layers.items() if not (seq2seq and stage(name) == 3)))
         total += block_work(own, anatomy.width, block.attention_width, rows, 1, prompt, "", size, False, False)
-        cached = 2.0 * rows * block.attention_width * (past + (prompt if both else 0))
+        cached = 2.0 * rows * block.attention_width * (past + (prompt if seq2seq else 0))
         total += Work(products=(2 * cached, size * cached, 0.0))
     head, weights = float(rows) * vocabulary, float(size) * vocabulary * anatomy.width
     step = total_of(2 * total.matrix_tokens, 0.0, {

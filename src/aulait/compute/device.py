@@ -194,7 +194,7 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
+        self.count: int = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
@@ -237,4 +237,4 @@ def _operation(device: str, budget_s: float, clock: Clock) -> float:
     # As in the cost model: an operation of the forward pass, which Python calls module by module, counts twice.
     with _Counter() as forward:
         blocks(x).sum()
-    return _median(step, device, budget_s, clock) / (counter.count + forward.count)
+    return _median(step, device, budget_s, clock) / float(counter.count + forward.count)

@@ -5,7 +5,7 @@ the ways that are left the one that reads most records in a round wins, at the l
 local, split (single activations leave the site), proxy (the server trains in the client's stead). Nothing here looks at
 data: a placement follows from machines and public numbers, so it tells nothing about a client's texts.
 
-Arrows in this room: ``cost``, ``link``.
+Arrows in this room: ``cost``, ``dial``, ``link``.
 """
 
 from __future__ import annotations
@@ -13,46 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.compute import cost
 from aulait.compute.cost import Anatomy, Batch, Cost
+from aulait.compute.dial import ComputeConfig
 from aulait.compute.link import round_trip_s
 from aulait.types import Placement, Profile
 
 Ranks = Callable[[int], Mapping[str, int]]
-
-
-class ComputeConfig(BaseModel):
-    """``[compute]``: what the planner and the virtual clock go by.
-
-    Attributes:
-        round_s: the dial: seconds a round may take on a client's machine; None for no limit.
-        deadline_s: virtual seconds after which a round is closed with those who answered; None waits for everybody.
-        over_selection: clients asked beyond the planned number, as a share of it; the round closes when the planned
-            number has answered. With federation.sampling = "fixed" only.
-        least_steps: fewer steps than this in a round are not worth a local or split placement.
-        tokens: tokens of a record as the planner takes them; None measures public texts under privacy and the clients'
-            own without.
-        server: machine of the server: a preset or the path of a saved profile.
-        cut: blocks at the client of a split placement.
-        wire: how activations travel.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    round_s: float | None = Field(None, gt=0)
-    deadline_s: float | None = Field(None, gt=0)
-    over_selection: float = Field(0.0, ge=0)
-    least_steps: int = Field(1, ge=1)
-    tokens: int | None = Field(None, ge=1)
-    server: str = "a100"
-    cut: int = Field(2, ge=1)
-    wire: Literal["float32", "float16", "int8"] = "float32"
-
-
-WIRE_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -190,19 +158,26 @@ def choose(
     Returns:
         An assignment; or one clause that says what each placement would need, and the nearest settings that work.
     """
-    best = None
+    best: dict[str, Assignment] = {}
     for placement in ("local", "split"):
-        if placement == "split" and demand.cut is None:
-            continue
-        for found in _possible(placement, demand, profile, dial, ranks, batch):
-            if best is None or _worth(found) > _worth(best):
-                best = found
-    if best is not None:
-        return replace(best, why=_why(best, demand, profile, dial, ranks, batch))
+        if not _hindered(placement, demand, dial):
+            for found in _possible(placement, demand, profile, dial, ranks, batch):
+                if placement not in best or _worth(found) > _worth(best[placement]):
+                    best[placement] = found
+    if best:
+        chosen = max(best.values(), key=_worth)
+        return replace(chosen, why=_why(chosen, best.get("local"), demand, profile, dial, ranks, batch))
     found = proxy(demand, profile, ranks[0], demand.steps, batch)
-    if not demand.no_proxy and fits(found, profile) and _in_time(found, dial):
+    if not _hindered("proxy", demand, dial) and fits(found, profile) and _in_time(found, dial):
         return replace(found, why=_short_of(demand, profile, dial, ranks))
     return _nearest(demand, profile, dial, ranks)
+
+
+def _hindered(placement: str, demand: Demand, dial: ComputeConfig) -> str:
+    """Why a placement may not be chosen, whatever the machine; empty if it may."""
+    if placement not in dial.allowed:
+        return "not in compute.allowed"
+    return {"split": demand.no_split, "proxy": demand.no_proxy}.get(placement, "")
 
 
 def _possible(
@@ -239,10 +214,16 @@ def _in_time(found: Assignment, dial: ComputeConfig) -> bool:
     return dial.round_s is None or found.round_s <= dial.round_s
 
 
-def _why(best: Assignment, demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int], batch: int) -> str:
-    """What was given, and what stood against more."""
-    if best.placement == "split":
-        reason = f"only the front {demand.cut} blocks fit ({_short_of(demand, profile, dial, ranks)})"
+def _why(
+    best: Assignment, whole: Assignment | None, demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int], batch: int
+) -> str:
+    """What was given, and what stood against more; ``whole`` is the best local share, if there is one."""
+    if best.placement == "split" and whole is not None:
+        read, could = best.steps * best.batch, whole.steps * whole.batch
+        reason = f"the front {demand.cut} blocks here read {read} records a round, the whole model {could}"
+        reason += f" at rank {whole.rank}" if read == could else ""
+    elif best.placement == "split":
+        reason = f"the front {demand.cut} blocks fit, the whole model does not ({_short_of(demand, profile, dial, ranks)})"
     elif (best.rank, best.steps, best.batch) == (ranks[0], demand.steps, batch):
         return "fits whole"
     else:
@@ -272,8 +253,8 @@ def _nearest(demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Seque
     """What each placement would need at least, and the smallest dial under which one of them works."""
     least = min(dial.least_steps, demand.steps)
     needs, dials = [], []
-    for placement, hindered in (("local", ""), ("split", demand.no_split), ("proxy", demand.no_proxy)):
-        if hindered or (placement == "split" and demand.cut is None):
+    for placement in WAYS:
+        if hindered := _hindered(placement, demand, dial):
             needs.append(f"{placement}: {hindered}")
             continue
         found = WAYS[placement](demand, profile, ranks[-1], least, 1)
@@ -282,9 +263,15 @@ def _nearest(demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Seque
             dials.append(found.round_s)
     limit = f"{size(profile.memory_bytes)} of memory" if profile.memory_bytes else "memory not known"
     dial_text = f", compute.round_s = {dial.round_s:g}" if dial.round_s else ""
-    nearest = (f"nearest: compute.round_s = {math.ceil(min(dials) * 10) / 10:g}" if dials
+    nearest = (f"nearest: compute.round_s = {_up(min(dials)):g}" if dials
                else "nearest: a smaller model.context or model, or a machine with more memory")
     return f"machine '{profile.name}' ({limit}{dial_text}) can carry nothing: {'; '.join(needs)}; {nearest}"
+
+
+def _up(value: float) -> float:
+    """The next number of two significant digits that is no smaller."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit) * unit:.6g}")
 
 
 def size(size_bytes: float) -> str:

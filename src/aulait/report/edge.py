@@ -73,7 +73,7 @@ def _step_table(document: Document) -> Html:
              _or(line["mfu_model"], numbers.percent), _or(line["mfu_actual"], numbers.percent),
              _or(line.get("peak_bytes"), numbers.size), numbers.size(line["predicted_bytes"]),
              line.get("reason", "")] for line in document["steps"]]
-    head = ["model", "", "batch", "basis", "step", "as modelled", "tokens/s", "MFU, model", "MFU, actual", "peak memory",
+    head = ["model", "", "batch", "basis", "step", "as modelled", "tokens/s", "MFU, model", "MFU, actual", "peak of the process",
             "as modelled", "why it is modelled"]
     return markup.table(head, rows, words=(0, 1, 3, 11))
 
