@@ -19,7 +19,7 @@ from aulait.types import Adapter, Profile, Record, Site
 AT_ONCE = 64  # sites that the embedded engine trains as neighbours (``inline.AT_ONCE``, one floor up)
 
 
-def forecast(house: House, machine: Profile) -> dict[str, float] | None:
+def forecast(house: House, machine: Profile) -> dict[str, float]:
     """Seconds of stage 1, of training and of measuring losses (task metrics are left out), and the peak memory of the process.
 
     Batches are those of the first round. Texts of proxies, which do not exist yet, are taken to be as long as public ones.

@@ -146,7 +146,7 @@ def test_plan_foretells_bytes_and_epsilon(experiment, finished):
     assert plan["privacy"]["epsilon"]["local"] == pytest.approx(result["privacy"]["epsilon"]["local"], rel=1e-6)
     (tier,), (release,) = plan["tiers"], plan["releases"]
     assert (tier["clients"], tier["placement"], tier["steps"], tier["batch"]) == (CLIENTS, "local", 1, 2)
-    assert tier["flop_round_estimate"] == 4 * plan["parameters"] * 2 * 32
+    assert tier["flop_round_estimate"] == pytest.approx(4 * plan["parameters"] * 2 * 32, rel=0.3)  # by blocks: test_compute_cost
     ledger = [json.loads(line) for line in (finished[0] / "ledger.jsonl").read_text().splitlines()]
     assert len(ledger) == release["releases"]
     assert [line["sigma"] for line in ledger] == [pytest.approx(release["sigma"])] * 2
@@ -257,6 +257,8 @@ def test_list_names_methods_with_their_traits():
     assert tuple(task["name"] for task in found["tasks"]) == get_args(TaskConfig.model_fields["task"].annotation)
     assert {"docstrings", "stdlib"} <= {source["name"] for source in found["sources"]}
     assert "minilm" in {embedder["name"] for embedder in found["embedders"]}
+    assert {"phone", "laptop", "h100"} <= {machine["name"] for machine in found["machines"]}
+    assert {"4g", "home"} <= {link["name"] for link in found["links"]}
 
 
 def test_every_method_has_its_row_in_the_page_of_methods():

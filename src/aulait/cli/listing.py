@@ -35,12 +35,14 @@ NAMED = (
     ("generators", "generators (synthesis.generator)"),
     ("embedders", "embedders (synthesis.embedder)"),
     ("tasks", "task metrics (evaluate.task)"),
+    ("machines", "machines (machine of a federation.tier, compute.server); docs/machines.md has the sources"),
+    ("links", "links (link of a federation.tier)"),
 )
 WIDTH = 100
 
 
 def catalogue(as_json: Json = False) -> None:
-    """List methods, federation presets, data sources, generators, embedders and task metrics."""
+    """List methods, federation presets, data sources, generators, embedders, task metrics, machines and links."""
     with terminal.work(as_json):
         found = known()
     if as_json:
@@ -61,6 +63,7 @@ def catalogue(as_json: Json = False) -> None:
 def known() -> dict[str, list[dict[str, Any]]]:
     """Everything that has a name, as plain values."""
     from aulait import algorithms, data, embed, presets, registry  # noqa: F401  (importing them files their names)
+    from aulait.compute import link, machines
 
     return {
         "methods": [{"name": name, **asdict(registry.find("algorithm", name).TRAITS)} for name in registry.names("algorithm")],
@@ -69,7 +72,21 @@ def known() -> dict[str, list[dict[str, Any]]]:
         "generators": _named(GENERATORS),
         "embedders": [*_built_in("embedder"), *_named(EMBEDDERS)],
         "tasks": _named(TASKS),
+        "machines": [*({"name": name, "what": _machine(own)} for name, own in machines.PRESETS.items()),
+                     {"name": "PATH.json", "what": "a profile that 'aulait probe --out' saved"}],
+        "links": [{"name": name, "what": _link(own)} for name, own in link.LINKS.items()],
     }
+
+
+def _machine(own: Any) -> str:
+    from aulait.report import numbers as n
+
+    speed = n.significant(own.flop_per_s["float32"] / 1e9, 3)
+    return f"{own.device}, {n.size(own.memory_bytes)} for a run, {speed} GFLOP/s in float32, {own.power_w:g} W"
+
+
+def _link(own: Any) -> str:
+    return f"{own.down_bytes_per_s * 8e-6:,.4g} Mbit/s down, {own.up_bytes_per_s * 8e-6:,.4g} up, {own.latency_s * 1e3:g} ms one way"
 
 
 def _row(method: dict[str, Any]) -> tuple[str, ...]:

@@ -25,12 +25,13 @@ BYTES = (
 def plan(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
     overrides: Set = None,
+    here: Annotated[bool, typer.Option("--here", help="Also measure this machine for some seconds and say what the run will take on it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """See placement, work, bytes, FLOPs and epsilon of every tier. Nothing is trained.
+    """See placement, work, bytes, FLOPs, seconds, memory, joules and epsilon of every tier, and why. Nothing is trained.
 
-    Bytes of training are exact, those of votes an upper bound (a candidate that fails is not sent); FLOPs are estimates
-    and upper bounds (texts as long as the context).
+    Bytes of training are exact where everybody answers; those of votes are an upper bound (a candidate that fails is not
+    sent). FLOPs, seconds, memory and joules follow from the cost model (aulait bench cost sets it against the clock).
     """
     from aulait import assemble, config
     from aulait.outlook import outlook
@@ -39,6 +40,11 @@ def plan(
         house = assemble.assemble(config.read(file, overrides or []), assemble.Workshop())
         malformed(house.corpus.malformed)
         found = outlook(house)
+        if here:
+            from aulait.compute.device import measure
+            from aulait.forecast import forecast
+
+            found["here"] = forecast(house, measure())
     if as_json:
         terminal.document(found)
     else:

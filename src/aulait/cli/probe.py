@@ -6,14 +6,16 @@ import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aulait.cli import terminal
 from aulait.cli.run import Json
 from aulait.errors import ConfigError
-from aulait.types import Profile
+
+if TYPE_CHECKING:  # loads torch, which --help can do without
+    from aulait.types import Profile
 
 DEVICES = ("cpu", "cuda", "mps")
 LOAD_S = 1.0
