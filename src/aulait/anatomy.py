@@ -57,10 +57,10 @@ def from_config(config: Any, dtype: str = "float32") -> Anatomy:
 def _anatomy(model: Any, shapes: Mapping[str, tuple[int, int]], kind: Literal["causal", "seq2seq"], split_head: bool,
              weight_bytes: int) -> Anatomy:
     config = model.config.get_text_config(decoder=True)
-    blocks = _blocks(shapes, config, kind)
+    blocks = tuple(_blocks(shapes, config, kind))
     embeddings = {id(p): p.numel() for p in _embeddings(model, shapes)}
     return Anatomy(
-        blocks=tuple(blocks),
+        blocks=blocks,
         width=int(config.hidden_size),
         vocabulary=int(model.get_output_embeddings().weight.shape[0]),
         parameters=sum(m * n for m, n in shapes.values()) + sum(

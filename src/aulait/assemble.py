@@ -170,7 +170,7 @@ def assemble(settings: Settings, workshop: Workshop) -> House:
         clients = {data.EVERYONE: ClientData(tuple(r for name in sorted(clients) for r in clients[name].train), ())}
     members = tiers.members(settings.federation.tier, list(clients), seeds)
     records = {tier: [clients[name].train for name in names] for tier, names in members.items()}
-    placed = placing.places(settings, base, shapes, learner.encode, records, corpus.public, seeds)
+    placed = placing.places(placing.Federation(settings, base, shapes, learner.encode, records, corpus.public, seeds))
     sites = _sites(members, placed, clients)
     roles: dict[Placement, tuple[str, ...]] = {
         place: tuple(sorted(n for n, s in sites.items() if s.plan.placement == place)) for place in ("local", "proxy", "split")}
@@ -225,6 +225,8 @@ def _check_roles(house: House) -> None:
     reserved = sorted(name for name in house.sites if name.startswith(("proxy-", "reference-")))
     require(not reserved, DataError, f"client '{reserved[0] if reserved else ''}' has a name kept for sites of the server; rename it "
             "(names may not begin with 'proxy-' or 'reference-')")
+    taken = getattr(settings.method, "SERVER", None)
+    require(taken not in house.sites, DataError, f"client '{taken}' has the name of the server's own site; rename it")
     if house.roles["proxy"] and settings.synthesis.proxies != "absent":
         require(bool(house.corpus.public), DataError, "stage 1 needs public texts to start from and found none; set data.public")
         _check_pairs(settings, isinstance(house.corpus.public[0], str))

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from aulait import docstrings as docstrings  # files the built-in sources in the registry
 from aulait import public, sources
 from aulait.errors import DataError
-from aulait.partition import Kind, count, deal, unseen
+from aulait.partition import Kind, count, deal, named, unseen
 from aulait.registry import nearest, require
 from aulait.seeds import Seeds
 from aulait.types import Record
@@ -259,7 +259,7 @@ def _choose(kept: Clients, left_out: int, config: DataConfig, seeds: Seeds) -> C
         return kept
     enough = config.clients <= len(kept)
     require(enough, DataError, f"found {len(kept)} clients {floor}, expected {config.clients}; lower data.clients")
-    order = sorted(kept, key=lambda name: (seeds.integer("clients", client=name), name))
+    order = sorted(kept, key=lambda name: (name not in named(config.unseen), seeds.integer("clients", client=name), name))
     return {name: kept[name] for name in order[: config.clients]}
 
 

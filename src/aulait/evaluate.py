@@ -35,7 +35,8 @@ class EvaluateConfig(TaskConfig):
         every: rounds between two measurements; the last round is always measured.
         records_per_client: held-out records used of each client for the losses.
         rows: sequences in one pass.
-        clients: how many clients are measured, the first by name; None for all.
+        clients: how many clients are measured, the first by name that have held-out records (unseen ones likewise); None
+            for all.
     """
 
     every: int = Field(1, ge=1)

@@ -6,13 +6,13 @@ import math
 import resource
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from aulait.assemble import House
 from aulait.compute import cost
 from aulait.compute.cost import Batch, Cost
 from aulait.placing import EMBEDDER, any_demand, widths
-from aulait.timing import proxy_count
+from aulait.timing import proxy_count, proxy_plan, written
 from aulait.train import Work, draws
 from aulait.types import Adapter, Profile, Record, Site
 
@@ -53,14 +53,15 @@ def _training(house: House) -> Iterator[tuple[Cost, float]]:
         yield from _passes(house, [house.sites[name] for name in trainers[first : first + AT_ONCE]])
     count = proxy_count(house)
     if count:
-        plan = next(site.plan for site in house.sites.values() if site.plan.placement == "proxy")
+        plan = proxy_plan(house)
         per_pass = max(1, house.settings.train.rows_at_once // plan.batch)
         public = [[Record(text) if isinstance(text, str) else text for text in house.corpus.public[: 32 * plan.batch]]]
         rows = [step for k in range(8) for step in widths(house.settings, house.learner.encode, public[0], plan, k)]
         tokens, source, scored = (math.ceil(statistics.fmean(column)) for column in zip(*rows, strict=True))
         for sites in {min(per_pass, count), count % per_pass} - {0}:
             often = count // per_pass if sites == min(per_pass, count) and count >= per_pass else 1
-            yield _step(house, Batch(sites * plan.batch, tokens, source, scored), house.setting.rank), float(often * plan.steps)
+            ranks = dict.fromkeys(house.shapes, house.setting.rank)
+            yield _step(house, Batch(sites * plan.batch, tokens, source, scored), ranks), float(often * plan.steps)
 
 
 def _passes(house: House, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]:
@@ -71,7 +72,8 @@ def _passes(house: House, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]
     for members in house.learner.passes(works):
         drawn = [[[encode(works[k].records[i]) for i in step] for step in draws(works[k], [len(encode(r)[0]) for r in works[k].records])]
                  for k in members]
-        rank = max(sites[k].plan.rank for k in members)
+        own = [house.setting.rank_of(sites[k].name) for k in members]
+        ranks = {layer: max(rank(layer) for rank in own) for layer in house.shapes}
         for step in zip(*drawn, strict=True):
             rows = [coded for own in step for coded in own]
             scored = round(statistics.fmean(len(ids) - max(length, kind == "causal") for ids, length in rows))
@@ -79,19 +81,19 @@ def _passes(house: House, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]
                 batch = Batch(len(rows), max(len(ids) - n for ids, n in rows), max(n for _, n in rows), scored)
             else:
                 batch = Batch(len(rows), max(len(ids) for ids, _ in rows), 0, scored)
-            yield _step(house, batch, rank), 1.0
+            yield _step(house, batch, ranks), 1.0
 
 
-def _step(house: House, batch: Batch, rank: int) -> Cost:
+def _step(house: House, batch: Batch, ranks: Mapping[str, int]) -> Cost:
     demand = any_demand(house)
-    return cost.lora_step(demand.anatomy, batch, demand.ranks(rank), part=demand.part, dtype=demand.dtype)
+    return cost.lora_step(demand.anatomy, batch, ranks, part=demand.part, dtype=demand.dtype)
 
 
 def _measuring(house: House) -> Iterator[Cost]:
     """Costs of the forward passes of one measurement."""
     settings, demand = house.settings, any_demand(house)
     kept = settings.evaluate.records_per_client
-    names = sorted(house.holdout)[: settings.evaluate.clients]
+    names = sorted(name for name in house.holdout if house.holdout[name])[: settings.evaluate.clients]
     coded = sorted((house.learner.encode(r) for name in names for r in house.holdout[name][:kept]), key=lambda pair: len(pair[0]))
     for first in range(0, len(coded), settings.evaluate.rows):
         some = coded[first : first + settings.evaluate.rows]
@@ -100,7 +102,7 @@ def _measuring(house: House) -> Iterator[Cost]:
             batch = Batch(len(some), max(len(ids) - n for ids, n in some), max(n for _, n in some), scored)
         else:
             batch = Batch(len(some), max(len(ids) for ids, _ in some), 0, scored)
-        yield cost.evaluation(demand.anatomy, batch, demand.ranks(house.setting.rank), demand.dtype)
+        yield cost.evaluation(demand.anatomy, batch, dict.fromkeys(house.shapes, house.setting.rank), demand.dtype)
 
 
 def _synthesis_s(house: House, machine: Profile) -> float:
@@ -108,15 +110,14 @@ def _synthesis_s(house: House, machine: Profile) -> float:
     if not house.voting:
         return 0.0
     config, demand = house.settings.synthesis, any_demand(house)
-    kids = config.candidates * config.variations
-    written = config.rounds * kids + config.texts
+    texts = sum(written(house, round) for round in range(1, config.rounds + 1))
     voted = len(house.voters) * house.settings.data.records_per_client
     read = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], voted, config.max_tokens)
     pools = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], config.rounds * config.pool, config.max_tokens)
     prompt = round(config.generate.max_tokens * sum(config.generate.keep) / 2)
     one = cost.generation(demand.anatomy, config.generate.batch, prompt, config.generate.max_tokens - prompt, demand.dtype)
     return (cost.seconds(read, machine, "float32") + cost.seconds(pools, machine, "float32")
-            + written / config.generate.batch * cost.seconds(one, machine, demand.dtype))
+            + texts / config.generate.batch * cost.seconds(one, machine, demand.dtype))
 
 
 def _held_bytes() -> float:

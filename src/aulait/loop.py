@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aulait import finish, timing
 from aulait.assemble import House, Workshop, assemble
 from aulait.cohort import Cohort, everyone, poisson, some
-from aulait.compute.clock import Clock
+from aulait.compute.clock import Clock, Outcome
 from aulait.config import Settings, dump
 from aulait.privacy.door import BudgetSpent
 from aulait.privacy.ledger import Ledger
@@ -86,7 +86,7 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
         watch("train", round - 1, rounds, f"loss {progress.last_eval['loss']:.3f}" if progress.last_eval else "")
         started = time.perf_counter()
         cohort, asked = _cohort(house, round, stands, clock)
-        outcome = clock.round(asked, "train", round, planned=_closing(house, cohort), server_s=beside_s) if clock else None
+        outcome = _outcome(house, clock, cohort, asked, beside_s)
         heard = timing.punctual(ask, outcome.silent) if outcome else ask
         try:
             state, info = method.step(settings.method_config, house.setting, state, cohort, heard, books.train)
@@ -96,7 +96,7 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
         spent_s = time.perf_counter() - started
         line: Info = {"stage": "train", "round": round, "wall_s": spent_s, **info, "epsilon": epsilons(house, books.accountant)}
         if clock and outcome:
-            line["clock"] = progress.tick(clock.told(outcome))
+            line["clock"] = progress.tick(clock.told(_shown(house, clock, cohort, outcome, beside_s)))
         if round % settings.evaluate.every == 0 or round == rounds:
             progress.last_eval = line["eval"] = scores(house, state, progress, final=round == rounds)
         folder.append(line)
@@ -131,9 +131,24 @@ def _cohort(house: House, round: int, stands: Mapping[str, float], clock: Clock 
     return cohort, drawn
 
 
-def _closing(house: House, cohort: Cohort) -> int | None:
-    """The number of answers that ends a round; None waits for all who were asked."""
-    return cohort.planned if house.settings.compute.over_selection else None
+def _outcome(house: House, clock: Clock | None, cohort: Cohort, asked: Sequence[str], beside_s: float) -> Outcome | None:
+    """A round of virtual time; with over-selection it ends when the planned number has answered, else when all have."""
+    if clock is None:
+        return None
+    closing = cohort.planned if house.settings.compute.over_selection else None
+    return clock.round(asked, "train", cohort.round, planned=closing, server_s=beside_s + timing.backs_s(house, asked))
+
+
+def _shown(house: House, clock: Clock, cohort: Cohort, outcome: Outcome, beside_s: float) -> Outcome:
+    """The round of virtual time that is told: under privacy with secret sampling, that of another cohort of the same law.
+
+    Slow-downs follow from the public seed, so the times of the real cohort would tell who was drawn.
+    """
+    federation = house.settings.federation
+    if house.settings.privacy.off or federation.sampling != "poisson":
+        return outcome
+    stand_in = poisson(house.trainers, federation.rate, house.seeds, cohort.round, secret=False)
+    return _outcome(house, clock, cohort, stand_in, beside_s) or outcome
 
 
 def round_half(value: float) -> int:

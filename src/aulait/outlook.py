@@ -1,4 +1,4 @@
-"""What a run would ask of whom, from its settings and shapes alone: nothing is trained, no text is looked at."""
+"""What a run would ask of whom, from its settings and shapes: nothing is trained, and under privacy no text of a client is looked at."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from aulait import cut, timing
 from aulait.algorithms.client import factor_bytes
 from aulait.algorithms.evolution import vote_bound
 from aulait.assemble import House
-from aulait.compute import cost
 from aulait.config import Settings
-from aulait.placing import any_demand
 from aulait.privacy.account import Event, epsilon
 from aulait.tiers import TierConfig
 
@@ -22,8 +20,8 @@ MINILM_WIDTH, MINILM_PARAMETERS = 384, 22_700_000
 def outlook(house: House) -> dict[str, Any]:
     """The plan of a house as plain values: tiers, server, releases, epsilon by role, totals."""
     width, embedder_parameters = _embedder(house)
-    tiers = [_tier(house, tier, width, embedder_parameters) for tier in house.settings.federation.tier]
-    tiers = [tier for tier in tiers if tier["clients"]]
+    there = {site.plan.tier for site in house.sites.values()}
+    tiers = [_tier(house, tier, width, embedder_parameters) for tier in house.settings.federation.tier if tier.name in there]
     totals = {f"{way}_bytes": _sum([tier[f"{way}_bytes_run"] for tier in tiers]) for way in ("down", "up")}
     train, synthesis = house.settings.train, house.settings.synthesis
     return {
@@ -120,16 +118,12 @@ def _vote_flop(settings: Settings, parameters: int | None) -> int | None:
 
 def _server(house: House) -> dict[str, Any]:
     """The proxies' training on the server."""
-    count, demand = timing.proxy_count(house), any_demand(house)
-    tier = next((t.name for t in house.settings.federation.tier if house.places[t.name].plan.placement == "proxy"), None)
-    plan = house.places[tier].plan if tier else None
-    step = cost.lora_step(demand.anatomy, demand.batch(plan.batch), demand.ranks(house.setting.rank), part=demand.part,
-                          dtype=demand.dtype) if plan and count else None
+    count = timing.proxy_count(house)
     return {
         "proxies": count,
         "stand_for": len(house.roles["proxy"]) if count else 0,
         "texts": house.settings.synthesis.texts if house.voting else 0,
-        "flop_round_estimate": round(count * plan.steps * step.flop) if plan and step else 0,
+        "flop_round_estimate": round(count * timing.proxy_plan(house).steps * timing.proxy_step(house).flop) if count else 0,
         "machine": house.settings.compute.server,
     }
 

@@ -78,6 +78,11 @@ def count(unseen: int | Sequence[str]) -> int:
     return unseen if isinstance(unseen, int) else len(unseen)
 
 
+def named(unseen: int | Sequence[str]) -> Sequence[str]:
+    """The unseen clients that are given by name."""
+    return () if isinstance(unseen, int) else unseen
+
+
 def unseen(clients: Sequence[str], asked: int | Sequence[str], smallest: int, seeds: Seeds) -> list[str]:
     """The clients that take no part, sorted: those that are named, or so many by their names and the seed.
 

@@ -6,10 +6,12 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from itertools import islice
 from typing import Any
 
 from aulait import cut, model
+from aulait.algorithms.contract import Setting
 from aulait.anatomy import anatomy
 from aulait.compute import cost, machines
 from aulait.compute import plan as planner
@@ -38,22 +40,25 @@ class Place:
         plan: the work of each.
         why: one clause.
         profile: their machine; None where none is named.
-        demand: the work of a full share as the planner saw it.
+        costed: makes ``demand``.
     """
 
     plan: Plan
     why: str
     profile: Profile | None
-    demand: Demand
+    costed: Callable[[], Demand]
+
+    @cached_property
+    def demand(self) -> Demand:
+        """The work of a full share as the planner sees it; made when it is asked for, as not every base can be costed."""
+        return self.costed()
 
 
-def places(
-    settings: Settings, base: Base, shapes: Shapes, encode: Encoder, members: Mapping[str, Sequence[Sequence[Record]]],
-    public: Sequence[str | Record], seeds: Seeds,
-) -> dict[str, Place]:
-    """Tier -> its place.
+@dataclass(frozen=True)
+class Federation:
+    """What placing looks at, beside the tiers' own tables.
 
-    Args:
+    Attributes:
         settings: the experiment.
         base: the loaded base.
         shapes: of the adapted layers.
@@ -61,35 +66,54 @@ def places(
         members: tier -> the records of each of its clients.
         public: public texts.
         seeds: of the run.
+    """
+
+    settings: Settings
+    base: Base
+    shapes: Shapes
+    encode: Encoder
+    members: Mapping[str, Sequence[Sequence[Record]]]
+    public: Sequence[str | Record]
+    seeds: Seeds
+
+
+def places(them: Federation) -> dict[str, Place]:
+    """Tier -> its place.
 
     Raises:
-        ConfigError: a machine can carry nothing, or not what the file says; all such tiers, one line each.
+        ConfigError: a machine can carry nothing, or not what the file says, or no round can end before the deadline; all
+            such tiers, one line each.
     """
-    check_cut(settings, base)
-    everyone = [records for clients in members.values() for records in clients]
+    settings = them.settings
+    check_cut(settings, them.base)
     found: dict[str, Place] = {}
-    problems = []
+    problems, fastest_s = [], []
     for tier in settings.federation.tier:
         profile = tier.profile()
         plan = Plan(tier.name, "local" if tier.placement == "auto" else tier.placement, tier.rank or settings.adapter.rank,
                     tier.steps or settings.train.steps, tier.batch or settings.train.batch)
-        demand = _demand(settings, base, shapes, plan, _row(settings, encode, base, everyone, public, plan, seeds), public, tier)
-        if profile is None or not members.get(tier.name):
-            found[tier.name] = Place(plan, "set in the experiment file", profile, demand)
-            continue
-        chosen = _auto(settings, demand, profile, plan) if tier.placement == "auto" else _written(settings, demand, profile, plan)
-        if isinstance(chosen, str):
-            problems.append(f"federation.tier '{tier.name}': {chosen}")
-            continue
-        plan = replace(plan, placement=chosen.placement, rank=chosen.rank, steps=chosen.steps, batch=chosen.batch)
-        found[tier.name] = Place(plan, chosen.why, profile, demand)
+        place = Place(plan, "set in the experiment file", profile, partial(_demand, them, plan, tier))
+        if profile is not None and them.members.get(tier.name):
+            chosen = (_auto if tier.placement == "auto" else _written)(settings, place.demand, profile, plan)
+            if isinstance(chosen, str):
+                problems.append(f"federation.tier '{tier.name}': {chosen}")
+                continue
+            plan = replace(plan, placement=chosen.placement, rank=chosen.rank, steps=chosen.steps, batch=chosen.batch)
+            place = Place(plan, chosen.why, profile, lambda made=place: made.demand)  # type: ignore[misc]
+            fastest_s += [chosen.round_s] if chosen.placement != "proxy" else []
+        found[tier.name] = place
+    deadline_s = settings.compute.deadline_s
+    if fastest_s and deadline_s is not None and deadline_s < min(fastest_s):
+        problems.append(f"compute.deadline_s = {deadline_s:g} and no client answers so soon, the fastest tier needs {min(fastest_s):,.3g} "
+                        "s; raise it, or let clients do less (fewer steps, a smaller rank)")
     require(not problems, ConfigError, "\n".join(problems))
     return found
 
 
 def any_demand(house: Any) -> Demand:
-    """The work of a full share in the first tier; its base and row are those of every tier."""
-    found: Demand = next(iter(house.places.values())).demand
+    """The work of a full share of the proxied clients, else of the first tier; its base and rows stand for those of the server's work."""
+    places = house.places.values()
+    found: Demand = next((place for place in places if place.plan.placement == "proxy"), next(iter(places))).demand
     return found
 
 
@@ -111,7 +135,8 @@ def _written(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -
         slow = settings.compute.round_s is not None and found.round_s > settings.compute.round_s
         more = f"; takes {found.round_s:,.3g} s, more than compute.round_s = {settings.compute.round_s:g}" if slow else ""
         return replace(found, why="set in the experiment file" + more)
-    smaller = [other for rank in planner.halvings(plan.rank) for batch in planner.halvings(plan.batch)
+    ranks = planner.halvings(plan.rank) if settings.method.TRAITS.unequal_ranks else (plan.rank,)
+    smaller = [other for rank in ranks for batch in planner.halvings(plan.batch)
                if planner.fits(other := planner.WAYS[plan.placement](demand, profile, rank, plan.steps, batch), profile)]
     nearest = max(smaller, key=lambda other: (other.batch, other.rank), default=None)
     advice = (f"rank = {nearest.rank} and batch = {nearest.batch}" if nearest is not None and plan.placement != "proxy"
@@ -120,31 +145,45 @@ def _written(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -
             f"'{profile.name}' has {planner.size(profile.memory_bytes or 0)}; nearest that fits: {advice}")
 
 
-def _demand(
-    settings: Settings, base: Base, shapes: Shapes, plan: Plan, row: tuple[int, int, int], public: Sequence[str | Record], tier: TierConfig
-) -> Demand:
-    """The work of a full share."""
-    synthesis, trains = settings.synthesis, settings.method.TRAITS.trains
-    no_split = _no_split(settings, base)
-    depth = settings.compute.cut
-    front = set() if no_split else set(cut.front(shapes, depth))
-    no_proxy = "" if public and synthesis.proxies != "absent" else "proxy needs public texts (data.public) and synthesis.proxies"
-    pool = min(synthesis.pool, max(1, len(public)))
-    capped = settings.data.records_per_client
-    own = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], capped, synthesis.max_tokens)
-    vote = (own + cost.voting(capped, pool, EMBEDDER["width"]), (4 * pool, 4 * pool * EMBEDDER["width"]))
+def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
+    """The work of a full share of a tier."""
+    settings, shapes = them.settings, them.shapes
+    synthesis, no_split, depth = settings.synthesis, _no_split(settings, them.base), settings.compute.cut
+    front = {} if no_split else {layer: shapes[layer] for layer in cut.front(shapes, depth)}
+    learns = synthesis.proxies != "absent" and bool(them.public)
+    votes = learns and synthesis.proxies in ("synthetic", "noise") and synthesis.selection != "random"
     ranks = ranks_of(shapes, tier.attention_rank)
-
-    def numbers(rank: int, layers: set[str] | None, part: str) -> int:
-        own_ranks = ranks(rank)
-        return sum(own_ranks[n] * (("B" in part) * m + ("A" in part) * k) for n, (m, k) in shapes.items() if layers is None or n in layers)
-
     return Demand(
-        anatomy=anatomy(base), dtype=settings.model.dtype, part=trains, ranks=ranks, steps=plan.steps, row=row,
-        travels=lambda rank: (4 * numbers(rank, None, trains), 4 * numbers(rank, None, "AB")),
-        front=lambda rank: (4 * numbers(rank, front, trains), 4 * numbers(rank, front, "AB")),
-        vote=vote, cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire],
-        server=machines.find(settings.compute.server), no_split=no_split, no_proxy=no_proxy)
+        anatomy=anatomy(them.base), dtype=settings.model.dtype, part=settings.method.TRAITS.trains, ranks=ranks, steps=plan.steps,
+        row=_row(them, plan), travels=_travels(them, shapes, ranks), front=_travels(them, front, ranks),
+        vote=_vote(settings, min(synthesis.pool, max(1, len(them.public)))) if votes else None,
+        cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire], server=machines.find(settings.compute.server),
+        no_split=no_split, no_proxy="" if learns else "proxy needs public texts (data.public) and synthesis.proxies")
+
+
+def _vote(settings: Settings, pool: int) -> tuple[cost.Cost, tuple[int, int]]:
+    """The first round of votes, in which a client embeds its records; and bytes up and down."""
+    capped, width = settings.data.records_per_client, EMBEDDER["width"]
+    own = cost.embedding(EMBEDDER["parameters"], width, capped, settings.synthesis.max_tokens)
+    return own + cost.voting(capped, pool, width), (4 * pool, 4 * pool * width)
+
+
+def _travels(them: Federation, shapes: Shapes, ranks: planner.Ranks) -> Callable[[int], tuple[int, int]]:
+    """Rank -> bytes (up, down) of a client's factors in a round by the method's own formula, all clients alike."""
+    settings = them.settings
+    clients = sum(len(own) for own in them.members.values())
+    part = settings.federation.rate if settings.federation.sampling != "all" else 1.0
+    names = tuple(f"client-{k}" for k in range(max(1, round(part * clients))))
+
+    @cache
+    def travels(rank: int) -> tuple[int, int]:
+        own = {layer: value for layer, value in ranks(rank).items() if layer in shapes}
+        rounds, adapter = settings.train.rounds, settings.adapter
+        setting = Setting(shapes, adapter.rank, adapter.alpha, them.seeds, rounds, dict.fromkeys(names, own))
+        found: tuple[int, int] = settings.method.travels(settings.method_config, setting, min(2, max(1, rounds)), names[0], names)
+        return found
+
+    return travels
 
 
 def _no_split(settings: Settings, base: Base) -> str:
@@ -169,24 +208,23 @@ def ranks_of(shapes: Shapes, attention_rank: int | None) -> Callable[[int], Mapp
     return ranks
 
 
-def _row(
-    settings: Settings, encode: Encoder, base: Base, clients: Sequence[Sequence[Record]], public: Sequence[str | Record], plan: Plan,
-    seeds: Seeds,
-) -> tuple[int, int, int]:
+def _row(them: Federation, plan: Plan) -> tuple[int, int, int]:
     """(tokens, source tokens, scored positions) of one padded record: as set, of public texts under privacy, else of the clients' own."""
-    if settings.compute.tokens is not None:
-        tokens = min(settings.compute.tokens, settings.model.context)
-        return (tokens, tokens, tokens) if settings.model.kind == "seq2seq" else (tokens, 0, tokens)
-    if settings.privacy.off:
-        texts: list[Any] = [records for records in islice((c for c in clients if c), LOOKED_AT)]
-    else:
-        texts = [[Record(text) if isinstance(text, str) else text for text in islice(public, 8 * plan.batch)]] if public else []
+    settings, seq2seq = them.settings, them.settings.model.kind == "seq2seq"
+    longest = min(settings.compute.tokens or settings.model.context, settings.model.context)
+    texts: list[list[Record]] = []
+    if settings.compute.tokens is None and settings.privacy.off:
+        everyone = (records for clients in them.members.values() for records in clients if records)
+        texts = [list(records) for records in islice(everyone, LOOKED_AT)]
+    elif settings.compute.tokens is None:
+        some = [text if isinstance(text, Record) else Record(text) for text in islice(them.public, 8 * plan.batch)]
+        texts = [some] if some and not (seq2seq and some[0].prompt is None) else []
     if not texts:
-        return (settings.model.context, settings.model.context if settings.model.kind == "seq2seq" else 0, settings.model.context)
+        return longest, longest if seq2seq else 0, longest
     found = [step for number, records in enumerate(texts)
-             for step in widths(settings, encode, records, plan, seeds.integer("widths", number))]
-    means = [statistics.fmean(column) for column in zip(*found, strict=True)]
-    return math.ceil(means[0]), math.ceil(means[1]), math.ceil(means[2])
+             for step in widths(settings, them.encode, records, plan, them.seeds.integer("widths", number))]
+    tokens, source, scored = (math.ceil(statistics.fmean(column)) for column in zip(*found, strict=True))
+    return tokens, source, scored
 
 
 def widths(settings: Settings, encode: Encoder, records: Sequence[Record], plan: Plan, seed: int) -> list[tuple[int, int, float]]:

@@ -20,10 +20,11 @@ REFERENCES = 8
 
 def proxies(house: House, texts: Sequence[Sequence[Text]]) -> tuple[dict[str, Site], dict[str, float]]:
     """Sites on the server, and the number of clients each stands for (0 for those that only calibrate the clip)."""
-    tier = next((t for t in house.settings.federation.tier if t.placement == "proxy"), None)
+    place = next((place for place in house.places.values() if place.plan.placement == "proxy"), None)
     train = house.settings.train
     shards: list[Sequence[Text]] = list(texts)
-    plan = Plan("proxy", "proxy", house.setting.rank, (tier and tier.steps) or train.steps, (tier and tier.batch) or train.batch)
+    steps, batch = (place.plan.steps, place.plan.batch) if place else (train.steps, train.batch)
+    plan = Plan("proxy", "proxy", house.setting.rank, steps, batch)
     stands = len(house.roles["proxy"]) / max(1, len(shards))
     names = [f"proxy-{k:03d}" for k in range(len(shards))]
     weights = {name: stands for name in names}

@@ -67,7 +67,8 @@ def _unseen(house: House, worn: Worn) -> dict[str, Any]:
 
 
 def _measured(house: House, worn: Worn, records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-    measured = {name: records[name] for name in sorted(records)[: house.settings.evaluate.clients]}
+    names = sorted(name for name in records if records[name])
+    measured = {name: records[name] for name in names[: house.settings.evaluate.clients]}
     return evaluate(house.learner, worn, measured, house.settings.evaluate, _choices(house)).as_dict()
 
 

@@ -53,7 +53,8 @@ def _stage_one_key(house: House) -> str:
     synthesis = s.synthesis.model_dump(exclude={"proxies"})
     machines = [[t.name, t.machine, t.link, t.availability, t.dropout, t.spread] for t in s.federation.tier if t.machine]
     parts = [s.run.seed, s.model.model_dump(), s.data.model_dump(), list(house.roles["proxy"]), house.noise.votes, privacy, synthesis,
-             [machines, s.compute.model_dump(), {n: site.plan.tier for n, site in house.sites.items()}] if machines else None]
+             [machines, s.compute.model_dump(), {n: site.plan.tier for n, site in house.sites.items()}] if machines else None,
+             s.federation.max_norm, s.engine.threads]
     return "stage-one|" + json.dumps(parts, default=str)
 
 
@@ -82,8 +83,7 @@ def _evolve(house: House, folder: RunFolder, books: Books, progress: Progress, c
         clock = timing.clock(house, "synthesis", round)
         there = clock.present(house.voters, "synthesis", round) if clock else house.voters
         cohort = Cohort(round=round, local=there, proxies={}, planned=len(house.voters), noise_multiplier=house.noise.votes, role=role)
-        texts = config.pool + (config.texts if round == config.rounds else 0)
-        outcome = clock.round(house.voters, "synthesis", round, server_s=timing.breeding_s(house, texts)) if clock else None
+        outcome = clock.round(house.voters, "synthesis", round, after_s=timing.breeding_s(house, round)) if clock else None
         heard = timing.punctual(ask, outcome.silent) if outcome else ask
         try:
             state, info = evolution.step(config, state, cohort, heard, books.synthesis, embedder, variation, seeds, bound)

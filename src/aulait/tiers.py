@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.compute import machines
 from aulait.compute.dial import ComputeConfig
+from aulait.compute.link import LINKS
 from aulait.errors import ConfigError
 from aulait.registry import require
 from aulait.seeds import Seeds
@@ -36,7 +37,7 @@ class TierConfig(BaseModel):
         spread: standard deviation of the logarithm of a client's slow-down in a round.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: str
     share: float | None = Field(None, ge=0, le=1)
     count: int | None = Field(None, ge=0)
@@ -122,9 +123,22 @@ def _of_one(tier: TierConfig, private: bool) -> list[str]:
     if tier.machine is None and (tier.link or tier.availability < 1 or tier.dropout or tier.spread):
         found.append(f"federation.tier '{tier.name}': link, availability, dropout and spread belong to a machine; set machine too")
     try:
-        tier.profile()
+        profile = tier.profile()
     except ConfigError as error:
-        found.append(f"federation.tier '{tier.name}': {error}")
+        return [*found, f"federation.tier '{tier.name}': {error}"]
+    if profile is not None:
+        found += [f"federation.tier '{tier.name}': {line}" for line in _unfit(profile)]
+    return found
+
+
+def _unfit(profile: Profile) -> list[str]:
+    """What a profile lacks to be planned by."""
+    found = []
+    if not profile.flop_per_s.get("float32"):
+        found.append(f"machine '{profile.name}' has no speed in float32; measure it by 'aulait probe --dtype float32'")
+    if not profile.up_bytes_per_s or not profile.down_bytes_per_s:
+        found.append(f"machine '{profile.name}' has no link speed; set link to one of {', '.join(LINKS)}, or measure it: "
+                     "'aulait probe --link'")
     return found
 
 
@@ -136,7 +150,7 @@ def _of_sampling(federation: FederationConfig, compute: ComputeConfig, private: 
         found.append(f"compute.over_selection needs federation.sampling = 'fixed', found '{federation.sampling}' (whoever comes first "
                      "decides who else counts, which no accountant covers); change it, or use compute.deadline_s")
     try:
-        machines.find(compute.server)
+        found += [f"compute.server: {line}" for line in _unfit(machines.find(compute.server)) if "link" not in line]
     except ConfigError as error:
         found.append(f"compute.server: {error}")
     return found
@@ -162,7 +176,7 @@ def sizes(tiers: Sequence[TierConfig], clients: int) -> list[int]:
     found = [tier.count if tier.count is not None else round((tier.share or 0.0) * clients) for tier in tiers]
     taker = next((i for i, t in enumerate(tiers) if t.count is None and t.share is None), None)
     if taker is None and any(tier.share is not None for tier in tiers):
-        taker = max(i for i, t in enumerate(tiers) if t.share is not None and t.share > 0)
+        taker = max((i for i, t in enumerate(tiers) if t.share), default=None)
     if taker is not None:
         found[taker] = clients - sum(size for i, size in enumerate(found) if i != taker)
     require(min(found) >= 0 and sum(found) == clients, ConfigError,

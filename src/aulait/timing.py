@@ -15,7 +15,7 @@ from aulait.compute.clock import Clock, Stint
 from aulait.compute.plan import Assignment
 from aulait.placing import EMBEDDER, Place, any_demand
 from aulait.train import Work
-from aulait.types import Order, Profile
+from aulait.types import Order, Plan, Profile
 
 
 def travelled(house: House, name: str) -> tuple[int, int]:
@@ -56,16 +56,14 @@ def proxy_count(house: House) -> int:
 
 
 def takes(house: House, tier: str) -> Assignment:
-    """What a training round takes a client of a tier (a proxied client: a round of votes); seconds are the server's where
-    no machine is named.
-    """
+    """What a training round takes a client of a tier (a proxied client: a round of votes); where no machine is named, on an A100."""
     place = house.places[tier]
     demand, plan, rounds = place.demand, place.plan, max(1, house.settings.train.rounds)
     if plan.placement == "local":
         member = next(name for name in house.trainers if house.sites[name].plan.tier == tier)
         up, down = travelled(house, member)
         demand = replace(demand, travels=lambda _: (round(up / rounds), round(down / rounds)))
-    return planner.WAYS[plan.placement](demand, place.profile or server(house), plan.rank, plan.steps, plan.batch)
+    return planner.WAYS[plan.placement](demand, place.profile or machines.profile("a100"), plan.rank, plan.steps, plan.batch)
 
 
 def server(house: House) -> Profile:
@@ -78,24 +76,50 @@ def proxies_s(house: House) -> float:
     count = proxy_count(house)
     if not count or not any(place.profile for place in house.places.values()):
         return 0.0
-    demand, train = any_demand(house), house.settings.train
-    tier = next((t for t in house.settings.federation.tier if house.places[t.name].plan.placement == "proxy"), None)
-    steps, batch = (tier and tier.steps) or train.steps, (tier and tier.batch) or train.batch
-    ranks = demand.ranks(house.settings.adapter.rank)
-    step = cost.lora_step(demand.anatomy, demand.batch(batch), ranks, part=demand.part, dtype=demand.dtype)
-    return count * steps * cost.seconds(step, server(house), demand.dtype)
+    return count * proxy_plan(house).steps * cost.seconds(proxy_step(house), server(house), house.settings.model.dtype)
 
 
-def breeding_s(house: House, texts: int) -> float:
-    """Seconds in which the server writes so many texts and embeds them."""
+def proxy_plan(house: House) -> Plan:
+    """The work that a proxy does, which is that of the clients it stands for."""
+    return next(place.plan for place in house.places.values() if place.plan.placement == "proxy")
+
+
+def proxy_step(house: House) -> cost.Cost:
+    """One step of a proxy, which has the adapter's full rank."""
+    demand, rank = any_demand(house), house.settings.adapter.rank
+    return cost.lora_step(demand.anatomy, demand.batch(proxy_plan(house).batch), dict.fromkeys(house.shapes, rank), part=demand.part,
+                          dtype=demand.dtype)
+
+
+def backs_s(house: House, asked: Sequence[str]) -> float:
+    """Seconds in which the server works through the backs of all split clients that are asked, one after another."""
+    count: dict[str, int] = {}
+    for name in asked:
+        if house.sites[name].plan.placement == "split":
+            tier = house.sites[name].plan.tier
+            count[tier] = count.get(tier, 0) + 1
+    return sum(number * takes(house, tier).server_s for tier, number in count.items())
+
+
+def breeding_s(house: House, round: int) -> float:
+    """Seconds in which the server writes the texts of a round of stage 1 and embeds the candidates; of another generator it knows none."""
+    config = house.settings.synthesis
     if not house.voting or not any(place.profile for place in house.places.values()):
         return 0.0
-    demand, config = any_demand(house), house.settings.synthesis
-    machine, rows = server(house), config.generate.batch
-    prompt = round(config.generate.max_tokens * sum(config.generate.keep) / 2)
+    machine, rows, demand = server(house), config.generate.batch, any_demand(house)
+    read = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], config.pool, config.max_tokens)
+    if config.generator != "base":
+        return cost.seconds(read, machine, "float32")
+    prompt = int(config.generate.max_tokens * sum(config.generate.keep) / 2)
     one = cost.generation(demand.anatomy, rows, prompt, config.generate.max_tokens - prompt, demand.dtype)
-    read = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], texts, config.max_tokens)
-    return texts / rows * cost.seconds(one, machine, demand.dtype) + cost.seconds(read, machine, "float32")
+    return written(house, round) / rows * cost.seconds(one, machine, demand.dtype) + cost.seconds(read, machine, "float32")
+
+
+def written(house: House, round: int) -> int:
+    """Texts that the generator writes in a round of stage 1: children, variations for looking ahead, in the last the final set."""
+    config = house.settings.synthesis
+    last = config.texts if round == config.rounds and config.expansion in ("vary", "write") else 0
+    return config.candidates * config.variations + config.lookahead * config.pool + last
 
 
 def clock(house: House, stage: str, round: int = 1) -> Clock | None:

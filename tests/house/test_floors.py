@@ -90,7 +90,7 @@ ARROWS = {
     "timing": "assemble placing",
     "forecast": "assemble placing timing",
     "compute.plan": "compute.cost compute.dial compute.link",
-    "outlook": "assemble config placing tiers timing",
+    "outlook": "assemble config tiers timing",
     "sweep": "assemble config loop",
     "bench": "assemble config",
     "family": "model shared_linear",

@@ -86,3 +86,18 @@ def test_what_is_told_adds_up():
     assert told["tiers"]["x"] == {"answered": 1, "late": 0, "lost": 0, "away": 0, "busy_s": 4.0, "idle_s": 6.0, "energy_j": 8.0 + 12.0, "link_j": 0.5}
     assert told["energy_j"] == pytest.approx(20.0 + 20.0 + 0.5)
     assert told["idle_share"] == pytest.approx(6.0 / 20.0)
+
+
+def test_over_selection_does_not_wait_for_a_lost_client_when_enough_have_answered():
+    stints = {"a": Stint("x", 1.0, 0.0), "b": Stint("x", 2.0, 0.0), "c": Stint("x", 1000.0, 0.0, dropout=0.999999)}
+    assert clock(**stints).round(["a", "b", "c"], "train", 1, planned=2).round_s == 2.0
+
+
+def test_the_server_also_works_when_the_clients_are_done():
+    assert clock(a=Stint("x", 3.0, 1.0)).round(["a"], "synthesis", 1, after_s=5.0).round_s == 9.0
+
+
+def test_the_fate_of_a_client_does_not_depend_on_who_else_is_in_the_federation():
+    stints = {f"c{i}": Stint("x", 1.0, 0.1, spread=0.5) for i in range(6)}
+    fewer = {name: stint for name, stint in stints.items() if name != "c0"}
+    assert clock(**fewer).round(["c5"], "train", 1).busy_s == clock(**stints).round(["c5"], "train", 1).busy_s

@@ -7,9 +7,10 @@ import json
 import pytest
 from tests import tiny_run
 
-from aulait import inline, loop
+from aulait import inline, loop, proxies, timing
+from aulait.algorithms.candidates import Text
 from aulait.assemble import Workshop, assemble
-from aulait.errors import ConfigError
+from aulait.errors import ConfigError, DataError
 from aulait.outlook import outlook
 
 WORKSHOP = Workshop()
@@ -113,6 +114,8 @@ def test_machines_make_the_same_run_places_aside(folder, tmp_path):
 
 SHAKY = [{"name": "phone", "placement": "local", "machine": "phone", "availability": 0.8, "dropout": 0.2, "spread": 0.6}]
 
+LOST = [{"name": "phone", "placement": "local", "machine": "phone", "dropout": 0.999999}]
+
 
 def test_virtual_times_repeat_with_the_seed_and_add_up(folder, tmp_path):
     first, again = (run(folder, tmp_path / name, made(folder, SHAKY)) for name in ("one", "two"))
@@ -126,8 +129,8 @@ def test_virtual_times_repeat_with_the_seed_and_add_up(folder, tmp_path):
         assert clock["answered"] + clock["late"] + clock["lost"] + clock["away"] == 8
 
 
-def test_a_deadline_leaves_the_late_out_and_a_round_without_answers_changes_nothing(folder, tmp_path):
-    settings = made(folder, SHAKY, compute={"deadline_s": 1e-6})
+def test_a_round_without_answers_changes_nothing(folder, tmp_path):
+    settings = made(folder, LOST)
     result = run(folder, tmp_path / "run", settings)
     assert all(line["clock"]["answered"] == 0 for line in lines(tmp_path / "run"))
     assert result["eval"]["loss"] == pytest.approx(result["base_eval"]["loss"], abs=1e-6)
@@ -141,7 +144,7 @@ METHODS["fdlora"] = {"name": "fdlora", "fusion_tries": 4, "personal_steps": 1}
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_lives_through_rounds_nobody_answers(folder, tmp_path, method):
-    settings = made(folder, SHAKY, algorithm=METHODS[method], compute={"deadline_s": 1e-6}, train={"rounds": 1})
+    settings = made(folder, LOST, algorithm=METHODS[method], train={"rounds": 1})
     assert run(folder, tmp_path / "run", settings)["rounds"] == 1
 
 
@@ -185,3 +188,72 @@ def test_bad_tiers_are_told_before_any_work(folder):
     for words, tiers in cases.items():
         with pytest.raises(ConfigError, match=words):
             made(folder, tiers, algorithm={"name": "splitlora" if "split" in words else "fedit"})
+
+
+def test_a_deadline_closes_rounds_and_one_that_nobody_can_meet_is_refused(folder, tmp_path):
+    tiers = [{**SHAKY[0], "dropout": 0.0, "availability": 1.0}]
+    round_s = timing.takes(assemble(made(folder, tiers), WORKSHOP), "phone").round_s
+    run(folder, tmp_path / "run", made(folder, tiers, compute={"deadline_s": round_s}))
+    told = [line["clock"] for line in lines(tmp_path / "run")]
+    assert any(clock["late"] for clock in told)
+    assert all(clock["round_s"] <= round_s for clock in told)
+    with pytest.raises(ConfigError, match="no client answers so soon"):
+        assemble(made(folder, tiers, compute={"deadline_s": round_s / 2}), WORKSHOP)
+
+
+def test_virtual_time_does_not_tell_who_was_drawn_in_secret(folder, tmp_path):
+    """Two runs whose secret cohorts differ tell the same virtual time: that of a public cohort of the same law."""
+    privacy = {"off": False, "noise_multiplier": 1.0, "delta": 1e-2, "relation": "add-remove", "noise_seed": 1, "clip": 1.0}
+    settings = made(folder, SHAKY, privacy=privacy, federation={"sampling": "poisson", "rate": 0.5}, train={"rounds": 4})
+    told = []
+    for name in ("one", "two"):
+        run(folder, tmp_path / name, settings)
+        told.append([line["clock"] for line in lines(tmp_path / name)])
+    assert told[0] == told[1]  # seeds are the same, the secret draws are not: they agree by chance once in 8^4 and more
+    assert len({clock["round_s"] for clock in told[0]}) == 4
+
+
+def test_an_empty_tier_is_planned_and_a_name_of_the_server_is_refused(folder, tmp_path):
+    tiers = [{"name": "none", "count": 0, "placement": "local", "machine": "laptop"}, {"name": "all", "placement": "local", "machine": "phone"}]
+    assert [tier["name"] for tier in outlook(assemble(made(folder, tiers), WORKSHOP))["tiers"]] == ["all"]
+    with pytest.raises(ConfigError, match="asks for 7 clients, the data has 8"):
+        assemble(made(folder, [{"name": "a", "count": 7}, {"name": "b", "share": 0.0}]), WORKSHOP)
+    rows = [{"client": name, "text": f"{name} reads {word}."} for name in ("server", "other") for word in ("a file", "a line", "a name")]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = made(folder, [{"name": "all", "placement": "split", "machine": "laptop"}], algorithm={"name": "splitlora"},
+                    data={"source": str(tmp_path / "data.jsonl")})
+    with pytest.raises(DataError, match="'server' has the name of the server's own site"):
+        assemble(settings, WORKSHOP)
+
+
+@pytest.mark.parametrize(("key", "value"), [("round_s", float("inf")), ("over_selection", float("nan")), ("allowed", ())])
+def test_bad_numbers_are_refused_at_once(folder, key, value):
+    with pytest.raises(ConfigError, match=key):
+        made(folder, compute={key: value})
+
+
+def test_a_machine_without_a_link_is_refused_with_the_way_out(folder, tmp_path):
+    path = tmp_path / "bare.json"
+    path.write_text(json.dumps({"name": "bare", "device": "cpu", "flop_per_s": {"float32": 1e9}, "memory_bytes": 10**9}))
+    with pytest.raises(ConfigError, match="set link to one of"):
+        made(folder, [{"name": "a", "machine": str(path)}])
+    assert made(folder, [{"name": "a", "machine": str(path), "link": "home"}])
+
+
+def test_a_proxied_tier_that_was_chosen_lends_its_steps_to_the_proxies(folder, tmp_path):
+    tiers = [{"name": "station", "count": 2, "machine": "workstation"},
+             {"name": "weak", "placement": "auto", "machine": str(little(tmp_path, 200_000_000)), "steps": 1, "batch": 1}]
+    house = assemble(made(folder, tiers, compute={"allowed": ("proxy",)}), WORKSHOP)
+    assert house.places["weak"].plan.placement == "proxy"
+    sites, _ = proxies.proxies(house, [[Text("one two three", 0)]])
+    assert [(site.plan.steps, site.plan.batch) for site in sites.values()] == [(1, 1)]
+
+
+def test_the_dial_counts_the_bytes_of_the_method(folder):
+    """What the planner lets through takes no longer by the clock, also where a method sends more than its factors."""
+    for name in ("fedit", "ffa", "fedex", "flora"):
+        for dial in (1.0, 2.0, 5.0):
+            tiers = [{"name": "all", "placement": "auto", "machine": "laptop", "link": "3g"}]
+            settings = made(folder, tiers, algorithm={"name": name}, compute={"round_s": dial, "allowed": ("local",)}, adapter={"rank": 8})
+            house = assemble(settings, WORKSHOP)
+            assert timing.takes(house, "all").round_s <= dial * 1.01, (name, dial)

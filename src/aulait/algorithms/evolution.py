@@ -72,7 +72,8 @@ def step(
             noise_multiplier=cohort.noise_multiplier, like={"votes": votes_J}, sampling_rate=cohort.sampling_rate)
         votes_J, std = released.total["votes"], released.noise_std
         # bytes of the planned cohort: how many really replied is private
-        info = {"up_bytes": cohort.planned * nbytes({"votes": votes_J}), "down_bytes": sum(nbytes(o.tensors) for o in orders),
+        heard = cohort.planned if door.private else len(replies)
+        info = {"up_bytes": heard * nbytes({"votes": votes_J}), "down_bytes": sum(nbytes(o.tensors) for o in orders),
                 "client_s": client_s}
     kept = _select(config, votes_J, embeddings_JD, std, seeds.generator("select", cohort.round))
     parents = [replace(state.pool[j], votes=float(votes_J[j])) for j in kept]

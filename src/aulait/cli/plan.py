@@ -25,7 +25,7 @@ BYTES = (
 def plan(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
     overrides: Set = None,
-    here: Annotated[bool, typer.Option("--here", help="Also measure this machine for some seconds and say what the run will take on it.")] = False,
+    here: Annotated[bool, typer.Option("--here", help="Also measure this machine and say what the run takes on it.")] = False,
     as_json: Json = False,
 ) -> None:
     """See placement, work, bytes, FLOPs, seconds, memory, joules and epsilon of every tier, and why. Nothing is trained.

@@ -58,7 +58,7 @@ class Outcome:
         lost: clients that failed on the way.
         away: clients that were not there, and were not asked.
         round_s: virtual seconds of the round.
-        server_s: seconds the server worked beside the clients.
+        server_s: seconds the server worked, beside the clients and after them.
         busy_s: client -> seconds it worked, also where its reply did not count.
     """
 
@@ -87,14 +87,14 @@ class Clock:
 
     def __init__(self, stints: Mapping[str, Stint], seeds: Seeds, deadline_s: float | None = None) -> None:
         self._stints, self._seeds, self._deadline_s = stints, seeds, deadline_s
-        self._place = {name: i for i, name in enumerate(sorted(stints))}
 
     def present(self, names: Sequence[str], stage: str, round: int) -> tuple[str, ...]:
         """Those of the clients that are there at the start of a round, in the order given."""
-        draw = self._draw(stage, round)[:, 0]
-        return tuple(name for name in names if draw[self._place[name]] < self._stints[name].availability)
+        return tuple(name for name in names if self._fate(stage, round, name)[0] < self._stints[name].availability)
 
-    def round(self, asked: Sequence[str], stage: str, round: int, *, planned: int | None = None, server_s: float = 0.0) -> Outcome:
+    def round(
+        self, asked: Sequence[str], stage: str, round: int, *, planned: int | None = None, server_s: float = 0.0, after_s: float = 0.0
+    ) -> Outcome:
         """A round of virtual time.
 
         Args:
@@ -102,14 +102,14 @@ class Clock:
             stage: "synthesis" or "train".
             round: counted from 1 in its stage.
             planned: the round ends when so many have answered; None: when everybody has.
-            server_s: seconds the server works beside the clients (proxies); the round is no shorter.
+            server_s: seconds the server works beside the clients (proxies, backs of split models); the round is no shorter.
+            after_s: seconds the server works when the clients have answered.
         """
         there = self.present(asked, stage, round)
-        draws = self._draw(stage, round)
         arrivals: list[tuple[float, str]] = []
         failures: list[tuple[float, str]] = []
         for name in there:
-            stint, (_, fate, place, slow) = self._stints[name], draws[self._place[name]].tolist()
+            stint, (_, fate, place, slow) = self._stints[name], self._fate(stage, round, name)
             took_s = stint.transfer_s + stint.compute_s * _slow_down(stint.spread, slow)
             if fate < stint.dropout:
                 failures.append((place * took_s, name))
@@ -118,19 +118,19 @@ class Clock:
         arrivals.sort()
         counted = arrivals[: planned if planned is not None else len(arrivals)]
         end_s = counted[-1][0] if counted else 0.0
-        if len(counted) < len(arrivals):
-            closing_s = end_s  # the planned number has answered
+        if planned is not None and len(counted) >= planned:
+            closing_s = end_s
         else:
             closing_s = max([end_s, *(when for when, _ in failures)])  # a lost client is noticed when its line breaks
         limit_s = self._deadline_s if self._deadline_s is not None else math.inf
-        round_s = max(min(closing_s, limit_s), server_s)
+        round_s = max(min(closing_s, limit_s), server_s) + after_s
         answered = [name for when, name in counted if when <= limit_s]
         lost = {name: when for when, name in failures if when <= min(closing_s, limit_s)}
         late = sorted({*(name for _, name in arrivals), *(name for _, name in failures)} - set(answered) - set(lost))
         busy_s = {name: min(when, min(closing_s, limit_s)) for when, name in arrivals} | {
             name: min(when, min(closing_s, limit_s)) for when, name in failures}
-        return Outcome(tuple(sorted(answered)), tuple(late), tuple(sorted(lost)), tuple(sorted(set(asked) - set(there))), round_s, server_s,
-                       busy_s)
+        return Outcome(tuple(sorted(answered)), tuple(late), tuple(sorted(lost)), tuple(sorted(set(asked) - set(there))), round_s,
+                       server_s + after_s, busy_s)
 
     def told(self, outcome: Outcome) -> dict[str, Any]:
         """What rounds.jsonl says of a round: totals, and one entry a tier; seconds and joules are virtual."""
@@ -146,19 +146,18 @@ class Clock:
             own["busy_s"] += busy_s
             own["idle_s"] += idle_s
             own["energy_j"] += (stint.energy_j or 0.0) * (busy_s / whole_s if whole_s else 1.0) + (stint.idle_w or 0.0) * idle_s
-            own["link_j"] += stint.link_j
+            own["link_j"] += stint.link_j * (min(1.0, busy_s / whole_s) if whole_s else 1.0)
         busy, idle = (sum(own[key] for own in tiers.values()) for key in ("busy_s", "idle_s"))
         counts = {kind: len(getattr(outcome, kind)) for kind in ("answered", "late", "lost", "away")}
         return {"round_s": outcome.round_s, "server_s": outcome.server_s, **counts,
                 "idle_share": idle / (busy + idle) if busy + idle else 0.0,
                 "energy_j": sum(own["energy_j"] + own["link_j"] for own in tiers.values()), "tiers": dict(sorted(tiers.items()))}
 
-    def _draw(self, stage: str, round: int) -> torch.Tensor:
-        """(clients, 4): presence, fate, place of a failure, slow-down; the same whoever is asked."""
-        generator = self._seeds.generator(f"clock-{stage}", round)
-        uniform = torch.rand(len(self._place), 3, generator=generator, dtype=torch.float64)
-        normal = torch.randn(len(self._place), 1, generator=generator, dtype=torch.float64)
-        return torch.cat([uniform, normal], dim=1)
+    def _fate(self, stage: str, round: int, name: str) -> tuple[float, float, float, float]:
+        """Presence, fate, place of a failure, slow-down: of this client alone, whoever else there is."""
+        generator = self._seeds.generator(f"clock-{stage}", round, name)
+        presence, fate, place = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+        return presence, fate, place, float(torch.randn(1, generator=generator, dtype=torch.float64))
 
 
 def _slow_down(spread: float, normal: float) -> float:

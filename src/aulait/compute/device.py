@@ -135,8 +135,8 @@ def keep_freed_memory() -> bool:
     """
     try:
         library = ctypes.CDLL("libc.so.6")
-        # M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1) of malloc.h; see mallopt(3).
-        return bool(library.mallopt(-3, 2**30) and library.mallopt(-1, 2**31 - 1))
+        # M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1, of which -1 means never) of malloc.h; see mallopt(3).
+        return bool(library.mallopt(-3, 2**30) and library.mallopt(-1, -1))
     except (OSError, AttributeError):
         return False
 
@@ -157,9 +157,9 @@ def _spent(work: Callable[[], Any], device: str, clock: Clock) -> float:
 
 
 def _median(work: Callable[[], Any], device: str, budget_s: float, clock: Clock) -> float:
-    """Median seconds of the work after one warm-up; at least three times, then until the budget is spent."""
+    """Median seconds of the work after one warm-up: until the budget is spent, at least once."""
     _spent(work, device, clock)
-    times = [_spent(work, device, clock) for _ in range(3)]
+    times = [_spent(work, device, clock)]
     while sum(times) < budget_s and len(times) < 100:
         times.append(_spent(work, device, clock))
     return statistics.median(times)

@@ -26,11 +26,11 @@ class ComputeConfig(BaseModel):
         wire: how activations travel.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     round_s: float | None = Field(None, gt=0)
     deadline_s: float | None = Field(None, gt=0)
     over_selection: float = Field(0.0, ge=0)
-    allowed: tuple[Placement, ...] = ("local", "split", "proxy")
+    allowed: tuple[Placement, ...] = Field(("local", "split", "proxy"), min_length=1)
     least_steps: int = Field(1, ge=1)
     tokens: int | None = Field(None, ge=1)
     server: str = "a100"

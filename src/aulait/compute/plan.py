@@ -245,7 +245,9 @@ def _takes(found: Assignment, profile: Profile, dial: ComputeConfig) -> str:
 
 
 def _short_of(demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int]) -> str:
-    """Why the smallest local share does not fit."""
+    """Why the smallest local share does not fit, or may not be."""
+    if hindered := _hindered("local", demand, dial):
+        return f"local: {hindered}"
     return "local takes " + _takes(local(demand, profile, ranks[-1], min(dial.least_steps, demand.steps), 1), profile, dial)
 
 
