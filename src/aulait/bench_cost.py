@@ -31,7 +31,7 @@ from aulait.train import Learner, TrainConfig, optimizer_of, shorten, squares
 from aulait.types import Profile, Record
 
 Clock = Callable[[], float]
-ENOUGH_S = 4.0  # of measured work: a case that has run this long is not repeated
+ENOUGH_S = 30.0  # of measured work: a case that has run this long is not repeated
 
 
 @dataclass(frozen=True)

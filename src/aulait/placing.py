@@ -153,12 +153,15 @@ def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
     learns = synthesis.proxies != "absent" and bool(them.public)
     votes = learns and synthesis.proxies in ("synthetic", "noise") and synthesis.selection != "random"
     ranks = ranks_of(shapes, tier.attention_rank)
+    federation = settings.federation
+    part = (1 + settings.compute.over_selection) * federation.rate if federation.sampling != "all" else 1.0
+    crowd = sum(len(them.members.get(t.name, ())) for t in federation.tier if t.placement in ("split", "auto"))
     return Demand(
         anatomy=anatomy(them.base), dtype=settings.model.dtype, part=settings.method.TRAITS.trains, ranks=ranks, steps=plan.steps,
         row=_row(them, plan), travels=_travels(them, shapes, ranks), front=_travels(them, front, ranks),
         vote=_vote(settings, min(synthesis.pool, max(1, len(them.public)))) if votes else None,
         cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire], server=machines.find(settings.compute.server),
-        no_split=no_split, no_proxy="" if learns else "proxy needs public texts (data.public) and synthesis.proxies")
+        crowd=max(1, round(part * crowd)), rows_at_once=settings.train.rows_at_once, no_split=no_split, no_proxy="" if learns else "proxy needs public texts (data.public) and synthesis.proxies")
 
 
 def _vote(settings: Settings, pool: int) -> tuple[cost.Cost, tuple[int, int]]:

@@ -92,13 +92,14 @@ def proxy_step(house: House) -> cost.Cost:
 
 
 def backs_s(house: House, asked: Sequence[str]) -> float:
-    """Seconds in which the server works through the backs of all split clients that are asked, one after another."""
+    """Seconds in which the server works through the backs of all split clients that are asked, tier by tier."""
     count: dict[str, int] = {}
     for name in asked:
         if house.sites[name].plan.placement == "split":
             tier = house.sites[name].plan.tier
             count[tier] = count.get(tier, 0) + 1
-    return sum(number * takes(house, tier).server_s for tier, number in count.items())
+    places = [(house.places[tier], number) for tier, number in count.items()]
+    return sum(place.plan.steps * planner.backs_s(place.demand, place.plan.rank, place.plan.batch, number) for place, number in places)
 
 
 def breeding_s(house: House, round: int) -> float:

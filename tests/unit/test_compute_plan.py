@@ -126,6 +126,18 @@ def test_an_impossible_plan_is_one_line_with_the_nearest_settings_that_work():
     assert "a machine with more memory" in tiny
 
 
+def test_a_crowd_of_split_clients_waits_for_the_server():
+    """By hand: ten clients of batch 4 at 16 rows a pass are three passes, two full ones and their like."""
+    alone, crowded = (planner.split(demand(crowd=n, server=machine(1e9)), machine(), 8, 2, 4) for n in (1, 10))
+    body = demand(server=machine(1e9))
+    full = cost.split_step(body.anatomy, 1, body.batch(16), body.ranks(8)).server
+    assert crowded.server_s == pytest.approx(2 * 3 * cost.seconds(full, body.server))
+    assert crowded.compute_s - crowded.server_s == pytest.approx(alone.compute_s - alone.server_s)
+    slow = machine(memory_bytes=10**9)
+    found = planner.choose(demand(crowd=1000, server=machine(1e8)), slow, ComputeConfig(round_s=alone.round_s), RANKS, 4)
+    assert isinstance(found, str) or found.placement != "split"
+
+
 def test_under_privacy_nobody_is_split():
     whole = planner.local(demand(), machine(), 1, 1, 1).memory_bytes
     front = planner.split(demand(), machine(), 1, 1, 1).memory_bytes

@@ -39,7 +39,9 @@ class Demand:
         vote: what a proxied client computes in a round of stage 1, and (bytes up, bytes down); None where nobody votes.
         cut: blocks at the client of a split placement; None where split is not possible, ``no_split`` says why.
         wire_bytes: of one number of an activation.
-        server: the machine that runs the server's half.
+        server: the machine that runs the server's halves.
+        crowd: clients of a round that may be split, all of whose halves wait for one server.
+        rows_at_once: sequences that the server takes in one pass, over all clients.
         no_split: why split is not possible.
         no_proxy: why proxy is not possible; empty if it is.
     """
@@ -56,6 +58,8 @@ class Demand:
     cut: int | None
     wire_bytes: int
     server: Profile
+    crowd: int = 1
+    rows_at_once: int = 16
     no_split: str = ""
     no_proxy: str = ""
 
@@ -121,10 +125,19 @@ def split(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -
                            wire_bytes=demand.wire_bytes)
     up, down = demand.front(rank)
     own_s = steps * cost.seconds(step.client, profile, demand.dtype)
-    server_s = steps * cost.seconds(step.server, demand.server, demand.dtype)
+    server_s = steps * backs_s(demand, rank, batch, demand.crowd)
     link_s = steps * round_trip_s(profile, step.down_bytes, step.up_bytes) + round_trip_s(profile, down, up)
     return Assignment("split", rank, steps, batch, "", own_s + server_s, link_s, server_s, step.client.memory_bytes,
                       up + steps * step.up_bytes, down + steps * step.down_bytes, steps * step.client.flop, cost.joules(own_s, profile))
+
+
+def backs_s(demand: Demand, rank: int, batch: int, clients: int) -> float:
+    """Seconds in which the server makes one step of the backs of so many clients, neighbours of a pass together."""
+    assert demand.cut is not None
+    together = max(1, min(clients, demand.rows_at_once // batch))
+    step = cost.split_step(demand.anatomy, demand.cut, demand.batch(together * batch), demand.ranks(rank), part=demand.part,
+                           dtype=demand.dtype, wire_bytes=demand.wire_bytes)
+    return math.ceil(clients / together) * cost.seconds(step.server, demand.server, demand.dtype)
 
 
 def proxy(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -> Assignment:
