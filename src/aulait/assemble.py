@@ -14,6 +14,7 @@ import torch
 
 from aulait import data, embed, generate, model, placing, tiers
 from aulait.algorithms.contract import Setting
+from aulait.compute.device import keep_freed_memory
 from aulait.config import Settings
 from aulait.data import ClientData, Corpus
 from aulait.embed import Embedder
@@ -159,6 +160,8 @@ def assemble(settings: Settings, workshop: Workshop) -> House:
         problems = settings.privacy.problems(len(corpus.clients))
         require(not problems, ConfigError, "\n".join(problems))
     base: Base = workshop.once("base", settings.model, lambda: model.load(settings.model))
+    if base.device.type == "cpu":
+        keep_freed_memory()
     shapes = model.targets(base, settings.adapter)
     learner: Learner = workshop.once("learner", (settings.model, settings.train), lambda: Learner(base, settings.train))
     clients = workshop.once("fitted", (apart, seeds, settings.model), lambda: _fit(settings, learner, corpus.clients))

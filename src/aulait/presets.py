@@ -13,8 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from aulait.errors import ConfigError
 from aulait.registry import nearest, require
+from aulait.tiers import TierConfig
 
 TYPES = {"type 1": (8, None), "type 2": (30, None), "type 3": (200, 30), "type 4": (200, None)}
 SHARES = {
@@ -54,9 +57,17 @@ def expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
     rank = tree.get("adapter", {}).get("rank", 8) if isinstance(tree.get("adapter", {}), Mapping) else 8
     made = tiers(str(federation["preset"]), rank if isinstance(rank, int) else 8)
     written = federation.get("tier")
-    same = written is None or written == made
-    require(same, ConfigError, "federation.preset and federation.tier are both written; keep one of them")
+    text = "federation.preset and federation.tier are both written; keep one of them"
+    require(written is None or _same(written, made), ConfigError, text)
     return {**tree, "federation": {**federation, "tier": made}}
+
+
+def _same(written: Any, made: list[dict[str, Any]]) -> bool:
+    """Whether written tiers are those of the preset, with nothing but defaults beside."""
+    try:
+        return [TierConfig(**tier) for tier in written] == [TierConfig(**tier) for tier in made]
+    except (TypeError, ValidationError):
+        return False
 
 
 def _part(of_200: int, rank: int) -> int:

@@ -86,6 +86,7 @@ ARROWS = {
     "loop": "assemble config finish progress proxies record scoring stage_one timing",
     "scoring": "assemble progress",
     "config": "presets tiers",
+    "presets": "tiers",
     "placing": "config tiers",
     "timing": "assemble placing",
     "forecast": "assemble placing timing",
