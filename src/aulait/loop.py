@@ -126,7 +126,9 @@ def _cohort(house: House, round: int, stands: Mapping[str, float], clock: Clock 
         planned = max(1, round_half(federation.rate * len(names))) if names else 0
         more = round_half(planned * (1 + house.settings.compute.over_selection))
         drawn = there = some(there, min(more, len(there)), house.seeds, round)
-    cohort = Cohort(round=round, local=there, proxies=stands, planned=planned, sampling_rate=rate,
+    drawn_share = federation.rate if federation.sampling != "all" else 1.0  # a proxied client would have been drawn as often
+    there_for = {name: drawn_share * clients for name, clients in stands.items()}
+    cohort = Cohort(round=round, local=there, proxies=there_for, planned=planned, sampling_rate=rate,
                   noise_multiplier=house.noise.updates, lr=learning_rate(house.settings.train, round), population=everyone(names))
     return cohort, drawn
 

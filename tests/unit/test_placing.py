@@ -257,3 +257,14 @@ def test_the_dial_counts_the_bytes_of_the_method(folder):
             settings = made(folder, tiers, algorithm={"name": name}, compute={"round_s": dial, "allowed": ("local",)}, adapter={"rank": 8})
             house = assemble(settings, WORKSHOP)
             assert timing.takes(house, "all").round_s <= dial * 1.01, (name, dial)
+
+
+def test_with_sampling_proxies_stand_for_the_share_of_a_cohort(folder):
+    """A proxied client would have been drawn as often as a local one: their weights keep the proportion of the clients."""
+    tiers = [{"name": "a", "count": 4, "machine": "laptop"}, {"name": "b", "placement": "proxy", "machine": "phone"}]
+    whole = assemble(made(folder, tiers), WORKSHOP)
+    half = assemble(made(folder, tiers, federation={"sampling": "fixed", "rate": 0.5}), WORKSHOP)
+    stands = {"proxy-000": 4.0}
+    for house, local, proxied in ((whole, 4, 4.0), (half, 2, 2.0)):
+        cohort, _ = loop._cohort(house, 1, stands, None)
+        assert (len(cohort.local), cohort.planned, dict(cohort.proxies)) == (local, local, {"proxy-000": proxied})

@@ -3,7 +3,8 @@
     d = ( w · [ sum_{k in S} clip(d_k, C) + N(0, z^2 C^2 I) ] + sum_j c_j g_j ) / ( w · |S|_planned + sum_j c_j )
 
 S are the local clients, d_k their updates, j the proxies, g_j their updates on released synthetic texts, c_j the
-number of clients proxy j stands for and w a public constant, the weight of a local client against a proxied one.
+number of clients of a cohort that proxy j stands for (with sampling, the expected number) and w a public constant, the
+weight of a local client against a proxied one.
 The denominator is public and fixed, weights are uniform. Everything done to the noised sum after the door (shrinkage,
 projection) and to the proxies is post-processing and costs no privacy.
 
