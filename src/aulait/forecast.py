@@ -35,13 +35,14 @@ def forecast(house: House, machine: Profile) -> dict[str, float]:
     train_s = house.settings.train.rounds * sum(times * cost.seconds(step, machine, house.settings.model.dtype) for step, times in steps)
     measured = list(_measuring(house))
     rounds, every = house.settings.train.rounds, house.settings.evaluate.every
-    times = 1 + len({*range(every, rounds + 1, every), rounds} - {0})
+    times = len({*range(every, rounds + 1, every), rounds} - {0})  # the bare base, measured before, is not among result.json's seconds
     evaluate_s = times * sum(cost.seconds(one, machine, house.settings.model.dtype) for one in measured)
     largest = max((one.memory_bytes for one, _ in steps), default=0.0)
     largest = max([largest, *(one.memory_bytes for one in measured)])
     weights = any_demand(house).anatomy.weight_bytes
+    embedder = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], 32, house.settings.synthesis.max_tokens).memory_bytes
     return {"synthesis_s": _synthesis_s(house, machine), "train_s": train_s, "evaluate_s": evaluate_s,
-            "peak_bytes": _held_bytes() + max(0.0, largest - weights)}
+            "peak_bytes": _held_bytes() + max(0.0, largest - weights) + (embedder if house.voting else 0.0)}
 
 
 def _training(house: House) -> Iterator[tuple[Cost, float]]:
