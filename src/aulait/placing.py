@@ -161,7 +161,8 @@ def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
         row=_row(them, plan), travels=_travels(them, shapes, ranks), front=_travels(them, front, ranks),
         vote=_vote(settings, min(synthesis.pool, max(1, len(them.public)))) if votes else None,
         cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire], server=machines.find(settings.compute.server),
-        crowd=max(1, round(part * crowd)), rows_at_once=settings.train.rows_at_once, no_split=no_split, no_proxy="" if learns else "proxy needs public texts (data.public) and synthesis.proxies")
+        crowd=max(1, round(part * crowd)), rows_at_once=settings.train.rows_at_once,
+        no_split=no_split, no_proxy="" if learns else "proxy needs public texts (data.public) and synthesis.proxies")
 
 
 def _vote(settings: Settings, pool: int) -> tuple[cost.Cost, tuple[int, int]]:
