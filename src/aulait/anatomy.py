@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from aulait.compute.cost import Anatomy, Block
 from aulait.errors import ModelError
-from aulait.model import AdapterConfig, Base, targets
+from aulait.model import AdapterConfig, Base, is_linear, shape_of, targets
 from aulait.registry import require
 
 
@@ -47,7 +47,7 @@ def from_config(config: Any, dtype: str = "float32") -> Anatomy:
     with torch.device("meta"):
         model = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_config(config, dtype=getattr(torch, dtype))
     head = model.get_output_embeddings()
-    shapes = {name: _shape(module) for name, module in model.named_modules() if module is not head and _is_linear(module)}
+    shapes = {name: shape_of(module) for name, module in model.named_modules() if module is not head and is_linear(module)}
     # Models that cap or scale their logits run the head on every position (``model.load`` finds out by trying).
     capped = any(getattr(config, key, None) for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -98,14 +98,3 @@ def _embeddings(model: Any, shapes: Mapping[str, tuple[int, int]]) -> Iterable[T
 def _is_matrix(parameter: str, shapes: Mapping[str, tuple[int, int]]) -> bool:
     """Whether a parameter is the matrix of a layer in a block; quantised ones hold fewer elements than they stand for."""
     return parameter.removesuffix(".weight").removesuffix(".inner") in shapes and parameter.endswith(".weight")
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def _shape(module: Any) -> tuple[int, int]:
-    """(M, N); Conv1D of GPT-2 stores (in, out)."""
-    if type(module).__name__ == "Conv1D":
-        return int(module.weight.shape[1]), int(module.weight.shape[0])
-    return int(module.out_features), int(module.in_features)

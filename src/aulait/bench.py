@@ -7,9 +7,7 @@ medians are told.
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from aulait import model
 from aulait.algorithms.contract import State
 from aulait.assemble import House, Workshop, assemble
 from aulait.cohort import Cohort, everyone
+from aulait.compute.meter import peak_of_process
 from aulait.config import build
 from aulait.inline import connect
 from aulait.lora import initial
@@ -95,7 +94,7 @@ def simulate(
         "clients": clients,
         "rounds": rounds,
         "repetitions": max(3, repetitions),
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": peak_of_process(),
         "peak_gpu_bytes": gpu,
         "base_loads": len(loads),
         "device": str(device),
@@ -212,11 +211,6 @@ def _wait(house: House) -> None:
     """Until the accelerator is idle."""
     if house.base.device.type == "cuda":
         torch.cuda.synchronize(house.base.device)
-
-
-def _peak_rss_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def names() -> Sequence[str]:

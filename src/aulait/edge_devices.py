@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aulait import anatomy as anatomies
 from aulait.compute import cost
 from aulait.compute import edge_metrics as metrics
 from aulait.compute.cost import Anatomy, Batch, Cost
 from aulait.compute.link import LINKS, transfer_s
-from aulait.family import Member, configuration, layers
+from aulait.family import Member, adapted, counted
 from aulait.lora import Shapes
 from aulait.step_parts import Lengths, Way
 from aulait.types import Profile
@@ -32,7 +31,6 @@ class Work:
     Attributes:
         member: the size.
         anatomy: its layers, as ``cost`` counts them.
-        parameters: all weights.
         shapes: of the layers that carry LoRA.
         rank: of LoRA.
         lengths: tokens of a row.
@@ -40,7 +38,6 @@ class Work:
 
     member: Member
     anatomy: Anatomy
-    parameters: int
     shapes: Shapes
     rank: int
     lengths: Lengths
@@ -48,9 +45,13 @@ class Work:
     @classmethod
     def of(cls, member: Member, rank: int, lengths: Lengths) -> Work:
         """Counted from the configuration; no weights are made."""
-        shapes, parameters = layers(member)
-        counted = replace(anatomies.from_config(configuration(member)), parameters=parameters)  # with a head of its own, see ``family``
-        return cls(member, counted, parameters, shapes, rank, lengths)
+        body = counted(member)
+        return cls(member, body, adapted(body), rank, lengths)
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return self.anatomy.parameters
 
     @property
     def ranks(self) -> dict[str, int]:

@@ -1,22 +1,23 @@
 """Families of models by their published sizes, with random weights: to be timed and counted, not to be used.
 
-Arrows on this floor: ``model`` (the base) and ``shared_linear`` (what wraps its layers). FLAN-T5: Chung et al., "Scaling
+Arrows on this floor: ``anatomy`` (what is counted) and ``model`` (the base). FLAN-T5: Chung et al., "Scaling
 Instruction-Finetuned Language Models", 2022; its sizes are those of T5 v1.1 with an output head of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from aulait.anatomy import from_config
+from aulait.compute.cost import Anatomy
 from aulait.errors import ModelError
-from aulait.model import ATTENTION, BREW, Base, ModelConfig, load
+from aulait.model import ATTENTION, BREW, Base, ModelConfig, load, wrap
 from aulait.registry import nearest, require
-from aulait.shared_linear import SharedLinear
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,7 @@ def base(member: Member, dtype: str, device: str, context: int) -> Base:
         # transformers 5 shares the head with the embedding in every T5 it makes; the published FLAN-T5 have a head of their own
         model.lm_head = nn.Linear(found.d_model, found.vocab_size, bias=False, dtype=getattr(torch, dtype))
     made = Base(model.requires_grad_(False).eval(), _numbered_words(found.vocab_size), place, config)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and module is not model.lm_head:
-            made.slots[name] = SharedLinear(module)
-            setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], made.slots[name])
+    wrap(made)
     return made
 
 
@@ -122,17 +120,14 @@ def _numbered_words(vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
-def layers(member: Member) -> tuple[dict[str, tuple[int, int]], int]:
-    """(M, N) of the attention layers by name, as ``base`` names them, and the number of all weights; no weights are made."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
+def counted(member: Member) -> Anatomy:
+    """The size as the cost model sees it, by names and numbers of ``base``; no weights are made."""
     found = configuration(member)
-    auto = AutoModelForSeq2SeqLM if found.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(found)
+    body = from_config(found)
     own_head = found.d_model * found.vocab_size if member.sizes else 0  # see ``base``
-    linear = {name: module.weight.shape for name, module in model.named_modules() if name.rpartition(".")[2] in ATTENTION
-              and type(module).__name__ in ("Linear", "Conv1D")}
-    turned = any(type(module).__name__ == "Conv1D" for module in model.modules())  # GPT-2 keeps (in, out)
-    shapes = {name: (shape[1], shape[0]) if turned else (shape[0], shape[1]) for name, shape in linear.items()}
-    return shapes, own_head + sum(weight.numel() for weight in model.parameters())
+    return replace(body, parameters=body.parameters + own_head)
+
+
+def adapted(body: Anatomy) -> dict[str, tuple[int, int]]:
+    """(M, N) of the attention layers by name, which carry LoRA in the study."""
+    return {name: shape for block in body.blocks for name, shape in block.layers.items() if name.rpartition(".")[2] in ATTENTION}

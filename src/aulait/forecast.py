@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from aulait.assemble import House
 from aulait.compute import cost
+from aulait.compute.capacity import EMBEDDER
 from aulait.compute.cost import Batch, Cost
-from aulait.placing import EMBEDDER, any_demand, widths
-from aulait.timing import proxy_count, proxy_plan, written
-from aulait.train import Work, draws
+from aulait.compute.meter import peak_of_process
+from aulait.placing import any_demand, padded, widths
+from aulait.timing import breeding, proxy_count, proxy_plan
+from aulait.train import AT_ONCE, Work, draws
 from aulait.types import Adapter, Profile, Record, Site
-
-AT_ONCE = 64  # sites that the embedded engine trains as neighbours (``inline.AT_ONCE``, one floor up)
 
 
 def forecast(house: House, machine: Profile) -> dict[str, float]:
     """Seconds of stage 1, of training and of measuring losses (task metrics are left out), and the peak memory of the process.
 
-    Batches are those of the first round. Texts of proxies, which do not exist yet, are taken to be as long as public ones.
+    It reads the lengths of the clients' own texts, also under privacy: a number for whoever holds all data of a simulation, not
+    to be released. Batches are those of the first round. Texts of proxies, which do not exist yet, are taken to be as long as public ones.
 
     Args:
         house: what will run.
@@ -40,9 +39,9 @@ def forecast(house: House, machine: Profile) -> dict[str, float]:
     largest = max((one.memory_bytes for one, _ in steps), default=0.0)
     largest = max([largest, *(one.memory_bytes for one in measured)])
     weights = any_demand(house).anatomy.weight_bytes
-    embedder = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], 32, house.settings.synthesis.max_tokens).memory_bytes
+    embedder = cost.embedding(*EMBEDDER, 32, house.settings.synthesis.max_tokens).memory_bytes
     return {"synthesis_s": _synthesis_s(house, machine), "train_s": train_s, "evaluate_s": evaluate_s,
-            "peak_bytes": _held_bytes() + max(0.0, largest - weights) + (embedder if house.voting else 0.0)}
+            "peak_bytes": (peak_of_process() or 0) + max(0.0, largest - weights) + (embedder if house.voting else 0.0)}
 
 
 def _training(house: House) -> Iterator[tuple[Cost, float]]:
@@ -77,12 +76,8 @@ def _passes(house: House, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]
         ranks = {layer: max(rank(layer) for rank in own) for layer in house.shapes}
         for step in zip(*drawn, strict=True):
             rows = [coded for own in step for coded in own]
-            scored = round(statistics.fmean(len(ids) - max(length, kind == "causal") for ids, length in rows))
-            if kind == "seq2seq":
-                batch = Batch(len(rows), max(len(ids) - n for ids, n in rows), max(n for _, n in rows), scored)
-            else:
-                batch = Batch(len(rows), max(len(ids) for ids, _ in rows), 0, scored)
-            yield _step(house, batch, ranks), 1.0
+            tokens, source, scored = padded(rows, kind)
+            yield _step(house, Batch(len(rows), tokens, source, round(scored)), ranks), 1.0
 
 
 def _step(house: House, batch: Batch, ranks: Mapping[str, int]) -> Cost:
@@ -98,30 +93,16 @@ def _measuring(house: House) -> Iterator[Cost]:
     coded = sorted((house.learner.encode(r) for name in names for r in house.holdout[name][:kept]), key=lambda pair: len(pair[0]))
     for first in range(0, len(coded), settings.evaluate.rows):
         some = coded[first : first + settings.evaluate.rows]
-        scored = round(statistics.fmean(len(ids) - n for ids, n in some))
-        if settings.model.kind == "seq2seq":
-            batch = Batch(len(some), max(len(ids) - n for ids, n in some), max(n for _, n in some), scored)
-        else:
-            batch = Batch(len(some), max(len(ids) for ids, _ in some), 0, scored)
+        tokens, source, scored = padded(some, settings.model.kind)
+        batch = Batch(len(some), tokens, source, round(scored))
         yield cost.evaluation(demand.anatomy, batch, dict.fromkeys(house.shapes, house.setting.rank), demand.dtype)
 
 
 def _synthesis_s(house: House, machine: Profile) -> float:
-    """Embedding of records and candidates, votes, and writing."""
+    """Embedding of records, votes, and the server's rounds."""
     if not house.voting:
         return 0.0
-    config, demand = house.settings.synthesis, any_demand(house)
-    texts = sum(written(house, round) for round in range(1, config.rounds + 1))
-    voted = len(house.voters) * house.settings.data.records_per_client
-    read = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], voted, config.max_tokens)
-    pools = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], config.rounds * config.pool, config.max_tokens)
-    prompt = round(config.generate.max_tokens * sum(config.generate.keep) / 2)
-    one = cost.generation(demand.anatomy, config.generate.batch, prompt, config.generate.max_tokens - prompt, demand.dtype)
-    return (cost.seconds(read, machine, "float32") + cost.seconds(pools, machine, "float32")
-            + texts / config.generate.batch * cost.seconds(one, machine, demand.dtype))
-
-
-def _held_bytes() -> float:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
+    config, capped = house.settings.synthesis, house.settings.data.records_per_client
+    read = cost.embedding(*EMBEDDER, len(house.voters) * capped, config.max_tokens)
+    rounds = [work for round in range(1, config.rounds + 1) for work in breeding(house, round)]
+    return sum(cost.seconds(work, machine, dtype) for work, dtype in ((read, "float32"), *rounds))

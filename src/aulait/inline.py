@@ -17,10 +17,8 @@ from aulait.encoding import Wire
 from aulait.errors import ConfigError
 from aulait.registry import require
 from aulait.split import SplitLearner
-from aulait.train import Learner
+from aulait.train import AT_ONCE, Learner
 from aulait.types import Order, Reply, Site
-
-AT_ONCE = 64  # replies in memory; enough neighbours of similar length for every pass to pad little
 
 
 def connect(

@@ -113,7 +113,7 @@ def load(config: ModelConfig) -> Base:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.requires_grad_(False).eval()
     base = Base(model, tokenizer, device, config)
-    _wrap(base)
+    wrap(base)
     base.split_head = config.kind == "causal" and _head_splits(base)
     base.prefix = prefix.of(model.get_decoder()) if base.split_head else None
     return base
@@ -168,21 +168,22 @@ def _quiet() -> Iterator[None]:
             logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def _wrap(base: Base) -> None:
+def wrap(base: Base) -> None:
     """Wrap every linear layer but the output head, in the order of the forward pass."""
     head = base.model.get_output_embeddings()
-    found = [(name, module) for name, module in base.model.named_modules() if _is_linear(module) and module is not head]
+    found = [(name, module) for name, module in base.model.named_modules() if is_linear(module) and module is not head]
     for name, module in found:
         parent = base.model.get_submodule(name.rpartition(".")[0])
         base.slots[name] = SharedLinear(module)
         setattr(parent, name.rpartition(".")[2], base.slots[name])
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, also GPT-2's and quantised ones."""
     return isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt")
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
+def shape_of(module: nn.Module) -> tuple[int, int]:
     """(M, N): Conv1D of GPT-2 stores (in, out), everything else (out, in)."""
     if type(module).__name__ == "Conv1D":
         return int(module.weight.shape[1]), int(module.weight.shape[0])  # type: ignore[index]
@@ -210,7 +211,7 @@ def targets(base: Base, config: AdapterConfig) -> Shapes:
                 f"{base.config.name}; expected some of: {', '.join(sorted(set(short.values())))}")
     if config.layers != "all":
         chosen &= _last_blocks(base, int(config.layers))
-    return {name: _shape(base.slots[name].inner) for name in base.slots if name in chosen}
+    return {name: shape_of(base.slots[name].inner) for name in base.slots if name in chosen}
 
 
 def _last_blocks(base: Base, count: int) -> set[str]:

@@ -10,11 +10,10 @@ from aulait import cut, timing
 from aulait.algorithms.client import factor_bytes
 from aulait.algorithms.evolution import vote_bound
 from aulait.assemble import House
+from aulait.compute.capacity import EMBEDDER
 from aulait.config import Settings
 from aulait.privacy.account import Event, epsilon
 from aulait.tiers import TierConfig
-
-MINILM_WIDTH, MINILM_PARAMETERS = 384, 22_700_000
 
 
 def outlook(house: House) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def outlook(house: House) -> dict[str, Any]:
 def _embedder(house: House) -> tuple[int, int | None]:
     """Width D and parameters of the embedder; only an unknown one is loaded, and only when somebody votes."""
     if house.settings.synthesis.embedder == "minilm" or not house.voters:
-        return MINILM_WIDTH, MINILM_PARAMETERS
+        return EMBEDDER[1], EMBEDDER[0]
     return house.embedder().width, None
 
 

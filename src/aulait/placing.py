@@ -15,6 +15,8 @@ from aulait.algorithms.contract import Setting
 from aulait.anatomy import anatomy
 from aulait.compute import cost, machines
 from aulait.compute import plan as planner
+from aulait.compute.capacity import EMBEDDER
+from aulait.compute.cost import Anatomy
 from aulait.compute.dial import WIRE_BYTES
 from aulait.compute.plan import Assignment, Demand
 from aulait.config import Settings
@@ -29,7 +31,6 @@ from aulait.train import Work, draws
 from aulait.types import Adapter, Plan, Profile, Record
 
 LOOKED_AT = 50  # clients whose batches are looked at to know how long a row is
-EMBEDDER = {"parameters": 22_700_000, "width": 384}  # MiniLM; another embedder is taken to be as large
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Place:
         plan: the work of each.
         why: one clause.
         profile: their machine; None where none is named.
-        costed: makes ``demand``.
+        costed: makes ``demand``, once.
     """
 
     plan: Plan
@@ -48,7 +49,7 @@ class Place:
     profile: Profile | None
     costed: Callable[[], Demand]
 
-    @cached_property
+    @property
     def demand(self) -> Demand:
         """The work of a full share as the planner sees it; made when it is asked for, as not every base can be costed."""
         return self.costed()
@@ -76,6 +77,16 @@ class Federation:
     public: Sequence[str | Record]
     seeds: Seeds
 
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Of the base."""
+        return anatomy(self.base)
+
+    @cached_property
+    def no_split(self) -> str:
+        """Why no tier may be split; empty if one may."""
+        return _no_split(self.settings, self.base)
+
 
 def places(them: Federation) -> dict[str, Place]:
     """Tier -> its place.
@@ -92,14 +103,14 @@ def places(them: Federation) -> dict[str, Place]:
         profile = tier.profile()
         plan = Plan(tier.name, "local" if tier.placement == "auto" else tier.placement, tier.rank or settings.adapter.rank,
                     tier.steps or settings.train.steps, tier.batch or settings.train.batch)
-        place = Place(plan, "set in the experiment file", profile, partial(_demand, them, plan, tier))
+        place = Place(plan, "set in the experiment file", profile, cache(partial(_demand, them, plan, tier)))
         if profile is not None and them.members.get(tier.name):
             chosen = (_auto if tier.placement == "auto" else _written)(settings, place.demand, profile, plan)
             if isinstance(chosen, str):
                 problems.append(f"federation.tier '{tier.name}': {chosen}")
                 continue
             plan = replace(plan, placement=chosen.placement, rank=chosen.rank, steps=chosen.steps, batch=chosen.batch)
-            place = Place(plan, chosen.why, profile, lambda made=place: made.demand)  # type: ignore[misc]
+            place = replace(place, plan=plan, why=chosen.why)
             fastest_s += [chosen.round_s] if chosen.placement != "proxy" else []
         found[tier.name] = place
     deadline_s = settings.compute.deadline_s
@@ -148,7 +159,7 @@ def _written(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -
 def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
     """The work of a full share of a tier."""
     settings, shapes = them.settings, them.shapes
-    synthesis, no_split, depth = settings.synthesis, _no_split(settings, them.base), settings.compute.cut
+    synthesis, no_split, depth = settings.synthesis, them.no_split, settings.compute.cut
     front = {} if no_split else {layer: shapes[layer] for layer in cut.front(shapes, depth)}
     learns = synthesis.proxies != "absent" and bool(them.public)
     votes = learns and synthesis.proxies in ("synthetic", "noise") and synthesis.selection != "random"
@@ -157,7 +168,7 @@ def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
     part = (1 + settings.compute.over_selection) * federation.rate if federation.sampling != "all" else 1.0
     crowd = sum(len(them.members.get(t.name, ())) for t in federation.tier if t.placement in ("split", "auto"))
     return Demand(
-        anatomy=anatomy(them.base), dtype=settings.model.dtype, part=settings.method.TRAITS.trains, ranks=ranks, steps=plan.steps,
+        anatomy=them.anatomy, dtype=settings.model.dtype, part=settings.method.TRAITS.trains, ranks=ranks, steps=plan.steps,
         row=_row(them, plan), travels=_travels(them, shapes, ranks), front=_travels(them, front, ranks),
         vote=_vote(settings, min(synthesis.pool, max(1, len(them.public)))) if votes else None,
         cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire], server=machines.find(settings.compute.server),
@@ -167,8 +178,8 @@ def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
 
 def _vote(settings: Settings, pool: int) -> tuple[cost.Cost, tuple[int, int]]:
     """The first round of votes, in which a client embeds its records; and bytes up and down."""
-    capped, width = settings.data.records_per_client, EMBEDDER["width"]
-    own = cost.embedding(EMBEDDER["parameters"], width, capped, settings.synthesis.max_tokens)
+    capped, (_, width) = settings.data.records_per_client, EMBEDDER
+    own = cost.embedding(*EMBEDDER, capped, settings.synthesis.max_tokens)
     return own + cost.voting(capped, pool, width), (4 * pool, 4 * pool * width)
 
 
@@ -235,13 +246,11 @@ def widths(settings: Settings, encode: Encoder, records: Sequence[Record], plan:
     """(longest row, longest source, scored positions of a row) of every step that a site draws with a seed."""
     coded = [encode(record) for record in records]
     work = Work(Adapter({}, 1.0), tuple(records), "B", plan.steps, plan.batch, 0.0, seed)
-    found = []
-    for step in draws(work, [len(ids) for ids, _ in coded]):
-        some = [coded[i] for i in step]
-        seq2seq = settings.model.kind == "seq2seq"
-        scored = statistics.fmean(len(ids) - (length if seq2seq else max(length, 1)) for ids, length in some)
-        if seq2seq:
-            found.append((max(len(ids) - length for ids, length in some), max(length for _, length in some), scored))
-        else:
-            found.append((max(len(ids) for ids, _ in some), 0, scored))
-    return found
+    return [padded([coded[i] for i in step], settings.model.kind) for step in draws(work, [len(ids) for ids, _ in coded])]
+
+
+def padded(rows: Sequence[tuple[list[int], int]], kind: str) -> tuple[int, int, float]:
+    """(longest row, longest source, mean scored positions of a row) of encoded records in one pass."""
+    if kind == "seq2seq":
+        return max(len(ids) - n for ids, n in rows), max(n for _, n in rows), statistics.fmean(len(ids) - n for ids, n in rows)
+    return max(len(ids) for ids, _ in rows), 0, statistics.fmean(len(ids) - max(n, 1) for ids, n in rows)

@@ -235,7 +235,7 @@ class SplitLearner(Learner):
                     down[k] += nbytes(returned[k].hidden) + NUMBER_BYTES
         done = []
         for k, work in enumerate(works):
-            halves = front.stack.take(k).factors | back.stack.take(k).factors  # type: ignore[operator]
+            halves = {**front.stack.take(k).factors, **back.stack.take(k).factors}
             adapter = Adapter({layer: halves[layer] for layer in work.start.factors}, work.start.alpha, work.start.rank)
             done.append(Trained(adapter, float(losses[k] / first.steps), int(tokens[k]), float(norms[k] / first.steps),
                                 up[k], down[k], frozenset(front.stack.factors)))

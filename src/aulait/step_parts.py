@@ -103,7 +103,7 @@ def timed(base: Base, way: Way, adapter: Adapter, batch: int, lengths: Lengths, 
     with ExitStack() as stack:
         if way == "lora":
             stack.enter_context(wearing(base, [adapter]))
-            leaves = [factor for name in adapter.factors for factor in base.slots[name].worn[:2]]  # type: ignore[index]
+            leaves = [factor for name in adapter.factors if (worn := base.slots[name].worn) is not None for factor in worn[:2]]
         else:
             leaves = list(base.model.parameters())
         for leaf in leaves:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -182,8 +182,3 @@ def sizes(tiers: Sequence[TierConfig], clients: int) -> list[int]:
     require(min(found) >= 0 and sum(found) == clients, ConfigError,
             f"federation.tier asks for {sum(max(s, 0) for s in found)} clients, the data has {clients}; change count or share")
     return found
-
-
-def by_name(tiers: Sequence[TierConfig]) -> Mapping[str, TierConfig]:
-    """Name -> tier."""
-    return {tier.name: tier for tier in tiers}

@@ -11,9 +11,10 @@ from aulait.algorithms.contract import Ask
 from aulait.assemble import House
 from aulait.compute import cost, machines
 from aulait.compute import plan as planner
+from aulait.compute.capacity import EMBEDDER
 from aulait.compute.clock import Clock, Stint
 from aulait.compute.plan import Assignment
-from aulait.placing import EMBEDDER, Place, any_demand
+from aulait.placing import Place, any_demand
 from aulait.train import Work
 from aulait.types import Order, Plan, Profile
 
@@ -35,7 +36,7 @@ def exchanged(house: House, names: Sequence[str], round: int) -> tuple[int, int]
 
     The order of the result is (up, down); exact where everybody takes part.
     """
-    settings, setting, whole = house.settings, house.setting, house.settings.algorithm["name"] == "splitlora"
+    settings, setting = house.settings, house.setting
     after, wire = settings.compute.cut, settings.compute.wire
     front = {layer: setting.shapes[layer] for layer in cut.front(setting.shapes, after)}
     start = lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds)
@@ -43,7 +44,7 @@ def exchanged(house: House, names: Sequence[str], round: int) -> tuple[int, int]
     works = [Work(start, house.sites[n].train, part, house.sites[n].plan.steps, house.sites[n].plan.batch, 0.0,
                   setting.seeds.integer("batches", round, n)) for n in names]
     steps = split.travelled(house.learner, works, after, wire)
-    own = setting if whole else replace(setting, shapes=front)
+    own = replace(setting, shapes=front)
     factors = [settings.method.travels(settings.method_config, own, round, n, _sites(house)) for n in names]
     return sum(up for up, _ in (*steps, *factors)), sum(down for _, down in (*steps, *factors))
 
@@ -71,10 +72,15 @@ def server(house: House) -> Profile:
     return machines.find(house.settings.compute.server)
 
 
+def _timed(house: House) -> bool:
+    """Whether tiers name machines."""
+    return any(place.profile for place in house.places.values())
+
+
 def proxies_s(house: House) -> float:
     """Seconds in which the server trains all proxies once."""
     count = proxy_count(house)
-    if not count or not any(place.profile for place in house.places.values()):
+    if not count or not _timed(house):
         return 0.0
     return count * proxy_plan(house).steps * cost.seconds(proxy_step(house), server(house), house.settings.model.dtype)
 
@@ -103,20 +109,24 @@ def backs_s(house: House, asked: Sequence[str]) -> float:
 
 
 def breeding_s(house: House, round: int) -> float:
-    """Seconds in which the server writes the texts of a round of stage 1 and embeds the candidates; of another generator it knows none."""
-    config = house.settings.synthesis
-    if not house.voting or not any(place.profile for place in house.places.values()):
+    """Seconds in which the server writes the texts of a round of stage 1 and embeds the candidates."""
+    if not house.voting or not _timed(house):
         return 0.0
-    machine, rows, demand = server(house), config.generate.batch, any_demand(house)
-    read = cost.embedding(EMBEDDER["parameters"], EMBEDDER["width"], config.pool, config.max_tokens)
-    if config.generator != "base":
-        return cost.seconds(read, machine, "float32")
-    prompt = int(config.generate.max_tokens * sum(config.generate.keep) / 2)
-    one = cost.generation(demand.anatomy, rows, prompt, config.generate.max_tokens - prompt, demand.dtype)
-    return written(house, round) / rows * cost.seconds(one, machine, demand.dtype) + cost.seconds(read, machine, "float32")
+    return sum(cost.seconds(work, server(house), dtype) for work, dtype in breeding(house, round))
 
 
-def written(house: House, round: int) -> int:
+def breeding(house: House, round: int) -> list[tuple[cost.Cost, str]]:
+    """(work, precision) of a round of stage 1 at the server: candidates embedded, texts written (by the base; of others not known)."""
+    config, demand = house.settings.synthesis, any_demand(house)
+    found = [(cost.embedding(*EMBEDDER, config.pool, config.max_tokens), "float32")]
+    if config.generator == "base":
+        rows, prompt = config.generate.batch, int(config.generate.max_tokens * sum(config.generate.keep) / 2)
+        one = cost.generation(demand.anatomy, rows, prompt, config.generate.max_tokens - prompt, demand.dtype)
+        found.append((one * (_written(house, round) / rows), demand.dtype))
+    return found
+
+
+def _written(house: House, round: int) -> int:
     """Texts that the generator writes in a round of stage 1: children, variations for looking ahead, in the last the final set."""
     config = house.settings.synthesis
     last = config.texts if round == config.rounds and config.expansion in ("vary", "write") else 0
@@ -125,7 +135,7 @@ def written(house: House, round: int) -> int:
 
 def clock(house: House, stage: str, round: int = 1) -> Clock | None:
     """Virtual time of a stage; None where no tier names a machine. In the first round of votes a client embeds its records."""
-    if not any(place.profile for place in house.places.values()):
+    if not _timed(house):
         return None
     tiers = {tier.name: tier for tier in house.settings.federation.tier}
     names = house.trainers if stage == "train" else house.voters
@@ -144,7 +154,7 @@ def _vote(house: House, tier: str, round: int) -> Assignment:
     assert place.profile is not None
     assert place.demand.vote is not None
     _, bytes_ = place.demand.vote
-    counting = cost.voting(house.settings.data.records_per_client, config.pool, EMBEDDER["width"])
+    counting = cost.voting(house.settings.data.records_per_client, config.pool, EMBEDDER[1])
     demand = place.demand if round == 1 else replace(place.demand, vote=(counting, bytes_))
     return planner.proxy(demand, place.profile, place.plan.rank, place.plan.steps, place.plan.batch)
 
@@ -187,5 +197,3 @@ def result(totals: Mapping[str, float]) -> dict[str, Any] | None:
     busy, idle = (sum(own[key] for own in tiers.values()) for key in ("busy_s", "idle_s"))
     return {"total_s": totals["clock|total_s"], "energy_j": totals["clock|energy_j"],
             "idle_share": idle / (busy + idle) if busy + idle else 0.0, "tiers": tiers}
-
-

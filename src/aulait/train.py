@@ -27,6 +27,8 @@ from aulait.stacking import Penalty as Penalty
 from aulait.stacking import Stack
 from aulait.types import Adapter, Record, Tensors
 
+AT_ONCE = 64  # sites that an engine hands over together: replies in memory, enough neighbours of similar length to pad little
+
 
 class TrainConfig(BaseModel):
     """``[train]``: what every local or proxy site does in a round, unless its tier says otherwise.

@@ -31,17 +31,17 @@ def document():
 
 
 def test_published_sizes_have_the_published_numbers_of_weights():
-    sizes = [family.layers(member)[1] for member in family.members("flan-t5")]
+    sizes = [family.counted(member).parameters for member in family.members("flan-t5")]
     assert sizes == [76_961_152, 247_577_856, 783_150_080, 2_849_757_184]
 
 
 def test_layers_counted_without_weights_are_those_of_the_base():
     member = family.members("tiny")[0]
     base = family.base(member, "float32", "cpu", 16)
-    shapes, parameters = family.layers(member)
+    body = family.counted(member)
     adapter = step_parts.worn_for(base, 2)
-    assert {name: (b.shape[0], a.shape[1]) for name, (a, b) in adapter.factors.items()} == shapes
-    assert base.parameters == parameters
+    assert {name: (b.shape[0], a.shape[1]) for name, (a, b) in adapter.factors.items()} == family.adapted(body)
+    assert base.parameters == body.parameters
 
 
 def test_an_unknown_family_or_model_is_one_line(tmp_path):
@@ -149,7 +149,8 @@ def test_a_round_by_hand():
 def test_lora_sends_its_factors_only(document):
     by_way = {way: {line["up_bytes"] for line in document["rounds"] if (line["device"], line["model"], line["way"]) == ("phone", "tiny", way)}
               for way in ("lora", "full")}
-    shapes, parameters = family.layers(family.members("tiny")[0])
+    body = family.counted(family.members("tiny")[0])
+    shapes, parameters = family.adapted(body), body.parameters
     assert by_way == {"lora": {4 * 8 * sum(m + n for m, n in shapes.values())}, "full": {4 * parameters}}
 
 

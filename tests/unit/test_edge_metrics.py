@@ -12,11 +12,6 @@ def test_tokens_are_those_of_encoder_and_decoder_together():
     assert metrics.tokens_per_s(947, 2.0) == 473.5
 
 
-def test_six_n_counts_each_side_by_its_own_tokens():
-    assert metrics.six_n_flop(10, 512, 20, 95) == 6 * (5120 + 1900) == 42120
-    assert metrics.six_n_flop(0, 0, 7, 3) == 126
-
-
 def test_mfu_is_a_share_of_the_peak():
     assert metrics.mfu(2e12, 4.0, 1e12) == 0.5
     assert metrics.mfu(2e12, 4.0, None) is None

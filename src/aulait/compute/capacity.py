@@ -16,7 +16,7 @@ from aulait.compute.cost import Anatomy, Batch, Block, Cost
 from aulait.types import Placement, Profile
 
 EMBEDDER: Final = (22_700_000, 384)
-"""Parameters and width of the built-in embedder."""
+"""Parameters and width of the built-in embedder; another one is taken to be as large."""
 
 
 @dataclass(frozen=True)

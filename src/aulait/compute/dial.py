@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
+from aulait.encoding import Wire
 from aulait.types import Placement
 
 
@@ -35,7 +34,7 @@ class ComputeConfig(BaseModel):
     tokens: int | None = Field(None, ge=1)
     server: str = "a100"
     cut: int = Field(2, ge=1)
-    wire: Literal["float32", "float16", "int8"] = "float32"
+    wire: Wire = "float32"
 
 
 WIRE_BYTES = {"float32": 4, "float16": 2, "int8": 1}

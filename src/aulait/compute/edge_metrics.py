@@ -2,8 +2,7 @@
 
 Sources: Woisetschlaeger et al., "Federated Fine-Tuning of LLMs on the Very Edge: The Good, the Bad, the Ugly", DEEM 2024
 (energy efficiency as tokens per second per watt, granularity as computing over communicating time); Chowdhery et al.,
-"PaLM", JMLR 2023, appendix B (model FLOPs utilisation); Kaplan et al., "Scaling Laws for Neural Language Models", 2020
-(two FLOP a parameter and token forward, four backward).
+"PaLM", JMLR 2023, appendix B (model FLOPs utilisation). FLOP themselves are counted by ``cost``.
 """
 
 from __future__ import annotations
@@ -24,18 +23,6 @@ def tokens_read(source_lengths: Sequence[int], target_lengths: Sequence[int]) ->
 def tokens_per_s(tokens: float, step_s: float) -> float:
     """Tokens a second of a step."""
     return tokens / step_s
-
-
-def six_n_flop(encoder_parameters: float, encoder_tokens: float, decoder_parameters: float, decoder_tokens: float) -> float:
-    """Model FLOP of a training step by the 6N convention; encoder and decoder count their own tokens.
-
-    Args:
-        encoder_parameters: N of the encoder without embeddings; 0 for a decoder-only model.
-        encoder_tokens: tokens that it reads.
-        decoder_parameters: N of the decoder with its output head and without embeddings.
-        decoder_tokens: tokens that it reads.
-    """
-    return 6.0 * (encoder_parameters * encoder_tokens + decoder_parameters * decoder_tokens)
 
 
 def mfu(flop: float, step_s: float, peak_flop_per_s: float | None) -> float | None:

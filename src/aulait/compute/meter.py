@@ -139,7 +139,7 @@ class _Memory:
             return self.begin, max(self._peak, self.begin or 0), gpu_peak, "kernel"
         if self._sampler is not None:
             return self.begin, self._sampler.close(), gpu_peak, "sampled"
-        whole = _peak_of_process()
+        whole = peak_of_process()
         return self.begin, whole, gpu_peak, None if whole is None else "whole process"
 
 
@@ -189,7 +189,7 @@ def _resident_bytes() -> int | None:
         return None
 
 
-def _peak_of_process() -> int | None:
+def peak_of_process() -> int | None:
     """Bytes of the largest resident size since the process began; None on Windows."""
     try:
         import resource
