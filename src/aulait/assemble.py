@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,16 +16,16 @@ from aulait import data, embed, generate, model, placing, tiers
 from aulait.algorithms.contract import Setting
 from aulait.compute.device import keep_freed_memory
 from aulait.config import Settings
-from aulait.data import ClientData, Corpus
+from aulait.data import ClientData, Corpus, DataConfig
 from aulait.embed import Embedder
 from aulait.errors import ConfigError, DataError
+from aulait.fitting import fitted
 from aulait.lora import Shapes
 from aulait.model import Base
 from aulait.placing import Place, ranks_of
 from aulait.privacy import records
 from aulait.privacy.account import calibrate, split_budget
 from aulait.registry import require
-from aulait.rows import too_long
 from aulait.seeds import Seeds
 from aulait.train import Learner
 from aulait.types import Placement, Record, Site
@@ -65,6 +65,13 @@ class Noise:
     budget: Mapping[str, float]
 
 
+class Judge(Protocol):
+    """Scores of held-out records that lie at the sites."""
+
+    def __call__(self, house: House, state: Any, final: bool) -> dict[str, Any]:
+        """Scores under what ``state`` of the method gives; of the bare base where it is None."""
+
+
 @dataclass(frozen=True)
 class House:
     """Everything a run needs.
@@ -81,6 +88,8 @@ class House:
         holdout: held-out records by client, also when the training records are pooled.
         roles: placement -> names of its clients.
         noise: the privacy plan.
+        workshop: what runs of this process share.
+        judge: how held-out records are scored that lie elsewhere; None where they are here.
     """
 
     settings: Settings
@@ -95,6 +104,7 @@ class House:
     roles: Mapping[Placement, tuple[str, ...]]
     noise: Noise
     workshop: Workshop
+    judge: Judge | None = None
 
     @property
     def seeds(self) -> Seeds:
@@ -144,8 +154,13 @@ class House:
         return made
 
 
-def assemble(settings: Settings, workshop: Workshop) -> House:
+def assemble(settings: Settings, workshop: Workshop, elsewhere: Mapping[str, int] | None = None) -> House:
     """Load, deal and check.
+
+    Args:
+        settings: the experiment.
+        workshop: what runs of this process share.
+        elsewhere: in a deployment, its clients, and how many records each may be known to have; no record is here then.
 
     Raises:
         ConfigError, DataError, ModelError, PrivacyError: one line a problem.
@@ -154,7 +169,8 @@ def assemble(settings: Settings, workshop: Workshop) -> House:
         torch.set_num_threads(settings.engine.threads)
     seeds = Seeds(settings.run.seed)
     apart = settings.data.model_copy(update={"pooled": False})  # held-out records stay with their clients
-    corpus: Corpus = workshop.once("corpus", (apart, seeds), lambda: data.load(apart, seeds))
+    corpus: Corpus = data.at_sites(apart, elsewhere) if elsewhere is not None else workshop.once(
+        "corpus", (apart, seeds), lambda: data.load(apart, seeds))
     require(bool(corpus.clients), DataError, "no client has enough records; lower data.min_records")
     if not settings.privacy.off:
         problems = settings.privacy.problems(len(corpus.clients))
@@ -164,10 +180,7 @@ def assemble(settings: Settings, workshop: Workshop) -> House:
         keep_freed_memory()
     shapes = model.targets(base, settings.adapter)
     learner: Learner = workshop.once("learner", (settings.model, settings.train), lambda: Learner(base, settings.train))
-    clients = workshop.once("fitted", (apart, seeds, settings.model), lambda: _fit(settings, learner, corpus.clients))
-    unseen = {name: ClientData(records, ()) for name, records in corpus.unseen.items()}
-    new = workshop.once("fitted-unseen", (apart, seeds, settings.model), lambda: _fit(settings, learner, unseen))
-    corpus = replace(corpus, unseen={name: client.train for name, client in new.items()})
+    clients, corpus = (corpus.clients, corpus) if elsewhere is not None else _all_fitted(settings, workshop, learner, apart, corpus)
     holdout = {name: client.holdout for name, client in clients.items()}
     if settings.data.pooled:
         clients = {data.EVERYONE: ClientData(tuple(r for name in sorted(clients) for r in clients[name].train), ())}
@@ -184,23 +197,16 @@ def assemble(settings: Settings, workshop: Workshop) -> House:
     return replace(house, noise=_noise(house))
 
 
-def _fit(settings: Settings, learner: Learner, clients: Mapping[str, ClientData]) -> dict[str, ClientData]:
-    """Treat texts longer than the context as ``data.too_long`` says."""
-    everything = [r for client in clients.values() for r in (*client.train, *client.holdout)]
-    long = list(too_long(learner.encode, settings.model.context, everything))
-    if not long or settings.data.too_long == "cut":
-        return dict(clients)
-    if settings.data.too_long == "error":
-        raise DataError(
-            f"{len(long)} of {len(everything)} texts are longer than model.context = {settings.model.context} tokens (longest "
-            f"{max(n for _, n in long)}); set data.too_long = 'cut' or 'drop', or a larger model.context")
-    drop = {record for record, _ in long}
-
-    def keep(records: Sequence[Record]) -> tuple[Record, ...]:
-        return tuple(record for record in records if record not in drop)
-
-    left = {name: ClientData(keep(c.train), keep(c.holdout)) for name, c in clients.items()}
-    return {name: client for name, client in left.items() if client.train}
+def _all_fitted(
+    settings: Settings, workshop: Workshop, learner: Learner, apart: DataConfig, corpus: Corpus
+) -> tuple[dict[str, ClientData], Corpus]:
+    """Clients, and the corpus whose unseen clients are treated alike."""
+    key = (apart, Seeds(settings.run.seed), settings.model)
+    how, context = settings.data.too_long, settings.model.context
+    clients = workshop.once("fitted", key, lambda: fitted(how, context, learner.encode, corpus.clients))
+    unseen = {name: ClientData(records, ()) for name, records in corpus.unseen.items()}
+    new = workshop.once("fitted-unseen", key, lambda: fitted(how, context, learner.encode, unseen))
+    return clients, replace(corpus, unseen={name: client.train for name, client in new.items()})
 
 
 def _sites(

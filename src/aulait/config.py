@@ -14,10 +14,12 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aulait import algorithms as _methods  # noqa: F401  (files the methods in the registry)
-from aulait import data, tiers
+from aulait import data, tiers, tracking
 from aulait.algorithms.evolution import SynthesisConfig
 from aulait.compute.dial import ComputeConfig
 from aulait.data import DataConfig
+from aulait.data_settings import AT_SITES
+from aulait.encoding import Wire
 from aulait.errors import ConfigError
 from aulait.evaluate import EvaluateConfig
 from aulait.model import AdapterConfig, ModelConfig
@@ -25,6 +27,7 @@ from aulait.presets import expanded
 from aulait.privacy.account import PrivacyConfig
 from aulait.registry import find, nearest
 from aulait.tiers import FederationConfig
+from aulait.tracking import TrackConfig
 from aulait.train import TrainConfig
 
 
@@ -47,14 +50,22 @@ class EngineConfig(BaseModel):
     """``[engine]``.
 
     Attributes:
-        name: "inline" runs all sites in this process.
+        name: "inline" runs all sites in this process; "flower" asks sites on other machines (``aulait serve``).
         threads: processor threads of the arithmetic; None leaves the choice to torch. It is part of the seed: sums in
             another order differ in the last bit.
+        deadline_s: real seconds that a deployed round waits for replies; it goes on with those who answered.
+        wait_s: seconds that a deployment waits at its start for all enrolled sites.
+        least_sites: sites without which a deployment does not begin.
+        wire: how factors travel between machines: "float32", or narrower with the errors of ``encoding``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: Literal["inline"] = "inline"
+    name: Literal["inline", "flower"] = "inline"
     threads: int | None = Field(None, ge=1)
+    deadline_s: float = Field(3600.0, gt=0, allow_inf_nan=False)
+    wait_s: float = Field(600.0, ge=0, allow_inf_nan=False)
+    least_sites: int = Field(1, ge=1)
+    wire: Wire = "float32"
 
 
 class Settings(BaseModel):
@@ -73,6 +84,7 @@ class Settings(BaseModel):
     evaluate: EvaluateConfig = EvaluateConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     engine: EngineConfig = EngineConfig()
+    track: TrackConfig = TrackConfig()
 
     @property
     def method(self) -> Any:
@@ -116,6 +128,8 @@ def build(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Settings:
     merged = {key: value for key, value in tree.items()}
     for override in overrides:
         merged = _override(merged, override)
+    if isinstance(merged.get("engine"), Mapping) and merged["engine"].get("name") == "flower":
+        merged["data"] = {**merged.get("data", {}), "source": AT_SITES}  # whatever lies here, the sites' own records are used
     if isinstance(merged.get("algorithm"), Mapping):
         merged["algorithm"] = {"name": "ffa", **merged["algorithm"]}
     problems: list[str] = []
@@ -182,6 +196,7 @@ def check(settings: Settings) -> list[str]:
     """Problems that can be seen without reading data or loading a model, one line each."""
     private = not settings.privacy.off
     problems = _check_method(settings) + tiers.problems(settings.federation, settings.compute, private) + data.problems(settings.data)
+    problems += tracking.problems(settings.track)
     if settings.model.name != "brew" and settings.model.name.startswith(("/", ".")) and not Path(settings.model.name).is_dir():
         problems.append(f"model.name = '{settings.model.name}' is no folder; expected 'brew', a folder, or a Hugging Face id")
     if not settings.data.pooled or not settings.privacy.off:
@@ -192,10 +207,28 @@ def check(settings: Settings) -> list[str]:
         problems.append("data.pooled = true trains on everything in one place; it needs privacy.off = true")
     if settings.federation.sampling == "poisson" and settings.privacy.relation == "replace":
         problems.append("privacy.relation = 'replace' with federation.sampling = 'poisson' is not accounted; use 'add-remove'")
+    problems += _check_deployed(settings) if settings.engine.name == "flower" else [
+        f"federation.tier '{tier.name}': machine = '{tiers.MEASURED}' is measured by the sites of a deployment; name a preset here"
+        for tier in settings.federation.tier if tier.machine == tiers.MEASURED]
     synthesis = settings.synthesis
     if synthesis.generate.kind == "mask" and synthesis.generate.filler is None:
         problems.append("synthesis.generate.kind = 'mask' needs synthesis.generate.filler, the id or path of a masked language model")
     return problems
+
+
+def _check_deployed(settings: Settings) -> list[str]:
+    """What a simulation can do and a deployment cannot."""
+    cases = [
+        (settings.data.partition != "natural", "data.partition makes clients up, a deployment has real ones; use 'natural'"),
+        (settings.data.clients is not None, "data.clients keeps some of the clients, a deployment has those enrolled; remove it"),
+        (settings.data.unseen not in (0, ()), "data.unseen keeps clients apart to measure on; remove it in a deployment"),
+        (settings.data.pooled, "data.pooled = true puts records in one place; remove it in a deployment"),
+        (settings.evaluate.task == "rank", "evaluate.task = 'rank' needs everybody's responses in one place; use 'rouge' or 'exact'"),
+        (settings.synthesis.votes == "exact" and not settings.privacy.off, "synthesis.votes = 'exact' is a control; remove it"),
+        (settings.compute.over_selection > 0, "compute.over_selection needs virtual time; use engine.deadline_s in a deployment"),
+        (settings.privacy.noise_seed is not None, "privacy.noise_seed makes noise that can be repeated; remove it in a deployment"),
+    ]
+    return [f"engine.name = 'flower': {text}" for found, text in cases if found]
 
 
 def _check_method(settings: Settings) -> list[str]:

@@ -2,79 +2,33 @@
 
 Every choice is drawn from the run's seed and from the content alone: the order of the rows in a file changes nothing.
 
-Arrows on this floor: ``sources`` (reads rows), ``public``, ``docstrings`` (registers the built-in sources), ``partition``.
+Arrows on this floor: ``data_settings`` (the table), ``sources`` (reads rows), ``public``,
+``docstrings`` (registers the built-in sources), ``partition``.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
+from aulait import data_settings, public, sources
 from aulait import docstrings as docstrings  # files the built-in sources in the registry
-from aulait import public, sources
+from aulait.data_settings import AT_SITES
+from aulait.data_settings import DataConfig as DataConfig
+from aulait.data_settings import problems as problems
 from aulait.errors import DataError
-from aulait.partition import Kind, count, deal, named, unseen
-from aulait.registry import nearest, require
+from aulait.partition import Kind, deal, named, unseen
+from aulait.registry import require
 from aulait.seeds import Seeds
 from aulait.types import Record
 
 Clients = dict[str, list[Record]]
 NAMED_ROWS = 1_000
 EVERYONE = "everyone"
-
-
-class DataConfig(BaseModel):
-    """The ``[data]`` table of an experiment.
-
-    Attributes:
-        source: a built-in name, a path (.jsonl, .jsonl.gz, .csv, .parquet) or ``hf:<dataset or folder>[:split]``.
-        client: the field that names the owner of a row; not read when there is a partition.
-        text: the field that is learnt; not read when there are prompt and response.
-        prompt: the field given before the response, without loss. None: plain text.
-        response: the field learnt after the prompt; given together with it.
-        label: a field with a public label. None: no labels.
-        public: public texts: a built-in name, a path (also .txt, a text a line), ``hf:...``, or "" for none.
-        public_text: the field of the public texts. Where the data have prompts and the public source has the same two
-            fields, its rows are pairs of a prompt and a response instead.
-        public_plain: read plain public texts although the data have prompts: proxies then learn text without a prompt.
-        records_per_client: the cap m on a client's training records.
-        min_records: clients with fewer distinct records are left out and counted.
-        holdout: part of every client's records kept for evaluation, 0 to 0.9.
-        partition: "natural" takes the clients as they are; the others deal all records to made-up clients.
-        clients: how many clients a partition makes; with "natural", how many to keep. None: all.
-        dirichlet_alpha: above 0; the smaller, the less alike the clients of a partition.
-        pooled: all clients' records in one client "everyone": the centralised ceiling.
-        unseen: how many clients, or the names of those, that neither train nor vote and serve only to evaluate new clients.
-        too_long: what is done with texts longer than the model's context.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str = "docstrings"
-    client: str = "client"
-    text: str = "text"
-    prompt: str | None = None
-    response: str | None = None
-    label: str | None = None
-    public: str = "stdlib"
-    public_text: str = "text"
-    public_plain: bool = False
-    records_per_client: int = 30
-    min_records: int = 2
-    holdout: float = 0.1
-    partition: Literal["natural", "iid", "dirichlet", "quantity"] = "natural"
-    clients: int | None = None
-    dirichlet_alpha: float = 0.5
-    pooled: bool = False
-    unseen: int | tuple[str, ...] = 0
-    too_long: Literal["error", "cut", "drop"] = "error"
 
 
 @dataclass(frozen=True)
@@ -109,7 +63,7 @@ class Corpus:
     unseen: dict[str, tuple[Record, ...]] = field(default_factory=dict)
 
 
-class _Faults:
+class Faults:
     """Malformed rows: all are counted, the first 1,000 are named."""
 
     def __init__(self) -> None:
@@ -117,11 +71,13 @@ class _Faults:
         self.total = 0
 
     def add(self, place: str, fault: str) -> None:
+        """Count one row, and name it while there is room."""
         self.total += 1
         if self.total <= NAMED_ROWS:
             self.named.append(f"{place}: {fault}")
 
     def lines(self) -> tuple[str, ...]:
+        """What was named, and the total where that is more."""
         more = self.total - len(self.named)
         return (*self.named, f"and {more} more malformed rows ({self.total} in total)") if more else tuple(self.named)
 
@@ -138,82 +94,56 @@ def load(config: DataConfig, seeds: Seeds) -> Corpus:
     """
     found = problems(config)
     require(not found, DataError, "; ".join(found))
-    faults = _Faults()
-    groups = _gather(config, faults)
+    require(config.source != AT_SITES, DataError, f"data.source = '{AT_SITES}' found, the records lie at the sites; run it by "
+            "'aulait serve', or name a source here")
+    faults = Faults()
+    groups = gather(config, faults)
     if config.partition != "natural":
         groups = _made_up(groups[EVERYONE], config.partition, config, seeds)
     kept = {name: records for name, records in groups.items() if len(records) >= config.min_records}
     left_out = len(groups) - len(kept)
     kept = _choose(kept, left_out, config, seeds)
     apart = _apart(kept, config, seeds)
-    clients = {name: _split(name, kept[name], config, seeds) for name in sorted(kept) if name not in apart}
+    clients = {name: split(name, kept[name], config, seeds) for name in sorted(kept) if name not in apart}
     if config.pooled:
         parts = [(part.train, part.holdout) for part in clients.values()]
         clients = {EVERYONE: ClientData(*(tuple(record for own in side for record in own) for side in zip(*parts, strict=True)))}
     return Corpus(clients, _public(config, faults), faults.lines(), left_out, apart)
 
 
-def problems(config: DataConfig) -> list[str]:
-    """What would make ``load`` fail, as far as the settings and the first 20 rows of a file tell; one line each."""
-    made_up, smallest = config.partition != "natural", 1 if config.pooled else 2
-    checks = [
-        (0 <= config.holdout <= 0.9, f"data.holdout is {config.holdout}; expected 0 to 0.9; write 0.1"),
-        (config.records_per_client >= 1, f"data.records_per_client is {config.records_per_client}; expected 1 or more"),
-        (config.min_records >= 1, f"data.min_records is {config.min_records}; expected 1 or more"),
-        (0 < config.dirichlet_alpha < math.inf, f"data.dirichlet_alpha is {config.dirichlet_alpha}; expected above 0"),
-        (config.clients is None or config.clients >= smallest, f"data.clients is {config.clients}; expected {smallest} or more"),
-        (count(config.unseen) >= 0, f"data.unseen is {config.unseen}; expected 0 or more clients, or their names"),
-        (config.clients is None or config.clients < smallest or config.clients - count(config.unseen) >= smallest,
-         f"data.unseen is {config.unseen} of data.clients = {config.clients}; expected at least {smallest} to be left that take part"),
-        ((config.prompt is None) == (config.response is None),
-         "found only one of data.prompt and data.response; expected both or none; name the other field too"),
-        (not made_up or config.clients is not None,
-         f"data.partition is '{config.partition}' without data.clients; expected how many clients to make"),
-        (config.partition != "dirichlet" or config.label is not None,
-         "data.partition is 'dirichlet' without data.label; expected the field to deal by; name it"),
-    ]
-    found = [text for good, text in checks if not good]
-    found += _field_problems("data.source", config.source, sources.SUFFIXES, _fields(config))
-    if config.public:
-        forms = [{} if config.public_plain else _pair_fields(config), {"data.public_text": config.public_text}]
-        wrong = [_field_problems("data.public", config.public, sources.PUBLIC_SUFFIXES, form) for form in forms if form]
-        found += [text for some in wrong for text in some] if all(wrong) else []
-    return found
+def own(config: DataConfig, name: str, seeds: Seeds) -> ClientData:
+    """One client's records from its own source, chosen as ``load`` would choose them from everybody's.
+
+    Args:
+        config: caps and fields; ``client`` names the field that must hold ``name``, "" takes every row.
+        name: of the client.
+        seeds: of the run.
+
+    Raises:
+        DataError: no usable row, or fewer than ``min_records``.
+    """
+    found = problems(config)
+    require(not found, DataError, "; ".join(found))
+    groups = gather(config, Faults())
+    records = groups.get(name if data_settings.named(config) else EVERYONE, [])
+    require(len(records) >= config.min_records, DataError, f"data.source '{config.source}' has {len(records)} distinct records of "
+            f"'{name}', expected at least {config.min_records}; check data.source and data.client of the site file")
+    return split(name, records, config, seeds)
 
 
-def _fields(config: DataConfig) -> dict[str, str]:
-    """Setting -> field, for every field that a row must have."""
-    fields = {"data.client": config.client} if config.partition == "natural" else {}
-    label = {"data.label": config.label} if config.label is not None else {}
-    return fields | (_pair_fields(config) or {"data.text": config.text}) | label
+def at_sites(config: DataConfig, names: Mapping[str, int]) -> Corpus:
+    """A corpus whose records lie elsewhere: of every client only how many there are, and the public texts.
+
+    Args:
+        config: of the public texts.
+        names: client -> records that it may be known to have; 0 where that is not told.
+    """
+    faults = Faults()
+    clients = {name: ClientData((Record(""),) * names[name], ()) for name in sorted(names)}
+    return Corpus(clients, _public(config, faults), faults.lines(), 0)
 
 
-def _pair(config: DataConfig) -> tuple[str, str] | None:
-    """The fields of a prompt and its response; None where the data are plain text."""
-    return None if config.prompt is None or config.response is None else (config.prompt, config.response)
-
-
-def _pair_fields(config: DataConfig) -> dict[str, str]:
-    """Setting -> field of a prompt and its response; empty where the data are plain text."""
-    return dict(zip(("data.prompt", "data.response"), _pair(config) or (), strict=False))
-
-
-def _field_problems(setting: str, source: str, suffixes: tuple[str, ...], fields: Mapping[str, str]) -> list[str]:
-    wrong = sources.problem(source, suffixes)
-    if wrong:
-        return [f"{setting}: {wrong}"]
-    if not sources.is_file(source):
-        return []
-    try:
-        first = list(islice(sources.rows(source, next(iter(fields.values()))), 20))
-    except DataError as error:
-        return [f"{setting}: {error}"]
-    known = {name for row in first for name in row.fields or ()}
-    return [f"{key}: found no field '{name}' in '{source}'; {nearest(name, known)}"
-            for key, name in fields.items() if known and name not in known]
-
-
-def _gather(config: DataConfig, faults: _Faults) -> Clients:
+def gather(config: DataConfig, faults: Faults) -> Clients:
     """Distinct records by client, sorted by content; a client without a usable row has none."""
     found: defaultdict[str, set[Record]] = defaultdict(set)
     rows = 0
@@ -223,7 +153,7 @@ def _gather(config: DataConfig, faults: _Faults) -> Clients:
             faults.add(row.place, row.fault)
             continue
         try:
-            records = found[EVERYONE if config.partition != "natural" else sources.name(row.fields, config.client)]
+            records = found[sources.name(row.fields, config.client) if data_settings.named(config) else EVERYONE]
             records.add(_record(row.fields, config))
         except ValueError as error:
             faults.add(row.place, str(error))
@@ -267,10 +197,10 @@ def _apart(kept: Clients, config: DataConfig, seeds: Seeds) -> dict[str, tuple[R
     """The unseen clients and the records they are evaluated on."""
     whole = config.model_copy(update={"holdout": 0.0})  # the cap alone
     names = unseen(list(kept), config.unseen, 1 if config.pooled else 2, seeds)
-    return {name: _split(name, kept[name], whole, seeds).train for name in names}
+    return {name: split(name, kept[name], whole, seeds).train for name in names}
 
 
-def _split(name: str, records: list[Record], config: DataConfig, seeds: Seeds) -> ClientData:
+def split(name: str, records: list[Record], config: DataConfig, seeds: Seeds) -> ClientData:
     """Hold-out first, then the cap on both parts; ``records`` are distinct and sorted."""
     cap, part = config.records_per_client, config.holdout
     held = min(max(1, round(len(records) * part)), len(records) - 1) if part > 0 else 0
@@ -290,11 +220,11 @@ def _made_up(records: list[Record], kind: Kind, config: DataConfig, seeds: Seeds
     return {f"client-{index:0{width}d}": _distinct(set(own)) for index, own in enumerate(dealt)}
 
 
-def _public(config: DataConfig, faults: _Faults) -> tuple[str, ...] | tuple[Record, ...]:
+def _public(config: DataConfig, faults: Faults) -> tuple[str, ...] | tuple[Record, ...]:
     """Public texts, or pairs where the data have prompts and the public source has too."""
     if not config.public:
         return ()
-    found, wrong = public.read(config.public, config.public_text, None if config.public_plain else _pair(config))
+    found, wrong = public.read(config.public, config.public_text, None if config.public_plain else data_settings.pair(config))
     for place, fault in wrong:
         faults.add(place, fault)
     return found

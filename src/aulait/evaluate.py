@@ -97,6 +97,15 @@ def evaluate(
         lost = sorted(name for name in holdout if holdout[name] and name not in adapter)
         require(not lost, DataError, f"{len(lost)} clients have held-out records and no personal adapter (the first is "
                 f"'{lost[0] if lost else ''}'), expected one for each; give them one, or score them under a common adapter")
+    sums = totals(learner, adapter, holdout, config)
+    return summary([sums[name] for name in sorted(sums)], _task(learner, adapter, holdout, config, choices))
+
+
+@torch.no_grad()
+def totals(
+    learner: Learner, adapter: Worn, holdout: Mapping[str, Sequence[Record]], config: EvaluateConfig
+) -> dict[str, tuple[float, float, float]]:
+    """(nats, tokens right, tokens) of every client's held-out records; arguments as ``evaluate``. Sensitive."""
     sums: dict[str, torch.Tensor] = {}
     for worn, some in _passes(learner, adapter, holdout, config):
         with wearing(learner.base, worn):
@@ -106,7 +115,7 @@ def evaluate(
         each = torch.stack([nats.double(), right.double(), torch.ones_like(nats).double()], dim=1).cpu()
         for (name, _), own in zip(some, each.new_zeros(len(some), 3).index_add(0, row.cpu(), each), strict=True):
             sums[name] = sums.get(name, torch.zeros(3, dtype=torch.float64)) + own
-    return _summary([tuple(total.tolist()) for _, total in sorted(sums.items())], _task(learner, adapter, holdout, config, choices))
+    return {name: (float(own[0]), float(own[1]), float(own[2])) for name, own in sums.items()}
 
 
 def _passes(
@@ -159,8 +168,8 @@ def _task(
     return {**means, "count": len(scores)}
 
 
-def _summary(clients: Sequence[Sequence[float]], task: dict[str, float]) -> Evaluation:
-    """From (nats, tokens right, tokens) of every client."""
+def summary(clients: Sequence[Sequence[float]], task: dict[str, float]) -> Evaluation:
+    """From (nats, tokens right, tokens) of every client, and what the task metric gave."""
     clients = [total for total in clients if total[2]]
     nats, right, tokens = (sum(total[i] for total in clients) for i in range(3))
     if not clients:

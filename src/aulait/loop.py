@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aulait import finish, timing
-from aulait.assemble import House, Workshop, assemble
+from aulait.assemble import House, Judge, Workshop, assemble
 from aulait.cohort import Cohort, everyone, poisson, some
 from aulait.compute.clock import Clock, Outcome
 from aulait.config import Settings, dump
@@ -22,12 +23,14 @@ from aulait.proxies import noisy, proxies, server
 from aulait.record import RunFolder
 from aulait.scoring import base_scores, scores
 from aulait.stage_one import synthesise
+from aulait.tracking import Tracker
 from aulait.train import learning_rate
 from aulait.types import Info
 
 
 def run(
-    settings: Settings, path: Path, connect: Connect, *, resume: bool = False, workshop: Workshop | None = None, watch: Watch = silent
+    settings: Settings, path: Path, connect: Connect, *, resume: bool = False, workshop: Workshop | None = None, watch: Watch = silent,
+    elsewhere: Mapping[str, int] | None = None, judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Run an experiment into a folder and return its result.
 
@@ -38,6 +41,8 @@ def run(
         resume: go on with a run that was interrupted.
         workshop: loaded things to share with other runs of this process.
         watch: told (stage, done, total, note) for a progress bar.
+        elsewhere: in a deployment, its clients (``assemble``).
+        judge: scores their held-out records.
 
     Returns:
         What result.json holds.
@@ -47,7 +52,7 @@ def run(
     """
     started = time.perf_counter()
     watch("prepare", 0, 1, "reading data, loading the base")
-    house = assemble(settings, workshop or Workshop())
+    house = replace(assemble(settings, workshop or Workshop(), elsewhere), judge=judge)
     folder = RunFolder(path)
     entered = folder.begin(dump(settings), finish.machine(), resume)
     done = folder.result() if entered else None
@@ -61,10 +66,13 @@ def run(
     watch("prepare", 1, 1, f"{len(house.sites)} clients")
     if not progress.base_eval:
         progress.base_eval = base_scores(house)
-    if progress.stage == "synthesis":
-        synthesise(house, folder, books, progress, connect, watch)
-    if progress.stage == "train":
-        train(house, folder, books, progress, connect, watch)
+    with Tracker(settings.track, path, settings.run.name) as tracker:
+        folder.kept = tracker.kept
+        tracker.kept(folder.lines())
+        if progress.stage == "synthesis":
+            synthesise(house, folder, books, progress, connect, watch)
+        if progress.stage == "train":
+            train(house, folder, books, progress, connect, watch)
     progress.add(wall_s=time.perf_counter() - progress.clock_s)
     return finish.finish(house, folder, books.accountant, progress, watch)
 

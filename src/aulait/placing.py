@@ -228,7 +228,7 @@ def _row(them: Federation, plan: Plan) -> tuple[int, int, int]:
     settings, seq2seq = them.settings, them.settings.model.kind == "seq2seq"
     longest = min(settings.compute.tokens or settings.model.context, settings.model.context)
     texts: list[list[Record]] = []
-    if settings.compute.tokens is None and settings.privacy.off:
+    if settings.compute.tokens is None and settings.privacy.off and settings.engine.name == "inline":
         everyone = (records for clients in them.members.values() for records in clients if records)
         texts = [list(records) for records in islice(everyone, LOOKED_AT)]
     elif settings.compute.tokens is None:

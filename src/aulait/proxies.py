@@ -54,8 +54,10 @@ def noisy(ask: Ask, house: House) -> Ask:
     """The arm that replaces the proxies' updates by noise of the same norm."""
 
     def answer(orders: Sequence[Order]) -> Iterator[Reply]:
-        for reply, order in zip(ask(orders), orders, strict=True):
-            yield replace(reply, share=_scrambled(reply, order, house)) if order.client.startswith("proxy-") else reply
+        by_client = {order.client: order for order in orders}
+        for reply in ask(orders):
+            order = by_client.get(reply.client)
+            yield replace(reply, share=_scrambled(reply, order, house)) if order and reply.client.startswith("proxy-") else reply
 
     return answer
 

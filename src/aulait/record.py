@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from aulait.errors import AulaitError, ConfigError
 from aulait.types import Tensors
 
 NEEDED_BYTES = 64 * 1024 * 1024
+Kept = Callable[[list[dict[str, Any]]], None]
 
 
 def clean(value: Any) -> Any:
@@ -38,10 +39,16 @@ def clean(value: Any) -> Any:
 
 
 class RunFolder:
-    """A run on disk; the layout is a public interface (README, "The run folder")."""
+    """A run on disk; the layout is a public interface (README, "The run folder").
+
+    Attributes:
+        path: the folder.
+        kept: told all lines of rounds.jsonl after each checkpoint: those that no resume drops.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.kept: Kept = lambda lines: None
 
     def begin(self, config: str, machine: Mapping[str, Any], resume: bool) -> bool:
         """Make the folder, or enter it again.
@@ -126,9 +133,11 @@ class RunFolder:
 
     def checkpoint(self, tensors: Tensors, progress: Mapping[str, Any]) -> None:
         """Save the state of the run together with the number of lines in rounds.jsonl."""
-        held = dict(progress) | {"lines": len(self.lines())}
+        lines = self.lines()
+        held = dict(progress) | {"lines": len(lines)}
         content = save(_apart(tensors), metadata={"progress": json.dumps(held)})
         self._replace("checkpoint/state.safetensors", content)
+        self.kept(lines)
 
     def restore(self) -> tuple[Tensors, dict[str, Any]] | None:
         """The last checkpoint, with rounds.jsonl cut to it; None when there is none."""

@@ -17,6 +17,8 @@ Worn = Adapter | Mapping[str, Adapter] | None
 def base_scores(house: House) -> dict[str, Any]:
     """Scores of the bare base, measured once for all runs of a process."""
     settings = house.settings
+    if house.judge is not None:
+        return house.judge(house, None, False)
     key = (settings.model, settings.data.model_copy(update={"pooled": False}), house.seeds, settings.evaluate)
     found: dict[str, Any] = house.workshop.once("base-eval", key, lambda: _all(house, None))
     return found
@@ -32,6 +34,8 @@ def scores(house: House, state: State, progress: Progress, final: bool) -> dict[
         final: whether this is the last measurement; then personal methods also tell ``shared``, the scores of the shared
             adapter, and unseen clients are scored (under the shared adapter: they have no other).
     """
+    if house.judge is not None:
+        return house.judge(house, state, final)
     shared = house.settings.method.result(house.setting, state)
     progress.personal = personal(house, state, final)
     if not progress.personal:
@@ -46,7 +50,7 @@ def scores(house: House, state: State, progress: Progress, final: bool) -> dict[
 def personal(house: House, state: State, final: bool) -> dict[str, Adapter]:
     """Adapters of the clients' own, where the method makes them."""
     settings = house.settings
-    if not settings.method.TRAITS.personal:
+    if not settings.method.TRAITS.personal or house.judge is not None:  # elsewhere they stay with their clients
         return {}
     sites = [house.sites[name] for name in house.trainers]
     made: dict[str, Adapter] = settings.method.personal(settings.method_config, house.setting, state, sites, house.learner, final)

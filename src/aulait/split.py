@@ -217,10 +217,14 @@ class SplitLearner(Learner):
         self.base, self.config, self.encode = learner.base, learner.config, learner.encode
         self.after, self.wire = after, wire
 
+    def front(self, works: Sequence[Work]) -> Front:
+        """The clients' half of K works; here, in the same process."""
+        return Front(self, works, self.after, self.wire)
+
     def _together(self, works: Sequence[Work]) -> list[Trained]:
         """K works in one pass per step on either side of the cut."""
         first, clients = works[0], len(works)
-        front = Front(self, works, self.after, self.wire)
+        front = self.front(works)
         back = Back(self.base, self.config, [work.start for work in works], first, self.after, self.wire, bool(front.names))
         losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
         up, down = [0] * clients, [0] * clients

@@ -12,9 +12,11 @@ from aulait.compute import machines
 from aulait.compute.dial import ComputeConfig
 from aulait.compute.link import LINKS
 from aulait.errors import ConfigError
-from aulait.registry import require
+from aulait.registry import nearest, require
 from aulait.seeds import Seeds
 from aulait.types import Placement, Profile
+
+MEASURED = "measured"
 
 
 class TierConfig(BaseModel):
@@ -24,12 +26,14 @@ class TierConfig(BaseModel):
         name: unique.
         share: of all clients; one tier may leave it out and takes the rest.
         count: clients, instead of a share.
+        clients: the clients by name, instead of either.
         placement: "local", "split", "proxy", or "auto": the planner chooses by machine, memory and compute.round_s.
         rank: LoRA rank, at most ``adapter.rank``; None takes that. With "auto", the largest rank it may be given.
         attention_rank: LoRA rank of attention layers where it differs; None takes ``rank``.
         steps: optimiser steps a round; None takes ``train.steps``. With "auto", at most.
         batch: sequences a step; None takes ``train.batch``. With "auto", at most.
         machine: a preset ("phone", "laptop", ...; ``aulait list``) or the path of a profile that ``aulait probe`` saved;
+            "measured", in a deployment: every site's own profile, as if each were a tier;
             None: not known, nothing is planned by it and no virtual time is told.
         link: a preset of links ("4g", "home", ...); None takes the machine's usual one.
         availability: chance that a client is there at the start of a round.
@@ -41,6 +45,7 @@ class TierConfig(BaseModel):
     name: str
     share: float | None = Field(None, ge=0, le=1)
     count: int | None = Field(None, ge=0)
+    clients: tuple[str, ...] | None = None
     placement: Placement | Literal["auto"] = "local"
     rank: int | None = Field(None, ge=1)
     attention_rank: int | None = Field(None, ge=1)
@@ -58,8 +63,9 @@ class TierConfig(BaseModel):
         Raises:
             ConfigError: there is no such machine or link.
         """
-        if self.machine is None:
+        if self.machine in (None, MEASURED):
             return None
+        assert self.machine is not None
         return machines.find(self.machine) if self.link is None else machines.linked(machines.find(self.machine), self.link)
 
 
@@ -100,12 +106,13 @@ def problems(federation: FederationConfig, compute: ComputeConfig, private: bool
                      "give every tier a machine, or none (presets: " + ", ".join(machines.PRESETS) + ")")
     if not named and (compute.deadline_s or compute.over_selection):
         found.append("compute.deadline_s and compute.over_selection need virtual time; give every federation.tier a machine")
+    tiers = tuple(tier for tier in tiers if tier.clients is None)
     rest = [tier for tier in tiers if tier.share is None and tier.count is None]
     shares = sum(tier.share or 0.0 for tier in tiers)
     counted = any(tier.count is not None for tier in tiers)
     if len(rest) > 1:
         found.append("more than one federation.tier has neither share nor count; only one may take the rest")
-    if shares > 1 + 1e-9 or (not rest and not counted and abs(shares - 1) > 1e-9):
+    if tiers and (shares > 1 + 1e-9 or (not rest and not counted and abs(shares - 1) > 1e-9)):
         found.append(f"the shares of federation.tier sum to {shares:g}; expected 1, or leave one tier's share out")
     return found + _of_sampling(federation, compute, private)
 
@@ -114,6 +121,8 @@ def _of_one(tier: TierConfig, private: bool) -> list[str]:
     found = []
     if tier.share is not None and tier.count is not None:
         found.append(f"federation.tier '{tier.name}' has share and count; expected one of them")
+    if tier.clients is not None and (tier.share is not None or tier.count is not None):
+        found.append(f"federation.tier '{tier.name}' names its clients and has a share or count too; expected one of them")
     if tier.placement == "split" and private:
         found.append(f"federation.tier '{tier.name}': placement = 'split' sends activations of single records, which no sum over clients "
                      "can hide; use 'local' or 'proxy', or privacy.off = true")
@@ -162,13 +171,21 @@ def members(tiers: Sequence[TierConfig], clients: Sequence[str], seeds: Seeds) -
     Raises:
         ConfigError: the tiers do not add up to the clients.
     """
-    names = sorted(clients)
+    named = [name for tier in tiers for name in tier.clients or ()]
+    unknown = sorted({*named} - {*clients})
+    require(not unknown, ConfigError, f"federation.tier names client '{unknown[0] if unknown else ''}', which is not among the "
+            f"{len(clients)} there are; {nearest(unknown[0], clients) if unknown else ''}")
+    require(len(set(named)) == len(named), ConfigError, f"a client is named by two tiers of federation.tier: {sorted(named)}; name it once")
+    names = sorted({*clients} - {*named})
+    open_tiers = [tier for tier in tiers if tier.clients is None]
+    require(bool(open_tiers) or not names, ConfigError, f"client '{names[0] if names else ''}' is in no tier; name it in federation.tier "
+            "'clients', or add a tier without them")
     order = [names[i] for i in torch.randperm(len(names), generator=seeds.generator("tiers")).tolist()]
-    dealt, start = {}, 0
-    for tier, size in zip(tiers, sizes(tiers, len(names)), strict=True):
+    dealt, start = {tier.name: tuple(sorted(tier.clients)) for tier in tiers if tier.clients is not None}, 0
+    for tier, size in zip(open_tiers, sizes(open_tiers, len(names)) if open_tiers else [], strict=True):
         dealt[tier.name] = tuple(order[start : start + size])
         start += size
-    return dealt
+    return {tier.name: dealt[tier.name] for tier in tiers}
 
 
 def sizes(tiers: Sequence[TierConfig], clients: int) -> list[int]:

@@ -73,8 +73,8 @@ def server(house: House) -> Profile:
 
 
 def _timed(house: House) -> bool:
-    """Whether tiers name machines."""
-    return any(place.profile for place in house.places.values())
+    """Whether tiers name machines, and time is virtual: a deployment takes the time it takes."""
+    return house.settings.engine.name == "inline" and any(place.profile for place in house.places.values())
 
 
 def proxies_s(house: House) -> float:

@@ -17,10 +17,10 @@ FILES = {".".join(p.relative_to(SOURCE).with_suffix("").parts): p for p in sorte
 FLOORS = {
     1: "__init__ types errors seeds registry",
     2: "lora encoding product_sum singular cohort privacy.* compute.*",
-    3: "model shared_linear prefix cut split data sources public docstrings partition rows stacking train private_train evaluate tasks bleu peft_format generate sampling variation prompting masking key_cache embed exported family step_parts anatomy",
+    3: "model shared_linear prefix cut split data data_settings fitting fingerprint sources public docstrings partition rows stacking train private_train evaluate tasks bleu peft_format generate sampling variation prompting masking key_cache embed exported family step_parts anatomy",
     4: "algorithms.*",
-    5: "config tiers placing timing forecast presets memory scoring record assemble progress proxies stage_one loop finish outlook sweep bench bench_aggregate bench_cost bench_edge edge_steps edge_devices edge_servers edge_claims",
-    6: "inline report.* cli.* assets.*",
+    5: "config tiers placing timing forecast presets memory scoring record assemble progress proxies stage_one loop finish outlook sweep bench bench_aggregate bench_cost bench_edge edge_steps edge_devices edge_servers edge_claims tracking",
+    6: "inline flower.* report.* cli.* assets.*",
 }
 
 # Between files of one floor. Inside the rooms report and cli every arrow is allowed as long as there is no cycle.
@@ -49,7 +49,10 @@ ARROWS = {
     "tasks": "bleu model rows sampling",
     "exported": "model",
     "peft_format": "model",
-    "data": "docstrings partition public sources",
+    "data": "data_settings docstrings partition public sources",
+    "data_settings": "partition sources",
+    "fitting": "data rows",
+    "fingerprint": "model",
     "public": "sources",
     "sampling": "key_cache",
     "variation": "sampling",
@@ -83,9 +86,9 @@ ARROWS = {
     "progress": "assemble memory record timing",
     "proxies": "assemble",
     "stage_one": "assemble progress proxies record timing",
-    "loop": "assemble config finish progress proxies record scoring stage_one timing",
+    "loop": "assemble config finish progress proxies record scoring stage_one timing tracking",
     "scoring": "assemble progress",
-    "config": "presets tiers",
+    "config": "presets tiers tracking",
     "presets": "tiers",
     "placing": "config tiers",
     "timing": "assemble placing",
@@ -100,7 +103,9 @@ ARROWS = {
     "edge_steps": "edge_devices",
     "edge_servers": "assemble config sweep",
     "bench_edge": "edge_claims edge_devices edge_servers edge_steps",
-    "cli.*": "report.* inline",
+    "cli.*": "report.* inline flower.*",
+    "flower.*": "inline",
+    "flower.status": "report.folder",
 }
 
 # Upward, each with its reason; the list may only become shorter.
@@ -113,7 +118,7 @@ UPWARD = {
 HEAVY = {"transformers", "peft", "datasets", "sentence_transformers"}
 HEAVY_ELSEWHERE = {"cli.export": {"peft", "transformers"}, "cli.generate": {"peft", "transformers"}}
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "misc"}
-ROOMS = ("report", "cli")
+ROOMS = ("report", "cli", "flower")
 
 
 def matches(name: str, words: str) -> bool:

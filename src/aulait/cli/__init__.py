@@ -9,15 +9,34 @@ from typing import Annotated
 
 import typer
 
-from aulait.cli import account, bench, compare, demo, export, generate, listing, plan, probe, report, run, sweep
+from aulait.cli import (
+    account,
+    bench,
+    compare,
+    demo,
+    export,
+    generate,
+    join,
+    keys,
+    listing,
+    plan,
+    probe,
+    report,
+    run,
+    serve,
+    status,
+    sweep,
+)
 from aulait.cli.terminal import Commands
 
 PANELS = (
     ("Start", (demo.demo, run.run, plan.plan)),
     ("Compare", (sweep.sweep, compare.compare, report.report)),
     ("Use a finished run", (generate.generate, export.export)),
+    ("Deploy", (serve.serve, join.join, status.status)),
     ("Look things up", (listing.catalogue, probe.probe, account.account, bench.bench)),
 )
+GROUPS = (("Deploy", keys.app),)  # commands with commands of their own
 NAMES = {"catalogue": "list"}
 
 _ABOUT = (
@@ -37,6 +56,8 @@ app = typer.Typer(
 for _panel, _commands in PANELS:
     for _command in _commands:
         app.command(NAMES.get(_command.__name__, _command.__name__), rich_help_panel=_panel)(_command)
+for _panel, _group in GROUPS:
+    app.add_typer(_group, rich_help_panel=_panel)
 
 
 def _version(wanted: bool) -> None:

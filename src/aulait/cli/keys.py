@@ -1,0 +1,157 @@
+"""``aulait keys``: keys and certificates of a deployment; the server's, a site's, and which site has which key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aulait.cli import terminal
+from aulait.cli.run import Json
+from aulait.errors import ConfigError
+
+app = typer.Typer(
+    name="keys",
+    help="Make keys and certificates for a deployment, and enrol sites. Example: aulait keys server keys --host fl.example.org",
+    invoke_without_command=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the keys; made where it is missing.")]
+ServerFolder = Annotated[Path, typer.Argument(metavar="SERVER_DIR", help="The coordinator's folder, made by aulait keys server.")]
+Host = Annotated[
+    list[str] | None,
+    typer.Option("--host", metavar="NAME_OR_IP", help="Under which sites reach the server. Repeatable."),
+]
+
+
+@app.callback()
+def _shown(context: typer.Context) -> None:
+    """Without a command, what there is; the help text is above."""
+    if context.invoked_subcommand is None:
+        terminal.say(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command("server")
+def server(
+    folder: Folder,
+    host: Host = None,
+    days: Annotated[int, typer.Option("--days", min=1, help="How long the server's certificate is good.")] = 825,
+    renew: Annotated[bool, typer.Option("--renew", help="A new certificate from the kept authority; the hosts stay unless given.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make what the coordinator needs: authority, server certificate, the key that signs orders, an empty roster.
+
+    Example: aulait keys server keys --host fl.example.org --host 203.0.113.7
+    """
+    with _library():
+        from aulait.flower import keys
+
+        if not host and not renew:
+            raise ConfigError("keys server found no --host, expected the names under which sites reach the server; add --host NAME_OR_IP")
+        made = keys.renew(folder, host or (), days) if renew else keys.server(folder, host or (), days)
+    if as_json:
+        terminal.document({"path": str(folder), **_ends(made), "hosts": list(made.hosts)})
+        return
+    terminal.say(f"{'renewed the certificate' if renew else 'made keys'} in {folder} for {', '.join(made.hosts)}")
+    terminal.say(f"server certificate  until {_day(made.server)}  (then: aulait keys server {folder} --renew)")
+    terminal.say(f"authority           until {_day(made.authority)}  (then: new keys, and a new ca.pem at every site)")
+    if not renew:
+        terminal.say(f"every site needs {folder / 'ca.pem'} and {folder / 'order-key.pub'}; no other file may leave this folder")
+
+
+@app.command("site")
+def site(
+    folder: Folder,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Of the site; also the client's name in runs.")],
+    address: Annotated[
+        str, typer.Option("--server", metavar="HOST:PORT", help="Of the coordinator, for the site file.")
+    ] = "coordinator.example.org:9443",
+    as_json: Json = False,
+) -> None:
+    """Make a site's key and its site file, at the site: the private key never travels.
+
+    Example: aulait keys site . --name ward-a --server fl.example.org:9443
+    """
+    with _library():
+        from aulait.flower import keys
+
+        mark = keys.site(folder, name, address)
+    if as_json:
+        terminal.document({"path": str(folder), "name": name, "fingerprint": mark})
+        return
+    terminal.say(f"made the key of '{name}' in {folder}, without an end date; fingerprint {mark}")
+    terminal.say(f"send {folder / 'site-key.pub'} to the coordinator and read out the fingerprint by telephone")
+    terminal.say(f"put the coordinator's ca.pem and order-key.pub beside it, then say what this site allows in {folder / 'site.toml'}")
+
+
+@app.command("enrol")
+def enrol(
+    folder: ServerFolder,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the site.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.pub", help="The site's public key.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Give the name another key, or the key another name; the old entry is gone.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a site's public key into the roster, at the coordinator.
+
+    Example: aulait keys enrol keys ward-a ward-a/site-key.pub
+    """
+    with _library():
+        from aulait.flower import keys
+
+        gone = keys.enrol(folder, name, file, replace)
+        mark = keys.fingerprint(keys.roster(folder)[name])
+    if as_json:
+        terminal.document({"name": name, "fingerprint": mark, "replaced": gone})
+        return
+    terminal.say(f"enrolled '{name}' with {mark}; compare it with what the site reads out")
+    if gone:
+        terminal.say(f"no longer enrolled as before: {', '.join(gone)}; a server that is running knows this when it starts again")
+
+
+@app.command("list")
+def listing(folder: ServerFolder, as_json: Json = False) -> None:
+    """Show the roster with fingerprints, and until when the certificates are good.
+
+    Example: aulait keys list keys
+    """
+    with _library():
+        from aulait.flower import keys
+
+        marks = {name: keys.fingerprint(line) for name, line in keys.roster(folder).items()}
+        made = keys.validity(folder)
+    if as_json:
+        rows = [{"name": name, "fingerprint": mark} for name, mark in marks.items()]
+        terminal.document({"sites": rows, **_ends(made), "hosts": list(made.hosts)})
+        return
+    terminal.table(f"{len(marks)} enrolled site{'' if len(marks) == 1 else 's'}", ("name", "fingerprint"), list(marks.items()))
+    terminal.say(f"server certificate until {_day(made.server)} for {', '.join(made.hosts)}; authority until {_day(made.authority)}")
+
+
+@contextmanager
+def _library() -> Iterator[None]:
+    """One line where the extra is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] == "cryptography":
+            raise ConfigError("keys need the package cryptography and it is missing; install it: pip install 'aulait[flower]'") from error
+        raise
+
+
+def _ends(made: Any) -> dict[str, str]:
+    return {"server_until": made.server.isoformat(), "authority_until": made.authority.isoformat()}
+
+
+def _day(moment: datetime) -> str:
+    left = (moment - datetime.now(UTC)).days
+    return f"{moment:%Y-%m-%d}, {f'{left} days' if left >= 0 else 'ENDED'}"

@@ -1,0 +1,108 @@
+"""``aulait serve``: one experiment over the sites of a roster."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aulait.cli import terminal
+from aulait.cli.progress import Bar
+from aulait.cli.run import Json, Set, fresh, show
+from aulait.errors import ConfigError
+
+
+def serve(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
+    keys: Annotated[Path, typer.Option("--keys", metavar="DIR", help="The server's keys and roster: aulait keys server.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on for sites.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on for sites.")] = 9443,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="The run folder. Default: runs/NAME-DATE-TIME.")
+    ] = None,
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS; only with a loopback --host.")] = False,
+    metrics: Annotated[
+        int | None, typer.Option("--metrics", metavar="PORT", min=1, max=65535, help="Answer Prometheus on loopback.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment with the sites that join, over Flower.
+
+    Example: aulait serve ward.toml --keys keys --out runs/ward
+    """
+    from aulait import config
+    from aulait.flower import processes
+
+    if insecure and not processes.loopback(host):
+        raise ConfigError(f"found --insecure and host {host}, expected loopback where there is no TLS; add --host 127.0.0.1")
+    if resume and (out is None or not (out / "serve" / "experiment.toml").is_file()):
+        found = "no --out" if out is None else f"no served run in --out {out}"
+        raise ConfigError(f"--resume found {found}, expected the folder of an interrupted run; add --out RUN, or leave --resume out")
+    with terminal.work(as_json), stopped_like_interrupted():
+        settings = config.read(file, [*(overrides or []), "engine.name=flower"])
+        path = out or fresh(settings.run.name)
+        if insecure:
+            terminal.fail("INSECURE: no TLS; whatever sites send can be read and changed on the way. For trials on one machine only.")
+        again = ["aulait", "serve", str(file), "--keys", str(keys), "--host", host, "--port", str(port), "--out", str(path),
+                 *(word for o in overrides or [] for word in ("--set", o)), *(["--insecure"] if insecure else []), "--resume"]
+        result = carry_out(settings, path, again, keys=keys, host=host, port=port, resume=resume, insecure=insecure, metrics=metrics)
+    show(result, path, as_json)
+
+
+def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | None, **how: Any) -> dict[str, Any]:
+    """Serve with a progress bar; an interrupt says how to go on.
+
+    Args:
+        settings: the experiment.
+        path: the run folder.
+        again: the words of the command that goes on with it.
+        metrics: port of loopback for Prometheus; None: none.
+        how: as ``aulait.flower.coordinator.serve`` takes it.
+
+    Returns:
+        What result.json holds.
+    """
+    from aulait.flower import coordinator
+
+    try:
+        with contextlib.ExitStack() as stack:
+            if metrics is not None:
+                stack.enter_context(measured(path, metrics))
+            terminal.note(f"listening on {how['host']}:{how['port']} for the sites of {how['keys']}/roster; run folder {path}")
+            return coordinator.serve(settings, path, watch=stack.enter_context(Bar()), **how)
+    except KeyboardInterrupt:
+        begun = (path / "config.toml").is_file()
+        raise KeyboardInterrupt(f"go on with: {shlex.join(again)}" if begun else "no round had started") from None
+
+
+@contextlib.contextmanager
+def measured(path: Path, port: int) -> Iterator[None]:
+    """Metrics of the run as long as the block runs."""
+    from aulait.flower import metrics
+
+    server = metrics.serve(path, port)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+@contextlib.contextmanager
+def stopped_like_interrupted() -> Iterator[None]:
+    """A service manager's SIGTERM ends everything as an interrupt does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,147 @@
+"""``aulait status``: where a run or a site stands."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aulait.cli import terminal
+from aulait.cli.run import Json
+from aulait.errors import AulaitError, ConfigError
+
+BAD = ("dead", "failed", "not running")
+OVER = ("finished", *BAD)
+STATES = {
+    "running": "a server holds the run",
+    "finished": "finished",
+    "failed": "stopped by an error",
+    "dead": "no process holds the run",
+    "unknown": "no result yet; an inline run leaves no mark of its process",
+}
+
+
+def status(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_SITE.toml", help="A run folder; or the site file of a site on this machine.")],
+    as_json: Json = False,
+    watch: Annotated[
+        float | None, typer.Option("--watch", metavar="SECONDS", min=0.2, help="Show it again so often, until it is over or Ctrl-C.")
+    ] = None,
+) -> None:
+    """Show where a run stands, with its sites and epsilon; or whether a site is running, and at what.
+
+    Exits with 1 when the run failed or its server is gone, or when the site is not running. With --json and --watch: one
+    JSON object a line. Example: aulait status runs/cafe --watch 5
+    """
+    try:
+        while True:
+            found = of(path)
+            _show(found, path, as_json, watch is not None)
+            if watch is None or found["state"] in OVER:
+                break
+            time.sleep(watch)
+    except KeyboardInterrupt:  # the way out of watching
+        return
+    if found["state"] in BAD:
+        raise typer.Exit(1)
+
+
+def of(path: Path) -> dict[str, Any]:
+    """The status of a run folder, or with ``kind`` = "site" the health of the site whose file it is."""
+    if path.is_dir():
+        from aulait.flower import status as reader
+
+        return {"kind": "run", **reader.read(path)}
+    if not path.is_file():
+        raise ConfigError(f"found nothing at {path}, expected a run folder or a site file; check the path")
+    return {"kind": "site", **_site(path)}
+
+
+def _site(path: Path) -> dict[str, Any]:
+    from aulait.flower import site_file, worker
+
+    site = site_file.read(path)
+    try:
+        return dict(worker.health(worker.socket_path(site)))
+    except (AulaitError, OSError) as error:
+        nobody = isinstance(error.__cause__ or error, FileNotFoundError | ConnectionRefusedError)
+        return {"name": site.site.name, "state": "not running", "last_error": None if nobody else str(error)}
+
+
+def _show(found: Mapping[str, Any], path: Path, as_json: bool, again: bool) -> None:
+    if as_json:  # plain values already: terminal.document would load torch to clean them, too slow for a health check
+        terminal.say(json.dumps(found, indent=None if again else 2, ensure_ascii=False, default=str))
+        return
+    if again and sys.stdout.isatty():
+        typer.clear()
+    if found["kind"] == "run":
+        _run(found, path)
+    else:
+        _health(found, path)
+
+
+def _run(found: Mapping[str, Any], path: Path) -> None:
+    from aulait.report import numbers as n
+
+    terminal.table(f"{found['name']} ({found['engine']}): {STATES[found['state']]}", ("", ""), _facts(found))
+    if found["sites"]:
+        terminal.say()
+        rows = [(site["name"], *(site[key] or "" for key in ("role", "tier", "state")), _ago(site["last_seen_s"]),
+                 "" if site["round"] is None else n.count(site["round"]), site["detail"] or "") for site in found["sites"]]
+        terminal.table(n.counted(len(rows), "site"), ("site", "role", "tier", "state", "last seen", "round", ""), rows, right=(5,))
+    if found["warnings"]:
+        terminal.say()
+        terminal.table("last warnings", ("time (UTC)", "event", ""),
+                       [((event["time"] or "")[:19].replace("T", " "), event["event"] or "", event["text"]) for event in found["warnings"]])
+    if found["state"] in ("dead", "failed"):
+        terminal.say()
+        terminal.say(f"go on with: aulait serve FILE --keys DIR --out {path} --resume")
+
+
+def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    from aulait.report import numbers as n
+
+    rows = []
+    if found["stage"]:
+        of_rounds = "" if found["rounds"] is None else f" of {n.count(found['rounds'])}"
+        rows.append(("stage", f"{found['stage']}, {n.count(found['round'])}{of_rounds} done"))
+    rows.append(("last progress", _ago(found["progress_s"]) or "none yet"))
+    promised = [] if found["budget"] is None else [f"of {n.epsilon(found['budget'])}"]
+    promised += [] if found["delta"] is None else [f"delta {found['delta']:g}"]
+    beside = f" ({', '.join(promised)})" if promised else ""
+    if found["private"] is False:
+        rows.append(("epsilon", "infinite (privacy is off)"))
+    else:
+        rows += [(f"epsilon of {role} clients", f"{terminal.epsilon(value)}{beside}") for role, value in found["epsilon"].items()]
+    if found["loss"] is not None:
+        rows.append(("held-out loss (nats a token)", n.loss(found["loss"])))
+    rows.append(("bytes up, down", f"{n.size(found['up_bytes'])}, {n.size(found['down_bytes'])}"))
+    if found["refused"]:
+        rows.append(("replies refused", n.count(found["refused"])))
+    if found["error"]:
+        rows.append(("error", found["error"]))
+    return rows
+
+
+def _ago(age_s: float | None) -> str:
+    from aulait.cli.progress import whole
+
+    return "" if age_s is None else f"{whole(age_s)} ago"
+
+
+def _health(found: Mapping[str, Any], path: Path) -> None:
+    if found["state"] == "not running":
+        reason = f" ({found['last_error']})" if found["last_error"] else ""
+        terminal.say(f"{found['name']} is not running{reason}; start: aulait join {path}")
+        return
+    from aulait.flower.status import plain
+    from aulait.report import numbers as n
+
+    rows = [(key.replace("_", " "), n.size(value) if key.endswith("_bytes") else plain(str(value)) or "")
+            for key, value in found.items() if key not in ("kind", "name", "state") and value not in (None, "")]
+    terminal.table(f"{found['name']}: {found['state']}", ("", ""), rows)

@@ -1,0 +1,100 @@
+"""A run whose clients are elsewhere: who takes part, what each is told, and then the same straight line as everywhere.
+
+Who takes part is fixed when the run begins (RUN/serve/roll.json) and the same after every restart; a site that is not
+there then is a client that does not answer. With ``machine = "measured"`` a tier is planned by what its sites measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aulait import loop, tiers
+from aulait.assemble import Workshop, assemble
+from aulait.config import Settings
+from aulait.errors import ConfigError
+from aulait.flower.engine import Engine
+from aulait.flower.journal import Journal
+from aulait.flower.judging import SiteJudge
+from aulait.record import RunFolder
+from aulait.registry import require
+from aulait.seeds import Seeds
+
+ROLL = "serve/roll.json"
+
+
+def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], journal: Journal, *, resume: bool) -> dict[str, Any]:
+    """Carry a run out with sites on other machines.
+
+    Args:
+        engine: speaks with them.
+        settings: the experiment.
+        out: the run folder.
+        enrolled: names of all sites that may come; empty without authentication.
+        journal: for the operator.
+        resume: go on with what is there.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        AulaitError: as ``loop.run``; a site refuses, too few come, nobody answers.
+    """
+    folder = RunFolder(out)
+    roll = _roll(engine, settings, folder, enrolled)
+    settings = planned_by(settings, roll, out)
+    names, workshop = sorted(roll), Workshop()
+    journal.progress("prepare", 0, 1, "loading the base")
+    house = assemble(settings, workshop, dict.fromkeys(names, 1))
+    records = engine.begin(house)
+    held: dict[str, int] = json.loads((out / "serve/records.json").read_text()) if (out / "serve/records.json").is_file() else {}
+    records = {name: records[name] or held.get(name, 0) for name in names}
+    folder.write_json("serve/records.json", records)
+    try:
+        return loop.run(settings, out, engine.connect, resume=resume, workshop=workshop, watch=journal.progress, elsewhere=records,
+                        judge=SiteJudge(engine.judge))
+    finally:
+        journal.event("travelled", **engine.told)
+
+
+def _roll(engine: Engine, settings: Settings, folder: RunFolder, enrolled: Sequence[str]) -> dict[str, Any]:
+    """Who takes part, with what they told; on disk once it is settled."""
+    path = folder.path / ROLL
+    if path.is_file():
+        roll: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        engine.hello(min(settings.engine.least_sites, len(roll)), min(settings.engine.wait_s, 60.0), sorted(roll) if enrolled else [])
+        return roll
+    roll = engine.hello(settings.engine.least_sites, settings.engine.wait_s, enrolled)
+    folder.write_json(ROLL, roll)
+    return roll
+
+
+def planned_by(settings: Settings, roll: Mapping[str, Any], out: Path) -> Settings:
+    """The settings with a tier for every site of a tier whose machine is "measured".
+
+    Raises:
+        ConfigError: a site of such a tier has measured nothing.
+    """
+    if all(tier.machine != tiers.MEASURED for tier in settings.federation.tier):
+        return settings
+    dealt = tiers.members(settings.federation.tier, sorted(roll), Seeds(settings.run.seed))
+    found = []
+    for tier in settings.federation.tier:
+        if tier.machine != tiers.MEASURED:
+            found.append(tier)
+            continue
+        for name in dealt[tier.name]:
+            path = out / "serve" / "profiles" / f"{name}.json"
+            profile = roll[name].get("profile")
+            require(isinstance(profile, dict), ConfigError, f"site '{name}' is in tier '{tier.name}', whose machine is 'measured', and "
+                    "told no profile; measure it there: aulait probe --out STATE/profile.json, or name a machine")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(profile), encoding="utf-8")
+            own = {"name": f"{tier.name}:{name}", "clients": (name,), "share": None, "count": None, "machine": str(path)}
+            found.append(tier.model_copy(update=own))
+    settings = settings.model_copy(update={"federation": settings.federation.model_copy(update={"tier": tuple(found)})})
+    problems = tiers.problems(settings.federation, settings.compute, not settings.privacy.off)
+    require(not problems, ConfigError, "\n".join(problems))
+    return settings

@@ -1,0 +1,98 @@
+"""The inside of the SuperLink: the public address answers the Fleet API alone.
+
+Flower 1.41 serves three APIs on one port. Over the Control API anybody could start a run, which is code of theirs on the
+coordinator's machine; over the Runtime API anybody could take a task and answer in its place. Neither asks who calls. So:
+- the public address answers the Fleet API, whose every request is signed by a node key, to bodies of bounded size;
+- Control and Runtime API listen on loopback and ask for a pass that the processes of one run share;
+- a site that claims to be another site in a reply is turned away;
+- a site that comes back before its last heartbeat has run out (60 s) is let in: its key says that it is the same one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from aulait.flower.pinned_parts import REQUEST_BYTES, everything, guarded, part, swap, with_pass
+
+_FLEET: Final = "/v1/fleet/"
+_LINK: Final = "flwr.superlink.cli.flower_superlink"
+_HANDLERS: Final = "flwr.superlink.servicer.fleet.fleet_handlers"
+NAMES: Final = {
+    _LINK: ("flower_superlink", "_run_superlink_http_api", "SuperLinkLifespan"),
+    "flwr.superlink.main": ("create_app",),
+    _HANDLERS: ("push_messages", "activate_node"),
+}
+
+
+def fleet_only(path: str, headers: dict[bytes, bytes]) -> int:
+    """The public address: Flower's Fleet API, whose every request is signed by a node key, and bodies of a declared, bounded size."""
+    if not path.startswith(_FLEET):
+        return 404
+    length = headers.get(b"content-length", b"")
+    if b"transfer-encoding" in headers or not length.isdigit() or len(length) > 12:
+        return 411
+    return 413 if int(length) > REQUEST_BYTES else 0
+
+
+def superlink() -> None:
+    """``flower-superlink`` with two doors: the Fleet API for everybody with a key, the rest for this machine and this run."""
+    everything(NAMES)
+    store, activate = part(_HANDLERS, "push_messages"), part(_HANDLERS, "activate_node")
+
+    def own_replies(request: Any, state: Any) -> Any:
+        if any(message.metadata.src_node_id != request.node.node_id for message in request.messages_list):
+            raise PermissionError("a site sent a reply in the name of another one")
+        return store(request=request, state=state)
+
+    def back_again(request: Any, state: Any) -> Any:
+        if (node := state.get_node_id_by_public_key(request.public_key)) is not None:
+            state.deactivate_node(node)  # changes nothing unless it counts as online
+        return activate(request=request, state=state)
+
+    swap(_HANDLERS, "push_messages", own_replies)
+    swap(_HANDLERS, "activate_node", back_again)
+    swap(_LINK, "_run_superlink_http_api", _two_doors)
+    part(_LINK, "flower_superlink")()
+
+
+def _two_doors(lifespan_config: Any) -> None:
+    """In place of Flower's one listener."""
+    import uvicorn
+
+    inner_port = int(os.environ["AULAIT_INNER"])
+    kind: Any = part(_LINK, "SuperLinkLifespan")
+
+    class Lifespan(kind):  # type: ignore[misc]
+        """Starts the task runner towards the inner address, in our process group."""
+
+        def _start_superexec_if_needed(self) -> None:
+            words = ["flower-superexec", "--insecure", "--runtime-api-address", f"127.0.0.1:{inner_port}"]
+            self.superexec_process = subprocess.Popen([*words, "--parent-pid", str(os.getpid())])
+
+    class Inner(uvicorn.Server):
+        """Leaves the signals to the public one."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    lifespan_config.enable_supernode_auth = True  # node keys sign without TLS too; insecure drops TLS alone
+    app = part("flwr.superlink.main", "create_app")(lifespan_config, Lifespan)
+    usual: Any = {"log_level": "warning", "ws": "none", "timeout_graceful_shutdown": 2}
+    shown = guarded(app, with_pass(os.environ["AULAIT_PASS"]))
+    private = Inner(uvicorn.Config(shown, host="127.0.0.1", port=inner_port, lifespan="off", **usual))
+    public = uvicorn.Server(uvicorn.Config(guarded(app, fleet_only), host=lifespan_config.host, port=lifespan_config.port,
+                                           ssl_keyfile=lifespan_config.ssl_keyfile, ssl_certfile=lifespan_config.ssl_certfile, **usual))
+
+    async def both() -> None:
+        inside = asyncio.create_task(private.serve())
+        await public.serve()
+        private.should_exit = True
+        await inside
+
+    asyncio.run(both())

@@ -1,0 +1,128 @@
+"""Tools of the files ``pinned_*``: reach a name of Flower's or end, stand in front of its listeners, end with the parent.
+
+Names of Flower's that are gone end the process at once: a measure that cannot be put in place must not be missing silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final
+
+PASS_HEADER: Final = "x-aulait-pass"
+REQUEST_BYTES: Final = 16 * 2**20
+"""Largest HTTP body either way: Flower cuts what it sends into objects of 5 MiB."""
+UNFIT: Final = 78
+"""Exit code: Flower lacks a name that a measure needs."""
+_GRACE_S: Final = 2.0
+
+Scope = MutableMapping[str, Any]
+Call = Callable[..., Awaitable[Any]]
+App = Callable[[Scope, Call, Call], Awaitable[None]]
+
+
+def part(module: str, name: str) -> Any:
+    """A name of Flower's, or the end of this process: see ``UNFIT``."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        tell("unfit", missing=f"{module}.{name}")
+        print(f"aulait: found a Flower without {module}.{name}, expected flwr>=1.41,<1.43", file=sys.stderr, flush=True)
+        os._exit(UNFIT)
+
+
+def swap(module: str, name: str, new: Any) -> Any:
+    """Put our own in the place of a name of Flower's; returns what was there."""
+    old = part(module, name)
+    setattr(importlib.import_module(module), name, new)
+    return old
+
+
+def everything(names: Mapping[str, tuple[str, ...]]) -> None:
+    """Look for every name that is needed (module -> names) before anything is listened to."""
+    for module, wanted in names.items():
+        for name in wanted:
+            part(module, name)
+
+
+def tell(event: str, **fields: Any) -> None:
+    """One JSON line to the process above, over the pipe it gave us; its end is no reason to fail."""
+    channel = os.environ.get("AULAIT_TELL")
+    if channel:
+        with contextlib.suppress(OSError, ValueError):
+            os.write(int(channel), json.dumps({"event": event, **fields}).encode() + b"\n")
+
+
+def watch(parent: int, group: bool) -> None:
+    """End with the process that started us: politely, then at once; a leader takes its whole group along."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(_GRACE_S)
+        if group:
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True, name="aulait-parent").start()
+
+
+async def _turned_away(send: Call, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def guarded(inner: App, allowed: Callable[[str, dict[bytes, bytes]], int]) -> App:
+    """An ASGI app that answers only what is allowed.
+
+    Args:
+        inner: Flower's.
+        allowed: (path, headers) -> 0, or the HTTP status that turns the request away before a byte of it is read.
+    """
+
+    async def gate(scope: Scope, receive: Call, send: Call) -> None:
+        if scope["type"] == "lifespan":
+            return await inner(scope, receive, send)
+        if scope["type"] != "http":
+            return None  # websockets are nobody's business here
+        if status := allowed(scope["path"], dict(scope["headers"])):
+            return await _turned_away(send, status)
+        return await inner(scope, receive, send)
+
+    return gate
+
+
+def with_pass(secret: str) -> Callable[[str, dict[bytes, bytes]], int]:
+    """A loopback address: whoever carries the pass of this run."""
+
+    def check(_path: str, headers: dict[bytes, bytes]) -> int:
+        return 0 if secret and hmac.compare_digest(headers.get(PASS_HEADER.encode(), b""), secret.encode()) else 404
+
+    return check
+
+
+def clients(adjust: Callable[[Any], None]) -> None:
+    """Adjust every HTTP client that Flower makes in this process."""
+    kind: Any = part("flwr.supercore.protobuf.client", "ProtobufClient")
+    first = kind.__init__
+
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        first(self, *args, **kwargs)
+        adjust(self._client)
+
+    kind.__init__ = made
+
+
+def carry_pass(client: Any) -> None:
+    """The client shows the pass; it speaks to one loopback address, and follows nobody elsewhere with it."""
+    client.headers[PASS_HEADER] = os.environ["AULAIT_PASS"]
+    client.follow_redirects = False

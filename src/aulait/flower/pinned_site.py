@@ -1,0 +1,180 @@
+"""The inside of a SuperNode and of the process that it starts for a message: nothing that the server ships is run.
+
+- The bundle that the server ships is never fetched, installed or imported; the site's own app always answers.
+- The run's configuration is not read; agent tasks and every other kind of task but a client app's are refused.
+- No redirect is followed, no answer unpacked, none larger than a limit read; a message is measured while it arrives.
+- The address for the site's own processes asks for a pass, so that no other account of the machine can answer for it.
+- An exception's text, which may hold data, stays in the site's log; the server is told that something failed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from aulait.flower.pinned_parts import REQUEST_BYTES, carry_pass, clients, everything, guarded, part, swap, tell, with_pass
+
+_MAIN: Final = "flwr.supernode.main"
+_NODE: Final = "flwr.supernode.start_client_internal"
+_RUN: Final = "flwr.supernode.runtime.run_clientapp"
+_APP: Final = "flwr.supernode.cli.flwr_clientapp"
+_BUSY: Final = (429, 502, 503, 504)  # a proxy on the way speaks, or a server that starts
+_NOTHING: Final = sha256(b"").hexdigest()
+NAMES: Final = {
+    _MAIN: ("create_app",),
+    "flwr.supernode.cli.flower_supernode": ("flower_supernode",),
+    _NODE: ("_pull_and_store_message", "_init_connection", "_insert_message", "get_fused_config_from_fab"),
+    _RUN: ("install_from_fab", "get_project_dir", "get_load_client_app_fn", "install_app_dependencies"),
+    _APP: ("flwr_clientapp", "run_clientapp"),
+    "flwr.supercore.protobuf.client": ("ProtobufClient",),
+}
+
+
+def careful(client: Any) -> None:
+    """A site's client towards the server: sent nowhere else, unpacks nothing, reads a bounded answer, says when nobody answers."""
+    import httpx
+
+    client.follow_redirects = False
+    client.headers["accept-encoding"] = "identity"
+
+    def bounded(response: httpx.Response) -> None:
+        length = response.headers.get("content-length", "")
+        if "content-encoding" in response.headers or not length.isdigit() or int(length) > REQUEST_BYTES:
+            text = f"the server's answer is packed, of no stated length or above {REQUEST_BYTES:,} bytes"
+            raise httpx.ReadError(text, request=response.request)
+
+    client.event_hooks["response"].append(bounded)
+    first, state = client.send, {"away": False}
+
+    def send(request: httpx.Request, **options: Any) -> httpx.Response:
+        try:
+            response: httpx.Response = first(request, **options)
+        except httpx.TransportError as error:
+            if not state["away"]:
+                tell("away", error=f"{type(error).__name__}: {error}"[:300])
+            state["away"] = True
+            raise
+        if response.is_error and response.status_code not in _BUSY and request.url.path.endswith("/activate-node"):
+            tell("unknown", status=response.status_code)
+        if state["away"]:
+            tell("back")
+        state["away"] = False
+        return response
+
+    client.send = send
+
+
+def supernode() -> None:
+    """``flower-supernode`` that fetches no code, listens to its own site only, and measures what arrives."""
+    everything(NAMES)
+    made, pull = part(_MAIN, "create_app"), part(_NODE, "_pull_and_store_message")
+    swap(_MAIN, "create_app", lambda *args, **kwargs: guarded(made(*args, **kwargs), with_pass(os.environ["AULAIT_PASS"])))
+    swap(_NODE, "get_fused_config_from_fab", lambda *_: {})
+    swap(_NODE, "_pull_and_store_message", lambda **given: _pulled(pull, given))
+    if key := os.environ.get("AULAIT_NODE_KEY"):
+        swap(_NODE, "_init_connection", _signed(part(_NODE, "_init_connection"), Path(key)))
+    clients(careful)
+    part("flwr.supernode.cli.flower_supernode", "flower_supernode")()
+
+
+_known: set[int] = set()
+
+
+def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | None:
+    """Flower's next message, through narrowed callbacks: no bundle, only runs of a server app, a bounded size.
+
+    Args:
+        pull: Flower's own function.
+        given: its arguments.
+    """
+    from flwr.supercore.constant import TaskType
+    from flwr.supercore.fab import Fab
+    from flwr.supercore.run import RunNotRunningException
+
+    node, seen = int(given["state"].get_node_id()), dict[str, Any]()
+    if node not in _known:
+        _known.add(node)
+        tell("connected", node=node)
+    left = int(os.environ["AULAIT_MESSAGE_BYTES"])
+
+    def receive() -> Any:
+        found = given["receive"]()
+        seen["message"] = found[0] if found else None
+        return found
+
+    def get_run(number: int) -> Any:
+        run = given["get_run"](number)
+        if run.primary_task_type not in (TaskType.SERVER_APP, TaskType.SERVER_APP.value, ""):
+            tell("refused", what=f"a run of kind {str(run.primary_task_type)[:40]!r}")
+            raise RunNotRunningException
+        run.fab_hash = _NOTHING
+        return run
+
+    def pull_object(number: int, object_id: str) -> Any:
+        nonlocal left
+        piece = given["pull_object"](number, object_id)
+        left -= len(piece)
+        if left < 0:
+            raise ValueError("the message is larger than limits.message_bytes of the site file")
+        return piece
+
+    ours = {"receive": receive, "get_run": get_run, "get_fab": lambda _digest, _run: Fab(_NOTHING, b"", {}), "pull_object": pull_object}
+    run = pull(**(given | ours))
+    return _answer_too_large(given, seen["message"]) if left < 0 else run
+
+
+def _answer_too_large(given: dict[str, Any], message: Any) -> int:
+    """Tell the server that its message is too large, so that it need not wait for an answer; returns the run."""
+    from flwr.app import Error, Message
+
+    tell("refused", what="a message above limits.message_bytes")
+    reply = Message(Error(code=0, reason="the message is larger than this site accepts"), reply_to=message)
+    part(_NODE, "_insert_message")(reply, given["state"], given["object_store"])
+    return int(message.metadata.run_id)
+
+
+def _signed(connect: Callable[..., Any], key: Path) -> Callable[..., Any]:
+    """Flower signs only over TLS; on loopback without it, a site still shows who it is."""
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+    private: Any = load_ssh_private_key(key.read_bytes(), None)
+    return lambda **given: connect(**(given | {"authentication_keys": (private, private.public_key())}))
+
+
+def clientapp(app: str) -> None:
+    """``flwr-clientapp`` that runs the app of this site, whatever was shipped.
+
+    Args:
+        app: as ``module:name``.
+    """
+    everything(NAMES)
+    clients(carry_pass)
+    swap(_RUN, "install_from_fab", lambda *_args, **_options: None)
+    swap(_RUN, "get_project_dir", lambda *_args: "")
+    swap(_RUN, "install_app_dependencies", _never)
+    swap(_RUN, "get_load_client_app_fn", lambda **_options: lambda *_ids: _discreet(app))
+    part(_APP, "flwr_clientapp")()
+
+
+def _never(*_args: Any, **_options: Any) -> None:
+    raise RuntimeError("nothing is installed at a site")
+
+
+def _discreet(where: str) -> Callable[..., Any]:
+    """The site's app; what it says in an error stays in the log of the site."""
+    module, _, name = where.partition(":")
+    app = getattr(importlib.import_module(module), name)
+
+    def answer(message: Any, context: Any) -> Any:
+        try:
+            return app(message=message, context=context)
+        except Exception as error:
+            print(f"aulait: the app of this site failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise RuntimeError("the site could not answer; its own log says why")
+
+    return answer

@@ -1,0 +1,99 @@
+"""Letters through Flower: a packet to a site, its answer when it is there; who a site is, the key of its node says.
+
+``Post`` is all that the engine sees of the network, so that tests put other carriers in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flwr.app import Array, Message
+from flwr.serverapp import Grid
+
+from aulait.errors import WireError
+from aulait.flower import keys, records
+from aulait.flower.packet import Packet
+
+TYPE = "query.aulait"
+AT_ONCE = 4  # answers in memory at a time
+_ONLINE = "online"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """An answer, or why there is none.
+
+    Attributes:
+        letter: what was answered.
+        packet: the answer; None where ``fault`` says what happened instead.
+        fault: "the site's node went away", ...
+    """
+
+    letter: str
+    packet: Packet | None
+    fault: str = ""
+
+
+class Post(Protocol):
+    """Carries packets to sites."""
+
+    def there(self) -> Mapping[str, int]:
+        """Sites that are connected now, by the name of their key, to their address; without authentication by address alone."""
+
+    def send(self, address: int, packet: Packet, body: Any, ttl_s: float) -> str | None:
+        """Send a packet; the letter's name, or None if it cannot be delivered. ``body`` from ``body`` is shared."""
+
+    def body(self, raw: bytes) -> Any:
+        """Bytes as many letters share them."""
+
+    def collect(self, letters: Sequence[str], limit: int) -> Iterator[Heard]:
+        """Answers that have come, each once, a few in memory at a time."""
+
+
+class FlowerPost:
+    """``Post`` over Flower's Grid.
+
+    Args:
+        grid: of the server app.
+        roster: name -> public key of every enrolled site; empty without authentication.
+    """
+
+    def __init__(self, grid: Grid, roster: Mapping[str, str]) -> None:
+        self._grid, self._open = grid, not roster
+        self._names = {keys.as_pem(line).strip(): name for name, line in roster.items()}
+
+    def there(self) -> Mapping[str, int]:
+        """Connected sites by name; without authentication "node-<address>"."""
+        found: dict[str, int] = {}
+        for node in self._grid.get_nodes():
+            if node.status != _ONLINE:
+                continue
+            name = f"node-{node.node_id}" if self._open else self._names.get(bytes(node.public_key).strip())
+            if name is not None:
+                found[name] = node.node_id
+        return found
+
+    def send(self, address: int, packet: Packet, body: Any, ttl_s: float) -> str | None:
+        """Hand one message to the SuperLink; the body's array is stored there once."""
+        message = Message(records.records(packet, body), dst_node_id=address, message_type=TYPE, ttl=ttl_s)
+        (letter,) = self._grid.push_messages([message]) or (None,)
+        return letter
+
+    def body(self, raw: bytes) -> Array:
+        """An array that messages share."""
+        return records.array(raw)
+
+    def collect(self, letters: Sequence[str], limit: int) -> Iterator[Heard]:
+        """Ask the SuperLink for a few letters at a time, so that memory does not grow with the number of sites."""
+        for first in range(0, len(letters), AT_ONCE):
+            for message in self._grid.pull_messages(letters[first : first + AT_ONCE]):
+                letter = message.metadata.reply_to_message_id
+                if message.has_error():
+                    yield Heard(letter, None, f"{message.error.reason or 'no reason given'} (Flower's code {message.error.code})")
+                    continue
+                try:
+                    yield Heard(letter, records.packet(message.content, limit))
+                except WireError as error:
+                    yield Heard(letter, None, str(error))

@@ -1,0 +1,105 @@
+"""A site's own account where it adds the noise itself (``privacy.unit = "record"``): it believes no order about its guarantee.
+
+Before it answers it computes from the order, its own number of records and its own steps what the answer spends, and
+refuses what would go beyond the promise of the brief or its own limit. The line is on its disk before the answer leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aulait.errors import PrivacyError
+from aulait.flower.brief import Brief
+from aulait.privacy.account import Accountant, Event
+from aulait.record import writing
+from aulait.registry import require
+from aulait.types import Site
+
+ROLE = "site"
+
+
+class SiteAccount:
+    """What this site's records have spent in one run.
+
+    Args:
+        folder: of the run at the site.
+        brief: the promise.
+        most_epsilon: the site's own limit.
+
+    Raises:
+        PrivacyError: the file of the account is damaged.
+    """
+
+    def __init__(self, folder: Path, brief: Brief, most_epsilon: float) -> None:
+        self._path = folder / "account.jsonl"
+        told = brief.privacy
+        assert told.delta is not None
+        self._limit = min(most_epsilon, told.epsilon if told.epsilon is not None else math.inf)
+        self._accountant = Accountant(told.delta, {ROLE: self._limit})
+        for event in _read(self._path):
+            self._accountant.add(ROLE, event)
+
+    @property
+    def spent(self) -> float:
+        """Epsilon so far."""
+        return self._accountant.spent(ROLE)
+
+    def charge(self, settings: Mapping[str, Any], site: Site, brief: Brief) -> None:
+        """Check one order and write it down.
+
+        Args:
+            settings: of the order: "sigma", "clip", "protected", "most_rate", "most_steps".
+            site: with its records and plan.
+            brief: names the method, whose terms say what a round asks of a record.
+
+        Raises:
+            PrivacyError: the order asks for an answer that the promise does not cover; nothing was charged.
+        """
+        sigma, clip = settings.get("sigma"), settings.get("clip")
+        sound = settings.get("protected") is True and "noise_seed" not in settings and all(
+            isinstance(value, int | float) and math.isfinite(value) and value > 0 for value in (sigma, clip))
+        require(sound, PrivacyError, "an order without noise of this site's own found, the brief promises it; refused")
+        assert isinstance(sigma, int | float)
+        assert isinstance(clip, int | float)
+        config = brief.method_config
+        same = settings.get("mode") == config.mode and settings.get("most_rate", math.inf) <= config.max_rate
+        require(same, PrivacyError, "an order of another mode or a larger sampling rate than the brief's found; refused")
+        own = brief.method.terms(config, [site])
+        multiplier = sigma / own.sensitivity(float(clip))
+        event = own.event(multiplier)
+        spends = self._accountant.would_spend(ROLE, event)
+        require(spends <= self._limit * (1 + 1e-6), PrivacyError,
+                f"the order would bring this site's records to epsilon {spends:.3f}, allowed are {self._limit:.3f}; refused")
+        self._append(event)
+        self._accountant.add(ROLE, event)
+
+    def _append(self, event: Event) -> None:
+        line = json.dumps({"noise_multiplier": event.noise_multiplier, "rate": event.sampling_rate, "steps": event.steps}) + "\n"
+        with writing(self._path.parent):
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _read(path: Path) -> list[Event]:
+    """The events on disk. A last line without its end was never answered and is cut off."""
+    if not path.exists():
+        return []
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if whole != raw:
+        os.truncate(path, len(whole))
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        return [Event(line["noise_multiplier"], line["rate"], line["steps"]) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PrivacyError(f"the account {path} is damaged, expected one JSON object a line; restore it, this run cannot go on "
+                           "without") from error
