@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test check experiments clean
+.PHONY: help demo deploy-demo test check experiments clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ $(VENV)/.extras: pyproject.toml $(BIN)/aulait
 
 demo: $(BIN)/aulait  ## install, then run both stages on built-in data (minutes)
 	$(BIN)/aulait demo --out runs/demo
+
+deploy-demo: $(VENV)/.extras  ## install with extras, then a server and five sites on this machine, over TLS (minutes)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/deploy_demo.py
 
 test: $(VENV)/.extras  ## install with extras, then run all tests
 	$(BIN)/python -m pytest

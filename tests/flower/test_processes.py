@@ -205,7 +205,7 @@ def test_a_killed_server_leaves_nothing_and_can_begin_again(federation):
             first.kill()
             first.wait()
         toy.until(lambda: not any(toy.alive(pid) for pid in children), 5)
-        second = subprocess.run([sys.executable, "-c", SERVED.format(**words, hang=False)], capture_output=True, text=True, timeout=120)
+        second = subprocess.run([sys.executable, "-c", SERVED.format(**words, hang=False)], capture_output=True, text=True, timeout=240)
     assert "site app answers one" in second.stdout, second.stderr
     assert any("not reachable" in line for line in said)
     assert any("reached again" in line for line in said)

@@ -12,8 +12,8 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from aulait.errors import DeviceError
-from aulait.flower import local_socket, records
+from aulait.errors import DeviceError, WireError
+from aulait.flower import local_socket, packet, records
 from aulait.registry import require
 
 app = ClientApp()
@@ -26,6 +26,8 @@ def query(message: Message, context: Context) -> Message:
     where = os.environ.get("AULAIT_SOCKET") or str(context.node_config.get("socket", ""))
     require(bool(where), DeviceError, "found no socket of a worker, expected AULAIT_SOCKET or node-config socket=...; run 'aulait join'")
     raw = records.raw(message.content, LIMIT_BYTES)
+    # Health is not signed and its answer holds the last error in full: it is for this machine's own questions.
+    require(packet.kind_of(raw, LIMIT_BYTES) != "health", WireError, "a question after the worker's health came over the network; refused")
     with local_socket.calling(Path(where), None) as connection:
         local_socket.send_raw(connection, raw)
         answer = local_socket.receive(connection, LIMIT_BYTES)

@@ -23,11 +23,13 @@ from aulait.fingerprint import fingerprint
 from aulait.flower import brief as briefs
 from aulait.flower import signing, wire
 from aulait.flower.brief import Brief
-from aulait.flower.journal import Journal
+from aulait.flower.journal import Journal, plain
 from aulait.flower.judging import Wear
 from aulait.flower.packet import Packet
 from aulait.flower.post import Heard, Post
+from aulait.flower.site_file import name_problem
 from aulait.flower.split_remote import RemoteSplitLearner
+from aulait.flower.spool import Spool, in_order
 from aulait.flower.wire import Body, Stamp
 from aulait.registry import require
 from aulait.train import AT_ONCE, Learner
@@ -93,7 +95,7 @@ class Engine:
             for key, packet in self._exchange(asked, min(HELLO_S, max(5.0, until - time.monotonic()))):
                 name = str(packet.head.get("client", ""))
                 known[key] = name
-                if packet.kind == "facts" and (name == key or not expected):
+                if packet.kind == "facts" and (name == key or (not expected and name_problem(name) is None)):
                     facts[name] = dict(packet.head)
                     self._journal.site(name, state="there", last_seen=_now())
             missing = sorted({*expected} - {*facts})
@@ -127,7 +129,7 @@ class Engine:
                 told = packet.head.get("records")
                 records[name] = told if isinstance(told, int) and 0 < told < 2**31 else 0
             else:
-                problems.append(f"site '{name}': {str(packet.head.get('reason', 'no reason'))[:500]}")
+                problems.append(f"site '{name}': {plain(packet.head.get('reason'))}")
         require(not problems, AulaitError, "\n".join(problems))
         return records
 
@@ -144,16 +146,14 @@ class Engine:
             away = [order for order in orders if order.client in self._briefs]
             halved = [o for o in away if remote_split and o.stage == "train" and sites[o.client].plan.placement == "split"]
             whole = [order for order in away if order not in halved]
-            letters, heard = self._send(self._packets(whole)), 0
-            if len(away) < len(orders):
-                yield from here([order for order in orders if order.client not in self._briefs])
-            for reply in self._halves(halved, sites, method, setting, learner, cut, wire) if halved else ():
-                heard += 1
-                yield reply
-            for name, packet in self._answers(letters):
-                if (found := self._reply(name, packet)) is not None:
-                    heard += 1
-                    yield found
+            letters = self._send(self._packets(whole))
+            near = iter(here([order for order in orders if order.client not in self._briefs]) if len(away) < len(orders) else ())
+            early = [*near, *(self._halves(halved, sites, method, setting, learner, cut, wire) if halved else ())]
+            heard = 0
+            with Spool(self._journal.folder) as spool:
+                for reply in in_order([order.client for order in orders], early, self._replies(letters), spool):
+                    heard += reply.client in self._briefs
+                    yield reply
             if away and not heard:
                 raise AulaitError(f"round {away[0].round} of {away[0].stage}: none of {len(away)} sites answered within "
                                   f"{self._settings.engine.deadline_s:g} s (engine.deadline_s); look at 'aulait status', then go on with "
@@ -164,12 +164,12 @@ class Engine:
     def judge(self, worn: Mapping[str, Wear], round: int, more: Mapping[str, Any]) -> Iterator[tuple[str, Packet]]:
         """Ask sites to measure; answers by client."""
         made, asked = dict[int, Body](), dict[str, Packet]()
-        for name, (what, tensors) in worn.items():
-            if id(tensors) not in made:
-                made[id(tensors)] = wire.body(tensors)
-            own = made[id(tensors)]
+        for name, wear in worn.items():
+            if id(wear) not in made:
+                made[id(wear)] = wire.body(wear.tensors)
+            own = made[id(wear)]
             asked[name] = Packet({"kind": "evaluate", **self._stamp(name).head(), "client": name, "brief": self._briefs[name].digest,
-                                  "what": what, "round": round, "stage": "train", "tensors": own.listed, **more}, own.raw)
+                                  **wear.head(), "round": round, "stage": "train", "tensors": own.listed, **more}, own.raw)
         for name, packet in self._exchange(asked, self._settings.engine.deadline_s):
             if packet.kind == "sums":
                 yield name, packet
@@ -241,22 +241,24 @@ class Engine:
             return None
         self._journal.site(name, last_seen=_now())
         if packet.kind == "refusal":
-            self._journal.warning("refused", site=name, why=packet.head.get("why"), reason=packet.head.get("reason"))
-            self._journal.site(name, state="refused", detail=str(packet.head.get("reason"))[:500])
+            reason = plain(packet.head.get("reason"))
+            self._journal.warning("refused", site=name, why=plain(packet.head.get("why"), 40), reason=reason)
+            self._journal.site(name, state="refused", detail=reason)
         return packet
 
-    def _reply(self, name: str, packet: Packet) -> Reply | None:
-        """The reply in an answer; a client speaks for itself only."""
-        if packet.kind != "reply":
-            return None
-        try:
-            reply = wire.read_reply(packet)
-            require(reply.client == name, WireError, f"site '{name}' answered in the name of '{reply.client[:80]}'")
-        except WireError as error:
-            self._silent(name, str(error))
-            return None
-        self._journal.site(name, state="answered", detail="")
-        return reply
+    def _replies(self, letters: _Letters) -> Iterator[tuple[str, Packet]]:
+        """Answers that are sound replies, as they come; a client speaks for itself only."""
+        for name, packet in self._answers(letters):
+            if packet.kind != "reply":
+                continue
+            try:
+                reply = wire.read_reply(packet)
+                require(reply.client == name, WireError, f"site '{name}' answered in the name of '{reply.client[:80]}'")
+            except WireError as error:
+                self._silent(name, str(error))
+                continue
+            self._journal.site(name, state="answered", detail="")
+            yield name, packet
 
     def _halves(
         self, orders: Sequence[Order], sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner, cut: int | None,

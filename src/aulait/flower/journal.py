@@ -45,6 +45,12 @@ def line(kind: str, /, **fields: Any) -> str:
     return json.dumps({**head, **{key: _short(value) for key, value in fields.items() if key not in head}}, allow_nan=False)
 
 
+def plain(value: Any, most: int = 500) -> str:
+    """A stranger's text for a person's terminal: one line, nothing that steers it, cut."""
+    text = value if isinstance(value, str) else "no text"
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:most])
+
+
 def _short(value: Any) -> Any:
     """The value as JSON has it, its texts cut."""
     if isinstance(value, bool | int) or value is None:

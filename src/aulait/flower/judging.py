@@ -8,20 +8,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aulait import lora, peft_format
 from aulait.algorithms.contract import State
 from aulait.assemble import House
+from aulait.errors import WireError
 from aulait.evaluate import EvaluateConfig, evaluate, summary, totals
 from aulait.flower.packet import Packet
 from aulait.flower.site_house import SiteHouse
 from aulait.flower.wire import tensors
+from aulait.registry import require
 from aulait.types import Adapter, Record, Tensors
 
 PUBLIC_RECORDS = 64  # public texts that are scored under privacy
-Wear = tuple[str, Tensors]  # "base", "adapter" or "state", and its tensors
+LARGEST_SUM, MOST_METRICS = 1e15, 20  # that a site may tell
+
+
+@dataclass(frozen=True)
+class Wear:
+    """What a client puts on to be measured.
+
+    Attributes:
+        what: "base", "adapter", or the "state" of a method from which the client makes its own.
+        tensors: of it.
+        alpha, rank: of an adapter.
+    """
+
+    what: str
+    tensors: Tensors
+    alpha: float = 1.0
+    rank: int | None = None
+
+    @classmethod
+    def adapter(cls, adapter: Adapter) -> Wear:
+        """An adapter for all its layers."""
+        return cls("adapter", lora.to_tensors(adapter), adapter.alpha, adapter.rank)
+
+    def head(self) -> dict[str, Any]:
+        """As it stands in a message, beside the tensors."""
+        return {"what": self.what, "alpha": self.alpha, "rank": self.rank}
+
+
 Ask = Callable[[Mapping[str, Wear], int, Mapping[str, Any]], Iterable[tuple[str, Packet]]]
 
 
@@ -40,7 +70,7 @@ def measured(house: SiteHouse, packet: Packet, memory: dict[str, Any], folder: P
     found, shared, final = tensors(packet.head.get("tensors"), packet.body), None, bool(packet.head.get("final"))
     worn: Adapter | None = None
     if packet.head.get("what") == "adapter":
-        worn = lora.from_tensors(found, house.setting.alpha, house.setting.rank)
+        worn = _given(packet, found)
     elif packet.head.get("what") == "state":
         state = State(int(packet.head["round"]), found)
         shared = house.brief.method.result(house.setting, state)
@@ -54,6 +84,18 @@ def measured(house: SiteHouse, packet: Packet, memory: dict[str, Any], folder: P
         peft_format.export(worn, house.base, folder / "adapter")
     nats, _, count = told["sums"]
     return {"log": {"loss": nats / count if count else None, "what": packet.head.get("what")}, "told": told}
+
+
+def _given(packet: Packet, found: Tensors) -> Adapter:
+    """The adapter in a message.
+
+    Raises:
+        WireError: its scale is no number.
+    """
+    alpha, rank = packet.head.get("alpha"), packet.head.get("rank")
+    sound = isinstance(alpha, int | float) and math.isfinite(alpha) and (rank is None or (isinstance(rank, int) and rank > 0))
+    require(sound, WireError, "an adapter whose alpha or rank is no number")
+    return lora.from_tensors(found, float(packet.head["alpha"]), rank)
 
 
 def _sums(house: SiteHouse, worn: Adapter | None) -> dict[str, Any]:
@@ -95,21 +137,21 @@ class SiteJudge:
 def _worn(house: House, state: State | None, shared: Adapter | None, names: Sequence[str], final: bool) -> Mapping[str, Wear]:
     """What every client is to wear. A split client's own adapter is made here, where its memory is; the others make theirs."""
     if state is None or shared is None:
-        return dict.fromkeys(names, ("base", {}))
+        return dict.fromkeys(names, Wear("base", {}))
     method = house.settings.method
-    common = ("adapter", lora.to_tensors(shared))
+    common = Wear.adapter(shared)
     if not method.TRAITS.personal:
         return dict.fromkeys(names, common)
-    own = ("state", dict(state.tensors))
+    own = Wear("state", dict(state.tensors))
     halves = [house.sites[name] for name in names if house.sites[name].plan.placement == "split"]
     made = method.personal(house.settings.method_config, house.setting, state, halves, house.learner, final) if halves else {}
-    return {name: ("adapter", lora.to_tensors(made[name])) if name in made else own if name in house.trainers else common for name in names}
+    return {name: Wear.adapter(made[name]) if name in made else own if name in house.trainers else common for name in names}
 
 
 def _scores(answers: Sequence[Packet], key: str, config: EvaluateConfig) -> dict[str, Any]:
     """Sums of sites to scores; task metrics are means over sites by their number of records."""
     sums = [[float(value) for value in packet.head[key]] for packet in answers if _sound(packet.head.get(key))]
-    tasks = [packet.head["task"] for packet in answers if isinstance(packet.head.get("task"), dict)] if key == "sums" else []
+    tasks = [told for packet in answers if (told := _task(packet.head.get("task")))] if key == "sums" else []
     count = sum(float(task.get("count", 0)) for task in tasks)
     names = sorted({name for task in tasks for name in task} - {"count"})
     task = {name: sum(float(t.get(name, 0)) * float(t.get("count", 0)) for t in tasks) / (count or 1.0) for name in names}
@@ -117,7 +159,17 @@ def _scores(answers: Sequence[Packet], key: str, config: EvaluateConfig) -> dict
 
 
 def _sound(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(isinstance(v, int | float) and math.isfinite(v) and v >= 0 for v in value)
+    return isinstance(value, list) and len(value) == 3 and all(map(_sum, value))
+
+
+def _sum(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_SUM
+
+
+def _task(value: Any) -> dict[str, float]:
+    """What a site told of its task metric; nothing where it is not a few numbers by name."""
+    sound = isinstance(value, dict) and len(value) <= MOST_METRICS and all(map(_sum, value.values()))
+    return {name[:40]: float(told) for name, told in value.items()} if sound else {}
 
 
 def _public(house: House, worn: Adapter | None) -> dict[str, Any]:

@@ -131,7 +131,8 @@ def laid_out(
         (home / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
         allowed = {"privacy": False, "roles": ["local", "proxy"], "threads": 1} | dict((limits or {}).get(name, {}))
         tables = {"site": {"name": name, "server": f"127.0.0.1:{port}", "state": "state"},
-                  "data": {"source": "own.jsonl", **(fields or {})}, "models": dict(models or {"brew": "brew"}), "embedders": dict(embedders or {"minilm": "minilm"}), "limits": allowed}
+                  "data": {"source": "own.jsonl", **(fields or {})}, "models": dict(models or {"brew": "brew"}),
+                  "embedders": dict(embedders or {"minilm": "minilm"}), "limits": allowed}
         (home / "site.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
         sites[name] = home / "site.toml"
     loopback = Loopback(folder, port, sites)

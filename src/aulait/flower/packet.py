@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ _LENGTHS = struct.Struct(">IHQ")
 START = len(MAGIC) + _LENGTHS.size + 32
 MOST_HEAD_BYTES = 16 * 1024 * 1024
 MOST_SIGNATURE_BYTES = 256
+MOST_DIGITS = 20  # of a whole number: what is larger cannot become a float and would raise far from here
+MOST_DEPTH = 32  # of lists in lists: what is deeper cannot be written to a log again
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,17 @@ def read(take: Callable[[int], bytes], limit: int) -> Packet:
     return Packet(_parsed(head), body, signature)
 
 
+def kind_of(raw: bytes, limit: int) -> str:
+    """The kind of a packet, its body not looked at; for whoever only hands it on.
+
+    Raises:
+        WireError: as ``loads``, but for the checksum.
+    """
+    seal = opened(raw[:START], limit)
+    at = START + seal.signature_bytes
+    return str(_parsed(raw[at : at + seal.head_bytes])["kind"])
+
+
 def opened(start: bytes, limit: int) -> Seal:
     """The fixed part, checked before anything behind it is read.
 
@@ -144,12 +158,37 @@ def _head(head: Mapping[str, Any]) -> bytes:
 
 def _parsed(raw: bytes) -> dict[str, Any]:
     def refuse(text: str) -> Any:
-        raise ValueError(f"{text} is no number of a message")
+        raise ValueError(f"{text[:40]} is no number of a message")
+
+    def whole(text: str) -> int:
+        return int(text) if len(text) <= MOST_DIGITS else int(refuse(text))
+
+    def broken(text: str) -> float:
+        return float(text) if math.isfinite(float(text)) else float(refuse(text))
 
     try:
-        head = json.loads(raw.decode("utf-8"), parse_constant=refuse)
+        head = json.loads(raw.decode("utf-8"), parse_constant=refuse, parse_int=whole, parse_float=broken)
+        _look_at(head)
     except (ValueError, RecursionError) as error:
         raise WireError(f"the head of a message is no JSON: {error}") from error
     if not isinstance(head, dict) or not isinstance(head.get("kind"), str):
         raise WireError("the head of a message is no table with a 'kind'")
     return head
+
+
+def _look_at(head: Any) -> None:
+    """Refuse what a later hand could not write down again: lists too deep, half characters.
+
+    Raises:
+        ValueError: there is such a thing.
+    """
+    level = [head]
+    for _ in range(MOST_DEPTH):
+        for value in level:
+            if isinstance(value, str) and not value.isascii():
+                value.encode()  # raises for half a character
+        inner = [part for value in level if isinstance(value, dict) for pair in value.items() for part in pair]
+        level = inner + [part for value in level if isinstance(value, list) for part in value]
+        if not level:
+            return
+    raise ValueError(f"lists more than {MOST_DEPTH} deep")

@@ -62,10 +62,23 @@ def tell(event: str, **fields: Any) -> None:
 
 
 def watch(parent: int, group: bool) -> None:
-    """End with the process that started us: politely, then at once; a leader takes its whole group along."""
+    """End with the process that started us, or with the first of all: politely, then at once; a leader takes its group along.
+
+    Without the second, a chain of processes would end one after the other, each with its own grace.
+    """
+    root = int(os.environ.get("AULAIT_ROOT", parent))
+
+    def there() -> bool:
+        try:
+            os.kill(root, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # of another account, so somebody else's by now; the parent tells soon enough
+        return os.getppid() == parent
 
     def look() -> None:
-        while os.getppid() == parent:
+        while there():
             time.sleep(0.2)
         signal.raise_signal(signal.SIGTERM)
         time.sleep(_GRACE_S)

@@ -22,6 +22,7 @@ from aulait.flower.pinned_parts import REQUEST_BYTES, carry_pass, clients, every
 _MAIN: Final = "flwr.supernode.main"
 _NODE: Final = "flwr.supernode.start_client_internal"
 _RUN: Final = "flwr.supernode.runtime.run_clientapp"
+_RETRY: Final = "flwr.supercore.retry.http_retry"
 _APP: Final = "flwr.supernode.cli.flwr_clientapp"
 _BUSY: Final = (429, 502, 503, 504)  # a proxy on the way speaks, or a server that starts
 _NOTHING: Final = sha256(b"").hexdigest()
@@ -32,7 +33,9 @@ NAMES: Final = {
     _RUN: ("install_from_fab", "get_project_dir", "get_load_client_app_fn", "install_app_dependencies"),
     _APP: ("flwr_clientapp", "run_clientapp"),
     "flwr.supercore.protobuf.client": ("ProtobufClient",),
+    _RETRY: ("MAX_RETRY_DELAY",),
 }
+_LONGEST_RETRY_S: Final = 5  # Flower's own 20 s would be waited out by every site after each restart of the server
 
 
 def careful(client: Any) -> None:
@@ -49,21 +52,21 @@ def careful(client: Any) -> None:
             raise httpx.ReadError(text, request=response.request)
 
     client.event_hooks["response"].append(bounded)
-    first, state = client.send, {"away": False}
+    first, state = client.send, {"away": ""}
 
     def send(request: httpx.Request, **options: Any) -> httpx.Response:
         try:
             response: httpx.Response = first(request, **options)
         except httpx.TransportError as error:
-            if not state["away"]:
-                tell("away", error=f"{type(error).__name__}: {error}"[:300])
-            state["away"] = True
+            if (text := f"{type(error).__name__}: {error}"[:300]) != state["away"]:
+                tell("away", error=text)
+            state["away"] = text
             raise
         if response.is_error and response.status_code not in _BUSY and request.url.path.endswith("/activate-node"):
             tell("unknown", status=response.status_code)
         if state["away"]:
             tell("back")
-        state["away"] = False
+        state["away"] = ""
         return response
 
     client.send = send
@@ -78,6 +81,7 @@ def supernode() -> None:
     swap(_NODE, "_pull_and_store_message", lambda **given: _pulled(pull, given))
     if key := os.environ.get("AULAIT_NODE_KEY"):
         swap(_NODE, "_init_connection", _signed(part(_NODE, "_init_connection"), Path(key)))
+    swap(_RETRY, "MAX_RETRY_DELAY", _LONGEST_RETRY_S)
     clients(careful)
     part("flwr.supernode.cli.flower_supernode", "flower_supernode")()
 

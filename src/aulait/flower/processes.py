@@ -31,7 +31,7 @@ def start(words: Sequence[str], log: Path, environment: Mapping[str, str], told:
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if log.exists() and log.stat().st_size > _LARGE_LOG_BYTES:
         log.replace(log.with_name(f"{log.name}.1"))
-    given = {**environment, **({} if told is None else {"AULAIT_TELL": str(told)})}
+    given = {**environment, "AULAIT_ROOT": str(os.getpid()), **({} if told is None else {"AULAIT_TELL": str(told)})}
     with open(log, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as output:
         return subprocess.Popen(
             words, env=given, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, umask=0o077,

@@ -139,8 +139,8 @@ class Resident:
             self._log("repeated", epoch=stamp.epoch, number=stamp.number)
             return answered
         if tenancy.house is None:
-            tenancy.house = move_in(tenancy.brief, self._file, self._shelf)
-            self._allow(tenancy.brief, len(tenancy.house.records.train))
+            self._settle(tenancy)
+        assert tenancy.house is not None
         self.facts |= {"run": stamp.run, "stage": packet.head.get("stage"), "round": packet.head.get("round")}
         if packet.kind != "split":  # a split round that something else interrupts has ended
             for other in self._runs.values():
@@ -163,8 +163,8 @@ class Resident:
         if known is not None and known.digest != given.digest:
             raise Refused(f"run {stamp.run[:8]} was told another brief before; begin a new run for other settings")
         tenancy = known or self._enter(given)
-        tenancy.house = move_in(given, self._file, self._shelf)
-        self._allow(given, len(tenancy.house.records.train))
+        self._settle(tenancy)
+        assert tenancy.house is not None
         if known is None:
             keeping.write_brief(tenancy.kept.folder, given.model_dump(mode="json"))
             self._runs[stamp.run] = tenancy
@@ -205,6 +205,8 @@ class Resident:
     def _split(self, packet: Packet, stamp: Stamp, tenancy: Tenancy, house: SiteHouse) -> Packet:
         if not tenancy.brief.privacy.off or tenancy.brief.placement != "split":
             raise Refused("asked for activations, and the brief does not say 'split' without privacy")
+        if packet.head.get("stage") != "train" or not 1 <= packet.head["round"] <= tenancy.brief.rounds:
+            raise Refused(f"a split round outside the {tenancy.brief.rounds} of the brief")
         try:
             return tenancy.sessions.answer(packet, stamp, house)
         except WireError as error:
@@ -226,6 +228,21 @@ class Resident:
         problems = [*site_file.unknown(self._file, given), *site_file.refusals(limits, given, most)]
         if problems:
             raise Refused("; ".join(problems))
+
+    def _settle(self, tenancy: Tenancy) -> None:
+        """Load what a run needs, and let go of what other runs hold of another base: one base is in memory, whoever asks.
+
+        Raises:
+            Refused: with the site's records the run goes beyond its limits.
+        """
+        for other in self._runs.values():
+            if other.house is not None and other.brief.model != tenancy.brief.model:
+                other.sessions.clear()
+                other.house = None
+        tenancy.house = move_in(tenancy.brief, self._file, self._shelf)
+        self._allow(tenancy.brief, len(tenancy.house.records.train))
+        if tenancy.brief.too_long != "cut" and not tenancy.brief.privacy.off:
+            self._log("cut", reason=f"under privacy long records are cut here, not '{tenancy.brief.too_long}'")
 
     def _tenancy(self, run: str, digest: Any) -> Tenancy:
         """The run that a message belongs to.

@@ -21,6 +21,7 @@ from aulait.registry import require
 from aulait.types import Site
 
 ROLE = "site"
+CLIPS = (1e-6, 1e6)  # outside of them single precision rounds the noise or the gradients away
 
 
 class SiteAccount:
@@ -62,10 +63,12 @@ class SiteAccount:
         """
         sigma, clip = settings.get("sigma"), settings.get("clip")
         sound = settings.get("protected") is True and "noise_seed" not in settings and all(
-            isinstance(value, int | float) and math.isfinite(value) and value > 0 for value in (sigma, clip))
+            isinstance(value, int | float) and value is not True and 0 < value < math.inf for value in (sigma, clip))
         require(sound, PrivacyError, "an order without noise of this site's own found, the brief promises it; refused")
         assert isinstance(sigma, int | float)
         assert isinstance(clip, int | float)
+        text = f"an order with clip = {clip:g} found, expected {CLIPS[0]:g} to {CLIPS[1]:g}; refused"
+        require(CLIPS[0] <= clip <= CLIPS[1], PrivacyError, text)
         config = brief.method_config
         same = settings.get("mode") == config.mode and settings.get("most_rate", math.inf) <= config.max_rate
         require(same, PrivacyError, "an order of another mode or a larger sampling rate than the brief's found; refused")

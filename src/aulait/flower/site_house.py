@@ -96,6 +96,9 @@ class SiteHouse:
 def move_in(brief: Brief, file: SiteFile, shelf: Shelf) -> SiteHouse:
     """Load what a brief needs; its names of base and embedder are those the site's file allows (checked before).
 
+    Under privacy long records are cut whatever the run says: an error, or a site without records left, would tell the
+    coordinator how long single records are, brief by brief.
+
     Raises:
         DataError: the site's records do not do.
         ModelError: the base cannot be loaded, or is not the coordinator's.
@@ -108,7 +111,7 @@ def move_in(brief: Brief, file: SiteFile, shelf: Shelf) -> SiteHouse:
     learner = Learner(base, brief.train)
     name, seeds = file.site.name, Seeds(brief.seed)
     found = data.own(_data(brief, file), name, seeds)
-    fit = fitted(brief.too_long, brief.model.context, learner.encode, {name: found})
+    fit = fitted(brief.too_long if brief.privacy.off else "cut", brief.model.context, learner.encode, {name: found})
     require(name in fit, DataError, "no record is left after data.too_long = 'drop'; raise model.context")
     plan = Plan(brief.tier, brief.placement, brief.rank, brief.steps, brief.batch)
     ranks = {} if brief.ranks is None else {name: brief.ranks}

@@ -27,6 +27,7 @@ _NAMES = {kind: name for name, kind in KINDS.items()}
 MOST_TENSORS = 100_000
 MOST_DIMENSIONS = 8
 MOST_NAME = 400
+LARGEST_NUMBER = 1e30  # as a weight or in info
 _ALIGNED = 8
 _PARTS = "\x1f"  # between the name of a coded tensor and the part of it
 
@@ -229,6 +230,7 @@ def _entry(entry: Any) -> tuple[str, str, list[int]]:
     sound = isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and entry[1] in KINDS and isinstance(entry[2], list)
     require(sound and len(entry[0]) <= MOST_NAME + 10 and len(entry[2]) <= MOST_DIMENSIONS and all(_whole(size) for size in entry[2]),
             WireError, "the list of tensors of a message holds what is no tensor")
+    require(math.prod(max(1, size) for size in entry[2]) < 2**53, WireError, f"tensor '{entry[0][:80]}' has more cells than can be")
     return entry[0], entry[1], entry[2]
 
 
@@ -237,4 +239,5 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A number of which many can be summed."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
