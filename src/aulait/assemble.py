@@ -130,6 +130,11 @@ class House:
         return tuple(sorted((*self.roles["local"], *self.roles["split"])))
 
     @property
+    def secret_time(self) -> bool:
+        """Whether seconds would tell of clients' records: in a deployment under privacy the slowest site sets them."""
+        return self.settings.engine.name == "flower" and not self.settings.privacy.off
+
+    @property
     def terms(self) -> records.Terms | None:
         """With the unit "record", what a round may ask of any record of a client that trains; else None."""
         if self.settings.privacy.off or self.settings.privacy.unit == "client":

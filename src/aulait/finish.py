@@ -87,7 +87,7 @@ def _result(house: House, accountant: Accountant | None, progress: Progress) -> 
             "up_bytes": int(totals.get("synthesis_up_bytes", 0) + totals.get("train_up_bytes", 0)),
             "down_bytes": int(totals.get("synthesis_down_bytes", 0) + totals.get("train_down_bytes", 0)),
         },
-        "time": {name: totals.get(name, 0.0) for name in ("wall_s", "synthesis_s", "train_s", "evaluate_s")},
+        "time": {name: None if house.secret_time else totals.get(name, 0.0) for name in ("wall_s", "synthesis_s", "train_s", "evaluate_s")},
         "clock": timing.result(totals),
         "versions": {name: version(name) for name in PACKAGES},
         "tiers": _tiers(house),
@@ -146,5 +146,5 @@ def _synthesis(house: House, progress: Progress) -> dict[str, Any]:
         "records_per_client": house.settings.data.records_per_client,
         "client_down_bytes_per_round": per["down"], "client_up_bytes_per_round": per["up"],
         "down_formula": "4 · J · D", "up_formula": "4 · J",
-        "client_s_mean": progress.totals.get("client_s", 0.0) / voters if voters else None,
+        "client_s_mean": progress.totals.get("client_s", 0.0) / voters if voters and not house.secret_time else None,
     }

@@ -102,7 +102,8 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
             progress.stopped = str(spent)
             break
         spent_s = time.perf_counter() - started
-        line: Info = {"stage": "train", "round": round, "wall_s": spent_s, **info, "epsilon": epsilons(house, books.accountant)}
+        line: Info = {"stage": "train", "round": round, "wall_s": None if house.secret_time else spent_s, **info,
+                      "epsilon": epsilons(house, books.accountant)}
         if clock and outcome:
             line["clock"] = progress.tick(clock.told(_shown(house, clock, cohort, outcome, beside_s)))
         if round % settings.evaluate.every == 0 or round == rounds:

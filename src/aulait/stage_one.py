@@ -92,6 +92,7 @@ def _evolve(house: House, folder: RunFolder, books: Books, progress: Progress, c
             break
         spent_s = time.perf_counter() - started
         line = {"stage": "synthesis", "round": round, "wall_s": spent_s, **info, "epsilon": epsilons(house, books.accountant)}
+        line |= dict.fromkeys(("wall_s", "client_s")) if house.secret_time else {}
         if clock and outcome:
             line["clock"] = progress.tick(clock.told(outcome))
         folder.append(line)

@@ -87,4 +87,7 @@ def engine(post: LocalPost, settings: Any, folder: Path, out: Path, epoch: int =
 def deploy(post: LocalPost, settings: Any, folder: Path, out: Path, *, epoch: int = 1, resume: bool = False, enrolled: Sequence[str] = ()) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     made = engine(post, settings, folder, out, epoch)
-    return deployed_run(made, settings, out, sorted(enrolled or post.residents), Journal(out), resume=resume)
+    try:
+        return deployed_run(made, settings, out, sorted(enrolled or post.residents), made.journal, resume=resume)
+    finally:
+        made.journal.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from tests.flower.local_post import LocalPost, deploy, site
 
 from aulait import inline, loop
 from aulait.assemble import Workshop
+from aulait.errors import AulaitError
+from aulait.flower import packet
 from aulait.flower.resident import Resident
 
 WORKSHOP = Workshop()
@@ -82,3 +85,150 @@ def test_sites_give_the_adapter_and_scores_of_one_process(places, method):
     assert kinds == {"hello", "brief", "order", "evaluate"}
     assert not any(packet.kind == "order" and packet.head["stage"] == "train" for name, packet in post.asked if name in ("c2", "c3"))
     assert {packet.kind for name, packet in post.asked if name == "c4"} == {"hello", "brief", "split", "evaluate"}
+
+
+def test_under_privacy_nothing_of_a_site_is_told_but_what_the_door_releases(places):
+    own = five(places)
+    tiers = [{"name": "gpu", "clients": ["c0", "c1", "c4"], "placement": "local"}, {"name": "laptop", "clients": ["c2", "c3"], "placement": "proxy"}]
+    privacy = {"noise_multiplier": 1.0, "delta": 1e-5, "relation": "add-remove"}
+    engine = {"name": "flower", "threads": 1, "wait_s": 5.0}
+    lines = []
+    answers = []
+
+    def seen(name, asked, answer):
+        answers.append((name, asked.kind, packet.loads(answer, 2**31)))
+        return answer
+
+    post = LocalPost(residents(places, own, lines, privacy=True, epsilon=100.0), seen)
+    result = deploy(post, tiny_run.settings(places, **tables(federation={"tier": tiers}, algorithm={"name": "ffa"}, privacy=privacy, engine=engine)), places, places / "away")
+    for _, kind, answer in answers:
+        allowed = {"hello": {"facts"}, "brief": {"accepted"}, "order": {"reply"}, "evaluate": {"sums"}}[kind]
+        assert answer.kind in allowed
+        if kind == "brief":
+            assert answer.head["records"] is None
+        if kind == "order":
+            assert answer.head["info"] == {}
+            assert answer.head["weight"] == 1.0
+        if kind == "evaluate":
+            assert set(answer.head) == {"kind", "run", "epoch", "number", "client"}
+            assert not answer.body
+    assert {line["event"] for line in lines} >= {"measured", "answered"}  # at the sites
+    assert result["eval"]["measured_on"] == "public texts"
+    assert "worst_client_loss" not in result["eval"]
+    assert set(result["time"].values()) == {None}
+    rounds = [json.loads(line) for line in (places / "away" / "rounds.jsonl").read_text().splitlines()]
+    assert all(line["wall_s"] is None and line.get("client_s") is None for line in rounds)
+    assert result["privacy"]["private"] is True
+    page = (places / "away" / "report.html").read_text()
+    assert "public text" in page
+
+
+def test_a_run_goes_on_where_the_coordinator_died_and_sites_stand_where_they_stood(places):
+    """FedSA keeps factors at the sites; the coordinator dies after the sites answered and before its checkpoint."""
+    own = five(places)
+    engine = {"name": "flower", "threads": 1, "wait_s": 5.0}
+    tiers = [{"name": "gpu", "placement": "local"}]
+    settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, algorithm={"name": "fedsa"}, engine=engine))
+    whole = deploy(LocalPost(residents(places, own)), settings, places, places / "whole")
+    for name in own:
+        shutil.rmtree(places / name)
+
+    class Died(BaseException):
+        pass
+
+    def dies(name, asked, answer):
+        if asked.kind == "order" and asked.head["round"] == 2 and name == "c3":
+            raise Died
+        return answer
+
+    with pytest.raises(Died):
+        deploy(LocalPost(residents(places, own), dies), settings, places, places / "torn")
+    lines = []
+    post = LocalPost(residents(places, own, lines))  # the sites were restarted too: all they know is on their disks
+    again = deploy(post, settings, places, places / "torn", epoch=2, resume=True)
+    same(places / "whole", places / "torn")
+    assert again["eval"]["loss"] == pytest.approx(whole["eval"]["loss"], rel=1e-6)
+    rounds = [json.loads(line)["round"] for line in (places / "torn" / "rounds.jsonl").read_text().splitlines()]
+    assert rounds == [1, 2, 3]
+
+
+def test_a_message_that_comes_twice_gets_the_same_bytes_and_an_older_one_is_refused(places):
+    own = five(places)
+    lines, first = [], {}
+
+    def twice(name, asked, answer):
+        if asked.kind in ("order", "evaluate"):
+            again = packet.dumps(post.residents[name].answer(asked))
+            assert again == answer
+            old = first.setdefault(name, asked)
+            if old is not asked:
+                late = post.residents[name].answer(old)
+                assert late.kind == "refusal"
+                assert late.head["why"] == "past"
+        return answer
+
+    post = LocalPost(residents(places, own, lines), twice)
+    tiers = [{"name": "gpu", "placement": "local"}]
+    engine = {"name": "flower", "threads": 1, "wait_s": 5.0}
+    settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 2, "steps": 1, "batch": 2}, engine=engine))
+    deploy(post, settings, places, places / "away")
+    assert any(line["event"] == "repeated" for line in lines)
+
+
+def test_a_silent_site_is_left_out_and_nobody_at_all_stops_the_run_with_one_line(places):
+    own = five(places)
+    tiers = [{"name": "gpu", "placement": "local"}]
+    engine = {"name": "flower", "threads": 1, "wait_s": 1.0, "deadline_s": 0.3}
+    settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 2, "steps": 1, "batch": 2}, engine=engine))
+
+    def lost(name, asked, answer):
+        return None if asked.kind == "order" and (name == "c1" or asked.head["round"] == 2) else answer
+
+    with pytest.raises(AulaitError, match="none of 5 sites answered") as caught:
+        deploy(LocalPost(residents(places, own), lost), settings, places, places / "away")
+    assert "\n" not in str(caught.value)
+    rounds = [json.loads(line) for line in (places / "away" / "rounds.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in rounds] == [1]
+    sites = json.loads((places / "away" / "serve" / "sites.json").read_text())
+    assert sites["c1"]["state"] == "silent"
+    done = deploy(LocalPost(residents(places, own)), settings, places, places / "away", epoch=2, resume=True)
+    assert done["rounds"] == 2
+
+
+@pytest.mark.parametrize("wire", ["float16", "int8"])
+def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, wire):
+    own = five(places)
+    tiers = [{"name": "gpu", "placement": "local"}]
+    sizes = {}
+    for form in ("float32", wire):
+        engine = {"name": "flower", "threads": 1, "wait_s": 1.0, "wire": form}
+        settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 2, "steps": 1, "batch": 2}, engine=engine))
+        post = LocalPost(residents(places, own))
+        deploy(post, settings, places, places / form)
+        sizes[form] = sum(len(asked.body) for _, asked in post.asked if asked.kind == "order")
+        for name in own:
+            shutil.rmtree(places / name)
+    assert sizes[wire] < 0.55 * sizes["float32"]
+    one, two = products(places / "float32"), products(places / wire)
+    assert all((one[name] - two[name]).abs().max() < 0.02 * max(1e-3, one[name].abs().max()) + 1e-3 for name in one)
+
+
+def test_a_site_with_another_base_says_so_before_any_work(places):
+    own = five(places)
+    post = LocalPost(residents(places, own))
+    for resident in post.residents.values():
+        resident._shelf.base = changed(resident._shelf.base)
+    engine = {"name": "flower", "threads": 1, "wait_s": 1.0}
+    with pytest.raises(AulaitError, match="site 'c0': failed"):
+        deploy(post, tiny_run.settings(places, **tables(engine=engine)), places, places / "away")
+    assert not (places / "away" / "rounds.jsonl").exists()
+
+
+def changed(load):
+    def base(config):
+        found = load(config)
+        with torch.no_grad():
+            next(iter(found.model.parameters())).view(-1)[0] += 1.0
+        return found
+
+    return base

@@ -15,7 +15,7 @@ def ending(result: Mapping[str, Any], path: Path) -> None:
 
     before, after = result["base_eval"], result["eval"]
     measures = (
-        ("held-out loss (nats a token)", "loss", n.loss),
+        (f"{'held-out loss' if 'measured_on' not in after else 'loss on public text'} (nats a token)", "loss", n.loss),
         ("perplexity", "perplexity", n.perplexity),
         ("token accuracy", "token_accuracy", n.percent),
     )

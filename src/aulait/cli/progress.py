@@ -12,6 +12,7 @@ from rich.text import Text
 from aulait.cli import terminal
 
 STAGES = {
+    "wait": "waiting for sites",
     "prepare": "preparing",
     "synthesis": "stage 1, synthesis",
     "train": "stage 2, training",

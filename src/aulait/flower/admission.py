@@ -34,7 +34,7 @@ def fault(order: Order, brief: Brief, limits: Limits, shapes: Shapes) -> str | N
     most = brief.rounds if order.stage == "train" else brief.synthesis_rounds
     if not 1 <= order.round <= most:
         return f"round {order.round} of {order.stage} found, the brief has {most}"
-    return _numbers(order, brief, limits) or _tensors(order, shapes)
+    return _numbers(order, brief, limits) or _tensors(order, shapes, brief.adapter.rank)
 
 
 def _numbers(order: Order, brief: Brief, limits: Limits) -> str | None:
@@ -55,8 +55,8 @@ def _numbers(order: Order, brief: Brief, limits: Limits) -> str | None:
     return None
 
 
-def _tensors(order: Order, shapes: Shapes) -> str | None:
-    """Factors must fit the layers; of other tensors the numbers must be finite."""
+def _tensors(order: Order, shapes: Shapes, rank: int) -> str | None:
+    """Factors must fit the layers, those to be trained the rank too; of other tensors the numbers must be finite."""
     for name, tensor in order.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return f"tensor '{name[:80]}' holds NaN or infinity"
@@ -66,6 +66,9 @@ def _tensors(order: Order, shapes: Shapes) -> str | None:
             fits = tensor.ndim == 2 and (tensor.shape[1] == n if letter == "A" else tensor.shape[0] == m)
             if not fits:
                 return f"tensor '{name[:80]}' of shape {tuple(tensor.shape)} does not fit a layer of ({m}, {n})"
+            own = tensor.shape["AB".index(letter)]
+            if "/" not in name and own > rank:
+                return f"tensor '{name[:80]}' of rank {own} found, the brief has {rank}"
     return None
 
 

@@ -131,7 +131,8 @@ def _served(loopback: Loopback, experiment: Path, out: Path, say: Say) -> None:
         code = loopback.finished(1.0)
     except subprocess.TimeoutExpired:
         code = None
-    require(code == 0, AulaitError, f"the server {'did not end in time' if code is None else f'ended with {code}'}; see {loopback.log('server')}")
+    ended = "did not end in time" if code is None else f"ended with {code}"
+    require(code == 0, AulaitError, f"the server {ended}; see {loopback.log('server')}")
 
 
 def _loads(loopback: Loopback) -> dict[str, int]:

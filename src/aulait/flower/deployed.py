@@ -32,7 +32,7 @@ def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], 
         engine: speaks with them.
         settings: the experiment.
         out: the run folder.
-        enrolled: names of all sites that may come; empty without authentication.
+        enrolled: names of all sites that may come.
         journal: for the operator.
         resume: go on with what is there.
 
@@ -64,7 +64,7 @@ def _roll(engine: Engine, settings: Settings, folder: RunFolder, enrolled: Seque
     path = folder.path / ROLL
     if path.is_file():
         roll: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        engine.hello(min(settings.engine.least_sites, len(roll)), min(settings.engine.wait_s, 60.0), sorted(roll) if enrolled else [])
+        engine.hello(min(settings.engine.least_sites, len(roll)), min(settings.engine.wait_s, 60.0), sorted(roll))
         return roll
     roll = engine.hello(settings.engine.least_sites, settings.engine.wait_s, enrolled)
     folder.write_json(ROLL, roll)

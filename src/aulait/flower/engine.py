@@ -27,7 +27,6 @@ from aulait.flower.journal import Journal, plain
 from aulait.flower.judging import Wear
 from aulait.flower.packet import Packet
 from aulait.flower.post import Heard, Post
-from aulait.flower.site_file import name_problem
 from aulait.flower.split_remote import RemoteSplitLearner
 from aulait.flower.spool import Spool, in_order
 from aulait.flower.wire import Body, Stamp
@@ -62,11 +61,12 @@ class Engine:
         journal: for the operator.
 
     Attributes:
+        journal: as given.
         told: bytes of messages sent and received, and how many; as they travelled.
     """
 
     def __init__(self, post: Post, settings: Settings, key: Any, run: str, epoch: int, journal: Journal) -> None:
-        self._post, self._settings, self._key, self._journal = post, settings, key, journal
+        self._post, self._settings, self._key, self.journal = post, settings, key, journal
         self._run, self._epoch = run, epoch
         self._numbers: dict[str, int] = {}
         self._briefs: dict[str, Brief] = {}
@@ -78,7 +78,7 @@ class Engine:
         Args:
             least: without so many the run cannot begin.
             wait_s: how long all of ``expected`` are waited for.
-            expected: names that are enrolled; empty without authentication.
+            expected: names that may take part.
 
         Returns:
             Name -> what the site tells of itself.
@@ -86,28 +86,24 @@ class Engine:
         Raises:
             AulaitError: too few came.
         """
-        until, facts, known = time.monotonic() + wait_s, dict[str, dict[str, Any]](), dict[str, str]()
+        until, facts, asked = time.monotonic() + wait_s, dict[str, dict[str, Any]](), set[str]()
         while True:
-            there = self._post.there()
-            new = [name for name in there if name not in known]
-            asked = {name: Packet({"kind": "hello", **self._stamp(name).head(), "client": name if expected else "*",
-                                   "version": briefs.VERSION}) for name in new}
-            for key, packet in self._exchange(asked, min(HELLO_S, max(5.0, until - time.monotonic()))):
-                name = str(packet.head.get("client", ""))
-                known[key] = name
-                if packet.kind == "facts" and (name == key or (not expected and name_problem(name) is None)):
+            new = {name: Packet({"kind": "hello", **self._stamp(name).head(), "client": name, "version": briefs.VERSION})
+                   for name in self._post.there() if name in expected and name not in asked}
+            asked |= {*new}
+            for name, packet in self._exchange(new, min(HELLO_S, max(5.0, until - time.monotonic()))):
+                if packet.kind == "facts":
                     facts[name] = dict(packet.head)
-                    self._journal.site(name, state="there", last_seen=_now())
+                    self.journal.site(name, state="there", last_seen=_now())
             missing = sorted({*expected} - {*facts})
-            enough = len(facts) >= least and not missing if expected else len(facts) >= least
-            if enough or time.monotonic() > until:
+            if not missing or time.monotonic() > until:
                 break
-            self._journal.progress("wait", len(facts), max(len(expected), least), f"waiting for {', '.join(missing[:4]) or 'sites'}")
+            self.journal.progress("wait", len(facts), len(expected), f"waiting for {', '.join(missing[:4])}")
             time.sleep(1.0)
         require(len(facts) >= least, AulaitError, f"{len(facts)} sites came within {wait_s:g} s, expected at least {least}; missing: "
                 f"{', '.join(missing[:8]) or 'anybody'}; start them by 'aulait join', or set engine.least_sites")
         for name in missing:
-            self._journal.warning("absent", site=name, reason="did not come before the run began; it takes no part")
+            self.journal.warning("absent", site=name, reason="did not come before the run began; it takes no part")
         return facts
 
     def begin(self, house: House) -> dict[str, int]:
@@ -120,7 +116,7 @@ class Engine:
         self._briefs = {name: briefs.of(self._settings, house.setting, site, run=self._run, votes=name in house.voters, fingerprint=mark)
                         for name, site in house.sites.items()}
         for name, own in self._briefs.items():
-            self._journal.site(name, role=own.placement, tier=own.tier)
+            self.journal.site(name, role=own.placement, tier=own.tier)
         records = {name: 0 for name in house.sites}
         problems = []
         told_to = {name: own.packet(self._stamp(name)) for name, own in self._briefs.items()}
@@ -150,7 +146,7 @@ class Engine:
             near = iter(here([order for order in orders if order.client not in self._briefs]) if len(away) < len(orders) else ())
             early = [*near, *(self._halves(halved, sites, method, setting, learner, cut, wire) if halved else ())]
             heard = 0
-            with Spool(self._journal.folder) as spool:
+            with Spool(self.journal.folder) as spool:
                 for reply in in_order([order.client for order in orders], early, self._replies(letters), spool):
                     heard += reply.client in self._briefs
                     yield reply
@@ -184,7 +180,7 @@ class Engine:
                 made[key] = wire.body(order.tensors, self._settings.engine.wire if order.stage == "train" else "float32")
             own = self._briefs[order.client]
             packets[order.client] = wire.order(order, self._stamp(order.client), own.digest, made[key])
-            self._journal.site(order.client, state="asked", round=order.round, stage=order.stage)
+            self.journal.site(order.client, state="asked", round=order.round, stage=order.stage)
         return packets
 
     def _exchange(self, packets: Mapping[str, Packet], wait_s: float) -> Iterator[tuple[str, Packet]]:
@@ -239,11 +235,11 @@ class Engine:
         if not same:
             self._silent(name, heard.fault or "answered another message than the one it was sent")
             return None
-        self._journal.site(name, last_seen=_now())
+        self.journal.site(name, last_seen=_now())
         if packet.kind == "refusal":
             reason = plain(packet.head.get("reason"))
-            self._journal.warning("refused", site=name, why=plain(packet.head.get("why"), 40), reason=reason)
-            self._journal.site(name, state="refused", detail=reason)
+            self.journal.warning("refused", site=name, why=plain(packet.head.get("why"), 40), reason=reason)
+            self.journal.site(name, state="refused", detail=reason)
         return packet
 
     def _replies(self, letters: _Letters) -> Iterator[tuple[str, Packet]]:
@@ -257,7 +253,7 @@ class Engine:
             except WireError as error:
                 self._silent(name, str(error))
                 continue
-            self._journal.site(name, state="answered", detail="")
+            self.journal.site(name, state="answered", detail="")
             yield name, packet
 
     def _halves(
@@ -272,7 +268,7 @@ class Engine:
             halves = RemoteSplitLearner(learner, cut, form, [order.client for order in some], some[0].round, self._steps)
             for reply in method.answer(some, [sites[order.client] for order in some], setting, halves):
                 if reply.client not in halves.lost:
-                    self._journal.site(reply.client, state="answered", detail="")
+                    self.journal.site(reply.client, state="answered", detail="")
                     yield reply
 
     def _steps(self, sent: Mapping[str, tuple[dict[str, Any], Tensors]]) -> dict[str, Packet]:
@@ -289,8 +285,8 @@ class Engine:
         return Stamp(self._run, self._epoch, self._numbers[name])
 
     def _silent(self, name: str, reason: str) -> None:
-        self._journal.warning("silent", site=name, reason=reason)
-        self._journal.site(name, state="silent", detail=reason)
+        self.journal.warning("silent", site=name, reason=reason)
+        self.journal.site(name, state="silent", detail=reason)
 
 
 def _now() -> str:

@@ -175,4 +175,6 @@ def _task(value: Any) -> dict[str, float]:
 def _public(house: House, worn: Adapter | None) -> dict[str, Any]:
     some = [text if isinstance(text, Record) else Record(text) for text in house.corpus.public[:PUBLIC_RECORDS]]
     config = house.settings.evaluate.model_copy(update={"task": "none", "records_per_client": PUBLIC_RECORDS})
-    return evaluate(house.learner, worn, {"public": some}, config).as_dict() | {"measured_on": "public texts"}
+    found = evaluate(house.learner, worn, {"public": some}, config).as_dict()
+    by_client = ("worst_client_loss", "mean_client_loss")
+    return {key: value for key, value in found.items() if key not in by_client} | {"measured_on": "public texts"}

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,16 @@ class Kept:
             require(key == self.key, WireError, f"round {key[1]} of {STAGES[key[0]]} is past, this site is at round {self.key[1]}")
         self.key = key
         return None
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """A message that is refused or fails inside leaves no trace: a refused round is not a round that was reached."""
+        held = copy.copy(self.memory), dict(self.before), self.key, self.epoch, self.number
+        try:
+            yield
+        except BaseException:
+            self.memory, self.before, self.key, self.epoch, self.number = held
+            raise
 
     def done(self, stamp: Stamp, answer: Packet) -> None:
         """Make an answer durable before it is sent.

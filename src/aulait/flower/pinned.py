@@ -50,8 +50,8 @@ keys = ""
 resume = false
 """,
     "LICENSE": "Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0\n",
-    "server_app.py": '"""The server app of aulait."""\n\nfrom aulait.flower.server_app import app as app\n',
-    "client_app.py": '"""The client app of aulait."""\n\nfrom aulait.flower.client_app import app as app\n',
+    "server_app.py": '"""The server app of aulait."""\n\nfrom aulait.flower import server_app\n\napp = server_app.app\n',
+    "client_app.py": '"""The client app of aulait."""\n\nfrom aulait.flower import client_app\n\napp = client_app.app\n',
 }
 
 

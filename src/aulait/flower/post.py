@@ -40,7 +40,7 @@ class Post(Protocol):
     """Carries packets to sites."""
 
     def there(self) -> Mapping[str, int]:
-        """Sites that are connected now, by the name of their key, to their address; without authentication by address alone."""
+        """Sites that are connected now, by the name of their key, to their address."""
 
     def send(self, address: int, packet: Packet, body: Any, ttl_s: float) -> str | None:
         """Send a packet; the letter's name, or None if it cannot be delivered. ``body`` from ``body`` is shared."""
@@ -57,20 +57,20 @@ class FlowerPost:
 
     Args:
         grid: of the server app.
-        roster: name -> public key of every enrolled site; empty without authentication.
+        roster: name -> public key of every enrolled site.
     """
 
     def __init__(self, grid: Grid, roster: Mapping[str, str]) -> None:
-        self._grid, self._open = grid, not roster
+        self._grid = grid
         self._names = {keys.as_pem(line).strip(): name for name, line in roster.items()}
 
     def there(self) -> Mapping[str, int]:
-        """Connected sites by name; without authentication "node-<address>"."""
+        """Connected sites by name; a node whose key is not in the roster is nobody."""
         found: dict[str, int] = {}
         for node in self._grid.get_nodes():
             if node.status != _ONLINE:
                 continue
-            name = f"node-{node.node_id}" if self._open else self._names.get(bytes(node.public_key).strip())
+            name = self._names.get(bytes(node.public_key).strip())
             if name is not None:
                 found[name] = node.node_id
         return found

@@ -104,8 +104,7 @@ class Resident:
         """Whose it is, before anything else is looked at."""
         if not packet.signature or not signing.verify(self._key, packet.content(), packet.signature):
             raise Refused("the message is not signed by the coordinator whose key this site holds (keys.orders)")
-        everybody = packet.kind == "hello" and packet.head.get("client") == "*"
-        if packet.head.get("client") != self._file.site.name and not everybody:
+        if packet.head.get("client") != self._file.site.name:
             raise Refused(f"a message for another client came to '{self._file.site.name}'")
         if packet.kind not in KINDS:
             raise Refused(f"a message of kind '{packet.kind[:40]}' found, expected one of {', '.join(KINDS)}")
@@ -131,24 +130,25 @@ class Resident:
             return self._told(packet, stamp)
         tenancy = self._tenancy(stamp.run, packet.head.get("brief"))
         key = None if packet.kind == "evaluate" else _round(packet)
-        try:
-            answered = tenancy.kept.admit(stamp, key)
-        except WireError as error:
-            raise Refused(str(error), "past") from error
-        if answered is not None:
-            self._log("repeated", epoch=stamp.epoch, number=stamp.number)
-            return answered
-        if tenancy.house is None:
-            self._settle(tenancy)
-        assert tenancy.house is not None
-        self.facts |= {"run": stamp.run, "stage": packet.head.get("stage"), "round": packet.head.get("round")}
-        if packet.kind != "split":  # a split round that something else interrupts has ended
-            for other in self._runs.values():
-                other.sessions.clear()
-        work = {"order": self._order, "evaluate": self._evaluate, "split": self._split}[packet.kind]
-        answer = work(packet, stamp, tenancy, tenancy.house)
-        tenancy.kept.done(stamp, answer)
-        return answer
+        with tenancy.kept.untouched():
+            try:
+                answered = tenancy.kept.admit(stamp, key)
+            except WireError as error:
+                raise Refused(str(error), "past") from error
+            if answered is not None:
+                self._log("repeated", epoch=stamp.epoch, number=stamp.number)
+                return answered
+            if tenancy.house is None:
+                self._settle(tenancy)
+            assert tenancy.house is not None
+            self.facts |= {"run": stamp.run, "stage": packet.head.get("stage"), "round": packet.head.get("round")}
+            if packet.kind != "split":  # a split round that something else interrupts has ended
+                for other in self._runs.values():
+                    other.sessions.clear()
+            work = {"order": self._order, "evaluate": self._evaluate, "split": self._split}[packet.kind]
+            answer = work(packet, stamp, tenancy, tenancy.house)
+            tenancy.kept.done(stamp, answer)
+            return answer
 
     def _told(self, packet: Packet, stamp: Stamp) -> Packet:
         """A brief: held against the site's limits, then everything it needs is loaded."""

@@ -29,8 +29,7 @@ def main(grid: Grid, context: Context) -> None:
     journal = Journal(out)
     journal.begin()
     try:
-        result = conduct(grid, out, Path(str(told["experiment"])), Path(str(told["keys"])), journal, resume=bool(told.get("resume", False)),
-                         insecure=bool(told.get("insecure", False)))
+        result = conduct(grid, out, Path(str(told["experiment"])), Path(str(told["keys"])), journal, resume=bool(told.get("resume", False)))
     except AulaitError as error:
         journal.warning("stopped", reason=str(error))
         journal.outcome(False, error=str(error), kind=type(error).__name__)
@@ -42,9 +41,7 @@ def main(grid: Grid, context: Context) -> None:
     journal.outcome(True, rounds=result["rounds"])
 
 
-def conduct(
-    grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal: Journal, *, resume: bool, insecure: bool
-) -> dict[str, Any]:
+def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal: Journal, *, resume: bool) -> dict[str, Any]:
     """The run, from the files that say what it is.
 
     Args:
@@ -54,7 +51,6 @@ def conduct(
         keys_folder: of the server.
         journal: for the operator.
         resume: go on with what is there.
-        insecure: without authentication of the sites.
 
     Returns:
         What result.json holds.
@@ -69,7 +65,7 @@ def conduct(
 
     settings = config.read(experiment)
     require(settings.engine.name == "flower", ConfigError, f"engine.name = '{settings.engine.name}' found, expected 'flower'")
-    roster = {} if insecure else keys.roster(keys_folder)
+    roster = keys.roster(keys_folder)
     run, epoch = enter(out, resume)
     engine = Engine(FlowerPost(grid, roster), settings, signing.load_private(keys_folder / "order-key.pem"), run, epoch, journal)
     return deployed.run(engine, settings, out, sorted(roster), journal, resume=resume)

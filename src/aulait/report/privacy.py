@@ -174,8 +174,16 @@ def _trust(run: Run) -> Html:
         ["whoever gets the adapter, the synthetic texts or the ledger", "released values only", covered],
         [
             "readers of this page",
-            "besides these, the held-out loss and accuracy of a simulation",
-            "none for those figures",
+            *_readers(run),
         ],
     ]
     return markup.table(["who", "sees", "what protects a client from it"], rows, words=(0, 1, 2))
+
+
+def _readers(run: Run) -> tuple[str, str]:
+    """What readers of the page see beyond the released values, and what protects a client from that."""
+    if not story.is_deployed(run):
+        return "besides these, the held-out loss and accuracy of a simulation", "none for those figures"
+    if story.texts(run) == story.HELD_OUT:
+        return "besides these, sums over sites of held-out loss and accuracy", "none for those figures"
+    return "nothing besides these; scores are those on public text", "ε and δ above"

@@ -60,8 +60,7 @@ def learning(run: Run) -> Section:
     """The final scores, held-out loss and accuracy by round, refused replies, and the rounds one by one."""
     lines = run.stage("train")
     charts = _curves(run, lines)
-    warning = "All of this is measured by the simulation on held-out text of all clients, outside the door and without noise. "
-    warning += "In a deployment nobody holds that text together, and these figures are not released."
+    warning = story.measured(run)
     if story.is_personal(run):
         warning += " The open circle is the shared adapter after the last round; a method that makes personal adapters "
         warning += "in the last round only was measured under the shared adapter before."

@@ -10,6 +10,8 @@ from aulait.report.guarantee import FALSE_ALARM, NEARLY_ALWAYS, detection, gauss
 
 ROLE_ORDER = ("proxy", "local", "split")
 
+HELD_OUT = "held-out text"
+
 
 def placements(run: Run) -> dict[str, float]:
     """Clients by placement, in the order local, split, proxy; only those that have clients."""
@@ -122,7 +124,7 @@ def _gain(run: Run) -> str:
     before, after = at(run.result, "base_eval", default={}), at(run.result, "eval", default={})
     if number(at(after, "loss")) is None:
         return f"What the run brought is {numbers.NOT_RECORDED}."
-    loss = _change("the loss on held-out text", at(before, "loss"), at(after, "loss"), numbers.loss)
+    loss = _change(f"the loss on {texts(run)}", at(before, "loss"), at(after, "loss"), numbers.loss)
     perplexity = _arrow(at(before, "perplexity"), at(after, "perplexity"), numbers.perplexity)
     inside = f" (perplexity {perplexity})" if number(at(after, "perplexity")) is not None else ""
     text = loss[0].upper() + loss[1:] + inside
@@ -146,6 +148,27 @@ def _task(before: Any, after: Any) -> str:
     if measure is None:
         return ""
     return "; " + _change(f"the {measure.name} in the task", at(before, measure.key), at(after, measure.key), measure.style)
+
+
+def is_deployed(run: Run) -> bool:
+    """Whether the clients were other machines."""
+    return run.result.get("engine") == "flower"
+
+
+def measured(run: Run) -> str:
+    """Who measured the scores, on what, and what that tells."""
+    if not is_deployed(run):
+        return ("All of this is measured by the simulation on held-out text of all clients, outside the door and without noise. "
+                "In a deployment nobody holds that text together, and these figures are not released.")
+    if texts(run) != HELD_OUT:
+        return ("Measured by the server on public text: what the sites measure on their own held-out text stays at each site, "
+                "in its own log. Public text may resemble the synthetic; a gain here need not be a gain there.")
+    return "Measured by every site on its own held-out text and told to the server as sums, without noise."
+
+
+def texts(run: Run) -> str:
+    """What the scores were measured on: held-out text, or public text where the sites keep their own measurements."""
+    return "public text" if at(run.result, "eval", "measured_on") is not None else HELD_OUT
 
 
 def _change(what: str, before: Any, after: Any, style: Any) -> str:
@@ -239,7 +262,7 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
     delta = f"δ = {numbers.delta(at(privacy, 'delta'))}" if not is_off(run) else "privacy off"
     both = total((up, down))
     return [
-        ("held-out loss", numbers.loss(at(after, "loss")), first),
+        ("held-out loss" if texts(run) == HELD_OUT else "loss on public text", numbers.loss(at(after, "loss")), first),
         (told.name, told.style(at(after, told.key)), guessed),
         ("ε, at most", numbers.epsilon(epsilon), "noise was seeded" if is_seeded(run) else delta),
         ("traffic", numbers.size(both), f"↑ {numbers.size(up)}  ↓ {numbers.size(down)}" if both is not None else ""),

@@ -1,0 +1,125 @@
+"""A coordinator without scruples: it holds the key of orders, or another one, and says to a site whatever it likes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests import tiny_run
+from tests.flower.local_post import server_keys, site
+
+from aulait import lora
+from aulait.evaluate import EvaluateConfig
+from aulait.fingerprint import fingerprint
+from aulait.flower import brief as briefs
+from aulait.flower import signing, wire
+from aulait.flower.brief import Brief
+from aulait.flower.packet import Packet
+from aulait.flower.resident import Resident
+from aulait.flower.site_house import Shelf
+from aulait.flower.wire import Stamp
+from aulait.model import AdapterConfig, ModelConfig, targets
+from aulait.privacy.account import PrivacyConfig
+from aulait.seeds import Seeds
+from aulait.train import TrainConfig
+from aulait.types import Order
+
+assert tiny_run  # registers the embedder "words"
+SHELF = Shelf()
+RUN = "b" * 32
+MODEL = ModelConfig(name="brew", context=24)
+ADAPTER = AdapterConfig(rank=1, targets="attention", layers=2)
+PRIVATE = {"off": False, "noise_multiplier": 4.0, "delta": 1e-4, "relation": "add-remove", "clip": 1.0}
+SECRETS = ["zyxxandra", "qvelmoor", "brintopax", "ulvharrow", "ospidreth", "kwimbleth"]
+ROWS = [{"text": f"{a} told {b} of {c}."} for a, b, c in zip(SECRETS, SECRETS[1:], SECRETS[2:], strict=False)]
+
+
+def base():
+    """The base, loaded once for all tests."""
+    return SHELF.base(MODEL)
+
+
+def told(**changes: Any) -> dict[str, Any]:
+    """A brief as it travels; nothing in it is checked."""
+    plain: dict[str, Any] = {
+        "version": briefs.VERSION, "package": "x", "run": RUN, "name": "attack", "client": "ward", "tier": "gpu", "placement": "local",
+        "rank": 1, "steps": 1, "batch": 2, "ranks": None, "votes": False, "exact_votes": False, "rounds": 3, "synthesis_rounds": 0,
+        "seed": 1, "model": MODEL.model_dump(mode="json"), "adapter": ADAPTER.model_dump(mode="json"),
+        "train": TrainConfig().model_dump(mode="json"), "evaluate": EvaluateConfig().model_dump(mode="json"),
+        "privacy": PrivacyConfig(off=True).model_dump(mode="json"), "algorithm": {"name": "fedit"}, "records_per_client": 3, "holdout": 0.25,
+        "too_long": "cut", "pairs": False, "embedder": "words", "max_tokens": 24, "cut": 2, "wire": "float32", "adapters": "float32",
+        "fingerprint": fingerprint(base())}
+    for name, value in changes.items():
+        place, _, key = name.partition("__")
+        plain[place] = {**plain[place], key: value} if key else value
+    return plain
+
+
+class Attacker:
+    """One site and whoever speaks to it.
+
+    Args:
+        folder: of the site and the keys.
+        rows: the site's records.
+        limits: of the site file.
+    """
+
+    def __init__(self, folder: Path, rows: list[dict[str, Any]] | None = None, **limits: Any) -> None:
+        self.file = site(folder, "ward", ROWS if rows is None else rows, **limits)
+        self.key = signing.load_private(server_keys(folder) / "order-key.pem")
+        self.lines: list[dict[str, Any]] = []
+        self.brief = ""
+        self._number = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """The site's worker begins anew, with what is on its disk."""
+        self.resident = Resident(self.file, lambda event, **fields: self.lines.append({"event": event, **fields}))
+        self.resident._shelf = SHELF
+
+    def stamp(self, epoch: int = 1, number: int | None = None) -> Stamp:
+        self._number = self._number + 1 if number is None else number
+        return Stamp(RUN, epoch, self._number)
+
+    def signed(self, packet: Packet, key: Any = None) -> Packet:
+        return Packet(packet.head, packet.body, signing.sign(key or self.key, packet.content()))
+
+    def tell(self, **changes: Any) -> Packet:
+        """A brief; its digest is that of later orders."""
+        plain = told(**changes)
+        packet = Packet({"kind": "brief", **self.stamp().head(), "client": "ward", "brief": plain})
+        answer = self.resident.answer(self.signed(packet))
+        if answer.kind == "accepted":
+            self.brief = Brief.model_validate(plain).digest
+        return answer
+
+    def order(self, stage: str = "train", round: int = 1, tensors: Any = None, stamp: Stamp | None = None, **settings: Any) -> Packet:
+        """An order, not yet signed."""
+        sent = start() if tensors is None else tensors
+        return wire.order(Order("ward", stage, round, sent, {"lr": 1e-3} | settings), stamp or self.stamp(), self.brief, wire.body(sent))
+
+    def ask(self, packet: Packet) -> Packet:
+        """What the site says to a packet that is signed now."""
+        return self.resident.answer(self.signed(packet))
+
+    def refused(self, answer: Packet, *words: str) -> None:
+        """It said no, logged it, and told nothing of its records."""
+        assert answer.kind == "refusal", answer.head
+        assert set(answer.head) == {"kind", "run", "epoch", "number", "reason", "why"}
+        assert answer.body == b""
+        silent(answer)
+        assert self.lines[-1]["event"] == "refused"
+        for word in words:
+            assert word in answer.head["reason"], answer.head["reason"]
+
+
+def start() -> Any:
+    """Factors that an order may carry."""
+    return lora.to_tensors(lora.initial(targets(base(), ADAPTER), 1, ADAPTER.alpha, Seeds(1)))
+
+
+def silent(packet: Packet) -> None:
+    """No word of the records is in it."""
+    text = json.dumps(packet.head) + packet.body.decode("latin-1")
+    assert not any(secret in text for secret in SECRETS)

@@ -1,0 +1,191 @@
+"""Sites that mean harm to the run: what they send is left out and named, and the others lose nothing by it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests import tiny_run
+from tests.flower.attacker import SHELF
+from tests.flower.local_post import LocalPost, deploy, honest, site
+
+from aulait.encoding import Activations, Gradients
+from aulait.errors import AulaitError, WireError
+from aulait.flower import journal, packet, status, wire
+from aulait.flower.packet import Packet
+from aulait.flower.resident import Resident
+from aulait.flower.split_remote import RemoteFront, RemoteSplitLearner
+from aulait.flower.wire import Stamp
+
+NAMES = [f"c{k}" for k in range(6)]
+EVIL = NAMES[2:]
+DEEP = b'{"kind":"refusal","reason":' + b"[" * 700 + b"]" * 700 + b"}"
+
+
+@pytest.fixture
+def places(tmp_path):
+    tiny_run.write_data(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["client"] in NAMES]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path, {name: [row for row in rows if row["client"] == name] for name in NAMES}
+
+
+def remade(answer, **head):
+    """An answer with another head, its checksum right."""
+    old = packet.loads(answer, 2**31)
+    return packet.dumps(Packet({**old.head, **head}, old.body))
+
+
+def with_tensors(answer, change):
+    old = packet.loads(answer, 2**31)
+    made = wire.body({name: change(tensor) for name, tensor in wire.tensors(old.head["tensors"], old.body).items()})
+    return packet.dumps(Packet({**old.head, "tensors": made.listed}, made.raw))
+
+
+def raw_head(answer, head: bytes):
+    """An answer whose head is these bytes, written by hand."""
+    import hashlib
+
+    return packet.MAGIC + packet._LENGTHS.pack(len(head), 0, 0) + hashlib.sha256(head).digest() + head
+
+
+FAULTS = [
+    ("NaN", lambda a, _: with_tensors(a, lambda t: torch.full_like(t, float("nan")))),
+    ("another shape", lambda a, _: with_tensors(a, lambda t: torch.zeros(3, 3))),
+    ("whole numbers", lambda a, _: with_tensors(a, lambda t: t.to(torch.int64))),
+    ("far too long", lambda a, _: with_tensors(a, lambda t: t + 1e30)),
+    ("no tensors", lambda a, _: remade(a, tensors=[])),
+    ("another's name", lambda a, _: remade(a, client="c0")),
+    ("another message", lambda a, asked: remade(a, number=asked.head["number"] + 1)),
+    ("another run", lambda a, _: remade(a, run="f" * 32)),
+    ("more than it sent", lambda a, _: remade(a, tensors=[["x", "float32", [2**40]]])),
+    ("overflow of a shape", lambda a, _: remade(a, tensors=[["x", "float32", [2**52, 2**52, 0]]])),
+    ("a weight of 400 digits", lambda a, _: raw_head(a, json.dumps(packet.loads(a, 2**31).head | {"weight": 0}).encode().replace(
+        b'"weight": 0', b'"weight": ' + b"9" * 400))),
+    ("info that is no number", lambda a, _: remade(a, info={"x": "<script>"})),
+    ("a head 700 deep", lambda a, _: raw_head(a, DEEP)),
+    ("garbage", lambda a, _: b"\0" * 4000),
+    ("cut", lambda a, _: a[:-7]),
+    ("changed", lambda a, _: a[:-7] + bytes(7)),
+    ("a refusal that steers the terminal", lambda a, asked: packet.dumps(
+        wire.refusal(Stamp.of(asked.head), "\x1b[2J\x1b]0;owned\x07 all is well\n[red]error"))),
+    ("scores instead of a reply", lambda a, _: remade(a, kind="sums", sums=[0.0, 1.0, 1.0])),
+    ("sixty-four megabytes", lambda a, _: packet.dumps(Packet(packet.loads(a, 2**31).head, bytes(2**26)))),
+    ("nothing", lambda a, _: None),
+]
+SCORES = [{"sums": [1e308, 1e308, 1e-300]}, {"sums": "x"}, {"sums": [1.0, 1.0, 1.0], "task": {"count": "many", "x": []}}, {"sums": [-1.0, 0, 0]}]
+
+
+def run(places, name, fault):
+    folder, own = places
+    lines: list = []
+    residents = {client: Resident(site(folder, client, rows), lambda event, **fields: lines.append(event)) for client, rows in own.items()}
+    for resident in residents.values():
+        resident._shelf = SHELF
+    settings = tiny_run.settings(
+        folder, federation={"tier": [{"name": "gpu", "clients": NAMES, "placement": "local"}]}, algorithm={"name": "fedit"},
+        engine={"name": "flower", "threads": 1, "wait_s": 5.0, "deadline_s": 0.2}, train={"rounds": 5, "steps": 1, "batch": 2, "rows_at_once": 2},
+        evaluate={"records_per_client": 1, "every": 5})
+    result = deploy(LocalPost(residents, fault), settings, folder, folder / name)
+    return result, load_file(folder / name / "adapter" / "adapter_model.safetensors")
+
+
+def test_evil_sites_are_left_out_and_named_and_the_others_are_as_if_they_had_dropped_out(places, capsys):
+    done = []
+
+    def evil(name, asked, answer):
+        if name not in EVIL:
+            return answer
+        if asked.kind == "evaluate":
+            return remade(answer, **SCORES[EVIL.index(name)])
+        if asked.kind != "order":
+            return answer
+        number = (asked.head["round"] - 1) * len(EVIL) + EVIL.index(name)
+        done.append((name, asked.head["round"], FAULTS[number][0]))
+        return FAULTS[number][1](answer, asked)
+
+    def silent(name, asked, answer):
+        return None if name in EVIL and asked.kind in ("order", "evaluate") else answer
+
+    found, adapter = run(places, "evil", evil)
+    expected, other = run(places, "silent", silent)
+    assert len(done) == len(FAULTS) == 20
+    assert adapter.keys() == other.keys()
+    for name in adapter:
+        assert torch.equal(adapter[name], other[name]), name
+    assert found["eval"]["loss"] == pytest.approx(expected["eval"]["loss"], rel=1e-6) or found["eval"]["sites"] > expected["eval"]["sites"]
+    folder = places[0] / "evil"
+    told = [json.loads(line) for line in (folder / "serve" / "log.jsonl").read_text().splitlines()]
+    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    accused = {(line["site"]) for line in told if line["event"] in ("silent", "refused")}
+    left_out = [entry for line in rounds for entry in line.get("info", line).get("refused_clients", [])]
+    assert accused == set(EVIL)
+    # Every fault is told once: by the journal where a message could not be read, by the round where a share is not sound.
+    orders = [line for line in told if line["event"] in ("silent", "refused")]
+    assert len(orders) + len(left_out) >= len(FAULTS)
+    assert not any(honest_one in json.dumps(orders) + json.dumps(left_out) for honest_one in ("'c1'", '"c1"'))
+    raw = (folder / "serve" / "log.jsonl").read_bytes() + (folder / "serve" / "sites.json").read_bytes()
+    assert b"\x1b" not in raw
+    assert status  # what a person sees of these files is tested in test_status
+
+
+def test_a_site_that_refuses_is_told_in_one_harmless_line(places):
+    def refuses(name, asked, answer):
+        words = "\x1b[2J\x1b]0;owned\x07 line\nline " + "x" * 10_000
+        return packet.dumps(wire.refusal(Stamp.of(asked.head), words)) if (name, asked.kind) == ("c3", "brief") else answer
+
+    with pytest.raises(AulaitError) as stopped:
+        run(places, "refused", refuses)
+    text = str(stopped.value)
+    assert text.startswith("site 'c3': ")
+    assert text.isprintable()
+    assert len(text) < 600
+
+
+def test_texts_of_strangers_are_made_plain():
+    assert journal.plain("a\x1b[31mb\nc\u202ed\ud800") == "a?[31mb?c?d?"
+    assert journal.plain(["x"]) == "no text"
+    assert len(journal.plain("x" * 9999)) == 500
+    assert honest("c0", Packet({"kind": "x"}), b"a") == b"a"
+
+
+@pytest.mark.parametrize("told", [
+    {}, {"square": torch.full((1,), float("nan"))}, {"square": torch.zeros(2, 2)}, {"sent/data": torch.zeros(2, 3, 5), "sent/labels": torch.zeros(2, 3)},
+    {"sent/data": torch.full((2, 3, 288), float("inf")), "sent/labels": torch.zeros(2, 3, dtype=torch.int32)},
+    {"sent/data": torch.zeros(2, 3, 288), "sent/labels": torch.full((2, 3), 10**6, dtype=torch.int32)},
+    {"sent/data": torch.zeros(2, 3, 288), "sent/labels": torch.zeros(9, 9, dtype=torch.int32)},
+    {"sent/data": torch.zeros(2, 3, 288, dtype=torch.float16), "sent/unit": torch.full((1,), float("inf")),
+     "sent/labels": torch.zeros(2, 3, dtype=torch.int32)},
+    {"sent/data": torch.ones(2, 3, 288, dtype=torch.float16), "sent/unit": torch.full((1,), 3e38),
+     "sent/labels": torch.zeros(2, 3, dtype=torch.int32)},
+    {"sent/data": torch.zeros(()), "sent/labels": torch.zeros(())}, {"sent/labels": torch.zeros(2, 3, dtype=torch.int32)},
+])
+def test_what_a_split_site_sends_is_looked_at_before_it_meets_the_model(told):
+    from aulait import cut, lora, model
+    from aulait.seeds import Seeds
+    from aulait.train import Learner, TrainConfig, Work
+    from tests.flower.attacker import ADAPTER, base
+
+    learner = Learner(base(), TrainConfig())
+    width = cut.width(base())
+    told = {name: t if t.shape[-1:] != (288,) else t.new_full((*t.shape[:-1], width), float(t.flatten()[0])) for name, t in told.items()}
+    start = lora.initial(model.targets(base(), ADAPTER), 1, ADAPTER.alpha, Seeds(1))
+    work = Work(start, (), "AB", 2, 2, 1e-3, 1)
+    made = wire.body(told)
+    halves = RemoteSplitLearner(learner, 2, "float32", ["c0", "c1"], 1, lambda sent: {
+        name: Packet({"kind": "split", "tensors": made.listed}, made.raw) for name in sent})
+    front = RemoteFront(halves, [work, work], ["c0", "c1"], 1, halves._exchange)
+    sent = front.forward(0)
+    assert halves.lost == {"c0", "c1"}
+    assert all(bool(torch.isfinite(own.hidden["data"]).all()) for own in sent)
+    assert isinstance(sent[0], Activations)
+    assert isinstance(Gradients({}, torch.zeros(1)), Gradients)
+
+
+def test_an_answer_beyond_the_limit_is_not_read():
+    large = packet.dumps(Packet({"kind": "reply"}, bytes(2000)))
+    with pytest.raises(WireError, match="expected at most 1,000"):
+        packet.loads(large, 1000)

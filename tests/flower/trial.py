@@ -1,0 +1,299 @@
+"""A small federation of real processes for faults: laid out, started, hurt, and what must be true of its run afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from safetensors.torch import load_file
+
+from aulait import config, inline, loop
+from aulait.flower.loopback import COMMAND, Loopback, laid_out
+
+NAMES = ("ward-a", "ward-b", "ward-c")
+LIMIT_S = 240.0  # for anything that takes seconds on a quiet machine
+WORDS = ("read", "write", "open", "close", "file", "line", "name", "value", "list", "sum", "mean", "sort", "join", "split", "parse", "count")
+PRIVATE = {"noise_multiplier": 1.0, "delta": 1e-3, "relation": "add-remove"}
+
+
+def rows(names: tuple[str, ...] = NAMES) -> dict[str, list[dict[str, Any]]]:
+    """Four short texts a client."""
+    return {name: [{"client": name, "text": " ".join(WORDS[(5 * c + 3 * n + i * (1 + c % 3)) % len(WORDS)] for i in range(5)).capitalize() + "."}
+                   for n in range(4)] for c, name in enumerate(names)}
+
+
+def tree(folder: Path, **tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The experiment: three sites that train, a few seconds of work; keyword arguments replace keys of its tables."""
+    found: dict[str, Any] = {
+        "run": {"name": "trial", "seed": 1},
+        "model": {"name": "brew", "context": 24, "device": "cpu"},
+        "adapter": {"rank": 1, "targets": "attention", "layers": 2},
+        "data": {"source": str(folder / "all.jsonl"), "public": str(folder / "public.txt"), "holdout": 0.25, "records_per_client": 3,
+                 "too_long": "cut"},
+        "federation": {"tier": [{"name": "ward", "placement": "local"}]},
+        "synthesis": {"rounds": 1, "candidates": 4, "variations": 1, "texts": 8, "proxy_count": 2, "generate": {"max_tokens": 12, "min_words": 1}},
+        "algorithm": {"name": "fedsa"},
+        "train": {"rounds": 3, "steps": 1, "batch": 2, "rows_at_once": 2, "lr": 3e-3},
+        "evaluate": {"records_per_client": 1, "every": 10},
+        "privacy": {"off": True},
+        "engine": {"threads": 1, "wait_s": 120.0, "deadline_s": 120.0, "least_sites": 1},
+    }
+    for name, table in tables.items():
+        found[name] = dict(table) if name in ("privacy", "algorithm") else found.get(name, {}) | dict(table)
+    return found
+
+
+@dataclass
+class Trial:
+    """A federation laid out in a folder.
+
+    Attributes:
+        folder: of everything.
+        loopback: its processes.
+        names: of its sites.
+        experiment: the file of the run.
+        killed: children of servers that were killed; they must be gone in the end.
+    """
+
+    folder: Path
+    loopback: Loopback
+    names: tuple[str, ...]
+    experiment: Path
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+        return self.folder / "run"
+
+    def serve(self, *words: str, out: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start the coordinator."""
+        return self.loopback.serve(self.experiment, out or self.out, *words)
+
+    def resume(self) -> subprocess.Popen[bytes]:
+        """Start it again."""
+        return self.serve("--resume")
+
+    def kill_server(self, *, children: bool) -> None:
+        """kill -9 of the coordinator; of all that it started too, or of itself alone."""
+        leader = self.loopback.running["server"]
+        for pid in [leader.pid, *(descendants(leader.pid) if children else ())]:
+            with suppressed():
+                os.kill(pid, signal.SIGKILL)
+        leader.wait(30)
+
+    def kill_site(self, name: str) -> None:
+        """kill -9 of a site's ``aulait join``."""
+        self.loopback.kill(name)
+
+    def apps(self, name: str) -> list[int]:
+        """Flower's processes of a site that answer a message now."""
+        own = str(self.folder / name)
+        return [pid for pid in descendants(self.loopback.running[name].pid) if "flwr-clientapp" in _words(pid) and own in _around(pid)]
+
+    def seen(self) -> dict[str, Any]:
+        """progress.json, or nothing."""
+        return read(self.out / "serve" / "progress.json")
+
+    def events(self, kind: str = "") -> list[dict[str, Any]]:
+        """Of the coordinator's log."""
+        return [line for line in lines(self.out / "serve" / "log.jsonl") if not kind or line["event"] == kind]
+
+    def own_events(self, name: str, kind: str) -> list[dict[str, Any]]:
+        """Of a site's log."""
+        return [line for line in lines(self.folder / name / "state" / "log.jsonl") if line["event"] == kind]
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """rounds.jsonl so far."""
+        return lines(self.out / "rounds.jsonl")
+
+    def sites(self) -> dict[str, Any]:
+        """sites.json, or nothing."""
+        return read(self.out / "serve" / "sites.json")
+
+    def until(self, true: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> None:
+        """Wait; the server must go on meanwhile.
+
+        Raises:
+            AssertionError: it did not happen, with the last words of the log.
+        """
+        end = time.monotonic() + limit_s
+        while not true():
+            assert time.monotonic() < end, f"{what} did not happen; {self.story()}"
+            time.sleep(0.02)
+
+    def asked(self, stage: str, round: int, name: str = "") -> Callable[[], bool]:
+        """Whether a site (any) works on this round, in the words of its own log."""
+        def there() -> bool:
+            return any(line.get("what") == "order" for own in ([name] if name else self.names) for line in self.own_events(own, "asked")[-1:]) and \
+                self.seen().get("stage") == stage and self.seen().get("done") == round - 1
+        return there
+
+    def finished(self, limit_s: float = LIMIT_S) -> int:
+        """The server's exit code."""
+        try:
+            return self.loopback.finished(limit_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the server did not end; {self.story()}") from None
+
+    def story(self) -> str:
+        """What a reader of a failure needs."""
+        told = [f"{line['time'][11:19]} {line['event']} {line.get('site', '')} {line.get('reason', '')}" for line in self.events()[-12:]]
+        log = self.loopback.log("server").read_text()[-1500:] if self.loopback.log("server").exists() else ""
+        return f"progress {self.seen()}, rounds {[line.get('round') for line in self.rounds()]}, log: {'; '.join(told)}; server: {log}"
+
+
+@contextmanager
+def trial(folder: Path, names: tuple[str, ...] = NAMES, limits: Mapping[str, Any] | None = None, **tables: Mapping[str, Any]) -> Iterator[Trial]:
+    """A federation; whatever is left of it is ended, and said."""
+    own = rows(names)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for each in own.values() for row in each))
+    (folder / "public.txt").write_text("".join(f"Return the {a} of a {b}.\n" for a in WORDS[:5] for b in WORDS[5:10]))
+    experiment = folder / "experiment.toml"
+    experiment.write_text(tomli_w.dumps(tree(folder, **tables)))
+    try:
+        with laid_out(folder, own, {name: dict(limits or {}) for name in names}) as loopback:
+            yield Trial(folder, loopback, names, experiment)
+        left = gone(folder)
+        assert not left, f"left behind: {left}"
+    finally:
+        for pid in traces(folder):
+            with suppressed():
+                os.kill(pid, signal.SIGKILL)
+
+
+def point(site_file: Path, port: int) -> None:
+    """Let a site look for its server at another port."""
+    text = site_file.read_text()
+    site_file.write_text(re.sub(r'(server = "127\.0\.0\.1:)\d+', rf"\g<1>{port}", text))
+
+
+def alone(folder: Path, experiment: Path) -> Path:
+    """The same run in this process."""
+    out = folder / "inline"
+    if not (out / "result.json").exists():
+        loop.run(config.read(experiment), out, inline.connect)
+    return out
+
+
+def same(one: Path, two: Path, tolerance: float = 1e-5) -> None:
+    """Two folders with an adapter each hold the same one."""
+    a, b = (load_file(path / "adapter_model.safetensors") for path in (one, two))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=tolerance, rtol=tolerance)
+
+
+def sound(trial: Trial, rounds: int) -> dict[str, Any]:
+    """What is true of every finished run, whatever happened to it; its result."""
+    result = read(trial.out / "result.json")
+    assert result, trial.story()
+    assert result["rounds"] == rounds
+    assert [line["round"] for line in trial.rounds() if line["stage"] == "train"] == [*range(1, rounds + 1)]
+    stage_one = [line["round"] for line in trial.rounds() if line["stage"] == "synthesis"]
+    assert stage_one == sorted(set(stage_one))
+    assert (trial.out / "adapter" / "adapter_model.safetensors").is_file()
+    assert (trial.out / "report.html").is_file()
+    assert read(trial.out / "serve" / "outcome.json")["ok"] is True
+    assert not list((trial.out / "serve").glob("superlink.db*"))
+    return result
+
+
+def kept(trial: Trial, before: list[str] = [], *, rounds: int, restarts: int = 0) -> list[dict[str, Any]]:  # noqa: B006
+    """What is true of the ledger of a finished private run: nothing lost, nothing released twice under one line."""
+    raw = (trial.out / "ledger.jsonl").read_text().splitlines()
+    assert raw[: len(before)] == before, "a line of the ledger is gone or changed"
+    found = [json.loads(line) for line in raw]
+    assert [line["release"] for line in found] == [*range(1, len(found) + 1)]
+    assert rounds <= len(found) <= rounds + restarts, f"{len(found)} lines for {rounds} rounds and {restarts} restarts"
+    assert {line["round"] for line in found} == {*range(1, rounds + 1)}
+    checked = subprocess.run([*COMMAND, "account", str(trial.out)], capture_output=True, text=True, timeout=LIMIT_S)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    return found
+
+
+def gone(folder: Path, limit_s: float = 20.0) -> list[str]:
+    """Wait until no process has to do with a folder; what is left after the limit."""
+    end = time.monotonic() + limit_s
+    while (left := traces(folder)) and time.monotonic() < end:
+        time.sleep(0.2)
+    return [f"{pid}: {_words(pid)[:200]}" for pid in left]
+
+
+def traces(folder: Path) -> list[int]:
+    """Processes with this folder in their words or their environment; not this one."""
+    name = str(folder)
+    found = [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid()]
+    return [pid for pid in found if (name in _words(pid) or name in _around(pid)) and alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; a zombie does not."""
+    return (state := _stat(pid)) != [] and state[0] != "Z"
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, and theirs."""
+    parents = {int(entry): int(stat[1]) for entry in os.listdir("/proc") if entry.isdigit() and (stat := _stat(int(entry)))}
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found - {pid})
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when it is not there."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+@contextmanager
+def suppressed() -> Iterator[None]:
+    """A process that is gone already is no fault."""
+    try:
+        yield
+    except (ProcessLookupError, FileNotFoundError):
+        pass
+
+
+def _words(pid: int) -> str:
+    return _file(pid, "cmdline")
+
+
+def _around(pid: int) -> str:
+    return _file(pid, "environ")
+
+
+def _file(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
