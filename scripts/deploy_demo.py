@@ -18,6 +18,7 @@ def main() -> int:
     found = demonstrate(asked.out, lambda line: print(line, flush=True), small=asked.small)
     print(f"loss on held-out records: {found.loss:.6f} deployed, {found.loss_inline:.6f} in one process")
     print(f"largest difference of the adapters: {found.difference:.2e} ({'the same' if found.same else 'NOT the same'} to 1e-5)")
+    print(f"scores, traffic, synthetic texts: {'differ in ' + ', '.join(found.differing) if found.differing else 'the same'}")
     print(f"base loaded by each site: {found.loads}")
     print(f"seconds: {found.seconds:.0f} deployed, {found.seconds_inline:.0f} in one process")
     print(f"report: {asked.out / 'deployed' / 'report.html'}")

@@ -111,7 +111,7 @@ def before(order: Order, site: Site) -> Tensors:
     found = client.recall(site, clock(order))
     if order.settings["step"] == 1:
         return {n: t for n, t in found.items() if n.startswith(MOMENTS) and order.settings["moments"] == "keep"}
-    require(bool(found), WireError, f"client '{site.name}' is asked to go on with a round that it has not begun; begin with step 1")
+    require(kept is not None, WireError, f"client '{site.name}' is asked to go on with a round that it has not begun; begin with step 1")
     return found
 
 

@@ -6,9 +6,10 @@ Two sites train, two vote, one holds the front of a split model. Afterwards both
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,14 @@ class Compared:
 
     Attributes:
         difference: largest difference of a number of the two adapters.
+        differing: what else the two runs do not agree on: "scores", "traffic", "synthetic texts"; empty where they do.
         loss, loss_inline: held-out loss, nats a token.
         seconds, seconds_inline: wall time of the runs.
         loads: site -> how often it loaded the base.
     """
 
     difference: float
+    differing: tuple[str, ...]
     loss: float
     loss_inline: float
     seconds: float
@@ -47,8 +50,8 @@ class Compared:
 
     @property
     def same(self) -> bool:
-        """Whether the adapters agree to 1e-5."""
-        return self.difference <= 1e-5
+        """Whether the adapters agree to 1e-5, and the rest too."""
+        return self.difference <= 1e-5 and not self.differing
 
 
 def demonstrate(folder: Path, say: Say, *, small: bool = False) -> Compared:
@@ -83,7 +86,7 @@ def demonstrate(folder: Path, say: Say, *, small: bool = False) -> Compared:
     here = loop.run(config.read(experiment), folder / "inline", inline.connect)
     seconds_inline = time.perf_counter() - began
     away = json.loads((folder / "deployed" / "result.json").read_text(encoding="utf-8"))
-    return Compared(_difference(folder), away["eval"]["loss"], here["eval"]["loss"], seconds, seconds_inline, loads)
+    return Compared(_difference(folder), _differing(folder, away, here), away["eval"]["loss"], here["eval"]["loss"], seconds, seconds_inline, loads)
 
 
 def _rows(records: int) -> dict[str, list[dict[str, Any]]]:
@@ -139,6 +142,16 @@ def _loads(loopback: Loopback) -> dict[str, int]:
     from aulait.flower import site_file, worker
 
     return {name: int((worker.running(site_file.read(path)) or {}).get("loads", -1)) for name, path in loopback.sites.items()}
+
+
+def _differing(folder: Path, away: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the reports are made of, beside the adapters."""
+    scores = ((away[when][key], here[when][key]) for when in ("base_eval", "eval")
+              for key in ("loss", "token_accuracy", "worst_client_loss", "mean_client_loss", "tokens"))
+    texts = [(folder / run / "synthetic.jsonl").read_bytes() for run in ("deployed", "inline")]
+    same = {"scores": all(math.isclose(one, two, rel_tol=1e-5) for one, two in scores), "traffic": away["traffic"] == here["traffic"],
+            "synthetic texts": texts[0] == texts[1]}
+    return tuple(name for name, agrees in same.items() if not agrees)
 
 
 def _difference(folder: Path) -> float:

@@ -1,0 +1,70 @@
+"""Every method gives the same adapter at sites as in one process; no network."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests import tiny_run
+from tests.flower.local_post import LocalPost, deploy, site
+
+from aulait import config as _config  # noqa: F401  (files the methods)
+from aulait import inline, loop
+from aulait.assemble import Workshop
+from aulait.flower.resident import Resident
+from aulait.registry import names
+
+WORKSHOP = Workshop()
+CLIENTS = ("c0", "c1", "c2")
+
+
+def adapter(run):
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("method", names("algorithm"))
+def test_sites_give_the_adapter_of_one_process(tmp_path, method):
+    tiny_run.write_data(tmp_path)
+    rows = [row for row in map(json.loads, (tmp_path / "data.jsonl").read_text().splitlines()) if row["client"] in CLIENTS]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    placement = "split" if method == "splitlora" else "local"
+    told = {"federation": {"tier": [{"name": "all", "placement": placement}]}, "algorithm": {"name": method},
+            "train": {"rounds": 2, "steps": 2, "batch": 2, "rows_at_once": 2}, "evaluate": {"every": 2, "records_per_client": 1}, "compute": {"cut": 4}}
+    loop.run(tiny_run.settings(tmp_path, **told), tmp_path / "here", inline.connect, workshop=tiny_run.fresh(WORKSHOP))
+    residents = {name: Resident(site(tmp_path, name, [row for row in rows if row["client"] == name]), lambda event, **fields: None) for name in CLIENTS}
+    away = tiny_run.settings(tmp_path, **told, engine={"name": "flower", "threads": 1, "wait_s": 5.0})
+    deploy(LocalPost(residents), away, tmp_path, tmp_path / "away")
+    one, two = adapter(tmp_path / "here"), adapter(tmp_path / "away")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-5)
+    here, there = (json.loads((tmp_path / run / "result.json").read_text()) for run in ("here", "away"))
+    assert there["eval"]["loss"] == pytest.approx(here["eval"]["loss"], rel=1e-5)
+    if "shared" in here["eval"]:
+        assert there["eval"]["shared"]["loss"] == pytest.approx(here["eval"]["shared"]["loss"], rel=1e-5)
+    assert there["traffic"] == here["traffic"]
+
+
+@pytest.mark.parametrize("mode", ["dpsgd", "ffa"])
+def test_records_are_protected_by_the_site_itself(tmp_path, mode):
+    """The site adds the noise, charges its own account first, and tells its number of records and nothing else."""
+    pytest.importorskip("opacus")
+    tiny_run.write_data(tmp_path)
+    rows = [row for row in map(json.loads, (tmp_path / "data.jsonl").read_text().splitlines()) if row["client"] in CLIENTS]
+    lines = []
+    residents = {name: Resident(site(tmp_path, name, [row for row in rows if row["client"] == name], privacy=True, epsilon=50.0, delta=0.05),
+                                lambda event, **fields: lines.append({"event": event, **fields})) for name in CLIENTS}
+    settings = tiny_run.settings(
+        tmp_path, federation={"tier": [{"name": "all", "placement": "local"}]}, algorithm={"name": "dplora", "mode": mode},
+        train={"rounds": 2, "steps": 2, "batch": 2}, synthesis={"proxies": "absent"}, data={"public": str(tmp_path / "public.txt")},
+        privacy={"epsilon": 20.0, "delta": 0.01, "relation": "add-remove", "unit": "record", "clip": 1.0},
+        engine={"name": "flower", "threads": 1, "wait_s": 5.0})
+    result = deploy(LocalPost(residents), settings, tmp_path, tmp_path / "away")
+    assert result["rounds"] == 2
+    assert result["privacy"]["private"] is True
+    for name in CLIENTS:
+        accounts = list((tmp_path / name / "state" / "runs").glob("*/account.jsonl"))
+        assert len(accounts[0].read_text().splitlines()) == 2
+    assert result["privacy"]["epsilon"]["local"] <= 20.0 + 1e-6
