@@ -214,5 +214,5 @@ def _wait(house: House) -> None:
 
 
 def names() -> Sequence[str]:
-    """The benchmarks there are; ``aggregate`` is in ``bench_aggregate.py``."""
-    return ("simulate", "aggregate", "cost", "edge")
+    """The benchmarks there are; the others are in ``bench_NAME.py``, ``deploy`` in ``flower``."""
+    return ("simulate", "aggregate", "cost", "edge", "deploy")

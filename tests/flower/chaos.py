@@ -56,6 +56,10 @@ class Chaos:
                     side.shutdown(socket.SHUT_RDWR)
         return len(pairs)
 
+    def calm(self) -> None:
+        """Misbehave no more."""
+        self.delay_s, self.stalled, self.flip = 0.0, False, 0
+
     def _accept(self) -> None:
         while not self._closed:
             try:

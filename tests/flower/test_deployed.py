@@ -195,6 +195,29 @@ def test_a_silent_site_is_left_out_and_nobody_at_all_stops_the_run_with_one_line
     assert done["rounds"] == 2
 
 
+def test_a_site_that_missed_its_brief_is_told_and_asked_again(places):
+    own = five(places)
+    tiers = [{"name": "gpu", "placement": "local"}]
+    engine = {"name": "flower", "threads": 1, "wait_s": 1.0, "deadline_s": 2.0}
+    settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 2, "steps": 1, "batch": 2}, engine=engine))
+    missed = set()
+
+    class Late(LocalPost):
+        def send(self, address, sent, body, ttl_s):
+            name = sorted(self.residents)[address]
+            if sent.kind == "brief" and name == "c1" and name not in missed:
+                missed.add(name)
+                return None
+            return super().send(address, sent, body, ttl_s)
+
+    deploy(Late(residents(places, own)), settings, places, places / "late")
+    for name in own:
+        shutil.rmtree(places / name)
+    deploy(LocalPost(residents(places, own)), settings, places, places / "prompt")
+    assert missed == {"c1"}
+    same(places / "late", places / "prompt")
+
+
 @pytest.mark.parametrize("wire", ["float16", "int8"])
 def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, wire):
     own = five(places)

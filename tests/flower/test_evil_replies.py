@@ -8,16 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests import tiny_run
-from tests.flower.attacker import SHELF
-from tests.flower.local_post import LocalPost, deploy, honest, site
+from tests.flower.attacker import ADAPTER, SHELF, base
+from tests.flower.local_post import LocalPost, deploy, site
 
-from aulait.encoding import Activations, Gradients
+from aulait import cut, lora, model
+from aulait.encoding import Activations
 from aulait.errors import AulaitError, WireError
-from aulait.flower import journal, packet, status, wire
+from aulait.flower import journal, packet, wire
 from aulait.flower.packet import Packet
 from aulait.flower.resident import Resident
 from aulait.flower.split_remote import RemoteFront, RemoteSplitLearner
 from aulait.flower.wire import Stamp
+from aulait.seeds import Seeds
+from aulait.train import Learner, TrainConfig, Work
 
 NAMES = [f"c{k}" for k in range(6)]
 EVIL = NAMES[2:]
@@ -76,24 +79,24 @@ FAULTS = [
     ("sixty-four megabytes", lambda a, _: packet.dumps(Packet(packet.loads(a, 2**31).head, bytes(2**26)))),
     ("nothing", lambda a, _: None),
 ]
-SCORES = [{"sums": [1e308, 1e308, 1e-300]}, {"sums": "x"}, {"sums": [1.0, 1.0, 1.0], "task": {"count": "many", "x": []}}, {"sums": [-1.0, 0, 0]}]
+SCORES = [{"sums": [1e308, 1e308, 1e-300]}, {"sums": "x"}, {"sums": None, "task": {"count": "many", "x": []}}, {"sums": [-1.0, 0, 0]}]
 
 
 def run(places, name, fault):
     folder, own = places
     lines: list = []
-    residents = {client: Resident(site(folder, client, rows), lambda event, **fields: lines.append(event)) for client, rows in own.items()}
+    residents = {client: Resident(site(folder / name, client, rows), lambda event, **fields: lines.append(event)) for client, rows in own.items()}
     for resident in residents.values():
         resident._shelf = SHELF
     settings = tiny_run.settings(
         folder, federation={"tier": [{"name": "gpu", "clients": NAMES, "placement": "local"}]}, algorithm={"name": "fedit"},
         engine={"name": "flower", "threads": 1, "wait_s": 5.0, "deadline_s": 0.2}, train={"rounds": 5, "steps": 1, "batch": 2, "rows_at_once": 2},
         evaluate={"records_per_client": 1, "every": 5})
-    result = deploy(LocalPost(residents, fault), settings, folder, folder / name)
-    return result, load_file(folder / name / "adapter" / "adapter_model.safetensors")
+    result = deploy(LocalPost(residents, fault), settings, folder / name, folder / name / "run")
+    return result, load_file(folder / name / "run" / "adapter" / "adapter_model.safetensors")
 
 
-def test_evil_sites_are_left_out_and_named_and_the_others_are_as_if_they_had_dropped_out(places, capsys):
+def test_evil_sites_are_left_out_and_named_and_the_others_are_as_if_they_had_dropped_out(places):
     done = []
 
     def evil(name, asked, answer):
@@ -116,8 +119,8 @@ def test_evil_sites_are_left_out_and_named_and_the_others_are_as_if_they_had_dro
     assert adapter.keys() == other.keys()
     for name in adapter:
         assert torch.equal(adapter[name], other[name]), name
-    assert found["eval"]["loss"] == pytest.approx(expected["eval"]["loss"], rel=1e-6) or found["eval"]["sites"] > expected["eval"]["sites"]
-    folder = places[0] / "evil"
+    assert found["eval"]["loss"] == pytest.approx(expected["eval"]["loss"]), "scores that cannot be are not counted"
+    folder = places[0] / "evil" / "run"
     told = [json.loads(line) for line in (folder / "serve" / "log.jsonl").read_text().splitlines()]
     rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     accused = {(line["site"]) for line in told if line["event"] in ("silent", "refused")}
@@ -129,7 +132,6 @@ def test_evil_sites_are_left_out_and_named_and_the_others_are_as_if_they_had_dro
     assert not any(honest_one in json.dumps(orders) + json.dumps(left_out) for honest_one in ("'c1'", '"c1"'))
     raw = (folder / "serve" / "log.jsonl").read_bytes() + (folder / "serve" / "sites.json").read_bytes()
     assert b"\x1b" not in raw
-    assert status  # what a person sees of these files is tested in test_status
 
 
 def test_a_site_that_refuses_is_told_in_one_harmless_line(places):
@@ -149,7 +151,6 @@ def test_texts_of_strangers_are_made_plain():
     assert journal.plain("a\x1b[31mb\nc\u202ed\ud800") == "a?[31mb?c?d?"
     assert journal.plain(["x"]) == "no text"
     assert len(journal.plain("x" * 9999)) == 500
-    assert honest("c0", Packet({"kind": "x"}), b"a") == b"a"
 
 
 @pytest.mark.parametrize("told", [
@@ -159,16 +160,11 @@ def test_texts_of_strangers_are_made_plain():
     {"sent/data": torch.zeros(2, 3, 288), "sent/labels": torch.zeros(9, 9, dtype=torch.int32)},
     {"sent/data": torch.zeros(2, 3, 288, dtype=torch.float16), "sent/unit": torch.full((1,), float("inf")),
      "sent/labels": torch.zeros(2, 3, dtype=torch.int32)},
-    {"sent/data": torch.ones(2, 3, 288, dtype=torch.float16), "sent/unit": torch.full((1,), 3e38),
+    {"sent/data": torch.full((2, 3, 288), 9.0, dtype=torch.float16), "sent/unit": torch.full((1,), 3e38),
      "sent/labels": torch.zeros(2, 3, dtype=torch.int32)},
     {"sent/data": torch.zeros(()), "sent/labels": torch.zeros(())}, {"sent/labels": torch.zeros(2, 3, dtype=torch.int32)},
 ])
 def test_what_a_split_site_sends_is_looked_at_before_it_meets_the_model(told):
-    from aulait import cut, lora, model
-    from aulait.seeds import Seeds
-    from aulait.train import Learner, TrainConfig, Work
-    from tests.flower.attacker import ADAPTER, base
-
     learner = Learner(base(), TrainConfig())
     width = cut.width(base())
     told = {name: t if t.shape[-1:] != (288,) else t.new_full((*t.shape[:-1], width), float(t.flatten()[0])) for name, t in told.items()}
@@ -182,7 +178,6 @@ def test_what_a_split_site_sends_is_looked_at_before_it_meets_the_model(told):
     assert halves.lost == {"c0", "c1"}
     assert all(bool(torch.isfinite(own.hidden["data"]).all()) for own in sent)
     assert isinstance(sent[0], Activations)
-    assert isinstance(Gradients({}, torch.zeros(1)), Gradients)
 
 
 def test_an_answer_beyond_the_limit_is_not_read():

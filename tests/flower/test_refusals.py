@@ -123,7 +123,7 @@ def test_a_tensor_named_as_a_path_goes_nowhere(enemy, tmp_path):
     assert {path for path in tmp_path.rglob("*") if "state" not in path.parts} == before
 
 
-@pytest.mark.parametrize("limits, changes, words", [
+@pytest.mark.parametrize(("limits", "changes", "words"), [
     ({"roles": ["proxy"]}, {}, "role 'local'"),
     ({"roles": ["local"]}, {"placement": "split"}, "role 'split'"),
     ({"roles": ["local"]}, {"placement": "proxy", "votes": True, "synthesis_rounds": 1}, "role 'proxy'"),
@@ -287,7 +287,7 @@ def framed(start: bytes, content: bytes = b"", **lengths: int) -> bytes:
     return packet.MAGIC + packet._LENGTHS.pack(*sizes) + hashlib.sha256(start + content).digest() + start + content
 
 
-@pytest.mark.parametrize("raw, words", [
+@pytest.mark.parametrize(("raw", "words"), [
     (b"", "ended before its head"), (b"GET / HTTP/1.1\r\n" * 10, "no message of aulait"),
     (packet.MAGIC[:-1] + b"\x09" + bytes(60), "layout 9"), (framed(b"{}", body=2**40), "expected at most"),
     (framed(b"{}", head=2**31), "expected at most"), (framed(b"{}", signature=999), "expected at most"), (framed(b"{}", body=50), "ended early"),
@@ -436,7 +436,7 @@ def test_health_is_not_answered_over_the_network(working, monkeypatch):
     pytest.importorskip("flwr")
     from aulait.flower import client_app
 
-    enemy, path, _ = working
+    _, path, _ = working
     monkeypatch.setenv("AULAIT_SOCKET", str(path))
     asked = SimpleNamespace(content=records.records(worker.HEALTH))
     with pytest.raises(WireError, match="came over the network"):

@@ -8,8 +8,8 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from typing import Any
 import tomli_w
 import torch
 from safetensors.torch import load_file
+from tests.flower.chaos import Chaos
 
 from aulait import config, inline, loop
 from aulait.flower.loopback import COMMAND, Loopback, laid_out
 
 NAMES = ("ward-a", "ward-b", "ward-c")
-LIMIT_S = 240.0  # for anything that takes seconds on a quiet machine
+LIMIT_S = 600.0  # for anything that takes seconds on a quiet machine
 WORDS = ("read", "write", "open", "close", "file", "line", "name", "value", "list", "sum", "mean", "sort", "join", "split", "parse", "count")
 PRIVATE = {"noise_multiplier": 1.0, "delta": 1e-3, "relation": "add-remove"}
 
@@ -47,7 +48,7 @@ def tree(folder: Path, **tables: Mapping[str, Any]) -> dict[str, Any]:
         "train": {"rounds": 3, "steps": 1, "batch": 2, "rows_at_once": 2, "lr": 3e-3},
         "evaluate": {"records_per_client": 1, "every": 10},
         "privacy": {"off": True},
-        "engine": {"threads": 1, "wait_s": 120.0, "deadline_s": 120.0, "least_sites": 1},
+        "engine": {"threads": 1, "wait_s": 300.0, "deadline_s": 300.0, "least_sites": 1},
     }
     for name, table in tables.items():
         found[name] = dict(table) if name in ("privacy", "algorithm") else found.get(name, {}) | dict(table)
@@ -55,122 +56,203 @@ def tree(folder: Path, **tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass
-class Trial:
-    """A federation laid out in a folder.
+class Federation:
+    """Sites that stay, each behind a proxy, for one run after another.
 
     Attributes:
         folder: of everything.
         loopback: its processes.
-        names: of its sites.
-        experiment: the file of the run.
-        killed: children of servers that were killed; they must be gone in the end.
+        ways: name -> the proxy between the site and the server.
+        slowest_s: longest start of a site so far; it tells how busy this machine is.
     """
 
     folder: Path
     loopback: Loopback
-    names: tuple[str, ...]
+    ways: dict[str, Chaos]
+    slowest_s: float = 0.0
+
+    @property
+    def deadline_s(self) -> float:
+        """A deadline that a healthy site keeps on this machine, busy as it is."""
+        return 10.0 + 3.0 * self.slowest_s
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its sites."""
+        return tuple(self.ways)
+
+    def begin(self, name: str, there: Sequence[str] | None = None, **tables: Mapping[str, Any]) -> Trial:
+        """A new run: sites (those of ``there``) that are gone are started again, proxies behave."""
+        for way in self.ways.values():
+            way.calm()
+        for own in self.names if there is None else there:
+            if own not in self.loopback.running or self.loopback.running[own].poll() is not None:
+                self.join(own)
+        experiment = self.folder / f"{name}.toml"
+        experiment.write_text(tomli_w.dumps(tree(self.folder, **tables)))
+        return Trial(self, name, experiment)
+
+    def join(self, name: str, command: Sequence[str] = COMMAND, **around: str) -> None:
+        """Start a site."""
+        began_s = time.monotonic()
+        self.loopback.join(name, command, **around)
+        self.slowest_s = max(self.slowest_s, time.monotonic() - began_s)
+
+    def stop(self, name: str) -> None:
+        """End a site in good order, if it runs."""
+        if name in self.loopback.running and self.loopback.running[name].poll() is None:
+            self.loopback.kill(name, signal.SIGTERM)
+
+    def kill(self, name: str) -> None:
+        """kill -9 of a site's ``aulait join``; what it had started must be gone soon."""
+        below = descendants(self.loopback.running[name].pid)
+        self.loopback.kill(name)
+        until(lambda: not any(map(alive, below)), "the end of what a killed site had started", 30)
+
+    def apps(self, name: str) -> list[int]:
+        """Flower's processes of a site that answer a message now."""
+        return [pid for pid in descendants(self.loopback.running[name].pid) if " flwr-clientapp " in _words(pid)]
+
+    def own_events(self, name: str, kind: str) -> list[dict[str, Any]]:
+        """Of a site's own log, all runs."""
+        return [line for line in lines(self.folder / name / "state" / "log.jsonl") if line["event"] == kind]
+
+    def last(self, name: str, kind: str) -> dict[str, Any]:
+        """The last of them; nothing if there is none."""
+        return next(reversed(self.own_events(name, kind)), {})
+
+    def worked(self, kind: str = "order") -> int:
+        """Messages of a kind that workers were asked."""
+        return sum(line.get("what") == kind for name in self.names for line in self.own_events(name, "asked"))
+
+
+@dataclass
+class Trial:
+    """One run of a federation.
+
+    Attributes:
+        federation: its sites.
+        name: of the run.
+        experiment: its file.
+    """
+
+    federation: Federation
+    name: str
     experiment: Path
 
     @property
     def out(self) -> Path:
         """The run folder."""
-        return self.folder / "run"
+        return self.federation.folder / "runs" / self.name
 
-    def serve(self, *words: str, out: Path | None = None) -> subprocess.Popen[bytes]:
+    def serve(self, *words: str) -> subprocess.Popen[bytes]:
         """Start the coordinator."""
-        return self.loopback.serve(self.experiment, out or self.out, *words)
-
-    def resume(self) -> subprocess.Popen[bytes]:
-        """Start it again."""
-        return self.serve("--resume")
+        return self.federation.loopback.serve(self.experiment, self.out, *words)
 
     def kill_server(self, *, children: bool) -> None:
-        """kill -9 of the coordinator; of all that it started too, or of itself alone."""
-        leader = self.loopback.running["server"]
-        for pid in [leader.pid, *(descendants(leader.pid) if children else ())]:
-            with suppressed():
+        """kill -9 of the coordinator: of itself alone, or of all that it started too. Nothing of it may go on."""
+        leader = self.federation.loopback.running["server"]
+        below = descendants(leader.pid)
+        for pid in [leader.pid, *(below if children else ())]:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         leader.wait(30)
-
-    def kill_site(self, name: str) -> None:
-        """kill -9 of a site's ``aulait join``."""
-        self.loopback.kill(name)
-
-    def apps(self, name: str) -> list[int]:
-        """Flower's processes of a site that answer a message now."""
-        own = str(self.folder / name)
-        return [pid for pid in descendants(self.loopback.running[name].pid) if "flwr-clientapp" in _words(pid) and own in _around(pid)]
+        until(lambda: not any(map(alive, below)), "the end of what a killed server had started", 30)
 
     def seen(self) -> dict[str, Any]:
         """progress.json, or nothing."""
         return read(self.out / "serve" / "progress.json")
 
+    def at(self, stage: str, done: int | None = None) -> bool:
+        """Whether the run is in this stage, after so many rounds."""
+        now = self.seen()
+        return now.get("stage") == stage and done in (None, now.get("done"))
+
     def events(self, kind: str = "") -> list[dict[str, Any]]:
         """Of the coordinator's log."""
         return [line for line in lines(self.out / "serve" / "log.jsonl") if not kind or line["event"] == kind]
-
-    def own_events(self, name: str, kind: str) -> list[dict[str, Any]]:
-        """Of a site's log."""
-        return [line for line in lines(self.folder / name / "state" / "log.jsonl") if line["event"] == kind]
 
     def rounds(self) -> list[dict[str, Any]]:
         """rounds.jsonl so far."""
         return lines(self.out / "rounds.jsonl")
 
-    def sites(self) -> dict[str, Any]:
-        """sites.json, or nothing."""
-        return read(self.out / "serve" / "sites.json")
+    def ledger(self) -> list[str]:
+        """Lines of the ledger so far."""
+        path = self.out / "ledger.jsonl"
+        return [line.decode() for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
     def until(self, true: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> None:
-        """Wait; the server must go on meanwhile.
+        """Wait while the server goes on.
 
         Raises:
-            AssertionError: it did not happen, with the last words of the log.
+            AssertionError: it did not happen, with what the log says.
         """
-        end = time.monotonic() + limit_s
-        while not true():
-            assert time.monotonic() < end, f"{what} did not happen; {self.story()}"
-            time.sleep(0.02)
+        try:
+            until(lambda: true() or self.federation.loopback.running["server"].poll() is not None, what, limit_s)
+            assert true(), f"the server ended before {what}"
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {self.story()}") from None
 
-    def asked(self, stage: str, round: int, name: str = "") -> Callable[[], bool]:
-        """Whether a site (any) works on this round, in the words of its own log."""
-        def there() -> bool:
-            return any(line.get("what") == "order" for own in ([name] if name else self.names) for line in self.own_events(own, "asked")[-1:]) and \
-                self.seen().get("stage") == stage and self.seen().get("done") == round - 1
-        return there
+    def asked(self, stage: str, done: int, kind: str = "order") -> None:
+        """Wait until a worker was asked in this stage, after so many rounds."""
+        self.until(lambda: self.at(stage, done), f"round {done + 1} of {stage}")
+        before = self.federation.worked(kind)
+        self.until(lambda: self.federation.worked(kind) > before, f"a message of round {done + 1} of {stage}")
 
     def finished(self, limit_s: float = LIMIT_S) -> int:
-        """The server's exit code."""
+        """The server's exit code; nothing of it is left."""
         try:
-            return self.loopback.finished(limit_s)
+            code = self.federation.loopback.finished(limit_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the server did not end; {self.story()}") from None
+        left = gone(self.out)
+        assert not left, f"left behind by the server: {left}"
+        return code
+
+    def said(self) -> str:
+        """What servers wrote to their terminal; of all runs."""
+        return self.federation.loopback.log("server").read_text()
 
     def story(self) -> str:
         """What a reader of a failure needs."""
-        told = [f"{line['time'][11:19]} {line['event']} {line.get('site', '')} {line.get('reason', '')}" for line in self.events()[-12:]]
-        log = self.loopback.log("server").read_text()[-1500:] if self.loopback.log("server").exists() else ""
-        return f"progress {self.seen()}, rounds {[line.get('round') for line in self.rounds()]}, log: {'; '.join(told)}; server: {log}"
+        told = [f"{line['time'][11:19]} {line['event']} {line.get('site', '')} {line.get('reason', '')}" for line in self.events()[-15:]]
+        done = [(line.get("stage"), line.get("round")) for line in self.rounds()]
+        return f"progress {self.seen()}, rounds {done}, log: {'; '.join(told)}; server: {self.said()[-1500:]}"
 
 
 @contextmanager
-def trial(folder: Path, names: tuple[str, ...] = NAMES, limits: Mapping[str, Any] | None = None, **tables: Mapping[str, Any]) -> Iterator[Trial]:
-    """A federation; whatever is left of it is ended, and said."""
+def federation(folder: Path, names: tuple[str, ...] = NAMES, **limits: Any) -> Iterator[Federation]:
+    """Sites behind proxies, not started yet; whatever is left of them in the end is said, and ended."""
     own = rows(names)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for each in own.values() for row in each))
     (folder / "public.txt").write_text("".join(f"Return the {a} of a {b}.\n" for a in WORDS[:5] for b in WORDS[5:10]))
-    experiment = folder / "experiment.toml"
-    experiment.write_text(tomli_w.dumps(tree(folder, **tables)))
     try:
-        with laid_out(folder, own, {name: dict(limits or {}) for name in names}) as loopback:
-            yield Trial(folder, loopback, names, experiment)
+        with ExitStack() as stack:
+            loopback = stack.enter_context(laid_out(folder, own, {name: limits for name in names}))
+            ways = {name: stack.enter_context(Chaos(loopback.port)) for name in names}
+            for name, way in ways.items():
+                point(loopback.sites[name], way.port)
+            yield Federation(folder, loopback, ways)
+            loopback.stop()
         left = gone(folder)
         assert not left, f"left behind: {left}"
     finally:
         for pid in traces(folder):
-            with suppressed():
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def until(true: Callable[[], Any], what: str, limit_s: float) -> None:
+    """Wait.
+
+    Raises:
+        AssertionError: it did not happen.
+    """
+    end = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < end, f"{what} did not happen within {limit_s:g} s"
+        time.sleep(0.02)
 
 
 def point(site_file: Path, port: int) -> None:
@@ -179,12 +261,20 @@ def point(site_file: Path, port: int) -> None:
     site_file.write_text(re.sub(r'(server = "127\.0\.0\.1:)\d+', rf"\g<1>{port}", text))
 
 
-def alone(folder: Path, experiment: Path) -> Path:
-    """The same run in this process."""
-    out = folder / "inline"
-    if not (out / "result.json").exists():
-        loop.run(config.read(experiment), out, inline.connect)
+def alone(trial: Trial) -> Path:
+    """The same run in this process; its folder."""
+    out = trial.federation.folder / "alone" / trial.name
+    loop.run(config.read(trial.experiment), out, inline.connect)
     return out
+
+
+def personal(trial: Trial, alone: Path) -> None:
+    """The adapters that sites keep for themselves are those of the run in one process."""
+    run = read(trial.out / "serve" / "run.json")["run"]
+    own = sorted((alone / "personal").iterdir())
+    assert own
+    for path in own:
+        same(path, trial.federation.folder / path.name / "state" / "runs" / run / "adapter")
 
 
 def same(one: Path, two: Path, tolerance: float = 1e-5) -> None:
@@ -233,7 +323,7 @@ def gone(folder: Path, limit_s: float = 20.0) -> list[str]:
 
 def traces(folder: Path) -> list[int]:
     """Processes with this folder in their words or their environment; not this one."""
-    name = str(folder)
+    name = f"{folder}/"
     found = [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid()]
     return [pid for pid in found if (name in _words(pid) or name in _around(pid)) and alive(pid)]
 
@@ -266,15 +356,6 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found
-
-
-@contextmanager
-def suppressed() -> Iterator[None]:
-    """A process that is gone already is no fault."""
-    try:
-        yield
-    except (ProcessLookupError, FileNotFoundError):
-        pass
 
 
 def _words(pid: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from aulait.cli.run import Json
 from aulait.errors import ConfigError
 
 NAMES = ("simulate: federated rounds against plain training of the same batches; aggregate: FlexLoRA's merge against a dense SVD; "
-         "cost: the cost model against the clock.")
+         "cost: the cost model against the clock; deploy: an exchange over Flower beside bare Flower.")
 EDGE = "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
 
 
@@ -39,11 +40,11 @@ def bench(
     1.15 is as it should be. aggregate: how many times faster replies of unequal ranks are merged than by a dense SVD, how
     exact the singular values are, and what a thousand clients take in memory. edge: the figures of the "Very Edge" study,
     measured here where memory and time allow and modelled elsewhere; see docs/edge.md. cost: seconds that the closed-form
-    cost model predicts for this machine against what the work then takes; a ratio of 1 is exact.
+    cost model predicts for this machine against what the work then takes; a ratio of 1 is exact. deploy: seconds of an
+    exchange with sites over Flower beside bare Flower with the same bytes, in turns, on this machine.
     """
     with terminal.work(as_json):
         from aulait import bench as benchmarks
-        from aulait import bench_aggregate, bench_cost
         from aulait.registry import nearest
 
         if name not in benchmarks.names():
@@ -51,17 +52,31 @@ def bench(
         if name == "edge":
             asked = edge.scope(quick, family, model, batches, lengths, minutes, watts, joules_per_byte, servers, repetitions)
             found = edge.measure(asked, out)
-        elif name == "aggregate":
-            sizes = bench_aggregate.QUICK if quick else bench_aggregate.FULL
-            found = bench_aggregate.aggregate(sizes, repetitions)
-        elif name == "cost":
-            found = bench_cost.predict(bench_cost.QUICK if quick else bench_cost.FULL, repetitions)
         else:
-            found = benchmarks.simulate(clients=clients, repetitions=repetitions)
+            found = _measured(name, quick, repetitions, clients, out)
     if as_json:
         terminal.document(found)
     else:
-        {"edge": edge.show, "aggregate": _show_aggregate, "cost": _show_cost}.get(name, _show)(found)
+        {"edge": edge.show, "aggregate": _show_aggregate, "cost": _show_cost, "deploy": _show_deploy}.get(name, _show)(found)
+
+
+def _measured(name: str, quick: bool, repetitions: int, clients: int, out: Path | None) -> dict[str, Any]:
+    """What a benchmark found, all but "edge", which has options of its own."""
+    if name == "aggregate":
+        from aulait import bench_aggregate
+
+        return bench_aggregate.aggregate(bench_aggregate.QUICK if quick else bench_aggregate.FULL, repetitions)
+    if name == "cost":
+        from aulait import bench_cost
+
+        return bench_cost.predict(bench_cost.QUICK if quick else bench_cost.FULL, repetitions)
+    if name == "deploy":
+        from aulait.flower import bench_deploy
+
+        return bench_deploy.measure(bench_deploy.QUICK if quick else bench_deploy.FULL, out)
+    from aulait import bench as benchmarks
+
+    return benchmarks.simulate(clients=clients, repetitions=repetitions)
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -138,3 +153,26 @@ def _show_cost(found: dict[str, Any]) -> None:
              "an operation")
     terminal.table(title, ("work", "predicted", "measured", "ratio", "arithmetic", "traffic", "operations"), rows, right=range(1, 7))
     terminal.say(f"{found['within']:.0%} of the ratios within 0.75 to 1.25")
+
+
+def _show_deploy(found: dict[str, Any]) -> None:
+    from aulait.report import numbers as n
+
+    rows = [
+        (
+            n.size(found[size]["bytes"]),
+            *(n.duration(found[size][key]) for key in ("aulait_s", "bare_s", "after_poll_s", "bare_after_poll_s", "work_s")),
+            f"{found[size]['overhead_s']:+.2f} s",
+        )
+        for size in ("small", "large")
+    ]
+    title = f"an exchange of {n.counted(found['sites'], 'site')} over Flower {found['flower']}, medians; each site's node asks every 3 s"
+    heads = ("each way", "aulait", "bare Flower", "once asked for", "bare, once asked for", "site's work", "overhead")
+    terminal.table(title, heads, rows, right=range(7))
+    loading, moved = found["loading"], found["bytes"]
+    loads = ", ".join(f"{name} {count}" for name, count in found["base_loads"].items())
+    terminal.say(f"base loads: {loads}; a process that loads it takes {n.duration(loading['import_s'] + loading['load_s'])}, so "
+                 f"{n.duration(loading['saved_s'])} saved in {n.counted(loading['messages'], 'message')}")
+    same = all(moved[size][way] == moved[size][f"formula_{way}"] for size in ("small", "large") for way in ("down", "up"))
+    more = " and ".join(f"{moved[f'flower_{way}'] / moved[f'bodies_{way}'] - 1:.2%} more {way}" for way in ("down", "up"))
+    terminal.say(f"bytes of tensors {'are' if same else 'are NOT'} those of the method's formula; Flower moved {more}")

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from aulait.bench_edge import Scope
 
 
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="edge: write edge.json and the page edge.html there.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="edge: write edge.json and edge.html there; deploy: keep sites and logs there.")
+]
 Family = Annotated[str | None, typer.Option("--family", help="edge: flan-t5 or tiny, by size with random weights.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="ID_OR_PATH", help="edge: one model in place of a family.")]
 Batches = Annotated[str | None, typer.Option("--batches", help="edge: rows of a step on this machine, as 1,2,4,8.")]

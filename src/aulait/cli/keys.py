@@ -115,7 +115,8 @@ def enrol(
         return
     terminal.say(f"enrolled '{name}' with {mark}; compare it with what the site reads out")
     if gone:
-        terminal.say(f"no longer enrolled as before: {', '.join(gone)}; a server that is running knows this when it starts again")
+        terminal.say(f"no longer enrolled as before: {', '.join(gone)}; a running server turns the old key away and knows a new one"
+                     " when it starts again")
 
 
 @app.command("list")

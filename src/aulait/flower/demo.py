@@ -86,7 +86,8 @@ def demonstrate(folder: Path, say: Say, *, small: bool = False) -> Compared:
     here = loop.run(config.read(experiment), folder / "inline", inline.connect)
     seconds_inline = time.perf_counter() - began
     away = json.loads((folder / "deployed" / "result.json").read_text(encoding="utf-8"))
-    return Compared(_difference(folder), _differing(folder, away, here), away["eval"]["loss"], here["eval"]["loss"], seconds, seconds_inline, loads)
+    losses = away["eval"]["loss"], here["eval"]["loss"]
+    return Compared(_difference(folder), _differing(folder, away, here), *losses, seconds, seconds_inline, loads)
 
 
 def _rows(records: int) -> dict[str, list[dict[str, Any]]]:

@@ -48,7 +48,7 @@ def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], 
     names, workshop = sorted(roll), Workshop()
     journal.progress("prepare", 0, 1, "loading the base")
     house = assemble(settings, workshop, dict.fromkeys(names, 1))
-    records = engine.begin(house)
+    records = engine.begin(house, again=resume)
     held: dict[str, int] = json.loads((out / "serve/records.json").read_text()) if (out / "serve/records.json").is_file() else {}
     records = {name: records[name] or held.get(name, 0) for name in names}
     folder.write_json("serve/records.json", records)

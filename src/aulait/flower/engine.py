@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from aulait import inline
@@ -21,32 +20,21 @@ from aulait.encoding import Wire
 from aulait.errors import AulaitError, WireError
 from aulait.fingerprint import fingerprint
 from aulait.flower import brief as briefs
-from aulait.flower import signing, wire
+from aulait.flower import wire
 from aulait.flower.brief import Brief
-from aulait.flower.journal import Journal, plain
+from aulait.flower.journal import Journal, now, plain
 from aulait.flower.judging import Wear
+from aulait.flower.mail import Letters, Mail
 from aulait.flower.packet import Packet
-from aulait.flower.post import Heard, Post
+from aulait.flower.post import Post
 from aulait.flower.split_remote import RemoteSplitLearner
 from aulait.flower.spool import Spool, in_order
-from aulait.flower.wire import Body, Stamp
+from aulait.flower.wire import Body
 from aulait.registry import require
 from aulait.train import AT_ONCE, Learner
 from aulait.types import Order, Reply, Site, Tensors
 
-POLL_S = 0.1
-LIMIT_BYTES = 2**34  # of one answer
 HELLO_S = 120.0
-_GRACE_S = 5.0  # a letter is not delivered later than its deadline by more
-
-
-@dataclass
-class _Letters:
-    """Letters under way: what they are called, whose they are, until when."""
-
-    due_s: float
-    owner: dict[str, str] = field(default_factory=dict)
-    stamp: dict[str, Stamp] = field(default_factory=dict)
 
 
 class Engine:
@@ -66,11 +54,9 @@ class Engine:
     """
 
     def __init__(self, post: Post, settings: Settings, key: Any, run: str, epoch: int, journal: Journal) -> None:
-        self._post, self._settings, self._key, self.journal = post, settings, key, journal
-        self._run, self._epoch = run, epoch
-        self._numbers: dict[str, int] = {}
+        self._mail, self._settings, self._run, self.journal = Mail(post, key, run, epoch, journal), settings, run, journal
         self._briefs: dict[str, Brief] = {}
-        self.told = {"sent_bytes": 0, "received_bytes": 0, "messages": 0}
+        self.told = self._mail.told
 
     def hello(self, least: int, wait_s: float, expected: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Wait for sites and ask who they are.
@@ -88,13 +74,13 @@ class Engine:
         """
         until, facts, asked = time.monotonic() + wait_s, dict[str, dict[str, Any]](), set[str]()
         while True:
-            new = {name: Packet({"kind": "hello", **self._stamp(name).head(), "client": name, "version": briefs.VERSION})
-                   for name in self._post.there() if name in expected and name not in asked}
-            asked |= {*new}
-            for name, packet in self._exchange(new, min(HELLO_S, max(5.0, until - time.monotonic()))):
+            new = {name: Packet({"kind": "hello", **self._mail.stamp(name).head(), "client": name, "version": briefs.VERSION})
+                   for name in self._mail.post.there() if name in expected and name not in asked}
+            for name, packet in self._mail.exchange(new, min(HELLO_S, max(5.0, until - time.monotonic()))):
+                asked.add(name)
                 if packet.kind == "facts":
                     facts[name] = dict(packet.head)
-                    self.journal.site(name, state="there", last_seen=_now())
+                    self.journal.site(name, state="there", last_seen=now())
             missing = sorted({*expected} - {*facts})
             if not missing or time.monotonic() > until:
                 break
@@ -106,8 +92,12 @@ class Engine:
             self.journal.warning("absent", site=name, reason="did not come before the run began; it takes no part")
         return facts
 
-    def begin(self, house: House) -> dict[str, int]:
+    def begin(self, house: House, again: bool = False) -> dict[str, int]:
         """Tell every site its brief; number of records of those that may be known.
+
+        Args:
+            house: with every client's plan.
+            again: whether the run has begun before; then a site that refuses is a client that does not answer.
 
         Raises:
             AulaitError: a site refuses, in its own words.
@@ -119,14 +109,14 @@ class Engine:
             self.journal.site(name, role=own.placement, tier=own.tier)
         records = {name: 0 for name in house.sites}
         problems = []
-        told_to = {name: own.packet(self._stamp(name)) for name, own in self._briefs.items()}
-        for name, packet in self._exchange(told_to, self._settings.engine.deadline_s):
+        told_to = {name: own.packet(self._mail.stamp(name)) for name, own in self._briefs.items()}
+        for name, packet in self._mail.exchange(told_to, self._settings.engine.deadline_s):
             if packet.kind == "accepted":
                 told = packet.head.get("records")
                 records[name] = told if isinstance(told, int) and 0 < told < 2**31 else 0
             else:
                 problems.append(f"site '{name}': {plain(packet.head.get('reason'))}")
-        require(not problems, AulaitError, "\n".join(problems))
+        require(not problems or (again and len(problems) < len(told_to)), AulaitError, "\n".join(problems))
         return records
 
     def connect(
@@ -142,12 +132,13 @@ class Engine:
             away = [order for order in orders if order.client in self._briefs]
             halved = [o for o in away if remote_split and o.stage == "train" and sites[o.client].plan.placement == "split"]
             whole = [order for order in away if order not in halved]
-            letters = self._send(self._packets(whole))
+            packets = self._packets(whole)
+            letters = self._mail.send(packets, self._settings.engine.deadline_s)
             near = iter(here([order for order in orders if order.client not in self._briefs]) if len(away) < len(orders) else ())
             early = [*near, *(self._halves(halved, sites, method, setting, learner, cut, wire) if halved else ())]
             heard = 0
             with Spool(self.journal.folder) as spool:
-                for reply in in_order([order.client for order in orders], early, self._replies(letters), spool):
+                for reply in in_order([order.client for order in orders], early, self._replies(packets, letters), spool):
                     heard += reply.client in self._briefs
                     yield reply
             if away and not heard:
@@ -164,97 +155,59 @@ class Engine:
             if id(wear) not in made:
                 made[id(wear)] = wire.body(wear.tensors)
             own = made[id(wear)]
-            asked[name] = Packet({"kind": "evaluate", **self._stamp(name).head(), "client": name, "brief": self._briefs[name].digest,
+            asked[name] = Packet({"kind": "evaluate", **self._mail.stamp(name).head(), "client": name, "brief": self._briefs[name].digest,
                                   **wear.head(), "round": round, "stage": "train", "tensors": own.listed, **more}, own.raw)
-        for name, packet in self._exchange(asked, self._settings.engine.deadline_s):
+        for name, packet in self._mail.exchange(asked, self._settings.engine.deadline_s):
             if packet.kind == "sums":
                 yield name, packet
 
     def _packets(self, orders: Sequence[Order]) -> dict[str, Packet]:
-        """Orders as they travel; those with the very same tensors share their bytes."""
-        made: dict[tuple[tuple[str, int], ...], Body] = {}
+        """Orders as they travel; those with the very same numbers in memory, if only as views, share their bytes."""
+        made: dict[tuple[Any, ...], Body] = {}
         packets = {}
         for order in orders:
-            key = tuple((name, id(tensor)) for name, tensor in order.tensors.items())
+            key = tuple((name, t.data_ptr(), t.shape, t.stride(), t.dtype) for name, t in order.tensors.items())
             if key not in made:
                 made[key] = wire.body(order.tensors, self._settings.engine.wire if order.stage == "train" else "float32")
             own = self._briefs[order.client]
-            packets[order.client] = wire.order(order, self._stamp(order.client), own.digest, made[key])
+            packets[order.client] = wire.order(order, self._mail.stamp(order.client), own.digest, made[key])
             self.journal.site(order.client, state="asked", round=order.round, stage=order.stage)
         return packets
 
-    def _exchange(self, packets: Mapping[str, Packet], wait_s: float) -> Iterator[tuple[str, Packet]]:
-        """Send, and give answers as they come."""
-        yield from self._answers(self._send(packets, wait_s))
+    def _replies(self, packets: Mapping[str, Packet], letters: Letters) -> Iterator[tuple[Reply, Packet]]:
+        """Sound replies as they come, with the packets that they were in; a client speaks for itself only.
 
-    def _send(self, packets: Mapping[str, Packet], wait_s: float | None = None) -> _Letters:
-        """Sign and hand over; a site that is not connected is told to the journal and not waited for."""
-        limit_s = self._settings.engine.deadline_s if wait_s is None else wait_s
-        letters = _Letters(time.monotonic() + limit_s)
-        there = self._post.there() if packets else {}
-        shared: dict[int, Any] = {}
-        for name, packet in packets.items():
-            signed = Packet(packet.head, packet.body, signing.sign(self._key, packet.content()))
-            body = shared.setdefault(id(packet.body), self._post.body(packet.body)) if packet.body else None
-            letter = self._post.send(there[name], signed, body, limit_s + _GRACE_S) if name in there else None
-            if letter is None:
-                self._silent(name, "is not connected" if name not in there else "could not be sent a message")
-                continue
-            letters.owner[letter], letters.stamp[letter] = name, Stamp.of(packet.head)
-            self.told["messages"] += 1
-            self.told["sent_bytes"] += len(packet.body)
-        return letters
+        A site that does not know the run, because it was silent when its brief was sent, is told and asked again.
+        """
+        strangers = []
+        for name, packet in self._mail.answers(letters):
+            if packet.kind == "refusal" and packet.head.get("why") == "brief":
+                strangers.append(name)
+            elif (reply := self._sound(name, packet)) is not None:
+                yield reply, packet
+        left_s = letters.due_s - time.monotonic()
+        if not strangers or left_s <= 0:
+            return
+        told = {name: self._briefs[name].packet(self._mail.stamp(name)) for name in strangers}
+        known = [name for name, packet in self._mail.exchange(told, left_s) if packet.kind == "accepted"]
+        again = {name: Packet({**packets[name].head, **self._mail.stamp(name).head()}, packets[name].body) for name in known}
+        for name, packet in self._mail.exchange(again, max(0.0, letters.due_s - time.monotonic())):
+            if (found := self._sound(name, packet)) is not None:
+                yield found, packet
 
-    def _answers(self, letters: _Letters) -> Iterator[tuple[str, Packet]]:
-        """Answers as they come, until all are there or the time is over."""
-        waiting = dict(letters.owner)
-        while waiting:
-            over = time.monotonic() > letters.due_s
-            for heard in self._post.collect(list(waiting), LIMIT_BYTES):
-                name = waiting.pop(heard.letter, None)
-                if name is not None and (packet := self._checked(name, heard, letters.stamp[heard.letter])) is not None:
-                    yield name, packet
-            if over:
-                break
-            if waiting:
-                time.sleep(POLL_S)
-        for name in waiting.values():
-            self._silent(name, "gave no answer before the deadline")
-
-    def _checked(self, name: str, heard: Heard, stamp: Stamp) -> Packet | None:
-        """An answer that belongs to its letter; None is told to the journal."""
-        packet = heard.packet
-        if packet is None:
-            self._silent(name, heard.fault)
-            return None
-        self.told["received_bytes"] += len(packet.body)
-        try:
-            same = Stamp.of(packet.head) == stamp
-        except WireError as error:
-            same, heard = False, Heard(heard.letter, None, str(error))
-        if not same:
-            self._silent(name, heard.fault or "answered another message than the one it was sent")
-            return None
-        self.journal.site(name, last_seen=_now())
+    def _sound(self, name: str, packet: Packet) -> Reply | None:
+        """The reply in an answer, if it is one of the client that was asked; else it is told to the journal."""
         if packet.kind == "refusal":
-            reason = plain(packet.head.get("reason"))
-            self.journal.warning("refused", site=name, why=plain(packet.head.get("why"), 40), reason=reason)
-            self.journal.site(name, state="refused", detail=reason)
-        return packet
-
-    def _replies(self, letters: _Letters) -> Iterator[tuple[str, Packet]]:
-        """Answers that are sound replies, as they come; a client speaks for itself only."""
-        for name, packet in self._answers(letters):
-            if packet.kind != "reply":
-                continue
-            try:
-                reply = wire.read_reply(packet)
-                require(reply.client == name, WireError, f"site '{name}' answered in the name of '{reply.client[:80]}'")
-            except WireError as error:
-                self._silent(name, str(error))
-                continue
-            self.journal.site(name, state="answered", detail="")
-            yield name, packet
+            return None
+        try:
+            require(packet.kind == "reply", WireError, f"answered an order with '{plain(packet.kind, 40)}'")
+            reply = wire.read_reply(packet)
+            require(reply.client == name, WireError, f"site '{name}' answered in the name of '{reply.client[:80]}'")
+        except WireError as error:
+            self._mail.silent(name, str(error))
+            return None
+        self.journal.site(name, state="answered", detail="")
+        return reply
 
     def _halves(
         self, orders: Sequence[Order], sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner, cut: int | None,
@@ -276,20 +229,6 @@ class Engine:
         packets = {}
         for name, (head, tensors) in sent.items():
             made = wire.body(tensors)
-            packets[name] = Packet({"kind": "split", **self._stamp(name).head(), "client": name, "brief": self._briefs[name].digest,
+            packets[name] = Packet({"kind": "split", **self._mail.stamp(name).head(), "client": name, "brief": self._briefs[name].digest,
                                     "stage": "train", "tensors": made.listed, **head}, made.raw)
-        return {name: packet for name, packet in self._exchange(packets, self._settings.engine.deadline_s) if packet.kind == "split"}
-
-    def _stamp(self, name: str) -> Stamp:
-        self._numbers[name] = self._numbers.get(name, 0) + 1
-        return Stamp(self._run, self._epoch, self._numbers[name])
-
-    def _silent(self, name: str, reason: str) -> None:
-        self.journal.warning("silent", site=name, reason=reason)
-        self.journal.site(name, state="silent", detail=reason)
-
-
-def _now() -> str:
-    from aulait.flower.journal import now
-
-    return now()
+        return {name: packet for name, packet in self._mail.exchange(packets, self._settings.engine.deadline_s) if packet.kind == "split"}

@@ -101,6 +101,7 @@ class Notes:
 
     def __init__(self, path: Path, say: Say) -> None:
         self._path, self._say, self._lock = path, say, threading.Lock()
+        self._fault = ""
 
     def event(self, name: str, /, **fields: Any) -> None:
         """Log it; refusals and failures are shown too."""
@@ -114,9 +115,18 @@ class Notes:
         self._say(text)
 
     def _write(self, name: str, fields: dict[str, Any]) -> None:
+        """A log that cannot be written, on a full disk say, stops nothing; what must be on disk before an answer leaves is not here."""
         named = {"what" if key == "kind" else key: value for key, value in fields.items()}
-        with self._lock, open(self._path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as log:
-            log.write(journal.line(name, **named) + "\n")
+        fault = ""
+        with self._lock:
+            try:
+                with open(self._path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as log:
+                    log.write(journal.line(name, **named) + "\n")
+            except OSError as error:
+                fault = f"{self._path} cannot be written ({error.strerror or error}); going on without it"
+        if fault and fault != self._fault:
+            self._say(fault)
+        self._fault = fault
 
 
 class SuperNode:
@@ -212,7 +222,8 @@ class SuperNode:
             "connected": f"connected to {server} as {name}",
             "back": f"server {server} reached again",
             "away": f"server {server} not reachable ({told.get('error')}); trying again",
-            "unknown": f"server {server} does not know this key; send it {self._site.keys.public}, for: aulait keys enrol DIR {name} FILE",
+            "unknown": f"server {server} does not know this key, or its clock and ours differ by more than 5 minutes; send it "
+                       f"{self._site.keys.public}, for: aulait keys enrol DIR {name} FILE",
             "refused": f"refused {told.get('what')}",
         }.get(kind, kind)
         self._note.shown(f"node_{kind}", text, **told)

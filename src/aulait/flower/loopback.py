@@ -53,9 +53,15 @@ class Loopback:
         """What a process wrote to its terminal."""
         return self.folder / "logs" / f"{name}.txt"
 
-    def join(self, name: str) -> None:
-        """Start a site, and wait until its worker answers."""
-        self._start(name, ["join", str(self.sites[name])])
+    def join(self, name: str, command: Sequence[str] = COMMAND, **around: str) -> None:
+        """Start a site, and wait until its worker answers.
+
+        Args:
+            name: of the site.
+            command: what takes the words ``join SITE.toml``; by default aulait.
+            around: variables of its environment.
+        """
+        self._start(name, ["join", str(self.sites[name])], command, around)
         site, until = site_file.read(self.sites[name]), time.monotonic() + START_S
         while worker.running(site) is None:
             alive = self.running[name].poll() is None and time.monotonic() < until
@@ -97,11 +103,11 @@ class Loopback:
                 process.kill()
                 process.wait(5)
 
-    def _start(self, name: str, words: Sequence[str]) -> None:
+    def _start(self, name: str, words: Sequence[str], command: Sequence[str] = COMMAND, more: Mapping[str, str] | None = None) -> None:
         self.log(name).parent.mkdir(parents=True, exist_ok=True)
-        around = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **self.environment}
+        around = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **self.environment, **(more or {})}
         with self.log(name).open("ab") as log:
-            self.running[name] = subprocess.Popen([*COMMAND, *words], stdout=log, stderr=subprocess.STDOUT, env=around,
+            self.running[name] = subprocess.Popen([*command, *words], stdout=log, stderr=subprocess.STDOUT, env=around,
                                                   stdin=subprocess.DEVNULL, start_new_session=True)
 
 

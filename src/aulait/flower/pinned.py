@@ -121,7 +121,7 @@ def environment(launcher: Path, home: Path, secret: str, *, alone: bool, **more:
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
         "AULAIT_PASS": secret,
         **more,
     }
@@ -192,6 +192,13 @@ class Control:
 
         found = self._ask("ListRuns", ListRunsRequest(run_id=run)).run_dict[run].status
         return str(found.status), f"{found.sub_status} {found.details}".strip()
+
+    def traffic(self, run: int) -> tuple[int, int]:
+        """Bytes that a run's messages took down to the sites and up from them, as Flower counts what is inside its requests."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        found = self._ask("ListRuns", ListRunsRequest(run_id=run)).run_dict[run]
+        return int(found.bytes_sent), int(found.bytes_recv)
 
     def stop_all(self) -> None:
         """Stop runs that an earlier, killed server left behind, so that no site answers their orders any more."""

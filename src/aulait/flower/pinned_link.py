@@ -5,7 +5,8 @@ coordinator's machine; over the Runtime API anybody could take a task and answer
 - the public address answers the Fleet API, whose every request is signed by a node key, to bodies of bounded size;
 - Control and Runtime API listen on loopback and ask for a pass that the processes of one run share;
 - a site that claims to be another site in a reply is turned away;
-- a site that comes back before its last heartbeat has run out (60 s) is let in: its key says that it is the same one.
+- a site that comes back before its last heartbeat has run out (60 s) is let in: its key says that it is the same one;
+- a site's clock may be wrong by 5 minutes either way. Flower's own window is as wide, but from 305 s late to 5 s early.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from aulait.flower.pinned_parts import REQUEST_BYTES, everything, guarded, part,
 _FLEET: Final = "/v1/fleet/"
 _LINK: Final = "flwr.superlink.cli.flower_superlink"
 _HANDLERS: Final = "flwr.superlink.servicer.fleet.fleet_handlers"
+_NODE_KEYS: Final = "flwr.superlink.routers.fleet.node_auth"
+_CLOCK_S: Final = 300
 NAMES: Final = {
     _LINK: ("flower_superlink", "_run_superlink_http_api", "SuperLinkLifespan"),
     "flwr.superlink.main": ("create_app",),
     _HANDLERS: ("push_messages", "activate_node"),
+    _NODE_KEYS: ("SYSTEM_TIME_TOLERANCE", "TIMESTAMP_TOLERANCE"),
 }
 
 
@@ -56,6 +60,8 @@ def superlink() -> None:
 
     swap(_HANDLERS, "push_messages", own_replies)
     swap(_HANDLERS, "activate_node", back_again)
+    swap(_NODE_KEYS, "SYSTEM_TIME_TOLERANCE", _CLOCK_S)  # early by less than the one, late by less than both together
+    swap(_NODE_KEYS, "TIMESTAMP_TOLERANCE", 0)
     swap(_LINK, "_run_superlink_http_api", _two_doors)
     part(_LINK, "flower_superlink")()
 

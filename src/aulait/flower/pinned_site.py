@@ -9,13 +9,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aulait.flower.pinned_parts import REQUEST_BYTES, carry_pass, clients, everything, guarded, part, swap, tell, with_pass
 
@@ -26,13 +29,16 @@ _RETRY: Final = "flwr.supercore.retry.http_retry"
 _APP: Final = "flwr.supernode.cli.flwr_clientapp"
 _BUSY: Final = (429, 502, 503, 504)  # a proxy on the way speaks, or a server that starts
 _NOTHING: Final = sha256(b"").hexdigest()
-NAMES: Final = {
-    _MAIN: ("create_app",),
-    "flwr.supernode.cli.flower_supernode": ("flower_supernode",),
-    _NODE: ("_pull_and_store_message", "_init_connection", "_insert_message", "get_fused_config_from_fab"),
+APP_NAMES: Final = {
     _RUN: ("install_from_fab", "get_project_dir", "get_load_client_app_fn", "install_app_dependencies"),
     _APP: ("flwr_clientapp", "run_clientapp"),
     "flwr.supercore.protobuf.client": ("ProtobufClient",),
+}
+NAMES: Final = {
+    **APP_NAMES,
+    _MAIN: ("create_app",),
+    "flwr.supernode.cli.flower_supernode": ("flower_supernode",),
+    _NODE: ("_pull_and_store_message", "_init_connection", "_insert_message", "get_fused_config_from_fab"),
     _RETRY: ("MAX_RETRY_DELAY",),
 }
 _LONGEST_RETRY_S: Final = 5  # Flower's own 20 s would be waited out by every site after each restart of the server
@@ -52,28 +58,41 @@ def careful(client: Any) -> None:
             raise httpx.ReadError(text, request=response.request)
 
     client.event_hooks["response"].append(bounded)
-    first, state = client.send, {"away": ""}
+    first, away = client.send, set[str]()  # what an outage said so far
 
     def send(request: httpx.Request, **options: Any) -> httpx.Response:
         try:
             response: httpx.Response = first(request, **options)
         except httpx.TransportError as error:
-            if (text := f"{type(error).__name__}: {error}"[:300]) != state["away"]:
+            if (text := f"{type(error).__name__}: {error}"[:300]) not in away:
                 tell("away", error=text)
-            state["away"] = text
-            raise
+            away.add(text)
+            raise _passing(error, request) from error
         if response.is_error and response.status_code not in _BUSY and request.url.path.endswith("/activate-node"):
             tell("unknown", status=response.status_code)
-        if state["away"]:
+        if away:
             tell("back")
-        state["away"] = ""
+        away.clear()
         return response
 
     client.send = send
 
 
+def _passing(error: Any, request: Any) -> Exception:
+    """Flower takes every word of TLS for a wrong certificate and never asks again; a connection that broke is tried again."""
+    import httpx
+
+    text = str(error).lower()
+    if "certificate" in text or ("ssl" not in text and "tls" not in text):
+        return cast(Exception, error)
+    return httpx.ReadError("the encrypted connection broke", request=request)
+
+
 def supernode() -> None:
-    """``flower-supernode`` that fetches no code, listens to its own site only, and measures what arrives."""
+    """``flower-supernode`` that fetches no code, listens to its own site only, and measures what arrives.
+
+    When Flower's loop ends, so does the process: its listener's thread would keep alive a node that asks for nothing.
+    """
     everything(NAMES)
     made, pull = part(_MAIN, "create_app"), part(_NODE, "_pull_and_store_message")
     swap(_MAIN, "create_app", lambda *args, **kwargs: guarded(made(*args, **kwargs), with_pass(os.environ["AULAIT_PASS"])))
@@ -83,7 +102,14 @@ def supernode() -> None:
         swap(_NODE, "_init_connection", _signed(part(_NODE, "_init_connection"), Path(key)))
     swap(_RETRY, "MAX_RETRY_DELAY", _LONGEST_RETRY_S)
     clients(careful)
-    part("flwr.supernode.cli.flower_supernode", "flower_supernode")()
+    code: Any = 1
+    try:
+        part("flwr.supernode.cli.flower_supernode", "flower_supernode")()
+    except SystemExit as ended:
+        code = ended.code
+    except Exception:
+        traceback.print_exc()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 _known: set[int] = set()
@@ -156,13 +182,26 @@ def clientapp(app: str) -> None:
     Args:
         app: as ``module:name``.
     """
-    everything(NAMES)
+    _without_front(_APP.rpartition(".")[0])
+    everything(APP_NAMES)
     clients(carry_pass)
     swap(_RUN, "install_from_fab", lambda *_args, **_options: None)
     swap(_RUN, "get_project_dir", lambda *_args: "")
     swap(_RUN, "install_app_dependencies", _never)
     swap(_RUN, "get_load_client_app_fn", lambda **_options: lambda *_ids: _discreet(app))
     part(_APP, "flwr_clientapp")()
+
+
+def _without_front(package: str) -> None:
+    """Let files of a package of Flower's be loaded without the package's own first file.
+
+    That one loads the whole SuperNode with its database, which a process that answers one message never uses: a third of
+    the processor time of its start, at every message (``aulait bench deploy``).
+    """
+    with contextlib.suppress(ImportError):  # another Flower: what is missing is told by ``everything``
+        found = importlib.util.find_spec(package) if package not in sys.modules else None
+        if found is not None:
+            sys.modules[package] = importlib.util.module_from_spec(found)
 
 
 def _never(*_args: Any, **_options: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from aulait import cut, lora
-from aulait.encoding import Activations, Gradients, Wire, encode
+from aulait.encoding import Activations, Gradients, Wire, decode, encode
 from aulait.errors import WireError
 from aulait.flower import wire
 from aulait.flower.packet import Packet
@@ -136,7 +136,7 @@ class RemoteFront:
             return
         sent = Activations.of({key.removeprefix("sent/"): t for key, t in told.items() if key.startswith("sent/")})
         wrong = fault(self._learner.base, sent)
-        if wrong is not None or not bool(torch.isfinite(sent.hidden["data"].float()).all()):
+        if wrong is not None or not bool(torch.isfinite(decode(sent.hidden)).all()):
             raise WireError(wrong or "states that are not finite")
         self._ahead[name] = sent
 

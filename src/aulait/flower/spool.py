@@ -60,13 +60,13 @@ class Spool:
         return packets.loads(self._file.read(place[1]), 2**62)
 
 
-def in_order(names: Sequence[str], early: Iterable[Reply], later: Iterable[tuple[str, Packet]], spool: Spool) -> Iterator[Reply]:
+def in_order(names: Sequence[str], early: Iterable[Reply], later: Iterable[tuple[Reply, Packet]], spool: Spool) -> Iterator[Reply]:
     """Replies by the order of ``names``; those that nobody gave are left out.
 
     Args:
         names: clients in the order of their orders.
         early: replies that are here.
-        later: answers that come in any order.
+        later: replies that come in any order, with their packets.
         spool: where answers wait for those before them.
     """
     here = {reply.client: reply for reply in early}
@@ -75,14 +75,11 @@ def in_order(names: Sequence[str], early: Iterable[Reply], later: Iterable[tuple
         if name in here:
             yield here.pop(name)
             continue
-        found = spool.take(name)
-        while found is None:
-            who, packet = next(coming, ("", None))
-            if packet is None:
+        if (waiting := spool.take(name)) is not None:
+            yield wire.read_reply(waiting)
+            continue
+        for reply, packet in coming:
+            if reply.client == name:
+                yield reply
                 break
-            if who == name:
-                found = packet
-            else:
-                spool.put(who, packet)
-        if found is not None:
-            yield wire.read_reply(found)
+            spool.put(reply.client, packet)

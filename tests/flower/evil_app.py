@@ -1,0 +1,32 @@
+"""A client app of a site that means harm, or is broken: what it does stands in the file that TRIAL_FAULT names.
+
+"twice": every message is handed to the worker twice; "garbage": orders are answered with random bytes; "torn": with half of the
+true answer; anything else: honest.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from aulait.flower import local_socket, packet, records
+
+app = ClientApp()
+
+
+@app.query("aulait")
+def query(message: Message, context: Context) -> Message:
+    fault = Path(os.environ["TRIAL_FAULT"]).read_text()
+    raw = records.raw(message.content, 2**31)
+    answer = b""
+    for _ in range(2 if fault == "twice" else 1):
+        with local_socket.calling(Path(os.environ["AULAIT_SOCKET"]), None) as connection:
+            local_socket.send_raw(connection, raw)
+            answer = packet.dumps(local_socket.receive(connection, 2**31))
+    if packet.kind_of(raw, 2**31) == "order" and fault in ("garbage", "torn"):
+        answer = os.urandom(len(answer)) if fault == "garbage" else answer[: len(answer) // 2]
+        return Message(RecordDict({records.NAME: ArrayRecord({records.FRONT: records.array(answer)})}), reply_to=message)
+    return Message(records.records(packet.loads(answer, 2**31)), reply_to=message)

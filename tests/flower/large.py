@@ -1,0 +1,143 @@
+"""The rank-16 adapter of a Llama-like model of 1B parameters, with random factors; and a server that gets it from many sites.
+
+    python -m tests.flower.large SITES WIRE    one round of real engine, post, method and door; prints its peak memory
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from aulait import config, lora
+from aulait.algorithms import fedit
+from aulait.algorithms.contract import Setting
+from aulait.cohort import Cohort
+from aulait.compute.meter import peak_of_process
+from aulait.flower import packet as packets
+from aulait.flower import records, wire
+from aulait.flower.engine import Engine
+from aulait.flower.journal import Journal
+from aulait.flower.packet import Packet
+from aulait.flower.post import FlowerPost
+from aulait.flower.wire import Stamp
+from aulait.privacy.account import PrivacyConfig
+from aulait.privacy.door import Door
+from aulait.privacy.ledger import Ledger
+from aulait.privacy.noise import SystemNoise
+from aulait.seeds import Seeds
+from aulait.types import Plan, Site, Tensors
+
+RANK = 16
+LIMIT = 2**31
+
+
+@cache
+def shapes() -> dict[str, tuple[int, int]]:
+    """Layer -> (M, N) of all linear layers, from the model's own class without any weight."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = LlamaConfig(hidden_size=2048, num_hidden_layers=16, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8,
+                        vocab_size=128)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(sizes)
+    return {name: tuple(part.weight.shape) for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and name != "lm_head"}
+
+
+def adapter(seed: int = 0) -> Tensors:
+    """Factors of every layer, rank 16."""
+    torch.manual_seed(seed)
+    found = {}
+    for name, (m, n) in shapes().items():
+        found[f"{name}.A"], found[f"{name}.B"] = torch.randn(RANK, n) / n**0.5, 0.01 * torch.randn(m, RANK)
+    return found
+
+
+class LateGrid:
+    """A Grid on which everybody answers but the first, who comes when all others were heard: then most answers must wait.
+
+    Answers exist only from the moment they are pulled, so that the sites' own memory is not counted.
+    """
+
+    def __init__(self, share: Path, listed: list[list[Any]]) -> None:
+        self.share, self.listed = share, listed
+        self.heads: dict[str, dict[str, Any]] = {}
+        self.pushed, self.pulled = 0, 0
+
+    def push_messages(self, messages):
+        from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+        for message in messages:
+            front = message.content[records.NAME][records.FRONT].data
+            seal = packets.opened(front[: packets.START], LIMIT)
+            letter = f"letter-{len(self.heads)}"
+            self.heads[letter] = json.loads(front[packets.START + seal.signature_bytes :])
+            self.pushed += sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+            yield letter
+
+    def pull_messages(self, letters):
+        first, last = "letter-0", self.pulled >= len(self.heads) - 1
+        there = [letter for letter in letters if (letter == first) == last]
+        self.pulled += len(there)
+        return [self.answer(letter) for letter in there]
+
+    def answer(self, letter):
+        head = self.heads[letter]
+        told = {"kind": "reply", **Stamp.of(head).head(), "client": head["client"], "weight": 1.0, "info": {}, "error": 0.0, "tensors": self.listed}
+        content = records.records(Packet(told, self.share.read_bytes()))
+        return SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=letter), has_error=lambda: False, content=content)
+
+
+class Post(FlowerPost):
+    """To everybody that there is."""
+
+    def __init__(self, grid: LateGrid, names: list[str]) -> None:
+        super().__init__(grid, {})
+        self.names = names
+
+    def there(self):
+        return {name: k + 1 for k, name in enumerate(self.names)}
+
+
+def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dict[str, Any]:
+    """A round of federated averaging with so many sites; peak memory of this process and what was seen."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    names = [f"site-{k:02d}" for k in range(sites)]
+    share = adapter(1)
+    made = wire.body(share, form)
+    (folder / "share").write_bytes(made.raw)
+    listed = made.listed
+    del share, made
+    settings = config.build({"engine": {"name": "flower", "wire": form, "deadline_s": 1000.0}, "privacy": {"off": True},
+                             "algorithm": {"name": "fedit"}, "federation": {"tier": [{"name": "ward", "placement": "local"}]}})
+    grid = LateGrid(folder / "share", listed)
+    engine = Engine(Post(grid, names), settings, Ed25519PrivateKey.generate(), "a" * 32, 1, Journal(folder))
+    engine._briefs = {name: SimpleNamespace(digest="0" * 64) for name in names}
+    setting = Setting(shapes=shapes(), rank=RANK, alpha=16.0, seeds=Seeds(0), rounds=1,
+                      ranks={name: dict.fromkeys(shapes(), rank) for name, rank in ranks.items()})
+    state = fedit.init(fedit.Config(), setting)
+    before = peak_of_process()
+    everybody = {name: Site(name, Plan("ward", "local", rank=RANK, steps=1, batch=1), ()) for name in names}
+    ask = engine.connect(everybody, fedit, setting, None, None)
+    door = Door(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
+    cohort = Cohort(round=1, local=tuple(names), proxies={}, planned=sites, lr=1e-3)
+    after, info = fedit.step(fedit.Config(), setting, state, cohort, ask, door)
+    moved = max(float((after.tensors[name] - state.tensors[name]).abs().max()) for name in state.tensors)
+    return {"sites": sites, "wire": form, "peak_bytes": peak_of_process(), "before_bytes": before, "moved": moved, "refused": info["refused"],
+            "up_bytes": engine.told["received_bytes"], "down_bytes": engine.told["sent_bytes"], "pushed_bytes": grid.pushed,
+            "adapter_bytes": sum(t.numel() * 4 for t in lora.leading(state.tensors, lambda _: RANK).values())}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        print(json.dumps(one_round(int(sys.argv[1]), sys.argv[2], Path(place), {})))
