@@ -25,12 +25,12 @@ deploy-demo: $(VENV)/.extras  ## install with extras, then a server and five sit
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/deploy_demo.py
 
 test: $(VENV)/.extras  ## install with extras, then run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(VENV)/.extras  ## style, types, import floors and tests
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 clean:  ## remove the virtual environment and caches, never runs or results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

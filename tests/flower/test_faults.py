@@ -176,7 +176,7 @@ def test_under_privacy_kills_of_server_and_sites_lose_no_line_of_the_ledger(site
 
 
 def test_a_site_that_hangs_or_is_cut_off_is_left_out_its_late_answer_not_counted_and_takes_part_again(sites: Federation):
-    run = sites.begin("late", algorithm={"name": "fedit"}, engine=short(sites), train={"rounds": 5})
+    run = sites.begin("late", algorithm={"name": "fedit"}, engine=short(sites), train={"rounds": 6})
     run.serve()
     caught(run, "train", 0, B)
     hung = sites.loopback.running[B].pid
@@ -190,13 +190,13 @@ def test_a_site_that_hangs_or_is_cut_off_is_left_out_its_late_answer_not_counted
     run.until(lambda: len(run.rounds()) == 3, "the end of a round during a partition")
     sites.ways[C].stalled = False
     assert run.finished() == 0, run.story()
-    trials.sound(run, 5)
+    trials.sound(run, 6)
     counted = replies(run)
     assert counted[0] == 2, "the late answer is no answer"
     assert counted[2] == 2
     assert counted[-1] == 3, "whoever was away takes part again"
     assert any("deadline" in reason for reason in silent(run, B))
-    assert any("deadline" in reason for reason in silent(run, C))
+    assert any("deadline" in reason or "heartbeat" in reason for reason in silent(run, C))
 
 
 def test_delays_partitions_cuts_and_flipped_bits_change_nothing_but_the_time(sites: Federation):
@@ -292,13 +292,10 @@ def test_a_full_disk_at_the_server_stops_the_run_with_one_line_and_resume_finish
 
 
 def test_clocks_may_differ_by_minutes_and_beyond_that_the_site_is_told(sites: Federation):
-    """Wrong clocks by libfaketime; the server takes signatures of up to five minutes ago or ahead."""
-    if not (library := next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)):
-        pytest.skip("needs libfaketime (apt-get install faketime)")
-    wrong = {"LD_PRELOAD": str(library), "DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
-    for name, by in ((A, "+240s"), (B, "-240s"), (C, "+600s")):
+    """Clocks of Python and of Flower's signatures; not those of OpenSSL, for which certificates begin a day early."""
+    for name, by in ((A, "240"), (B, "-240"), (C, "600")):
         sites.stop(name)
-        sites.join(name, **wrong, FAKETIME=by)
+        sites.join(name, TRIAL_CLOCK_S=by, PYTHONPATH=str(Path(__file__).parent / "wrong_clock"))
     run = sites.begin("clocks", federation={"tier": [{"name": "ward", "clients": [A, B], "placement": "local"}]},
                       engine={"threads": 1, "wait_s": sites.deadline_s, "deadline_s": 600.0, "least_sites": 2})
     run.serve()

@@ -152,7 +152,7 @@ def main(grid, context):
         while len(answers) < 2 and time.time() < began + 500:
             for heard in post.collect([letter for letter in letters if letter not in answers], 2**31):
                 assert heard.packet is not None, heard.fault
-                assert heard.packet.body == sent.body
+                assert len(heard.packet.body) == len(sent.body)
                 answers.append(heard.letter)
             time.sleep(0.1)
         found[form] = {"seconds": time.time() - began, "push_s": pushed - began, "bytes": len(sent.body), "answers": len(answers)}
@@ -165,7 +165,7 @@ def main(grid, context):
 
 
 def echoing(site, stop, log):
-    """A worker that sends back what it was sent."""
+    """A worker that sends back as much as it was sent, and nothing that another site sends too: Flower stores equal pieces once."""
     with local_socket.listening(worker.socket_path(site)) as server:
         server.settimeout(0.2)
         while not stop.is_set():
@@ -175,7 +175,11 @@ def echoing(site, stop, log):
                 continue
             with connection:
                 connection.settimeout(120.0)
-                local_socket.send(connection, local_socket.receive(connection, site.limits.message_bytes))
+                asked = local_socket.receive(connection, site.limits.message_bytes)
+                own, mark = bytearray(asked.body), site.site.name.encode().ljust(8)
+                for at in range(0, len(own) - len(mark), 1 << 20):
+                    own[at : at + len(mark)] = mark
+                local_socket.send(connection, Packet(asked.head, bytes(own), asked.signature))
 
 
 @pytest.mark.slow

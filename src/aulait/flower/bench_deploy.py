@@ -76,8 +76,8 @@ def measure(sizes: Sizes = FULL, out: Path | None = None) -> dict[str, Any]:
 
     Returns:
         small, large: of each bytes, aulait_s, bare_s (median seconds of an exchange with all sites), after_poll_s and
-        bare_after_poll_s (medians over sites, from the node's asking to the answer at the server), work_s, overhead_s (after_poll_s
-        without work_s, less that of bare Flower); base_loads by site; loading (import_s, load_s of a fresh process, exchanges,
+        bare_after_poll_s (medians over sites, from the node's asking to the answer at the server), work_s, overhead_s (median over
+        turns: what is after the asking and not the site's work, less that of bare Flower in the same turn); base_loads by site; loading (import_s, load_s of a fresh process, exchanges,
         saved_s); bytes (formula, body, flower); wait_s; sites; flower (its version).
 
     Raises:
@@ -213,18 +213,19 @@ def _document(
     found: dict[str, Any] = {}
     waits: list[float] = []
     for size, own in rounds.items():
-        parts = {who: [_part(letter, seen, works) for told in own[who] for letter in told["letters"]] for who in ("aulait", "bare")}
-        waits += [wait for each in parts.values() for wait, _, _ in each]
-        after = {who: [rest for _, rest, _ in each] for who, each in parts.items()}
-        work = statistics.median(work for _, _, work in parts["aulait"])
+        parts = {who: [[_part(letter, seen, works) for letter in told["letters"]] for told in own[who]] for who in ("aulait", "bare")}
+        flat = {who: [part for exchange in each for part in exchange] for who, each in parts.items()}
+        waits += [wait for each in flat.values() for wait, _, _ in each]
+        beyond = {who: [statistics.fmean(rest - work for _, rest, work in exchange) for exchange in each] for who, each in parts.items()}
         whole = {who: [told["ended"] - told["began"] for told in own[who]] for who in ("aulait", "bare")}
-        beyond = statistics.median(rest - work for _, rest, work in parts["aulait"])
         found[size] = {
             "bytes": own["aulait"][0]["sent_bytes"] // sizes.sites, "exchanges": len(own["aulait"]),
             "aulait_s": statistics.median(whole["aulait"]), "bare_s": statistics.median(whole["bare"]),
-            "after_poll_s": statistics.median(after["aulait"]), "bare_after_poll_s": statistics.median(after["bare"]), "work_s": work,
-            "overhead_s": beyond - statistics.median(after["bare"]), "each": {"aulait": whole["aulait"], "bare": whole["bare"]},
-            "each_after_poll": after}
+            "after_poll_s": statistics.median(rest for _, rest, _ in flat["aulait"]),
+            "bare_after_poll_s": statistics.median(rest for _, rest, _ in flat["bare"]),
+            "work_s": statistics.median(work for _, _, work in flat["aulait"]),
+            "overhead_s": statistics.median(a - b for a, b in zip(beyond["aulait"], beyond["bare"], strict=True)),
+            "each": whole, "each_beyond_work": beyond}
     return {**found, "wait_s": statistics.median(waits)}
 
 

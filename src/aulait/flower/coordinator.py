@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ _START_S: Final = 60.0
 _APP_START_S: Final = 120.0
 _APP_END_S: Final = 30.0
 _LOOK_S: Final = 0.3
+_FULL_BYTES: Final = 2**20
 
 
 @dataclass
@@ -183,8 +185,8 @@ def follow(link: Link, watch: Watch, look: Callable[[], None] = lambda: None) ->
         lives = link.app_lives()
         ended = alive and not lives and _read(link.folder / "outcome.json") is None
         late = not alive and not lives and time.monotonic() - begun > _APP_START_S
-        require(not ended and not late, AulaitError, f"the server app {'ended without a word' if ended else 'did not start'}: "
-                f"{processes.last_words(link.log)}; see {link.log}, then go on with --resume")
+        if ended or late:
+            raise AulaitError(_last_words(link, "ended without a word" if ended else "did not start"))
         alive = alive or lives
         now = _read(link.folder / "progress.json")
         if now is not None and now != told:
@@ -198,6 +200,13 @@ def follow(link: Link, watch: Watch, look: Callable[[], None] = lambda: None) ->
     while link.app_lives() and time.monotonic() < until and link.process.poll() is None:
         time.sleep(0.1)
     return outcome
+
+
+def _last_words(link: Link, what: str) -> str:
+    """Of a server app without an outcome; on a full disk it had nowhere to say so."""
+    full = shutil.disk_usage(link.folder).free < _FULL_BYTES
+    words = f"no space left in {link.folder.parent}; free some" if full else f"{processes.last_words(link.log)}; see {link.log}"
+    return f"the server app {what}: {words}, then go on with --resume"
 
 
 def _words(keys: Path | None, folder: Path, host: str, port: int) -> list[str]:
