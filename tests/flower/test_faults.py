@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -23,6 +24,7 @@ from tests.flower import trial as trials
 from tests.flower.local_post import LocalPost, deploy, site
 from tests.flower.trial import PRIVATE, Federation
 
+from aulait.flower import pinned_site
 from aulait.flower.post import Heard
 from aulait.flower.resident import Resident
 
@@ -124,12 +126,6 @@ def short(sites: Federation) -> dict:
     return {"threads": 1, "wait_s": 300.0, "deadline_s": sites.deadline_s, "least_sites": 1}
 
 
-def caught(run: trials.Trial, stage: str, done: int, name: str) -> list[int]:
-    """Wait until a site works on a message of this round; Flower's processes that answer it."""
-    run.until(lambda: run.at(stage, done) and run.federation.apps(name), f"work of {name} in round {done + 1}")
-    return run.federation.apps(name)
-
-
 def silent(run: trials.Trial, name: str) -> list[str]:
     """Why a site was left out, as often as it was."""
     return [line["reason"] for line in run.events("silent") if line["site"] == name]
@@ -151,11 +147,11 @@ def test_under_privacy_kills_of_server_and_sites_lose_no_line_of_the_ledger(site
     """A site dies and comes back, a site's answering process dies, the server dies between a ledger line and its checkpoint."""
     run = sites.begin("private", privacy=PRIVATE, algorithm={"name": "ffa"}, engine=short(sites), train={"rounds": 4})
     run.serve()
-    caught(run, "train", 0, B)
+    run.caught("train", 0, B)
     sites.kill(B)
     sites.join(B)
-    killed(caught(run, "train", 1, A))
-    caught(run, "train", 2, A)
+    killed(run.caught("train", 1, A))
+    run.caught("train", 2, A)
     before = run.ledger()
     assert len(before) >= 2
     run.kill_server(children=False)
@@ -178,7 +174,7 @@ def test_under_privacy_kills_of_server_and_sites_lose_no_line_of_the_ledger(site
 def test_a_site_that_hangs_or_is_cut_off_is_left_out_its_late_answer_not_counted_and_takes_part_again(sites: Federation):
     run = sites.begin("late", algorithm={"name": "fedit"}, engine=short(sites), train={"rounds": 6})
     run.serve()
-    caught(run, "train", 0, B)
+    run.caught("train", 0, B)
     hung = sites.loopback.running[B].pid
     os.kill(hung, signal.SIGSTOP)
     run.until(lambda: run.rounds(), "the end of a round that one site does not answer")
@@ -208,15 +204,15 @@ def test_delays_partitions_cuts_and_flipped_bits_change_nothing_but_the_time(sit
     run.until(lambda: run.at("train", 1), "a slow round")
     for way in sites.ways.values():
         way.calm()
-    caught(run, "train", 1, A)
+    run.caught("train", 1, A)
     for way in sites.ways.values():
         way.stalled = True
     time.sleep(8.0)
     for way in sites.ways.values():
         way.stalled = False
-    caught(run, "train", 2, A)
+    run.caught("train", 2, A)
     sites.ways[A].flip = 4
-    caught(run, "train", 2, B)
+    run.caught("train", 2, B)
     cut = sum(way.cut() for name, way in sites.ways.items() if name != A)
     assert run.finished() == 0, run.story()
     assert sites.ways[A].flipped
@@ -335,3 +331,29 @@ def test_answers_that_come_twice_or_after_their_round_count_once(tmp_path):
     trials.same(tmp_path / "plain" / "run" / "adapter", tmp_path / "echo" / "run" / "adapter", 0.0)
     assert [line["up_bytes"] for line in trials.lines(tmp_path / "plain" / "run" / "rounds.jsonl")] == [
         line["up_bytes"] for line in trials.lines(tmp_path / "echo" / "run" / "rounds.jsonl")]
+
+
+def test_an_answer_left_over_from_a_server_that_died_does_not_keep_a_node_one_message_behind(monkeypatch):
+    """Flower's loop sends once a turn whatever is there."""
+    ready, sent = [["of a dead run"], ["other", "asked now"]], []
+
+    def push(send, **_):
+        for name in ready.pop(0):
+            send(SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=name)), None, 0.0)
+
+    monkeypatch.setitem(pinned_site._asked, "message", "asked now")
+    pinned_site._pushed(push, {"send": lambda message, *_: sent.append(message.metadata.reply_to_message_id)})
+    assert sent == ["of a dead run", "other", "asked now"]
+
+
+@pytest.mark.parametrize(("text", "passes"), [
+    ("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol", True),
+    ("[SSL: SSLV3_ALERT_BAD_RECORD_MAC] ssl/tls alert bad record mac", True),
+    ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate", False),
+])  # fmt: skip
+def test_a_connection_that_broke_is_tried_again_and_a_wrong_certificate_is_not(text, passes):
+    import httpx
+
+    request = httpx.Request("POST", "https://127.0.0.1/v1/fleet/pull-messages")
+    found = str(pinned_site._passing(httpx.ConnectError(text, request=request), request)).lower()
+    assert passes is not any(word in found for word in ("ssl", "tls", "certificate")), "by these words Flower gives up"

@@ -199,6 +199,19 @@ class Trial:
         before = self.federation.worked(kind)
         self.until(lambda: self.federation.worked(kind) > before, f"a message of round {done + 1} of {stage}")
 
+    def caught(self, stage: str, done: int, name: str) -> list[int]:
+        """Wait until a site works on a message of this round; Flower's processes that answer it."""
+        found: list[int] = []
+
+        def there() -> bool:
+            if self.at(stage, done):
+                since_s = time.time() - (self.out / "serve" / "progress.json").stat().st_mtime
+                found[:] = [pid for pid in self.federation.apps(name) if age_s(pid) < since_s]
+            return bool(found)
+
+        self.until(there, f"work of {name} in round {done + 1} of {stage}")
+        return found
+
     def finished(self, limit_s: float = LIMIT_S) -> int:
         """The server's exit code; nothing of it is left."""
         try:
@@ -331,6 +344,12 @@ def traces(folder: Path) -> list[int]:
 def alive(pid: int) -> bool:
     """Whether it runs; a zombie does not."""
     return (state := _stat(pid)) != [] and state[0] != "Z"
+
+
+def age_s(pid: int) -> float:
+    """How long ago a process began."""
+    stat = _stat(pid)
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(stat[19]) / os.sysconf("SC_CLK_TCK") if stat else float("inf")
 
 
 def descendants(pid: int) -> list[int]:

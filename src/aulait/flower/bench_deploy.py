@@ -77,8 +77,9 @@ def measure(sizes: Sizes = FULL, out: Path | None = None) -> dict[str, Any]:
     Returns:
         small, large: of each bytes, aulait_s, bare_s (median seconds of an exchange with all sites), after_poll_s and
         bare_after_poll_s (medians over sites, from the node's asking to the answer at the server), work_s, overhead_s (median over
-        turns: what is after the asking and not the site's work, less that of bare Flower in the same turn); base_loads by site; loading (import_s, load_s of a fresh process, exchanges,
-        saved_s); bytes (formula, body, flower); wait_s; sites; flower (its version).
+        turns: what is after the asking and not the site's work, less that of bare Flower in the same turn); base_loads by site;
+        loading (import_s, load_s of a fresh process, messages, saved_s); bytes (of a round by the formula and as they travelled; of
+        the whole run, tensors and what Flower counted); wait_s; sites; flower (its version).
 
     Raises:
         ConfigError: no Flower that is known, a folder that is not empty, a path too long for local sockets.

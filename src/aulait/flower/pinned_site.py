@@ -38,7 +38,7 @@ NAMES: Final = {
     **APP_NAMES,
     _MAIN: ("create_app",),
     "flwr.supernode.cli.flower_supernode": ("flower_supernode",),
-    _NODE: ("_pull_and_store_message", "_init_connection", "_insert_message", "get_fused_config_from_fab"),
+    _NODE: ("_pull_and_store_message", "_push_messages", "_init_connection", "_insert_message", "get_fused_config_from_fab"),
     _RETRY: ("MAX_RETRY_DELAY",),
 }
 _LONGEST_RETRY_S: Final = 5  # Flower's own 20 s would be waited out by every site after each restart of the server
@@ -94,10 +94,11 @@ def supernode() -> None:
     When Flower's loop ends, so does the process: its listener's thread would keep alive a node that asks for nothing.
     """
     everything(NAMES)
-    made, pull = part(_MAIN, "create_app"), part(_NODE, "_pull_and_store_message")
+    made, pull, push = part(_MAIN, "create_app"), part(_NODE, "_pull_and_store_message"), part(_NODE, "_push_messages")
     swap(_MAIN, "create_app", lambda *args, **kwargs: guarded(made(*args, **kwargs), with_pass(os.environ["AULAIT_PASS"])))
     swap(_NODE, "get_fused_config_from_fab", lambda *_: {})
     swap(_NODE, "_pull_and_store_message", lambda **given: _pulled(pull, given))
+    swap(_NODE, "_push_messages", lambda **given: _pushed(push, given))
     if key := os.environ.get("AULAIT_NODE_KEY"):
         swap(_NODE, "_init_connection", _signed(part(_NODE, "_init_connection"), Path(key)))
     swap(_RETRY, "MAX_RETRY_DELAY", _LONGEST_RETRY_S)
@@ -113,6 +114,7 @@ def supernode() -> None:
 
 
 _known: set[int] = set()
+_asked: dict[str, str] = {}  # the message that is worked on
 
 
 def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | None:
@@ -135,6 +137,7 @@ def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | Non
     def receive() -> Any:
         found = given["receive"]()
         seen["message"] = found[0] if found else None
+        _asked["message"] = found[0].metadata.message_id if found else ""
         return found
 
     def get_run(number: int) -> Any:
@@ -156,6 +159,26 @@ def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | Non
     ours = {"receive": receive, "get_run": get_run, "get_fab": lambda _digest, _run: Fab(_NOTHING, b"", {}), "pull_object": pull_object}
     run = pull(**(given | ours))
     return _answer_too_large(given, seen["message"]) if left < 0 else run
+
+
+def _pushed(push: Callable[..., None], given: dict[str, Any]) -> None:
+    """Flower's sending of answers, until that to the message of this turn has gone.
+
+    Flower sends once a turn what is there. An answer that was left over, because its server died while its message came,
+    would be sent in place of the next one, and that one a turn later: this node would be a message behind for ever.
+
+    Args:
+        push: Flower's own function; it waits for an answer.
+        given: its arguments.
+    """
+    answered = set[str]()
+
+    def send(message: Any, *rest: Any) -> Any:
+        answered.add(message.metadata.reply_to_message_id)
+        return given["send"](message, *rest)
+
+    while _asked["message"] not in answered:
+        push(**(given | {"send": send}))
 
 
 def _answer_too_large(given: dict[str, Any], message: Any) -> int:
