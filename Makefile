@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo deploy-demo test check experiments clean
+.PHONY: help demo deploy-demo test test-deploy check experiments clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ deploy-demo: $(VENV)/.extras  ## install with extras, then a server and five sit
 
 test: $(VENV)/.extras  ## install with extras, then run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-deploy: $(VENV)/.extras  ## the long tests of deployments: faults, strangers, a slow link, large adapters (many minutes)
+	AULAIT_DEPLOY=1 $(BIN)/python -m pytest tests/flower -m slow
 
 check: $(VENV)/.extras  ## style, types, import floors and tests
 	$(BIN)/ruff check src tests scripts
