@@ -1,6 +1,6 @@
-"""Twenty runs through random kills and restarts: nothing is lost. Many minutes; it runs when AULAIT_SOAK=1.
+"""Twenty runs through random kills and restarts: nothing is lost. Many minutes; it runs when it is asked for:
 
-    AULAIT_SOAK=1 python -m pytest tests/flower/test_soak.py -s
+    AULAIT_DEPLOY=1 AULAIT_SOAK=1 python -m pytest tests/flower/test_soak.py -s
 
 AULAIT_SOAK_SEED chooses other schedules, AULAIT_SOAK_RUNS another number of them.
 """
