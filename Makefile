@@ -24,7 +24,7 @@ demo: $(BIN)/aulait  ## install, then run both stages on built-in data (minutes)
 deploy-demo: $(VENV)/.extras  ## install with extras, then a server and five sites on this machine, over TLS (minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/deploy_demo.py
 
-test: $(VENV)/.extras  ## install with extras, then run all tests
+test: $(VENV)/.extras  ## install with extras, then run all tests but the long ones of deployments
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-deploy: $(VENV)/.extras  ## the long tests of deployments: faults, strangers, a slow link, large adapters (many minutes)

@@ -14,6 +14,11 @@ Each message says what was found, what was expected and what to do, on one line.
 from __future__ import annotations
 
 
+def install(extra: str) -> str:
+    """How to get what an optional part needs."""
+    return f"in the checkout run: pip install -e '.[{extra}]'"
+
+
 class AulaitError(Exception):
     """Root of the tree; the command line prints it as one line and exits with code 2."""
 

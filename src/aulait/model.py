@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from aulait import lora, prefix
-from aulait.errors import ModelError
+from aulait.errors import ModelError, install
 from aulait.lora import Shapes
 from aulait.prefix import Prefix
 from aulait.registry import nearest, require
@@ -146,7 +146,7 @@ def _quantisation(quant: str) -> Any:
         import bitsandbytes  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
         from transformers import BitsAndBytesConfig
     except ImportError as error:
-        raise ModelError("model.quant needs bitsandbytes; install it by: pip install 'aulait[quant]'") from error
+        raise ModelError(f"model.quant needs bitsandbytes and it is missing; {install('quant')}") from error
     require(torch.cuda.is_available(), ModelError, "model.quant needs a CUDA device and none was found; remove model.quant")
     return BitsAndBytesConfig(load_in_4bit=quant == "4bit", load_in_8bit=quant == "8bit")
 

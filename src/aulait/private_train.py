@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aulait.errors import DataError, ModelError, PrivacyError
+from aulait.errors import DataError, ModelError, PrivacyError, install
 from aulait.privacy import clip
 from aulait.privacy.noise import Noise, SeededNoise, SystemNoise
 from aulait.registry import require
@@ -244,7 +244,7 @@ def _optimizer(leaves: list[nn.Parameter], learner: Learner, work: PrivateWork, 
     try:
         from opacus.optimizers import DPOptimizer
     except ImportError as error:
-        raise ModelError("training that protects records needs Opacus and it is missing; install 'aulait[dpsgd]'") from error
+        raise ModelError(f"training that protects records needs Opacus and it is missing; {install('dpsgd')}") from error
 
     class Noised(DPOptimizer):  # type: ignore[misc]
         def add_noise(self) -> None:

@@ -25,7 +25,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
-INSTALL = "pip install 'aulait[track]'"
+from aulait.errors import install
+
+INSTALL = install("track")
 COUNTER = "lines"
 EXPECTED = "expected the address of a tracking server, as 'http://127.0.0.1:5000', or 'sqlite:///mlflow.db'"
 # A dead tracking server may not hold up a round for minutes, and MLflow reports usage to its makers unless told not to.

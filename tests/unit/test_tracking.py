@@ -142,7 +142,7 @@ def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch):
     first, second = str(caught.value).splitlines()
     assert first.startswith("track.tensorboard = true needs the package tensorboard")
     assert second.startswith("track.mlflow needs the package mlflow-skinny")
-    assert "pip install 'aulait[track]'" in first
+    assert "pip install -e '.[track]'" in first
     assert build({"privacy": {"off": True}}).track == TrackConfig()
 
 

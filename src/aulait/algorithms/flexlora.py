@@ -7,10 +7,11 @@ travels: up and down 4 · sum over layers r_k (M + N) bytes a client and round.
 privacy: the sum over clients of the change of the factors they were sent, all A and B together at the common scale
     alpha / R, each clipped in L2 to C: sensitivity C; the SVD afterwards is post-processing. So the noised merge is the
     mean of factors in the basis of the last SVD, not the mean of products. privacy_noise = "product" sums the dense
-    changes instead, each clipped to C: sensitivity C, and noise in M N coordinates a layer; measured, it is worse
+    changes instead, each clipped to C: sensitivity C, and noise in M N coordinates a layer; worse in the one run measured
     (docs/decisions/0007).
-differs: the reference code never trains at unequal ranks and takes its SVD of the dense sum for every client of the
-    population; here the SVD is exact, factored where that is cheaper, once a layer. mass = "symmetric" and partition are ours.
+differs: the reference code never trains at unequal ranks and takes the full SVD of the dense sum and rebuilds the factors
+    for every client of the population; here the SVD is factored where that is cheaper, and only asked clients get factors.
+    mass = "symmetric" and partition are ours.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import typer
 
 from aulait.cli import terminal
 from aulait.cli.run import Json
-from aulait.errors import ConfigError
+from aulait.errors import ConfigError, install
 
 app = typer.Typer(
     name="keys",
@@ -145,7 +145,7 @@ def _library() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] == "cryptography":
-            raise ConfigError("keys need the package cryptography and it is missing; install it: pip install 'aulait[flower]'") from error
+            raise ConfigError(f"keys need the package cryptography and it is missing; {install('flower')}") from error
         raise
 
 

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from aulait.errors import install
+
 RAPL: Final = (Path("/sys/class/powercap"), Path("/zeus_sys/class/powercap"))
 """Where the kernel shows counters of processors; the second is zeus's place for them in a container."""
 _NUMBERS = itertools.count()
@@ -53,7 +55,7 @@ def _monitor() -> Any:
     try:
         from zeus.monitor import ZeusMonitor
     except ImportError:
-        return "zeus is not installed; pip install 'aulait[energy]' reads energy counters"
+        return f"zeus, which reads energy counters, is not installed; {install('energy')}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
 """Bare Flower for comparison: its own executables, a server app and a client app of a few lines, TLS and node keys as in ours.
 
-The client app sends back what it was sent. The server app asks for answers ten times a second, and SuperExec looks for work
-as often, as in ours: what plain Flower waits beyond that (3 s and 1 s) is no merit of the comparison. Nothing of Flower is
+The client app sends back what it was sent. The server app asks for answers ten times a second and SuperExec looks for
+work four times, as in ours: what plain Flower waits beyond that (3 s and 1 s) is no merit of the comparison. Nothing of Flower is
 imported here; keys are those of a loopback deployment.
 """
 
@@ -20,6 +20,7 @@ from typing import Any, Final
 from aulait.errors import AulaitError
 from aulait.flower import processes
 from aulait.flower.loopback import Loopback
+from aulait.flower.pinned import SETTINGS
 from aulait.registry import require
 
 START_S: Final = 600.0
@@ -209,8 +210,7 @@ def _around(home: Path) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("FLWR_", "AULAIT_"))}
     return own | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", os.defpath)]), "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-        "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1",
+        "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **SETTINGS,
     }  # fmt: skip
 
 

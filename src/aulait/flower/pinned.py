@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from aulait.errors import AulaitError, ConfigError
+from aulait.errors import AulaitError, ConfigError, install
 from aulait.flower.pinned_parts import PASS_HEADER
 from aulait.flower.pinned_parts import UNFIT as UNFIT
 from aulait.registry import require
@@ -25,6 +25,7 @@ KNOWN: Final = (
     "flower-superlink", "flower-supernode", "flower-superexec", "flwr-clientapp", "flwr-serverapp",
     "flwr-agentapp", "flwr-connector", "flwr-model", "flwr-simulation",
 )  # fmt: skip
+SETTINGS: Final = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25"}  # s
 _CHILD: Final = "aulait.flower.pinned_child"
 _SHIM: Final = {
     "pyproject.toml": """[project]
@@ -61,7 +62,7 @@ def supported() -> str:
     Raises:
         ConfigError: it is missing, or one that was never tried.
     """
-    need = "expected flwr>=1.41,<1.43; run: pip install 'aulait[flower]'"
+    need = f"expected flwr>=1.41,<1.43; {install('flower')}"
     try:
         found = metadata.version("flwr")
     except metadata.PackageNotFoundError:
@@ -119,9 +120,7 @@ def environment(launcher: Path, home: Path, secret: str, *, alone: bool, **more:
         "no_proxy": around,
         "PYTHONUNBUFFERED": "1",
         "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
+        **SETTINGS,
         "AULAIT_PASS": secret,
         **more,
     }
