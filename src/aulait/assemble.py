@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from aulait import data, embed, generate, model, placing, tiers
+from aulait import data, embed, generate, model, placing, private_train, tiers
 from aulait.algorithms.contract import Setting
 from aulait.compute.device import keep_freed_memory
 from aulait.config import Settings
@@ -198,7 +198,7 @@ def assemble(settings: Settings, workshop: Workshop, elsewhere: Mapping[str, int
     ranks = _ranks(settings, shapes, members, placed)
     setting = Setting(shapes, settings.adapter.rank, settings.adapter.alpha, seeds, settings.train.rounds, ranks)
     house = House(settings, corpus, base, learner, shapes, setting, sites, placed, holdout, roles, Noise(0, 0, 0, 0, {}), workshop)
-    _check_roles(house)
+    _check_roles(house, elsewhere is None)
     return replace(house, noise=_noise(house))
 
 
@@ -234,7 +234,7 @@ def _ranks(
     return found
 
 
-def _check_roles(house: House) -> None:
+def _check_roles(house: House, here: bool) -> None:
     settings = house.settings
     reserved = sorted(name for name in house.sites if name.startswith(("proxy-", "reference-")))
     require(not reserved, DataError, f"client '{reserved[0] if reserved else ''}' has a name kept for sites of the server; rename it "
@@ -258,6 +258,7 @@ def _check_roles(house: House) -> None:
     name, unit = settings.algorithm["name"], settings.method.TRAITS.unit
     mechanism = settings.method.mechanism(settings.method_config) if unit == "record" else None
     problems = records.problems(settings.privacy, name, unit, mechanism, bool(house.voters))
+    problems += private_train.missing(mechanism) if here else []  # elsewhere the sites look for themselves
     if unit == "record" and not settings.privacy.off:
         problems += settings.privacy.problems(sum(len(site.train) for site in house.sites.values()))
     require(not problems, ConfigError, "\n".join(problems))

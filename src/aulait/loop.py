@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ from aulait.proxies import noisy, proxies, server
 from aulait.record import RunFolder
 from aulait.scoring import base_scores, scores
 from aulait.stage_one import synthesise
-from aulait.tracking import Tracker
+from aulait.tracking import Tracker, on_terminal
 from aulait.train import learning_rate
 from aulait.types import Info
 
 
 def run(
     settings: Settings, path: Path, connect: Connect, *, resume: bool = False, workshop: Workshop | None = None, watch: Watch = silent,
-    elsewhere: Mapping[str, int] | None = None, judge: Judge | None = None,
+    elsewhere: Mapping[str, int] | None = None, judge: Judge | None = None, warn: Callable[[str], None] = on_terminal,
 ) -> dict[str, Any]:
     """Run an experiment into a folder and return its result.
 
@@ -43,6 +43,7 @@ def run(
         watch: told (stage, done, total, note) for a progress bar.
         elsewhere: in a deployment, its clients (``assemble``).
         judge: scores their held-out records.
+        warn: told what the operator should see and what stops nothing, a line each.
 
     Returns:
         What result.json holds.
@@ -66,7 +67,7 @@ def run(
     watch("prepare", 1, 1, f"{len(house.sites)} clients")
     if not progress.base_eval:
         progress.base_eval = base_scores(house)
-    with Tracker(settings.track, path, settings.run.name) as tracker:
+    with Tracker(settings.track, path, settings.run.name, warn) as tracker:
         folder.kept = tracker.kept
         tracker.kept(folder.lines())
         if progress.stage == "synthesis":

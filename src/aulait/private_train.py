@@ -19,6 +19,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -239,12 +240,17 @@ class _ByBatch(_Step):
         return sum(losses) / max(1, len(losses)), tokens, math.hypot(*norms)
 
 
+def missing(mechanism: str | None) -> list[str]:
+    """What the steps of a mechanism need and is not installed here, one line each."""
+    if mechanism != "dp-sgd" or find_spec("opacus") is not None:
+        return []
+    return [f"steps that protect single records need the package opacus and it is missing; {install('dpsgd')}"]
+
+
 def _optimizer(leaves: list[nn.Parameter], learner: Learner, work: PrivateWork, drawn: Any) -> Any:
     """Opacus' optimiser around AdamW or SGD, with noise from our source instead of its generator."""
-    try:
-        from opacus.optimizers import DPOptimizer
-    except ImportError as error:
-        raise ModelError(f"training that protects records needs Opacus and it is missing; {install('dpsgd')}") from error
+    require(not (lines := missing("dp-sgd")), ModelError, "; ".join(lines))
+    from opacus.optimizers import DPOptimizer
 
     class Noised(DPOptimizer):  # type: ignore[misc]
         def add_noise(self) -> None:

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from aulait.errors import AulaitError, ConfigError
+from aulait.privacy.ledger import sync_folder
 from aulait.types import Tensors
 
 NEEDED_BYTES = 64 * 1024 * 1024
@@ -74,10 +75,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._space()
             if held.exists():
-                changed = _changed(held.read_text(encoding="utf-8"), config)
-                if changed:
+                differing = changed(held.read_text(encoding="utf-8"), config)
+                if differing:
                     raise ConfigError(
-                        f"run folder {self.path} was started with other settings ({changed}); "
+                        f"run folder {self.path} was started with other settings ({differing}); "
                         "resume with the same file, or choose another --out"
                     )
                 return True
@@ -115,6 +116,7 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
+            sync_folder(target)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line to rounds.jsonl, durable when this returns."""
@@ -183,11 +185,21 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
-def _changed(before: str, after: str) -> str:
-    """The first few lines that differ, or an empty string."""
-    old, new = before.splitlines(), after.splitlines()
+def changed(before: str, after: str) -> str:
+    """The first few lines that differ, or an empty string. How long sites are waited for and who is told may change."""
+    old, new = _lasting(before), _lasting(after)
     if old == new:
         return ""
     pairs = zip(old + [""] * len(new), new + [""] * len(old), strict=False)
     differing = [f"{a or 'nothing'} -> {b or 'nothing'}" for a, b in pairs if a != b]
     return "; ".join(differing[:3])
+
+
+def _lasting(config: str) -> list[str]:
+    """Lines of a configuration without those that a run may go on with in other words."""
+    found, table = [], ""
+    for line in config.splitlines():
+        table = line if line.startswith("[") else table
+        if table != "[track]" and not (table == "[engine]" and line.partition(" =")[0] in ("deadline_s", "wait_s", "least_sites")):
+            found.append(line)
+    return found

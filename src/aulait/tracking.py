@@ -167,6 +167,11 @@ class MLflow:
         self._client.set_terminated(self._id, status=status)
 
 
+def on_terminal(text: str) -> None:
+    """A line on stderr."""
+    sys.stderr.write(f"{text}\n")
+
+
 class Tracker:
     """Passes lines on to the boards that ``[track]`` names; a board that fails is told of once and tried again later.
 
@@ -174,9 +179,11 @@ class Tracker:
         config: the settings; without any board nothing happens.
         run: the run folder.
         name: of the run: MLflow's experiment.
+        warn: told, a line each, of a board that fails; by default the terminal is.
     """
 
-    def __init__(self, config: TrackConfig, run: Path, name: str) -> None:
+    def __init__(self, config: TrackConfig, run: Path, name: str, warn: Callable[[str], None] = on_terminal) -> None:
+        self._warn = warn
         self._makers: dict[str, Callable[[], Board]] = {"TensorBoard": lambda: TensorBoard(run)} if config.tensorboard else {}
         if config.mlflow:
             self._makers["MLflow"] = lambda: MLflow(run, config.mlflow, name)
@@ -222,4 +229,4 @@ class Tracker:
         if name not in self._told:
             self._told.add(name)
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            sys.stderr.write(f"{name} does not take the rounds ({reason}); the run goes on, and tries again with each round\n")
+            self._warn(f"{name} does not take the rounds ({reason}); the run goes on, and tries again with each round")

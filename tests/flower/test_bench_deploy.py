@@ -87,6 +87,21 @@ def test_turns_say_why_nothing_came(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "turns" / "ask-1.json").read_text()) == {"bytes": 3}
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    (("--repetitions", "3"), "found --repetitions with benchmark 'deploy'"), (("--clients", "3"), "found --clients with benchmark 'deploy', expected it with 'simulate'")])
+def test_what_it_would_not_heed_is_refused(words, said):
+    told = CliRunner().invoke(cli.app, ["bench", "deploy", *words])
+    assert told.exit_code == 2
+    assert said in told.stderr
+
+
+def test_a_process_that_does_not_load_the_base_is_one_line(monkeypatch):
+    monkeypatch.setattr(bench_deploy, "_LOAD", "import time; time.sleep(60)")
+    monkeypatch.setattr(bench_deploy, "_LOAD_S", 0.2)
+    with pytest.raises(AulaitError, match="a fresh process did not load the base"):
+        bench_deploy._loading(1, 1)
+
+
 def test_the_command_shows_what_was_found(monkeypatch):
     found = bench_deploy._document(rounds(), SEEN, WORKS, bench_deploy.Sizes(sites=1)) | {
         "base_loads": {"ward-a": 1}, "loading": {"import_s": 1.0, "load_s": 2.0, "messages": 4, "saved_s": 12.0}, "sites": 1, "flower": "1.41.0",

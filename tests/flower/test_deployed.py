@@ -11,11 +11,15 @@ from safetensors.torch import load_file
 from tests import tiny_run
 from tests.flower.local_post import LocalPost, deploy, site
 
-from aulait import inline, loop
+from aulait import inline, loop, tiers
 from aulait.assemble import Workshop
-from aulait.errors import AulaitError
-from aulait.flower import packet
+from aulait.compute import machines
+from aulait.errors import AulaitError, ConfigError
+from aulait.flower import packet, wire
+from aulait.flower.deployed import planned_by
 from aulait.flower.resident import Resident
+from aulait.flower.wire import Stamp
+from aulait.seeds import Seeds
 
 WORKSHOP = Workshop()
 
@@ -191,39 +195,103 @@ def test_a_silent_site_is_left_out_and_nobody_at_all_stops_the_run_with_one_line
     assert [line["round"] for line in rounds] == [1]
     sites = json.loads((places / "away" / "serve" / "sites.json").read_text())
     assert sites["c1"]["state"] == "silent"
-    done = deploy(LocalPost(residents(places, own)), settings, places, places / "away", epoch=2, resume=True)
-    assert done["rounds"] == 2
+    patient = settings.model_copy(update={"engine": settings.engine.model_copy(update={"deadline_s": 1.0, "least_sites": 3})})
+    done = deploy(LocalPost(residents(places, own)), patient, places, places / "away", epoch=2, resume=True)
+    assert done["rounds"] == 2, "how long sites are waited for may change"
 
 
-def test_a_site_that_missed_its_brief_is_told_and_asked_again(places):
+@pytest.mark.parametrize("name_of_it", ["c1", "c4"])
+def test_a_site_that_missed_its_brief_is_told_and_asked_again(places, name_of_it):
+    """One that trains, and one that is split."""
     own = five(places)
-    tiers = [{"name": "gpu", "placement": "local"}]
+    tiers = [{"name": "half", "clients": ["c4"], "placement": "split"}, {"name": "gpu", "placement": "local"}]
     engine = {"name": "flower", "threads": 1, "wait_s": 1.0, "deadline_s": 2.0}
     settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 2, "steps": 1, "batch": 2}, engine=engine))
     missed = set()
 
     class Late(LocalPost):
-        def send(self, address, sent, body, ttl_s):
+        def send(self, address, sent, body, wait_s):
             name = sorted(self.residents)[address]
-            if sent.kind == "brief" and name == "c1" and name not in missed:
+            if sent.kind == "brief" and name == name_of_it and name not in missed:
                 missed.add(name)
                 return None
-            return super().send(address, sent, body, ttl_s)
+            return super().send(address, sent, body, wait_s)
 
     deploy(Late(residents(places, own)), settings, places, places / "late")
     for name in own:
         shutil.rmtree(places / name)
     deploy(LocalPost(residents(places, own)), settings, places, places / "prompt")
-    assert missed == {"c1"}
+    assert missed == {name_of_it}
     same(places / "late", places / "prompt")
 
 
-@pytest.mark.parametrize("wire", ["float16", "int8"])
-def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, wire):
+def test_a_run_does_not_begin_without_the_least_number_of_sites_and_says_who_would_not(places):
+    own = five(places)
+    engine = {"name": "flower", "threads": 1, "wait_s": 1.0, "deadline_s": 0.3, "least_sites": 4}
+    tiers = [{"name": "gpu", "placement": "local"}]
+    settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 1, "steps": 1, "batch": 2}, engine=engine))
+
+    def forgetful(name, asked, answer):
+        return None if asked.kind == "brief" and name in ("c0", "c3") else answer
+
+    def older(name, asked, answer):
+        if asked.kind != "hello" or name not in ("c0", "c3"):
+            return answer
+        return packet.dumps(wire.refusal(Stamp.of(asked.head), "messages of version 1 found, this site speaks 9"))
+
+    with pytest.raises(AulaitError, match=r"3 sites took their brief within 0\.3 s, expected at least 4"):
+        deploy(LocalPost(residents(places, own), forgetful), settings, places, places / "brief")
+    assert not (places / "brief" / "rounds.jsonl").exists()
+    with pytest.raises(AulaitError, match=r"missing: c0 \(messages of version 1 found, this site speaks 9\), c3"):
+        deploy(LocalPost(residents(places, own), older), settings, places, places / "hello")
+
+
+def test_a_split_round_that_was_cut_off_leaves_nothing_in_the_base(places):
+    """FLoRA folds a merge into the base of a split site for as long as its round goes on; then the coordinator dies."""
+    own = five(places)
+    tiers = [{"name": "half", "clients": ["c3", "c4"], "placement": "split"}, {"name": "gpu", "placement": "local"}]
+    engine = {"name": "flower", "threads": 1, "wait_s": 1.0}
+    settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, algorithm={"name": "flora"},
+                                                  train={"rounds": 3, "steps": 2, "batch": 2}, engine=engine))
+
+    class Dies(LocalPost):
+        def send(self, address, sent, body, wait_s):
+            if sent.kind == "split" and sent.head["round"] == 2 and sent.head["do"] == "go":
+                raise KeyboardInterrupt
+            return super().send(address, sent, body, wait_s)
+
+    there = residents(places, own)
+    with pytest.raises(KeyboardInterrupt):
+        deploy(Dies(there), settings, places, places / "away")
+    deploy(LocalPost(there), settings, places, places / "away", epoch=2, resume=True)
+    for name in own:
+        shutil.rmtree(places / name)
+    deploy(LocalPost(residents(places, own)), settings, places, places / "calm")
+    same(places / "away", places / "calm", products)
+
+
+def test_tiers_that_measured_their_machines_leave_the_others_their_shares(tmp_path):
+    tiny_run.write_data(tmp_path)
+    told = {"name": "gpu", "placement": "local", "machine": "measured", "share": 0.5}, {"name": "old", "placement": "local", "machine": "laptop", "share": 0.5}
+    settings = tiny_run.settings(tmp_path, federation={"tier": list(told)}, engine={"name": "flower"})
+    profile = json.loads(machines.dump(machines.profile("laptop")))
+    roll = {f"c{k}": {"profile": profile} for k in range(8)}
+    before = tiers.members(settings.federation.tier, sorted(roll), Seeds(settings.run.seed))
+    planned = planned_by(settings, roll, tmp_path)
+    after = tiers.members(planned.federation.tier, sorted(roll), Seeds(settings.run.seed))
+    assert sorted(name for tier, names in after.items() if tier.startswith("gpu:") for name in names) == sorted(before["gpu"])
+    assert sorted(after["old"]) == sorted(before["old"])
+    assert all(len(names) == 1 for tier, names in after.items() if tier.startswith("gpu:"))
+    with pytest.raises(ConfigError, match="told no profile"):
+        planned_by(settings, roll | {before["gpu"][0]: {}}, tmp_path)
+
+
+@pytest.mark.parametrize("narrow", ["float16", "int8"])
+def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, narrow):
     own = five(places)
     tiers = [{"name": "gpu", "placement": "local"}]
     sizes = {}
-    for form in ("float32", wire):
+    for form in ("float32", narrow):
         engine = {"name": "flower", "threads": 1, "wait_s": 1.0, "wire": form}
         settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 2, "steps": 1, "batch": 2}, engine=engine))
         post = LocalPost(residents(places, own))
@@ -231,8 +299,8 @@ def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, wir
         sizes[form] = sum(len(asked.body) for _, asked in post.asked if asked.kind == "order")
         for name in own:
             shutil.rmtree(places / name)
-    assert sizes[wire] < 0.55 * sizes["float32"]
-    one, two = products(places / "float32"), products(places / wire)
+    assert sizes[narrow] < 0.55 * sizes["float32"]
+    one, two = products(places / "float32"), products(places / narrow)
     assert all((one[name] - two[name]).abs().max() < 0.02 * max(1e-3, one[name].abs().max()) + 1e-3 for name in one)
 
 

@@ -78,20 +78,24 @@ FAULTS = [
     ("scores instead of a reply", lambda a, _: remade(a, kind="sums", sums=[0.0, 1.0, 1.0])),
     ("sixty-four megabytes", lambda a, _: packet.dumps(Packet(packet.loads(a, 2**31).head, bytes(2**26)))),
     ("nothing", lambda a, _: None),
+    ("a kind that is no word", lambda a, _: remade(a, tensors=[["x", [], [1]]])),
+    ("a shape that is no list", lambda a, _: remade(a, tensors=[["x", "float32", {}]])),
+    ("a tensor that is a number", lambda a, _: remade(a, tensors=[7])),
+    ("a head that is a list", lambda a, _: raw_head(a, b"[]")),
 ]
 SCORES = [{"sums": [1e308, 1e308, 1e-300]}, {"sums": "x"}, {"sums": None, "task": {"count": "many", "x": []}}, {"sums": [-1.0, 0, 0]}]
 
 
-def run(places, name, fault):
+def run(places, name, fault, **tables):
     folder, own = places
     lines: list = []
     residents = {client: Resident(site(folder / name, client, rows), lambda event, **fields: lines.append(event)) for client, rows in own.items()}
     for resident in residents.values():
         resident._shelf = SHELF
     settings = tiny_run.settings(
-        folder, federation={"tier": [{"name": "gpu", "clients": NAMES, "placement": "local"}]}, algorithm={"name": "fedit"},
-        engine={"name": "flower", "threads": 1, "wait_s": 5.0, "deadline_s": 0.2}, train={"rounds": 5, "steps": 1, "batch": 2, "rows_at_once": 2},
-        evaluate={"records_per_client": 1, "every": 5})
+        folder, **{"federation": {"tier": [{"name": "gpu", "clients": NAMES, "placement": "local"}]}, "algorithm": {"name": "fedit"},
+                   "engine": {"name": "flower", "threads": 1, "wait_s": 5.0, "deadline_s": 0.2},
+                   "train": {"rounds": 6, "steps": 1, "batch": 2, "rows_at_once": 2}, "evaluate": {"records_per_client": 1, "every": 6}} | tables)
     result = deploy(LocalPost(residents, fault), settings, folder / name, folder / name / "run")
     return result, load_file(folder / name / "run" / "adapter" / "adapter_model.safetensors")
 
@@ -115,7 +119,7 @@ def test_evil_sites_are_left_out_and_named_and_the_others_are_as_if_they_had_dro
 
     found, adapter = run(places, "evil", evil)
     expected, other = run(places, "silent", silent)
-    assert len(done) == len(FAULTS) == 20
+    assert len(done) == len(FAULTS) == 24
     assert adapter.keys() == other.keys()
     for name in adapter:
         assert torch.equal(adapter[name], other[name]), name
@@ -132,6 +136,29 @@ def test_evil_sites_are_left_out_and_named_and_the_others_are_as_if_they_had_dro
     assert not any(honest_one in json.dumps(orders) + json.dumps(left_out) for honest_one in ("'c1'", '"c1"'))
     raw = (folder / "serve" / "log.jsonl").read_bytes() + (folder / "serve" / "sites.json").read_bytes()
     assert b"\x1b" not in raw
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_a_site_tells_of_itself_changes_neither_the_run_nor_its_record(places, private):
+    """Diagnostics by the names of the coordinator's own, and one that stands for a split model, which privacy forbids."""
+    tables = {"train": {"rounds": 2, "steps": 1, "batch": 2, "rows_at_once": 2}}
+    if private:
+        tables |= {"privacy": {"epsilon": 8.0, "delta": 1e-3, "relation": "add-remove", "clip": 1.0,
+                               "delta_acknowledged": True}, "algorithm": {"name": "ffa"}}
+    lies = {"wire_up_bytes": 0, "wire_down_bytes": 1e9, "refused": 7, "refused_clients": 0, "stage": 0.5, "round": 9, "epsilon": 0}
+
+    def lying(name, asked, answer):
+        return remade(answer, info=lies) if name in EVIL and asked.kind == "order" else answer
+
+    expected, honest = run(places, "honest", lambda name, asked, answer: answer, **tables)
+    found, adapter = run(places, "lying", lying, **tables)
+    assert private or all(torch.equal(adapter[name], honest[name]) for name in honest)
+    lines = [[json.loads(line) for line in (places[0] / who / "run" / "rounds.jsonl").read_text().splitlines()] for who in ("honest", "lying")]
+    drawn = ("eval", "noise_std", "signal_to_noise", "update_norm") if private else ("eval",)  # the noise is the system's
+    plain = [[{key: value for key, value in line.items() if key not in ("wall_s", "train_loss", "train_tokens", *drawn)} for line in own]
+             for own in lines]
+    assert plain[0] == plain[1]
+    assert found["traffic"]["up_bytes"] == expected["traffic"]["up_bytes"]
 
 
 def test_a_site_that_refuses_is_told_in_one_harmless_line(places):

@@ -293,7 +293,7 @@ def test_clocks_may_differ_by_minutes_and_beyond_that_the_site_is_told(sites: Fe
         sites.stop(name)
         sites.join(name, TRIAL_CLOCK_S=by, PYTHONPATH=str(Path(__file__).parent / "wrong_clock"))
     run = sites.begin("clocks", federation={"tier": [{"name": "ward", "clients": [A, B], "placement": "local"}]},
-                      engine={"threads": 1, "wait_s": sites.deadline_s, "deadline_s": 600.0, "least_sites": 2})
+                      engine={"threads": 1, "wait_s": sites.deadline_s, "deadline_s": 120.0, "least_sites": 2})
     run.serve()
     assert run.finished() == 0, run.story()
     trials.sound(run, 3)

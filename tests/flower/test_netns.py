@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,13 @@ import slow_link
 import tomli_w
 
 from aulait.compute.link import round_trip_s
-from aulait.flower import keys, processes, site_file, worker
-from aulait.flower.loopback import COMMAND
+from aulait.flower import processes, site_file, worker
+from aulait.flower.loopback import COMMAND, laid_out
 from aulait.types import Profile
 
 WHY = slow_link.hindrance()
 MBIT_PER_S, DELAY_S, LOSS = 20.0, 0.05, 0.005
-PORT, SITES, LIMIT_S = 9443, ("ward", "lab"), 900.0
+SITES, LIMIT_S = ("ward", "lab"), 900.0
 RANKS = {"small": 1, "large": 44}  # of every linear layer of the built-in base: 114 kB and 5.0 MB each way
 PULL = """
 import socket, sys, time
@@ -57,20 +56,8 @@ def plain_s(near, far, size, congestion=()):
         pull.wait()
 
 
-def lay_out(folder, near):
-    """Keys for the server's address on the link, two sites with a few texts."""
-    keys.server(folder / "server", [near.address])
-    rows = {}
-    for name in SITES:
-        keys.site(folder / name, name, f"{near.address}:{PORT}")
-        keys.enrol(folder / "server", name, folder / name / "site-key.pub")
-        for public in ("ca.pem", "order-key.pub"):
-            (folder / name / public).write_bytes((folder / "server" / public).read_bytes())
-        rows[name] = [{"client": name, "text": f"Return the {k}th line of {name}."} for k in range(4)]
-        (folder / name / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
-        tables = {"site": {"name": name, "server": f"{near.address}:{PORT}", "state": "state"}, "data": {"source": "own.jsonl"},
-                  "limits": {"privacy": False, "threads": 1}}
-        (folder / name / "site.toml").write_text(tomli_w.dumps(tables))
+def experiments(folder, rows):
+    """One with small adapters, one with large ones."""
     (folder / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for own in rows.values() for row in own))
     for size, rank in RANKS.items():
         (folder / f"{size}.toml").write_text(tomli_w.dumps({
@@ -81,48 +68,32 @@ def lay_out(folder, near):
             "privacy": {"off": True}, "engine": {"threads": 1, "wait_s": 300.0, "deadline_s": 300.0, "least_sites": 2}}))
 
 
-@contextmanager
-def started(place, log, *words):
-    """``aulait WORDS`` in a namespace; ended by its own process on the way out."""
-    around = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with log.open("ab") as output:
-        process = subprocess.Popen(place.words(*COMMAND, *words), stdout=output, stderr=subprocess.STDOUT, env=around,
-                                   stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        yield process
-    finally:
-        processes.end(process, 20.0)
-
-
-def served(folder, near, size):
+def served(there, near, size):
     """Seconds of the training rounds of a run that must end well, and its bytes each way of one site in a round."""
-    words = ("serve", str(folder / f"{size}.toml"), "--keys", str(folder / "server"), "--host", near.address, "--port", str(PORT), "--out",
-             str(folder / "runs" / size), "--json")
-    log = folder / f"{size}.txt"
-    with started(near, log, *words) as process:
-        assert process.wait(LIMIT_S) == 0, f"{processes.last_words(log, 5)}; {processes.last_words(folder / 'runs' / size / 'serve/superlink.log', 5)}"
-    lines = [json.loads(line) for line in (folder / "runs" / size / "rounds.jsonl").read_text().splitlines()]
+    out = there.folder / "runs" / size
+    there.serve(there.folder / f"{size}.toml", out, command=near.words(*COMMAND))
+    code = there.finished(LIMIT_S)
+    assert code == 0, f"{processes.last_words(there.log('server'), 5)}; {processes.last_words(out / 'serve' / 'superlink.log', 5)}"
+    lines = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
     return [line["wall_s"] for line in lines], lines[0]["down_bytes"] // len(SITES), lines[0]["up_bytes"] // len(SITES)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(WHY), reason=WHY)
-def test_a_run_over_a_slow_link_ends_well_and_takes_what_the_plan_says(tmp_path):
+def test_a_run_over_a_slow_link_ends_well_and_no_faster_than_the_link(tmp_path):
     """What does not depend on size (Flower's looking for work, its processes, arithmetic) is told by the same run with a tiny adapter.
 
-    Both sites are behind the one link, so each has half of its rate.
+    Both sites are behind the one link, so each has half of its rate. Plan and measurement are printed, not judged: how much
+    of a lossy link a connection gets is TCP's affair. The upper bound says only that nothing hung until a deadline.
     """
+    rows = {name: [{"client": name, "text": f"Return the {k}th line of {name}."} for k in range(4)] for name in SITES}
     with slow_link.link(MBIT_PER_S, DELAY_S, LOSS) as (near, far, how):
-        lay_out(tmp_path, near)
-        with started(far, tmp_path / "ward.txt", "join", str(tmp_path / "ward" / "site.toml")), \
-                started(far, tmp_path / "lab.txt", "join", str(tmp_path / "lab" / "site.toml")):
+        with laid_out(tmp_path, rows, host=near.address) as there:
+            experiments(tmp_path, rows)
             for name in SITES:
-                site, end = site_file.read(tmp_path / name / "site.toml"), time.monotonic() + 200.0
-                while worker.running(site) is None:
-                    assert time.monotonic() < end, processes.last_words(tmp_path / f"{name}.txt", 3)
-                    time.sleep(0.2)
-            (small, *_), (large, down, up) = served(tmp_path, near, "small"), served(tmp_path, near, "large")
-            loads = {name: worker.running(site_file.read(tmp_path / name / "site.toml"))["loads"] for name in SITES}
+                there.join(name, far.words(*COMMAND))
+            (small, *_), (large, down, up) = served(there, near, "small"), served(there, near, "large")
+            loads = {name: worker.running(site_file.read(path))["loads"] for name, path in there.sites.items()}
         size = len(SITES) * down
         plain = plain_s(near, far, size)
         cubic = plain_s(near, far, size, ("cubic",))
@@ -139,7 +110,7 @@ def test_a_run_over_a_slow_link_ends_well_and_takes_what_the_plan_says(tmp_path)
     assert set(loads.values()) == {1}, "one base for both runs"
     assert down == up == 44 * 28416 * 4
     assert min(large) > 0.9 * planned, "no message is faster than the link"
-    assert statistics.median(large) < 6 * planned + 3 * statistics.median(small) + 20
+    assert statistics.median(large) < 6 * planned + 3 * statistics.median(small) + 20, "nothing hangs until a deadline"
 
 
 @pytest.mark.skipif(bool(WHY), reason=WHY)

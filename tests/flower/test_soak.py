@@ -87,7 +87,7 @@ def undisturbed(sites: Federation) -> tuple[float, Path]:
 
 
 def schedule(sites: Federation, number: int, dice: random.Random, calm_s: float, plain: Path, told: Told) -> str:
-    """One run with two to four kills at random moments; what came of it.
+    """One run with two to four kills at random moments, every other one of them in training; what came of it.
 
     Raises:
         AssertionError: something was lost.
@@ -97,8 +97,11 @@ def schedule(sites: Federation, number: int, dice: random.Random, calm_s: float,
     begun_s, before = time.monotonic(), list[str]()
     for at_s in sorted(dice.uniform(0.0, 1.5 * calm_s) for _ in range(dice.randint(2, 4))):
         server = sites.loopback.running["server"]
-        while time.monotonic() < begun_s + at_s and server.poll() is None:
+        late, round, more_s = dice.random() < 0.5, dice.randint(0, ROUNDS - 1), dice.uniform(0.0, calm_s / ROUNDS / 2)
+        while server.poll() is None and (short_of(run, round) if late else time.monotonic() < begun_s + at_s):
             time.sleep(0.02)
+        if late and server.poll() is None:
+            time.sleep(more_s)
         if server.poll() is None:
             strike(run, dice, told)
             kept = run.ledger()
@@ -111,6 +114,12 @@ def schedule(sites: Federation, number: int, dice: random.Random, calm_s: float,
         told.stops.append(last[:120])
         again(run, told)
     return judged(run, before, plain, told)
+
+
+def short_of(run: Trial, round: int) -> bool:
+    """Whether training has not yet come so far."""
+    now = run.seen()
+    return now.get("stage") != "train" or now.get("done", 0) < round
 
 
 def strike(run: Trial, dice: random.Random, told: Told) -> None:

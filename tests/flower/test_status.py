@@ -8,6 +8,7 @@ import http.client
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typer.testing import CliRunner
 import aulait.flower
 from aulait import cli, record
 from aulait.errors import AulaitError, ConfigError, DataError, DeviceError
-from aulait.flower import journal, metrics, status
+from aulait.flower import journal, metrics, processes, status
 from aulait.flower.journal import Journal
 
 CONFIG = '[run]\nname = "ward"\n[synthesis]\nrounds = 3\n[train]\nrounds = 10\n[privacy]\nepsilon = 8.0\ndelta = 1e-5\noff = false\n[engine]\nname = "flower"\n'
@@ -43,8 +44,8 @@ def run(tmp_path):
     (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ROUNDS))
     (path / "ledger.jsonl").write_text(json.dumps({"release": 9, "epsilon": {"local": 3.25}}) + "\n")
     told = Journal(path)
-    told.site("ward-a", role="local", tier="gpu", state="working", last_seen=journal.now(), round=2, detail="")
-    told.site("ward-b", role="proxy", tier="laptop", state="lost", last_seen=time.time() - 90, round=1, detail=HOSTILE)
+    told.site("ward-a", role="local", tier="gpu", state="answered", last_seen=journal.now(), round=2, detail="")
+    told.site("ward-b", role="proxy", tier="laptop", state="silent", last_seen=time.time() - 90, round=1, detail=HOSTILE)
     told.progress("train", 2, 10, "loss 3.500")
     for number in range(7):
         told.warning("late", site="ward-b", number=number)
@@ -95,9 +96,9 @@ def test_a_changed_state_is_written_at_once_and_the_rest_within_half_a_second(ru
     told = Journal(run)
     def written(name, key):
         return json.loads((run / "serve" / "sites.json").read_text()).get(name, {}).get(key)
-    told.site("ward-a", state="idle", round=3)
-    assert (written("ward-a", "state"), written("ward-b", "state")) == ("idle", "unknown")
-    told.site("ward-a", state="idle", round=4)
+    told.site("ward-a", state="asked", round=3)
+    assert (written("ward-a", "state"), written("ward-b", "state")) == ("asked", "unknown")
+    told.site("ward-a", state="asked", round=4)
     assert written("ward-a", "round") == 3
     time.sleep(0.7)  # nobody tells it anything more
     assert written("ward-a", "round") == 4
@@ -142,7 +143,7 @@ def test_a_full_disk_is_one_line(run, monkeypatch):
     def full(*_args):
         raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(record.os, "fsync", full)
-    for write in (lambda: told.progress("train", 1, 2, ""), lambda: told.site("ward-a", state="gone"), lambda: told.outcome(True)):
+    for write in (lambda: told.progress("train", 1, 2, ""), lambda: told.site("ward-a", state="silent"), lambda: told.outcome(True)):
         with pytest.raises(AulaitError, match=r"^no space left in the run folder .*serve; free some space and go on with --resume$"):
             write()
 
@@ -159,6 +160,14 @@ def test_a_long_log_is_set_aside(run, monkeypatch):
     assert len((run / "serve" / "log.1.jsonl").read_text().splitlines()) == 8
 
 
+def test_a_state_is_one_that_the_journal_names():
+    source = "".join(path.read_text() for path in Path(aulait.flower.__file__).parent.glob("*.py"))
+    written = set(re.findall(r'journal\.site\([^)]*state="(\w+)"', source))
+    assert written == {"there", "asked", "answered", "silent", "refused"}
+    assert all(f'"{state}"' in Journal.site.__doc__ for state in written)
+    assert set(metrics.DOWN) < written | {"unknown"}
+
+
 # status of a run
 
 
@@ -172,18 +181,18 @@ def test_a_run_with_a_server(run):
     assert (found["budget"], found["delta"], found["private"], found["loss"]) == (8.0, 1e-5, True, 3.5)
     assert (found["up_bytes"], found["down_bytes"], found["refused"]) == (2100, 1050, 3)
     first, second = found["sites"]
-    assert (first["name"], first["role"], first["tier"], first["state"], first["round"]) == ("ward-a", "local", "gpu", "working", 2)
+    assert (first["name"], first["role"], first["tier"], first["state"], first["round"]) == ("ward-a", "local", "gpu", "answered", 2)
     assert first["last_seen_s"] < 60
     assert 89 < second["last_seen_s"] < 150
-    assert second["detail"] == 'a"b\\c·d·[31m·'
+    assert second["detail"] == 'a"b\\c?d?[31m?'
     assert [event["text"] for event in found["warnings"]] == [f"site ward-b, number {n}" for n in range(2, 7)]
 
 
 def test_a_server_that_died_says_how_to_go_on(run):
     with Holding(run):
-        assert status.held(run)
+        assert processes.held(run / "serve" / "lock")
         assert call(run).exit_code == 0
-    assert not status.held(run)
+    assert not processes.held(run / "serve" / "lock")
     answer = call(run)
     assert answer.exit_code == 1
     assert "no process holds the run" in answer.stdout
@@ -194,10 +203,10 @@ def test_looking_does_not_keep_a_server_out(run):
     with Holding(run):
         pass
     for _ in range(20):
-        assert not status.held(run)
+        assert not processes.held(run / "serve" / "lock")
         mine = os.open(run / "serve" / "lock", os.O_RDWR)
         fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert status.held(run)
+        assert processes.held(run / "serve" / "lock")
         os.close(mine)
 
 
@@ -364,9 +373,9 @@ def test_metrics_of_a_run(run):
 
 
 def test_metrics_escape_what_they_are_told(run):
-    Journal(run).site('x"} 1\naulait_epsilon{role="a', role='b"c\\d', state="idle")
+    Journal(run).site('x"} 1\naulait_epsilon{role="a', role='b"c\\d', state="there")
     found = parsed(metrics.text(run))
-    assert ("aulait_site_up", ("role", 'b"c\\d'), ("site", 'x"} 1·aulait_epsilon{role="a')) in found
+    assert ("aulait_site_up", ("role", 'b"c\\d'), ("site", 'x"} 1?aulait_epsilon{role="a')) in found
     assert ("aulait_epsilon", ("role", "a")) not in found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -80,7 +79,7 @@ def site(folder: Path, server: Path, name: str, port: int, enrolled: bool = True
 
 
 @contextmanager
-def joined(site: site_file.SiteFile, insecure: bool = False):
+def joined(site: site_file.SiteFile):
     """A site in a thread of this process; yields the lines that it says."""
     said: list[str] = []
     stop = threading.Event()
@@ -88,7 +87,7 @@ def joined(site: site_file.SiteFile, insecure: bool = False):
 
     def work() -> None:
         try:
-            joining.join(site, insecure, said.append, stop, work=lambda _site, stopped, _log: stopped.wait(), app="toy_site:app")
+            joining.join(site, False, said.append, stop, work=lambda _site, stopped, _log: stopped.wait(), app="toy_site:app")
         except BaseException as error:
             errors.append(error)
             said.append(str(error))
@@ -108,10 +107,6 @@ def until(true, limit_s: float = 30.0) -> None:
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.1)
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text())
 
 
 def alive(pid: int) -> bool:

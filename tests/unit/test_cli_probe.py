@@ -30,7 +30,7 @@ def call(*words: object):
 
 
 def test_a_machine_is_measured_saved_and_found_again(tmp_path):
-    path = tmp_path / "site.json"
+    path = tmp_path / "state" / "profile.json"  # as a site saves it before its first join
     with serve_echo() as url:
         result = call(*SHORT, "--link", url, "--power", 30, "--out", path, "--json")
     assert result.exit_code == 0, result.stderr
@@ -49,6 +49,7 @@ def test_a_machine_is_measured_saved_and_found_again(tmp_path):
         for placement in ("local", "split", "proxy"):
             assert one[placement]["fits"] == (one[placement]["memory_bytes"] <= saved.memory_bytes)
     assert told["saved"] == str(path)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_page_has_units_and_says_what_is_not_known(monkeypatch):
@@ -114,7 +115,8 @@ def test_a_base_is_held_in_the_precision_that_is_not_slow(speeds, chosen):
     (("--device", "tpu"), "found --device tpu, expected one of cpu, cuda, mps"),
     (("--device", "cpu", "--link", "ftp://x"), "expected http://HOST:PORT"),
     (("--device", "cpu", "--link", "http://127.0.0.1:9"), "found nobody to measure the link with"),
-    (("--out", "/no/such/folder/site.json"), "found no folder /no/such/folder"),
+    (("--out", "/no/such/folder/site.json"), "found no folder /no/such for --out"),
+    (("--out", "/dev/null/site.json"), "/dev/null is no folder"),
     (("--echo", "host"), "expected PORT or HOST:PORT"),
     (("--echo", "192.0.2.1:8123"), "cannot listen on 192.0.2.1:8123"),
 ])

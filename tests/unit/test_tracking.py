@@ -119,6 +119,15 @@ def test_a_board_that_fails_is_told_once_and_catches_up(tmp_path, capsys):
     assert told == "Weak does not take the rounds (no answer in 10 s); the run goes on, and tries again with each round\n"
 
 
+def test_who_is_given_to_be_warned_is_in_place_of_the_terminal(tmp_path, capsys):
+    told = []
+    with Tracker(TrackConfig(), tmp_path, "x", told.append) as tracker:
+        tracker._makers["Closed"] = lambda: 1 / 0
+        tracker.kept(LINES)
+    assert told == ["Closed does not take the rounds (division by zero); the run goes on, and tries again with each round"]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_board_that_cannot_be_opened_stops_nothing(tmp_path, capsys):
     with Tracker(TrackConfig(), tmp_path, "x") as tracker:
         tracker._makers["Closed"] = lambda: 1 / 0

@@ -13,15 +13,17 @@ from aulait.errors import ConfigError
 
 NAMES = ("simulate: federated rounds against plain training of the same batches; aggregate: FlexLoRA's merge against a dense SVD; "
          "cost: the cost model against the clock; deploy: an exchange over Flower beside bare Flower.")
+REPETITIONS, CLIENTS = 5, 16
 EDGE = "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
 
 
 def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"{NAMES} {EDGE}")],
     repetitions: Annotated[
-        int, typer.Option("--repetitions", min=3, help="How often each takes its turn; medians are told.")
-    ] = 5,
-    clients: Annotated[int, typer.Option("--clients", min=2, help="Sites that train together, in simulate.")] = 16,
+        int | None,
+        typer.Option("--repetitions", min=3, help=f"How often each takes its turn, {REPETITIONS}; medians are told. Not in deploy."),
+    ] = None,
+    clients: Annotated[int | None, typer.Option("--clients", min=2, help=f"simulate: sites that train together, {CLIENTS}.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small layers or tiny models: seconds instead of minutes.")] = False,
     out: edge.Out = None,
     family: edge.Family = None,
@@ -49,15 +51,25 @@ def bench(
 
         if name not in benchmarks.names():
             raise ConfigError(f"benchmark '{name}' is unknown; {nearest(name, benchmarks.names())}")
+        _unused(name, repetitions, clients)
+        repetitions = repetitions or REPETITIONS
         if name == "edge":
             asked = edge.scope(quick, family, model, batches, lengths, minutes, watts, joules_per_byte, servers, repetitions)
             found = edge.measure(asked, out)
         else:
-            found = _measured(name, quick, repetitions, clients, out)
+            found = _measured(name, quick, repetitions, clients or CLIENTS, out)
     if as_json:
         terminal.document(found)
     else:
         {"edge": edge.show, "aggregate": _show_aggregate, "cost": _show_cost, "deploy": _show_deploy}.get(name, _show)(found)
+
+
+def _unused(name: str, repetitions: int | None, clients: int | None) -> None:
+    """Refuse what a benchmark would not heed."""
+    if clients is not None and name != "simulate":
+        raise ConfigError(f"found --clients with benchmark '{name}', expected it with 'simulate' alone; leave it out")
+    if repetitions is not None and name == "deploy":
+        raise ConfigError("found --repetitions with benchmark 'deploy', which has its own numbers of turns; leave it out, or take --quick")
 
 
 def _measured(name: str, quick: bool, repetitions: int, clients: int, out: Path | None) -> dict[str, Any]:

@@ -21,7 +21,8 @@ DEVICES = ("cpu", "cuda", "mps")
 LOAD_S = 1.0
 """Seconds under full load, and at rest, in which power is measured where there is a counter."""
 
-Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.json", help="Save the profile; a tier names it as machine = 'FILE.json'.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.json", help="Save the profile; a tier names it as machine = 'FILE.json'. "
+                "Its folder is made, for you alone, where it is missing.")]
 Link = Annotated[str | None, typer.Option("--link", metavar="URL", help="Measure the link to an echo server, as http://server:8123.")]
 Echo = Annotated[str | None, typer.Option("--echo", metavar="[HOST:]PORT", help="Be that echo server until interrupted; nothing is "
                  "measured. HOST defaults to 127.0.0.1; it asks for no password, so run it only while sites measure.")]
@@ -54,8 +55,8 @@ def probe(
     if device not in (None, *DEVICES):
         raise ConfigError(f"found --device {device}, expected one of {', '.join(DEVICES)}; leave it out for the fastest there is")
     with terminal.work(as_json):
-        if out is not None and not out.parent.is_dir():
-            raise ConfigError(f"found no folder {out.parent} for --out, expected an existing one; make it first")
+        if out is not None:
+            _folder(out.parent)
         terminal.note(f"measuring for about {seconds + 5:.0f} s{_busy()}")
         found = _measured(_precisions(dtype, device), device, seconds, link, power)
     if out is not None:
@@ -66,6 +67,16 @@ def probe(
         terminal.document({"profile": asdict(found.pop("machine")), **found, "saved": out})
     else:
         _print(found, out)
+
+
+def _folder(path: Path) -> None:
+    """Make a missing folder with mode 0700, which a site's state must have; not those above it."""
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError as error:
+        raise ConfigError(f"found no folder {path.parent} for --out, expected an existing one; make it first") from error
+    except FileExistsError as error:
+        raise ConfigError(f"--out: {path} is no folder, expected one; choose another --out") from error
 
 
 def _precisions(text: str | None, device: str | None) -> tuple[str, ...]:

@@ -71,6 +71,10 @@ def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | Non
     """
     from aulait.flower import coordinator
 
+    done = coordinator.finished(settings, path, how["resume"])
+    if done is not None:
+        terminal.note(f"the run in {path} is finished; nothing is left to do")
+        return done
     try:
         with contextlib.ExitStack() as stack:
             if metrics is not None:

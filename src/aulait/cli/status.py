@@ -139,9 +139,9 @@ def _health(found: Mapping[str, Any], path: Path) -> None:
         reason = f" ({found['last_error']})" if found["last_error"] else ""
         terminal.say(f"{found['name']} is not running{reason}; start: aulait join {path}")
         return
-    from aulait.flower.status import plain
+    from aulait.flower.journal import plain
     from aulait.report import numbers as n
 
-    rows = [(key.replace("_", " "), n.size(value) if key.endswith("_bytes") else plain(str(value)) or "")
+    rows = [(key.replace("_", " "), n.size(value) if key.endswith("_bytes") else plain(str(value)))
             for key, value in found.items() if key not in ("kind", "name", "state") and value not in (None, "")]
     terminal.table(f"{found['name']}: {found['state']}", ("", ""), rows)

@@ -15,7 +15,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from aulait.flower.bench_bare import put
+from aulait.flower.bench_bare import put, take
 from aulait.flower.packet import Packet
 from aulait.flower.post import FlowerPost, Heard
 
@@ -124,16 +124,7 @@ def main(grid: Grid, context: Context) -> None:
     while True:
         put(folder / f"told-{number}.json", found)
         number += 1
-        asked = _asked(folder / f"ask-{number}.json")
+        asked = take(folder / f"ask-{number}.json")
         if asked.get("end"):
             return
         found = sides[asked["size"]].round()
-
-
-def _asked(path: Path) -> dict[str, Any]:
-    import json
-
-    while not path.exists():
-        time.sleep(0.02)
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -139,13 +140,11 @@ class Turns:
         put(self._folder / f"ask-{self._number + 1}.json", {"end": True})
 
     def _told(self, limit_s: float) -> dict[str, Any]:
-        path, until = self._folder / f"told-{self._number}.json", time.monotonic() + limit_s
-        while not path.exists():
-            require(time.monotonic() < until, AulaitError,
-                    f"no answer {self._number} within {limit_s:g} s; {processes.last_words(self._watched)}; see {self._watched}")
-            time.sleep(_LOOK_S)
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        try:
+            return take(self._folder / f"told-{self._number}.json", limit_s)
+        except TimeoutError:
+            raise AulaitError(f"no answer {self._number} within {limit_s:g} s; {processes.last_words(self._watched)}; "
+                              f"see {self._watched}") from None
 
 
 def put(path: Path, value: Any) -> None:
@@ -153,6 +152,21 @@ def put(path: Path, value: Any) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(value), encoding="utf-8")
     part.replace(path)
+
+
+def take(path: Path, limit_s: float = math.inf) -> dict[str, Any]:
+    """What ``put`` wrote, as soon as it is there.
+
+    Raises:
+        TimeoutError: it is not there in time.
+    """
+    until = time.monotonic() + limit_s
+    while not path.exists():
+        if time.monotonic() > until:
+            raise TimeoutError(path)
+        time.sleep(_LOOK_S)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from aulait.registry import require
 
 NAMES: Final = ("ward-a", "ward-b", "ward-c")
 _TAIL_S: Final = 0.01
+_LOAD_S: Final = 600.0
 _APP: Final = '"""The server app of the benchmark."""\n\nfrom aulait.flower.bench_app import app as app\n'
 _LOAD: Final = """import json, time
 began = time.perf_counter()
@@ -248,8 +249,12 @@ def _part(
 
 def _loading(times: int, messages: int) -> dict[str, Any]:
     """What every message would pay if its process loaded the base: measured in fresh processes."""
-    found = [json.loads(subprocess.run([sys.executable, "-c", _LOAD], capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-             for _ in range(times)]
+    words = [sys.executable, "-c", _LOAD]
+    try:
+        found = [json.loads(subprocess.run(words, capture_output=True, text=True, check=True, timeout=_LOAD_S).stdout.splitlines()[-1])
+                 for _ in range(times)]
+    except subprocess.SubprocessError as error:
+        raise AulaitError(f"a fresh process did not load the base ({error})") from error
     imports, load = (statistics.median(each[part] for each in found) for part in (0, 1))
     return {"import_s": imports, "load_s": load, "messages": messages, "saved_s": (imports + load) * messages}
 

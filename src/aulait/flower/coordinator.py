@@ -19,14 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from aulait import errors
+from aulait import config, errors, finish
 from aulait.errors import AulaitError, ConfigError
 from aulait.flower import keys as key_files
 from aulait.flower import pinned, processes
-from aulait.flower.journal import Journal
+from aulait.flower.journal import FOLDER, Journal, table
+from aulait.record import RunFolder, changed
 from aulait.registry import require
 
 Watch = Callable[[str, int, int, str], None]
+EXPERIMENT: Final = f"{FOLDER}/experiment.toml"
 _PORT_WAIT_S: Final = 10.0
 _START_S: Final = 60.0
 _APP_START_S: Final = 120.0
@@ -143,9 +145,9 @@ def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume:
     Raises:
         AulaitError: what the server app ended with, in its own words, or the death of a process.
     """
-    from aulait import config
-
-    folder = run.absolute() / "serve"
+    if (done := finished(settings, run, resume)) is not None:
+        return done
+    folder = run.absolute() / FOLDER
     roster = key_files.roster(keys)
     text = f"found no site in {keys}/roster, expected at least one; enrol it: aulait keys enrol {keys} NAME FILE.pub"
     require(bool(roster), ConfigError, text)
@@ -153,16 +155,48 @@ def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume:
         journal = Journal(run)
         (folder / "outcome.json").unlink(missing_ok=True)
         (folder / "progress.json").unlink(missing_ok=True)
-        (folder / "experiment.toml").write_text(config.dump(settings), encoding="utf-8")
+        RunFolder(run).write_text(EXPERIMENT, config.dump(settings))
         link.register(roster)
-        places = {"experiment": str(folder / "experiment.toml"), "out": str(run.absolute()), "keys": str(keys.absolute())}
+        places = {"experiment": str(run.absolute() / EXPERIMENT), "out": str(run.absolute()), "keys": str(keys.absolute())}
         number = link.submit(pinned.app_folder(folder / "app"), {**places, "resume": resume})
         journal.event("serving", address=link.address, sites=sorted(roster), flower_run=str(number), resume=resume, insecure=insecure)
         outcome = follow(link, watch, _renewing(link, keys, journal))
         journal.event("served", ok=outcome.get("ok") is True)
     if outcome.get("ok") is not True:
         raise _error(outcome)
-    for path in folder.glob("superlink.db*"):
+    return _result(run)
+
+
+def finished(settings: Any, run: Path, resume: bool) -> dict[str, Any] | None:
+    """Look at the run folder before anything starts: what result.json holds where nothing is left to do, else None.
+
+    Args:
+        settings: the experiment.
+        run: its folder; it may not exist.
+        resume: go on with what is in the folder.
+
+    Raises:
+        ConfigError: the folder holds a run and ``resume`` is false, or a run that was served with other settings.
+    """
+    if not (run / "config.toml").exists():
+        return None
+    require(resume, ConfigError, f"run folder {run} already holds a run; add --resume to go on with it, or choose another --out")
+    held = run / EXPERIMENT
+    require(not held.is_file() or not changed(held.read_text(encoding="utf-8"), config.dump(settings)), ConfigError,
+            f"run folder {run} was started with other settings ({EXPERIMENT}); resume with the same file, or choose another --out")
+    if not (run / "result.json").exists() or processes.held(run / FOLDER / "lock"):  # a server that is about to end
+        return None
+    if not (run / "report.html").exists():  # killed between result and page
+        finish.page(RunFolder(run))
+    result = _result(run)
+    if table(run / FOLDER / "outcome.json").get("ok") is not True:  # killed before it was told
+        Journal(run).outcome(True, rounds=result["rounds"])
+    return result
+
+
+def _result(run: Path) -> dict[str, Any]:
+    """What result.json holds; the messages of sites in Flower's database go."""
+    for path in (run / FOLDER).glob("superlink.db*"):
         path.unlink()
     result: dict[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return result
@@ -179,21 +213,22 @@ def follow(link: Link, watch: Watch, look: Callable[[], None] = lambda: None) ->
     Raises:
         AulaitError: the SuperLink or the server app ended without an outcome.
     """
-    begun, alive, told, looked_s = time.monotonic(), False, None, 0.0
-    while (outcome := _read(link.folder / "outcome.json")) is None:
+    begun, alive, told, looked_s = time.monotonic(), False, dict[str, Any](), 0.0
+    while not (outcome := table(link.folder / "outcome.json")):
         link.check()
         lives = link.app_lives()
-        ended = alive and not lives and _read(link.folder / "outcome.json") is None
+        ended = alive and not lives and not table(link.folder / "outcome.json")
         late = not alive and not lives and time.monotonic() - begun > _APP_START_S
         if ended or late:
             raise AulaitError(_last_words(link, "ended without a word" if ended else "did not start"))
         alive = alive or lives
-        now = _read(link.folder / "progress.json")
-        if now is not None and now != told:
+        now = table(link.folder / "progress.json")
+        if now and now != told:
             told = now
             watch(str(now.get("stage", "")), int(now.get("done", 0)), int(now.get("total", 0)), str(now.get("note", "")))
         if time.monotonic() - looked_s > 2.0:
             look()
+            processes.set_aside(link.log)
             looked_s = time.monotonic()
         time.sleep(_LOOK_S)
     until = time.monotonic() + _APP_END_S
@@ -253,15 +288,6 @@ def _renewing(link: Link, keys: Path, journal: Journal) -> Callable[[], None]:
                 journal.warning("roster_unchanged", error=str(error))
 
     return renew
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None while there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _error(outcome: Mapping[str, Any]) -> AulaitError:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from aulait import config, data, inline, loop
 from aulait.errors import AulaitError
+from aulait.flower import journal
 from aulait.flower.loopback import Loopback, laid_out
 from aulait.registry import require
 from aulait.seeds import Seeds
@@ -121,11 +122,7 @@ def _served(loopback: Loopback, experiment: Path, out: Path, say: Say) -> None:
     process, told = loopback.serve(experiment, out), ""
     until = time.monotonic() + LIMIT_S
     while process.poll() is None and time.monotonic() < until:
-        path = out / "serve" / "progress.json"
-        try:
-            now = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            now = {}
+        now = journal.table(out / "serve" / "progress.json")
         line = f"{now.get('stage', 'start')} {now.get('done', 0)}/{now.get('total', 0)} {now.get('note', '')}".rstrip()
         if line != told:
             told = line

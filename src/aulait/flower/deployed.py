@@ -6,6 +6,7 @@ there then is a client that does not answer. With ``machine = "measured"`` a tie
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from aulait import loop, tiers
 from aulait.assemble import Workshop, assemble
 from aulait.config import Settings
-from aulait.errors import ConfigError
+from aulait.errors import AulaitError, ConfigError
 from aulait.flower.engine import Engine
 from aulait.flower.journal import Journal
 from aulait.flower.judging import SiteJudge
@@ -48,15 +49,16 @@ def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], 
     names, workshop = sorted(roll), Workshop()
     journal.progress("prepare", 0, 1, "loading the base")
     house = assemble(settings, workshop, dict.fromkeys(names, 1))
-    records = engine.begin(house, again=resume)
     held: dict[str, int] = json.loads((out / "serve/records.json").read_text()) if (out / "serve/records.json").is_file() else {}
-    records = {name: records[name] or held.get(name, 0) for name in names}
-    folder.write_json("serve/records.json", records)
+    engine.begin(house, again=(out / "config.toml").is_file(), known=held)
+    folder.write_json("serve/records.json", engine.records)
     try:
-        return loop.run(settings, out, engine.connect, resume=resume, workshop=workshop, watch=journal.progress, elsewhere=records,
-                        judge=SiteJudge(engine.judge))
+        return loop.run(settings, out, engine.connect, resume=resume, workshop=workshop, watch=journal.progress,
+                        elsewhere=dict(engine.records), judge=SiteJudge(engine.judge),
+                        warn=lambda text: journal.warning("tracking", reason=text))
     finally:
-        journal.event("travelled", **engine.told)
+        with contextlib.suppress(AulaitError):  # a full disk has its own line by now
+            journal.event("travelled", **engine.told)
 
 
 def _roll(engine: Engine, settings: Settings, folder: RunFolder, enrolled: Sequence[str]) -> dict[str, Any]:
@@ -82,8 +84,8 @@ def planned_by(settings: Settings, roll: Mapping[str, Any], out: Path) -> Settin
     dealt = tiers.members(settings.federation.tier, sorted(roll), Seeds(settings.run.seed))
     found = []
     for tier in settings.federation.tier:
-        if tier.machine != tiers.MEASURED:
-            found.append(tier)
+        if tier.machine != tiers.MEASURED:  # dealt already: its share was one of all sites, not of those that are left
+            found.append(tier.model_copy(update={"clients": dealt[tier.name], "share": None, "count": None}))
             continue
         for name in dealt[tier.name]:
             path = out / "serve" / "profiles" / f"{name}.json"

@@ -7,8 +7,10 @@ told to the journal and left out, as a client that dropped out. Every letter is 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from aulait import inline
@@ -32,9 +34,11 @@ from aulait.flower.spool import Spool, in_order
 from aulait.flower.wire import Body
 from aulait.registry import require
 from aulait.train import AT_ONCE, Learner
-from aulait.types import Order, Reply, Site, Tensors
+from aulait.types import Order, Record, Reply, Site, Tensors
 
 HELLO_S = 120.0
+AGAIN_S = 15.0  # between two questions to a site that will not take part as it stands
+_TOLD = ("train_loss", "train_tokens")  # of a site's diagnostics, and only without privacy
 
 
 class Engine:
@@ -51,11 +55,13 @@ class Engine:
     Attributes:
         journal: as given.
         told: bytes of messages sent and received, and how many; as they travelled.
+        records: number of records of every site that tells it; 0 where it is not known, or not to be.
     """
 
     def __init__(self, post: Post, settings: Settings, key: Any, run: str, epoch: int, journal: Journal) -> None:
         self._mail, self._settings, self._run, self.journal = Mail(post, key, run, epoch, journal), settings, run, journal
         self._briefs: dict[str, Brief] = {}
+        self.records: dict[str, int] = {}
         self.told = self._mail.told
 
     def hello(self, least: int, wait_s: float, expected: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -72,52 +78,66 @@ class Engine:
         Raises:
             AulaitError: too few came.
         """
-        until, facts, asked = time.monotonic() + wait_s, dict[str, dict[str, Any]](), set[str]()
+        until, facts, asked, refused = time.monotonic() + wait_s, dict[str, dict[str, Any]](), dict[str, float](), dict[str, str]()
         while True:
             new = {name: Packet({"kind": "hello", **self._mail.stamp(name).head(), "client": name, "version": briefs.VERSION})
-                   for name in self._mail.post.there() if name in expected and name not in asked}
+                   for name in self._mail.post.there()
+                   if name in expected and name not in facts and time.monotonic() > asked.get(name, -math.inf) + AGAIN_S}
             for name, packet in self._mail.exchange(new, min(HELLO_S, max(5.0, until - time.monotonic()))):
-                asked.add(name)
+                asked[name] = time.monotonic()
                 if packet.kind == "facts":
                     facts[name] = dict(packet.head)
                     self.journal.site(name, state="there", last_seen=now())
+                else:
+                    refused[name] = f"{name} ({plain(packet.head.get('reason'))})"
             missing = sorted({*expected} - {*facts})
             if not missing or time.monotonic() > until:
                 break
             self.journal.progress("wait", len(facts), len(expected), f"waiting for {', '.join(missing[:4])}")
             time.sleep(1.0)
+        told = [refused.get(name, name) for name in missing]
         require(len(facts) >= least, AulaitError, f"{len(facts)} sites came within {wait_s:g} s, expected at least {least}; missing: "
-                f"{', '.join(missing[:8]) or 'anybody'}; start them by 'aulait join', or set engine.least_sites")
-        for name in missing:
-            self.journal.warning("absent", site=name, reason="did not come before the run began; it takes no part")
+                f"{', '.join(told[:8]) or 'anybody'}; start them by 'aulait join', or set engine.least_sites")
+        for name, text in zip(missing, told, strict=True):
+            self.journal.warning("absent", site=name, reason=f"{text} did not come before the run began; it takes no part")
         return facts
 
-    def begin(self, house: House, again: bool = False) -> dict[str, int]:
-        """Tell every site its brief; number of records of those that may be known.
+    def begin(self, house: House, again: bool = False, known: Mapping[str, int] | None = None) -> None:
+        """Tell every site its brief.
 
         Args:
             house: with every client's plan.
             again: whether the run has begun before; then a site that refuses is a client that does not answer.
+            known: records of sites, as they told before.
 
         Raises:
-            AulaitError: a site refuses, in its own words.
+            AulaitError: a site refuses, in its own words; or fewer than ``engine.least_sites`` accept.
         """
         mark = fingerprint(house.base)
         self._briefs = {name: briefs.of(self._settings, house.setting, site, run=self._run, votes=name in house.voters, fingerprint=mark)
                         for name, site in house.sites.items()}
         for name, own in self._briefs.items():
             self.journal.site(name, role=own.placement, tier=own.tier)
-        records = {name: 0 for name in house.sites}
-        problems = []
-        told_to = {name: own.packet(self._mail.stamp(name)) for name, own in self._briefs.items()}
-        for name, packet in self._mail.exchange(told_to, self._settings.engine.deadline_s):
+        self.records = {name: (known or {}).get(name, 0) for name in house.sites}
+        accepted, problems = 0, []
+        for name, packet in self._tell(list(self._briefs), self._settings.engine.deadline_s):
             if packet.kind == "accepted":
-                told = packet.head.get("records")
-                records[name] = told if isinstance(told, int) and 0 < told < 2**31 else 0
+                accepted += 1
             else:
                 problems.append(f"site '{name}': {plain(packet.head.get('reason'))}")
-        require(not problems or (again and len(problems) < len(told_to)), AulaitError, "\n".join(problems))
-        return records
+        require(not problems or (again and len(problems) < len(self._briefs)), AulaitError, "\n".join(problems))
+        least = self._settings.engine.least_sites
+        require(again or accepted >= min(least, len(self._briefs)), AulaitError, f"{accepted} sites took their brief within "
+                f"{self._settings.engine.deadline_s:g} s, expected at least {least} (engine.least_sites); look at 'aulait status', then "
+                "begin again")
+
+    def _tell(self, names: Sequence[str], wait_s: float) -> Iterator[tuple[str, Packet]]:
+        """Send sites their briefs; their answers, of which the number of records is kept."""
+        for name, packet in self._mail.exchange({name: self._briefs[name].packet(self._mail.stamp(name)) for name in names}, wait_s):
+            told = packet.head.get("records")
+            if packet.kind == "accepted" and isinstance(told, int) and 0 < told < 2**31:
+                self.records[name] = told
+            yield name, packet
 
     def connect(
         self, sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner, embedder: Embedder | None, *,
@@ -157,7 +177,7 @@ class Engine:
             own = made[id(wear)]
             asked[name] = Packet({"kind": "evaluate", **self._mail.stamp(name).head(), "client": name, "brief": self._briefs[name].digest,
                                   **wear.head(), "round": round, "stage": "train", "tensors": own.listed, **more}, own.raw)
-        for name, packet in self._mail.exchange(asked, self._settings.engine.deadline_s):
+        for name, packet in self._answers(asked, self._mail.send(asked, self._settings.engine.deadline_s)):
             if packet.kind == "sums":
                 yield name, packet
 
@@ -175,39 +195,43 @@ class Engine:
         return packets
 
     def _replies(self, packets: Mapping[str, Packet], letters: Letters) -> Iterator[tuple[Reply, Packet]]:
-        """Sound replies as they come, with the packets that they were in; a client speaks for itself only.
+        """Sound replies as they come, with the packets that they were in; a client speaks for itself only."""
+        for name, packet in self._answers(packets, letters):
+            if (reply := self._sound(name, packet)) is not None:
+                yield reply, packet
 
-        A site that does not know the run, because it was silent when its brief was sent, is told and asked again.
-        """
+    def _answers(self, packets: Mapping[str, Packet], letters: Letters) -> Iterator[tuple[str, Packet]]:
+        """Answers as they come; a site that does not know the run, silent when its brief was sent, is told and asked again."""
         strangers = []
         for name, packet in self._mail.answers(letters):
             if packet.kind == "refusal" and packet.head.get("why") == "brief":
                 strangers.append(name)
-            elif (reply := self._sound(name, packet)) is not None:
-                yield reply, packet
+            else:
+                yield name, packet
         left_s = letters.due_s - time.monotonic()
         if not strangers or left_s <= 0:
             return
-        told = {name: self._briefs[name].packet(self._mail.stamp(name)) for name in strangers}
-        known = [name for name, packet in self._mail.exchange(told, left_s) if packet.kind == "accepted"]
+        known = [name for name, packet in self._tell(strangers, left_s) if packet.kind == "accepted"]
         again = {name: Packet({**packets[name].head, **self._mail.stamp(name).head()}, packets[name].body) for name in known}
-        for name, packet in self._mail.exchange(again, max(0.0, letters.due_s - time.monotonic())):
-            if (found := self._sound(name, packet)) is not None:
-                yield found, packet
+        yield from self._mail.exchange(again, max(0.0, letters.due_s - time.monotonic()))
 
     def _sound(self, name: str, packet: Packet) -> Reply | None:
-        """The reply in an answer, if it is one of the client that was asked; else it is told to the journal."""
+        """The reply in an answer, if it is one of the client that was asked; else it is told to the journal.
+
+        Of its diagnostics only those by the names of our own are kept, and under privacy none.
+        """
         if packet.kind == "refusal":
             return None
         try:
             require(packet.kind == "reply", WireError, f"answered an order with '{plain(packet.kind, 40)}'")
             reply = wire.read_reply(packet)
             require(reply.client == name, WireError, f"site '{name}' answered in the name of '{reply.client[:80]}'")
-        except WireError as error:
-            self._mail.silent(name, str(error))
+        except Exception as error:  # whatever a stranger's bytes do to our reading of them
+            self._mail.silent(name, str(error) if isinstance(error, WireError) else f"sent what cannot be read ({type(error).__name__})")
             return None
         self.journal.site(name, state="answered", detail="")
-        return reply
+        info = {key: reply.info[key] for key in _TOLD if key in reply.info and self._settings.privacy.off}
+        return Reply(reply.client, reply.share, reply.weight, info)
 
     def _halves(
         self, orders: Sequence[Order], sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner, cut: int | None,
@@ -216,10 +240,14 @@ class Engine:
         """Replies of split clients: the method's answer runs here, the fronts at the sites."""
         require(cut is not None, WireError, "a client is split and no cut is given")
         assert cut is not None
+        if unknown := [order.client for order in orders if not self.records[order.client]]:
+            list(self._tell(unknown, self._settings.engine.deadline_s))  # silent when its brief was sent
+        orders = [order for order in orders if self.records[order.client]]
+        there = {o.client: replace(sites[o.client], train=(Record(""),) * self.records[o.client]) for o in orders}
         for first in range(0, len(orders), AT_ONCE):
             some = list(orders[first : first + AT_ONCE])
             halves = RemoteSplitLearner(learner, cut, form, [order.client for order in some], some[0].round, self._steps)
-            for reply in method.answer(some, [sites[order.client] for order in some], setting, halves):
+            for reply in method.answer(some, [there[order.client] for order in some], setting, halves):
                 if reply.client not in halves.lost:
                     self.journal.site(reply.client, state="answered", detail="")
                     yield reply
@@ -231,4 +259,5 @@ class Engine:
             made = wire.body(tensors)
             packets[name] = Packet({"kind": "split", **self._mail.stamp(name).head(), "client": name, "brief": self._briefs[name].digest,
                                     "stage": "train", "tensors": made.listed, **head}, made.raw)
-        return {name: packet for name, packet in self._mail.exchange(packets, self._settings.engine.deadline_s) if packet.kind == "split"}
+        letters = self._mail.send(packets, self._settings.engine.deadline_s)
+        return {name: packet for name, packet in self._answers(packets, letters) if packet.kind == "split"}

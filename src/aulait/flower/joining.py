@@ -27,7 +27,6 @@ LONGEST_S: Final = 30.0
 _STEADY_S: Final = 60.0
 Say = Callable[[str], None]
 Work = Callable[[SiteFile, threading.Event, Callable[..., None]], None]
-_SHOWN: Final = ("refused", "failed")
 
 
 def join(site: SiteFile, insecure: bool, say: Say, stop: threading.Event, *, work: Work | None = None, app: str = APP) -> None:
@@ -95,7 +94,8 @@ class Notes:
     """What happens at this site: a JSON line in its own log, and what a person should see on the terminal.
 
     Args:
-        path: of the log; sensitive with privacy: it may hold what is measured here.
+        path: of the log; sensitive with privacy: it may hold what is measured here. The last file of more than 64 MiB is kept
+            beside it as log.1.jsonl.
         say: told of what is shown.
     """
 
@@ -104,10 +104,11 @@ class Notes:
         self._fault = ""
 
     def event(self, name: str, /, **fields: Any) -> None:
-        """Log it; refusals and failures are shown too."""
+        """Log it; a refusal is shown too. Why work failed is not: it may hold words of the records."""
         self._write(name, fields)
-        if any(word in name for word in _SHOWN):
-            self._say(f"{name.replace('_', ' ')}: {fields.get('why') or 'see log.jsonl'}"[:500])
+        if name == "refused":
+            failed = fields.get("why") == "failed"
+            self._say(f"failed: the reason is in {self._path}" if failed else f"refused: {journal.plain(fields.get('reason'))}")
 
     def shown(self, name: str, text: str, /, **fields: Any) -> None:
         """Log it, and show it in these words."""
@@ -122,6 +123,9 @@ class Notes:
             try:
                 with open(self._path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as log:
                     log.write(journal.line(name, **named) + "\n")
+                    large = log.tell() > journal.LARGEST_LOG_BYTES
+                if large:
+                    os.replace(self._path, self._path.with_name("log.1.jsonl"))
             except OSError as error:
                 fault = f"{self._path} cannot be written ({error.strerror or error}); going on without it"
         if fault and fault != self._fault:
@@ -141,12 +145,11 @@ class SuperNode:
 
     Attributes:
         unfit: why it cannot work at all; empty while it can.
-        connected: whether the server knows us now.
     """
 
     def __init__(self, site: SiteFile, state: Path, insecure: bool, note: Notes, app: str) -> None:
         self._site, self._state, self._insecure, self._note, self._app = site, state, insecure, note, app
-        self.unfit, self.connected = "", False
+        self.unfit = ""
 
     def keep(self, stop: threading.Event) -> None:
         """Start it again whenever it ends, later and later while it fails at once; until told to stop."""
@@ -170,22 +173,22 @@ class SuperNode:
 
     def _once(self, stop: threading.Event) -> int:
         """One life of the process; its exit code."""
+        log = self._state / "supernode.log"
         reading, writing = os.pipe()
         try:
-            process = processes.start(self._words(), self._state / "supernode.log", self._around(), told=writing)
+            process = processes.start(self._words(), log, self._around(), told=writing)
         finally:
             os.close(writing)
         listener = threading.Thread(target=self._listen, args=(os.fdopen(reading, encoding="utf-8", errors="replace"),), daemon=True)
         listener.start()
         try:
             while process.poll() is None and not stop.wait(0.2):
-                pass
+                processes.set_aside(log)
         finally:
             processes.end(process)
         listener.join(1.0)
-        self.connected = False
         if process.returncode == pinned.UNFIT and not self.unfit:
-            self.unfit = f"Flower does not suit: {processes.last_words(self._state / 'supernode.log', 1)}"
+            self.unfit = f"Flower does not suit: {processes.last_words(log, 1)}"
         return process.returncode
 
     def _words(self) -> list[str]:
@@ -215,7 +218,6 @@ class SuperNode:
 
     def _heard(self, kind: str, told: dict[str, Any]) -> None:
         name, server = self._site.site.name, self._site.site.server
-        self.connected = kind in ("connected", "back") or (self.connected and kind not in ("away", "unknown"))
         if kind == "unfit":
             self.unfit = f"found a Flower without {told.get('missing')}, expected flwr>=1.41,<1.43; install another"
         text = {

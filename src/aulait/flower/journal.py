@@ -51,6 +51,15 @@ def plain(value: Any, most: int = 500) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text[:most])
 
 
+def table(path: Path) -> dict[str, Any]:
+    """A JSON object of RUN/serve; empty while the file is missing, spoilt or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def _short(value: Any) -> Any:
     """The value as JSON has it, its texts cut."""
     if isinstance(value, bool | int) or value is None:
@@ -88,7 +97,8 @@ class Journal:
             self._log = self.folder / "log.jsonl"
             if self._log.exists() and self._log.stat().st_size > LARGEST_LOG_BYTES:
                 os.replace(self._log, self.folder / "log.1.jsonl")
-        self._sites = {name: {**facts, "state": "unknown"} for name, facts in _known(self.folder / "sites.json").items()}
+        known = table(self.folder / "sites.json").items()
+        self._sites = {name: {**facts, "state": "unknown"} for name, facts in known if isinstance(facts, dict)}
         self._dirty, self._written_s = False, -PAUSE_S
         self._later: threading.Timer | None = None
 
@@ -108,7 +118,8 @@ class Journal:
 
         Args:
             name: of the site, as the roster has it.
-            facts: role, tier, state, last_seen (``now()``, or seconds since 1970), round, detail.
+            facts: role, tier, state ("there", "asked", "answered", "silent" or "refused"), last_seen (``now()``, or seconds since
+                1970), round (the last that it was asked in), detail.
         """
         with self._lock:
             before = self._sites.setdefault(name, {})
@@ -162,12 +173,3 @@ class Journal:
             self._later = None
             with suppress(AulaitError, OSError):  # the next call meets it again, where it can end the run
                 self._settle(0.0)
-
-
-def _known(path: Path) -> dict[str, dict[str, Any]]:
-    """What an earlier process knew of the sites; nothing when the file is missing or spoilt."""
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return {str(name): facts for name, facts in held.items() if isinstance(facts, dict)} if isinstance(held, dict) else {}

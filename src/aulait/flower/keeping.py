@@ -26,6 +26,7 @@ from aulait.errors import WireError
 from aulait.flower import packet as packets
 from aulait.flower.packet import Packet
 from aulait.flower.wire import Stamp
+from aulait.privacy.ledger import sync_folder
 from aulait.record import writing
 from aulait.registry import require
 
@@ -45,6 +46,7 @@ class Kept:
         epoch: of the last message.
         number: of the last message answered.
         key: of the last round.
+        asked: digest of the last message answered.
     """
 
     folder: Path
@@ -53,18 +55,21 @@ class Kept:
     epoch: int = 0
     number: int = 0
     key: Key = (0, 0)
+    asked: str = ""
 
-    def admit(self, stamp: Stamp, key: Key | None) -> Packet | None:
-        """Make ready for a message; the answer it had, where it was answered already.
+    def admit(self, stamp: Stamp, key: Key | None, asked: str) -> Packet | None:
+        """Make ready for a message; the answer it had, where this very message was answered already.
 
         Args:
             stamp: of the message.
             key: its round; None where it belongs to none.
+            asked: digest of the message.
 
         Raises:
             WireError: it is past, or of a round that is forgotten.
         """
-        if stamp.epoch == self.epoch and stamp.number == self.number and (found := self._answer(stamp)) is not None:
+        same = (stamp.epoch, stamp.number, asked) == (self.epoch, self.number, self.asked)
+        if same and (found := self._answer(stamp)) is not None:
             return found
         past = stamp.epoch < self.epoch or (stamp.epoch == self.epoch and stamp.number <= self.number)
         require(not past, WireError, f"message {stamp.epoch}.{stamp.number} is past, this site is at {self.epoch}.{self.number}")
@@ -87,26 +92,31 @@ class Kept:
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
         """A message that is refused or fails inside leaves no trace: a refused round is not a round that was reached."""
-        held = copy.copy(self.memory), dict(self.before), self.key, self.epoch, self.number
+        held = copy.copy(self.memory), dict(self.before), self.key, self.epoch, self.number, self.asked
         try:
             yield
         except BaseException:
-            self.memory, self.before, self.key, self.epoch, self.number = held
+            self.memory, self.before, self.key, self.epoch, self.number, self.asked = held
             raise
 
-    def done(self, stamp: Stamp, answer: Packet) -> None:
+    def done(self, stamp: Stamp, asked: str, answer: Packet) -> None:
         """Make an answer durable before it is sent.
+
+        Args:
+            stamp: of the message.
+            asked: its digest.
+            answer: to it.
 
         Raises:
             AulaitError: the disk is full or cannot be written.
         """
-        self.epoch, self.number = stamp.epoch, stamp.number
+        self.epoch, self.number, self.asked = stamp.epoch, stamp.number, asked
         old = sorted(self.folder.glob("answer-*"))
         _write(self._named(stamp), packets.dumps(answer))
         held = {_NOW: self.memory} | {f"{stage}.{round}": own for (stage, round), own in self.before.items()}
         stored, plain = memory.packed(held)
         told = {"memory": plain, "rounds": [list(key) for key in self.before], "epoch": self.epoch, "number": self.number,
-                "key": list(self.key)}
+                "key": list(self.key), "asked": asked}
         content = save({"none": torch.zeros(1)} | {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()},
                        metadata={"kept": json.dumps(told)})
         _write(self.folder / "kept.safetensors", content)
@@ -137,11 +147,12 @@ def load(state: Path, run: str) -> Kept:
             told = json.loads((file.metadata() or {})["kept"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except Exception as error:
-        raise WireError(f"{path} is damaged ({type(error).__name__}); remove the folder {folder} to take part anew") from error
+        text = f"{path} is damaged ({type(error).__name__}); remove that file to take part without its memory, not account.jsonl beside it"
+        raise WireError(text) from error
     held = memory.unpacked(tensors, told["memory"])
     kept.memory = held.get(_NOW, {})
     kept.before = {(stage, round): held.get(f"{stage}.{round}", {}) for stage, round in told["rounds"]}
-    kept.epoch, kept.number, kept.key = told["epoch"], told["number"], (told["key"][0], told["key"][1])
+    kept.epoch, kept.number, kept.key, kept.asked = told["epoch"], told["number"], (told["key"][0], told["key"][1]), told["asked"]
     return kept
 
 
@@ -168,3 +179,4 @@ def _write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path)

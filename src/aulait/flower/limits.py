@@ -214,6 +214,7 @@ def _privacy(limits: Limits, brief: Any, sound: bool, records: int | None) -> li
 
 def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
     """A method that cannot keep the promise is refused here too, not only by an honest server."""
+    from aulait import private_train
     from aulait.privacy import records
 
     name = _method_name(brief)
@@ -227,7 +228,7 @@ def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
         mechanism = method.mechanism(config) if unit == "record" else None
         if unit == "record":
             method.terms(config, ())  # raises for the controls that add no noise
-        return records.problems(privacy, name, unit, mechanism, bool(brief.votes))
+        return records.problems(privacy, name, unit, mechanism, bool(brief.votes)) + private_train.missing(mechanism)
     except AulaitError as error:
         return [str(error)]
     except ValueError:

@@ -33,15 +33,15 @@ class Loopback:
 
     Attributes:
         folder: of the layout: server/ (keys), one folder a site, logs/.
-        port: of the server.
+        host, port: of the server.
         sites: name -> its site file.
         running: name -> process; "server" is the coordinator.
     """
 
     folder: Path
+    host: str
     port: int
     sites: dict[str, Path]
-    environment: dict[str, str] = field(default_factory=dict)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -68,10 +68,17 @@ class Loopback:
             require(alive, DeviceError, f"site '{name}' did not start: {processes.last_words(self.log(name), 3)}")
             time.sleep(0.1)
 
-    def serve(self, experiment: Path, out: Path, *words: str) -> subprocess.Popen[bytes]:
-        """Start the coordinator for one run; it ends by itself."""
-        self._start("server", ["serve", str(experiment), "--keys", str(self.keys), "--host", "127.0.0.1", "--port", str(self.port),
-                               "--out", str(out), "--json", *words])
+    def serve(self, experiment: Path, out: Path, *words: str, command: Sequence[str] = COMMAND) -> subprocess.Popen[bytes]:
+        """Start the coordinator for one run; it ends by itself.
+
+        Args:
+            experiment: its file.
+            out: the run folder.
+            words: more of ``aulait serve``.
+            command: what takes the words ``serve FILE ...``; by default aulait.
+        """
+        self._start("server", ["serve", str(experiment), "--keys", str(self.keys), "--host", self.host, "--port", str(self.port),
+                               "--out", str(out), "--json", *words], command)
         return self.running["server"]
 
     def finished(self, limit_s: float) -> int:
@@ -105,7 +112,7 @@ class Loopback:
 
     def _start(self, name: str, words: Sequence[str], command: Sequence[str] = COMMAND, more: Mapping[str, str] | None = None) -> None:
         self.log(name).parent.mkdir(parents=True, exist_ok=True)
-        around = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **self.environment, **(more or {})}
+        around = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(more or {})}
         with self.log(name).open("ab") as log:
             self.running[name] = subprocess.Popen([*command, *words], stdout=log, stderr=subprocess.STDOUT, env=around,
                                                   stdin=subprocess.DEVNULL, start_new_session=True)
@@ -115,6 +122,7 @@ class Loopback:
 def laid_out(
     folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], limits: Mapping[str, Mapping[str, Any]] | None = None, *,
     embedders: Mapping[str, str] | None = None, models: Mapping[str, str] | None = None, fields: Mapping[str, str] | None = None,
+    host: str = "127.0.0.1",
 ) -> Iterator[Loopback]:
     """Keys, sites and their data in a folder; everything started is ended on the way out.
 
@@ -124,24 +132,25 @@ def laid_out(
         limits: site -> keys of ``[limits]``; by default runs without privacy are allowed, as "local" and "proxy".
         embedders, models: of every site file; by default those of the template.
         fields: keys of ``[data]`` beside the source.
+        host: address of the server, in its certificate and in the site files.
     """
     port = processes.free_port()
-    keys.server(folder / "server", ["127.0.0.1", "localhost"])
+    keys.server(folder / "server", sorted({host, "127.0.0.1", "localhost"}))
     sites = {}
     for name, own in rows.items():
         home = folder / name
-        keys.site(home, name, f"127.0.0.1:{port}")
+        keys.site(home, name, f"{host}:{port}")
         keys.enrol(folder / "server", name, home / "site-key.pub")
         for public in ("ca.pem", "order-key.pub"):
             (home / public).write_bytes((folder / "server" / public).read_bytes())
         (home / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
         allowed = {"privacy": False, "roles": ["local", "proxy"], "threads": 1} | dict((limits or {}).get(name, {}))
-        tables = {"site": {"name": name, "server": f"127.0.0.1:{port}", "state": "state"},
+        tables = {"site": {"name": name, "server": f"{host}:{port}", "state": "state"},
                   "data": {"source": "own.jsonl", **(fields or {})}, "models": dict(models or {"brew": "brew"}),
                   "embedders": dict(embedders or {"minilm": "minilm"}), "limits": allowed}
         (home / "site.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
         sites[name] = home / "site.toml"
-    loopback = Loopback(folder, port, sites)
+    loopback = Loopback(folder, host, port, sites)
     try:
         yield loopback
     finally:

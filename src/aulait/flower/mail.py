@@ -20,7 +20,6 @@ from aulait.flower.wire import Stamp
 
 SOON_S, LATER_S = 0.1, 0.5  # between two looks for answers: at first, and once a minute has passed
 LIMIT_BYTES = 2**34  # of one answer
-_GRACE_S = 5.0  # a letter is not delivered later than its deadline by more
 
 
 @dataclass
@@ -74,7 +73,7 @@ class Mail:
         for name, packet in packets.items():
             signed = Packet(packet.head, packet.body, signing.sign(self._key, packet.content()))
             body = shared.setdefault(id(packet.body), self.post.body(packet.body)) if packet.body else None
-            letter = self.post.send(there[name], signed, body, wait_s + _GRACE_S) if name in there else None
+            letter = self.post.send(there[name], signed, body, wait_s) if name in there else None
             if letter is None:
                 self.silent(name, "is not connected" if name not in there else "could not be sent a message")
                 continue

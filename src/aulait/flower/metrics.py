@@ -26,7 +26,7 @@ from aulait.flower import status
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 STAGES = ("prepare", "synthesis", "train", "finish")
-DOWN = ("unknown", "lost", "offline", "gone", "absent", "refused", "dead", "failed", "silent")
+DOWN = ("unknown", "silent", "refused")  # of the states that Journal.site names
 PATIENCE_S = 5.0
 
 
@@ -70,7 +70,8 @@ def _families(found: dict[str, Any]) -> Iterator[Metric]:
                  [((site["name"], site["role"] or ""), up and site["state"] not in (None, *DOWN)) for site in sites], ("site", "role"))
     yield _gauge("aulait_site_last_seen_seconds", "Seconds since a site was last heard of",
                  [((site["name"],), site["last_seen_s"]) for site in sites], ("site",))
-    yield _gauge("aulait_site_round", "Last round that a site answered", [((site["name"],), site["round"]) for site in sites], ("site",))
+    yield _gauge("aulait_site_round", "Last round that a site was asked in",
+                 [((site["name"],), site["round"]) for site in sites], ("site",))
     for key, told in (("up_bytes", "Bytes of replies"), ("down_bytes", "Bytes of orders"), ("refused", "Replies left out of a merge")):
         family = CounterMetricFamily(f"aulait_{key}", f"{told}, all rounds")
         family.add_metric((), found[key])

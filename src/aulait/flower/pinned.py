@@ -26,6 +26,7 @@ KNOWN: Final = (
     "flwr-agentapp", "flwr-connector", "flwr-model", "flwr-simulation",
 )  # fmt: skip
 SETTINGS: Final = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25"}  # s
+_CONTROL_S: Final = 30.0
 _CHILD: Final = "aulait.flower.pinned_child"
 _SHIM: Final = {
     "pyproject.toml": """[project]
@@ -143,11 +144,12 @@ class Control:
     """
 
     def __init__(self, address: str, secret: str) -> None:
+        import httpx
         from flwr.supercore.control import ControlHttpClient
 
         self._client: Any = ControlHttpClient.from_server_address(address, insecure=True, root_certificates=None, interceptors=[])
-        self._client._client.headers[PASS_HEADER] = secret
-        self._client._client.follow_redirects = False
+        self._client._client.close()  # that one would send the pass to a proxy that the environment names
+        self._client._client = httpx.Client(headers={PASS_HEADER: secret}, follow_redirects=False, trust_env=False, timeout=_CONTROL_S)
 
     def enrolled(self) -> dict[bytes, tuple[int, str]]:
         """Public key (as Flower's bytes) -> (node id, status) of the sites the SuperLink lets in."""
@@ -184,13 +186,6 @@ class Control:
         bundle = build_fab_from_disk(app)
         fab = fab_to_proto(Fab(sha256(bundle).hexdigest(), bundle, {}))
         return int(self._ask("StartRun", StartRunRequest(fab=fab, override_config=user_config_to_proto(dict(config)))).run_id)
-
-    def status(self, run: int) -> tuple[str, str]:
-        """(starting, running or finished; what came of it) of a run."""
-        from flwr.proto.control_pb2 import ListRunsRequest
-
-        found = self._ask("ListRuns", ListRunsRequest(run_id=run)).run_dict[run].status
-        return str(found.status), f"{found.sub_status} {found.details}".strip()
 
     def traffic(self, run: int) -> tuple[int, int]:
         """Bytes that a run's messages took down to the sites and up from them, as Flower counts what is inside its requests."""

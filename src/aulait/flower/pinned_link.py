@@ -5,6 +5,8 @@ coordinator's machine; over the Runtime API anybody could take a task and answer
 - the public address answers the Fleet API, whose every request is signed by a node key, to bodies of bounded size;
 - Control and Runtime API listen on loopback and ask for a pass that the processes of one run share;
 - a site that claims to be another site in a reply is turned away;
+- a reply is handed to the coordinator once all its pieces are here: whoever stops in the middle of sending holds up nobody;
+- a message is not delivered after the time that its sender gave it, so that a site that comes back begins with what counts;
 - a site that comes back before its last heartbeat has run out (60 s) is let in: its key says that it is the same one;
 - a site's clock may be wrong by 5 minutes either way. Flower's own window is as wide, but from 305 s late to 5 s early.
 """
@@ -14,21 +16,28 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from aulait.flower.pinned_parts import REQUEST_BYTES, everything, guarded, part, swap, with_pass
+from aulait.flower.pinned_parts import DELIVER, REQUEST_BYTES, everything, guarded, part, swap, with_pass
 
 _FLEET: Final = "/v1/fleet/"
 _LINK: Final = "flwr.superlink.cli.flower_superlink"
 _HANDLERS: Final = "flwr.superlink.servicer.fleet.fleet_handlers"
+_RUNTIME: Final = "flwr.superlink.servicer.runtime.runtime_handlers"
+_STORED: Final = "flwr.supercore.state.schema.objectstore_models"
+_MESSAGES: Final = "flwr.supercore.state.schema.linkstate_models"
 _NODE_KEYS: Final = "flwr.superlink.routers.fleet.node_auth"
 _CLOCK_S: Final = 300
 NAMES: Final = {
     _LINK: ("flower_superlink", "_run_superlink_http_api", "SuperLinkLifespan"),
     "flwr.superlink.main": ("create_app",),
-    _HANDLERS: ("push_messages", "activate_node"),
+    _HANDLERS: ("push_messages", "pull_messages", "activate_node"),
+    _RUNTIME: ("pull_messages",),
+    _STORED: ("StoredObject", "ObjectChild"),
+    _MESSAGES: ("MessageRes",),
     _NODE_KEYS: ("SYSTEM_TIME_TOLERANCE", "TIMESTAMP_TOLERANCE"),
 }
 
@@ -58,12 +67,83 @@ def superlink() -> None:
             state.deactivate_node(node)  # changes nothing unless it counts as online
         return activate(request=request, state=state)
 
+    deliver, collect = part(_HANDLERS, "pull_messages"), part(_RUNTIME, "pull_messages")
+
+    def in_time(request: Any, state: Any, store: Any) -> Any:
+        return deliver(request=request, state=Timely(state), store=store)
+
+    def whole(request: Any, state: Any, task: Any) -> Any:
+        part_of_it = unfinished(state, list(request.message_ids))
+        if part_of_it:
+            kept = [letter for letter in request.message_ids if letter not in part_of_it]
+            request = type(request)(message_ids=kept)
+        return collect(request, state, task)
+
     swap(_HANDLERS, "push_messages", own_replies)
+    swap(_HANDLERS, "pull_messages", in_time)
+    swap(_RUNTIME, "pull_messages", whole)
     swap(_HANDLERS, "activate_node", back_again)
     swap(_NODE_KEYS, "SYSTEM_TIME_TOLERANCE", _CLOCK_S)  # early by less than the one, late by less than both together
     swap(_NODE_KEYS, "TIMESTAMP_TOLERANCE", 0)
     swap(_LINK, "_run_superlink_http_api", _two_doors)
     part(_LINK, "flower_superlink")()
+
+
+class Timely:
+    """The SuperLink's state without messages whose time is over; those are forgotten when their site asks.
+
+    Args:
+        state: Flower's.
+    """
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+    def get_message_ins(self, **asked: Any) -> Any:
+        """The next message of a site that it is still to work on."""
+        while found := self._state.get_message_ins(**asked):
+            over = {message.metadata.message_id for message in found if _over(message.metadata.group_id)}
+            if not over:
+                break
+            self._state.delete_messages(message_ins_ids=over)
+        return found
+
+
+def _over(group: str) -> bool:
+    try:
+        return group.startswith(DELIVER) and time.time() > float(group[len(DELIVER) :])
+    except ValueError:
+        return False
+
+
+def unfinished(state: Any, letters: Sequence[str]) -> set[str]:
+    """Messages whose replies are announced and not here with all their pieces.
+
+    Args:
+        state: Flower's, on its database.
+        letters: numbers of messages.
+    """
+    from sqlalchemy import select
+
+    reply, stored, child = part(_MESSAGES, "MessageRes"), part(_STORED, "StoredObject"), part(_STORED, "ObjectChild")
+    with state.session() as session:
+        come = session.execute(select(reply.reply_to_message_id, reply.message_id).where(
+            reply.reply_to_message_id.in_(letters), reply.delivered_at == "")).all()
+    found = set[str]()
+    for letter, root in come:
+        with state.object_store.session() as session:
+            level, seen = [root], {root}
+            while level and letter not in found:
+                here = session.scalars(select(stored.object_id).where(stored.object_id.in_(level), stored.is_available == 1)).all()
+                if len(here) < len(level):
+                    found.add(letter)
+                below = session.scalars(select(child.child_id).where(child.parent_id.in_(level))).all()
+                level = [name for name in set(below) if name not in seen]
+                seen.update(level)
+    return found
 
 
 def _two_doors(lifespan_config: Any) -> None:

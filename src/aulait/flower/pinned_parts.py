@@ -22,6 +22,8 @@ REQUEST_BYTES: Final = 16 * 2**20
 """Largest HTTP body either way: Flower cuts what it sends into objects of 5 MiB."""
 UNFIT: Final = 78
 """Exit code: Flower lacks a name that a measure needs."""
+DELIVER: Final = "until-"
+"""In front of the server's time until which a message is delivered, as the name of the message's group."""
 _GRACE_S: Final = 2.0
 
 Scope = MutableMapping[str, Any]
@@ -51,6 +53,50 @@ def everything(names: Mapping[str, tuple[str, ...]]) -> None:
     for module, wanted in names.items():
         for name in wanted:
             part(module, name)
+
+
+class Pieces:
+    """Counts the pieces of a message while they arrive, and what they come to once they are put together.
+
+    Args:
+        limit: most bytes, before and after.
+
+    Attributes:
+        over: whether there were more.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._sizes, self._arrays, self.over = limit, dict[str, int](), list[bytes](), False
+        self._total, self._one_at_a_time = 0, threading.Lock()  # Flower pulls with several threads
+
+    def add(self, name: str, content: bytes) -> None:
+        """One piece.
+
+        Raises:
+            ValueError: with it there are too many bytes.
+        """
+        with self._one_at_a_time:
+            self._sizes[name] = len(content)
+            self._total += len(content)
+            if content.startswith(b"Array "):
+                self._arrays.append(content)
+            self.over = self.over or self._total > self._limit
+        if self.over:
+            raise ValueError(f"more than {self._limit:,} bytes")
+
+    def joined(self) -> int:
+        """Bytes of all arrays; one may name a piece many times.
+
+        Raises:
+            Exception: an array is not well made.
+        """
+        total = 0
+        for content in self._arrays:
+            head, _, told = content.partition(b"\0")
+            names = head.decode().split(" ")[1].split(",")
+            total += sum(self._sizes[names[k]] for k in json.loads(told)["arraychunk_ids"])
+        self.over = self.over or total > self._limit
+        return total
 
 
 def tell(event: str, **fields: Any) -> None:

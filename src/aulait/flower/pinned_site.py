@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, cast
 
-from aulait.flower.pinned_parts import REQUEST_BYTES, carry_pass, clients, everything, guarded, part, swap, tell, with_pass
+from aulait.flower.pinned_parts import REQUEST_BYTES, Pieces, carry_pass, clients, everything, guarded, part, swap, tell, with_pass
 
 _MAIN: Final = "flwr.supernode.main"
 _NODE: Final = "flwr.supernode.start_client_internal"
@@ -132,7 +132,7 @@ def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | Non
     if node not in _known:
         _known.add(node)
         tell("connected", node=node)
-    left = int(os.environ["AULAIT_MESSAGE_BYTES"])
+    pieces = Pieces(int(os.environ["AULAIT_MESSAGE_BYTES"]))
 
     def receive() -> Any:
         found = given["receive"]()
@@ -149,16 +149,15 @@ def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | Non
         return run
 
     def pull_object(number: int, object_id: str) -> Any:
-        nonlocal left
         piece = given["pull_object"](number, object_id)
-        left -= len(piece)
-        if left < 0:
-            raise ValueError("the message is larger than limits.message_bytes of the site file")
+        pieces.add(object_id, piece)
         return piece
 
     ours = {"receive": receive, "get_run": get_run, "get_fab": lambda _digest, _run: Fab(_NOTHING, b"", {}), "pull_object": pull_object}
     run = pull(**(given | ours))
-    return _answer_too_large(given, seen["message"]) if left < 0 else run
+    if run is not None:
+        pieces.joined()
+    return _answer_too_large(given, seen["message"]) if pieces.over else run
 
 
 def _pushed(push: Callable[..., None], given: dict[str, Any]) -> None:

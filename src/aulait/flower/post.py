@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,9 +16,11 @@ from flwr.serverapp import Grid
 from aulait.errors import WireError
 from aulait.flower import keys, records
 from aulait.flower.packet import Packet
+from aulait.flower.pinned_parts import DELIVER
+from aulait.flower.pulling import pulled
 
 TYPE = "query.aulait"
-AT_ONCE = 4  # answers in memory at a time
+KEPT_S = 3600.0  # an answer that came in time is kept for so long while the coordinator is at its own work
 _ONLINE = "online"
 
 
@@ -42,14 +45,15 @@ class Post(Protocol):
     def there(self) -> Mapping[str, int]:
         """Sites that are connected now, by the name of their key, to their address."""
 
-    def send(self, address: int, packet: Packet, body: Any, ttl_s: float) -> str | None:
-        """Send a packet; the letter's name, or None if it cannot be delivered. ``body`` from ``body`` is shared."""
+    def send(self, address: int, packet: Packet, body: Any, wait_s: float) -> str | None:
+        """Send a packet that is not delivered later than ``wait_s`` from now; the letter's name, or None if it cannot be
+        delivered. ``body`` from ``body`` is shared."""
 
     def body(self, raw: bytes) -> Any:
         """Bytes as many letters share them."""
 
     def collect(self, letters: Sequence[str], limit: int) -> Iterator[Heard]:
-        """Answers that have come, each once, a few in memory at a time."""
+        """Answers that have come, each once, one in memory at a time."""
 
 
 class FlowerPost:
@@ -75,25 +79,31 @@ class FlowerPost:
                 found[name] = node.node_id
         return found
 
-    def send(self, address: int, packet: Packet, body: Any, ttl_s: float) -> str | None:
-        """Hand one message to the SuperLink; the body's array is stored there once."""
-        message = Message(records.records(packet, body), dst_node_id=address, message_type=TYPE, ttl=ttl_s)
+    def send(self, address: int, packet: Packet, body: Any, wait_s: float) -> str | None:
+        """Hand one message to the SuperLink; the body's array is stored there once.
+
+        Flower forgets an answer with the message that it answers, by the server's clock, and takes none from a site whose
+        clock says that the message is over. So messages live for longer than they are delivered: until when, our
+        SuperLink reads in the group's name (``pinned_link``).
+        """
+        until = f"{DELIVER}{time.time() + wait_s:.3f}"
+        message = Message(records.records(packet, body), dst_node_id=address, message_type=TYPE, ttl=wait_s + KEPT_S, group_id=until)
         (letter,) = self._grid.push_messages([message]) or (None,)
-        return letter
+        return letter or None  # Flower has an empty name for a node that left
 
     def body(self, raw: bytes) -> Array:
         """An array that messages share."""
         return records.array(raw)
 
     def collect(self, letters: Sequence[str], limit: int) -> Iterator[Heard]:
-        """Ask the SuperLink for a few letters at a time, so that memory does not grow with the number of sites."""
-        for first in range(0, len(letters), AT_ONCE):
-            for message in self._grid.pull_messages(letters[first : first + AT_ONCE]):
-                letter = message.metadata.reply_to_message_id
-                if message.has_error():
-                    yield Heard(letter, None, f"{message.error.reason or 'no reason given'} (Flower's code {message.error.code})")
-                    continue
+        """What is there for these letters; nothing that a site can send stops it."""
+        for found in pulled(self._grid, letters, limit):
+            if (message := found.message) is None:
+                yield Heard(found.letter, None, found.fault)
+            elif message.has_error():
+                yield Heard(found.letter, None, f"{message.error.reason or 'no reason given'} (Flower's code {message.error.code})")
+            else:
                 try:
-                    yield Heard(letter, records.packet(message.content, limit))
+                    yield Heard(found.letter, records.packet(message.content, limit))
                 except WireError as error:
-                    yield Heard(letter, None, str(error))
+                    yield Heard(found.letter, None, str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,19 +25,29 @@ def start(words: Sequence[str], log: Path, environment: Mapping[str, str], told:
 
     Args:
         words: the command.
-        log: added to; set aside as NAME.1 when it was large.
+        log: added to; set aside first where it is large.
         environment: of the process.
         told: the writing end of a pipe that the process inherits as AULAIT_TELL.
     """
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if log.exists() and log.stat().st_size > _LARGE_LOG_BYTES:
-        log.replace(log.with_name(f"{log.name}.1"))
+    set_aside(log)
     given = {**environment, "AULAIT_ROOT": str(os.getpid()), **({} if told is None else {"AULAIT_TELL": str(told)})}
     with open(log, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as output:
         return subprocess.Popen(
             words, env=given, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, umask=0o077,
             start_new_session=True, pass_fds=() if told is None else (told,),
         )  # fmt: skip
+
+
+def set_aside(log: Path) -> None:
+    """Move what a large log holds to NAME.1, also under a process that writes it: it appends, and so goes on at the beginning.
+
+    A line of that very moment may be lost. A disk that is full stops nothing.
+    """
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > _LARGE_LOG_BYTES:
+            shutil.copy(log, log.with_name(f"{log.name}.1"))
+            os.truncate(log, 0)
 
 
 def end(process: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
@@ -129,9 +140,12 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def held(path: Path) -> bool:
-    """Whether some process holds the lock on this file."""
+    """Whether some process holds the lock on this file; the kernel takes it away from a process that died.
+
+    The lock is asked for shared and without waiting, and given back at once where it was free: nobody is turned out of it.
+    """
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

@@ -6,6 +6,7 @@ coordinator is told when something fails never depends on the site's records: th
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import torch
 
 from aulait import __version__
 from aulait.algorithms import evolution
-from aulait.errors import AulaitError, WireError
+from aulait.errors import AulaitError, DataError, WireError
 from aulait.flower import admission, brief, keeping, signing, site_file, wire
 from aulait.flower.brief import Brief
 from aulait.flower.judging import measured
@@ -96,8 +97,8 @@ class Resident:
     def rest(self) -> bool:
         """Let base and embedder go; whether any were held. Split sessions end."""
         for tenancy in self._runs.values():
-            tenancy.house = None
             tenancy.sessions.clear()
+        self._runs.clear()  # what they remember is on disk
         return self._shelf.clear()
 
     def _check(self, packet: Packet) -> None:
@@ -120,7 +121,10 @@ class Resident:
         if packet.head.get("version") != brief.VERSION:
             raise Refused(f"messages of version {packet.head.get('version')!r} found, this site speaks {brief.VERSION} "
                           f"(aulait {__version__})")
-        profile = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            profile = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path} is no JSON ({error}); measure again by 'aulait probe --out', or remove it") from error
         return Packet({"kind": "facts", **stamp.head(), "client": self._file.site.name, "version": brief.VERSION, "package": __version__,
                        "roles": list(limits.roles), "methods": list(limits.methods), "privacy": limits.privacy,
                        "models": sorted(self._file.models), "embedders": sorted(self._file.embedders), "profile": profile})
@@ -129,10 +133,10 @@ class Resident:
         if packet.kind == "brief":
             return self._told(packet, stamp)
         tenancy = self._tenancy(stamp.run, packet.head.get("brief"))
-        key = None if packet.kind == "evaluate" else _round(packet)
+        key, asked = None if packet.kind == "evaluate" else _round(packet), hashlib.sha256(packet.content()).hexdigest()
         with tenancy.kept.untouched():
             try:
-                answered = tenancy.kept.admit(stamp, key)
+                answered = tenancy.kept.admit(stamp, key, asked)
             except WireError as error:
                 raise Refused(str(error), "past") from error
             if answered is not None:
@@ -147,7 +151,7 @@ class Resident:
                     other.sessions.clear()
             work = {"order": self._order, "evaluate": self._evaluate, "split": self._split}[packet.kind]
             answer = work(packet, stamp, tenancy, tenancy.house)
-            tenancy.kept.done(stamp, answer)
+            tenancy.kept.done(stamp, asked, answer)
             return answer
 
     def _told(self, packet: Packet, stamp: Stamp) -> Packet:
@@ -236,8 +240,8 @@ class Resident:
             Refused: with the site's records the run goes beyond its limits.
         """
         for other in self._runs.values():
+            other.sessions.clear()  # a split round in the middle holds its updates in the base's weights
             if other.house is not None and other.brief.model != tenancy.brief.model:
-                other.sessions.clear()
                 other.house = None
         tenancy.house = move_in(tenancy.brief, self._file, self._shelf)
         self._allow(tenancy.brief, len(tenancy.house.records.train))

@@ -1,11 +1,13 @@
 """A site's own account where it adds the noise itself (``privacy.unit = "record"``): it believes no order about its guarantee.
 
 Before it answers it computes from the order, its own number of records and its own steps what the answer spends, and
-refuses what would go beyond the promise of the brief or its own limit. The line is on its disk before the answer leaves.
+refuses what would go beyond the promise of the brief (an epsilon, or a noise multiplier for so many rounds) or its own
+limit. The line is on its disk before the answer leaves.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -15,7 +17,8 @@ from typing import Any
 
 from aulait.errors import PrivacyError
 from aulait.flower.brief import Brief
-from aulait.privacy.account import Accountant, Event
+from aulait.privacy.account import Accountant, Event, epsilon
+from aulait.privacy.ledger import sync_folder
 from aulait.record import writing
 from aulait.registry import require
 from aulait.types import Site
@@ -40,7 +43,7 @@ class SiteAccount:
         self._path = folder / "account.jsonl"
         told = brief.privacy
         assert told.delta is not None
-        self._limit = min(most_epsilon, told.epsilon if told.epsilon is not None else math.inf)
+        self._limit, self._delta = min(most_epsilon, told.epsilon if told.epsilon is not None else math.inf), told.delta
         self._accountant = Accountant(told.delta, {ROLE: self._limit})
         for event in _read(self._path):
             self._accountant.add(ROLE, event)
@@ -74,10 +77,15 @@ class SiteAccount:
         require(same, PrivacyError, "an order of another mode or a larger sampling rate than the brief's found; refused")
         own = brief.method.terms(config, [site])
         multiplier = sigma / own.sensitivity(float(clip))
-        event = own.event(multiplier)
+        event, limit = own.event(multiplier), self._limit
+        if (promised := brief.privacy.noise_multiplier) is not None and brief.privacy.epsilon is None:
+            require(multiplier >= promised * (1 - 1e-6), PrivacyError,
+                    f"an order with noise multiplier {multiplier:.4f} found, the brief promises {promised:.4f}; refused")
+            rounds = own.event(promised)
+            limit = min(limit, epsilon([Event(promised, rounds.sampling_rate, rounds.steps * brief.rounds)], self._delta))
         spends = self._accountant.would_spend(ROLE, event)
-        require(spends <= self._limit * (1 + 1e-6), PrivacyError,
-                f"the order would bring this site's records to epsilon {spends:.3f}, allowed are {self._limit:.3f}; refused")
+        require(spends <= limit * (1 + 1e-6), PrivacyError,
+                f"the order would bring this site's records to epsilon {spends:.3f}, allowed are {limit:.3f}; refused")
         self._append(event)
         self._accountant.add(ROLE, event)
 
@@ -85,11 +93,22 @@ class SiteAccount:
         line = json.dumps({"noise_multiplier": event.noise_multiplier, "rate": event.sampling_rate, "steps": event.steps}) + "\n"
         with writing(self._path.parent):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            new = not self._path.exists()
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                before = os.fstat(descriptor).st_size
+                try:
+                    if os.write(descriptor, line.encode()) != len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(descriptor)
+                except OSError:
+                    os.ftruncate(descriptor, before)  # half a line would spoil the next one
+                    raise
+            finally:
+                os.close(descriptor)
+            if new:
+                for path in (self._path, self._path.parent):
+                    sync_folder(path)
 
 
 def _read(path: Path) -> list[Event]:

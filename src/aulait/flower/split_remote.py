@@ -27,8 +27,6 @@ from aulait.types import Adapter, Tensors
 Exchange = Callable[[Mapping[str, tuple[dict[str, Any], Tensors]]], Mapping[str, Packet]]
 
 
-
-
 class RemoteSplitLearner(SplitLearner):
     """Trains clients whose fronts are at their sites.
 
@@ -118,7 +116,7 @@ class RemoteFront:
                 continue
             try:
                 self._take(k, name, wire.tensors(answers[name].head.get("tensors"), answers[name].body))
-            except (KeyError, WireError):
+            except Exception:  # silent, or whatever a stranger's bytes do to our reading of them
                 self._learner.lost.add(name)
 
     def _take(self, k: int, name: str, told: Tensors) -> None:

@@ -6,7 +6,6 @@ written lose what could steer a terminal.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -16,7 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from aulait.flower.journal import FOLDER
+from aulait.flower import processes
+from aulait.flower.journal import FOLDER, plain, table
 from aulait.report import folder
 from aulait.report.folder import Run, at, number, words
 
@@ -41,43 +41,25 @@ def read(run: Path) -> dict[str, Any]:
         DataError: the path is no run folder.
     """
     serve, found = run / FOLDER, _run(run)
-    outcome, progress = _table(serve / "outcome.json"), _table(serve / "progress.json")
+    outcome, progress = table(serve / "outcome.json"), table(serve / "progress.json")
     stage, done, rounds = _place(found, progress)
     off = at(found.config, "privacy", "off")
     return {
         "path": str(run),
-        "name": plain(at(found.config, "run", "name")) or run.resolve().name,
-        "engine": plain(at(found.config, "engine", "name")) or ("flower" if serve.is_dir() else "inline"),
+        "name": _plain(at(found.config, "run", "name")) or run.resolve().name,
+        "engine": _plain(at(found.config, "engine", "name")) or ("flower" if serve.is_dir() else "inline"),
         "state": _state(run, found, outcome),
-        "stage": stage, "round": done, "rounds": rounds, "note": plain(progress.get("note")),
+        "stage": stage, "round": done, "rounds": rounds, "note": _plain(progress.get("note")),
         "progress_s": _age(progress.get("time")) if progress else _touched(run / "rounds.jsonl"),
         "private": not off if isinstance(off, bool) else None,
         "delta": number(at(found.config, "privacy", "delta")), "budget": number(at(found.config, "privacy", "epsilon")),
         "epsilon": epsilon(found),
         "loss": next((value for line in reversed(found.rounds) if (value := number(at(line, "eval", "loss"))) is not None), None),
         **{key: int(folder.total(line.get(key) for line in found.rounds) or 0) for key in ("up_bytes", "down_bytes", "refused")},
-        "sites": [_site(name, facts) for name, facts in _table(serve / "sites.json").items() if isinstance(facts, Mapping)],
+        "sites": [_site(name, facts) for name, facts in table(serve / "sites.json").items() if isinstance(facts, Mapping)],
         "warnings": warnings(serve / "log.jsonl"),
-        "error": plain(outcome.get("error")) if outcome.get("ok") is False else None,
+        "error": _plain(outcome.get("error")) if outcome.get("ok") is False else None,
     }
-
-
-def held(run: Path) -> bool:
-    """Whether a process holds RUN/serve/lock, which the system takes away from a process that died.
-
-    The lock is asked for shared and without waiting, and given back at once when it was free: nobody is turned out of it.
-    """
-    try:
-        file = os.open(run / FOLDER / "lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)  # and with it a lock that was had
-    return False
 
 
 def epsilon(run: Run) -> dict[str, float | None]:
@@ -88,7 +70,7 @@ def epsilon(run: Run) -> dict[str, float | None]:
         for role, value in told.items() if isinstance(told, Mapping) else ():
             known = math.inf if value is None else number(value)
             if known is not None:
-                name = plain(role) or "?"
+                name = _plain(role) or "?"
                 spent[name] = max(spent.get(name, 0.0), known)
     return {role: value if math.isfinite(value) else None for role, value in spent.items()}
 
@@ -100,7 +82,7 @@ def warnings(log: Path, most: int = WARNINGS) -> list[dict[str, Any]]:
         if event.get("level") in LEVELS or words(event.get("error")):
             rest = {key: value for key, value in event.items() if key not in ("time", "event", "level")}
             text = ", ".join(f"{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in rest.items())
-            found.append({"time": plain(event.get("time")), "event": plain(event.get("event")), "text": plain(text)})
+            found.append({"time": _plain(event.get("time")), "event": _plain(event.get("event")), "text": _plain(text)})
     return found[-most:]
 
 
@@ -112,7 +94,7 @@ def _run(run: Path) -> Run:
 
 
 def _state(run: Path, found: Run, outcome: Mapping[str, Any]) -> str:
-    if held(run):
+    if processes.held(run / FOLDER / "lock"):
         return "running"
     if outcome.get("ok") is False:
         return "failed"
@@ -125,16 +107,16 @@ def _place(found: Run, progress: Mapping[str, Any]) -> tuple[str | None, int | N
     """Stage, rounds done, rounds of the stage: what the server told, else the last line of rounds.jsonl."""
     if words(progress.get("stage")):
         done, rounds = number(progress.get("done")), number(progress.get("total"))
-        return plain(progress["stage"]), None if done is None else int(done), None if rounds is None else int(rounds)
+        return _plain(progress["stage"]), None if done is None else int(done), None if rounds is None else int(rounds)
     last = next(iter(found.rounds[-1:]), {})
     stage, done = words(last.get("stage")), number(last.get("round"))
     rounds = number(at(found.config, STAGES.get(stage or "", ""), "rounds"))
-    return plain(stage), None if done is None else int(done), None if rounds is None else int(rounds)
+    return _plain(stage), None if done is None else int(done), None if rounds is None else int(rounds)
 
 
 def _site(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     at_round = number(facts.get("round"))
-    return {"name": plain(name) or "?", **{key: plain(facts.get(key)) for key in ("role", "tier", "state", "detail")},
+    return {"name": _plain(name) or "?", **{key: _plain(facts.get(key)) for key in ("role", "tier", "state", "detail")},
             "last_seen_s": _age(facts.get("last_seen")), "round": None if at_round is None else int(at_round)}
 
 
@@ -153,20 +135,9 @@ def _touched(path: Path) -> float | None:
     return max(0.0, time.time() - path.stat().st_mtime) if path.exists() else None
 
 
-def plain(value: Any) -> str | None:
-    """A text fit for a terminal, one line, not too long; None for anything else."""
-    if not isinstance(value, str):
-        return None
-    return "".join(letter if letter.isprintable() else "·" for letter in value[: LONGEST + 1])[:LONGEST]
-
-
-def _table(path: Path) -> dict[str, Any]:
-    """A JSON table; empty when it is missing, spoilt or something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _plain(value: Any) -> str | None:
+    """A text fit for a terminal; None for anything else."""
+    return plain(value, LONGEST) if isinstance(value, str) else None
 
 
 def _tail(path: Path) -> Iterable[Mapping[str, Any]]:

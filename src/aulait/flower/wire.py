@@ -227,7 +227,8 @@ def _bytes(name: str, tensor: Tensor) -> bytes:
 
 
 def _entry(entry: Any) -> tuple[str, str, list[int]]:
-    sound = isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and entry[1] in KINDS and isinstance(entry[2], list)
+    sound = (isinstance(entry, list) and len(entry) == 3 and all(isinstance(word, str) for word in entry[:2]) and entry[1] in KINDS
+             and isinstance(entry[2], list))
     require(sound and len(entry[0]) <= MOST_NAME + 10 and len(entry[2]) <= MOST_DIMENSIONS and all(_whole(size) for size in entry[2]),
             WireError, "the list of tensors of a message holds what is no tensor")
     require(math.prod(max(1, size) for size in entry[2]) < 2**53, WireError, f"tensor '{entry[0][:80]}' has more cells than can be")

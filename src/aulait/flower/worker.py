@@ -102,7 +102,7 @@ def serve(site: SiteFile, stop: threading.Event, log: Log = silent) -> None:
 
     Args:
         site: the site file.
-        stop: ends the worker after the message it works on.
+        stop: ends the worker at once; what it works on gets no answer, and where records are protected is charged all the same.
         log: (event, **fields) of the site's own log.
 
     Raises:

@@ -157,7 +157,7 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
         if size == 0:
-            _sync_folder(path)
+            sync_folder(path)
         self._size_bytes = size + len(data)
 
     def _read(self, path: Path) -> None:
@@ -186,7 +186,7 @@ class Ledger:
             file.write(tail + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(torn)
+        sync_folder(torn)
         self._size_bytes -= len(tail)
         with path.open("r+b") as file:
             file.truncate(self._size_bytes)
@@ -213,8 +213,8 @@ def _no_number(word: str) -> float:
     raise ValueError(f"{word} is not a finite number")
 
 
-def _sync_folder(path: Path) -> None:
-    """Make the name of a new file durable."""
+def sync_folder(path: Path) -> None:
+    """Make the name of a new or replaced file durable."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
