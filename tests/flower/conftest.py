@@ -1,7 +1,7 @@
 """Tests that start real processes run one after the other, in one worker; the others beside them.
 
-The demonstration and the processes themselves belong to every run of the tests. The long ones (faults, strangers, a slow
-link, large adapters, plain Flower, the benchmark) take some minutes each and run with AULAIT_DEPLOY=1: make test-deploy.
+The demonstration, the processes themselves, refusals and plain Flower belong to every run of the tests. The long ones (faults,
+sites that mean harm, a slow link, large adapters, the benchmark) run with AULAIT_DEPLOY=1: make test-deploy.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-ALWAYS = ("test_demo.py", "test_processes.py", "test_status.py")
+ALWAYS = ("test_demo.py", "test_processes.py", "test_status.py", "test_refusals_processes.py", "test_plain_flower.py")
 SKIP = pytest.mark.skip(reason="a long test of a deployment with real processes; run it by: make test-deploy")
 
 

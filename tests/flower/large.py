@@ -25,7 +25,7 @@ from aulait.flower import records, wire
 from aulait.flower.engine import Engine
 from aulait.flower.journal import Journal
 from aulait.flower.packet import Packet
-from aulait.flower.post import FlowerPost
+from aulait.flower.post import FlowerPost, Heard
 from aulait.flower.wire import Stamp
 from aulait.privacy.account import PrivacyConfig
 from aulait.privacy.door import Door
@@ -85,7 +85,7 @@ class LateGrid:
         first, last = "letter-0", self.pulled >= len(self.heads) - 1
         there = [letter for letter in letters if (letter == first) == last]
         self.pulled += len(there)
-        return [self.answer(letter) for letter in there]
+        yield from map(self.answer, there)
 
     def answer(self, letter):
         head = self.heads[letter]
@@ -103,6 +103,10 @@ class Post(FlowerPost):
 
     def there(self):
         return {name: k + 1 for k, name in enumerate(self.names)}
+
+    def collect(self, letters, limit):
+        for message in self._grid.pull_messages(letters):
+            yield Heard(message.metadata.reply_to_message_id, records.packet(message.content, limit))
 
 
 def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dict[str, Any]:

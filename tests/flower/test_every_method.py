@@ -13,6 +13,7 @@ from tests.flower.local_post import LocalPost, deploy, site
 from aulait import config as _config  # noqa: F401  (files the methods)
 from aulait import inline, loop
 from aulait.assemble import Workshop
+from aulait.flower import packet
 from aulait.flower.resident import Resident
 from aulait.registry import names
 
@@ -61,9 +62,20 @@ def test_records_are_protected_by_the_site_itself(tmp_path, mode):
         train={"rounds": 2, "steps": 2, "batch": 2}, synthesis={"proxies": "absent"}, data={"public": str(tmp_path / "public.txt")},
         privacy={"epsilon": 20.0, "delta": 0.01, "relation": "add-remove", "unit": "record", "clip": 1.0},
         engine={"name": "flower", "threads": 1, "wait_s": 5.0})
-    result = deploy(LocalPost(residents), settings, tmp_path, tmp_path / "away")
+    heads = []
+
+    def seen(name, asked, answer):
+        heads.extend([packet.loads(answer, 2**31).head] if asked.kind == "order" else [])
+        return answer
+
+    result = deploy(LocalPost(residents, seen), settings, tmp_path, tmp_path / "away")
     assert result["rounds"] == 2
     assert result["privacy"]["private"] is True
+    assert len(heads) == 2 * len(CLIENTS)
+    for head in heads:
+        assert set(head) == {"kind", "run", "epoch", "number", "client", "weight", "info", "error", "tensors"}
+        assert head["info"] == {}
+        assert head["weight"] == json.loads((tmp_path / "away" / "serve" / "records.json").read_text())[head["client"]]
     for name in CLIENTS:
         accounts = list((tmp_path / name / "state" / "runs").glob("*/account.jsonl"))
         assert len(accounts[0].read_text().splitlines()) == 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -55,8 +57,43 @@ def main(grid: Grid, context: Context) -> None:
             heard[one.letter] = [one.packet.kind if one.packet else None, one.fault]
         slowest = max(slowest, time.time() - began)
         time.sleep(0.2)
+    short = post.send(post.there()["honest"], Packet({"kind": "hello"}), None, 2.0)
+    time.sleep(9.0)  # the server's own work, longer than sites are waited for
+    kept = [one.packet.kind for one in post.collect([short], 1_000_000) if one.packet]
     part = folder / "outcome.part"
-    part.write_text(json.dumps({"ok": True, "slowest": slowest, "heard": {letters[k]: v for k, v in heard.items()}}))
+    part.write_text(json.dumps({"ok": True, "kept": kept, "slowest": slowest, "heard": {letters[k]: v for k, v in heard.items()}}))
+    part.replace(folder / "outcome.json")
+'''
+
+
+COUNTS = '''
+import json, resource, time
+from pathlib import Path
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from aulait.flower import keys
+from aulait.flower.packet import Packet
+from aulait.flower.post import FlowerPost
+
+app = ServerApp()
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    folder, expected = Path(context.run_config["folder"]), int(context.run_config["sites"])
+    post = FlowerPost(grid, keys.roster(Path(context.run_config["evil"])))
+    while len(post.there()) < expected:
+        time.sleep(0.2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    letters = {post.send(address, Packet({"kind": "hello"}), None, 600.0) for address in post.there().values()}
+    total, until = 0, time.time() + context.run_config["wait_s"]
+    while letters and time.time() < until:
+        for one in post.collect(sorted(letters), 2**31):
+            letters.discard(one.letter)
+            total += len(one.packet.body)
+        time.sleep(0.2)
+    part = folder / "outcome.part"
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    part.write_text(json.dumps({"ok": True, "total": total, "before_kib": before, "peak_kib": used}))
     part.replace(folder / "outcome.json")
 '''
 
@@ -172,7 +209,10 @@ def test_what_one_site_does_with_flowers_messages_costs_the_others_nothing(tmp_p
         them["repeats"].answer(asked["repeats"], *repeated(asked["repeats"]))
         for name in ("honest", "honest-too"):
             them[name].answer(asked[name], *made(reply(asked[name], bytes(70_000))))
+        again = them["honest"].asked()
+        them["honest"].answer(again, *made(reply(again)))
         found = coordinator.follow(link, lambda *_: None)
+    assert found["kept"] == ["facts"], "an answer that came in time is there when the server looks"
     heard = found["heard"]
     assert heard["honest"] == heard["honest-too"] == ["facts", ""]
     assert set(heard) == {*names} - {"stalled"}, "an answer that is not here is no answer yet"
@@ -181,3 +221,42 @@ def test_what_one_site_does_with_flowers_messages_costs_the_others_nothing(tmp_p
     assert heard["empty"][0] is None
     assert heard["another"] == [None, "sent a message that says it answers another one"]
     assert "once its pieces are put together" in heard["repeats"][1]
+
+
+@pytest.mark.slow
+def test_neither_the_superlink_nor_the_server_app_holds_more_for_more_sites(tmp_path, monkeypatch, capfd):
+    """Answers of 45 MB, those of a 1B model's rank 16, from 2 and from 8 sites, four uploads at a time."""
+    monkeypatch.setenv("PYTHONPATH", str(toy.HERE))
+    found = {sites: peaks(tmp_path / str(sites), sites) for sites in (2, 8)}
+    with capfd.disabled():
+        print("\n".join(f"{sites} sites: SuperLink {link / 1e6:.0f} MB, server app {app / 1e6:.0f} MB above its start"
+                        for sites, (link, app) in found.items()), flush=True)
+    assert found[8][0] < 1.25 * found[2][0]
+    assert found[8][1] < 1.25 * found[2][1]
+
+
+def peaks(folder: Path, count: int, size: int = 45_000_000) -> tuple[float, float]:
+    """Peak bytes of the SuperLink, and of the server app beyond what it had before the first message."""
+    server, port = toy.server_keys(folder / "keys"), toy.free_port()
+    sites = [toy.site(folder / f"s{k}", server, f"s{k}", port) for k in range(count)]
+    app = toy.toy_app(folder / "app", folder / "marker")
+    (app / "server_app.py").write_text(COUNTS)
+    with ExitStack() as held:
+        link = held.enter_context(coordinator.start_link(server, folder / "serve", "127.0.0.1", port))
+        link.register(keys.roster(server))
+        them = [Stranger(site, server, port, held) for site in sites]
+        for one in them:
+            one.begin()
+        link.submit(app, {"folder": str(folder / "serve"), "evil": str(server), "sites": count, "wait_s": 300})
+
+        def send(one: Stranger) -> None:
+            asked = one.asked()
+            one.answer(asked, *made(reply(asked, os.urandom(size))))
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(send, them))
+        told = coordinator.follow(link, lambda *_: None)
+        lines = Path(f"/proc/{link.process.pid}/status").read_text().splitlines()
+    assert told["total"] == count * size
+    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return peak * 1024.0, (told["peak_kib"] - told["before_kib"]) * 1024.0
