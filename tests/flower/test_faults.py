@@ -195,6 +195,29 @@ def test_a_site_that_hangs_or_is_cut_off_is_left_out_its_late_answer_not_counted
     assert any("deadline" in reason or "heartbeat" in reason for reason in silent(run, C))
 
 
+def test_a_split_site_that_dies_or_hangs_sits_its_round_out_and_takes_part_again(tmp_path):
+    with trials.federation(tmp_path / "f", (A, B), privacy=False, epsilon=1000.0, roles=["local", "split"]) as pair:
+        tiers = [{"name": "ward", "clients": [A], "placement": "local"}, {"name": "half", "clients": [B], "placement": "split"}]
+        for name in (A, B):
+            pair.join(name)
+        run = pair.begin("split", adapter={"layers": "all"}, federation={"tier": tiers}, algorithm={"name": "fedit"}, synthesis={"proxies": "absent"},
+                         synthesis={"proxies": "absent"}, engine=short(pair), train={"rounds": 3, "steps": 2})
+        run.serve()
+        run.asked("train", 0, "split")
+        pair.kill(B)
+        pair.join(B)
+        run.until(lambda: len(run.rounds()) == 1, "the end of a round whose split site died")
+        run.asked("train", 1, "split")
+        hung = pair.loopback.running[B].pid
+        os.kill(hung, signal.SIGSTOP)
+        run.until(lambda: len(run.rounds()) == 2, "the end of a round whose split site hangs")
+        os.kill(hung, signal.SIGCONT)
+        assert run.finished() == 0, run.story()
+        trials.sound(run, 3)
+        assert not silent(run, A), "the other site's answers were there when the server had done with the split one"
+        assert len(silent(run, B)) >= 2
+
+
 def test_delays_partitions_cuts_and_flipped_bits_change_nothing_but_the_time(sites: Federation):
     run = sites.begin("network", train={"rounds": 4})
     run.serve()
