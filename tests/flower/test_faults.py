@@ -200,7 +200,7 @@ def test_a_split_site_that_dies_or_hangs_sits_its_round_out_and_takes_part_again
         tiers = [{"name": "ward", "clients": [A], "placement": "local"}, {"name": "half", "clients": [B], "placement": "split"}]
         for name in (A, B):
             pair.join(name)
-        run = pair.begin("split", adapter={"layers": "all"}, federation={"tier": tiers}, algorithm={"name": "fedit"}, synthesis={"proxies": "absent"},
+        run = pair.begin("split", federation={"tier": tiers}, adapter={"layers": "all"}, algorithm={"name": "fedit"},
                          synthesis={"proxies": "absent"}, engine=short(pair), train={"rounds": 3, "steps": 2})
         run.serve()
         run.asked("train", 0, "split")
