@@ -8,7 +8,6 @@ whose clients come one by one.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import torch
 from scipy.linalg import eigvalsh
 from torch import Tensor
 
+from aulait.compute.meter import peak_of_process
 from aulait.product_sum import ProductSum
 
 Pairs = dict[int, tuple[Tensor, Tensor]]
@@ -139,13 +139,13 @@ def densely(case: Case, terms: Sequence[tuple[float, Tensor, Tensor]]) -> tuple[
 
 def peak(m: int, n: int, rank: int, many: int) -> dict[str, float]:
     """Of this process: its peak before the merge of lazily drawn clients and after it, and the seconds between."""
-    start_bytes, started = _peak_bytes(), time.perf_counter()
+    start_bytes, started = (peak_of_process() or 0), time.perf_counter()
     total = ProductSum((m, n), planned_rank=many * rank)
     for weight, a, b in clients(m, n, (rank,) * many):
         total.add(weight, a, b)
     total.truncated(rank)
     spent_s = time.perf_counter() - started
-    peak_bytes = _peak_bytes()
+    peak_bytes = (peak_of_process() or 0)
     return {"start_bytes": start_bytes, "peak_bytes": peak_bytes, "above_start_bytes": peak_bytes - start_bytes, "merge_s": spent_s}
 
 
@@ -223,17 +223,3 @@ def _fresh(m: int, n: int, rank: int, many: int) -> dict[str, float]:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
-
-
-def _peak_bytes() -> int:
-    """The largest resident memory of this process so far.
-
-    Linux hands ``ru_maxrss`` of the parent on to a new program, so its own high-water mark is read where there is one.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else 1024 * found

@@ -67,7 +67,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 COUNTS = '''
-import json, resource, time
+import json, time
 from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -77,13 +77,16 @@ from aulait.flower.post import FlowerPost
 
 app = ServerApp()
 
+def peak() -> int:
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     folder, expected = Path(context.run_config["folder"]), int(context.run_config["sites"])
     post = FlowerPost(grid, keys.roster(Path(context.run_config["evil"])))
     while len(post.there()) < expected:
         time.sleep(0.2)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     letters = {post.send(address, Packet({"kind": "hello"}), None, 600.0) for address in post.there().values()}
     total, until = 0, time.time() + context.run_config["wait_s"]
     while letters and time.time() < until:
@@ -92,7 +95,7 @@ def main(grid: Grid, context: Context) -> None:
             total += len(one.packet.body)
         time.sleep(0.2)
     part = folder / "outcome.part"
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    used = peak()
     part.write_text(json.dumps({"ok": True, "total": total, "before_kib": before, "peak_kib": used}))
     part.replace(folder / "outcome.json")
 '''

@@ -190,7 +190,13 @@ def _resident_bytes() -> int | None:
 
 
 def peak_of_process() -> int | None:
-    """Bytes of the largest resident size since the process began; None on Windows."""
+    """Bytes of the largest resident size since the process began; None on Windows.
+
+    Linux hands ``ru_maxrss`` of the parent on to a new program, so the kernel's own mark is read where there is one. A meter of
+    memory (``_reset_peak``) sets that mark back.
+    """
+    if (found := _kernel_peak()) is not None:
+        return found
     try:
         import resource
     except ImportError:
