@@ -57,8 +57,8 @@ def main(grid: Grid, context: Context) -> None:
             heard[one.letter] = [one.packet.kind if one.packet else None, one.fault]
         slowest = max(slowest, time.time() - began)
         time.sleep(0.2)
-    short = post.send(post.there()["honest"], Packet({"kind": "hello"}), None, 2.0)
-    time.sleep(9.0)  # the server's own work, longer than sites are waited for
+    short = post.send(post.there()["honest"], Packet({"kind": "hello"}), None, 8.0)
+    time.sleep(15.0)  # the server's own work, longer than sites are waited for
     kept = [one.packet.kind for one in post.collect([short], 1_000_000) if one.packet]
     part = folder / "outcome.part"
     part.write_text(json.dumps({"ok": True, "kept": kept, "slowest": slowest, "heard": {letters[k]: v for k, v in heard.items()}}))
@@ -234,8 +234,8 @@ def test_neither_the_superlink_nor_the_server_app_holds_more_for_more_sites(tmp_
     with capfd.disabled():
         print("\n".join(f"{sites} sites: SuperLink {link / 1e6:.0f} MB, server app {app / 1e6:.0f} MB above its start"
                         for sites, (link, app) in found.items()), flush=True)
-    assert found[16][0] < 1.25 * found[8][0]
-    assert found[16][1] < 1.25 * found[8][1]
+    assert found[16][0] < 1.5 * found[8][0]
+    assert found[16][1] < 1.5 * found[8][1]
 
 
 def peaks(folder: Path, count: int, size: int = 45_000_000) -> tuple[float, float]:
