@@ -145,7 +145,7 @@ def peak(m: int, n: int, rank: int, many: int) -> dict[str, float]:
         total.add(weight, a, b)
     total.truncated(rank)
     spent_s = time.perf_counter() - started
-    peak_bytes = (peak_of_process() or 0)
+    peak_bytes = peak_of_process() or 0
     return {"start_bytes": start_bytes, "peak_bytes": peak_bytes, "above_start_bytes": peak_bytes - start_bytes, "merge_s": spent_s}
 
 

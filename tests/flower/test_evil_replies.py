@@ -202,7 +202,8 @@ def test_what_a_split_site_sends_is_looked_at_before_it_meets_the_model(told):
         name: Packet({"kind": "split", "tensors": made.listed}, made.raw) for name in sent})
     front = RemoteFront(halves, [work, work], ["c0", "c1"], 1, halves._exchange)
     sent = front.forward(0)
-    assert halves.lost == {"c0", "c1"}
+    assert set(halves.lost) == {"c0", "c1"}
+    assert all("does not fit" in reason for reason in halves.lost.values()), "the operator is told why"
     assert all(bool(torch.isfinite(own.hidden["data"]).all()) for own in sent)
     assert isinstance(sent[0], Activations)
 

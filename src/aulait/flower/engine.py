@@ -251,6 +251,9 @@ class Engine:
                 if reply.client not in halves.lost:
                     self.journal.site(reply.client, state="answered", detail="")
                     yield reply
+            for name, reason in halves.lost.items():
+                if reason:  # who was silent has been told already
+                    self._mail.silent(name, reason)
 
     def _steps(self, sent: Mapping[str, tuple[dict[str, Any], Tensors]]) -> dict[str, Packet]:
         """One exchange of split training with all fronts at once."""

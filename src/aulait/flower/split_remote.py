@@ -17,6 +17,7 @@ from aulait import cut, lora
 from aulait.encoding import Activations, Gradients, Wire, decode, encode
 from aulait.errors import WireError
 from aulait.flower import wire
+from aulait.flower.journal import plain
 from aulait.flower.packet import Packet
 from aulait.flower.split_site import FACTOR, FOLD
 from aulait.rows import IGNORE
@@ -39,14 +40,14 @@ class RemoteSplitLearner(SplitLearner):
         exchange: client -> (more of the head, tensors) to answers of those who gave one.
 
     Attributes:
-        lost: clients that fell silent or sent what does not fit.
+        lost: clients that sent what does not fit, with the reason, or fell silent, without one.
     """
 
     def __init__(self, learner: Learner, after: int, form: Wire, clients: Sequence[str], round: int, exchange: Exchange) -> None:
         super().__init__(learner, after, form, private=False)
         self._clients, self._round, self._exchange = list(clients), round, exchange
         self._of: dict[int, str] = {}
-        self.lost: set[str] = set()
+        self.lost: dict[str, str] = {}
 
     def train(self, works: Sequence[Work], advance: Any = None) -> Any:
         """As ``Learner.train``; works are those of the clients, in their order."""
@@ -114,10 +115,13 @@ class RemoteFront:
         for k, name in enumerate(self._clients):
             if name in self._learner.lost:
                 continue
+            if name not in answers:
+                self._learner.lost[name] = ""
+                continue
             try:
                 self._take(k, name, wire.tensors(answers[name].head.get("tensors"), answers[name].body))
-            except Exception:  # silent, or whatever a stranger's bytes do to our reading of them
-                self._learner.lost.add(name)
+            except Exception as error:  # whatever a stranger's bytes do to our reading of them; the engine tells the operator
+                self._learner.lost[name] = f"sent what does not fit a split round ({type(error).__name__}: {plain(str(error), 200)})"
 
     def _take(self, k: int, name: str, told: Tensors) -> None:
         """One site's answer, looked at before it meets the model."""
