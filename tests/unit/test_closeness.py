@@ -1,0 +1,44 @@
+"""The comparisons that other tests rely on can fail."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tests.closeness import assert_learnt_alike, assert_near, error
+
+
+def test_the_bound_is_relative_to_the_largest_value_of_each_tensor():
+    wanted = {"A": torch.tensor([3.0, -500.0]), "B": np.array([1e-3, 2e-3])}
+    assert_near({"A": torch.tensor([3.004, -500.0]), "B": np.array([1e-3, 2.00001e-3])}, wanted, 1e-5)
+    with pytest.raises(AssertionError, match=r"the update B: the largest difference is 1e-05, 0\.005 of the size 0\.002"):
+        assert_near({"A": wanted["A"], "B": np.array([1.01e-3, 2e-3])}, wanted, 1e-5, what="the update")
+    assert_near({"A": wanted["A"], "B": np.array([1.01e-3, 2e-3])}, wanted, 1e-5, size=2.0)
+    assert_near(1e-9 + 5.0, 5.0, 1e-8)
+
+
+@pytest.mark.parametrize("found", [{"A": torch.ones(2)}, {"B": torch.ones(2), "A": torch.ones(2)}, {"B": torch.ones(1)},
+                                   {"B": torch.tensor([1.0, math.nan])}, {"B": torch.tensor([1.0, math.inf])}])
+def test_other_names_shapes_and_numbers_that_are_not_finite_are_far(found):
+    for check in (assert_near, assert_learnt_alike):
+        with pytest.raises(AssertionError):
+            check(found, {"B": torch.ones(2)}, 1.0)
+
+
+def test_zeros_have_to_be_met_exactly():
+    for check in (assert_near, assert_learnt_alike):
+        check(torch.zeros(2), torch.zeros(2), 1e-5)
+        with pytest.raises(AssertionError):
+            check(torch.full((2,), 1e-30), torch.zeros(2), 1e-5)
+
+
+def test_what_was_learnt_is_measured_from_the_start():
+    start, wanted = {"x": (torch.full((2,), 10.0),)}, {"x": (torch.tensor([13.0, 14.0]),)}
+    found = {"x": (torch.tensor([13.0, 14.5]),)}
+    assert error(found, wanted, start) == pytest.approx(0.1)
+    assert error(found, wanted) == pytest.approx(0.5 / math.hypot(13, 14))
+    assert_learnt_alike(found, wanted, 0.11, start=start)
+    with pytest.raises(AssertionError, match=r"the difference is 0\.1 of the norm"):
+        assert_learnt_alike(found, wanted, 0.09, start=start)
