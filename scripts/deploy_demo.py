@@ -7,7 +7,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from aulait.flower.demo import demonstrate
+from aulait.engines.flower.demo import demonstrate
 
 
 def main() -> int:

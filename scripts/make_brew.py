@@ -3,7 +3,7 @@
     python scripts/make_brew.py CORPUS OUT --minutes 60
 
 CORPUS holds public text: .txt files (documents divided by two blank lines) or .jsonl files (optionally .gz, field "text").
-The shipped ``brew`` was made this way; see src/aulait/assets/brew/README.md.
+The shipped ``brew`` was made this way; see src/aulait/models/brew/README.md.
 """
 
 from __future__ import annotations

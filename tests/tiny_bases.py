@@ -20,10 +20,10 @@ from transformers import (
     T5Config,
 )
 
-from aulait import lora
-from aulait.model import Base, ModelConfig, load
-from aulait.seeds import Seeds
-from aulait.types import Adapter, Record
+from aulait.core import lora
+from aulait.core.seeds import Seeds
+from aulait.core.types import Adapter, Record
+from aulait.models.loading import Base, ModelConfig, load
 
 VOCABULARY = 259
 _IDS: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

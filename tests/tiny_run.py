@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from aulait.assemble import Workshop
-from aulait.config import Settings, build
-from aulait.registry import names, register
+from aulait.core.registry import names, register
+from aulait.runs.experiment_file import Settings, build
+from aulait.runs.setup import Workshop
 
 WORDS = ["read", "write", "open", "close", "file", "line", "name", "value", "list", "sum", "mean", "sort", "join", "split", "parse", "count"]
 

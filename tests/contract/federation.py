@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from tests.tiny_bases import records
 
-from aulait import lora, model
-from aulait.algorithms.contract import Setting, State
-from aulait.cohort import Cohort
-from aulait.model import AdapterConfig
-from aulait.privacy.account import Accountant, PrivacyConfig
-from aulait.privacy.door import Door
+from aulait.core import lora
+from aulait.core.cohort import Cohort
+from aulait.core.registry import find
+from aulait.core.seeds import Seeds
+from aulait.core.types import Adapter, Plan, Site
+from aulait.methods.contract import Setting, State
+from aulait.models import loading
+from aulait.models.loading import AdapterConfig
+from aulait.privacy.accounting import Accountant, PrivacyConfig
+from aulait.privacy.aggregator import Door
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
-from aulait.registry import find
-from aulait.seeds import Seeds
-from aulait.train import Learner, TrainConfig, Trained
-from aulait.types import Adapter, Plan, Site
+from aulait.training.trainer import Learner, TrainConfig, Trained
 
 SHAPES = {"one": (4, 3), "two": (2, 5)}
 WIDE = {"one": (7, 6), "two": (5, 9)}  # sides of at least 5, so that ranks up to 4 mean something
@@ -196,5 +197,5 @@ def mean(updates: Mapping[str, Mapping[str, torch.Tensor]], weights: Mapping[str
 
 def real(base, method: str, **more) -> Federation:
     """A federation whose sites train the base's last attention."""
-    shapes = model.targets(base, AdapterConfig(targets="attention", layers=1))
+    shapes = loading.targets(base, AdapterConfig(targets="attention", layers=1))
     return Federation(method, learner=Learner(base, TrainConfig()), shapes=dict(shapes), **more)

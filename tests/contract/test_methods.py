@@ -12,19 +12,21 @@ from tests.contract.federation import LR, OFF, ON, PROXIES, SHAPES, WIDE, Federa
 from tests.oracle.averaging import mixture
 from tests.tiny_bases import tiny
 
-from aulait import config, lora, model
-from aulait.algorithms import averaging
-from aulait.algorithms.contract import State
-from aulait.errors import ConfigError, PrivacyError
-from aulait.model import ModelConfig
-from aulait.privacy import clip
-from aulait.privacy.account import PrivacyConfig
-from aulait.privacy.door import BudgetSpent
+from aulait.core import lora
+from aulait.core.errors import ConfigError, PrivacyError
+from aulait.core.registry import find, names
+from aulait.core.types import Reply, nbytes
+from aulait.methods.contract import State
+from aulait.methods.shared import weighted_mean
+from aulait.models import loading
+from aulait.models.loading import ModelConfig
+from aulait.privacy import clipping
+from aulait.privacy.accounting import PrivacyConfig
+from aulait.privacy.aggregator import BudgetSpent
 from aulait.privacy.noise import SystemNoise
-from aulait.progress import Progress
-from aulait.record import RunFolder
-from aulait.registry import find, names
-from aulait.types import Reply, nbytes
+from aulait.runfolder.run_folder import RunFolder
+from aulait.runs import experiment_file
+from aulait.runs.progress import Progress
 
 EVERY = names("algorithm")
 TRAITS = {name: find("algorithm", name).TRAITS for name in EVERY}
@@ -71,7 +73,7 @@ def tiny_base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def brew():
-    return model.load(ModelConfig(context=24, device="cpu"))
+    return loading.load(ModelConfig(context=24, device="cpu"))
 
 
 # -- form ------------------------------------------------------------------------------------------------------
@@ -265,10 +267,10 @@ def test_a_tier_that_affords_less_than_the_adapter_is_refused_where_ranks_must_b
     tiers = [tier | ({"placement": "split"} if method == "splitlora" else {}) for tier in tiers]
     tree = {"algorithm": {"name": method}, "adapter": {"rank": 4}, "federation": {"tier": tiers}, "privacy": {"off": True}}
     if TRAITS[method].unequal_ranks:
-        config.build(tree)
+        experiment_file.build(tree)
     else:
         with pytest.raises(ConfigError, match="needs one rank"):
-            config.build(tree)
+            experiment_file.build(tree)
 
 
 @pytest.mark.parametrize("method", EXACT)
@@ -324,7 +326,7 @@ def test_the_mixture_of_local_and_proxied_clients(method, privacy, local_weight,
         assert_near(after.tensors[name] - before.tensors[name], d, 1e-5)
     assert info["proxies"] == 2
     if not privacy.off:
-        assert any(clip.norm(r.share) > 0.3 for r in local), "the bound must bind for this test to say anything"
+        assert any(clipping.norm(r.share) > 0.3 for r in local), "the bound must bind for this test to say anything"
 
 
 @each
@@ -459,11 +461,11 @@ def test_a_method_that_reads_single_replies_is_refused_before_anybody_is_asked(m
 def test_the_settings_refuse_privacy_with_such_a_method_and_name_another(method):
     tree = {"algorithm": {"name": method}, "privacy": {"epsilon": 8.0, "delta": 1e-5, "relation": "add-remove"}}
     if TRAITS[method].private:
-        config.build(tree)
+        experiment_file.build(tree)
         return
     with pytest.raises(ConfigError, match=f"use '{TRAITS[method].instead}', or privacy.off = true"):
-        config.build(tree)
-    config.build(tree | {"privacy": {"off": True}})
+        experiment_file.build(tree)
+    experiment_file.build(tree | {"privacy": {"off": True}})
 
 
 @each_releasing
@@ -576,7 +578,7 @@ def test_a_huge_reply_is_shortened_to_the_bound(method):
     assert info["update_norm"] == pytest.approx(0.2 / 3, rel=1e-5)
     if method in CHANGES:
         moved = lora.subtract(after.tensors, before.tensors)
-        assert clip.norm({n: t for n, t in moved.items() if "/" not in n}) == pytest.approx(0.2 / 3, rel=1e-5)
+        assert clipping.norm({n: t for n, t in moved.items() if "/" not in n}) == pytest.approx(0.2 / 3, rel=1e-5)
 
 
 # -- bad replies -----------------------------------------------------------------------------------------------
@@ -696,11 +698,11 @@ def test_replies_come_one_at_a_time_and_the_orders_are_written_before_the_first(
 def test_the_bound_is_the_median_norm_of_the_proxies_updates():
     public = [Reply(f"proxy-{k}", {"x": torch.full((4,), float(k))}) for k in (1, 2, 5)]
     privacy = ON.model_copy(update={"clip": "proxies", "clip_scale": 0.5})
-    assert averaging.clip_bound(privacy, public) == pytest.approx(0.5 * 2 * 2)
-    assert averaging.clip_bound(OFF, public) == math.inf
-    assert averaging.clip_bound(ON.model_copy(update={"clip": 3.0, "clip_scale": 0.5}), []) == 1.5
+    assert weighted_mean.clip_bound(privacy, public) == pytest.approx(0.5 * 2 * 2)
+    assert weighted_mean.clip_bound(OFF, public) == math.inf
+    assert weighted_mean.clip_bound(ON.model_copy(update={"clip": 3.0, "clip_scale": 0.5}), []) == 1.5
     with pytest.raises(PrivacyError, match=r"privacy\.clip"):
-        averaging.clip_bound(privacy, [])
+        weighted_mean.clip_bound(privacy, [])
 
 
 @each_releasing
@@ -708,7 +710,7 @@ def test_the_bound_of_proxies_binds_the_clients(method):
     privacy = PrivacyConfig(**ON.model_dump() | {"clip": "proxies", "clip_scale": 0.1})
     run = Federation(method, privacy, proxies=("proxy-000", "proxy-001"))
     _, info = run.round(run.start())
-    norms = sorted(clip.norm(r.share) for r in run.replies if r.client in PROXIES)
+    norms = sorted(clipping.norm(r.share) for r in run.replies if r.client in PROXIES)
     assert info["clip_bound"] == pytest.approx(0.1 * sum(norms) / 2)
     assert run.ledger.lines[0].sensitivity == info["clip_bound"]
 

@@ -9,12 +9,14 @@ import torch
 from tests.contract.federation import LR, ON, WIDE, Federation, dense, distance, real, unlike
 from tests.tiny_bases import filled, records, tiny
 
-from aulait import lora, memory
-from aulait.algorithms import client, fdlora, fusion
-from aulait.evaluate import EvaluateConfig, evaluate
-from aulait.registry import find, names
-from aulait.seeds import Seeds
-from aulait.types import Adapter, Order, Plan, Site
+from aulait.core import lora
+from aulait.core.registry import find, names
+from aulait.core.seeds import Seeds
+from aulait.core.types import Adapter, Order, Plan, Site
+from aulait.evaluation.losses import EvaluateConfig, evaluate
+from aulait.methods import fdlora
+from aulait.methods.shared import client_update, fusion
+from aulait.runs import client_state
 
 PERSONAL = [name for name in names("algorithm") if find("algorithm", name).TRAITS.personal]
 REMEMBERING = [*PERSONAL, "flora", "fedex"]
@@ -29,8 +31,8 @@ def tiny_base(tmp_path_factory):
 
 def bits(site: Site) -> dict:
     """A copy of a site's memory that later rounds cannot change."""
-    tensors, plain = memory.packed({site.name: site.memory})
-    return memory.unpacked({n: t.clone() for n, t in tensors.items()}, json.loads(json.dumps(plain))).get(site.name, {})
+    tensors, plain = client_state.packed({site.name: site.memory})
+    return client_state.unpacked({n: t.clone() for n, t in tensors.items()}, json.loads(json.dumps(plain))).get(site.name, {})
 
 
 def empty(name: str = "ann") -> Site:
@@ -47,15 +49,15 @@ def test_there_are_personal_methods():
 def test_a_site_recalls_its_state_before_a_round_even_after_it():
     site = empty()
     first, second = {"x": torch.ones(1)}, {"x": torch.full((1,), 2.0)}
-    assert client.recall(site, 1) == {}
-    client.keep(site, 1, first)
-    assert client.recall(site, 1) == {}  # before round 1 there was nothing
-    assert client.recall(site, 2) is first
-    client.keep(site, 2, second)
-    assert client.recall(site, 2) is first
-    client.keep(site, 2, second)  # the same order twice
-    assert client.recall(site, 2) is first
-    assert client.recall(site, 3) is client.recall(site, 9) is second  # also after rounds it missed
+    assert client_update.recall(site, 1) == {}
+    client_update.keep(site, 1, first)
+    assert client_update.recall(site, 1) == {}  # before round 1 there was nothing
+    assert client_update.recall(site, 2) is first
+    client_update.keep(site, 2, second)
+    assert client_update.recall(site, 2) is first
+    client_update.keep(site, 2, second)  # the same order twice
+    assert client_update.recall(site, 2) is first
+    assert client_update.recall(site, 3) is client_update.recall(site, 9) is second  # also after rounds it missed
 
 
 @pytest.mark.parametrize("method", REMEMBERING)
@@ -142,7 +144,7 @@ def test_alone_is_training_by_oneself_round_after_round(tiny_base):
         adapter = lora.from_tensors(lora.leading(first, run.setting.rank_of(name)), run.alpha, 2)
         for number in (1, 2, 3):
             order = Order(name, "train", number, {}, {"lr": LR / number})
-            ((_, done),) = client.train([order], [site], run.setting, run.learner, lambda *_, start=adapter: start, "AB")
+            ((_, done),) = client_update.train([order], [site], run.setting, run.learner, lambda *_, start=adapter: start, "AB")
             adapter = done.adapter
         assert distance(dense(own[name]), dense(adapter)) < 5e-6
 
@@ -181,7 +183,7 @@ def test_fdlora_copies_every_h_rounds_of_stage_two(every, copies):
     state, came = run.start(), []
     for number in range(1, 7):
         state, _ = run.round(state)
-        kept = client.recall(run.sites["ann"], number + 1)
+        kept = client_update.recall(run.sites["ann"], number + 1)
         trained = lora.to_tensors(run.learner.done[-3].adapter)
         if unlike(kept, trained) == "":
             came.append(number)
@@ -191,12 +193,12 @@ def test_fdlora_copies_every_h_rounds_of_stage_two(every, copies):
 def test_an_fdlora_client_that_missed_stage_one_gets_its_personal_adapter_when_it_comes():
     run = Federation("fdlora", options={"copy_every": 0})
     state, _ = run.round(run.start(), clients=("ann", "cat"))
-    assert client.recall(run.sites["bob"], 2) == {}
+    assert client_update.recall(run.sites["bob"], 2) == {}
     state, _ = run.round(state)
-    assert unlike(client.recall(run.sites["bob"], 3), lora.to_tensors(run.learner.done[-2].adapter)) == ""
+    assert unlike(client_update.recall(run.sites["bob"], 3), lora.to_tensors(run.learner.done[-2].adapter)) == ""
     before = bits(run.sites["bob"])["kept"]["after"]
     run.round(state)
-    assert unlike(client.recall(run.sites["bob"], 4), before) == ""
+    assert unlike(client_update.recall(run.sites["bob"], 4), before) == ""
 
 
 def test_fdlora_stage_one_may_take_steps_of_its_own_and_never_sees_the_shots():

@@ -17,14 +17,16 @@ import pytest
 from tests import tiny_run
 from tests.tiny_bases import write
 
-from aulait import inline, loop, peft_format
-from aulait.algorithms import evolution
-from aulait.assemble import Workshop
-from aulait.errors import AulaitError, ConfigError
-from aulait.privacy.account import Accountant
+from aulait.core.errors import AulaitError, ConfigError
+from aulait.engines import inline
+from aulait.models import peft_export
+from aulait.privacy.accounting import Accountant
 from aulait.privacy.ledger import Ledger
-from aulait.progress import Progress
-from aulait.record import RunFolder
+from aulait.runfolder.run_folder import RunFolder
+from aulait.runs import loop
+from aulait.runs.progress import Progress
+from aulait.runs.setup import Workshop
+from aulait.synthesis import private_evolution
 
 ROOT = Path(__file__).resolve().parents[2]
 PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "relation": "add-remove", "clip": 0.1}
@@ -45,7 +47,7 @@ class Killer:
 
     def __init__(self, monkeypatch, at: int | None) -> None:
         self.at, self.seen = at, []
-        for owner, name in ((os, "replace"), (RunFolder, "append"), (Ledger, "append"), (peft_format, "export"), (evolution, "expand")):
+        for owner, name in ((os, "replace"), (RunFolder, "append"), (Ledger, "append"), (peft_export, "export"), (private_evolution, "expand")):
             label = f"{getattr(owner, '__name__', owner)}.{name}"
             monkeypatch.setattr(owner, name, self._around(getattr(owner, name), label))
 
@@ -320,7 +322,7 @@ SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 from aulait import inline, loop
-from aulait.assemble import Workshop, assemble
+from aulait.runs.setup import Workshop, assemble
 from tests import tiny_run
 
 folder, delays = Path(sys.argv[1]), [float(word) for word in sys.argv[2:]]

@@ -12,15 +12,18 @@ from tests.closeness import assert_learnt_alike, assert_near
 from tests.contract.federation import LR, ON, PROXIES, Federation, apart, dense, distance, unlike
 from tests.tiny_bases import records, tiny
 
-from aulait import cut, inline, lora, model
-from aulait.algorithms import splitlora
-from aulait.errors import PrivacyError, WireError
-from aulait.model import AdapterConfig
-from aulait.progress import Progress
-from aulait.record import RunFolder
-from aulait.split import travelled
-from aulait.train import Learner, TrainConfig, Work
-from aulait.types import nbytes
+from aulait.core import lora
+from aulait.core.errors import PrivacyError, WireError
+from aulait.core.types import nbytes
+from aulait.engines import inline
+from aulait.methods import splitlora
+from aulait.models import loading
+from aulait.models.loading import AdapterConfig
+from aulait.runfolder.run_folder import RunFolder
+from aulait.runs.progress import Progress
+from aulait.training import split_model
+from aulait.training.split_trainer import travelled
+from aulait.training.trainer import Learner, TrainConfig, Work
 
 SERVER = splitlora.SERVER
 KINDS = ["llama", "gpt2", "t5"]
@@ -37,8 +40,8 @@ def make(bases):
     """A federation on a tiny base cut at its first possible place."""
     def build(kind: str = "llama", train: dict | None = None, options: dict | None = None, plans: dict | None = None, **more) -> Federation:
         base = bases(kind)
-        run = Federation("splitlora", learner=Learner(base, TrainConfig(**train or {})), shapes=dict(model.targets(base, AdapterConfig())),
-                         options={"cut": cut.possible(base)[0]} | (options or {}), **more)
+        run = Federation("splitlora", learner=Learner(base, TrainConfig(**train or {})), shapes=dict(loading.targets(base, AdapterConfig())),
+                         options={"cut": split_model.possible(base)[0]} | (options or {}), **more)
         for name, own in run.sites.items():
             texts = records(len(own.train), ord(name[0]) + ord(name[-1]), kind == "t5")
             run.sites[name] = replace(own, train=texts, plan=replace(own.plan, **(plans or {}).get(name, {})))

@@ -12,14 +12,14 @@ import torch
 from tests.contract.federation import LR, ON, WIDE, Federation, ZeroNoise, apart, dense, distance, mean, unlike
 from tests.oracle import averaging
 
-from aulait import lora
-from aulait.cohort import Cohort
-from aulait.errors import WireError
-from aulait.privacy import clip
+from aulait.core import lora
+from aulait.core.cohort import Cohort
+from aulait.core.errors import WireError
+from aulait.core.registry import find, names
+from aulait.core.types import Adapter, Order
+from aulait.privacy import clipping
 from aulait.privacy.noise import SystemNoise
-from aulait.registry import find, names
-from aulait.train import Trained
-from aulait.types import Adapter, Order
+from aulait.training.trainer import Trained
 
 RANKS = {"ann": {"one": 1, "two": 3}, "bob": {"one": 2, "two": 2}, "cat": 3}  # dan and the proxies afford all of R = 4
 CLIENTS = ("ann", "bob", "cat", "dan")
@@ -264,9 +264,9 @@ def test_one_client_more_or_less_moves_the_released_sum_by_at_most_the_bound(met
         run.round(run.start(), ask=lambda orders, run=run, gone=gone: [r for r in run.ask(orders) if r.client != gone])
         sums[gone] = released[0].total
         if gone is None:
-            assert max(clip.norm(r.share) for r in run.replies) > bound, "the bound must bind for this test to say anything"
+            assert max(clipping.norm(r.share) for r in run.replies) > bound, "the bound must bind for this test to say anything"
     for gone in CLIENTS:
-        assert 0 < clip.norm(lora.subtract(sums[None], sums[gone])) <= bound * (1 + 1e-6)
+        assert 0 < clipping.norm(lora.subtract(sums[None], sums[gone])) <= bound * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("method", RELEASING)

@@ -9,21 +9,21 @@ from typing import Any
 from tests import tiny_run
 from tests.flower.local_post import server_keys, site
 
-from aulait import lora
-from aulait.evaluate import EvaluateConfig
-from aulait.fingerprint import fingerprint
-from aulait.flower import brief as briefs
-from aulait.flower import signing, wire
-from aulait.flower.brief import Brief
-from aulait.flower.packet import Packet
-from aulait.flower.resident import Resident
-from aulait.flower.site_house import Shelf
-from aulait.flower.wire import Stamp
-from aulait.model import AdapterConfig, ModelConfig, targets
-from aulait.privacy.account import PrivacyConfig
-from aulait.seeds import Seeds
-from aulait.train import TrainConfig
-from aulait.types import Order
+from aulait.core import lora
+from aulait.core.seeds import Seeds
+from aulait.core.types import Order
+from aulait.engines.deployment.protocol import run_terms as briefs
+from aulait.engines.deployment.protocol import signing, tensor_codec
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.run_terms import Brief
+from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.deployment.site.handler import Resident
+from aulait.engines.deployment.site.load_session import Shelf
+from aulait.evaluation.losses import EvaluateConfig
+from aulait.models.fingerprint import fingerprint
+from aulait.models.loading import AdapterConfig, ModelConfig, targets
+from aulait.privacy.accounting import PrivacyConfig
+from aulait.training.trainer import TrainConfig
 
 assert tiny_run  # registers the embedder "words"
 SHELF = Shelf()
@@ -97,7 +97,7 @@ class Attacker:
     def order(self, stage: str = "train", round: int = 1, tensors: Any = None, stamp: Stamp | None = None, **settings: Any) -> Packet:
         """An order, not yet signed."""
         sent = start() if tensors is None else tensors
-        return wire.order(Order("ward", stage, round, sent, {"lr": 1e-3} | settings), stamp or self.stamp(), self.brief, wire.body(sent))
+        return tensor_codec.order(Order("ward", stage, round, sent, {"lr": 1e-3} | settings), stamp or self.stamp(), self.brief, tensor_codec.body(sent))
 
     def ask(self, packet: Packet) -> Packet:
         """What the site says to a packet that is signed now."""

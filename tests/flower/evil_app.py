@@ -12,7 +12,9 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from aulait.flower import local_socket, packet, records
+from aulait.engines.deployment.protocol import envelope
+from aulait.engines.deployment.site import local_socket
+from aulait.engines.flower import flwr_records
 
 app = ClientApp()
 
@@ -20,13 +22,13 @@ app = ClientApp()
 @app.query("aulait")
 def query(message: Message, context: Context) -> Message:
     fault = Path(os.environ["TRIAL_FAULT"]).read_text()
-    raw = records.raw(message.content, 2**31)
+    raw = flwr_records.raw(message.content, 2**31)
     answer = b""
     for _ in range(2 if fault == "twice" else 1):
         with local_socket.calling(Path(os.environ["AULAIT_SOCKET"]), None) as connection:
             local_socket.send_raw(connection, raw)
-            answer = packet.dumps(local_socket.receive(connection, 2**31))
-    if packet.kind_of(raw, 2**31) == "order" and fault in ("garbage", "torn"):
+            answer = envelope.dumps(local_socket.receive(connection, 2**31))
+    if envelope.kind_of(raw, 2**31) == "order" and fault in ("garbage", "torn"):
         answer = os.urandom(len(answer)) if fault == "garbage" else answer[: len(answer) // 2]
-        return Message(RecordDict({records.NAME: ArrayRecord({records.FRONT: records.array(answer)})}), reply_to=message)
-    return Message(records.records(packet.loads(answer, 2**31)), reply_to=message)
+        return Message(RecordDict({flwr_records.NAME: ArrayRecord({flwr_records.FRONT: flwr_records.array(answer)})}), reply_to=message)
+    return Message(flwr_records.records(envelope.loads(answer, 2**31)), reply_to=message)

@@ -15,24 +15,26 @@ from typing import Any
 
 import torch
 
-from aulait import config, lora
-from aulait.algorithms import fedit
-from aulait.algorithms.contract import Setting
-from aulait.cohort import Cohort
-from aulait.compute.meter import peak_of_process
-from aulait.flower import packet as packets
-from aulait.flower import records, wire
-from aulait.flower.engine import Engine
-from aulait.flower.journal import Journal
-from aulait.flower.packet import Packet
-from aulait.flower.post import FlowerPost, Heard
-from aulait.flower.wire import Stamp
-from aulait.privacy.account import PrivacyConfig
-from aulait.privacy.door import Door
+from aulait.core import lora
+from aulait.core.cohort import Cohort
+from aulait.core.seeds import Seeds
+from aulait.core.types import Plan, Site, Tensors
+from aulait.engines.deployment.coordinator.engine import Engine
+from aulait.engines.deployment.coordinator.event_log import Journal
+from aulait.engines.deployment.protocol import envelope as packets
+from aulait.engines.deployment.protocol import tensor_codec
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.flower import flwr_records
+from aulait.engines.flower.transport import FlowerPost, Heard
+from aulait.methods import fedit
+from aulait.methods.contract import Setting
+from aulait.privacy.accounting import PrivacyConfig
+from aulait.privacy.aggregator import Door
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
-from aulait.seeds import Seeds
-from aulait.types import Plan, Site, Tensors
+from aulait.resources.meters import peak_of_process
+from aulait.runs import experiment_file
 
 RANK = 16
 LIMIT = 2**31
@@ -74,7 +76,7 @@ class LateGrid:
         from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
         for message in messages:
-            front = message.content[records.NAME][records.FRONT].data
+            front = message.content[flwr_records.NAME][flwr_records.FRONT].data
             seal = packets.opened(front[: packets.START], LIMIT)
             letter = f"letter-{len(self.heads)}"
             self.heads[letter] = json.loads(front[packets.START + seal.signature_bytes :])
@@ -90,7 +92,7 @@ class LateGrid:
     def answer(self, letter):
         head = self.heads[letter]
         told = {"kind": "reply", **Stamp.of(head).head(), "client": head["client"], "weight": 1.0, "info": {}, "error": 0.0, "tensors": self.listed}
-        content = records.records(Packet(told, self.share.read_bytes()))
+        content = flwr_records.records(Packet(told, self.share.read_bytes()))
         return SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=letter), has_error=lambda: False, content=content)
 
 
@@ -106,7 +108,7 @@ class Post(FlowerPost):
 
     def collect(self, letters, limit):
         for message in self._grid.pull_messages(letters):
-            yield Heard(message.metadata.reply_to_message_id, records.packet(message.content, limit))
+            yield Heard(message.metadata.reply_to_message_id, flwr_records.packet(message.content, limit))
 
 
 def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dict[str, Any]:
@@ -117,11 +119,11 @@ def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dic
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     names = [f"site-{k:02d}" for k in range(sites)]
     share = adapter(1)
-    made = wire.body(share, form)
+    made = tensor_codec.body(share, form)
     (folder / "share").write_bytes(made.raw)
     listed = made.listed
     del share, made
-    settings = config.build({"engine": {"name": "flower", "wire": form, "deadline_s": 1000.0}, "privacy": {"off": True},
+    settings = experiment_file.build({"engine": {"name": "flower", "wire": form, "deadline_s": 1000.0}, "privacy": {"off": True},
                              "algorithm": {"name": "fedit"}, "federation": {"tier": [{"name": "ward", "placement": "local"}]}})
     grid = LateGrid(folder / "share", listed)
     engine = Engine(Post(grid, names), settings, Ed25519PrivateKey.generate(), "a" * 32, 1, Journal(folder))

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aulait.flower import keys, packet, signing, site_file
-from aulait.flower.deployed import run as deployed_run
-from aulait.flower.engine import Engine
-from aulait.flower.journal import Journal
-from aulait.flower.packet import Packet
-from aulait.flower.post import Heard
-from aulait.flower.resident import Resident
+from aulait.engines.deployment.coordinator.deployed_run import run as deployed_run
+from aulait.engines.deployment.coordinator.engine import Engine
+from aulait.engines.deployment.coordinator.event_log import Journal
+from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.protocol import envelope, signing
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.site import site_file
+from aulait.engines.deployment.site.handler import Resident
+from aulait.engines.flower.transport import Heard
 
 LIMIT = 2**31
 Fault = Callable[[str, Packet, bytes], bytes | None]
@@ -38,10 +40,10 @@ class LocalPost:
 
     def send(self, address: int, sent: Packet, body: Any, ttl_s: float) -> str | None:
         name = sorted(self.residents)[address]
-        arrived = packet.loads(packet.dumps(sent), LIMIT)
+        arrived = envelope.loads(envelope.dumps(sent), LIMIT)
         self.asked.append((name, arrived))
         letter = f"letter-{len(self.asked)}"
-        self.boxes[letter] = self.fault(name, arrived, packet.dumps(self.residents[name].answer(arrived)))
+        self.boxes[letter] = self.fault(name, arrived, envelope.dumps(self.residents[name].answer(arrived)))
         return letter
 
     def body(self, raw: bytes) -> bytes:
@@ -52,7 +54,7 @@ class LocalPost:
             raw = self.boxes.pop(letter, None)
             if raw is not None:
                 try:
-                    yield Heard(letter, packet.loads(raw, limit))
+                    yield Heard(letter, envelope.loads(raw, limit))
                 except Exception as error:
                     yield Heard(letter, None, str(error))
 

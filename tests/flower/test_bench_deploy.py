@@ -14,19 +14,19 @@ pytest.importorskip("flwr")
 from typer.testing import CliRunner
 
 from aulait import cli
-from aulait.errors import AulaitError, ConfigError
-from aulait.flower import bench_bare, bench_deploy
+from aulait.core.errors import AulaitError, ConfigError
+from aulait_benchmarks import deploy, deploy_baseline
 
 MESSAGE = """
 import sys
-from aulait.flower import pinned_site
+from aulait.engines.flower.hardening import supernode as pinned_site
 pinned_site.clients = lambda adjust: None
 real = pinned_site.part
 pinned_site.part = lambda module, name: (lambda: None) if name == "flwr_clientapp" else real(module, name)
-pinned_site.clientapp("aulait.flower.client_app:app")
-import aulait.flower.client_app
+pinned_site.clientapp("aulait.engines.flower.client_app:app")
+import aulait.engines.flower.client_app
 import flwr.supernode.cli.flwr_clientapp
-print(*sorted({"torch", "transformers", "sqlalchemy", "alembic", "uvicorn", "aulait.flower.wire", "aulait.flower.resident"} & set(sys.modules)))
+print(*sorted({"torch", "transformers", "sqlalchemy", "alembic", "uvicorn", "aulait.engines.deployment.protocol.tensor_codec", "aulait.engines.deployment.site.handler"} & set(sys.modules)))
 """
 
 
@@ -48,15 +48,15 @@ WORKS = {"ward-a": [(1.5, 2.5), (22.5, 23.0)]}
 
 
 def test_seconds_are_cut_where_the_node_asks_and_the_sites_work_is_taken_off():
-    assert bench_deploy._part(letter(0.0, 5.0), SEEN, WORKS) == (1.0, 4.0, 1.0)
-    assert bench_deploy._part(letter(10.0, 14.0, 9), SEEN, WORKS) == (2.0, 2.0, 0)
-    found = bench_deploy._document(rounds(), SEEN, WORKS, bench_deploy.Sizes(sites=1))
+    assert deploy._part(letter(0.0, 5.0), SEEN, WORKS) == (1.0, 4.0, 1.0)
+    assert deploy._part(letter(10.0, 14.0, 9), SEEN, WORKS) == (2.0, 2.0, 0)
+    found = deploy._document(rounds(), SEEN, WORKS, deploy.Sizes(sites=1))
     small = found["small"]
     assert (small["aulait_s"], small["bare_s"]) == (4.5, 4.0)
     assert (small["after_poll_s"], small["bare_after_poll_s"], small["work_s"]) == (3.0, 2.0, 0.75)
     assert small["overhead_s"] == pytest.approx(((3.0 - 2.0) + (1.5 - 2.0)) / 2), "turn by turn"
     with pytest.raises(AulaitError, match="does not tell"):
-        bench_deploy._part(letter(50.0, 51.0), SEEN, WORKS)
+        deploy._part(letter(50.0, 51.0), SEEN, WORKS)
 
 
 def test_works_are_read_from_the_sites_own_log(tmp_path, monkeypatch):
@@ -68,22 +68,22 @@ def test_works_are_read_from_the_sites_own_log(tmp_path, monkeypatch):
     class Read:
         site = type("Site", (), {"state": tmp_path / "state"})
 
-    monkeypatch.setattr(bench_deploy.site_file, "read", lambda path: Read)
-    (begin, end), = bench_deploy._works(tmp_path)
+    monkeypatch.setattr(deploy.site_file, "read", lambda path: Read)
+    (begin, end), = deploy._works(tmp_path)
     assert end - begin == pytest.approx(1.25)
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "x").touch()
     with pytest.raises(ConfigError, match="not empty"):
-        bench_deploy.measure(out=tmp_path)
+        deploy.measure(out=tmp_path)
 
 
 def test_turns_say_why_nothing_came(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_bare, "ASK_S", 0.1)
+    monkeypatch.setattr(deploy_baseline, "ASK_S", 0.1)
     (tmp_path / "log").write_text("the last word\n")
     with pytest.raises(AulaitError, match="the last word"):
-        bench_bare.Turns(tmp_path / "turns", tmp_path / "log").ask(bytes=3)
+        deploy_baseline.Turns(tmp_path / "turns", tmp_path / "log").ask(bytes=3)
     assert json.loads((tmp_path / "turns" / "ask-1.json").read_text()) == {"bytes": 3}
 
 
@@ -96,18 +96,18 @@ def test_what_it_would_not_heed_is_refused(words, said):
 
 
 def test_a_process_that_does_not_load_the_base_is_one_line(monkeypatch):
-    monkeypatch.setattr(bench_deploy, "_LOAD", "import time; time.sleep(60)")
-    monkeypatch.setattr(bench_deploy, "_LOAD_S", 0.2)
+    monkeypatch.setattr(deploy, "_LOAD", "import time; time.sleep(60)")
+    monkeypatch.setattr(deploy, "_LOAD_S", 0.2)
     with pytest.raises(AulaitError, match="a fresh process did not load the base"):
-        bench_deploy._loading(1, 1)
+        deploy._loading(1, 1)
 
 
 def test_the_command_shows_what_was_found(monkeypatch):
-    found = bench_deploy._document(rounds(), SEEN, WORKS, bench_deploy.Sizes(sites=1)) | {
+    found = deploy._document(rounds(), SEEN, WORKS, deploy.Sizes(sites=1)) | {
         "base_loads": {"ward-a": 1}, "loading": {"import_s": 1.0, "load_s": 2.0, "messages": 4, "saved_s": 12.0}, "sites": 1, "flower": "1.41.0",
-        "bytes": bench_deploy._bytes(rounds(), {size: {"down": 100, "up": 80} for size in ("small", "large")}, (440, 330))}
+        "bytes": deploy._bytes(rounds(), {size: {"down": 100, "up": 80} for size in ("small", "large")}, (440, 330))}
     assert found["bytes"]["bodies_down"] == 400
-    monkeypatch.setattr(bench_deploy, "measure", lambda sizes, out: found)
+    monkeypatch.setattr(deploy, "measure", lambda sizes, out: found)
     shown = CliRunner().invoke(cli.app, ["bench", "deploy"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
     assert "are those of the method's formula" in shown.output.replace("\n", " ")
@@ -124,7 +124,7 @@ def test_the_process_of_a_message_loads_neither_torch_nor_the_supernode():
 
 @pytest.mark.slow
 def test_an_exchange_costs_half_a_second_more_than_bare_flower_at_most(tmp_path):
-    found = bench_deploy.measure(bench_deploy.Sizes(small=5, large=1, loads=1), Path(tmp_path))
+    found = deploy.measure(deploy.Sizes(small=5, large=1, loads=1), Path(tmp_path))
     print(json.dumps(found, indent=1))
     assert set(found["base_loads"].values()) == {1}
     assert found["small"]["overhead_s"] <= 0.5  # a single turn of the large one is told, not judged

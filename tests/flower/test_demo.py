@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from aulait.flower.demo import SITES, demonstrate
+from aulait.engines.flower.demo import SITES, demonstrate
 
 
 @pytest.mark.slow

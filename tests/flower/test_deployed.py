@@ -11,15 +11,18 @@ from safetensors.torch import load_file
 from tests import tiny_run
 from tests.flower.local_post import LocalPost, deploy, site
 
-from aulait import inline, loop, tiers
-from aulait.assemble import Workshop
-from aulait.compute import machines
-from aulait.errors import AulaitError, ConfigError
-from aulait.flower import packet, wire
-from aulait.flower.deployed import planned_by
-from aulait.flower.resident import Resident
-from aulait.flower.wire import Stamp
-from aulait.seeds import Seeds
+from aulait.core.errors import AulaitError, ConfigError
+from aulait.core.seeds import Seeds
+from aulait.engines import inline
+from aulait.engines.deployment.coordinator.deployed_run import planned_by
+from aulait.engines.deployment.protocol import envelope as packet
+from aulait.engines.deployment.protocol import tensor_codec
+from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.deployment.site.handler import Resident
+from aulait.federation import tiers
+from aulait.resources import profiles
+from aulait.runs import loop
+from aulait.runs.setup import Workshop
 
 WORKSHOP = Workshop()
 
@@ -237,7 +240,7 @@ def test_a_run_does_not_begin_without_the_least_number_of_sites_and_says_who_wou
     def older(name, asked, answer):
         if asked.kind != "hello" or name not in ("c0", "c3"):
             return answer
-        return packet.dumps(wire.refusal(Stamp.of(asked.head), "messages of version 1 found, this site speaks 9"))
+        return packet.dumps(tensor_codec.refusal(Stamp.of(asked.head), "messages of version 1 found, this site speaks 9"))
 
     with pytest.raises(AulaitError, match=r"3 sites took their brief within 0\.3 s, expected at least 4"):
         deploy(LocalPost(residents(places, own), forgetful), settings, places, places / "brief")
@@ -274,7 +277,7 @@ def test_tiers_that_measured_their_machines_leave_the_others_their_shares(tmp_pa
     tiny_run.write_data(tmp_path)
     told = {"name": "gpu", "placement": "local", "machine": "measured", "share": 0.5}, {"name": "old", "placement": "local", "machine": "laptop", "share": 0.5}
     settings = tiny_run.settings(tmp_path, federation={"tier": list(told)}, engine={"name": "flower"})
-    profile = json.loads(machines.dump(machines.profile("laptop")))
+    profile = json.loads(profiles.dump(profiles.profile("laptop")))
     roll = {f"c{k}": {"profile": profile} for k in range(8)}
     before = tiers.members(settings.federation.tier, sorted(roll), Seeds(settings.run.seed))
     planned = planned_by(settings, roll, tmp_path)

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from tests import tiny_run
 from tests.flower.local_post import LocalPost, deploy, site
 
-from aulait import config as _config  # noqa: F401  (files the methods)
-from aulait import inline, loop
-from aulait.assemble import Workshop
-from aulait.flower import packet
-from aulait.flower.resident import Resident
-from aulait.registry import names
+from aulait.core.registry import names
+from aulait.engines import inline
+from aulait.engines.deployment.protocol import envelope
+from aulait.engines.deployment.site.handler import Resident
+from aulait.runs import experiment_file as _config  # noqa: F401  (files the methods)
+from aulait.runs import loop
+from aulait.runs.setup import Workshop
 
 WORKSHOP = Workshop()
 CLIENTS = ("c0", "c1", "c2")
@@ -65,7 +66,7 @@ def test_records_are_protected_by_the_site_itself(tmp_path, mode):
     heads = []
 
     def seen(name, asked, answer):
-        heads.extend([packet.loads(answer, 2**31).head] if asked.kind == "order" else [])
+        heads.extend([envelope.loads(answer, 2**31).head] if asked.kind == "order" else [])
         return answer
 
     result = deploy(LocalPost(residents, seen), settings, tmp_path, tmp_path / "away")

@@ -11,16 +11,19 @@ from tests import tiny_run
 from tests.flower.attacker import ADAPTER, SHELF, base
 from tests.flower.local_post import LocalPost, deploy, site
 
-from aulait import cut, lora, model
-from aulait.encoding import Activations
-from aulait.errors import AulaitError, WireError
-from aulait.flower import journal, packet, wire
-from aulait.flower.packet import Packet
-from aulait.flower.resident import Resident
-from aulait.flower.split_remote import RemoteFront, RemoteSplitLearner
-from aulait.flower.wire import Stamp
-from aulait.seeds import Seeds
-from aulait.train import Learner, TrainConfig, Work
+from aulait.core import lora
+from aulait.core.errors import AulaitError, WireError
+from aulait.core.seeds import Seeds
+from aulait.engines.deployment.coordinator import event_log
+from aulait.engines.deployment.coordinator.split import RemoteFront, RemoteSplitLearner
+from aulait.engines.deployment.protocol import envelope, tensor_codec
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.deployment.site.handler import Resident
+from aulait.models import loading
+from aulait.training import split_model
+from aulait.training.activation_codec import Activations
+from aulait.training.trainer import Learner, TrainConfig, Work
 
 NAMES = [f"c{k}" for k in range(6)]
 EVIL = NAMES[2:]
@@ -38,21 +41,21 @@ def places(tmp_path):
 
 def remade(answer, **head):
     """An answer with another head, its checksum right."""
-    old = packet.loads(answer, 2**31)
-    return packet.dumps(Packet({**old.head, **head}, old.body))
+    old = envelope.loads(answer, 2**31)
+    return envelope.dumps(Packet({**old.head, **head}, old.body))
 
 
 def with_tensors(answer, change):
-    old = packet.loads(answer, 2**31)
-    made = wire.body({name: change(tensor) for name, tensor in wire.tensors(old.head["tensors"], old.body).items()})
-    return packet.dumps(Packet({**old.head, "tensors": made.listed}, made.raw))
+    old = envelope.loads(answer, 2**31)
+    made = tensor_codec.body({name: change(tensor) for name, tensor in tensor_codec.tensors(old.head["tensors"], old.body).items()})
+    return envelope.dumps(Packet({**old.head, "tensors": made.listed}, made.raw))
 
 
 def raw_head(answer, head: bytes):
     """An answer whose head is these bytes, written by hand."""
     import hashlib
 
-    return packet.MAGIC + packet._LENGTHS.pack(len(head), 0, 0) + hashlib.sha256(head).digest() + head
+    return envelope.MAGIC + envelope._LENGTHS.pack(len(head), 0, 0) + hashlib.sha256(head).digest() + head
 
 
 FAULTS = [
@@ -66,17 +69,17 @@ FAULTS = [
     ("another run", lambda a, _: remade(a, run="f" * 32)),
     ("more than it sent", lambda a, _: remade(a, tensors=[["x", "float32", [2**40]]])),
     ("overflow of a shape", lambda a, _: remade(a, tensors=[["x", "float32", [2**52, 2**52, 0]]])),
-    ("a weight of 400 digits", lambda a, _: raw_head(a, json.dumps(packet.loads(a, 2**31).head | {"weight": 0}).encode().replace(
+    ("a weight of 400 digits", lambda a, _: raw_head(a, json.dumps(envelope.loads(a, 2**31).head | {"weight": 0}).encode().replace(
         b'"weight": 0', b'"weight": ' + b"9" * 400))),
     ("info that is no number", lambda a, _: remade(a, info={"x": "<script>"})),
     ("a head 700 deep", lambda a, _: raw_head(a, DEEP)),
     ("garbage", lambda a, _: b"\0" * 4000),
     ("cut", lambda a, _: a[:-7]),
     ("changed", lambda a, _: a[:-7] + bytes(7)),
-    ("a refusal that steers the terminal", lambda a, asked: packet.dumps(
-        wire.refusal(Stamp.of(asked.head), "\x1b[2J\x1b]0;owned\x07 all is well\n[red]error"))),
+    ("a refusal that steers the terminal", lambda a, asked: envelope.dumps(
+        tensor_codec.refusal(Stamp.of(asked.head), "\x1b[2J\x1b]0;owned\x07 all is well\n[red]error"))),
     ("scores instead of a reply", lambda a, _: remade(a, kind="sums", sums=[0.0, 1.0, 1.0])),
-    ("sixty-four megabytes", lambda a, _: packet.dumps(Packet(packet.loads(a, 2**31).head, bytes(2**26)))),
+    ("sixty-four megabytes", lambda a, _: envelope.dumps(Packet(envelope.loads(a, 2**31).head, bytes(2**26)))),
     ("nothing", lambda a, _: None),
     ("a kind that is no word", lambda a, _: remade(a, tensors=[["x", [], [1]]])),
     ("a shape that is no list", lambda a, _: remade(a, tensors=[["x", "float32", {}]])),
@@ -164,7 +167,7 @@ def test_what_a_site_tells_of_itself_changes_neither_the_run_nor_its_record(plac
 def test_a_site_that_refuses_is_told_in_one_harmless_line(places):
     def refuses(name, asked, answer):
         words = "\x1b[2J\x1b]0;owned\x07 line\nline " + "x" * 10_000
-        return packet.dumps(wire.refusal(Stamp.of(asked.head), words)) if (name, asked.kind) == ("c3", "brief") else answer
+        return envelope.dumps(tensor_codec.refusal(Stamp.of(asked.head), words)) if (name, asked.kind) == ("c3", "brief") else answer
 
     with pytest.raises(AulaitError) as stopped:
         run(places, "refused", refuses)
@@ -175,9 +178,9 @@ def test_a_site_that_refuses_is_told_in_one_harmless_line(places):
 
 
 def test_texts_of_strangers_are_made_plain():
-    assert journal.plain("a\x1b[31mb\nc\u202ed\ud800") == "a?[31mb?c?d?"
-    assert journal.plain(["x"]) == "no text"
-    assert len(journal.plain("x" * 9999)) == 500
+    assert event_log.plain("a\x1b[31mb\nc\u202ed\ud800") == "a?[31mb?c?d?"
+    assert event_log.plain(["x"]) == "no text"
+    assert len(event_log.plain("x" * 9999)) == 500
 
 
 @pytest.mark.parametrize("told", [
@@ -193,11 +196,11 @@ def test_texts_of_strangers_are_made_plain():
 ])
 def test_what_a_split_site_sends_is_looked_at_before_it_meets_the_model(told):
     learner = Learner(base(), TrainConfig())
-    width = cut.width(base())
+    width = split_model.width(base())
     told = {name: t if t.shape[-1:] != (288,) else t.new_full((*t.shape[:-1], width), float(t.flatten()[0])) for name, t in told.items()}
-    start = lora.initial(model.targets(base(), ADAPTER), 1, ADAPTER.alpha, Seeds(1))
+    start = lora.initial(loading.targets(base(), ADAPTER), 1, ADAPTER.alpha, Seeds(1))
     work = Work(start, (), "AB", 2, 2, 1e-3, 1)
-    made = wire.body(told)
+    made = tensor_codec.body(told)
     halves = RemoteSplitLearner(learner, 2, "float32", ["c0", "c1"], 1, lambda sent: {
         name: Packet({"kind": "split", "tensors": made.listed}, made.raw) for name in sent})
     front = RemoteFront(halves, [work, work], ["c0", "c1"], 1, halves._exchange)
@@ -209,6 +212,6 @@ def test_what_a_split_site_sends_is_looked_at_before_it_meets_the_model(told):
 
 
 def test_an_answer_beyond_the_limit_is_not_read():
-    large = packet.dumps(Packet({"kind": "reply"}, bytes(2000)))
+    large = envelope.dumps(Packet({"kind": "reply"}, bytes(2000)))
     with pytest.raises(WireError, match="expected at most 1,000"):
-        packet.loads(large, 1000)
+        envelope.loads(large, 1000)

@@ -24,9 +24,9 @@ from tests.flower import trial as trials
 from tests.flower.local_post import LocalPost, deploy, site
 from tests.flower.trial import PRIVATE, Federation
 
-from aulait.flower import pinned_site
-from aulait.flower.post import Heard
-from aulait.flower.resident import Resident
+from aulait.engines.deployment.site.handler import Resident
+from aulait.engines.flower.hardening import supernode
+from aulait.engines.flower.transport import Heard
 
 pytestmark = pytest.mark.slow
 A, B, C = trials.NAMES
@@ -34,7 +34,7 @@ TIERS = {"tier": [{"name": "ward", "clients": [A, B], "placement": "local"}, {"n
 EVIL = [sys.executable, "-c", """
 import signal, sys, threading
 from pathlib import Path
-from aulait.flower import joining, site_file
+from aulait.engines.deployment.site import joining, site_file
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
 joining.join(site_file.read(Path(sys.argv[2])), False, print, stop, app="evil_app:app")
@@ -364,8 +364,8 @@ def test_an_answer_left_over_from_a_server_that_died_does_not_keep_a_node_one_me
         for name in ready.pop(0):
             send(SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=name)), None, 0.0)
 
-    monkeypatch.setitem(pinned_site._asked, "message", "asked now")
-    pinned_site._pushed(push, {"send": lambda message, *_: sent.append(message.metadata.reply_to_message_id)})
+    monkeypatch.setitem(supernode._asked, "message", "asked now")
+    supernode._pushed(push, {"send": lambda message, *_: sent.append(message.metadata.reply_to_message_id)})
     assert sent == ["of a dead run", "other", "asked now"]
 
 
@@ -378,5 +378,5 @@ def test_a_connection_that_broke_is_tried_again_and_a_wrong_certificate_is_not(t
     import httpx
 
     request = httpx.Request("POST", "https://127.0.0.1/v1/fleet/pull-messages")
-    found = str(pinned_site._passing(httpx.ConnectError(text, request=request), request)).lower()
+    found = str(supernode._passing(httpx.ConnectError(text, request=request), request)).lower()
     assert passes is not any(word in found for word in ("ssl", "tls", "certificate")), "by these words Flower gives up"

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from aulait import cli
-from aulait.errors import ConfigError
-from aulait.flower import certificates, keys, signing, site_file
+from aulait.core.errors import ConfigError
+from aulait.engines.deployment.pki import certificates, keys
+from aulait.engines.deployment.protocol import signing
+from aulait.engines.deployment.site import site_file
 
 OPENSSH = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
 

@@ -13,15 +13,19 @@ import pytest
 import torch
 
 pytest.importorskip("flwr")
-import toy_processes as toy
+from tests.flower import toy_processes as toy
 from tests.flower import large
 
-from aulait.encoding import coded_bytes
-from aulait.flower import coordinator, keys, local_socket, records, wire, worker
-from aulait.flower import packet as packets
-from aulait.flower.packet import Packet
-from aulait.flower.wire import Stamp
-from aulait.types import Order, Reply
+from aulait.core.types import Order, Reply
+from aulait.engines.deployment.coordinator import serving
+from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.protocol import envelope as packets
+from aulait.engines.deployment.protocol import tensor_codec
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.deployment.site import local_socket, worker
+from aulait.engines.flower import flwr_records
+from aulait.training.activation_codec import coded_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 STAMP = Stamp("a" * 32, 1, 1)
@@ -54,7 +58,7 @@ def through_the_socket(folder, packet):
         thread = threading.Thread(target=echo)
         thread.start()
         with local_socket.calling(path, 120.0) as connection:
-            local_socket.send_raw(connection, records.raw(records.records(packet), large.LIMIT))
+            local_socket.send_raw(connection, flwr_records.raw(flwr_records.records(packet), large.LIMIT))
             found = local_socket.receive(connection, large.LIMIT)
         thread.join()
     return found
@@ -65,16 +69,16 @@ def through_the_socket(folder, packet):
 def test_an_order_and_a_reply_pass_within_the_error_of_their_wire(tmp_path, form):
     sent = large.adapter()
     assert sum(t.numel() * 4 for t in sent.values()) == ADAPTER_BYTES == 45_088_768
-    made = wire.body(sent, form)
+    made = tensor_codec.body(sent, form)
     exact = sum(-(-coded_bytes(1, t.shape[0], t.shape[1], form) // 8) * 8 for t in sent.values())
     assert exact <= len(made.raw) <= exact + 24 * len(sent), "no more than the formula of the wire and padding"
-    order = wire.read_order(records.packet(records.records(wire.order(Order("ward", "train", 1, sent, {"lr": 1e-3}), STAMP, "0" * 64, made)), large.LIMIT))
+    order = tensor_codec.read_order(flwr_records.packet(flwr_records.records(tensor_codec.order(Order("ward", "train", 1, sent, {"lr": 1e-3}), STAMP, "0" * 64, made)), large.LIMIT))
     within(order.tensors, sent, form)
-    reply = wire.reply(Reply("ward", sent, 1.0), STAMP, form)
+    reply = tensor_codec.reply(Reply("ward", sent, 1.0), STAMP, form)
     assert reply.head["error"] <= BOUND[form]
     assert (reply.head["error"] > 0) == (form != "float32")
-    back = records.packet(records.records(through_the_socket(tmp_path / "s", reply)), large.LIMIT)
-    within(wire.read_reply(back).share, sent, form)
+    back = flwr_records.packet(flwr_records.records(through_the_socket(tmp_path / "s", reply)), large.LIMIT)
+    within(tensor_codec.read_reply(back).share, sent, form)
     print(f"{form}: {len(made.raw):,} bytes, error {reply.head['error']:.3g} of the largest, bound {BOUND[form]:.3g}")
 
 
@@ -114,14 +118,14 @@ def test_orders_with_the_same_numbers_share_their_bytes(tmp_path, monkeypatch, i
     """Methods hand every client views of its own of one state; a body for each would fill the server."""
     monkeypatch.setattr(large, "shapes", lambda: {"q": (6, 4), "v": (2, 4)})
     monkeypatch.setattr(large, "RANK", 4)
-    made, body = [], wire.body
+    made, body = [], tensor_codec.body
 
     def counted(tensors, form="float32"):
         made.append(1)
         return body(tensors, form)
 
-    monkeypatch.setattr(wire, "body", counted)
-    monkeypatch.setattr("aulait.flower.mail.SOON_S", 0.0)
+    monkeypatch.setattr(tensor_codec, "body", counted)
+    monkeypatch.setattr("aulait.engines.deployment.coordinator.outbox.SOON_S", 0.0)
     found = large.one_round(5, "float32", tmp_path, ranks)
     assert found["refused"] == len(ranks), "the sites of the test always answer at full rank"
     assert len(made) == 1 + (2 if ranks else 1), "the answer of the test, and a body for every rank"
@@ -131,8 +135,9 @@ SERVER = '''
 import json, os, time
 from pathlib import Path
 from flwr.serverapp import ServerApp
-from aulait.flower import keys, packet
-from aulait.flower.post import FlowerPost
+from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.protocol import envelope as packet
+from aulait.engines.flower.transport import FlowerPost
 
 app = ServerApp()
 
@@ -191,16 +196,16 @@ def test_it_passes_through_real_processes(tmp_path, monkeypatch):
     (app / "server_app.py").write_text(SERVER)
     project = (app / "pyproject.toml").read_text()
     (app / "pyproject.toml").write_text(f'{project}keys = ""\n')
-    monkeypatch.setattr(coordinator, "_APP_START_S", 600.0)
-    with coordinator.start_link(server, folder, "127.0.0.1", port) as link:
+    monkeypatch.setattr(serving, "_APP_START_S", 600.0)
+    with serving.start_link(server, folder, "127.0.0.1", port) as link:
         for form in ("float32", "float16", "int8"):
-            made = wire.body(large.adapter(), form)
-            order = wire.order(Order("ward", "train", 1, {}, {}), STAMP, "0" * 64, made)
+            made = tensor_codec.body(large.adapter(), form)
+            order = tensor_codec.order(Order("ward", "train", 1, {}, {}), STAMP, "0" * 64, made)
             (folder / form).write_bytes(packets.dumps(Packet(order.head, made.raw)))
         link.register(keys.roster(server))
         with JoinedAll(sites):
             link.submit(app, {"folder": str(folder), "keys": str(server)})
-            found = coordinator.follow(link, lambda *_: None)["found"]
+            found = serving.follow(link, lambda *_: None)["found"]
             status = Path(f"/proc/{link.process.pid}/status").read_text()
         database = sum(path.stat().st_size for path in folder.glob("superlink.db*"))
     for form in ("float32", "float16", "int8"):
@@ -219,7 +224,7 @@ class JoinedAll:
         self.sites = sites
 
     def __enter__(self):
-        from aulait.flower import joining
+        from aulait.engines.deployment.site import joining
 
         self.stop = threading.Event()
         self.threads = [threading.Thread(target=joining.join, args=(site, False, lambda _: None, self.stop), kwargs={"work": echoing})

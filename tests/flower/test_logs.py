@@ -7,8 +7,9 @@ import stat
 import subprocess
 import sys
 
-from aulait.flower import journal, processes
-from aulait.flower.joining import Notes
+from aulait.engines.deployment.coordinator import event_log
+from aulait.engines.deployment.site.joining import Notes
+from aulait.engines.flower import processes
 
 
 def test_a_refusal_is_shown_with_its_reason_and_a_failure_without(tmp_path):
@@ -23,7 +24,7 @@ def test_a_refusal_is_shown_with_its_reason_and_a_failure_without(tmp_path):
 
 
 def test_a_long_log_of_a_site_is_set_aside(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "LARGEST_LOG_BYTES", 1000)
+    monkeypatch.setattr(event_log, "LARGEST_LOG_BYTES", 1000)
     note = Notes(tmp_path / "log.jsonl", print)
     for number in range(100):
         note.event("asked", number=number)

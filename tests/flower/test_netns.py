@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("flwr")
-import slow_link
+from tests.flower import slow_link
 import tomli_w
 
-from aulait.compute.link import round_trip_s
-from aulait.flower import processes, site_file, worker
-from aulait.flower.loopback import COMMAND, laid_out
-from aulait.types import Profile
+from aulait.core.types import Profile
+from aulait.engines.deployment.site import site_file, worker
+from aulait.engines.flower import processes
+from aulait.engines.flower.loopback import COMMAND, laid_out
+from aulait.resources.links import round_trip_s
 
 WHY = slow_link.hindrance()
 MBIT_PER_S, DELAY_S, LOSS = 20.0, 0.05, 0.005

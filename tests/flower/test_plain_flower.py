@@ -15,8 +15,10 @@ import pytest
 import tomli_w
 from tests import tiny_run
 
-from aulait import config
-from aulait.flower import loopback, pinned, processes, site_file, worker
+from aulait.engines.deployment.site import site_file, worker
+from aulait.engines.flower import loopback, processes
+from aulait.engines.flower.hardening import supported
+from aulait.runs import experiment_file
 
 BIN = Path(sys.executable).parent
 
@@ -41,7 +43,7 @@ def test_flwr_run_carries_a_run_out(tmp_path):
     run = tmp_path / "run"
     settings = tiny_run.settings(tmp_path, federation={"tier": [{"name": "all", "placement": "local"}]}, train={"rounds": 1, "steps": 1, "batch": 2},
                                  engine={"name": "flower", "threads": 1, "wait_s": 120.0, "least_sites": 2, "deadline_s": 120.0})
-    (tmp_path / "experiment.toml").write_text(config.dump(settings))
+    (tmp_path / "experiment.toml").write_text(experiment_file.dump(settings))
     home = tmp_path / "home"
     around = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0",
               "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -60,14 +62,14 @@ def test_flwr_run_carries_a_run_out(tmp_path):
         for name, path in places.sites.items():
             done = subprocess.run(["flwr", "supernode", "register", str(path.parent / "site-key.pub"), "here"], env=around, capture_output=True, text=True, timeout=90)
             assert done.returncode == 0, done.stdout + done.stderr
-            words = "import sys, threading; from aulait.flower import site_file, worker; worker.serve(site_file.read(__import__('pathlib').Path(sys.argv[1])), threading.Event())"
+            words = "import sys, threading; from aulait.engines.flower import site_file, worker; worker.serve(site_file.read(__import__('pathlib').Path(sys.argv[1])), threading.Event())"
             stack.enter_context(started([sys.executable, "-c", words, str(path)], tmp_path / f"{name}.txt", around))
             where = worker.socket_path(site_file.read(path))
             stack.enter_context(started(["flower-supernode", "--root-certificates", str(keys / "ca.pem"), "--superlink", f"127.0.0.1:{port}",
                                          "--auth-supernode-private-key", str(path.parent / "site-key"), "--port", str(processes.free_port()),
                                          "--node-config", f'socket="{where}"'], tmp_path / f"{name}-node.txt", around))
         told = f'experiment="{tmp_path / "experiment.toml"}" out="{run}" keys="{keys}" resume=false'
-        app = pinned.app_folder(tmp_path / "app")
+        app = supported.app_folder(tmp_path / "app")
         done = subprocess.run(["flwr", "run", str(app), "here", "--run-config", told], env=around, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
         until = time.monotonic() + 240

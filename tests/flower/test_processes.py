@@ -16,17 +16,22 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("flwr")
-import toy_processes as toy
+from tests.flower import toy_processes as toy
 
-from aulait.errors import AulaitError, ConfigError
-from aulait.flower import coordinator, joining, keys, pinned, processes
+from aulait.core.errors import AulaitError, ConfigError
+from aulait.engines.deployment.coordinator import serving
+from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.site import joining
+from aulait.engines.flower import processes
+from aulait.engines.flower.hardening import supported
 
 SERVED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {here!r})
-import toy_processes as toy
-from aulait.flower import coordinator, keys
+from tests.flower import toy_processes as toy
+from aulait.engines.deployment.coordinator import serving as coordinator
+from aulait.engines.deployment.pki import keys
 folder, server = Path({folder!r}), Path({server!r})
 with coordinator.start_link(server, folder / "serve", "127.0.0.1", {port}) as link:
     link.register(keys.roster(server))
@@ -65,12 +70,12 @@ def announced(port: int, headers: dict[str, str]) -> int:
 def test_nothing_that_is_shipped_runs_and_nothing_of_an_error_is_told(federation):
     folder, server, port = federation
     site = toy.site(folder / "ward", server, "ward", port, message_bytes=2_000_000)
-    with coordinator.start_link(server, folder / "serve", "127.0.0.1", port) as link:
+    with serving.start_link(server, folder / "serve", "127.0.0.1", port) as link:
         link.register(keys.roster(server))
         with toy.joined(site) as said:
             told = {"folder": str(folder / "serve"), "asked": "one,fail,*3000000,two"}
             link.submit(toy.toy_app(folder / "app", folder / "marker"), told)
-            found = coordinator.follow(link, lambda *_: None)["found"]
+            found = serving.follow(link, lambda *_: None)["found"]
         children = toy.descendants(link.process.pid) | {link.process.pid}
     assert found["one"] == [{"text": "site app answers one", "config": "{}", "fab": "", "limit": "2000000"}]
     assert "secret" not in str(found["fail"])
@@ -88,7 +93,7 @@ def test_nothing_that_is_shipped_runs_and_nothing_of_an_error_is_told(federation
 @pytest.mark.slow
 def test_strangers_find_the_fleet_api_alone_and_nothing_without_the_pass(federation):
     folder, server, port = federation
-    with coordinator.start_link(server, folder / "serve", "127.0.0.1", port) as link:
+    with serving.start_link(server, folder / "serve", "127.0.0.1", port) as link:
         public, inner = f"https://127.0.0.1:{port}", str(link.control._client._base_url)
         for path in ("/v1/control/start-run", "/v1/control/list-runs", "/v1/runtime/acquire-task", "/docs", "/openapi.json", "/v1/fleet"):
             assert status(public + path, b"") == 404, path
@@ -96,7 +101,7 @@ def test_strangers_find_the_fleet_api_alone_and_nothing_without_the_pass(federat
         assert status(f"{public}/v1/fleet/pull-messages", b"") in (400, 401, 415, 422)
         assert announced(port, {"Content-Length": str(17 * 2**20)}) == 413
         assert announced(port, {"Transfer-Encoding": "chunked"}) == 411
-        with pytest.raises(ConfigError, match="another process at work"), coordinator.start_link(server, folder / "serve", "127.0.0.1", port):
+        with pytest.raises(ConfigError, match="another process at work"), serving.start_link(server, folder / "serve", "127.0.0.1", port):
             pass
         link.register({})
         assert link.control.enrolled() == {}
@@ -118,7 +123,7 @@ def test_a_site_cannot_answer_for_another(federation):
     toy.site(folder / "victim", server, "victim", port)
     private = load_ssh_private_key(thief.keys.private.read_bytes(), None)
     public = public_key_to_bytes(private.public_key())
-    with coordinator.start_link(server, folder / "serve", "127.0.0.1", port) as link:
+    with serving.start_link(server, folder / "serve", "127.0.0.1", port) as link:
         link.register(keys.roster(server))
         nodes = {key: node for key, (node, _) in link.control.enrolled().items()}
         victim = next(node for key, node in nodes.items() if key != public)
@@ -135,7 +140,7 @@ def test_a_site_cannot_answer_for_another(federation):
 def test_a_site_is_sent_nowhere_else_and_reads_no_packed_or_endless_answer():
     import httpx
 
-    from aulait.flower.pinned_site import careful
+    from aulait.engines.flower.hardening.supernode import careful
 
     answers = {
         "/away": httpx.Response(307, headers={"location": "http://inside.example/", "content-length": "0"}),
@@ -182,7 +187,7 @@ def test_an_unknown_site_and_a_server_of_another_authority_are_turned_away(feder
     known = toy.site(folder / "known", server, "known", port)
     other = toy.server_keys(folder / "other")
     (folder / "known" / "ca.pem").write_bytes((other / "ca.pem").read_bytes())
-    with coordinator.start_link(server, folder / "serve", "127.0.0.1", port) as link:
+    with serving.start_link(server, folder / "serve", "127.0.0.1", port) as link:
         link.register(keys.roster(server))
         with toy.joined(stranger) as unknown, toy.joined(known) as doubting:
             toy.until(lambda: any("does not know this key" in line for line in unknown), 40)
@@ -215,14 +220,14 @@ def test_a_killed_server_leaves_nothing_and_can_begin_again(federation):
 def test_a_server_app_that_dies_is_told_with_its_last_words(federation):
     folder, server, port = federation
     toy.site(folder / "ward", server, "ward", port)
-    with coordinator.start_link(server, folder / "serve", "127.0.0.1", port) as link:
+    with serving.start_link(server, folder / "serve", "127.0.0.1", port) as link:
         link.register(keys.roster(server))
         link.submit(toy.toy_app(folder / "app", folder / "marker"), {"folder": str(folder / "serve"), "sites": 0, "hang": True})
         toy.until(lambda: (folder / "serve" / "hanging").exists(), 60)
         os.kill(int((folder / "serve" / "pids").read_text().split()[-1]), signal.SIGKILL)
         begun = time.monotonic()
         with pytest.raises(AulaitError, match="ended without a word"):
-            coordinator.follow(link, lambda *_: None)
+            serving.follow(link, lambda *_: None)
         assert time.monotonic() - begun < 10
         link.process.kill()
         toy.until(lambda: link.process.poll() is not None, 10)
@@ -238,11 +243,11 @@ def test_a_killed_site_leaves_nothing_and_a_killed_node_comes_back(federation):
 import sys, threading
 from pathlib import Path
 sys.path.insert(0, {str(toy.HERE)!r})
-from aulait.flower import joining, site_file
+from aulait.engines.deployment.site import joining, site_file
 joining.join(site_file.read(Path({str(folder / "ward" / "site.toml")!r})), True, lambda line: print(line, flush=True), threading.Event(),
              work=lambda _site, stop, _log: stop.wait(), app="toy_site:app")
 """
-    with coordinator.start_link(None, folder / "serve", "127.0.0.1", port) as link, open(folder / "said", "w") as output:
+    with serving.start_link(None, folder / "serve", "127.0.0.1", port) as link, open(folder / "said", "w") as output:
         link.register(keys.roster(server))
         joined = subprocess.Popen([sys.executable, "-c", program], stdout=output)
 
@@ -264,28 +269,28 @@ joining.join(site_file.read(Path({str(folder / "ward" / "site.toml")!r})), True,
 
 @pytest.mark.parametrize("name", ["flwr-agentapp", "flwr-serverapp", "flwr-connector", "flwr-model", "flwr-simulation", "flower-superlink"])
 def test_a_site_refuses_every_task_but_a_client_app(tmp_path, name):
-    pinned.launchers(tmp_path / "bin", {"flower-superexec": "", "flwr-clientapp": joining.APP})
-    around = pinned.environment(tmp_path / "bin", tmp_path, "pass", alone=True)
+    supported.launchers(tmp_path / "bin", {"flower-superexec": "", "flwr-clientapp": joining.APP})
+    around = supported.environment(tmp_path / "bin", tmp_path, "pass", alone=True)
     refused = subprocess.run([tmp_path / "bin" / name, "--token", "x"], env=around, capture_output=True, text=True)
     assert refused.returncode == 1
     assert f"a task of {name} was refused" in refused.stderr
 
 
 def test_a_flower_without_a_name_ends_the_process_with_a_line(tmp_path):
-    program = "from aulait.flower.pinned_parts import everything; everything({'flwr.app': ('Message', 'gone')})"
+    program = "from aulait.engines.flower.hardening.patching import everything; everything({'flwr.app': ('Message', 'gone')})"
     unfit = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert unfit.returncode == pinned.UNFIT
+    assert unfit.returncode == supported.UNFIT
     assert "flwr.app.gone, expected flwr>=1.41,<1.43" in unfit.stderr
 
 
 def test_another_version_of_flower_is_refused(monkeypatch):
-    monkeypatch.setattr(pinned.metadata, "version", lambda _: "1.43.0")
+    monkeypatch.setattr(supported.metadata, "version", lambda _: "1.43.0")
     with pytest.raises(ConfigError, match=r"found Flower 1\.43\.0, expected flwr>=1\.41,<1\.43"):
-        pinned.supported()
+        supported.supported()
 
 
 def test_without_tls_only_loopback(tmp_path):
-    with pytest.raises(ConfigError, match="expected loopback"), coordinator.start_link(None, tmp_path, "0.0.0.0", 1):
+    with pytest.raises(ConfigError, match="expected loopback"), serving.start_link(None, tmp_path, "0.0.0.0", 1):
         pass
     server = toy.server_keys(tmp_path / "keys")
     site = toy.site(tmp_path / "ward", server, "ward", 1)
@@ -300,7 +305,7 @@ def test_without_tls_only_loopback(tmp_path):
 def test_the_environment_carries_nothing_of_flower_along(tmp_path, monkeypatch):
     monkeypatch.setenv("FLWR_LOG_LEVEL", "DEBUG")
     monkeypatch.setenv("AULAIT_NODE_KEY", "elsewhere")
-    around = pinned.environment(tmp_path / "bin", tmp_path / "home", "pass", alone=True)
+    around = supported.environment(tmp_path / "bin", tmp_path / "home", "pass", alone=True)
     assert around["PATH"] == str(tmp_path / "bin")
     assert "FLWR_LOG_LEVEL" not in around
     assert "AULAIT_NODE_KEY" not in around

@@ -20,13 +20,16 @@ from hypothesis import strategies as st
 from tests.flower import attacker
 from tests.flower.attacker import PRIVATE, RUN, SECRETS, Attacker
 
-from aulait.errors import DeviceError, WireError
-from aulait.flower import keys, local_socket, packet, records, signing, wire, worker
-from aulait.flower import site_file as site_files
-from aulait.flower.packet import Packet
-from aulait.flower.wire import Stamp
+from aulait.core.errors import DeviceError, WireError
+from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.protocol import envelope, signing, tensor_codec
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.deployment.site import local_socket, worker
+from aulait.engines.deployment.site import site_file as site_files
+from aulait.engines.flower import flwr_records
 
-SOURCE = Path(packet.__file__).parents[1]
+SOURCE = Path(envelope.__file__).parents[2]
 
 
 @pytest.fixture
@@ -72,14 +75,14 @@ def test_an_old_message_is_not_worked_on_again(enemy):
     answer = enemy.resident.answer(first)
     assert answer.kind == "reply"
     again = enemy.resident.answer(first)
-    assert packet.dumps(again) == packet.dumps(answer)
+    assert envelope.dumps(again) == envelope.dumps(answer)
     assert enemy.lines[-1]["event"] == "repeated"
     other = enemy.resident.answer(enemy.signed(enemy.order(stamp=Stamp(RUN, 2, 5), lr=50.0)))
     enemy.refused(other, "is past")  # a repeated number with another body is no repetition
     for past in (Stamp(RUN, 2, 4), Stamp(RUN, 1, 99)):
         enemy.refused(enemy.resident.answer(enemy.signed(enemy.order(stamp=past))), "is past")
     enemy.restart()
-    assert packet.dumps(enemy.resident.answer(first)) == packet.dumps(answer), "also after the site has started anew"
+    assert envelope.dumps(enemy.resident.answer(first)) == envelope.dumps(answer), "also after the site has started anew"
     enemy.refused(enemy.resident.answer(enemy.signed(enemy.order(stamp=Stamp(RUN, 1, 99)))), "is past")
 
 
@@ -284,12 +287,12 @@ def framed(start: bytes, content: bytes = b"", **lengths: int) -> bytes:
     import hashlib
 
     sizes = [lengths.get("head", len(start)), lengths.get("signature", 0), lengths.get("body", len(content))]
-    return packet.MAGIC + packet._LENGTHS.pack(*sizes) + hashlib.sha256(start + content).digest() + start + content
+    return envelope.MAGIC + envelope._LENGTHS.pack(*sizes) + hashlib.sha256(start + content).digest() + start + content
 
 
 @pytest.mark.parametrize(("raw", "words"), [
     (b"", "ended before its head"), (b"GET / HTTP/1.1\r\n" * 10, "no message of aulait"),
-    (packet.MAGIC[:-1] + b"\x09" + bytes(60), "layout 9"), (framed(b"{}", body=2**40), "expected at most"),
+    (envelope.MAGIC[:-1] + b"\x09" + bytes(60), "layout 9"), (framed(b"{}", body=2**40), "expected at most"),
     (framed(b"{}", head=2**31), "expected at most"), (framed(b"{}", signature=999), "expected at most"), (framed(b"{}", body=50), "ended early"),
     (framed(b'{"kind":"a"}') + b"x", "behind its end"), (framed(b"{}")[:-1] + b"!", "checksum"), (framed(b"[]"), "no table with a 'kind'"),
     (framed(b'{"kind": 7}'), "no table with a 'kind'"), (framed(b"\xff\xfe"), "no JSON"), (framed(b'{"kind":"a","x":NaN}'), "no JSON"),
@@ -299,7 +302,7 @@ def framed(start: bytes, content: bytes = b"", **lengths: int) -> bytes:
 ])
 def test_bytes_that_are_no_sound_packet_are_refused(raw, words):
     with pytest.raises(WireError, match=words):
-        packet.loads(raw, 10_000_000)
+        envelope.loads(raw, 10_000_000)
 
 
 @pytest.mark.parametrize("listed", [
@@ -310,15 +313,15 @@ def test_bytes_that_are_no_sound_packet_are_refused(raw, words):
 ])
 def test_lists_of_tensors_that_do_not_fit_their_bytes_are_refused(listed):
     with pytest.raises(WireError):
-        wire.tensors(listed, b"")
+        tensor_codec.tensors(listed, b"")
 
 
 @given(st.binary(max_size=300))
 @settings(max_examples=200, deadline=None)
 def test_random_bytes_are_a_wire_error_and_nothing_else(raw):
-    for given_ in (raw, packet.MAGIC + raw, framed(raw)):
+    for given_ in (raw, envelope.MAGIC + raw, framed(raw)):
         with pytest.raises(WireError):
-            packet.loads(given_, 1000)
+            envelope.loads(given_, 1000)
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
@@ -329,8 +332,8 @@ JUNK = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dicti
 @settings(max_examples=200, deadline=None)
 def test_a_reply_of_junk_is_a_wire_error_or_a_reply(head, body):
     try:
-        found = wire.read_reply(Packet({"kind": "reply", **head}, body))
-        assert abs(found.weight) <= wire.LARGEST_NUMBER
+        found = tensor_codec.read_reply(Packet({"kind": "reply", **head}, body))
+        assert abs(found.weight) <= tensor_codec.LARGEST_NUMBER
         Stamp.of(head)
     except WireError:
         pass
@@ -434,14 +437,14 @@ def test_a_socket_in_a_folder_that_others_may_enter_is_refused(tmp_path):
 
 def test_health_is_not_answered_over_the_network(working, monkeypatch):
     pytest.importorskip("flwr")
-    from aulait.flower import client_app
+    from aulait.engines.flower import client_app
 
     _, path, _ = working
     monkeypatch.setenv("AULAIT_SOCKET", str(path))
-    asked = SimpleNamespace(content=records.records(worker.HEALTH))
+    asked = SimpleNamespace(content=flwr_records.records(worker.HEALTH))
     with pytest.raises(WireError, match="came over the network"):
         client_app.query(asked, SimpleNamespace(node_config={}))
-    large = SimpleNamespace(content=records.records(Packet({"kind": "order"}, bytes(100))))
+    large = SimpleNamespace(content=flwr_records.records(Packet({"kind": "order"}, bytes(100))))
     monkeypatch.setattr(client_app, "LIMIT_BYTES", 50)
     with pytest.raises(WireError, match="expected at most 50"):
         client_app.query(large, SimpleNamespace(node_config={}))
@@ -482,9 +485,9 @@ def test_under_privacy_a_brief_does_not_find_out_how_long_a_record_is(tmp_path, 
     answers = []
     for name, rows in (("short", [{"text": "a b"}, {"text": "c d"}]), ("long", [{"text": "word " * 200}, {"text": "more " * 300}])):
         enemy = Attacker(tmp_path / name, rows, privacy=True)
-        answers.append(packet.dumps(enemy.tell(privacy=PRIVATE, too_long=how, model__context=8, model__name="brew")))
+        answers.append(envelope.dumps(enemy.tell(privacy=PRIVATE, too_long=how, model__context=8, model__name="brew")))
     assert answers[0] == answers[1]
-    assert packet.loads(answers[0], 10**6).kind == "accepted"
+    assert envelope.loads(answers[0], 10**6).kind == "accepted"
 
 
 def test_under_privacy_refusals_are_the_same_whatever_the_records_are(tmp_path):
@@ -495,7 +498,7 @@ def test_under_privacy_refusals_are_the_same_whatever_the_records_are(tmp_path):
         packets = [enemy.order(round=9), enemy.order(lr="x"), enemy.order(tensors={}), enemy.order(tensors={"x.A": torch.zeros(2, 2)}),
                    Packet({"kind": "evaluate", **enemy.stamp().head(), "client": "ward", "brief": enemy.brief, "what": "adapter",
                            "round": 1, "stage": "train", "tensors": []})]
-        told.append([packet.dumps(enemy.ask(own)) for own in packets])
+        told.append([envelope.dumps(enemy.ask(own)) for own in packets])
     assert told[0] == told[1]
 
 

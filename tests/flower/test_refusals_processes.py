@@ -16,8 +16,8 @@ import pytest
 import tomli_w
 
 pytest.importorskip("flwr")
-from aulait.flower import keys
-from aulait.flower.loopback import COMMAND, laid_out
+from aulait.engines.deployment.pki import keys
+from aulait.engines.flower.loopback import COMMAND, laid_out
 
 NAMES = ("ward-a", "ward-b", "doubting", "forger")
 SECRETS = ("zyxxandra", "qvelmoor", "brintopax", "ulvharrow")

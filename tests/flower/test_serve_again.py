@@ -6,12 +6,15 @@ import json
 
 import pytest
 import tomli_w
-from tests.unit.fixture_run import write_run
+from tests.fixture_run import write_run
 from typer.testing import CliRunner
 
-from aulait import cli, config
-from aulait.errors import AulaitError
-from aulait.flower import coordinator, keys, processes
+from aulait import cli
+from aulait.core.errors import AulaitError
+from aulait.engines.deployment.coordinator import serving
+from aulait.engines.deployment.pki import keys
+from aulait.engines.flower import processes
+from aulait.runs import experiment_file
 
 TREE = {"run": {"name": "ward"}, "federation": {"tier": [{"name": "ward", "placement": "local"}]}, "privacy": {"off": True},
         "engine": {"name": "flower"}}
@@ -20,7 +23,7 @@ TREE = {"run": {"name": "ward"}, "federation": {"tier": [{"name": "ward", "place
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A finished run of one enrolled site; a SuperLink cannot be started."""
-    monkeypatch.setattr(coordinator, "start_link", lambda *_: (_ for _ in ()).throw(AulaitError("it was started")))
+    monkeypatch.setattr(serving, "start_link", lambda *_: (_ for _ in ()).throw(AulaitError("it was started")))
     keys.server(tmp_path / "keys", ["localhost"])
     keys.site(tmp_path / "ward", "ward")
     keys.enrol(tmp_path / "keys", "ward", tmp_path / "ward" / "site-key.pub")
@@ -28,7 +31,7 @@ def run(tmp_path, monkeypatch):
     experiment.write_text(tomli_w.dumps(TREE))
     path = write_run(tmp_path / "run")
     (path / "serve").mkdir()
-    (path / "serve" / "experiment.toml").write_text(config.dump(config.read(experiment)))
+    (path / "serve" / "experiment.toml").write_text(experiment_file.dump(experiment_file.read(experiment)))
     (path / "serve" / "outcome.json").write_text('{"ok": true}')
     (path / "serve" / "superlink.db").write_text("messages")
     (path / "report.html").write_text("kept")

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aulait.errors import ConfigError
-from aulait.flower import site_file
-from aulait.flower.limits import Limits, refusals, spends
-from aulait.privacy.account import Event, PrivacyConfig, epsilon
+from aulait.core.errors import ConfigError
+from aulait.engines.deployment.site import site_file
+from aulait.engines.deployment.site.policy import Limits, refusals, spends
+from aulait.privacy.accounting import Event, PrivacyConfig, epsilon
 
 SMALL = '[site]\nname = "ward-a"\nserver = "fl.example.org:9443"\n[data]\nsource = "notes.jsonl"\n'
 PROMISE = {"epsilon": 8.0, "delta": 1e-5, "relation": "add-remove"}

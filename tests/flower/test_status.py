@@ -18,14 +18,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.unit.fixture_run import write_run
+from tests.fixture_run import write_run
 from typer.testing import CliRunner
 
-import aulait.flower
-from aulait import cli, record
-from aulait.errors import AulaitError, ConfigError, DataError, DeviceError
-from aulait.flower import journal, metrics, processes, status
-from aulait.flower.journal import Journal
+import aulait.engines
+from aulait import cli
+from aulait.core.errors import AulaitError, ConfigError, DataError, DeviceError
+from aulait.engines.deployment.coordinator import event_log, prometheus_export, status
+from aulait.engines.deployment.coordinator.event_log import Journal
+from aulait.engines.flower import processes
+from aulait.runfolder import run_folder
 
 CONFIG = '[run]\nname = "ward"\n[synthesis]\nrounds = 3\n[train]\nrounds = 10\n[privacy]\nepsilon = 8.0\ndelta = 1e-5\noff = false\n[engine]\nname = "flower"\n'
 ROUNDS = [
@@ -44,7 +46,7 @@ def run(tmp_path):
     (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ROUNDS))
     (path / "ledger.jsonl").write_text(json.dumps({"release": 9, "epsilon": {"local": 3.25}}) + "\n")
     told = Journal(path)
-    told.site("ward-a", role="local", tier="gpu", state="answered", last_seen=journal.now(), round=2, detail="")
+    told.site("ward-a", role="local", tier="gpu", state="answered", last_seen=event_log.now(), round=2, detail="")
     told.site("ward-b", role="proxy", tier="laptop", state="silent", last_seen=time.time() - 90, round=1, detail=HOSTILE)
     told.progress("train", 2, 10, "loss 3.500")
     for number in range(7):
@@ -80,7 +82,7 @@ def call(*words):
 
 
 def test_a_line_cannot_be_forged_nor_grow_nor_steer_a_terminal():
-    text = journal.line("refused", time="x", event="y", detail=HOSTILE, long="z" * 10_000, odd=float("inf"), path=Path("/a"), some={1: [1.5]})
+    text = event_log.line("refused", time="x", event="y", detail=HOSTILE, long="z" * 10_000, odd=float("inf"), path=Path("/a"), some={1: [1.5]})
     assert text.isascii()
     assert "\n" not in text
     assert "\x1b" not in text
@@ -142,7 +144,7 @@ def test_a_full_disk_is_one_line(run, monkeypatch):
     told = Journal(run)
     def full(*_args):
         raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(record.os, "fsync", full)
+    monkeypatch.setattr(run_folder.os, "fsync", full)
     for write in (lambda: told.progress("train", 1, 2, ""), lambda: told.site("ward-a", state="silent"), lambda: told.outcome(True)):
         with pytest.raises(AulaitError, match=r"^no space left in the run folder .*serve; free some space and go on with --resume$"):
             write()
@@ -154,18 +156,18 @@ def test_the_folder_is_the_operators_alone(tmp_path):
 
 
 def test_a_long_log_is_set_aside(run, monkeypatch):
-    monkeypatch.setattr(journal, "LARGEST_LOG_BYTES", 10)
+    monkeypatch.setattr(event_log, "LARGEST_LOG_BYTES", 10)
     Journal(run).event("begun")
     assert len((run / "serve" / "log.jsonl").read_text().splitlines()) == 1
     assert len((run / "serve" / "log.1.jsonl").read_text().splitlines()) == 8
 
 
 def test_a_state_is_one_that_the_journal_names():
-    source = "".join(path.read_text() for path in Path(aulait.flower.__file__).parent.glob("*.py"))
+    source = "".join(path.read_text() for path in Path(aulait.engines.__file__).parent.rglob("*.py"))
     written = set(re.findall(r'journal\.site\([^)]*state="(\w+)"', source))
     assert written == {"there", "asked", "answered", "silent", "refused"}
     assert all(f'"{state}"' in Journal.site.__doc__ for state in written)
-    assert set(metrics.DOWN) < written | {"unknown"}
+    assert set(prometheus_export.DOWN) < written | {"unknown"}
 
 
 # status of a run
@@ -252,7 +254,7 @@ def test_spoilt_files_stop_nothing(run, text):
         (run / "serve" / name).write_text(text)
     status.read(run)
     assert call(run).exit_code == 1
-    assert "aulait_site_up" in metrics.text(run)
+    assert "aulait_site_up" in prometheus_export.text(run)
     Journal(run)
 
 
@@ -281,7 +283,7 @@ def test_the_table_shows_no_control_characters(run):
 def test_help_loads_nothing_heavy():
     code = ("import sys\nfrom aulait import cli\nfrom aulait.cli import status\n"
             "assert not {'torch', 'pydantic', 'flwr', 'prometheus_client'} & set(sys.modules), set(sys.modules)\n"
-            "from aulait.flower import status, journal\nassert 'torch' not in sys.modules")
+            "from aulait.engines.flower import status, journal\nassert 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -294,14 +296,14 @@ def site(tmp_path, monkeypatch):
     path = tmp_path / "site.toml"
     path.write_text("")
     read = SimpleNamespace(read=lambda path: SimpleNamespace(site=SimpleNamespace(name="ward-a")))
-    monkeypatch.setattr(aulait.flower, "site_file", read, raising=False)
+    monkeypatch.setattr(aulait.engines.flower, "site_file", read, raising=False)
 
     def answering(answer):
         def health(_socket):
             if isinstance(answer, Exception):
                 raise answer
             return answer
-        monkeypatch.setattr(aulait.flower, "worker", SimpleNamespace(health=health, socket_path=lambda site: path), raising=False)
+        monkeypatch.setattr(aulait.engines.flower, "worker", SimpleNamespace(health=health, socket_path=lambda site: path), raising=False)
         return path
     return answering
 
@@ -331,12 +333,12 @@ def test_a_site_that_does_not_answer(site, error, told):
 
 def test_a_site_nobody_started(tmp_path, monkeypatch):
     """With the real worker's socket: there is none; then one that nobody listens on."""
-    from aulait.flower import worker
+    from aulait.engines.deployment.site import worker
 
     path = tmp_path / "site.toml"
     path.write_text("")
     found = SimpleNamespace(site=SimpleNamespace(name="ward-a", state=tmp_path))
-    monkeypatch.setattr(aulait.flower, "site_file", SimpleNamespace(read=lambda path: found), raising=False)
+    monkeypatch.setattr(aulait.engines.flower, "site_file", SimpleNamespace(read=lambda path: found), raising=False)
     assert call(path).stdout == f"ward-a is not running; start: aulait join {path}\n"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(worker.socket_path(found)))
@@ -355,7 +357,7 @@ def parsed(text):
 
 def test_metrics_of_a_run(run):
     with Holding(run):
-        text = metrics.text(run)
+        text = prometheus_export.text(run)
     found = parsed(text)
     assert found[("aulait_up",)] == 1
     assert (found[("aulait_round",)], found[("aulait_rounds",)], found[("aulait_loss",)]) == (2, 10, 3.5)
@@ -374,14 +376,14 @@ def test_metrics_of_a_run(run):
 
 def test_metrics_escape_what_they_are_told(run):
     Journal(run).site('x"} 1\naulait_epsilon{role="a', role='b"c\\d', state="there")
-    found = parsed(metrics.text(run))
+    found = parsed(prometheus_export.text(run))
     assert ("aulait_site_up", ("role", 'b"c\\d'), ("site", 'x"} 1?aulait_epsilon{role="a')) in found
     assert ("aulait_epsilon", ("role", "a")) not in found
 
 
 def test_metrics_without_privacy_are_infinite_and_a_dead_server_takes_its_sites_down(run):
     (run / "ledger.jsonl").write_text('{"epsilon": {"local": null}}\n')
-    found = parsed(metrics.text(run))
+    found = parsed(prometheus_export.text(run))
     assert found["aulait_epsilon", ("role", "local")] == math.inf
     assert found[("aulait_up",)] == found["aulait_site_up", ("role", "local"), ("site", "ward-a")] == 0
     assert found["aulait_outcome", ("state", "dead")] == 1
@@ -397,7 +399,7 @@ def ask(address, path="/metrics", method="GET", **headers):
 
 
 def test_the_server_answers_one_question(run):
-    server = metrics.serve(run, 0)
+    server = prometheus_export.serve(run, 0)
     try:
         answer, body = ask(server.address)
         assert answer.status == 200
@@ -411,7 +413,7 @@ def test_the_server_answers_one_question(run):
         assert ask(server.address, Host="elsewhere.example:9464")[0].status == 403
         assert ask(server.address, Host="localhost:9464")[0].status == 200
         with pytest.raises(ConfigError, match=r"^metrics port .* is taken, expected a free one; choose another --metrics$"):
-            metrics.serve(run, server.address[1])
+            prometheus_export.serve(run, server.address[1])
     finally:
         server.close()
     with pytest.raises(OSError):
@@ -419,7 +421,7 @@ def test_the_server_answers_one_question(run):
 
 
 def test_the_server_waits_for_a_run(tmp_path):
-    server = metrics.serve(tmp_path / "later", 0)
+    server = prometheus_export.serve(tmp_path / "later", 0)
     try:
         assert ask(server.address)[0].status == 503
         Journal(tmp_path / "later")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("flwr")
-import toy_processes as toy
+from tests.flower import toy_processes as toy
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
@@ -26,8 +26,10 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from aulait.flower import coordinator, keys, records
-from aulait.flower.packet import Packet
+from aulait.engines.deployment.coordinator import serving
+from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.flower import flwr_records
 
 LIMIT = 1_000_000
 SERVER = '''
@@ -35,9 +37,9 @@ import json, time
 from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from aulait.flower import keys
-from aulait.flower.packet import Packet
-from aulait.flower.post import FlowerPost
+from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.flower.transport import FlowerPost
 
 app = ServerApp()
 
@@ -71,9 +73,9 @@ import json, time
 from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from aulait.flower import keys
-from aulait.flower.packet import Packet
-from aulait.flower.post import FlowerPost
+from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.flower.transport import FlowerPost
 
 app = ServerApp()
 
@@ -154,7 +156,7 @@ def made(message: Message) -> tuple[dict[str, bytes], ObjectTree]:
 
 
 def reply(asked: Message, body: bytes = b"", **metadata) -> Message:
-    found = Message(records.records(Packet({"kind": "facts"}, body)), reply_to=asked)
+    found = Message(flwr_records.records(Packet({"kind": "facts"}, body)), reply_to=asked)
     for key, value in metadata.items():
         found.metadata.__dict__[f"_{key}"] = value
     return found
@@ -196,14 +198,14 @@ def test_what_one_site_does_with_flowers_messages_costs_the_others_nothing(tmp_p
     app = toy.toy_app(tmp_path / "app", tmp_path / "marker")
     (app / "server_app.py").write_text(SERVER)
     with ExitStack() as held:
-        link = held.enter_context(coordinator.start_link(server, tmp_path / "serve", "127.0.0.1", port))
+        link = held.enter_context(serving.start_link(server, tmp_path / "serve", "127.0.0.1", port))
         link.register(keys.roster(server))
         them = {name: Stranger(site, server, port, held) for name, site in sites.items()}
         for one in them.values():
             one.begin()
         link.submit(app, {"folder": str(tmp_path / "serve"), "evil": str(server), "asked": ",".join(names), "wait_s": 90})
         asked = {name: one.asked() for name, one in them.items()}
-        kinds = {records.packet(message.content, LIMIT).kind for message in asked.values()}
+        kinds = {flwr_records.packet(message.content, LIMIT).kind for message in asked.values()}
         assert kinds == {"hello"}, "a message whose time is over is not delivered, though it was sent before"
         them["stalled"].answer(asked["stalled"], *made(reply(asked["stalled"])), upload=False)
         them["no-message"].answer(asked["no-message"], *alone(b"ArrayRecord  2\0{}"))
@@ -214,7 +216,7 @@ def test_what_one_site_does_with_flowers_messages_costs_the_others_nothing(tmp_p
             them[name].answer(asked[name], *made(reply(asked[name], bytes(70_000))))
         again = them["honest"].asked()
         them["honest"].answer(again, *made(reply(again)))
-        found = coordinator.follow(link, lambda *_: None)
+        found = serving.follow(link, lambda *_: None)
     assert found["kept"] == ["facts"], "an answer that came in time is there when the server looks"
     heard = found["heard"]
     assert heard["honest"] == heard["honest-too"] == ["facts", ""]
@@ -245,7 +247,7 @@ def peaks(folder: Path, count: int, size: int = 45_000_000) -> tuple[float, floa
     app = toy.toy_app(folder / "app", folder / "marker")
     (app / "server_app.py").write_text(COUNTS)
     with ExitStack() as held:
-        link = held.enter_context(coordinator.start_link(server, folder / "serve", "127.0.0.1", port))
+        link = held.enter_context(serving.start_link(server, folder / "serve", "127.0.0.1", port))
         link.register(keys.roster(server))
         them = [Stranger(site, server, port, held) for site in sites]
         for one in them:
@@ -258,7 +260,7 @@ def peaks(folder: Path, count: int, size: int = 45_000_000) -> tuple[float, floa
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(send, them))
-        told = coordinator.follow(link, lambda *_: None)
+        told = serving.follow(link, lambda *_: None)
         lines = Path(f"/proc/{link.process.pid}/status").read_text().splitlines()
     assert told["total"] == count * size
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

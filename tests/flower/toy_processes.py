@@ -8,7 +8,10 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from aulait.flower import joining, keys, pinned, processes, site_file
+from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.site import joining, site_file
+from aulait.engines.flower import processes
+from aulait.engines.flower.hardening import supported
 
 HERE = Path(__file__).parent
 
@@ -53,7 +56,7 @@ app = ClientApp()
 
 
 def toy_app(folder: Path, marker: Path) -> Path:
-    pinned.app_folder(folder)
+    supported.app_folder(folder)
     (folder / "server_app.py").write_text(SERVER)
     (folder / "client_app.py").write_text(CLIENT.format(marker=marker))
     project = (folder / "pyproject.toml").read_text()

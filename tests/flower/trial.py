@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 from tests.flower.chaos import Chaos
 
-from aulait import config, inline, loop
-from aulait.flower.loopback import COMMAND, Loopback, laid_out
+from aulait.engines import inline
+from aulait.engines.flower.loopback import COMMAND, Loopback, laid_out
+from aulait.runs import experiment_file, loop
 
 NAMES = ("ward-a", "ward-b", "ward-c")
 LIMIT_S = 600.0  # for anything that takes seconds on a quiet machine
@@ -277,7 +278,7 @@ def point(site_file: Path, port: int) -> None:
 def alone(trial: Trial) -> Path:
     """The same run in this process; its folder."""
     out = trial.federation.folder / "alone" / trial.name
-    loop.run(config.read(trial.experiment), out, inline.connect)
+    loop.run(experiment_file.read(trial.experiment), out, inline.connect)
     return out
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aulait import config as _config  # noqa: F401  (files the methods)
-from aulait.registry import names
+from aulait.core.registry import names
+from aulait.runs import experiment_file as _config  # noqa: F401  (files the methods)
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "aulait"
 FILES = {".".join(p.relative_to(SOURCE).with_suffix("").parts): p for p in sorted(SOURCE.rglob("*.py"))}

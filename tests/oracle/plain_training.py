@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aulait.types import Adapter, Record
+from aulait.core.types import Adapter, Record
 
 
 def train(

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tests.contract.federation import ON, Federation, ZeroNoise, dense
 from tests.oracle import averaging, methods
 
-from aulait import lora
-from aulait.algorithms import server_optimizer
-from aulait.types import Reply
+from aulait.core import lora
+from aulait.core.types import Reply
+from aulait.methods.shared import server_optimizer
 
 ABSOLUTE = ("flora", "fedex", "lorafair", "hetlora")  # these answer factors, the others changes of factors
 RULES = ["fedit", "fedsa", "ffa", "rolora", "flexlora", "flexlora partition", "flora", "fedex", "lorafair", "hetlora", "safedlora"]

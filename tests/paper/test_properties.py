@@ -19,13 +19,14 @@ import torch
 from tests.contract.federation import OFF, ON, Federation, StubLearner, dense, distance, mean, unlike
 from tests.oracle import products
 
-from aulait import lora, product_sum
-from aulait.algorithms import client, fusion
-from aulait.lora import leading, pad, placed
-from aulait.privacy import clip
-from aulait.privacy.account import Accountant, Event
+from aulait.core import lora
+from aulait.core.lora import leading, pad, placed
+from aulait.core.types import Adapter, nbytes
+from aulait.methods.shared import client_update, fusion
+from aulait.models import low_rank
+from aulait.privacy import clipping
+from aulait.privacy.accounting import Accountant, Event
 from aulait.privacy.noise import SeededNoise
-from aulait.types import Adapter, nbytes
 
 SHAPES = {"attention": (24, 20), "feedforward": (36, 20)}
 RANKS = {"ann": 1, "bob": {"attention": 2, "feedforward": 3}, "cat": 4}
@@ -96,7 +97,7 @@ def test_2_flexlora_loses_nothing_when_the_ranks_suffice():
 def test_2_factored_equals_dense(monkeypatch):
     results = []
     for stacked in (0.0, 1e9):  # never stacked; always stacked
-        monkeypatch.setattr(product_sum, "STACKED", stacked)
+        monkeypatch.setattr(low_rank, "STACKED", stacked)
         run = federation("flexlora", ranks=RANKS)
         results.append(dense(run.result(run.rounds(2))))
     assert distance(*results) < 1e-6
@@ -339,7 +340,7 @@ def test_7_fdlora_with_h_one_copies_every_round_so_that_the_personal_adapter_is_
         state, _ = run.round(state)
         sent = {order.client: order.tensors for order in run.orders[-5:]}
         for reply in run.replies:
-            kept = client.recall(run.sites[reply.client], number + 1)
+            kept = client_update.recall(run.sites[reply.client], number + 1)
             assert distance(kept, {n: sent[reply.client][n] + t for n, t in reply.share.items()}) < 1e-6
 
 
@@ -364,7 +365,7 @@ def test_7_the_noise_has_the_deviation_of_the_ledger_and_the_bound_holds(method)
     assert abs(float(change.mean())) < 6 * 0.1 / math.sqrt(len(change))
     start = silent.start()
     moved = {n: two.tensors[n] - start.tensors[n] for n in start.tensors if "/" not in n}
-    assert clip.norm(moved) <= 0.3 * (1 + 1e-6)  # a mean of clipped updates
+    assert clipping.norm(moved) <= 0.3 * (1 + 1e-6)  # a mean of clipped updates
 
 
 @pytest.mark.parametrize("method", ["fedit", "ffa", "fedsa", "rolora", "fdlora", "safedlora"])
@@ -396,12 +397,12 @@ def test_7_the_accountant_only_ever_counts_up_and_more_noise_costs_less():
 def test_8_what_a_client_keeps_is_bit_identical_across_another_clients_round(method):
     run = federation(method, ranks=RANKS, options={"copy_every": 1} if method == "fdlora" else {})
     state = run.rounds(2)
-    kept = client.recall(run.sites["bob"], state.round + 1)
+    kept = client_update.recall(run.sites["bob"], state.round + 1)
     before = {n: t.clone() for n, t in kept.items()}
     for clients in (("ann",), ("cat", "dan", "eve")):
         state, _ = run.round(state, clients=clients)
-    assert unlike(client.recall(run.sites["bob"], state.round + 1), before) == ""
-    others = [client.recall(run.sites[n], state.round + 1) for n in ("dan", "eve")]
+    assert unlike(client_update.recall(run.sites["bob"], state.round + 1), before) == ""
+    others = [client_update.recall(run.sites[n], state.round + 1) for n in ("dan", "eve")]
     assert unlike(others[0], others[1]) != "", "every simulated client has a state of its own"
 
 

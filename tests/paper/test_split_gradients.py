@@ -10,15 +10,16 @@ import torch
 from tests.contract.federation import LR, Federation, distance
 from tests.tiny_bases import filled, tiny
 
-from aulait import cut, model
-from aulait.algorithms.contract import State
-from aulait.lora import from_tensors, to_tensors
-from aulait.model import AdapterConfig
-from aulait.rows import collate
-from aulait.split import Back, Front, SplitLearner
-from aulait.stacking import Stack
-from aulait.train import Learner, TrainConfig, Work, draws
-from aulait.types import Record, nbytes
+from aulait.core.lora import from_tensors, to_tensors
+from aulait.core.types import Record, nbytes
+from aulait.methods.contract import State
+from aulait.models import loading
+from aulait.models.loading import AdapterConfig
+from aulait.training import split_model
+from aulait.training.batches import collate
+from aulait.training.split_trainer import Back, Front, SplitLearner
+from aulait.training.stacked import Stack
+from aulait.training.trainer import Learner, TrainConfig, Work, draws
 
 SGD = {"optimizer": "sgd", "max_grad_norm": 0.0}
 SIZES = {"ann": 8, "bob": 2, "cat": 4}
@@ -33,8 +34,8 @@ def bases(tmp_path_factory):
 
 def federation(base, train, **more) -> Federation:
     """Records of one length, so that every client's mean loss is a mean over equally many tokens."""
-    run = Federation("splitlora", learner=Learner(base, TrainConfig(**train)), shapes=dict(model.targets(base, AdapterConfig())),
-                     sizes=SIZES, **{"options": {"cut": cut.possible(base)[0]}} | more)
+    run = Federation("splitlora", learner=Learner(base, TrainConfig(**train)), shapes=dict(loading.targets(base, AdapterConfig())),
+                     sizes=SIZES, **{"options": {"cut": split_model.possible(base)[0]}} | more)
     for name, site in run.sites.items():
         letters = [chr(97 + (ord(name[0]) * 7 + 3 * i) % 26) for i in range(len(site.train) * 9)]
         texts = ["".join(letters[9 * i : 9 * i + 9]) for i in range(len(site.train))]
@@ -73,7 +74,7 @@ def test_6_split_gradients_equal_whole_gradients(bases, kind):
     """One client, the same batch, no dropout: every factor on both sides of the cut, to the rounding of float32."""
     base = bases(kind)
     run = federation(base, SGD, clients=("ann",))
-    state, after = begun(run), cut.possible(base)[0]
+    state, after = begun(run), split_model.possible(base)[0]
     start, (records,) = from_tensors(state.tensors, run.alpha), batches(run).values()
     work = Work(start, tuple(records), "AB", 1, 2, 1.0, 0)
     front = Front(run.learner, [work], after, "float32")
@@ -121,7 +122,7 @@ def test_6_each_client_counts_once_after_its_last_update(bases):
     ended = [reply.share for reply in run.replies if reply.client in run.clients and "labels" not in reply.share]
     assert len(ended) == 3
     for name, value in after.tensors.items():
-        if cut.in_front(name[:-2], 1):
+        if split_model.in_front(name[:-2], 1):
             assert torch.allclose(value, sum(own[name] for own in ended) / 3, atol=1e-7)
     kept = {name: run.sites[name].memory["kept"]["after"] for name in run.clients}
     assert all(torch.equal(kept[name][n], own[n]) for name, own in zip(run.clients, ended, strict=True) for n in own if n != "square")

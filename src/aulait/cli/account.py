@@ -11,7 +11,7 @@ import typer
 
 from aulait.cli import terminal
 from aulait.cli.run import Json
-from aulait.errors import ConfigError, DataError, PrivacyError
+from aulait.core.errors import ConfigError, DataError, PrivacyError
 
 TOLERANCE = 0.01
 
@@ -64,7 +64,7 @@ def _convert(
     epsilon: float | None, noise: float | None, delta: float, releases: int, rate: float, as_json: bool
 ) -> None:
     """Fill in the one of epsilon and noise that is missing."""
-    from aulait.privacy import account as arithmetic
+    from aulait.privacy import accounting as arithmetic
 
     if epsilon is not None:
         noise = arithmetic.calibrate(epsilon, delta, releases, rate)
@@ -138,7 +138,7 @@ def recount(run: Path) -> list[dict[str, Any]]:
 
 def _counted(role: str, told: float | None, events: list[Any], privacy: dict[str, Any]) -> dict[str, Any]:
     """One role: what its releases amount to, and whether that is what was told."""
-    from aulait.privacy import account as arithmetic
+    from aulait.privacy import accounting as arithmetic
 
     off, exact = privacy["off"], role == "proxy" and privacy.get("exact_votes")
     known = not off and (bool(events) or told is not None)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from aulait.cli import edge, terminal
+from aulait.cli import bench_edge, terminal
 from aulait.cli.run import Json
-from aulait.errors import ConfigError
+from aulait.core.errors import ConfigError
 
 NAMES = ("simulate: federated rounds against plain training of the same batches; aggregate: FlexLoRA's merge against a dense SVD; "
          "cost: the cost model against the clock; deploy: an exchange over Flower beside bare Flower.")
@@ -25,15 +25,15 @@ def bench(
     ] = None,
     clients: Annotated[int | None, typer.Option("--clients", min=2, help=f"simulate: sites that train together, {CLIENTS}.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small layers or tiny models: seconds instead of minutes.")] = False,
-    out: edge.Out = None,
-    family: edge.Family = None,
-    model: edge.Model = None,
-    batches: edge.Batches = None,
-    lengths: edge.Lengths = None,
-    minutes: edge.Minutes = None,
-    watts: edge.Watts = None,
-    joules_per_byte: edge.JoulesPerByte = None,
-    servers: edge.Servers = True,
+    out: bench_edge.Out = None,
+    family: bench_edge.Family = None,
+    model: bench_edge.Model = None,
+    batches: bench_edge.Batches = None,
+    lengths: bench_edge.Lengths = None,
+    minutes: bench_edge.Minutes = None,
+    watts: bench_edge.Watts = None,
+    joules_per_byte: bench_edge.JoulesPerByte = None,
+    servers: bench_edge.Servers = True,
     as_json: Json = False,
 ) -> None:
     """Measure this installation beside the straightforward way to the same result.
@@ -46,22 +46,22 @@ def bench(
     exchange with sites over Flower beside bare Flower with the same bytes, in turns, on this machine.
     """
     with terminal.work(as_json):
-        from aulait import bench as benchmarks
-        from aulait.registry import nearest
+        from aulait.core.registry import nearest
+        from aulait_benchmarks import simulate as benchmarks
 
         if name not in benchmarks.names():
             raise ConfigError(f"benchmark '{name}' is unknown; {nearest(name, benchmarks.names())}")
         _unused(name, repetitions, clients)
         repetitions = repetitions or REPETITIONS
         if name == "edge":
-            asked = edge.scope(quick, family, model, batches, lengths, minutes, watts, joules_per_byte, servers, repetitions)
-            found = edge.measure(asked, out)
+            asked = bench_edge.scope(quick, family, model, batches, lengths, minutes, watts, joules_per_byte, servers, repetitions)
+            found = bench_edge.measure(asked, out)
         else:
             found = _measured(name, quick, repetitions, clients or CLIENTS, out)
     if as_json:
         terminal.document(found)
     else:
-        {"edge": edge.show, "aggregate": _show_aggregate, "cost": _show_cost, "deploy": _show_deploy}.get(name, _show)(found)
+        {"edge": bench_edge.show, "aggregate": _show_aggregate, "cost": _show_cost, "deploy": _show_deploy}.get(name, _show)(found)
 
 
 def _unused(name: str, repetitions: int | None, clients: int | None) -> None:
@@ -75,24 +75,24 @@ def _unused(name: str, repetitions: int | None, clients: int | None) -> None:
 def _measured(name: str, quick: bool, repetitions: int, clients: int, out: Path | None) -> dict[str, Any]:
     """What a benchmark found, all but "edge", which has options of its own."""
     if name == "aggregate":
-        from aulait import bench_aggregate
+        from aulait_benchmarks import aggregate
 
-        return bench_aggregate.aggregate(bench_aggregate.QUICK if quick else bench_aggregate.FULL, repetitions)
+        return aggregate.aggregate(aggregate.QUICK if quick else aggregate.FULL, repetitions)
     if name == "cost":
-        from aulait import bench_cost
+        from aulait_benchmarks import cost
 
-        return bench_cost.predict(bench_cost.QUICK if quick else bench_cost.FULL, repetitions)
+        return cost.predict(cost.QUICK if quick else cost.FULL, repetitions)
     if name == "deploy":
-        from aulait.flower import bench_deploy
+        from aulait_benchmarks import deploy
 
-        return bench_deploy.measure(bench_deploy.QUICK if quick else bench_deploy.FULL, out)
-    from aulait import bench as benchmarks
+        return deploy.measure(deploy.QUICK if quick else deploy.FULL, out)
+    from aulait_benchmarks import simulate as benchmarks
 
     return benchmarks.simulate(clients=clients, repetitions=repetitions)
 
 
 def _show(found: dict[str, Any]) -> None:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     rows = [
         (
@@ -115,7 +115,7 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _show_aggregate(found: dict[str, Any]) -> None:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     rows = [
         (
@@ -147,7 +147,7 @@ def _show_aggregate(found: dict[str, Any]) -> None:
 
 
 def _show_cost(found: dict[str, Any]) -> None:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     rows = [
         (
@@ -168,7 +168,7 @@ def _show_cost(found: dict[str, Any]) -> None:
 
 
 def _show_deploy(found: dict[str, Any]) -> None:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     rows = [
         (

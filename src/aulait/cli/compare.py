@@ -10,7 +10,7 @@ import typer
 
 from aulait.cli import terminal
 from aulait.cli.run import Json
-from aulait.errors import DataError
+from aulait.core.errors import DataError
 
 
 def compare(
@@ -31,15 +31,15 @@ def compare(
     arms; with labels such as "name=fedit preset=uniform" the page shows methods in lines and settings in colours.
     Runs with virtual time are also timed to a loss: at the end of the first measured round at or below it.
     """
-    from aulait import report
-    from aulait.report import measures
+    from aulait import reporting
+    from aulait.reporting import measures
 
     folders = expanded(runs)
-    rows = report.table(folders, target_loss)
+    rows = reporting.table(folders, target_loss)
     if target_loss is not None and not any("virtual_s" in row for row in rows):
         terminal.note("--target-loss changes nothing: no finished run has virtual time; give every federation.tier a machine")
     if out is not None:
-        report.compare(folders, out, target_loss)
+        reporting.compare(folders, out, target_loss)
     if as_json:
         used = next((row["target_loss"] for row in rows if row.get("target_loss") is not None), None)
         page = None if out is None else str(out)
@@ -75,7 +75,7 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """The table on stdout, the best arm first."""
-    from aulait.report import columns, measures, numbers, pace
+    from aulait.reporting import columns, measures, numbers, pace
 
     found = columns.columns(rows)
     lines = [[column.cells[i].replace(numbers.INFINITE, "infinite") for column in found] for i in range(len(rows))]

@@ -24,10 +24,10 @@ def demo(
     """
     from importlib.resources import as_file, files
 
-    from aulait import config
+    from aulait.runs import experiment_file
 
-    with terminal.work(as_json), as_file(files("aulait") / "assets" / "demo.toml") as file:
-        settings = config.read(file)
+    with terminal.work(as_json), as_file(files("aulait") / "cli" / "demo.toml") as file:
+        settings = experiment_file.read(file)
         path = out or fresh(settings.run.name)
         begun = (path / "config.toml").is_file()
         result = carry_out(settings, path, begun, ["aulait", "demo", "--out", str(path)])

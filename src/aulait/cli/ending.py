@@ -11,7 +11,7 @@ from aulait.cli import terminal
 
 def ending(result: Mapping[str, Any], path: Path) -> None:
     """The short table after a run, the path of its report, and what to try next."""
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     before, after = result["base_eval"], result["eval"]
     measures = (
@@ -53,7 +53,7 @@ def _guarantee(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _seconds(spent: Mapping[str, float]) -> list[tuple[str, str]]:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     parts = (
         ("synthesis", "synthesis_s"),
@@ -66,7 +66,7 @@ def _seconds(spent: Mapping[str, float]) -> list[tuple[str, str]]:
 
 def _virtual(clock: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """How long the federation would have taken, and how much of it its clients waited; nothing where no machine is named."""
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     if not clock:
         return []

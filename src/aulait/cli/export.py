@@ -30,7 +30,7 @@ def export(
 
     Example: aulait export runs/hospitals --client ward-3 --to ward-3
     """
-    from aulait import exported
+    from aulait.models import exported
 
     with terminal.work(as_json):
         files = exported.export(run, to, merge=merge, client=client)

@@ -10,7 +10,7 @@ from aulait.cli import terminal
 from aulait.cli.export import Client
 from aulait.cli.report import Run
 from aulait.cli.run import Json
-from aulait.errors import ConfigError
+from aulait.core.errors import ConfigError
 
 
 def generate(
@@ -34,8 +34,8 @@ def generate(
     with terminal.work(as_json):
         import torch
 
-        from aulait import exported
-        from aulait.generate import sample
+        from aulait.models import exported
+        from aulait.synthesis.prefix_variation import sample
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         answers = exported.settings(run, "data").get("prompt") is not None

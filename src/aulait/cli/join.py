@@ -20,7 +20,7 @@ def join(
 
     Example: aulait join site/site.toml
     """
-    from aulait.flower import joining, site_file
+    from aulait.engines.deployment.site import joining, site_file
 
     site = site_file.read(file)
     joining.check(site, insecure)

@@ -12,7 +12,7 @@ import typer
 
 from aulait.cli import terminal
 from aulait.cli.run import Json
-from aulait.errors import ConfigError, install
+from aulait.core.errors import ConfigError, install
 
 app = typer.Typer(
     name="keys",
@@ -51,7 +51,7 @@ def server(
     Example: aulait keys server keys --host fl.example.org --host 203.0.113.7
     """
     with _library():
-        from aulait.flower import keys
+        from aulait.engines.deployment.pki import keys
 
         if not host and not renew:
             raise ConfigError("keys server found no --host, expected the names under which sites reach the server; add --host NAME_OR_IP")
@@ -80,7 +80,7 @@ def site(
     Example: aulait keys site . --name ward-a --server fl.example.org:9443
     """
     with _library():
-        from aulait.flower import keys
+        from aulait.engines.deployment.pki import keys
 
         mark = keys.site(folder, name, address)
     if as_json:
@@ -106,7 +106,7 @@ def enrol(
     Example: aulait keys enrol keys ward-a ward-a/site-key.pub
     """
     with _library():
-        from aulait.flower import keys
+        from aulait.engines.deployment.pki import keys
 
         gone = keys.enrol(folder, name, file, replace)
         mark = keys.fingerprint(keys.roster(folder)[name])
@@ -126,7 +126,7 @@ def listing(folder: ServerFolder, as_json: Json = False) -> None:
     Example: aulait keys list keys
     """
     with _library():
-        from aulait.flower import keys
+        from aulait.engines.deployment.pki import keys
 
         marks = {name: keys.fingerprint(line) for name, line in keys.roster(folder).items()}
         made = keys.validity(folder)

@@ -62,8 +62,10 @@ def catalogue(as_json: Json = False) -> None:
 
 def known() -> dict[str, list[dict[str, Any]]]:
     """Everything that has a name, as plain values."""
-    from aulait import algorithms, data, embed, presets, registry  # noqa: F401  (importing them files their names)
-    from aulait.compute import link, machines
+    from aulait.core import registry
+    from aulait.federation import presets
+    from aulait.resources import links, profiles
+    from aulait.synthesis import embedding  # noqa: F401  (importing them files their names)
 
     return {
         "methods": [{"name": name, **asdict(registry.find("algorithm", name).TRAITS)} for name in registry.names("algorithm")],
@@ -72,14 +74,14 @@ def known() -> dict[str, list[dict[str, Any]]]:
         "generators": _named(GENERATORS),
         "embedders": [*_built_in("embedder"), *_named(EMBEDDERS)],
         "tasks": _named(TASKS),
-        "machines": [*({"name": name, "what": _machine(own)} for name, own in machines.PRESETS.items()),
+        "machines": [*({"name": name, "what": _machine(own)} for name, own in profiles.PRESETS.items()),
                      {"name": "PATH.json", "what": "a profile that 'aulait probe --out' saved"}],
-        "links": [{"name": name, "what": _link(own)} for name, own in link.LINKS.items()],
+        "links": [{"name": name, "what": _link(own)} for name, own in links.LINKS.items()],
     }
 
 
 def _machine(own: Any) -> str:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     speed = n.significant(own.flop_per_s["float32"] / 1e9, 3)
     return f"{own.device}, {n.size(own.memory_bytes)} for a run, {speed} GFLOP/s in float32, {own.power_w:g} W"
@@ -121,7 +123,7 @@ def _rank(tier: dict[str, Any]) -> str:
 
 
 def _built_in(kind: str) -> list[dict[str, Any]]:
-    from aulait import registry
+    from aulait.core import registry
 
     return [{"name": name, "what": _first_line(registry.find(kind, name))} for name in registry.names(kind)]
 

@@ -33,16 +33,16 @@ def plan(
     Bytes of training are exact where everybody answers; those of votes are an upper bound (a candidate that fails is not
     sent). FLOPs, seconds, memory and joules follow from the cost model (aulait bench cost sets it against the clock).
     """
-    from aulait import assemble, config
-    from aulait.outlook import outlook
+    from aulait.runs import experiment_file, setup
+    from aulait.runs.plan_summary import outlook
 
     with terminal.work(as_json):
-        house = assemble.assemble(config.read(file, overrides or []), assemble.Workshop())
+        house = setup.assemble(experiment_file.read(file, overrides or []), setup.Workshop())
         malformed(house.corpus.malformed)
         found = outlook(house)
         if here:
-            from aulait.compute.device import measure
-            from aulait.forecast import forecast
+            from aulait.resources.devices import measure
+            from aulait.runs.virtual_time.forecast import forecast
 
             found["here"] = forecast(house, measure())
     if as_json:
@@ -52,7 +52,7 @@ def plan(
 
 
 def _print(found: dict[str, Any]) -> None:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     rounds, millions = found["rounds"], found["parameters"] / 1e6
     terminal.table(
@@ -86,8 +86,8 @@ def _print(found: dict[str, Any]) -> None:
 
 def _print_machines(found: dict[str, Any]) -> None:
     """What a round takes on the tiers' machines, where they are named; and the simulation on this one, where it is known."""
-    from aulait.report import numbers as n
-    from aulait.report import story
+    from aulait.reporting import numbers as n
+    from aulait.reporting import story
 
     tiers = [t for t in found["tiers"] if t["machine"] is not None]
     if tiers:
@@ -111,7 +111,7 @@ def _print_machines(found: dict[str, Any]) -> None:
 
 def _memory(tier: dict[str, Any]) -> str:
     """Bytes at the client, and of how many."""
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     need, whole = tier["memory_bytes"], tier["machine_memory_bytes"]
     return "not known" if need is None else n.size(need) if whole is None else f"{n.size(need)} of {n.size(whole)}"
@@ -131,19 +131,19 @@ def _flop(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _work(flop: Any) -> str:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     return "not known" if flop is None else f"{n.significant(flop / 1e9)} GFLOP" if flop else "none"
 
 
 def _size(size_bytes: Any) -> str:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     return "not known" if size_bytes is None else n.size(size_bytes) if size_bytes else "none"
 
 
 def _print_privacy(found: dict[str, Any]) -> None:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     privacy = found["privacy"]
     if privacy["off"]:

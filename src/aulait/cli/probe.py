@@ -12,10 +12,10 @@ import typer
 
 from aulait.cli import terminal
 from aulait.cli.run import Json
-from aulait.errors import ConfigError
+from aulait.core.errors import ConfigError
 
 if TYPE_CHECKING:  # loads torch, which --help can do without
-    from aulait.types import Profile
+    from aulait.core.types import Profile
 
 DEVICES = ("cpu", "cuda", "mps")
 LOAD_S = 1.0
@@ -60,7 +60,7 @@ def probe(
         terminal.note(f"measuring for about {seconds + 5:.0f} s{_busy()}")
         found = _measured(_precisions(dtype, device), device, seconds, link, power)
     if out is not None:
-        from aulait.compute.machines import dump
+        from aulait.resources.profiles import dump
 
         out.write_text(dump(found["machine"]), encoding="utf-8")
     if as_json:
@@ -83,8 +83,8 @@ def _precisions(text: str | None, device: str | None) -> tuple[str, ...]:
     """The precisions of --dtype, each once."""
     import torch
 
-    from aulait.compute.machines import PRECISIONS
-    from aulait.registry import nearest
+    from aulait.core.registry import nearest
+    from aulait.resources.profiles import PRECISIONS
 
     if text is None:
         gpu = device == "cuda" or (device is None and torch.cuda.is_available())
@@ -100,10 +100,9 @@ def _precisions(text: str | None, device: str | None) -> tuple[str, ...]:
 
 def _measured(kinds: tuple[str, ...], device: str | None, seconds: float, link: str | None, power_w: float | None) -> dict[str, Any]:
     """Everything this command finds out, under the keys of its JSON document; ``machine`` is the profile itself."""
-    from aulait.compute import device as devices
-    from aulait.compute import energy, machines
-    from aulait.compute.capacity import precision
-    from aulait.compute.link import measure_link
+    from aulait.resources import devices, energy, profiles
+    from aulait.resources.capacity import precision
+    from aulait.resources.links import measure_link
 
     wire = None if link is None else measure_link(link)  # first: it fails at once where nobody answers
     machine = devices.measure(dtypes=kinds, device=device, budget_s=seconds)
@@ -115,7 +114,7 @@ def _measured(kinds: tuple[str, ...], device: str | None, seconds: float, link: 
         machine, told = _powered(machine)
     if power_w is not None:
         machine, told = replace(machine, power_w=power_w), "given by --power"
-    near = machines.like(machine)
+    near = profiles.like(machine)
     return {
         "machine": machine,
         "link": link,
@@ -128,7 +127,7 @@ def _measured(kinds: tuple[str, ...], device: str | None, seconds: float, link: 
 
 def _carried(machine: Profile) -> list[dict[str, Any]]:
     """For each common size: parameters, and memory, seconds and fit of every placement; empty where no speed fits."""
-    from aulait.compute import capacity
+    from aulait.resources import capacity
 
     found = []
     for name, shape in capacity.SHAPES.items():
@@ -156,7 +155,7 @@ def _powered(machine: Profile) -> tuple[Profile, str | None]:
     """The profile with the power that the counters show under a large matrix product, and at rest."""
     import torch
 
-    from aulait.compute.meter import Meter
+    from aulait.resources.meters import Meter
 
     full = torch.randn(2048, 2048, device=machine.device)
     with Meter() as resting:
@@ -173,7 +172,7 @@ def _powered(machine: Profile) -> tuple[Profile, str | None]:
 
 def _serve(address: str) -> None:
     """Be the other end of --link until Ctrl-C."""
-    from aulait.compute.link import serve_echo
+    from aulait.resources.links import serve_echo
 
     host, _, port = address.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 65536):
@@ -188,8 +187,8 @@ def _serve(address: str) -> None:
 
 
 def _print(found: dict[str, Any], out: Path | None) -> None:
-    from aulait.compute.machines import PRESETS
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
+    from aulait.resources.profiles import PRESETS
 
     machine, energy, near = found["machine"], found["energy"], found["nearest"]
     traffic = machine.memory_bytes_per_s
@@ -218,7 +217,7 @@ def _print(found: dict[str, Any], out: Path | None) -> None:
 
 
 def _print_carried(found: dict[str, Any]) -> None:
-    from aulait.compute.capacity import SHAPES, Task
+    from aulait.resources.capacity import SHAPES, Task
 
     task, rows = Task(), []
     for one in found["carries"]:
@@ -235,7 +234,7 @@ def _print_carried(found: dict[str, Any]) -> None:
 
 def _cell(share: dict[str, Any]) -> str:
     """Memory, and the seconds where it fits."""
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     memory = n.size(share["memory_bytes"])
     return f"{memory}: too much" if share["fits"] is False else f"{memory}, {n.duration(share['seconds'])}"
@@ -243,7 +242,7 @@ def _cell(share: dict[str, Any]) -> str:
 
 def _rate(flop_per_s: float, peak: float | None = None) -> str:
     """FLOP/s with its unit, and its share of the data sheet where that is known."""
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     scale, unit = (1e12, "TFLOP/s") if flop_per_s >= 1e12 else (1e9, "GFLOP/s")
     told = f"{n.significant(flop_per_s / scale)} {unit}"
@@ -251,7 +250,7 @@ def _rate(flop_per_s: float, peak: float | None = None) -> str:
 
 
 def _link(machine: Profile) -> list[tuple[str, str]]:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     if machine.up_bytes_per_s is None or machine.down_bytes_per_s is None:
         return [("link", "not measured; --link URL does")]

@@ -54,7 +54,7 @@ class _Stage:
 
 def whole(time_s: float) -> str:
     """Seconds without a fraction: "40 s", "1 min 20 s"."""
-    from aulait.report import numbers
+    from aulait.reporting import numbers
 
     return f"{time_s:.0f} s" if time_s < 59.5 else numbers.duration(time_s)
 

@@ -15,7 +15,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 def report(run: Run, as_json: Json = False) -> None:
     """Write RUN/report.html, one self-contained page, from what is in the folder."""
-    from aulait import report as page
+    from aulait import reporting as page
 
     path = page.write(run)
     if as_json:

@@ -14,7 +14,7 @@ import typer
 from aulait.cli import terminal
 from aulait.cli.ending import ending
 from aulait.cli.progress import Bar
-from aulait.errors import ConfigError
+from aulait.core.errors import ConfigError
 
 Set = Annotated[
     list[str] | None,
@@ -47,10 +47,10 @@ def run(
         raise ConfigError(
             f"--resume found {found}, expected the folder of an interrupted run; add --out DIR, or leave --resume out"
         )
-    from aulait import config
+    from aulait.runs import experiment_file
 
     with terminal.work(as_json):
-        settings = config.read(file, overrides or [])
+        settings = experiment_file.read(file, overrides or [])
         path = out or fresh(settings.run.name)
         again = [
             "aulait",
@@ -77,13 +77,14 @@ def carry_out(settings: Any, path: Path, resume: bool, again: Sequence[str]) -> 
     Returns:
         What result.json holds.
     """
-    from aulait import assemble, inline, loop
+    from aulait.engines import inline
+    from aulait.runs import loop, setup
 
-    workshop = assemble.Workshop()
+    workshop = setup.Workshop()
     try:
         with Bar() as bar:
             bar("prepare", 0, 1, "reading data, loading the base")
-            malformed(assemble.assemble(settings, workshop).corpus.malformed)
+            malformed(setup.assemble(settings, workshop).corpus.malformed)
             return loop.run(settings, path, inline.connect, resume=resume, workshop=workshop, watch=bar)
     except KeyboardInterrupt:
         begun = (path / "config.toml").is_file()
@@ -92,7 +93,7 @@ def carry_out(settings: Any, path: Path, resume: bool, again: Sequence[str]) -> 
 
 def malformed(lines: Sequence[str]) -> None:
     """One line about rows that could not be used: how many, and the first three."""
-    from aulait.data import NAMED_ROWS
+    from aulait.data.client_data import NAMED_ROWS
 
     if lines:
         count = f"more than {NAMED_ROWS:,}" if len(lines) > NAMED_ROWS else str(len(lines))

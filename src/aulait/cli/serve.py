@@ -14,7 +14,7 @@ import typer
 from aulait.cli import terminal
 from aulait.cli.progress import Bar
 from aulait.cli.run import Json, Set, fresh, show
-from aulait.errors import ConfigError
+from aulait.core.errors import ConfigError
 
 
 def serve(
@@ -37,8 +37,8 @@ def serve(
 
     Example: aulait serve ward.toml --keys keys --out runs/ward
     """
-    from aulait import config
-    from aulait.flower import processes
+    from aulait.engines.flower import processes
+    from aulait.runs import experiment_file
 
     if insecure and not processes.loopback(host):
         raise ConfigError(f"found --insecure and host {host}, expected loopback where there is no TLS; add --host 127.0.0.1")
@@ -46,7 +46,7 @@ def serve(
         found = "no --out" if out is None else f"no served run in --out {out}"
         raise ConfigError(f"--resume found {found}, expected the folder of an interrupted run; add --out RUN, or leave --resume out")
     with terminal.work(as_json), stopped_like_interrupted():
-        settings = config.read(file, [*(overrides or []), "engine.name=flower"])
+        settings = experiment_file.read(file, [*(overrides or []), "engine.name=flower"])
         path = out or fresh(settings.run.name)
         if insecure:
             terminal.fail("INSECURE: no TLS; whatever sites send can be read and changed on the way. For trials on one machine only.")
@@ -64,14 +64,14 @@ def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | Non
         path: the run folder.
         again: the words of the command that goes on with it.
         metrics: port of loopback for Prometheus; None: none.
-        how: as ``aulait.flower.coordinator.serve`` takes it.
+        how: as ``aulait.engines.deployment.coordinator.serving.serve`` takes it.
 
     Returns:
         What result.json holds.
     """
-    from aulait.flower import coordinator
+    from aulait.engines.deployment.coordinator import serving
 
-    done = coordinator.finished(settings, path, how["resume"])
+    done = serving.finished(settings, path, how["resume"])
     if done is not None:
         terminal.note(f"the run in {path} is finished; nothing is left to do")
         return done
@@ -80,7 +80,7 @@ def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | Non
             if metrics is not None:
                 stack.enter_context(measured(path, metrics))
             terminal.note(f"listening on {how['host']}:{how['port']} for the sites of {how['keys']}/roster; run folder {path}")
-            return coordinator.serve(settings, path, watch=stack.enter_context(Bar()), **how)
+            return serving.serve(settings, path, watch=stack.enter_context(Bar()), **how)
     except KeyboardInterrupt:
         begun = (path / "config.toml").is_file()
         raise KeyboardInterrupt(f"go on with: {shlex.join(again)}" if begun else "no round had started") from None
@@ -89,7 +89,7 @@ def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | Non
 @contextlib.contextmanager
 def measured(path: Path, port: int) -> Iterator[None]:
     """Metrics of the run as long as the block runs."""
-    from aulait.flower import metrics
+    from aulait.engines.deployment.coordinator import prometheus_export as metrics
 
     server = metrics.serve(path, port)
     try:

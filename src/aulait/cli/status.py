@@ -13,7 +13,7 @@ import typer
 
 from aulait.cli import terminal
 from aulait.cli.run import Json
-from aulait.errors import AulaitError, ConfigError
+from aulait.core.errors import AulaitError, ConfigError
 
 BAD = ("dead", "failed", "not running")
 OVER = ("finished", *BAD)
@@ -54,7 +54,7 @@ def status(
 def of(path: Path) -> dict[str, Any]:
     """The status of a run folder, or with ``kind`` = "site" the health of the site whose file it is."""
     if path.is_dir():
-        from aulait.flower import status as reader
+        from aulait.engines.deployment.coordinator import status as reader
 
         return {"kind": "run", **reader.read(path)}
     if not path.is_file():
@@ -63,7 +63,7 @@ def of(path: Path) -> dict[str, Any]:
 
 
 def _site(path: Path) -> dict[str, Any]:
-    from aulait.flower import site_file, worker
+    from aulait.engines.deployment.site import site_file, worker
 
     site = site_file.read(path)
     try:
@@ -86,7 +86,7 @@ def _show(found: Mapping[str, Any], path: Path, as_json: bool, again: bool) -> N
 
 
 def _run(found: Mapping[str, Any], path: Path) -> None:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     terminal.table(f"{found['name']} ({found['engine']}): {STATES[found['state']]}", ("", ""), _facts(found))
     if found["sites"]:
@@ -104,7 +104,7 @@ def _run(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from aulait.report import numbers as n
+    from aulait.reporting import numbers as n
 
     rows = []
     if found["stage"]:
@@ -139,8 +139,8 @@ def _health(found: Mapping[str, Any], path: Path) -> None:
         reason = f" ({found['last_error']})" if found["last_error"] else ""
         terminal.say(f"{found['name']} is not running{reason}; start: aulait join {path}")
         return
-    from aulait.flower.journal import plain
-    from aulait.report import numbers as n
+    from aulait.engines.deployment.coordinator.event_log import plain
+    from aulait.reporting import numbers as n
 
     rows = [(key.replace("_", " "), n.size(value) if key.endswith("_bytes") else plain(str(value)))
             for key, value in found.items() if key not in ("kind", "name", "state") and value not in (None, "")]

@@ -11,7 +11,7 @@ import typer
 from aulait.cli import terminal
 from aulait.cli.compare import show
 from aulait.cli.run import Json, Set
-from aulait.errors import ConfigError
+from aulait.core.errors import ConfigError
 
 Over = Annotated[
     list[str] | None,
@@ -42,7 +42,7 @@ def sweep(
 
     Example: aulait sweep cafe.toml --over algorithm.name=ffa,fedit --seeds 0,1,2 --out runs/methods
     """
-    from aulait import sweep as engine
+    from aulait.runs import sweep as engine
 
     arms = [*engine.product(over or []), *(engine.named(text) for text in arm or [])]
     if not arms:
@@ -81,7 +81,7 @@ def _numbers(text: str) -> list[int]:
 
 def _carry_out(engine: Any, work: Any, workers: int, folder: Path) -> list[Any]:
     """Every run, with a line when it is done."""
-    from aulait.report import numbers
+    from aulait.reporting import numbers
 
     count = 0
 
@@ -108,11 +108,11 @@ def _compared(paths: list[Path], folder: Path) -> list[dict[str, Any]]:
     """The rows of the comparison, also written to table.json and compare.html."""
     if not paths:
         return []
-    from aulait import report
-    from aulait.record import RunFolder
+    from aulait import reporting
+    from aulait.runfolder.run_folder import RunFolder
 
     ordered = sorted(paths)
-    rows = report.table(ordered)
+    rows = reporting.table(ordered)
     RunFolder(folder).write_json("table.json", {"rows": rows})
-    report.compare(ordered, folder / "compare.html")
+    reporting.compare(ordered, folder / "compare.html")
     return rows

@@ -1,7 +1,4 @@
-"""What the terminal shows: errors as one line, numbers with units, tables, one JSON document when asked.
-
-Arrow on this floor: ``report.numbers``, so that the terminal and the page write a figure in the same way.
-"""
+"""What the terminal shows: errors as one line, numbers with units, tables, one JSON document when asked."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from aulait.errors import AulaitError
+from aulait.core.errors import AulaitError
 
 USAGE: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which newer typer carries inside itself
 INTERRUPTED = 130
@@ -76,7 +73,7 @@ def say(text: str = "") -> None:
 
 def document(value: Any) -> None:
     """The one JSON document of a command; what is not a number in JSON becomes null."""
-    from aulait.record import clean
+    from aulait.runfolder.run_folder import clean
 
     typer.echo(json.dumps(clean(value), indent=2, ensure_ascii=False, default=str))
 
@@ -119,7 +116,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Row], right: Sequence[
 
 def epsilon(value: Any) -> str:
     """An epsilon in words: null is infinite."""
-    from aulait.report import numbers
+    from aulait.reporting import numbers
 
     text = numbers.epsilon(value)
     return "infinite" if text == numbers.INFINITE else text

@@ -1,7 +1,4 @@
-"""What comes in at the door: which replies are sound, and the running sum over those that are.
-
-Arrow in this room: ``clip``.
-"""
+"""What comes in at the door: which replies are sound, and the running sum over those that are."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aulait.errors import PrivacyError
-from aulait.privacy.clip import clip, norm
-from aulait.registry import require
-from aulait.types import Info, Reply, Tensors
+from aulait.core.errors import PrivacyError
+from aulait.core.registry import require
+from aulait.core.types import Info, Reply, Tensors
+from aulait.privacy.clipping import clip, norm
 
 Refused = tuple[tuple[str, str], ...]
 Forms = Mapping[str, Tensors]  # client -> what its share must look like

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aulait.errors import PrivacyError
-from aulait.privacy.account import Accountant, Event
-from aulait.registry import require
+from aulait.core.errors import PrivacyError
+from aulait.core.registry import require
+from aulait.privacy.accounting import Accountant, Event
 
 MECHANISMS = {"client": ("gaussian",), "record": ("dp-sgd", "gaussian-batch")}  # by unit
 

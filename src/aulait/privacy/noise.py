@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aulait.errors import PrivacyError
-from aulait.registry import require
+from aulait.core.errors import PrivacyError
+from aulait.core.registry import require
 
 
 class Noise(Protocol):

@@ -1,18 +1,15 @@
-"""Whether the parts of a door together keep what the settings promise.
-
-Arrows in this room: ``account``, ``ledger``, ``noise``, ``records``.
-"""
+"""Whether the parts of a door together keep what the settings promise."""
 
 from __future__ import annotations
 
 import math
 
-from aulait.errors import PrivacyError
-from aulait.privacy.account import Accountant, PrivacyConfig
+from aulait.core.errors import PrivacyError
+from aulait.core.registry import require
+from aulait.privacy.accounting import Accountant, PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import Noise
-from aulait.privacy.records import Terms
-from aulait.registry import require
+from aulait.privacy.record_level import Terms
 
 
 def kept(

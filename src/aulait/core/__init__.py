@@ -1,0 +1,1 @@
+"""Types, errors, names of registered parts, seeds, files and LoRA tensors: what every folder needs."""

@@ -1,0 +1,1 @@
+"""Sources of records, the clients' data, partitions and public texts."""

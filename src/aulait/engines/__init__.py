@@ -1,0 +1,1 @@
+"""Where sites are: in this process, or on other machines over Flower."""

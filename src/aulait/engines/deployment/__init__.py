@@ -1,0 +1,1 @@
+"""A federation between machines, without naming what carries its messages."""

@@ -1,0 +1,1 @@
+"""What runs at the coordinator: requests out, updates in, status and logs."""

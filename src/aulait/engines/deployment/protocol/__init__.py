@@ -1,0 +1,1 @@
+"""Messages between coordinator and sites: their bytes, signatures and terms."""

@@ -1,0 +1,154 @@
+"""The brief: what a run is, told to a site once and kept by it; every later order names the brief that it belongs to.
+
+It holds what a site must know to do its work and to refuse it, and nothing else: no path, no address, no other client.
+A site checks it against its own limits before anything is loaded (``site_file.refusals``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aulait import __version__
+from aulait.core.errors import ConfigError, WireError
+from aulait.core.registry import find
+from aulait.core.types import Placement, Site
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.tensor_codec import Stamp, digest
+from aulait.evaluation.losses import EvaluateConfig
+from aulait.methods.contract import Setting
+from aulait.models.loading import AdapterConfig, ModelConfig
+from aulait.privacy.accounting import PrivacyConfig
+from aulait.runs.experiment_file import Settings
+from aulait.training.activation_codec import Wire
+from aulait.training.trainer import TrainConfig
+
+VERSION = 1  # of the messages between coordinator and site
+
+
+class Brief(BaseModel):
+    """One client's part in one run.
+
+    Attributes:
+        version: of the messages.
+        package: the coordinator's version of aulait.
+        run: 32 hexadecimal digits.
+        name: of the experiment.
+        client: whom it is for.
+        tier, placement, rank, steps, batch: the work of a round.
+        ranks: layer -> rank, where not all layers have the adapter's.
+        votes: whether the client votes in stage 1.
+        exact_votes: whether votes get no noise, a control of simulations.
+        rounds, synthesis_rounds: of the stages.
+        seed: of the run.
+        model, adapter, train, evaluate, privacy: tables of the experiment; the name of the model is one of the site's own.
+        algorithm: the method's name and settings.
+        records_per_client, holdout, too_long: how the client's records are chosen.
+        pairs: whether a record is a prompt and a response.
+        embedder, max_tokens: of stage 1.
+        cut, wire: of split clients.
+        adapters: how factors travel.
+        fingerprint: of the coordinator's base.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    version: int = VERSION
+    package: str = __version__
+    run: str = Field(pattern=r"^[0-9a-f]{32}$")
+    name: str = Field(max_length=200)
+    client: str
+    tier: str
+    placement: Placement
+    rank: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    ranks: dict[str, int] | None = None
+    votes: bool
+    exact_votes: bool
+    rounds: int = Field(ge=0)
+    synthesis_rounds: int = Field(ge=0)
+    seed: int = Field(ge=0)
+    model: ModelConfig
+    adapter: AdapterConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    privacy: PrivacyConfig
+    algorithm: dict[str, Any]
+    records_per_client: int = Field(ge=1)
+    holdout: float = Field(ge=0, le=0.9)
+    too_long: Literal["error", "cut", "drop"]
+    pairs: bool
+    embedder: str
+    max_tokens: int = Field(ge=1)
+    cut: int = Field(ge=1)
+    wire: Wire
+    adapters: Wire
+    fingerprint: str
+
+    @property
+    def method(self) -> Any:
+        """The module of the method."""
+        return find("algorithm", str(self.algorithm.get("name")))
+
+    @property
+    def method_config(self) -> Any:
+        """The method's own settings."""
+        return self.method.Config(**{key: value for key, value in self.algorithm.items() if key != "name"})
+
+    @property
+    def digest(self) -> str:
+        """Names this brief in orders."""
+        return digest(json.dumps(self.model_dump(mode="json", exclude={"package"}), sort_keys=True))
+
+    def packet(self, stamp: Stamp) -> Packet:
+        """As it travels, not yet signed."""
+        return Packet({"kind": "brief", **stamp.head(), "client": self.client, "brief": self.model_dump(mode="json")})
+
+
+def of(settings: Settings, setting: Setting, site: Site, *, run: str, votes: bool, fingerprint: str) -> Brief:
+    """A client's brief.
+
+    Args:
+        settings: the experiment.
+        setting: what all sites know.
+        site: the client, with its plan.
+        run: of the run folder.
+        votes: whether it votes in stage 1.
+        fingerprint: of the base.
+    """
+    ranks = setting.ranks.get(site.name)
+    return Brief(
+        run=run, name=settings.run.name[:200], client=site.name, tier=site.plan.tier, placement=site.plan.placement, rank=site.plan.rank,
+        steps=site.plan.steps, batch=site.plan.batch, ranks=None if ranks is None else dict(ranks), votes=votes,
+        exact_votes=settings.synthesis.votes == "exact",
+        rounds=settings.train.rounds, synthesis_rounds=settings.synthesis.rounds if votes else 0, seed=settings.run.seed,
+        model=settings.model.model_copy(update={"device": "auto"}), adapter=settings.adapter, train=settings.train,
+        evaluate=settings.evaluate, privacy=settings.privacy,
+        algorithm={"name": settings.algorithm["name"], **settings.method_config.model_dump(mode="json")},
+        records_per_client=settings.data.records_per_client, holdout=settings.data.holdout, too_long=settings.data.too_long,
+        pairs=settings.data.prompt is not None, embedder=settings.synthesis.embedder, max_tokens=settings.synthesis.max_tokens,
+        cut=settings.compute.cut, wire=settings.compute.wire, adapters=settings.engine.wire, fingerprint=fingerprint)
+
+
+def read(value: Any) -> Brief:
+    """A brief from a message or a file, every field checked.
+
+    Raises:
+        WireError: it is none, or of another version.
+    """
+    if isinstance(value, Mapping) and value.get("version") != VERSION:
+        raise WireError(f"a brief of version {value.get('version')!r} found, expected {VERSION}; run the same version of aulait on both "
+                        "sides")
+    try:
+        brief = Brief.model_validate(value)
+        brief.method_config  # noqa: B018  (built once, so that wrong settings are found here)
+    except ConfigError as error:
+        raise WireError(f"a brief names what this version does not have: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise WireError(f"a brief is not sound: {where}: {first['msg'].lower()} ({error.error_count()} problems)") from error
+    return brief

@@ -1,0 +1,1 @@
+"""What runs at a site: its policy, its worker and its answers."""

@@ -1,0 +1,182 @@
+"""What a site keeps of a run on its own disk, so that it may die at any moment: brief, memory before and after rounds, last answer.
+
+The coordinator may come back from its last checkpoint and ask for a round again. Then the site must stand where it stood
+before that round, whatever the method remembers; so the memory before the last two rounds is kept beside the present one.
+An order that was answered gets the same bytes again. One file, replaced atomically, decides; the answer's own file is
+written before it. All of it is sensitive: mode 0600 in a folder of mode 0700.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from aulait.core.errors import WireError
+from aulait.core.registry import require
+from aulait.engines.deployment.protocol import envelope as packets
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.privacy.ledger import sync_folder
+from aulait.runfolder.run_folder import writing
+from aulait.runs import client_state as memory
+
+STAGES = ("synthesis", "train")
+Key = tuple[int, int]  # stage by its place, round
+_NOW = "now"
+
+
+@dataclass
+class Kept:
+    """A run at a site.
+
+    Attributes:
+        folder: of the run.
+        memory: what the site remembers now.
+        before: round -> what it remembered before that round, of the last two rounds.
+        epoch: of the last message.
+        number: of the last message answered.
+        key: of the last round.
+        asked: digest of the last message answered.
+    """
+
+    folder: Path
+    memory: dict[str, Any] = field(default_factory=dict)
+    before: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    epoch: int = 0
+    number: int = 0
+    key: Key = (0, 0)
+    asked: str = ""
+
+    def admit(self, stamp: Stamp, key: Key | None, asked: str) -> Packet | None:
+        """Make ready for a message; the answer it had, where this very message was answered already.
+
+        Args:
+            stamp: of the message.
+            key: its round; None where it belongs to none.
+            asked: digest of the message.
+
+        Raises:
+            WireError: it is past, or of a round that is forgotten.
+        """
+        same = (stamp.epoch, stamp.number, asked) == (self.epoch, self.number, self.asked)
+        if same and (found := self._answer(stamp)) is not None:
+            return found
+        past = stamp.epoch < self.epoch or (stamp.epoch == self.epoch and stamp.number <= self.number)
+        require(not past, WireError, f"message {stamp.epoch}.{stamp.number} is past, this site is at {self.epoch}.{self.number}")
+        if key is None:
+            return None
+        again = stamp.epoch > self.epoch and key <= self.key
+        if again:
+            require(key in self.before, WireError, f"round {key[1]} of {STAGES[key[0]]} is asked for again and the site remembers from "
+                    f"round {min(self.before, default=self.key)[1]} on; resume from a newer checkpoint, or begin a new run")
+            self.memory = copy.copy(self.before[key])
+            self.before = {own: held for own, held in self.before.items() if own <= key}
+        elif key > self.key:
+            self.before[key] = copy.copy(self.memory)
+            self.before = dict(sorted(self.before.items())[-2:])
+        else:
+            require(key == self.key, WireError, f"round {key[1]} of {STAGES[key[0]]} is past, this site is at round {self.key[1]}")
+        self.key = key
+        return None
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """A message that is refused or fails inside leaves no trace: a refused round is not a round that was reached."""
+        held = copy.copy(self.memory), dict(self.before), self.key, self.epoch, self.number, self.asked
+        try:
+            yield
+        except BaseException:
+            self.memory, self.before, self.key, self.epoch, self.number, self.asked = held
+            raise
+
+    def done(self, stamp: Stamp, asked: str, answer: Packet) -> None:
+        """Make an answer durable before it is sent.
+
+        Args:
+            stamp: of the message.
+            asked: its digest.
+            answer: to it.
+
+        Raises:
+            AulaitError: the disk is full or cannot be written.
+        """
+        self.epoch, self.number, self.asked = stamp.epoch, stamp.number, asked
+        old = sorted(self.folder.glob("answer-*"))
+        _write(self._named(stamp), packets.dumps(answer))
+        held = {_NOW: self.memory} | {f"{stage}.{round}": own for (stage, round), own in self.before.items()}
+        stored, plain = memory.packed(held)
+        told = {"memory": plain, "rounds": [list(key) for key in self.before], "epoch": self.epoch, "number": self.number,
+                "key": list(self.key), "asked": asked}
+        content = save({"none": torch.zeros(1)} | {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()},
+                       metadata={"kept": json.dumps(told)})
+        _write(self.folder / "kept.safetensors", content)
+        for path in old:
+            if path != self._named(stamp):
+                path.unlink(missing_ok=True)
+
+    def _named(self, stamp: Stamp) -> Path:
+        return self.folder / f"answer-{stamp.epoch}-{stamp.number}.bin"
+
+    def _answer(self, stamp: Stamp) -> Packet | None:
+        path = self._named(stamp)
+        return packets.loads(path.read_bytes(), 2**62) if path.exists() else None
+
+
+def load(state: Path, run: str) -> Kept:
+    """What is kept of a run; nothing on the first day.
+
+    Raises:
+        WireError: the file is damaged.
+    """
+    folder = state / "runs" / run
+    kept, path = Kept(folder), folder / "kept.safetensors"
+    if not path.exists():
+        return kept
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {})["kept"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except Exception as error:
+        text = f"{path} is damaged ({type(error).__name__}); remove that file to take part without its memory, not account.jsonl beside it"
+        raise WireError(text) from error
+    held = memory.unpacked(tensors, told["memory"])
+    kept.memory = held.get(_NOW, {})
+    kept.before = {(stage, round): held.get(f"{stage}.{round}", {}) for stage, round in told["rounds"]}
+    kept.epoch, kept.number, kept.key, kept.asked = told["epoch"], told["number"], (told["key"][0], told["key"][1]), told["asked"]
+    return kept
+
+
+def write_brief(folder: Path, brief: Mapping[str, Any]) -> None:
+    """Keep a brief."""
+    _write(folder / "brief.json", json.dumps(brief, ensure_ascii=False).encode())
+
+
+def read_brief(state: Path, run: str) -> Any:
+    """The brief that was kept of a run; None if there is none."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return json.loads((state / "runs" / run / "brief.json").read_text(encoding="utf-8"))
+    return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file, durable when this returns."""
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = path.with_name(path.name + ".tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path)

@@ -1,0 +1,127 @@
+"""A site's own account where it adds the noise itself (``privacy.unit = "record"``): it believes no order about its guarantee.
+
+Before it answers it computes from the order, its own number of records and its own steps what the answer spends, and
+refuses what would go beyond the promise of the brief (an epsilon, or a noise multiplier for so many rounds) or its own
+limit. The line is on its disk before the answer leaves.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aulait.core.errors import PrivacyError
+from aulait.core.registry import require
+from aulait.core.types import Site
+from aulait.engines.deployment.protocol.run_terms import Brief
+from aulait.privacy.accounting import Accountant, Event, epsilon
+from aulait.privacy.ledger import sync_folder
+from aulait.runfolder.run_folder import writing
+
+ROLE = "site"
+CLIPS = (1e-6, 1e6)  # outside of them single precision rounds the noise or the gradients away
+
+
+class SiteAccount:
+    """What this site's records have spent in one run.
+
+    Args:
+        folder: of the run at the site.
+        brief: the promise.
+        most_epsilon: the site's own limit.
+
+    Raises:
+        PrivacyError: the file of the account is damaged.
+    """
+
+    def __init__(self, folder: Path, brief: Brief, most_epsilon: float) -> None:
+        self._path = folder / "account.jsonl"
+        told = brief.privacy
+        assert told.delta is not None
+        self._limit, self._delta = min(most_epsilon, told.epsilon if told.epsilon is not None else math.inf), told.delta
+        self._accountant = Accountant(told.delta, {ROLE: self._limit})
+        for event in _read(self._path):
+            self._accountant.add(ROLE, event)
+
+    @property
+    def spent(self) -> float:
+        """Epsilon so far."""
+        return self._accountant.spent(ROLE)
+
+    def charge(self, settings: Mapping[str, Any], site: Site, brief: Brief) -> None:
+        """Check one order and write it down.
+
+        Args:
+            settings: of the order: "sigma", "clip", "protected", "most_rate", "most_steps".
+            site: with its records and plan.
+            brief: names the method, whose terms say what a round asks of a record.
+
+        Raises:
+            PrivacyError: the order asks for an answer that the promise does not cover; nothing was charged.
+        """
+        sigma, clip = settings.get("sigma"), settings.get("clip")
+        sound = settings.get("protected") is True and "noise_seed" not in settings and all(
+            isinstance(value, int | float) and value is not True and 0 < value < math.inf for value in (sigma, clip))
+        require(sound, PrivacyError, "an order without noise of this site's own found, the brief promises it; refused")
+        assert isinstance(sigma, int | float)
+        assert isinstance(clip, int | float)
+        text = f"an order with clip = {clip:g} found, expected {CLIPS[0]:g} to {CLIPS[1]:g}; refused"
+        require(CLIPS[0] <= clip <= CLIPS[1], PrivacyError, text)
+        config = brief.method_config
+        same = settings.get("mode") == config.mode and settings.get("most_rate", math.inf) <= config.max_rate
+        require(same, PrivacyError, "an order of another mode or a larger sampling rate than the brief's found; refused")
+        own = brief.method.terms(config, [site])
+        multiplier = sigma / own.sensitivity(float(clip))
+        event, limit = own.event(multiplier), self._limit
+        if (promised := brief.privacy.noise_multiplier) is not None and brief.privacy.epsilon is None:
+            require(multiplier >= promised * (1 - 1e-6), PrivacyError,
+                    f"an order with noise multiplier {multiplier:.4f} found, the brief promises {promised:.4f}; refused")
+            rounds = own.event(promised)
+            limit = min(limit, epsilon([Event(promised, rounds.sampling_rate, rounds.steps * brief.rounds)], self._delta))
+        spends = self._accountant.would_spend(ROLE, event)
+        require(spends <= limit * (1 + 1e-6), PrivacyError,
+                f"the order would bring this site's records to epsilon {spends:.3f}, allowed are {limit:.3f}; refused")
+        self._append(event)
+        self._accountant.add(ROLE, event)
+
+    def _append(self, event: Event) -> None:
+        line = json.dumps({"noise_multiplier": event.noise_multiplier, "rate": event.sampling_rate, "steps": event.steps}) + "\n"
+        with writing(self._path.parent):
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            new = not self._path.exists()
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                before = os.fstat(descriptor).st_size
+                try:
+                    if os.write(descriptor, line.encode()) != len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(descriptor)
+                except OSError:
+                    os.ftruncate(descriptor, before)  # half a line would spoil the next one
+                    raise
+            finally:
+                os.close(descriptor)
+            if new:
+                for path in (self._path, self._path.parent):
+                    sync_folder(path)
+
+
+def _read(path: Path) -> list[Event]:
+    """The events on disk. A last line without its end was never answered and is cut off."""
+    if not path.exists():
+        return []
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if whole != raw:
+        os.truncate(path, len(whole))
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        return [Event(line["noise_multiplier"], line["rate"], line["steps"]) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PrivacyError(f"the account {path} is damaged, expected one JSON object a line; restore it, this run cannot go on "
+                           "without") from error

@@ -1,0 +1,277 @@
+"""The site file: one TOML in which a site says who it is, where its data and keys lie, and what it allows.
+
+It belongs to the site alone; nothing in it comes from the coordinator. Paths are relative to the file. The names under
+``[models]`` and ``[embedders]`` are the only ones that a coordinator can ask for; what is loaded stands here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from aulait.core.errors import ConfigError
+from aulait.core.registry import nearest, require
+from aulait.data import sources
+from aulait.engines.deployment.site.policy import Limits as Limits
+from aulait.engines.deployment.site.policy import refusals as refusals
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
+_LARGEST_BYTES = 1 << 20
+
+
+def name_problem(name: str) -> str | None:
+    """What is wrong with the name of a site, on one line, or None; it becomes a file's name and a client's name."""
+    if _NAME.fullmatch(name) is None:
+        return f"site name {name[:80]!r} found, expected 1 to 64 letters, digits, '.', '_', '-', not beginning with '.' or '-'; rename it"
+    if name.lower() == "server" or name.lower().startswith(("proxy-", "reference-")):
+        return f"site name '{name}' is kept for sites of the server; choose another name"
+    return None
+
+
+def address_problem(address: str) -> str | None:
+    """What is wrong with a server's address, on one line, or None."""
+    found = re.fullmatch(_HOST + r":(\d{1,5})", address)
+    if found is None or not 0 < int(found[1]) < 65536:
+        return f"server address {address[:80]!r} found, expected HOST:PORT without https://, as coordinator.example.org:9443; correct it"
+    return None
+
+
+def _good_name(name: str) -> str:
+    if (problem := name_problem(name)) is not None:
+        raise ValueError(problem)
+    return name
+
+
+def _good_address(address: str) -> str:
+    if (problem := address_problem(address)) is not None:
+        raise ValueError(problem)
+    return address
+
+
+def _printable(value: Any) -> Any:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError("expected printable text that is not empty")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_printable)]
+Place = Annotated[Path, BeforeValidator(_printable)]
+
+
+class SiteTable(BaseModel):
+    """``[site]``.
+
+    Attributes:
+        name: under which the coordinator enrolled this site; also the client's name.
+        server: HOST:PORT of the coordinator.
+        state: folder of this site's memory, socket and log, mode 0700; sensitive.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Annotated[str, AfterValidator(_good_name)]
+    server: Annotated[str, AfterValidator(_good_address)]
+    state: Place = Path("state")
+
+
+class KeyFiles(BaseModel):
+    """``[keys]``.
+
+    Attributes:
+        private: this site's key; never leaves it.
+        public: its public half, which the coordinator enrols.
+        authority: certificate of the coordinator's authority, by which the server is known.
+        orders: public key by which orders are verified.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    private: Place = Path("site-key")
+    public: Place = Path("site-key.pub")
+    authority: Place = Path("ca.pem")
+    orders: Place = Path("order-key.pub")
+
+
+class SiteData(BaseModel):
+    """``[data]`` of a site.
+
+    Attributes:
+        source: as data.source of an experiment; sensitive.
+        text: the field that is learnt; not read when there are prompt and response.
+        prompt, response: both or none.
+        label: a field with a public label.
+        client: a field; only rows where it is the site's name are read. "": every row is this site's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    source: Text
+    text: Text = "text"
+    prompt: Text | None = None
+    response: Text | None = None
+    label: Text | None = None
+    client: str = ""
+
+
+class SiteFile(BaseModel):
+    """A whole site file; every path in it is absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    site: SiteTable
+    keys: KeyFiles = KeyFiles()
+    data: SiteData
+    models: dict[Text, Text] = {"brew": "brew"}
+    embedders: dict[Text, Text] = {"minilm": "minilm"}
+    limits: Limits = Limits()
+
+
+def read(path: Path) -> SiteFile:
+    """The site file at a path.
+
+    Raises:
+        ConfigError: not there, open to others, or wrong: all problems, one a line.
+    """
+    tree = _tree(path)
+    try:
+        site = SiteFile.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {_explain(item)}" for item in error.errors(include_url=False))) from error
+    problems = _problems(site)
+    require(not problems, ConfigError, "\n".join(f"{path}: {line}" for line in problems))
+    return _absolute(site, path.absolute().parent)
+
+
+def unknown(site: SiteFile, brief: Any) -> list[str]:
+    """Why a brief cannot be meant for this site: another client's, or it asks for a base or an embedder not named here."""
+    found = []
+    if (client := getattr(brief, "client", None)) != site.site.name:
+        found.append(f"client {_short(client)} in the brief, this site is '{site.site.name}'; the coordinator has mixed up its roster")
+    model = getattr(getattr(brief, "model", None), "name", None)
+    if not isinstance(model, str) or model not in site.models:
+        known = ", ".join(site.models) or "none"
+        found.append(f"model {_short(model)} asked for, this site has: {known}; set model.name to one, or ask for a line in [models]")
+    embedder = getattr(brief, "embedder", None)
+    if getattr(brief, "votes", None) is not False and (not isinstance(embedder, str) or embedder not in site.embedders):
+        known = ", ".join(site.embedders) or "none"
+        found.append(f"embedder {_short(embedder)} asked for, this site has: {known}; set synthesis.embedder to one of them, "
+                     "or ask for a line in [embedders]")
+    return found
+
+
+def absent(site: SiteFile) -> list[str]:
+    """Files named in the site file that are not there, one line each with what to do."""
+    advice = {"private": "make it: aulait keys site", "public": "make it: aulait keys site",
+              "authority": "copy ca.pem of the coordinator", "orders": "copy order-key.pub of the coordinator"}
+    found = [f"keys.{key}: found no file {path}; {advice[key]}" for key, path in dict(site.keys).items() if not path.is_file()]
+    if site.data.source.startswith("/") and not Path(site.data.source).is_file():
+        found.append(f"data.source: found no file {site.data.source}; correct the path in the site file")
+    return found
+
+
+def own_state(site: SiteFile) -> Path:
+    """The state folder, made with mode 0700 where it is missing.
+
+    Raises:
+        ConfigError: it is a link, belongs to somebody else, or others may enter it.
+    """
+    path = site.site.state
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_symlink() and not path.exists():
+        path.mkdir(mode=0o700)
+    status = path.lstat()
+    mode = stat.S_IMODE(status.st_mode)
+    require(stat.S_ISDIR(status.st_mode), ConfigError, f"site.state {path} is no folder; give the path of one, or of none yet")
+    require(status.st_uid == os.geteuid(), ConfigError, f"site.state {path} belongs to another user; choose another folder")
+    require(not mode & 0o077, ConfigError, f"site.state {path} has mode {mode:04o}, expected 0700; run: chmod 700 {path}")
+    return path
+
+
+def template(name: str, server: str) -> str:
+    """A commented site file with every default written out.
+
+    Raises:
+        ConfigError: the name or the address is wrong.
+    """
+    problems = [line for line in (name_problem(name), address_problem(server)) if line]
+    require(not problems, ConfigError, "\n".join(problems))
+    from aulait.engines.deployment.site.site_template import TEMPLATE
+
+    return TEMPLATE.replace("@NAME@", name).replace("@SERVER@", server)
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            content = file.read(_LARGEST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"site file {path} cannot be read ({reason}); make one: aulait keys site DIR --name NAME") from error
+    text = f"site file {path} has mode {mode:04o}: anybody may change what this site allows; run: chmod o-w {path}"
+    require(not mode & 0o002, ConfigError, text)
+    require(len(content) <= _LARGEST_BYTES, ConfigError, f"site file {path} is larger than 1 MiB; give the path of a site file")
+    try:
+        return tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"site file {path} is not TOML: {error}; correct it") from error
+
+
+def _problems(site: SiteFile) -> list[str]:
+    """What the tables alone do not show."""
+    found = []
+    if (site.data.prompt is None) != (site.data.response is None):
+        found.append("found only one of data.prompt and data.response; expected both or none; name the other field too")
+    if site.limits.methods:
+        from aulait import methods as _methods  # noqa: F401  (files the methods in the registry)
+        from aulait.core.registry import find
+
+        for method in site.limits.methods:
+            try:
+                find("algorithm", method)
+            except ConfigError as error:
+                found.append(f"limits.methods: {error}")
+    return found
+
+
+def _absolute(site: SiteFile, folder: Path) -> SiteFile:
+    """The same with absolute paths. A model is a path only when it begins with '.', '~' or '/': the rest are names."""
+
+    def placed(path: Path | str) -> Path:
+        return Path(os.path.normpath(folder / Path(path).expanduser()))
+
+    def named(table: Mapping[str, str]) -> dict[str, str]:
+        return {key: str(placed(value)) if value.startswith((".", "~", "/")) else value for key, value in table.items()}
+
+    source = str(placed(site.data.source)) if sources.is_file(site.data.source) else site.data.source
+    return site.model_copy(update={
+        "site": site.site.model_copy(update={"state": placed(site.site.state)}),
+        "keys": site.keys.model_copy(update={key: placed(path) for key, path in dict(site.keys).items()}),
+        "data": site.data.model_copy(update={"source": source}),
+        "models": named(site.models), "embedders": named(site.embedders)})
+
+
+def _explain(item: Any) -> str:
+    """One line for one validation error: found, expected, what to do."""
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key '{where}'; {nearest(str(item['loc'][-1]), _known(item['loc'][:-1]))}"
+    if item["type"] == "missing":
+        return f"'{where}' is missing; write it, as in the file that aulait keys site makes"
+    said = str(item["msg"]).removeprefix("Value error, ")
+    return f"{where} = {_short(item['input'])}: {said[:1].lower()}{said[1:]}; correct it"
+
+
+def _known(place: Sequence[Any]) -> list[str]:
+    """Names of the keys at a place of the file."""
+    field = SiteFile.model_fields[place[0]].annotation if place else SiteFile
+    return list(field.model_fields) if isinstance(field, type) and issubclass(field, BaseModel) else []
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if isinstance(value, str | int | float | bool | list | dict | None) else type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,1 @@
+"""What aulait changes in Flower's processes so that no shipped code runs."""

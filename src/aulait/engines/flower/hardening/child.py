@@ -1,0 +1,64 @@
+"""Every Flower process we start: ``python -P -m aulait.engines.flower.hardening.child ROLE WORD...``.
+
+The role is the name of Flower's executable, which is run by its own function once the holes that ``pinned_site`` and
+``pinned_link`` describe are closed. A role that has no business on this machine is refused. Every process ends soon after
+the one that started it, also when that one was killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+from aulait.engines.flower.hardening.patching import carry_pass, clients, part, tell, watch
+
+_LEADERS = ("flower-superlink", "flower-supernode")
+
+
+def main(words: list[str]) -> None:
+    """Become one of Flower's processes.
+
+    Args:
+        words: the role and its words; ``flwr-clientapp`` has the app of the site in front of them, ``refuse`` a name.
+    """
+    role, *rest = words
+    watch(os.getppid(), role in _LEADERS)
+    app = rest.pop(0) if role in ("flwr-clientapp", "refuse") else ""
+    sys.argv = [role, *rest]
+    if role == "flower-superlink":
+        from aulait.engines.flower.hardening.superlink import superlink
+
+        superlink()
+    elif role == "flower-supernode":
+        from aulait.engines.flower.hardening.supernode import supernode
+
+        supernode()
+    elif role == "flwr-clientapp":
+        from aulait.engines.flower.hardening.supernode import clientapp
+
+        clientapp(app)
+    elif role == "flower-superexec":
+        clients(carry_pass)
+        part("flwr.supercore.cli.flower_superexec", "flower_superexec")()
+    elif role == "flwr-serverapp":
+        clients(carry_pass)
+        _hold(Path(os.environ["AULAIT_APP_LOCK"]))
+        part("flwr.superlink.cli.flwr_serverapp", "flwr_serverapp")()
+    else:
+        tell("refused", what=f"a task of {app or role}")
+        print(f"aulait: a task of {app or role} was refused; this machine runs none", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def _hold(path: Path) -> None:
+    """Lock a file as long as this process lives: the kernel lets go of it whatever happens. One server app at a time.
+
+    It waits: whoever asks whether the lock is held takes it for a moment.
+    """
+    fcntl.flock(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_EX)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

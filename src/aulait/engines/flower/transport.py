@@ -1,0 +1,110 @@
+"""Letters through Flower: a packet to a site, its answer when it is there; who a site is, the key of its node says.
+
+``Post`` is all that the engine sees of the network, so that tests put other carriers in its place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flwr.app import Array, Message
+from flwr.serverapp import Grid
+
+from aulait.core.errors import WireError
+from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.flower import flwr_records
+from aulait.engines.flower.hardening.patching import DELIVER
+from aulait.engines.flower.pulling import pulled
+
+TYPE = "query.aulait"
+KEPT_S = 3600.0  # an answer that came in time is kept for so long while the coordinator is at its own work
+_ONLINE = "online"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """An answer, or why there is none.
+
+    Attributes:
+        letter: what was answered.
+        packet: the answer; None where ``fault`` says what happened instead.
+        fault: "the site's node went away", ...
+    """
+
+    letter: str
+    packet: Packet | None
+    fault: str = ""
+
+
+class Post(Protocol):
+    """Carries packets to sites."""
+
+    def there(self) -> Mapping[str, int]:
+        """Sites that are connected now, by the name of their key, to their address."""
+
+    def send(self, address: int, packet: Packet, body: Any, wait_s: float) -> str | None:
+        """Send a packet that is not delivered later than ``wait_s`` from now; the letter's name, or None if it cannot be
+        delivered. ``body`` from ``body`` is shared."""
+
+    def body(self, raw: bytes) -> Any:
+        """Bytes as many letters share them."""
+
+    def collect(self, letters: Sequence[str], limit: int) -> Iterator[Heard]:
+        """Answers that have come, each once, one in memory at a time."""
+
+
+class FlowerPost:
+    """``Post`` over Flower's Grid.
+
+    Args:
+        grid: of the server app.
+        roster: name -> public key of every enrolled site.
+    """
+
+    def __init__(self, grid: Grid, roster: Mapping[str, str]) -> None:
+        self._grid = grid
+        self._names = {keys.as_pem(line).strip(): name for name, line in roster.items()}
+
+    def there(self) -> Mapping[str, int]:
+        """Connected sites by name; a node whose key is not in the roster is nobody."""
+        found: dict[str, int] = {}
+        for node in self._grid.get_nodes():
+            if node.status != _ONLINE:
+                continue
+            name = self._names.get(bytes(node.public_key).strip())
+            if name is not None:
+                found[name] = node.node_id
+        return found
+
+    def send(self, address: int, packet: Packet, body: Any, wait_s: float) -> str | None:
+        """Hand one message to the SuperLink; the body's array is stored there once.
+
+        Flower forgets an answer with the message that it answers, by the server's clock, and takes none from a site whose
+        clock says that the message is over. So messages live for longer than they are delivered: until when, our
+        SuperLink reads in the group's name (``pinned_link``).
+        """
+        until = f"{DELIVER}{time.time() + wait_s:.3f}"
+        message = Message(flwr_records.records(packet, body), dst_node_id=address, message_type=TYPE, ttl=wait_s + KEPT_S, group_id=until)
+        (letter,) = self._grid.push_messages([message]) or (None,)
+        return letter or None  # Flower has an empty name for a node that left
+
+    def body(self, raw: bytes) -> Array:
+        """An array that messages share."""
+        return flwr_records.array(raw)
+
+    def collect(self, letters: Sequence[str], limit: int) -> Iterator[Heard]:
+        """What is there for these letters; nothing that a site can send stops it."""
+        for found in pulled(self._grid, letters, limit):
+            if (message := found.message) is None:
+                yield Heard(found.letter, None, found.fault)
+            elif message.has_error():
+                yield Heard(found.letter, None, f"{message.error.reason or 'no reason given'} (Flower's code {message.error.code})")
+            else:
+                try:
+                    yield Heard(found.letter, flwr_records.packet(message.content, limit))
+                except WireError as error:
+                    yield Heard(found.letter, None, str(error))

@@ -1,0 +1,73 @@
+"""The engine without a network: every site lives in this process and trains together with its neighbours.
+
+Sites of placement "split" answer by the same method with a learner whose model is cut, so that they are one role among
+others in every method whose clients train by ``Learner.train``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from aulait.core.errors import ConfigError
+from aulait.core.registry import require
+from aulait.core.types import Order, Reply, Site
+from aulait.methods.contract import Ask, Setting
+from aulait.synthesis import private_evolution
+from aulait.synthesis.embedding import Embedder
+from aulait.training.activation_codec import Wire
+from aulait.training.split_trainer import SplitLearner
+from aulait.training.trainer import AT_ONCE, Learner
+
+
+def connect(
+    sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner, embedder: Embedder | None, *,
+    cut: int | None = None, wire: Wire = "float32", private: bool = True,
+) -> Ask:
+    """A way to get replies for orders from sites in this process.
+
+    Args:
+        sites: by name; orders name the site they are for.
+        method: module whose ``answer`` handles orders of stage "train".
+        setting: what all sites know.
+        learner: the shared base.
+        embedder: for orders of stage "synthesis"; None when there are none.
+        cut: blocks of the front of sites of placement "split"; None where there are none.
+        wire: how their states and gradients travel.
+        private: whether the run promises privacy; then no site may be split.
+
+    Raises (when a split site is first asked to train):
+        ConfigError: no cut is given.
+        PrivacyError: the run promises privacy.
+        ModelError: the model cannot be cut there.
+    """
+
+    @cache
+    def halves() -> SplitLearner:
+        """The learner of split sites."""
+        require(cut is not None, ConfigError, "a client is split and no cut is given; say after how many blocks")
+        assert cut is not None
+        return SplitLearner(learner, cut, wire, private=private)
+
+    def ask(orders: Sequence[Order]) -> Iterator[Reply]:
+        for first in range(0, len(orders), AT_ONCE):
+            some = orders[first : first + AT_ONCE]
+            chosen = [sites[order.client] for order in some]
+            if some[0].stage == "synthesis":
+                assert embedder is not None
+                yield from private_evolution.answer(some, chosen, embedder)
+            else:
+                yield from answers(some, chosen)
+
+    def answers(orders: Sequence[Order], chosen: Sequence[Site]) -> Iterator[Reply]:
+        """Sites of one kind together; replies in the order given."""
+        found: dict[int, Reply] = {}
+        for split in (True, False):
+            some = [i for i, site in enumerate(chosen) if (site.plan.placement == "split") == split]
+            if some:
+                replies = method.answer([orders[i] for i in some], [chosen[i] for i in some], setting, halves() if split else learner)
+                found.update(zip(some, replies, strict=True))
+        yield from (found[i] for i in range(len(orders)))
+
+    return ask

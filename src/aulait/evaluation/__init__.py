@@ -1,0 +1,1 @@
+"""Held-out losses, task metrics and text metrics."""

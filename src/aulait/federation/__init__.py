@@ -1,0 +1,1 @@
+"""Tiers of clients, presets of published studies, and the planner of placements."""

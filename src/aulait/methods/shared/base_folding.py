@@ -1,0 +1,89 @@
+"""Updates that are folded into the base: every site holds the same growing dense update G beside the frozen weights.
+
+The server sends each merge once, as stacked factors, to the sites that followed so far; a site that missed a round is
+sent the whole of G. A site remembers G, so every round costs it one stack. In a simulation the sites share one G in
+memory: what is equal is stored once.
+
+State names: ``whole/<layer>`` is G (M, N), ``stack/<layer>.A`` and ``.B`` the last merge (float32), ``seen/<client>`` the
+last round a client answered soundly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from aulait.core import lora
+from aulait.core.errors import WireError
+from aulait.core.registry import require
+from aulait.core.types import Adapter, Order, Site, Tensors
+from aulait.methods.contract import Setting, State
+from aulait.methods.shared import client_update
+
+Stack = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def sent(state: State, name: str) -> Tensors:
+    """What a client must fold before the next round: nothing at first, the last stack, or the whole of G."""
+    if state.round == 0:
+        return {}
+    kind = "stack/" if int(state.tensors.get(f"seen/{name}", torch.zeros(1))) == state.round else "whole/"
+    return {key: t for key, t in state.tensors.items() if key.startswith(kind)}
+
+
+def folded(state: State, stack: Stack, seen: Iterable[str]) -> Tensors:
+    """The state's folding part after a merge: G plus the stack, and who is up to date."""
+    after = {key: t for key, t in state.tensors.items() if key.startswith("seen/")}
+    for layer, (a_RN, b_MR) in stack.items():
+        update = b_MR @ a_RN
+        before = state.tensors.get(f"whole/{layer}")
+        after[f"whole/{layer}"] = update if before is None else before + update
+        after[f"stack/{layer}.A"], after[f"stack/{layer}.B"] = a_RN.contiguous(), b_MR.contiguous()
+    return after | {f"seen/{name}": torch.tensor([state.round + 1.0]) for name in seen}
+
+
+def received(orders: Sequence[Order], sites: Sequence[Site]) -> list[Tensors]:
+    """G of every site before the round of its order, remembered from now on; equal ones are one object.
+
+    Raises:
+        WireError: a stack came to a site that does not hold what it adds to.
+    """
+    made: dict[tuple[int, ...], Tensors] = {}
+    found = []
+    for order, site in zip(orders, sites, strict=True):
+        before = client_update.recall(site, order.round)
+        news = {key: t for key, t in order.tensors.items() if "/" in key}
+        key = (id(before) if before else 0, *(id(t) for t in news.values()))
+        if key not in made:
+            made[key] = _after(before, news, order)
+        client_update.keep(site, order.round, made[key])
+        found.append(made[key])
+    return found
+
+
+def _after(before: Tensors, news: Tensors, order: Order) -> Tensors:
+    if not news:
+        return before
+    if any(key.startswith("whole/") for key in news):
+        return {key.partition("/")[2]: t for key, t in news.items()}
+    require(bool(before) or order.round == 2, WireError,
+            f"client '{order.client}' was sent the merge of round {order.round - 1} and has none before it; send it the whole update")
+    pairs = lora.from_tensors({key.partition("/")[2]: t for key, t in news.items()}, 1.0, 1)
+    return {layer: update + before[layer] if before else update for layer, update in lora.dense(pairs).items()}
+
+
+def as_adapter(setting: Setting, state: State) -> Adapter:
+    """G as an adapter: one factor is G itself, the other the identity of the smaller side."""
+    factors = {}
+    for layer, (m, n) in setting.shapes.items():
+        whole = state.tensors.get(f"whole/{layer}")
+        update = torch.zeros(m, n) if whole is None else whole
+        factors[layer] = (update, torch.eye(m)) if m <= n else (torch.eye(n), update)
+    return Adapter(factors, 1.0, 1)
+
+
+def stack_bytes(setting: Setting, round: int, rank: Mapping[str, int]) -> int:
+    """4 · sum over layers of R (M + N) for the merge of the round before; nothing in the first round."""
+    return 0 if round == 1 else 4 * sum(rank[layer] * (m + n) for layer, (m, n) in setting.shapes.items())

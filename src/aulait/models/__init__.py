@@ -1,0 +1,1 @@
+"""Base models: loading, multi-LoRA layers, low-rank algebra, generation and export."""

@@ -1,0 +1,137 @@
+"""A finished run's adapters on its base, as plain Hugging Face models: to copy them, to fold them in, to write with them.
+
+adapter/ is the shared adapter; where the method makes personal adapters, that of a client lies in personal/ under the
+client's name, quoted as in an address.
+
+Nothing here uses the batched layers of ``model.py``: it is the way any other program would load the adapter folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import torch
+
+from aulait.core.errors import ConfigError, DataError, ModelError
+from aulait.core.registry import require
+from aulait.models.loading import BREW
+
+
+def settings(run: Path, table: str = "model") -> dict[str, Any]:
+    """A table of a finished run's settings.
+
+    Raises:
+        DataError: the folder holds no finished run.
+    """
+    finished = (run / "config.toml").is_file() and (run / "adapter" / "adapter_config.json").is_file()
+    require(
+        finished,
+        DataError,
+        f"found no finished run in {run}, expected a folder with config.toml and adapter/; finish the run",
+    )
+    tree: dict[str, Any] = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = tree.get(table, {})
+    return found
+
+
+def clients(run: Path) -> dict[str, Path]:
+    """Client -> folder of its personal adapter; empty where the method makes none."""
+    found = sorted(path.parent for path in (run / "personal").glob("*/adapter_config.json"))
+    return {unquote(path.name): path for path in found}
+
+
+def adapter(run: Path, client: str | None = None) -> Path:
+    """The folder of the shared adapter, or of a client's personal one.
+
+    Raises:
+        ConfigError: the client has none; the message names the nearest client that has.
+    """
+    if client is None:
+        return run / "adapter"
+    known = clients(run)
+    require(bool(known), ConfigError, f"--client '{client}': {run} holds no personal adapters, expected a run of a method that makes "
+            "them (aulait list); leave --client out for the shared adapter")
+    nearest = difflib.get_close_matches(client, known, n=1, cutoff=0.0)
+    require(client in known, ConfigError, f"--client '{client}' has no personal adapter in {run}, {len(known)} clients have; "
+            f"did you mean '{nearest[0] if nearest else ''}'?")
+    return known[client]
+
+
+def load(run: Path, *, adapted: bool = True, client: str | None = None, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+    """The base model of a run, with an adapter folded in unless ``adapted`` is false, and its tokenizer.
+
+    Args:
+        run: a finished run.
+        adapted: False for the base alone.
+        client: whose personal adapter; None takes the shared one.
+        device: where to.
+
+    Raises:
+        DataError: the folder holds no finished run.
+        ConfigError: the client has no adapter.
+        ModelError: the base cannot be loaded, or the adapter does not fit it.
+    """
+    import transformers
+
+    model, folder = settings(run), adapter(run, client)
+    name = str(model.get("name", "brew"))
+    auto = transformers.AutoModelForSeq2SeqLM if model.get("kind") == "seq2seq" else transformers.AutoModelForCausalLM
+    where = BREW if name == "brew" else name
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        base = auto.from_pretrained(where, dtype=getattr(torch, str(model.get("dtype", "float32"))))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+        whole = _folded(base, folder) if adapted else base
+    except (OSError, ValueError, RuntimeError) as error:
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ModelError(
+            f"model '{name}' with the adapter {folder} cannot be loaded ({cause}); expected the base of the run"
+        ) from error
+    return whole.to(device).eval(), tokenizer
+
+
+def _folded(base: Any, folder: Path) -> Any:
+    """The base with every weight W replaced by W + (alpha / R) · B A."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+
+
+def export(run: Path, to: Path, *, merge: bool, client: str | None = None) -> list[str]:
+    """Write an adapter (PEFT format) or the whole model with the adapter folded in.
+
+    Args:
+        run: a finished run.
+        to: a folder that is empty or does not exist.
+        merge: write the whole model and its tokenizer.
+        client: whose personal adapter; None takes the shared one.
+
+    Returns:
+        The names of the files written, sorted.
+
+    Raises:
+        ConfigError: ``to`` is not empty, or is a file, or the client has no adapter.
+        DataError, ModelError: as ``load``.
+    """
+    settings(run)
+    folder = adapter(run, client)
+    taken = to.exists() and (not to.is_dir() or any(to.iterdir()))
+    require(
+        not taken, ConfigError, f"--to {to} already holds something; expected a new or empty folder; choose another"
+    )
+    if merge:
+        model, tokenizer = load(run, client=client)
+        to.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(to)
+        tokenizer.save_pretrained(to)
+    else:
+        shutil.copytree(folder, to, dirs_exist_ok=True)
+    return sorted(path.name for path in to.iterdir())

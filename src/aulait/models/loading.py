@@ -1,0 +1,292 @@
+"""The frozen base model: load it, let it wear adapters, export an adapter.
+
+A base is loaded once and shared by all sites of the process. Every linear layer that may carry LoRA is wrapped by
+``SharedLinear``, which adds the low-rank updates of K sites to K groups of rows in one pass over the frozen weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from aulait.core import lora
+from aulait.core.errors import ModelError, install
+from aulait.core.lora import Shapes
+from aulait.core.registry import nearest, require
+from aulait.core.types import Adapter
+from aulait.models import prefix_cache as prefix
+from aulait.models.multi_lora_linear import SharedLinear
+from aulait.models.prefix_cache import Prefix
+
+ATTENTION = frozenset(
+    ["q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "q", "k", "v", "o", "query", "key", "value", "q_lin", "k_lin", "v_lin", "out_lin"]
+)
+BREW = str(files("aulait") / "models" / "brew")
+
+
+class ModelConfig(BaseModel):
+    """``[model]``: the frozen base.
+
+    Attributes:
+        name: "brew" (built in), a Hugging Face id, or a local path.
+        kind: "causal" or "seq2seq".
+        dtype: precision of the frozen weights; the adapter is always trained in float32.
+        context: tokens of a training sequence; longer texts are treated as ``data.too_long`` says.
+        quant: "4bit" or "8bit" through bitsandbytes (extra ``quant``, needs CUDA); None for none.
+        device: "auto" takes CUDA when there is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = "brew"
+    kind: Literal["causal", "seq2seq"] = "causal"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    context: int = Field(256, ge=8)
+    quant: Literal["4bit", "8bit"] | None = None
+    device: str = "auto"
+
+
+class AdapterConfig(BaseModel):
+    """``[adapter]``: which layers carry LoRA, and how much of it.
+
+    Attributes:
+        rank: R.
+        alpha: the update is alpha / R · B A.
+        targets: "all-linear", "attention", or names of modules ("q_proj").
+        layers: "all", or the number of last transformer blocks that carry an adapter, of the encoder and of the decoder
+            where there are both. Fewer layers mean fewer coordinates under noise and a shorter backward pass.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    targets: str | tuple[str, ...] = "all-linear"
+    layers: Literal["all"] | int = "all"
+
+
+@dataclass
+class Base:
+    """A loaded base model.
+
+    Attributes:
+        model: the Hugging Face model, frozen, in evaluation mode, its linear layers wrapped.
+        tokenizer: its tokenizer.
+        device: where the weights lie.
+        config: what it was loaded from.
+        slots: name of every wrapped layer -> its wrapper.
+        split_head: whether logits equal head(hidden states), so that the head may run on chosen positions only.
+        prefix: remembers what leading blocks without an adapter say; None where the model does not allow it.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    config: ModelConfig
+    slots: dict[str, SharedLinear] = field(default_factory=dict)
+    split_head: bool = False
+    prefix: Prefix | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Number of frozen parameters."""
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def load(config: ModelConfig) -> Base:
+    """Load, freeze and wrap a base model.
+
+    Raises:
+        ModelError: the name is neither built in, nor a folder, nor reachable; or the extra it needs is missing.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else torch.device(
+        config.device)
+    model, tokenizer = _fetch(config, device)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    model.requires_grad_(False).eval()
+    base = Base(model, tokenizer, device, config)
+    wrap(base)
+    base.split_head = config.kind == "causal" and _head_splits(base)
+    base.prefix = prefix.of(model.get_decoder()) if base.split_head else None
+    return base
+
+
+def _fetch(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    name = BREW if config.name == "brew" else config.name
+    auto = AutoModelForCausalLM if config.kind == "causal" else AutoModelForSeq2SeqLM
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
+    if config.quant:
+        options["quantization_config"] = _quantisation(config.quant)
+        options["device_map"] = {"": device}
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model = auto.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model.name = '{config.name}' cannot be loaded ({reason}); expected 'brew', the path of a folder with "
+            f"config.json, or a Hugging Face id and a network to reach it"
+        ) from error
+    return (model if config.quant else model.to(device)), tokenizer
+
+
+def _quantisation(quant: str) -> Any:
+    try:
+        import bitsandbytes  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
+        from transformers import BitsAndBytesConfig
+    except ImportError as error:
+        raise ModelError(f"model.quant needs bitsandbytes and it is missing; {install('quant')}") from error
+    require(torch.cuda.is_available(), ModelError, "model.quant needs a CUDA device and none was found; remove model.quant")
+    return BitsAndBytesConfig(load_in_4bit=quant == "4bit", load_in_8bit=quant == "8bit")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the loaders' own progress bars and advice; failures still raise."""
+    from transformers.utils import logging as chatter
+
+    level = chatter.get_verbosity()
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            chatter.set_verbosity(level)
+            logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def wrap(base: Base) -> None:
+    """Wrap every linear layer but the output head, in the order of the forward pass."""
+    head = base.model.get_output_embeddings()
+    found = [(name, module) for name, module in base.model.named_modules() if is_linear(module) and module is not head]
+    for name, module in found:
+        parent = base.model.get_submodule(name.rpartition(".")[0])
+        base.slots[name] = SharedLinear(module)
+        setattr(parent, name.rpartition(".")[2], base.slots[name])
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, also GPT-2's and quantised ones."""
+    return isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt")
+
+
+def shape_of(module: nn.Module) -> tuple[int, int]:
+    """(M, N): Conv1D of GPT-2 stores (in, out), everything else (out, in)."""
+    if type(module).__name__ == "Conv1D":
+        return int(module.weight.shape[1]), int(module.weight.shape[0])  # type: ignore[index]
+    return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+
+
+def targets(base: Base, config: AdapterConfig) -> Shapes:
+    """Layer name -> (M, N) of the layers that carry the adapter.
+
+    Raises:
+        ModelError: nothing matches; the message names the nearest module.
+    """
+    short = {name: name.rpartition(".")[2] for name in base.slots}
+    if config.targets == "all-linear":
+        chosen = set(base.slots)
+    else:
+        wanted = ATTENTION if config.targets == "attention" else (
+            {config.targets} if isinstance(config.targets, str) else set(config.targets))
+        chosen = {name for name in base.slots if short[name] in wanted or name in wanted}
+        for word in sorted(wanted - ATTENTION if config.targets == "attention" else wanted):
+            require(any(word in (name, short[name]) for name in base.slots), ModelError,
+                    f"adapter.targets names '{word}', which matches no linear layer of {base.config.name}; "
+                    f"{nearest(word, set(short.values()))}")
+        require(bool(chosen), ModelError, f"adapter.targets = {config.targets!r} matches no linear layer of "
+                f"{base.config.name}; expected some of: {', '.join(sorted(set(short.values())))}")
+    if config.layers != "all":
+        chosen &= _last_blocks(base, int(config.layers))
+    return {name: shape_of(base.slots[name].inner) for name in base.slots if name in chosen}
+
+
+def _last_blocks(base: Base, count: int) -> set[str]:
+    """Layers of the last blocks of every stack: an encoder-decoder has two."""
+    places = {name: (stack, int(number)) for name in base.slots for stack, number in re.findall(r"^(.*?)\.(\d+)\.", name)}
+    stacks: dict[str, list[int]] = {stack: [] for stack, _ in places.values()}
+    for stack, number in sorted(set(places.values())):
+        stacks[stack].append(number)
+    most = max(map(len, stacks.values()), default=0)
+    require(0 < count <= most, ModelError, f"adapter.layers = {count}; expected 'all' or 1 to {most}, the blocks of {base.config.name}")
+    return {name for name, (stack, number) in places.items() if number in stacks[stack][-count:]}
+
+
+@contextmanager
+def wearing(base: Base, adapters: Sequence[Adapter]) -> Iterator[None]:
+    """Let the base wear K adapters of the same layers, ranks padded to the largest; on leaving it is bare again."""
+    layers = list(adapters[0].factors) if adapters else []
+    try:
+        for name in layers:
+            rank = max(adapter.factors[name][0].shape[0] for adapter in adapters)
+            pairs = [lora.pad(*adapter.factors[name], rank) for adapter in adapters]
+            base.slots[name].worn = (
+                torch.stack([a for a, _ in pairs]).to(base.device),
+                torch.stack([b for _, b in pairs]).to(base.device),
+                torch.tensor([adapter.scale(name) for adapter in adapters], device=base.device),
+            )
+        yield
+    finally:
+        for name in layers:
+            base.slots[name].worn = None
+
+
+@contextmanager
+def folded(base: Base, updates: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Let the frozen weights of some layers hold dense updates (M, N); on leaving they are bit for bit as before.
+
+    Raises:
+        ModelError: the base is quantised, so that nothing can be added to its weights.
+    """
+    require(not (updates and base.config.quant), ModelError,
+            "a quantised base cannot hold dense updates; choose a method that never folds ('fedit', 'ffa', 'flexlora'), or no model.quant")
+    held: dict[str, Tensor] = {}
+    try:
+        for name, update_MN in (updates or {}).items():
+            inner: Any = base.slots[name].inner
+            held[name] = inner.weight.data
+            turned = update_MN.T if type(inner).__name__ == "Conv1D" else update_MN
+            inner.weight.data = (held[name].float() + turned.to(base.device)).to(held[name].dtype)
+        yield
+    finally:
+        for name, weight in held.items():
+            base.slots[name].inner.weight.data = weight
+
+
+@torch.no_grad()
+def _head_splits(base: Base) -> bool:
+    """Whether logits are exactly head(last hidden state): not so for models that cap or scale their logits."""
+    head = base.model.get_output_embeddings()
+    decoder = base.model.get_decoder() if hasattr(base.model, "get_decoder") else None
+    if head is None or decoder is None or decoder is base.model:
+        return False
+    ids = torch.arange(4, device=base.device)[None]
+    hidden = decoder(input_ids=ids, use_cache=False)[0]
+    return bool(torch.allclose(head(hidden).float(), base.model(input_ids=ids, use_cache=False).logits.float(), atol=1e-5))
+
+
+def logits(base: Base, ids_BT: Tensor, chosen_BT: Tensor, **extra: Any) -> Tensor:
+    """Logits (number chosen, V) in float32 at the chosen positions of right-padded sequences.
+
+    Right padding needs no mask in a causal model: no real token ever looks at what follows it.
+    """
+    if base.split_head:
+        hidden = base.prefix.hidden(ids_BT, chosen_BT) if base.prefix else base.model.get_decoder()(input_ids=ids_BT, use_cache=False)[0]
+        out: Tensor = base.model.get_output_embeddings()(hidden[chosen_BT[:, : hidden.shape[1]]])
+        return out.float()
+    full: Tensor = base.model(input_ids=ids_BT, use_cache=False, **extra).logits
+    return full[chosen_BT].float()

@@ -1,0 +1,186 @@
+"""What the leading bare blocks of a decoder say of a token sequence, computed once and remembered.
+
+Where only the last blocks carry an adapter, the hidden states that enter the first of them are a constant of the tokens.
+They are kept for all runs of a process, whatever layers each of them adapts: how many blocks are bare is seen anew in every
+pass. On a CPU every sequence is read for itself, so that what is remembered depends on nothing that was read before or
+beside it, and a run that is stopped and resumed sees what it would have seen.
+
+Shape letters: B sequences · T tokens · W tokens up to the last that matters · D width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aulait.models.multi_lora_linear import SharedLinear
+
+MOST_BYTES = 2 << 30
+_GROWING = ("dynamic", "longrope")  # rotary angles that change with the length of a pass
+_UNFIT = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
+
+
+class Skip(nn.Module):
+    """Stands where a block was: passes the hidden states on, or those it was given instead, and keeps what came in."""
+
+    def __init__(self, keeps: bool = False, given: Tensor | None = None) -> None:
+        super().__init__()
+        self.keeps = keeps
+        self.held: Tensor | None = None
+        self.given = given
+
+    def forward(self, hidden_BTD: Tensor, *_: Any, **__: Any) -> Tensor:
+        """The hidden states that leave."""
+        if self.keeps:
+            self.held = hidden_BTD
+        return hidden_BTD if self.given is None else self.given
+
+
+class Prefix:
+    """Hidden states of a decoder, with those that enter its first adapted block remembered.
+
+    Attributes:
+        most_bytes: of remembered states; what was used longest ago is forgotten first. 0: remember nothing.
+        held_bytes: of remembered states now.
+        together: whether sequences not seen before are read in one pass: faster on an accelerator, and then the last bits of
+            what is remembered depend on the company a sequence was first seen in.
+        computed: sequences that went through leading blocks so far.
+    """
+
+    def __init__(self, decoder: Any, most_bytes: int = MOST_BYTES) -> None:
+        self.most_bytes = most_bytes
+        self.held_bytes = 0
+        self.computed = 0
+        self._decoder = decoder
+        self._device = next(decoder.parameters()).device
+        self.together = self._device.type != "cpu"
+        self._layers: nn.ModuleList = decoder.layers
+        self._slots = [_slots(block) for block in self._layers]
+        within = {slot for slots in self._slots for slot in slots}
+        self._outside = [slot for slot in _slots(decoder) if slot not in within]
+        self._weights = {slot: _identity(slot) for slot in (*within, *self._outside)}
+        self._fits: dict[int, bool] = {}
+        self._known: OrderedDict[tuple[int, tuple[int, ...]], Tensor] = OrderedDict()
+
+    def hidden(self, ids_BT: Tensor, chosen_BT: Tensor) -> Tensor:
+        """Last hidden states (B, W, D) of right-padded sequences, exact up to the last chosen position of each; W <= T."""
+        depth = self.depth() if self.most_bytes else 0
+        if depth and depth not in self._fits:
+            self._fits[depth] = self._check(depth, ids_BT, chosen_BT)
+        if depth and self._fits[depth]:
+            return self._resume(depth, ids_BT, chosen_BT)
+        return self._whole(ids_BT)
+
+    def depth(self) -> int:
+        """Number of leading blocks that are as they were loaded; 0 as well where nothing is adapted, which no run repeats."""
+        if not all(map(self._bare, self._outside)):
+            return 0
+        adapted = (i for i, slots in enumerate(self._slots) if not all(map(self._bare, slots)))
+        return next(adapted, 0)
+
+    def _bare(self, slot: SharedLinear) -> bool:
+        """Whether a layer wears no adapter and its weights hold no update."""
+        return slot.worn is None and _identity(slot) == self._weights[slot]
+
+    def _whole(self, ids_BT: Tensor) -> Tensor:
+        hidden_BTD: Tensor = self._decoder(input_ids=ids_BT, use_cache=False)[0]
+        return hidden_BTD
+
+    @torch.no_grad()
+    def _check(self, depth: int, ids_BT: Tensor, chosen_BT: Tensor) -> bool:
+        """Whether the pass in two parts says what the pass in one says; on the first batch that is read at this depth."""
+        try:
+            parts = self._resume(depth, ids_BT, chosen_BT)
+        except _UNFIT:
+            return False
+        whole = self._whole(ids_BT)
+        width = parts.shape[1]
+        if parts.shape != whole[:, :width].shape:
+            return False
+        matters_BW = torch.arange(width, device=parts.device) < _lengths(chosen_BT)[:, None]
+        found, wanted = parts[matters_BW].float(), whole[:, :width][matters_BW].float()
+        slack = min(100 * torch.finfo(whole.dtype).eps, 0.05)  # 1e-5 in float32
+        return bool((found - wanted).abs().max() <= slack * wanted.abs().max().clamp(min=1.0))
+
+    def _resume(self, depth: int, ids_BT: Tensor, chosen_BT: Tensor) -> Tensor:
+        """The pass from block ``depth`` on. Nothing that matters sees a token after the last chosen one of its sequence."""
+        lengths = _lengths(chosen_BT).tolist()
+        rows = [tuple(ids[:length]) for ids, length in zip(ids_BT.tolist(), lengths, strict=True)]
+        given_BWD = nn.utils.rnn.pad_sequence(self._recall(depth, rows), batch_first=True)
+        stand = Skip(given=given_BWD)
+        with standing(self._decoder, [stand, *(Skip() for _ in range(depth - 1)), *self._layers[depth:]]):
+            return self._whole(ids_BT[:, : given_BWD.shape[1]])
+
+    def _recall(self, depth: int, rows: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """States (length, D) that enter block ``depth``, of every sequence."""
+        states = {row: self._known[depth, row] for row in rows if (depth, row) in self._known}
+        missing = [row for row in dict.fromkeys(rows) if row not in states]
+        size = max(1, len(missing)) if self.together else 1
+        for i in range(0, len(missing), size):
+            states.update(self._compute(depth, missing[i : i + size]))
+        self.computed += len(missing)
+        self.held_bytes += sum(states[row].nbytes for row in missing)
+        for row, state in states.items():
+            self._known[depth, row] = state
+            self._known.move_to_end((depth, row))
+        while self.held_bytes > self.most_bytes:
+            self.held_bytes -= self._known.popitem(last=False)[1].nbytes
+        return [states[row] for row in rows]
+
+    def _compute(self, depth: int, rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+        """One pass through the first ``depth`` blocks; the states (length, D) of every sequence."""
+        keeper, width = Skip(keeps=True), max(map(len, rows))
+        ids_BW = torch.tensor([row + (row[-1],) * (width - len(row)) for row in rows], device=self._device)
+        rest = len(self._layers) - depth - 1
+        with (
+            torch.inference_mode(False), torch.no_grad(),
+            standing(self._decoder, [*self._layers[:depth], keeper, *(Skip() for _ in range(rest))]),
+        ):
+            self._whole(ids_BW)
+        assert keeper.held is not None
+        return {row: keeper.held[i, : len(row)].clone() for i, row in enumerate(rows)}
+
+
+@contextmanager
+def standing(decoder: Any, blocks: Sequence[nn.Module], name: str = "layers") -> Iterator[None]:
+    """Let other blocks stand in a decoder, each in its place, since a decoder may mask by number; then its own again."""
+    own = getattr(decoder, name)
+    setattr(decoder, name, nn.ModuleList(blocks))
+    try:
+        yield
+    finally:
+        setattr(decoder, name, own)
+
+
+def of(decoder: Any) -> Prefix | None:
+    """The memory of a decoder; None where its blocks are not found, or where states depend on more than the tokens before them.
+
+    On an accelerator at most an eighth of what is free now is used.
+    """
+    rotary = getattr(getattr(decoder, "rotary_emb", None), "rope_type", "default")
+    growing = any(kind in _GROWING for kind in (rotary.values() if isinstance(rotary, dict) else [rotary]))
+    if growing or not isinstance(getattr(decoder, "layers", None), nn.ModuleList) or len(decoder.layers) < 2:
+        return None
+    device = next(decoder.parameters()).device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 8 * MOST_BYTES
+    return Prefix(decoder, min(MOST_BYTES, free // 8))
+
+
+def _slots(module: nn.Module) -> list[SharedLinear]:
+    return [slot for slot in module.modules() if isinstance(slot, SharedLinear)]
+
+
+def _identity(slot: SharedLinear) -> tuple[int, int]:
+    """Changes when the weights are exchanged or written to."""
+    return slot.weight.data_ptr(), slot.weight._version
+
+
+def _lengths(chosen_BT: Tensor) -> Tensor:
+    """Tokens up to the last chosen one of every sequence (B,), at least 1."""
+    place_T = torch.arange(1, chosen_BT.shape[1] + 1, device=chosen_BT.device)
+    return (chosen_BT * place_T).amax(dim=1).clamp(min=1)

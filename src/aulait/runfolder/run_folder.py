@@ -1,0 +1,205 @@
+"""The run folder: append a round, checkpoint, resume. Nothing here knows a method.
+
+A checkpoint is one file, replaced atomically, so a kill at any moment leaves the previous or the next one. It counts
+the lines of rounds.jsonl that belong to it; lines beyond are dropped on resume and made again. The ledger is never cut
+(see ``privacy/ledger.py``).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save
+
+from aulait.core.errors import AulaitError, ConfigError
+from aulait.core.types import Tensors
+from aulait.privacy.ledger import sync_folder
+
+NEEDED_BYTES = 64 * 1024 * 1024
+Kept = Callable[[list[dict[str, Any]]], None]
+
+
+def clean(value: Any) -> Any:
+    """Plain JSON values: infinite and undefined numbers become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    return value
+
+
+class RunFolder:
+    """A run on disk; the layout is a public interface (README, "The run folder").
+
+    Attributes:
+        path: the folder.
+        kept: told all lines of rounds.jsonl after each checkpoint: those that no resume drops.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.kept: Kept = lambda lines: None
+
+    def begin(self, config: str, machine: Mapping[str, Any], resume: bool) -> bool:
+        """Make the folder, or enter it again.
+
+        Args:
+            config: the resolved settings as TOML.
+            machine: facts about this machine.
+            resume: go on with what is there.
+
+        Returns:
+            Whether there is something to go on with.
+
+        Raises:
+            ConfigError: the folder holds a run and ``resume`` is false; or its settings differ.
+            AulaitError: no space.
+        """
+        held = self.path / "config.toml"
+        if held.exists() and not resume:
+            raise ConfigError(f"run folder {self.path} already holds a run; add --resume to go on with it, or choose another --out")
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"--out {self.path} is a file; expected a folder that can be made")
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._space()
+            if held.exists():
+                differing = changed(held.read_text(encoding="utf-8"), config)
+                if differing:
+                    raise ConfigError(
+                        f"run folder {self.path} was started with other settings ({differing}); "
+                        "resume with the same file, or choose another --out"
+                    )
+                return True
+            self.write_json("machine.json", machine)
+            self.write_text("config.toml", config)  # last: its presence says that the folder holds a run
+        return False
+
+    def _space(self) -> None:
+        free = shutil.disk_usage(self.path).free
+        if free < NEEDED_BYTES:
+            raise AulaitError(
+                f"run folder {self.path} has no space left ({free // 2**20} MiB free); expected at least "
+                f"{NEEDED_BYTES // 2**20} MiB; free some space or choose another --out"
+            )
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a file atomically."""
+        self._replace(name, text.encode("utf-8"))
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Replace a JSON file atomically."""
+        self.write_text(name, json.dumps(clean(value), indent=2, ensure_ascii=False) + "\n")
+
+    def write_lines(self, name: str, lines: list[Mapping[str, Any]]) -> None:
+        """Replace a JSON-lines file atomically."""
+        self.write_text(name, "".join(json.dumps(clean(line), ensure_ascii=False) + "\n" for line in lines))
+
+    def _replace(self, name: str, content: bytes) -> None:
+        target = self.path / name
+        with writing(self.path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(target.name + ".tmp")
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            sync_folder(target)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add a line to rounds.jsonl, durable when this returns."""
+        with writing(self.path), (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean(line), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The whole lines of rounds.jsonl; a torn last line is left out."""
+        path = self.path / "rounds.jsonl"
+        if not path.exists():
+            return []
+        raw = path.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in raw]
+
+    def checkpoint(self, tensors: Tensors, progress: Mapping[str, Any]) -> None:
+        """Save the state of the run together with the number of lines in rounds.jsonl."""
+        lines = self.lines()
+        held = dict(progress) | {"lines": len(lines)}
+        content = save(_apart(tensors), metadata={"progress": json.dumps(held)})
+        self._replace("checkpoint/state.safetensors", content)
+        self.kept(lines)
+
+    def restore(self) -> tuple[Tensors, dict[str, Any]] | None:
+        """The last checkpoint, with rounds.jsonl cut to it; None when there is none."""
+        path = self.path / "checkpoint" / "state.safetensors"
+        if not path.exists():
+            if (self.path / "rounds.jsonl").exists():
+                self.write_lines("rounds.jsonl", [])
+            return None
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            progress: dict[str, Any] = json.loads(file.metadata()["progress"])
+        self.write_lines("rounds.jsonl", [*self.lines()[: progress["lines"]]])
+        return tensors, progress
+
+    def result(self) -> dict[str, Any] | None:
+        """result.json of a finished run, else None."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _apart(tensors: Tensors) -> Tensors:
+    """The tensors in memory of their own: the format refuses two that share some."""
+    taken: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        shared = whole.untyped_storage().data_ptr() in taken
+        taken.add(whole.untyped_storage().data_ptr())
+        apart[name] = whole.clone() if shared or whole.untyped_storage().nbytes() != whole.nbytes else whole
+    return apart
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusals to write into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise AulaitError(f"no space left in the run folder {path}; free some space and go on with --resume") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise AulaitError(f"cannot write to the run folder {path} ({error.strerror}); choose another --out") from error
+        raise
+
+
+def changed(before: str, after: str) -> str:
+    """The first few lines that differ, or an empty string. How long sites are waited for and who is told may change."""
+    old, new = _lasting(before), _lasting(after)
+    if old == new:
+        return ""
+    pairs = zip(old + [""] * len(new), new + [""] * len(old), strict=False)
+    differing = [f"{a or 'nothing'} -> {b or 'nothing'}" for a, b in pairs if a != b]
+    return "; ".join(differing[:3])
+
+
+def _lasting(config: str) -> list[str]:
+    """Lines of a configuration without those that a run may go on with in other words."""
+    found, table = [], ""
+    for line in config.splitlines():
+        table = line if line.startswith("[") else table
+        if table != "[track]" and not (table == "[engine]" and line.partition(" =")[0] in ("deadline_s", "wait_s", "least_sites")):
+            found.append(line)
+    return found

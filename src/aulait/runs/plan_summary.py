@@ -1,0 +1,176 @@
+"""What a run would ask of whom, from its settings and shapes: nothing is trained, and under privacy no text of a client is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from aulait.federation.tiers import TierConfig
+from aulait.methods.shared.client_update import factor_bytes
+from aulait.privacy.accounting import Event, epsilon
+from aulait.resources.capacity import EMBEDDER
+from aulait.runs.experiment_file import Settings
+from aulait.runs.setup import House
+from aulait.runs.virtual_time import round_time
+from aulait.synthesis.private_evolution import vote_bound
+from aulait.training import split_model
+
+
+def outlook(house: House) -> dict[str, Any]:
+    """The plan of a house as plain values: tiers, server, releases, epsilon by role, totals."""
+    width, embedder_parameters = _embedder(house)
+    there = {site.plan.tier for site in house.sites.values()}
+    tiers = [_tier(house, tier, width, embedder_parameters) for tier in house.settings.federation.tier if tier.name in there]
+    totals = {f"{way}_bytes": _sum([tier[f"{way}_bytes_run"] for tier in tiers]) for way in ("down", "up")}
+    train, synthesis = house.settings.train, house.settings.synthesis
+    return {
+        "name": house.settings.run.name,
+        "algorithm": house.settings.algorithm["name"],
+        "model": house.settings.model.name,
+        "parameters": house.base.parameters,
+        "clients": len(house.sites),
+        "rounds": {"synthesis": synthesis.rounds if house.voting else 0, "train": train.rounds},
+        "tiers": tiers,
+        "server": _server(house),
+        "releases": _releases(house),
+        "privacy": _privacy(house),
+        "total": totals,
+    }
+
+
+def _embedder(house: House) -> tuple[int, int | None]:
+    """Width D and parameters of the embedder; only an unknown one is loaded, and only when somebody votes."""
+    if house.settings.synthesis.embedder == "minilm" or not house.voters:
+        return EMBEDDER[1], EMBEDDER[0]
+    return house.embedder().width, None
+
+
+def _tier(house: House, tier: TierConfig, width: int, embedder_parameters: int | None) -> dict[str, Any]:
+    """What one client of a tier does, sends and receives, and what that takes on its machine."""
+    settings, place = house.settings, house.places[tier.name]
+    members = sorted(site.name for site in house.sites.values() if site.plan.tier == tier.name)
+    plan, trains, votes = place.plan, bool(members) and place.plan.placement != "proxy", bool({*members} & {*house.voters})
+    up, down = _trained_bytes(house, members) if trains else (0, 0)
+    pool, rounds, voted = settings.synthesis.pool, settings.train.rounds, settings.synthesis.rounds if votes else 0
+    first = min(pool, len(house.corpus.public))  # the first vote is on public texts
+    candidates = first + (voted - 1) * pool if voted else 0
+    part = settings.federation.rate if settings.federation.sampling != "all" else 1.0
+    each = max(1, len(members) * rounds)
+    return {
+        "name": tier.name,
+        "clients": len(members),
+        "placement": plan.placement,
+        "machine": tier.machine,
+        "why": place.why,
+        "rank": plan.rank if trains else None,
+        "steps": plan.steps if trains else None,
+        "batch": plan.batch if trains else None,
+        "trainable": _trainable(house, members[0]) if trains else 0,
+        "train_down_bytes_round": round(down / each),
+        "train_up_bytes_round": round(up / each),
+        "vote_down_bytes_round": 4 * pool * width if votes else 0,
+        "vote_up_bytes_round": 4 * pool if votes else 0,
+        "down_bytes_run": round(part * down + len(members) * candidates * 4 * width),
+        "up_bytes_run": round(part * up + len(members) * candidates * 4),
+        "flop_vote_estimate": _vote_flop(settings, embedder_parameters) if votes else 0,
+        **_machine(house, tier.name, trains),
+    }
+
+
+def _trainable(house: House, name: str) -> int:
+    """Numbers that a client trains on its own machine: of a split one, those before the cut."""
+    setting = house.setting
+    if house.sites[name].plan.placement == "split":
+        front = split_model.front(setting.shapes, house.settings.compute.cut)
+        setting = replace(setting, shapes={layer: setting.shapes[layer] for layer in front})
+    return factor_bytes(setting, name, house.settings.method.TRAITS.trains) // 4
+
+
+def _machine(house: House, tier: str, trains: bool) -> dict[str, Any]:
+    """Arithmetic of a round, and seconds, memory and energy on the tier's machine; None where no machine is named."""
+    place = house.places[tier]
+    found = round_time.takes(house, tier)
+    named = place.profile is not None
+    return {
+        "flop_round_estimate": round(found.flop) if trains else 0,
+        "compute_s_round": found.compute_s if named else None,
+        "transfer_s_round": found.transfer_s if named else None,
+        "memory_bytes": round(found.memory_bytes) if trains or named else None,
+        "machine_memory_bytes": place.profile.memory_bytes if place.profile else None,
+        "energy_j_round": found.energy_j if named else None,
+    }
+
+
+def _trained_bytes(house: House, members: Sequence[str]) -> tuple[int, int]:
+    """Bytes up and down of all clients of a tier over all rounds, when everybody takes part in every one."""
+    if house.sites[members[0]].plan.placement == "local":  # bytes follow from ranks alone
+        up, down = round_time.travelled(house, members[0])
+        return len(members) * up, len(members) * down
+    found = [round_time.exchanged(house, members, round) for round in range(1, house.settings.train.rounds + 1)]
+    return sum(up for up, _ in found), sum(down for _, down in found)
+
+
+def _vote_flop(settings: Settings, parameters: int | None) -> int | None:
+    """Embedding a client's records, once in a run."""
+    return None if parameters is None else 2 * parameters * settings.data.records_per_client * settings.synthesis.max_tokens
+
+
+def _server(house: House) -> dict[str, Any]:
+    """The proxies' training on the server."""
+    count = round_time.proxy_count(house)
+    return {
+        "proxies": count,
+        "stand_for": len(house.roles["proxy"]) if count else 0,
+        "texts": house.settings.synthesis.texts if house.voting else 0,
+        "flop_round_estimate": round(count * round_time.proxy_plan(house).steps * round_time.proxy_step(house).flop) if count else 0,
+        "machine": house.settings.compute.server,
+    }
+
+
+def _releases(house: House) -> list[dict[str, Any]]:
+    """The planned releases: how many, how much noise."""
+    privacy, noise = house.settings.privacy, house.noise
+    factor = 2.0 if privacy.relation == "replace" else 1.0
+    update_bound = float(privacy.clip) * privacy.clip_scale if privacy.clip != "proxies" else None
+    planned = (
+        ("synthesis", noise.vote_releases, noise.votes, vote_bound(house.settings.data.records_per_client)),
+        ("train", noise.update_releases, noise.updates, update_bound),
+    )
+    return [
+        {
+            "stage": stage,
+            "releases": count,
+            "noise_multiplier": z,
+            "sensitivity": None if bound is None else factor * bound,
+            "sigma": None if bound is None else z * factor * bound,
+        }
+        for stage, count, z, bound in planned
+        if count
+    ]
+
+
+def _privacy(house: House) -> dict[str, Any]:
+    """Epsilon that every role will have spent after the last round; null is infinite."""
+    settings, noise = house.settings, house.noise
+    promised = {"off": settings.privacy.off, "relation": settings.privacy.relation, "delta": settings.privacy.delta}
+    roles = [role for role, names in house.roles.items() if names]
+    if settings.privacy.off:
+        return {**promised, "epsilon": dict.fromkeys(roles)}
+    rate = settings.federation.rate if settings.federation.sampling == "poisson" else 1.0
+    votes = [Event(noise.votes)] * noise.vote_releases if noise.vote_releases else []
+    updates = [Event(noise.updates, rate)] * noise.update_releases if noise.update_releases else []
+    events = {
+        "proxy": votes,
+        "local": updates + (votes if settings.synthesis.voters == "all" else []),
+        "split": updates,
+    }
+    assert settings.privacy.delta is not None
+    spent: dict[str, float | None] = {role: epsilon(events[role], settings.privacy.delta) for role in roles}
+    if settings.synthesis.votes == "exact" and house.voters:
+        spent["proxy"] = None
+    return {**promised, "epsilon": spent}
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    return None if any(value is None for value in values) else sum(value or 0 for value in values)

@@ -1,0 +1,1 @@
+"""Stage 1: private evolution of synthetic texts by votes, embedding, and the generators."""

@@ -1,0 +1,1 @@
+"""Mirrors of the numbers of a run in TensorBoard and MLflow."""

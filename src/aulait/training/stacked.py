@@ -1,0 +1,109 @@
+"""Factors of K sites side by side, so that one pass over the frozen base trains them all.
+
+Sites of lower rank than their neighbours are padded with zeros, layer by layer. Padded factors have zero gradients and
+stay zero, so the result is that of training alone (test: unit/test_train.py).
+
+Shape letters: K sites · M out · N in · R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aulait.core import lora
+from aulait.core.types import Adapter
+from aulait.models.loading import Base
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """What a method adds to a site's loss in every step.
+
+    Attributes:
+        proximal: mu of mu/2 · ||theta - theta_start||^2 over the trained factors (Li et al., FedProx, MLSys 2020).
+        tail: lambda of lambda · sum over layers ||B[:, t:]||_F · ||A[t:, :]||_F (Cho et al., HetLoRA, EMNLP 2024).
+        keep: gamma in (0, 1): the tail of a layer of rank r begins at t = floor(gamma · r).
+    """
+
+    proximal: float = 0.0
+    tail: float = 0.0
+    keep: float = 0.99
+
+
+class Stack:
+    """The factors of K sites, as leaves of the gradient.
+
+    Attributes:
+        factors: layer -> (A_KRN, B_KMR), R the largest rank of the layer.
+        scales: layer -> scale of every site (K,).
+        leaves: the trained ones of these tensors.
+    """
+
+    def __init__(self, starts: Sequence[Adapter], part: str, device: torch.device) -> None:
+        self._starts = list(starts)
+        self.factors: dict[str, tuple[Tensor, Tensor]] = {}
+        self.scales: dict[str, Tensor] = {}
+        for name in starts[0].factors:
+            rank = max(start.factors[name][0].shape[0] for start in starts)
+            padded = [lora.pad(*start.factors[name], rank) for start in starts]
+            self.factors[name] = (torch.stack([a for a, _ in padded]).to(device), torch.stack([b for _, b in padded]).to(device))
+            self.scales[name] = torch.tensor([start.scale(name) for start in starts], device=device)
+        self.leaves = [pair["AB".index(letter)] for pair in self.factors.values() for letter in part]
+        self._origin = [leaf.clone() for leaf in self.leaves]
+
+    @classmethod
+    def of(cls, starts: Sequence[Adapter], part: str, device: torch.device) -> Stack:
+        """A stack whose trained factors ask for gradients."""
+        stack = cls(starts, part, device)
+        for leaf in stack.leaves:
+            leaf.requires_grad_(True)
+        return stack
+
+    @contextmanager
+    def worn(self, base: Base) -> Iterator[None]:
+        """Let the base wear the stacks, so that gradients reach the stacks themselves."""
+        for name, (a, b) in self.factors.items():
+            base.slots[name].worn = (a, b, self.scales[name])
+        try:
+            yield
+        finally:
+            for name in self.factors:
+                base.slots[name].worn = None
+
+    def take(self, k: int) -> Adapter:
+        """The adapter of site k at its own ranks, on the CPU."""
+        start = self._starts[k]
+        factors = {}
+        for name, (a, b) in self.factors.items():
+            rank = start.factors[name][0].shape[0]
+            factors[name] = (a[k, :rank].detach().cpu().clone(), b[k, :, :rank].detach().cpu().clone())
+        return Adapter(factors, start.alpha, start.rank)
+
+    def penalty(self, terms: Penalty) -> Tensor:
+        """The sum over sites of their penalties; the gradient of each site is its own."""
+        total = torch.zeros((), device=self.leaves[0].device)
+        if terms.proximal:
+            for leaf, origin in zip(self.leaves, self._origin, strict=True):
+                total = total + terms.proximal / 2 * (leaf - origin).square().sum()
+        if terms.tail:
+            for name, (a, b) in self.factors.items():
+                tail_KR = self._tail(name, terms.keep, a.shape[1])
+                norms_K = _norm(a * tail_KR[:, :, None]) * _norm(b * tail_KR[:, None, :])
+                total = total + terms.tail * norms_K.sum()
+        return total
+
+    def _tail(self, name: str, keep: float, rank: int) -> Tensor:
+        """1 where a column of site k is in its tail, else 0: (K, R)."""
+        own = [start.factors[name][0].shape[0] for start in self._starts]
+        rows = [[1.0 if int(keep * r) <= j < r else 0.0 for j in range(rank)] for r in own]
+        return torch.tensor(rows, device=self.factors[name][0].device)
+
+
+def _norm(factors: Tensor) -> Tensor:
+    """Frobenius norm of every site (K,), with a gradient of 0 rather than NaN at 0."""
+    return (factors.square().flatten(1).sum(1) + 1e-24).sqrt()

@@ -1,0 +1,246 @@
+"""Local LoRA steps for many sites at once over one shared frozen base.
+
+The sites of a pass are independent: each has its own factors, its own batches, its own optimiser moments and its own
+gradient clipping. They share only the frozen matrix products, which is what makes a federation cost no more than one
+plain training of the same tokens (``stacking`` lays their factors side by side).
+
+Shape letters: K sites · B sequences of a site in a step · T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from aulait.core.errors import DataError
+from aulait.core.registry import require
+from aulait.core.types import Adapter, Record, Tensors
+from aulait.models.loading import Base, folded
+from aulait.training.batches import Encoder, Rows, collate, scored
+from aulait.training.stacked import Penalty as Penalty
+from aulait.training.stacked import Stack
+
+AT_ONCE = 64  # sites that an engine hands over together: replies in memory, enough neighbours of similar length to pad little
+
+
+class TrainConfig(BaseModel):
+    """``[train]``: what every local or proxy site does in a round, unless its tier says otherwise.
+
+    Attributes:
+        rounds: rounds of stage 2.
+        steps: optimiser steps of a site in a round.
+        batch: sequences in a step.
+        lr: learning rate of the local optimiser in the first round.
+        schedule: how it falls over the rounds: "constant", "linear" or "cosine" (to a tenth). Under privacy the clip
+            bound follows the proxies' norms down, and so does the noise.
+        optimizer: "adamw" (moments start afresh every round) or "sgd".
+        weight_decay: decoupled weight decay.
+        max_grad_norm: bound on the norm of a site's gradient in a step; 0 for none.
+        rows_at_once: sequences in one pass over the base, over all sites; a matter of speed and memory only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rounds: int = Field(10, ge=0)
+    steps: int = Field(8, ge=1)
+    batch: int = Field(4, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    rows_at_once: int = Field(16, ge=1)
+
+
+def learning_rate(config: TrainConfig, round: int) -> float:
+    """The local learning rate of a round, counted from 1."""
+    past = (round - 1) / max(1, config.rounds)
+    if config.schedule == "linear":
+        return config.lr * (1.0 - 0.9 * past)
+    if config.schedule == "cosine":
+        return config.lr * (0.1 + 0.45 * (1.0 + math.cos(math.pi * past)))
+    return config.lr
+
+
+@dataclass(frozen=True)
+class Work:
+    """The training one site is asked to do.
+
+    Attributes:
+        start: the adapter to begin from.
+        records: what to learn from.
+        part: factors that are trained: "A", "B" or "AB"; the others stay frozen.
+        steps: optimiser steps.
+        batch: sequences in a step.
+        lr: learning rate.
+        seed: of the order in which records are drawn.
+        penalty: added to the loss of every step; None for none.
+        fold: layer -> dense update (M, N) that the frozen weights hold during the work; None for the bare base.
+    """
+
+    start: Adapter
+    records: tuple[Record, ...]
+    part: str
+    steps: int
+    batch: int
+    lr: float
+    seed: int
+    penalty: Penalty | None = None
+    fold: Tensors | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a site has after its steps.
+
+    Attributes:
+        adapter: the trained factors, on the CPU.
+        loss: mean over steps of the training loss, nats a token. Sensitive.
+        tokens: tokens read, padding not counted.
+        updates: norm of the step's gradient before clipping, mean over steps. Sensitive.
+        up_bytes: that the site sent during the steps, where the model is cut (``split``); else 0.
+        down_bytes: that it received during the steps; else 0.
+        front: where the model is cut, the layers whose factors the site has; the others never cross its wall.
+    """
+
+    adapter: Adapter
+    loss: float
+    tokens: int
+    updates: float
+    up_bytes: int = 0
+    down_bytes: int = 0
+    front: frozenset[str] = frozenset()
+
+
+Advance = Callable[[int], None]
+
+
+def draws(work: Work, records: Sequence[int]) -> list[list[int]]:
+    """Record numbers of every step: passes over all records in seeded order, cut into steps of ``batch``.
+
+    Args:
+        work: steps, batch and seed.
+        records: the length in tokens of every record. The draws of a round are sorted into steps of similar length so
+            that sites padded together waste little; the steps themselves are then in an order of their own.
+    """
+    generator = torch.Generator().manual_seed(work.seed)
+    need = work.steps * work.batch
+    order: list[int] = []
+    while len(order) < need:
+        order += torch.randperm(len(records), generator=generator).tolist()
+    order = sorted(order[:need], key=lambda i: (records[i], i))
+    steps = [order[i : i + work.batch] for i in range(0, need, work.batch)]
+    mixed = torch.randperm(work.steps, generator=torch.Generator().manual_seed(work.steps)).tolist()
+    return [steps[i] for i in mixed]
+
+
+class Learner:
+    """Trains sites on one base. Holds no state of any site."""
+
+    def __init__(self, base: Base, config: TrainConfig) -> None:
+        self.base = base
+        self.config = config
+        self.encode = Encoder(base)
+
+    def train(self, works: Sequence[Work], advance: Advance | None = None) -> list[Trained]:
+        """Do all works, those of equal shape together; results in the order given.
+
+        Args:
+            works: one per site.
+            advance: told how many works are finished, for a progress bar.
+
+        Raises:
+            DataError: a site has no records.
+        """
+        for work in works:
+            require(bool(work.records), DataError, "a site has no records to train on; give it some or leave it out")
+        done: dict[int, Trained] = {}
+        for some in self.passes(works):
+            done.update(zip(some, self._together([works[i] for i in some]), strict=True))
+            if advance is not None:
+                advance(len(some))
+        return [done[i] for i in range(len(works))]
+
+    def passes(self, works: Sequence[Work]) -> list[list[int]]:
+        """Which works share a pass: those of equal shape on equal weights, similar lengths together, to pad little."""
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for index, work in enumerate(works):
+            key = (work.steps, work.batch, work.part, work.lr, work.penalty, None if work.fold is None else id(work.fold))
+            groups.setdefault(key, []).append(index)
+        shared = []
+        for members in groups.values():
+            size = max(1, self.config.rows_at_once // works[members[0]].batch)
+            members = sorted(members, key=lambda i: (self._length(works[i]), i))
+            shared += [members[i : i + size] for i in range(0, len(members), size)]
+        return shared
+
+    def _length(self, work: Work) -> float:
+        """Mean tokens of a site's records."""
+        return sum(len(self.encode(record)[0]) for record in work.records) / len(work.records)
+
+    def _together(self, works: Sequence[Work]) -> list[Trained]:
+        """K works of equal steps, batch, part, learning rate, penalty and fold in one pass per step."""
+        first, clients = works[0], len(works)
+        stack = Stack.of([work.start for work in works], first.part, self.base.device)
+        optimizer = optimizer_of(stack.leaves, self.config, first.lr)
+        plans = [draws(work, [len(self.encode(r)[0]) for r in work.records]) for work in works]
+        losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
+        with folded(self.base, first.fold):
+            for step in range(first.steps):
+                rows = collate(self.base, self.encode, [w.records[i] for w, p in zip(works, plans, strict=True) for i in p[step]])
+                loss_K, tokens_K = self.losses(rows, stack, clients)
+                objective = loss_K.sum() if first.penalty is None else loss_K.sum() + stack.penalty(first.penalty)
+                objective.backward()  # type: ignore[no-untyped-call]
+                norm_K = squares(stack.leaves, clients).sqrt()
+                shorten(stack.leaves, norm_K, self.config.max_grad_norm)
+                norms += norm_K.cpu()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                losses += loss_K.detach().cpu()
+                tokens += tokens_K.cpu()
+        return [
+            Trained(stack.take(k), float(losses[k] / first.steps), int(tokens[k]), float(norms[k] / first.steps))
+            for k in range(clients)
+        ]
+
+    def losses(self, rows: Rows, stack: Stack, clients: int) -> tuple[Tensor, Tensor]:
+        """Mean loss of each of K sites (K,), or of K single rows, over its own tokens, and its number of tokens (K,)."""
+        with stack.worn(self.base):
+            out, target, row = scored(self.base, rows)
+        site = row // (len(rows.ids) // clients)
+        each = torch.nn.functional.cross_entropy(out, target, reduction="none")
+        zero = torch.zeros(clients, device=each.device)
+        count = zero.index_add(0, site, torch.ones_like(each))
+        return zero.index_add(0, site, each) / count.clamp(min=1), count
+
+
+@torch.no_grad()
+def squares(leaves: Sequence[Tensor], clients: int) -> Tensor:
+    """The squared norm of every site's gradient (K,)."""
+    square_K = torch.zeros(clients, device=leaves[0].device if leaves else None)
+    for leaf in leaves:
+        assert leaf.grad is not None
+        square_K += leaf.grad.reshape(clients, -1).square().sum(1)
+    return square_K
+
+
+@torch.no_grad()
+def shorten(leaves: Sequence[Tensor], norm_K: Tensor, bound: float) -> None:
+    """Scale the gradient of every site, whose norm is given, to norm <= bound; 0 means no bound."""
+    if bound > 0:
+        scale_K = (bound / norm_K.clamp(min=1e-12)).clamp(max=1.0)
+        for leaf in leaves:
+            assert leaf.grad is not None
+            leaf.grad.mul_(scale_K.view(-1, 1, 1))
+
+
+def optimizer_of(leaves: Sequence[Tensor], config: TrainConfig, lr: float) -> torch.optim.Optimizer:
+    """The optimiser that the settings name, with fresh moments."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(leaves, lr=lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(leaves, lr=lr, weight_decay=config.weight_decay)

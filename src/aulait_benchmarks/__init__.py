@@ -1,0 +1,1 @@
+"""Benchmarks behind `aulait bench`; the package aulait does not need them."""

@@ -1,0 +1,218 @@
+"""Benchmarks that anybody can repeat. ``simulate``: what a federation in one process costs beside plain training.
+
+Federated rounds of ``method.step`` against a straightforward loop that trains ONE adapter on the very same batches:
+same rows in a pass, same lengths, same padding, same trainable factors, AdamW, no federation code. Both take turns;
+medians are told.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from aulait.core.cohort import Cohort, everyone
+from aulait.core.lora import initial
+from aulait.core.types import Adapter, Record
+from aulait.engines.inline import connect
+from aulait.methods.contract import State
+from aulait.models import loading
+from aulait.models.loading import wearing
+from aulait.privacy.accounting import PrivacyConfig
+from aulait.privacy.aggregator import Door
+from aulait.privacy.ledger import Ledger
+from aulait.privacy.noise import SystemNoise
+from aulait.resources.meters import peak_of_process
+from aulait.runs.experiment_file import build
+from aulait.runs.setup import House, Workshop, assemble
+from aulait.training.batches import collate, scored
+from aulait.training.trainer import Work, draws
+
+METHODS = {"ffa": "B", "fedit": "AB"}
+Passes = list[list[list[Record]]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians of one method.
+
+    Attributes:
+        tokens: tokens trained in one repetition, padding not counted.
+        aulait_s: seconds of the federated rounds.
+        floor_s: seconds of plain training on the same batches.
+    """
+
+    tokens: int
+    aulait_s: float
+    floor_s: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Tokens, speeds, and floor speed over our speed: 1 is parity, smaller is better for us."""
+        return {
+            "tokens": self.tokens,
+            "aulait_tokens_per_s": self.tokens / self.aulait_s,
+            "floor_tokens_per_s": self.tokens / self.floor_s,
+            "ratio_to_floor": self.aulait_s / self.floor_s,
+        }
+
+
+def simulate(
+    clients: int = 16, rounds: int = 1, repetitions: int = 5, steps: int = 4, batch: int = 4
+) -> dict[str, Any]:
+    """Federated against plain training of the built-in model on built-in data.
+
+    Args:
+        clients: sites, all of which train in every round.
+        rounds: of one repetition.
+        repetitions: how often both take their turn; at least 3.
+        steps: optimiser steps of a site in a round.
+        batch: sequences in a step.
+
+    Returns:
+        tokens, aulait_tokens_per_s, floor_tokens_per_s, ratio_to_floor of the slower method (named under
+        ``algorithm``), every method under ``methods``, peak_rss_bytes of the process, base_loads, device, threads.
+    """
+    timings = {}
+    workshop = Workshop()
+    with _counting() as loads:
+        for name in METHODS:
+            house = _house(name, clients, steps, batch, workshop)
+            timings[name] = _timed(house, name, rounds, max(3, repetitions))
+        device = house.base.device
+    methods = {name: timing.as_dict() for name, timing in timings.items()}
+    slower = max(methods, key=lambda name: methods[name]["ratio_to_floor"])
+    gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {
+        **methods[slower],
+        "algorithm": slower,
+        "methods": methods,
+        "clients": clients,
+        "rounds": rounds,
+        "repetitions": max(3, repetitions),
+        "peak_rss_bytes": peak_of_process(),
+        "peak_gpu_bytes": gpu,
+        "base_loads": len(loads),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _house(name: str, clients: int, steps: int, batch: int, workshop: Workshop) -> House:
+    tree = {
+        "run": {"name": "bench"},
+        "model": {"context": 64},
+        "adapter": {"rank": 8},
+        "data": {"source": "docstrings", "clients": clients, "too_long": "cut"},
+        "federation": {"tier": [{"name": "everyone", "placement": "local"}]},
+        "algorithm": {"name": name},
+        "train": {"steps": steps, "batch": batch},
+        "privacy": {"off": True},
+    }
+    return assemble(build(tree), workshop)
+
+
+def _timed(house: House, name: str, rounds: int, repetitions: int) -> Timing:
+    """Warm up both, then let them take turns."""
+    batches, tokens = _batches(house, METHODS[name], rounds)
+    _federated(house, rounds)
+    _plain(house, METHODS[name], batches)
+    spent_s: dict[bool, list[float]] = {True: [], False: []}
+    for repetition in range(repetitions):
+        for federated in (True, False) if repetition % 2 == 0 else (False, True):
+            _wait(house)
+            started = time.perf_counter()
+            if federated:
+                _federated(house, rounds)
+            else:
+                _plain(house, METHODS[name], batches)
+            _wait(house)
+            spent_s[federated].append(time.perf_counter() - started)
+    return Timing(tokens, statistics.median(spent_s[True]), statistics.median(spent_s[False]))
+
+
+def _federated(house: House, rounds: int) -> State:
+    """Rounds of the method over all sites; no evaluation, nothing on disk."""
+    method, config = house.settings.method, house.settings.method_config
+    ask = connect(house.sites, method, house.setting, house.learner, None)
+    door = Door(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
+    local = house.trainers
+    state: State = method.init(config, house.setting)
+    for round in range(1, rounds + 1):
+        cohort = Cohort(round=round, local=everyone(local), proxies={}, planned=len(local), lr=house.settings.train.lr)
+        state, _ = method.step(config, house.setting, state, cohort, ask, door)
+    return state
+
+
+def _batches(house: House, part: str, rounds: int) -> tuple[Passes, int]:
+    """The rows of every pass of every group of sites, as ``Learner.train`` forms them, and their tokens."""
+    learner, passes, tokens = house.learner, [], 0
+    start = initial(house.setting.shapes, house.setting.rank, house.setting.alpha, house.seeds)
+    for round in range(1, rounds + 1):
+        works = [_work(house, name, start, part, round) for name in everyone(house.trainers)]
+        for members in learner.passes(works):
+            some = [works[i] for i in members]
+            orders = [draws(work, [len(learner.encode(r)[0]) for r in work.records]) for work in some]
+            pairs = list(zip(some, orders, strict=True))
+            group = [[work.records[j] for work, order in pairs for j in order[step]] for step in range(some[0].steps)]
+            tokens += sum(len(learner.encode(record)[0]) for rows in group for record in rows)
+            passes.append(group)
+    return passes, tokens
+
+
+def _work(house: House, name: str, start: Adapter, part: str, round: int) -> Work:
+    """What a site is asked to do in a round, as the methods write it."""
+    site, seed = house.sites[name], house.seeds.integer("batches", round, name)
+    return Work(start, site.train, part, site.plan.steps, site.plan.batch, house.settings.train.lr, seed)
+
+
+def _plain(house: House, part: str, batches: Passes) -> float:
+    """Plain training of one adapter: the floor. Returns the last loss."""
+    base, setting, config = house.base, house.setting, house.learner.config
+    loss = torch.zeros(())
+    with wearing(base, [initial(setting.shapes, setting.rank, setting.alpha, house.seeds)]):
+        leaves = [base.slots[name].worn["AB".index(letter)] for name in setting.shapes for letter in part]  # type: ignore[index]
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+        optimizer = torch.optim.AdamW(leaves, lr=config.lr, weight_decay=config.weight_decay)
+        for group in batches:
+            for records in group:
+                out, target, _ = scored(base, collate(base, house.learner.encode, records))
+                loss = torch.nn.functional.cross_entropy(out, target)
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(leaves, config.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+@contextmanager
+def _counting() -> Iterator[list[str]]:
+    """Names of the base models loaded inside; ``model.load`` is put back afterwards."""
+    loads: list[str] = []
+    real = loading.load
+
+    def load(config: loading.ModelConfig) -> loading.Base:
+        loads.append(config.name)
+        return real(config)
+
+    loading.load = load
+    try:
+        yield loads
+    finally:
+        loading.load = real
+
+
+def _wait(house: House) -> None:
+    """Until the accelerator is idle."""
+    if house.base.device.type == "cuda":
+        torch.cuda.synchronize(house.base.device)
+
+
+def names() -> Sequence[str]:
+    """The benchmarks there are; the others are in ``bench_NAME.py``, ``deploy`` in ``flower``."""
+    return ("simulate", "aggregate", "cost", "edge", "deploy")

@@ -1,0 +1,432 @@
+"""The unit "record": what it costs, when it is charged, what is refused, and a whole run that adds up."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from tests import tiny_run
+from tests.tiny_bases import filled, records, tiny
+
+from aulait.cli.account import recount
+from aulait.core import lora
+from aulait.core.cohort import Cohort
+from aulait.core.errors import ConfigError, PrivacyError
+from aulait.core.registry import names, register
+from aulait.core.seeds import Seeds
+from aulait.core.types import Plan, Reply, Site
+from aulait.engines.inline import connect
+from aulait.methods import dplora
+from aulait.methods.contract import Setting
+from aulait.models import loading
+from aulait.models.loading import AdapterConfig
+from aulait.privacy.accounting import Accountant, Event, PrivacyConfig, calibrate, epsilon
+from aulait.privacy.aggregator import BudgetSpent, Door
+from aulait.privacy.ledger import Ledger
+from aulait.privacy.noise import SeededNoise, SystemNoise
+from aulait.privacy.record_level import Terms, problems, worst
+from aulait.runs import loop
+from aulait.runs.setup import Workshop
+from aulait.training.trainer import Learner, TrainConfig
+
+DELTA = 1e-5
+LIKE = {"x": torch.zeros(3, 2)}
+FORMS = dict.fromkeys(["a", "b", "nan", "inf", "shape", "names", "integers", "weight", "p", "huge"], LIKE)
+SGD = Terms("dp-sgd", 4, 0.25)
+BATCH = Terms("gaussian-batch", 1)
+ON = PrivacyConfig(noise_multiplier=1.0, delta=DELTA, relation="add-remove", unit="record", clip=0.5)
+
+
+def door(terms=SGD, ledger=None, noise=None, budget=math.inf, **changes) -> Door:
+    config = ON.model_copy(update=changes)
+    ledger = ledger or Ledger(None)
+    accountant = Accountant(DELTA, {"local": budget})
+    ledger.replay(accountant)
+    return Door(config, ledger, accountant, noise or SystemNoise(), frozenset({"p"}), terms=terms)
+
+
+def release(through, ask, **changes):
+    arguments = dict(stage="train", round=1, role="local", bound=0.5, noise_multiplier=1.0, planned=3, like=LIKE, forms=FORMS)
+    return through.release_records(ask, **(arguments | changes))
+
+
+def reply(client, value=1.0, **more):
+    return Reply(client, {"x": torch.full((3, 2), value)}, **more)
+
+
+# -- what it costs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("z", "rate", "steps"), [(1.0, 0.05, 200), (2.0, 0.2, 80), (0.8, 0.02, 400), (1.5, 0.5, 20)])
+def test_epsilon_agrees_with_opacus(z, rate, steps):
+    opacus = pytest.importorskip("opacus.accountants")
+    ours = epsilon([Event(z, rate, steps)], DELTA)
+    tight, loose = opacus.PRVAccountant(), opacus.RDPAccountant()
+    tight.history = loose.history = [(z, rate, steps)]
+    assert ours == pytest.approx(tight.get_epsilon(DELTA), rel=0.05)
+    assert ours <= loose.get_epsilon(DELTA) * 1.001
+    assert ours == pytest.approx(loose.get_epsilon(DELTA), rel=0.25)  # Rényi accounting is an upper bound
+
+
+def test_epsilon_grows_with_steps_and_rate_and_falls_with_noise():
+    by_steps = [epsilon([Event(1.2, 0.1, steps)], DELTA) for steps in (1, 10, 100, 1000)]
+    by_rate = [epsilon([Event(1.2, rate, 50)], DELTA) for rate in (0.01, 0.1, 0.5, 1.0)]
+    by_noise = [epsilon([Event(z, 0.1, 50)], DELTA) for z in (4.0, 2.0, 1.0, 0.6)]
+    for values in (by_steps, by_rate, by_noise):
+        assert values == sorted(values)
+        assert values[0] < values[-1]
+
+
+def test_steps_are_counted_one_by_one():
+    assert epsilon([Event(1.3, 0.1, 12)], DELTA) == epsilon([Event(1.3, 0.1)] * 12, DELTA) == epsilon([Event(1.3, 0.1, 4)] * 3, DELTA)
+    account = Accountant(DELTA, {"local": math.inf})
+    for _ in range(3):
+        account.add("local", Event(1.3, 0.1, 4))
+    assert account.spent("local") == epsilon([Event(1.3, 0.1, 12)], DELTA)
+    z = calibrate(2.0, DELTA, 12, 0.1)
+    assert 1.98 < epsilon([Event(z, 0.1, 4)] * 3, DELTA) <= 2.0
+    with pytest.raises(PrivacyError, match="steps"):
+        Event(1.0, 1.0, 0)
+
+
+def test_the_literal_rule_is_two_groups_of_sensitivity_two_c():
+    """z = sigma / (2√2): the two groups together, or one after the other with sigma / 2 each."""
+    sigma, c = 2.0, 10.0
+    z = sigma * c / BATCH.sensitivity(c)
+    assert z == pytest.approx(sigma / (2 * math.sqrt(2)))
+    together, one_by_one = epsilon([BATCH.event(z)] * 50, DELTA), epsilon([Event(sigma / 2)] * 100, DELTA)
+    assert together == pytest.approx(one_by_one, rel=1e-6)
+    assert together == pytest.approx(91.8, rel=1e-2)  # what the docstring of the method says
+    with pytest.raises(PrivacyError, match="no amplification"):
+        Terms("gaussian-batch", 1, 0.5)
+
+
+def test_two_clipped_gradients_are_never_further_apart_than_the_sensitivity():
+    from aulait.privacy.clipping import clip, norm
+
+    generator = torch.Generator().manual_seed(0)
+    far = 0.0
+    for _ in range(200):
+        pair = [[clip({"g": torch.randn(5, generator=generator) * 9}, 0.7) for _ in "AB"] for _ in range(2)]
+        apart = math.hypot(*(norm({"g": one["g"].double() - two["g"].double()}) for one, two in zip(*pair, strict=True)))
+        far = max(far, apart)
+    opposite = math.hypot(*(norm({"g": torch.tensor([0.7]) - torch.tensor([-0.7])}) for _ in "AB"))
+    assert far <= opposite <= BATCH.sensitivity(0.7) * (1 + 1e-6)
+    assert opposite == pytest.approx(BATCH.sensitivity(0.7))
+
+
+def test_the_worst_client_pays_for_its_role():
+    terms = worst("dp-sgd", [(100, 4, 5), (20, 2, 5), (0, 9, 5)])
+    assert terms == Terms("dp-sgd", 9, 0.25)
+    assert worst("dp-sgd", [(3, 1, 8)]).rate == 1.0
+    assert worst("dp-sgd", [(3, 1, 8), (100, 1, 8)], 0.2).rate == 0.2
+    assert worst("gaussian-batch", [(100, 4, 5)]) == Terms("gaussian-batch", 4, 1.0)
+    for records_, steps, batch in [(100, 4, 5), (20, 2, 5)]:
+        own = epsilon([Event(1.0, batch / records_, steps)] * 5, DELTA)
+        assert own <= epsilon([terms.event(1.0)] * 5, DELTA)
+
+
+# -- the door ------------------------------------------------------------------------------------------------------
+
+
+def test_the_line_is_on_disk_before_anybody_is_asked(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    seen = []
+
+    def ask():
+        seen.append(json.loads(path.read_text().splitlines()[-1]))
+        return [reply("a")]
+
+    release(door(ledger=Ledger(path)), ask)
+    (line,) = seen
+    assert (line["unit"], line["mechanism"], line["steps"]) == ("record", "dp-sgd", 4)
+    assert line["sampling"] == {"kind": "poisson", "rate": 0.25}
+    assert (line["sensitivity"], line["sigma"], line["noise_multiplier"]) == (0.5, 0.5, 1.0)
+    assert line["epsilon"]["local"] == pytest.approx(epsilon([Event(1.0, 0.25, 4)], DELTA))
+    assert line["private"]
+    again = Ledger(path)
+    assert again.events("local") == [Event(1.0, 0.25, 4)]
+    assert door(ledger=again)._accountant.spent("local") == line["epsilon"]["local"]
+
+
+def test_the_literal_line_says_what_it_is():
+    for relation in ("add-remove", "replace"):
+        ledger = Ledger(None)
+        release(door(BATCH, ledger, relation=relation), lambda: [], noise_multiplier=2.0)
+        (line,) = ledger.lines
+        assert (line.mechanism, line.sampling, line.relation) == ("gaussian-batch", {"kind": "all"}, relation)
+        assert line.sensitivity == pytest.approx(2 * math.sqrt(2) * 0.5)
+        assert line.event == Event(2.0, 1.0, 1)
+
+
+def test_nobody_is_asked_when_the_line_cannot_be_written_or_the_budget_is_spent(tmp_path):
+    asked = []
+
+    def ask():
+        asked.append(1)
+        return []
+
+    with pytest.raises(OSError):
+        release(door(ledger=Ledger(tmp_path / "missing" / "ledger.jsonl")), ask)
+    budget = epsilon([SGD.event(1.0)] * 2, DELTA)
+    ledger = Ledger(None)
+    through = door(ledger=ledger, budget=budget, noise_multiplier=None, epsilon=budget)
+    release(through, lambda: [])
+    release(through, lambda: [])
+    with pytest.raises(BudgetSpent):
+        release(through, ask)
+    with pytest.raises(BudgetSpent):  # and a resumed run knows
+        release(door(ledger=ledger, budget=budget), ask)
+    assert asked == []
+    assert len(ledger.lines) == 2
+
+
+def bad_replies():
+    return [
+        reply("nan", math.nan), reply("inf", math.inf), Reply("shape", {"x": torch.zeros(2, 3)}), Reply("names", {"y": torch.zeros(3, 2)}),
+        Reply("integers", {"x": torch.zeros(3, 2, dtype=torch.int64)}), reply("weight", weight=math.nan), reply("p"), reply("huge", 1e9),
+        reply("stranger"),
+    ]
+
+
+@pytest.mark.parametrize("make", [door, lambda: Door(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset({"p"}))])
+def test_a_bad_reply_is_refused_and_the_round_goes_on(make):
+    good = [reply("a", 1.0, info={"train_loss": 3.0}), reply("b", 2.0)]
+    released = release(make(), lambda: [*bad_replies(), good[0], reply("a", 7.0), good[1]])
+    assert torch.equal(released.total["x"], torch.full((3, 2), 3.0))
+    assert released.planned == 2
+    assert [name for name, _ in released.refused] == sorted(["a", *(r.client for r in bad_replies())])
+    assert ("train_loss" in released.info) == make().config.off  # diagnostics carry no noise
+    sized = release(make(), lambda: [reply("a", 1.0, weight=3.0), reply("b", 2.0, weight=1.0)], weights="size")
+    assert torch.allclose(sized.total["x"] / sized.planned, torch.full((3, 2), 1.25))
+
+
+def test_units_do_not_mix(tmp_path):
+    arguments = dict(stage="train", round=1, role="local", bound=1.0, noise_multiplier=1.0, planned=1, like=LIKE)
+    with pytest.raises(PrivacyError, match="protects clients"):
+        door().release([], **arguments)
+    client = Door(ON.model_copy(update={"unit": "client"}), Ledger(None), Accountant(DELTA, {"local": math.inf}), SystemNoise(), frozenset())
+    with pytest.raises(PrivacyError, match="protects records"):
+        release(client, lambda: [])
+    with pytest.raises(PrivacyError, match="terms"):
+        door(terms=None)
+    ledger = Ledger(None)
+    client = Door(ON.model_copy(update={"unit": "client"}), ledger, Accountant(DELTA, {"local": math.inf}), SystemNoise(), frozenset())
+    client.release([], **arguments)
+    with pytest.raises(PrivacyError, match="unit 'client'"):
+        door(ledger=ledger)
+
+
+@pytest.mark.parametrize("change", [{"bound": math.inf}, {"bound": 0.0}, {"planned": 0}, {"noise_multiplier": -1.0}, {"role": "split"}])
+def test_conditions_that_raise_before_anybody_is_asked(change):
+    def ask():
+        raise AssertionError("asked")
+
+    with pytest.raises(PrivacyError):
+        release(door(), ask, **change)
+    with pytest.raises(PrivacyError, match="replace"):
+        release(door(Terms("dp-sgd", 1, 1.0), relation="replace"), ask)
+
+
+def test_seeded_noise_is_not_private():
+    ledger = Ledger(None)
+    release(door(ledger=ledger, noise=SeededNoise(1), noise_seed=1), lambda: [])
+    assert not ledger.lines[0].private
+
+
+def test_lines_that_cannot_be(tmp_path):
+    ledger = Ledger(None)
+    release(door(ledger=ledger), lambda: [])
+    (line,) = ledger.lines
+    for change in ({"unit": "client"}, {"mechanism": "gaussian"}, {"steps": 0}, {"steps": 1.0}, {"unit": "person"}, {"steps": True},
+                   {"mechanism": "gaussian-batch"}):
+        with pytest.raises(PrivacyError):
+            replace(line, **change)
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path).append(replace(line, unit="client", mechanism="gaussian", steps=1))
+    old = json.loads(path.read_text())
+    del old["steps"]  # a ledger from before there were steps
+    path.write_text(json.dumps(old) + "\n")
+    assert Ledger(path).lines[0].steps == 1
+
+
+# -- settings ------------------------------------------------------------------------------------------------------
+
+
+def test_contradictions_are_told():
+    sound = ("dplora", "record", "dp-sgd", False)
+    assert problems(ON, *sound) == []
+    assert problems(PrivacyConfig(off=True), "ffa", "client", None, True) == []
+    for privacy, arguments, word in [
+        (ON, ("ffa", "client", None, False), "protect whole clients"),
+        (ON.model_copy(update={"unit": "client"}), sound, "every record"),
+        (ON.model_copy(update={"clip": "proxies"}), sound, "bounds gradients"),
+        (ON.model_copy(update={"relation": "replace"}), sound, "Poisson"),
+        (ON, ("dplora", "record", "dp-sgd", True), "vote"),
+        (ON.model_copy(update={"shrink": "whole"}), sound, "shrink"),
+    ]:
+        (line,) = problems(privacy, *arguments)
+        assert word in line
+        assert "\n" not in line
+    assert problems(ON.model_copy(update={"relation": "replace"}), "dplora", "record", "gaussian-batch", False) == []
+
+
+def test_controls_are_not_private():
+    site = Site("ann", Plan("t", "local", 2, 2, 2), records(4))
+    for name in ("noise", "clip"):
+        with pytest.raises(PrivacyError, match="not private"):
+            dplora.terms(dplora.Config(**{name: "none"}), [site])
+    assert dplora.terms(dplora.Config(), [site]) == Terms("dp-sgd", 2, 0.5)
+    assert dplora.terms(dplora.Config(max_rate=0.1), [site]) == Terms("dp-sgd", 2, 0.1)
+    assert dplora.terms(dplora.Config(mode="literal"), [site]) == Terms("gaussian-batch", 2)
+
+
+# -- the method ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny(tmp_path_factory.mktemp("bases"))
+
+
+def federation(base, config, privacy, z=1.0, proxies=()):
+    """One round of the method; (before, after, info, orders, replies, ledger)."""
+    shapes = loading.targets(base, AdapterConfig(targets="attention", layers=1))
+    setting, learner = Setting(shapes, 2, 4.0, Seeds(3)), Learner(base, TrainConfig(optimizer="sgd"))
+    sites = {n: Site(n, Plan("t", "proxy" if n in proxies else "local", 2, 2, 2), records(5 + len(n), len(n))) for n in ("ann", "barb", *proxies)}
+    ledger = Ledger(None)
+    accountant = None if privacy.off else Accountant(DELTA, {"local": math.inf})
+    terms = None if privacy.off else dplora.terms(config, [sites["ann"], sites["barb"]])
+    noise = SystemNoise() if privacy.noise_seed is None else SeededNoise(privacy.noise_seed)
+    through = Door(privacy, ledger, accountant, noise, frozenset(proxies), terms=terms)
+    orders, replies = [], []
+
+    def ask(some):
+        orders.extend(some)
+        replies.extend(dplora.answer(some, [sites[o.client] for o in some], setting, learner))
+        return replies[-len(some):]
+
+    state = dplora.init(config, setting)
+    cohort = Cohort(round=1, local=("ann", "barb"), proxies={p: 2.0 for p in proxies}, planned=2, noise_multiplier=z, lr=0.1)
+    after, info = dplora.step(config, setting, state, cohort, ask, through)
+    return setting, state, after, info, orders, replies, ledger
+
+
+@pytest.mark.parametrize("mode", ["dpsgd", "ffa", "literal"])
+def test_a_round_of_every_mode(base, mode):
+    config = dplora.Config(mode=mode)
+    setting, before, after, info, orders, replies, ledger = federation(base, config, ON)
+    sigma = 0.5 if mode != "literal" else 2 * math.sqrt(2) * 0.5
+    assert info["step_noise_std"] == pytest.approx(sigma)
+    assert {o.settings["sigma"] for o in orders} == {info["step_noise_std"]}
+    assert ledger.lines[0].sigma == info["step_noise_std"]
+    assert all(not r.info for r in replies)
+    names = {n for n in before.tensors}
+    assert names == {f"{n}.{x}" for n in setting.shapes for x in ("B" if mode == "ffa" else "AB")}
+    for name in names:
+        mean = sum(r.share[name] for r in replies) / 2
+        assert torch.allclose(after.tensors[name] - before.tensors[name], mean, atol=1e-6)
+    adapter = dplora.result(setting, after)
+    assert set(adapter.factors) == set(setting.shapes)
+    if mode == "ffa":
+        assert all(torch.equal(adapter.factors[n][0], dplora.result(setting, before).factors[n][0]) for n in setting.shapes)
+    up, down = dplora.travels(config, setting, 1, "ann", ("ann", "barb"))
+    assert (info["up_bytes"], info["down_bytes"]) == (2 * up, 2 * down)
+
+
+def test_controls_and_seeded_noise_draw_the_same_batches(base, monkeypatch):
+    seen = []
+    inner = dplora.train
+    monkeypatch.setattr(dplora, "train", lambda lea, work: (seen.append(work), inner(lea, work))[1])
+    off = PrivacyConfig(off=True, clip=0.5)
+    federation(base, dplora.Config(noise="none"), off)
+    federation(base, dplora.Config(noise="none", clip="none"), off)
+    federation(base, dplora.Config(), ON.model_copy(update={"noise_seed": 4}))
+    federation(base, dplora.Config(), ON)
+    from aulait.training.record_gradients import batches
+
+    clipped, free, seeded, secret = (seen[i : i + 2] for i in (0, 2, 4, 6))
+    assert [w.clip for w in clipped + free + seeded] == [0.5] * 2 + [math.inf] * 2 + [0.5] * 2
+    for one, two, three in zip(clipped, free, seeded, strict=True):
+        assert batches(one) == batches(two) == batches(three)
+    assert [w.private for w in seen] == [False] * 6 + [True] * 2
+    assert len({w.noise_seed for w in seeded}) == 2  # every site has its own stream
+    assert secret[0].noise_seed is None
+    left, right = (federation(base, dplora.Config(), ON.model_copy(update={"noise_seed": 4}))[2] for _ in range(2))
+    assert all(torch.equal(left.tensors[n], right.tensors[n]) for n in left.tensors)
+    left, right = (federation(base, dplora.Config(), ON)[2] for _ in range(2))
+    assert not all(torch.equal(left.tensors[n], right.tensors[n]) for n in left.tensors)
+
+
+def test_a_site_does_no_more_than_is_accounted(base):
+    """A site that holds fewer records than the server believed samples no more often than the ledger says."""
+    setting, *_, orders, _, _ = federation(base, dplora.Config(), ON)
+    order = orders[0]
+    assert order.settings["most_rate"] == pytest.approx(2 / 8)
+    small = Site("ann", Plan("t", "local", 2, 9, 50), records(3))
+    work = dplora._work(order, small, setting)
+    assert (work.rate, work.steps) == (pytest.approx(0.25), 2)
+
+
+def test_proxies_train_without_noise_beside_the_clients(base):
+    setting, before, after, info, orders, replies, _ = federation(base, dplora.Config(), ON, proxies=("p",))
+    (proxy,) = [r for r in replies if r.client == "p"]
+    assert next(o for o in orders if o.client == "p").settings["sigma"] == 0.0
+    local = [r for r in replies if r.client != "p"]
+    for name in before.tensors:
+        wanted = (sum(r.share[name] for r in local) + 2.0 * proxy.share[name]) / 4
+        assert torch.allclose(after.tensors[name] - before.tensors[name], wanted, atol=1e-6)
+    assert info["proxies"] == 1
+    assert lora.norm(filled(setting.shapes, 2)) > 0
+
+
+# -- a whole run ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return Workshop()
+
+
+@pytest.fixture
+def data(tmp_path):
+    if "dplora" not in names("algorithm"):
+        register("algorithm", "dplora")(dplora)
+    tiny_run.write_data(tmp_path)
+    return tmp_path
+
+
+TIERS = {"tier": [{"name": "all", "placement": "local"}]}
+PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "relation": "add-remove", "unit": "record", "clip": 0.5}
+
+
+@pytest.mark.parametrize("mode", ["dpsgd", "ffa", "literal"])
+def test_a_run_spends_its_budget_and_the_ledger_agrees(data, shared, mode):
+    settings = tiny_run.settings(data, algorithm={"name": "dplora", "mode": mode, "server": "plain"}, federation=TIERS, privacy=PRIVATE)
+    result = loop.run(settings, data / "run", connect, workshop=tiny_run.fresh(shared))
+    lines = [json.loads(line) for line in (data / "run" / "ledger.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    assert {line["unit"] for line in lines} == {"record"}
+    assert {line["steps"] for line in lines} == {2}
+    assert 7.8 < result["privacy"]["epsilon"]["local"] <= 8.0
+    assert all(row["agrees"] for row in recount(data / "run"))
+    page = (data / "run" / "report.html").read_text()
+    assert "one record of one client" in page
+    assert "with a record as without it" in page
+
+
+def test_what_a_run_refuses(data, shared):
+    for tables, word in [
+        ({"algorithm": {"name": "ffa"}, "privacy": PRIVATE}, "dplora"),
+        ({"algorithm": {"name": "dplora", "server": "plain"}, "privacy": PRIVATE | {"unit": "client"}}, "record"),
+        ({"algorithm": {"name": "dplora", "server": "plain"}, "privacy": {k: v for k, v in PRIVATE.items() if k != "clip"}}, "clip"),
+        ({"algorithm": {"name": "dplora", "server": "plain"}, "privacy": PRIVATE, "federation": {}}, "vote"),
+        ({"algorithm": {"name": "dplora", "server": "plain"}, "privacy": PRIVATE | {"delta": 0.1}}, "one over the record"),
+        ({"algorithm": {"name": "dplora", "server": "plain", "noise": "none"}, "privacy": PRIVATE}, "not private"),
+    ]:
+        with pytest.raises((ConfigError, PrivacyError), match=word):
+            loop.run(tiny_run.settings(data, **{"federation": TIERS, **tables}), data / "refused", connect, workshop=shared)
+        assert not (data / "refused" / "ledger.jsonl").exists()

@@ -1,0 +1,253 @@
+"""The report page as a browser meets it: whole, alone, unharmed by hostile texts and by missing or broken files."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fixture_run import write_run
+
+from aulait import reporting
+from aulait.core.errors import DataError
+from aulait.reporting import numbers
+from aulait.reporting.folder import read
+from aulait.reporting.markup import embedded, safe, table
+
+NASTY = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)>'
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would run or fetch, and checks that every element is closed in order."""
+
+    VOID = ("meta", "input", "img", "br", "link")
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.outside: list[str] = []
+        self.handlers: list[str] = []
+        self.json = ""
+        self.policy = ""
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "action", "data", "poster", "formaction") and not (
+                value or ""
+            ).startswith("#"):
+                self.outside.append(f"{tag} {name}={value}")
+            if name.startswith("on"):
+                self.handlers.append(name)
+        self.policy = (
+            dict(attrs).get("content") or "" if ("http-equiv", "Content-Security-Policy") in attrs else self.policy
+        )
+        if tag not in self.VOID:
+            self.open.append(f"{tag}#{dict(attrs).get('id')}")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop().split("#")[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script#figures":
+            self.json += data
+        if not any(part.startswith(("script", "style")) for part in self.open):
+            self.text += data
+
+
+def parsed(page: Path) -> Reader:
+    reader = Reader()
+    reader.feed(page.read_text(encoding="utf-8"))
+    assert reader.open == []
+    return reader
+
+
+# the page
+
+
+def poison(tree: Any) -> Any:
+    """Puts the nasty text in place of every text of a tree that is not a keyword of the format."""
+    keep = {"synthesis", "train", "proxy", "local", "split", "rank", "client", "add-remove"}
+    if isinstance(tree, dict):
+        return {key: poison(value) for key, value in tree.items()} | {NASTY: NASTY}
+    if isinstance(tree, list):
+        return [poison(item) for item in tree]
+    return NASTY if isinstance(tree, str) and tree not in keep else tree
+
+
+def test_every_text_of_a_run_is_escaped(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".jsonl"):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            path.write_text("\n".join(json.dumps(poison(json.loads(line))) for line in lines), encoding="utf-8")
+    (folder / "config.toml").write_text(
+        f"[run]\nname = '''{NASTY}'''\n[model]\nname = '''{NASTY}'''\n", encoding="utf-8"
+    )
+    for page in (reporting.write(folder), reporting.compare([folder], tmp_path / "compare.html")):
+        reader = parsed(page)
+        assert reader.tags.count("script") == 3
+        assert "img" not in reader.tags
+        assert reader.outside == []
+        assert reader.handlers == []
+        assert NASTY in reader.text
+        assert json.loads(reader.json)
+
+
+def test_chart_data_cannot_close_its_script() -> None:
+    text = embedded({"a": "</script><!--", "b": "\u2028&", "c": math.nan, "d": [math.inf, 1.5]})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script><!--", "b": "\u2028&", "c": None, "d": [None, 1.5]}
+
+
+def test_the_page_fetches_nothing_and_runs_only_its_own_scripts(tmp_path: Path) -> None:
+    page = reporting.write(write_run(tmp_path / "run"))
+    reader = parsed(page)
+    text = page.read_text(encoding="utf-8")
+    assert page.name == "report.html"
+    assert reader.outside == []
+    assert "url(" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert "@import" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert text.count("* plotly.js v") == 1
+    assert "default-src 'none'" in reader.policy
+    assert len(re.findall(r"'sha256-[A-Za-z0-9+/]{43}='", reader.policy)) == 2
+    assert "http://example.org/docstrings" in reader.text
+
+
+def test_every_chart_has_its_place_and_plotly_accepts_it(tmp_path: Path) -> None:
+    import plotly.graph_objects as graph
+
+    first = write_run(tmp_path / "a")
+    second = write_run(tmp_path / "b", seed=1, off=True, arm="off")
+    for page in (reporting.write(first), reporting.compare([first, second], tmp_path / "compare.html")):
+        charts = json.loads(parsed(page).json)
+        places = set(re.findall(r'data-figure="([^"]+)"', page.read_text(encoding="utf-8")))
+        assert places == set(charts)
+        for figure in charts.values():
+            graph.Figure(json.loads(re.sub(r'"@\w+"', '"#123456"', json.dumps(figure))))
+
+
+def test_colours_named_in_figures_exist_in_both_themes(tmp_path: Path) -> None:
+    style = Path(reporting.__file__).with_name("templates").joinpath("style.css").read_text(encoding="utf-8")
+    text = reporting.write(write_run(tmp_path / "run")).read_text(encoding="utf-8")
+    for name in set(re.findall(r'"@(\w+)"', parsed(tmp_path / "run" / "report.html").json)) | {
+        f"c{i}" for i in range(8)
+    }:
+        assert style.count(f"--{name}:") == 3, name
+    assert 'id="theme"' in text
+
+
+# missing and broken files
+
+
+FILES = ("config.toml", "machine.json", "result.json", "rounds.jsonl", "ledger.jsonl", "synthetic.jsonl")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [None, "", "{\n[1]\n3\n", '[[["a"]]]'])
+def test_a_missing_or_broken_file_is_tolerated(tmp_path: Path, name: str, content: str | None) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content, encoding="utf-8")
+    text = parsed(reporting.write(folder)).text
+    assert "not recorded" in text
+    parsed(reporting.compare([folder], tmp_path / "compare.html"))
+
+
+def test_a_lonely_config_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("", encoding="utf-8")
+    text = parsed(reporting.write(tmp_path)).text
+    assert "What the run brought is not recorded." in text
+    assert "The ledger: not recorded." in text
+
+
+def test_wrong_kinds_everywhere_are_tolerated(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+
+    def twist(tree: Any, value: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: twist(item, value) for key, item in tree.items()}
+        return value if not isinstance(tree, str) else tree
+
+    originals = {name: (folder / name).read_text(encoding="utf-8") for name in FILES if name != "config.toml"}
+    for value in (None, "text", [], {}, -1, True, 1e308, [None, "a", {}], 10**400):
+        for name, text in originals.items():
+            lines = [json.dumps(twist(json.loads(line), value)) for line in text.splitlines()[:20]]
+            (folder / name).write_text("\n".join(lines), encoding="utf-8")
+        parsed(reporting.write(folder))
+        parsed(reporting.compare([folder, folder], tmp_path / "compare.html"))
+
+
+def test_a_cut_line_is_counted_and_said(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    with (folder / "rounds.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"stage": "tra')
+    assert read(folder).remarks == ("rounds.jsonl: 1 of 16 lines could not be read.",)
+    assert "1 of 16 lines could not be read" in parsed(reporting.write(folder)).text
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found no folder"):
+        reporting.write(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="found no run in"):
+        reporting.write(tmp_path)
+    with pytest.raises(DataError, match="found no run to compare"):
+        reporting.compare([], tmp_path / "out.html")
+
+
+def test_a_run_without_proxies_has_no_stage_one_sections(tmp_path: Path) -> None:
+    def local(result: dict[str, Any]) -> None:
+        result["tiers"] = result["tiers"][:1]
+        del result["synthesis"]
+
+    folder = write_run(tmp_path / "run", change=local)
+    lines = [line for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines() if '"train"' in line]
+    (folder / "rounds.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "synthetic.jsonl").unlink()
+    text = reporting.write(folder).read_text(encoding="utf-8")
+    assert 'id="votes"' not in text
+    assert 'id="learning"' in text
+
+
+def test_tables_escape_their_cells() -> None:
+    assert "<td" in table(["a"], [["<b>"]])
+    assert "<b>" not in table(["<b>"], [["<b>"]])
+    assert safe(safe("<")) == "&lt;"
+
+
+# figures in text
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (numbers.count(1234567), "1,234,567"),
+        (numbers.count("7"), "not recorded"),
+        (numbers.count(True), "not recorded"),
+        (numbers.counted(1, "client"), "1 client"),
+        (numbers.significant(5.4772), "5.48"),
+        (numbers.significant(12345.6), "12,346"),
+        (numbers.significant(0.00031), "0.000310"),
+        (numbers.significant(2.5e-7), "2.5 × 10⁻⁷"),
+        (numbers.delta(1e-5), "10⁻⁵"),
+        (numbers.size(999), "999 B"),
+        (numbers.size(999_800), "1.00 MB"),
+        (numbers.size(12_345_678), "12.3 MB"),
+        (numbers.size(2.5e12), "2,500 GB"),
+        (numbers.duration(0.21), "210 ms"),
+        (numbers.duration(59.96), "1 min 0 s"),
+        (numbers.duration(3_599.6), "1 h 0 min"),
+        (numbers.duration(7_325), "2 h 2 min"),
+        (numbers.percent(0.35255), "35.3 %"),
+        (numbers.spread(3.2, None, numbers.loss), "3.200"),
+    ],
+)
+def test_numbers(shown: str, expected: str) -> None:
+    assert shown.replace("\u00a0", " ") == expected

@@ -1,0 +1,153 @@
+"""Embedding, its memory, and exact nearest neighbours against a slow oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aulait.core.errors import ConfigError, DataError, ModelError
+from aulait.synthesis.embedding import SentenceEmbedder, load, nearest, votes
+
+TEXTS = [
+    "The patient reports chest pain since Monday.",
+    "Fix a typo in the documentation",
+    "She sells sea shells by the sea shore, and she has done so for longer than anybody there can remember.",
+    "",
+    "Chest pain began on Monday, says the patient.",
+    "αβγ 数据 🙂",
+]
+
+
+@pytest.fixture(scope="module")
+def minilm() -> SentenceEmbedder:
+    embedder = load("minilm")
+    assert isinstance(embedder, SentenceEmbedder)
+    return embedder
+
+
+class FakeModel:
+    """Counts what it is asked for; the vector of a text is made of its length."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def get_embedding_dimension(self) -> int:
+        return 3
+
+    def encode(self, texts: list[str], **_: object) -> torch.Tensor:
+        self.seen += texts
+        return torch.nn.functional.normalize(torch.tensor([[1.0, len(t), 0.0] for t in texts]), dim=1)
+
+
+def test_vectors_have_unit_length_and_carry_meaning(minilm: SentenceEmbedder) -> None:
+    vectors = minilm.embed(TEXTS)
+    assert vectors.shape == (6, 384)
+    assert minilm.width == 384
+    assert minilm.name == "minilm"
+    assert vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(6), atol=1e-5, rtol=0)
+    similarity = vectors @ vectors.T
+    assert similarity[0, 4] > 0.8 > 0.3 > similarity[0, 1]
+
+
+def test_order_and_company_do_not_change_a_vector(minilm: SentenceEmbedder) -> None:
+    together = load("minilm", capacity=0).embed(TEXTS)
+    backwards = load("minilm", capacity=0).embed(TEXTS[::-1]).flip(0)
+    alone = torch.cat([minilm.embed([text]) for text in TEXTS])
+    torch.testing.assert_close(together, backwards, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_long_texts_are_cut_at_max_tokens() -> None:
+    short = load("minilm", max_tokens=8)
+    same = short.embed(["one two three four five six seven eight", "one two three four five six and then something else"])
+    torch.testing.assert_close(same[0], same[1], atol=1e-5, rtol=0)
+
+
+def test_memory_embeds_a_text_once_and_is_bounded() -> None:
+    model = FakeModel()
+    embedder = SentenceEmbedder("fake", model, capacity=2)
+    first = embedder.embed(["a", "bb", "a", "bb"])
+    assert model.seen == ["a", "bb"]
+    assert torch.equal(first[0], first[2])
+    assert torch.equal(embedder.embed(["bb", "a"]), first[[1, 0]])
+    assert model.seen == ["a", "bb"]
+    embedder.embed(["ccc"])  # forgets "bb", the one used longest ago
+    embedder.embed(["a"])
+    assert model.seen == ["a", "bb", "ccc"]
+    embedder.embed(["bb"])
+    assert model.seen == ["a", "bb", "ccc", "bb"]
+    assert len(embedder._memory) == 2
+    assert all(isinstance(key, bytes) and len(key) == 32 for key in embedder._memory)  # no text is kept
+
+
+def test_more_texts_than_the_memory_holds_all_come_back() -> None:
+    texts = ["x" * n for n in range(1, 8)]
+    small, large = SentenceEmbedder("s", FakeModel(), capacity=1), SentenceEmbedder("l", FakeModel(), capacity=100)
+    assert torch.equal(small.embed(texts), large.embed(texts))
+    assert small.embed([]).shape == (0, 3)
+
+
+def test_unknown_name_is_one_clear_line_offline() -> None:
+    with pytest.raises(ModelError) as caught:
+        load("nobody/has-made-this")
+    message = str(caught.value)
+    assert "nobody/has-made-this" in message
+    assert "path" in message
+    assert "\n" not in message
+    with pytest.raises(ModelError, match="expected 'minilm'"):
+        load("/no/such/folder")
+
+
+def test_settings_out_of_range() -> None:
+    with pytest.raises(ConfigError, match="max_tokens is 2"):
+        load("minilm", max_tokens=2)
+    with pytest.raises(ConfigError, match="capacity is -1"):
+        load("minilm", capacity=-1)
+
+
+def slow_nearest(vectors: np.ndarray, candidates: np.ndarray, neighbours: int) -> list[list[int]]:
+    """Sort (distance, index) pairs, one vector at a time, in integers."""
+    found = []
+    for vector in vectors:
+        pairs = [(int(((vector - candidate) ** 2).sum()), j) for j, candidate in enumerate(candidates)]
+        found.append([j for _, j in sorted(pairs)[:neighbours]])
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 12), st.integers(1, 9), st.integers(1, 5), st.integers(0, 2**31), st.integers(1, 9)
+)
+def test_nearest_and_votes_equal_the_oracle_with_ties(rows: int, count: int, width: int, seed: int, neighbours: int) -> None:
+    neighbours = min(neighbours, count)
+    draw = np.random.default_rng(seed)
+    # Few integer values: ties and duplicates are the rule, and every distance is exact.
+    vectors, candidates = draw.integers(-1, 2, (rows, width)), draw.integers(-1, 2, (count, width))
+    vectors_t, candidates_t = torch.tensor(vectors).float().reshape(rows, width), torch.tensor(candidates).float()
+    expected = slow_nearest(vectors, candidates, neighbours)
+    assert nearest(vectors_t, candidates_t, neighbours).tolist() == expected
+    counts = votes(vectors_t, candidates_t, neighbours)
+    assert counts.dtype == torch.float32
+    assert counts.tolist() == [sum(row.count(j) for row in expected) for j in range(count)]
+    assert counts.sum() == rows * neighbours
+
+
+def test_equal_candidates_tie_exactly_in_many_dimensions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(37, 384, generator=generator)
+    vectors = torch.randn(1500, 384, generator=generator)  # more than one block of rows
+    assert int(nearest(vectors, torch.cat([one, one, one])).max()) < 37
+    assert torch.equal(nearest(vectors, torch.cat([one, one]), 2), torch.cat([nearest(vectors, one), nearest(vectors, one) + 37], 1))
+
+
+def test_nearest_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ConfigError, match="3 neighbours"):
+        nearest(torch.zeros(1, 2), torch.zeros(2, 2), 3)
+    with pytest.raises(DataError, match="width 3"):
+        nearest(torch.zeros(1, 3), torch.zeros(2, 2))
+    with pytest.raises(DataError, match="finite"):
+        votes(torch.tensor([[float("nan"), 0.0]]), torch.zeros(2, 2))
