@@ -1,8 +1,9 @@
-"""``aulait bench aggregate``: what FlexLoRA's merge costs here beside the dense way, in seconds and in bytes.
+"""``aulait bench aggregate``: what FlexLoRA's merge costs here beside the dense way, in seconds and
+in bytes.
 
-The dense way adds every product to a matrix in float32 and takes ``torch.linalg.svd`` of it, as FlexLoRA's own code does. Both
-see the same factors in the same process and end with the factors of every distinct rank. Memory is the peak of a fresh process
-whose clients come one by one.
+The dense way adds every product to a matrix in float32 and takes ``torch.linalg.svd`` of it, as
+FlexLoRA's own code does. Both see the same factors in the same process and end with the factors of
+every distinct rank. Memory is the peak of a fresh process whose clients come one by one.
 """
 
 from __future__ import annotations
@@ -45,12 +46,16 @@ class Case:
     def name(self) -> str:
         """Shape, clients and ranks in words."""
         low, high = min(self.ranks), max(self.ranks)
-        return f"{self.m}x{self.n}, {len(self.ranks)} clients of rank {low if low == high else f'{low} to {high}'}"
+        return (
+            f"{self.m}x{self.n}, {len(self.ranks)} clients of rank "
+            f"{low if low == high else f'{low} to {high}'}"
+        )
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: cases in time, and the layer, ranks and numbers of clients of the memory comparison."""
+    """What is measured: cases in time, and the layer, ranks and numbers of clients of the memory
+    comparison."""
 
     cases: tuple[Case, ...]
     layer: tuple[int, int]
@@ -85,13 +90,17 @@ def aggregate(sizes: Sizes = FULL, repetitions: int = 5) -> dict[str, Any]:
 
     Args:
         sizes: what is measured; ``QUICK`` takes seconds, ``FULL`` minutes.
-        repetitions: how often the merge takes its turn, at least 3; medians are told. The dense way runs once: it is the slow one.
+        repetitions: how often the merge takes its turn, at least 3; medians are told. The dense way
+            runs once: it is the slow one.
 
     Returns:
-        cases: of each its name, m, n, clients, rank_sum, merge_s (of which add_s, truncate_s), dense_s (of which dense_svd_s),
-        ratio_to_dense (dense over merge, larger is better), largest relative errors of the kept singular values above 1e-4 of
-        the largest, against the dense way (float32) and against a float64 eigenvalue decomposition of a float64 sum.
-        memory: of each rank the peak_bytes, above_start_bytes and merge_s with few and with many clients, and their ratios.
+        cases: of each its name, m, n, clients, rank_sum, merge_s (of which add_s, truncate_s),
+            dense_s (of which dense_svd_s),
+        ratio_to_dense (dense over merge, larger is better), largest relative errors of the kept
+        singular values above 1e-4 of the largest, against the dense way (float32) and against a
+        float64 eigenvalue decomposition of a float64 sum.
+        memory: of each rank the peak_bytes, above_start_bytes and merge_s with few and with many
+            clients, and their ratios.
         threads.
     """
     memory = [_memory(sizes, rank) for rank in sizes.ranks]
@@ -117,7 +126,8 @@ def clients(m: int, n: int, ranks: Sequence[int]) -> Iterator[tuple[float, Tenso
 
 
 def merged(case: Case, terms: Sequence[tuple[float, Tensor, Tensor]]) -> tuple[Pairs, float]:
-    """The merge of one layer: factors of every distinct rank, and the seconds that the adding alone took."""
+    """The merge of one layer: factors of every distinct rank, and the seconds that the adding alone
+    took."""
     started = time.perf_counter()
     total = ProductSum((case.m, case.n), planned_rank=sum(case.ranks))
     for weight, a, b in terms:
@@ -138,7 +148,8 @@ def densely(case: Case, terms: Sequence[tuple[float, Tensor, Tensor]]) -> tuple[
 
 
 def peak(m: int, n: int, rank: int, many: int) -> dict[str, float]:
-    """Of this process: its peak before the merge of lazily drawn clients and after it, and the seconds between."""
+    """Of this process: its peak before the merge of lazily drawn clients and after it, and the
+    seconds between."""
     start_bytes, started = (peak_of_process() or 0), time.perf_counter()
     total = ProductSum((m, n), planned_rank=many * rank)
     for weight, a, b in clients(m, n, (rank,) * many):
@@ -146,7 +157,8 @@ def peak(m: int, n: int, rank: int, many: int) -> dict[str, float]:
     total.truncated(rank)
     spent_s = time.perf_counter() - started
     peak_bytes = peak_of_process() or 0
-    return {"start_bytes": start_bytes, "peak_bytes": peak_bytes, "above_start_bytes": peak_bytes - start_bytes, "merge_s": spent_s}
+    return {"start_bytes": start_bytes, "peak_bytes": peak_bytes,
+            "above_start_bytes": peak_bytes - start_bytes, "merge_s": spent_s}
 
 
 def _compared(case: Case, repetitions: int) -> dict[str, Any]:
@@ -188,7 +200,8 @@ def _values(pair: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _reference(terms: Sequence[tuple[float, Tensor, Tensor]], kept: int) -> Tensor:
-    """Singular values of the float64 sum by another road: all eigenvalues of its smaller Gram matrix."""
+    """Singular values of the float64 sum by another road: all eigenvalues of its smaller Gram
+    matrix."""
     total = sum(weight * (b.double() @ a.double()) for weight, a, b in terms)
     assert isinstance(total, Tensor)
     gram = total.T @ total if total.shape[0] >= total.shape[1] else total @ total.T
@@ -217,9 +230,13 @@ def _memory(sizes: Sizes, rank: int) -> dict[str, Any]:
 
 def _fresh(m: int, n: int, rank: int, many: int) -> dict[str, float]:
     """``peak`` in a process of its own."""
-    code = f"import json; from aulait_benchmarks.aggregate import peak; print(json.dumps(peak({m}, {n}, {rank}, {many})))"
+    code = (
+        f"import json; from aulait_benchmarks.aggregate import peak; print(json.dumps(peak({m}, "
+        f"{n}, {rank}, {many})))"
+    )
     place = str(Path(__file__).resolve().parents[1])
     script = f"import sys; sys.path.insert(0, {place!r}); {code}"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          check=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found

@@ -1,9 +1,11 @@
-"""``aulait bench cost``: the closed-form cost model beside the clock, for every kind of work it is used for.
+"""``aulait bench cost``: the closed-form cost model beside the clock, for every kind of work it is
+used for.
 
-Machines change their speed from one second to the next when they are shared. So every repetition measures the machine's
-constants right before and right after the work, predicts from their mean, and compares with what the work then took. The work
-is aulait's own code on the built-in base and embedder; the constants come from matrix products, copies and small operations
-alone, and no constant is fitted to any case.
+Machines change their speed from one second to the next when they are shared. So every repetition
+measures the machine's constants right before and right after the work, predicts from their mean,
+and compares with what the work then took. The work is aulait's own code on the built-in base and
+embedder; the constants come from matrix products, copies and small operations alone, and no
+constant is fitted to any case.
 """
 
 from __future__ import annotations
@@ -49,8 +51,10 @@ class Sizes:
     constants_s: float
 
 
-FULL = Sizes(batches=(4, 16, 64), lengths=(32, 96, 256), ranks=(2, 8), texts=64, records=300, candidates=600, written=16, constants_s=0.6)
-QUICK = Sizes(batches=(4,), lengths=(32, 96), ranks=(2,), texts=32, records=40, candidates=100, written=4, constants_s=0.2)
+FULL = Sizes(batches=(4, 16, 64), lengths=(32, 96, 256), ranks=(2, 8), texts=64, records=300,
+             candidates=600, written=16, constants_s=0.6)
+QUICK = Sizes(batches=(4,), lengths=(32, 96), ranks=(2,), texts=32, records=40, candidates=100,
+              written=4, constants_s=0.2)
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,17 @@ def predict(sizes: Sizes = FULL, repetitions: int = 3, keep: bool = True) -> dic
     Args:
         sizes: what is measured.
         repetitions: how often each case runs after one warm-up; medians are told.
-        keep: whether the process keeps freed memory, see ``device.keep_freed_memory``. It cannot be undone in this process.
+        keep: whether the process keeps freed memory, see ``device.keep_freed_memory``. It cannot be
+            undone in this process.
 
     Returns:
-        cases: of each its name, predicted_s, measured_s, ratio (predicted over measured), gflop, moved_mb, operations,
+        cases: of each its name, predicted_s, measured_s, ratio (predicted over measured), gflop,
+            moved_mb, operations,
         flop_s, moved_s, operation_s (the three terms of the prediction).
-        machine (medians of the measured constants), smallest_ratio, largest_ratio, within (share of ratios in 0.75 to 1.25),
-        keeps_freed_memory, threads, clock: with one thread the processor's time, which leaves out waiting for other programs.
+        machine (medians of the measured constants), smallest_ratio, largest_ratio, within (share of
+        ratios in 0.75 to 1.25),
+        keeps_freed_memory, threads, clock: with one thread the processor's time, which leaves out
+            waiting for other programs.
     """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     kept = keep and devices.keep_freed_memory()
@@ -87,8 +95,10 @@ def predict(sizes: Sizes = FULL, repetitions: int = 3, keep: bool = True) -> dic
     ratios = [row["ratio"] for row in found]
     return {
         "cases": found,
-        "machine": {"name": seen[0].name, "flop_per_s": statistics.median(p.flop_per_s["float32"] for p in seen),
-                    "memory_bytes_per_s": statistics.median(p.memory_bytes_per_s or 0.0 for p in seen),
+        "machine": {"name": seen[0].name, "flop_per_s": statistics.median(p.flop_per_s["float32"]
+            for p in seen),
+                    "memory_bytes_per_s": statistics.median(p.memory_bytes_per_s or 0.0
+                        for p in seen),
                     "operation_s": statistics.median(p.operation_s for p in seen)},
         "smallest_ratio": min(ratios),
         "largest_ratio": max(ratios),
@@ -99,7 +109,8 @@ def predict(sizes: Sizes = FULL, repetitions: int = 3, keep: bool = True) -> dic
     }
 
 
-def _measured(case: Case, repetitions: int, constants_s: float, clock: Clock) -> tuple[dict[str, Any], list[Profile]]:
+def _measured(case: Case, repetitions: int, constants_s: float,
+              clock: Clock) -> tuple[dict[str, Any], list[Profile]]:
     """A row of the table, and the constants seen on the way."""
     case.work()
     profiles = [devices.measure(device="cpu", budget_s=constants_s, clock=clock)]
@@ -110,7 +121,8 @@ def _measured(case: Case, repetitions: int, constants_s: float, clock: Clock) ->
         case.work()
         measured_s.append(clock() - started)
         profiles.append(devices.measure(device="cpu", budget_s=constants_s, clock=clock))
-        predicted_s.append(statistics.fmean(cost.seconds(case.cost, machine) for machine in profiles[-2:]))
+        predicted_s.append(statistics.fmean(cost.seconds(case.cost, machine)
+            for machine in profiles[-2:]))
     spent = case.cost
     return {
         "name": case.name,
@@ -121,7 +133,8 @@ def _measured(case: Case, repetitions: int, constants_s: float, clock: Clock) ->
         "moved_mb": spent.moved_bytes / 1e6,
         "operations": spent.operations,
         "flop_s": statistics.median(spent.flop / p.flop_per_s["float32"] for p in profiles),
-        "moved_s": statistics.median(spent.moved_bytes / (p.memory_bytes_per_s or 1.0) for p in profiles),
+        "moved_s": statistics.median(spent.moved_bytes / (p.memory_bytes_per_s or 1.0)
+            for p in profiles),
         "operation_s": statistics.median(spent.operations * p.operation_s for p in profiles),
         "repetitions": len(measured_s),
     }, profiles
@@ -140,11 +153,13 @@ def _cases(base: Base, sizes: Sizes) -> Iterator[Case]:
 
 
 def _step(learner: Learner, body: Anatomy, batch: int, length: int, rank: int) -> Case:
-    """A LoRA step on all linear layers, on random tokens, all of them scored but the first of a row."""
+    """A LoRA step on all linear layers, on random tokens, all of them scored but the first of a
+    row."""
     base, shapes = learner.base, targets(learner.base, AdapterConfig())
     stack = Stack.of([initial(shapes, rank, 16.0, Seeds(0))], "AB", base.device)
     optimizer = optimizer_of(stack.leaves, learner.config, 1e-3)
-    ids = torch.randint(3, body.vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, body.vocabulary, (batch, length),
+                        generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
     labels[:, 0] = -100
 
@@ -167,31 +182,39 @@ def _evaluation(learner: Learner, body: Anatomy) -> Case:
     tokens = max(len(learner.encode(record)[0]) for record in records)
     config = EvaluateConfig(records_per_client=32, rows=32)
     spent = cost.evaluation(body, Batch(32, tokens, 0, tokens - 1), dict.fromkeys(shapes, 8))
-    return Case(f"evaluation, 32 x {tokens} tokens", spent, lambda: evaluate(learner, adapter, {"client": records}, config))
+    return Case(f"evaluation, 32 x {tokens} tokens", spent,
+                lambda: evaluate(learner, adapter, {"client": records}, config))
 
 
 def _embedding(texts: int) -> Case:
     """Long texts by the built-in embedder, which remembers nothing here."""
     tokens, made = 128, embedding.load("minilm", capacity=0)
     words = [" ".join(["word"] * 200 + [str(i)]) for i in range(texts)]
-    return Case(f"embedding, {texts} x {tokens} tokens", cost.embedding(22_700_000, made.width, texts, tokens), lambda: made.embed(words))
+    return Case(f"embedding, {texts} x {tokens} tokens", cost.embedding(22_700_000, made.width,
+        texts, tokens), lambda: made.embed(words))
 
 
 def _voting(records: int, candidates: int) -> Case:
     generator = torch.Generator().manual_seed(0)
     own, others = (torch.randn(count, 384, generator=generator) for count in (records, candidates))
     spent = cost.voting(records, candidates, 384)
-    return Case(f"voting, {records} records on {candidates} candidates", spent, lambda: embedding.votes(own, others))
+    return Case(f"voting, {records} records on {candidates} candidates", spent,
+                lambda: embedding.votes(own, others))
 
 
 def _generation(base: Base, body: Anatomy, rows: int, new: int = 32) -> Case:
-    """Texts by the base; those that end early are left out of later passes, so the mean number of rows is costed."""
-    ids = opening(base.tokenizer) + encode(base.tokenizer, "Return the number of items that the list")
+    """Texts by the base; those that end early are left out of later passes, so the mean number of
+    rows is costed."""
+    ids = (
+        opening(base.tokenizer) + encode(base.tokenizer, "Return the number of items that the list")
+    )
     prompts: Sequence[Sequence[int]] = [ids] * rows
 
     def work() -> int:
-        found = extend(base.model, base.tokenizer, prompts, Sampling(max_tokens=new, batch=rows), 0, base.device)
+        found = extend(base.model, base.tokenizer, prompts, Sampling(max_tokens=new, batch=rows), 0,
+                       base.device)
         return sum(len(text.ids) + text.ended for text in found)
 
     alive = max(1, round(work() / new))
-    return Case(f"generation, {rows} texts of {new} tokens", cost.generation(body, alive, len(ids), new), work)
+    return Case(f"generation, {rows} texts of {new} tokens", cost.generation(body, alive, len(ids),
+        new), work)

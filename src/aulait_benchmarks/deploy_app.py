@@ -1,7 +1,9 @@
-"""The server app of ``aulait bench deploy``: real rounds of a real engine over Flower, one whenever a file asks for it.
+"""The server app of ``aulait bench deploy``: real rounds of a real engine over Flower, one whenever
+a file asks for it.
 
-Two runs stand side by side, one with small adapters and one with large ones; both use the same base at the sites. A round
-is one step of federated averaging: orders out, one optimiser step of one record at every site, replies back.
+Two runs stand side by side, one with small adapters and one with large ones; both use the same base
+at the sites. A round is one step of federated averaging: orders out, one optimiser step of one
+record at every site, replies back.
 """
 
 from __future__ import annotations
@@ -81,13 +83,15 @@ class Side:
         self._engine.begin(self._house)
         self._state = settings.method.init(settings.method_config, self._house.setting)
         self._door = Door(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
-        self._ask = self._engine.connect(self._house.sites, settings.method, self._house.setting, self._house.learner, None)
+        self._ask = self._engine.connect(self._house.sites, settings.method, self._house.setting,
+            self._house.learner, None)
 
     @property
     def formula(self) -> tuple[int, int]:
         """Bytes up and down of a client in a round, as the method's description says."""
         house, settings = self._house, self._house.settings
-        found: tuple[int, int] = settings.method.travels(settings.method_config, house.setting, 1, house.trainers[0], house.trainers)
+        found: tuple[int, int] = settings.method.travels(settings.method_config, house.setting, 1,
+            house.trainers[0], house.trainers)
         return found
 
     def round(self) -> dict[str, Any]:
@@ -104,8 +108,10 @@ class Side:
                 moment["ended"] = time.time()
                 yield reply
 
-        cohort = Cohort(round=self._state.round + 1, local=names, proxies={}, planned=len(names), lr=settings.train.lr)
-        self._state, _ = settings.method.step(settings.method_config, self._house.setting, self._state, cohort, ask, self._door)
+        cohort = Cohort(round=self._state.round + 1, local=names, proxies={}, planned=len(names),
+                        lr=settings.train.lr)
+        self._state, _ = settings.method.step(settings.method_config, self._house.setting,
+            self._state, cohort, ask, self._door)
         moved = {name: value - told[name] for name, value in self._engine.told.items()}
         return {**moment, **moved, "letters": list(self._post.letters.values())}
 
@@ -116,10 +122,13 @@ def main(grid: Grid, context: Context) -> None:
     from aulait.runs.setup import Workshop
 
     told = context.run_config
-    folder, experiments, workshop = Path(str(told["out"])), Path(str(told["experiment"])), Workshop()
+    folder, experiments, workshop = Path(str(told["out"])), Path(
+        str(told["experiment"])), Workshop()
     names = sorted(path.stem for path in experiments.glob("*.toml"))
-    sides = {name: Side(grid, experiments / f"{name}.toml", Path(str(told["keys"])), folder / name, workshop) for name in names}
-    found: dict[str, Any] = {name: {"up": side.formula[0], "down": side.formula[1]} for name, side in sides.items()}
+    sides = {name: Side(grid, experiments / f"{name}.toml", Path(str(told["keys"])), folder / name,
+                        workshop) for name in names}
+    found: dict[str, Any] = {name: {"up": side.formula[0], "down": side.formula[1]} for name,
+                             side in sides.items()}
     number = 0
     while True:
         put(folder / f"told-{number}.json", found)

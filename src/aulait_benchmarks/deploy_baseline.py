@@ -1,7 +1,9 @@
-"""Bare Flower for comparison: its own executables, a server app and a client app of a few lines, TLS and node keys as in ours.
+"""Bare Flower for comparison: its own executables, a server app and a client app of a few lines,
+TLS and node keys as in ours.
 
-The client app sends back what it was sent. The server app asks for answers ten times a second and SuperExec looks for
-work four times, as in ours: what plain Flower waits beyond that (3 s and 1 s) is no merit of the comparison. Nothing of Flower is
+The client app sends back what it was sent. The server app asks for answers ten times a second and
+SuperExec looks for work four times, as in ours: what plain Flower waits beyond that (3 s and 1 s)
+is no merit of the comparison. Nothing of Flower is
 imported here; keys are those of a loopback deployment.
 """
 
@@ -143,7 +145,9 @@ class Turns:
         try:
             return take(self._folder / f"told-{self._number}.json", limit_s)
         except TimeoutError:
-            raise AulaitError(f"no answer {self._number} within {limit_s:g} s; {processes.last_words(self._watched)}; "
+            raise AulaitError(
+                f"no answer {self._number} within {limit_s:g} s; "
+                f"{processes.last_words(self._watched)}; "
                               f"see {self._watched}") from None
 
 
@@ -171,7 +175,8 @@ def take(path: Path, limit_s: float = math.inf) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def bare(loopback: Loopback, folder: Path) -> Iterator[tuple[Turns, dict[str, Path]]]:
-    """Flower's own SuperLink and SuperNodes with the keys of a loopback deployment, as long as the block runs.
+    """Flower's own SuperLink and SuperNodes with the keys of a loopback deployment, as long as the
+    block runs.
 
     Args:
         loopback: whose server keys and site keys are used.
@@ -189,18 +194,24 @@ def bare(loopback: Loopback, folder: Path) -> Iterator[tuple[Turns, dict[str, Pa
     keys, address = loopback.keys, f"127.0.0.1:{port}"
     home.mkdir(parents=True, exist_ok=True)
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = "{address}"\nroot-certificates = "{keys / "ca.pem"}"\n')
+        '[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = '
+        f'"{address}"\nroot-certificates = "{keys / "ca.pem"}"\n')
     logs = {name: folder / "logs" / f"{name}.txt" for name in loopback.sites}
     try:
-        link = _words("flower-superlink", "--host", "127.0.0.1", "--port", str(port), "--database", str(folder / "superlink.db"),
-                      "--enable-supernode-auth", "--ssl-ca-certfile", str(keys / "ca.pem"), "--ssl-certfile", str(keys / "server.pem"),
+        link = _words("flower-superlink", "--host", "127.0.0.1", "--port", str(port), "--database",
+                      str(folder / "superlink.db"),
+                      "--enable-supernode-auth", "--ssl-ca-certfile", str(keys / "ca.pem"),
+                      "--ssl-certfile", str(keys / "server.pem"),
                       "--ssl-keyfile", str(keys / "server-key.pem"))
         running.append(processes.start(link, folder / "logs" / "superlink.txt", around))
         _wait_for(port, folder / "logs" / "superlink.txt")
         for name, path in loopback.sites.items():
-            _done(_words("flwr", "supernode", "register", str(path.parent / "site-key.pub"), "bench"), around)
-            node = _words("flower-supernode", "--superlink", address, "--root-certificates", str(keys / "ca.pem"), "--host", "127.0.0.1",
-                          "--auth-supernode-private-key", str(path.parent / "site-key"), "--port", str(processes.free_port()))
+            _done(_words("flwr", "supernode", "register", str(path.parent / "site-key.pub"),
+                         "bench"), around)
+            node = _words("flower-supernode", "--superlink", address, "--root-certificates",
+                          str(keys / "ca.pem"), "--host", "127.0.0.1",
+                          "--auth-supernode-private-key", str(path.parent / "site-key"), "--port",
+                          str(processes.free_port()))
             running.append(processes.start(node, logs[name], around))
         told = f'folder="{folder / "turns"}" sites={len(logs)}'
         turns = Turns(folder / "turns", folder / "logs" / "superlink.txt")
@@ -214,17 +225,22 @@ def bare(loopback: Loopback, folder: Path) -> Iterator[tuple[Turns, dict[str, Pa
 
 def _app(folder: Path) -> None:
     folder.mkdir(parents=True)
-    texts = {"pyproject.toml": _PROJECT, "server_app.py": _SERVER, "client_app.py": _CLIENT, "LICENSE": "Apache License, Version 2.0\n"}
+    texts = {"pyproject.toml": _PROJECT, "server_app.py": _SERVER, "client_app.py": _CLIENT,
+             "LICENSE": "Apache License, Version 2.0\n"}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
 def _around(home: Path) -> dict[str, str]:
-    """Flower's own executables first on the path; nothing is sent home; SuperExec looks as often as in ours."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("FLWR_", "AULAIT_"))}
+    """Flower's own executables first on the path; nothing is sent home; SuperExec looks as often as
+    in ours."""
+    own = {name: value for name, value in os.environ.items()
+           if not name.startswith(("FLWR_", "AULAIT_"))}
     return own | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", os.defpath)]), "FLWR_HOME": str(home),
-        "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **SETTINGS,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", os.defpath)]),
+        "FLWR_HOME": str(home),
+        "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost",
+        "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **SETTINGS,
     }  # fmt: skip
 
 
@@ -233,13 +249,16 @@ def _words(name: str, *words: str) -> list[str]:
 
 
 def _done(words: list[str], around: dict[str, str]) -> None:
-    found = subprocess.run(words, env=around, capture_output=True, text=True, timeout=_COMMAND_S, check=False)
+    found = subprocess.run(words, env=around, capture_output=True, text=True, timeout=_COMMAND_S,
+                           check=False)
     text = " ".join((found.stdout + found.stderr).split())[-300:]
-    require(found.returncode == 0, AulaitError, f"'{Path(words[0]).name} {words[1]}' ended with {found.returncode}: {text}")
+    require(found.returncode == 0, AulaitError,
+            f"'{Path(words[0]).name} {words[1]}' ended with {found.returncode}: {text}")
 
 
 def _wait_for(port: int, log: Path) -> None:
     until = time.monotonic() + START_S
     while not processes.answers("127.0.0.1", port):
-        require(time.monotonic() < until, AulaitError, f"bare Flower did not start: {processes.last_words(log)}; see {log}")
+        require(time.monotonic() < until, AulaitError,
+                f"bare Flower did not start: {processes.last_words(log)}; see {log}")
         time.sleep(0.1)

@@ -1,7 +1,9 @@
-"""Benchmarks that anybody can repeat. ``simulate``: what a federation in one process costs beside plain training.
+"""Benchmarks that anybody can repeat. ``simulate``: what a federation in one process costs beside
+plain training.
 
-Federated rounds of ``method.step`` against a straightforward loop that trains ONE adapter on the very same batches:
-same rows in a pass, same lengths, same padding, same trainable factors, AdamW, no federation code. Both take turns;
+Federated rounds of ``method.step`` against a straightforward loop that trains ONE adapter on the
+very same batches: same rows in a pass, same lengths, same padding, same trainable factors, AdamW,
+no federation code. Both take turns;
 medians are told.
 """
 
@@ -74,8 +76,9 @@ def simulate(
         batch: sequences in a step.
 
     Returns:
-        tokens, aulait_tokens_per_s, floor_tokens_per_s, ratio_to_floor of the slower method (named under
-        ``algorithm``), every method under ``methods``, peak_rss_bytes of the process, base_loads, device, threads.
+        tokens, aulait_tokens_per_s, floor_tokens_per_s, ratio_to_floor of the slower method (named
+        under ``algorithm``), every method under ``methods``, peak_rss_bytes of the process,
+        base_loads, device, threads.
     """
     timings = {}
     workshop = Workshop()
@@ -143,22 +146,26 @@ def _federated(house: House, rounds: int) -> State:
     local = house.trainers
     state: State = method.init(config, house.setting)
     for round in range(1, rounds + 1):
-        cohort = Cohort(round=round, local=everyone(local), proxies={}, planned=len(local), lr=house.settings.train.lr)
+        cohort = Cohort(round=round, local=everyone(local), proxies={}, planned=len(local),
+                        lr=house.settings.train.lr)
         state, _ = method.step(config, house.setting, state, cohort, ask, door)
     return state
 
 
 def _batches(house: House, part: str, rounds: int) -> tuple[Passes, int]:
-    """The rows of every pass of every group of sites, as ``Learner.train`` forms them, and their tokens."""
+    """The rows of every pass of every group of sites, as ``Learner.train`` forms them, and their
+    tokens."""
     learner, passes, tokens = house.learner, [], 0
     start = initial(house.setting.shapes, house.setting.rank, house.setting.alpha, house.seeds)
     for round in range(1, rounds + 1):
         works = [_work(house, name, start, part, round) for name in everyone(house.trainers)]
         for members in learner.passes(works):
             some = [works[i] for i in members]
-            orders = [draws(work, [len(learner.encode(r)[0]) for r in work.records]) for work in some]
+            orders = [draws(work, [len(learner.encode(r)[0]) for r in work.records])
+                      for work in some]
             pairs = list(zip(some, orders, strict=True))
-            group = [[work.records[j] for work, order in pairs for j in order[step]] for step in range(some[0].steps)]
+            group = [[work.records[j] for work, order in pairs for j in order[step]]
+                     for step in range(some[0].steps)]
             tokens += sum(len(learner.encode(record)[0]) for rows in group for record in rows)
             passes.append(group)
     return passes, tokens
@@ -167,7 +174,8 @@ def _batches(house: House, part: str, rounds: int) -> tuple[Passes, int]:
 def _work(house: House, name: str, start: Adapter, part: str, round: int) -> Work:
     """What a site is asked to do in a round, as the methods write it."""
     site, seed = house.sites[name], house.seeds.integer("batches", round, name)
-    return Work(start, site.train, part, site.plan.steps, site.plan.batch, house.settings.train.lr, seed)
+    return Work(start, site.train, part, site.plan.steps, site.plan.batch, house.settings.train.lr,
+                seed)
 
 
 def _plain(house: House, part: str, batches: Passes) -> float:

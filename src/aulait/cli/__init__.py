@@ -1,4 +1,5 @@
-"""The command line: one file a command. Heavy libraries are loaded inside commands, so that help is instant."""
+"""The command line: one file a command. Heavy libraries are loaded inside commands, so that help is
+instant."""
 
 from __future__ import annotations
 
@@ -40,14 +41,16 @@ GROUPS = (("Deploy", keys.app),)  # commands with commands of their own
 NAMES = {"catalogue": "list"}
 
 _ABOUT = (
-    "Fine-tune a language model across institutions that may not share their text and do not own the same machines."
+    "Fine-tune a language model across institutions that may not share their text and do not own "
+    "the same machines."
 )
 
 app = typer.Typer(
     name="aulait",
     cls=Commands,
     help=_ABOUT,
-    epilog="Begin with: aulait demo. Errors exit with 2, an interrupted run with 130; AULAIT_TRACEBACK=1 shows where.",
+    epilog="Begin with: aulait demo. Errors exit with 2, an interrupted run with 130; "
+           "AULAIT_TRACEBACK=1 shows where.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,7 +58,8 @@ app = typer.Typer(
 )
 for _panel, _commands in PANELS:
     for _command in _commands:
-        app.command(NAMES.get(_command.__name__, _command.__name__), rich_help_panel=_panel)(_command)
+        app.command(NAMES.get(_command.__name__, _command.__name__),
+                    rich_help_panel=_panel)(_command)
 for _panel, _group in GROUPS:
     app.add_typer(_group, rich_help_panel=_panel)
 
@@ -71,7 +75,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _settle(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_version, is_eager=True,
+                           help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Set what every command needs; the help text is above."""
@@ -84,5 +89,6 @@ def main() -> None:
     """Entry point of the ``aulait`` command."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without these letters shows others, and never fails
+            # a terminal without these letters shows others, and never fails
+            stream.reconfigure(errors="replace")
     app()

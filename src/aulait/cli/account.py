@@ -1,4 +1,5 @@
-"""``aulait account``: noise for an epsilon, an epsilon for noise, or a run's ledger counted again."""
+"""``aulait account``: noise for an epsilon, an epsilon for noise, or a run's ledger counted
+again."""
 
 from __future__ import annotations
 
@@ -16,14 +17,22 @@ from aulait.core.errors import ConfigError, DataError, PrivacyError
 TOLERANCE = 0.01
 
 
-Run = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder: count its ledger again.")]
-Epsilon = Annotated[float | None, typer.Option("--epsilon", help="Target; answers with the noise multiplier.")]
+Run = Annotated[Path | None,
+                typer.Argument(metavar="[RUN]", help="A run folder: count its ledger again.")]
+Epsilon = Annotated[float | None,
+                    typer.Option("--epsilon", help="Target; answers with the noise multiplier.")]
 Noise = Annotated[
-    float | None, typer.Option("--noise-multiplier", help="Noise over sensitivity; answers with epsilon.")
+    float | None,
+    typer.Option("--noise-multiplier", help="Noise over sensitivity; answers with epsilon.")
 ]
-Delta = Annotated[float | None, typer.Option("--delta", help="Probability with which epsilon may fail.")]
-Releases = Annotated[int | None, typer.Option("--releases", min=1, help="How many sums are released; for records: noised steps.")]
-Rate = Annotated[float, typer.Option("--rate", help="Probability with which a client, or a record in a step, takes part (Poisson).")]
+Delta = Annotated[float | None,
+                  typer.Option("--delta", help="Probability with which epsilon may fail.")]
+Releases = Annotated[int | None,
+    typer.Option("--releases", min=1,
+                 help="How many sums are released; for records: noised steps.")]
+Rate = Annotated[float,
+    typer.Option("--rate",
+        help="Probability with which a client, or a record in a step, takes part (Poisson).")]
 
 
 def account(
@@ -37,8 +46,8 @@ def account(
 ) -> None:
     """Turn epsilon into noise, or noise into epsilon; or check a run.
 
-    With RUN, every role's epsilon is computed from ledger.jsonl alone and compared with result.json; exit code 1 when
-    they differ by more than 1 %.
+    With RUN, every role's epsilon is computed from ledger.jsonl alone and compared with
+    result.json; exit code 1 when they differ by more than 1 %.
 
     Example: aulait account --epsilon 8 --delta 1e-5 --releases 10
     """
@@ -46,22 +55,26 @@ def account(
     if run is not None:
         if given or delta is not None or releases is not None:
             raise ConfigError(
-                "account found a run folder together with numbers; expected one of them; the run knows its own"
+                "account found a run folder together with numbers; expected one of them; the run "
+                "knows its own"
             )
         _check(run, as_json)
         return
     if len(given) != 1:
         found = "both" if given else "neither"
         raise ConfigError(
-            f"account found {found} of --epsilon and --noise-multiplier, expected exactly one, or a run folder"
+            f"account found {found} of --epsilon and --noise-multiplier, expected exactly one, or "
+            "a run folder"
         )
     if delta is None or releases is None:
-        raise ConfigError("account needs --delta and --releases; add both, for example --delta 1e-5 --releases 10")
+        raise ConfigError(
+            "account needs --delta and --releases; add both, for example --delta 1e-5 --releases 10")
     _convert(epsilon, noise_multiplier, delta, releases, rate, as_json)
 
 
 def _convert(
-    epsilon: float | None, noise: float | None, delta: float, releases: int, rate: float, as_json: bool
+    epsilon: float | None, noise: float | None, delta: float, releases: int, rate: float,
+    as_json: bool
 ) -> None:
     """Fill in the one of epsilon and noise that is missing."""
     from aulait.privacy import accounting as arithmetic
@@ -70,7 +83,8 @@ def _convert(
         noise = arithmetic.calibrate(epsilon, delta, releases, rate)
         answer = f"noise multiplier  {noise:.6g}"
     else:
-        epsilon = arithmetic.epsilon([arithmetic.Event(float(noise or 0.0), rate)] * releases, delta)
+        epsilon = arithmetic.epsilon([arithmetic.Event(float(noise or 0.0), rate)] * releases,
+            delta)
         answer = f"epsilon  {'infinite' if math.isinf(epsilon) else f'{epsilon:.6g}'}"
     if as_json:
         given = {"delta": delta, "releases": releases, "rate": rate}
@@ -103,7 +117,8 @@ def _check(run: Path, as_json: bool) -> None:
         )
     if not agrees:
         terminal.fail(
-            f"result.json of {run} and its ledger disagree by more than {TOLERANCE:.0%}, expected the same epsilon; "
+            f"result.json of {run} and its ledger disagree by more than {TOLERANCE:.0%}, expected "
+            "the same epsilon; "
             "trust the ledger and ask who changed the files"
         )
         raise typer.Exit(1)
@@ -124,19 +139,23 @@ def recount(run: Path) -> list[dict[str, Any]]:
     """
     path = run / "result.json"
     if not path.is_file():
-        raise DataError(f"found no result.json in {run}, expected a finished run; check the path or finish the run")
+        raise DataError(
+            f"found no result.json in {run}, expected a finished run; check the path or finish the "
+            "run")
     try:
         privacy = dict(json.loads(path.read_text(encoding="utf-8"))["privacy"])
         told = {role: privacy["epsilon"].get(role) for role in ("proxy", "local", "split")}
         ledger = _ledger(run / "ledger.jsonl")
-        return [_counted(role, epsilon, ledger.events(role), privacy) for role, epsilon in told.items()]
+        return [_counted(role, epsilon, ledger.events(role), privacy) for role,
+                epsilon in told.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is malformed ({error!r}), expected what a run writes; restore it from a copy"
         ) from error
 
 
-def _counted(role: str, told: float | None, events: list[Any], privacy: dict[str, Any]) -> dict[str, Any]:
+def _counted(role: str, told: float | None, events: list[Any], privacy: dict[str, Any]) -> dict[str,
+        Any]:
     """One role: what its releases amount to, and whether that is what was told."""
     from aulait.privacy import accounting as arithmetic
 
@@ -148,7 +167,8 @@ def _counted(role: str, told: float | None, events: list[Any], privacy: dict[str
     else:
         agrees = told is not None and math.isclose(counted, told, rel_tol=TOLERANCE, abs_tol=1e-9)
     absent = not (events or told is not None or off or exact)
-    numbers = {"releases": len(events), "steps": sum(event.steps for event in events), "ledger_epsilon": counted, "result_epsilon": told}
+    numbers = {"releases": len(events), "steps": sum(event.steps for event in events),
+               "ledger_epsilon": counted, "result_epsilon": told}
     return {"role": role, **numbers, "agrees": agrees, "absent": absent}
 
 
@@ -162,7 +182,8 @@ def _ledger(path: Path) -> Any:
         try:
             values = json.loads(raw)
             values["epsilon"] = {
-                role: math.inf if spent is None else spent for role, spent in values["epsilon"].items()
+                role: math.inf if spent is None else spent for role,
+                spent in values["epsilon"].items()
             }
             line = Line(**values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

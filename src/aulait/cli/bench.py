@@ -11,20 +11,29 @@ from aulait.cli import bench_edge, terminal
 from aulait.cli.run import Json
 from aulait.core.errors import ConfigError
 
-NAMES = ("simulate: federated rounds against plain training of the same batches; aggregate: FlexLoRA's merge against a dense SVD; "
-         "cost: the cost model against the clock; deploy: an exchange over Flower beside bare Flower.")
+NAMES = ("simulate: federated rounds against plain training of the same batches; aggregate: "
+         "FlexLoRA's merge against a dense SVD; "
+         "cost: the cost model against the clock; deploy: an exchange over Flower beside bare "
+         "Flower.")
 REPETITIONS, CLIENTS = 5, 16
-EDGE = "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
+EDGE = (
+    "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
+)
 
 
 def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"{NAMES} {EDGE}")],
     repetitions: Annotated[
         int | None,
-        typer.Option("--repetitions", min=3, help=f"How often each takes its turn, {REPETITIONS}; medians are told. Not in deploy."),
+        typer.Option("--repetitions", min=3,
+            help=f"How often each takes its turn, {REPETITIONS}; medians are told. Not in deploy."),
     ] = None,
-    clients: Annotated[int | None, typer.Option("--clients", min=2, help=f"simulate: sites that train together, {CLIENTS}.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small layers or tiny models: seconds instead of minutes.")] = False,
+    clients: Annotated[int | None,
+        typer.Option("--clients", min=2,
+                     help=f"simulate: sites that train together, {CLIENTS}.")] = None,
+    quick: Annotated[bool,
+        typer.Option("--quick",
+                     help="Small layers or tiny models: seconds instead of minutes.")] = False,
     out: bench_edge.Out = None,
     family: bench_edge.Family = None,
     model: bench_edge.Model = None,
@@ -38,12 +47,15 @@ def bench(
 ) -> None:
     """Measure this installation beside the straightforward way to the same result.
 
-    simulate: what a federation in one process costs beside plain training of one adapter; a ratio of 1 is parity, below
-    1.15 is as it should be. aggregate: how many times faster replies of unequal ranks are merged than by a dense SVD, how
-    exact the singular values are, and what a thousand clients take in memory. edge: the figures of the "Very Edge" study,
-    measured here where memory and time allow and modelled elsewhere; see docs/edge.md. cost: seconds that the closed-form
-    cost model predicts for this machine against what the work then takes; a ratio of 1 is exact. deploy: seconds of an
-    exchange with sites over Flower beside bare Flower with the same bytes, in turns, on this machine.
+    simulate: what a federation in one process costs beside plain training of one adapter; a ratio
+        of 1 is parity, below
+    1.15 is as it should be. aggregate: how many times faster replies of unequal ranks are merged
+    than by a dense SVD, how exact the singular values are, and what a thousand clients take in
+    memory. edge: the figures of the "Very Edge" study, measured here where memory and time allow
+    and modelled elsewhere; see docs/edge.md. cost: seconds that the closed-form cost model predicts
+    for this machine against what the work then takes; a ratio of 1 is exact. deploy: seconds of an
+    exchange with sites over Flower beside bare Flower with the same bytes, in turns, on this
+    machine.
     """
     with terminal.work(as_json):
         from aulait.core.registry import nearest
@@ -54,25 +66,32 @@ def bench(
         _unused(name, repetitions, clients)
         repetitions = repetitions or REPETITIONS
         if name == "edge":
-            asked = bench_edge.scope(quick, family, model, batches, lengths, minutes, watts, joules_per_byte, servers, repetitions)
+            asked = bench_edge.scope(quick, family, model, batches, lengths, minutes, watts,
+                                     joules_per_byte, servers, repetitions)
             found = bench_edge.measure(asked, out)
         else:
             found = _measured(name, quick, repetitions, clients or CLIENTS, out)
     if as_json:
         terminal.document(found)
     else:
-        {"edge": bench_edge.show, "aggregate": _show_aggregate, "cost": _show_cost, "deploy": _show_deploy}.get(name, _show)(found)
+        {"edge": bench_edge.show, "aggregate": _show_aggregate, "cost": _show_cost,
+         "deploy": _show_deploy}.get(name, _show)(found)
 
 
 def _unused(name: str, repetitions: int | None, clients: int | None) -> None:
     """Refuse what a benchmark would not heed."""
     if clients is not None and name != "simulate":
-        raise ConfigError(f"found --clients with benchmark '{name}', expected it with 'simulate' alone; leave it out")
+        raise ConfigError(
+            f"found --clients with benchmark '{name}', expected it with 'simulate' alone; leave it "
+            "out")
     if repetitions is not None and name == "deploy":
-        raise ConfigError("found --repetitions with benchmark 'deploy', which has its own numbers of turns; leave it out, or take --quick")
+        raise ConfigError(
+            "found --repetitions with benchmark 'deploy', which has its own numbers of turns; "
+            "leave it out, or take --quick")
 
 
-def _measured(name: str, quick: bool, repetitions: int, clients: int, out: Path | None) -> dict[str, Any]:
+def _measured(name: str, quick: bool, repetitions: int, clients: int, out: Path | None) -> dict[str,
+        Any]:
     """What a benchmark found, all but "edge", which has options of its own."""
     if name == "aggregate":
         from aulait_benchmarks import aggregate
@@ -105,12 +124,16 @@ def _show(found: dict[str, Any]) -> None:
         for method, m in found["methods"].items()
     ]
     where = f"{found['device']}, {n.counted(found['threads'], 'thread')}"
-    title = f"{found['clients']} clients in one process on {where}, medians of {found['repetitions']}"
+    title = (
+        f"{found['clients']} clients in one process on {where}, medians of {found['repetitions']}"
+    )
     terminal.table(
-        title, ("method", "tokens", "aulait tokens/s", "plain tokens/s", "ratio to plain"), rows, right=range(1, 5)
+        title, ("method", "tokens", "aulait tokens/s", "plain tokens/s", "ratio to plain"), rows,
+        right=range(1, 5)
     )
     terminal.say(
-        f"peak memory {n.size(found['peak_rss_bytes'])}, the base was loaded {n.counted(found['base_loads'], 'time')}"
+        f"peak memory {n.size(found['peak_rss_bytes'])}, the base was loaded "
+        f"{n.counted(found['base_loads'], 'time')}"
     )
 
 
@@ -127,8 +150,12 @@ def _show_aggregate(found: dict[str, Any]) -> None:
         )
         for case in found["cases"]
     ]
-    title = f"merge of one layer on {n.counted(found['threads'], 'thread')}, medians of {found['repetitions']}, dense once"
-    terminal.table(title, ("layer", "merge", "dense SVD", "times faster", "largest error"), rows, right=range(1, 5))
+    title = (
+        f"merge of one layer on {n.counted(found['threads'], 'thread')}, medians of "
+        f"{found['repetitions']}, dense once"
+    )
+    terminal.table(title, ("layer", "merge", "dense SVD", "times faster", "largest error"), rows,
+                   right=range(1, 5))
     peaks = [
         (
             f"{each['m']}x{each['n']}, rank {each['rank']}, {n.count(some['clients'])} clients",
@@ -139,10 +166,14 @@ def _show_aggregate(found: dict[str, Any]) -> None:
         for each in found["memory"]
         for some in (each["few"], each["many"])
     ]
-    terminal.table("memory of a fresh process", ("layer", "peak", "above its start", "time"), peaks, right=range(1, 4))
+    terminal.table("memory of a fresh process", ("layer", "peak", "above its start", "time"), peaks,
+                   right=range(1, 4))
     for each in found["memory"]:
         many, few = n.count(each["many"]["clients"]), n.count(each["few"]["clients"])
-        ratios = f"{each['peak_ratio']:.2f} times the peak, {each['above_start_ratio']:.2f} times what is above the start"
+        ratios = (
+            f"{each['peak_ratio']:.2f} times the peak, {each['above_start_ratio']:.2f} times what "
+            "is above the start"
+        )
         terminal.say(f"rank {each['rank']}: {many} clients take {ratios} of {few} clients")
 
 
@@ -155,15 +186,19 @@ def _show_cost(found: dict[str, Any]) -> None:
             n.duration(case["predicted_s"]),
             n.duration(case["measured_s"]),
             f"{case['ratio']:.2f}",
-            *(f"{case[term] / case['predicted_s']:.0%}" for term in ("flop_s", "moved_s", "operation_s")),
+            *(f"{case[term] / case['predicted_s']:.0%}"
+              for term in ("flop_s", "moved_s", "operation_s")),
         )
         for case in found["cases"]
     ]
     machine = found["machine"]
-    title = (f"cost model on {machine['name']}, {n.counted(found['threads'], 'thread')}, {found['clock']}: "
-             f"{machine['flop_per_s'] / 1e9:.3g} GFLOP/s, {n.size(machine['memory_bytes_per_s'])}/s, {1e6 * machine['operation_s']:.3g} us "
+    title = (f"cost model on {machine['name']}, {n.counted(found['threads'], 'thread')}, "
+             f"{found['clock']}: "
+             f"{machine['flop_per_s'] / 1e9:.3g} GFLOP/s, "
+             f"{n.size(machine['memory_bytes_per_s'])}/s, {1e6 * machine['operation_s']:.3g} us "
              "an operation")
-    terminal.table(title, ("work", "predicted", "measured", "ratio", "arithmetic", "traffic", "operations"), rows, right=range(1, 7))
+    terminal.table(title, ("work", "predicted", "measured", "ratio", "arithmetic", "traffic",
+                           "operations"), rows, right=range(1, 7))
     terminal.say(f"{found['within']:.0%} of the ratios within 0.75 to 1.25")
 
 
@@ -173,18 +208,30 @@ def _show_deploy(found: dict[str, Any]) -> None:
     rows = [
         (
             n.size(found[size]["bytes"]),
-            *(n.duration(found[size][key]) for key in ("aulait_s", "bare_s", "after_poll_s", "bare_after_poll_s", "work_s")),
+            *(n.duration(found[size][key]) for key in ("aulait_s", "bare_s", "after_poll_s",
+                "bare_after_poll_s", "work_s")),
             f"{found[size]['overhead_s']:+.2f} s",
         )
         for size in ("small", "large")
     ]
-    title = f"an exchange of {n.counted(found['sites'], 'site')} over Flower {found['flower']}, medians; each site's node asks every 3 s"
-    heads = ("each way", "aulait", "bare Flower", "once asked for", "bare, once asked for", "site's work", "overhead")
+    title = (
+        f"an exchange of {n.counted(found['sites'], 'site')} over Flower {found['flower']}, "
+        "medians; each site's node asks every 3 s"
+    )
+    heads = ("each way", "aulait", "bare Flower", "once asked for", "bare, once asked for",
+             "site's work", "overhead")
     terminal.table(title, heads, rows, right=range(7))
     loading, moved = found["loading"], found["bytes"]
     loads = ", ".join(f"{name} {count}" for name, count in found["base_loads"].items())
-    terminal.say(f"base loads: {loads}; a process that loads it takes {n.duration(loading['import_s'] + loading['load_s'])}, so "
-                 f"{n.duration(loading['saved_s'])} saved in {n.counted(loading['messages'], 'message')}")
-    same = all(moved[size][way] == moved[size][f"formula_{way}"] for size in ("small", "large") for way in ("down", "up"))
-    more = " and ".join(f"{moved[f'flower_{way}'] / moved[f'bodies_{way}'] - 1:.2%} more {way}" for way in ("down", "up"))
-    terminal.say(f"bytes of tensors {'are' if same else 'are NOT'} those of the method's formula; Flower moved {more}")
+    terminal.say(
+        f"base loads: {loads}; a process that loads it takes "
+        f"{n.duration(loading['import_s'] + loading['load_s'])}, so "
+                 f"{n.duration(loading['saved_s'])} saved in "
+                 f"{n.counted(loading['messages'], 'message')}")
+    same = all(moved[size][way] == moved[size][f"formula_{way}"] for size in ("small", "large")
+               for way in ("down", "up"))
+    more = " and ".join(f"{moved[f'flower_{way}'] / moved[f'bodies_{way}'] - 1:.2%} more {way}"
+                        for way in ("down", "up"))
+    terminal.say(
+        f"bytes of tensors {'are' if same else 'are NOT'} those of the method's formula; Flower "
+        f"moved {more}")

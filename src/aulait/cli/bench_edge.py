@@ -18,22 +18,32 @@ if TYPE_CHECKING:
 
 
 Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="edge: write edge.json and edge.html there; deploy: keep sites and logs there.")
+    Path | None, typer.Option("--out", metavar="DIR",
+        help="edge: write edge.json and edge.html there; deploy: keep sites and logs there.")
 ]
-Family = Annotated[str | None, typer.Option("--family", help="edge: flan-t5 or tiny, by size with random weights.")]
-Model = Annotated[str | None, typer.Option("--model", metavar="ID_OR_PATH", help="edge: one model in place of a family.")]
-Batches = Annotated[str | None, typer.Option("--batches", help="edge: rows of a step on this machine, as 1,2,4,8.")]
-Lengths = Annotated[str | None, typer.Option("--lengths", help="edge: source and target tokens of a row, as 512,95.")]
-Minutes = Annotated[float | None, typer.Option("--minutes", min=0.0, help="edge: for measured steps, 5; the rest is modelled.")]
-Watts = Annotated[float | None, typer.Option("--watts", min=0.0, help="edge: this machine's power under load.")]
+Family = Annotated[str | None,
+    typer.Option("--family", help="edge: flan-t5 or tiny, by size with random weights.")]
+Model = Annotated[str | None, typer.Option("--model", metavar="ID_OR_PATH",
+    help="edge: one model in place of a family.")]
+Batches = Annotated[str | None,
+    typer.Option("--batches", help="edge: rows of a step on this machine, as 1,2,4,8.")]
+Lengths = Annotated[str | None,
+    typer.Option("--lengths", help="edge: source and target tokens of a row, as 512,95.")]
+Minutes = Annotated[float | None,
+    typer.Option("--minutes", min=0.0, help="edge: for measured steps, 5; the rest is modelled.")]
+Watts = Annotated[float | None,
+                  typer.Option("--watts", min=0.0, help="edge: this machine's power under load.")]
 JoulesPerByte = Annotated[
-    float | None, typer.Option("--joules-per-byte", min=0.0, help="edge: of the network, in place of each link's own.")
+    float | None, typer.Option("--joules-per-byte", min=0.0,
+                               help="edge: of the network, in place of each link's own.")
 ]
-Servers = Annotated[bool, typer.Option("--servers/--no-servers", help="edge: federated runs of four server optimisers.")]
+Servers = Annotated[bool, typer.Option("--servers/--no-servers",
+    help="edge: federated runs of four server optimisers.")]
 
 
 def scope(
-    quick: bool, family: str | None, model: str | None, batches: str | None, lengths: str | None, minutes: float | None,
+    quick: bool, family: str | None, model: str | None, batches: str | None, lengths: str | None,
+    minutes: float | None,
     watts: float | None, joules_per_byte: float | None, servers: bool, repetitions: int,
 ) -> Scope:
     """What the options ask for; None takes what the scope says.
@@ -44,13 +54,16 @@ def scope(
     from aulait_benchmarks.edge import step_timing, study
 
     start = study.QUICK if quick else study.Scope()
-    chosen: dict[str, Any] = {"family": family, "model": model, "minutes": minutes, "power_w": watts,
+    chosen: dict[str, Any] = {"family": family, "model": model, "minutes": minutes,
+                              "power_w": watts,
                               "joules_per_byte": joules_per_byte}
     if batches is not None:
-        chosen["batches"] = tuple(sorted(set(_numbers(batches, "--batches", "rows of a step, as 1,2,4,8"))))
+        chosen["batches"] = tuple(
+            sorted(set(_numbers(batches, "--batches", "rows of a step, as 1,2,4,8"))))
     if lengths is not None:
         found = _numbers(lengths, "--lengths", "source and target tokens, as 512,95")
-        require(len(found) == 2, ConfigError, f"--lengths {lengths}: expected source and target tokens, as 512,95")
+        require(len(found) == 2, ConfigError,
+                f"--lengths {lengths}: expected source and target tokens, as 512,95")
         chosen["lengths"] = step_timing.Lengths(*found)
     start = replace(start, **{key: value for key, value in chosen.items() if value is not None})
     if not servers:
@@ -71,7 +84,8 @@ def measure(asked: Scope, out: Path | None) -> dict[str, Any]:
 def _numbers(text: str, option: str, expected: str) -> tuple[int, ...]:
     """Positive whole numbers between commas, in their order."""
     words = [word.strip() for word in text.split(",")]
-    require(all(word.isdigit() and int(word) > 0 for word in words), ConfigError, f"{option} {text}: expected {expected}")
+    require(all(word.isdigit() and int(word) > 0 for word in words), ConfigError,
+            f"{option} {text}: expected {expected}")
     return tuple(int(word) for word in words)
 
 
@@ -92,12 +106,16 @@ def show(document: dict[str, Any]) -> None:
     from aulait.reporting import numbers as n
 
     rows = [
-        (line["model"], line["way"], line["batch"], line["basis"], n.duration(line["step_s"]) if line["step_s"] else "does not fit",
-         n.significant(line["tokens_per_s"]) if line["step_s"] else "–", n.percent(line["mfu_model"]) if line["mfu_model"] else "–",
+        (line["model"], line["way"], line["batch"], line["basis"], n.duration(line["step_s"])
+         if line["step_s"] else "does not fit",
+         n.significant(line["tokens_per_s"]) if line["step_s"] else "–",
+         n.percent(line["mfu_model"]) if line["mfu_model"] else "–",
          n.percent(line["mfu_actual"]) if line["mfu_actual"] else "–")
         for line in document["steps"]
     ]
     lengths = document["settings"]["lengths"]
     title = f"a step on this machine, rows of {lengths['source']} + {lengths['target']} tokens"
-    terminal.table(title, ("model", "way", "batch", "basis", "step", "tokens/s", "MFU, model", "MFU, actual"), rows, right=(2, 4, 5, 6, 7))
-    terminal.table("the study's claims, in shape", ("claim", "here"), [(each["claim"], each["answer"]) for each in document["claims"]])
+    terminal.table(title, ("model", "way", "batch", "basis", "step", "tokens/s", "MFU, model",
+                           "MFU, actual"), rows, right=(2, 4, 5, 6, 7))
+    terminal.table("the study's claims, in shape", ("claim", "here"),
+                   [(each["claim"], each["answer"]) for each in document["claims"]])

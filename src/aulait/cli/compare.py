@@ -14,22 +14,27 @@ from aulait.core.errors import DataError
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of run folders.")],
+    runs: Annotated[list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, or folders of run folders.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Also write the comparison as a page.")
+        Path | None, typer.Option("--out", metavar="FILE",
+                                  help="Also write the comparison as a page.")
     ] = None,
     target_loss: Annotated[
         float | None,
-        typer.Option("--target-loss", metavar="LOSS", help="Time arms to this held-out loss in virtual time. Default: the largest of "
+        typer.Option("--target-loss", metavar="LOSS",
+            help="Time arms to this held-out loss in virtual time. Default: the largest of "
                      "the runs' smallest losses, which every run reaches."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare finished runs: one row for each arm, mean and spread over its seeds, the best arm first.
+    """Compare finished runs: one row for each arm, mean and spread over its seeds, the best arm
+    first.
 
-    Arms are ranked by the task metric where all have the same one, or else by the loss. Runs of a sweep are grouped by its
-    arms; with labels such as "name=fedit preset=uniform" the page shows methods in lines and settings in colours.
-    Runs with virtual time are also timed to a loss: at the end of the first measured round at or below it.
+    Arms are ranked by the task metric where all have the same one, or else by the loss. Runs of a
+    sweep are grouped by its arms; with labels such as "name=fedit preset=uniform" the page shows
+    methods in lines and settings in colours. Runs with virtual time are also timed to a loss: at
+    the end of the first measured round at or below it.
     """
     from aulait import reporting
     from aulait.reporting import measures
@@ -37,13 +42,17 @@ def compare(
     folders = expanded(runs)
     rows = reporting.table(folders, target_loss)
     if target_loss is not None and not any("virtual_s" in row for row in rows):
-        terminal.note("--target-loss changes nothing: no finished run has virtual time; give every federation.tier a machine")
+        terminal.note(
+            "--target-loss changes nothing: no finished run has virtual time; give every "
+            "federation.tier a machine")
     if out is not None:
         reporting.compare(folders, out, target_loss)
     if as_json:
-        used = next((row["target_loss"] for row in rows if row.get("target_loss") is not None), None)
+        used = next((row["target_loss"] for row in rows if row.get("target_loss") is not None),
+                    None)
         page = None if out is None else str(out)
-        terminal.document({"ranked_by": measures.headline(rows).key, "target_loss": used, "rows": rows, "page": page})
+        terminal.document({"ranked_by": measures.headline(rows).key, "target_loss": used,
+                           "rows": rows, "page": page})
         return
     show(rows)
     if out is not None:
@@ -61,7 +70,8 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
         DataError: a path holds none.
     """
     found: list[Path] = []
-    folders = [path for path in paths if path.name not in BESIDE or path.is_dir()]  # RUNS/* names what a sweep left beside them
+    # RUNS/* names what a sweep left beside them
+    folders = [path for path in paths if path.name not in BESIDE or path.is_dir()]
     for path in folders:
         inside = sorted(p.parent for p in path.glob("*/config.toml")) if path.is_dir() else []
         if (path / "config.toml").is_file() or (path / "result.json").is_file():
@@ -69,7 +79,9 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
         elif inside:
             found += inside
         else:
-            raise DataError(f"found no run in {path}, expected a run folder or a folder of run folders; check the path")
+            raise DataError(
+                f"found no run in {path}, expected a run folder or a folder of run folders; check "
+                "the path")
     return list({path.resolve(): path for path in found}.values())
 
 
@@ -78,12 +90,21 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     from aulait.reporting import columns, measures, numbers, pace
 
     found = columns.columns(rows)
-    lines = [[column.cells[i].replace(numbers.INFINITE, "infinite") for column in found] for i in range(len(rows))]
+    lines = [[column.cells[i].replace(numbers.INFINITE, "infinite") for column in found]
+             for i in range(len(rows))]
     measure = measures.headline(rows)
-    title = f"arms, {'highest' if measure.rising else 'lowest'} {measure.name} first; mean ± deviation over seeds"
-    terminal.table(title, [column.title for column in found], lines, right=range(columns.names(found), len(found)))
+    title = (
+        f"arms, {'highest' if measure.rising else 'lowest'} {measure.name} first; mean ± deviation "
+        "over seeds"
+    )
+    terminal.table(title, [column.title for column in found], lines,
+                   right=range(columns.names(found), len(found)))
     own = sorted({row["algorithm"] for row in rows if row["personal"]})
     if own:
-        terminal.paragraph(f"{', '.join(own)}: scores of the clients' own adapters; 'shared' is the adapter that all have in common.")
+        terminal.paragraph(
+            f"{', '.join(own)}: scores of the clients' own adapters; 'shared' is the adapter that "
+            "all have in common.")
     if pace.explained(rows):
-        terminal.paragraph(f"{pace.explained(rows)} Virtual time is modelled from the tiers' machines; --target-loss sets another loss.")
+        terminal.paragraph(
+            f"{pace.explained(rows)} Virtual time is modelled from the tiers' machines; "
+            "--target-loss sets another loss.")

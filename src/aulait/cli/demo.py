@@ -13,14 +13,16 @@ from aulait.cli.run import Json, carry_out, fresh, show
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/demo-DATE-TIME.")
+        Path | None, typer.Option("--out", metavar="DIR",
+                                  help="The run folder. Default: runs/demo-DATE-TIME.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """See the whole thing work on this machine, in a few minutes, without a download.
 
-    Sixty clients with private texts; one in five trains, the others vote for synthetic text that stands for them;
-    epsilon 8 for each client. Built-in model, built-in data. The same --out again goes on where it stopped.
+    Sixty clients with private texts; one in five trains, the others vote for synthetic text that
+    stands for them; epsilon 8 for each client. Built-in model, built-in data. The same --out again
+    goes on where it stopped.
     """
     from importlib.resources import as_file, files
 

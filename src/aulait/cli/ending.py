@@ -1,4 +1,5 @@
-"""The short table at the end of a run: what it gained, what it cost, where the report is, what to try next."""
+"""The short table at the end of a run: what it gained, what it cost, where the report is, what to
+try next."""
 
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ def ending(result: Mapping[str, Any], path: Path) -> None:
 
     before, after = result["base_eval"], result["eval"]
     measures = (
-        (f"{'held-out loss' if 'measured_on' not in after else 'loss on public text'} (nats a token)", "loss", n.loss),
+        (f"{'held-out loss' if 'measured_on' not in after else 'loss on public text'} (nats a "
+         "token)", "loss", n.loss),
         ("perplexity", "perplexity", n.perplexity),
         ("token accuracy", "token_accuracy", n.percent),
     )
     rows = [(name, style(before.get(key)), style(after.get(key))) for name, key, style in measures]
     size = f"{n.counted(result['clients'], 'client')}, {n.counted(result['rounds'], 'round')}"
-    terminal.table(f"{result['name']}: {result['algorithm']}, {size}", ("", "before", "after"), rows, right=(1, 2))
+    terminal.table(f"{result['name']}: {result['algorithm']}, {size}", ("", "before", "after"),
+                   rows, right=(1, 2))
     terminal.say()
     facts = [
         *_guarantee(result),
@@ -33,7 +36,9 @@ def ending(result: Mapping[str, Any], path: Path) -> None:
     terminal.table("what it cost", ("", ""), facts, right=(1,))
     terminal.say()
     if (after.get("loss") or 0.0) > (before.get("loss") or 0.0):
-        terminal.note("the run made the base worse on held-out text; lower algorithm.local_weight or train.lr, or train fewer coordinates")
+        terminal.note(
+            "the run made the base worse on held-out text; lower algorithm.local_weight or "
+            "train.lr, or train fewer coordinates")
     if result["privacy"].get("stopped_early"):
         terminal.note(f"stopped early: {result['privacy']['stopped_early']}")
     terminal.say(f"report  {path / 'report.html'}")
@@ -49,7 +54,8 @@ def _guarantee(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     at = f"delta {privacy['delta']:g}"
     seeded = ", noise is seeded: not private" if privacy["noise_seeded"] else ""
     spent = {role: terminal.epsilon(privacy["epsilon"].get(role)) for role in roles}
-    return [(f"epsilon of {role} clients", f"{value} ({at}{seeded})") for role, value in spent.items()]
+    return [(f"epsilon of {role} clients", f"{value} ({at}{seeded})") for role,
+            value in spent.items()]
 
 
 def _seconds(spent: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -65,9 +71,11 @@ def _seconds(spent: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def _virtual(clock: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """How long the federation would have taken, and how much of it its clients waited; nothing where no machine is named."""
+    """How long the federation would have taken, and how much of it its clients waited; nothing
+    where no machine is named."""
     from aulait.reporting import numbers as n
 
     if not clock:
         return []
-    return [("virtual time, modelled", f"{n.duration(clock['total_s'])}, clients waiting {n.percent(clock['idle_share'], 0)}")]
+    return [("virtual time, modelled",
+        f"{n.duration(clock['total_s'])}, clients waiting {n.percent(clock['idle_share'], 0)}")]

@@ -13,7 +13,8 @@ from aulait.cli.run import Json
 
 Client = Annotated[
     str | None,
-    typer.Option("--client", metavar="NAME", help="The personal adapter of this client, where the method makes them."),
+    typer.Option("--client", metavar="NAME",
+                 help="The personal adapter of this client, where the method makes them."),
 ]
 
 
@@ -21,12 +22,14 @@ def export(
     run: Run,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
     merge: Annotated[
-        bool, typer.Option("--merge", help="Fold the adapter into the base and write the whole model.")
+        bool,
+        typer.Option("--merge", help="Fold the adapter into the base and write the whole model.")
     ] = False,
     client: Client = None,
     as_json: Json = False,
 ) -> None:
-    """Copy the adapter in PEFT format, or with --merge write a model that AutoModelForCausalLM (or ForSeq2SeqLM) loads.
+    """Copy the adapter in PEFT format, or with --merge write a model that AutoModelForCausalLM (or
+    ForSeq2SeqLM) loads.
 
     Example: aulait export runs/hospitals --client ward-3 --to ward-3
     """
@@ -38,5 +41,6 @@ def export(
         terminal.document({"to": str(to), "merged": merge, "client": client, "files": files})
     else:
         whose = "the adapter" if client is None else f"the personal adapter of {client}"
-        terminal.say(f"{f'model with {whose} folded in' if merge else f'{whose} (PEFT format)'}  {to}")
+        terminal.say(
+            f"{f'model with {whose} folded in' if merge else f'{whose} (PEFT format)'}  {to}")
         terminal.say(f"files  {', '.join(files)}")

@@ -15,13 +15,15 @@ from aulait.core.errors import ConfigError
 
 def generate(
     run: Run,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue or to answer.")],
+    prompt: Annotated[str,
+                      typer.Argument(metavar="PROMPT", help="The text to continue or to answer.")],
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="New tokens, at most.")] = 60,
     temperature: Annotated[
         float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.")
     ] = 0.8,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
-    base: Annotated[bool, typer.Option("--base", help="The base alone, without the adapter.")] = False,
+    base: Annotated[bool,
+                    typer.Option("--base", help="The base alone, without the adapter.")] = False,
     client: Client = None,
     as_json: Json = False,
 ) -> None:
@@ -30,7 +32,9 @@ def generate(
     Example: aulait generate runs/demo "Return the"
     """
     if base and client is not None:
-        raise ConfigError("found --base and --client, expected one of them; --base is the base without any adapter")
+        raise ConfigError(
+            "found --base and --client, expected one of them; --base is the base without any "
+            "adapter")
     with terminal.work(as_json):
         import torch
 
@@ -40,9 +44,11 @@ def generate(
         device = "cuda" if torch.cuda.is_available() else "cpu"
         answers = exported.settings(run, "data").get("prompt") is not None
         model, tokenizer = exported.load(run, adapted=not base, client=client, device=device)
-        # a causal model has learnt to answer after a new line, an encoder-decoder reads the prompt as it is
+        # a causal model has learnt to answer after a new line, an encoder-decoder reads the prompt
+        # as it is
         asked = f"{prompt}\n" if answers and not model.config.is_encoder_decoder else prompt
-        (text,) = sample(model, tokenizer, [asked], max_tokens=tokens, temperature=temperature, seed=seed, device=device)
+        (text,) = sample(model, tokenizer, [asked], max_tokens=tokens, temperature=temperature,
+                         seed=seed, device=device)
     if as_json:
         terminal.document(
             {

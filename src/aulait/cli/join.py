@@ -13,8 +13,10 @@ from aulait.cli import terminal
 
 
 def join(
-    file: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file: aulait keys site writes one.")],
-    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS; only with a server on loopback.")] = False,
+    file: Annotated[Path,
+        typer.Argument(metavar="SITE.toml", help="The site file: aulait keys site writes one.")],
+    insecure: Annotated[bool,
+        typer.Option("--insecure", help="Without TLS; only with a server on loopback.")] = False,
 ) -> None:
     """Take part as a site, until stopped: answers orders within the limits of its own file.
 
@@ -27,7 +29,9 @@ def join(
     for line in joining.allows(site):
         terminal.note(line)
     if insecure:
-        terminal.fail("INSECURE: no TLS; whatever this site sends can be read and changed on the way. For trials on one machine only.")
+        terminal.fail(
+            "INSECURE: no TLS; whatever this site sends can be read and changed on the way. For "
+            "trials on one machine only.")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -1,4 +1,5 @@
-"""``aulait keys``: keys and certificates of a deployment; the server's, a site's, and which site has which key."""
+"""``aulait keys``: keys and certificates of a deployment; the server's, a site's, and which site
+has which key."""
 
 from __future__ import annotations
 
@@ -16,17 +17,21 @@ from aulait.core.errors import ConfigError, install
 
 app = typer.Typer(
     name="keys",
-    help="Make keys and certificates for a deployment, and enrol sites. Example: aulait keys server keys --host fl.example.org",
+    help="Make keys and certificates for a deployment, and enrol sites. Example: aulait keys "
+         "server keys --host fl.example.org",
     invoke_without_command=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the keys; made where it is missing.")]
-ServerFolder = Annotated[Path, typer.Argument(metavar="SERVER_DIR", help="The coordinator's folder, made by aulait keys server.")]
+Folder = Annotated[Path,
+    typer.Argument(metavar="DIR", help="Folder of the keys; made where it is missing.")]
+ServerFolder = Annotated[Path, typer.Argument(metavar="SERVER_DIR",
+    help="The coordinator's folder, made by aulait keys server.")]
 Host = Annotated[
     list[str] | None,
-    typer.Option("--host", metavar="NAME_OR_IP", help="Under which sites reach the server. Repeatable."),
+    typer.Option("--host", metavar="NAME_OR_IP",
+                 help="Under which sites reach the server. Repeatable."),
 ]
 
 
@@ -42,11 +47,15 @@ def _shown(context: typer.Context) -> None:
 def server(
     folder: Folder,
     host: Host = None,
-    days: Annotated[int, typer.Option("--days", min=1, help="How long the server's certificate is good.")] = 825,
-    renew: Annotated[bool, typer.Option("--renew", help="A new certificate from the kept authority; the hosts stay unless given.")] = False,
+    days: Annotated[int,
+        typer.Option("--days", min=1, help="How long the server's certificate is good.")] = 825,
+    renew: Annotated[bool,
+        typer.Option("--renew",
+            help="A new certificate from the kept authority; the hosts stay unless given.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make what the coordinator needs: authority, server certificate, the key that signs orders, an empty roster.
+    """Make what the coordinator needs: authority, server certificate, the key that signs orders, an
+    empty roster.
 
     Example: aulait keys server keys --host fl.example.org --host 203.0.113.7
     """
@@ -54,24 +63,38 @@ def server(
         from aulait.engines.deployment.pki import keys
 
         if not host and not renew:
-            raise ConfigError("keys server found no --host, expected the names under which sites reach the server; add --host NAME_OR_IP")
-        made = keys.renew(folder, host or (), days) if renew else keys.server(folder, host or (), days)
+            raise ConfigError(
+                "keys server found no --host, expected the names under which sites reach the "
+                "server; add --host NAME_OR_IP")
+        made = (
+            keys.renew(folder, host or (), days) if renew else keys.server(folder, host or (), days)
+        )
     if as_json:
         terminal.document({"path": str(folder), **_ends(made), "hosts": list(made.hosts)})
         return
-    terminal.say(f"{'renewed the certificate' if renew else 'made keys'} in {folder} for {', '.join(made.hosts)}")
-    terminal.say(f"server certificate  until {_day(made.server)}  (then: aulait keys server {folder} --renew)")
-    terminal.say(f"authority           until {_day(made.authority)}  (then: new keys, and a new ca.pem at every site)")
+    terminal.say(
+        f"{'renewed the certificate' if renew else 'made keys'} in {folder} for "
+        f"{', '.join(made.hosts)}")
+    terminal.say(
+        f"server certificate  until {_day(made.server)}  (then: aulait keys server {folder} "
+        "--renew)")
+    terminal.say(
+        f"authority           until {_day(made.authority)}  (then: new keys, and a new ca.pem at "
+        "every site)")
     if not renew:
-        terminal.say(f"every site needs {folder / 'ca.pem'} and {folder / 'order-key.pub'}; no other file may leave this folder")
+        terminal.say(
+            f"every site needs {folder / 'ca.pem'} and {folder / 'order-key.pub'}; no other file "
+            "may leave this folder")
 
 
 @app.command("site")
 def site(
     folder: Folder,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Of the site; also the client's name in runs.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME",
+        help="Of the site; also the client's name in runs.")],
     address: Annotated[
-        str, typer.Option("--server", metavar="HOST:PORT", help="Of the coordinator, for the site file.")
+        str, typer.Option("--server", metavar="HOST:PORT",
+                          help="Of the coordinator, for the site file.")
     ] = "coordinator.example.org:9443",
     as_json: Json = False,
 ) -> None:
@@ -87,8 +110,12 @@ def site(
         terminal.document({"path": str(folder), "name": name, "fingerprint": mark})
         return
     terminal.say(f"made the key of '{name}' in {folder}, without an end date; fingerprint {mark}")
-    terminal.say(f"send {folder / 'site-key.pub'} to the coordinator and read out the fingerprint by telephone")
-    terminal.say(f"put the coordinator's ca.pem and order-key.pub beside it, then say what this site allows in {folder / 'site.toml'}")
+    terminal.say(
+        f"send {folder / 'site-key.pub'} to the coordinator and read out the fingerprint by "
+        "telephone")
+    terminal.say(
+        "put the coordinator's ca.pem and order-key.pub beside it, then say what this site allows "
+        f"in {folder / 'site.toml'}")
 
 
 @app.command("enrol")
@@ -97,7 +124,9 @@ def enrol(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the site.")],
     file: Annotated[Path, typer.Argument(metavar="FILE.pub", help="The site's public key.")],
     replace: Annotated[
-        bool, typer.Option("--replace", help="Give the name another key, or the key another name; the old entry is gone.")
+        bool,
+        typer.Option("--replace",
+            help="Give the name another key, or the key another name; the old entry is gone.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -115,7 +144,9 @@ def enrol(
         return
     terminal.say(f"enrolled '{name}' with {mark}; compare it with what the site reads out")
     if gone:
-        terminal.say(f"no longer enrolled as before: {', '.join(gone)}; a running server turns the old key away and knows a new one"
+        terminal.say(
+            f"no longer enrolled as before: {', '.join(gone)}; a running server turns the old key "
+            "away and knows a new one"
                      " when it starts again")
 
 
@@ -134,8 +165,11 @@ def listing(folder: ServerFolder, as_json: Json = False) -> None:
         rows = [{"name": name, "fingerprint": mark} for name, mark in marks.items()]
         terminal.document({"sites": rows, **_ends(made), "hosts": list(made.hosts)})
         return
-    terminal.table(f"{len(marks)} enrolled site{'' if len(marks) == 1 else 's'}", ("name", "fingerprint"), list(marks.items()))
-    terminal.say(f"server certificate until {_day(made.server)} for {', '.join(made.hosts)}; authority until {_day(made.authority)}")
+    terminal.table(f"{len(marks)} enrolled site{'' if len(marks) == 1 else 's'}",
+                   ("name", "fingerprint"), list(marks.items()))
+    terminal.say(
+        f"server certificate until {_day(made.server)} for {', '.join(made.hosts)}; authority "
+        f"until {_day(made.authority)}")
 
 
 @contextmanager
@@ -145,7 +179,8 @@ def _library() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] == "cryptography":
-            raise ConfigError(f"keys need the package cryptography and it is missing; {install('flower')}") from error
+            raise ConfigError(
+                f"keys need the package cryptography and it is missing; {install('flower')}") from error
         raise
 
 

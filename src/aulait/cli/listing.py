@@ -1,4 +1,5 @@
-"""``aulait list``: what can be named in an experiment file, and what each method travels, promises and costs."""
+"""``aulait list``: what can be named in an experiment file, and what each method travels, promises
+and costs."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ FILES = {
     "hf:DATASET": "a Hugging Face dataset, from the hub or a folder",
 }
 GENERATORS = {
-    "base": "the run's own base continues a part of a text (generate.kind = 'prefix') or is asked ('prompt')",
+    "base": "the run's own base continues a part of a text (generate.kind = 'prefix') or is asked "
+            "('prompt')",
     "ID or PATH": "another Hugging Face model, in process",
     "http://HOST/v1": "a server that speaks the OpenAI protocol",
 }
@@ -24,40 +26,49 @@ TASKS = {
     "rouge": "ROUGE-1, -2 and -L F1, corpus BLEU and exact match of a greedy text",
     "exact": "exact match of a greedy text, without regard to case and blanks",
 }
-HEAD = ("method", "unequal\nranks", "exact", "private", "secure\nagg.", "personal", "bytes up", "bytes down")
+HEAD = ("method", "unequal\nranks", "exact", "private", "secure\nagg.", "personal", "bytes up",
+        "bytes down")
 LEGEND = (
-    "Bytes are those of one client in one round; sums run over the adapted layers (M x N), r_k is the rank of client k, R adapter.rank.",
-    "exact: the merge is the mean of the clients' dense updates. private: the unit of differential privacy, or the nearest method with it.",
-    "secure agg.: the server needs sums only, so secure aggregation can hide single replies (privacy.trust = 'secure' is not offered yet).",
+    "Bytes are those of one client in one round; sums run over the adapted layers (M x N), r_k is "
+    "the rank of client k, R adapter.rank.",
+    "exact: the merge is the mean of the clients' dense updates. private: the unit of differential "
+    "privacy, or the nearest method with it.",
+    "secure agg.: the server needs sums only, so secure aggregation can hide single replies "
+    "(privacy.trust = 'secure' is not offered yet).",
 )
 NAMED = (
     ("sources", "data sources (data.source, data.public)"),
     ("generators", "generators (synthesis.generator)"),
     ("embedders", "embedders (synthesis.embedder)"),
     ("tasks", "task metrics (evaluate.task)"),
-    ("machines", "machines (machine of a federation.tier, compute.server); docs/machines.md has the sources"),
+    ("machines",
+     "machines (machine of a federation.tier, compute.server); docs/machines.md has the sources"),
     ("links", "links (link of a federation.tier)"),
 )
 WIDTH = 100
 
 
 def catalogue(as_json: Json = False) -> None:
-    """List methods, federation presets, data sources, generators, embedders, task metrics, machines and links."""
+    """List methods, federation presets, data sources, generators, embedders, task metrics, machines
+    and links."""
     with terminal.work(as_json):
         found = known()
     if as_json:
         terminal.document(found)
         return
-    terminal.table("methods (algorithm.name)", HEAD, [_row(method) for method in found["methods"]], width=WIDTH)
+    terminal.table("methods (algorithm.name)", HEAD, [_row(method) for method in found["methods"]],
+                   width=WIDTH)
     for line in LEGEND:
         terminal.paragraph(line, WIDTH)
     terminal.say()
-    terminal.table("what they do", ("method", "what"), [(m["name"], m["what"]) for m in found["methods"]], width=WIDTH)
+    terminal.table("what they do", ("method", "what"),
+                   [(m["name"], m["what"]) for m in found["methods"]], width=WIDTH)
     terminal.say()
     _presets(found["presets"])
     for key, title in NAMED:
         terminal.say()
-        terminal.table(title, ("name", "what"), [(item["name"], item["what"]) for item in found[key]], width=WIDTH)
+        terminal.table(title, ("name", "what"),
+                       [(item["name"], item["what"]) for item in found[key]], width=WIDTH)
 
 
 def known() -> dict[str, list[dict[str, Any]]]:
@@ -68,13 +79,15 @@ def known() -> dict[str, list[dict[str, Any]]]:
     from aulait.synthesis import embedding  # noqa: F401  (importing them files their names)
 
     return {
-        "methods": [{"name": name, **asdict(registry.find("algorithm", name).TRAITS)} for name in registry.names("algorithm")],
+        "methods": [{"name": name, **asdict(registry.find("algorithm", name).TRAITS)}
+                    for name in registry.names("algorithm")],
         "presets": [{"name": name, "tiers": presets.tiers(name, 200)} for name in presets.SHARES],
         "sources": [*_built_in("source"), *_named(FILES)],
         "generators": _named(GENERATORS),
         "embedders": [*_built_in("embedder"), *_named(EMBEDDERS)],
         "tasks": _named(TASKS),
-        "machines": [*({"name": name, "what": _machine(own)} for name, own in profiles.PRESETS.items()),
+        "machines": [*({"name": name, "what": _machine(own)} for name,
+                       own in profiles.PRESETS.items()),
                      {"name": "PATH.json", "what": "a profile that 'aulait probe --out' saved"}],
         "links": [{"name": name, "what": _link(own)} for name, own in links.LINKS.items()],
     }
@@ -84,11 +97,17 @@ def _machine(own: Any) -> str:
     from aulait.reporting import numbers as n
 
     speed = n.significant(own.flop_per_s["float32"] / 1e9, 3)
-    return f"{own.device}, {n.size(own.memory_bytes)} for a run, {speed} GFLOP/s in float32, {own.power_w:g} W"
+    return (
+        f"{own.device}, {n.size(own.memory_bytes)} for a run, {speed} GFLOP/s in float32, "
+        f"{own.power_w:g} W"
+    )
 
 
 def _link(own: Any) -> str:
-    return f"{own.down_bytes_per_s * 8e-6:,.4g} Mbit/s down, {own.up_bytes_per_s * 8e-6:,.4g} up, {own.latency_s * 1e3:g} ms one way"
+    return (
+        f"{own.down_bytes_per_s * 8e-6:,.4g} Mbit/s down, {own.up_bytes_per_s * 8e-6:,.4g} up, "
+        f"{own.latency_s * 1e3:g} ms one way"
+    )
 
 
 def _row(method: dict[str, Any]) -> tuple[str, ...]:
@@ -96,7 +115,8 @@ def _row(method: dict[str, Any]) -> tuple[str, ...]:
     private = method["unit"] if offered else f"no → {method['instead']}"
     answers = [_yes(method[key]) for key in ("unequal_ranks", "secure", "personal")]
     exact = method["exact"].replace(" ranks", "\nranks")
-    return (method["name"], answers[0], exact, private, *answers[1:], _close(method["up"]), _close(method["down"]))
+    return (method["name"], answers[0], exact, private, *answers[1:], _close(method["up"]),
+            _close(method["down"]))
 
 
 def _close(formula: str) -> str:
@@ -114,7 +134,8 @@ def _presets(found: list[dict[str, Any]]) -> None:
     title = "federation presets (federation.preset): shares of the clients"
     terminal.table(title, ("preset", *types), rows, right=range(1, 5), width=WIDTH)
     ranks = "; ".join(f"{name} {_rank(tier)}" for name, tier in types.items())
-    terminal.paragraph(f"Ranks where adapter.rank is 200, in proportion elsewhere, at least 1: {ranks}.", WIDTH)
+    terminal.paragraph(
+        f"Ranks where adapter.rank is 200, in proportion elsewhere, at least 1: {ranks}.", WIDTH)
 
 
 def _rank(tier: dict[str, Any]) -> str:
@@ -125,7 +146,8 @@ def _rank(tier: dict[str, Any]) -> str:
 def _built_in(kind: str) -> list[dict[str, Any]]:
     from aulait.core import registry
 
-    return [{"name": name, "what": _first_line(registry.find(kind, name))} for name in registry.names(kind)]
+    return [{"name": name, "what": _first_line(registry.find(kind, name))}
+            for name in registry.names(kind)]
 
 
 def _first_line(thing: Any) -> str:

@@ -25,13 +25,17 @@ BYTES = (
 def plan(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
     overrides: Set = None,
-    here: Annotated[bool, typer.Option("--here", help="Also measure this machine and say what the run takes on it.")] = False,
+    here: Annotated[bool,
+        typer.Option("--here",
+                     help="Also measure this machine and say what the run takes on it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """See placement, work, bytes, FLOPs, seconds, memory, joules and epsilon of every tier, and why. Nothing is trained.
+    """See placement, work, bytes, FLOPs, seconds, memory, joules and epsilon of every tier, and
+    why. Nothing is trained.
 
-    Bytes of training are exact where everybody answers; those of votes are an upper bound (a candidate that fails is not
-    sent). FLOPs, seconds, memory and joules follow from the cost model (aulait bench cost sets it against the clock).
+    Bytes of training are exact where everybody answers; those of votes are an upper bound (a
+    candidate that fails is not sent). FLOPs, seconds, memory and joules follow from the cost model
+    (aulait bench cost sets it against the clock).
     """
     from aulait.runs import experiment_file, setup
     from aulait.runs.plan_summary import outlook
@@ -56,11 +60,13 @@ def _print(found: dict[str, Any]) -> None:
 
     rounds, millions = found["rounds"], found["parameters"] / 1e6
     terminal.table(
-        f"{found['name']}: {found['algorithm']} on {found['model']} ({millions:,.1f} M parameters), "
+        f"{found['name']}: {found['algorithm']} on {found['model']} ({millions:,.1f} M "
+        "parameters), "
         f"{n.counted(found['clients'], 'client')}, {rounds['synthesis']} + {rounds['train']} rounds",
         ("tier", "clients", "placement", "why", "rank", "steps", "batch", "trainable"),
         [
-            (t["name"], t["clients"], t["placement"], t["why"], *(t[k] or "" for k in WORK), n.count(t["trainable"]))
+            (t["name"], t["clients"], t["placement"], t["why"], *(t[k] or "" for k in WORK),
+             n.count(t["trainable"]))
             for t in found["tiers"]
         ],
         right=(1, 4, 5, 6, 7),
@@ -74,7 +80,8 @@ def _print(found: dict[str, Any]) -> None:
     )
     terminal.say()
     terminal.table(
-        "FLOPs, estimated, at most: of a client (or the server) in a training round; embedding, once in a run",
+        "FLOPs, estimated, at most: of a client (or the server) in a training round; embedding, "
+        "once in a run",
         ("tier", "training round", "embedding"),
         _flop(found),
         right=(1, 2),
@@ -85,27 +92,36 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def _print_machines(found: dict[str, Any]) -> None:
-    """What a round takes on the tiers' machines, where they are named; and the simulation on this one, where it is known."""
+    """What a round takes on the tiers' machines, where they are named; and the simulation on this
+    one, where it is known."""
     from aulait.reporting import numbers as n
     from aulait.reporting import story
 
     tiers = [t for t in found["tiers"] if t["machine"] is not None]
     if tiers:
         terminal.table(
-            f"a client's round on its tier's machine, modelled; of votes for proxied clients (server: {found['server']['machine']})",
+            "a client's round on its tier's machine, modelled; of votes for proxied clients "
+            f"(server: {found['server']['machine']})",
             ("tier", "machine", "compute", "link", "memory", "energy"),
-            [(t["name"], story.machine(t), *(_or_unknown(t[key], n.duration) for key in ("compute_s_round", "transfer_s_round")),
+            [(t["name"], story.machine(t),
+              *(_or_unknown(t[key], n.duration) for key in ("compute_s_round", "transfer_s_round")),
               _memory(t), _or_unknown(t["energy_j_round"], n.energy)) for t in tiers],
             right=(2, 3, 4, 5),
         )
         terminal.say()
     here = found.get("here")
     if here:
-        parts = (("synthesis", "synthesis_s"), ("training", "train_s"), ("evaluation", "evaluate_s"))
+        parts = (("synthesis", "synthesis_s"), ("training", "train_s"),
+                 ("evaluation", "evaluate_s"))
         known = [(name, here[key]) for name, key in parts if here.get(key) is not None]
         whole = n.duration(sum(seconds for _, seconds in known))
-        peak = f"; peak memory {n.size(here['peak_bytes'])}" if here.get("peak_bytes") is not None else ""
-        terminal.say(f"here  {whole}: {', '.join(f'{name} {n.duration(seconds)}' for name, seconds in known)}{peak}")
+        peak = (
+            f"; peak memory {n.size(here['peak_bytes'])}" if here.get("peak_bytes") is not None
+            else ""
+        )
+        terminal.say(
+            f"here  {whole}: "
+            f"{', '.join(f'{name} {n.duration(seconds)}' for name, seconds in known)}{peak}")
         terminal.say()
 
 
@@ -114,7 +130,10 @@ def _memory(tier: dict[str, Any]) -> str:
     from aulait.reporting import numbers as n
 
     need, whole = tier["memory_bytes"], tier["machine_memory_bytes"]
-    return "not known" if need is None else n.size(need) if whole is None else f"{n.size(need)} of {n.size(whole)}"
+    return (
+        "not known" if need is None else n.size(need) if whole is None
+        else f"{n.size(need)} of {n.size(whole)}"
+    )
 
 
 def _or_unknown(value: Any, style: Callable[[Any], str]) -> str:
@@ -122,7 +141,8 @@ def _or_unknown(value: Any, style: Callable[[Any], str]) -> str:
 
 
 def _flop(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    rows = [(t["name"], _work(t["flop_round_estimate"]), _work(t["flop_vote_estimate"])) for t in found["tiers"]]
+    rows = [(t["name"], _work(t["flop_round_estimate"]), _work(t["flop_vote_estimate"]))
+            for t in found["tiers"]]
     server = found["server"]
     if server["proxies"]:
         name = "1 proxy" if server["proxies"] == 1 else f"{server['proxies']} proxies"

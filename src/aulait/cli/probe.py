@@ -1,4 +1,5 @@
-"""``aulait probe``: what this machine can do, measured, and what work of a federation it could carry."""
+"""``aulait probe``: what this machine can do, measured, and what work of a federation it could
+carry."""
 
 from __future__ import annotations
 
@@ -21,15 +22,23 @@ DEVICES = ("cpu", "cuda", "mps")
 LOAD_S = 1.0
 """Seconds under full load, and at rest, in which power is measured where there is a counter."""
 
-Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.json", help="Save the profile; a tier names it as machine = 'FILE.json'. "
+Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.json",
+    help="Save the profile; a tier names it as machine = 'FILE.json'. "
                 "Its folder is made, for you alone, where it is missing.")]
-Link = Annotated[str | None, typer.Option("--link", metavar="URL", help="Measure the link to an echo server, as http://server:8123.")]
-Echo = Annotated[str | None, typer.Option("--echo", metavar="[HOST:]PORT", help="Be that echo server until interrupted; nothing is "
-                 "measured. HOST defaults to 127.0.0.1; it asks for no password, so run it only while sites measure.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="Precisions to measure, separated by commas: float32, bfloat16, float16. "
+Link = Annotated[str | None, typer.Option("--link", metavar="URL",
+    help="Measure the link to an echo server, as http://server:8123.")]
+Echo = Annotated[str | None, typer.Option("--echo", metavar="[HOST:]PORT",
+    help="Be that echo server until interrupted; nothing is "
+                 "measured. HOST defaults to 127.0.0.1; it asks for no password, so run it only "
+                 "while sites measure.")]
+Dtype = Annotated[str | None,
+    typer.Option("--dtype",
+                 help="Precisions to measure, separated by commas: float32, bfloat16, float16. "
                                            "Left out: float32, and bfloat16 on a GPU.")]
-Seconds = Annotated[float, typer.Option("--seconds", min=0.2, help="About how long the machine is measured.")]
-Power = Annotated[float | None, typer.Option("--power", min=0.1, metavar="W", help="Power under load, as a plug meter shows it; goes "
+Seconds = Annotated[float,
+    typer.Option("--seconds", min=0.2, help="About how long the machine is measured.")]
+Power = Annotated[float | None, typer.Option("--power", min=0.1, metavar="W",
+    help="Power under load, as a plug meter shows it; goes "
                                              "before what counters say.")]
 
 
@@ -37,7 +46,9 @@ def probe(
     link: Link = None,
     out: Out = None,
     dtype: Dtype = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or mps; the fastest there is if left out.")] = None,
+    device: Annotated[str | None,
+        typer.Option("--device",
+                     help="cpu, cuda or mps; the fastest there is if left out.")] = None,
     seconds: Seconds = 3.0,
     power: Power = None,
     echo: Echo = None,
@@ -53,7 +64,9 @@ def probe(
         _serve(echo)
         return
     if device not in (None, *DEVICES):
-        raise ConfigError(f"found --device {device}, expected one of {', '.join(DEVICES)}; leave it out for the fastest there is")
+        raise ConfigError(
+            f"found --device {device}, expected one of {', '.join(DEVICES)}; leave it out for the "
+            "fastest there is")
     with terminal.work(as_json):
         if out is not None:
             _folder(out.parent)
@@ -74,9 +87,11 @@ def _folder(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, exist_ok=True)
     except FileNotFoundError as error:
-        raise ConfigError(f"found no folder {path.parent} for --out, expected an existing one; make it first") from error
+        raise ConfigError(
+            f"found no folder {path.parent} for --out, expected an existing one; make it first") from error
     except FileExistsError as error:
-        raise ConfigError(f"--out: {path} is no folder, expected one; choose another --out") from error
+        raise ConfigError(
+            f"--out: {path} is no folder, expected one; choose another --out") from error
 
 
 def _precisions(text: str | None, device: str | None) -> tuple[str, ...]:
@@ -92,22 +107,28 @@ def _precisions(text: str | None, device: str | None) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     for kind in kinds:
         if kind not in PRECISIONS:
-            raise ConfigError(f"precision '{kind}' of --dtype is unknown; {nearest(kind, PRECISIONS)}")
+            raise ConfigError(
+                f"precision '{kind}' of --dtype is unknown; {nearest(kind, PRECISIONS)}")
     if not kinds:
-        raise ConfigError(f"--dtype is empty, expected some of {', '.join(PRECISIONS)}; or leave it out")
+        raise ConfigError(
+            f"--dtype is empty, expected some of {', '.join(PRECISIONS)}; or leave it out")
     return kinds
 
 
-def _measured(kinds: tuple[str, ...], device: str | None, seconds: float, link: str | None, power_w: float | None) -> dict[str, Any]:
-    """Everything this command finds out, under the keys of its JSON document; ``machine`` is the profile itself."""
+def _measured(kinds: tuple[str, ...], device: str | None, seconds: float, link: str | None,
+              power_w: float | None) -> dict[str, Any]:
+    """Everything this command finds out, under the keys of its JSON document; ``machine`` is the
+    profile itself."""
     from aulait.resources import devices, energy, profiles
     from aulait.resources.capacity import precision
     from aulait.resources.links import measure_link
 
-    wire = None if link is None else measure_link(link)  # first: it fails at once where nobody answers
+    # first: it fails at once where nobody answers
+    wire = None if link is None else measure_link(link)
     machine = devices.measure(dtypes=kinds, device=device, budget_s=seconds)
     if wire is not None:
-        machine = replace(machine, up_bytes_per_s=wire[0], down_bytes_per_s=wire[1], latency_s=wire[2])
+        machine = replace(machine, up_bytes_per_s=wire[0], down_bytes_per_s=wire[1],
+                          latency_s=wire[2])
     counters = energy.counters()
     told = None
     if counters.found:
@@ -126,7 +147,8 @@ def _measured(kinds: tuple[str, ...], device: str | None, seconds: float, link: 
 
 
 def _carried(machine: Profile) -> list[dict[str, Any]]:
-    """For each common size: parameters, and memory, seconds and fit of every placement; empty where no speed fits."""
+    """For each common size: parameters, and memory, seconds and fit of every placement; empty where
+    no speed fits."""
     from aulait.resources import capacity
 
     found = []
@@ -135,24 +157,31 @@ def _carried(machine: Profile) -> list[dict[str, Any]]:
         best = next((share.placement for share in shares if share.fits is not False), None)
         parameters = capacity.anatomy(shape, "float32").parameters
         each: dict[str, Any] = {
-            share.placement: {"memory_bytes": share.memory_bytes, "fits": share.fits, "seconds": share.seconds} for share in shares}
-        found.append({"base": name, "like": shape.like, "parameters": parameters, "best": best, **each})
+            share.placement: {"memory_bytes": share.memory_bytes, "fits": share.fits,
+                              "seconds": share.seconds} for share in shares}
+        found.append({"base": name, "like": shape.like, "parameters": parameters, "best": best,
+                      **each})
     return found
 
 
 def _busy() -> str:
-    """A clause that says how busy the machine is before anything is measured; empty where it is not, or does not tell."""
+    """A clause that says how busy the machine is before anything is measured; empty where it is
+    not, or does not tell."""
     try:
         waiting, cores = os.getloadavg()[0], os.cpu_count() or 1
     except (OSError, AttributeError):
         return ""
     if waiting < cores / 4:
         return ""
-    return f"; others are at work (load {waiting:.1f} on {cores} processors) and this tells what they leave: measure again when they rest"
+    return (
+        f"; others are at work (load {waiting:.1f} on {cores} processors) and this tells what they "
+        "leave: measure again when they rest"
+    )
 
 
 def _powered(machine: Profile) -> tuple[Profile, str | None]:
-    """The profile with the power that the counters show under a large matrix product, and at rest."""
+    """The profile with the power that the counters show under a large matrix product, and at
+    rest."""
     import torch
 
     from aulait.resources.meters import Meter
@@ -167,7 +196,8 @@ def _powered(machine: Profile) -> tuple[Profile, str | None]:
     load, rest = working.reading, resting.reading
     if load.energy_j is None or rest.energy_j is None:
         return machine, None
-    return replace(machine, power_w=load.energy_j / load.wall_s, idle_w=rest.energy_j / rest.wall_s), load.energy_source
+    return replace(machine, power_w=load.energy_j / load.wall_s,
+                   idle_w=rest.energy_j / rest.wall_s), load.energy_source
 
 
 def _serve(address: str) -> None:
@@ -176,9 +206,12 @@ def _serve(address: str) -> None:
 
     host, _, port = address.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 65536):
-        raise ConfigError(f"found --echo {address}, expected PORT or HOST:PORT; for example --echo 0.0.0.0:8123")
+        raise ConfigError(
+            f"found --echo {address}, expected PORT or HOST:PORT; for example --echo 0.0.0.0:8123")
     with serve_echo(int(port), host.strip("[]") or "127.0.0.1") as url:
-        terminal.note(f"echo server at {url}; on a site: aulait probe --link http://THIS-MACHINE:{url.rpartition(':')[2]}; Ctrl-C ends it")
+        terminal.note(
+            f"echo server at {url}; on a site: aulait probe --link "
+            f"http://THIS-MACHINE:{url.rpartition(':')[2]}; Ctrl-C ends it")
         try:
             while True:
                 time.sleep(3600)
@@ -193,9 +226,12 @@ def _print(found: dict[str, Any], out: Path | None) -> None:
     machine, energy, near = found["machine"], found["energy"], found["nearest"]
     traffic = machine.memory_bytes_per_s
     terminal.table(f"{machine.name} ({machine.device}), {machine.source}", ("", ""), [
-        *((f"{kind} products", _rate(speed, machine.peak_flop_per_s.get(kind))) for kind, speed in machine.flop_per_s.items()),
-        ("memory a run may fill", "not known" if machine.memory_bytes is None else n.size(machine.memory_bytes)),
-        ("memory traffic", "not known" if traffic is None else f"{n.size(traffic)}/s, into fresh memory"),
+        *((f"{kind} products", _rate(speed, machine.peak_flop_per_s.get(kind))) for kind,
+          speed in machine.flop_per_s.items()),
+        ("memory a run may fill", "not known" if machine.memory_bytes is None
+         else n.size(machine.memory_bytes)),
+        ("memory traffic", "not known" if traffic is None
+         else f"{n.size(traffic)}/s, into fresh memory"),
         ("starting one operation", f"{1e6 * machine.operation_s:.3g} µs"),
         *_link(machine),
         ("power", _power(machine, energy)),
@@ -206,12 +242,16 @@ def _print(found: dict[str, Any], out: Path | None) -> None:
     if near is not None:
         speed = PRESETS[near].flop_per_s["float32"]
         ratio = n.significant(machine.flop_per_s["float32"] / speed, 2)
-        terminal.say(f"nearest preset: {near} with {_rate(speed)} in float32; this machine has {ratio} of that")
+        terminal.say(
+            f"nearest preset: {near} with {_rate(speed)} in float32; this machine has {ratio} of "
+            "that")
     terminal.say()
     _print_carried(found)
     terminal.say()
     if out is None:
-        terminal.say("--out FILE.json saves this profile for machine = \"FILE.json\" in a tier of an experiment file")
+        terminal.say(
+            "--out FILE.json saves this profile for machine = \"FILE.json\" in a tier of an "
+            "experiment file")
     else:
         terminal.say(f"saved  {out}  (in a tier of an experiment file: machine = \"{out}\")")
 
@@ -221,15 +261,22 @@ def _print_carried(found: dict[str, Any]) -> None:
 
     task, rows = Task(), []
     for one in found["carries"]:
-        size = f"{one['parameters'] / 1e9:.2f} B" if one["parameters"] >= 1e9 else f"{one['parameters'] / 1e6:.3g} M"
+        size = (
+            f"{one['parameters'] / 1e9:.2f} B" if one["parameters"] >= 1e9
+            else f"{one['parameters'] / 1e6:.3g} M"
+        )
         cells = [_cell(one[placement]) for placement in ("local", "split")]
         rows.append((one["base"], SHAPES[one["base"]].like, size, *cells, one["best"] or "none"))
     terminal.table(
-        f"what it could carry, estimated: memory and seconds of a training step of {task.rows} rows of {task.tokens} tokens, "
+        f"what it could carry, estimated: memory and seconds of a training step of {task.rows} "
+        f"rows of {task.tokens} tokens, "
         f"rank {task.rank}, {found['precision']}",
-        ("base", "sizes of", "parameters", "local", f"split ({task.cut} blocks here)", "first that fits"), rows, right=(2,))
+        ("base", "sizes of", "parameters", "local", f"split ({task.cut} blocks here)",
+         "first that fits"), rows, right=(2,))
     proxy = found["carries"][0]["proxy"]
-    terminal.say(f"proxy, any base: {_cell(proxy)} to embed {task.records} texts and vote on {task.candidates} candidates")
+    terminal.say(
+        f"proxy, any base: {_cell(proxy)} to embed {task.records} texts and vote on "
+        f"{task.candidates} candidates")
 
 
 def _cell(share: dict[str, Any]) -> str:
@@ -237,7 +284,10 @@ def _cell(share: dict[str, Any]) -> str:
     from aulait.reporting import numbers as n
 
     memory = n.size(share["memory_bytes"])
-    return f"{memory}: too much" if share["fits"] is False else f"{memory}, {n.duration(share['seconds'])}"
+    return (
+        f"{memory}: too much" if share["fits"] is False
+        else f"{memory}, {n.duration(share['seconds'])}"
+    )
 
 
 def _rate(flop_per_s: float, peak: float | None = None) -> str:

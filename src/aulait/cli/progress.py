@@ -1,4 +1,5 @@
-"""Watching a run: a bar with an estimate on a terminal, one plain line for every round elsewhere. Both on stderr."""
+"""Watching a run: a bar with an estimate on a terminal, one plain line for every round elsewhere.
+Both on stderr."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class _Left(ProgressColumn):
 
 
 class _Stage:
-    """The clock of one stage: when it began, with how many rounds, and when the last round ended."""
+    """The clock of one stage: when it began, with how many rounds, and when the last round
+    ended."""
 
     def __init__(self, done: int, total: int) -> None:
         self.began_s = self.marked_s = time.monotonic()
@@ -44,11 +46,15 @@ class _Stage:
             self.done, self.marked_s = done, time.monotonic()
 
     def left(self, now_s: float) -> str:
-        """An estimate such as "about 40 s left"; empty before the first round of this process is done."""
+        """An estimate such as "about 40 s left"; empty before the first round of this process is
+        done."""
         rounds = self.done - self.first
         if rounds <= 0 or self.done >= self.total:
             return ""
-        expected_s = (self.marked_s - self.began_s) / rounds * (self.total - self.done) - (now_s - self.marked_s)
+        expected_s = (
+            (self.marked_s - self.began_s) / rounds
+            * (self.total - self.done) - (now_s - self.marked_s)
+        )
         return f"about {whole(max(expected_s, 1.0))} left"
 
 
@@ -93,7 +99,8 @@ class Bar:
         stage.mark(done)
         if self.live:
             if name not in self._tasks:
-                self._tasks[name] = self._progress.add_task(STAGES.get(name, name), total=total, note=text, stage=stage)
+                self._tasks[name] = self._progress.add_task(STAGES.get(name, name), total=total,
+                    note=text, stage=stage)
             self._progress.update(self._tasks[name], completed=done, total=total, note=text)
         elif advanced and name in COUNTED:
             terminal.note(_line(name, stage, text))
@@ -105,5 +112,6 @@ def _line(name: str, stage: _Stage, text: str) -> str:
     """A round as a line: stage, count, time spent, time left, remark."""
     spent = whole(stage.marked_s - stage.began_s) if stage.done > stage.first else ""
     return " · ".join(
-        filter(None, (f"{STAGES[name]} {stage.done}/{stage.total}", spent, stage.left(stage.marked_s), text))
+        filter(None, (f"{STAGES[name]} {stage.done}/{stage.total}", spent,
+                      stage.left(stage.marked_s), text))
     )

@@ -25,7 +25,9 @@ Set = Annotated[
     ),
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")
+    bool,
+    typer.Option("--json",
+                 help="Print one JSON document on stdout; everything else goes to stderr.")
 ]
 
 
@@ -33,9 +35,11 @@ def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
     overrides: Set = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/NAME-DATE-TIME.")
+        Path | None, typer.Option("--out", metavar="DIR",
+                                  help="The run folder. Default: runs/NAME-DATE-TIME.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
+    resume: Annotated[bool,
+        typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run an experiment: the two stages, the evaluation, the report.
@@ -45,7 +49,8 @@ def run(
     if resume and (out is None or not (out / "config.toml").is_file()):
         found = "no --out" if out is None else f"no run in --out {out}"
         raise ConfigError(
-            f"--resume found {found}, expected the folder of an interrupted run; add --out DIR, or leave --resume out"
+            f"--resume found {found}, expected the folder of an interrupted run; add --out DIR, or "
+            "leave --resume out"
         )
     from aulait.runs import experiment_file
 
@@ -85,10 +90,12 @@ def carry_out(settings: Any, path: Path, resume: bool, again: Sequence[str]) -> 
         with Bar() as bar:
             bar("prepare", 0, 1, "reading data, loading the base")
             malformed(setup.assemble(settings, workshop).corpus.malformed)
-            return loop.run(settings, path, inline.connect, resume=resume, workshop=workshop, watch=bar)
+            return loop.run(settings, path, inline.connect, resume=resume, workshop=workshop,
+                            watch=bar)
     except KeyboardInterrupt:
         begun = (path / "config.toml").is_file()
-        raise KeyboardInterrupt(f"go on with: {shlex.join(again)}" if begun else "nothing had started") from None
+        raise KeyboardInterrupt(f"go on with: {shlex.join(again)}" if begun
+                                else "nothing had started") from None
 
 
 def malformed(lines: Sequence[str]) -> None:
@@ -97,7 +104,9 @@ def malformed(lines: Sequence[str]) -> None:
 
     if lines:
         count = f"more than {NAMED_ROWS:,}" if len(lines) > NAMED_ROWS else str(len(lines))
-        terminal.note(f"{count} malformed row{'s were' if len(lines) > 1 else ' was'} left out: {'; '.join(lines[:3])}")
+        terminal.note(
+            f"{count} malformed row{'s were' if len(lines) > 1 else ' was'} left out: "
+            f"{'; '.join(lines[:3])}")
 
 
 def show(result: dict[str, Any], path: Path, as_json: bool) -> None:

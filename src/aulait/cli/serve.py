@@ -19,17 +19,24 @@ from aulait.core.errors import ConfigError
 
 def serve(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
-    keys: Annotated[Path, typer.Option("--keys", metavar="DIR", help="The server's keys and roster: aulait keys server.")],
-    host: Annotated[str, typer.Option("--host", help="Address to listen on for sites.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on for sites.")] = 9443,
+    keys: Annotated[Path, typer.Option("--keys", metavar="DIR",
+        help="The server's keys and roster: aulait keys server.")],
+    host: Annotated[str,
+                    typer.Option("--host", help="Address to listen on for sites.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535,
+        help="Port to listen on for sites.")] = 9443,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="RUN", help="The run folder. Default: runs/NAME-DATE-TIME.")
+        Path | None, typer.Option("--out", metavar="RUN",
+                                  help="The run folder. Default: runs/NAME-DATE-TIME.")
     ] = None,
     overrides: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS; only with a loopback --host.")] = False,
+    resume: Annotated[bool,
+        typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
+    insecure: Annotated[bool,
+        typer.Option("--insecure", help="Without TLS; only with a loopback --host.")] = False,
     metrics: Annotated[
-        int | None, typer.Option("--metrics", metavar="PORT", min=1, max=65535, help="Answer Prometheus on loopback.")
+        int | None, typer.Option("--metrics", metavar="PORT", min=1, max=65535,
+                                 help="Answer Prometheus on loopback.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -41,22 +48,32 @@ def serve(
     from aulait.runs import experiment_file
 
     if insecure and not processes.loopback(host):
-        raise ConfigError(f"found --insecure and host {host}, expected loopback where there is no TLS; add --host 127.0.0.1")
+        raise ConfigError(
+            f"found --insecure and host {host}, expected loopback where there is no TLS; add "
+            "--host 127.0.0.1")
     if resume and (out is None or not (out / "serve" / "experiment.toml").is_file()):
         found = "no --out" if out is None else f"no served run in --out {out}"
-        raise ConfigError(f"--resume found {found}, expected the folder of an interrupted run; add --out RUN, or leave --resume out")
+        raise ConfigError(
+            f"--resume found {found}, expected the folder of an interrupted run; add --out RUN, or "
+            "leave --resume out")
     with terminal.work(as_json), stopped_like_interrupted():
         settings = experiment_file.read(file, [*(overrides or []), "engine.name=flower"])
         path = out or fresh(settings.run.name)
         if insecure:
-            terminal.fail("INSECURE: no TLS; whatever sites send can be read and changed on the way. For trials on one machine only.")
-        again = ["aulait", "serve", str(file), "--keys", str(keys), "--host", host, "--port", str(port), "--out", str(path),
-                 *(word for o in overrides or [] for word in ("--set", o)), *(["--insecure"] if insecure else []), "--resume"]
-        result = carry_out(settings, path, again, keys=keys, host=host, port=port, resume=resume, insecure=insecure, metrics=metrics)
+            terminal.fail(
+                "INSECURE: no TLS; whatever sites send can be read and changed on the way. For "
+                "trials on one machine only.")
+        again = ["aulait", "serve", str(file), "--keys", str(keys), "--host", host, "--port",
+                 str(port), "--out", str(path),
+                 *(word for o in overrides or [] for word in ("--set", o)),
+                 *(["--insecure"] if insecure else []), "--resume"]
+        result = carry_out(settings, path, again, keys=keys, host=host, port=port, resume=resume,
+                           insecure=insecure, metrics=metrics)
     show(result, path, as_json)
 
 
-def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | None, **how: Any) -> dict[str, Any]:
+def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | None,
+              **how: Any) -> dict[str, Any]:
     """Serve with a progress bar; an interrupt says how to go on.
 
     Args:
@@ -79,11 +96,14 @@ def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | Non
         with contextlib.ExitStack() as stack:
             if metrics is not None:
                 stack.enter_context(measured(path, metrics))
-            terminal.note(f"listening on {how['host']}:{how['port']} for the sites of {how['keys']}/roster; run folder {path}")
+            terminal.note(
+                f"listening on {how['host']}:{how['port']} for the sites of {how['keys']}/roster; "
+                f"run folder {path}")
             return serving.serve(settings, path, watch=stack.enter_context(Bar()), **how)
     except KeyboardInterrupt:
         begun = (path / "config.toml").is_file()
-        raise KeyboardInterrupt(f"go on with: {shlex.join(again)}" if begun else "no round had started") from None
+        raise KeyboardInterrupt(f"go on with: {shlex.join(again)}" if begun
+                                else "no round had started") from None
 
 
 @contextlib.contextmanager

@@ -27,16 +27,19 @@ STATES = {
 
 
 def status(
-    path: Annotated[Path, typer.Argument(metavar="RUN_OR_SITE.toml", help="A run folder; or the site file of a site on this machine.")],
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_SITE.toml",
+        help="A run folder; or the site file of a site on this machine.")],
     as_json: Json = False,
     watch: Annotated[
-        float | None, typer.Option("--watch", metavar="SECONDS", min=0.2, help="Show it again so often, until it is over or Ctrl-C.")
+        float | None, typer.Option("--watch", metavar="SECONDS", min=0.2,
+                                   help="Show it again so often, until it is over or Ctrl-C.")
     ] = None,
 ) -> None:
-    """Show where a run stands, with its sites and epsilon; or whether a site is running, and at what.
+    """Show where a run stands, with its sites and epsilon; or whether a site is running, and at
+    what.
 
-    Exits with 1 when the run failed or its server is gone, or when the site is not running. With --json and --watch: one
-    JSON object a line. Example: aulait status runs/cafe --watch 5
+    Exits with 1 when the run failed or its server is gone, or when the site is not running. With
+    --json and --watch: one JSON object a line. Example: aulait status runs/cafe --watch 5
     """
     try:
         while True:
@@ -52,13 +55,15 @@ def status(
 
 
 def of(path: Path) -> dict[str, Any]:
-    """The status of a run folder, or with ``kind`` = "site" the health of the site whose file it is."""
+    """The status of a run folder, or with ``kind`` = "site" the health of the site whose file it
+    is."""
     if path.is_dir():
         from aulait.engines.deployment.coordinator import status as reader
 
         return {"kind": "run", **reader.read(path)}
     if not path.is_file():
-        raise ConfigError(f"found nothing at {path}, expected a run folder or a site file; check the path")
+        raise ConfigError(
+            f"found nothing at {path}, expected a run folder or a site file; check the path")
     return {"kind": "site", **_site(path)}
 
 
@@ -70,12 +75,16 @@ def _site(path: Path) -> dict[str, Any]:
         return dict(worker.health(worker.socket_path(site)))
     except (AulaitError, OSError) as error:
         nobody = isinstance(error.__cause__ or error, FileNotFoundError | ConnectionRefusedError)
-        return {"name": site.site.name, "state": "not running", "last_error": None if nobody else str(error)}
+        return {"name": site.site.name, "state": "not running", "last_error": None if nobody
+                else str(error)}
 
 
 def _show(found: Mapping[str, Any], path: Path, as_json: bool, again: bool) -> None:
-    if as_json:  # plain values already: terminal.document would load torch to clean them, too slow for a health check
-        terminal.say(json.dumps(found, indent=None if again else 2, ensure_ascii=False, default=str))
+    # plain values already: terminal.document would load torch to clean them, too slow for a health
+    # check
+    if as_json:
+        terminal.say(json.dumps(found, indent=None if again else 2, ensure_ascii=False,
+                                default=str))
         return
     if again and sys.stdout.isatty():
         typer.clear()
@@ -88,16 +97,21 @@ def _show(found: Mapping[str, Any], path: Path, as_json: bool, again: bool) -> N
 def _run(found: Mapping[str, Any], path: Path) -> None:
     from aulait.reporting import numbers as n
 
-    terminal.table(f"{found['name']} ({found['engine']}): {STATES[found['state']]}", ("", ""), _facts(found))
+    terminal.table(f"{found['name']} ({found['engine']}): {STATES[found['state']]}", ("", ""),
+                   _facts(found))
     if found["sites"]:
         terminal.say()
-        rows = [(site["name"], *(site[key] or "" for key in ("role", "tier", "state")), _ago(site["last_seen_s"]),
-                 "" if site["round"] is None else n.count(site["round"]), site["detail"] or "") for site in found["sites"]]
-        terminal.table(n.counted(len(rows), "site"), ("site", "role", "tier", "state", "last seen", "round", ""), rows, right=(5,))
+        rows = [(site["name"], *(site[key] or "" for key in ("role", "tier", "state")),
+                 _ago(site["last_seen_s"]),
+                 "" if site["round"] is None else n.count(site["round"]), site["detail"] or "")
+                 for site in found["sites"]]
+        terminal.table(n.counted(len(rows), "site"), ("site", "role", "tier", "state", "last seen",
+            "round", ""), rows, right=(5,))
     if found["warnings"]:
         terminal.say()
         terminal.table("last warnings", ("time (UTC)", "event", ""),
-                       [((event["time"] or "")[:19].replace("T", " "), event["event"] or "", event["text"]) for event in found["warnings"]])
+                       [((event["time"] or "")[:19].replace("T", " "), event["event"] or "",
+                         event["text"]) for event in found["warnings"]])
     if found["state"] in ("dead", "failed"):
         terminal.say()
         terminal.say(f"go on with: aulait serve FILE --keys DIR --out {path} --resume")
@@ -117,7 +131,8 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if found["private"] is False:
         rows.append(("epsilon", "infinite (privacy is off)"))
     else:
-        rows += [(f"epsilon of {role} clients", f"{terminal.epsilon(value)}{beside}") for role, value in found["epsilon"].items()]
+        rows += [(f"epsilon of {role} clients", f"{terminal.epsilon(value)}{beside}") for role,
+                 value in found["epsilon"].items()]
     if found["loss"] is not None:
         rows.append(("held-out loss (nats a token)", n.loss(found["loss"])))
     rows.append(("bytes up, down", f"{n.size(found['up_bytes'])}, {n.size(found['down_bytes'])}"))
@@ -143,5 +158,6 @@ def _health(found: Mapping[str, Any], path: Path) -> None:
     from aulait.reporting import numbers as n
 
     rows = [(key.replace("_", " "), n.size(value) if key.endswith("_bytes") else plain(str(value)))
-            for key, value in found.items() if key not in ("kind", "name", "state") and value not in (None, "")]
+            for key, value in found.items() if key not in ("kind", "name", "state")
+            and value not in (None, "")]
     terminal.table(f"{found['name']}: {found['state']}", ("", ""), rows)

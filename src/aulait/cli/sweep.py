@@ -15,17 +15,21 @@ from aulait.core.errors import ConfigError
 
 Over = Annotated[
     list[str] | None,
-    typer.Option("--over", metavar="KEY=V1,V2", help="Values of a setting; several make all combinations. Repeatable."),
+    typer.Option("--over", metavar="KEY=V1,V2",
+                 help="Values of a setting; several make all combinations. Repeatable."),
 ]
 OneArm = Annotated[
     list[str] | None,
-    typer.Option("--arm", metavar="'LABEL: KEY=V KEY=V'", help="One more arm, spelled out. Repeatable."),
+    typer.Option("--arm", metavar="'LABEL: KEY=V KEY=V'",
+                 help="One more arm, spelled out. Repeatable."),
 ]
 Seeds = Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of every arm.")]
 Folder = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run folders. Default: runs/NAME-sweep-DATE.")
+    Path | None, typer.Option("--out", metavar="DIR",
+                              help="Folder of the run folders. Default: runs/NAME-sweep-DATE.")
 ]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time, each in a process of its own.")]
+Jobs = Annotated[int,
+    typer.Option("--jobs", min=1, help="Runs at a time, each in a process of its own.")]
 
 
 def sweep(
@@ -38,7 +42,8 @@ def sweep(
     jobs: Jobs = 1,
     as_json: Json = False,
 ) -> None:
-    """Run all arms with all seeds and compare them. The same command again goes on where it stopped.
+    """Run all arms with all seeds and compare them. The same command again goes on where it
+    stopped.
 
     Example: aulait sweep cafe.toml --over algorithm.name=ffa,fedit --seeds 0,1,2 --out runs/methods
     """
@@ -48,7 +53,9 @@ def sweep(
     if not arms:
         raise ConfigError("the sweep has no arm; add --over key=v1,v2 or --arm 'label: key=value'")
     with terminal.work(as_json):
-        folder = out or Path("runs") / f"{file.stem}-sweep-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+        folder = (
+            out or Path("runs") / f"{file.stem}-sweep-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+        )
         work = engine.jobs(file, arms, _numbers(seeds), overrides or [], folder)
         outcomes = _carry_out(engine, work, jobs, folder)
         rows = _compared([o.path for o in outcomes if o.status != "failed"], folder)
@@ -60,7 +67,8 @@ def sweep(
 def _show(outcomes: list[Any], rows: list[dict[str, Any]], folder: Path, as_json: bool) -> None:
     if as_json:
         keys = ("label", "seed", "status", "message")
-        told = [{"path": str(outcome.path), **{key: getattr(outcome, key) for key in keys}} for outcome in outcomes]
+        told = [{"path": str(outcome.path), **{key: getattr(outcome, key) for key in keys}}
+                for outcome in outcomes]
         terminal.document({"rows": rows, "runs": told})
     elif rows:
         show(rows)
@@ -94,13 +102,15 @@ def _carry_out(engine: Any, work: Any, workers: int, folder: Path) -> list[Any]:
                 terminal.fail(f"{lead}: {line}")
         else:
             terminal.note(
-                f"{lead}: {outcome.status} · loss {numbers.loss(outcome.loss)} · {numbers.duration(outcome.wall_s)}"
+                f"{lead}: {outcome.status} · loss {numbers.loss(outcome.loss)} · "
+                f"{numbers.duration(outcome.wall_s)}"
             )
 
     try:
         outcomes: list[Any] = engine.run_all(work, workers, tell)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the same command with --out {folder} goes on where it stopped") from None
+        raise KeyboardInterrupt(
+            f"the same command with --out {folder} goes on where it stopped") from None
     return outcomes
 
 

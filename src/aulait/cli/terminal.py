@@ -1,4 +1,5 @@
-"""What the terminal shows: errors as one line, numbers with units, tables, one JSON document when asked."""
+"""What the terminal shows: errors as one line, numbers with units, tables, one JSON document when
+asked."""
 
 from __future__ import annotations
 
@@ -18,20 +19,23 @@ from typer.core import TyperGroup
 
 from aulait.core.errors import AulaitError
 
-USAGE: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which newer typer carries inside itself
+# click's UsageError, which newer typer carries inside itself
+USAGE: Any = typer.BadParameter.__mro__[1]
 INTERRUPTED = 130
 Row = Sequence[Any]
 
 
 class Commands(TyperGroup):
-    """The command group: a problem becomes a red line on stderr and exit code 2, never a traceback."""
+    """The command group: a problem becomes a red line on stderr and exit code 2, never a
+    traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; AULAIT_TRACEBACK=1 lets errors through as they are."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            fail(f"interrupted; {stop}" if str(stop) else "interrupted; nothing was left half-written")
+            fail(f"interrupted; {stop}" if str(stop)
+                 else "interrupted; nothing was left half-written")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             raise
@@ -49,7 +53,10 @@ def _told(error: Any) -> str:
     if isinstance(error, OSError):
         place = f" '{error.filename}'" if error.filename else ""
         reason = error.strerror or error
-        return f"the system refused{place}: {reason}; expected a place that can be read and written; check it"
+        return (
+            f"the system refused{place}: {reason}; expected a place that can be read and written; "
+            "check it"
+        )
     name = error.ctx.command_path if getattr(error, "ctx", None) is not None else "aulait"
     text = " ".join(error.format_message().split())
     return f"{text[:1].lower()}{text[1:].rstrip('.')}; see {name} --help"
@@ -80,7 +87,8 @@ def document(value: Any) -> None:
 
 @contextmanager
 def work(quiet: bool) -> Iterator[None]:
-    """With ``quiet``, whatever a library prints goes to stderr, so that stdout holds the JSON document alone."""
+    """With ``quiet``, whatever a library prints goes to stderr, so that stdout holds the JSON
+    document alone."""
     if not quiet:
         yield
         return
@@ -94,7 +102,8 @@ def paragraph(text: str, width: int = 100) -> None:
         typer.echo(line)
 
 
-def table(title: str, head: Sequence[str], rows: Sequence[Row], right: Sequence[int] = (), width: int = 200) -> None:
+def table(title: str, head: Sequence[str], rows: Sequence[Row], right: Sequence[int] = (),
+          width: int = 200) -> None:
     """A table on stdout; never cut off, also when stdout is no terminal.
 
     Args:

@@ -1,1 +1,2 @@
-"""Types, errors, names of registered parts, seeds, files and LoRA tensors: what every folder needs."""
+"""Types, errors, names of registered parts, seeds, files and LoRA tensors: what every folder
+needs."""

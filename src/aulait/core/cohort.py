@@ -18,13 +18,15 @@ class Cohort:
     Attributes:
         round: counted from 1.
         local: names of the clients asked to work on their own data.
-        proxies: name of a proxy -> the number of clients it stands for (0 for a proxy that only calibrates).
+        proxies: name of a proxy -> the number of clients it stands for (0 for a proxy that only
+            calibrates).
         planned: the public number of clients that the sum over ``local`` was planned for.
         sampling_rate: probability with which each client of the role was drawn; 1 for everyone.
         noise_multiplier: noise over sensitivity of this round's release; 0 without privacy.
         lr: learning rate of the local steps.
         role: the role whose budget the release spends.
-        population: names of all clients of the role, public; empty where everyone has the adapter's rank.
+        population: names of all clients of the role, public; empty where everyone has the adapter's
+            rank.
     """
 
     round: int
@@ -48,7 +50,8 @@ def everyone(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def poisson(names: Sequence[str], rate: float, seeds: Seeds, round: int, secret: bool) -> tuple[str, ...]:
+def poisson(names: Sequence[str], rate: float, seeds: Seeds, round: int, secret: bool) -> tuple[str,
+        ...]:
     """Each client on its own with probability ``rate``.
 
     Args:
@@ -56,19 +59,21 @@ def poisson(names: Sequence[str], rate: float, seeds: Seeds, round: int, secret:
         rate: in (0, 1].
         seeds: used when ``secret`` is false.
         round: counted from 1.
-        secret: draw from the operating system's entropy, as privacy amplification by sampling demands: whoever knew
-            the seed would know who took part.
+        secret: draw from the operating system's entropy, as privacy amplification by sampling
+            demands: whoever knew the seed would know who took part.
     """
     if secret:  # not torch: its generator keeps 32 bits of a seed, which can be tried out
         system = random.SystemRandom()
         draw = [system.random() for _ in names]
     else:
-        draw = torch.rand(len(names), generator=seeds.generator("cohort", round), dtype=torch.float64).tolist()
+        draw = torch.rand(len(names), generator=seeds.generator("cohort", round),
+                          dtype=torch.float64).tolist()
     return tuple(name for name, value in zip(sorted(names), draw, strict=True) if value < rate)
 
 
 def some(names: Sequence[str], count: int, seeds: Seeds, round: int) -> tuple[str, ...]:
     """``count`` of the names without replacement, by the run's seed, sorted."""
     ordered = sorted(names)
-    drawn = torch.randperm(len(ordered), generator=seeds.generator("cohort", round)).tolist()[:count]
+    drawn = torch.randperm(len(ordered), generator=seeds.generator("cohort", round)).tolist()[
+        :count]
     return tuple(sorted(ordered[i] for i in drawn))

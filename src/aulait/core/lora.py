@@ -1,6 +1,7 @@
 """Arithmetic on LoRA factors, all exact, nothing larger than it must be.
 
-Shape letters: M out features · N in features · R rank. A layer's update is scale · B_MR @ A_RN with scale = alpha / R.
+Shape letters: M out features · N in features · R rank. A layer's update is scale · B_MR @ A_RN with
+scale = alpha / R.
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
 """
 
@@ -19,7 +20,8 @@ Shapes = Mapping[str, tuple[int, int]]
 
 
 def initial(shapes: Shapes, rank: int, alpha: float, seeds: Seeds) -> Adapter:
-    """A Kaiming-uniform (a = sqrt 5, so uniform in ±1/sqrt N) and B zero: the adapted model starts as the base.
+    """A Kaiming-uniform (a = sqrt 5, so uniform in ±1/sqrt N) and B zero: the adapted model starts
+    as the base.
 
     Args:
         shapes: layer name -> (M, N).
@@ -36,11 +38,13 @@ def initial(shapes: Shapes, rank: int, alpha: float, seeds: Seeds) -> Adapter:
 
 def dense(adapter: Adapter) -> Tensors:
     """The dense update (M, N) of every layer."""
-    return {name: adapter.scale(name) * (b_MR @ a_RN) for name, (a_RN, b_MR) in adapter.factors.items()}
+    return {name: adapter.scale(name) * (b_MR @ a_RN) for name,
+            (a_RN, b_MR) in adapter.factors.items()}
 
 
 def norm(adapter: Adapter) -> float:
-    """Frobenius norm of all dense updates together, by R x R Gram matrices: ||BA||^2 = tr((B'B)(AA'))."""
+    """Frobenius norm of all dense updates together, by R x R Gram matrices: ||BA||^2 =
+    tr((B'B)(AA'))."""
     total = 0.0
     for name, (a, b) in adapter.factors.items():
         a64, b64 = a.double(), b.double()
@@ -49,7 +53,8 @@ def norm(adapter: Adapter) -> float:
 
 
 def inner(left: Adapter, right: Adapter) -> float:
-    """Scalar product of all dense updates of two adapters on the same layers, ranks free, by R x R' Gram matrices.
+    """Scalar product of all dense updates of two adapters on the same layers, ranks free, by R x R'
+    Gram matrices.
 
     <B A, D C> = sum of (D'B) * (C A') entry by entry; nothing of size M N is formed.
     """
@@ -62,7 +67,8 @@ def inner(left: Adapter, right: Adapter) -> float:
 
 
 def pad(a_RN: Tensor, b_MR: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Zero rows in A and zero columns in B up to ``rank``: the same update, and zero gradients in the new part."""
+    """Zero rows in A and zero columns in B up to ``rank``: the same update, and zero gradients in
+    the new part."""
     extra = rank - a_RN.shape[0]
     if extra == 0:
         return a_RN, b_MR
@@ -72,7 +78,8 @@ def pad(a_RN: Tensor, b_MR: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def to_tensors(adapter: Adapter, part: str = "AB") -> Tensors:
-    """Flat names for the wire: ``layer.A`` and ``layer.B``, restricted to the letters in ``part``."""
+    """Flat names for the wire: ``layer.A`` and ``layer.B``, restricted to the letters in
+    ``part``."""
     tensors: Tensors = {}
     for name, (a, b) in adapter.factors.items():
         if "A" in part:
@@ -85,7 +92,8 @@ def to_tensors(adapter: Adapter, part: str = "AB") -> Tensors:
 def with_tensors(adapter: Adapter, tensors: Tensors) -> Adapter:
     """The adapter with some of its factors replaced by the flat names of ``to_tensors``."""
     factors = {
-        name: (tensors.get(f"{name}.A", a), tensors.get(f"{name}.B", b)) for name, (a, b) in adapter.factors.items()
+        name: (tensors.get(f"{name}.A", a), tensors.get(f"{name}.B", b)) for name,
+        (a, b) in adapter.factors.items()
     }
     return Adapter(factors, adapter.alpha, adapter.rank)
 
@@ -93,7 +101,8 @@ def with_tensors(adapter: Adapter, tensors: Tensors) -> Adapter:
 def from_tensors(tensors: Tensors, alpha: float, rank: int | None = None) -> Adapter:
     """An adapter from a complete set of flat names."""
     layers = sorted(name[:-2] for name in tensors if name.endswith(".A"))
-    return Adapter({name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in layers}, alpha, rank)
+    return Adapter({name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in layers}, alpha,
+                   rank)
 
 
 def leading(tensors: Tensors, ranks: Callable[[str], int]) -> Tensors:
@@ -103,13 +112,16 @@ def leading(tensors: Tensors, ranks: Callable[[str], int]) -> Tensors:
         tensors: names ``layer.A`` (R, N) and ``layer.B`` (M, R).
         ranks: layer -> the rank that is kept, at most R.
     """
-    return {name: t[: ranks(name[:-2])] if name.endswith(".A") else t[:, : ranks(name[:-2])] for name, t in tensors.items()}
+    return {name: t[: ranks(name[:-2])] if name.endswith(".A") else t[:, : ranks(name[:-2])]
+            for name, t in tensors.items()}
 
 
 def placed(tensors: Tensors, like: Tensors) -> Tensors:
-    """Every tensor in the leading corner of zeros shaped as ``like``: the inverse of ``leading``; norms are kept."""
+    """Every tensor in the leading corner of zeros shaped as ``like``: the inverse of ``leading``;
+    norms are kept."""
     return {
-        name: torch.nn.functional.pad(t, (0, like[name].shape[1] - t.shape[1], 0, like[name].shape[0] - t.shape[0]))
+        name: torch.nn.functional.pad(t, (0, like[name].shape[1] - t.shape[1], 0,
+            like[name].shape[0] - t.shape[0]))
         for name, t in tensors.items()
     }
 

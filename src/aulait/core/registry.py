@@ -1,7 +1,7 @@
 """Names to builders: methods, data sources, generators, embedders.
 
-A third party adds its own through the entry-point group ``aulait.<kind>``; entry points are read only when a name is
-not found among the built-in ones.
+A third party adds its own through the entry-point group ``aulait.<kind>``; entry points are read
+only when a name is not found among the built-in ones.
 """
 
 from __future__ import annotations

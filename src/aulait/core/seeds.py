@@ -1,6 +1,8 @@
-"""One run seed gives every random choice its own generator, independent of the order in which they are made.
+"""One run seed gives every random choice its own generator, independent of the order in which they
+are made.
 
-Nothing in aulait draws from a global generator. Privacy noise does not come from here (see ``privacy/noise.py``).
+Nothing in aulait draws from a global generator. Privacy noise does not come from here (see
+``privacy/noise.py``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The nouns that travel between floors: frozen, made of tensors, numbers and words.
 
-Shape letters used in the whole package: M out features · N in features · R rank · K clients · B batch · T tokens ·
+Shape letters used in the whole package: M out features · N in features · R rank · K clients · B
+batch · T tokens ·
 D width · V vocabulary · J candidates.
 """
 
@@ -22,10 +23,12 @@ class Adapter:
     """LoRA factors of all adapted layers.
 
     Attributes:
-        factors: layer name -> (A of shape (R, N), B of shape (M, R)); R may differ from layer to layer.
+        factors: layer name -> (A of shape (R, N), B of shape (M, R)); R may differ from layer to
+            layer.
         alpha: LoRA's alpha; the update of a layer is (alpha / R) · B @ A.
-        rank: the rank that divides alpha in every layer; None takes each layer's own R. The leading ranks of a larger
-            adapter keep its ``rank``, so that a column means the same to those who have all and to those who have few.
+        rank: the rank that divides alpha in every layer; None takes each layer's own R. The leading
+            ranks of a larger adapter keep its ``rank``, so that a column means the same to those
+            who have all and to those who have few.
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
@@ -64,8 +67,10 @@ class Profile:
     Attributes:
         name: of the machine or of its preset.
         device: "cpu", "cuda" or "mps".
-        flop_per_s: precision ("float32", "bfloat16", "float16") -> FLOP/s that a large matrix product sustains.
-        peak_flop_per_s: precision -> FLOP/s of the data sheet, the denominator of MFU; empty where unknown.
+        flop_per_s: precision ("float32", "bfloat16", "float16") -> FLOP/s that a large matrix
+            product sustains.
+        peak_flop_per_s: precision -> FLOP/s of the data sheet, the denominator of MFU; empty where
+            unknown.
         memory_bytes: that a run may fill.
         memory_bytes_per_s: bandwidth of that memory.
         operation_s: seconds to start one operation, whatever its size.
@@ -113,14 +118,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Site:
-    """What a client owns. A proxy is a site on the server whose records are released synthetic texts.
+    """What a client owns. A proxy is a site on the server whose records are released synthetic
+    texts.
 
     Attributes:
         name: the client's name, unique in the run.
         plan: the work it gets.
         train: records it may learn from or vote with, already capped.
         holdout: records kept for evaluation.
-        memory: state that persists between rounds (personal adapters, embeddings); saved with the run.
+        memory: state that persists between rounds (personal adapters, embeddings); saved with the
+            run.
     """
 
     name: str
@@ -173,7 +180,8 @@ class Released:
     Attributes:
         total: the (noised) sum over clients, by name.
         planned: the public number of clients the sum was planned for.
-        noise_std: standard deviation of the noise in every coordinate of ``total``; 0 without noise.
+        noise_std: standard deviation of the noise in every coordinate of ``total``; 0 without
+            noise.
         info: mean diagnostics of the replies; empty under privacy.
         refused: (client, reason) of replies that were not counted. Public only when privacy is off.
         counted: client -> its weight in the sum; filled only when privacy is off.

@@ -1,6 +1,8 @@
-"""Who owns which texts: fields of rows become records, records become clients, each with a cap and a hold-out.
+"""Who owns which texts: fields of rows become records, records become clients, each with a cap and
+a hold-out.
 
-Every choice is drawn from the run's seed and from the content alone: the order of the rows in a file changes nothing.
+Every choice is drawn from the run's seed and from the content alone: the order of the rows in a
+file changes nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class ClientData:
     """A client's records; both parts are sensitive.
 
     Attributes:
-        train: at most ``records_per_client`` records, in random order; the same ones during the whole run.
+        train: at most ``records_per_client`` records, in random order; the same ones during the
+            whole run.
         holdout: records of the same client that are never in ``train``.
     """
 
@@ -47,10 +50,13 @@ class Corpus:
 
     Attributes:
         clients: by name, sorted by name.
-        public: distinct public texts in a fair order; pairs where the data have prompts and the public source has too.
-        malformed: "data.jsonl line 17: no field 'text'"; at most 1,000 rows, then one line with the total.
+        public: distinct public texts in a fair order; pairs where the data have prompts and the
+            public source has too.
+        malformed: "data.jsonl line 17: no field 'text'"; at most 1,000 rows, then one line with the
+            total.
         left_out: number of clients with fewer than ``min_records`` distinct records.
-        unseen: records by clients that take no part, at most ``records_per_client`` each, sorted by name; sensitive.
+        unseen: records by clients that take no part, at most ``records_per_client`` each, sorted by
+            name; sensitive.
     """
 
     clients: dict[str, ClientData]
@@ -76,22 +82,27 @@ class Faults:
     def lines(self) -> tuple[str, ...]:
         """What was named, and the total where that is more."""
         more = self.total - len(self.named)
-        return (*self.named, f"and {more} more malformed rows ({self.total} in total)") if more else tuple(self.named)
+        return (
+            (*self.named, f"and {more} more malformed rows ({self.total} in total)") if more
+            else tuple(self.named)
+        )
 
 
 def load(config: DataConfig, seeds: Seeds) -> Corpus:
     """Read, check, deduplicate, partition, split and cap.
 
-    Random, from ``seeds``: the made-up clients of a partition, which clients are kept and which unseen, hold-outs and
-    caps. A client's records are chosen without a look at any other client, so a text that two clients share may be in
-    the training records of one and the hold-out of the other.
+    Random, from ``seeds``: the made-up clients of a partition, which clients are kept and which
+    unseen, hold-outs and caps. A client's records are chosen without a look at any other client, so
+    a text that two clients share may be in the training records of one and the hold-out of the
+    other.
 
     Raises:
         DataError: a problem of the settings, no usable row, too few clients, or no public text.
     """
     found = problems(config)
     require(not found, DataError, "; ".join(found))
-    require(config.source != AT_SITES, DataError, f"data.source = '{AT_SITES}' found, the records lie at the sites; run it by "
+    require(config.source != AT_SITES, DataError,
+            f"data.source = '{AT_SITES}' found, the records lie at the sites; run it by "
             "'aulait serve', or name a source here")
     faults = Faults()
     groups = gather(config, faults)
@@ -101,18 +112,22 @@ def load(config: DataConfig, seeds: Seeds) -> Corpus:
     left_out = len(groups) - len(kept)
     kept = _choose(kept, left_out, config, seeds)
     apart = _apart(kept, config, seeds)
-    clients = {name: split(name, kept[name], config, seeds) for name in sorted(kept) if name not in apart}
+    clients = {name: split(name, kept[name], config, seeds) for name in sorted(kept)
+               if name not in apart}
     if config.pooled:
         parts = [(part.train, part.holdout) for part in clients.values()]
-        clients = {EVERYONE: ClientData(*(tuple(record for own in side for record in own) for side in zip(*parts, strict=True)))}
+        clients = {EVERYONE: ClientData(*(tuple(record for own in side for record in own)
+            for side in zip(*parts, strict=True)))}
     return Corpus(clients, _public(config, faults), faults.lines(), left_out, apart)
 
 
 def own(config: DataConfig, name: str, seeds: Seeds) -> ClientData:
-    """One client's records from its own source, chosen as ``load`` would choose them from everybody's.
+    """One client's records from its own source, chosen as ``load`` would choose them from
+    everybody's.
 
     Args:
-        config: caps and fields; ``client`` names the field that must hold ``name``, "" takes every row.
+        config: caps and fields; ``client`` names the field that must hold ``name``, "" takes every
+            row.
         name: of the client.
         seeds: of the run.
 
@@ -123,13 +138,16 @@ def own(config: DataConfig, name: str, seeds: Seeds) -> ClientData:
     require(not found, DataError, "; ".join(found))
     groups = gather(config, Faults())
     records = groups.get(name if data_settings.named(config) else EVERYONE, [])
-    require(len(records) >= config.min_records, DataError, f"data.source '{config.source}' has {len(records)} distinct records of "
-            f"'{name}', expected at least {config.min_records}; check data.source and data.client of the site file")
+    require(len(records) >= config.min_records, DataError,
+            f"data.source '{config.source}' has {len(records)} distinct records of "
+            f"'{name}', expected at least {config.min_records}; check data.source and data.client "
+            "of the site file")
     return split(name, records, config, seeds)
 
 
 def at_sites(config: DataConfig, names: Mapping[str, int]) -> Corpus:
-    """A corpus whose records lie elsewhere: of every client only how many there are, and the public texts.
+    """A corpus whose records lie elsewhere: of every client only how many there are, and the public
+    texts.
 
     Args:
         config: of the public texts.
@@ -150,12 +168,16 @@ def gather(config: DataConfig, faults: Faults) -> Clients:
             faults.add(row.place, row.fault)
             continue
         try:
-            records = found[sources.name(row.fields, config.client) if data_settings.named(config) else EVERYONE]
+            records = found[sources.name(row.fields, config.client) if data_settings.named(config)
+                            else EVERYONE]
             records.add(_record(row.fields, config))
         except ValueError as error:
             faults.add(row.place, str(error))
     first = f"; first fault: {faults.named[0]}" if faults.named else ""
-    message = f"data.source '{config.source}': found no usable row among {rows}{first}; check the file and the fields"
+    message = (
+        f"data.source '{config.source}': found no usable row among {rows}{first}; check the file "
+        "and the fields"
+    )
     require(any(found.values()), DataError, message)
     return {name: _distinct(records) for name, records in found.items()}
 
@@ -178,15 +200,18 @@ def _record(fields: Mapping[str, Any], config: DataConfig) -> Record:
 def _choose(kept: Clients, left_out: int, config: DataConfig, seeds: Seeds) -> Clients:
     """The clients that take part; which ones are kept depends on their names and the seed."""
     floor = f"with at least {config.min_records} records ({left_out} left out)"
-    require(bool(kept), DataError, f"found no client {floor}, expected at least 2; lower data.min_records")
+    require(bool(kept), DataError,
+            f"found no client {floor}, expected at least 2; lower data.min_records")
     if len(kept) == 1 and not config.pooled:
         advice = "name another field with data.client, choose a partition, or data.pooled = true"
         raise DataError(f"found one client '{next(iter(kept))}', expected at least 2; {advice}")
     if config.clients is None or config.partition != "natural":
         return kept
     enough = config.clients <= len(kept)
-    require(enough, DataError, f"found {len(kept)} clients {floor}, expected {config.clients}; lower data.clients")
-    order = sorted(kept, key=lambda name: (name not in named(config.unseen), seeds.integer("clients", client=name), name))
+    require(enough, DataError,
+            f"found {len(kept)} clients {floor}, expected {config.clients}; lower data.clients")
+    order = sorted(kept, key=lambda name: (name not in named(config.unseen),
+        seeds.integer("clients", client=name), name))
     return {name: kept[name] for name in order[: config.clients]}
 
 
@@ -212,7 +237,8 @@ def split(name: str, records: list[Record], config: DataConfig, seeds: Seeds) ->
 def _made_up(records: list[Record], kind: Kind, config: DataConfig, seeds: Seeds) -> Clients:
     """Clients "client-0", ... of a partition."""
     count = config.clients or 2
-    dealt = deal(records, kind, count, config.min_records, config.dirichlet_alpha, seeds.integer("partition"))
+    dealt = deal(records, kind, count, config.min_records, config.dirichlet_alpha,
+                 seeds.integer("partition"))
     width = len(str(count - 1))
     return {f"client-{index:0{width}d}": _distinct(set(own)) for index, own in enumerate(dealt)}
 
@@ -221,7 +247,8 @@ def _public(config: DataConfig, faults: Faults) -> tuple[str, ...] | tuple[Recor
     """Public texts, or pairs where the data have prompts and the public source has too."""
     if not config.public:
         return ()
-    found, wrong = public.read(config.public, config.public_text, None if config.public_plain else data_settings.pair(config))
+    found, wrong = public.read(config.public, config.public_text, None if config.public_plain
+                               else data_settings.pair(config))
     for place, fault in wrong:
         faults.add(place, fault)
     return found

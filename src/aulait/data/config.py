@@ -1,4 +1,5 @@
-"""The table ``[data]``: where records come from, which fields they have, and what can be wrong with both before anything is read."""
+"""The table ``[data]``: where records come from, which fields they have, and what can be wrong with
+both before anything is read."""
 
 from __future__ import annotations
 
@@ -21,24 +22,29 @@ class DataConfig(BaseModel):
     """The ``[data]`` table of an experiment.
 
     Attributes:
-        source: a built-in name, a path (.jsonl, .jsonl.gz, .csv, .parquet) or ``hf:<dataset or folder>[:split]``.
+        source: a built-in name, a path (.jsonl, .jsonl.gz, .csv, .parquet) or ``hf:<dataset or
+            folder>[:split]``.
         client: the field that names the owner of a row; not read when there is a partition.
         text: the field that is learnt; not read when there are prompt and response.
         prompt: the field given before the response, without loss. None: plain text.
         response: the field learnt after the prompt; given together with it.
         label: a field with a public label. None: no labels.
-        public: public texts: a built-in name, a path (also .txt, a text a line), ``hf:...``, or "" for none.
-        public_text: the field of the public texts. Where the data have prompts and the public source has the same two
-            fields, its rows are pairs of a prompt and a response instead.
-        public_plain: read plain public texts although the data have prompts: proxies then learn text without a prompt.
+        public: public texts: a built-in name, a path (also .txt, a text a line), ``hf:...``, or ""
+            for none.
+        public_text: the field of the public texts. Where the data have prompts and the public
+            source has the same two fields, its rows are pairs of a prompt and a response instead.
+        public_plain: read plain public texts although the data have prompts: proxies then learn
+            text without a prompt.
         records_per_client: the cap m on a client's training records.
         min_records: clients with fewer distinct records are left out and counted.
         holdout: part of every client's records kept for evaluation, 0 to 0.9.
-        partition: "natural" takes the clients as they are; the others deal all records to made-up clients.
+        partition: "natural" takes the clients as they are; the others deal all records to made-up
+            clients.
         clients: how many clients a partition makes; with "natural", how many to keep. None: all.
         dirichlet_alpha: above 0; the smaller, the less alike the clients of a partition.
         pooled: all clients' records in one client "everyone": the centralised ceiling.
-        unseen: how many clients, or the names of those, that neither train nor vote and serve only to evaluate new clients.
+        unseen: how many clients, or the names of those, that neither train nor vote and serve only
+            to evaluate new clients.
         too_long: what is done with texts longer than the model's context.
     """
 
@@ -65,21 +71,31 @@ class DataConfig(BaseModel):
 
 
 def problems(config: DataConfig) -> list[str]:
-    """What would make ``load`` fail, as far as the settings and the first 20 rows of a file tell; one line each."""
+    """What would make ``load`` fail, as far as the settings and the first 20 rows of a file tell;
+    one line each."""
     made_up, smallest = config.partition != "natural", 1 if config.pooled else 2
     checks = [
-        (0 <= config.holdout <= 0.9, f"data.holdout is {config.holdout}; expected 0 to 0.9; write 0.1"),
-        (config.records_per_client >= 1, f"data.records_per_client is {config.records_per_client}; expected 1 or more"),
+        (0 <= config.holdout <= 0.9,
+         f"data.holdout is {config.holdout}; expected 0 to 0.9; write 0.1"),
+        (config.records_per_client >= 1,
+         f"data.records_per_client is {config.records_per_client}; expected 1 or more"),
         (config.min_records >= 1, f"data.min_records is {config.min_records}; expected 1 or more"),
-        (0 < config.dirichlet_alpha < math.inf, f"data.dirichlet_alpha is {config.dirichlet_alpha}; expected above 0"),
-        (config.clients is None or config.clients >= smallest, f"data.clients is {config.clients}; expected {smallest} or more"),
-        (count(config.unseen) >= 0, f"data.unseen is {config.unseen}; expected 0 or more clients, or their names"),
-        (config.clients is None or config.clients < smallest or config.clients - count(config.unseen) >= smallest,
-         f"data.unseen is {config.unseen} of data.clients = {config.clients}; expected at least {smallest} to be left that take part"),
+        (0 < config.dirichlet_alpha < math.inf,
+         f"data.dirichlet_alpha is {config.dirichlet_alpha}; expected above 0"),
+        (config.clients is None or config.clients >= smallest,
+         f"data.clients is {config.clients}; expected {smallest} or more"),
+        (count(config.unseen) >= 0,
+         f"data.unseen is {config.unseen}; expected 0 or more clients, or their names"),
+        (config.clients is None or config.clients < smallest
+         or config.clients - count(config.unseen) >= smallest,
+         f"data.unseen is {config.unseen} of data.clients = {config.clients}; expected at least "
+         f"{smallest} to be left that take part"),
         ((config.prompt is None) == (config.response is None),
-         "found only one of data.prompt and data.response; expected both or none; name the other field too"),
+         "found only one of data.prompt and data.response; expected both or none; name the other "
+         "field too"),
         (not made_up or config.clients is not None,
-         f"data.partition is '{config.partition}' without data.clients; expected how many clients to make"),
+         f"data.partition is '{config.partition}' without data.clients; expected how many clients "
+         "to make"),
         (config.partition != "dirichlet" or config.label is not None,
          "data.partition is 'dirichlet' without data.label; expected the field to deal by; name it"),
     ]
@@ -87,8 +103,10 @@ def problems(config: DataConfig) -> list[str]:
     if config.source != AT_SITES:
         found += _field_problems("data.source", config.source, sources.SUFFIXES, fields(config))
     if config.public:
-        forms = [{} if config.public_plain else pair_fields(config), {"data.public_text": config.public_text}]
-        wrong = [_field_problems("data.public", config.public, sources.PUBLIC_SUFFIXES, form) for form in forms if form]
+        forms = [{} if config.public_plain else pair_fields(config),
+                 {"data.public_text": config.public_text}]
+        wrong = [_field_problems("data.public", config.public, sources.PUBLIC_SUFFIXES, form)
+                 for form in forms if form]
         found += [text for some in wrong for text in some] if all(wrong) else []
     return found
 
@@ -102,7 +120,10 @@ def fields(config: DataConfig) -> dict[str, str]:
 
 def pair(config: DataConfig) -> tuple[str, str] | None:
     """The fields of a prompt and its response; None where the data are plain text."""
-    return None if config.prompt is None or config.response is None else (config.prompt, config.response)
+    return (
+        None if config.prompt is None or config.response is None
+        else (config.prompt, config.response)
+    )
 
 
 def pair_fields(config: DataConfig) -> dict[str, str]:
@@ -110,7 +131,8 @@ def pair_fields(config: DataConfig) -> dict[str, str]:
     return dict(zip(("data.prompt", "data.response"), pair(config) or (), strict=False))
 
 
-def _field_problems(setting: str, source: str, suffixes: tuple[str, ...], fields: Mapping[str, str]) -> list[str]:
+def _field_problems(setting: str, source: str, suffixes: tuple[str, ...],
+                    fields: Mapping[str, str]) -> list[str]:
     wrong = sources.problem(source, suffixes)
     if wrong:
         return [f"{setting}: {wrong}"]

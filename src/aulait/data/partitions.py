@@ -1,4 +1,5 @@
-"""Made-up clients for data that have no natural ones: equal shares, unequal sizes, or unequal mixtures of labels."""
+"""Made-up clients for data that have no natural ones: equal shares, unequal sizes, or unequal
+mixtures of labels."""
 
 from __future__ import annotations
 
@@ -17,24 +18,31 @@ from aulait.core.types import Record
 Kind = Literal["iid", "dirichlet", "quantity"]
 
 
-def deal(records: list[Record], kind: Kind, clients: int, floor: int, alpha: float, seed: int) -> list[list[Record]]:
+def deal(records: list[Record], kind: Kind, clients: int, floor: int, alpha: float,
+         seed: int) -> list[list[Record]]:
     """Give every record to one of the clients.
 
     Args:
         records: distinct, in an order that depends on their content only.
-        kind: "iid" deals at random in equal numbers (they differ by one at most); "quantity" at random in numbers from
-            a Dirichlet distribution; "dirichlet" divides the records of every label in shares from its own Dirichlet
-            distribution (Hsu, Qi and Brown, Measuring the effects of non-identical data distribution, 2019).
+        kind: "iid" deals at random in equal numbers (they differ by one at most); "quantity" at
+            random in numbers from a Dirichlet distribution; "dirichlet" divides the records of
+            every label in shares from its own Dirichlet distribution (Hsu, Qi and Brown, Measuring
+            the effects of non-identical data distribution, 2019).
         clients: how many, at least 1.
-        floor: the fewest records a client gets; "dirichlet" moves records from the largest clients to reach it.
+        floor: the fewest records a client gets; "dirichlet" moves records from the largest clients
+            to reach it.
         alpha: concentration, above 0; the smaller, the less equal.
         seed: of all random choices made here.
 
     Raises:
         DataError: fewer records than ``clients`` times ``floor``.
     """
-    message = f"found {len(records)} distinct records, expected at least {clients * floor} for {clients} clients"
-    require(len(records) >= clients * floor, DataError, f"{message}; lower data.clients or data.min_records")
+    message = (
+        f"found {len(records)} distinct records, expected at least {clients * floor} for {clients} "
+        "clients"
+    )
+    require(len(records) >= clients * floor, DataError,
+            f"{message}; lower data.clients or data.min_records")
     dice = np.random.default_rng(seed)
     dealt: list[list[Record]] = [[] for _ in range(clients)]
     if kind == "iid":
@@ -60,7 +68,8 @@ def _share(
     dealt: list[list[Record]],
     dice: np.random.Generator,
 ) -> None:
-    """Give every client ``floor`` records and its share of the others, rounded by largest remainder."""
+    """Give every client ``floor`` records and its share of the others, rounded by largest
+    remainder."""
     others = len(records) - floor * len(dealt)
     wanted = shares * others
     counts = np.floor(wanted).astype(int)
@@ -80,16 +89,22 @@ def named(unseen: int | Sequence[str]) -> Sequence[str]:
     return () if isinstance(unseen, int) else unseen
 
 
-def unseen(clients: Sequence[str], asked: int | Sequence[str], smallest: int, seeds: Seeds) -> list[str]:
-    """The clients that take no part, sorted: those that are named, or so many by their names and the seed.
+def unseen(clients: Sequence[str], asked: int | Sequence[str], smallest: int,
+           seeds: Seeds) -> list[str]:
+    """The clients that take no part, sorted: those that are named, or so many by their names and
+    the seed.
 
     Raises:
         DataError: fewer than ``smallest`` clients would be left, or a name is no client's.
     """
-    require(not asked or len(clients) - count(asked) >= smallest, DataError, f"data.unseen is {asked} and {len(clients)} "
-            f"clients were found, expected at least {smallest} to be left that take part; lower data.unseen")
+    require(not asked or len(clients) - count(asked) >= smallest, DataError,
+            f"data.unseen is {asked} and {len(clients)} "
+            f"clients were found, expected at least {smallest} to be left that take part; lower "
+            "data.unseen")
     if isinstance(asked, int):
-        return sorted(sorted(clients, key=lambda name: (seeds.integer("unseen", client=name), name))[:asked])
+        return sorted(sorted(clients, key=lambda name: (seeds.integer("unseen", client=name),
+            name))[:asked])
     for name in asked:
-        require(name in clients, DataError, f"data.unseen names '{name}', which is no client; {nearest(name, clients)}")
+        require(name in clients, DataError,
+                f"data.unseen names '{name}', which is no client; {nearest(name, clients)}")
     return sorted(asked)

@@ -1,4 +1,5 @@
-"""Public texts, or public pairs of a prompt and its response: what stage 1 starts from. Nothing private is read here."""
+"""Public texts, or public pairs of a prompt and its response: what stage 1 starts from. Nothing
+private is read here."""
 
 from __future__ import annotations
 
@@ -15,13 +16,16 @@ Made = TypeVar("Made")
 Faults = list[tuple[str, str]]
 
 
-def read(source: str, field: str, pair: tuple[str, str] | None) -> tuple[tuple[str, ...] | tuple[Record, ...], Faults]:
-    """Distinct public texts, all of one kind, in an order that depends on their content only and favours none.
+def read(source: str, field: str, pair: tuple[str, str] | None) -> tuple[tuple[str,
+        ...] | tuple[Record, ...], Faults]:
+    """Distinct public texts, all of one kind, in an order that depends on their content only and
+    favours none.
 
     Args:
         source: a built-in name, a path, or ``hf:...``.
         field: of a plain text.
-        pair: fields of a prompt and its response; where any row has both, rows are pairs. None: plain texts.
+        pair: fields of a prompt and its response; where any row has both, rows are pairs. None:
+            plain texts.
 
     Returns:
         The texts or pairs, and (place, fault) of the rows that are none.
@@ -31,11 +35,13 @@ def read(source: str, field: str, pair: tuple[str, str] | None) -> tuple[tuple[s
     """
     if pair is not None:
         prompt, response = pair
-        pairs, wrong = _rows(source, field, lambda fields: Record(sources.text(fields, response), sources.text(fields, prompt)))
+        pairs, wrong = _rows(source, field, lambda fields: Record(sources.text(fields, response),
+            sources.text(fields, prompt)))
         if pairs:
             return tuple(sorted(pairs, key=lambda pair: _place(pair.full))), wrong
     texts, wrong = _rows(source, field, lambda fields: sources.text(fields, field))
-    require(bool(texts), DataError, f"data.public '{source}': found no text in field '{field}'; give texts or public = ''")
+    require(bool(texts), DataError,
+            f"data.public '{source}': found no text in field '{field}'; give texts or public = ''")
     return tuple(sorted(texts, key=_place)), wrong
 
 
@@ -44,7 +50,8 @@ def _place(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _rows(source: str, field: str, make: Callable[[Mapping[str, Any]], Made]) -> tuple[set[Made], Faults]:
+def _rows(source: str, field: str, make: Callable[[Mapping[str, Any]], Made]) -> tuple[set[Made],
+        Faults]:
     found: set[Made] = set()
     wrong: Faults = []
     for row in sources.rows(source, field):

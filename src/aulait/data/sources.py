@@ -1,7 +1,9 @@
-"""Rows of a data source, one at a time, each with the name of its place; a broken row is named, never fatal.
+"""Rows of a data source, one at a time, each with the name of its place; a broken row is named,
+never fatal.
 
-A source is a registered name (``docstrings``), a path that ends in .jsonl, .jsonl.gz, .csv, .parquet or .txt, or
-``hf:<dataset>[:<config>][:<split>]`` where the dataset is an id of the Hugging Face hub or a local folder.
+A source is a registered name (``docstrings``), a path that ends in .jsonl, .jsonl.gz, .csv,
+.parquet or .txt, or ``hf:<dataset>[:<config>][:<split>]`` where the dataset is an id of the Hugging
+Face hub or a local folder.
 
 Names of places and reasons never repeat a row's content.
 """
@@ -41,9 +43,13 @@ class Row(NamedTuple):
 
 
 def problem(source: str, suffixes: tuple[str, ...] = SUFFIXES) -> str | None:
-    """What is wrong with the name of a source, on one line, or None; the source itself is not read."""
+    """What is wrong with the name of a source, on one line, or None; the source itself is not
+    read."""
     if source.startswith("hf:"):
-        return None if source[3:].strip() else "found 'hf:' without a dataset; write hf:<dataset> or hf:<folder>"
+        return (
+            None if source[3:].strip()
+            else "found 'hf:' without a dataset; write hf:<dataset> or hf:<folder>"
+        )
     if _is_name(source):
         try:
             find("source", source)
@@ -52,8 +58,12 @@ def problem(source: str, suffixes: tuple[str, ...] = SUFFIXES) -> str | None:
         return None
     path = Path(source).expanduser()
     if not path.name.lower().endswith(suffixes):
-        return f"found '{source}', expected a path that ends in {', '.join(suffixes)}, or hf:<dataset>"
-    return None if path.is_file() else f"found no file '{source}'; give the path of an existing file"
+        return (
+            f"found '{source}', expected a path that ends in {', '.join(suffixes)}, or hf:<dataset>"
+        )
+    return (
+        None if path.is_file() else f"found no file '{source}'; give the path of an existing file"
+    )
 
 
 def rows(source: str, text_field: str = "text") -> Iterator[Row]:
@@ -72,7 +82,8 @@ def rows(source: str, text_field: str = "text") -> Iterator[Row]:
     if source.startswith("hf:"):
         return _hub_rows(source)
     if _is_name(source):
-        return (Row(f"{source} row {n}", fields) for n, fields in enumerate(find("source", source)(), 1))
+        return (Row(f"{source} row {n}", fields) for n,
+                fields in enumerate(find("source", source)(), 1))
     path = Path(source).expanduser()
     if path.suffix.lower() == ".txt":
         return _text_rows(path, text_field)
@@ -125,7 +136,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _unreadable(source: object, error: Exception) -> DataError:
     reason = " ".join(str(error).split())[:300]
-    return DataError(f"data source '{source}' cannot be read ({type(error).__name__}: {reason}); check the file")
+    return DataError(
+        f"data source '{source}' cannot be read ({type(error).__name__}: {reason}); check the file")
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -157,10 +169,12 @@ def _text_rows(path: Path, text_field: str) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    # The csv module's limit of 131,072 characters would tear a long text into false rows; it can only be set globally.
+    # The csv module's limit of 131,072 characters would tear a long text into false rows; it can
+    # only be set globally.
     csv.field_size_limit(max(_FIELD_CHARACTERS, csv.field_size_limit()))
     # Strict, because otherwise one open quote swallows the rest of the file without a word.
-    reader = csv.reader((line.decode("utf-8", "surrogateescape") for _, line in _lines(path)), strict=True)
+    reader = csv.reader((line.decode("utf-8", "surrogateescape") for _, line in _lines(path)),
+                        strict=True)
     header: list[str] = []
     while True:
         first = reader.line_num + 1
@@ -214,7 +228,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 def _values(batch: Any) -> list[dict[str, Any] | None]:
     try:
         return list(batch.to_pylist())
-    except UnicodeDecodeError:  # one broken value fails the whole batch: look at its rows one at a time
+    # one broken value fails the whole batch: look at its rows one at a time
+    except UnicodeDecodeError:
         return [_one_value(batch.slice(index, 1)) for index in range(batch.num_rows)]
 
 
@@ -235,11 +250,13 @@ def _hub_rows(source: str) -> Iterator[Row]:
             loaded = datasets.load_from_disk(str(folder))
             table = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
-            table = datasets.load_dataset(str(folder) if folder.is_dir() else dataset, config, split=split)
+            table = datasets.load_dataset(str(folder) if folder.is_dir() else dataset, config,
+                split=split)
     except Exception as error:  # the library raises many kinds; all mean that there are no data
         reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"data source '{source}' cannot be loaded ({type(error).__name__}: {reason}); expected a dataset of the "
+            f"data source '{source}' cannot be loaded ({type(error).__name__}: {reason}); expected "
+            "a dataset of the "
             "Hugging Face hub or a local folder; check its name, the split and the network"
         ) from error
     for number, fields in enumerate(table, 1):
@@ -247,7 +264,8 @@ def _hub_rows(source: str) -> Iterator[Row]:
 
 
 def _hub_parts(written: str) -> tuple[str, str | None, str]:
-    """Dataset, configuration (None: the default one) and split; colons inside a path belong to the path."""
+    """Dataset, configuration (None: the default one) and split; colons inside a path belong to the
+    path."""
     head, *words = re.split(r":(?![^:]*[/\\])", written)
     if len(words) > 1:
         return head, words[0] or None, words[1] or "train"

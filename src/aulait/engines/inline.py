@@ -1,7 +1,8 @@
-"""The engine without a network: every site lives in this process and trains together with its neighbours.
+"""The engine without a network: every site lives in this process and trains together with its
+neighbours.
 
-Sites of placement "split" answer by the same method with a learner whose model is cut, so that they are one role among
-others in every method whose clients train by ``Learner.train``.
+Sites of placement "split" answer by the same method with a learner whose model is cut, so that they
+are one role among others in every method whose clients train by ``Learner.train``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from aulait.training.trainer import AT_ONCE, Learner
 
 
 def connect(
-    sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner, embedder: Embedder | None, *,
+    sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner,
+    embedder: Embedder | None, *,
     cut: int | None = None, wire: Wire = "float32", private: bool = True,
 ) -> Ask:
     """A way to get replies for orders from sites in this process.
@@ -46,7 +48,8 @@ def connect(
     @cache
     def halves() -> SplitLearner:
         """The learner of split sites."""
-        require(cut is not None, ConfigError, "a client is split and no cut is given; say after how many blocks")
+        require(cut is not None, ConfigError,
+                "a client is split and no cut is given; say after how many blocks")
         assert cut is not None
         return SplitLearner(learner, cut, wire, private=private)
 
@@ -66,7 +69,8 @@ def connect(
         for split in (True, False):
             some = [i for i, site in enumerate(chosen) if (site.plan.placement == "split") == split]
             if some:
-                replies = method.answer([orders[i] for i in some], [chosen[i] for i in some], setting, halves() if split else learner)
+                replies = method.answer([orders[i] for i in some], [chosen[i] for i in some],
+                                        setting, halves() if split else learner)
                 found.update(zip(some, replies, strict=True))
         yield from (found[i] for i in range(len(orders)))
 

@@ -1,7 +1,9 @@
 """Corpus BLEU from counts that can be added up over records, computed by sacrebleu.
 
-Source: Papineni, Roukos, Ward, Zhu, "BLEU: a Method for Automatic Evaluation of Machine Translation", ACL 2002; tokens and
-smoothing as sacrebleu's standard (Post, "A Call for Clarity in Reporting BLEU Scores", WMT 2018: 13a, mixed case).
+Source: Papineni, Roukos, Ward, Zhu, "BLEU: a Method for Automatic Evaluation of Machine
+Translation", ACL 2002; tokens and
+smoothing as sacrebleu's standard (Post, "A Call for Clarity in Reporting BLEU Scores", WMT 2018:
+13a, mixed case).
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-KEYS = ("system", "reference", *(f"right_{n}" for n in range(1, 5)), *(f"all_{n}" for n in range(1, 5)))
+KEYS = ("system", "reference", *(f"right_{n}" for n in range(1, 5)),
+        *(f"all_{n}" for n in range(1, 5)))
 
 
 @cache
@@ -21,7 +24,8 @@ def _metric() -> Any:
 
 
 def counts(text: str, references: Sequence[str]) -> dict[str, float]:
-    """Tokens of the text and of its nearest reference in length, and its 1- to 4-grams: those in a reference, and all.
+    """Tokens of the text and of its nearest reference in length, and its 1- to 4-grams: those in a
+    reference, and all.
 
     Args:
         text: what was written.
@@ -29,11 +33,16 @@ def counts(text: str, references: Sequence[str]) -> dict[str, float]:
     """
     from sacrebleu.metrics.bleu import BLEU  # loads quickly, but only where it is asked for
 
-    score = BLEU(effective_order=True).corpus_score([text], [[reference] for reference in references])
-    return dict(zip(KEYS, map(float, (score.sys_len, score.ref_len, *score.counts, *score.totals)), strict=True))
+    score = BLEU(effective_order=True).corpus_score([text],
+        [[reference] for reference in references])
+    return dict(zip(KEYS, map(float, (score.sys_len, score.ref_len, *score.counts, *score.totals)),
+                    strict=True))
 
 
 def corpus(records: Sequence[Mapping[str, float]]) -> float:
     """BLEU of all records together, 0 to 1, from what ``counts`` says of each."""
     system, reference, *rest = (round(sum(record[key] for record in records)) for key in KEYS)
-    return float(_metric().compute_bleu(rest[:4], rest[4:], system, reference, smooth_method="exp").score) / 100
+    return (
+        float(_metric().compute_bleu(rest[:4], rest[4:], system, reference,
+            smooth_method="exp").score) / 100
+    )

@@ -1,8 +1,11 @@
-"""Task metrics on held-out records: the choice that a model finds most probable, or what it writes after a prompt.
+"""Task metrics on held-out records: the choice that a model finds most probable, or what it writes
+after a prompt.
 
-Everything is measured with the adapter that the base wears at the time; predictions and scores are sensitive.
+Everything is measured with the adapter that the base wears at the time; predictions and scores are
+sensitive.
 
-Shape letters: X records · C choices · P prompts of a pass · N prompt tokens · S nodes of the tree · L = N + S.
+Shape letters: X records · C choices · P prompts of a pass · N prompt tokens · S nodes of the tree ·
+L = N + S.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from aulait.models.loading import Base
 from aulait.training.batches import Encoder, collate, scored
 
 MOST_CHOICES = 1_000
-ROUGES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}  # our names and those of the library
+# our names and those of the library
+ROUGES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 PASS_TOKENS = 1_024  # of a packed pass: its attention mask has the square of this many entries
 _PROBE = tuple(Record("", prompt) for prompt in ("a b", "c")), ("a", "a b", "b a")
 
@@ -35,13 +39,15 @@ class TaskConfig(BaseModel):
     """The task metric of ``[evaluate]``.
 
     Attributes:
-        task: "none"; "rank": the response is one of few, accuracy of the most probable one; "rouge": ROUGE-1, ROUGE-2
-            and ROUGE-L F1, corpus BLEU and exact match of a greedy text; "exact": exact match of a greedy text, without
-            regard to case and blanks.
+        task: "none"; "rank": the response is one of few, accuracy of the most probable one;
+            "rouge": ROUGE-1, ROUGE-2 and ROUGE-L F1, corpus BLEU and exact match of a greedy text;
+            "exact": exact match of a greedy text, without regard to case and blanks.
         task_records: held-out records measured in all, taken from the clients in turn. None: all.
-        rank_by: "mean" log-probability a token of a choice or its "sum"; both count the end of sequence. The sum is the
-            probability of the choice, which favours short ones in a model that was not trained for the task.
-        max_new_tokens: longest greedy text, in tokens; at most half of ``model.context`` is given to it.
+        rank_by: "mean" log-probability a token of a choice or its "sum"; both count the end of
+            sequence. The sum is the probability of the choice, which favours short ones in a model
+            that was not trained for the task.
+        max_new_tokens: longest greedy text, in tokens; at most half of ``model.context`` is given
+            to it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,17 +58,19 @@ class TaskConfig(BaseModel):
 
 
 def fair(holdout: Mapping[str, Sequence[Record]], most: int | None) -> list[tuple[str, Record]]:
-    """At most ``most`` held-out records with their clients: everyone's first, in order of name, then everyone's second."""
+    """At most ``most`` held-out records with their clients: everyone's first, in order of name,
+    then everyone's second."""
     turns = sorted((turn, name) for name in holdout for turn in range(len(holdout[name])))
     return [(name, holdout[name][turn]) for turn, name in turns[:most]]
 
 
 def measure(
-    base: Base, records: Sequence[Record], config: TaskConfig, choices: Sequence[str] = (), rows: int = 32,
+    base: Base, records: Sequence[Record], config: TaskConfig, choices: Sequence[str] = (),
+    rows: int = 32,
     right: Mapping[str, Sequence[str]] | None = None,
 ) -> list[dict[str, float]]:
-    """The scores of every record, 0 to 1, by name: "accuracy", or "exact_match" and perhaps the three of ``rouge`` and the
-    counts of ``bleu``.
+    """The scores of every record, 0 to 1, by name: "accuracy", or "exact_match" and perhaps the
+    three of ``rouge`` and the counts of ``bleu``.
 
     Args:
         base: with the adapter it wears.
@@ -70,16 +78,21 @@ def measure(
         config: which metric.
         choices: the closed set of responses, for "rank" only; their order settles nothing but ties.
         rows: prompts that are continued in one pass.
-        right: prompt -> all texts that would be right, for BLEU; a record's own text is one of them.
+        right: prompt -> all texts that would be right, for BLEU; a record's own text is one of
+            them.
 
     Raises:
-        DataError: a record without a prompt, or a response that is not among the choices, or too many choices.
+        DataError: a record without a prompt, or a response that is not among the choices, or too
+            many choices.
     """
-    require(all(record.prompt is not None for record in records), DataError, f"evaluate.task is '{config.task}' and a held-out "
-            "record has no prompt, expected a prompt and a response; set data.prompt and data.response, or task = 'none'")
+    require(all(record.prompt is not None for record in records), DataError,
+            f"evaluate.task is '{config.task}' and a held-out "
+            "record has no prompt, expected a prompt and a response; set data.prompt and "
+            "data.response, or task = 'none'")
     if config.task == "rank":
         found = rank(base, records, choices, config.rank_by)
-        return [{"accuracy": float(guess == record.text)} for guess, record in zip(found, records, strict=True)]
+        return [{"accuracy": float(guess == record.text)} for guess,
+                record in zip(found, records, strict=True)]
     texts = write(base, records, config.max_new_tokens, rows)
     pairs = [(record.text, text) for record, text in zip(records, texts, strict=True)]
     exact = [{"exact_match": float(normal(wanted) == normal(text))} for wanted, text in pairs]
@@ -87,7 +100,8 @@ def measure(
         return exact
     shared = [bleu.counts(text, sorted({record.text, *(right or {}).get(record.prompt or "", ())}))
               for record, text in zip(records, texts, strict=True)]
-    return [{**score, **other, **counts} for score, other, counts in zip(rouge(pairs), exact, shared, strict=True)]
+    return [{**score, **other, **counts} for score, other,
+            counts in zip(rouge(pairs), exact, shared, strict=True)]
 
 
 def normal(text: str) -> str:
@@ -96,8 +110,9 @@ def normal(text: str) -> str:
 
 
 def rouge(pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
-    """F1 by name of (reference, text), words stemmed: ROUGE-1 and -2 (single words and pairs of words in common) and ROUGE-L
-    (the longest common sequence, as Super-NaturalInstructions, Wang et al., EMNLP 2022, scores).
+    """F1 by name of (reference, text), words stemmed: ROUGE-1 and -2 (single words and pairs of
+    words in common) and ROUGE-L (the longest common sequence, as Super-NaturalInstructions, Wang et
+    al., EMNLP 2022, scores).
     """
     from rouge_score import rouge_scorer  # loads a stemmer, which the other metrics can do without
 
@@ -108,7 +123,8 @@ def rouge(pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
 
 @torch.no_grad()
 def write(base: Base, records: Sequence[Record], max_new_tokens: int, rows: int = 32) -> list[str]:
-    """The greedy text after every prompt. A prompt that leaves no room for the text loses its beginning, not its first token."""
+    """The greedy text after every prompt. A prompt that leaves no room for the text loses its
+    beginning, not its first token."""
     encode, seq2seq = Encoder(base), base.config.kind == "seq2seq"
     most = max_new_tokens if seq2seq else min(max_new_tokens, base.config.context // 2)
     prompts = []
@@ -122,17 +138,23 @@ def write(base: Base, records: Sequence[Record], max_new_tokens: int, rows: int 
 
 
 @torch.no_grad()
-def rank(base: Base, records: Sequence[Record], choices: Sequence[str], by: Literal["mean", "sum"] = "mean") -> list[str]:
-    """The most probable choice after every record's prompt; of equals the first in alphabetical order.
+def rank(base: Base, records: Sequence[Record], choices: Sequence[str],
+         by: Literal["mean", "sum"] = "mean") -> list[str]:
+    """The most probable choice after every record's prompt; of equals the first in alphabetical
+    order.
 
     Raises:
         DataError: a response is not among the choices, or there are too many.
     """
     names = sorted(set(choices))
     missing = sum(record.text not in names for record in records)
-    require(not missing, DataError, f"evaluate.task is 'rank' and {missing} of {len(records)} held-out responses are not among the "
-            f"{len(names)} choices, expected a closed set; give all responses as choices, or use task = 'rouge' or 'exact'")
-    require(len(names) <= MOST_CHOICES, DataError, f"evaluate.task is 'rank' and the data have {len(names)} different responses, "
+    require(not missing, DataError,
+        f"evaluate.task is 'rank' and {missing} of {len(records)} held-out responses are not among "
+        "the "
+            f"{len(names)} choices, expected a closed set; give all responses as choices, or use "
+            "task = 'rouge' or 'exact'")
+    require(len(names) <= MOST_CHOICES, DataError,
+            f"evaluate.task is 'rank' and the data have {len(names)} different responses, "
             f"expected at most {MOST_CHOICES}; use task = 'rouge' or 'exact'")
     if not records:
         return []
@@ -142,8 +164,10 @@ def rank(base: Base, records: Sequence[Record], choices: Sequence[str], by: Lite
     return [names[i] for i in best]
 
 
-def whole(base: Base, encode: Encoder, records: Sequence[Record], choices: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Log-probability in nats and number of tokens of every choice after every prompt, both (X, C): a sequence for each.
+def whole(base: Base, encode: Encoder, records: Sequence[Record],
+          choices: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Log-probability in nats and number of tokens of every choice after every prompt, both (X, C):
+    a sequence for each.
 
     An encoder reads a prompt once for 32 choices.
     """
@@ -153,7 +177,8 @@ def whole(base: Base, encode: Encoder, records: Sequence[Record], choices: Seque
             some = [Record(choice, record.prompt) for choice in choices[i : i + 32]]
             coded, told = collate(base, encode, some), None
             if coded.source is not None and coded.mask is not None:
-                told = base.model.get_encoder()(input_ids=coded.source[:1], attention_mask=coded.mask[:1])[0].expand(len(some), -1, -1)
+                told = base.model.get_encoder()(input_ids=coded.source[:1],
+                    attention_mask=coded.mask[:1])[0].expand(len(some), -1, -1)
             out, target, row = (t.cpu() for t in scored(base, coded, told))
             each = -torch.nn.functional.cross_entropy(out, target, reduction="none").double()
             sums.append(each.new_zeros(len(some)).index_add(0, row, each))
@@ -162,10 +187,12 @@ def whole(base: Base, encode: Encoder, records: Sequence[Record], choices: Seque
     return torch.cat(sums).view(shape), torch.cat(tokens).view(shape)
 
 
-def packed(base: Base, encode: Encoder, records: Sequence[Record], choices: Sequence[str]) -> tuple[Tensor, Tensor]:
+def packed(base: Base, encode: Encoder, records: Sequence[Record],
+           choices: Sequence[str]) -> tuple[Tensor, Tensor]:
     """What ``whole`` returns, with a prompt and the common beginnings of its choices read once.
 
-    The choices follow the prompt in one sequence as a tree, in which every token sees the prompt and its own ancestors.
+    The choices follow the prompt in one sequence as a tree, in which every token sees the prompt
+    and its own ancestors.
     """
     sum_XC = torch.zeros(len(records), len(choices), dtype=torch.float64)
     tokens_XC = torch.zeros_like(sum_XC)
@@ -183,12 +210,14 @@ def packed(base: Base, encode: Encoder, records: Sequence[Record], choices: Sequ
             some = members[i : i + at_once]
             rows = torch.tensor([number for _, number in some])
             sum_XC[rows[:, None], columns] = _pass(base, [prefix for prefix, _ in some], tree)
-            tokens_XC[rows[:, None], columns] = torch.tensor([float(len(ids)) for _, ids in part], dtype=torch.float64)
+            tokens_XC[rows[:, None], columns] = torch.tensor([float(len(ids)) for _, ids in part],
+                dtype=torch.float64)
     return sum_XC, tokens_XC
 
 
 def packs(base: Base) -> bool:
-    """Whether ``packed`` equals ``whole`` on this model; not so for encoder-decoders and models with masks of their own."""
+    """Whether ``packed`` equals ``whole`` on this model; not so for encoder-decoders and models
+    with masks of their own."""
     text = base.model.config.get_text_config()
     window = getattr(text, "sliding_window", None)
     if base.config.kind == "seq2seq" or (window is not None and window < base.config.context):
@@ -198,13 +227,15 @@ def packs(base: Base) -> bool:
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return False
     wanted, _ = whole(base, Encoder(base), *_PROBE)
-    return bool(torch.allclose(found, wanted, rtol=min(100 * torch.finfo(base.model.dtype).eps, 0.05), atol=0.0))
+    return bool(torch.allclose(found, wanted, rtol=min(100 * torch.finfo(base.model.dtype).eps,
+        0.05), atol=0.0))
 
 
 def _prefixes(
     base: Base, encode: Encoder, records: Sequence[Record], choices: Sequence[str]
 ) -> list[list[tuple[list[int], list[tuple[Choice, ...]]]]]:
-    """For every record, the tokens before a choice and the choices they stand before: one group unless the prompt is cut."""
+    """For every record, the tokens before a choice and the choices they stand before: one group
+    unless the prompt is cut."""
     alone = [encode(Record(choice)) for choice in choices]
     coded = [tuple(ids[length:]) for ids, length in alone]
     common, longest = _parts(list(enumerate(coded))), max(map(len, coded))
@@ -214,7 +245,8 @@ def _prefixes(
         if length + longest <= base.config.context:
             found.append([(ids[:length], common)])
             continue
-        apart: dict[tuple[int, ...], list[Choice]] = {}  # how much of the prompt is kept depends on the choice
+        # how much of the prompt is kept depends on the choice
+        apart: dict[tuple[int, ...], list[Choice]] = {}
         for number, choice in enumerate(choices):
             ids, length = encode(Record(choice, record.prompt))
             apart.setdefault(tuple(ids[:length]), []).append((number, tuple(ids[length:])))
@@ -237,13 +269,15 @@ def _parts(choices: Sequence[Choice]) -> list[tuple[Choice, ...]]:
 
 @dataclass(frozen=True)
 class _Tree:
-    """Choices with their common beginnings once: S tokens that are read; the last token of a choice is only predicted.
+    """Choices with their common beginnings once: S tokens that are read; the last token of a choice
+    is only predicted.
 
     Attributes:
         tokens: ids of the nodes 1 to S; node 0 is the end of the prompt.
         depth: (S,) tokens of its choice up to and with a node.
         sees: (S, S) whether the second node is the first or one of its ancestors.
-        scored: (3, number of scored tokens): the node a token is predicted from, the token, the number of its choice.
+        scored: (3, number of scored tokens): the node a token is predicted from, the token, the
+            number of its choice.
         choices: how many there are.
     """
 
@@ -266,26 +300,33 @@ def _tree(choices: Sequence[Sequence[int]], device: torch.device) -> _Tree:
         if len(start) > 1:
             sees_SS[row] |= sees_SS[nodes[start[:-1]] - 1]
     depth_S = torch.tensor([len(start) for start in inner], dtype=torch.long, device=device)
-    return _Tree([start[-1] for start in inner], depth_S, sees_SS.to(device), torch.tensor(found, device=device).T, len(choices))
+    return _Tree([start[-1] for start in inner], depth_S, sees_SS.to(device),
+                 torch.tensor(found, device=device).T, len(choices))
 
 
 def _pass(base: Base, prefixes: Sequence[Sequence[int]], tree: _Tree) -> Tensor:
     """Log-probability in nats (P, C), on the CPU, of every choice after every prefix."""
     device, pad, width = base.device, base.tokenizer.pad_token_id, max(map(len, prefixes))
-    ids_PL = torch.tensor([[*prefix, *[pad] * (width - len(prefix)), *tree.tokens] for prefix in prefixes], device=device)
+    ids_PL = torch.tensor([[*prefix, *[pad] * (width - len(prefix)), *tree.tokens]
+                           for prefix in prefixes], device=device)
     length_P = torch.tensor([len(prefix) for prefix in prefixes], device=device)
     place_N = torch.arange(width, device=device)
-    place_PL = torch.cat([place_N.expand(len(prefixes), -1), length_P[:, None] + tree.depth - 1], dim=1)
+    place_PL = torch.cat([place_N.expand(len(prefixes), -1), length_P[:, None] + tree.depth - 1],
+                         dim=1)
     sees_PLL = torch.zeros(*ids_PL.shape, ids_PL.shape[1], dtype=torch.bool, device=device)
     sees_PLL[:, :width, :width] = place_N <= place_N[:, None]
     sees_PLL[:, width:, :width] = (place_N < length_P[:, None])[:, None]
     sees_PLL[:, width:, width:] = tree.sees
-    mask_PLL = torch.zeros(sees_PLL.shape, dtype=base.model.dtype, device=device).masked_fill(~sees_PLL, torch.finfo(base.model.dtype).min)
-    at_PS = torch.cat([length_P[:, None] - 1, (width + torch.arange(len(tree.tokens), device=device)).expand(len(prefixes), -1)], dim=1)
+    mask_PLL = torch.zeros(sees_PLL.shape, dtype=base.model.dtype,
+                           device=device).masked_fill(~sees_PLL, torch.finfo(base.model.dtype).min)
+    at_PS = torch.cat([length_P[:, None] - 1,
+        (width + torch.arange(len(tree.tokens), device=device)).expand(len(prefixes), -1)], dim=1)
     own_P1 = torch.arange(len(prefixes), device=device)[:, None]
-    given: dict[str, Any] = {"input_ids": ids_PL, "attention_mask": mask_PLL[:, None], "position_ids": place_PL, "use_cache": False}
+    given: dict[str, Any] = {"input_ids": ids_PL, "attention_mask": mask_PLL[:, None],
+                             "position_ids": place_PL, "use_cache": False}
     if base.split_head:
-        out = base.model.get_output_embeddings()(base.model.get_decoder()(**given)[0][own_P1, at_PS]).float()
+        out = base.model.get_output_embeddings()(base.model.get_decoder()(**given)[0][own_P1,
+            at_PS]).float()
     else:
         out = base.model(**given).logits[own_P1, at_PS].float()
     node, token, choice = tree.scored

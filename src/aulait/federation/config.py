@@ -13,13 +13,15 @@ class ComputeConfig(BaseModel):
 
     Attributes:
         round_s: the dial: seconds a round may take on a client's machine; None for no limit.
-        deadline_s: virtual seconds after which a round is closed with those who answered; None waits for everybody.
-        over_selection: clients asked beyond the planned number, as a share of it; the round closes when the planned
-            number has answered. With federation.sampling = "fixed" only.
-        allowed: placements that "auto" may choose; "split" lets activations of single records leave a site.
+        deadline_s: virtual seconds after which a round is closed with those who answered; None
+            waits for everybody.
+        over_selection: clients asked beyond the planned number, as a share of it; the round closes
+            when the planned number has answered. With federation.sampling = "fixed" only.
+        allowed: placements that "auto" may choose; "split" lets activations of single records leave
+            a site.
         least_steps: fewer steps than this in a round are not worth a local or split placement.
-        tokens: tokens of a record as the planner takes them; None measures public texts under privacy and the clients'
-            own without.
+        tokens: tokens of a record as the planner takes them; None measures public texts under
+            privacy and the clients' own without.
         server: machine of the server: a preset or the path of a saved profile.
         cut: blocks at the client of a split placement.
         wire: how activations travel.

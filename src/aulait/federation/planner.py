@@ -1,9 +1,12 @@
-"""Who does what: a machine's profile and one dial, the seconds a round may take, become a placement.
+"""Who does what: a machine's profile and one dial, the seconds a round may take, become a
+placement.
 
-Every way a client could take part is costed in closed form; what exceeds the machine's memory or the dial is out. Among
-the ways that are left the one that reads most records in a round wins, at the largest rank; at equal work the order is
-local, split (single activations leave the site), proxy (the server trains in the client's stead). Nothing here looks at
-data: a placement follows from machines and public numbers, so it tells nothing about a client's texts.
+Every way a client could take part is costed in closed form; what exceeds the machine's memory or
+the dial is out. Among the ways that are left the one that reads most records in a round wins, at
+the largest rank; at equal work the order is local, split (single activations leave the site), proxy
+(the server trains in the client's stead). Nothing here looks at
+data: a placement follows from machines and public numbers, so it tells nothing about a client's
+texts.
 """
 
 from __future__ import annotations
@@ -34,8 +37,10 @@ class Demand:
         row: tokens of one padded record: (tokens, source tokens, scored positions).
         travels: rank -> (bytes up, bytes down) of the factors of a local client in a round.
         front: rank -> (bytes up, bytes down) of the factors in front of the cut.
-        vote: what a proxied client computes in a round of stage 1, and (bytes up, bytes down); None where nobody votes.
-        cut: blocks at the client of a split placement; None where split is not possible, ``no_split`` says why.
+        vote: what a proxied client computes in a round of stage 1, and (bytes up, bytes down); None
+            where nobody votes.
+        cut: blocks at the client of a split placement; None where split is not possible,
+            ``no_split`` says why.
         wire_bytes: of one number of an activation.
         server: the machine that runs the server's halves.
         crowd: clients of a round that may be split, all of whose halves wait for one server.
@@ -109,40 +114,53 @@ class Assignment:
 
 def local(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -> Assignment:
     """The whole model at the client."""
-    step = cost_model.lora_step(demand.anatomy, demand.batch(batch), demand.ranks(rank), part=demand.part, dtype=demand.dtype)
+    step = cost_model.lora_step(demand.anatomy, demand.batch(batch), demand.ranks(rank),
+                                part=demand.part, dtype=demand.dtype)
     up, down = demand.travels(rank)
     busy_s = steps * cost_model.seconds(step, profile, demand.dtype)
-    return Assignment("local", rank, steps, batch, "", busy_s, round_trip_s(profile, down, up), 0.0, step.memory_bytes, up, down,
+    return Assignment("local", rank, steps, batch, "", busy_s, round_trip_s(profile, down, up), 0.0,
+                      step.memory_bytes, up, down,
                       steps * step.flop, cost_model.joules(busy_s, profile))
 
 
 def split(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -> Assignment:
     """The front of the model at the client, the rest at the server; one exchange in every step."""
     assert demand.cut is not None
-    step = cost_model.split_step(demand.anatomy, demand.cut, demand.batch(batch), demand.ranks(rank), part=demand.part, dtype=demand.dtype,
+    step = cost_model.split_step(demand.anatomy, demand.cut, demand.batch(batch),
+        demand.ranks(rank), part=demand.part, dtype=demand.dtype,
                            wire_bytes=demand.wire_bytes)
     up, down = demand.front(rank)
     own_s = steps * cost_model.seconds(step.client, profile, demand.dtype)
     server_s = steps * backs_s(demand, rank, batch, demand.crowd)
-    link_s = steps * round_trip_s(profile, step.down_bytes, step.up_bytes) + round_trip_s(profile, down, up)
-    return Assignment("split", rank, steps, batch, "", own_s + server_s, link_s, server_s, step.client.memory_bytes,
-                      up + steps * step.up_bytes, down + steps * step.down_bytes, steps * step.client.flop, cost_model.joules(own_s, profile))
+    link_s = (
+        steps * round_trip_s(profile, step.down_bytes, step.up_bytes) + round_trip_s(profile, down,
+            up)
+    )
+    return Assignment("split", rank, steps, batch, "", own_s + server_s, link_s, server_s,
+                      step.client.memory_bytes,
+                      up + steps * step.up_bytes, down + steps * step.down_bytes,
+                      steps * step.client.flop, cost_model.joules(own_s, profile))
 
 
 def backs_s(demand: Demand, rank: int, batch: int, clients: int) -> float:
-    """Seconds in which the server makes one step of the backs of so many clients, neighbours of a pass together."""
+    """Seconds in which the server makes one step of the backs of so many clients, neighbours of a
+    pass together."""
     assert demand.cut is not None
     together = max(1, min(clients, demand.rows_at_once // batch))
-    step = cost_model.split_step(demand.anatomy, demand.cut, demand.batch(together * batch), demand.ranks(rank), part=demand.part,
+    step = cost_model.split_step(demand.anatomy, demand.cut, demand.batch(together * batch),
+        demand.ranks(rank), part=demand.part,
                            dtype=demand.dtype, wire_bytes=demand.wire_bytes)
-    return math.ceil(clients / together) * cost_model.seconds(step.server, demand.server, demand.dtype)
+    return (
+        math.ceil(clients / together) * cost_model.seconds(step.server, demand.server, demand.dtype)
+    )
 
 
 def proxy(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -> Assignment:
     """Embedding and voting at the client; the round is one of stage 1."""
     work, (up, down) = demand.vote or (cost_model.voting(0, 0, 1), (0, 0))
     busy_s = cost_model.seconds(work, profile, "float32")
-    return Assignment("proxy", rank, steps, batch, "", busy_s, round_trip_s(profile, down, up), 0.0, work.memory_bytes, up, down,
+    return Assignment("proxy", rank, steps, batch, "", busy_s, round_trip_s(profile, down, up), 0.0,
+                      work.memory_bytes, up, down,
                       work.flop, cost_model.joules(busy_s, profile))
 
 
@@ -167,7 +185,8 @@ def choose(
         batch: sequences in a step of a full share; halved where memory is short.
 
     Returns:
-        An assignment; or one clause that says what each placement would need, and the nearest settings that work.
+        An assignment; or one clause that says what each placement would need, and the nearest
+        settings that work.
     """
     best: dict[str, Assignment] = {}
     for placement in ("local", "split"):
@@ -177,7 +196,8 @@ def choose(
                     best[placement] = found
     if best:
         chosen = max(best.values(), key=_worth)
-        return replace(chosen, why=_why(chosen, best.get("local"), demand, profile, dial, ranks, batch))
+        return replace(chosen, why=_why(chosen, best.get("local"), demand, profile, dial, ranks,
+            batch))
     found = proxy(demand, profile, ranks[0], demand.steps, batch)
     if not _hindered("proxy", demand, dial) and fits(found, profile) and _in_time(found, dial):
         return replace(found, why=_short_of(demand, profile, dial, ranks))
@@ -192,7 +212,8 @@ def _hindered(placement: str, demand: Demand, dial: ComputeConfig) -> str:
 
 
 def _possible(
-    placement: str, demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int], batch: int
+    placement: str, demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int],
+    batch: int
 ) -> Iterator[Assignment]:
     """Ways that fit memory and dial: for every rank and batch the most steps."""
     for rank in ranks:
@@ -200,15 +221,22 @@ def _possible(
             one = WAYS[placement](demand, profile, rank, 1, rows)
             if not fits(one, profile):
                 continue
-            steps = demand.steps if dial.round_s is None else _most_steps(placement, demand, profile, dial.round_s, rank, rows)
+            steps = (
+                demand.steps if dial.round_s is None else _most_steps(placement, demand, profile,
+                    dial.round_s, rank, rows)
+            )
             if steps >= min(dial.least_steps, demand.steps):
                 yield WAYS[placement](demand, profile, rank, steps, rows)
 
 
-def _most_steps(placement: str, demand: Demand, profile: Profile, round_s: float, rank: int, rows: int) -> int:
+def _most_steps(placement: str, demand: Demand, profile: Profile, round_s: float, rank: int,
+                rows: int) -> int:
     """Steps that end within the dial; time is linear in steps."""
     one, two = (WAYS[placement](demand, profile, rank, n, rows).round_s for n in (1, 2))
-    return min(demand.steps, 1 + math.floor((round_s - one) / max(two - one, 1e-12))) if one <= round_s else 0
+    return (
+        min(demand.steps, 1 + math.floor((round_s - one) / max(two - one, 1e-12))) if one <= round_s
+        else 0
+    )
 
 
 def halvings(value: int) -> tuple[int, ...]:
@@ -226,22 +254,31 @@ def _in_time(found: Assignment, dial: ComputeConfig) -> bool:
 
 
 def _why(
-    best: Assignment, whole: Assignment | None, demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int], batch: int
+    best: Assignment, whole: Assignment | None, demand: Demand, profile: Profile,
+    dial: ComputeConfig, ranks: Sequence[int], batch: int
 ) -> str:
-    """What was given, and what stood against more; ``whole`` is the best local share, if there is one."""
+    """What was given, and what stood against more; ``whole`` is the best local share, if there is
+    one."""
     if best.placement == "split" and whole is not None:
         read, could = best.steps * best.batch, whole.steps * whole.batch
-        reason = f"the front {demand.cut} blocks here read {read} records a round, the whole model {could}"
+        reason = (
+            f"the front {demand.cut} blocks here read {read} records a round, the whole model "
+            f"{could}"
+        )
         reason += f" at rank {whole.rank}" if read == could else ""
     elif best.placement == "split":
-        reason = f"the front {demand.cut} blocks fit, the whole model does not ({_short_of(demand, profile, dial, ranks)})"
+        reason = (
+            f"the front {demand.cut} blocks fit, the whole model does not "
+            f"({_short_of(demand, profile, dial, ranks)})"
+        )
     elif (best.rank, best.steps, best.batch) == (ranks[0], demand.steps, batch):
         return "fits whole"
     else:
         wanted = local(demand, profile, ranks[0], demand.steps, batch)
         reason = "the whole share takes " + _takes(wanted, profile, dial)
     cut = [f"{name} {now} of {full}" for name, now, full in
-           (("rank", best.rank, ranks[0]), ("steps", best.steps, demand.steps), ("batch", best.batch, batch)) if now != full]
+           (("rank", best.rank, ranks[0]), ("steps", best.steps, demand.steps),
+            ("batch", best.batch, batch)) if now != full]
     return f"{reason}; {', '.join(cut)}" if cut else reason
 
 
@@ -259,11 +296,15 @@ def _short_of(demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequ
     """Why the smallest local share does not fit, or may not be."""
     if hindered := _hindered("local", demand, dial):
         return f"local: {hindered}"
-    return "local takes " + _takes(local(demand, profile, ranks[-1], min(dial.least_steps, demand.steps), 1), profile, dial)
+    return (
+        "local takes " + _takes(local(demand, profile, ranks[-1],
+            min(dial.least_steps, demand.steps), 1), profile, dial)
+    )
 
 
 def _nearest(demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int]) -> str:
-    """What each placement would need at least, and the smallest dial under which one of them works."""
+    """What each placement would need at least, and the smallest dial under which one of them
+    works."""
     least = min(dial.least_steps, demand.steps)
     needs, dials = [], []
     for placement in WAYS:
@@ -274,11 +315,16 @@ def _nearest(demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Seque
         needs.append(f"{placement} takes {size(found.memory_bytes)} and {found.round_s:,.3g} s")
         if fits(found, profile):
             dials.append(found.round_s)
-    limit = f"{size(profile.memory_bytes)} of memory" if profile.memory_bytes else "memory not known"
+    limit = (
+        f"{size(profile.memory_bytes)} of memory" if profile.memory_bytes else "memory not known"
+    )
     dial_text = f", compute.round_s = {dial.round_s:g}" if dial.round_s else ""
     nearest = (f"nearest: compute.round_s = {_up(min(dials)):g}" if dials
                else "nearest: a smaller model.context or model, or a machine with more memory")
-    return f"machine '{profile.name}' ({limit}{dial_text}) can carry nothing: {'; '.join(needs)}; {nearest}"
+    return (
+        f"machine '{profile.name}' ({limit}{dial_text}) can carry nothing: {'; '.join(needs)}; "
+        f"{nearest}"
+    )
 
 
 def _up(value: float) -> float:

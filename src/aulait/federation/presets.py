@@ -1,11 +1,13 @@
 """Ready-made tiers: FlexLoRA's four client types in its four resource distributions.
 
-Type 1 has rank 8, type 2 rank 30, type 3 rank 30 in attention and 200 elsewhere, type 4 rank 200, of an adapter of rank
-200; with another ``adapter.rank`` R the ranks are those parts of R, at least 1. "equal" gives everyone all of it.
+Type 1 has rank 8, type 2 rank 30, type 3 rank 30 in attention and 200 elsewhere, type 4 rank 200,
+of an adapter of rank 200; with another ``adapter.rank`` R the ranks are those parts of R, at least
+1. "equal" gives everyone all of it.
 
-Source: Bai et al., FlexLoRA, NeurIPS 2024, Table 1 and the reference code's draws. Differs: shares are exact, the code
-draws every client by itself; "normal" gives most clients the two middle types, as the paper's Figure 3 says (the code
-gives 44 percent to the largest type).
+Source: Bai et al., FlexLoRA, NeurIPS 2024, Table 1 and the reference code's draws. Differs: shares
+are exact, the code
+draws every client by itself; "normal" gives most clients the two middle types, as the paper's
+Figure 3 says (the code gives 44 percent to the largest type).
 """
 
 from __future__ import annotations
@@ -35,18 +37,23 @@ def tiers(name: str, rank: int) -> list[dict[str, Any]]:
     Raises:
         ConfigError: there is no distribution of that name.
     """
-    require(name in SHARES, ConfigError, f"federation.preset '{name}' is unknown; {nearest(name, SHARES)}")
+    require(name in SHARES, ConfigError,
+            f"federation.preset '{name}' is unknown; {nearest(name, SHARES)}")
     found = []
-    for (label, (full, attention)), share in reversed([*zip(TYPES.items(), SHARES[name], strict=True)]):
+    for (label, (full, attention)), share in reversed([*zip(TYPES.items(), SHARES[name],
+            strict=True)]):
         if not share:
             continue
-        tier: dict[str, Any] = {"name": label, "share": share, "placement": "local", "rank": _part(full, rank)}
-        found.append(tier if attention is None else tier | {"attention_rank": _part(attention, rank)})
+        tier: dict[str, Any] = {"name": label, "share": share, "placement": "local",
+                                "rank": _part(full, rank)}
+        found.append(tier if attention is None
+                     else tier | {"attention_rank": _part(attention, rank)})
     return found
 
 
 def expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with the tiers of ``federation.preset`` in place, when there is one and no tiers are written.
+    """The settings with the tiers of ``federation.preset`` in place, when there is one and no tiers
+    are written.
 
     Raises:
         ConfigError: the preset is unknown, or tiers are written too.
@@ -54,7 +61,10 @@ def expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
     federation = tree.get("federation")
     if not isinstance(federation, Mapping) or federation.get("preset") is None:
         return dict(tree)
-    rank = tree.get("adapter", {}).get("rank", 8) if isinstance(tree.get("adapter", {}), Mapping) else 8
+    rank = (
+        tree.get("adapter", {}).get("rank", 8) if isinstance(tree.get("adapter", {}), Mapping)
+        else 8
+    )
     made = tiers(str(federation["preset"]), rank if isinstance(rank, int) else 8)
     written = federation.get("tier")
     text = "federation.preset and federation.tier are both written; keep one of them"

@@ -1,4 +1,5 @@
-"""Kinds of clients: their tables in the experiment file, what can be wrong with them, and how clients are dealt to them."""
+"""Kinds of clients: their tables in the experiment file, what can be wrong with them, and how
+clients are dealt to them."""
 
 from __future__ import annotations
 
@@ -27,13 +28,16 @@ class TierConfig(BaseModel):
         share: of all clients; one tier may leave it out and takes the rest.
         count: clients, instead of a share.
         clients: the clients by name, instead of either.
-        placement: "local", "split", "proxy", or "auto": the planner chooses by machine, memory and compute.round_s.
-        rank: LoRA rank, at most ``adapter.rank``; None takes that. With "auto", the largest rank it may be given.
+        placement: "local", "split", "proxy", or "auto": the planner chooses by machine, memory and
+            compute.round_s.
+        rank: LoRA rank, at most ``adapter.rank``; None takes that. With "auto", the largest rank it
+            may be given.
         attention_rank: LoRA rank of attention layers where it differs; None takes ``rank``.
         steps: optimiser steps a round; None takes ``train.steps``. With "auto", at most.
         batch: sequences a step; None takes ``train.batch``. With "auto", at most.
-        machine: a preset ("phone", "laptop", ...; ``aulait list``) or the path of a profile that ``aulait probe`` saved;
-            "measured", in a deployment: every site's own profile, as if each were a tier;
+        machine: a preset ("phone", "laptop", ...; ``aulait list``) or the path of a profile that
+            ``aulait probe`` saved; "measured", in a deployment: every site's own profile, as if
+            each were a tier;
             None: not known, nothing is planned by it and no virtual time is told.
         link: a preset of links ("4g", "home", ...); None takes the machine's usual one.
         availability: chance that a client is there at the start of a round.
@@ -66,24 +70,30 @@ class TierConfig(BaseModel):
         if self.machine in (None, MEASURED):
             return None
         assert self.machine is not None
-        return profiles.find(self.machine) if self.link is None else profiles.linked(profiles.find(self.machine), self.link)
+        return (
+            profiles.find(self.machine) if self.link is None
+            else profiles.linked(profiles.find(self.machine), self.link)
+        )
 
 
 class FederationConfig(BaseModel):
     """``[federation]``.
 
     Attributes:
-        tier: kinds of machines. Which client is in which tier follows from the run's seed, never from its data.
-        sampling: "all" training clients in every round, "poisson" (each with the chance ``rate``), or "fixed" (a share
-            ``rate`` of them; not under privacy, where it is not accounted).
+        tier: kinds of machines. Which client is in which tier follows from the run's seed, never
+            from its data.
+        sampling: "all" training clients in every round, "poisson" (each with the chance ``rate``),
+            or "fixed" (a share ``rate`` of them; not under privacy, where it is not accounted).
         rate: of Poisson or fixed sampling.
-        preset: FlexLoRA's tiers instead of written ones: "uniform", "heavy-tail-light", "heavy-tail-strong", "normal", "equal".
+        preset: FlexLoRA's tiers instead of written ones: "uniform", "heavy-tail-light",
+            "heavy-tail-strong", "normal", "equal".
         max_norm: a reply whose L2 norm is larger is refused; under privacy it is clipped instead.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     tier: tuple[TierConfig, ...] = (
-        TierConfig(name="gpu", share=0.2, placement="local"), TierConfig(name="laptop", placement="proxy"))
+        TierConfig(name="gpu", share=0.2, placement="local"),
+        TierConfig(name="laptop", placement="proxy"))
     sampling: Literal["all", "poisson", "fixed"] = "all"
     rate: float = Field(1.0, gt=0, le=1)
     preset: str | None = None
@@ -102,18 +112,26 @@ def problems(federation: FederationConfig, compute: ComputeConfig, private: bool
         found += _of_one(tier, private)
     named = [tier.name for tier in tiers if tier.machine]
     if named and len(named) < len(tiers):
-        found.append(f"federation.tier '{next(n for n in labels if n not in named)}' has no machine and '{named[0]}' has one; "
-                     "give every tier a machine, or none (presets: " + ", ".join(profiles.PRESETS) + ")")
+        found.append(
+            f"federation.tier '{next(n for n in labels if n not in named)}' has no machine and "
+            f"'{named[0]}' has one; "
+                     "give every tier a machine, or none (presets: "
+                     + ", ".join(profiles.PRESETS) + ")")
     if not named and (compute.deadline_s or compute.over_selection):
-        found.append("compute.deadline_s and compute.over_selection need virtual time; give every federation.tier a machine")
+        found.append(
+            "compute.deadline_s and compute.over_selection need virtual time; give every "
+            "federation.tier a machine")
     tiers = tuple(tier for tier in tiers if tier.clients is None)
     rest = [tier for tier in tiers if tier.share is None and tier.count is None]
     shares = sum(tier.share or 0.0 for tier in tiers)
     counted = any(tier.count is not None for tier in tiers)
     if len(rest) > 1:
-        found.append("more than one federation.tier has neither share nor count; only one may take the rest")
+        found.append(
+            "more than one federation.tier has neither share nor count; only one may take the rest")
     if tiers and (shares > 1 + 1e-9 or (not rest and not counted and abs(shares - 1) > 1e-9)):
-        found.append(f"the shares of federation.tier sum to {shares:g}; expected 1, or leave one tier's share out")
+        found.append(
+            f"the shares of federation.tier sum to {shares:g}; expected 1, or leave one tier's "
+            "share out")
     return found + _of_sampling(federation, compute, private)
 
 
@@ -122,15 +140,23 @@ def _of_one(tier: TierConfig, private: bool) -> list[str]:
     if tier.share is not None and tier.count is not None:
         found.append(f"federation.tier '{tier.name}' has share and count; expected one of them")
     if tier.clients is not None and (tier.share is not None or tier.count is not None):
-        found.append(f"federation.tier '{tier.name}' names its clients and has a share or count too; expected one of them")
+        found.append(
+            f"federation.tier '{tier.name}' names its clients and has a share or count too; "
+            "expected one of them")
     if tier.placement == "split" and private:
-        found.append(f"federation.tier '{tier.name}': placement = 'split' sends activations of single records, which no sum over clients "
+        found.append(
+            f"federation.tier '{tier.name}': placement = 'split' sends activations of single "
+            "records, which no sum over clients "
                      "can hide; use 'local' or 'proxy', or privacy.off = true")
     if tier.placement == "auto" and tier.machine is None:
-        found.append(f"federation.tier '{tier.name}': placement = 'auto' needs to know the machine; set machine to one of "
+        found.append(
+            f"federation.tier '{tier.name}': placement = 'auto' needs to know the machine; set "
+            "machine to one of "
                      f"{', '.join(profiles.PRESETS)}, or to a profile saved by 'aulait probe --out'")
     if tier.machine is None and (tier.link or tier.availability < 1 or tier.dropout or tier.spread):
-        found.append(f"federation.tier '{tier.name}': link, availability, dropout and spread belong to a machine; set machine too")
+        found.append(
+            f"federation.tier '{tier.name}': link, availability, dropout and spread belong to a "
+            "machine; set machine too")
     try:
         profile = tier.profile()
     except ConfigError as error:
@@ -144,9 +170,13 @@ def _unfit(profile: Profile) -> list[str]:
     """What a profile lacks to be planned by."""
     found = []
     if not profile.flop_per_s.get("float32"):
-        found.append(f"machine '{profile.name}' has no speed in float32; measure it by 'aulait probe --dtype float32'")
+        found.append(
+            f"machine '{profile.name}' has no speed in float32; measure it by 'aulait probe "
+            "--dtype float32'")
     if not profile.up_bytes_per_s or not profile.down_bytes_per_s:
-        found.append(f"machine '{profile.name}' has no link speed; set link to one of {', '.join(LINKS)}, or measure it: "
+        found.append(
+            f"machine '{profile.name}' has no link speed; set link to one of {', '.join(LINKS)}, "
+            "or measure it: "
                      "'aulait probe --link'")
     return found
 
@@ -154,48 +184,64 @@ def _unfit(profile: Profile) -> list[str]:
 def _of_sampling(federation: FederationConfig, compute: ComputeConfig, private: bool) -> list[str]:
     found = []
     if federation.sampling == "fixed" and private:
-        found.append("federation.sampling = 'fixed' is not accounted under privacy; use 'poisson' or 'all'")
+        found.append(
+            "federation.sampling = 'fixed' is not accounted under privacy; use 'poisson' or 'all'")
     if compute.over_selection and federation.sampling != "fixed":
-        found.append(f"compute.over_selection needs federation.sampling = 'fixed', found '{federation.sampling}' (whoever comes first "
-                     "decides who else counts, which no accountant covers); change it, or use compute.deadline_s")
+        found.append(
+            "compute.over_selection needs federation.sampling = 'fixed', found "
+            f"'{federation.sampling}' (whoever comes first "
+                     "decides who else counts, which no accountant covers); change it, or use "
+                     "compute.deadline_s")
     try:
-        found += [f"compute.server: {line}" for line in _unfit(profiles.find(compute.server)) if "link" not in line]
+        found += [f"compute.server: {line}" for line in _unfit(profiles.find(compute.server))
+                  if "link" not in line]
     except ConfigError as error:
         found.append(f"compute.server: {error}")
     return found
 
 
-def members(tiers: Sequence[TierConfig], clients: Sequence[str], seeds: Seeds) -> dict[str, tuple[str, ...]]:
-    """Tier -> its clients, by the run's seed; a tier earlier in the file keeps its clients when its share grows.
+def members(tiers: Sequence[TierConfig], clients: Sequence[str], seeds: Seeds) -> dict[str,
+        tuple[str, ...]]:
+    """Tier -> its clients, by the run's seed; a tier earlier in the file keeps its clients when its
+    share grows.
 
     Raises:
         ConfigError: the tiers do not add up to the clients.
     """
     named = [name for tier in tiers for name in tier.clients or ()]
     unknown = sorted({*named} - {*clients})
-    require(not unknown, ConfigError, f"federation.tier names client '{unknown[0] if unknown else ''}', which is not among the "
+    require(not unknown, ConfigError,
+        f"federation.tier names client '{unknown[0] if unknown else ''}', which is not among the "
             f"{len(clients)} there are; {nearest(unknown[0], clients) if unknown else ''}")
-    require(len(set(named)) == len(named), ConfigError, f"a client is named by two tiers of federation.tier: {sorted(named)}; name it once")
+    require(len(set(named)) == len(named), ConfigError,
+            f"a client is named by two tiers of federation.tier: {sorted(named)}; name it once")
     names = sorted({*clients} - {*named})
     open_tiers = [tier for tier in tiers if tier.clients is None]
-    require(bool(open_tiers) or not names, ConfigError, f"client '{names[0] if names else ''}' is in no tier; name it in federation.tier "
+    require(bool(open_tiers) or not names, ConfigError,
+            f"client '{names[0] if names else ''}' is in no tier; name it in federation.tier "
             "'clients', or add a tier without them")
-    order = [names[i] for i in torch.randperm(len(names), generator=seeds.generator("tiers")).tolist()]
-    dealt, start = {tier.name: tuple(sorted(tier.clients)) for tier in tiers if tier.clients is not None}, 0
-    for tier, size in zip(open_tiers, sizes(open_tiers, len(names)) if open_tiers else [], strict=True):
+    order = [names[i]
+             for i in torch.randperm(len(names), generator=seeds.generator("tiers")).tolist()]
+    dealt, start = {tier.name: tuple(sorted(tier.clients)) for tier in tiers
+                    if tier.clients is not None}, 0
+    for tier, size in zip(open_tiers, sizes(open_tiers, len(names)) if open_tiers else [],
+                          strict=True):
         dealt[tier.name] = tuple(order[start : start + size])
         start += size
     return {tier.name: dealt[tier.name] for tier in tiers}
 
 
 def sizes(tiers: Sequence[TierConfig], clients: int) -> list[int]:
-    """Clients of every tier: counts first, shares by rounding, the rest to the tier without either (or the last)."""
-    found = [tier.count if tier.count is not None else round((tier.share or 0.0) * clients) for tier in tiers]
+    """Clients of every tier: counts first, shares by rounding, the rest to the tier without either
+    (or the last)."""
+    found = [tier.count if tier.count is not None else round((tier.share or 0.0) * clients)
+             for tier in tiers]
     taker = next((i for i, t in enumerate(tiers) if t.count is None and t.share is None), None)
     if taker is None and any(tier.share is not None for tier in tiers):
         taker = max((i for i, t in enumerate(tiers) if t.share), default=None)
     if taker is not None:
         found[taker] = clients - sum(size for i, size in enumerate(found) if i != taker)
     require(min(found) >= 0 and sum(found) == clients, ConfigError,
-            f"federation.tier asks for {sum(max(s, 0) for s in found)} clients, the data has {clients}; change count or share")
+            f"federation.tier asks for {sum(max(s, 0) for s in found)} clients, the data has "
+            f"{clients}; change count or share")
     return found

@@ -18,5 +18,6 @@ from aulait.methods import (
     splitlora,
 )
 
-for _method in (alone, dplora, fdlora, fedex, fedit, fedsa, ffa, flexlora, flora, hetlora, lorafair, rolora, safedlora, splitlora):
+for _method in (alone, dplora, fdlora, fedex, fedit, fedsa, ffa, flexlora, flora, hetlora, lorafair,
+                rolora, safedlora, splitlora):
     register("algorithm", _method.__name__.rpartition(".")[2])(_method)

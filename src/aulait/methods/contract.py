@@ -1,7 +1,9 @@
 """The contract of a method: a state and a few functions, nothing that calls back up.
 
-A round is ``sample -> plan -> order -> answer -> release -> merge -> record``. The loop owns time; a method owns the
-middle: it writes orders, asks, lets the door release, and merges. A method is a module with these names:
+A round is ``sample -> plan -> order -> answer -> release -> merge -> record``. The loop owns time;
+a method owns the
+middle: it writes orders, asks, lets the door release, and merges. A method is a module with these
+names:
 
     Config    frozen pydantic model of the method's own settings ([algorithm] without its name)
     TRAITS    a ``Traits`` value: what the tables of ``aulait list`` and the report print
@@ -9,15 +11,17 @@ middle: it writes orders, asks, lets the door release, and merges. A method is a
     step      (config, setting, state, cohort, ask, door) -> (State, Info)
     answer    (orders, sites, setting, learner) -> replies, in the order given
     result    (setting, state) -> Adapter, what is evaluated and exported
-    travels   (config, setting, round, client, sites) -> (bytes up, bytes down) of one client: the formula of the docstring
+    travels   (config, setting, round, client, sites) -> (bytes up, bytes down) of one client: the
+    formula of the docstring
 
 and, where clients keep adapters of their own, one more:
 
-    personal  (config, setting, state, sites, learner, final) -> client name -> Adapter that this client uses
+    personal  (config, setting, state, sites, learner, final) -> client name -> Adapter that this
+    client uses
 
-``answer`` takes many sites because sites of one process train together in one pass over the shared base; the answer
-to one order depends on that order, its site and the seed alone (contract test), so a lone site in another building
-computes the same reply.
+``answer`` takes many sites because sites of one process train together in one pass over the shared
+base; the answer to one order depends on that order, its site and the seed alone (contract test), so
+a lone site in another building computes the same reply.
 
 A toy: clients send the mean length of their records, the server keeps the noisy mean.
 
@@ -26,12 +30,15 @@ A toy: clients send the mean length of their records, the server keeps the noisy
 
     def step(config, setting, state, cohort, ask, door):
         orders = [Order(name, "train", cohort.round, {}) for name in cohort.local]
-        released = door.release(ask(orders), stage="train", round=cohort.round, role=cohort.role, bound=100.0,
-                                noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, like=state.tensors)
+        released = door.release(ask(orders), stage="train", round=cohort.round, role=cohort.role,
+        bound=100.0,
+                                noise_multiplier=cohort.noise_multiplier, planned=cohort.planned,
+                                like=state.tensors)
         return State(cohort.round, {"mean": released.total["mean"] / released.planned}), {}
 
     def answer(orders, sites, setting, learner):
-        return [Reply(s.name, {"mean": torch.tensor([sum(len(r.text) for r in s.train) / len(s.train)])}) for s in sites]
+        return [Reply(s.name, {"mean": torch.tensor([sum(len(r.text) for r in s.train) /
+        len(s.train)])}) for s in sites]
 """
 
 from __future__ import annotations
@@ -62,7 +69,8 @@ class Setting:
         alpha: LoRA's alpha.
         seeds: of the run.
         rounds: of the training stage, as planned.
-        ranks: client -> layer -> the rank it can afford, at most R; who is missing affords R everywhere.
+        ranks: client -> layer -> the rank it can afford, at most R; who is missing affords R
+            everywhere.
     """
 
     shapes: Shapes
@@ -103,14 +111,17 @@ class Traits:
         privacy: what is summed and its sensitivity, or why it is refused.
         differs: where it differs from the paper.
         unequal_ranks: whether tiers may have different ranks.
-        exact: whether the merge equals the mean of the clients' dense updates: "yes", "no", or "at equal ranks".
+        exact: whether the merge equals the mean of the clients' dense updates: "yes", "no", or "at
+            equal ranks".
         private: whether client-level differential privacy is offered.
-        secure: whether the server needs sums only, so that secure aggregation can hide single replies.
+        secure: whether the server needs sums only, so that secure aggregation can hide single
+            replies.
         instead: the nearest method under privacy, where it is not offered.
         trains: the factors that clients train, "B" or "AB".
         personal: whether clients end with adapters of their own.
         unit: what its privacy protects: "client" or "record".
-        splits: whether a client may hold the front of the model alone: so where clients train by ``Learner.train`` only.
+        splits: whether a client may hold the front of the model alone: so where clients train by
+            ``Learner.train`` only.
     """
 
     what: str
@@ -144,11 +155,13 @@ class Method(Protocol):
     ) -> tuple[State, Info]:
         """One round."""
 
-    def answer(self, orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
+    def answer(self, orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+               learner: Learner) -> list[Reply]:
         """The sites' replies, in the order given."""
 
     def result(self, setting: Setting, state: State) -> Adapter:
         """The adapter that is evaluated and exported."""
 
-    def travels(self, config: Any, setting: Setting, round: int, client: str, sites: Sequence[str]) -> tuple[int, int]:
+    def travels(self, config: Any, setting: Setting, round: int, client: str,
+                sites: Sequence[str]) -> tuple[int, int]:
         """Bytes that one client sends and receives in a round in which all of ``sites`` answer."""

@@ -1,22 +1,29 @@
-"""DP-LoRA: every site adds noise to its own gradients, so that single records are protected from everybody else.
+"""DP-LoRA: every site adds noise to its own gradients, so that single records are protected from
+everybody else.
 
-what: clients take noised LoRA steps and send the result; the server averages. Three modes: "dpsgd" clips the gradient of
-    every record (A and B together) on Poisson batches; "ffa" does so with A frozen; "literal" is the paper's rule.
-source: Liu et al., "Differentially Private Low-Rank Adaptation of Large Language Model Using Federated Learning", ACM
-    Transactions on Management Information Systems 16(2), 2025, arXiv 2312.17493, as restated by the FinLoRA documentation;
-    "dpsgd": Abadi et al., CCS 2016; "ffa": Sun et al., ICLR 2024.
-travels: up and down 4 · R · sum over layers (M + N) bytes a client and round; with "ffa" 4 · R · sum over layers M.
-privacy: the unit is one record of one site's training set. "dpsgd", "ffa": a step is a Poisson sampled Gaussian mechanism of
-    sensitivity C, rate q_k = batch / n_k. "literal": a step is noise N(0, sigma² C²) on the batch's A gradient and on its B
-    gradient, each clipped to C as a whole. One record moves each of them by up to 2C, so the noise multiplier is sigma / 2
-    for each, sigma / (2√2) for both, and nothing is counted for sampling: over T rounds of one step
-    mu = 2√2 · sqrt(T) / sigma in Gaussian differential privacy. With the paper's sigma = 2 and T = 50: mu = 10, epsilon 92
-    at delta 1e-5. A role pays for its worst client: the most steps, the largest q_k. The n_k are public. Nobody sees
-    a site's gradients, but a site adds the noise that its order tells: it trusts the server for that number.
-differs: privacy.noise_multiplier is the noise over the true sensitivity, so sigma = 2√2 times it in "literal". The paper leaves
-    the local optimiser open: "literal" takes a plain gradient step, the others ``train.optimizer``. One step a round is
-    train.steps = 1; more steps are more noised steps, each accounted. The paper's mean by records is weights = "size".
-    Rank, targets and the mean with proxies (on public texts, without noise) are ours.
+what: clients take noised LoRA steps and send the result; the server averages. Three modes: "dpsgd"
+    clips the gradient of every record (A and B together) on Poisson batches; "ffa" does so with A
+    frozen; "literal" is the paper's rule.
+source: Liu et al., "Differentially Private Low-Rank Adaptation of Large Language Model Using
+    Federated Learning", ACM Transactions on Management Information Systems 16(2), 2025, arXiv
+    2312.17493, as restated by the FinLoRA documentation; "dpsgd": Abadi et al., CCS 2016; "ffa":
+    Sun et al., ICLR 2024.
+travels: up and down 4 · R · sum over layers (M + N) bytes a client and round; with "ffa" 4 · R ·
+sum over layers M.
+privacy: the unit is one record of one site's training set. "dpsgd", "ffa": a step is a Poisson
+    sampled Gaussian mechanism of sensitivity C, rate q_k = batch / n_k. "literal": a step is noise
+    N(0, sigma² C²) on the batch's A gradient and on its B gradient, each clipped to C as a whole.
+    One record moves each of them by up to 2C, so the noise multiplier is sigma / 2 for each, sigma
+    / (2√2) for both, and nothing is counted for sampling: over T rounds of one step mu = 2√2 ·
+    sqrt(T) / sigma in Gaussian differential privacy. With the paper's sigma = 2 and T = 50: mu =
+    10, epsilon 92 at delta 1e-5. A role pays for its worst client: the most steps, the largest q_k.
+    The n_k are public. Nobody sees a site's gradients, but a site adds the noise that its order
+    tells: it trusts the server for that number.
+differs: privacy.noise_multiplier is the noise over the true sensitivity, so sigma = 2√2 times it in
+    "literal". The paper leaves the local optimiser open: "literal" takes a plain gradient step, the
+    others ``train.optimizer``. One step a round is train.steps = 1; more steps are more noised
+    steps, each accounted. The paper's mean by records is weights = "size". Rank, targets and the
+    mean with proxies (on public texts, without noise) are ours.
 """
 
 from __future__ import annotations
@@ -46,11 +53,13 @@ from aulait.training.trainer import Learner
 
 TRAITS = Traits(
     what="sites add noise to clipped gradients of their records; A and B are averaged separately",
-    source="Liu et al., Differentially Private Low-Rank Adaptation of Large Language Model Using Federated Learning, "
+    source="Liu et al., Differentially Private Low-Rank Adaptation of Large Language Model Using "
+           "Federated Learning, "
     "ACM TMIS 16(2), 2025, arXiv 2312.17493",
     up="4 R sum(M + N), mode 'ffa' 4 R sum M",
     down="4 R sum(M + N), mode 'ffa' 4 R sum M",
-    privacy="unit record: noise at the site on gradients clipped to C; sensitivity C ('literal': 2√2 C)",
+    privacy="unit record: noise at the site on gradients clipped to C; sensitivity C ('literal': "
+            "2√2 C)",
     differs="noise over the true sensitivity; one step a round only with train.steps = 1",
     unequal_ranks=False,
     exact="no",
@@ -67,11 +76,12 @@ class Config(AveragingConfig):
 
     Attributes:
         mode: "dpsgd", "ffa" or "literal".
-        noise: "none" is a control: clipping (to privacy.clip, if that is a number) without noise. Not private; it needs
-            privacy.off = true, which in any case takes the noise away.
+        noise: "none" is a control: clipping (to privacy.clip, if that is a number) without noise.
+            Not private; it needs privacy.off = true, which in any case takes the noise away.
         clip: "none" is a control: no clipping either. Not private; it needs privacy.off = true.
-        max_rate: the most often a record may be in a batch: q_k = min(batch / n_k, max_rate). One small site would
-            otherwise set the noise of all, since a role pays for its worst client. Not for "literal".
+        max_rate: the most often a record may be in a batch: q_k = min(batch / n_k, max_rate). One
+            small site would otherwise set the noise of all, since a role pays for its worst client.
+            Not for "literal".
     """
 
     mode: Literal["dpsgd", "ffa", "literal"] = "dpsgd"
@@ -92,18 +102,24 @@ def terms(config: Config, sites: Sequence[Site]) -> record_level.Terms:
         PrivacyError: the settings ask for a control, which is not private.
     """
     for name in ("noise", "clip"):
-        text = f"algorithm.{name} = 'none' is a control and not private; remove it, or set privacy.off = true"
+        text = (
+            f"algorithm.{name} = 'none' is a control and not private; remove it, or set "
+            "privacy.off = true"
+        )
         require(getattr(config, name) != "none", PrivacyError, text)
-    return record_level.worst(mechanism(config), [(len(site.train), site.plan.steps, site.plan.batch) for site in sites], config.max_rate)
+    return record_level.worst(mechanism(config),
+        [(len(site.train), site.plan.steps, site.plan.batch) for site in sites], config.max_rate)
 
 
 def init(config: Config, setting: Setting) -> State:
-    """The common start: A random, B zero; with mode "ffa" A follows from the seed and is no state."""
+    """The common start: A random, B zero; with mode "ffa" A follows from the seed and is no
+    state."""
     theta = lora.to_tensors(_initial(setting), _part(config))
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
     """Send (A, B), let the door charge and ask, average what comes back."""
     theta, moments = trained(state), {name: t for name, t in state.tensors.items() if "/" in name}
     bound = math.inf if config.clip == "none" else clip_bound(door.config, ())
@@ -114,29 +130,40 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
     parts = [(cohort.proxies[reply.client], reply.share) for reply in public]
     whole = sum(weight for weight, _ in parts)
     meter = Meter(sent, cohort)
-    info: Info = {"proxies": len(public), "clip_bound": None if math.isinf(bound) else bound, "mode": config.mode}
+    info: Info = {"proxies": len(public), "clip_bound": None if math.isinf(bound) else bound,
+                  "mode": config.mode}
     if cohort.local or cohort.planned:
         released = door.release_records(
-            lambda: meter.up(ask(meter.local) if meter.local else []), stage="train", round=cohort.round, role=cohort.role, bound=bound,
-            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, like=theta, forms=forms, weights=config.weights)
+            lambda: meter.up(ask(meter.local) if meter.local else []), stage="train",
+            round=cohort.round, role=cohort.role, bound=bound,
+            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, like=theta,
+            forms=forms, weights=config.weights)
         parts.append((config.local_weight, released.total))
         whole += config.local_weight * sum(released.counted.values())
         refused = [f"{name}: {reason}" for name, reason in released.refused]
         info |= {"refused": len(refused), "refused_clients": refused, **released.info}
-    update = lora.weighted_sum([(weight / (whole or 1.0), tensors) for weight, tensors in parts] or [(0.0, theta)])
+    update = lora.weighted_sum([(weight / (whole or 1.0), tensors) for weight, tensors in parts]
+                               or [(0.0, theta)])
     after, kept = apply(config, theta, update, moments)
     sigma = next((order.settings["sigma"] for order in meter.local), 0.0)
-    return State(cohort.round, after | kept), info | {"step_noise_std": sigma, "update_norm": clip.norm(update), **meter.told()}
+    return State(cohort.round, after | kept), info | {"step_noise_std": sigma,
+        "update_norm": clip.norm(update), **meter.told()}
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
-    """Noised local steps; the share is the change. Diagnostics carry no noise, so a private reply has none."""
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
+    """Noised local steps; the share is the change. Diagnostics carry no noise, so a private reply
+    has none."""
     replies = []
     for order, site in zip(orders, sites, strict=True):
         work = _work(order, site, setting)
         done = train(learner, work)
-        share = lora.subtract(lora.to_tensors(done.adapter, work.part), lora.to_tensors(work.start, work.part))
-        told = {} if order.settings["protected"] else {"train_loss": done.loss, "train_tokens": float(done.tokens)}
+        share = lora.subtract(lora.to_tensors(done.adapter, work.part),
+                              lora.to_tensors(work.start, work.part))
+        told = (
+            {} if order.settings["protected"]
+            else {"train_loss": done.loss, "train_tokens": float(done.tokens)}
+        )
         replies.append(Reply(site.name, share, float(len(site.train)), told))
     return replies
 
@@ -146,25 +173,34 @@ def result(setting: Setting, state: State) -> Adapter:
     return lora.with_tensors(_initial(setting), trained(state))
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(setting, name, _part(config)), client_update.factor_bytes(setting, name, _part(config))
+    return client_update.factor_bytes(setting, name, _part(config)), client_update.factor_bytes(
+        setting, name, _part(config))
 
 
-def _orders(config: Config, cohort: Cohort, door: Door, theta: Tensors, bound: float) -> list[Order]:
-    """The factors, and for clients under privacy the noise and the most that is accounted; proxies add no noise."""
-    plain: dict[str, Any] = {"lr": cohort.lr, "mode": config.mode, "sigma": 0.0, "protected": False, "most_rate": config.max_rate}
+def _orders(config: Config, cohort: Cohort, door: Door, theta: Tensors,
+            bound: float) -> list[Order]:
+    """The factors, and for clients under privacy the noise and the most that is accounted; proxies
+    add no noise."""
+    plain: dict[str, Any] = {"lr": cohort.lr, "mode": config.mode, "sigma": 0.0, "protected": False,
+                             "most_rate": config.max_rate}
     if math.isfinite(bound):
         plain["clip"] = bound
     ordered = dict(plain)
     if door.private:
         if door.terms is None:
-            raise PrivacyError("'dplora' protects records and privacy.unit is 'client'; set privacy.unit = 'record', or use 'ffa'")
+            raise PrivacyError(
+                "'dplora' protects records and privacy.unit is 'client'; set privacy.unit = "
+                "'record', or use 'ffa'")
         sigma = cohort.noise_multiplier * door.terms.sensitivity(bound)
-        ordered |= {"sigma": sigma, "protected": True, "most_steps": door.terms.steps, "most_rate": door.terms.rate}
+        ordered |= {"sigma": sigma, "protected": True, "most_steps": door.terms.steps,
+                    "most_rate": door.terms.rate}
         if door.config.noise_seed is not None:
             ordered["noise_seed"] = door.config.noise_seed
-    return [Order(name, "train", cohort.round, theta, plain if name in cohort.proxies else ordered) for name in cohort.everyone]
+    return [Order(name, "train", cohort.round, theta, plain if name in cohort.proxies else ordered)
+            for name in cohort.everyone]
 
 
 def _work(order: Order, site: Site, setting: Setting) -> PrivateWork:
@@ -174,8 +210,10 @@ def _work(order: Order, site: Site, setting: Setting) -> PrivateWork:
     factors = lora.with_tensors(_initial(setting), order.tensors)
     return PrivateWork(
         start=factors, records=site.train, part="B" if told["mode"] == "ffa" else "AB",
-        steps=min(site.plan.steps, int(told.get("most_steps", site.plan.steps))), batch=site.plan.batch, lr=told["lr"],
-        mode="batch" if told["mode"] == "literal" else "records", clip=told.get("clip", math.inf), sigma=told["sigma"],
+        steps=min(site.plan.steps, int(told.get("most_steps", site.plan.steps))),
+        batch=site.plan.batch, lr=told["lr"],
+        mode="batch" if told["mode"] == "literal" else "records", clip=told.get("clip", math.inf),
+        sigma=told["sigma"],
         seed=setting.seeds.integer("batches", order.round, site.name),
         noise_seed=None if seed is None else Seeds(seed).integer("steps", order.round, site.name),
         most=told["most_rate"])

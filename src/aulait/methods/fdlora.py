@@ -1,17 +1,22 @@
-"""FDLoRA: a personal and a global adapter at every client, inner and outer optimiser, and in the end both fused.
+"""FDLoRA: a personal and a global adapter at every client, inner and outer optimiser, and in the
+end both fused.
 
-what: stage 1 (first round) trains every client's personal adapter, their mean starts the global one; stage 2: K inner
-    steps from the global adapter, the mean change is the pseudo-gradient of an outer Nesterov step, and every H rounds
-    the personal adapter becomes the client's trained copy; stage 3 (AdaFusion): A = w1 A_p + w2 A_s, B = w1 B_p + w2 B_s
-    with the w of least loss on a few records, by a gradient-free optimiser at the client.
-source: Qi et al., "FDLoRA: Personalized Federated Learning of Large Language Model via Dual LoRA Tuning", 2024,
-    arXiv 2406.07925, Algorithm 1.
-travels: up and down 4 · sum over layers r_k (M + N) bytes a client and round, stage 1 included: its upload seeds the mean.
-privacy: the sum over clients of the change of A and B, each clipped in L2 to C: sensitivity C, in every round including
-    the first. The personal adapters and w stay at their sites and are as sensitive as the text.
-differs: the pseudocode is followed where it contradicts the prose (stage 2 trains the global adapter; t % H == 0). Where
-    the paper is silent: outer rate 0.7 and momentum 0.9 of DiLoCo; fusion by Nelder-Mead within ±1.5 and L1 weight 0.05
-    of LoraHub, on training records that are kept out of the steps. Unequal ranks are nested columns.
+what: stage 1 (first round) trains every client's personal adapter, their mean starts the global
+    one; stage 2: K inner steps from the global adapter, the mean change is the pseudo-gradient of
+    an outer Nesterov step, and every H rounds the personal adapter becomes the client's trained
+    copy; stage 3 (AdaFusion): A = w1 A_p + w2 A_s, B = w1 B_p + w2 B_s with the w of least loss on
+    a few records, by a gradient-free optimiser at the client.
+source: Qi et al., "FDLoRA: Personalized Federated Learning of Large Language Model via Dual LoRA
+    Tuning", 2024, arXiv 2406.07925, Algorithm 1.
+travels: up and down 4 · sum over layers r_k (M + N) bytes a client and round, stage 1 included: its
+upload seeds the mean.
+privacy: the sum over clients of the change of A and B, each clipped in L2 to C: sensitivity C, in
+    every round including the first. The personal adapters and w stay at their sites and are as
+    sensitive as the text.
+differs: the pseudocode is followed where it contradicts the prose (stage 2 trains the global
+    adapter; t % H == 0). Where the paper is silent: outer rate 0.7 and momentum 0.9 of DiLoCo;
+    fusion by Nelder-Mead within ±1.5 and L1 weight 0.05 of LoraHub, on training records that are
+    kept out of the steps. Unequal ranks are nested columns.
 """
 
 from __future__ import annotations
@@ -37,8 +42,10 @@ TRAITS = Traits(
     source="Qi et al., FDLoRA, 2024, arXiv 2406.07925, Algorithm 1",
     up="4 sum r_k (M + N)",
     down="4 sum r_k (M + N)",
-    privacy="sum of changes of A and B, each clipped to C; sensitivity C; personal adapters never leave",
-    differs="the pseudocode where it contradicts the prose; DiLoCo's and LoraHub's constants where it is silent",
+    privacy="sum of changes of A and B, each clipped to C; sensitivity C; personal adapters never "
+            "leave",
+    differs="the pseudocode where it contradicts the prose; DiLoCo's and LoraHub's constants where "
+            "it is silent",
     unequal_ranks=True,
     exact="no",
     private=True,
@@ -52,15 +59,18 @@ class Config(AveragingConfig):
     """``[algorithm] name = "fdlora"``.
 
     Attributes:
-        copy_every: H, rounds of stage 2 between two copies to the personal adapter; 0 keeps that of stage 1.
+        copy_every: H, rounds of stage 2 between two copies to the personal adapter; 0 keeps that of
+            stage 1.
         personal_steps: optimiser steps of stage 1; None takes the steps of the client's plan.
-        shots: training records kept out of the steps, on which w is chosen; a client with fewer than twice as many uses all.
+        shots: training records kept out of the steps, on which w is chosen; a client with fewer
+            than twice as many uses all.
         fusion_l1: weight of the mean of |w1| and |w2| in what is minimised.
         fusion_bound: w1 and w2 lie in ± this.
         fusion_tries: evaluations of the loss, at least 4.
     """
 
-    server: Literal["plain", "momentum", "nesterov", "adagrad", "adam", "adamw", "yogi"] = "nesterov"
+    server: Literal["plain", "momentum", "nesterov", "adagrad", "adam", "adamw",
+                    "yogi"] = "nesterov"
     server_lr: float = Field(0.7, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     copy_every: int = Field(5, ge=0)
@@ -73,32 +83,42 @@ class Config(AveragingConfig):
 
 def init(config: Config, setting: Setting) -> State:
     """The common start: A random, B zero."""
-    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds))
+    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
+        setting.seeds))
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
-    """Round 1 is stage 1 and takes the plain mean (line 7); later rounds take the outer step (lines 8 to 19)."""
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
+    """Round 1 is stage 1 and takes the plain mean (line 7); later rounds take the outer step (lines
+    8 to 19)."""
     first = cohort.round == 1
     copies = first or (config.copy_every > 0 and (cohort.round - 1) % config.copy_every == 0)
-    told = {"copy": copies, "shots": config.shots, "steps": config.personal_steps if first else None}
+    told = {"copy": copies, "shots": config.shots, "steps": config.personal_steps if first
+            else None}
 
     def asking(orders: Sequence[Order]) -> Iterable[Reply]:
-        return ask([Order(o.client, o.stage, o.round, o.tensors, {**o.settings, **told}) for o in orders])
+        return ask([Order(o.client, o.stage, o.round, o.tensors, {**o.settings, **told})
+                    for o in orders])
 
     outer = config.model_copy(update={"server": "plain", "server_lr": 1.0}) if first else config
     return mixed_round(outer, setting, state, cohort, asking, door)
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
-    """Inner steps from the sent adapter; the share is its change, a copy may become the personal adapter."""
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
+    """Inner steps from the sent adapter; the share is its change, a copy may become the personal
+    adapter."""
     told = orders[0].settings
     done = client_update.train(
-        orders, sites, setting, learner, lambda order, _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB",
-        records=[_parted(site, told["shots"])[0] for site in sites], steps=[told["steps"] or site.plan.steps for site in sites])
+        orders, sites, setting, learner, lambda order,
+        _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB",
+        records=[_parted(site, told["shots"])[0] for site in sites],
+        steps=[told["steps"] or site.plan.steps for site in sites])
     for order, site, (_, after) in zip(orders, sites, done, strict=True):
         before = client_update.recall(site, order.round)
-        client_update.keep(site, order.round, lora.to_tensors(after.adapter) if told["copy"] or not before else before)
+        client_update.keep(site, order.round, lora.to_tensors(after.adapter)
+                           if told["copy"] or not before else before)
     return client_update.changes(sites, done, "AB")
 
 
@@ -108,23 +128,28 @@ def result(setting: Setting, state: State) -> Adapter:
 
 
 def personal(
-    config: Config, setting: Setting, state: State, sites: Sequence[Site], learner: Learner, final: bool
+    config: Config, setting: Setting, state: State, sites: Sequence[Site], learner: Learner,
+    final: bool
 ) -> dict[str, Adapter]:
-    """Stage 3 at the end: every client's fusion of personal and global adapter; nothing before that."""
+    """Stage 3 at the end: every client's fusion of personal and global adapter; nothing before
+    that."""
     if not final:
         return {}
     found = {}
     for site in sites:
-        shared = lora.from_tensors(lora.leading(trained(state), setting.rank_of(site.name)), setting.alpha, setting.rank)
+        shared = lora.from_tensors(lora.leading(trained(state), setting.rank_of(site.name)),
+                                   setting.alpha, setting.rank)
         kept = client_update.recall(site, state.round + 1)
         own = lora.from_tensors(kept, setting.alpha, setting.rank) if kept else shared
         shots = _parted(site, config.shots)[1]
-        weights = best_weights(learner, own, shared, shots, config.fusion_l1, config.fusion_bound, config.fusion_tries)
+        weights = best_weights(learner, own, shared, shots, config.fusion_l1, config.fusion_bound,
+                               config.fusion_tries)
         found[site.name] = fused(own, shared, weights)
     return found
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
     return client_update.factor_bytes(setting, name), client_update.factor_bytes(setting, name)
 

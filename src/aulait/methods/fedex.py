@@ -1,15 +1,18 @@
 """FedEx-LoRA: FedIT's factors, and what they miss of the mean of the products goes into the base.
 
-what: A = mean A_k, B = mean B_k, W0 <- W0 + s (mean(B_k A_k) - B A); clients go on from A and B on the new base.
-source: Singhal, Ponkshe, Vepakomma, "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation
-    Models", ACL 2025, arXiv 2410.09432.
-travels: up 4 · sum over layers r_k (M + N) bytes; down the same, and after the first round the residual as factors,
-    4 · sum (sum_j r_j + R) (M + N), j all sites of the round before; 4 · sum M N in its place for a client that missed one.
-privacy: refused under client-level privacy: the residual needs the mean of single products (noise on products was
-    measured with FlexLoRA, docs/decisions/0007). Nearest: 'ffa', exact as well, or 'fedit'.
-differs: the server keeps the total update G; a client's base holds G less the product it is sent, s B A at its ranks,
-    which is the paper's residual at equal ranks and stays exact at unequal ones. The reference code transposes the
-    residual, right for GPT-2 only.
+what: A = mean A_k, B = mean B_k, W0 <- W0 + s (mean(B_k A_k) - B A); clients go on from A and B on
+the new base.
+source: Singhal, Ponkshe, Vepakomma, "FedEx-LoRA: Exact Aggregation for Federated and Efficient
+    Fine-Tuning of Foundation Models", ACL 2025, arXiv 2410.09432.
+travels: up 4 · sum over layers r_k (M + N) bytes; down the same, and after the first round the
+    residual as factors, 4 · sum (sum_j r_j + R) (M + N), j all sites of the round before; 4 · sum M
+    N in its place for a client that missed one.
+privacy: refused under client-level privacy: the residual needs the mean of single products (noise
+    on products was measured with FlexLoRA, docs/decisions/0007). Nearest: 'ffa', exact as well, or
+    'fedit'.
+differs: the server keeps the total update G; a client's base holds G less the product it is sent, s
+    B A at its ranks, which is the paper's residual at equal ranks and stays exact at unequal ones.
+    The reference code transposes the residual, right for GPT-2 only.
 """
 
 from __future__ import annotations
@@ -49,14 +52,17 @@ class Config(MixtureConfig):
 
 def init(config: Config, setting: Setting) -> State:
     """The common start, nothing folded yet."""
-    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds)))
+    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
+        setting.seeds)))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
     """Send factors and last residual, average the factors, stack the products."""
     theta = {name: t for name, t in state.tensors.items() if "/" not in name}
     factors = orders(setting, cohort, theta)
-    sent = [Order(o.client, o.stage, o.round, o.tensors | base_folding.sent(state, o.client), o.settings) for o in factors]
+    sent = [Order(o.client, o.stage, o.round, o.tensors | base_folding.sent(state, o.client),
+                  o.settings) for o in factors]
     forms = {order.client: order.tensors for order in factors}
     singles = Singles(config, cohort, ask, door, sent, forms, "fedex", TRAITS.instead)
     mean, terms = FactorMean(theta), []
@@ -64,14 +70,18 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
         mean.add(weight, reply.share)
         terms.append((weight, reply))
     after = mean.mean()
-    stack = {layer: (torch.zeros(1, n), torch.zeros(m, 1)) for layer, (m, n) in setting.shapes.items()}
+    stack = {layer: (torch.zeros(1, n), torch.zeros(m, 1)) for layer,
+             (m, n) in setting.shapes.items()}
     if singles.total > 0:
-        stack = {layer: _moved(setting, layer, theta, [(w / singles.total, reply) for w, reply in terms]) for layer in stack}
+        stack = {layer: _moved(setting, layer, theta,
+            [(w / singles.total, reply) for w, reply in terms]) for layer in stack}
     norm = lora.norm(Adapter(stack, 1.0, 1))
-    return State(cohort.round, after | base_folding.folded(state, stack, singles.clients)), singles.told(update_norm=norm)
+    return State(cohort.round, after | base_folding.folded(state, stack,
+        singles.clients)), singles.told(update_norm=norm)
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
     """Fold what was sent, train on from the sent factors; the share is A and B."""
     starts = [lora.from_tensors(_factors(order), setting.alpha, setting.rank) for order in orders]
     rest: dict[tuple[int, ...], Tensors] = {}  # sites of equal G and equal factors share one base
@@ -82,8 +92,10 @@ def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, lea
             rest[key] = lora.subtract(whole, lora.dense(start))
         folds.append(rest.get(key))
     done = client_update.train(
-        orders, sites, setting, learner, lambda order, _: lora.from_tensors(_factors(order), setting.alpha, setting.rank), "AB", fold=folds)
-    return [client_update.reply(site, lora.to_tensors(after.adapter), after) for site, (_, after) in zip(sites, done, strict=True)]
+        orders, sites, setting, learner, lambda order, _: lora.from_tensors(_factors(order),
+            setting.alpha, setting.rank), "AB", fold=folds)
+    return [client_update.reply(site, lora.to_tensors(after.adapter), after) for site,
+            (_, after) in zip(sites, done, strict=True)]
 
 
 def result(setting: Setting, state: State) -> Adapter:
@@ -91,9 +103,11 @@ def result(setting: Setting, state: State) -> Adapter:
     return base_folding.as_adapter(setting, state)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client that took part in the round before."""
-    stacked = {layer: setting.rank + sum(setting.rank_of(site)(layer) for site in sites) for layer in setting.shapes}
+    stacked = {layer: setting.rank + sum(setting.rank_of(site)(layer) for site in sites)
+               for layer in setting.shapes}
     factors = client_update.factor_bytes(setting, name)
     return factors, factors + base_folding.stack_bytes(setting, round, stacked)
 
@@ -102,8 +116,10 @@ def _factors(order: Order) -> Tensors:
     return {name: t for name, t in order.tensors.items() if "/" not in name}
 
 
-def _moved(setting: Setting, layer: str, theta: Tensors, terms: Sequence[tuple[float, Reply]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """How the mean product moved, as factors: s sum p_k B_k A_k - s B diag(q) A, q_j the weight of those who own column j."""
+def _moved(setting: Setting, layer: str, theta: Tensors,
+           terms: Sequence[tuple[float, Reply]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """How the mean product moved, as factors: s sum p_k B_k A_k - s B diag(q) A, q_j the weight of
+    those who own column j."""
     scale = setting.alpha / setting.rank
     a, b = theta[f"{layer}.A"], theta[f"{layer}.B"]
     owned_R = torch.zeros(setting.rank)

@@ -1,13 +1,15 @@
 """FedIT: every client trains A and B; the server averages A and B separately.
 
 what: LoRA factors averaged one by one, A with A and B with B.
-source: Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", ICASSP 2024, arXiv 2305.05644.
+source: Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", ICASSP
+2024, arXiv 2305.05644.
 travels: up and down 4 · sum over layers r_k (M + N) bytes a client and round.
-privacy: the sum over clients of the whole update (all A and B together), each clipped in L2 to C: sensitivity C.
-    Leading columns keep their norm among zeros, so unequal ranks change nothing.
-differs: the mean of products is not the product of means; this error is FedIT's own. Unequal ranks are nested columns,
-    each averaged over those who own it, at the scale alpha / R for everyone. Optimiser moments start afresh every
-    round. Uniform weights unless privacy is off and algorithm.weights = "size".
+privacy: the sum over clients of the whole update (all A and B together), each clipped in L2 to C:
+    sensitivity C. Leading columns keep their norm among zeros, so unequal ranks change nothing.
+differs: the mean of products is not the product of means; this error is FedIT's own. Unequal ranks
+    are nested columns, each averaged over those who own it, at the scale alpha / R for everyone.
+    Optimiser moments start afresh every round. Uniform weights unless privacy is off and
+    algorithm.weights = "size".
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ TRAITS = Traits(
     up="4 sum r_k (M + N)",
     down="4 sum r_k (M + N)",
     privacy="sum of whole updates, each clipped to C; sensitivity C",
-    differs="moments of the local optimiser start afresh every round; unequal ranks are nested columns",
+    differs="moments of the local optimiser start afresh every round; unequal ranks are nested "
+            "columns",
     unequal_ranks=True,
     exact="no",
     private=True,
@@ -44,19 +47,23 @@ class Config(AveragingConfig):
 
 def init(config: Config, setting: Setting) -> State:
     """The common start: A random, B zero."""
-    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds))
+    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
+        setting.seeds))
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
     """Send the factors, average what comes back."""
     return mixed_round(config, setting, state, cohort, ask, door)
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
     """Local LoRA steps from the sent factors; the share is the change of A and B."""
     done = client_update.train(
-        orders, sites, setting, learner, lambda order, _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB")
+        orders, sites, setting, learner, lambda order,
+        _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB")
     return client_update.changes(sites, done, "AB")
 
 
@@ -65,6 +72,7 @@ def result(setting: Setting, state: State) -> Adapter:
     return lora.from_tensors(trained(state), setting.alpha, setting.rank)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
     return client_update.factor_bytes(setting, name), client_update.factor_bytes(setting, name)

@@ -1,13 +1,15 @@
 """FedSA-LoRA: A and B are trained, only A is shared; every client keeps a B of its own.
 
 what: the server averages A, which learns what clients have in common; B stays at its client.
-source: Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning", ICLR 2025, arXiv 2410.01463.
+source: Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning", ICLR
+2025, arXiv 2410.01463.
 travels: up and down 4 · sum over layers r_k N bytes a client and round; B never travels.
-privacy: the sum over clients of the change of A, each clipped in L2 to C: sensitivity C. The personal B never leaves its
-    site and is no part of what is released; a personal adapter is as sensitive as the client's text.
-differs: the reference code lets all simulated clients write one B; here each site has its own. The shared result is the
-    averaged A with B = 0, which predicts as the base does: what counts are the personal adapters. Unequal ranks are
-    nested columns.
+privacy: the sum over clients of the change of A, each clipped in L2 to C: sensitivity C. The
+    personal B never leaves its site and is no part of what is released; a personal adapter is as
+    sensitive as the client's text.
+differs: the reference code lets all simulated clients write one B; here each site has its own. The
+    shared result is the averaged A with B = 0, which predicts as the base does: what counts are the
+    personal adapters. Unequal ranks are nested columns.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from aulait.training.trainer import Learner
 
 TRAITS = Traits(
     what="A is averaged, B stays with its client",
-    source="Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR 2025, arXiv 2410.01463",
+    source="Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR "
+           "2025, arXiv 2410.01463",
     up="4 sum r_k N",
     down="4 sum r_k N",
     privacy="sum of changes of A, each clipped to C; sensitivity C; B never leaves its site",
@@ -47,20 +50,25 @@ class Config(AveragingConfig):
 
 def init(config: Config, setting: Setting) -> State:
     """A random."""
-    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds), "A")
+    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
+        setting.seeds), "A")
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
     """Send A, average what comes back."""
     return mixed_round(config, setting, state, cohort, ask, door)
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
-    """Local steps from the sent A and the site's own B; the share is the change of A, B is remembered."""
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
+    """Local steps from the sent A and the site's own B; the share is the change of A, B is
+    remembered."""
     done = client_update.train(
         orders, sites, setting, learner,
-        lambda order, site: _joined(setting, site.name, order.tensors, client_update.recall(site, order.round)), "AB")
+        lambda order, site: _joined(setting, site.name, order.tensors,
+                                    client_update.recall(site, order.round)), "AB")
     for order, site, (_, after) in zip(orders, sites, done, strict=True):
         client_update.keep(site, order.round, lora.to_tensors(after.adapter, "B"))
     return client_update.changes(sites, done, "A")
@@ -72,19 +80,23 @@ def result(setting: Setting, state: State) -> Adapter:
 
 
 def personal(
-    config: Config, setting: Setting, state: State, sites: Sequence[Site], learner: Learner, final: bool
+    config: Config, setting: Setting, state: State, sites: Sequence[Site], learner: Learner,
+    final: bool
 ) -> dict[str, Adapter]:
     """The averaged A with each client's own B."""
     theta = trained(state)
     return {
-        site.name: _joined(setting, site.name, lora.leading(theta, setting.rank_of(site.name)), client_update.recall(site, state.round + 1))
+        site.name: _joined(setting, site.name, lora.leading(theta, setting.rank_of(site.name)),
+                           client_update.recall(site, state.round + 1))
         for site in sites
     }
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(setting, name, "A"), client_update.factor_bytes(setting, name, "A")
+    return client_update.factor_bytes(setting, name, "A"), client_update.factor_bytes(setting, name,
+        "A")
 
 
 def _joined(setting: Setting, name: str, shared: Tensors, own: Tensors) -> Adapter:

@@ -1,12 +1,15 @@
-"""FFA-LoRA: A is one random matrix that everybody knows and nobody trains; B is trained and averaged.
+"""FFA-LoRA: A is one random matrix that everybody knows and nobody trains; B is trained and
+averaged.
 
 what: only B travels; the mean of the updates is exactly the update of the mean.
-source: Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024, arXiv 2403.12313.
-travels: up and down 4 · sum over layers r_k M bytes a client and round; A follows from the run's seed and never travels.
-privacy: the sum over clients of the change of all B together, each clipped in L2 to C: sensitivity C. Noise enters
-    the update linearly and in half the coordinates of FedIT.
-differs: none in the method at equal ranks; unequal ranks are nested columns, each averaged over those who own it.
-    Server optimisers and the weight of local against proxied clients are ours.
+source: Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024, arXiv
+2403.12313.
+travels: up and down 4 · sum over layers r_k M bytes a client and round; A follows from the run's
+seed and never travels.
+privacy: the sum over clients of the change of all B together, each clipped in L2 to C: sensitivity
+    C. Noise enters the update linearly and in half the coordinates of FedIT.
+differs: none in the method at equal ranks; unequal ranks are nested columns, each averaged over
+    those who own it. Server optimisers and the weight of local against proxied clients are ours.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from aulait.training.trainer import Learner
 
 TRAITS = Traits(
     what="A is frozen and shared, only B is trained and averaged",
-    source="Sun et al., Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024, arXiv 2403.12313",
+    source="Sun et al., Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024, arXiv "
+           "2403.12313",
     up="4 sum r_k M",
     down="4 sum r_k M",
     privacy="sum of changes of B, each clipped to C; sensitivity C; noise enters linearly",
@@ -48,12 +52,14 @@ def init(config: Config, setting: Setting) -> State:
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
     """Send B, average what comes back."""
     return mixed_round(config, setting, state, cohort, ask, door)
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
     """Local steps on B alone; the share is the change of B."""
     frozen = lora.to_tensors(_frozen(setting), "A")
 
@@ -70,9 +76,11 @@ def result(setting: Setting, state: State) -> Adapter:
     return lora.with_tensors(_frozen(setting), trained(state))
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(setting, name, "B"), client_update.factor_bytes(setting, name, "B")
+    return client_update.factor_bytes(setting, name, "B"), client_update.factor_bytes(setting, name,
+        "B")
 
 
 def _frozen(setting: Setting) -> Adapter:

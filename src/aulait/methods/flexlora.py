@@ -1,17 +1,21 @@
-"""FlexLoRA: mean of the dense updates, one SVD, and to every client the best approximation at its own rank.
+"""FlexLoRA: mean of the dense updates, one SVD, and to every client the best approximation at its
+own rank.
 
-what: G = sum p_k (alpha / r_k) B_k A_k, G = U S V^T; client k is sent A = V[:, :r_k]^T, B = U[:, :r_k] S[:r_k] (r_k / alpha).
-source: Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources",
-    NeurIPS 2024, arXiv 2402.11505; rank-partitioned weights after raFLoRA, arXiv 2602.13486, in our reading of its abstract.
+what: G = sum p_k (alpha / r_k) B_k A_k, G = U S V^T; client k is sent A = V[:, :r_k]^T, B = U[:,
+:r_k] S[:r_k] (r_k / alpha).
+source: Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and
+    Client Resources", NeurIPS 2024, arXiv 2402.11505; rank-partitioned weights after raFLoRA, arXiv
+    2602.13486, in our reading of its abstract.
 travels: up and down 4 · sum over layers r_k (M + N) bytes a client and round.
-privacy: the sum over clients of the change of the factors they were sent, all A and B together at the common scale
-    alpha / R, each clipped in L2 to C: sensitivity C; the SVD afterwards is post-processing. So the noised merge is the
-    mean of factors in the basis of the last SVD, not the mean of products. privacy_noise = "product" sums the dense
-    changes instead, each clipped to C: sensitivity C, and noise in M N coordinates a layer; worse in the one run measured
-    (docs/decisions/0007).
-differs: the reference code never trains at unequal ranks and takes the full SVD of the dense sum and rebuilds the factors
-    for every client of the population; here the SVD is factored where that is cheaper, and only asked clients get factors.
-    mass = "symmetric" and partition are ours.
+privacy: the sum over clients of the change of the factors they were sent, all A and B together at
+    the common scale alpha / R, each clipped in L2 to C: sensitivity C; the SVD afterwards is
+    post-processing. So the noised merge is the mean of factors in the basis of the last SVD, not
+    the mean of products. privacy_noise = "product" sums the dense changes instead, each clipped to
+    C: sensitivity C, and noise in M N coordinates a layer; worse in the one run measured
+        (docs/decisions/0007).
+differs: the reference code never trains at unequal ranks and takes the full SVD of the dense sum
+    and rebuilds the factors for every client of the population; here the SVD is factored where that
+    is cheaper, and only asked clients get factors. mass = "symmetric" and partition are ours.
 """
 
 from __future__ import annotations
@@ -35,10 +39,12 @@ from aulait.training.trainer import Learner
 
 TRAITS = Traits(
     what="dense updates averaged, then the best approximation at every client's rank by SVD",
-    source="Bai et al., Federated Fine-tuning of LLMs under Heterogeneous Tasks and Client Resources, NeurIPS 2024, arXiv 2402.11505",
+    source="Bai et al., Federated Fine-tuning of LLMs under Heterogeneous Tasks and Client "
+           "Resources, NeurIPS 2024, arXiv 2402.11505",
     up="4 sum r_k (M + N)",
     down="4 sum r_k (M + N)",
-    privacy="sum of changes of the factors, each clipped to C; sensitivity C; the SVD is post-processing",
+    privacy="sum of changes of the factors, each clipped to C; sensitivity C; the SVD is "
+            "post-processing",
     differs="exact factored SVD, once a layer; under privacy the mean of factors in the SVD's basis",
     unequal_ranks=True,
     exact="yes",
@@ -51,10 +57,13 @@ class Config(MixtureConfig):
     """``[algorithm] name = "flexlora"``.
 
     Attributes:
-        mass: "B" gives B all singular values and A orthonormal rows; "symmetric" gives their roots to both.
-        partition: divide every column by the weight of those who own it (raFLoRA), against rank collapse: the energy of
-            a column that few own otherwise shrinks in every round. Keeps all replies of a round in memory.
-        privacy_noise: what is summed under privacy: the changes of "factors", or of the dense "product".
+        mass: "B" gives B all singular values and A orthonormal rows; "symmetric" gives their roots
+            to both.
+        partition: divide every column by the weight of those who own it (raFLoRA), against rank
+            collapse: the energy of a column that few own otherwise shrinks in every round. Keeps
+                all replies of a round in memory.
+        privacy_noise: what is summed under privacy: the changes of "factors", or of the dense
+            "product".
     """
 
     mass: Literal["B", "symmetric"] = "B"
@@ -64,30 +73,39 @@ class Config(MixtureConfig):
 
 def init(config: Config, setting: Setting) -> State:
     """The common start: A random, B zero."""
-    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds)))
+    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
+        setting.seeds)))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
     """Send every rank its best approximation, merge what comes back, decompose again."""
     theta = trained(state)
     sent = {name: _at_rank(setting, name, theta) for name in cohort.everyone}
-    orders = [Order(name, "train", cohort.round, tensors, {"lr": cohort.lr}) for name, tensors in sent.items()]
+    orders = [Order(name, "train", cohort.round, tensors, {"lr": cohort.lr}) for name,
+              tensors in sent.items()]
     if door.private:
         return _private(config, setting, state, cohort, ask, door, orders, sent)
     singles = Singles(config, cohort, ask, door, orders, sent, "flexlora", "fedit")
-    merge = Merge(setting.shapes, planned_ranks=lambda layer: sum(setting.rank_of(name)(layer) for name in sent))
-    trained_at = ((weight, _adapter(setting, sent[reply.client], reply.share)) for weight, reply in singles)
-    for weight, adapter in _by_column(setting, theta, list(trained_at)) if config.partition else trained_at:
+    merge = Merge(setting.shapes, planned_ranks=lambda layer: sum(setting.rank_of(name)(layer)
+        for name in sent))
+    trained_at = ((weight, _adapter(setting, sent[reply.client], reply.share)) for weight,
+                  reply in singles)
+    for weight, adapter in _by_column(setting, theta,
+            list(trained_at)) if config.partition else trained_at:
         merge.add(weight, adapter)
     if singles.total == 0:
         return State(cohort.round, state.tensors), singles.told(update_norm=0.0)
     after = _decomposed(config, setting, merge, 1.0 if config.partition else singles.total)
-    return State(cohort.round, after), singles.told(update_norm=lora.norm(lora.from_tensors(after, setting.alpha)))
+    return State(cohort.round,
+        after), singles.told(update_norm=lora.norm(lora.from_tensors(after, setting.alpha)))
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
     """Local LoRA steps at the site's own rank and scale; the share is the change of A and B."""
-    done = client_update.train(orders, sites, setting, learner, lambda order, _: lora.from_tensors(order.tensors, setting.alpha), "AB")
+    done = client_update.train(orders, sites, setting, learner, lambda order,
+                               _: lora.from_tensors(order.tensors, setting.alpha), "AB")
     return client_update.changes(sites, done, "AB")
 
 
@@ -96,7 +114,8 @@ def result(setting: Setting, state: State) -> Adapter:
     return lora.from_tensors(trained(state), setting.alpha)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
     return client_update.factor_bytes(setting, name), client_update.factor_bytes(setting, name)
 
@@ -105,7 +124,8 @@ def _at_rank(setting: Setting, name: str, theta: Tensors) -> Tensors:
     """The leading factors, with B at the client's scale alpha / r instead of alpha / R."""
     rank = setting.rank_of(name)
     own = lora.leading(theta, rank)
-    return {key: t * (rank(key[:-2]) / setting.rank) if key.endswith(".B") else t for key, t in own.items()}
+    return {key: t * (rank(key[:-2]) / setting.rank) if key.endswith(".B") else t for key,
+            t in own.items()}
 
 
 def _adapter(setting: Setting, sent: Tensors, change: Tensors) -> Adapter:
@@ -113,15 +133,21 @@ def _adapter(setting: Setting, sent: Tensors, change: Tensors) -> Adapter:
     return lora.from_tensors({key: sent[key] + change[key] for key in sent}, setting.alpha)
 
 
-def _by_column(setting: Setting, theta: Tensors, terms: Sequence[tuple[float, Adapter]]) -> Iterator[tuple[float, Adapter]]:
-    """The terms with every column of B divided by the weight of those who own the column; what nobody owns stays as it is."""
+def _by_column(setting: Setting, theta: Tensors,
+               terms: Sequence[tuple[float, Adapter]]) -> Iterator[tuple[float, Adapter]]:
+    """The terms with every column of B divided by the weight of those who own the column; what
+    nobody owns stays as it is."""
     weights: dict[str, Tensor] = {}
     for weight, adapter in terms:
         for layer, (a_RN, _) in adapter.factors.items():
-            most = max(other.factors[layer][0].shape[0] for _, other in terms) if layer not in weights else 0
+            most = (
+                max(other.factors[layer][0].shape[0] for _, other in terms) if layer not in weights
+                else 0
+            )
             weights.setdefault(layer, torch.zeros(most))[: a_RN.shape[0]] += weight
     for weight, adapter in terms:
-        factors = {layer: (a, b / weights[layer][: a.shape[0]]) for layer, (a, b) in adapter.factors.items()}
+        factors = {layer: (a, b / weights[layer][: a.shape[0]]) for layer,
+                   (a, b) in adapter.factors.items()}
         yield weight, Adapter(factors, adapter.alpha, adapter.rank)
     rest = {layer: (theta[f"{layer}.A"][len(weight_R) :], theta[f"{layer}.B"][:, len(weight_R) :])
             for layer, weight_R in weights.items() if len(weight_R) < setting.rank}
@@ -131,23 +157,28 @@ def _by_column(setting: Setting, theta: Tensors, terms: Sequence[tuple[float, Ad
 def _decomposed(config: Config, setting: Setting, merge: Merge, total: float) -> Tensors:
     """The best rank-R factors of the merged sum over its total weight."""
     factors = lora.to_tensors(merge.truncated(setting.rank, setting.alpha, config.mass))
-    return alive(setting, {key: t / total if key.endswith(".B") else t for key, t in factors.items()}, setting.rank)
+    return alive(setting, {key: t / total if key.endswith(".B") else t for key,
+                           t in factors.items()}, setting.rank)
 
 
 def _private(
-    config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door, orders: Sequence[Order],
+    config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door,
+    orders: Sequence[Order],
     sent: Mapping[str, Tensors]
 ) -> tuple[State, Info]:
     """One noised sum instead of single replies; what follows it is post-processing."""
     theta = trained(state)
     merge = Merge(setting.shapes)
     if config.privacy_noise == "factors":
-        def common(reply: Reply) -> Tensors:  # B at the scale alpha / R, so that columns of all sites can be added
-            scales = {key: setting.rank / setting.rank_of(reply.client)(key[:-2]) if key.endswith(".B") else 1.0 for key in theta}
+        # B at the scale alpha / R, so that columns of all sites can be added
+        def common(reply: Reply) -> Tensors:
+            scales = {key: setting.rank / setting.rank_of(reply.client)(key[:-2])
+                      if key.endswith(".B") else 1.0 for key in theta}
             return lora.placed({key: t * scales[key] for key, t in reply.share.items()}, theta)
 
         update, info = mixed_mean(config, setting, cohort, ask, door, orders, theta, become=common)
-        merge.add(1.0, lora.from_tensors({key: theta[key] + update[key] for key in theta}, setting.alpha))
+        merge.add(1.0, lora.from_tensors({key: theta[key] + update[key] for key in theta},
+            setting.alpha))
     else:
         def moved(reply: Reply) -> Tensors:
             before = lora.dense(lora.from_tensors(sent[reply.client], setting.alpha))
@@ -155,7 +186,8 @@ def _private(
             return {f"{layer}.W": after[layer] - before[layer] for layer in after}
 
         like = {f"{layer}.W": torch.empty(shape) for layer, shape in setting.shapes.items()}
-        update, info = mixed_mean(config, setting, cohort, ask, door, orders, theta, like=like, become=moved)
+        update, info = mixed_mean(config, setting, cohort, ask, door, orders, theta, like=like,
+                                  become=moved)
         merge.add(1.0, lora.from_tensors(theta, setting.alpha))
         for layer, (_, n) in setting.shapes.items():
             merge.layers[layer].add(1.0, torch.eye(n), update[f"{layer}.W"])

@@ -1,13 +1,17 @@
-"""FLoRA: the clients' factors stacked, so that the product of the stacks is the mean of the products; folded into the base.
+"""FLoRA: the clients' factors stacked, so that the product of the stacks is the mean of the
+products; folded into the base.
 
-what: A = [p_1 s_1 A_1; ...; p_K s_K A_K], B = [B_1, ..., B_K], W0 <- W0 + B A; every round begins with fresh adapters.
-source: Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations",
-    NeurIPS 2024, arXiv 2409.05976.
-travels: up 4 · sum over layers r_k (M + N) bytes; down nothing in the first round, then 4 · sum (sum_j r_j) (M + N), j all
-    sites of the round before, proxies among them; 4 · sum M N for a client that missed a round.
-privacy: refused under client-level privacy: a stack shows every client's factors. Nearest: 'ffa', exact as well.
-differs: the scale s_k = alpha / r_k is folded into A, so any ranks may meet; a client that missed a round is sent the
-    whole update. Fresh adapters are drawn from the run's seed.
+what: A = [p_1 s_1 A_1; ...; p_K s_K A_K], B = [B_1, ..., B_K], W0 <- W0 + B A; every round begins
+with fresh adapters.
+source: Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank
+    Adaptations", NeurIPS 2024, arXiv 2409.05976.
+travels: up 4 · sum over layers r_k (M + N) bytes; down nothing in the first round, then 4 · sum
+    (sum_j r_j) (M + N), j all sites of the round before, proxies among them; 4 · sum M N for a
+    client that missed a round.
+privacy: refused under client-level privacy: a stack shows every client's factors. Nearest: 'ffa',
+exact as well.
+differs: the scale s_k = alpha / r_k is folded into A, so any ranks may meet; a client that missed a
+    round is sent the whole update. Fresh adapters are drawn from the run's seed.
 """
 
 from __future__ import annotations
@@ -51,27 +55,36 @@ def init(config: Config, setting: Setting) -> State:
     return State(0, {})
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
     """Send the last stack, ask for trained factors, stack them."""
-    orders = [Order(name, "train", cohort.round, base_folding.sent(state, name), {"lr": cohort.lr}) for name in cohort.everyone]
-    shape = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds))
+    orders = [Order(name, "train", cohort.round, base_folding.sent(state, name), {"lr": cohort.lr})
+              for name in cohort.everyone]
+    shape = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
+        setting.seeds))
     forms = {order.client: lora.leading(shape, setting.rank_of(order.client)) for order in orders}
     singles = Singles(config, cohort, ask, door, orders, forms, "flora", TRAITS.instead)
     terms = [(weight, lora.from_tensors(reply.share, setting.alpha)) for weight, reply in singles]
-    stack = {layer: (torch.zeros(1, n), torch.zeros(m, 1)) for layer, (m, n) in setting.shapes.items()}
+    stack = {layer: (torch.zeros(1, n), torch.zeros(m, 1)) for layer,
+             (m, n) in setting.shapes.items()}
     if singles.total > 0:
         for layer in setting.shapes:
-            a = torch.cat([weight / singles.total * term.scale(layer) * term.factors[layer][0] for weight, term in terms])
+            a = torch.cat([weight / singles.total * term.scale(layer) * term.factors[layer][0]
+                           for weight, term in terms])
             stack[layer] = (a, torch.cat([term.factors[layer][1] for _, term in terms], dim=1))
     norm = lora.norm(Adapter(stack, 1.0, 1))
-    return State(cohort.round, base_folding.folded(state, stack, singles.clients)), singles.told(update_norm=norm)
+    return State(cohort.round, base_folding.folded(state, stack, singles.clients)), singles.told(
+        update_norm=norm)
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
     """Fold what was sent, train a fresh adapter on it; the share is A and B."""
     wholes: list[object] = [whole or None for whole in base_folding.received(orders, sites)]
-    done = client_update.train(orders, sites, setting, learner, lambda order, site: _fresh(setting, order.round, site.name), "AB", fold=wholes)
-    return [client_update.reply(site, lora.to_tensors(after.adapter), after) for site, (_, after) in zip(sites, done, strict=True)]
+    done = client_update.train(orders, sites, setting, learner, lambda order,
+                               site: _fresh(setting, order.round, site.name), "AB", fold=wholes)
+    return [client_update.reply(site, lora.to_tensors(after.adapter), after) for site,
+            (_, after) in zip(sites, done, strict=True)]
 
 
 def result(setting: Setting, state: State) -> Adapter:
@@ -79,10 +92,13 @@ def result(setting: Setting, state: State) -> Adapter:
     return base_folding.as_adapter(setting, state)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client that took part in the round before."""
-    stacked = {layer: sum(setting.rank_of(site)(layer) for site in sites) for layer in setting.shapes}
-    return client_update.factor_bytes(setting, name), base_folding.stack_bytes(setting, round, stacked)
+    stacked = {layer: sum(setting.rank_of(site)(layer) for site in sites)
+               for layer in setting.shapes}
+    return client_update.factor_bytes(setting, name), base_folding.stack_bytes(setting, round,
+        stacked)
 
 
 def _fresh(setting: Setting, round: int, name: str) -> Adapter:

@@ -1,15 +1,20 @@
-"""HetLoRA: unequal ranks by zero padding, weights by the norm of the update, and clients that prune themselves.
+"""HetLoRA: unequal ranks by zero padding, weights by the norm of the update, and clients that prune
+themselves.
 
-what: A = sum p_k pad(A_k), B = sum p_k pad(B_k) with p_k = S_k / sum S_j, S_k = ||B_k A_k||_F; a client's loss holds
-    lambda · sum over layers ||B[:, t:]||_F ||A[t:, :]||_F, t = floor(gamma r), and where that tail has shrunk during its
-    steps the client goes on with rank max(r_min, floor(gamma r)).
-source: Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", EMNLP 2024,
-    arXiv 2401.06432.
-travels: up and down 4 · sum over layers r_k (M + N) bytes a client and round, r_k the client's rank at that time.
-privacy: refused under client-level privacy: weights that depend on the norm of the update have no useful sensitivity.
-    The nearest method is 'fedit', whose unequal ranks are nested columns with public weights.
-differs: the norm of S_k is taken over all layers together, with their scale. The tail of rank r is one column for
-    r <= 100 at gamma = 0.99, so each pruning removes one rank. All clients work at the scale alpha / R.
+what: A = sum p_k pad(A_k), B = sum p_k pad(B_k) with p_k = S_k / sum S_j, S_k = ||B_k A_k||_F; a
+    client's loss holds lambda · sum over layers ||B[:, t:]||_F ||A[t:, :]||_F, t = floor(gamma r),
+    and where that tail has shrunk during its steps the client goes on with rank max(r_min,
+    floor(gamma r)).
+source: Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models",
+    EMNLP 2024, arXiv 2401.06432.
+travels: up and down 4 · sum over layers r_k (M + N) bytes a client and round, r_k the client's rank
+at that time.
+privacy: refused under client-level privacy: weights that depend on the norm of the update have no
+    useful sensitivity. The nearest method is 'fedit', whose unequal ranks are nested columns with
+    public weights.
+differs: the norm of S_k is taken over all layers together, with their scale. The tail of rank r is
+    one column for r <= 100 at gamma = 0.99, so each pruning removes one rank. All clients work at
+    the scale alpha / R.
 """
 
 from __future__ import annotations
@@ -32,8 +37,10 @@ from aulait.privacy.aggregator import Door
 from aulait.training.trainer import Learner, Penalty
 
 TRAITS = Traits(
-    what="zero padding, weights by the norm of the update, regularised tails, clients prune their own rank",
-    source="Cho et al., Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models, EMNLP 2024, arXiv 2401.06432",
+    what="zero padding, weights by the norm of the update, regularised tails, clients prune their "
+         "own rank",
+    source="Cho et al., Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation "
+           "Models, EMNLP 2024, arXiv 2401.06432",
     up="4 sum r_k (M + N)",
     down="4 sum r_k (M + N)",
     privacy="refused: weights depend on the norms of single updates",
@@ -64,23 +71,31 @@ class Config(AveragingConfig):
 
 def init(config: Config, setting: Setting) -> State:
     """The common start: A random, B zero."""
-    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds))
+    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
+        setting.seeds))
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
     """Send leading ranks, weigh what comes back by its norm, note who pruned itself."""
     theta = trained(state)
-    told = {"lr": cohort.lr, "tail": config.tail, "keep": config.keep, "rank_min": config.rank_min, "prune": config.prune}
+    told = {"lr": cohort.lr, "tail": config.tail, "keep": config.keep, "rank_min": config.rank_min,
+            "prune": config.prune}
     sent = []
     for order in orders(setting, cohort, theta):
         rank = ranks(config, setting, state, order.client)
-        sent.append(Order(order.client, "train", order.round, lora.leading(order.tensors, rank.__getitem__), told))
+        sent.append(Order(order.client, "train", order.round,
+                          lora.leading(order.tensors, rank.__getitem__), told))
     forms = {order.client: order.tensors for order in sent}
-    pruned = {name: lora.leading(form, _pruned(config, form).__getitem__) for name, form in forms.items()} if config.prune else forms
+    pruned = (
+        {name: lora.leading(form, _pruned(config, form).__getitem__) for name,
+         form in forms.items()} if config.prune else forms
+    )
     singles = Singles(config, cohort, ask, door, sent, forms, "hetlora", TRAITS.instead, pruned)
     total = {name: torch.zeros(t.shape, dtype=torch.float64) for name, t in theta.items()}
-    norms, counts = 0.0, {name: t for name, t in state.tensors.items() if name.startswith("pruned/")}
+    norms, counts = 0.0, {name: t for name, t in state.tensors.items()
+                          if name.startswith("pruned/")}
     for weight, reply in singles:
         adapter = lora.from_tensors(reply.share, setting.alpha, setting.rank)
         strength = weight * lora.norm(adapter)
@@ -88,25 +103,34 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
         for name, value in lora.placed(reply.share, theta).items():
             total[name] += strength * value.double()
         if _smaller(reply.share, forms[reply.client]):
-            counts[f"pruned/{reply.client}"] = counts.get(f"pruned/{reply.client}", torch.zeros(1)) + 1
-    moments = {name: t for name, t in state.tensors.items() if "/" in name and not name.startswith("pruned/")}
-    update = {name: (t / norms).float() - theta[name] if norms else torch.zeros_like(theta[name]) for name, t in total.items()}
+            counts[f"pruned/{reply.client}"] = (
+                counts.get(f"pruned/{reply.client}", torch.zeros(1)) + 1
+            )
+    moments = {name: t for name, t in state.tensors.items()
+               if "/" in name and not name.startswith("pruned/")}
+    update = {name: (t / norms).float() - theta[name] if norms else torch.zeros_like(theta[name])
+              for name, t in total.items()}
     after, kept = apply(config, theta, update, moments)
-    return State(cohort.round, after | kept | counts), singles.told(update_norm=clipping.norm(update), pruned=len(counts))
+    return State(cohort.round,
+        after | kept | counts), singles.told(update_norm=clipping.norm(update), pruned=len(counts))
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
-    """Local steps with the tail in the loss; the share is A and B, shortened where the tail has shrunk."""
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
+    """Local steps with the tail in the loss; the share is A and B, shortened where the tail has
+    shrunk."""
     told = orders[0].settings
     penalty = Penalty(tail=told["tail"], keep=told["keep"]) if told["tail"] else None
     done = client_update.train(
-        orders, sites, setting, learner, lambda order, _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB",
+        orders, sites, setting, learner, lambda order,
+        _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB",
         penalty=penalty)
     config = Config(keep=told["keep"], rank_min=told["rank_min"])
     replies = []
     for site, (before, after) in zip(sites, done, strict=True):
         share = lora.to_tensors(after.adapter)
-        if told["prune"] and _tail(share, told["keep"]) < _tail(lora.to_tensors(before), told["keep"]):
+        if told["prune"] and _tail(share, told["keep"]) < _tail(lora.to_tensors(before),
+                told["keep"]):
             share = lora.leading(share, _pruned(config, share).__getitem__)
         replies.append(client_update.reply(site, share, after))
     return replies
@@ -117,7 +141,8 @@ def result(setting: Setting, state: State) -> Adapter:
     return lora.from_tensors(trained(state), setting.alpha, setting.rank)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client before any pruning: an upper bound."""
     return client_update.factor_bytes(setting, name), client_update.factor_bytes(setting, name)
 
@@ -137,7 +162,8 @@ def _shorter(config: Config, rank: int) -> int:
 
 def _pruned(config: Config, factors: Tensors) -> dict[str, int]:
     """Layer -> rank after one pruning."""
-    return {name[:-2]: _shorter(config, t.shape[0]) for name, t in factors.items() if name.endswith(".A")}
+    return {name[:-2]: _shorter(config, t.shape[0]) for name, t in factors.items()
+            if name.endswith(".A")}
 
 
 def _smaller(share: Tensors, form: Tensors) -> bool:

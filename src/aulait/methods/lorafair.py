@@ -1,13 +1,16 @@
-"""LoRA-FAIR: FedIT's factors, with B corrected so that the product comes close to the mean of the products.
+"""LoRA-FAIR: FedIT's factors, with B corrected so that the product comes close to the mean of the
+products.
 
-what: A = mean A_k, B = mean B_k, then B + dB with dB = argmin ||sum p_k B_k A_k - (B + dB) A||^2 + lambda ||dB||^2
-    = (sum p_k B_k A_k A^T - B A A^T)(A A^T + lambda I)^-1.
-source: Bian et al., "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization Refinement", ICCV 2025,
-    arXiv 2411.14961.
+what: A = mean A_k, B = mean B_k, then B + dB with dB = argmin ||sum p_k B_k A_k - (B + dB) A||^2 +
+    lambda ||dB||^2 = (sum p_k B_k A_k A^T - B A A^T)(A A^T + lambda I)^-1.
+source: Bian et al., "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization
+    Refinement", ICCV 2025, arXiv 2411.14961.
 travels: up and down 4 · sum over layers r_k (M + N) bytes a client and round.
-privacy: refused under client-level privacy: the correction needs the sum of single products. Nearest: 'fedit'.
-differs: the paper minimises a cosine dissimilarity by gradient descent; squared error has this closed form, without any
-    dense matrix. Unequal ranks are nested columns, each averaged over those who own it.
+privacy: refused under client-level privacy: the correction needs the sum of single products.
+Nearest: 'fedit'.
+differs: the paper minimises a cosine dissimilarity by gradient descent; squared error has this
+    closed form, without any dense matrix. Unequal ranks are nested columns, each averaged over
+    those who own it.
 """
 
 from __future__ import annotations
@@ -56,10 +59,12 @@ class Config(MixtureConfig):
 
 def init(config: Config, setting: Setting) -> State:
     """The common start: A random, B zero."""
-    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds)))
+    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
+        setting.seeds)))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
     """Send the factors, average, correct."""
     theta = trained(state)
     sent = orders(setting, cohort, theta)
@@ -68,7 +73,8 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
     factors, products = FactorMean(theta), Merge(setting.shapes)
     for weight, reply in singles:
         factors.add(weight, reply.share)
-        products.add(weight, Adapter(lora.from_tensors(reply.share, 1.0).factors, 1.0, 1))  # without the common scale
+        # without the common scale
+        products.add(weight, Adapter(lora.from_tensors(reply.share, 1.0).factors, 1.0, 1))
     if singles.total == 0:
         return State(cohort.round, state.tensors), singles.told(update_norm=0.0)
     mean = factors.mean()
@@ -78,14 +84,18 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
         missing = product.times(a.T.float()).double() / singles.total - b @ gram
         ridge = gram + config.correction_decay * torch.eye(len(gram), dtype=torch.float64)
         mean[f"{layer}.B"] = (b + torch.linalg.solve(ridge, missing.T).T).float()
-    return State(cohort.round, mean), singles.told(update_norm=clipping.norm(lora.subtract(mean, theta)))
+    return State(cohort.round,
+                 mean), singles.told(update_norm=clipping.norm(lora.subtract(mean, theta)))
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
     """Local LoRA steps from the sent factors; the share is A and B."""
     done = client_update.train(
-        orders, sites, setting, learner, lambda order, _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB")
-    return [client_update.reply(site, lora.to_tensors(after.adapter), after) for site, (_, after) in zip(sites, done, strict=True)]
+        orders, sites, setting, learner, lambda order,
+        _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB")
+    return [client_update.reply(site, lora.to_tensors(after.adapter), after) for site,
+            (_, after) in zip(sites, done, strict=True)]
 
 
 def result(setting: Setting, state: State) -> Adapter:
@@ -93,6 +103,7 @@ def result(setting: Setting, state: State) -> Adapter:
     return lora.from_tensors(trained(state), setting.alpha, setting.rank)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
     return client_update.factor_bytes(setting, name), client_update.factor_bytes(setting, name)

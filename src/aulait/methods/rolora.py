@@ -1,14 +1,17 @@
 """RoLoRA: rounds that train B with A frozen take turns with rounds that train A with B frozen.
 
-what: odd rounds train and average B, even rounds A; the frozen factor is the same for everyone, so the mean is exact.
-source: Chen et al., "Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA", NeurIPS 2025,
-    arXiv 2502.01755.
-travels: down 4 · sum over layers r_k (M + N) bytes; up 4 · sum r_k M in odd rounds, 4 · sum r_k N in even ones.
-privacy: the sum over clients of the change of the factor that is trained, each clipped in L2 to C: sensitivity C.
-    The other factor is a constant of the round, so noise enters the update linearly.
-differs: the paper lets everyone take part in every round and sends down the factor that changed; here both are sent,
-    so that a client which missed a round is up to date. The first round trains B: with B = 0 the gradient of A is 0.
-    Unequal ranks are nested columns, each averaged over those who own it.
+what: odd rounds train and average B, even rounds A; the frozen factor is the same for everyone, so
+the mean is exact.
+source: Chen et al., "Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA",
+    NeurIPS 2025, arXiv 2502.01755.
+travels: down 4 · sum over layers r_k (M + N) bytes; up 4 · sum r_k M in odd rounds, 4 · sum r_k N
+in even ones.
+privacy: the sum over clients of the change of the factor that is trained, each clipped in L2 to C:
+    sensitivity C. The other factor is a constant of the round, so noise enters the update linearly.
+differs: the paper lets everyone take part in every round and sends down the factor that changed;
+    here both are sent, so that a client which missed a round is up to date. The first round trains
+    B: with B = 0 the gradient of A is 0. Unequal ranks are nested columns, each averaged over those
+        who own it.
 """
 
 from __future__ import annotations
@@ -27,11 +30,14 @@ from aulait.training.trainer import Learner
 
 TRAITS = Traits(
     what="odd rounds train B with A frozen, even rounds A with B frozen",
-    source="Chen et al., Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA, NeurIPS 2025, arXiv 2502.01755",
+    source="Chen et al., Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA, "
+           "NeurIPS 2025, arXiv 2502.01755",
     up="4 sum r_k M, then 4 sum r_k N, in turn",
     down="4 sum r_k (M + N)",
-    privacy="sum of changes of the trained factor, each clipped to C; sensitivity C; noise enters linearly",
-    differs="both factors are sent down, so that a client may miss a round; unequal ranks are nested columns",
+    privacy="sum of changes of the trained factor, each clipped to C; sensitivity C; noise enters "
+            "linearly",
+    differs="both factors are sent down, so that a client may miss a round; unequal ranks are "
+            "nested columns",
     unequal_ranks=True,
     exact="at equal ranks",
     private=True,
@@ -45,20 +51,24 @@ class Config(AveragingConfig):
 
 def init(config: Config, setting: Setting) -> State:
     """The common start: A random, B zero."""
-    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds))
+    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
+        setting.seeds))
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
     """Send both factors, average the one of this round."""
     return mixed_round(config, setting, state, cohort, ask, door, _part(cohort.round))
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
     """Local steps on one factor; the share is its change."""
     part = _part(orders[0].round)
     done = client_update.train(
-        orders, sites, setting, learner, lambda order, _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), part)
+        orders, sites, setting, learner, lambda order,
+        _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), part)
     return client_update.changes(sites, done, part)
 
 
@@ -67,9 +77,11 @@ def result(setting: Setting, state: State) -> Adapter:
     return lora.from_tensors(trained(state), setting.alpha, setting.rank)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(setting, name, _part(round)), client_update.factor_bytes(setting, name)
+    return client_update.factor_bytes(setting, name, _part(round)), client_update.factor_bytes(
+        setting, name)
 
 
 def _part(round: int) -> str:

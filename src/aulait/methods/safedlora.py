@@ -1,15 +1,18 @@
-"""SA-FedLoRA: a first stage that holds clients near the global adapter, then a rank that anneals from round to round.
+"""SA-FedLoRA: a first stage that holds clients near the global adapter, then a rank that anneals
+from round to round.
 
-what: initiating stage (t <= T_init): loss + mu/2 ||theta - theta_s||^2 at the full rank; annealing stage: rank
-    r(t) = r_min + (r_max - r_min) f(u), u = (t - T_init) / (T - T_init), f cosine, cubic or exponential; whenever the
+what: initiating stage (t <= T_init): loss + mu/2 ||theta - theta_s||^2 at the full rank; annealing
+    stage: rank r(t) = r_min + (r_max - r_min) f(u), u = (t - T_init) / (T - T_init), f cosine,
+        cubic or exponential; whenever the
     rank falls, the averaged product is cut by its exact SVD. A client works at min(r_k, r(t)).
-source: Yang et al., "SA-FedLora: Adaptive Parameter Allocation for Efficient Federated Learning with LoRA Tuning", 2024,
-    arXiv 2405.09394. Only the abstract was available: every formula here is our reading of it.
+source: Yang et al., "SA-FedLora: Adaptive Parameter Allocation for Efficient Federated Learning
+    with LoRA Tuning", 2024, arXiv 2405.09394. Only the abstract was available: every formula here
+    is our reading of it.
 travels: up and down 4 · sum over layers min(r_k, r(t)) (M + N) bytes a client and round.
-privacy: the sum over clients of the change of A and B, each clipped in L2 to C: sensitivity C; the schedule is public and
-    the SVD post-processing.
-differs: not a reproduction. Factors are averaged as in FedIT (the server optimiser is plain), and after the cut both
-    factors carry the roots of the singular values.
+privacy: the sum over clients of the change of A and B, each clipped in L2 to C: sensitivity C; the
+    schedule is public and the SVD post-processing.
+differs: not a reproduction. Factors are averaged as in FedIT (the server optimiser is plain), and
+    after the cut both factors carry the roots of the singular values.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ TRAITS = Traits(
     source="Yang et al., SA-FedLora, 2024, arXiv 2405.09394 (abstract only)",
     up="4 sum min(r_k, r(t)) (M + N)",
     down="4 sum min(r_k, r(t)) (M + N)",
-    privacy="sum of changes of A and B, each clipped to C; sensitivity C; schedule public, SVD post-processing",
+    privacy="sum of changes of A and B, each clipped to C; sensitivity C; schedule public, SVD "
+            "post-processing",
     differs="our reading of an abstract; no reproduction",
     unequal_ranks=True,
     exact="no",
@@ -69,10 +73,12 @@ class Config(MixtureConfig):
 
 def init(config: Config, setting: Setting) -> State:
     """The common start: A random, B zero."""
-    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds)))
+    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
+        setting.seeds)))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
     """Cut to the rank of the round where it has fallen, then one averaged round at that rank."""
     rank = rank_at(config, setting, cohort.round)
     theta = trained(state)
@@ -82,7 +88,8 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
     told = {"proximal": config.proximal if first else 0.0}
 
     def asking(orders: Sequence[Order]) -> Iterable[Reply]:
-        return ask([Order(o.client, o.stage, o.round, o.tensors, {**o.settings, **told}) for o in orders])
+        return ask([Order(o.client, o.stage, o.round, o.tensors, {**o.settings, **told})
+                    for o in orders])
 
     small = replace(setting, ranks=_capped(setting, rank, cohort))
     averaging = AveragingConfig(local_weight=config.local_weight, weights=config.weights)
@@ -90,11 +97,14 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
     return after, info | {"rank": rank}
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
-    """Local steps from the sent factors, held near them in the first stage; the share is the change of A and B."""
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
+    """Local steps from the sent factors, held near them in the first stage; the share is the change
+    of A and B."""
     proximal = orders[0].settings["proximal"]
     done = client_update.train(
-        orders, sites, setting, learner, lambda order, _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB",
+        orders, sites, setting, learner, lambda order,
+        _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB",
         penalty=Penalty(proximal=proximal) if proximal else None)
     return client_update.changes(sites, done, "AB")
 
@@ -104,7 +114,8 @@ def result(setting: Setting, state: State) -> Adapter:
     return lora.from_tensors(trained(state), setting.alpha, setting.rank)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
     small = replace(setting, ranks={name: _at_most(setting, name, rank_at(config, setting, round))})
     return client_update.factor_bytes(small, name), client_update.factor_bytes(small, name)
@@ -130,10 +141,12 @@ def _initiating(config: Config, setting: Setting) -> int:
 
 
 def _cut(setting: Setting, theta: Tensors, rank: int) -> Tensors:
-    """The best factors of a rank, in the leading columns of zeros, at the common scale alpha / R."""
+    """The best factors of a rank, in the leading columns of zeros, at the common scale alpha /
+    R."""
     merge = Merge(setting.shapes)
     merge.add(1.0, Adapter(lora.from_tensors(theta, 1.0).factors, 1.0, 1))
-    best = merge.truncated(rank, float(rank), "symmetric")  # alpha = rank: the scale of the result is 1
+    # alpha = rank: the scale of the result is 1
+    best = merge.truncated(rank, float(rank), "symmetric")
     return alive(setting, lora.placed(lora.to_tensors(best), theta), rank)
 
 

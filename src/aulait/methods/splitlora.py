@@ -1,16 +1,22 @@
-"""SplitLoRA: every client trains the first blocks, the server the rest for all of them at once; fronts are averaged.
+"""SplitLoRA: every client trains the first blocks, the server the rest for all of them at once;
+fronts are averaged.
 
-what: in each of I steps clients send states at the cut and labels; the server makes one step on the mean of their losses
-    and returns to each the gradient of its own; after the last step the clients' factors are averaged, A and B separately.
-source: Lin et al., "SplitLoRA: A Split Parameter-Efficient Fine-Tuning Framework for Large Language Models", 2024,
-    arXiv 2407.00952, the parallel form; SGD in one step is then a centralised step on all batches (paper test 6).
-travels: up and down 4 · sum over layers before the cut r_k (M + N) bytes a round; a step up 4 B T D + 4 B T + 4, down
-    4 B T D + 4 (``split``, also for narrower wires and T5). ``travels`` gives the factors; batches are not known there.
-privacy: refused: states of single records leave the site. Nearest: 'fedit', whose clients train the same factors whole.
-differs: the authors' code steps the server after every client in turn, counts one client twice, drops the last updates
-    before an average and schedules only the server; here the server steps once a step, each client counts once, after its
-    last update, and one schedule holds for both. The average ends every round. Clipping is over both halves' norm (``split``).
-    A client reads a batch once more to go backward, so that it remembers no graph. Proxies take no part.
+what: in each of I steps clients send states at the cut and labels; the server makes one step on the
+    mean of their losses and returns to each the gradient of its own; after the last step the
+    clients' factors are averaged, A and B separately.
+source: Lin et al., "SplitLoRA: A Split Parameter-Efficient Fine-Tuning Framework for Large Language
+    Models", 2024, arXiv 2407.00952, the parallel form; SGD in one step is then a centralised step
+    on all batches (paper test 6).
+travels: up and down 4 · sum over layers before the cut r_k (M + N) bytes a round; a step up 4 B T D
+    + 4 B T + 4, down 4 B T D + 4 (``split``, also for narrower wires and T5). ``travels`` gives the
+    factors; batches are not known there.
+privacy: refused: states of single records leave the site. Nearest: 'fedit', whose clients train the
+same factors whole.
+differs: the authors' code steps the server after every client in turn, counts one client twice,
+    drops the last updates before an average and schedules only the server; here the server steps
+    once a step, each client counts once, after its last update, and one schedule holds for both.
+    The average ends every round. Clipping is over both halves' norm (``split``). A client reads a
+    batch once more to go backward, so that it remembers no graph. Proxies take no part.
 """
 
 from __future__ import annotations
@@ -37,19 +43,22 @@ from aulait.training.split_trainer import Back, Front, fault
 from aulait.training.trainer import Learner, Work
 
 TRAITS = Traits(
-    what="first blocks at the clients, the rest at the server; activations travel, fronts are averaged",
+    what="first blocks at the clients, the rest at the server; activations travel, fronts are "
+         "averaged",
     source="Lin et al., SplitLoRA, 2024, arXiv 2407.00952",
     up="4 sum_front r_k (M + N), a step 4 B T (D + 1) + 4",
     down="4 sum_front r_k (M + N), a step 4 B T D + 4",
     privacy="refused: activations of single records leave the site",
-    differs="the parallel form; each client counts once after its last update; one schedule for both halves",
+    differs="the parallel form; each client counts once after its last update; one schedule for "
+            "both halves",
     unequal_ranks=True,
     exact="no",
     private=False,
     secure=False,
     instead="fedit",
 )
-SERVER = "server"  # name of the site that trains the back; it lies at the server, nothing it gets crosses a wall
+# name of the site that trains the back; it lies at the server, nothing it gets crosses a wall
+SERVER = "server"
 
 
 class Config(BaseModel):
@@ -71,37 +80,49 @@ class Config(BaseModel):
 
 def init(config: Config, setting: Setting) -> State:
     """The common start: A random, B zero."""
-    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds)))
+    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
+        setting.seeds)))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door) -> tuple[State, Info]:
-    """Steps of clients and server in turn until every client has made its last; then the average of the fronts."""
+def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
+         door: Door) -> tuple[State, Info]:
+    """Steps of clients and server in turn until every client has made its last; then the average of
+    the fronts."""
     front = {n: t for n, t in state.tensors.items() if cut.in_front(n[:-2], config.cut)}
     told = config.model_dump(exclude={"weights"}) | {"lr": cohort.lr, "wanted": bool(front)}
     sent = {name: lora.leading(front, setting.rank_of(name)) for name in sorted(cohort.local)}
     back = start = {n: t for n, t in state.tensors.items() if n not in front}
-    room, mean, number = Exchanges(door, dict(sent), "splitlora", TRAITS.instead), FactorMean(front), 0
+    room, mean, number = Exchanges(door, dict(sent), "splitlora",
+        TRAITS.instead), FactorMean(front), 0
     while sent and number < MOST_STEPS:
         number += 1
-        orders = [Order(name, "train", cohort.round, tensors, told | {"step": number}) for name, tensors in sent.items()]
+        orders = [Order(name, "train", cohort.round, tensors, told | {"step": number}) for name,
+                  tensors in sent.items()]
         replies = room.collect(orders, cohort, ask)
-        weights = {name: reply.weight if config.weights == "size" else 1.0 for name, reply in replies.items()}
+        weights = {name: reply.weight if config.weights == "size" else 1.0 for name,
+                   reply in replies.items()}
         for name, reply in replies.items():
             if last(reply):
                 mean.add(weights[name], {n: t for n, t in reply.share.items() if n in front})
-        down = {f"{name}/{part}": t for name, reply in replies.items() for part, t in reply.share.items() if part not in front}
-        (own,) = ask([Order(SERVER, "train", cohort.round, start | down, told | {"step": number, "weights": weights})])
+        down = {f"{name}/{part}": t for name, reply in replies.items() for part,
+                t in reply.share.items() if part not in front}
+        (own,) = ask([Order(SERVER, "train", cohort.round, start | down,
+                            told | {"step": number, "weights": weights})])
         back, start = {n: t for n, t in own.share.items() if n in back} or back, {}
         sent = room.returned(own, [name for name, reply in replies.items() if not last(reply)])
     after = mean.mean() | back
-    return State(cohort.round, after), room.info(update_norm=clipping.norm(lora.subtract(after, state.tensors)))
+    return State(cohort.round,
+                 after), room.info(update_norm=clipping.norm(lora.subtract(after, state.tensors)))
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
-    """A step backward on what the server returned, and a step forward; or the server's step on what clients sent."""
+def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+           learner: Learner) -> list[Reply]:
+    """A step backward on what the server returned, and a step forward; or the server's step on what
+    clients sent."""
     if orders[0].client == SERVER:
         return [_server(orders[0], sites[0], setting, learner)]
-    groups: dict[tuple[float, ...], list[int]] = {}  # a pass takes sites that have made equally many steps, of equal shape
+    # a pass takes sites that have made equally many steps, of equal shape
+    groups: dict[tuple[float, ...], list[int]] = {}
     for i, (order, site) in enumerate(zip(orders, sites, strict=True)):
         done = float(before(order, site).get("t", torch.zeros(1)))
         groups.setdefault((done, site.plan.steps, site.plan.batch), []).append(i)
@@ -109,7 +130,8 @@ def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, lea
     for (*_, batch), members in groups.items():
         size = max(1, learner.config.rows_at_once // int(batch))
         for some in (members[i : i + size] for i in range(0, len(members), size)):
-            found.update(zip(some, _clients([orders[i] for i in some], [sites[i] for i in some], setting, learner), strict=True))
+            found.update(zip(some, _clients([orders[i] for i in some], [sites[i] for i in some],
+                setting, learner), strict=True))
     return [found[i] for i in range(len(orders))]
 
 
@@ -118,27 +140,35 @@ def result(setting: Setting, state: State) -> Adapter:
     return lora.from_tensors(state.tensors, setting.alpha, setting.rank)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str, sites: Sequence[str]) -> tuple[int, int]:
-    """Bytes of the factors of one client, up and down; the messages of its steps: ``split.travelled``."""
+def travels(config: Config, setting: Setting, round: int, name: str,
+            sites: Sequence[str]) -> tuple[int, int]:
+    """Bytes of the factors of one client, up and down; the messages of its steps:
+    ``split.travelled``."""
     shapes = {layer: setting.shapes[layer] for layer in cut.front(setting.shapes, config.cut)}
     own = client_update.factor_bytes(replace(setting, shapes=shapes), name)
     return own, own
 
 
-def _clients(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner) -> list[Reply]:
-    """Go back on the batch before with the gradients that came, then forward on the next one; after the last, send the factors."""
-    settings, were = orders[0].settings, [before(order, site) for order, site in zip(orders, sites, strict=True)]
+def _clients(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
+             learner: Learner) -> list[Reply]:
+    """Go back on the batch before with the gradients that came, then forward on the next one; after
+    the last, send the factors."""
+    settings, were = orders[0].settings, [before(order, site) for order,
+        site in zip(orders, sites, strict=True)]
     number, works = settings["step"], []
     for order, site, was in zip(orders, sites, were, strict=True):
-        start = lora.from_tensors(order.tensors if number == 1 else _factors(was), setting.alpha, setting.rank)
-        works.append(Work(start, site.train, "AB", site.plan.steps, site.plan.batch, order.settings["lr"],
+        start = lora.from_tensors(order.tensors if number == 1 else _factors(was), setting.alpha,
+                                  setting.rank)
+        works.append(Work(start, site.train, "AB", site.plan.steps, site.plan.batch,
+                          order.settings["lr"],
                           setting.seeds.integer("batches", order.round, site.name)))
     front = Front(learner, works, settings["cut"], settings["wire"])
     front.resume(were)
     shares: list[Tensors] = [{} for _ in sites]
     if number > 1:
         front.forward(number - 2)
-        returned = [Gradients({n: t for n, t in order.tensors.items() if n != "square"}, order.tensors["square"]) for order in orders]
+        returned = [Gradients({n: t for n, t in order.tensors.items() if n != "square"},
+                              order.tensors["square"]) for order in orders]
         shares = [{"square": square.reshape(1).cpu()} for square in front.backward(returned)]
     last = number > sites[0].plan.steps
     ahead = [] if last else front.forward(number - 1)
@@ -146,37 +176,53 @@ def _clients(orders: Sequence[Order], sites: Sequence[Site], setting: Setting, l
     for k, (order, site) in enumerate(zip(orders, sites, strict=True)):
         own = lora.to_tensors(front.stack.take(k))
         client_update.keep(site, clock(order), own | front.moments(k))
-        replies.append(Reply(site.name, shares[k] | (own if last else ahead[k].tensors()), float(len(site.train))))
+        replies.append(Reply(site.name, shares[k] | (own if last else ahead[k].tensors()),
+                             float(len(site.train))))
     return replies
 
 
 def _server(order: Order, site: Site, setting: Setting, learner: Learner) -> Reply:
-    """End the step before, now that its norms are known; begin the next on what clients sent, or hand over the factors."""
+    """End the step before, now that its norms are known; begin the next on what clients sent, or
+    hand over the factors."""
     settings, was, weights = order.settings, before(order, site), order.settings["weights"]
-    start = {n: t for n, t in order.tensors.items() if "/" not in n} if settings["step"] == 1 else _factors(was)
+    start = (
+        {n: t for n, t in order.tensors.items() if "/" not in n} if settings["step"] == 1
+        else _factors(was)
+    )
     parts: dict[str, Tensors] = {}
     for name, tensor in order.tensors.items():
         parts.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = tensor
-    work = Work(lora.from_tensors(start, setting.alpha, setting.rank), (), "AB", 1, 1, settings["lr"], 0)
-    back = Back(learner.base, learner.config, [work.start], work, settings["cut"], settings["wire"], settings["wanted"])
+    work = Work(lora.from_tensors(start, setting.alpha, setting.rank), (), "AB", 1, 1,
+                settings["lr"], 0)
+    back = Back(learner.base, learner.config, [work.start], work, settings["cut"], settings["wire"],
+                settings["wanted"])
     back.resume([was])
     if settings["step"] > 1 and all(f"g/{name}" in was for name in back.names):
         heard = {name: float(own["square"]) for name, own in parts.items() if "square" in own}
-        mean = sum(weights[name] * square for name, square in heard.items()) / (sum(weights[name] for name in heard) or 1.0)
+        mean = (
+            sum(weights[name] * square for name, square in heard.items()) / (sum(weights[name]
+                for name in heard) or 1.0)
+        )
         for name, leaf in zip(back.names, back.stack.leaves, strict=True):
             leaf.grad = was[f"g/{name}"][None].to(leaf.device)
         back.update(torch.tensor([mean], device=learner.base.device))
-    sent = {n: Activations.of({p: t for p, t in own.items() if p != "square"}) for n, own in parts.items() if "labels" in own}
-    sound = [name for name in sorted(sent) if weights[name] > 0 and fault(learner.base, sent[name]) is None]
+    sent = {n: Activations.of({p: t for p, t in own.items() if p != "square"}) for n,
+            own in parts.items() if "labels" in own}
+    sound = [name for name in sorted(sent) if weights[name] > 0 and fault(learner.base,
+        sent[name]) is None]
     share: Tensors = {}
     info, kept = dict[str, float](), dict[str, torch.Tensor]()
     if sound:
         total = sum(weights[name] for name in sound)
-        told, loss_K, count_K = back.backward([sent[name] for name in sound], [weights[name] / total for name in sound])
-        for name, own, loss, count in zip(sound, told, loss_K.tolist(), count_K.tolist(), strict=True):
-            share |= {f"{name}/{part}": t.cpu() for part, t in (own.hidden | {"square": own.square}).items()}
+        told, loss_K, count_K = back.backward([sent[name] for name in sound],
+            [weights[name] / total for name in sound])
+        for name, own, loss, count in zip(sound, told, loss_K.tolist(), count_K.tolist(),
+                strict=True):
+            share |= {f"{name}/{part}": t.cpu() for part,
+                      t in (own.hidden | {"square": own.square}).items()}
             info |= {f"{name}/loss": loss, f"{name}/tokens": count}
-        kept = {f"g/{name}": leaf.grad[0].cpu() for name, leaf in zip(back.names, back.stack.leaves, strict=True) if leaf.grad is not None}
+        kept = {f"g/{name}": leaf.grad[0].cpu() for name, leaf in zip(back.names, back.stack.leaves,
+            strict=True) if leaf.grad is not None}
     factors = lora.to_tensors(back.stack.take(0))
     client_update.keep(site, clock(order), factors | back.moments(0) | kept)
     return Reply(site.name, share or factors, 0.0, info)

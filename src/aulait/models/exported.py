@@ -1,9 +1,11 @@
-"""A finished run's adapters on its base, as plain Hugging Face models: to copy them, to fold them in, to write with them.
+"""A finished run's adapters on its base, as plain Hugging Face models: to copy them, to fold them
+in, to write with them.
 
-adapter/ is the shared adapter; where the method makes personal adapters, that of a client lies in personal/ under the
-client's name, quoted as in an address.
+adapter/ is the shared adapter; where the method makes personal adapters, that of a client lies in
+personal/ under the client's name, quoted as in an address.
 
-Nothing here uses the batched layers of ``model.py``: it is the way any other program would load the adapter folder.
+Nothing here uses the batched layers of ``model.py``: it is the way any other program would load the
+adapter folder.
 """
 
 from __future__ import annotations
@@ -29,11 +31,14 @@ def settings(run: Path, table: str = "model") -> dict[str, Any]:
     Raises:
         DataError: the folder holds no finished run.
     """
-    finished = (run / "config.toml").is_file() and (run / "adapter" / "adapter_config.json").is_file()
+    finished = (
+        (run / "config.toml").is_file() and (run / "adapter" / "adapter_config.json").is_file()
+    )
     require(
         finished,
         DataError,
-        f"found no finished run in {run}, expected a folder with config.toml and adapter/; finish the run",
+        f"found no finished run in {run}, expected a folder with config.toml and adapter/; finish "
+        "the run",
     )
     tree: dict[str, Any] = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
     found: dict[str, Any] = tree.get(table, {})
@@ -55,16 +60,21 @@ def adapter(run: Path, client: str | None = None) -> Path:
     if client is None:
         return run / "adapter"
     known = clients(run)
-    require(bool(known), ConfigError, f"--client '{client}': {run} holds no personal adapters, expected a run of a method that makes "
+    require(bool(known), ConfigError,
+        f"--client '{client}': {run} holds no personal adapters, expected a run of a method that "
+        "makes "
             "them (aulait list); leave --client out for the shared adapter")
     nearest = difflib.get_close_matches(client, known, n=1, cutoff=0.0)
-    require(client in known, ConfigError, f"--client '{client}' has no personal adapter in {run}, {len(known)} clients have; "
+    require(client in known, ConfigError,
+            f"--client '{client}' has no personal adapter in {run}, {len(known)} clients have; "
             f"did you mean '{nearest[0] if nearest else ''}'?")
     return known[client]
 
 
-def load(run: Path, *, adapted: bool = True, client: str | None = None, device: str | torch.device = "cpu") -> tuple[Any, Any]:
-    """The base model of a run, with an adapter folded in unless ``adapted`` is false, and its tokenizer.
+def load(run: Path, *, adapted: bool = True, client: str | None = None,
+         device: str | torch.device = "cpu") -> tuple[Any, Any]:
+    """The base model of a run, with an adapter folded in unless ``adapted`` is false, and its
+    tokenizer.
 
     Args:
         run: a finished run.
@@ -81,7 +91,10 @@ def load(run: Path, *, adapted: bool = True, client: str | None = None, device: 
 
     model, folder = settings(run), adapter(run, client)
     name = str(model.get("name", "brew"))
-    auto = transformers.AutoModelForSeq2SeqLM if model.get("kind") == "seq2seq" else transformers.AutoModelForCausalLM
+    auto = (
+        transformers.AutoModelForSeq2SeqLM if model.get("kind") == "seq2seq"
+        else transformers.AutoModelForCausalLM
+    )
     where = BREW if name == "brew" else name
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -91,7 +104,8 @@ def load(run: Path, *, adapted: bool = True, client: str | None = None, device: 
     except (OSError, ValueError, RuntimeError) as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ModelError(
-            f"model '{name}' with the adapter {folder} cannot be loaded ({cause}); expected the base of the run"
+            f"model '{name}' with the adapter {folder} cannot be loaded ({cause}); expected the "
+            "base of the run"
         ) from error
     return whole.to(device).eval(), tokenizer
 
@@ -125,7 +139,8 @@ def export(run: Path, to: Path, *, merge: bool, client: str | None = None) -> li
     folder = adapter(run, client)
     taken = to.exists() and (not to.is_dir() or any(to.iterdir()))
     require(
-        not taken, ConfigError, f"--to {to} already holds something; expected a new or empty folder; choose another"
+        not taken, ConfigError,
+        f"--to {to} already holds something; expected a new or empty folder; choose another"
     )
     if merge:
         model, tokenizer = load(run, client=client)

@@ -1,7 +1,7 @@
 """A short name of a base, so that two machines can tell whether they hold the same one.
 
-It looks at every weight's name and shape, at some of its values, and at how the tokenizer cuts a fixed text; a quantised
-base is told by names, shapes and tokenizer alone.
+It looks at every weight's name and shape, at some of its values, and at how the tokenizer cuts a
+fixed text; a quantised base is told by names, shapes and tokenizer alone.
 """
 
 from __future__ import annotations

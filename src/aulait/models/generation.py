@@ -1,6 +1,7 @@
 """The sampling loop: tokens after tokens, from any Hugging Face model with a language-model head.
 
-Random by a seed alone: the global generators are neither read nor moved. Legend: B batch · T tokens · V vocabulary.
+Random by a seed alone: the global generators are neither read nor moved. Legend: B batch · T tokens
+· V vocabulary.
 """
 
 from __future__ import annotations
@@ -45,13 +46,15 @@ class Continuation:
 
 
 def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
-    """Token numbers of a text; special tokens spelled out in it are removed; none added unless ``special``."""
+    """Token numbers of a text; special tokens spelled out in it are removed; none added unless
+    ``special``."""
     ids = tokenizer(plain(tokenizer, text), add_special_tokens=special, verbose=False)["input_ids"]
     return [int(token) for token in ids]
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of the tokens without any special token, whether one token or spelled out in several."""
+    """The text of the tokens without any special token, whether one token or spelled out in
+    several."""
     return plain(tokenizer, tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
@@ -65,7 +68,8 @@ def plain(tokenizer: Any, text: str) -> str:
 
 
 def opening(tokenizer: Any) -> list[int]:
-    """The token that opens a document: beginning of sequence, else end of sequence, else nothing."""
+    """The token that opens a document: beginning of sequence, else end of sequence, else
+    nothing."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return [int(token)]
@@ -83,30 +87,38 @@ def extend(
 ) -> list[Continuation]:
     """The continuation of every list of tokens, in order.
 
-    Every prompt has its own row of random numbers, drawn before batches are formed: how prompts are grouped changes a
-    text only through float32 rounding. A prompt too long for the model's context loses its beginning; an encoder, whose
-    context the answer does not share, loses the prompt's end. ``limits`` are token limits of the single prompts, from 1
-    to ``how.max_tokens``; None is ``how.max_tokens`` for all.
+    Every prompt has its own row of random numbers, drawn before batches are formed: how prompts are
+        grouped changes a
+    text only through float32 rounding. A prompt too long for the model's context loses its
+    beginning; an encoder, whose context the answer does not share, loses the prompt's end.
+    ``limits`` are token limits of the single prompts, from 1 to ``how.max_tokens``; None is
+    ``how.max_tokens`` for all.
 
     Raises:
         ModelError: a prompt is empty, or ``max_tokens`` does not fit in the model's context.
     """
-    require(all(len(p) > 0 for p in prompts), ModelError, "a prompt has no token; expected one; give it some text")
+    require(all(len(p) > 0 for p in prompts), ModelError,
+            "a prompt has no token; expected one; give it some text")
     context = getattr(model.config, "max_position_embeddings", None) or 10**9
     fits = f"max_tokens is {how.max_tokens}, the model's context {context}; ask for fewer tokens"
     require(how.max_tokens < context, ModelError, fits)
     generator = torch.Generator().manual_seed(seed)
     uniform_BT = torch.rand(len(prompts), how.max_tokens, generator=generator, dtype=torch.float64)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # equal lengths together: little padding
+    # equal lengths together: little padding
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: dict[int, Continuation] = {}
     answers = model.config.is_encoder_decoder
-    step = _answered if answers else _generated if getattr(model, "_is_stateful", False) else _extended
+    step = (
+        _answered if answers else _generated if getattr(model, "_is_stateful", False) else _extended
+    )
     with frozen(model):
         for start in range(0, len(order), how.batch):
             rows = order[start : start + how.batch]
-            part = [list(prompts[i])[:context] if answers else list(prompts[i])[-(context - how.max_tokens) :] for i in rows]
+            part = [list(prompts[i])[:context] if answers
+                    else list(prompts[i])[-(context - how.max_tokens) :] for i in rows]
             most_B = torch.tensor([limits[i] if limits else how.max_tokens for i in rows])
-            written = step(model, tokenizer, part, how, most_B, uniform_BT[rows], torch.device(device))
+            written = step(model, tokenizer, part, how, most_B, uniform_BT[rows],
+                           torch.device(device))
             for row, ids, most in zip(rows, written, most_B.tolist(), strict=True):
                 found[row] = Continuation(ids[:most], ended=len(ids) < most)
     return [found[i] for i in range(len(prompts))]
@@ -136,7 +148,8 @@ def stops(model: Any, tokenizer: Any) -> list[int]:
     return sorted({int(token) for token in ends if token is not None})
 
 
-def _padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device, left: bool) -> tuple[Tensor, Tensor]:
+def _padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device,
+            left: bool) -> tuple[Tensor, Tensor]:
     """Token numbers and attention mask, both (B, T), the padding on one side."""
     longest = max(map(len, prompts))
 
@@ -150,10 +163,13 @@ def _padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device, le
 
 
 def _extended(
-    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, most_B: Tensor, uniform_BT: Tensor, device: torch.device
+    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, most_B: Tensor,
+    uniform_BT: Tensor, device: torch.device
 ) -> list[list[int]]:
-    """One batch through a causal model: the prompt once, then token by token with the cache of keys and values."""
-    from aulait.models.key_cache import roomy_cache  # loads transformers, which settings and commands can do without
+    """One batch through a causal model: the prompt once, then token by token with the cache of keys
+    and values."""
+    # loads transformers, which settings and commands can do without
+    from aulait.models.key_cache import roomy_cache
 
     takes = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -167,7 +183,8 @@ def _extended(
         extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         if "position_ids" in takes:
             extra["position_ids"] = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)[:, -given.shape[1] :]
-        out: Tensor = model(input_ids=given, attention_mask=mask_BT, past_key_values=cache, use_cache=True, **extra).logits
+        out: Tensor = model(input_ids=given, attention_mask=mask_BT, past_key_values=cache,
+                            use_cache=True, **extra).logits
         return out[:, -1]
 
     def keep(left: Tensor) -> None:
@@ -175,23 +192,28 @@ def _extended(
         cache.batch_select_indices(left)
         mask_BT = mask_BT[left]
 
-    return _drawn(read, keep, first, stops(model, tokenizer), how, most_B.to(device), uniform_BT.to(device))
+    return _drawn(read, keep, first, stops(model, tokenizer), how, most_B.to(device),
+                  uniform_BT.to(device))
 
 
 def _answered(
-    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, most_B: Tensor, uniform_BT: Tensor, device: torch.device
+    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, most_B: Tensor,
+    uniform_BT: Tensor, device: torch.device
 ) -> list[list[int]]:
-    """One batch through an encoder-decoder: the encoder once, then token by token with the caches of the decoder."""
+    """One batch through an encoder-decoder: the encoder once, then token by token with the caches
+    of the decoder."""
     from aulait.models.key_cache import paired_cache
 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    # On the right, as in training: a model with absolute positions would read a prompt padded on the left elsewhere.
+    # On the right, as in training: a model with absolute positions would read a prompt padded on
+    # the left elsewhere.
     ids_BN, mask_BN = _padded(prompts, pad, device, left=False)
     told_BND = model.get_encoder()(input_ids=ids_BN, attention_mask=mask_BN)[0]
     cache = paired_cache()
 
     def read(given: Tensor) -> Tensor:
-        out: Tensor = model(encoder_outputs=(told_BND,), attention_mask=mask_BN, decoder_input_ids=given, past_key_values=cache,
+        out: Tensor = model(encoder_outputs=(told_BND,), attention_mask=mask_BN,
+                            decoder_input_ids=given, past_key_values=cache,
                             use_cache=True).logits
         return out[:, -1]
 
@@ -201,13 +223,15 @@ def _answered(
         told_BND, mask_BN = told_BND[left], mask_BN[left]
 
     start = torch.full((len(prompts), 1), decoder_start(model, tokenizer), device=device)
-    return _drawn(read, keep, start, stops(model, tokenizer), how, most_B.to(device), uniform_BT.to(device))
+    return _drawn(read, keep, start, stops(model, tokenizer), how, most_B.to(device),
+                  uniform_BT.to(device))
 
 
 def decoder_start(model: Any, tokenizer: Any) -> int:
     """The token that a decoder begins with."""
     known = [getattr(getattr(model, "generation_config", None), "decoder_start_token_id", None),
-             getattr(model.config, "decoder_start_token_id", None), tokenizer.bos_token_id, tokenizer.pad_token_id]
+             getattr(model.config, "decoder_start_token_id", None), tokenizer.bos_token_id,
+             tokenizer.pad_token_id]
     return int(next(token for token in (*known, 0) if token is not None))
 
 
@@ -234,11 +258,13 @@ def _drawn(
     ends = torch.tensor(stops, device=given.device)
     written_BT = torch.full((len(given), how.max_tokens), -1, device=given.device)
     alive_B = torch.ones(len(given), dtype=torch.bool, device=given.device)
-    rows = torch.arange(len(given), device=given.device)  # which rows of the batch are still computed
+    # which rows of the batch are still computed
+    rows = torch.arange(len(given), device=given.device)
     for step in range(int(most_B.max())):
         token_B = choose(read(given), how, uniform_BT[rows, step])
         # A row that has ended stays ended, whatever is drawn for it until it is dropped.
-        written_BT[rows, step] = torch.where(torch.isin(token_B, ends) | ~alive_B[rows], -1, token_B)
+        written_BT[rows, step] = torch.where(torch.isin(token_B, ends) | ~alive_B[rows], -1,
+            token_B)
         alive_B &= (written_BT[:, step] >= 0) & (step + 1 < most_B)
         left = alive_B[rows].nonzero()[:, 0]
         if len(left) == 0:
@@ -251,19 +277,23 @@ def _drawn(
 
 
 def _generated(
-    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, most_B: Tensor, uniform_BT: Tensor, device: torch.device
+    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, most_B: Tensor,
+    uniform_BT: Tensor, device: torch.device
 ) -> list[list[int]]:
     """One batch through Hugging Face's own loop: models without a cache of keys.
 
-    Its draws come from the global generator, which is seeded from our own row of numbers and then put back.
+    Its draws come from the global generator, which is seeded from our own row of numbers and then
+    put back.
     """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     ids_BT, mask_BT = _padded(prompts, pad, device, left=True)
-    drawn = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
+    drawn = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p,
+             "top_k": how.top_k}
     manner: dict[str, Any] = drawn if how.temperature > 0 else {"do_sample": False}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(uniform_BT[:, 0].sum().item() / len(prompts) * 2**53))
-        out = model.generate(ids_BT, attention_mask=mask_BT, max_new_tokens=how.max_tokens, pad_token_id=pad, **manner)
+        out = model.generate(ids_BT, attention_mask=mask_BT, max_new_tokens=how.max_tokens,
+                             pad_token_id=pad, **manner)
     ends = set(stops(model, tokenizer))
     found = []
     for row in out[:, ids_BT.shape[1] :].tolist():
@@ -273,9 +303,11 @@ def _generated(
 
 
 def choose(logits_BV: Tensor, how: Sampling, uniform_B: Tensor) -> Tensor:
-    """One token for every row, (B,) int64: the likeliest at temperature 0, else drawn by one uniform number each.
+    """One token for every row, (B,) int64: the likeliest at temperature 0, else drawn by one
+    uniform number each.
 
-    Temperature first, then ``top_k``, then ``top_p`` over what is left, as Hugging Face's samplers do.
+    Temperature first, then ``top_k``, then ``top_p`` over what is left, as Hugging Face's samplers
+    do.
     """
     if how.temperature == 0:
         return logits_BV.argmax(dim=-1)

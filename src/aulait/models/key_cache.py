@@ -1,6 +1,7 @@
 """A cache of keys and values that does not copy itself at every token.
 
-transformers' own layer is concatenated with every new token, which on a CPU costs a fifth of the sampling time.
+transformers' own layer is concatenated with every new token, which on a CPU costs a fifth of the
+sampling time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ CHUNK_TOKENS = 64
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer, (batch, heads, tokens, width), as views of buffers with room for more tokens."""
+    """Keys and values of one layer, (batch, heads, tokens, width), as views of buffers with room
+    for more tokens."""
 
     keys: Tensor
     values: Tensor
@@ -23,16 +25,19 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         super().__init__()
         self._rooms: tuple[Tensor, Tensor] | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any,
+               **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append new tokens; returns all keys and all values so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         old, new = self.get_seq_length(), key_states.shape[-2]
-        # Whoever selects or repeats rows replaces ``keys`` by a tensor of its own: then the buffers are stale.
+        # Whoever selects or repeats rows replaces ``keys`` by a tensor of its own: then the buffers
+        # are stale.
         stale = self._rooms is None or self._rooms[0].data_ptr() != self.keys.data_ptr()
         if stale or self._rooms is None or old + new > self._rooms[0].shape[-2]:
             room = old + new + CHUNK_TOKENS
-            self._rooms = (_moved(self.keys, key_states, old, room), _moved(self.values, value_states, old, room))
+            self._rooms = (_moved(self.keys, key_states, old, room),
+                           _moved(self.values, value_states, old, room))
         for buffer, states in zip(self._rooms, (key_states, value_states), strict=True):
             buffer[:, :, old : old + new] = states
         self.keys, self.values = (buffer[:, :, : old + new] for buffer in self._rooms)
@@ -40,7 +45,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def _moved(past: Tensor, like: Tensor, old: int, room: int) -> Tensor:
-    """A buffer shaped as ``like`` with place for ``room`` tokens, the first ``old`` of them copied from ``past``."""
+    """A buffer shaped as ``like`` with place for ``room`` tokens, the first ``old`` of them copied
+    from ``past``."""
     buffer = like.new_empty(*like.shape[:2], room, like.shape[-1])
     if old:
         buffer[:, :, :old] = past
@@ -48,14 +54,18 @@ def _moved(past: Tensor, like: Tensor, old: int, room: int) -> Tensor:
 
 
 def roomy_cache(config: Any) -> DynamicCache:
-    """An empty cache for a model with this configuration; sliding-window and other special layers stay as they are."""
+    """An empty cache for a model with this configuration; sliding-window and other special layers
+    stay as they are."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer
+                    for layer in cache.layers]
     return cache
 
 
 def paired_cache() -> EncoderDecoderCache:
-    """An empty cache for an encoder-decoder: what the decoder has written, and what it looks at in the encoder's output."""
+    """An empty cache for an encoder-decoder: what the decoder has written, and what it looks at in
+    the encoder's output."""
     own = DynamicCache()
-    own.layer_class_to_replicate = RoomyLayer  # layers appear on first use: a decoder may have other layers than the encoder
+    # layers appear on first use: a decoder may have other layers than the encoder
+    own.layer_class_to_replicate = RoomyLayer
     return EncoderDecoderCache(own, DynamicCache())

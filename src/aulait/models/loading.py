@@ -1,7 +1,8 @@
 """The frozen base model: load it, let it wear adapters, export an adapter.
 
-A base is loaded once and shared by all sites of the process. Every linear layer that may carry LoRA is wrapped by
-``SharedLinear``, which adds the low-rank updates of K sites to K groups of rows in one pass over the frozen weights.
+A base is loaded once and shared by all sites of the process. Every linear layer that may carry LoRA
+is wrapped by ``SharedLinear``, which adds the low-rank updates of K sites to K groups of rows in
+one pass over the frozen weights.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from aulait.models.multi_lora_linear import SharedLinear
 from aulait.models.prefix_cache import Prefix
 
 ATTENTION = frozenset(
-    ["q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "q", "k", "v", "o", "query", "key", "value", "q_lin", "k_lin", "v_lin", "out_lin"]
+    ["q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "q", "k", "v", "o", "query", "key", "value",
+     "q_lin", "k_lin", "v_lin", "out_lin"]
 )
 BREW = str(files("aulait") / "models" / "brew")
 
@@ -62,8 +64,9 @@ class AdapterConfig(BaseModel):
         rank: R.
         alpha: the update is alpha / R · B A.
         targets: "all-linear", "attention", or names of modules ("q_proj").
-        layers: "all", or the number of last transformer blocks that carry an adapter, of the encoder and of the decoder
-            where there are both. Fewer layers mean fewer coordinates under noise and a shorter backward pass.
+        layers: "all", or the number of last transformer blocks that carry an adapter, of the
+            encoder and of the decoder where there are both. Fewer layers mean fewer coordinates
+            under noise and a shorter backward pass.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,8 +86,10 @@ class Base:
         device: where the weights lie.
         config: what it was loaded from.
         slots: name of every wrapped layer -> its wrapper.
-        split_head: whether logits equal head(hidden states), so that the head may run on chosen positions only.
-        prefix: remembers what leading blocks without an adapter say; None where the model does not allow it.
+        split_head: whether logits equal head(hidden states), so that the head may run on chosen
+            positions only.
+        prefix: remembers what leading blocks without an adapter say; None where the model does not
+            allow it.
     """
 
     model: Any
@@ -105,9 +110,11 @@ def load(config: ModelConfig) -> Base:
     """Load, freeze and wrap a base model.
 
     Raises:
-        ModelError: the name is neither built in, nor a folder, nor reachable; or the extra it needs is missing.
+        ModelError: the name is neither built in, nor a folder, nor reachable; or the extra it needs
+            is missing.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else torch.device(
+    device = torch.device("cuda" if torch.cuda.is_available()
+                          else "cpu") if config.device == "auto" else torch.device(
         config.device)
     model, tokenizer = _fetch(config, device)
     if tokenizer.pad_token_id is None:
@@ -134,9 +141,12 @@ def _fetch(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
             tokenizer = AutoTokenizer.from_pretrained(name)
             model = auto.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        reason = (
+            str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        )
         raise ModelError(
-            f"model.name = '{config.name}' cannot be loaded ({reason}); expected 'brew', the path of a folder with "
+            f"model.name = '{config.name}' cannot be loaded ({reason}); expected 'brew', the path "
+            "of a folder with "
             f"config.json, or a Hugging Face id and a network to reach it"
         ) from error
     return (model if config.quant else model.to(device)), tokenizer
@@ -147,8 +157,10 @@ def _quantisation(quant: str) -> Any:
         import bitsandbytes  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
         from transformers import BitsAndBytesConfig
     except ImportError as error:
-        raise ModelError(f"model.quant needs bitsandbytes and it is missing; {install('quant')}") from error
-    require(torch.cuda.is_available(), ModelError, "model.quant needs a CUDA device and none was found; remove model.quant")
+        raise ModelError(
+            f"model.quant needs bitsandbytes and it is missing; {install('quant')}") from error
+    require(torch.cuda.is_available(), ModelError,
+            "model.quant needs a CUDA device and none was found; remove model.quant")
     return BitsAndBytesConfig(load_in_4bit=quant == "4bit", load_in_8bit=quant == "8bit")
 
 
@@ -172,7 +184,8 @@ def _quiet() -> Iterator[None]:
 def wrap(base: Base) -> None:
     """Wrap every linear layer but the output head, in the order of the forward pass."""
     head = base.model.get_output_embeddings()
-    found = [(name, module) for name, module in base.model.named_modules() if is_linear(module) and module is not head]
+    found = [(name, module) for name, module in base.model.named_modules() if is_linear(module)
+             and module is not head]
     for name, module in found:
         parent = base.model.get_submodule(name.rpartition(".")[0])
         base.slots[name] = SharedLinear(module)
@@ -181,7 +194,10 @@ def wrap(base: Base) -> None:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer, also GPT-2's and quantised ones."""
-    return isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt")
+    return (
+        isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit",
+            "Linear8bitLt")
+    )
 
 
 def shape_of(module: nn.Module) -> tuple[int, int]:
@@ -206,9 +222,11 @@ def targets(base: Base, config: AdapterConfig) -> Shapes:
         chosen = {name for name in base.slots if short[name] in wanted or name in wanted}
         for word in sorted(wanted - ATTENTION if config.targets == "attention" else wanted):
             require(any(word in (name, short[name]) for name in base.slots), ModelError,
-                    f"adapter.targets names '{word}', which matches no linear layer of {base.config.name}; "
+                    f"adapter.targets names '{word}', which matches no linear layer of "
+                    f"{base.config.name}; "
                     f"{nearest(word, set(short.values()))}")
-        require(bool(chosen), ModelError, f"adapter.targets = {config.targets!r} matches no linear layer of "
+        require(bool(chosen), ModelError,
+                f"adapter.targets = {config.targets!r} matches no linear layer of "
                 f"{base.config.name}; expected some of: {', '.join(sorted(set(short.values())))}")
     if config.layers != "all":
         chosen &= _last_blocks(base, int(config.layers))
@@ -217,18 +235,21 @@ def targets(base: Base, config: AdapterConfig) -> Shapes:
 
 def _last_blocks(base: Base, count: int) -> set[str]:
     """Layers of the last blocks of every stack: an encoder-decoder has two."""
-    places = {name: (stack, int(number)) for name in base.slots for stack, number in re.findall(r"^(.*?)\.(\d+)\.", name)}
+    places = {name: (stack, int(number)) for name in base.slots for stack,
+              number in re.findall(r"^(.*?)\.(\d+)\.", name)}
     stacks: dict[str, list[int]] = {stack: [] for stack, _ in places.values()}
     for stack, number in sorted(set(places.values())):
         stacks[stack].append(number)
     most = max(map(len, stacks.values()), default=0)
-    require(0 < count <= most, ModelError, f"adapter.layers = {count}; expected 'all' or 1 to {most}, the blocks of {base.config.name}")
+    require(0 < count <= most, ModelError,
+        f"adapter.layers = {count}; expected 'all' or 1 to {most}, the blocks of {base.config.name}")
     return {name for name, (stack, number) in places.items() if number in stacks[stack][-count:]}
 
 
 @contextmanager
 def wearing(base: Base, adapters: Sequence[Adapter]) -> Iterator[None]:
-    """Let the base wear K adapters of the same layers, ranks padded to the largest; on leaving it is bare again."""
+    """Let the base wear K adapters of the same layers, ranks padded to the largest; on leaving it
+    is bare again."""
     layers = list(adapters[0].factors) if adapters else []
     try:
         for name in layers:
@@ -247,13 +268,15 @@ def wearing(base: Base, adapters: Sequence[Adapter]) -> Iterator[None]:
 
 @contextmanager
 def folded(base: Base, updates: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """Let the frozen weights of some layers hold dense updates (M, N); on leaving they are bit for bit as before.
+    """Let the frozen weights of some layers hold dense updates (M, N); on leaving they are bit for
+    bit as before.
 
     Raises:
         ModelError: the base is quantised, so that nothing can be added to its weights.
     """
     require(not (updates and base.config.quant), ModelError,
-            "a quantised base cannot hold dense updates; choose a method that never folds ('fedit', 'ffa', 'flexlora'), or no model.quant")
+            "a quantised base cannot hold dense updates; choose a method that never folds "
+            "('fedit', 'ffa', 'flexlora'), or no model.quant")
     held: dict[str, Tensor] = {}
     try:
         for name, update_MN in (updates or {}).items():
@@ -269,14 +292,16 @@ def folded(base: Base, updates: Mapping[str, Tensor] | None) -> Iterator[None]:
 
 @torch.no_grad()
 def _head_splits(base: Base) -> bool:
-    """Whether logits are exactly head(last hidden state): not so for models that cap or scale their logits."""
+    """Whether logits are exactly head(last hidden state): not so for models that cap or scale their
+    logits."""
     head = base.model.get_output_embeddings()
     decoder = base.model.get_decoder() if hasattr(base.model, "get_decoder") else None
     if head is None or decoder is None or decoder is base.model:
         return False
     ids = torch.arange(4, device=base.device)[None]
     hidden = decoder(input_ids=ids, use_cache=False)[0]
-    return bool(torch.allclose(head(hidden).float(), base.model(input_ids=ids, use_cache=False).logits.float(), atol=1e-5))
+    return bool(torch.allclose(head(hidden).float(),
+        base.model(input_ids=ids, use_cache=False).logits.float(), atol=1e-5))
 
 
 def logits(base: Base, ids_BT: Tensor, chosen_BT: Tensor, **extra: Any) -> Tensor:
@@ -285,7 +310,10 @@ def logits(base: Base, ids_BT: Tensor, chosen_BT: Tensor, **extra: Any) -> Tenso
     Right padding needs no mask in a causal model: no real token ever looks at what follows it.
     """
     if base.split_head:
-        hidden = base.prefix.hidden(ids_BT, chosen_BT) if base.prefix else base.model.get_decoder()(input_ids=ids_BT, use_cache=False)[0]
+        hidden = (
+            base.prefix.hidden(ids_BT, chosen_BT) if base.prefix
+            else base.model.get_decoder()(input_ids=ids_BT, use_cache=False)[0]
+        )
         out: Tensor = base.model.get_output_embeddings()(hidden[chosen_BT[:, : hidden.shape[1]]])
         return out.float()
     full: Tensor = base.model(input_ids=ids_BT, use_cache=False, **extra).logits

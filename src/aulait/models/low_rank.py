@@ -1,20 +1,26 @@
-"""Weighted sums of LoRA products and their best low-rank approximations, streamed and exact up to rounding.
+"""Weighted sums of LoRA products and their best low-rank approximations, streamed and exact up to
+rounding.
 
-Shape letters: M out features · N in features · R rank (of one client, or of all together) · K clients · P leading ranks that are
-kept · X columns. A sum is G_MN = sum over clients of weight · B_MR @ A_RN; the weight holds the client's share and its scale.
-With n = min(M, N), the sum is held in one of two ways:
+Shape letters: M out features · N in features · R rank (of one client, or of all together) · K
+clients · P leading ranks that are
+kept · X columns. A sum is G_MN = sum over clients of weight · B_MR @ A_RN; the weight holds the
+client's share and its scale. With n = min(M, N), the sum is held in one of two ways:
 
-- *stacked*, as long as the ranks together stay within n / 4: the factors themselves, float32, 4 R (M + N) bytes. G is decomposed by
-  a QR of the stacked A, a QR of what is left, and an SVD of R x R, all in float64: O((M + N) R^2 + R^3) operations, 24 R (M + N)
-  bytes on top.
-- *dense*, beyond that, for good: one accumulator, 4 M N bytes (float64 up to 2^20 entries), to which arriving factors are added
-  in place. G is decomposed through the leading eigenvectors of its smaller Gram matrix in float64: M N n + 4/3 n^3 operations,
-  8 n^2 + 16 P (M + N) bytes on top. Up to n = 64 by a full SVD.
+- *stacked*, as long as the ranks together stay within n / 4: the factors themselves, float32, 4 R
+  (M + N) bytes. G is decomposed by a QR of the stacked A, a QR of what is left, and an SVD of R x
+  R, all in float64: O((M + N) R^2 + R^3) operations, 24 R (M + N) bytes on top.
+- *dense*, beyond that, for good: one accumulator, 4 M N bytes (float64 up to 2^20 entries), to
+  which arriving factors are added in place. G is decomposed through the leading eigenvectors of its
+  smaller Gram matrix in float64: M N n + 4/3 n^3 operations, 8 n^2 + 16 P (M + N) bytes on top. Up
+      to n = 64 by a full SVD.
 
-So the memory of a sum is bounded by a constant times M N whatever K is, and what arrives may be forgotten at once.
+So the memory of a sum is bounded by a constant times M N whatever K is, and what arrives may be
+forgotten at once.
 
-Source: the sum and its redistribution are FlexLoRA's (Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous
-Tasks and Client Resources", NeurIPS 2024, arXiv 2402.11505); stacked factors as in FLoRIST (arXiv 2506.09199).
+Source: the sum and its redistribution are FlexLoRA's (Bai et al., "Federated Fine-tuning of Large
+Language Models under Heterogeneous
+Tasks and Client Resources", NeurIPS 2024, arXiv 2402.11505); stacked factors as in FLoRIST (arXiv
+2506.09199).
 """
 
 from __future__ import annotations
@@ -41,7 +47,9 @@ from aulait.models.singular_values import (
 Mass = Literal["B", "symmetric"]
 Ranks = int | Callable[[str], int]
 
-STACKED = 0.25  # of min(M, N): the ranks together up to which factors are kept; beyond, the dense sum is smaller and soon faster
+# of min(M, N): the ranks together up to which factors are kept; beyond, the dense sum is smaller
+# and soon faster
+STACKED = 0.25
 EXACT_ENTRIES = 2**20  # accumulators up to this size are float64
 GROUP = 32  # ranks that are added to the accumulator at once: one pass over its memory
 RESOLUTION = float(torch.finfo(torch.float32).eps)
@@ -52,7 +60,8 @@ class ProductSum:
 
     Args:
         shape: (M, N).
-        planned_rank: ranks of all clients together, when known. It only spares the stacking that would not last.
+        planned_rank: ranks of all clients together, when known. It only spares the stacking that
+            would not last.
     """
 
     def __init__(self, shape: tuple[int, int], *, planned_rank: int | None = None) -> None:
@@ -73,7 +82,8 @@ class ProductSum:
 
     @torch.no_grad()
     def add(self, weight: float, a_RN: Tensor, b_MR: Tensor) -> None:
-        """Adds weight · B @ A. The order of clients changes nothing but rounding; the tensors are copied.
+        """Adds weight · B @ A. The order of clients changes nothing but rounding; the tensors are
+        copied.
 
         Raises:
             ModelError: shapes that do not fit the layer, or numbers that are not finite.
@@ -93,18 +103,22 @@ class ProductSum:
     def truncated(self, rank: int, mass: Mass = "B") -> tuple[Tensor, Tensor]:
         """The best approximation of the sum by a product of that rank (Eckart and Young).
 
-        The decomposition is kept until the next ``add``: who needs several ranks asks for the largest first.
+        The decomposition is kept until the next ``add``: who needs several ranks asks for the
+        largest first.
 
         Args:
-            rank: P, at least 1. Where the sum has a lower rank, rows of A and columns of B are zero.
-            mass: "B": A has orthonormal rows and B carries the singular values. "symmetric": each carries their square root.
+            rank: P, at least 1. Where the sum has a lower rank, rows of A and columns of B are
+                zero.
+            mass: "B": A has orthonormal rows and B carries the singular values. "symmetric": each
+                carries their square root.
 
         Returns:
-            A (P, N) and B (M, P), float32, the most important direction first; the largest entry of every row of A is
-            positive. Only equal singular values leave a choice.
+            A (P, N) and B (M, P), float32, the most important direction first; the largest entry of
+            every row of A is positive. Only equal singular values leave a choice.
         """
         if rank < 1:
-            raise ModelError(f"a truncation to rank {rank} was asked for; expected at least 1; raise the rank")
+            raise ModelError(
+                f"a truncation to rank {rank} was asked for; expected at least 1; raise the rank")
         kept = min(rank, self.rank_bound)
         if self._leading is None or self._leading.left.shape[1] < kept:
             self._leading = self._decomposed(kept)
@@ -121,7 +135,8 @@ class ProductSum:
     def singular_values(self) -> Tensor:
         """All of them, descending, float64, as many as ``rank_bound``.
 
-        Each is right to 1e-5 of itself down to 1e-4 of the largest, where float32 lets a dense sum know it.
+        Each is right to 1e-5 of itself down to 1e-4 of the largest, where float32 lets a dense sum
+        know it.
         """
         if self._values is None:
             if self._sum_MN is None:
@@ -148,7 +163,8 @@ class ProductSum:
         if self._sum_MN is not None:
             self._flush(self._sum_MN)
             return (self._sum_MN @ right_NX.to(self._sum_MN.dtype)).float()
-        right, total = right_NX.double(), torch.zeros(self.shape[0], right_NX.shape[1], dtype=torch.float64)
+        right, total = right_NX.double(), torch.zeros(self.shape[0], right_NX.shape[1],
+            dtype=torch.float64)
         for weight, a, b in self._terms:
             total.addmm_(b.double(), a.double() @ right, alpha=weight)
         return total.float()
@@ -170,19 +186,33 @@ class ProductSum:
         return torch.zeros(self.shape, dtype=torch.float64 if exact else torch.float32)
 
     def _negligible(self, values: Tensor) -> float:
-        """At and below this a singular value is rounding: of the accumulator, or of the Gram matrix."""
+        """At and below this a singular value is rounding: of the accumulator, or of the Gram
+        matrix."""
         if not len(values):
             return 0.0
-        rough = self._sum_MN is not None and (self._sum_MN.dtype == torch.float32 or min(self.shape) > FULL_SVD)
-        return float(values[0]) * (RESOLUTION if rough else max(self.shape) * torch.finfo(torch.float64).eps)
+        rough = (
+            self._sum_MN is not None and (self._sum_MN.dtype == torch.float32
+                or min(self.shape) > FULL_SVD)
+        )
+        return (
+            float(values[0]) * (RESOLUTION if rough
+                                else max(self.shape) * torch.finfo(torch.float64).eps)
+        )
 
     def _check(self, weight: float, a_RN: Tensor, b_MR: Tensor) -> None:
         m, n = self.shape
         if a_RN.ndim != 2 or b_MR.shape != (m, a_RN.shape[0]) or a_RN.shape[1] != n:
-            found = f"factors A {tuple(a_RN.shape)} and B {tuple(b_MR.shape)} do not fit a layer of {m} x {n}"
-            raise ModelError(f"{found}; expected A (R, {n}) and B ({m}, R); send the layer's own factors")
-        if not (math.isfinite(weight) and bool(a_RN.isfinite().all()) and bool(b_MR.isfinite().all())):
-            raise ModelError("an update holds numbers that are not finite; expected finite factors; lower the learning rate")
+            found = (
+                f"factors A {tuple(a_RN.shape)} and B {tuple(b_MR.shape)} do not fit a layer of "
+                f"{m} x {n}"
+            )
+            raise ModelError(
+                f"{found}; expected A (R, {n}) and B ({m}, R); send the layer's own factors")
+        if not (math.isfinite(weight) and bool(a_RN.isfinite().all())
+                and bool(b_MR.isfinite().all())):
+            raise ModelError(
+                "an update holds numbers that are not finite; expected finite factors; lower the "
+                "learning rate")
 
     def _flush(self, sum_MN: Tensor) -> None:
         """Moves what was kept into the accumulator, some clients at once."""
@@ -191,7 +221,8 @@ class ProductSum:
             while self._terms and sum(len(a) for _, a, _ in group) < GROUP:
                 group.append(self._terms.pop())
             a_RN = torch.cat([a.to(sum_MN.dtype) for _, a, _ in group])
-            sum_MN.addmm_(torch.cat([weight * b.to(sum_MN.dtype) for weight, _, b in group], dim=1), a_RN)
+            sum_MN.addmm_(torch.cat([weight * b.to(sum_MN.dtype) for weight, _, b in group], dim=1),
+                          a_RN)
         self._pending = 0
 
     def _decomposed(self, kept: int) -> Triplets:
@@ -202,24 +233,30 @@ class ProductSum:
 
 
 class Merge:
-    """Weighted sum of whole adapters, whose ranks may differ from reply to reply and from layer to layer.
+    """Weighted sum of whole adapters, whose ranks may differ from reply to reply and from layer to
+    layer.
 
     Args:
         shapes: layer name -> (M, N).
-        planned_ranks: ranks of all replies together, as in ``ProductSum``; a number, or layer -> number.
+        planned_ranks: ranks of all replies together, as in ``ProductSum``; a number, or layer ->
+            number.
     """
 
     def __init__(self, shapes: Shapes, *, planned_ranks: Ranks | None = None) -> None:
         self.layers = {
-            name: ProductSum(shape, planned_rank=None if planned_ranks is None else _rank(planned_ranks, name))
+            name: ProductSum(shape, planned_rank=None if planned_ranks is None
+                             else _rank(planned_ranks, name))
             for name, shape in sorted(shapes.items())
         }
 
     def add(self, weight: float, adapter: Adapter) -> None:
-        """Adds weight · scale · B @ A of every layer. Raises ModelError when the adapter has a layer of its own."""
+        """Adds weight · scale · B @ A of every layer. Raises ModelError when the adapter has a
+        layer of its own."""
         for name, (a_RN, b_MR) in adapter.factors.items():
             if name not in self.layers:
-                raise ModelError(f"an update has the layer '{name}'; expected {', '.join(self.layers)}; adapt the same layers")
+                raise ModelError(
+                    f"an update has the layer '{name}'; expected {', '.join(self.layers)}; adapt "
+                    "the same layers")
             self.layers[name].add(weight * adapter.scale(name), a_RN, b_MR)
 
     def truncated(self, ranks: Ranks, alpha: float, mass: Mass = "B") -> Adapter:
@@ -238,8 +275,10 @@ class Merge:
         return Adapter(factors, alpha)
 
 
-def truncated(a_RN: Tensor, b_MR: Tensor, rank: int, *, scale: float = 1.0, mass: Mass = "B") -> tuple[Tensor, Tensor]:
-    """The best A (P, N), B (M, P) for scale · B @ A of one pair; the scale is in the result. See ``ProductSum.truncated``."""
+def truncated(a_RN: Tensor, b_MR: Tensor, rank: int, *, scale: float = 1.0,
+              mass: Mass = "B") -> tuple[Tensor, Tensor]:
+    """The best A (P, N), B (M, P) for scale · B @ A of one pair; the scale is in the result. See
+    ``ProductSum.truncated``."""
     one = ProductSum((b_MR.shape[0], a_RN.shape[1]))
     one.add(scale, a_RN, b_MR)
     return one.truncated(rank, mass)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class SharedLinear(nn.Module):
     """A frozen linear layer plus the LoRA updates of K sites, one group of rows each.
 
-    Input (K·B, ..., N), rows of a site adjacent; output (K·B, ..., M). ``worn`` is None (the bare base) or
-    (A_KRN, B_KMR, scale_K); K = 1 serves any number of rows.
+    Input (K·B, ..., N), rows of a site adjacent; output (K·B, ..., M). ``worn`` is None (the bare
+    base) or (A_KRN, B_KMR, scale_K); K = 1 serves any number of rows.
     """
 
     def __init__(self, inner: nn.Module) -> None:

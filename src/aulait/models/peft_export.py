@@ -14,27 +14,35 @@ from aulait.models.loading import BREW, Base
 
 
 def export(adapter: Adapter, base: Base, folder: Path) -> None:
-    """Write an adapter in PEFT's format: ``PeftModel.from_pretrained`` loads it on the same base."""
+    """Write an adapter in PEFT's format: ``PeftModel.from_pretrained`` loads it on the same
+    base."""
     folder.mkdir(parents=True, exist_ok=True)
     ranks = {name: a.shape[0] for name, (a, _) in adapter.factors.items()}
     common = max(ranks.values())
     weights = {}
     for name, (a, b) in sorted(adapter.factors.items()):
         weights[f"base_model.model.{name}.lora_A.weight"] = a.contiguous().cpu()
-        # PEFT multiplies by alpha / r of the layer; an adapter with a scale of its own holds the difference in B
-        weights[f"base_model.model.{name}.lora_B.weight"] = (b * (adapter.scale(name) * a.shape[0] / adapter.alpha)).contiguous().cpu()
+        # PEFT multiplies by alpha / r of the layer; an adapter with a scale of its own holds the
+        # difference in B
+        weights[f"base_model.model.{name}.lora_B.weight"] = (b
+            * (adapter.scale(name) * a.shape[0] / adapter.alpha)).contiguous().cpu()
     (folder / "adapter_model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
-    (folder / "adapter_config.json").write_text(json.dumps(_peft_config(adapter, base, ranks, common), indent=2) + "\n")
+    (folder / "adapter_config.json").write_text(json.dumps(_peft_config(adapter, base, ranks,
+        common), indent=2) + "\n")
 
 
-def _peft_config(adapter: Adapter, base: Base, ranks: Mapping[str, int], common: int) -> dict[str, Any]:
+def _peft_config(adapter: Adapter, base: Base, ranks: Mapping[str, int], common: int) -> dict[str,
+        Any]:
     from peft import LoraConfig, TaskType
 
     conv = any(type(base.slots[name].inner).__name__ == "Conv1D" for name in ranks)
     config = LoraConfig(
-        r=common, lora_alpha=adapter.alpha, lora_dropout=0.0, target_modules=sorted(ranks), fan_in_fan_out=conv,
+        r=common, lora_alpha=adapter.alpha, lora_dropout=0.0, target_modules=sorted(ranks),
+        fan_in_fan_out=conv,
         rank_pattern={name: r for name, r in ranks.items() if r != common},
         task_type=TaskType.CAUSAL_LM if base.config.kind == "causal" else TaskType.SEQ_2_SEQ_LM,
-        base_model_name_or_path=BREW if base.config.name == "brew" else base.config.name, inference_mode=True,
+        base_model_name_or_path=BREW if base.config.name == "brew" else base.config.name,
+        inference_mode=True,
     ).to_dict()
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    return {key: sorted(value) if isinstance(value, set) else value for key,
+            value in config.items()}

@@ -1,8 +1,9 @@
 """What the leading bare blocks of a decoder say of a token sequence, computed once and remembered.
 
-Where only the last blocks carry an adapter, the hidden states that enter the first of them are a constant of the tokens.
-They are kept for all runs of a process, whatever layers each of them adapts: how many blocks are bare is seen anew in every
-pass. On a CPU every sequence is read for itself, so that what is remembered depends on nothing that was read before or
+Where only the last blocks carry an adapter, the hidden states that enter the first of them are a
+constant of the tokens. They are kept for all runs of a process, whatever layers each of them
+adapts: how many blocks are bare is seen anew in every pass. On a CPU every sequence is read for
+itself, so that what is remembered depends on nothing that was read before or
 beside it, and a run that is stopped and resumed sees what it would have seen.
 
 Shape letters: B sequences · T tokens · W tokens up to the last that matters · D width.
@@ -26,7 +27,8 @@ _UNFIT = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
 
 
 class Skip(nn.Module):
-    """Stands where a block was: passes the hidden states on, or those it was given instead, and keeps what came in."""
+    """Stands where a block was: passes the hidden states on, or those it was given instead, and
+    keeps what came in."""
 
     def __init__(self, keeps: bool = False, given: Tensor | None = None) -> None:
         super().__init__()
@@ -45,10 +47,12 @@ class Prefix:
     """Hidden states of a decoder, with those that enter its first adapted block remembered.
 
     Attributes:
-        most_bytes: of remembered states; what was used longest ago is forgotten first. 0: remember nothing.
+        most_bytes: of remembered states; what was used longest ago is forgotten first. 0: remember
+            nothing.
         held_bytes: of remembered states now.
-        together: whether sequences not seen before are read in one pass: faster on an accelerator, and then the last bits of
-            what is remembered depend on the company a sequence was first seen in.
+        together: whether sequences not seen before are read in one pass: faster on an accelerator,
+            and then the last bits of what is remembered depend on the company a sequence was first
+            seen in.
         computed: sequences that went through leading blocks so far.
     """
 
@@ -68,7 +72,8 @@ class Prefix:
         self._known: OrderedDict[tuple[int, tuple[int, ...]], Tensor] = OrderedDict()
 
     def hidden(self, ids_BT: Tensor, chosen_BT: Tensor) -> Tensor:
-        """Last hidden states (B, W, D) of right-padded sequences, exact up to the last chosen position of each; W <= T."""
+        """Last hidden states (B, W, D) of right-padded sequences, exact up to the last chosen
+        position of each; W <= T."""
         depth = self.depth() if self.most_bytes else 0
         if depth and depth not in self._fits:
             self._fits[depth] = self._check(depth, ids_BT, chosen_BT)
@@ -77,7 +82,8 @@ class Prefix:
         return self._whole(ids_BT)
 
     def depth(self) -> int:
-        """Number of leading blocks that are as they were loaded; 0 as well where nothing is adapted, which no run repeats."""
+        """Number of leading blocks that are as they were loaded; 0 as well where nothing is
+        adapted, which no run repeats."""
         if not all(map(self._bare, self._outside)):
             return 0
         adapted = (i for i, slots in enumerate(self._slots) if not all(map(self._bare, slots)))
@@ -93,7 +99,8 @@ class Prefix:
 
     @torch.no_grad()
     def _check(self, depth: int, ids_BT: Tensor, chosen_BT: Tensor) -> bool:
-        """Whether the pass in two parts says what the pass in one says; on the first batch that is read at this depth."""
+        """Whether the pass in two parts says what the pass in one says; on the first batch that is
+        read at this depth."""
         try:
             parts = self._resume(depth, ids_BT, chosen_BT)
         except _UNFIT:
@@ -108,12 +115,14 @@ class Prefix:
         return bool((found - wanted).abs().max() <= slack * wanted.abs().max().clamp(min=1.0))
 
     def _resume(self, depth: int, ids_BT: Tensor, chosen_BT: Tensor) -> Tensor:
-        """The pass from block ``depth`` on. Nothing that matters sees a token after the last chosen one of its sequence."""
+        """The pass from block ``depth`` on. Nothing that matters sees a token after the last chosen
+        one of its sequence."""
         lengths = _lengths(chosen_BT).tolist()
         rows = [tuple(ids[:length]) for ids, length in zip(ids_BT.tolist(), lengths, strict=True)]
         given_BWD = nn.utils.rnn.pad_sequence(self._recall(depth, rows), batch_first=True)
         stand = Skip(given=given_BWD)
-        with standing(self._decoder, [stand, *(Skip() for _ in range(depth - 1)), *self._layers[depth:]]):
+        with standing(self._decoder, [stand, *(Skip() for _ in range(depth - 1)),
+                *self._layers[depth:]]):
             return self._whole(ids_BT[:, : given_BWD.shape[1]])
 
     def _recall(self, depth: int, rows: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -132,14 +141,17 @@ class Prefix:
             self.held_bytes -= self._known.popitem(last=False)[1].nbytes
         return [states[row] for row in rows]
 
-    def _compute(self, depth: int, rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+    def _compute(self, depth: int, rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...],
+            Tensor]:
         """One pass through the first ``depth`` blocks; the states (length, D) of every sequence."""
         keeper, width = Skip(keeps=True), max(map(len, rows))
-        ids_BW = torch.tensor([row + (row[-1],) * (width - len(row)) for row in rows], device=self._device)
+        ids_BW = torch.tensor([row + (row[-1],) * (width - len(row)) for row in rows],
+                              device=self._device)
         rest = len(self._layers) - depth - 1
         with (
             torch.inference_mode(False), torch.no_grad(),
-            standing(self._decoder, [*self._layers[:depth], keeper, *(Skip() for _ in range(rest))]),
+            standing(self._decoder,
+                     [*self._layers[:depth], keeper, *(Skip() for _ in range(rest))]),
         ):
             self._whole(ids_BW)
         assert keeper.held is not None
@@ -148,7 +160,8 @@ class Prefix:
 
 @contextmanager
 def standing(decoder: Any, blocks: Sequence[nn.Module], name: str = "layers") -> Iterator[None]:
-    """Let other blocks stand in a decoder, each in its place, since a decoder may mask by number; then its own again."""
+    """Let other blocks stand in a decoder, each in its place, since a decoder may mask by number;
+    then its own again."""
     own = getattr(decoder, name)
     setattr(decoder, name, nn.ModuleList(blocks))
     try:
@@ -158,13 +171,16 @@ def standing(decoder: Any, blocks: Sequence[nn.Module], name: str = "layers") ->
 
 
 def of(decoder: Any) -> Prefix | None:
-    """The memory of a decoder; None where its blocks are not found, or where states depend on more than the tokens before them.
+    """The memory of a decoder; None where its blocks are not found, or where states depend on more
+    than the tokens before them.
 
     On an accelerator at most an eighth of what is free now is used.
     """
     rotary = getattr(getattr(decoder, "rotary_emb", None), "rope_type", "default")
-    growing = any(kind in _GROWING for kind in (rotary.values() if isinstance(rotary, dict) else [rotary]))
-    if growing or not isinstance(getattr(decoder, "layers", None), nn.ModuleList) or len(decoder.layers) < 2:
+    growing = any(kind in _GROWING for kind in (rotary.values() if isinstance(rotary, dict)
+        else [rotary]))
+    if growing or not isinstance(getattr(decoder, "layers", None),
+            nn.ModuleList) or len(decoder.layers) < 2:
         return None
     device = next(decoder.parameters()).device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 8 * MOST_BYTES

@@ -1,7 +1,8 @@
-"""A base as the cost model sees it: its blocks and their linear layers, read off a loaded model or off a configuration.
+"""A base as the cost model sees it: its blocks and their linear layers, read off a loaded model or
+off a configuration.
 
-A configuration is built on torch's "meta" device: shapes without numbers, so that a model of billions of parameters can be
-costed on a laptop.
+A configuration is built on torch's "meta" device: shapes without numbers, so that a model of
+billions of parameters can be costed on a laptop.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def anatomy(base: Base) -> Anatomy:
 
 
 def from_config(config: Any, dtype: str = "float32") -> Anatomy:
-    """The anatomy of the model that a transformers configuration describes; no weight is made or loaded.
+    """The anatomy of the model that a transformers configuration describes; no weight is made or
+    loaded.
 
     Args:
         config: a transformers configuration, of a causal or an encoder-decoder model.
@@ -43,16 +45,22 @@ def from_config(config: Any, dtype: str = "float32") -> Anatomy:
 
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     with torch.device("meta"):
-        model = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_config(config, dtype=getattr(torch, dtype))
+        model = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_config(config,
+            dtype=getattr(torch, dtype))
     head = model.get_output_embeddings()
-    shapes = {name: shape_of(module) for name, module in model.named_modules() if module is not head and is_linear(module)}
-    # Models that cap or scale their logits run the head on every position (``model.load`` finds out by trying).
-    capped = any(getattr(config, key, None) for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
+    shapes = {name: shape_of(module) for name, module in model.named_modules() if module is not head
+              and is_linear(module)}
+    # Models that cap or scale their logits run the head on every position (``model.load`` finds out
+    # by trying).
+    capped = any(getattr(config, key, None) for key in ("final_logit_softcapping", "logit_scale",
+        "logits_scaling"))
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    return _anatomy(model, shapes, "seq2seq" if seq2seq else "causal", not seq2seq and not capped, weight_bytes)
+    return _anatomy(model, shapes, "seq2seq" if seq2seq else "causal", not seq2seq and not capped,
+                    weight_bytes)
 
 
-def _anatomy(model: Any, shapes: Mapping[str, tuple[int, int]], kind: Literal["causal", "seq2seq"], split_head: bool,
+def _anatomy(model: Any, shapes: Mapping[str, tuple[int, int]], kind: Literal["causal", "seq2seq"],
+             split_head: bool,
              weight_bytes: int) -> Anatomy:
     config = model.config.get_text_config(decoder=True)
     blocks = tuple(_blocks(shapes, config, kind))
@@ -75,24 +83,36 @@ def _blocks(shapes: Mapping[str, tuple[int, int]], config: Any, kind: str) -> It
     grouped: dict[tuple[bool, int], dict[str, tuple[int, int]]] = {}
     for name, (m, n) in shapes.items():
         numbers = [int(part) for part in name.split(".") if part.isdigit()]
-        require(bool(numbers), ModelError, f"linear layer '{name}' lies in no numbered block; expected a model made of blocks "
+        require(bool(numbers), ModelError,
+                f"linear layer '{name}' lies in no numbered block; expected a model made of blocks "
                 "(llama, GPT-2, T5 and their kin); the cost model cannot read this one")
         encoder = kind == "seq2seq" and "encoder" in name.split(".")
         grouped.setdefault((not encoder, numbers[0]), {})[name] = (m, n)
     heads = int(getattr(config, "num_attention_heads", 0) or config.num_heads)
-    per_head = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
+    per_head = (
+        getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size
+        // heads
+    )
     for (decoder, _), layers in sorted(grouped.items(), key=lambda pair: pair[0]):
-        yield Block(layers, heads * int(per_head), "decoder" if decoder else "encoder", decoder and kind == "seq2seq")
+        yield Block(layers, heads * int(per_head), "decoder" if decoder else "encoder",
+                    decoder and kind == "seq2seq")
 
 
 def _embeddings(model: Any, shapes: Mapping[str, tuple[int, int]]) -> Iterable[Tensor]:
-    """Input embeddings of tokens and positions; those inside blocks are biases of the attention, not embeddings."""
-    prefixes = {".".join(name.split(".")[: next(i for i, p in enumerate(name.split(".")) if p.isdigit())]) for name in shapes}
+    """Input embeddings of tokens and positions; those inside blocks are biases of the attention,
+    not embeddings."""
+    prefixes = {".".join(name.split(".")[: next(i for i, p in enumerate(name.split("."))
+        if p.isdigit())]) for name in shapes}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and not any(name.startswith(prefix + ".") for prefix in prefixes):
+        if isinstance(module, nn.Embedding) and not any(name.startswith(prefix + ".")
+                for prefix in prefixes):
             yield module.weight
 
 
 def _is_matrix(parameter: str, shapes: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether a parameter is the matrix of a layer in a block; quantised ones hold fewer elements than they stand for."""
-    return parameter.removesuffix(".weight").removesuffix(".inner") in shapes and parameter.endswith(".weight")
+    """Whether a parameter is the matrix of a layer in a block; quantised ones hold fewer elements
+    than they stand for."""
+    return (
+        parameter.removesuffix(".weight").removesuffix(".inner") in shapes
+        and parameter.endswith(".weight")
+    )

@@ -1,9 +1,13 @@
-"""Singular values and leading singular vectors of a matrix, stacked from factors or dense, in float64.
+"""Singular values and leading singular vectors of a matrix, stacked from factors or dense, in
+float64.
 
-Shape letters: M out features · N in features · R rank of all factors together · P leading triplets that are kept.
-Cost, with n the smaller side and m the larger: a stack O((M + N) R^2 + R^3) operations and 24 R (M + N) bytes; a dense matrix
-m n^2 + 4/3 n^3 operations and 8 n^2 + 16 P (M + N) bytes. A Gram matrix squares the condition: where it is used, what lies
-below 1e-7 of the largest value is rounding, which is also what float32 leaves of a sum.
+Shape letters: M out features · N in features · R rank of all factors together · P leading triplets
+that are kept.
+Cost, with n the smaller side and m the larger: a stack O((M + N) R^2 + R^3) operations and 24 R (M
++ N) bytes; a dense matrix
+m n^2 + 4/3 n^3 operations and 8 n^2 + 16 P (M + N) bytes. A Gram matrix squares the condition:
+where it is used, what lies below 1e-7 of the largest value is rounding, which is also what float32
+leaves of a sum.
 """
 
 from __future__ import annotations
@@ -40,8 +44,10 @@ class Triplets:
     right: Tensor
 
 
-def of_stack(terms: Sequence[tuple[float, Tensor, Tensor]], kept: int, shape: tuple[int, int]) -> Triplets:
-    """The sum of weight · B_MR @ A_RN, never formed: with A' = Q T it is C Q' where C = B T', and C has a small SVD.
+def of_stack(terms: Sequence[tuple[float, Tensor, Tensor]], kept: int,
+             shape: tuple[int, int]) -> Triplets:
+    """The sum of weight · B_MR @ A_RN, never formed: with A' = Q T it is C Q' where C = B T', and C
+    has a small SVD.
 
     Args:
         terms: weight, A (R, N), B (M, R); ranks together at most min(M, N).
@@ -49,10 +55,14 @@ def of_stack(terms: Sequence[tuple[float, Tensor, Tensor]], kept: int, shape: tu
         shape: (M, N).
     """
     if not terms:
-        return Triplets(torch.zeros(shape[0], 0).double(), torch.zeros(0).double(), torch.zeros(0, shape[1]).double())
+        return Triplets(torch.zeros(shape[0], 0).double(), torch.zeros(0).double(),
+                        torch.zeros(0, shape[1]).double())
     reflectors, tau = torch.geqrf(torch.cat([a.double() for _, a, _ in terms]).T)
     rank = len(tau)
-    c_MR = torch.cat([weight * b.double() for weight, _, b in terms], dim=1) @ reflectors[:rank].triu().T
+    c_MR = (
+        torch.cat([weight * b.double() for weight, _, b in terms],
+                  dim=1) @ reflectors[:rank].triu().T
+    )
     triangle = torch.geqrf(c_MR)[0][:rank].triu()
     _, values, turn_RR = torch.linalg.svd(triangle)
     small_NP = torch.zeros(shape[1], kept, dtype=torch.float64)
@@ -61,9 +71,11 @@ def of_stack(terms: Sequence[tuple[float, Tensor, Tensor]], kept: int, shape: tu
 
 
 def of_dense(matrix_MN: Tensor, kept: int) -> Triplets:
-    """A dense matrix, which is left as it is: full SVD up to n = 64, eigenvectors of the smaller Gram matrix beyond.
+    """A dense matrix, which is left as it is: full SVD up to n = 64, eigenvectors of the smaller
+    Gram matrix beyond.
 
-    ``right`` of a wide matrix has rows orthonormal up to 1e-16 times the square of the largest over their own value.
+    ``right`` of a wide matrix has rows orthonormal up to 1e-16 times the square of the largest over
+    their own value.
     """
     if matrix_MN.shape[0] >= matrix_MN.shape[1]:
         return _of_tall(matrix_MN, kept)
@@ -78,13 +90,15 @@ def values_of_dense(matrix_MN: Tensor) -> Tensor:
         exact: Tensor = torch.linalg.svdvals(matrix_MN.double())
         return exact
     tall = matrix_MN if matrix_MN.shape[0] >= matrix_MN.shape[1] else matrix_MN.T
-    squares = eigh(_gram(tall), lower=False, eigvals_only=True, overwrite_a=True, check_finite=False)
+    squares = eigh(_gram(tall), lower=False, eigvals_only=True, overwrite_a=True,
+                   check_finite=False)
     values: Tensor = torch.from_numpy(np.sqrt(np.maximum(squares[::-1], 0.0)))
     return values
 
 
 def blocks(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Its rows, some at a time, in float64: where they are, and one buffer that the next block overwrites."""
+    """Its rows, some at a time, in float64: where they are, and one buffer that the next block
+    overwrites."""
     rows = max(1, BLOCK_BYTES // (8 * matrix.shape[1]))
     buffer = torch.empty(min(rows, matrix.shape[0]), matrix.shape[1], dtype=torch.float64)
     for start in range(0, matrix.shape[0], rows):
@@ -101,7 +115,8 @@ def _of_tall(tall_MN: Tensor, kept: int) -> Triplets:
     y_MP = torch.empty(tall_MN.shape[0], kept, dtype=torch.float64)
     for rows, block in blocks(tall_MN):
         torch.mm(block, v_NP, out=y_MP[rows])
-    values, order = torch.linalg.vector_norm(y_MP, dim=0).sort(descending=True)  # not roots of eigenvalues: these are squared
+    # not roots of eigenvalues: these are squared
+    values, order = torch.linalg.vector_norm(y_MP, dim=0).sort(descending=True)
     return Triplets(y_MP[:, order], values, v_NP.T[order])
 
 
@@ -115,15 +130,18 @@ def _gram(tall_MN: Tensor) -> Any:
 
 
 def _eigenvectors(tall_MN: Tensor, kept: int) -> Tensor:
-    """Orthonormal (N, P) of the largest eigenvalues of the Gram matrix; all of them where few are not wanted or fail."""
+    """Orthonormal (N, P) of the largest eigenvalues of the Gram matrix; all of them where few are
+    not wanted or fail."""
     width = tall_MN.shape[1]
     first = width - kept
     with suppress(LinAlgError):
         if kept <= FEW * width:
             wanted = (first, width - 1)
-            found = eigh(_gram(tall_MN), lower=False, subset_by_index=wanted, overwrite_a=True, check_finite=False)[1]
+            found = eigh(_gram(tall_MN), lower=False, subset_by_index=wanted, overwrite_a=True,
+                         check_finite=False)[1]
             vectors: Tensor = torch.from_numpy(found).flip(1)
-            if float((vectors.T @ vectors - torch.eye(kept, dtype=torch.float64)).abs().max()) < ORTHOGONAL:
+            if float((vectors.T @ vectors - torch.eye(kept,
+                    dtype=torch.float64)).abs().max()) < ORTHOGONAL:
                 return vectors
     found = eigh(_gram(tall_MN), lower=False, driver="evd", overwrite_a=True, check_finite=False)[1]
     return torch.from_numpy(found[:, first:].copy()).flip(1)

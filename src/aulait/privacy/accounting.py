@@ -1,11 +1,15 @@
-"""How much privacy is spent: settings, events, epsilon of many events, noise for a target, one account per role.
+"""How much privacy is spent: settings, events, epsilon of many events, noise for a target, one
+account per role.
 
-All numbers are for one client with all its records, or for one record where ``unit`` says so. A noise multiplier z is
-sigma divided by the sensitivity, which already holds the factor 2 of the relation "replace"; so everything here is the
-same for both units and relations. Poisson sampling is accounted for "add-remove" only (the door refuses the other).
+All numbers are for one client with all its records, or for one record where ``unit`` says so. A
+noise multiplier z is sigma divided by the sensitivity, which already holds the factor 2 of the
+relation "replace"; so everything here is the same for both units and relations. Poisson sampling is
+accounted for "add-remove" only (the door refuses the other).
 
-Source: Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018, for full participation;
-privacy loss distributions for Poisson sampling. dp-accounting takes a second to import, hence where it is used.
+Source: Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018, for
+full participation;
+privacy loss distributions for Poisson sampling. dp-accounting takes a second to import, hence where
+it is used.
 """
 
 from __future__ import annotations
@@ -24,22 +28,29 @@ from aulait.core.registry import require
 
 
 class PrivacyConfig(BaseModel):
-    """The table ``[privacy]`` of an experiment file. There is no silent default for what is promised.
+    """The table ``[privacy]`` of an experiment file. There is no silent default for what is
+    promised.
 
     Attributes:
         off: no privacy at all; must be said aloud.
-        epsilon: target of every client over the whole run; exactly one of this and ``noise_multiplier``.
+        epsilon: target of every client over the whole run; exactly one of this and
+            ``noise_multiplier``.
         noise_multiplier: sigma divided by the sensitivity, of every release.
         delta: probability with which epsilon may fail.
-        relation: neighbouring federations differ by adding or removing one client (or record), or by replacing one.
-        unit: what is protected: a "client" with all its records, or one "record"; the method must offer it.
+        relation: neighbouring federations differ by adding or removing one client (or record), or
+            by replacing one.
+        unit: what is protected: a "client" with all its records, or one "record"; the method must
+            offer it.
         trust: who adds the noise: the server, or (not available yet) the clients.
-        clip: L2 bound of one client's update: a number, or the median norm of the proxies' updates, which are public.
-            With the unit "record": of one record's gradient (the method says of what), always a number.
+        clip: L2 bound of one client's update: a number, or the median norm of the proxies' updates,
+            which are public. With the unit "record": of one record's gradient (the method says of
+            what), always a number.
         clip_scale: multiplies the bound.
-        shrink: shrink released sums by their known signal-to-noise ratio, as a whole or tensor by tensor.
+        shrink: shrink released sums by their known signal-to-noise ratio, as a whole or tensor by
+            tensor.
         subspace: dimensions of the public subspace of released updates; 0 for none.
-        subspace_mode: keep only the part inside the subspace, or shrink inside and outside separately.
+        subspace_mode: keep only the part inside the subspace, or shrink inside and outside
+            separately.
         vote_fraction: share of the budget (of mu^2) for votes at a client that votes and trains.
         noise_seed: makes the noise reproducible; the run is then not private and says so.
         delta_acknowledged: allows delta >= 1 / clients.
@@ -64,34 +75,51 @@ class PrivacyConfig(BaseModel):
     delta_acknowledged: bool = False
 
     def problems(self, clients: int) -> list[str]:
-        """One line for everything that is wrong with these settings in a federation of so many clients (or records)."""
+        """One line for everything that is wrong with these settings in a federation of so many
+        clients (or records)."""
         on, delta = not self.off, self.delta
-        given = [name for name in ("epsilon", "noise_multiplier") if getattr(self, name) is not None]
+        given = [name for name in ("epsilon", "noise_multiplier")
+                 if getattr(self, name) is not None]
         found = []
         if self.off and given:
-            found.append(f"privacy.off = true together with {' and '.join(given)}; remove one of them")
+            found.append(
+                f"privacy.off = true together with {' and '.join(given)}; remove one of them")
         if on and len(given) != 1:
-            text = f"privacy has {' and '.join(given) or 'neither epsilon nor noise_multiplier'}, expected exactly one of"
+            text = (
+                f"privacy has {' and '.join(given) or 'neither epsilon nor noise_multiplier'}, "
+                "expected exactly one of"
+            )
             found.append(f"{text} epsilon and noise_multiplier; set one, or privacy.off = true")
         if on and delta is None:
-            found.append("privacy.delta is missing, expected a number far below 1/clients; write it, as delta = 1e-5")
+            found.append(
+                "privacy.delta is missing, expected a number far below 1/clients; write it, as "
+                "delta = 1e-5")
         if on and self.relation is None:
-            found.append('privacy.relation is missing, expected "add-remove" or "replace"; write it')
+            found.append(
+                'privacy.relation is missing, expected "add-remove" or "replace"; write it')
         if delta is not None and not 0 < delta < 1:
             found.append(f"privacy.delta is {delta}, expected a number between 0 and 1; correct it")
         elif on and delta is not None and delta * clients >= 1 and not self.delta_acknowledged:
-            text = f"privacy.delta is {delta}, expected less than 1/{clients} (one over the {self.unit}s)"
+            text = (
+                f"privacy.delta is {delta}, expected less than 1/{clients} (one over the "
+                f"{self.unit}s)"
+            )
             found.append(f"{text}; lower it, or set privacy.delta_acknowledged = true")
         if self.trust == "secure":
             found.append('privacy.trust = "secure" is not available yet; use trust = "server"')
         for name in ("epsilon", "noise_multiplier", "clip", "clip_scale"):
             value = getattr(self, name)
             if value not in (None, "proxies") and not 0 < value < math.inf:
-                found.append(f"privacy.{name} is {value}, expected a finite number > 0; for no privacy: off = true")
+                found.append(
+                    f"privacy.{name} is {value}, expected a finite number > 0; for no privacy: off "
+                    "= true")
         if self.subspace < 0:
-            found.append(f"privacy.subspace is {self.subspace}, expected a number of dimensions; 0 is none")
+            found.append(
+                f"privacy.subspace is {self.subspace}, expected a number of dimensions; 0 is none")
         if not 0 < self.vote_fraction < 1:
-            found.append(f"privacy.vote_fraction is {self.vote_fraction}, expected between 0 and 1; correct it")
+            found.append(
+                f"privacy.vote_fraction is {self.vote_fraction}, expected between 0 and 1; correct "
+                "it")
         return found
 
 
@@ -101,8 +129,10 @@ class Event:
 
     Attributes:
         noise_multiplier: sigma divided by the sensitivity, finite, at least 0; 0 is no privacy.
-        sampling_rate: probability in (0, 1] with which it takes part (Poisson); 1 is full participation.
-        steps: how many such mechanisms the release holds, one after the other, each with its own sampling; at least 1.
+        sampling_rate: probability in (0, 1] with which it takes part (Poisson); 1 is full
+            participation.
+        steps: how many such mechanisms the release holds, one after the other, each with its own
+            sampling; at least 1.
 
     Raises:
         PrivacyError: a number is outside its range.
@@ -114,16 +144,20 @@ class Event:
 
     def __post_init__(self) -> None:
         z, rate = self.noise_multiplier, self.sampling_rate
-        require(0 <= z < math.inf, PrivacyError, f"noise multiplier is {z}, expected finite and >= 0; correct it")
-        require(0 < rate <= 1, PrivacyError, f"sampling rate is {rate}, expected a number in (0, 1]; correct it")
-        require(self.steps >= 1, PrivacyError, f"{self.steps} steps in a release, expected at least 1; correct it")
+        require(0 <= z < math.inf, PrivacyError,
+                f"noise multiplier is {z}, expected finite and >= 0; correct it")
+        require(0 < rate <= 1, PrivacyError,
+                f"sampling rate is {rate}, expected a number in (0, 1]; correct it")
+        require(self.steps >= 1, PrivacyError,
+                f"{self.steps} steps in a release, expected at least 1; correct it")
 
 
 def epsilon(events: Sequence[Event], delta: float) -> float:
-    """The smallest epsilon for which all events together, in any order, are (epsilon, delta)-private.
+    """The smallest epsilon for which all events together, in any order, are (epsilon,
+    delta)-private.
 
-    Exact with full participation (one Gaussian, 1/z^2 summed over events); with Poisson sampling an upper bound on a fine
-    grid, for "add-remove".
+    Exact with full participation (one Gaussian, 1/z^2 summed over events); with Poisson sampling an
+    upper bound on a fine grid, for "add-remove".
 
     Returns:
         Epsilon, at least 0; 0 without events, inf when an event has no noise.
@@ -141,12 +175,14 @@ def calibrate(target: float, delta: float, releases: int, sampling_rate: float =
         sampling_rate: probability of taking part, in (0, 1].
 
     Returns:
-        z with ``epsilon([Event(z, sampling_rate)] * releases, delta) <= target``; with sampling up to 0.1 % too large.
+        z with ``epsilon([Event(z, sampling_rate)] * releases, delta) <= target``; with sampling up
+        to 0.1 % too large.
 
     Raises:
         PrivacyError: an argument is outside its range.
     """
-    require(releases >= 1, PrivacyError, f"{releases} releases to calibrate, expected at least 1; check the rounds")
+    require(releases >= 1, PrivacyError,
+            f"{releases} releases to calibrate, expected at least 1; check the rounds")
     enough = math.sqrt(releases) * _single(target, delta)
     if sampling_rate == 1.0:
         return enough
@@ -165,7 +201,8 @@ def calibrate(target: float, delta: float, releases: int, sampling_rate: float =
     return enough
 
 
-def split_budget(target: float, delta: float, votes: int, updates: int, vote_fraction: float) -> tuple[float, float]:
+def split_budget(target: float, delta: float, votes: int, updates: int,
+                 vote_fraction: float) -> tuple[float, float]:
     """Noise multipliers for a client that votes and also trains, with full participation.
 
     Args:
@@ -173,16 +210,21 @@ def split_budget(target: float, delta: float, votes: int, updates: int, vote_fra
         delta: in (0, 1).
         votes: releases of votes, at least 0.
         updates: releases of updates, at least 0; not both 0.
-        vote_fraction: share of mu^2 given to the votes, in (0, 1); without one of them the other gets all.
+        vote_fraction: share of mu^2 given to the votes, in (0, 1); without one of them the other
+            gets all.
 
     Returns:
-        (z of a vote, z of an update); inf for what does not happen, so that it can never be released by mistake.
+        (z of a vote, z of an update); inf for what does not happen, so that it can never be
+        released by mistake.
 
     Raises:
         PrivacyError: an argument is outside its range.
     """
     sound = min(votes, updates) >= 0 and votes + updates > 0 and 0 < vote_fraction < 1
-    text = f"{votes} votes and {updates} updates at fraction {vote_fraction}, expected >= 1 release and fraction in (0, 1)"
+    text = (
+        f"{votes} votes and {updates} updates at fraction {vote_fraction}, expected >= 1 release "
+        "and fraction in (0, 1)"
+    )
     require(sound, PrivacyError, f"{text}; check the rounds and privacy.vote_fraction")
     share = 1.0 if updates == 0 else 0.0 if votes == 0 else vote_fraction
     single = _single(target, delta)
@@ -194,8 +236,9 @@ def split_budget(target: float, delta: float, votes: int, updates: int, vote_fra
 class Accountant:
     """What every role has spent and may spend.
 
-    Roles are sets of clients without a common member ("proxy", "local", "split"), fixed by public facts; each has its
-    own account. A release that touches clients of several roles ("proxy+local") is charged to each of them.
+    Roles are sets of clients without a common member ("proxy", "local", "split"), fixed by public
+    facts; each has its own account. A release that touches clients of several roles ("proxy+local")
+    is charged to each of them.
 
     Args:
         delta: in (0, 1).
@@ -209,7 +252,10 @@ class Accountant:
         self.delta = _delta(delta)
         self.budget = dict(budget)
         for role, limit in self.budget.items():
-            text = f"budget of role '{role}' is {limit}, expected one role and a number >= 0; check privacy.epsilon"
+            text = (
+                f"budget of role '{role}' is {limit}, expected one role and a number >= 0; check "
+                "privacy.epsilon"
+            )
             require(limit >= 0 and "+" not in role, PrivacyError, text)
         self._events: dict[str, Counter[Event]] = {role: Counter() for role in self.budget}
 
@@ -221,7 +267,9 @@ class Accountant:
         """
         known = ", ".join(sorted(self.budget))
         for part in role.split("+"):
-            text = f"role '{part}' has no privacy account, expected one of: {known}; give it a budget"
+            text = (
+                f"role '{part}' has no privacy account, expected one of: {known}; give it a budget"
+            )
             require(part in self.budget, PrivacyError, text)
         return tuple(sorted(set(role.split("+"))))
 
@@ -247,7 +295,8 @@ _Groups = tuple[tuple[float, float, int], ...]
 
 
 def _grouped(events: Counter[Event]) -> _Groups:
-    """(z, sampling rate, count), sorted: the same events always give the same sums, hence the same epsilon."""
+    """(z, sampling rate, count), sorted: the same events always give the same sums, hence the same
+    epsilon."""
     total: Counter[tuple[float, float]] = Counter()
     for event, count in events.items():
         total[event.noise_multiplier, event.sampling_rate] += count * event.steps
@@ -265,7 +314,8 @@ def _epsilon(groups: _Groups, delta: float) -> float:
         import dp_accounting
 
         return float(dp_accounting.get_epsilon_gaussian(1.0 / mu, delta))
-    # Fine against the spread of one sampled loss, yet not too many points for its range; rounding on it is upwards.
+    # Fine against the spread of one sampled loss, yet not too many points for its range; rounding
+    # on it is upwards.
     spread = min(rate / z for z, rate, _ in groups)
     grid = max(1e-4, 2e-3 * spread, 5e-6 * max(0.5 / z**2 + 8.0 / z for z, _, _ in groups))
     parts = [_loss(z, rate, grid).self_compose(count) for z, rate, count in groups]
@@ -284,7 +334,8 @@ def _loss(z: float, rate: float, grid: float) -> Any:
 
 
 def _single(target: float, delta: float) -> float:
-    """The noise multiplier of a single full release that meets the target with a little to spare for rounding."""
+    """The noise multiplier of a single full release that meets the target with a little to spare
+    for rounding."""
     text = f"target epsilon is {target}, expected a finite number > 0; set privacy.epsilon"
     require(0 < target < math.inf, PrivacyError, text)
     import dp_accounting
@@ -296,5 +347,6 @@ def _single(target: float, delta: float) -> float:
 
 
 def _delta(delta: float) -> float:
-    require(0 < delta < 1, PrivacyError, f"delta is {delta}, expected a number between 0 and 1; set privacy.delta")
+    require(0 < delta < 1, PrivacyError,
+            f"delta is {delta}, expected a number between 0 and 1; set privacy.delta")
     return delta

@@ -1,7 +1,8 @@
 """The only way out of a site: clip, sum, account, write the ledger, and only then noise.
 
-A reply is sensitive until it has passed here. Read this file with an attacker in mind: under privacy nothing that it
-returns or leaves out may depend on one client's reply, except through the noised sum.
+A reply is sensitive until it has passed here. Read this file with an attacker in mind: under
+privacy nothing that it returns or leaves out may depend on one client's reply, except through the
+noised sum.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ LARGEST_NORM = 1e4
 
 
 class BudgetSpent(PrivacyError):  # noqa: N818
-    """The next release would spend more than a role may. Nothing was charged or released; stop with what there is."""
+    """The next release would spend more than a role may. Nothing was charged or released; stop with
+    what there is."""
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is public about a release; ``terms`` of a release whose noise the sites have added, record by record."""
+    """What is public about a release; ``terms`` of a release whose noise the sites have added,
+    record by record."""
 
     stage: str
     round: int
@@ -51,12 +54,14 @@ class Door:
     Args:
         config: the promise.
         ledger: where every release is written first.
-        accountant: accounts of all roles, holding what the ledger holds (``ledger.replay``); None only without privacy.
+        accountant: accounts of all roles, holding what the ledger holds (``ledger.replay``); None
+            only without privacy.
         noise: where the noise comes from.
         proxies: names of the sites on the server; their replies are public.
-        largest_norm: a share longer than this is refused where no clipping shortens it (without privacy, or with the unit
-            "record", whose replies are public).
-        terms: with the unit "record", what a round may ask of any record; every round is charged by them.
+        largest_norm: a share longer than this is refused where no clipping shortens it (without
+            privacy, or with the unit "record", whose replies are public).
+        terms: with the unit "record", what a round may ask of any record; every round is charged by
+            them.
 
     Raises:
         PrivacyError: the parts together do not keep the promise.
@@ -94,58 +99,77 @@ class Door:
         forms: Forms | None = None,
         become: Become | None = None,
     ) -> Released:
-        """The sum over clients, one reply in memory at a time; the order of the replies does not matter.
+        """The sum over clients, one reply in memory at a time; the order of the replies does not
+        matter.
 
-        Not counted are: proxies, the second reply of a client, and shares that differ from their form in names or
-        shapes or hold anything but finite float32 numbers. Under privacy every summand is clipped to ``bound``, the
-        ledger line is on disk before noise is drawn, every coordinate of ``like`` gets noise even if nobody replied,
-        and nothing else comes out. The accounting neglects the rounding of the float64 sum (relative 1e-16 per client).
+        Not counted are: proxies, the second reply of a client, and shares that differ from their
+            form in names or
+        shapes or hold anything but finite float32 numbers. Under privacy every summand is clipped
+        to ``bound``, the ledger line is on disk before noise is drawn, every coordinate of ``like``
+        gets noise even if nobody replied, and nothing else comes out. The accounting neglects the
+        rounding of the float64 sum (relative 1e-16 per client).
 
         Args:
             replies: sensitive.
             stage: "synthesis" or "train".
             round: counted from 1 in its stage.
             role: roles of all clients that may reply: "local", or "proxy+local".
-            bound: L2 bound of one client's summand, > 0, under privacy finite; it must not depend on private data.
+            bound: L2 bound of one client's summand, > 0, under privacy finite; it must not depend
+                on private data.
             noise_multiplier: sigma / sensitivity, finite, >= 0; without privacy it is not used.
             planned: public number of clients the sum is planned for, at least 1.
             like: names and shapes of the sum; public.
             sampling_rate: probability with which each client took part (Poisson); 1 is everyone.
             weights: "size" weighs a reply by its records over the mean; without privacy only.
-            forms: client -> names and shapes its share must have; None: those of ``like``. Others are refused.
-            become: what a sound reply adds to the sum, with the names and shapes of ``like``; it may look at public
-                things and at that one reply only. None: the share itself.
+            forms: client -> names and shapes its share must have; None: those of ``like``. Others
+                are refused.
+            become: what a sound reply adds to the sum, with the names and shapes of ``like``; it
+                may look at public things and at that one reply only. None: the share itself.
 
         Returns:
-            Totals, float32, CPU. Without privacy also who was counted with which weight, mean diagnostics, refusals.
+            Totals, float32, CPU. Without privacy also who was counted with which weight, mean
+            diagnostics, refusals.
 
         Raises:
             BudgetSpent: a role would exceed its budget.
             PrivacyError: a condition of the guarantee is not met.
         """
-        require(bound > 0, PrivacyError, f"clip bound is {bound}, expected a number > 0; set privacy.clip")
-        tally = Tally({name: torch.zeros(like[name].shape, dtype=torch.float64) for name in sorted(like)})
+        require(bound > 0, PrivacyError,
+                f"clip bound is {bound}, expected a number > 0; set privacy.clip")
+        tally = Tally({name: torch.zeros(like[name].shape, dtype=torch.float64)
+                       for name in sorted(like)})
         sound = self._sound(replies, forms or like, forms is not None, tally.refused)
         if self.config.off:
             for reply in sound:
-                tally.add(reply, become(reply) if become else reply.share, bound, reply.weight if weights == "size" else 1.0)
+                tally.add(reply, become(reply) if become else reply.share, bound, reply.weight
+                          if weights == "size" else 1.0)
             mean = tally.mean_weight()
             counted = {client: weight / mean for client, weight in tally.weights.items()}
             total = {name: (value / mean).to(torch.float32) for name, value in tally.total.items()}
-            return Released(total, max(1, len(counted)), 0.0, tally.mean_info(), tuple(sorted(tally.refused)), counted)
-        text = f"weights = '{weights}' found, expected 'uniform' under privacy; change it, or set privacy.off = true"
+            return Released(total, max(1, len(counted)), 0.0, tally.mean_info(),
+                            tuple(sorted(tally.refused)), counted)
+        text = (
+            f"weights = '{weights}' found, expected 'uniform' under privacy; change it, or set "
+            "privacy.off = true"
+        )
         require(weights == "uniform", PrivacyError, text)
-        text = "a release that protects clients found where privacy.unit = 'record'; use a method of that unit, as 'dplora'"
+        text = (
+            "a release that protects clients found where privacy.unit = 'record'; use a method of "
+            "that unit, as 'dplora'"
+        )
         require(self.config.unit == "client", PrivacyError, text)
-        request = _Request(stage, round, role, bound, Event(noise_multiplier, sampling_rate), planned)
+        request = _Request(stage, round, role, bound, Event(noise_multiplier, sampling_rate),
+                           planned)
         self._check(request)
         for reply in sound:
             self._check_roles(reply, role)
             tally.add(reply, become(reply) if become else reply.share, bound, 1.0)
         line = self._charge(request)
         noise = self._noise.at(line.release)
-        noised = {name: total + noise.gaussian(tuple(total.shape), line.sigma) for name, total in tally.total.items()}
-        return Released({name: value.to(torch.float32) for name, value in noised.items()}, planned, line.sigma)
+        noised = {name: total + noise.gaussian(tuple(total.shape), line.sigma) for name,
+                  total in tally.total.items()}
+        return Released({name: value.to(torch.float32) for name, value in noised.items()}, planned,
+                        line.sigma)
 
     def release_records(
         self,
@@ -163,29 +187,38 @@ class Door:
     ) -> Released:
         """The sum of replies that carry their own noise, for the unit "record"; see ``records``.
 
-        Such a reply is out as soon as a site sends it, so the line is on disk *before* anybody is asked, and a round is
-        charged even if nobody answers. After that nothing costs: replies may be weighed by the sites' public sizes, and
-        who was refused may be told. Their diagnostics carry no noise and are dropped.
+        Such a reply is out as soon as a site sends it, so the line is on disk *before* anybody is
+        asked, and a round is charged even if nobody answers. After that nothing costs: replies may
+        be weighed by the sites' public sizes, and who was refused may be told. Their diagnostics
+        carry no noise and are dropped.
 
         Args: as ``release``, but for these.
-            ask: gets the replies; called once, after the charge. The orders must not ask for less noise, more steps or
-                more frequent sampling than ``terms`` and ``noise_multiplier`` say.
+            ask: gets the replies; called once, after the charge. The orders must not ask for less
+                noise, more steps or more frequent sampling than ``terms`` and ``noise_multiplier``
+                say.
             bound: C, the bound of what the sites clip, > 0, under privacy finite and public.
             forms: client that was asked -> names and shapes of its share; others are refused.
             weights: "size" weighs a reply by its records over the mean.
 
-        Returns: totals, float32, CPU, over the number counted (at least 1); ``noise_std`` is 0, the door adds none.
+        Returns: totals, float32, CPU, over the number counted (at least 1); ``noise_std`` is 0, the
+            door adds none.
         Raises: as ``release``; then nobody was asked.
         """
-        require(bound > 0, PrivacyError, f"clip bound is {bound}, expected a number > 0; set privacy.clip")
+        require(bound > 0, PrivacyError,
+                f"clip bound is {bound}, expected a number > 0; set privacy.clip")
         if not self.config.off:
-            text = "a release that protects records found where privacy.unit = 'client'; use a method of that unit, as 'ffa'"
+            text = (
+                "a release that protects records found where privacy.unit = 'client'; use a method "
+                "of that unit, as 'ffa'"
+            )
             require(self.terms is not None, PrivacyError, text)
             assert self.terms is not None
-            request = _Request(stage, round, role, bound, self.terms.event(noise_multiplier), planned, self.terms)
+            request = _Request(stage, round, role, bound, self.terms.event(noise_multiplier),
+                               planned, self.terms)
             self._check(request)
             self._charge(request)
-        tally = Tally({name: torch.zeros(like[name].shape, dtype=torch.float64) for name in sorted(like)})
+        tally = Tally({name: torch.zeros(like[name].shape, dtype=torch.float64)
+                       for name in sorted(like)})
         for reply in self._sound(ask(), forms, True, tally.refused):
             if not self.config.off:
                 self._check_roles(reply, role)
@@ -194,10 +227,12 @@ class Door:
         counted = {client: weight / mean for client, weight in tally.weights.items()}
         total = {name: (value / mean).to(torch.float32) for name, value in tally.total.items()}
         info = tally.mean_info() if self.config.off else {}
-        return Released(total, max(1, len(counted)), 0.0, info, tuple(sorted(tally.refused)), counted)
+        return Released(total, max(1, len(counted)), 0.0, info, tuple(sorted(tally.refused)),
+                        counted)
 
     def admit(
-        self, replies: Iterable[Reply], like: Tensors, forms: Forms | None = None, also: Forms | None = None
+        self, replies: Iterable[Reply], like: Tensors, forms: Forms | None = None,
+        also: Forms | None = None
     ) -> tuple[list[Reply], Refused]:
         """Replies of proxies, which are public: no noise and no cost.
 
@@ -209,14 +244,19 @@ class Door:
         """
         received = list(replies)
         for reply in received:
-            text = f"client '{reply.client}' is not a proxy, expected public replies only; use door.release"
+            text = (
+                f"client '{reply.client}' is not a proxy, expected public replies only; use "
+                "door.release"
+            )
             require(reply.client in self._proxies, PrivacyError, text)
         refused: list[tuple[str, str]] = []
-        kept = list(sift(received, forms or like, forms is not None, frozenset(), math.inf, refused, also))
+        kept = list(sift(received, forms or like, forms is not None, frozenset(), math.inf, refused,
+                         also))
         return sorted(kept, key=lambda reply: reply.client), tuple(sorted(refused))
 
     def collect(
-        self, replies: Iterable[Reply], method: str, instead: str, forms: Forms, refused: list[tuple[str, str]],
+        self, replies: Iterable[Reply], method: str, instead: str, forms: Forms,
+        refused: list[tuple[str, str]],
         also: Forms | None = None,
     ) -> Iterator[Reply]:
         """Single sound replies as they come; only when privacy is off.
@@ -232,32 +272,53 @@ class Door:
         Raises:
             PrivacyError: privacy is on.
         """
-        text = f"'{method}' reads single replies, which privacy forbids; use '{instead}', or set privacy.off = true"
+        text = (
+            f"'{method}' reads single replies, which privacy forbids; use '{instead}', or set "
+            "privacy.off = true"
+        )
         require(self.config.off, PrivacyError, text)
         return sift(replies, forms, True, self._proxies, self._limit, refused, also)
 
-    def _sound(self, replies: Iterable[Reply], form: Any, each: bool, refused: list[tuple[str, str]]) -> Iterator[Reply]:
-        return sift(replies if self.config.off else unsplit(replies), form, each, self._proxies, self._limit, refused)
+    def _sound(self, replies: Iterable[Reply], form: Any, each: bool,
+               refused: list[tuple[str, str]]) -> Iterator[Reply]:
+        return sift(replies if self.config.off else unsplit(replies), form, each, self._proxies,
+                    self._limit, refused)
 
     def _check(self, request: _Request) -> None:
         """Conditions of the guarantee that can be seen without looking at a reply."""
-        text = f"clip bound is {request.bound}, expected a finite number under privacy; set privacy.clip"
+        text = (
+            f"clip bound is {request.bound}, expected a finite number under privacy; set "
+            "privacy.clip"
+        )
         require(math.isfinite(request.bound), PrivacyError, text)
         text = f"planned cohort is {request.planned}, expected at least 1; check the federation"
         require(request.planned >= 1, PrivacyError, text)
-        sampled = request.event.sampling_rate < 1.0 or (request.terms is not None and request.terms.mechanism == "dp-sgd")
-        text = "relation 'replace' with Poisson sampling found, expected full participation; use 'add-remove'"
+        sampled = (
+            request.event.sampling_rate < 1.0
+            or (request.terms is not None and request.terms.mechanism == "dp-sgd")
+        )
+        text = (
+            "relation 'replace' with Poisson sampling found, expected full participation; use "
+            "'add-remove'"
+        )
         require(self.config.relation == "add-remove" or not sampled, PrivacyError, text)
         for role in self._accountant.budget:
-            text = f"role '{role}' is charged differently in ledger and accountant; replay the ledger once at the start"
+            text = (
+                f"role '{role}' is charged differently in ledger and accountant; replay the ledger "
+                "once at the start"
+            )
             agree = self._accountant.events(role) == Counter(self._ledger.events(role))
             require(agree, PrivacyError, text)
 
     def _check_roles(self, reply: Reply, role: str) -> None:
-        """A client may not appear under roles that do not meet: its releases would be spread over two accounts."""
+        """A client may not appear under roles that do not meet: its releases would be spread over
+        two accounts."""
         named = frozenset(self._accountant.roles(role))
         possible = self._roles_of.get(reply.client, named) & named
-        text = f"client '{reply.client}' replies as '{role}' but had another role; name all roles ('proxy+local')"
+        text = (
+            f"client '{reply.client}' replies as '{role}' but had another role; name all roles "
+            "('proxy+local')"
+        )
         require(bool(possible), PrivacyError, text)
         self._roles_of[reply.client] = possible
 
@@ -269,8 +330,10 @@ class Door:
             would, budget = accountant.would_spend(role, event), accountant.budget[role]
             if not would <= budget:
                 raise BudgetSpent(
-                    f"role '{role}' has spent epsilon {spent[role]:.4g} and would spend {would:.4g}, "
-                    f"its budget is {budget:.4g}; stop here, or start a new run with fewer releases or more noise"
+                    f"role '{role}' has spent epsilon {spent[role]:.4g} and would spend "
+                    f"{would:.4g}, "
+                    f"its budget is {budget:.4g}; stop here, or start a new run with fewer "
+                    "releases or more noise"
                 )
             spent[role] = would
         terms, rate = request.terms, event.sampling_rate

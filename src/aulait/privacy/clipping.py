@@ -1,4 +1,5 @@
-"""The length of a share and its shortening to a bound: this is what fixes the sensitivity of a sum over clients."""
+"""The length of a share and its shortening to a bound: this is what fixes the sensitivity of a sum
+over clients."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _MARGIN = 1e-9
 def norm(share: Tensors) -> float:
     """L2 norm of all tensors of a share together, computed in float64.
 
-    The entries are divided by the largest one first, so that squares can neither overflow nor vanish.
+    The entries are divided by the largest one first, so that squares can neither overflow nor
+    vanish.
 
     Returns:
         The norm, at least 0; inf or nan when an entry is infinite or not a number.
@@ -33,20 +35,23 @@ def norm(share: Tensors) -> float:
 def clip(share: Tensors, bound: float) -> Tensors:
     """The share, multiplied by min(1, bound / norm).
 
-    ``norm`` of the result is at most ``bound``, also after rounding: entries are rounded toward zero, never away.
+    ``norm`` of the result is at most ``bound``, also after rounding: entries are rounded toward
+    zero, never away.
 
     Args:
         share: name -> tensor of floating numbers.
         bound: the largest allowed L2 norm, at least 0; inf returns the share as it is.
 
     Returns:
-        Name -> tensor in the order of sorted names. A share within the bound keeps its tensors; a shortened one is
-        float64 where it was float64 and float32 elsewhere.
+        Name -> tensor in the order of sorted names. A share within the bound keeps its tensors; a
+        shortened one is float64 where it was float64 and float32 elsewhere.
 
     Raises:
-        PrivacyError: the bound is negative or not a number, or an entry is infinite or not a number.
+        PrivacyError: the bound is negative or not a number, or an entry is infinite or not a
+            number.
     """
-    require(bound >= 0, PrivacyError, f"clip bound is {bound}, expected a number >= 0; set privacy.clip")
+    require(bound >= 0, PrivacyError,
+            f"clip bound is {bound}, expected a number >= 0; set privacy.clip")
     if bound == math.inf:
         return {name: share[name] for name in sorted(share)}
     length = norm(share)

@@ -30,12 +30,14 @@ class Tally:
     refused: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, reply: Reply, summand: Tensors, bound: float, weight: float) -> None:
-        """Clip one client's summand to the bound and add it; one that overflowed on the way is refused, not raised."""
+        """Clip one client's summand to the bound and add it; one that overflowed on the way is
+        refused, not raised."""
         if not all(bool(torch.isfinite(value.detach()).all()) for value in summand.values()):
             self.refused.append((reply.client, "what it adds is not finite"))
             return
         share = clip(summand, bound)
-        require(norm(share) <= bound, PrivacyError, "a clipped share exceeds its bound; report this as a defect")
+        require(norm(share) <= bound, PrivacyError,
+                "a clipped share exceeds its bound; report this as a defect")
         for name, total in self.total.items():
             total += share[name].detach().to("cpu", torch.float64) * weight
         self.weights[reply.client] = weight
@@ -47,17 +49,22 @@ class Tally:
         return (sum(self.weights.values()) / len(self.weights) if self.weights else 0.0) or 1.0
 
     def mean_info(self) -> Info:
-        """Mean of every diagnostic over the replies that have it; bytes on the wire are counted elsewhere."""
-        return {name: sum(values) / len(values) for name, values in sorted(self.info.items()) if not name.startswith("wire_")}
+        """Mean of every diagnostic over the replies that have it; bytes on the wire are counted
+        elsewhere."""
+        return {name: sum(values) / len(values) for name, values in sorted(self.info.items())
+                if not name.startswith("wire_")}
 
 
 def sift(
-    replies: Iterable[Reply], form: Any, each: bool, forbidden: frozenset[str], limit: float, refused: list[tuple[str, str]],
+    replies: Iterable[Reply], form: Any, each: bool, forbidden: frozenset[str], limit: float,
+    refused: list[tuple[str, str]],
     also: Forms | None = None,
 ) -> Iterator[Reply]:
-    """Sound replies, at most one of a client, as they come; (client, reason) of the others goes to ``refused``.
+    """Sound replies, at most one of a client, as they come; (client, reason) of the others goes to
+    ``refused``.
 
-    ``form`` is the form of every share, or with ``each`` a form by client; ``also`` a second form that is as good.
+    ``form`` is the form of every share, or with ``each`` a form by client; ``also`` a second form
+    that is as good.
     """
     seen: set[str] = set()
     for reply in replies:
@@ -70,7 +77,8 @@ def sift(
             fault = "was not asked"
         else:
             other = None if also is None else also.get(reply.client)
-            fault = _fault(reply, other if other is not None and _shapes(reply.share) == _shapes(other) else like, limit)
+            fault = _fault(reply, other if other is not None
+                           and _shapes(reply.share) == _shapes(other) else like, limit)
         seen.add(reply.client)
         if fault is None:
             yield reply
@@ -88,7 +96,8 @@ def _fault(reply: Reply, like: Tensors, limit: float) -> str | None:
         return "info holds something else than numbers"
     for name in sorted(like):
         value = reply.share[name]
-        if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
+        if not isinstance(value,
+                          Tensor) or value.layout != torch.strided or not value.is_floating_point():
             return f"{name} is not a dense floating tensor"
         if value.shape != like[name].shape:
             return f"{name} has another shape"
@@ -107,9 +116,13 @@ def unsplit(replies: Iterable[Reply]) -> Iterator[Reply]:
     """The replies as they come.
 
     Raises:
-        PrivacyError: one comes of a split model, whose activations have left the site beside the door.
+        PrivacyError: one comes of a split model, whose activations have left the site beside the
+            door.
     """
     for reply in replies:
-        text = f"client '{reply.client}' is split: activations of single records leave the site; use 'local' or 'proxy'"
+        text = (
+            f"client '{reply.client}' is split: activations of single records leave the site; use "
+            "'local' or 'proxy'"
+        )
         require("wire_up_bytes" not in reply.info, PrivacyError, text)
         yield reply

@@ -1,6 +1,7 @@
 """The privacy events of a run, in order, on disk before anything they describe is released.
 
-One JSON object a line. A line is written, flushed and synchronised before ``append`` returns, and never changed.
+One JSON object a line. A line is written, flushed and synchronised before ``append`` returns, and
+never changed.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ class Line:
         release: number of the release, from 1, without gaps.
         stage: "synthesis" or "train".
         round: round of the stage.
-        role: roles of the clients it may hold, as "proxy" or "proxy+local"; each of them is charged.
-        mechanism: "gaussian", noise on a sum over clients; for records, at every site: "dp-sgd", noise on the sum of
-            clipped gradients of single records, or "gaussian-batch", noise on the clipped gradient of a whole batch.
-        sensitivity: L2 sensitivity of what gets the noise, > 0; with relation "replace" it holds the factor 2.
+        role: roles of the clients it may hold, as "proxy" or "proxy+local"; each of them is
+            charged.
+        mechanism: "gaussian", noise on a sum over clients; for records, at every site: "dp-sgd",
+            noise on the sum of clipped gradients of single records, or "gaussian-batch", noise on
+            the clipped gradient of a whole batch.
+        sensitivity: L2 sensitivity of what gets the noise, > 0; with relation "replace" it holds
+            the factor 2.
         sigma: standard deviation of the noise on every coordinate of it.
         noise_multiplier: sigma / sensitivity.
         planned: public number of clients it was planned for.
@@ -39,10 +43,12 @@ class Line:
         epsilon: role -> epsilon so far, this release included; inf in memory is null on disk.
         delta: delta of that epsilon.
         relation: "add-remove" or "replace".
-        unit: what is protected: "client" or "record"; of the clients of a role the line is true of the worst one.
+        unit: what is protected: "client" or "record"; of the clients of a role the line is true of
+            the worst one.
         time: when it was written, ISO 8601, UTC.
         private: false when the noise can be predicted (seeded) or is zero.
-        steps: noised mechanisms in the release, each with its own sampling; 1 for the unit "client".
+        steps: noised mechanisms in the release, each with its own sampling; 1 for the unit
+            "client".
 
     Raises:
         PrivacyError: a value is missing, not finite, or contradicts another one.
@@ -82,9 +88,13 @@ class Line:
             and (self.steps == 1 or self.unit == "record")
             and all(spent >= 0 for spent in self.epsilon.values())
         )
-        text = f"release {self.release} of the ledger has impossible values, expected a sound line; restore the file"
+        text = (
+            f"release {self.release} of the ledger has impossible values, expected a sound line; "
+            "restore the file"
+        )
         require(sound, PrivacyError, text)
-        assert self.event is not None  # building it checks the noise multiplier and the sampling rate
+        # building it checks the noise multiplier and the sampling rate
+        assert self.event is not None
 
     @property
     def event(self) -> Event:
@@ -96,15 +106,17 @@ class Line:
 class Ledger:
     """The lines of a run.
 
-    Opening reads what is there. A last line cut short by a crash is copied to ``ledger.torn`` and cut off: its
-    ``append`` never returned, so nothing was released under it. A last line that is whole but for its line feed is
+    Opening reads what is there. A last line cut short by a crash is copied to ``ledger.torn`` and
+    cut off: its ``append`` never returned, so nothing was released under it. A last line that is
+        whole but for its line feed is
     kept and counted.
 
     Args:
         path: the file; None keeps the lines in memory only.
 
     Raises:
-        PrivacyError: a whole line is malformed, a number is missing from the sequence, or is not finite.
+        PrivacyError: a whole line is malformed, a number is missing from the sequence, or is not
+            finite.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -123,7 +135,8 @@ class Ledger:
         """Add a line; when this returns it is on disk.
 
         Raises:
-            PrivacyError: the line does not carry the next number, or the file was changed by somebody else.
+            PrivacyError: the line does not carry the next number, or the file was changed by
+                somebody else.
             OSError: it could not be written; then nothing may be released.
         """
         self._follow(line)
@@ -136,20 +149,25 @@ class Ledger:
         return [line.event for line in self._lines if role in line.role.split("+")]
 
     def replay(self, accountant: Accountant) -> None:
-        """Charge every line to a fresh accountant, so that a resumed run goes on where it stopped."""
+        """Charge every line to a fresh accountant, so that a resumed run goes on where it
+        stopped."""
         for line in self._lines:
             accountant.add(line.role, line.event)
 
     def _follow(self, line: Line) -> None:
         expected = len(self._lines) + 1
-        text = f"ledger has release {line.release} where {expected} is expected; restore the file, never edit it"
+        text = (
+            f"ledger has release {line.release} where {expected} is expected; restore the file, "
+            "never edit it"
+        )
         require(line.release == expected, PrivacyError, text)
 
     def _write(self, path: Path, data: bytes) -> None:
         size = path.stat().st_size if path.exists() else 0
         if size != self._size_bytes:
             raise PrivacyError(
-                f"{path} has {size} bytes, expected {self._size_bytes}: another run wrote to it or a write failed; "
+                f"{path} has {size} bytes, expected {self._size_bytes}: another run wrote to it or "
+                "a write failed; "
                 "stop the other run and resume this one"
             )
         with path.open("ab") as file:
@@ -166,7 +184,9 @@ class Ledger:
         for number, raw in enumerate(whole, start=1):
             line = _decode(raw)
             if line is None:
-                raise PrivacyError(f"{path} line {number} is malformed, expected a ledger line; restore it from a copy")
+                raise PrivacyError(
+                    f"{path} line {number} is malformed, expected a ledger line; restore it from a "
+                    "copy")
             self._follow(line)
             self._lines.append(line)
         self._size_bytes = len(data)
@@ -174,7 +194,8 @@ class Ledger:
             self._finish(path, tail)
 
     def _finish(self, path: Path, tail: bytes) -> None:
-        """A last line without line feed: complete it when it is whole, else set it aside and cut it off."""
+        """A last line without line feed: complete it when it is whole, else set it aside and cut it
+        off."""
         line = _decode(tail)
         if line is not None:
             self._follow(line)
@@ -195,7 +216,8 @@ class Ledger:
 
 def _encode(line: Line) -> bytes:
     values = asdict(line)
-    values["epsilon"] = {role: None if spent == math.inf else spent for role, spent in line.epsilon.items()}
+    values["epsilon"] = {role: None if spent == math.inf else spent for role,
+                         spent in line.epsilon.items()}
     return json.dumps(values, allow_nan=False).encode() + b"\n"
 
 
@@ -203,7 +225,8 @@ def _decode(raw: bytes) -> Line | None:
     """The line, or None when the bytes are not one."""
     try:
         values = json.loads(raw, parse_constant=_no_number)
-        values["epsilon"] = {role: math.inf if spent is None else spent for role, spent in values["epsilon"].items()}
+        values["epsilon"] = {role: math.inf if spent is None else spent for role,
+                             spent in values["epsilon"].items()}
         return Line(**values)
     except (ValueError, TypeError, KeyError, AttributeError, PrivacyError):
         return None

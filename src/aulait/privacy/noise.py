@@ -1,7 +1,9 @@
-"""Gaussian noise: from the operating system's entropy for real runs, from a seed for tests and reproductions.
+"""Gaussian noise: from the operating system's entropy for real runs, from a seed for tests and
+reproductions.
 
-Samples are floating-point numbers with 53 random bits behind each uniform. Attacks on the lowest bits of floating-point
-noise are out of scope and said so in the documentation; the door rounds what it releases to float32.
+Samples are floating-point numbers with 53 random bits behind each uniform. Attacks on the lowest
+bits of floating-point noise are out of scope and said so in the documentation; the door rounds what
+it releases to float32.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class Noise(Protocol):
     """Where the door takes its noise from.
 
     Attributes:
-        private: whether nobody can predict the noise. False makes the ledger say that the run is not private.
+        private: whether nobody can predict the noise. False makes the ledger say that the run is
+            not private.
     """
 
     @property
@@ -31,14 +34,16 @@ class Noise(Protocol):
         """Whether nobody can predict the noise."""
 
     def at(self, release: int) -> Noise:
-        """The source for one release, so that a resumed run draws what the interrupted one would have drawn."""
+        """The source for one release, so that a resumed run draws what the interrupted one would
+        have drawn."""
 
     def gaussian(self, shape: tuple[int, ...], std: float) -> Tensor:
         """Independent N(0, std^2) numbers, float64, on the CPU."""
 
 
 class SystemNoise:
-    """Noise from ``os.urandom``: a cryptographic source without a seed and without a state that could be saved."""
+    """Noise from ``os.urandom``: a cryptographic source without a seed and without a state that
+    could be saved."""
 
     private = True
 
@@ -49,8 +54,8 @@ class SystemNoise:
     def gaussian(self, shape: tuple[int, ...], std: float) -> Tensor:
         """Independent N(0, std^2) numbers by the Box-Muller transform.
 
-        Two uniforms with 53 random bits make one number, so no number depends on another. The largest possible
-        absolute value is 8.57 std; the mass beyond it is 1e-17.
+        Two uniforms with 53 random bits make one number, so no number depends on another. The
+        largest possible absolute value is 8.57 std; the mass beyond it is 1e-17.
 
         Args:
             shape: shape of the result.
@@ -108,5 +113,6 @@ def _check(std: float) -> None:
     require(
         math.isfinite(std) and std >= 0,
         PrivacyError,
-        f"noise standard deviation is {std}, expected a finite number >= 0; check the noise multiplier and the bound",
+        f"noise standard deviation is {std}, expected a finite number >= 0; check the noise "
+        "multiplier and the bound",
     )

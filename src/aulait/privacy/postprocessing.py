@@ -1,4 +1,5 @@
-"""Post-processing of released sums that costs no privacy: a public subspace, and shrinkage by the known noise.
+"""Post-processing of released sums that costs no privacy: a public subspace, and shrinkage by the
+known noise.
 
 Shape letters: D coordinates of a flattened share · K public updates · S dimensions of the subspace.
 """
@@ -14,12 +15,14 @@ from aulait.core.errors import DataError
 from aulait.core.registry import require
 from aulait.core.types import Tensors
 
-# Directions whose energy is below this share of the strongest one are rounding errors of the Gram matrix.
+# Directions whose energy is below this share of the strongest one are rounding errors of the Gram
+# matrix.
 _SMALLEST_ENERGY = 1e-10
 
 
 def flatten(share: Tensors) -> Tensor:
-    """All tensors of a share in the order of sorted names as one vector of shape (D,), float64, on the CPU."""
+    """All tensors of a share in the order of sorted names as one vector of shape (D,), float64, on
+    the CPU."""
     parts = [share[name].detach().to("cpu", torch.float64).reshape(-1) for name in sorted(share)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
@@ -35,10 +38,12 @@ def unflatten(vector: Tensor, like: Tensors) -> Tensors:
 
 
 def basis(public_updates: Sequence[Tensors], k: int) -> Tensor:
-    """The strongest directions of public updates: left singular vectors of the matrix that has them as columns.
+    """The strongest directions of public updates: left singular vectors of the matrix that has them
+    as columns.
 
     Args:
-        public_updates: updates that are public already, such as those of proxies; all of the same names and shapes.
+        public_updates: updates that are public already, such as those of proxies; all of the same
+            names and shapes.
         k: largest number of directions, at least 1.
 
     Returns:
@@ -47,7 +52,10 @@ def basis(public_updates: Sequence[Tensors], k: int) -> Tensor:
     Raises:
         DataError: there is no update or k is below 1.
     """
-    text = f"{len(public_updates)} public updates for {k} directions, expected at least one of each; add a proxy"
+    text = (
+        f"{len(public_updates)} public updates for {k} directions, expected at least one of each; "
+        "add a proxy"
+    )
     require(len(public_updates) > 0 and k >= 1, DataError, text)
     U_DK = torch.stack([flatten(update) for update in public_updates], dim=1)
     energy_K, V_KK = torch.linalg.eigh(U_DK.T @ U_DK)
@@ -67,9 +75,10 @@ def project(share: Tensors, basis: Tensor) -> Tensors:
 def shrink(total: Tensors, noise_std: float, blocks: bool, basis: Tensor | None = None) -> Tensors:
     """A noised sum, shrunk toward zero by its known signal-to-noise ratio.
 
-    Every part y with d dimensions is multiplied by max(0, 1 - d noise_std^2 / |y|^2), the positive-part James-Stein
-    factor (James and Stein 1961). Parts are the whole vector or every named tensor; with a basis, the part inside its
-    span is one part of its own and the others hold what lies outside.
+    Every part y with d dimensions is multiplied by max(0, 1 - d noise_std^2 / |y|^2), the
+    positive-part James-Stein factor (James and Stein 1961). Parts are the whole vector or every
+    named tensor; with a basis, the part inside its span is one part of its own and the others hold
+    what lies outside.
 
     Args:
         total: a released sum.
@@ -84,7 +93,8 @@ def shrink(total: Tensors, noise_std: float, blocks: bool, basis: Tensor | None 
         return dict(total)
     outside = flatten(total)
     inside = torch.zeros_like(outside)
-    # In each coordinate the noise outside the span has variance noise_std^2 times (1 - squared length of its row).
+    # In each coordinate the noise outside the span has variance noise_std^2 times (1 - squared
+    # length of its row).
     freedom = torch.ones_like(outside)
     if basis is not None:
         inside = basis @ (basis.T @ outside)

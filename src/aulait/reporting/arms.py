@@ -1,4 +1,5 @@
-"""Which runs are repetitions of one another: the arm's label, told apart where runs under one label differ in more than the seed."""
+"""Which runs are repetitions of one another: the arm's label, told apart where runs under one label
+differ in more than the seed."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ ASIDE = ("run", "engine")
 def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Runs by arm, arms in the order of their first run.
 
-    Runs of one label are one arm, unless they are of several methods or a seed occurs twice with different settings; then the
-    label goes on with what they differ in.
+    Runs of one label are one arm, unless they are of several methods or a seed occurs twice with
+    different settings; then the label goes on with what they differ in.
     """
     labelled = _by(runs, label)
     groups: dict[str, list[Run]] = {}
@@ -41,14 +42,16 @@ def _apart(name: str, members: Sequence[Run]) -> dict[str, list[Run]]:
     """One arm, or several where a seed occurs twice with different settings."""
     seeds = [number(run.result.get("seed")) for run in members]
     trees = [_flat(run.config) for run in members]
-    differing = [key for key in dict.fromkeys(key for tree in trees for key in tree) if len({tree.get(key) for tree in trees}) > 1]
+    differing = [key for key in dict.fromkeys(key for tree in trees for key in tree)
+                 if len({tree.get(key) for tree in trees}) > 1]
     if len(set(seeds)) == len(seeds) or not differing:
         return {name: list(members)}
     if "federation.preset" in differing:
         differing = [key for key in differing if not key.startswith("federation.tier")]
     found: dict[str, list[Run]] = {}
     for run, tree in zip(members, trees, strict=True):
-        says = " ".join(f"{key.rpartition('.')[2]}={tree.get(key, 'none')}" for key in differing[:4])
+        says = " ".join(f"{key.rpartition('.')[2]}={tree.get(key, 'none')}"
+                        for key in differing[:4])
         found.setdefault(f"{name} {says}", []).append(run)
     return found
 
@@ -61,10 +64,14 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             continue
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")
-        elif tables(value) and all(words(item.get("name")) for item in tables(value)):  # tiers, told apart by their names
-            found |= {name: own for item in tables(value) for name, own in _flat(item, f"{prefix}{key}.{item['name']}.").items()}
+        # tiers, told apart by their names
+        elif tables(value) and all(words(item.get("name")) for item in tables(value)):
+            found |= {name: own for item in tables(value) for name,
+                      own in _flat(item, f"{prefix}{key}.{item['name']}.").items()}
         else:
-            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+            found[f"{prefix}{key}"] = (
+                value if isinstance(value, str) else json.dumps(value, default=str)
+            )
     return found
 
 

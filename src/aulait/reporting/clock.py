@@ -1,7 +1,8 @@
-"""The section on virtual time: how long a real federation would have taken, who was at work, and who waited for whom.
+"""The section on virtual time: how long a real federation would have taken, who was at work, and
+who waited for whom.
 
-All of it comes from the cost model of the tiers' machines and the run's seed; nothing here was measured. Seconds and
-joules of a tier are summed over its clients.
+All of it comes from the cost model of the tiers' machines and the run's seed; nothing here was
+measured. Seconds and joules of a tier are summed over its clients.
 """
 
 from __future__ import annotations
@@ -30,32 +31,43 @@ ALIKE: Final = 0.98
 
 
 def section(run: Run) -> Section | None:
-    """Virtual time in words, by tier, by round, and the loss over it; None where no tier names a machine."""
+    """Virtual time in words, by tier, by round, and the loss over it; None where no tier names a
+    machine."""
     found = spent(run)
     if found is None:
         return None
     low, high = 110 + 34 * len(found.tiers), 300
     shown = [
-        ("tier-time", "A client's round, mean: at work and waiting", low, clock_figures.tier_time(found)),
-        ("tier-replies", "Who answered: shares of the clients' rounds", low, clock_figures.tier_replies(found)),
-        ("round-time", "Length of every round, and how it ended", high, clock_figures.round_time(run)),
-        ("loss-time", "Loss on held-out text over virtual time", high, clock_figures.loss_time(run)),
+        ("tier-time", "A client's round, mean: at work and waiting", low,
+         clock_figures.tier_time(found)),
+        ("tier-replies", "Who answered: shares of the clients' rounds", low,
+         clock_figures.tier_replies(found)),
+        ("round-time", "Length of every round, and how it ended", high,
+         clock_figures.round_time(run)),
+        ("loss-time", "Loss on held-out text over virtual time", high,
+         clock_figures.loss_time(run)),
     ]
     places = [markup.chart(name, title, height) for name, title, height, figure in shown if figure]
     body = markup.join(*map(markup.paragraph, sentences(run, found)), _table(run, found),
                        markup.columns(*places) if places else "", markup.note(_legend(found)))
-    return Section("clock", "Virtual time", body, {name: figure for name, _, _, figure in shown if figure})
+    return Section("clock", "Virtual time", body, {name: figure for name, _, _, figure in shown
+        if figure})
 
 
 def sentences(run: Run, found: Spent) -> list[str]:
-    """What the clock says, in two paragraphs: length, waiting, energy; the straggler, rounds that did not go well."""
+    """What the clock says, in two paragraphs: length, waiting, energy; the straggler, rounds that
+    did not go well."""
     stages = [line["stage"] for line, _ in ticks(run)]
-    each = [f"{numbers.counted(stages.count(stage), 'round')} of {name}" for stage, name in STAGES if stage in stages]
+    each = [f"{numbers.counted(stages.count(stage), 'round')} of {name}" for stage, name in STAGES
+            if stage in stages]
     text = f"A federation of these machines would have taken {numbers.duration(found.total_s)}"
     text += f" for {' and '.join(each)}" if each else ""
-    text += f"; its clients spent {numbers.percent(found.idle_share)} of their time in rounds waiting"
+    text += (
+        f"; its clients spent {numbers.percent(found.idle_share)} of their time in rounds waiting"
+    )
     text += f" and used {energy(found.energy_j)}, links included" if found.energy_j else ""
-    return [f"{text}. This is modelled, not measured.", " ".join((*_straggler(run), *_incidents(run)))]
+    return [f"{text}. This is modelled, not measured.",
+            " ".join((*_straggler(run), *_incidents(run)))]
 
 
 def energy(value: Any, busy_s: float = 1.0) -> str:
@@ -67,7 +79,8 @@ def energy(value: Any, busy_s: float = 1.0) -> str:
 
 def _straggler(run: Run) -> list[str]:
     """Which tier the others waited for, and when it was no tier that they waited for."""
-    told = [(means, number(clock.get("round_s")) or 0.0) for _, clock in ticks(run) if (means := _means(clock))]
+    told = [(means, number(clock.get("round_s")) or 0.0) for _, clock in ticks(run)
+            if (means := _means(clock))]
     several = [means for means, _ in told if len(means) > 1]
     slow = [(name, means) for means in several if (name := _slowest(means)) is not None]
     found = []
@@ -76,10 +89,14 @@ def _straggler(run: Run) -> list[str]:
         name = max(dict.fromkeys(names), key=names.count)
         among = [means for slowest, means in slow if slowest == name]
         tiers_there = dict.fromkeys(tier for means in among for tier in means)
-        each = {tier: fmean(means[tier] for means in among if tier in means) for tier in tiers_there}
+        each = {tier: fmean(means[tier] for means in among if tier in means)
+                for tier in tiers_there}
         quick = min(each, key=lambda tier: each[tier])
-        found.append(f"The straggler was “{name}”: in {names.count(name)} of {numbers.counted(len(several), 'round')} with several tiers "
-                     f"its clients were the slowest, on average {numbers.duration(each[name])} at work against "
+        found.append(
+            f"The straggler was “{name}”: in {names.count(name)} of "
+            f"{numbers.counted(len(several), 'round')} with several tiers "
+                     f"its clients were the slowest, on average {numbers.duration(each[name])} at "
+                     "work against "
                      f"{numbers.duration(each[quick])} in “{quick}”.")
     elif several:
         found.append("No tier held up the others: their clients were equally slow.")
@@ -87,8 +104,11 @@ def _straggler(run: Run) -> list[str]:
         found.append("In every round only one tier was at work, so no tier waited for another.")
     behind = sum(max(means.values()) < 0.5 * round_s for means, round_s in told)
     if behind:
-        found.append(f"In {numbers.counted(behind, 'round')} even the slowest tier was at work for less than half of the time on average: "
-                     "there clients waited for the server (new candidates, proxies) or for a few slow ones among themselves.")
+        found.append(
+            f"In {numbers.counted(behind, 'round')} even the slowest tier was at work for less "
+            "than half of the time on average: "
+                     "there clients waited for the server (new candidates, proxies) or for a few "
+                     "slow ones among themselves.")
     return found
 
 
@@ -99,13 +119,19 @@ def _incidents(run: Run) -> list[str]:
     if late:
         limit = numbers.duration(deadline_s(run))
         closed = numbers.counted(late, "round")
-        found.append(f"The deadline of {limit} closed {closed} before all had answered; in a longer round the server was still at work.")
-    return [*found, f"In {numbers.counted(bare, 'round')} nobody answered in time."] if bare else found
+        found.append(
+            f"The deadline of {limit} closed {closed} before all had answered; in a longer round "
+            "the server was still at work.")
+    return (
+        [*found, f"In {numbers.counted(bare, 'round')} nobody answered in time."] if bare else found
+    )
 
 
 def _means(clock: Table) -> dict[str, float]:
-    """Tier -> seconds that a client of it was at work in this round, on average; tiers that were not asked are left out."""
-    return {name: own["busy_s"] / asked(own) for name, own in tiers(clock).items() if asked(own) > 0}
+    """Tier -> seconds that a client of it was at work in this round, on average; tiers that were
+    not asked are left out."""
+    return {name: own["busy_s"] / asked(own) for name, own in tiers(clock).items()
+            if asked(own) > 0}
 
 
 def _slowest(means: Mapping[str, float]) -> str | None:
@@ -117,29 +143,50 @@ def _slowest(means: Mapping[str, float]) -> str | None:
 def _table(run: Run, found: Spent) -> Html:
     rows = {str(tier.get("name")): tier for tier in run.tiers}
     everyone = sum(own["busy_s"] for own in found.tiers.values())
-    head = ["tier", "clients", "machine", "placement", *KEYS[:4], "at work", "waiting", "energy", "link energy"]
+    head = ["tier", "clients", "machine", "placement", *KEYS[:4], "at work", "waiting", "energy",
+            "link energy"]
     lines = []
     for name in dict.fromkeys((*rows, *found.tiers)):
         tier, own = rows.get(name, {}), found.tiers.get(name, dict.fromkeys(KEYS, 0.0))
         busy_s, idle_s = own["busy_s"], own["idle_s"]
         clients = number(tier.get("clients"))
         lines.append([
-            name, "–" if clients is None else numbers.count(clients), story.machine(tier) or "–", words(tier.get("placement")) or "–",
-            *(numbers.count(own[key]) for key in KEYS[:4]), _part(busy_s, everyone), _part(idle_s, busy_s + idle_s),
+            name, "–" if clients is None else numbers.count(clients), story.machine(tier) or "–",
+            words(tier.get("placement")) or "–",
+            *(numbers.count(own[key]) for key in KEYS[:4]), _part(busy_s, everyone),
+            _part(idle_s, busy_s + idle_s),
             energy(own["energy_j"], busy_s), energy(own["link_j"], 0.0)])
     return markup.table(head, lines, words=(0, 2, 3))
 
 
 def _part(part_s: float, whole_s: float) -> str:
     """Seconds, and their share of a whole."""
-    return f"{numbers.duration(part_s)} ({numbers.percent(part_s / whole_s, 0)})" if part_s > 0 and whole_s > 0 else "–"
+    return (
+        f"{numbers.duration(part_s)} ({numbers.percent(part_s / whole_s, 0)})"
+        if part_s > 0 and whole_s > 0 else "–"
+    )
 
 
 def _legend(found: Spent) -> str:
-    text = "At work and waiting are times of all clients of the tier in all rounds, summed; time on the link is at work. In brackets: the "
-    text += "tier's share of all clients' work, and the share of its own time that it waited. Energy is that of computing and waiting, "
-    text += "without the link's. Waiting is from a client's own end to the end of the round, and costs the machine's idle power. Late: "
-    text += "still at work when the round was closed, so that the work was in vain; lost: failed on the way; away: not there at the start "
+    text = (
+        "At work and waiting are times of all clients of the tier in all rounds, summed; time on "
+        "the link is at work. In brackets: the "
+    )
+    text += (
+        "tier's share of all clients' work, and the share of its own time that it waited. Energy "
+        "is that of computing and waiting, "
+    )
+    text += (
+        "without the link's. Waiting is from a client's own end to the end of the round, and costs "
+        "the machine's idle power. Late: "
+    )
+    text += (
+        "still at work when the round was closed, so that the work was in vain; lost: failed on "
+        "the way; away: not there at the start "
+    )
     text += "and not asked."
     unknown = any(own["energy_j"] == 0 < own["busy_s"] for own in found.tiers.values())
-    return text + (" Where the power of a machine is not known its energy counts as none in the total." if unknown else "")
+    return (
+        text + (" Where the power of a machine is not known its energy counts as none in the total."
+                if unknown else "")
+    )

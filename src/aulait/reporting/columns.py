@@ -22,17 +22,20 @@ class Column:
 
 
 def columns(rows: Sequence[Row], timed: bool = True) -> list[Column]:
-    """The arm; scores, first the one that rows are ranked by; what they cost; more scores. What no row has is left out.
+    """The arm; scores, first the one that rows are ranked by; what they cost; more scores. What no
+    row has is left out.
 
     ``timed``: with virtual time among the costs.
     """
     lead = measures.headline(rows)
     first = list(dict.fromkeys((lead, *measures.TASKS, measures.LOSS)))
-    beside = [(f"{other}_{m.key}", f"{other} {m.name}", m.style) for m in dict.fromkeys((lead, measures.LOSS)) for other in OTHERS]
+    beside = [(f"{other}_{m.key}", f"{other} {m.name}", m.style)
+              for m in dict.fromkeys((lead, measures.LOSS)) for other in OTHERS]
     last = [(m.key, m.name, m.style) for m in measures.ALWAYS if m not in first]
 
     def shown(scores: Sequence[tuple[str, str, Any]]) -> list[Column]:
-        return [_scores(rows, *score) for score in scores if any(row.get(score[0]) is not None for row in rows)]
+        return [_scores(rows, *score) for score in scores if any(row.get(score[0]) is not None
+            for row in rows)]
 
     return [
         *_names(rows),
@@ -61,7 +64,10 @@ def arm(rows: Sequence[Row]) -> Column:
 def _names(rows: Sequence[Row]) -> list[Column]:
     """The arm, and the method where the arms' labels do not say it."""
     told = all(set(re.split(r"[\s=]", str(row["arm"]))) & {str(row["algorithm"])} for row in rows)
-    return [arm(rows)] if told else [arm(rows), Column("method", tuple(str(row["algorithm"]) for row in rows))]
+    return (
+        [arm(rows)] if told
+        else [arm(rows), Column("method", tuple(str(row["algorithm"]) for row in rows))]
+    )
 
 
 def _scores(rows: Sequence[Row], key: str, title: str, style: Any) -> Column:
@@ -74,7 +80,8 @@ def _scores(rows: Sequence[Row], key: str, title: str, style: Any) -> Column:
 
 
 def _costs(title: str, rows: Sequence[Row], key: str) -> Column:
-    return Column(title, tuple("–" if row.get(key) is None else _plain(row[key] / 1e6) for row in rows))
+    return Column(title, tuple("–" if row.get(key) is None else _plain(row[key] / 1e6)
+                               for row in rows))
 
 
 def virtual(rows: Sequence[Row]) -> list[Column]:
@@ -82,22 +89,31 @@ def virtual(rows: Sequence[Row]) -> list[Column]:
     aim = next((row["target_loss"] for row in rows if row.get("target_loss") is not None), None)
     columns = [
         Column("virtual seconds", tuple(_plain(row.get("virtual_s")) for row in rows)),
-        Column("clients waiting", tuple("–" if row.get("idle_share") is None else numbers.percent(row["idle_share"], 0) for row in rows)),
-        Column("energy", tuple(numbers.energy(row["energy_j"]) if row.get("energy_j") else "–" for row in rows)),
+        Column("clients waiting", tuple("–" if row.get("idle_share") is None
+            else numbers.percent(row["idle_share"], 0) for row in rows)),
+        Column("energy", tuple(numbers.energy(row["energy_j"]) if row.get("energy_j") else "–"
+                               for row in rows)),
     ]
-    until = [] if aim is None else [Column(f"virtual seconds to loss {numbers.loss(aim)}", tuple(map(_until, rows)))]
+    until = (
+        [] if aim is None
+        else [Column(f"virtual seconds to loss {numbers.loss(aim)}", tuple(map(_until, rows)))]
+    )
     return [*until, *columns] if any(row.get("virtual_s") is not None for row in rows) else []
 
 
 def _until(row: Row) -> str:
-    """Mean seconds to the target with the least and the most, and how many seeds reached it where not all did."""
+    """Mean seconds to the target with the least and the most, and how many seeds reached it where
+    not all did."""
     told = row.get("time_to_target_s")
     if told is None or not told["of"]:
         return "–"
     if not told["reached"]:
         return "not reached"
     between = f" ({_plain(told['min'])}–{_plain(told['max'])})" if told["reached"] > 1 else ""
-    return _plain(told["mean"]) + between + (f", {told['reached']} of {told['of']} seeds" if told["reached"] < told["of"] else "")
+    return (
+        _plain(told["mean"]) + between + (f", {told['reached']} of {told['of']} seeds"
+            if told["reached"] < told["of"] else "")
+    )
 
 
 def _plain(value: Any) -> str:

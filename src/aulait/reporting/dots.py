@@ -1,7 +1,8 @@
-"""Arms as dots with error bars: a line for each method and a colour for each setting, where the arms' labels tell them apart.
+"""Arms as dots with error bars: a line for each method and a colour for each setting, where the
+arms' labels tell them apart.
 
-An arm of the label "name=fedit preset=uniform" and the method fedit has the setting "preset=uniform": the words of the
-label without the one that names the method.
+An arm of the label "name=fedit preset=uniform" and the method fedit has the setting
+"preset=uniform": the words of the label without the one that names the method.
 """
 
 from __future__ import annotations
@@ -26,37 +27,47 @@ def color(index: int) -> str:
 def setting(row: Row) -> str:
     """What the label of an arm says besides its method."""
     method = str(row["algorithm"])
-    return " ".join(word for word in str(row["arm"]).split() if method not in (word, word.partition("=")[2]))
+    return " ".join(word for word in str(row["arm"]).split()
+                    if method not in (word, word.partition("=")[2]))
 
 
 def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Setting -> its rows, at most one a method; empty where the labels do not tell methods and settings apart."""
+    """Setting -> its rows, at most one a method; empty where the labels do not tell methods and
+    settings apart."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(setting(row), []).append(row)
     common = set.intersection(*(set(name.split()) for name in found)) if len(found) > 1 else set()
-    found = {" ".join(word for word in name.split() if word not in common): group for name, group in found.items()}
+    found = {" ".join(word for word in name.split() if word not in common): group for name,
+             group in found.items()}
     clear = all(len({row["algorithm"] for row in group}) == len(group) for group in found.values())
     return found if clear and any(len(group) > 1 for group in found.values()) else {}
 
 
 def dots(rows: Sequence[Row], measure: Measure) -> figures.Figure:
-    """The mean of every arm in one measure, with its deviation, and the base model as a dashed line."""
+    """The mean of every arm in one measure, with its deviation, and the base model as a dashed
+    line."""
     shown = [row for row in rows if row.get(measure.key) is not None]
     groups = grouped(shown)
     if groups:
         many = len(groups) > 1
-        data = [_trace([str(row["algorithm"]) for row in group], group, measure, i, name or "as it is")
+        data = [_trace([str(row["algorithm"]) for row in group], group, measure, i,
+                       name or "as it is")
                 for i, (name, group) in enumerate(groups.items())]
     else:
         many = False
-        data = [_trace([str(row["arm"])], [row], measure, i, str(row["arm"])) for i, row in enumerate(shown)]
-    order = [figures.label(name, 40) for name in dict.fromkeys(str(row["algorithm" if groups else "arm"]) for row in shown)]
-    y = figures.axis(autorange="reversed", type="category", categoryorder="array", categoryarray=order)
-    bases = [row[f"base_{measure.key}"] for row in shown if row.get(f"base_{measure.key}") is not None]
+        data = [_trace([str(row["arm"])], [row], measure, i, str(row["arm"])) for i,
+                row in enumerate(shown)]
+    order = [figures.label(name, 40)
+             for name in dict.fromkeys(str(row["algorithm" if groups else "arm"]) for row in shown)]
+    y = figures.axis(autorange="reversed", type="category", categoryorder="array",
+                     categoryarray=order)
+    bases = [row[f"base_{measure.key}"] for row in shown
+             if row.get(f"base_{measure.key}") is not None]
     base = fmean(bases) if bases else None
     title = measure.name if measure.rising else f"{measure.name}, nats per token"
-    x = figures.axis(title, tickformat=".0%" if measure.rising else "", **_range(shown, measure, base))
+    x = figures.axis(title, tickformat=".0%" if measure.rising else "",
+                     **_range(shown, measure, base))
     more = {"showlegend": True, "scattermode": "group", "scattergap": 0.3} if many else {}
     return {"data": data, "layout": figures.layout(x, y, **more, **_base_line(base, many))}
 
@@ -69,7 +80,8 @@ def height(rows: Sequence[Row], measure: Measure) -> int:
     return 120 + lines * max(34, 16 * len(groups))
 
 
-def _trace(names: Sequence[str], rows: Sequence[Row], measure: Measure, index: int, name: str) -> figures.Figure:
+def _trace(names: Sequence[str], rows: Sequence[Row], measure: Measure, index: int,
+           name: str) -> figures.Figure:
     style = ".1%" if measure.rising else ".3f"
     errors = [row.get(f"{measure.key}_std") or 0.0 for row in rows]
     return {
@@ -80,29 +92,35 @@ def _trace(names: Sequence[str], rows: Sequence[Row], measure: Measure, index: i
         "name": figures.label(name, 40),
         "x": [row[measure.key] for row in rows],
         "y": [figures.label(text, 40) for text in names],
-        "error_x": {"type": "data", "array": errors, "color": color(index), "thickness": 1.5, "width": 5},
-        "marker": {"color": color(index), "size": 10, "symbol": SYMBOLS[index // COLORS % len(SYMBOLS)]},
+        "error_x": {"type": "data", "array": errors, "color": color(index), "thickness": 1.5,
+                    "width": 5},
+        "marker": {"color": color(index), "size": 10,
+                   "symbol": SYMBOLS[index // COLORS % len(SYMBOLS)]},
         "hovertemplate": f"%{{y}}: %{{x:{style}}}<extra>%{{fullData.name}}</extra>",
     }
 
 
 def _range(rows: Sequence[Row], measure: Measure, base: float | None) -> figures.Figure:
     """From the least to the greatest of all values with their bars, and some room."""
-    ends = [row[measure.key] + sign * (row.get(f"{measure.key}_std") or 0.0) for row in rows for sign in (-1, 1)]
+    ends = [row[measure.key] + sign * (row.get(f"{measure.key}_std") or 0.0) for row in rows
+            for sign in (-1, 1)]
     ends += [] if base is None else [base]
     room = 0.06 * (max(ends) - min(ends)) if ends else 0.0
     return {"range": [min(ends) - room, max(ends) + room]} if room > 0 else {}
 
 
 def _base_line(base: float | None, legend: bool) -> figures.Figure:
-    """The base model's mean over the arms; named in the legend, or above the line where there is none."""
+    """The base model's mean over the arms; named in the legend, or above the line where there is
+    none."""
     if base is None:
         return {}
-    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": base, "x1": base, "name": "base model", "showlegend": legend}
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": base, "x1": base,
+            "name": "base model", "showlegend": legend}
     shape = {**line, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}
     if legend:
         return {"shapes": [shape]}
-    near = {"x": base, "yref": "paper", "y": 1, "yanchor": "bottom", "xanchor": "center", "showarrow": False, "text": "base model"}
+    near = {"x": base, "yref": "paper", "y": 1, "yanchor": "bottom", "xanchor": "center",
+            "showarrow": False, "text": "base model"}
     return {
         "shapes": [shape],
         "annotations": [{**near, "font": {"size": 11, "color": "@quiet"}}],

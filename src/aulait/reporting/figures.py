@@ -1,7 +1,9 @@
-"""Plotly figures as plain tables, without colours of their own: "@name" is a colour of the style sheet.
+"""Plotly figures as plain tables, without colours of their own: "@name" is a colour of the style
+sheet.
 
-The page's script puts the colour of the present theme in place of "@accent" and its like, under keys that end in
-"color" only. Labels that come from a run folder must go through `label`: plotly reads markup in labels.
+The page's script puts the colour of the present theme in place of "@accent" and its like, under
+keys that end in "color" only. Labels that come from a run folder must go through `label`: plotly
+reads markup in labels.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from typing import Any, Final
 
 Figure = dict[str, Any]
 
-ROLES: Final = {"proxy": ("@accent", "solid"), "local": ("@ink", "solid"), "split": ("@quiet", "dash")}
+ROLES: Final = {"proxy": ("@accent", "solid"), "local": ("@ink", "solid"),
+                "split": ("@quiet", "dash")}
 """Colour and dash of a role, the same in all figures."""
 
 
@@ -46,19 +49,22 @@ def layout(x: Figure, y: Figure, **more: Any) -> Figure:
         "xaxis": x,
         "yaxis": y,
         "showlegend": False,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom",
+                   "traceorder": "normal"},
         **more,
     }
 
 
-def curve(points: Sequence[tuple[float, float]], first: float | None, percent: bool = False, shared: float | None = None) -> Figure:
+def curve(points: Sequence[tuple[float, float]], first: float | None, percent: bool = False,
+          shared: float | None = None) -> Figure:
     """One measure by round, with the base model's value as a dashed line.
 
     Args:
         points: (round, measure) for the rounds that were measured; at least one.
         first: the base model's value; None draws no line.
         percent: the values are fractions.
-        shared: the shared adapter's value after the last round, where the points are of personal ones; None draws none.
+        shared: the shared adapter's value after the last round, where the points are of personal
+            ones; None draws none.
     """
     rounds, values = [point[0] for point in points], [point[1] for point in points]
     style = ".1%" if percent else ".3f"
@@ -79,14 +85,17 @@ def curve(points: Sequence[tuple[float, float]], first: float | None, percent: b
 
 
 def _base_line(values: Sequence[float], first: float, percent: bool) -> tuple[Figure, Figure]:
-    """The base model's value as a dashed line with its name, and a range of the axis that has room for both."""
+    """The base model's value as a dashed line with its name, and a range of the axis that has room
+    for both."""
     reach = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": first, "y1": first}
     shown = f"base model {100 * first:.1f} %" if percent else f"base model {first:.3f}"
-    near = {"xref": "paper", "x": 1, "xanchor": "right", "y": first, "showarrow": False, "text": shown}
+    near = {"xref": "paper", "x": 1, "xanchor": "right", "y": first, "showarrow": False,
+            "text": shown}
     low = first <= sum(values) / len(values)
     marks = {
         "shapes": [{**reach, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}],
-        "annotations": [{**near, "yanchor": "top" if low else "bottom", "font": {"size": 11, "color": "@quiet"}}],
+        "annotations": [{**near, "yanchor": "top" if low else "bottom",
+                         "font": {"size": 11, "color": "@quiet"}}],
     }
     least, most = min(*values, first), max(*values, first)
     room = 0.12 * (most - least)
@@ -96,7 +105,8 @@ def _base_line(values: Sequence[float], first: float, percent: bool) -> tuple[Fi
 def marked(value: float, text: str) -> Figure:
     """A dashed line across the figure at a height, with its name above it."""
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
-    near = {"xref": "paper", "x": 1, "xanchor": "right", "y": value, "yanchor": "bottom", "showarrow": False, "text": text}
+    near = {"xref": "paper", "x": 1, "xanchor": "right", "y": value, "yanchor": "bottom",
+            "showarrow": False, "text": text}
     return {
         "shapes": [{**line, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}],
         "annotations": [{**near, "font": {"size": 11, "color": "@quiet"}}],
@@ -123,7 +133,8 @@ def whole(values: Sequence[float]) -> Figure:
     return {"range": [low - 0.4, high + 0.4], "dtick": gap, "tick0": low, "showgrid": False}
 
 
-def steps(series: dict[str, tuple[list[float], list[float]]], notes: dict[str, list[str]]) -> Figure:
+def steps(series: dict[str, tuple[list[float], list[float]]],
+          notes: dict[str, list[str]]) -> Figure:
     """Epsilon so far by release, a staircase for each role.
 
     Args:
@@ -143,16 +154,19 @@ def steps(series: dict[str, tuple[list[float], list[float]]], notes: dict[str, l
                 "text": notes[role],
                 "line": {"color": color, "width": 2, "shape": "hv", "dash": dash},
                 "marker": {"color": color, "size": 5},
-                "hovertemplate": "release %{x} (%{text})<br>ε = %{y:.3f}<extra>%{fullData.name}</extra>",
+                "hovertemplate": "release %{x} (%{text})<br>ε = "
+                                 "%{y:.3f}<extra>%{fullData.name}</extra>",
             }
         )
     everywhere = [x for releases, _ in series.values() for x in releases]
     x = axis("release", **whole(everywhere))
-    return {"data": data, "layout": layout(x, axis("ε so far", rangemode="tozero"), showlegend=True)}
+    return {"data": data, "layout": layout(x, axis("ε so far", rangemode="tozero"),
+        showlegend=True)}
 
 
 def votes(histogram: Sequence[float], kept: int | None, noise_std: float | None) -> Figure:
-    """The noised votes of all candidates, most votes first, over the band of plus and minus one noise deviation.
+    """The noised votes of all candidates, most votes first, over the band of plus and minus one
+    noise deviation.
 
     Args:
         histogram: the released votes, in any order.
@@ -162,28 +176,35 @@ def votes(histogram: Sequence[float], kept: int | None, noise_std: float | None)
     ranked = sorted(histogram, reverse=True)
     first = kept or 0
     data = []
-    for name, color, start, part in (("kept", "@accent", 1, ranked[:first]), ("", "@soft", first + 1, ranked[first:])):
+    for name, color, start, part in (("kept", "@accent", 1, ranked[:first]),
+            ("", "@soft", first + 1, ranked[first:])):
         data.append(
             {
                 "type": "bar",
                 "x": list(range(start, start + len(part))),
                 "y": part,
                 "marker": {"color": color, "line": {"width": 0}},
-                "hovertemplate": f"rank %{{x}}{', ' + name if name else ''}: %{{y:.1f}} votes<extra></extra>",
+                "hovertemplate": f"rank %{{x}}{', ' + name if name else ''}: %{{y:.1f}} "
+                                 "votes<extra></extra>",
             }
         )
     marks: dict[str, Any] = {}
     if noise_std:
-        band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -noise_std, "y1": noise_std, "layer": "above"}
-        marks["shapes"] = [{**band, "fillcolor": "@band", "line": {"width": 1, "color": "@band", "dash": "dot"}}]
+        band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -noise_std,
+                "y1": noise_std, "layer": "above"}
+        marks["shapes"] = [{**band, "fillcolor": "@band", "line": {"width": 1, "color": "@band",
+            "dash": "dot"}}]
         text = f"noise, ± one deviation: {noise_std:,.1f} votes"
-        near = {"xref": "paper", "x": 0.01, "xanchor": "left", "y": -noise_std, "yanchor": "top", "showarrow": False}
+        near = {"xref": "paper", "x": 0.01, "xanchor": "left", "y": -noise_std, "yanchor": "top",
+                "showarrow": False}
         marks["annotations"] = [{**near, "text": text, "font": {"size": 11, "color": "@quiet"}}]
     x = axis("candidates, most votes first", showgrid=False, range=[0.3, len(ranked) + 0.7])
-    return {"data": data, "layout": layout(x, axis("votes"), bargap=0.15, barmode="overlay", **marks)}
+    return {"data": data, "layout": layout(x, axis("votes"), bargap=0.15, barmode="overlay",
+        **marks)}
 
 
-def stacks(stages: list[str], rounds: list[str], series: dict[str, list[float | None]], unit: str) -> Figure:
+def stacks(stages: list[str], rounds: list[str], series: dict[str, list[float | None]],
+           unit: str) -> Figure:
     """Bars by stage and round, one colour for each series, in the given unit."""
     colors = ("@accent", "@soft", "@quiet")
     data = [
@@ -198,4 +219,5 @@ def stacks(stages: list[str], rounds: list[str], series: dict[str, list[float | 
         for index, (name, values) in enumerate(series.items())
     ]
     x = axis(showgrid=False, type="multicategory", dividercolor="@hairline", tickangle=0)
-    return {"data": data, "layout": layout(x, axis(unit), barmode="stack", bargap=0.25, showlegend=len(series) > 1)}
+    return {"data": data, "layout": layout(x, axis(unit), barmode="stack", bargap=0.25,
+        showlegend=len(series) > 1)}

@@ -1,7 +1,9 @@
 """Reads a run folder as it is: what is missing or broken becomes a remark, never a crash.
 
-Everything in a run folder is untrusted: a value may have the wrong kind, a line may be cut off. The readers here
-only promise the outer shape (tables are tables, lines are tables); `number` and `words` check the leaves.
+Everything in a run folder is untrusted: a value may have the wrong kind, a line may be cut off. The
+readers here
+only promise the outer shape (tables are tables, lines are tables); `number` and `words` check the
+leaves.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ MISSING: Final = object()
 
 LARGEST: Final = 1e100
 
-FILES: Final = ("config.toml", "machine.json", "result.json", "rounds.jsonl", "ledger.jsonl", "synthetic.jsonl")
+FILES: Final = ("config.toml", "machine.json", "result.json", "rounds.jsonl", "ledger.jsonl",
+                "synthetic.jsonl")
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,11 @@ def read(path: Path) -> Run:
         DataError: the path is not a folder, or holds none of a run's files.
     """
     if not path.is_dir():
-        raise DataError(f"found no folder {path}, expected a run folder; check the path or start a run first")
+        raise DataError(
+            f"found no folder {path}, expected a run folder; check the path or start a run first")
     if not any((path / name).is_file() for name in FILES):
-        raise DataError(f"found no run in {path}, expected one of {', '.join(FILES)}; give the folder of a run")
+        raise DataError(
+            f"found no run in {path}, expected one of {', '.join(FILES)}; give the folder of a run")
     remarks: list[str] = []
     config_text = _text(path / "config.toml")
     return Run(
@@ -96,7 +101,8 @@ def at(tree: Any, *keys: str, default: Any = None) -> Any:
 
 
 def number(value: Any) -> float | None:
-    """A number, or None for anything else: text, null, true, NaN, infinity, or beyond what any run could measure."""
+    """A number, or None for anything else: text, null, true, NaN, infinity, or beyond what any run
+    could measure."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if -LARGEST <= value <= LARGEST else None
@@ -150,7 +156,8 @@ def _lines(path: Path, remarks: list[str]) -> tuple[Table, ...]:
     values = [_parse(line) for line in (_text(path) or "").split("\n") if line.strip()]
     found = tuple(value for value in values if isinstance(value, dict))
     if len(found) < len(values):
-        remarks.append(f"{path.name}: {len(values) - len(found)} of {len(values)} lines could not be read.")
+        remarks.append(
+            f"{path.name}: {len(values) - len(found)} of {len(values)} lines could not be read.")
     return found
 
 

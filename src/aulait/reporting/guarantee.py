@@ -1,4 +1,5 @@
-"""What an epsilon means for one client (or one record), as the best that an attacker could do. Exact bounds, no sampling, no model."""
+"""What an epsilon means for one client (or one record), as the best that an attacker could do.
+Exact bounds, no sampling, no model."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ _GAUSSIAN: Final = {("client", "gaussian"), ("record", "dp-sgd"), ("record", "ga
 def detection(epsilon: float, delta: float, false_alarm: float = FALSE_ALARM) -> float:
     """The largest share of true cases any attacker can detect under (epsilon, delta).
 
-    It is one minus the trade-off function of (epsilon, delta)-differential privacy (Wasserman and Zhou, 2010;
-    Dong, Roth and Su, 2022): min(1, e^epsilon α + delta, 1 − e^−epsilon (1 − delta − α)) at false-alarm rate α.
+    It is one minus the trade-off function of (epsilon, delta)-differential privacy (Wasserman and
+    Zhou, 2010; Dong, Roth and Su, 2022): min(1, e^epsilon α + delta, 1 − e^−epsilon (1 − delta −
+    α)) at false-alarm rate α.
 
     Args:
         epsilon: at least 0; infinity allowed.
@@ -36,16 +38,19 @@ def detection(epsilon: float, delta: float, false_alarm: float = FALSE_ALARM) ->
 
 
 def gaussian_detection(mu: float, false_alarm: float = FALSE_ALARM) -> float:
-    """The same for Gaussian releases, exactly: Φ(Φ⁻¹(α) + mu), with mu² the sum of 1/z² over noise multipliers z."""
+    """The same for Gaussian releases, exactly: Φ(Φ⁻¹(α) + mu), with mu² the sum of 1/z² over noise
+    multipliers z."""
     return _NORMAL.cdf(_NORMAL.inv_cdf(false_alarm) + mu)
 
 
 def gaussian_mu(run: Run) -> float | None:
-    """The largest mu of any role, from the ledger, without credit for sampling; None when the ledger cannot tell.
+    """The largest mu of any role, from the ledger, without credit for sampling; None when the
+    ledger cannot tell.
 
-    It can tell when every line is a Gaussian release, or several steps of one, with a noise multiplier (sigma over the
-    sensitivity, which holds the factor 2 of the relation "replace"), the ledger was read in full, and the mu it gives is
-    large enough to explain the epsilon that the run reports.
+    It can tell when every line is a Gaussian release, or several steps of one, with a noise
+    multiplier (sigma over the sensitivity, which holds the factor 2 of the relation "replace"), the
+    ledger was read in full, and the mu it gives is large enough to explain the epsilon that the run
+    reports.
     """
     readable = not any(remark.startswith("ledger.jsonl") for remark in run.remarks)
     if not (run.ledger and readable):
@@ -64,13 +69,17 @@ def gaussian_mu(run: Run) -> float | None:
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
-    """The delta of a Gaussian release with parameter mu at this epsilon (Balle and Wang, 2018), in closed form."""
+    """The delta of a Gaussian release with parameter mu at this epsilon (Balle and Wang, 2018), in
+    closed form."""
     near = _NORMAL.cdf(-epsilon / mu + mu / 2)
     far = _NORMAL.cdf(-epsilon / mu - mu / 2)
     return near if far == 0 else near - math.exp(epsilon + math.log(far))
 
 
 def _explains(mu: float, epsilon: float | None, run: Run) -> bool:
-    """A mu that is too small for the reported epsilon means that lines are missing: better say nothing then."""
+    """A mu that is too small for the reported epsilon means that lines are missing: better say
+    nothing then."""
     delta = number(at(run.result, "privacy", "delta"))
-    return epsilon is not None and bool(delta) and gaussian_delta(epsilon, mu) >= 0.5 * (delta or 0.0)
+    return (
+        epsilon is not None and bool(delta) and gaussian_delta(epsilon, mu) >= 0.5 * (delta or 0.0)
+    )

@@ -1,6 +1,8 @@
-"""The few pieces of HTML that the page is made of. Every text is escaped here, so sections need not remember to.
+"""The few pieces of HTML that the page is made of. Every text is escaped here, so sections need not
+remember to.
 
-A `Html` is text that is already safe; a plain `str` never is. `cell` and `paragraph` escape the one and keep the other.
+A `Html` is text that is already safe; a plain `str` never is. `cell` and `paragraph` escape the one
+and keep the other.
 """
 
 from __future__ import annotations
@@ -50,7 +52,10 @@ def join(*parts: str) -> Html:
 
 def paragraph(text: str, style: str = "") -> Html:
     """A paragraph, with a class of the style sheet when given."""
-    return Html(f'<p class="{safe(style)}">{safe(text)}</p>') if style else Html(f"<p>{safe(text)}</p>")
+    return (
+        Html(f'<p class="{safe(style)}">{safe(text)}</p>') if style
+        else Html(f"<p>{safe(text)}</p>")
+    )
 
 
 def note(text: str) -> Html:
@@ -68,13 +73,15 @@ def subtitle(text: str) -> Html:
     return Html(f"<h3>{safe(text)}</h3>")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,), wide: bool = False) -> Html:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,),
+          wide: bool = False) -> Html:
     """A table that scrolls by itself when the page is narrow.
 
     Args:
         head: the column titles.
         rows: the cells, as text.
-        words: the columns that hold words, set flush left; all others hold figures, set flush right.
+        words: the columns that hold words, set flush left; all others hold figures, set flush
+            right.
         wide: the first column holds long names.
     """
 
@@ -94,7 +101,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[in
 
 def pairs(rows: Sequence[tuple[str, str]]) -> Html:
     """A list of names and values."""
-    items = "".join(f"<div><dt>{safe(name)}</dt><dd>{safe(value)}</dd></div>" for name, value in rows)
+    items = "".join(f"<div><dt>{safe(name)}</dt><dd>{safe(value)}</dd></div>" for name,
+                    value in rows)
     return Html(f'<dl class="pairs">{items}</dl>')
 
 
@@ -117,7 +125,8 @@ def quotation(text: str, caption: str = "") -> Html:
 
 def columns(*parts: str) -> Html:
     """Pieces side by side, one above the other on narrow pages."""
-    return Html(f'<div class="columns">{"".join(f"<div>{safe(part)}</div>" for part in parts)}</div>')
+    return Html(
+        f'<div class="columns">{"".join(f"<div>{safe(part)}</div>" for part in parts)}</div>')
 
 
 def chart(name: str, title: str, height: int = 280) -> Html:
@@ -130,7 +139,8 @@ def chart(name: str, title: str, height: int = 280) -> Html:
 
 
 def embedded(value: Any) -> Html:
-    """A value as JSON that cannot close the script element it stands in; numbers that JSON lacks become null."""
+    """A value as JSON that cannot close the script element it stands in; numbers that JSON lacks
+    become null."""
     text = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Html(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 

@@ -60,11 +60,13 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> Measure:
 
 
 def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows by their headline, the best first; unfinished ones last; equal ones in the order given."""
+    """Rows by their headline, the best first; unfinished ones last; equal ones in the order
+    given."""
     measure = headline(rows)
 
     def place(row: Mapping[str, Any]) -> tuple[bool, float]:
         value = row.get(measure.key)
-        return (value is None, 0.0 if value is None else -float(value) if measure.rising else float(value))
+        return (value is None, 0.0 if value is None else -float(value) if measure.rising
+                else float(value))
 
     return sorted(rows, key=place)

@@ -1,4 +1,5 @@
-"""How numbers look: the one place where figures become text. None becomes "not recorded" unless said otherwise."""
+"""How numbers look: the one place where figures become text. None becomes "not recorded" unless
+said otherwise."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def counted(value: Any, one: str) -> str:
 
 
 def significant(value: Any, digits: int = 3) -> str:
-    """A number with at least `digits` significant digits, separators above a thousand, a power of ten when tiny."""
+    """A number with at least `digits` significant digits, separators above a thousand, a power of
+    ten when tiny."""
     found = number(value)
     if found is None:
         return NOT_RECORDED
@@ -82,12 +84,16 @@ def size(value: Any) -> str:
 def energy(value: Any) -> str:
     """An energy in joules, three significant digits."""
     found = number(value)
-    return NOT_RECORDED if found is None else _scaled(found, _ENERGIES) or f"{significant(found)}{SPACE}J"
+    return (
+        NOT_RECORDED if found is None else _scaled(found, _ENERGIES)
+        or f"{significant(found)}{SPACE}J"
+    )
 
 
 def _scaled(value: float, units: tuple[tuple[str, float], ...]) -> str:
     """The value in the first unit that it fills, the largest first; empty where it fills none."""
-    return next((f"{significant(value / scale)}{SPACE}{unit}" for unit, scale in units if abs(value) >= 0.9995 * scale), "")
+    return next((f"{significant(value / scale)}{SPACE}{unit}" for unit, scale in units
+                 if abs(value) >= 0.9995 * scale), "")
 
 
 def duration(value: Any) -> str:
@@ -111,7 +117,10 @@ def epsilon(value: Any) -> str:
     if value is None or value == math.inf:
         return INFINITE
     found = None if value is MISSING else number(value)
-    return NOT_RECORDED if found is None else f"{found:,.2f}" if found >= 0.1 or found == 0 else significant(found)
+    return (
+        NOT_RECORDED if found is None else f"{found:,.2f}" if found >= 0.1 or found == 0
+        else significant(found)
+    )
 
 
 def delta(value: Any) -> str:
@@ -120,5 +129,6 @@ def delta(value: Any) -> str:
 
 
 def spread(mean: Any, deviation: Any, style: Any) -> str:
-    """A mean and its standard deviation, each in the given style; the mean alone when there is no deviation."""
+    """A mean and its standard deviation, each in the given style; the mean alone when there is no
+    deviation."""
     return str(style(mean)) if number(deviation) is None else f"{style(mean)} ± {style(deviation)}"

@@ -1,4 +1,5 @@
-"""Arms against virtual time: how soon each reaches a loss, what it takes until the end, and the curves of all."""
+"""Arms against virtual time: how soon each reaches a loss, what it takes until the end, and the
+curves of all."""
 
 from __future__ import annotations
 
@@ -13,16 +14,19 @@ DASHES: Final = ("solid", "dash", "dot", "dashdot")
 
 
 def target(runs: Iterable[Run]) -> float | None:
-    """The loss that arms are timed to unless one is given: the largest of the runs' smallest losses.
+    """The loss that arms are timed to unless one is given: the largest of the runs' smallest
+    losses.
 
-    Every seed of every arm reaches it, so no mean leaves out the slow ones. None where no run has losses over virtual time.
+    Every seed of every arm reaches it, so no mean leaves out the slow ones. None where no run has
+    losses over virtual time.
     """
     smallest = [min(loss for *_, loss in points) for run in runs if (points := virtual.losses(run))]
     return max(smallest, default=None)
 
 
 def reached_s(run: Run, target_loss: float) -> float | None:
-    """Virtual seconds at the end of the first measured round whose loss is at or below the target; None if never."""
+    """Virtual seconds at the end of the first measured round whose loss is at or below the target;
+    None if never."""
     return next((seconds for _, seconds, loss in virtual.losses(run) if loss <= target_loss), None)
 
 
@@ -30,15 +34,20 @@ def row(runs: Sequence[Run], target_loss: float | None) -> dict[str, Any]:
     """What the runs of one arm add to its row; empty where none of them has virtual time.
 
     Returns:
-        target_loss, and time_to_target_s {mean, min, max over the seeds that reached it; reached; of: the seeds with
-        losses over virtual time}. Means over the seeds under virtual_s, idle_share and energy_j (None: not recorded).
+        target_loss, and time_to_target_s {mean, min, max over the seeds that reached it; reached;
+        of: the seeds with losses over virtual time}. Means over the seeds under virtual_s,
+            idle_share and energy_j (None: not recorded).
     """
     spent = [found for run in runs if (found := virtual.spent(run)) is not None]
     if not spent:
         return {}
     timed = [run for run in runs if virtual.losses(run)]
-    times = [s for run in timed if target_loss is not None and (s := reached_s(run, target_loss)) is not None]
-    ends = {"mean": fmean(times), "min": min(times), "max": max(times)} if times else dict.fromkeys(("mean", "min", "max"))
+    times = [s for run in timed if target_loss is not None
+             and (s := reached_s(run, target_loss)) is not None]
+    ends = (
+        {"mean": fmean(times), "min": min(times), "max": max(times)} if times
+        else dict.fromkeys(("mean", "min", "max"))
+    )
     return {
         "target_loss": target_loss,
         "time_to_target_s": {**ends, "reached": len(times), "of": len(timed)},
@@ -56,32 +65,41 @@ def explained(rows: Sequence[Mapping[str, Any]]) -> str:
     told = [row["time_to_target_s"] for row in rows if "time_to_target_s" in row]
     every = all(own["reached"] == own["of"] for own in told)
     whose = "which every run reaches" if every else "which not every run reaches"
-    return (f"Virtual seconds to loss {numbers.loss(aim)}, {whose}: at the end of the first measured round at or below it, nothing is "
+    return (f"Virtual seconds to loss {numbers.loss(aim)}, {whose}: at the end of the first "
+            "measured round at or below it, nothing is "
             "interpolated; mean over the seeds that reached it, the least and the most in brackets.")
 
 
 def figure(groups: Mapping[str, Sequence[Run]], target_loss: float | None) -> figures.Figure | None:
-    """Loss over virtual time: one line an arm, the mean over its seeds, with bars from the least to the most; None without any."""
+    """Loss over virtual time: one line an arm, the mean over its seeds, with bars from the least to
+    the most; None without any."""
     curves = {name: found for name, runs in groups.items() if (found := _rounds(runs))}
     if not curves:
         return None
-    unit, scale = virtual.timed(max(seconds for points in curves.values() for at_round in points for seconds, _ in at_round))
-    data = [_line(name, index, curves[name], unit, scale) for index, name in enumerate(groups) if name in curves]
+    unit, scale = virtual.timed(max(seconds for points in curves.values() for at_round in points
+        for seconds, _ in at_round))
+    data = [_line(name, index, curves[name], unit, scale) for index, name in enumerate(groups)
+            if name in curves]
     marks = {} if target_loss is None else figures.marked(target_loss, f"target {target_loss:.3f}")
-    axes = (figures.axis(f"virtual {unit}", rangemode="tozero", showgrid=False), figures.axis("loss, nats per token"))
+    axes = (figures.axis(f"virtual {unit}", rangemode="tozero", showgrid=False),
+            figures.axis("loss, nats per token"))
     return {"data": data, "layout": figures.layout(*axes, showlegend=True, **marks)}
 
 
 def _rounds(runs: Sequence[Run]) -> list[list[tuple[float, float]]]:
-    """(seconds, loss) of every seed, round by round; only rounds that all seeds have, so that a mean is over all of them."""
-    seeds = [{r: (seconds, loss) for r, seconds, loss in points} for run in runs if (points := virtual.losses(run))]
+    """(seconds, loss) of every seed, round by round; only rounds that all seeds have, so that a
+    mean is over all of them."""
+    seeds = [{r: (seconds, loss) for r, seconds, loss in points} for run in runs
+             if (points := virtual.losses(run))]
     common = set.intersection(*map(set, seeds)) if seeds else set()
     return [[seed[r] for seed in seeds] for r in sorted(common)]
 
 
-def _line(name: str, index: int, points: Sequence[Sequence[tuple[float, float]]], unit: str, scale: float) -> figures.Figure:
+def _line(name: str, index: int, points: Sequence[Sequence[tuple[float, float]]], unit: str,
+          scale: float) -> figures.Figure:
     color = dots.color(index)
-    times, losses = ([[pair[i] / (scale if i == 0 else 1.0) for pair in at_round] for at_round in points] for i in (0, 1))
+    times, losses = ([[pair[i] / (scale if i == 0 else 1.0) for pair in at_round]
+                      for at_round in points] for i in (0, 1))
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -99,7 +117,8 @@ def _line(name: str, index: int, points: Sequence[Sequence[tuple[float, float]]]
 def _range(values: Sequence[Sequence[float]], color: str) -> figures.Figure:
     """Bars from the least to the most of each."""
     above, below = [max(v) - fmean(v) for v in values], [fmean(v) - min(v) for v in values]
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": color, "thickness": 1, "width": 3}
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": color,
+            "thickness": 1, "width": 3}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -1,7 +1,9 @@
-"""Puts sections on one page that needs nothing from outside: style, script, plotly.js and the figures are all in it.
+"""Puts sections on one page that needs nothing from outside: style, script, plotly.js and the
+figures are all in it.
 
-The page carries a content security policy with the digests of its own scripts. A browser that honours it runs no other
-script and fetches nothing, even if a text from a run folder should slip through unescaped.
+The page carries a content security policy with the digests of its own scripts. A browser that
+honours it runs no other script and fetches nothing, even if a text from a run folder should slip
+through unescaped.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def page(title: str, subtitle: str, opening: Html, sections: Sequence[Section]) 
         contents="".join(f'<a href="#{s.slug}">{markup.safe(s.title)}</a>' for s in sections),
         opening=opening,
         sections="\n".join(
-            f'<section id="{s.slug}"><h2>{markup.safe(s.title)}</h2>{s.body}</section>' for s in sections
+            f'<section id="{s.slug}"><h2>{markup.safe(s.title)}</h2>{s.body}</section>'
+            for s in sections
         ),
         figures=markup.embedded(charts),
         plotly=plotly,
@@ -56,7 +59,8 @@ def save(path: Path, text: str) -> Path:
 
 def banners(found: Sequence[tuple[str, str]]) -> Html:
     """Warnings and remarks above everything else."""
-    return Html("".join(f'<p class="banner {kind}" role="alert">{markup.safe(text)}</p>' for kind, text in found))
+    return Html("".join(f'<p class="banner {kind}" role="alert">{markup.safe(text)}</p>' for kind,
+                        text in found))
 
 
 def tiles(found: Sequence[tuple[str, str, str]]) -> Html:
@@ -69,7 +73,8 @@ def tiles(found: Sequence[tuple[str, str, str]]) -> Html:
 
 
 def _policy(*scripts: str) -> str:
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+               for text in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     rest = "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
     return f"default-src 'none'; script-src {allowed}; {rest}"

@@ -1,4 +1,5 @@
-"""The section on privacy, for whoever must approve the run: the promise, what it means, who sees what, the ledger."""
+"""The section on privacy, for whoever must approve the run: the promise, what it means, who sees
+what, the ledger."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ ROLES = {
 
 
 def section(run: Run) -> Section:
-    """Privacy in plain words, epsilon by role over the releases, the ledger, and who is trusted with what."""
+    """Privacy in plain words, epsilon by role over the releases, the ledger, and who is trusted
+    with what."""
     chart, charts = _staircase(run)
     body = markup.join(
         _split(run),
@@ -40,19 +42,27 @@ def section(run: Run) -> Section:
 
 
 def _split(run: Run) -> Html:
-    """What leaves the site of a split client; nothing where there is none. Split exists without privacy only."""
+    """What leaves the site of a split client; nothing where there is none. Split exists without
+    privacy only."""
     clients = story.placements(run).get("split")
     if clients is None:
         return Html("")
     whose = "1 client" if clients == 1 else f"{numbers.count(clients)} clients"
-    text = f"Split: activations leave the site. In every step the server received, record by record, the hidden states of {whose} "
-    text += "and the tokens that the model had to predict. Texts can be read or guessed from them; no ε covers that, no noise hides it, "
+    text = (
+        "Split: activations leave the site. In every step the server received, record by record, "
+        f"the hidden states of {whose} "
+    )
+    text += (
+        "and the tokens that the model had to predict. Texts can be read or guessed from them; no "
+        "ε covers that, no noise hides it, "
+    )
     text += "and a split placement exists only with privacy off."
     return Html(f'<p class="banner alarm" role="alert">{markup.safe(text)}</p>')
 
 
 def unit(run: Run) -> str:
-    """What is protected: "client" or "record", as the ledger says; without one, as the result says."""
+    """What is protected: "client" or "record", as the ledger says; without one, as the result
+    says."""
     lines = {words(line.get("unit")) for line in run.ledger}
     told = next(iter(lines)) if len(lines) == 1 else words(at(run.result, "privacy", "unit"))
     return told or "client"
@@ -82,11 +92,22 @@ def _meaning(run: Run) -> str:
     if story.is_off(run):
         return "Privacy was off: values were released as they are, without noise."
     spent = number(at(run.result, "privacy", "epsilon", "max"))
-    times = f", here {numbers.significant(math.exp(spent), 2)} times," if spent is not None and spent < 700 else ""
-    text = f"Nothing that was released is more than e to the power of ε times{times} as likely with a {unit(run)} "
-    text += "as without it, apart from δ. Smaller is safer. A client pays only for the roles it has."
+    times = (
+        f", here {numbers.significant(math.exp(spent), 2)} times," if spent is not None
+        and spent < 700 else ""
+    )
+    text = (
+        f"Nothing that was released is more than e to the power of ε times{times} as likely with a "
+        f"{unit(run)} "
+    )
+    text += (
+        "as without it, apart from δ. Smaller is safer. A client pays only for the roles it has."
+    )
     if unit(run) == "record":
-        text += " How many records a client has is public; a person with several records is protected one record at a time."
+        text += (
+            " How many records a client has is public; a person with several records is protected "
+            "one record at a time."
+        )
     return text
 
 
@@ -122,15 +143,21 @@ def _staircase(run: Run) -> tuple[Html, dict[str, Any]]:
 def _ledger(run: Run) -> Html:
     if not run.ledger:
         return markup.absent("The ledger")
-    head = ["no.", "stage", "round", "role", "mechanism", "sensitivity", "σ", "σ / sensitivity", "planned"]
-    roles = [role for role in story.ROLE_ORDER if any(at(line, "epsilon", role, default=0) != 0 for line in run.ledger)]
+    head = ["no.", "stage", "round", "role", "mechanism", "sensitivity", "σ", "σ / sensitivity",
+            "planned"]
+    roles = [role for role in story.ROLE_ORDER if any(at(line, "epsilon", role, default=0) != 0
+        for line in run.ledger)]
     head += ["steps", "sampling", *(f"ε {role}" for role in roles), "time"]
     rows = []
     for line in run.ledger:
-        stage, role, mechanism, time = (words(line.get(key)) or "–" for key in ("stage", "role", "mechanism", "time"))
-        scale = [numbers.significant(line.get(key)) for key in ("sensitivity", "sigma", "noise_multiplier")]
-        start = [numbers.count(line.get("release")), stage, numbers.count(line.get("round")), role, mechanism]
-        sampled = [numbers.count(line.get("planned")), numbers.count(line.get("steps", 1)), _sampling(line.get("sampling"))]
+        stage, role, mechanism, time = (words(line.get(key)) or "–"
+            for key in ("stage", "role", "mechanism", "time"))
+        scale = [numbers.significant(line.get(key))
+                 for key in ("sensitivity", "sigma", "noise_multiplier")]
+        start = [numbers.count(line.get("release")), stage, numbers.count(line.get("round")), role,
+                 mechanism]
+        sampled = [numbers.count(line.get("planned")), numbers.count(line.get("steps", 1)),
+                   _sampling(line.get("sampling"))]
         so_far = [numbers.epsilon(at(line, "epsilon", role, default=MISSING)) for role in roles]
         rows.append([*start, *scale, *sampled, *so_far, time[:19].replace("T", " ")])
     listed = markup.table(head, rows, words=(1, 3, 4, 10))
@@ -151,7 +178,10 @@ def _trust(run: Run) -> Html:
         server, cover = "every client's votes and updates as they are", "none: privacy was off"
     elif unit(run) == "record":
         server = "each client's updates, with the noise that the client added to its own gradients"
-        cover = "ε and δ above, for each of its records" if not story.is_seeded(run) else "none: the noise was seeded"
+        cover = (
+            "ε and δ above, for each of its records" if not story.is_seeded(run)
+            else "none: the noise was seeded"
+        )
     elif trust == "server":
         server, cover = (
             "each client's clipped votes and updates, before the noise is added",
@@ -162,7 +192,10 @@ def _trust(run: Run) -> Html:
         cover = "ε, as long as enough clients follow the protocol"
     else:
         server, cover = numbers.NOT_RECORDED, numbers.NOT_RECORDED
-    covered = "none: privacy was off" if off else "none: the noise was seeded" if story.is_seeded(run) else "ε and δ above"
+    covered = (
+        "none: privacy was off" if off else "none: the noise was seeded" if story.is_seeded(run)
+        else "ε and δ above"
+    )
     kept = "its own texts, which never leave it"
     if "split" in story.placements(run):
         kept += " as they are; of split clients activations and labels do"
@@ -171,7 +204,8 @@ def _trust(run: Run) -> Html:
         ["the site itself", kept, "its own walls"],
         ["the server", server, cover],
         ["the other sites", "the orders: adapters, candidate texts", covered],
-        ["whoever gets the adapter, the synthetic texts or the ledger", "released values only", covered],
+        ["whoever gets the adapter, the synthetic texts or the ledger", "released values only",
+         covered],
         [
             "readers of this page",
             *_readers(run),
@@ -181,9 +215,15 @@ def _trust(run: Run) -> Html:
 
 
 def _readers(run: Run) -> tuple[str, str]:
-    """What readers of the page see beyond the released values, and what protects a client from that."""
+    """What readers of the page see beyond the released values, and what protects a client from
+    that."""
     if not story.is_deployed(run):
-        return "besides these, the held-out loss and accuracy of a simulation", "none for those figures"
+        return (
+            "besides these, the held-out loss and accuracy of a simulation",
+            "none for those figures"
+        )
     if story.texts(run) == story.HELD_OUT:
-        return "besides these, sums over sites of held-out loss and accuracy", "none for those figures"
+        return "besides these, sums over sites of held-out loss and accuracy", (
+            "none for those figures"
+        )
     return "nothing besides these; scores are those on public text", "ε and δ above"

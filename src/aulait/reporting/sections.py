@@ -1,4 +1,5 @@
-"""The sections about the work: who did it where, what it brought, what it took, and with which settings."""
+"""The sections about the work: who did it where, what it brought, what it took, and with which
+settings."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def tiers(run: Run) -> Section:
     head = ["tier", "placement", "clients", "rank", "steps", "batch", "machine", "reason"]
     if not any(map(story.machine, run.tiers)):
         head, rows = [*head[:6], head[7]], [[*row[:6], row[7]] for row in rows]
-    body = markup.join(_bar(story.placements(run)), markup.table(head, rows, words=(0, 1, 6, 7)), _unequal(run))
+    body = markup.join(_bar(story.placements(run)), markup.table(head, rows, words=(0, 1, 6, 7)),
+                       _unequal(run))
     return Section("tiers", "Who did what, and where", body)
 
 
@@ -37,7 +39,10 @@ def _unequal(run: Run) -> Html:
     if not found or found == {numbers.count(full)} or (len(found) == 1 and number(full) is None):
         return Html("")
     whole = f" of {numbers.count(full)}" if number(full) is not None else ""
-    text = f"Ranks are unequal: where a tier's rank is smaller than the adapter's{whole}, a client trains the leading columns only."
+    text = (
+        f"Ranks are unequal: where a tier's rank is smaller than the adapter's{whole}, a client "
+        "trains the leading columns only."
+    )
     return markup.note(text)
 
 
@@ -46,10 +51,12 @@ def _bar(shares: dict[str, float]) -> Html:
     if not everyone:
         return Html("")
     pieces = "".join(
-        f'<span class="{place}" style="flex-grow:{clients:g}"></span>' for place, clients in shares.items()
+        f'<span class="{place}" style="flex-grow:{clients:g}"></span>' for place,
+        clients in shares.items()
     )
     keys = "".join(
-        f'<li><i class="{place}"></i><b>{place}</b> {PLACES[place]}: {numbers.counted(clients, "client")}'
+        f'<li><i class="{place}"></i><b>{place}</b> {PLACES[place]}: '
+        f'{numbers.counted(clients, "client")}'
         f" ({numbers.percent(clients / everyone, 0)})</li>"
         for place, clients in shares.items()
     )
@@ -57,31 +64,45 @@ def _bar(shares: dict[str, float]) -> Html:
 
 
 def learning(run: Run) -> Section:
-    """The final scores, held-out loss and accuracy by round, refused replies, and the rounds one by one."""
+    """The final scores, held-out loss and accuracy by round, refused replies, and the rounds one by
+    one."""
     lines = run.stage("train")
     charts = _curves(run, lines)
     warning = story.measured(run)
     if story.is_personal(run):
-        warning += " The open circle is the shared adapter after the last round; a method that makes personal adapters "
+        warning += (
+            " The open circle is the shared adapter after the last round; a method that makes "
+            "personal adapters "
+        )
         warning += "in the last round only was measured under the shared adapter before."
     places = [markup.chart(name, title) for name, (title, _) in charts.items()]
-    curves = markup.join(markup.columns(*places), markup.note(warning)) if places else markup.absent("Evaluation by round")
-    rounds = markup.folded("Round by round", _rounds(lines)) if lines else markup.absent("Training rounds")
+    curves = (
+        markup.join(markup.columns(*places), markup.note(warning)) if places
+        else markup.absent("Evaluation by round")
+    )
+    rounds = (
+        markup.folded("Round by round", _rounds(lines)) if lines
+        else markup.absent("Training rounds")
+    )
     body = markup.join(scores.table(run), curves, scores.refused(run), rounds)
-    return Section("learning", "What the model learnt", body, {name: figure for name, (_, figure) in charts.items()})
+    return Section("learning", "What the model learnt", body,
+                   {name: figure for name, (_, figure) in charts.items()})
 
 
 def _curves(run: Run, lines: Sequence[Table]) -> dict[str, tuple[str, figures.Figure]]:
     """Name -> (title, figure) of every measure that has points."""
     task = measures.task(run.result.get("eval"))
-    shown = [("Loss on held-out text, nats per token", measures.LOSS), ("Tokens guessed right", measures.TOKENS)]
+    shown = [("Loss on held-out text, nats per token", measures.LOSS),
+             ("Tokens guessed right", measures.TOKENS)]
     shown += [(f"{task.name[0].upper()}{task.name[1:]} in the task", task)] if task else []
     found = {}
     for title, measure in shown:
         points = _points(lines, measure.key)
         if points:
-            first, after = (number(at(run.result, *path, measure.key)) for path in (("base_eval",), ("eval", "shared")))
-            found[f"curve-{measure.key}"] = (title, figures.curve(points, first, measure.rising, after))
+            first, after = (number(at(run.result, *path, measure.key))
+                            for path in (("base_eval",), ("eval", "shared")))
+            found[f"curve-{measure.key}"] = (title, figures.curve(points, first, measure.rising,
+                after))
     return found
 
 
@@ -106,7 +127,8 @@ def _rounds(lines: Sequence[Table]) -> Html:
         *((m.name, ("eval", m.key), m.style) for m in (measures.TOKENS, *measures.TASKS)),
         ("time", ("wall_s",), numbers.duration),
     ]
-    kept = [column for column in columns if any(number(at(line, *column[1])) is not None for line in lines)]
+    kept = [column for column in columns if any(number(at(line, *column[1])) is not None
+        for line in lines)]
     rows = [[_or_dash(at(line, *path), style) for _, path, style in kept] for line in lines]
     return markup.table([name for name, *_ in kept], rows, words=())
 
@@ -121,21 +143,27 @@ def cost(run: Run) -> Section:
     for stage, name, clock in STAGES:
         lines = run.stage(stage)
         if lines:
-            up, down = (total(line.get(key) for line in lines) for key in ("up_bytes", "down_bytes"))
+            up, down = (total(line.get(key) for line in lines)
+                        for key in ("up_bytes", "down_bytes"))
             seconds = number(at(run.result, "time", clock))
             seconds = total(line.get("wall_s") for line in lines) if seconds is None else seconds
             rows.append(
-                [name, numbers.count(len(lines)), numbers.size(up), numbers.size(down), numbers.duration(seconds)]
+                [name, numbers.count(len(lines)), numbers.size(up), numbers.size(down),
+                 numbers.duration(seconds)]
             )
     traffic, wall = run.result.get("traffic"), at(run.result, "time", "wall_s")
-    whole = [numbers.size(at(traffic, "up_bytes")), numbers.size(at(traffic, "down_bytes")), numbers.duration(wall)]
+    whole = [numbers.size(at(traffic, "up_bytes")), numbers.size(at(traffic, "down_bytes")),
+             numbers.duration(wall)]
     rows.append(["whole run", "", *whole])
     if run.rounds:
         charts = {"bytes": _bytes_chart(run), "seconds": _seconds_chart(run)}
         bars = (markup.chart("bytes", "Bytes on the wire by round, all clients together", 260),)
         parts.append(markup.columns(*bars, markup.chart("seconds", "Seconds by round", 260)))
     head = ["stage", "rounds", "up to the server", "down to the sites", "time"]
-    remark = "The whole run also counts the first evaluation, loading and saving; its bytes are those of all rounds."
+    remark = (
+        "The whole run also counts the first evaluation, loading and saving; its bytes are those "
+        "of all rounds."
+    )
     body = markup.join(markup.table(head, rows), markup.note(remark), *parts, _client_cost(run))
     return Section("cost", "What it took", body, charts)
 
@@ -143,37 +171,50 @@ def cost(run: Run) -> Section:
 def _axes(run: Run) -> tuple[list[Table], list[str], list[str]]:
     lines = [line for stage, *_ in STAGES for line in run.stage(stage)]
     names = {"synthesis": "synthesis", "train": "training"}
-    return lines, [names[line["stage"]] for line in lines], [figures.label(line.get("round", "?"), 8) for line in lines]
+    return lines, [names[line["stage"]] for line in lines], [figures.label(line.get("round", "?"),
+        8) for line in lines]
 
 
 def _bytes_chart(run: Run) -> figures.Figure:
     lines, stages, rounds = _axes(run)
     both = {"up": "up_bytes", "down": "down_bytes"}
     values = {name: [number(line.get(key)) for line in lines] for name, key in both.items()}
-    largest = max((value for series in values.values() for value in series if value is not None), default=0.0)
-    unit, scale = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if largest >= s), ("B", 1.0))
-    scaled = {name: [None if v is None else v / scale for v in series] for name, series in values.items()}
+    largest = max((value for series in values.values() for value in series if value is not None),
+                  default=0.0)
+    unit, scale = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if largest >= s),
+                       ("B", 1.0))
+    scaled = {name: [None if v is None else v / scale for v in series] for name,
+              series in values.items()}
     return figures.stacks(stages, rounds, scaled, unit)
 
 
 def _seconds_chart(run: Run) -> figures.Figure:
     lines, stages, rounds = _axes(run)
-    return figures.stacks(stages, rounds, {"seconds": [number(line.get("wall_s")) for line in lines]}, "s")
+    return figures.stacks(stages, rounds,
+                          {"seconds": [number(line.get("wall_s")) for line in lines]}, "s")
 
 
 def _client_cost(run: Run) -> Html:
     facts = run.result.get("synthesis")
     heading = markup.subtitle("What stage 1 asks of one client")
     if not isinstance(facts, dict):
-        return markup.join(heading, markup.absent("Stage 1")) if "proxy" in story.placements(run) else Html("")
+        return (
+            markup.join(heading, markup.absent("Stage 1")) if "proxy" in story.placements(run)
+            else Html("")
+        )
     rows = []
     for name, key in (("down, each round", "down"), ("up, each round", "up")):
         measured = numbers.size(facts.get(f"client_{key}_bytes_per_round"))
         rows.append([name, measured, words(facts.get(f"{key}_formula")) or numbers.NOT_RECORDED])
-    rows.append(["computing, each round", numbers.duration(facts.get("client_s_mean")), "embed once, then compare"])
+    rows.append(["computing, each round", numbers.duration(facts.get("client_s_mean")),
+                 "embed once, then compare"])
     offered = number(facts.get("candidates"))
-    legend = markup.note(f"J is the number of candidates, here {numbers.count(offered)}.") if offered else Html("")
-    return markup.join(heading, markup.table(["", "measured", "formula"], rows, words=(0, 2)), legend)
+    legend = (
+        markup.note(f"J is the number of candidates, here {numbers.count(offered)}.") if offered
+        else Html("")
+    )
+    return markup.join(heading, markup.table(["", "measured", "formula"], rows, words=(0, 2)),
+                       legend)
 
 
 def settings(run: Run) -> Section:
@@ -190,7 +231,8 @@ def settings(run: Run) -> Section:
     ):
         rows = _flat(tree)
         blocks.append(
-            markup.folded(title, markup.table(["", ""], rows, words=(0, 1))) if rows else markup.absent(title)
+            markup.folded(title, markup.table(["", ""], rows, words=(0, 1))) if rows
+            else markup.absent(title)
         )
     return Section("settings", "Settings, machine, versions", markup.join(*blocks))
 
@@ -202,7 +244,8 @@ def _flat(tree: Any, prefix: str = "") -> list[list[str]]:
     rows: list[list[str]] = []
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        rows += _flat(value, f"{name}.") if isinstance(value, dict) and value else [[name, _plain(name, value)]]
+        rows += _flat(value, f"{name}.") if isinstance(value,
+            dict) and value else [[name, _plain(name, value)]]
     return rows
 
 

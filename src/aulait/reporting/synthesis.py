@@ -1,4 +1,5 @@
-"""The sections on stage 1: the votes round by round beside the texts that won, and samples of the synthetic texts."""
+"""The sections on stage 1: the votes round by round beside the texts that won, and samples of the
+synthetic texts."""
 
 from __future__ import annotations
 
@@ -28,18 +29,27 @@ def votes(run: Run) -> Section:
         histogram = [n for n in map(number, sequence(line.get("histogram"))) if n is not None]
         kept = number(line.get("kept")) if ranked else None
         if histogram:
-            charts[f"votes-{index}"] = figures.votes(histogram, max(0, int(kept or 0)), number(line.get("noise_std")))
+            charts[f"votes-{index}"] = figures.votes(histogram, max(0, int(kept or 0)),
+                number(line.get("noise_std")))
         panels.append(_panel(index, line, histogram, last=index == len(lines) - 1))
     names = [numbers.count(line.get("round")) for line in lines]
-    body = markup.join(_facts(run), _picker(names), Html(f'<div class="panels">{"".join(panels)}</div>'))
+    body = markup.join(_facts(run), _picker(names),
+                       Html(f'<div class="panels">{"".join(panels)}</div>'))
     return Section("votes", "The votes", body, charts)
 
 
 def _facts(run: Run) -> Html:
     facts = at(run.result, "synthesis", default={})
-    cap, bound = numbers.count(at(facts, "records_per_client")), numbers.significant(at(facts, "vote_sensitivity"))
-    text = "The server offers candidates; each record of a client votes for the candidate nearest to it. "
-    text += f"A client votes with at most {cap} records, and its whole ballot is clipped to length {bound}. "
+    cap, bound = numbers.count(at(facts, "records_per_client")), numbers.significant(at(facts,
+        "vote_sensitivity"))
+    text = (
+        "The server offers candidates; each record of a client votes for the candidate nearest to "
+        "it. "
+    )
+    text += (
+        f"A client votes with at most {cap} records, and its whole ballot is clipped to length "
+        f"{bound}. "
+    )
     text += "Only the released sums below leave the door."
     rows = [
         ("voters", numbers.count(at(facts, "voters"))),
@@ -56,26 +66,36 @@ def _picker(names: list[str]) -> Html:
     last = len(names) - 1
     listed = markup.safe("|".join(names))
     return Html(
-        f'<label class="picker"><span>round <output>{markup.safe(names[-1])}</output> of {len(names)}</span>'
-        f'<input type="range" min="0" max="{last}" value="{last}" step="1" data-picker="votes" data-names="{listed}" '
+        f'<label class="picker"><span>round <output>{markup.safe(names[-1])}</output> of '
+        f'{len(names)}</span>'
+        f'<input type="range" min="0" max="{last}" value="{last}" step="1" data-picker="votes" '
+        f'data-names="{listed}" '
         'aria-label="round"></label>'
     )
 
 
 def _panel(index: int, line: Table, histogram: list[float], last: bool) -> str:
-    left = [markup.chart(f"votes-{index}", "Released votes of all candidates", 300)] if histogram else []
-    left.append(_reading(line, histogram) if histogram else markup.absent("The votes of this round"))
+    left = (
+        [markup.chart(f"votes-{index}", "Released votes of all candidates", 300)] if histogram
+        else []
+    )
+    left.append(_reading(line, histogram) if histogram
+                else markup.absent("The votes of this round"))
     winners = tables(line.get("winners"))[:8]
     right = [markup.subtitle("Texts that won"), *(_winner(winner) for winner in winners)]
-    won = Html(f'<div class="winners">{markup.join(*right) if winners else markup.absent("The texts that won")}</div>')
+    won = (
+        Html(f'<div class="winners">{markup.join(*right) if winners else markup.absent("The texts that won")}</div>')
+    )
     style = "panel" if last else "panel away"
     return (
-        f'<div class="{style}" data-panel="votes" data-index="{index}">{markup.columns(markup.join(*left), won)}</div>'
+        f'<div class="{style}" data-panel="votes" '
+        f'data-index="{index}">{markup.columns(markup.join(*left), won)}</div>'
     )
 
 
 def _reading(line: Table, histogram: list[float]) -> Html:
-    """How far the votes stand out of the noise; the released values alone decide it, so it costs nothing."""
+    """How far the votes stand out of the noise; the released values alone decide it, so it costs
+    nothing."""
     noise = number(line.get("noise_std"))
     offered, kept = len(histogram), number(line.get("kept"))
     start = f"{numbers.counted(offered, 'candidate')}" + (
@@ -87,8 +107,14 @@ def _reading(line: Table, histogram: list[float]) -> Html:
         return markup.note(start + "The votes carry no noise.")
     above = sum(value > FAR * noise for value in histogram)
     expected = offered * (1 - NormalDist().cdf(FAR))
-    text = f"{numbers.count(above)} lie more than {FAR:.0f} noise deviations above zero; noise alone would lift "
-    text += f"about {expected:.1f} that far." if expected < 10 else f"about {numbers.count(expected)} that far."
+    text = (
+        f"{numbers.count(above)} lie more than {FAR:.0f} noise deviations above zero; noise alone "
+        "would lift "
+    )
+    text += (
+        f"about {expected:.1f} that far." if expected < 10
+        else f"about {numbers.count(expected)} that far."
+    )
     return markup.note(start + text)
 
 
@@ -114,7 +140,8 @@ def samples(run: Run) -> Section:
     if not blocks:
         blocks.append(markup.absent("Samples by round"))
     blocks.append(_final(run))
-    intro = markup.paragraph("How the texts change as the votes steer them. All of them were written by the generator.")
+    intro = markup.paragraph(
+        "How the texts change as the votes steer them. All of them were written by the generator.")
     return Section("samples", "Synthetic text through the rounds", markup.join(intro, *blocks))
 
 
@@ -126,13 +153,18 @@ def _final(run: Run) -> Html:
     owners = Counter(str(line.get("client")) for line in found if line.get("client") is not None)
     distinct = len(set(texts))
     length = sum(map(len, texts)) / len(texts)
-    summary = f"{numbers.counted(len(texts), 'text')}, {numbers.percent(distinct / len(texts))} of them distinct, "
+    summary = (
+        f"{numbers.counted(len(texts), 'text')}, {numbers.percent(distinct / len(texts))} of them "
+        "distinct, "
+    )
     summary += f"{numbers.count(length)} characters on average"
     summary += f", dealt to {numbers.count(len(owners))} proxies." if owners else "."
     step = max(1, len(found) // SHOWN)
-    shown: list[Any] = [markup.quotation(_short(_whole(line)), _origin(line)) for line in found[::step][:SHOWN]]
+    shown: list[Any] = [markup.quotation(_short(_whole(line)), _origin(line))
+                        for line in found[::step][:SHOWN]]
     return markup.folded(
-        "The final set", markup.join(markup.note(summary), _wall(shown)), unfolded=not run.stage("synthesis")
+        "The final set", markup.join(markup.note(summary), _wall(shown)),
+        unfolded=not run.stage("synthesis")
     )
 
 

@@ -22,7 +22,8 @@ class Spent:
     Attributes:
         total_s: from the start to the end, both stages; None when it is not recorded.
         energy_j: of all clients, links included; None when it is not recorded.
-        idle_share: the part of the clients' time in rounds that they waited; None when it is not recorded.
+        idle_share: the part of the clients' time in rounds that they waited; None when it is not
+            recorded.
         tiers: tier -> sums over its clients and rounds, by the names in KEYS.
     """
 
@@ -39,14 +40,17 @@ def ticks(run: Run) -> list[tuple[Table, Table]]:
 
 
 def spent(run: Run) -> Spent | None:
-    """Virtual time of the whole run, of an unfinished one of its rounds so far; None where it has none."""
+    """Virtual time of the whole run, of an unfinished one of its rounds so far; None where it has
+    none."""
     told, rounds = run.result.get("clock"), [clock for _, clock in ticks(run)]
     if not isinstance(told, Mapping) and not rounds:
         return None
     listed = [told] if isinstance(told, Mapping) else rounds
     there = {name for clock in listed for name in tiers(clock)}
-    first = [str(tier.get("name")) for tier in run.tiers]  # in the order of the experiment, not of their first answer
-    sums_of = {name: dict.fromkeys(KEYS, 0.0) for name in dict.fromkeys((*first, *sorted(there))) if name in there}
+    # in the order of the experiment, not of their first answer
+    first = [str(tier.get("name")) for tier in run.tiers]
+    sums_of = {name: dict.fromkeys(KEYS, 0.0) for name in dict.fromkeys((*first, *sorted(there)))
+               if name in there}
     for clock in listed:
         for name, own in tiers(clock).items():
             for key, value in own.items():
@@ -60,15 +64,18 @@ def spent(run: Run) -> Spent | None:
 
 
 def losses(run: Run) -> list[tuple[float, float, float]]:
-    """(round, virtual seconds since the start, held-out loss) of the training rounds that were measured."""
+    """(round, virtual seconds since the start, held-out loss) of the training rounds that were
+    measured."""
     paths = (("round",), ("clock", "total_s"), ("eval", "loss"))
     found = [tuple(number(at(line, *path)) for path in paths) for line in run.stage("train")]
-    return [(r, s, loss) for r, s, loss in found if r is not None and s is not None and loss is not None]
+    return [(r, s, loss) for r, s, loss in found if r is not None and s is not None
+            and loss is not None]
 
 
 def state(clock: Table, limit_s: float | None) -> str:
     """How a round ended, in words; ``limit_s``: the deadline, None where there is none."""
-    answered, late, lost, length_s = (number(clock.get(key)) or 0.0 for key in ("answered", "late", "lost", "round_s"))
+    answered, late, lost, length_s = (number(clock.get(key)) or 0.0
+        for key in ("answered", "late", "lost", "round_s"))
     if answered <= 0:
         return "nobody answered" if late > 0 or lost > 0 else "no client at work"
     if late > 0:
@@ -86,7 +93,8 @@ def tiers(clock: Any) -> dict[str, dict[str, float]]:
     """Tier -> its numbers, those that are missing as 0."""
     listed = at(clock, "tiers", default={})
     found = listed.items() if isinstance(listed, Mapping) else ()
-    return {str(name): {key: number(own.get(key)) or 0.0 for key in KEYS} for name, own in found if isinstance(own, Mapping)}
+    return {str(name): {key: number(own.get(key)) or 0.0 for key in KEYS} for name, own in found
+            if isinstance(own, Mapping)}
 
 
 def asked(own: Mapping[str, float]) -> float:

@@ -1,9 +1,12 @@
-"""The work of one transformer block in one step, layer by layer: which products run, what they move, what they keep.
+"""The work of one transformer block in one step, layer by layer: which products run, what they
+move, what they keep.
 
-A layer's input asks for a gradient only if something before it is trained. So in the first adapted block the frozen
-products of query, key and value have no backward pass, and before that block nothing has one.
+A layer's input asks for a gradient only if something before it is trained. So in the first adapted
+block the frozen products of query, key and value have no backward pass, and before that block
+nothing has one.
 
-Shape letters: M out · N in · R rank · D width · H inner width · W attention width · n tokens of all rows.
+Shape letters: M out · N in · R rank · D width · H inner width · W attention width · n tokens of all
+rows.
 """
 
 from __future__ import annotations
@@ -12,19 +15,25 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-# Numbers read and written for one token by the operations around the products, forward and backward.
-PASSES_D: Final = (20.0, 59.0)  # two norms and two residual sums; backward also joins the gradients of parallel layers
-PASSES_W: Final = (26.0, 40.0)  # rotation of queries and keys, moving heads; the attention's own inputs and outputs
+# Numbers read and written for one token by the operations around the products, forward and
+# backward.
+# two norms and two residual sums; backward also joins the gradients of parallel layers
+PASSES_D: Final = (20.0, 59.0)
+# rotation of queries and keys, moving heads; the attention's own inputs and outputs
+PASSES_W: Final = (26.0, 40.0)
 PASSES_H: Final = (6.0, 9.0)  # activation, and product with the gate
-# Operations as they reach the device, views included. Those of the forward pass count twice: Python calls them, module by module,
-# while the backward pass is driven by C++.
+# Operations as they reach the device, views included. Those of the forward pass count twice: Python
+# calls them, module by module, while the backward pass is driven by C++.
 BLOCK_OPERATIONS: Final = (144.0, 80.0)  # products of frozen layers included
 LAYER_OPERATIONS: Final = (22.0, 20.0)  # what an adapter adds to a layer
-PACKING_PASSES: Final = 2.0  # over the weights of a product: a processor's library writes them rearranged and reads them again
+# over the weights of a product: a processor's library writes them rearranged and reads them again
+PACKING_PASSES: Final = 2.0
 HEAD_WIDTH: Final = 64  # of an attention head, for the traffic of its scores
-SCORE_PASSES: Final = (4.0, 8.0)  # over the attention scores, which stay on the chip but pass the exponential
+# over the attention scores, which stay on the chip but pass the exponential
+SCORE_PASSES: Final = (4.0, 8.0)
 _QUERY_KEY_VALUE: Final = frozenset(
-    ["q", "k", "v", "q_proj", "k_proj", "v_proj", "query", "key", "value", "c_attn", "query_key_value", "qkv_proj", "q_lin", "k_lin",
+    ["q", "k", "v", "q_proj", "k_proj", "v_proj", "query", "key", "value", "c_attn",
+     "query_key_value", "qkv_proj", "q_lin", "k_lin",
      "v_lin"])
 _KEY_VALUE: Final = frozenset(["k", "v", "k_proj", "v_proj", "key", "value", "k_lin", "v_lin"])
 _CROSS: Final = ("EncDecAttention", "encoder_attn", "crossattention", "cross_attn")
@@ -36,8 +45,8 @@ class Layer(NamedTuple):
     """A linear layer in its place.
 
     Attributes:
-        stage: 0 query, key, value · 1 attention out · 2 cross query · 3 cross key, value · 4 cross out · 5 into the
-            feed-forward part · 6 out of it.
+        stage: 0 query, key, value · 1 attention out · 2 cross query · 3 cross key, value · 4 cross
+            out · 5 into the feed-forward part · 6 out of it.
         m: M.
         n: N.
         rank: R; 0 without an adapter.
@@ -78,15 +87,18 @@ class Work:
     def __add__(self, other: Work) -> Work:
         a, b = self.products, other.products
         c, d = self.passes, other.passes
-        return Work((a[0] + b[0], a[1] + b[1], a[2] + b[2]), (c[0] + d[0], c[1] + d[1], c[2] + d[2]),
-                    self.matrix_tokens + other.matrix_tokens, self.adapter + other.adapter, self.trained + other.trained,
+        return Work((a[0] + b[0], a[1] + b[1], a[2] + b[2]),
+                    (c[0] + d[0], c[1] + d[1], c[2] + d[2]),
+                    self.matrix_tokens + other.matrix_tokens, self.adapter + other.adapter,
+                    self.trained + other.trained,
                     self.leaves + other.leaves, self.kept_bytes + other.kept_bytes,
                     self.packed_bytes + other.packed_bytes, other.live)
 
 
 @lru_cache(maxsize=65536)
 def stage(name: str) -> int:
-    """The place of a layer in its block by its name; 6 for a feed-forward layer, whichever it is."""
+    """The place of a layer in its block by its name; 6 for a feed-forward layer, whichever it
+    is."""
     parts = name.split(".")
     last, path = parts[-1], ".".join(parts[-3:-1])
     if any(word in path for word in _CROSS):
@@ -97,13 +109,16 @@ def stage(name: str) -> int:
 
 
 def layers_of(named: tuple[tuple[str, int, int, int], ...]) -> tuple[Layer, ...]:
-    """Layers from (name, M, N, R) in the order of the forward pass; of the feed-forward layers the last leads out."""
+    """Layers from (name, M, N, R) in the order of the forward pass; of the feed-forward layers the
+    last leads out."""
     found = [Layer(stage(name), m, n, rank) for name, m, n, rank in named]
     outward = max((i for i, layer in enumerate(found) if layer.stage == 6), default=-1)
-    return tuple(layer._replace(stage=5) if layer.stage == 6 and i != outward else layer for i, layer in enumerate(found))
+    return tuple(layer._replace(stage=5) if layer.stage == 6 and i != outward else layer for i,
+                 layer in enumerate(found))
 
 
-def block_work(layers: tuple[Layer, ...], width: int, attention: int, rows: int, tokens: int, source: int, part: str, size: int,
+def block_work(layers: tuple[Layer, ...], width: int, attention: int, rows: int, tokens: int,
+               source: int, part: str, size: int,
                live: bool, source_live: bool) -> Work:
     """The work of one block.
 
@@ -135,14 +150,17 @@ def block_work(layers: tuple[Layer, ...], width: int, attention: int, rows: int,
     heads = max(1, attention // HEAD_WIDTH)
     for reads, leads in ((tokens, 1), (source, 4)):
         if leads in stages:
-            total += _attention(rows, tokens, reads, attention, heads, size, bool(part) and entering[leads])
+            total += _attention(rows, tokens, reads, attention, heads, size,
+                                bool(part) and entering[leads])
     inner = max((layer.n for layer in layers if layer.stage == 6), default=0)
     gated = sum(layer.stage == 5 for layer in layers) > 1
     around = [PASSES_D[i] * width + PASSES_W[i] * attention + PASSES_H[i] * inner for i in (0, 1)]
     kept = n * (2 * width + (3 if gated else 2) * inner) if out_live else 0.0
     numbers = n * (around[0] + (around[1] if out_live else 0.0))
     started = BLOCK_OPERATIONS[0] + (BLOCK_OPERATIONS[1] if out_live else 0.0)
-    return total + Work(passes=(0.0, size * numbers, started), kept_bytes=size * kept, live=out_live)
+    return (
+        total + Work(passes=(0.0, size * numbers, started), kept_bytes=size * kept, live=out_live)
+    )
 
 
 def _layer(layer: Layer, n: int, part: str, size: int, asks: bool) -> Work:
@@ -158,20 +176,27 @@ def _layer(layer: Layer, n: int, part: str, size: int, asks: bool) -> Work:
     inward, outward = n * (k + rank), n * (m + rank)
     moved = 0.0
     if rank:
-        moved = (inward + outward + 3 * n * m) + outward * ((trains_a or asks) + trains_b) + inward * (asks + trains_a) + 3 * n * k * asks
+        moved = (
+            (inward + outward + 3 * n * m) + outward * ((trains_a or asks) + trains_b) + inward
+            * (asks + trains_a) + 3 * n * k * asks
+        )
     backward = rank > 0 and bool(part) and not full
     started = (LAYER_OPERATIONS[0] if rank else 0.0) + (LAYER_OPERATIONS[1] if backward else 0.0)
-    # q, k and v share one input; the other inputs are kept once each. Only a gradient of A, or of the weights, needs them.
+    # q, k and v share one input; the other inputs are kept once each. Only a gradient of A, or of
+    # the weights, needs them.
     shared = 1 / 3 if layer.stage == 0 and m <= k else 1.0
     kept = n * k * shared * size if (trains_a or full) else 0.0
     kept += 4.0 * n * rank if backward else 0.0
     trained = float(rank * k * trains_a + rank * m * trains_b)
-    return Work(products, (flop, 4 * moved, started), float(n) * m * k, float(rank * (m + k)), trained, float(trains_a + trains_b), kept,
+    return Work(products, (flop, 4 * moved, started), float(n) * m * k, float(rank * (m + k)),
+                trained, float(trains_a + trains_b), kept,
                 PACKING_PASSES * times * size * m * k)
 
 
-def _attention(rows: int, tokens: int, reads: int, attention: int, heads: int, size: int, backward: bool) -> Work:
-    """Scores and their sums; the backward pass computes the scores again (five products for the forward pass's two)."""
+def _attention(rows: int, tokens: int, reads: int, attention: int, heads: int, size: int,
+               backward: bool) -> Work:
+    """Scores and their sums; the backward pass computes the scores again (five products for the
+    forward pass's two)."""
     pairs = float(rows) * tokens * reads
     flop = 4.0 * pairs * attention * (3.5 if backward else 1.0)
     moved = size * pairs * heads * (SCORE_PASSES[0] + (SCORE_PASSES[1] if backward else 0.0))

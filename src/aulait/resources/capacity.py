@@ -1,6 +1,8 @@
-"""What a machine could carry of bases of common sizes, before any base is loaded: for ``aulait probe``.
+"""What a machine could carry of bases of common sizes, before any base is loaded: for ``aulait
+probe``.
 
-The sizes are those of published models; work, memory and seconds are counted by ``cost``, as the planner counts a loaded base.
+The sizes are those of published models; work, memory and seconds are counted by ``cost``, as the
+planner counts a loaded base.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ class Share:
         placement: "local", "split" or "proxy".
         memory_bytes: at the client; the running program comes on top.
         fits: whether that is in the machine's memory; None where the memory is not known.
-        seconds: of a training step at the client (the server's half and the link not counted); of a vote for "proxy".
+        seconds: of a training step at the client (the server's half and the link not counted); of a
+            vote for "proxy".
     """
 
     placement: Placement
@@ -92,20 +95,28 @@ def anatomy(shape: Shape, dtype: str) -> Anatomy:
     """The base of these sizes as the cost model sees it, its weights in a precision."""
     width, keys, inner = shape.width, shape.keys, shape.inner
     layers = {
-        "self_attn.q_proj": (width, width), "self_attn.k_proj": (keys, width), "self_attn.v_proj": (keys, width),
-        "self_attn.o_proj": (width, width), "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner),
+        "self_attn.q_proj": (width, width), "self_attn.k_proj": (keys, width),
+        "self_attn.v_proj": (keys, width),
+        "self_attn.o_proj": (width, width), "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner),
     }
-    blocks = tuple(Block({f"model.layers.{i}.{name}": size for name, size in layers.items()}, width, "decoder", False)
+    blocks = tuple(Block({f"model.layers.{i}.{name}": size for name, size in layers.items()}, width,
+                         "decoder", False)
                    for i in range(shape.blocks))
     table = shape.vocabulary * width
     norms = (2 * shape.blocks + 1) * width
-    parameters = sum(m * n for block in blocks for m, n in block.layers.values()) + norms + table * (1 if shape.tied else 2)
+    parameters = (
+        sum(m * n for block in blocks for m, n in block.layers.values()) + norms + table * (1
+            if shape.tied else 2)
+    )
     kind: Literal["causal"] = "causal"
-    return Anatomy(blocks, width, shape.vocabulary, parameters, table, cost_model.SIZES[dtype] * parameters, kind, True)
+    return Anatomy(blocks, width, shape.vocabulary, parameters, table,
+                   cost_model.SIZES[dtype] * parameters, kind, True)
 
 
 def precision(machine: Profile) -> str:
-    """The precision in which such a machine would hold a base: bfloat16 where it is not much slower than float32, else float32."""
+    """The precision in which such a machine would hold a base: bfloat16 where it is not much slower
+    than float32, else float32."""
     half, full = machine.flop_per_s.get("bfloat16"), machine.flop_per_s.get("float32")
     return "bfloat16" if half and half >= (full or 0.0) / 2 else "float32"
 
@@ -119,10 +130,14 @@ def shares(machine: Profile, shape: Shape, task: Task = Task()) -> tuple[Share, 
     dtype = precision(machine)
     base, batch = anatomy(shape, dtype), Batch(task.rows, task.tokens, 0, task.tokens)
     ranks = {name: task.rank for block in base.blocks for name in block.layers}
-    voting = cost_model.embedding(*EMBEDDER, task.records, task.tokens) + cost_model.voting(task.records, task.candidates, EMBEDDER[1])
+    voting = (
+        cost_model.embedding(*EMBEDDER, task.records, task.tokens) + cost_model.voting(task.records,
+            task.candidates, EMBEDDER[1])
+    )
     return (
         _share("local", machine, cost_model.lora_step(base, batch, ranks, dtype=dtype), dtype),
-        _share("split", machine, cost_model.split_step(base, task.cut, batch, ranks, dtype=dtype).client, dtype),
+        _share("split", machine, cost_model.split_step(base, task.cut, batch, ranks,
+            dtype=dtype).client, dtype),
         _share("proxy", machine, voting, "float32"),
     )
 

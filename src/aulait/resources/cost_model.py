@@ -1,14 +1,18 @@
-"""What a piece of work costs, in closed form: arithmetic, memory traffic, operations started, memory held; then seconds and joules.
+"""What a piece of work costs, in closed form: arithmetic, memory traffic, operations started,
+memory held; then seconds and joules.
 
-Counted is what aulait really runs. Frozen weights get no gradient, so a LoRA step takes about four FLOP a parameter and token
-instead of six; the backward pass goes down to the first adapted block and no further; the head runs on scored positions only
-where the base allows it. Beside it stands the convention of the literature, 6 N a token (``model_flop``), which makes MFU
-comparable (Chowdhery et al., "PaLM", JMLR 2023, appendix B; Kaplan et al. 2020 count N without embeddings).
+Counted is what aulait really runs. Frozen weights get no gradient, so a LoRA step takes about four
+FLOP a parameter and token instead of six; the backward pass goes down to the first adapted block
+and no further; the head runs on scored positions only where the base allows it. Beside it stands
+the convention of the literature, 6 N a token (``model_flop``), which makes MFU comparable
+(Chowdhery et al., "PaLM", JMLR 2023, appendix B; Kaplan et al. 2020 count N without embeddings).
 
-How time follows. On a processor core arithmetic, memory traffic and starting operations take turns, so their seconds are
-added. An accelerator overlaps them: within each part of the work (see ``Cost.parts``) the slowest of the three counts (the
-roofline of Williams, Waterman and Patterson, CACM 2009). The constants below count passes over tensors and operations of a
-llama-like block as transformers writes it; other blocks are taken as alike. They are counts, not fits to measured times.
+How time follows. On a processor core arithmetic, memory traffic and starting operations take turns,
+so their seconds are added. An accelerator overlaps them: within each part of the work (see
+``Cost.parts``) the slowest of the three counts (the roofline of Williams, Waterman and Patterson,
+CACM 2009). The constants below count passes over tensors and operations of a llama-like block as
+transformers writes it; other blocks are taken as alike. They are counts, not fits to measured
+times.
 
 Shape letters: M out · N in · R rank · D width · V vocabulary.
 """
@@ -28,29 +32,35 @@ from aulait.resources.cost_types import Anatomy, Batch, Block, Cost, Parts, Spli
 from aulait.resources.cost_types import total as total_of
 
 __all__ = [
-    "Anatomy", "Batch", "Block", "Cost", "Split", "embedding", "evaluation", "full_step", "generation", "joules", "lora_step", "seconds",
+    "Anatomy", "Batch", "Block", "Cost", "Split", "embedding", "evaluation", "full_step",
+    "generation", "joules", "lora_step", "seconds",
     "split_step", "voting",
 ]
 
 SIZES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 LEAF_OPERATIONS: Final = 16  # clipping and AdamW, operations for one trained factor
-LEAF_PASSES: Final = 24.0  # numbers read and written for one trained number: norm, clip, two moments, step
+# numbers read and written for one trained number: norm, clip, two moments, step
+LEAF_PASSES: Final = 24.0
 ENDS_OPERATIONS: Final = (140.0, 40.0)  # embedding, masks, head and loss: forward, backward
-HEAD_PASSES: Final = (3.0, 5.0)  # over the logits: the product and log-softmax; gradients of loss and log-softmax, the product
+# over the logits: the product and log-softmax; gradients of loss and log-softmax, the product
+HEAD_PASSES: Final = (3.0, 5.0)
 EMBED_ROWS: Final = 32  # texts that an embedder takes at a time
-EMBED_PASSES_D: Final = 26.0  # norms, sums and activation of an encoder's block, numbers for one token and number of its width
+# norms, sums and activation of an encoder's block, numbers for one token and number of its width
+EMBED_PASSES_D: Final = 26.0
 EMBED_OPERATIONS: Final = 120.0  # of an encoder's block
 DRAW_PASSES: Final = 6.0  # over the logits: the product, and the choice of a token
 DRAW_OPERATIONS: Final = 220.0  # embedding, masks, head and the choice of a token
-EMBED_VOCABULARY: Final = 31_034  # word pieces and positions of BERT, which most sentence embedders share
+# word pieces and positions of BERT, which most sentence embedders share
+EMBED_VOCABULARY: Final = 31_034
 
 
-def lora_step(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int], *, part: str = "AB", dtype: str = "float32",
+def lora_step(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int], *, part: str = "AB",
+              dtype: str = "float32",
               blocks: tuple[int, int] | None = None) -> Cost:
     """One optimiser step of LoRA: forward, loss, backward, clipping, AdamW on the factors.
 
-    Blocks before the first adapted one run forward. Where their states are remembered (``prefix``), a step on known records
-    costs ``blocks=(first adapted, all)``.
+    Blocks before the first adapted one run forward. Where their states are remembered (``prefix``),
+    a step on known records costs ``blocks=(first adapted, all)``.
 
     Args:
         anatomy: of the base.
@@ -58,12 +68,14 @@ def lora_step(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int], *, part:
         ranks: layer -> R; layers that are left out carry no adapter.
         part: factors that are trained.
         dtype: of the frozen weights and activations; factors are float32.
-        blocks: [first, last) of the blocks that run; None is all. The embedding belongs to block 0, the head to the last.
+        blocks: [first, last) of the blocks that run; None is all. The embedding belongs to block 0,
+            the head to the last.
 
     Raises:
         ConfigError: the precision is unknown, or the blocks are out of range.
     """
-    return _step(anatomy, batch, tuple(ranks.items()), part, dtype, blocks or (0, len(anatomy.blocks)), None)
+    return _step(anatomy, batch, tuple(ranks.items()), part, dtype,
+                 blocks or (0, len(anatomy.blocks)), None)
 
 
 def full_step(anatomy: Anatomy, batch: Batch, dtype: str = "float32") -> Cost:
@@ -71,14 +83,18 @@ def full_step(anatomy: Anatomy, batch: Batch, dtype: str = "float32") -> Cost:
     return _step(anatomy, batch, (), "full", dtype, (0, len(anatomy.blocks)), None)
 
 
-def evaluation(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int], dtype: str = "float32") -> Cost:
-    """One forward pass with its losses, under an adapter (empty ``ranks``: the bare base); raises as ``lora_step``."""
+def evaluation(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int],
+               dtype: str = "float32") -> Cost:
+    """One forward pass with its losses, under an adapter (empty ``ranks``: the bare base); raises
+    as ``lora_step``."""
     return _step(anatomy, batch, tuple(ranks.items()), "", dtype, (0, len(anatomy.blocks)), None)
 
 
-def split_step(anatomy: Anatomy, cut: int, batch: Batch, ranks: Mapping[str, int], *, part: str = "AB", dtype: str = "float32",
+def split_step(anatomy: Anatomy, cut: int, batch: Batch, ranks: Mapping[str, int], *,
+               part: str = "AB", dtype: str = "float32",
                wire_bytes: int = 4) -> Split:
-    """One step whose front, embedding and ``cut`` blocks, runs at the client and whose rest runs at the server.
+    """One step whose front, embedding and ``cut`` blocks, runs at the client and whose rest runs at
+    the server.
 
     The server computes the gradient of the states it was sent, whatever the client does with it.
 
@@ -91,8 +107,10 @@ def split_step(anatomy: Anatomy, cut: int, batch: Batch, ranks: Mapping[str, int
         ConfigError: the cut leaves one side without a block.
     """
     if not 0 < cut < len(anatomy.blocks):
-        raise ConfigError(f"cut = {cut} of {len(anatomy.blocks)} blocks; expected 1 to {len(anatomy.blocks) - 1}")
-    items, tokens = tuple(ranks.items()), batch.source if anatomy.blocks[cut - 1].side == "encoder" else batch.tokens
+        raise ConfigError(
+            f"cut = {cut} of {len(anatomy.blocks)} blocks; expected 1 to {len(anatomy.blocks) - 1}")
+    items, tokens = tuple(ranks.items()), batch.source if anatomy.blocks[cut
+        - 1].side == "encoder" else batch.tokens
     states = batch.rows * tokens * anatomy.width * wire_bytes
     return Split(
         client=_step(anatomy, batch, items, part, dtype, (0, cut), None),
@@ -103,12 +121,16 @@ def split_step(anatomy: Anatomy, cut: int, batch: Batch, ranks: Mapping[str, int
 
 
 @lru_cache(maxsize=4096)
-def _step(anatomy: Anatomy, batch: Batch, ranks: tuple[tuple[str, int], ...], part: str, dtype: str, span: tuple[int, int],
+def _step(anatomy: Anatomy, batch: Batch, ranks: tuple[tuple[str, int], ...], part: str, dtype: str,
+          span: tuple[int, int],
           given: bool | None) -> Cost:
-    """The work of blocks [first, last); ``given``: whether the states that enter ask for a gradient, None follows the ranks."""
+    """The work of blocks [first, last); ``given``: whether the states that enter ask for a
+    gradient, None follows the ranks."""
     first, last = span
     if not 0 <= first < last <= len(anatomy.blocks):
-        raise ConfigError(f"blocks = ({first}, {last}) of {len(anatomy.blocks)}; expected 0 <= first < last <= {len(anatomy.blocks)}")
+        raise ConfigError(
+            f"blocks = ({first}, {last}) of {len(anatomy.blocks)}; expected 0 <= first < last <= "
+            f"{len(anatomy.blocks)}")
     size, full, chosen = _size(dtype), part == "full", dict(ranks)
     total = Work()
     known: dict[tuple[object, ...], Work] = {}
@@ -116,19 +138,27 @@ def _step(anatomy: Anatomy, batch: Batch, ranks: tuple[tuple[str, int], ...], pa
     for number, block in enumerate(anatomy.blocks[:last]):
         if number == first and given is not None:
             live = {"decoder": given, "encoder": given}
-        if number < first:  # runs elsewhere; its adapter decides whether its output asks for a gradient
-            live[block.side] = live[block.side] or (bool(part) and any(chosen.get(name) for name in block.layers))
+        # runs elsewhere; its adapter decides whether its output asks for a gradient
+        if number < first:
+            live[block.side] = (
+                live[block.side] or (bool(part) and any(chosen.get(name) for name in block.layers))
+            )
             continue
-        own = layers_of(tuple((name, *shape, chosen.get(name, 0)) for name, shape in block.layers.items()))
+        own = layers_of(tuple((name, *shape, chosen.get(name, 0)) for name,
+                              shape in block.layers.items()))
         key = (own, block.attention_width, block.side, live["decoder"], live["encoder"])
         if key not in known:
             reads = batch.tokens if block.side == "decoder" else batch.source
-            known[key] = block_work(own, anatomy.width, block.attention_width, batch.rows, reads, batch.source, part, size,
+            known[key] = block_work(own, anatomy.width, block.attention_width, batch.rows, reads,
+                                    batch.source, part, size,
                                     live[block.side], live["encoder"])
         total += known[key]
         live[block.side] = known[key].live
     ends, logits_bytes = _ends(anatomy, batch, span, part, size, any(live.values()))
-    rest = anatomy.parameters - anatomy.embedding_parameters - matrices(anatomy, (0, len(anatomy.blocks)))
+    rest = (
+        anatomy.parameters - anatomy.embedding_parameters - matrices(anatomy,
+            (0, len(anatomy.blocks)))
+    )
     tail = rest * batch.rows * batch.tokens if last == len(anatomy.blocks) else 0.0
     trained = float(anatomy.parameters) if full else total.trained
     leaves = 2.0 * sum(len(block.layers) for block in anatomy.blocks) if full else total.leaves
@@ -138,36 +168,47 @@ def _step(anatomy: Anatomy, batch: Batch, ranks: tuple[tuple[str, int], ...], pa
         "packing": (0.0, total.packed_bytes + ends["packing"][1], 0.0),
         "optimiser": (0.0, 4 * LEAF_PASSES * trained, LEAF_OPERATIONS * leaves),
     }
-    held = anatomy.weight_bytes * _share(anatomy, span) + 4 * (0.0 if full else total.adapter) + 12 * trained
-    return total_of((6.0 if part else 2.0) * (total.matrix_tokens + tail), held + total.kept_bytes + logits_bytes, parts)
+    held = (
+        anatomy.weight_bytes * _share(anatomy, span) + 4 * (0.0 if full else total.adapter) + 12
+        * trained
+    )
+    return total_of((6.0 if part else 2.0) * (total.matrix_tokens + tail),
+                    held + total.kept_bytes + logits_bytes, parts)
 
 
-def _ends(anatomy: Anatomy, batch: Batch, span: tuple[int, int], part: str, size: int, live: bool) -> tuple[Parts, float]:
-    """Embedding, head and loss where the span has them: their parts, and the bytes of the logits at the peak."""
+def _ends(anatomy: Anatomy, batch: Batch, span: tuple[int, int], part: str, size: int,
+          live: bool) -> tuple[Parts, float]:
+    """Embedding, head and loss where the span has them: their parts, and the bytes of the logits at
+    the peak."""
     width, rows = anatomy.width, batch.rows
     products, passes, packing, logits_bytes = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.0
     if span[0] == 0:
-        passes = (0.0, 2.0 * size * rows * (batch.tokens + batch.source) * width, ENDS_OPERATIONS[0] / 2)
+        passes = (0.0, 2.0 * size * rows * (batch.tokens + batch.source) * width,
+                  ENDS_OPERATIONS[0] / 2)
     if span[1] == len(anatomy.blocks):
         positions = rows * (batch.scored if anatomy.split_head else batch.tokens)
         times = 1 + (bool(part) and live) + (part == "full")
         logits = float(positions) * anatomy.vocabulary
-        products = (2.0 * times * logits * width, float(size) * times * anatomy.vocabulary * width, 0.0)
+        products = (2.0 * times * logits * width, float(size) * times * anatomy.vocabulary * width,
+                    0.0)
         packing = (0.0, PACKING_PASSES * products[1], 0.0)
         runs = HEAD_PASSES[0] + (HEAD_PASSES[1] if part else 0.0)
         moved = 4 * runs * logits + size * 4.0 * rows * batch.tokens * width
-        passes = both(passes, (0.0, moved, ENDS_OPERATIONS[0] / 2 + (ENDS_OPERATIONS[1] if part else 0.0)))
+        passes = both(passes,
+                      (0.0, moved, ENDS_OPERATIONS[0] / 2 + (ENDS_OPERATIONS[1] if part else 0.0)))
         logits_bytes = 4 * (3.0 if part else 2.0) * logits
     return {"products": products, "passes": passes, "packing": packing}, logits_bytes
 
 
 def matrices(anatomy: Anatomy, span: tuple[int, int]) -> int:
     """Numbers in the weight matrices of blocks [first, last)."""
-    return sum(m * n for block in anatomy.blocks[span[0] : span[1]] for m, n in block.layers.values())
+    return sum(m * n for block in anatomy.blocks[span[0] : span[1]] for m,
+               n in block.layers.values())
 
 
 def _share(anatomy: Anatomy, span: tuple[int, int]) -> float:
-    """Share of the base that blocks [first, last) need: the embedding in front, the head (also a tied one) at the end."""
+    """Share of the base that blocks [first, last) need: the embedding in front, the head (also a
+    tied one) at the end."""
     count, inner = len(anatomy.blocks), matrices(anatomy, span)
     rest = anatomy.parameters - anatomy.embedding_parameters - matrices(anatomy, (0, count))
     held = inner + (anatomy.embedding_parameters if span[0] == 0 else 0)
@@ -178,7 +219,8 @@ def _share(anatomy: Anatomy, span: tuple[int, int]) -> float:
 
 
 def generation(anatomy: Anatomy, rows: int, prompt: int, new: int, dtype: str = "float32") -> Cost:
-    """Sampling with a cache of keys and values: the prompts once, then token by token; every token reads all weights.
+    """Sampling with a cache of keys and values: the prompts once, then token by token; every token
+    reads all weights.
 
     Args:
         anatomy: of the base, which wears no adapter.
@@ -189,13 +231,16 @@ def generation(anatomy: Anatomy, rows: int, prompt: int, new: int, dtype: str = 
     """
     size, vocabulary, seq2seq = _size(dtype), anatomy.vocabulary, anatomy.kind == "seq2seq"
     ahead = replace(anatomy, split_head=True)
-    first = evaluation(ahead, Batch(rows, 1 if seq2seq else prompt, prompt if seq2seq else 0, 1), {}, dtype)
+    first = evaluation(ahead, Batch(rows, 1 if seq2seq else prompt, prompt if seq2seq else 0, 1),
+                       {}, dtype)
     decoder = [block for block in anatomy.blocks if block.side == "decoder"]
     later, total = max(0, new - 1), Work()
     past = (0 if seq2seq else prompt) + new / 2  # mean length of what is attended to
     for block in decoder:
-        own = layers_of(tuple((name, *shape, 0) for name, shape in block.layers.items() if not (seq2seq and stage(name) == 3)))
-        total += block_work(own, anatomy.width, block.attention_width, rows, 1, prompt, "", size, False, False)
+        own = layers_of(tuple((name, *shape, 0) for name, shape in block.layers.items()
+                              if not (seq2seq and stage(name) == 3)))
+        total += block_work(own, anatomy.width, block.attention_width, rows, 1, prompt, "", size,
+                            False, False)
         cached = 2.0 * rows * block.attention_width * (past + (prompt if seq2seq else 0))
         total += Work(products=(2 * cached, size * cached, 0.0))
     head, weights = float(rows) * vocabulary, float(size) * vocabulary * anatomy.width
@@ -204,12 +249,15 @@ def generation(anatomy: Anatomy, rows: int, prompt: int, new: int, dtype: str = 
         "packing": (0.0, total.packed_bytes + PACKING_PASSES * weights, 0.0),
         "passes": both(total.passes, (0.0, 4 * DRAW_PASSES * head, DRAW_OPERATIONS)),
     })
-    cache_bytes = 2.0 * size * rows * (prompt + new) * sum(block.attention_width for block in decoder)
+    cache_bytes = (
+        2.0 * size * rows * (prompt + new) * sum(block.attention_width for block in decoder)
+    )
     return replace(first + later * step, memory_bytes=first.memory_bytes + cache_bytes)
 
 
 def embedding(parameters: int, width: int, rows: int, tokens: int) -> Cost:
-    """Vectors of texts by a sentence encoder of the BERT kind: forward only, in float32, ``EMBED_ROWS`` texts at a time.
+    """Vectors of texts by a sentence encoder of the BERT kind: forward only, in float32,
+    ``EMBED_ROWS`` texts at a time.
 
     Args:
         parameters: of the encoder, embeddings included.
@@ -217,40 +265,52 @@ def embedding(parameters: int, width: int, rows: int, tokens: int) -> Cost:
         rows: texts.
         tokens: padded tokens of a text.
     """
-    body = parameters - EMBED_VOCABULARY * width if parameters > EMBED_VOCABULARY * width else parameters
+    body = (
+        parameters - EMBED_VOCABULARY * width if parameters > EMBED_VOCABULARY * width
+        else parameters
+    )
     blocks, n, passes = body / (12.0 * width**2), float(rows) * tokens, math.ceil(rows / EMBED_ROWS)
     pairs = n * tokens
     heads = max(1, width // 32)
-    products = (2.0 * n * body + 4.0 * blocks * pairs * width, 4 * (blocks * n * 18 * width + passes * body), 0.0)
+    products = (2.0 * n * body + 4.0 * blocks * pairs * width,
+                4 * (blocks * n * 18 * width + passes * body), 0.0)
     around = n * blocks * EMBED_PASSES_D * width + blocks * pairs * heads * 4
     memory = 4.0 * (parameters + n / max(1, passes) * 10 * width)
-    return total_of(2.0 * n * body, memory, {"products": products, "packing": (0.0, 4 * PACKING_PASSES * passes * body, 0.0),
-                                               "passes": (0.0, 4 * around, passes * (EMBED_OPERATIONS * blocks + 60))})
+    return total_of(2.0 * n * body, memory,
+        {"products": products, "packing": (0.0, 4 * PACKING_PASSES * passes * body, 0.0),
+                                               "passes": (0.0, 4 * around,
+                                                   passes * (EMBED_OPERATIONS * blocks + 60))})
 
 
 def voting(records: int, candidates: int, width: int) -> Cost:
-    """Distances of every record to every candidate, pair by pair in float64, and the nearest one; raises nothing."""
+    """Distances of every record to every candidate, pair by pair in float64, and the nearest one;
+    raises nothing."""
     pairs = float(records) * candidates
     moved = 8.0 * (2 * pairs + 2 * pairs * width)  # both vectors are read for every pair
-    return total_of(3.0 * pairs * width, 8.0 * (pairs + (records + candidates) * width), {"votes": (3.0 * pairs * width, moved, 20.0)})
+    return total_of(3.0 * pairs * width, 8.0 * (pairs + (records + candidates) * width),
+                    {"votes": (3.0 * pairs * width, moved, 20.0)})
 
 
 def seconds(cost: Cost, profile: Profile, dtype: str = "float32") -> float:
     """How long the work takes on a machine.
 
-    A processor adds arithmetic, memory traffic and starting operations; an accelerator overlaps them within each part. A precision
-    that the profile lacks is taken at the speed of float32; an unknown bandwidth leaves traffic out.
+    A processor adds arithmetic, memory traffic and starting operations; an accelerator overlaps
+    them within each part. A precision that the profile lacks is taken at the speed of float32; an
+    unknown bandwidth leaves traffic out.
 
     Raises:
         ConfigError: the profile has neither this precision nor float32.
     """
     rate = profile.flop_per_s.get(dtype) or profile.flop_per_s.get("float32")
     if not rate:
-        raise ConfigError(f"machine '{profile.name}' has no flop_per_s for '{dtype}' nor for 'float32' (found: "
+        raise ConfigError(
+            f"machine '{profile.name}' has no flop_per_s for '{dtype}' nor for 'float32' (found: "
                           f"{', '.join(profile.flop_per_s) or 'none'}); measure it by: aulait probe")
     per_byte_s = 1 / profile.memory_bytes_per_s if profile.memory_bytes_per_s else 0.0
     if profile.device == "cpu":
-        return cost.flop / rate + cost.moved_bytes * per_byte_s + cost.operations * profile.operation_s
+        return (
+            cost.flop / rate + cost.moved_bytes * per_byte_s + cost.operations * profile.operation_s
+        )
     return sum(max(flop / rate, moved * per_byte_s, started * profile.operation_s)
                for name, (flop, moved, started) in parts_of(cost).items() if name != "packing")
 

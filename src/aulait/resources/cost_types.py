@@ -1,4 +1,5 @@
-"""What the cost model reads and what it says: the anatomy of a base, the rows of a pass, and the cost of a piece of work.
+"""What the cost model reads and what it says: the anatomy of a base, the rows of a pass, and the
+cost of a piece of work.
 
 Shape letters: M out · N in · D width · V vocabulary.
 """
@@ -41,7 +42,8 @@ class Anatomy:
         width: D, numbers in a hidden state.
         vocabulary: V, rows of the output head.
         parameters: of the whole base, shared ones once.
-        embedding_parameters: of the input embeddings (tokens and positions); a head tied to them is among them.
+        embedding_parameters: of the input embeddings (tokens and positions); a head tied to them is
+            among them.
         weight_bytes: of all frozen weights as they are held.
         kind: "causal" or "seq2seq".
         split_head: whether the head runs on scored positions only.
@@ -80,12 +82,14 @@ class Cost:
 
     Attributes:
         model_flop: by the convention of 6 N a token (2 N forward only).
-        flop: of the matrix products really executed; element-wise work counts as the bytes it moves.
+        flop: of the matrix products really executed; element-wise work counts as the bytes it
+            moves.
         moved_bytes: read from and written to memory.
         operations: started one after the other.
         memory_bytes: held at the peak.
-        parts: kind of work -> its (flop, moved_bytes, operations); they add up to the totals. Empty means one part. "packing" is
-            what a processor's library moves to rearrange weights before a product; accelerators do not.
+        parts: kind of work -> its (flop, moved_bytes, operations); they add up to the totals. Empty
+            means one part. "packing" is what a processor's library moves to rearrange weights
+            before a product; accelerators do not.
     """
 
     model_flop: float
@@ -99,12 +103,15 @@ class Cost:
         parts = {**parts_of(self)}
         for name, own in parts_of(other).items():
             parts[name] = both(parts.get(name, (0.0, 0.0, 0.0)), own)
-        return Cost(self.model_flop + other.model_flop, self.flop + other.flop, self.moved_bytes + other.moved_bytes,
-                    self.operations + other.operations, max(self.memory_bytes, other.memory_bytes), parts)
+        return Cost(self.model_flop + other.model_flop, self.flop + other.flop,
+                    self.moved_bytes + other.moved_bytes,
+                    self.operations + other.operations, max(self.memory_bytes, other.memory_bytes),
+                    parts)
 
     def __mul__(self, times: float) -> Cost:
         parts = {name: (times * a, times * b, times * c) for name, (a, b, c) in self.parts.items()}
-        return Cost(times * self.model_flop, times * self.flop, times * self.moved_bytes, times * self.operations,
+        return Cost(times * self.model_flop, times * self.flop, times * self.moved_bytes,
+                    times * self.operations,
                     self.memory_bytes, parts)
 
     __rmul__ = __mul__
@@ -132,7 +139,8 @@ def parts_of(cost: Cost) -> Parts:
     return cost.parts or {"whole": (cost.flop, cost.moved_bytes, cost.operations)}
 
 
-def both(one: tuple[float, float, float], other: tuple[float, float, float]) -> tuple[float, float, float]:
+def both(one: tuple[float, float, float], other: tuple[float, float, float]) -> tuple[float, float,
+        float]:
     """FLOP, bytes and operations of two parts together."""
     return one[0] + other[0], one[1] + other[1], one[2] + other[2]
 

@@ -1,8 +1,9 @@
-"""What this machine sustains: matrix products, memory traffic, starting operations, and the memory that is left.
+"""What this machine sustains: matrix products, memory traffic, starting operations, and the memory
+that is left.
 
-Everything is measured on work like that of a training step, in the memory state the process is in. Results of operations are
-made anew as PyTorch makes them, since on many machines fresh memory is far slower than memory that has been used before
-(see ``keep_freed_memory``).
+Everything is measured on work like that of a training step, in the memory state the process is in.
+Results of operations are made anew as PyTorch makes them, since on many machines fresh memory is
+far slower than memory that has been used before (see ``keep_freed_memory``).
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aulait.core.errors import DeviceError
 from aulait.core.types import Profile
 
-# (tokens, in, out) of the products of a step: square, into and out of the feed-forward part, tall and thin, the head.
+# (tokens, in, out) of the products of a step: square, into and out of the feed-forward part, tall
+# and thin, the head.
 SHAPES: Final = {
-    "cpu": ((128, 256, 256), (512, 256, 640), (512, 768, 768), (1024, 640, 256), (2048, 256, 256), (4096, 256, 640), (1024, 256, 4096)),
-    "cuda": ((2048, 1024, 1024), (4096, 2048, 2048), (4096, 2048, 8192), (4096, 8192, 2048), (8192, 4096, 4096), (16384, 1024, 4096)),
+    "cpu": ((128, 256, 256), (512, 256, 640), (512, 768, 768), (1024, 640, 256), (2048, 256, 256),
+            (4096, 256, 640), (1024, 256, 4096)),
+    "cuda": ((2048, 1024, 1024), (4096, 2048, 2048), (4096, 2048, 8192), (4096, 8192, 2048),
+             (8192, 4096, 4096), (16384, 1024, 4096)),
 }
 COPIED: Final = {"cpu": (8, 2**24), "cuda": (4, 2**28)}  # results made in a row, bytes of each
 
@@ -60,7 +64,8 @@ def measure(dtypes: Sequence[str] = ("float32",), device: str | None = None, bud
         dtypes: precisions whose matrix products are measured.
         device: "cpu", "cuda" or "mps"; None takes CUDA when there is one.
         budget_s: seconds the measurement may take, about.
-        clock: what tells the time; ``time.process_time`` leaves out waiting for other programs on a shared machine, and counts all threads.
+        clock: what tells the time; ``time.process_time`` leaves out waiting for other programs on a
+            shared machine, and counts all threads.
 
     Returns:
         A profile without a link and without power, neither of which can be measured here.
@@ -69,19 +74,24 @@ def measure(dtypes: Sequence[str] = ("float32",), device: str | None = None, bud
         DeviceError: a precision is unknown, or the device is not there.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    unknown = [dtype for dtype in dtypes if not isinstance(getattr(torch, dtype, None), torch.dtype)]
+    unknown = [dtype for dtype in dtypes if not isinstance(getattr(torch, dtype, None),
+        torch.dtype)]
     if unknown:
-        raise DeviceError(f"precision '{unknown[0]}' is unknown; expected 'float32', 'bfloat16' or 'float16'")
+        raise DeviceError(
+            f"precision '{unknown[0]}' is unknown; expected 'float32', 'bfloat16' or 'float16'")
     try:
         torch.zeros(1, device=kind)
     except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"device '{kind}' is not there ({str(error).splitlines()[0][:100]}); expected 'cpu' or another one") from error
+        raise DeviceError(
+            f"device '{kind}' is not there ({str(error).splitlines()[0][:100]}); expected 'cpu' or "
+            "another one") from error
     slice_s = budget_s / (len(dtypes) + 2)
     found = name(kind)
     return Profile(
         name=found,
         device=kind,
-        flop_per_s={dtype: _products(getattr(torch, dtype), kind, slice_s, clock) for dtype in dtypes},
+        flop_per_s={dtype: _products(getattr(torch, dtype), kind, slice_s, clock)
+                    for dtype in dtypes},
         peak_flop_per_s=peak(found),
         memory_bytes=memory_bytes(kind),
         memory_bytes_per_s=_bandwidth(kind, slice_s, clock),
@@ -101,12 +111,16 @@ def name(device: str = "cpu") -> str:
     if device == "cuda":
         return str(torch.cuda.get_device_name())
     info = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    named = (
+        re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists()
+        else None
+    )
     return named.group(1).strip() if named else platform.processor() or platform.machine()
 
 
 def memory_bytes(device: str = "cpu", root: str = "/") -> int | None:
-    """Memory a run may fill: free memory of the GPU; else what is available, or what its control group leaves if that is less.
+    """Memory a run may fill: free memory of the GPU; else what is available, or what its control
+    group leaves if that is less.
 
     Args:
         device: "cpu", "cuda" or "mps".
@@ -119,7 +133,8 @@ def memory_bytes(device: str = "cpu", root: str = "/") -> int | None:
     if info.exists():
         available = re.search(r"^MemAvailable:\s*(\d+) kB", info.read_text(), re.MULTILINE)
         found += [1024 * int(available.group(1))] if available else []
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (("memory.max", "memory.current"),
+                        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
         most, now = base / "sys/fs/cgroup" / limit, base / "sys/fs/cgroup" / used
         if most.exists() and now.exists() and most.read_text().strip().isdigit():
             found.append(max(0, int(most.read_text()) - int(now.read_text())))
@@ -127,15 +142,18 @@ def memory_bytes(device: str = "cpu", root: str = "/") -> int | None:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees instead of giving it back to the system; whether that was possible.
+    """Let this process keep the memory it frees instead of giving it back to the system; whether
+    that was possible.
 
-    glibc returns large blocks at once and takes them anew at the next operation; every page is then cleared and mapped
-    again. A training step on a processor frees and takes hundreds of MB, and on virtual machines this can be half of its
-    time. The process holds its peak memory until it ends. Does nothing where the C library is not glibc.
+    glibc returns large blocks at once and takes them anew at the next operation; every page is then
+    cleared and mapped again. A training step on a processor frees and takes hundreds of MB, and on
+    virtual machines this can be half of its time. The process holds its peak memory until it ends.
+    Does nothing where the C library is not glibc.
     """
     try:
         library = ctypes.CDLL("libc.so.6")
-        # M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1, of which -1 means never) of malloc.h; see mallopt(3).
+        # M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1, of which -1 means never) of malloc.h; see
+        # mallopt(3).
         return bool(library.mallopt(-3, 2**30) and library.mallopt(-1, -1))
     except (OSError, AttributeError):
         return False
@@ -166,12 +184,15 @@ def _median(work: Callable[[], Any], device: str, budget_s: float, clock: Clock)
 
 
 def _products(dtype: torch.dtype, device: str, budget_s: float, clock: Clock) -> float:
-    """FLOP/s over the products of a step, forward and backward; every shape does the same number of FLOP (harmonic mean)."""
+    """FLOP/s over the products of a step, forward and backward; every shape does the same number of
+    FLOP (harmonic mean)."""
     per_flop_s = []
     shapes = SHAPES["cpu" if device == "cpu" else "cuda"]
     for tokens, width, out in shapes:
-        x, weight, grad = (_filled(*shape, dtype=dtype, device=device) for shape in ((tokens, width), (out, width), (tokens, out)))
-        for work in (lambda x=x, weight=weight: x @ weight.T, lambda grad=grad, weight=weight: grad @ weight):
+        x, weight, grad = (_filled(*shape, dtype=dtype, device=device)
+                           for shape in ((tokens, width), (out, width), (tokens, out)))
+        for work in (lambda x=x, weight=weight: x @ weight.T, lambda grad=grad,
+                     weight=weight: grad @ weight):
             seconds = _median(work, device, budget_s / len(shapes) / 2, clock)
             per_flop_s.append(seconds / (2.0 * tokens * width * out))
     return 1 / statistics.fmean(per_flop_s)
@@ -183,10 +204,14 @@ def _filled(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
 
 
 def _bandwidth(device: str, budget_s: float, clock: Clock) -> float:
-    """Bytes read and written a second by copies into results made anew, all held until the last one is made."""
+    """Bytes read and written a second by copies into results made anew, all held until the last one
+    is made."""
     count, size = COPIED["cpu" if device == "cpu" else "cuda"]
     source = torch.ones(size // 4, device=device)
-    return 2 * count * size / _median(lambda: [source.clone() for _ in range(count)], device, budget_s, clock)
+    return (
+        2 * count * size / _median(lambda: [source.clone() for _ in range(count)], device, budget_s,
+                                   clock)
+    )
 
 
 class _Counter(TorchDispatchMode):
@@ -196,17 +221,20 @@ class _Counter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.count: int = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (),
+                           kwargs: Any = None) -> Any:
         self.count += 1
         return function(*args, **(kwargs or {}))
 
 
 class _Small(nn.Module):
-    """A gated feed-forward block of eight numbers' width with thin factors beside its layers: nothing but overhead."""
+    """A gated feed-forward block of eight numbers' width with thin factors beside its layers:
+    nothing but overhead."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(8, 8, bias=False, device=device) for _ in range(3)).requires_grad_(False)
+        self.layers = nn.ModuleList(nn.Linear(8, 8, bias=False, device=device)
+                                    for _ in range(3)).requires_grad_(False)
         self.factors = nn.ParameterList(torch.zeros(1, 2, 8, device=device) for _ in range(6))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,7 +249,8 @@ class _Small(nn.Module):
 
 
 def _operation(device: str, budget_s: float, clock: Clock) -> float:
-    """Seconds of one operation of a step so small that nothing else counts: forward, backward and AdamW, Python's share included."""
+    """Seconds of one operation of a step so small that nothing else counts: forward, backward and
+    AdamW, Python's share included."""
     blocks = nn.Sequential(*(_Small(device) for _ in range(4)))
     optimizer = torch.optim.AdamW(blocks.parameters(), lr=0.0)
     x = torch.ones(1, 2, 8, device=device)
@@ -234,7 +263,8 @@ def _operation(device: str, budget_s: float, clock: Clock) -> float:
     step()
     with _Counter() as counter:
         step()
-    # As in the cost model: an operation of the forward pass, which Python calls module by module, counts twice.
+    # As in the cost model: an operation of the forward pass, which Python calls module by module,
+    # counts twice.
     with _Counter() as forward:
         blocks(x).sum()
     return _median(step, device, budget_s, clock) / float(counter.count + forward.count)

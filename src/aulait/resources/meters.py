@@ -1,7 +1,8 @@
 """What a block of code took: seconds, memory and joules, and how each was found.
 
-Energy comes from counters where there are any that may be read, else it is modelled as the profile's power times seconds;
-a ``Reading`` always says which. docs/decisions/0008-energy.md has the reasons and the limits.
+Energy comes from counters where there are any that may be read, else it is modelled as the
+profile's power times seconds; a ``Reading`` always says which. docs/decisions/0008-energy.md has
+the reasons and the limits.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ class Reading:
     Attributes:
         wall_s: from begin to end.
         cpu_s: processor seconds of all threads of this process; its children not counted.
-        peak_bytes: the most memory this process held in RAM during the block, all that was there before included; None
-            where the system does not tell.
+        peak_bytes: the most memory this process held in RAM during the block, all that was there
+            before included; None where the system does not tell.
         begin_bytes: what it held when the block began; None likewise.
-        memory_source: "kernel" (exact to some pages), "sampled" (every 10 ms; short peaks may be missed), "whole process"
-            (the peak since the process began, at most the block's), or None.
+        memory_source: "kernel" (exact to some pages), "sampled" (every 10 ms; short peaks may be
+            missed), "whole process" (the peak since the process began, at most the block's), or
+            None.
         gpu_peak_bytes: the most that PyTorch had allocated on the current GPU; None without CUDA.
         energy_j: joules, or None where neither counter nor power is known.
         energy_source: "measured by zeus ... (what)", "modelled from ... W", or None.
@@ -54,9 +56,11 @@ class Reading:
 
 
 class Meter:
-    """Measures the block of a ``with``; ``reading`` is there afterwards, also when the block raised.
+    """Measures the block of a ``with``; ``reading`` is there afterwards, also when the block
+    raised.
 
-    Meters may be nested. Counters are those of the machine: what other processes draw at the same time is counted too.
+    Meters may be nested. Counters are those of the machine: what other processes draw at the same
+    time is counted too.
 
     Example::
 
@@ -82,14 +86,16 @@ class Meter:
         self._cpu_s, self._wall_s = time.process_time(), time.perf_counter()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         _wait()
         wall_s, cpu_s = time.perf_counter() - self._wall_s, time.process_time() - self._cpu_s
         energy_j, energy_source = energy.end(self._window)
         if energy_j is None and self._power_w is not None:
             energy_j, energy_source = self._power_w * wall_s, f"modelled from {self._power_w:g} W"
         begin, peak, gpu_peak, source = self._memory.close()
-        self.reading = Reading(wall_s, cpu_s, peak, begin, source, gpu_peak, energy_j, energy_source)
+        self.reading = Reading(wall_s, cpu_s, peak, begin, source, gpu_peak, energy_j,
+                               energy_source)
 
 
 def _gpu() -> bool:
@@ -104,7 +110,8 @@ def _wait() -> None:
 
 
 class _Memory:
-    """Peaks of one block. The kernel and CUDA keep one peak a process; resetting it first hands it to the blocks around."""
+    """Peaks of one block. The kernel and CUDA keep one peak a process; resetting it first hands it
+    to the blocks around."""
 
     _open: Final[list[_Memory]] = []
     _lock: Final = threading.Lock()
@@ -162,7 +169,8 @@ class _Sampler:
 
 
 def _reset_peak() -> bool:
-    """Set the kernel's peak of this process to what it holds now; False where that is not allowed or not possible."""
+    """Set the kernel's peak of this process to what it holds now; False where that is not allowed
+    or not possible."""
     try:
         _RESET.write_text("5")
     except OSError:
@@ -190,8 +198,8 @@ def _resident_bytes() -> int | None:
 def peak_of_process() -> int | None:
     """Bytes of the largest resident size since the process began; None on Windows.
 
-    Linux hands ``ru_maxrss`` of the parent on to a new program, so the kernel's own mark is read where there is one. A meter of
-    memory (``_reset_peak``) sets that mark back.
+    Linux hands ``ru_maxrss`` of the parent on to a new program, so the kernel's own mark is read
+    where there is one. A meter of memory (``_reset_peak``) sets that mark back.
     """
     if (found := _kernel_peak()) is not None:
         return found
@@ -199,4 +207,7 @@ def peak_of_process() -> int | None:
         import resource
     except ImportError:
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin"
+            else 1024)
+    )

@@ -1,9 +1,11 @@
-"""Machines by name: presets to plan and simulate with, profiles saved by ``aulait probe``, and their usual links.
+"""Machines by name: presets to plan and simulate with, profiles saved by ``aulait probe``, and
+their usual links.
 
-How the presets were made. Peaks are those of the data sheet, dense, in the arithmetic that PyTorch uses by default
-(float32 without TF32). What a run sustains is a stated share of the peak; memory bandwidth is 80 % of the data sheet's.
-Shares, the memory that is left for a run, ``operation_s`` and idle power are typical figures, not measured by us.
-Power is that of the whole machine, for a server with eight GPUs an eighth of it. docs/machines.md has the table.
+How the presets were made. Peaks are those of the data sheet, dense, in the arithmetic that PyTorch
+uses by default (float32 without TF32). What a run sustains is a stated share of the peak; memory
+bandwidth is 80 % of the data sheet's. Shares, the memory that is left for a run, ``operation_s``
+and idle power are typical figures, not measured by us. Power is that of the whole machine, for a
+server with eight GPUs an eighth of it. docs/machines.md has the table.
 """
 
 from __future__ import annotations
@@ -21,30 +23,36 @@ from aulait.core.registry import nearest
 from aulait.core.types import Profile
 from aulait.resources.links import LINKS, Link
 
-__all__ = ["LINKS", "PRESETS", "SHARES", "USUAL_LINK", "Link", "dump", "find", "joules_per_byte", "like", "linked", "load", "profile"]
+__all__ = ["LINKS", "PRESETS", "SHARES", "USUAL_LINK", "Link", "dump", "find", "joules_per_byte",
+           "like", "linked", "load", "profile"]
 
 PRECISIONS: Final = ("float32", "bfloat16", "float16")
 DEVICES: Final = ("cpu", "cuda", "mps")
 _BANDWIDTH: Final = 0.8
 
 SHARES: Final[Mapping[str, float]] = {
-    "phone": 0.25, "raspberry-pi-5": 0.4, "jetson-orin": 0.6, "laptop": 0.5, "workstation": 0.8, "a100": 0.8, "h100": 0.7,
+    "phone": 0.25, "raspberry-pi-5": 0.4, "jetson-orin": 0.6, "laptop": 0.5, "workstation": 0.8,
+    "a100": 0.8, "h100": 0.7,
 }
 """Preset -> share of the peak that a large matrix product sustains, for minutes and not for a burst; typical, not measured by us."""
 
 USUAL_LINK: Final[Mapping[str, str]] = {
-    "phone": "4g", "raspberry-pi-5": "home", "jetson-orin": "office", "laptop": "home", "workstation": "office",
+    "phone": "4g", "raspberry-pi-5": "home", "jetson-orin": "office", "laptop": "home",
+    "workstation": "office",
     "a100": "datacenter", "h100": "datacenter",
 }
 """Preset -> its usual link."""
 
 
-def _preset(name: str, device: str, peak: Mapping[str, float], memory_bytes: float, bandwidth: float, operation_s: float,
+def _preset(name: str, device: str, peak: Mapping[str, float], memory_bytes: float,
+            bandwidth: float, operation_s: float,
             power_w: float, idle_w: float, source: str) -> Profile:
     """A profile from the figures of a data sheet, on its usual link."""
     sustained = {kind: SHARES[name] * flop for kind, flop in peak.items()}
-    made = Profile(name=name, device=device, flop_per_s=sustained, peak_flop_per_s=dict(peak), memory_bytes=int(memory_bytes),
-                   memory_bytes_per_s=_BANDWIDTH * bandwidth, operation_s=operation_s, power_w=power_w, idle_w=idle_w,
+    made = Profile(name=name, device=device, flop_per_s=sustained, peak_flop_per_s=dict(peak),
+                   memory_bytes=int(memory_bytes),
+                   memory_bytes_per_s=_BANDWIDTH * bandwidth, operation_s=operation_s,
+                   power_w=power_w, idle_w=idle_w,
                    source=f"preset, not measured: {source}")
     return linked(made, USUAL_LINK[name])
 
@@ -62,7 +70,8 @@ def linked(machine: Profile, link: str) -> Profile:
     if link not in LINKS:
         raise ConfigError(f"link '{link}' is unknown; {nearest(link, LINKS)}")
     found = LINKS[link]
-    return replace(machine, up_bytes_per_s=found.up_bytes_per_s, down_bytes_per_s=found.down_bytes_per_s, latency_s=found.latency_s)
+    return replace(machine, up_bytes_per_s=found.up_bytes_per_s,
+                   down_bytes_per_s=found.down_bytes_per_s, latency_s=found.latency_s)
 
 
 def _half(float32: float, both: float) -> dict[str, float]:
@@ -72,24 +81,32 @@ def _half(float32: float, both: float) -> dict[str, float]:
 
 PRESETS: Final[Mapping[str, Profile]] = {made.name: made for made in (
     _preset("phone", "cpu", {"float32": 392e9}, 4e9, 76.8e9, 1.2e-5, 5, 0.5,
-            "Qualcomm Snapdragon 8 Gen 3 (2023), processor cores only: 1 x 3.3 GHz with 32 FLOP a cycle, 3 x 3.2 and 2 x 3.0 with 16, "
-            "2 x 2.3 with 8; LPDDR5X at 4800 MHz, 64 bit; 12 GB, of which an application gets about 4; 5 W is what a phone sheds"),
+            "Qualcomm Snapdragon 8 Gen 3 (2023), processor cores only: 1 x 3.3 GHz with 32 FLOP a "
+            "cycle, 3 x 3.2 and 2 x 3.0 with 16, "
+            "2 x 2.3 with 8; LPDDR5X at 4800 MHz, 64 bit; 12 GB, of which an application gets "
+            "about 4; 5 W is what a phone sheds"),
     _preset("raspberry-pi-5", "cpu", {"float32": 153.6e9}, 6e9, 17.1e9, 2.5e-5, 9.8, 3.3,
-            "Raspberry Pi 5, 8 GB (2023): 4 Cortex-A76 at 2.4 GHz, 16 FLOP a cycle; LPDDR4X-4267, 32 bit; power of the 4 GB board under "
+            "Raspberry Pi 5, 8 GB (2023): 4 Cortex-A76 at 2.4 GHz, 16 FLOP a cycle; LPDDR4X-4267, "
+            "32 bit; power of the 4 GB board under "
             "a stress test and idle as reported by J. Geerling (2024)"),
     _preset("jetson-orin", "cuda", _half(5.3e12, 42.5e12), 56e9, 204.8e9, 3e-5, 60, 15,
-            "NVIDIA Jetson AGX Orin 64 GB, technical brief: 5.3 TFLOP/s float32, 170 sparse INT8 TOPS of the GPU, a quarter of them dense "
+            "NVIDIA Jetson AGX Orin 64 GB, technical brief: 5.3 TFLOP/s float32, 170 sparse INT8 "
+            "TOPS of the GPU, a quarter of them dense "
             "float16; 60 W module limit; memory is shared with the system"),
     _preset("laptop", "cpu", {"float32": 844.8e9}, 10e9, 89.6e9, 7e-6, 45, 8,
-            "AMD Ryzen 7 7840U (2023): 8 cores at the base clock of 3.3 GHz, 32 FLOP a cycle; DDR5-5600, two channels; 16 GB; 28 W for the "
+            "AMD Ryzen 7 7840U (2023): 8 cores at the base clock of 3.3 GHz, 32 FLOP a cycle; "
+            "DDR5-5600, two channels; 16 GB; 28 W for the "
             "processor and the rest of the laptop"),
     _preset("workstation", "cuda", _half(82.6e12, 165.2e12), 23e9, 1008e9, 7e-6, 550, 90,
-            "NVIDIA GeForce RTX 4090 (2022): 82.6 TFLOP/s float32, 165.2 dense with float32 accumulation, 24 GB, 1008 GB/s, 450 W, and "
+            "NVIDIA GeForce RTX 4090 (2022): 82.6 TFLOP/s float32, 165.2 dense with float32 "
+            "accumulation, 24 GB, 1008 GB/s, 450 W, and "
             "100 W for the computer around it"),
     _preset("a100", "cuda", _half(19.5e12, 312e12), 78e9, 2039e9, 1e-5, 812, 180,
-            "NVIDIA A100 SXM 80 GB data sheet: 19.5 and 312 TFLOP/s, 2039 GB/s, 400 W; an eighth of DGX A100's 6.5 kW maximum"),
+            "NVIDIA A100 SXM 80 GB data sheet: 19.5 and 312 TFLOP/s, 2039 GB/s, 400 W; an eighth "
+            "of DGX A100's 6.5 kW maximum"),
     _preset("h100", "cuda", _half(66.9e12, 989.4e12), 78e9, 3350e9, 1e-5, 1275, 250,
-            "NVIDIA H100 SXM 80 GB data sheet: 66.9 and 989.4 TFLOP/s dense, 3350 GB/s, 700 W; an eighth of DGX H100's 10.2 kW maximum"),
+            "NVIDIA H100 SXM 80 GB data sheet: 66.9 and 989.4 TFLOP/s dense, 3350 GB/s, 700 W; an "
+            "eighth of DGX H100's 10.2 kW maximum"),
 )}
 """Name -> machine on its usual link."""
 
@@ -112,7 +129,8 @@ def profile(name: str, link: str | None = None, **overrides: Any) -> Profile:
 
 
 def find(name_or_path: str) -> Profile:
-    """The machine behind ``machine = ...`` of an experiment file: a preset, or a profile saved by ``aulait probe --out``.
+    """The machine behind ``machine = ...`` of an experiment file: a preset, or a profile saved by
+    ``aulait probe --out``.
 
     What ends in ``.json`` or contains a slash is a path.
 
@@ -122,26 +140,31 @@ def find(name_or_path: str) -> Profile:
     if name_or_path.endswith(".json") or "/" in name_or_path or "\\" in name_or_path:
         return load(name_or_path)
     if name_or_path not in PRESETS:
-        raise ConfigError(f"machine '{name_or_path}' is unknown; {nearest(name_or_path, PRESETS)} (or the path of a .json file that "
+        raise ConfigError(
+            f"machine '{name_or_path}' is unknown; {nearest(name_or_path, PRESETS)} (or the path "
+            "of a .json file that "
                           "aulait probe --out saved)")
     return PRESETS[name_or_path]
 
 
 def joules_per_byte(machine: str, link: str | None = None) -> float | None:
-    """Energy of the network a byte: of the named link, else of the preset's usual one; None for a saved profile, whose link has no name."""
+    """Energy of the network a byte: of the named link, else of the preset's usual one; None for a
+    saved profile, whose link has no name."""
     name = link or USUAL_LINK.get(machine, "")
     return LINKS[name].joules_per_byte if name in LINKS else None
 
 
 def like(machine: Profile) -> Profile | None:
-    """The preset nearest in float32 FLOP/s by their ratio; machines without a GPU are compared with such, others with others.
+    """The preset nearest in float32 FLOP/s by their ratio; machines without a GPU are compared with
+    such, others with others.
 
     None where the machine has no float32 speed.
     """
     speed = machine.flop_per_s.get("float32")
     if not speed:
         return None
-    same = [made for made in PRESETS.values() if (made.device == "cpu") == (machine.device == "cpu")]
+    same = [made for made in PRESETS.values()
+            if (made.device == "cpu") == (machine.device == "cpu")]
     return min(same, key=lambda made: abs(math.log(made.flop_per_s["float32"] / speed)))
 
 
@@ -154,17 +177,24 @@ def load(path: str | Path) -> Profile:
     """A profile that ``dump`` wrote.
 
     Raises:
-        ConfigError: there is no such file, it is not JSON, has unknown keys, or values that no machine has.
+        ConfigError: there is no such file, it is not JSON, has unknown keys, or values that no
+            machine has.
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"found no machine profile at {path} ({error.strerror or error}), expected a file of aulait probe --out; "
+        raise ConfigError(
+            f"found no machine profile at {path} ({error.strerror or error}), expected a file of "
+            "aulait probe --out; "
                           "check the path") from error
     except ValueError as error:
-        raise ConfigError(f"machine profile {path} is no JSON ({error}), expected a file of aulait probe --out; write it again") from error
+        raise ConfigError(
+            f"machine profile {path} is no JSON ({error}), expected a file of aulait probe --out; "
+            "write it again") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"machine profile {path} holds a {type(found).__name__}, expected a table of fields; write it again with "
+        raise ConfigError(
+            f"machine profile {path} holds a {type(found).__name__}, expected a table of fields; "
+            "write it again with "
                           "aulait probe --out")
     return _checked(found, f"machine profile {path}")
 
@@ -172,7 +202,8 @@ def load(path: str | Path) -> Profile:
 def _plain(machine: Profile) -> dict[str, Any]:
     """Fields as plain values."""
     values = {field.name: getattr(machine, field.name) for field in dataclasses.fields(machine)}
-    return {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    return {key: dict(value) if isinstance(value, Mapping) else value for key,
+            value in values.items()}
 
 
 def _checked(values: Mapping[str, Any], whose: str) -> Profile:
@@ -183,7 +214,9 @@ def _checked(values: Mapping[str, Any], whose: str) -> Profile:
             raise ConfigError(f"{whose}: field '{key}' is unknown; {nearest(key, known)}")
         wrong = _wrong(key, value)
         if wrong:
-            raise ConfigError(f"{whose}: {key} is {value!r}, expected {wrong}; correct it or measure again with aulait probe")
+            raise ConfigError(
+                f"{whose}: {key} is {value!r}, expected {wrong}; correct it or measure again with "
+                "aulait probe")
     return Profile(**values)
 
 
@@ -194,7 +227,10 @@ def _wrong(key: str, value: Any) -> str:
     if key == "device":
         return "" if value in DEVICES else f"one of {', '.join(DEVICES)}"
     if key in ("flop_per_s", "peak_flop_per_s"):
-        good = isinstance(value, Mapping) and all(kind in PRECISIONS and _number(speed) and speed > 0 for kind, speed in value.items())
+        good = (
+            isinstance(value, Mapping) and all(kind in PRECISIONS and _number(speed) and speed > 0
+                for kind, speed in value.items())
+        )
         return "" if good else f"a table of {', '.join(PRECISIONS)} with FLOP/s above 0"
     if key in ("operation_s", "latency_s", "idle_w", "power_w"):
         may_be_none = key.endswith("_w")

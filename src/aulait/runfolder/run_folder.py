@@ -1,8 +1,8 @@
 """The run folder: append a round, checkpoint, resume. Nothing here knows a method.
 
-A checkpoint is one file, replaced atomically, so a kill at any moment leaves the previous or the next one. It counts
-the lines of rounds.jsonl that belong to it; lines beyond are dropped on resume and made again. The ledger is never cut
-(see ``privacy/ledger.py``).
+A checkpoint is one file, replaced atomically, so a kill at any moment leaves the previous or the
+next one. It counts the lines of rounds.jsonl that belong to it; lines beyond are dropped on resume
+and made again. The ledger is never cut (see ``privacy/ledger.py``).
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class RunFolder:
         """
         held = self.path / "config.toml"
         if held.exists() and not resume:
-            raise ConfigError(f"run folder {self.path} already holds a run; add --resume to go on with it, or choose another --out")
+            raise ConfigError(
+                f"run folder {self.path} already holds a run; add --resume to go on with it, or "
+                "choose another --out")
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"--out {self.path} is a file; expected a folder that can be made")
         with writing(self.path):
@@ -83,14 +85,16 @@ class RunFolder:
                     )
                 return True
             self.write_json("machine.json", machine)
-            self.write_text("config.toml", config)  # last: its presence says that the folder holds a run
+            # last: its presence says that the folder holds a run
+            self.write_text("config.toml", config)
         return False
 
     def _space(self) -> None:
         free = shutil.disk_usage(self.path).free
         if free < NEEDED_BYTES:
             raise AulaitError(
-                f"run folder {self.path} has no space left ({free // 2**20} MiB free); expected at least "
+                f"run folder {self.path} has no space left ({free // 2**20} MiB free); expected at "
+                "least "
                 f"{NEEDED_BYTES // 2**20} MiB; free some space or choose another --out"
             )
 
@@ -104,7 +108,8 @@ class RunFolder:
 
     def write_lines(self, name: str, lines: list[Mapping[str, Any]]) -> None:
         """Replace a JSON-lines file atomically."""
-        self.write_text(name, "".join(json.dumps(clean(line), ensure_ascii=False) + "\n" for line in lines))
+        self.write_text(name, "".join(json.dumps(clean(line), ensure_ascii=False) + "\n"
+            for line in lines))
 
     def _replace(self, name: str, content: bytes) -> None:
         target = self.path / name
@@ -168,7 +173,9 @@ def _apart(tensors: Tensors) -> Tensors:
         whole = tensor.contiguous()
         shared = whole.untyped_storage().data_ptr() in taken
         taken.add(whole.untyped_storage().data_ptr())
-        apart[name] = whole.clone() if shared or whole.untyped_storage().nbytes() != whole.nbytes else whole
+        apart[name] = (
+            whole.clone() if shared or whole.untyped_storage().nbytes() != whole.nbytes else whole
+        )
     return apart
 
 
@@ -179,14 +186,17 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise AulaitError(f"no space left in the run folder {path}; free some space and go on with --resume") from error
+            raise AulaitError(
+                f"no space left in the run folder {path}; free some space and go on with --resume") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise AulaitError(f"cannot write to the run folder {path} ({error.strerror}); choose another --out") from error
+            raise AulaitError(
+                f"cannot write to the run folder {path} ({error.strerror}); choose another --out") from error
         raise
 
 
 def changed(before: str, after: str) -> str:
-    """The first few lines that differ, or an empty string. How long sites are waited for and who is told may change."""
+    """The first few lines that differ, or an empty string. How long sites are waited for and who is
+    told may change."""
     old, new = _lasting(before), _lasting(after)
     if old == new:
         return ""
@@ -200,6 +210,7 @@ def _lasting(config: str) -> list[str]:
     found, table = [], ""
     for line in config.splitlines():
         table = line if line.startswith("[") else table
-        if table != "[track]" and not (table == "[engine]" and line.partition(" =")[0] in ("deadline_s", "wait_s", "least_sites")):
+        if table != "[track]" and not (table == "[engine]"
+                and line.partition(" =")[0] in ("deadline_s", "wait_s", "least_sites")):
             found.append(line)
     return found

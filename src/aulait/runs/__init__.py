@@ -1,1 +1,2 @@
-"""A run from the experiment file to the written adapter: set-up, the loop over rounds, the sweep."""
+"""A run from the experiment file to the written adapter: set-up, the loop over rounds, the
+sweep."""

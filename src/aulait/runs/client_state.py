@@ -1,4 +1,5 @@
-"""What sites remember, as tensors that can be saved: equal objects are stored once and come back as one object.
+"""What sites remember, as tensors that can be saved: equal objects are stored once and come back as
+one object.
 
 A site's memory is a dictionary of plain values, tensors, and dictionaries of them.
 """
@@ -16,7 +17,8 @@ PREFIX = "memory/"
 
 
 def packed(memory: Mapping[str, Mapping[str, Any]]) -> tuple[Tensors, dict[str, Any]]:
-    """(tensors by number, plain values that name them) of the memories of all sites; sites that remember nothing are left out."""
+    """(tensors by number, plain values that name them) of the memories of all sites; sites that
+    remember nothing are left out."""
     numbers: dict[int, int] = {}
     stored: Tensors = {}
 

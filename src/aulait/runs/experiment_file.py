@@ -1,6 +1,7 @@
 """One frozen tree of settings: read TOML, override, check everything, write it back.
 
-Each table's model lives in the file it configures; this file joins them. All problems are listed at once, before work.
+Each table's model lives in the file it configures; this file joins them. All problems are listed at
+once, before work.
 """
 
 from __future__ import annotations
@@ -52,13 +53,16 @@ class EngineConfig(BaseModel):
     """``[engine]``.
 
     Attributes:
-        name: "inline" runs all sites in this process; "flower" asks sites on other machines (``aulait serve``).
-        threads: processor threads of the arithmetic; None leaves the choice to torch. It is part of the seed: sums in
-            another order differ in the last bit.
-        deadline_s: real seconds that a deployed round waits for replies; it goes on with those who answered.
+        name: "inline" runs all sites in this process; "flower" asks sites on other machines
+            (``aulait serve``).
+        threads: processor threads of the arithmetic; None leaves the choice to torch. It is part of
+            the seed: sums in another order differ in the last bit.
+        deadline_s: real seconds that a deployed round waits for replies; it goes on with those who
+            answered.
         wait_s: seconds that a deployment waits at its start for all enrolled sites.
         least_sites: sites without which a deployment does not begin.
-        wire: how factors travel between machines: "float32", or narrower with the errors of ``encoding``.
+        wire: how factors travel between machines: "float32", or narrower with the errors of
+            ``encoding``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,10 +99,12 @@ class Settings(BaseModel):
 
     @property
     def method_config(self) -> Any:
-        """The method's own settings; what it shares by name with ``[compute]`` (cut, wire) it takes from there."""
+        """The method's own settings; what it shares by name with ``[compute]`` (cut, wire) it takes
+        from there."""
         known = self.method.Config.model_fields
         shared = {key: getattr(self.compute, key) for key in ("cut", "wire") if key in known}
-        return self.method.Config(**shared, **{key: value for key, value in self.algorithm.items() if key not in ("name", *shared)})
+        return self.method.Config(**shared, **{key: value for key, value in self.algorithm.items()
+            if key not in ("name", *shared)})
 
     @property
     def arm(self) -> str:
@@ -113,7 +119,9 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Settings:
         ConfigError: all problems of the file, one a line.
     """
     if not path.is_file():
-        raise ConfigError(f"experiment file {path} not found; expected a TOML file, for example experiments/cafe-commits.toml")
+        raise ConfigError(
+            f"experiment file {path} not found; expected a TOML file, for example "
+            "experiments/cafe-commits.toml")
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -131,7 +139,8 @@ def build(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Settings:
     for override in overrides:
         merged = _override(merged, override)
     if isinstance(merged.get("engine"), Mapping) and merged["engine"].get("name") == "flower":
-        merged["data"] = {**merged.get("data", {}), "source": AT_SITES}  # whatever lies here, the sites' own records are used
+        # whatever lies here, the sites' own records are used
+        merged["data"] = {**merged.get("data", {}), "source": AT_SITES}
     if isinstance(merged.get("algorithm"), Mapping):
         merged["algorithm"] = {"name": "ffa", **merged["algorithm"]}
     problems: list[str] = []
@@ -167,8 +176,11 @@ def _placed(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
     head, rest = path[0], path[1:]
     if isinstance(node, list | tuple):
         if not head.isdigit() or int(head) >= len(node):
-            raise ConfigError(f"--set {key}: '{head}' is not an index of a list of {len(node)}; expected 0 to {len(node) - 1}")
-        return [_placed(item, rest, value, key) if i == int(head) else item for i, item in enumerate(node)]
+            raise ConfigError(
+                f"--set {key}: '{head}' is not an index of a list of {len(node)}; expected 0 to "
+                f"{len(node) - 1}")
+        return [_placed(item, rest, value, key) if i == int(head) else item for i,
+                item in enumerate(node)]
     branch = dict(node) if isinstance(node, Mapping) else {}
     branch[head] = _placed(branch.get(head, {}), rest, value, key)
     return branch
@@ -190,45 +202,67 @@ def _known(place: Sequence[Any]) -> list[str]:
             continue
         annotation = model.model_fields[part].annotation
         candidates = [annotation, *get_args(annotation)]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)),
+                     model)
     return list(model.model_fields)
 
 
 def check(settings: Settings) -> list[str]:
     """Problems that can be seen without reading data or loading a model, one line each."""
     private = not settings.privacy.off
-    problems = _check_method(settings) + tiers.problems(settings.federation, settings.compute, private) + data.problems(settings.data)
+    problems = (
+        _check_method(settings) + tiers.problems(settings.federation, settings.compute,
+            private) + data.problems(settings.data)
+    )
     problems += boards.problems(settings.track)
-    if settings.model.name != "brew" and settings.model.name.startswith(("/", ".")) and not Path(settings.model.name).is_dir():
-        problems.append(f"model.name = '{settings.model.name}' is no folder; expected 'brew', a folder, or a Hugging Face id")
+    if settings.model.name != "brew" and settings.model.name.startswith(("/", ".")) and not Path(
+        settings.model.name).is_dir():
+        problems.append(
+            f"model.name = '{settings.model.name}' is no folder; expected 'brew', a folder, or a "
+            "Hugging Face id")
     if not settings.data.pooled or not settings.privacy.off:
-        problems += settings.privacy.problems(2)  # checked again when the number of clients is known
+        # checked again when the number of clients is known
+        problems += settings.privacy.problems(2)
     if settings.data.pooled and any(tier.placement == "split" for tier in settings.federation.tier):
         problems.append("data.pooled = true has no sites to split between; use placement = 'local'")
     if settings.data.pooled and not settings.privacy.off:
-        problems.append("data.pooled = true trains on everything in one place; it needs privacy.off = true")
+        problems.append(
+            "data.pooled = true trains on everything in one place; it needs privacy.off = true")
     if settings.federation.sampling == "poisson" and settings.privacy.relation == "replace":
-        problems.append("privacy.relation = 'replace' with federation.sampling = 'poisson' is not accounted; use 'add-remove'")
+        problems.append(
+            "privacy.relation = 'replace' with federation.sampling = 'poisson' is not accounted; "
+            "use 'add-remove'")
     problems += _check_deployed(settings) if settings.engine.name == "flower" else [
-        f"federation.tier '{tier.name}': machine = '{tiers.MEASURED}' is measured by the sites of a deployment; name a preset here"
+        f"federation.tier '{tier.name}': machine = '{tiers.MEASURED}' is measured by the sites of "
+        "a deployment; name a preset here"
         for tier in settings.federation.tier if tier.machine == tiers.MEASURED]
     synthesis = settings.synthesis
     if synthesis.generate.kind == "mask" and synthesis.generate.filler is None:
-        problems.append("synthesis.generate.kind = 'mask' needs synthesis.generate.filler, the id or path of a masked language model")
+        problems.append(
+            "synthesis.generate.kind = 'mask' needs synthesis.generate.filler, the id or path of a "
+            "masked language model")
     return problems
 
 
 def _check_deployed(settings: Settings) -> list[str]:
     """What a simulation can do and a deployment cannot."""
     cases = [
-        (settings.data.partition != "natural", "data.partition makes clients up, a deployment has real ones; use 'natural'"),
-        (settings.data.clients is not None, "data.clients keeps some of the clients, a deployment has those enrolled; remove it"),
-        (settings.data.unseen not in (0, ()), "data.unseen keeps clients apart to measure on; remove it in a deployment"),
-        (settings.data.pooled, "data.pooled = true puts records in one place; remove it in a deployment"),
-        (settings.evaluate.task == "rank", "evaluate.task = 'rank' needs everybody's responses in one place; use 'rouge' or 'exact'"),
-        (settings.synthesis.votes == "exact" and not settings.privacy.off, "synthesis.votes = 'exact' is a control; remove it"),
-        (settings.compute.over_selection > 0, "compute.over_selection needs virtual time; use engine.deadline_s in a deployment"),
-        (settings.privacy.noise_seed is not None, "privacy.noise_seed makes noise that can be repeated; remove it in a deployment"),
+        (settings.data.partition != "natural",
+         "data.partition makes clients up, a deployment has real ones; use 'natural'"),
+        (settings.data.clients is not None,
+         "data.clients keeps some of the clients, a deployment has those enrolled; remove it"),
+        (settings.data.unseen not in (0, ()),
+         "data.unseen keeps clients apart to measure on; remove it in a deployment"),
+        (settings.data.pooled,
+         "data.pooled = true puts records in one place; remove it in a deployment"),
+        (settings.evaluate.task == "rank",
+         "evaluate.task = 'rank' needs everybody's responses in one place; use 'rouge' or 'exact'"),
+        (settings.synthesis.votes == "exact" and not settings.privacy.off,
+         "synthesis.votes = 'exact' is a control; remove it"),
+        (settings.compute.over_selection > 0,
+         "compute.over_selection needs virtual time; use engine.deadline_s in a deployment"),
+        (settings.privacy.noise_seed is not None,
+         "privacy.noise_seed makes noise that can be repeated; remove it in a deployment"),
     ]
     return [f"engine.name = 'flower': {text}" for found, text in cases if found]
 
@@ -240,29 +274,47 @@ def _check_method(settings: Settings) -> list[str]:
         return [f"algorithm.name: {error}"]
     except ValidationError as error:
         known = settings.method.Config.model_fields
-        return [f"unknown key 'algorithm.{e['loc'][-1]}'; {nearest(str(e['loc'][-1]), known)}" if e["type"] == "extra_forbidden"
+        return [f"unknown key 'algorithm.{e['loc'][-1]}'; {nearest(str(e['loc'][-1]), known)}"
+                if e["type"] == "extra_forbidden"
                 else _explain({**e, "loc": ("algorithm", *e["loc"])}) for e in error.errors()]
     problems = []
     for key in {"cut", "wire"} & {*settings.algorithm}:
         if settings.algorithm[key] != (told := getattr(settings.compute, key)):
-            problems.append(f"algorithm.{key} = {settings.algorithm[key]!r} and compute.{key} = {told!r} differ; set compute.{key} alone")
+            problems.append(
+                f"algorithm.{key} = {settings.algorithm[key]!r} and compute.{key} = {told!r} "
+                f"differ; set compute.{key} alone")
     whole = [tier.name for tier in settings.federation.tier if tier.placement != "split"]
     if hasattr(settings.method, "SERVER") and whole:
-        problems.append(f"algorithm '{settings.algorithm['name']}' splits every client and federation.tier '{whole[0]}' is placed "
-                        "otherwise; set placement = 'split' for all, or use 'fedit', where split is one role among others")
+        problems.append(
+            f"algorithm '{settings.algorithm['name']}' splits every client and federation.tier "
+            f"'{whole[0]}' is placed "
+                        "otherwise; set placement = 'split' for all, or use 'fedit', where split "
+                        "is one role among others")
     if not settings.method.TRAITS.splits and len(whole) < len(settings.federation.tier):
-        problems.append(f"algorithm '{settings.algorithm['name']}' cannot have split clients: they do more than training "
+        problems.append(
+            f"algorithm '{settings.algorithm['name']}' cannot have split clients: they do more "
+            "than training "
                         "steps on the model; use placement = 'local', or 'fedit'")
-    if getattr(config, "weights", "uniform") == "size" and not settings.privacy.off and settings.privacy.unit == "client":
-        problems.append("algorithm.weights = 'size' changes the sensitivity; use 'uniform' under privacy, or privacy.off = true")
-    name, traits, largest = settings.algorithm["name"], settings.method.TRAITS, settings.adapter.rank
-    ranks = {largest, *(rank for tier in settings.federation.tier for rank in (tier.rank, tier.attention_rank) if rank)}
+    if getattr(config, "weights",
+            "uniform") == "size" and not settings.privacy.off and settings.privacy.unit == "client":
+        problems.append(
+            "algorithm.weights = 'size' changes the sensitivity; use 'uniform' under privacy, or "
+            "privacy.off = true")
+    name, traits, largest = settings.algorithm[
+        "name"], settings.method.TRAITS, settings.adapter.rank
+    ranks = {largest, *(rank for tier in settings.federation.tier
+                        for rank in (tier.rank, tier.attention_rank) if rank)}
     if len(ranks) > 1 and not traits.unequal_ranks:
-        problems.append(f"algorithm '{name}' needs one rank, adapter.rank and the tiers have {sorted(ranks)}; set one rank")
+        problems.append(
+            f"algorithm '{name}' needs one rank, adapter.rank and the tiers have {sorted(ranks)}; "
+            "set one rank")
     if max(ranks) > largest:
-        problems.append(f"a federation.tier has rank {max(ranks)}, adapter.rank is {largest}; raise adapter.rank, or lower the tier's rank")
+        problems.append(
+            f"a federation.tier has rank {max(ranks)}, adapter.rank is {largest}; raise "
+            "adapter.rank, or lower the tier's rank")
     if not settings.privacy.off and not traits.private and traits.unit == "client":
-        problems.append(f"algorithm '{name}' is {traits.privacy}; use '{traits.instead}', or privacy.off = true")
+        problems.append(
+            f"algorithm '{name}' is {traits.privacy}; use '{traits.instead}', or privacy.off = true")
     return problems
 
 

@@ -24,15 +24,19 @@ PACKAGES = ("aulait", "torch", "transformers", "peft", "sentence-transformers", 
 
 def machine() -> dict[str, Any]:
     """Facts about this machine that a reader of the numbers needs."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    memory = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    )
     return {
-        "system": platform.system(), "machine": platform.machine(), "python": platform.python_version(),
+        "system": platform.system(), "machine": platform.machine(),
+        "python": platform.python_version(),
         "processors": os.cpu_count(), "threads": torch.get_num_threads(), "memory_bytes": memory,
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
 
 
-def finish(house: House, folder: RunFolder, accountant: Accountant | None, progress: Progress, watch: Any) -> dict[str, Any]:
+def finish(house: House, folder: RunFolder, accountant: Accountant | None, progress: Progress,
+           watch: Any) -> dict[str, Any]:
     """Write adapter/, result.json and report.html.
 
     Args:
@@ -48,7 +52,10 @@ def finish(house: House, folder: RunFolder, accountant: Accountant | None, progr
     watch("finish", 0, 2, "writing the adapter")
     adapter = house.settings.method.result(house.setting, progress.state)
     peft_export.export(adapter, house.base, folder.path / "adapter")
-    own = progress.personal or scoring.personal(house, progress.state, final=True) if progress.state else {}
+    own = (
+        progress.personal or scoring.personal(house, progress.state, final=True) if progress.state
+        else {}
+    )
     for name, adapter in own.items():
         peft_export.export(adapter, house.base, folder.path / "personal" / _folder(name))
     result = _result(house, accountant, progress)
@@ -87,9 +94,11 @@ def _result(house: House, accountant: Accountant | None, progress: Progress) -> 
         "privacy": _privacy(house, accountant, progress.stopped),
         "traffic": {
             "up_bytes": int(totals.get("synthesis_up_bytes", 0) + totals.get("train_up_bytes", 0)),
-            "down_bytes": int(totals.get("synthesis_down_bytes", 0) + totals.get("train_down_bytes", 0)),
+            "down_bytes": int(totals.get("synthesis_down_bytes", 0) + totals.get("train_down_bytes",
+                0)),
         },
-        "time": {name: None if house.secret_time else totals.get(name, 0.0) for name in ("wall_s", "synthesis_s", "train_s", "evaluate_s")},
+        "time": {name: None if house.secret_time else totals.get(name, 0.0)
+                 for name in ("wall_s", "synthesis_s", "train_s", "evaluate_s")},
         "clock": round_time.result(totals),
         "versions": {name: version(name) for name in PACKAGES},
         "tiers": _tiers(house),
@@ -99,18 +108,22 @@ def _result(house: House, accountant: Accountant | None, progress: Progress) -> 
 
 
 def _rows_left_out(house: House) -> dict[str, Any]:
-    """What the reader left out; counts over clients' rows stay on the terminal when privacy is on."""
+    """What the reader left out; counts over clients' rows stay on the terminal when privacy is
+    on."""
     if not house.settings.privacy.off:
         return {}
     corpus = house.corpus
-    return {"malformed": list(corpus.malformed[:20]), "malformed_count": len(corpus.malformed), "left_out": corpus.left_out}
+    return {"malformed": list(corpus.malformed[:20]), "malformed_count": len(corpus.malformed),
+            "left_out": corpus.left_out}
 
 
 def _privacy(house: House, accountant: Accountant | None, stopped: str | None) -> dict[str, Any]:
-    """What was promised and spent. Epsilon is null where it is infinite or where a role does not exist."""
+    """What was promised and spent. Epsilon is null where it is infinite or where a role does not
+    exist."""
     privacy = house.settings.privacy
     exact = house.settings.synthesis.votes == "exact" and bool(house.voters)
-    spent: dict[str, float | None] = {"proxy": None, "local": None, "split": None, **epsilons(house, accountant)}
+    spent: dict[str, float | None] = {"proxy": None, "local": None, "split": None,
+        **epsilons(house, accountant)}
     known = [value for value in spent.values() if value is not None]
     return {
         "off": privacy.off,
@@ -130,7 +143,8 @@ def _tiers(house: House) -> list[dict[str, Any]]:
     for tier in house.settings.federation.tier:
         plans = [site.plan for site in house.sites.values() if site.plan.tier == tier.name]
         if plans:
-            rows.append({"name": tier.name, "placement": plans[0].placement, "clients": len(plans), "rank": plans[0].rank,
+            rows.append({"name": tier.name, "placement": plans[0].placement, "clients": len(plans),
+                         "rank": plans[0].rank,
                          "steps": plans[0].steps, "batch": plans[0].batch, "machine": tier.machine,
                          "reason": house.places[tier.name].why})
     return rows
@@ -140,13 +154,17 @@ def _synthesis(house: House, progress: Progress) -> dict[str, Any]:
     config, voters = house.settings.synthesis, len(house.voters)
     rounds = max(1, progress.synthesis.round if progress.synthesis else 1)
     each = voters * rounds
-    per = {way: progress.totals.get(f"synthesis_{way}_bytes", 0) / each if each else 0 for way in ("up", "down")}
+    per = {way: progress.totals.get(f"synthesis_{way}_bytes", 0) / each if each else 0
+           for way in ("up", "down")}
     return {
-        "rounds": config.rounds, "candidates": config.pool, "texts": sum(len(shard) for shard in progress.texts),
-        "voters": voters, "selection": config.selection, "generator": config.generator, "kind": config.generate.kind,
+        "rounds": config.rounds, "candidates": config.pool,
+        "texts": sum(len(shard) for shard in progress.texts),
+        "voters": voters, "selection": config.selection, "generator": config.generator,
+        "kind": config.generate.kind,
         "vote_sensitivity": private_evolution.vote_bound(house.settings.data.records_per_client),
         "records_per_client": house.settings.data.records_per_client,
         "client_down_bytes_per_round": per["down"], "client_up_bytes_per_round": per["up"],
         "down_formula": "4 · J · D", "up_formula": "4 · J",
-        "client_s_mean": progress.totals.get("client_s", 0.0) / voters if voters and not house.secret_time else None,
+        "client_s_mean": progress.totals.get("client_s", 0.0) / voters
+        if voters and not house.secret_time else None,
     }

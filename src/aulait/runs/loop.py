@@ -1,4 +1,5 @@
-"""The straight line, written once: assemble, synthesise, train, finish. A method never calls back up.
+"""The straight line, written once: assemble, synthesise, train, finish. A method never calls back
+up.
 
     sample -> plan -> order -> answer -> release -> merge -> record
 """
@@ -30,8 +31,10 @@ from aulait.training.trainer import learning_rate
 
 
 def run(
-    settings: Settings, path: Path, connect: Connect, *, resume: bool = False, workshop: Workshop | None = None, watch: Watch = silent,
-    elsewhere: Mapping[str, int] | None = None, judge: Judge | None = None, warn: Callable[[str], None] = on_terminal,
+    settings: Settings, path: Path, connect: Connect, *, resume: bool = False,
+    workshop: Workshop | None = None, watch: Watch = silent,
+    elsewhere: Mapping[str, int] | None = None, judge: Judge | None = None,
+    warn: Callable[[str], None] = on_terminal,
 ) -> dict[str, Any]:
     """Run an experiment into a folder and return its result.
 
@@ -50,7 +53,8 @@ def run(
         What result.json holds.
 
     Raises:
-        AulaitError: bad settings, data or model, before any work; a broken privacy condition or a full disk at any time.
+        AulaitError: bad settings, data or model, before any work; a broken privacy condition or a
+            full disk at any time.
     """
     started = time.perf_counter()
     watch("prepare", 0, 1, "reading data, loading the base")
@@ -79,13 +83,15 @@ def run(
     return finish.finish(house, folder, books.accountant, progress, watch)
 
 
-def train(house: House, folder: RunFolder, books: Books, progress: Progress, connect: Connect, watch: Watch) -> None:
+def train(house: House, folder: RunFolder, books: Books, progress: Progress, connect: Connect,
+          watch: Watch) -> None:
     """Stage 2: rounds of federated LoRA by local clients and proxies together."""
     settings, method = house.settings, house.settings.method
     extra, stands = proxies(house, progress.texts)
     extra |= server(house)
     progress.bind({**house.sites, **extra})
-    ask = connect({**house.sites, **extra}, method, house.setting, house.learner, None, cut=settings.compute.cut,
+    ask = connect({**house.sites, **extra}, method, house.setting, house.learner, None,
+                  cut=settings.compute.cut,
                   wire=settings.compute.wire, private=not settings.privacy.off)
     if settings.synthesis.proxies == "noise":
         ask = noisy(ask, house)
@@ -93,26 +99,32 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
     rounds = settings.train.rounds
     clock, beside_s = round_time.clock(house, "train"), round_time.proxies_s(house)
     for round in range(state.round + 1, rounds + 1):
-        watch("train", round - 1, rounds, f"loss {progress.last_eval['loss']:.3f}" if progress.last_eval else "")
+        watch("train", round - 1, rounds, f"loss {progress.last_eval['loss']:.3f}"
+              if progress.last_eval else "")
         started = time.perf_counter()
         cohort, asked = _cohort(house, round, stands, clock)
         outcome = _outcome(house, clock, cohort, asked, beside_s)
         heard = round_time.punctual(ask, outcome.silent) if outcome else ask
         try:
-            state, info = method.step(settings.method_config, house.setting, state, cohort, heard, books.train)
+            state, info = method.step(settings.method_config, house.setting, state, cohort, heard,
+                                      books.train)
         except BudgetSpent as spent:
             progress.stopped = str(spent)
             break
         spent_s = time.perf_counter() - started
-        line: Info = {"stage": "train", "round": round, "wall_s": None if house.secret_time else spent_s, **info,
+        line: Info = {"stage": "train", "round": round, "wall_s": None if house.secret_time
+                      else spent_s, **info,
                       "epsilon": epsilons(house, books.accountant)}
         if clock and outcome:
-            line["clock"] = progress.tick(clock.told(_shown(house, clock, cohort, outcome, beside_s)))
+            line["clock"] = progress.tick(clock.told(_shown(house, clock, cohort, outcome,
+                beside_s)))
         if round % settings.evaluate.every == 0 or round == rounds:
-            progress.last_eval = line["eval"] = scores(house, state, progress, final=round == rounds)
+            progress.last_eval = line["eval"] = scores(house, state, progress,
+                final=round == rounds)
         folder.append(line)
         progress.state = state
-        progress.add(train_s=spent_s, train_up_bytes=info.get("up_bytes"), train_down_bytes=info.get("down_bytes"),
+        progress.add(train_s=spent_s, train_up_bytes=info.get("up_bytes"),
+                     train_down_bytes=info.get("down_bytes"),
                      evaluate_s=time.perf_counter() - started - spent_s)
         progress.save(folder)
     watch("train", rounds, rounds, "")
@@ -122,40 +134,53 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
     progress.save(folder)
 
 
-def _cohort(house: House, round: int, stands: Mapping[str, float], clock: Clock | None) -> tuple[Cohort, tuple[str, ...]]:
-    """Who works and the public numbers of the release; and who would have been asked, those who are away among them.
+def _cohort(house: House, round: int, stands: Mapping[str, float],
+            clock: Clock | None) -> tuple[Cohort, tuple[str, ...]]:
+    """Who works and the public numbers of the release; and who would have been asked, those who are
+    away among them.
 
-    Who is away is in the planned number all the same. A fixed number is drawn from those who are there.
+    Who is away is in the planned number all the same. A fixed number is drawn from those who are
+    there.
     """
     federation, names = house.settings.federation, house.trainers
     drawn, planned, rate = everyone(names), len(names), 1.0
     if federation.sampling == "poisson":
-        drawn, rate = poisson(names, federation.rate, house.seeds, round, secret=not house.settings.privacy.off), federation.rate
+        drawn, rate = poisson(names, federation.rate, house.seeds, round,
+                              secret=not house.settings.privacy.off), federation.rate
         planned = max(1, round_half(rate * len(names))) if names else 0
     there = clock.present(drawn, "train", round) if clock else drawn
     if federation.sampling == "fixed":
         planned = max(1, round_half(federation.rate * len(names))) if names else 0
         more = round_half(planned * (1 + house.settings.compute.over_selection))
         drawn = there = some(there, min(more, len(there)), house.seeds, round)
-    drawn_share = federation.rate if federation.sampling != "all" else 1.0  # a proxied client would have been drawn as often
+    # a proxied client would have been drawn as often
+    drawn_share = federation.rate if federation.sampling != "all" else 1.0
     there_for = {name: drawn_share * clients for name, clients in stands.items()}
-    cohort = Cohort(round=round, local=there, proxies=there_for, planned=planned, sampling_rate=rate,
-                  noise_multiplier=house.noise.updates, lr=learning_rate(house.settings.train, round), population=everyone(names))
+    cohort = Cohort(round=round, local=there, proxies=there_for, planned=planned,
+                    sampling_rate=rate,
+                  noise_multiplier=house.noise.updates, lr=learning_rate(house.settings.train,
+                      round), population=everyone(names))
     return cohort, drawn
 
 
-def _outcome(house: House, clock: Clock | None, cohort: Cohort, asked: Sequence[str], beside_s: float) -> Outcome | None:
-    """A round of virtual time; with over-selection it ends when the planned number has answered, else when all have."""
+def _outcome(house: House, clock: Clock | None, cohort: Cohort, asked: Sequence[str],
+             beside_s: float) -> Outcome | None:
+    """A round of virtual time; with over-selection it ends when the planned number has answered,
+    else when all have."""
     if clock is None:
         return None
     closing = cohort.planned if house.settings.compute.over_selection else None
-    return clock.round(asked, "train", cohort.round, planned=closing, server_s=beside_s + round_time.backs_s(house, asked))
+    return clock.round(asked, "train", cohort.round, planned=closing,
+                       server_s=beside_s + round_time.backs_s(house, asked))
 
 
-def _shown(house: House, clock: Clock, cohort: Cohort, outcome: Outcome, beside_s: float) -> Outcome:
-    """The round of virtual time that is told: under privacy with secret sampling, that of another cohort of the same law.
+def _shown(house: House, clock: Clock, cohort: Cohort, outcome: Outcome,
+           beside_s: float) -> Outcome:
+    """The round of virtual time that is told: under privacy with secret sampling, that of another
+    cohort of the same law.
 
-    Slow-downs follow from the public seed, so the times of the real cohort would tell who was drawn.
+    Slow-downs follow from the public seed, so the times of the real cohort would tell who was
+    drawn.
     """
     federation = house.settings.federation
     if house.settings.privacy.off or federation.sampling != "poisson":

@@ -1,4 +1,5 @@
-"""From settings and the loaded base to a place for every tier: set in the file, or planned for its machine."""
+"""From settings and the loaded base to a place for every tier: set in the file, or planned for its
+machine."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ class Place:
 
     @property
     def demand(self) -> Demand:
-        """The work of a full share as the planner sees it; made when it is asked for, as not every base can be costed."""
+        """The work of a full share as the planner sees it; made when it is asked for, as not every
+        base can be costed."""
         return self.costed()
 
 
@@ -93,8 +95,8 @@ def places(them: Federation) -> dict[str, Place]:
     """Tier -> its place.
 
     Raises:
-        ConfigError: a machine can carry nothing, or not what the file says, or no round can end before the deadline; all
-            such tiers, one line each.
+        ConfigError: a machine can carry nothing, or not what the file says, or no round can end
+            before the deadline; all such tiers, one line each.
     """
     settings = them.settings
     check_cut(settings, them.base)
@@ -102,30 +104,38 @@ def places(them: Federation) -> dict[str, Place]:
     problems, fastest_s = [], []
     for tier in settings.federation.tier:
         profile = tier.profile()
-        plan = Plan(tier.name, "local" if tier.placement == "auto" else tier.placement, tier.rank or settings.adapter.rank,
+        plan = Plan(tier.name, "local" if tier.placement == "auto" else tier.placement,
+                    tier.rank or settings.adapter.rank,
                     tier.steps or settings.train.steps, tier.batch or settings.train.batch)
-        place = Place(plan, "set in the experiment file", profile, cache(partial(_demand, them, plan, tier)))
+        place = Place(plan, "set in the experiment file", profile,
+                      cache(partial(_demand, them, plan, tier)))
         if profile is not None and them.members.get(tier.name):
-            chosen = (_auto if tier.placement == "auto" else _written)(settings, place.demand, profile, plan)
+            chosen = (_auto if tier.placement == "auto" else _written)(settings, place.demand,
+                profile, plan)
             if isinstance(chosen, str):
                 problems.append(f"federation.tier '{tier.name}': {chosen}")
                 continue
-            plan = replace(plan, placement=chosen.placement, rank=chosen.rank, steps=chosen.steps, batch=chosen.batch)
+            plan = replace(plan, placement=chosen.placement, rank=chosen.rank, steps=chosen.steps,
+                           batch=chosen.batch)
             place = replace(place, plan=plan, why=chosen.why)
             fastest_s += [chosen.round_s] if chosen.placement != "proxy" else []
         found[tier.name] = place
     deadline_s = settings.compute.deadline_s
     if fastest_s and deadline_s is not None and deadline_s < min(fastest_s):
-        problems.append(f"compute.deadline_s = {deadline_s:g} and no client answers so soon, the fastest tier needs {min(fastest_s):,.3g} "
+        problems.append(
+            f"compute.deadline_s = {deadline_s:g} and no client answers so soon, the fastest tier "
+            f"needs {min(fastest_s):,.3g} "
                         "s; raise it, or let clients do less (fewer steps, a smaller rank)")
     require(not problems, ConfigError, "\n".join(problems))
     return found
 
 
 def any_demand(house: Any) -> Demand:
-    """The work of a full share of the proxied clients, else of the first tier; its base and rows stand for those of the server's work."""
+    """The work of a full share of the proxied clients, else of the first tier; its base and rows
+    stand for those of the server's work."""
     places = house.places.values()
-    found: Demand = next((place for place in places if place.plan.placement == "proxy"), next(iter(places))).demand
+    found: Demand = next((place for place in places if place.plan.placement == "proxy"),
+                         next(iter(places))).demand
     return found
 
 
@@ -145,16 +155,23 @@ def _written(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -
     found = planner.WAYS[plan.placement](demand, profile, plan.rank, plan.steps, plan.batch)
     if planner.fits(found, profile):
         slow = settings.compute.round_s is not None and found.round_s > settings.compute.round_s
-        more = f"; takes {found.round_s:,.3g} s, more than compute.round_s = {settings.compute.round_s:g}" if slow else ""
+        more = (
+            f"; takes {found.round_s:,.3g} s, more than compute.round_s = "
+            f"{settings.compute.round_s:g}" if slow else ""
+        )
         return replace(found, why="set in the experiment file" + more)
     ranks = planner.halvings(plan.rank) if settings.method.TRAITS.unequal_ranks else (plan.rank,)
     smaller = [other for rank in ranks for batch in planner.halvings(plan.batch)
-               if planner.fits(other := planner.WAYS[plan.placement](demand, profile, rank, plan.steps, batch), profile)]
+               if planner.fits(other := planner.WAYS[plan.placement](demand, profile, rank,
+                   plan.steps, batch), profile)]
     nearest = max(smaller, key=lambda other: (other.batch, other.rank), default=None)
-    advice = (f"rank = {nearest.rank} and batch = {nearest.batch}" if nearest is not None and plan.placement != "proxy"
+    advice = (f"rank = {nearest.rank} and batch = {nearest.batch}" if nearest is not None
+              and plan.placement != "proxy"
               else "placement = 'auto', or a machine with more memory")
-    return (f"placement = '{plan.placement}' takes {planner.size(found.memory_bytes)} at rank {plan.rank} and batch {plan.batch}, machine "
-            f"'{profile.name}' has {planner.size(profile.memory_bytes or 0)}; nearest that fits: {advice}")
+    return (f"placement = '{plan.placement}' takes {planner.size(found.memory_bytes)} at rank "
+            f"{plan.rank} and batch {plan.batch}, machine "
+            f"'{profile.name}' has {planner.size(profile.memory_bytes or 0)}; nearest that fits: "
+            f"{advice}")
 
 
 def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
@@ -163,18 +180,28 @@ def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
     synthesis, no_split, depth = settings.synthesis, them.no_split, settings.compute.cut
     front = {} if no_split else {layer: shapes[layer] for layer in split_model.front(shapes, depth)}
     learns = synthesis.proxies != "absent" and bool(them.public)
-    votes = learns and synthesis.proxies in ("synthetic", "noise") and synthesis.selection != "random"
+    votes = (
+        learns and synthesis.proxies in ("synthetic", "noise") and synthesis.selection != "random"
+    )
     ranks = ranks_of(shapes, tier.attention_rank)
     federation = settings.federation
-    part = (1 + settings.compute.over_selection) * federation.rate if federation.sampling != "all" else 1.0
-    crowd = sum(len(them.members.get(t.name, ())) for t in federation.tier if t.placement in ("split", "auto"))
+    part = (
+        (1 + settings.compute.over_selection) * federation.rate if federation.sampling != "all"
+        else 1.0
+    )
+    crowd = sum(len(them.members.get(t.name, ())) for t in federation.tier
+                if t.placement in ("split", "auto"))
     return Demand(
-        anatomy=them.anatomy, dtype=settings.model.dtype, part=settings.method.TRAITS.trains, ranks=ranks, steps=plan.steps,
-        row=_row(them, plan), travels=_travels(them, shapes, ranks), front=_travels(them, front, ranks),
+        anatomy=them.anatomy, dtype=settings.model.dtype, part=settings.method.TRAITS.trains,
+        ranks=ranks, steps=plan.steps,
+        row=_row(them, plan), travels=_travels(them, shapes, ranks),
+        front=_travels(them, front, ranks),
         vote=_vote(settings, min(synthesis.pool, max(1, len(them.public)))) if votes else None,
-        cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire], server=profiles.find(settings.compute.server),
+        cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire],
+        server=profiles.find(settings.compute.server),
         crowd=max(1, round(part * crowd)), rows_at_once=settings.train.rows_at_once,
-        no_split=no_split, no_proxy="" if learns else "proxy needs public texts (data.public) and synthesis.proxies")
+        no_split=no_split, no_proxy="" if learns
+        else "proxy needs public texts (data.public) and synthesis.proxies")
 
 
 def _vote(settings: Settings, pool: int) -> tuple[cost_model.Cost, tuple[int, int]]:
@@ -184,8 +211,10 @@ def _vote(settings: Settings, pool: int) -> tuple[cost_model.Cost, tuple[int, in
     return own + cost_model.voting(capped, pool, width), (4 * pool, 4 * pool * width)
 
 
-def _travels(them: Federation, shapes: Shapes, ranks: planner.Ranks) -> Callable[[int], tuple[int, int]]:
-    """Rank -> bytes (up, down) of a client's factors in a round by the method's own formula, all clients alike."""
+def _travels(them: Federation, shapes: Shapes, ranks: planner.Ranks) -> Callable[[int],
+        tuple[int, int]]:
+    """Rank -> bytes (up, down) of a client's factors in a round by the method's own formula, all
+    clients alike."""
     settings = them.settings
     clients = sum(len(own) for own in them.members.values())
     part = settings.federation.rate if settings.federation.sampling != "all" else 1.0
@@ -195,8 +224,10 @@ def _travels(them: Federation, shapes: Shapes, ranks: planner.Ranks) -> Callable
     def travels(rank: int) -> tuple[int, int]:
         own = {layer: value for layer, value in ranks(rank).items() if layer in shapes}
         rounds, adapter = settings.train.rounds, settings.adapter
-        setting = Setting(shapes, adapter.rank, adapter.alpha, them.seeds, rounds, dict.fromkeys(names, own))
-        found: tuple[int, int] = settings.method.travels(settings.method_config, setting, min(2, max(1, rounds)), names[0], names)
+        setting = Setting(shapes, adapter.rank, adapter.alpha, them.seeds, rounds,
+                          dict.fromkeys(names, own))
+        found: tuple[int, int] = settings.method.travels(settings.method_config, setting,
+            min(2, max(1, rounds)), names[0], names)
         return found
 
     return travels
@@ -207,7 +238,10 @@ def _no_split(settings: Settings, base: Base) -> str:
     if not settings.privacy.off:
         return "split is refused under privacy (activations of single records leave the site)"
     if settings.data.pooled or not settings.method.TRAITS.splits:
-        return f"algorithm '{settings.algorithm['name']}' has no split clients" if not settings.data.pooled else "data.pooled has no sites"
+        return (
+            f"algorithm '{settings.algorithm['name']}' has no split clients"
+            if not settings.data.pooled else "data.pooled has no sites"
+        )
     try:
         split_model.check(base, settings.compute.cut)
     except ModelError as error:
@@ -219,39 +253,53 @@ def ranks_of(shapes: Shapes, attention_rank: int | None) -> Callable[[int], Mapp
     """A tier's rank -> layer -> rank."""
 
     def ranks(rank: int) -> Mapping[str, int]:
-        return {layer: attention_rank or rank if layer.rpartition(".")[2] in loading.ATTENTION else rank for layer in shapes}
+        return {layer: attention_rank or rank if layer.rpartition(".")[2] in loading.ATTENTION
+                else rank for layer in shapes}
 
     return ranks
 
 
 def _row(them: Federation, plan: Plan) -> tuple[int, int, int]:
-    """(tokens, source tokens, scored positions) of one padded record: as set, of public texts under privacy, else of the clients' own."""
+    """(tokens, source tokens, scored positions) of one padded record: as set, of public texts under
+    privacy, else of the clients' own."""
     settings, seq2seq = them.settings, them.settings.model.kind == "seq2seq"
     longest = min(settings.compute.tokens or settings.model.context, settings.model.context)
     texts: list[list[Record]] = []
-    if settings.compute.tokens is None and settings.privacy.off and settings.engine.name == "inline":
+    if (
+        settings.compute.tokens is None and settings.privacy.off and settings.engine.name
+        == "inline"
+    ):
         everyone = (records for clients in them.members.values() for records in clients if records)
         texts = [list(records) for records in islice(everyone, LOOKED_AT)]
     elif settings.compute.tokens is None:
-        some = [text if isinstance(text, Record) else Record(text) for text in islice(them.public, 8 * plan.batch)]
+        some = [text if isinstance(text, Record) else Record(text)
+                for text in islice(them.public, 8 * plan.batch)]
         texts = [some] if some and not (seq2seq and some[0].prompt is None) else []
     if not texts:
         return longest, longest if seq2seq else 0, longest
     found = [step for number, records in enumerate(texts)
-             for step in widths(settings, them.encode, records, plan, them.seeds.integer("widths", number))]
-    tokens, source, scored = (math.ceil(statistics.fmean(column)) for column in zip(*found, strict=True))
+             for step in widths(settings, them.encode, records, plan,
+                                them.seeds.integer("widths", number))]
+    tokens, source, scored = (math.ceil(statistics.fmean(column))
+                              for column in zip(*found, strict=True))
     return tokens, source, scored
 
 
-def widths(settings: Settings, encode: Encoder, records: Sequence[Record], plan: Plan, seed: int) -> list[tuple[int, int, float]]:
-    """(longest row, longest source, scored positions of a row) of every step that a site draws with a seed."""
+def widths(settings: Settings, encode: Encoder, records: Sequence[Record], plan: Plan,
+           seed: int) -> list[tuple[int, int, float]]:
+    """(longest row, longest source, scored positions of a row) of every step that a site draws with
+    a seed."""
     coded = [encode(record) for record in records]
     work = Work(Adapter({}, 1.0), tuple(records), "B", plan.steps, plan.batch, 0.0, seed)
-    return [padded([coded[i] for i in step], settings.model.kind) for step in draws(work, [len(ids) for ids, _ in coded])]
+    return [padded([coded[i] for i in step], settings.model.kind)
+            for step in draws(work, [len(ids) for ids, _ in coded])]
 
 
 def padded(rows: Sequence[tuple[list[int], int]], kind: str) -> tuple[int, int, float]:
-    """(longest row, longest source, mean scored positions of a row) of encoded records in one pass."""
+    """(longest row, longest source, mean scored positions of a row) of encoded records in one
+    pass."""
     if kind == "seq2seq":
-        return max(len(ids) - n for ids, n in rows), max(n for _, n in rows), statistics.fmean(len(ids) - n for ids, n in rows)
-    return max(len(ids) for ids, _ in rows), 0, statistics.fmean(len(ids) - max(n, 1) for ids, n in rows)
+        return max(len(ids) - n for ids, n in rows), max(n for _,
+            n in rows), statistics.fmean(len(ids) - n for ids, n in rows)
+    return max(len(ids) for ids, _ in rows), 0, statistics.fmean(len(ids) - max(n, 1) for ids,
+        n in rows)

@@ -1,4 +1,5 @@
-"""What a run would ask of whom, from its settings and shapes: nothing is trained, and under privacy no text of a client is looked at."""
+"""What a run would ask of whom, from its settings and shapes: nothing is trained, and under privacy
+no text of a client is looked at."""
 
 from __future__ import annotations
 
@@ -21,8 +22,10 @@ def outlook(house: House) -> dict[str, Any]:
     """The plan of a house as plain values: tiers, server, releases, epsilon by role, totals."""
     width, embedder_parameters = _embedder(house)
     there = {site.plan.tier for site in house.sites.values()}
-    tiers = [_tier(house, tier, width, embedder_parameters) for tier in house.settings.federation.tier if tier.name in there]
-    totals = {f"{way}_bytes": _sum([tier[f"{way}_bytes_run"] for tier in tiers]) for way in ("down", "up")}
+    tiers = [_tier(house, tier, width, embedder_parameters)
+             for tier in house.settings.federation.tier if tier.name in there]
+    totals = {f"{way}_bytes": _sum([tier[f"{way}_bytes_run"] for tier in tiers])
+              for way in ("down", "up")}
     train, synthesis = house.settings.train, house.settings.synthesis
     return {
         "name": house.settings.run.name,
@@ -40,19 +43,24 @@ def outlook(house: House) -> dict[str, Any]:
 
 
 def _embedder(house: House) -> tuple[int, int | None]:
-    """Width D and parameters of the embedder; only an unknown one is loaded, and only when somebody votes."""
+    """Width D and parameters of the embedder; only an unknown one is loaded, and only when somebody
+    votes."""
     if house.settings.synthesis.embedder == "minilm" or not house.voters:
         return EMBEDDER[1], EMBEDDER[0]
     return house.embedder().width, None
 
 
-def _tier(house: House, tier: TierConfig, width: int, embedder_parameters: int | None) -> dict[str, Any]:
+def _tier(house: House, tier: TierConfig, width: int, embedder_parameters: int | None) -> dict[str,
+        Any]:
     """What one client of a tier does, sends and receives, and what that takes on its machine."""
     settings, place = house.settings, house.places[tier.name]
     members = sorted(site.name for site in house.sites.values() if site.plan.tier == tier.name)
-    plan, trains, votes = place.plan, bool(members) and place.plan.placement != "proxy", bool({*members} & {*house.voters})
+    plan, trains, votes = place.plan, bool(members) and place.plan.placement != "proxy", bool(
+        {*members} & {*house.voters})
     up, down = _trained_bytes(house, members) if trains else (0, 0)
-    pool, rounds, voted = settings.synthesis.pool, settings.train.rounds, settings.synthesis.rounds if votes else 0
+    pool, rounds, voted = (
+        settings.synthesis.pool, settings.train.rounds, settings.synthesis.rounds if votes else 0
+    )
     first = min(pool, len(house.corpus.public))  # the first vote is on public texts
     candidates = first + (voted - 1) * pool if voted else 0
     part = settings.federation.rate if settings.federation.sampling != "all" else 1.0
@@ -88,7 +96,8 @@ def _trainable(house: House, name: str) -> int:
 
 
 def _machine(house: House, tier: str, trains: bool) -> dict[str, Any]:
-    """Arithmetic of a round, and seconds, memory and energy on the tier's machine; None where no machine is named."""
+    """Arithmetic of a round, and seconds, memory and energy on the tier's machine; None where no
+    machine is named."""
     place = house.places[tier]
     found = round_time.takes(house, tier)
     named = place.profile is not None
@@ -103,17 +112,22 @@ def _machine(house: House, tier: str, trains: bool) -> dict[str, Any]:
 
 
 def _trained_bytes(house: House, members: Sequence[str]) -> tuple[int, int]:
-    """Bytes up and down of all clients of a tier over all rounds, when everybody takes part in every one."""
+    """Bytes up and down of all clients of a tier over all rounds, when everybody takes part in
+    every one."""
     if house.sites[members[0]].plan.placement == "local":  # bytes follow from ranks alone
         up, down = round_time.travelled(house, members[0])
         return len(members) * up, len(members) * down
-    found = [round_time.exchanged(house, members, round) for round in range(1, house.settings.train.rounds + 1)]
+    found = [round_time.exchanged(house, members, round)
+             for round in range(1, house.settings.train.rounds + 1)]
     return sum(up for up, _ in found), sum(down for _, down in found)
 
 
 def _vote_flop(settings: Settings, parameters: int | None) -> int | None:
     """Embedding a client's records, once in a run."""
-    return None if parameters is None else 2 * parameters * settings.data.records_per_client * settings.synthesis.max_tokens
+    return (
+        None if parameters is None else 2 * parameters * settings.data.records_per_client
+        * settings.synthesis.max_tokens
+    )
 
 
 def _server(house: House) -> dict[str, Any]:
@@ -123,7 +137,8 @@ def _server(house: House) -> dict[str, Any]:
         "proxies": count,
         "stand_for": len(house.roles["proxy"]) if count else 0,
         "texts": house.settings.synthesis.texts if house.voting else 0,
-        "flop_round_estimate": round(count * round_time.proxy_plan(house).steps * round_time.proxy_step(house).flop) if count else 0,
+        "flop_round_estimate": round(count * round_time.proxy_plan(house).steps
+            * round_time.proxy_step(house).flop) if count else 0,
         "machine": house.settings.compute.server,
     }
 
@@ -134,7 +149,8 @@ def _releases(house: House) -> list[dict[str, Any]]:
     factor = 2.0 if privacy.relation == "replace" else 1.0
     update_bound = float(privacy.clip) * privacy.clip_scale if privacy.clip != "proxies" else None
     planned = (
-        ("synthesis", noise.vote_releases, noise.votes, vote_bound(house.settings.data.records_per_client)),
+        ("synthesis", noise.vote_releases, noise.votes,
+         vote_bound(house.settings.data.records_per_client)),
         ("train", noise.update_releases, noise.updates, update_bound),
     )
     return [
@@ -153,7 +169,8 @@ def _releases(house: House) -> list[dict[str, Any]]:
 def _privacy(house: House) -> dict[str, Any]:
     """Epsilon that every role will have spent after the last round; null is infinite."""
     settings, noise = house.settings, house.noise
-    promised = {"off": settings.privacy.off, "relation": settings.privacy.relation, "delta": settings.privacy.delta}
+    promised = {"off": settings.privacy.off, "relation": settings.privacy.relation,
+                "delta": settings.privacy.delta}
     roles = [role for role, names in house.roles.items() if names]
     if settings.privacy.off:
         return {**promised, "epsilon": dict.fromkeys(roles)}
@@ -166,7 +183,8 @@ def _privacy(house: House) -> dict[str, Any]:
         "split": updates,
     }
     assert settings.privacy.delta is not None
-    spent: dict[str, float | None] = {role: epsilon(events[role], settings.privacy.delta) for role in roles}
+    spent: dict[str, float | None] = {role: epsilon(events[role], settings.privacy.delta)
+        for role in roles}
     if settings.synthesis.votes == "exact" and house.voters:
         spent["proxy"] = None
     return {**promised, "epsilon": spent}

@@ -44,7 +44,8 @@ class Progress:
         last_eval: scores after the last measured round.
         stopped: why the run ended early, if it did.
         memory: what every site remembers; the sites' own dictionaries once they are bound.
-        personal: adapters of clients' own after the last round; made again when a run is resumed after it.
+        personal: adapters of clients' own after the last round; made again when a run is resumed
+            after it.
         clock_s: when the seconds were last counted.
     """
 
@@ -66,12 +67,14 @@ class Progress:
             self.totals[key] = self.totals.get(key, 0.0) + (amount or 0.0)
 
     def tick(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """Add a round of virtual time to the totals; what rounds.jsonl says of it, with the time since the start."""
+        """Add a round of virtual time to the totals; what rounds.jsonl says of it, with the time
+        since the start."""
         self.add(**round_time.amounts(told))
         return {**told, "total_s": self.totals["clock|total_s"]}
 
     def bind(self, sites: Mapping[str, Site]) -> None:
-        """Give every site what it remembers, and save with the run what it will remember from now on."""
+        """Give every site what it remembers, and save with the run what it will remember from now
+        on."""
         for name, site in sites.items():
             site.memory.update(self.memory.get(name, {}))
         self.memory = {name: site.memory for name, site in sites.items()}
@@ -82,11 +85,14 @@ class Progress:
         self.add(wall_s=now_s - self.clock_s)
         self.clock_s = now_s
         held = {"stage": self.stage, "synthesis": self.synthesis.dump() if self.synthesis else None,
-                "round": self.state.round if self.state else 0, "texts": [[asdict(t) for t in shard] for shard in self.texts],
-                "totals": self.totals, "base_eval": self.base_eval, "last_eval": self.last_eval, "stopped": self.stopped}
+                "round": self.state.round if self.state else 0, "texts": [[asdict(t) for t in shard]
+                    for shard in self.texts],
+                "totals": self.totals, "base_eval": self.base_eval, "last_eval": self.last_eval,
+                "stopped": self.stopped}
         stored, remembered = memory.packed(self.memory)
         own = {f"state/{name}": t for name, t in self.state.tensors.items()} if self.state else {}
-        folder.checkpoint({**own, **stored, "none": torch.zeros(1)}, {**held, "trained": self.state is not None, "memory": remembered})
+        folder.checkpoint({**own, **stored, "none": torch.zeros(1)},
+                          {**held, "trained": self.state is not None, "memory": remembered})
 
     @staticmethod
     def load(folder: RunFolder) -> Progress:
@@ -96,11 +102,15 @@ class Progress:
             return Progress()
         tensors, held = found
         texts = [[Text(**t) for t in shard] for shard in held["texts"]]
-        synthesis = private_evolution.State.restore(held["synthesis"]) if held["synthesis"] else None
-        own = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith("state/")}
+        synthesis = (
+            private_evolution.State.restore(held["synthesis"]) if held["synthesis"] else None
+        )
+        own = {name.partition("/")[2]: t for name, t in tensors.items()
+               if name.startswith("state/")}
         state = State(held["round"], own) if held["trained"] else None
         remembered = memory.unpacked(tensors, held["memory"])
-        return Progress(held["stage"], synthesis, state, texts, held["totals"], held["base_eval"], held["last_eval"],
+        return Progress(held["stage"], synthesis, state, texts, held["totals"], held["base_eval"],
+                        held["last_eval"],
                         held["stopped"], remembered)
 
 
@@ -124,7 +134,8 @@ def open_books(house: House, ledger: Ledger) -> Books:
         accountant = Accountant(privacy.delta, house.noise.budget)
         ledger.replay(accountant)
     proxies = frozenset((*_names("proxy"), *_names("reference")))
-    train = Door(privacy, ledger, accountant, noise, proxies, house.settings.federation.max_norm, terms=house.terms)
+    train = Door(privacy, ledger, accountant, noise, proxies, house.settings.federation.max_norm,
+                 terms=house.terms)
     exact = synthesis.votes == "exact" and not privacy.off
     votes = Door(PrivacyConfig(off=True), ledger, None, noise, proxies) if exact else train
     return Books(ledger, accountant, votes, train)

@@ -18,9 +18,12 @@ from aulait.synthesis.private_evolution import Text
 REFERENCES = 8
 
 
-def proxies(house: House, texts: Sequence[Sequence[Text]]) -> tuple[dict[str, Site], dict[str, float]]:
-    """Sites on the server, and the number of clients each stands for (0 for those that only calibrate the clip)."""
-    place = next((place for place in house.places.values() if place.plan.placement == "proxy"), None)
+def proxies(house: House, texts: Sequence[Sequence[Text]]) -> tuple[dict[str, Site],
+        dict[str, float]]:
+    """Sites on the server, and the number of clients each stands for (0 for those that only
+    calibrate the clip)."""
+    place = next((place for place in house.places.values() if place.plan.placement == "proxy"),
+                 None)
     train = house.settings.train
     shards: list[Sequence[Text]] = list(texts)
     steps, batch = (place.plan.steps, place.plan.batch) if place else (train.steps, train.batch)
@@ -30,15 +33,18 @@ def proxies(house: House, texts: Sequence[Sequence[Text]]) -> tuple[dict[str, Si
     weights = {name: stands for name in names}
     private = not house.settings.privacy.off
     if private and not shards and house.settings.privacy.clip == "proxies" and house.corpus.public:
-        shards = [*public_shards(house, REFERENCES, REFERENCES * house.settings.data.records_per_client)]
+        shards = [*public_shards(house, REFERENCES,
+                                 REFERENCES * house.settings.data.records_per_client)]
         names = [f"reference-{k:03d}" for k in range(len(shards))]
         weights = {name: 0.0 for name in names}
-    sites = {n: Site(n, plan, tuple(t.record for t in shard)) for n, shard in zip(names, shards, strict=True) if shard}
+    sites = {n: Site(n, plan, tuple(t.record for t in shard)) for n,
+             shard in zip(names, shards, strict=True) if shard}
     return sites, {n: weights[n] for n in sites}
 
 
 def server(house: House) -> dict[str, Site]:
-    """The site at the server that trains the back of a model cut in two, where the method has one."""
+    """The site at the server that trains the back of a model cut in two, where the method has
+    one."""
     name = getattr(house.settings.method, "SERVER", None)
     return {name: Site(name, Plan("server", "local", house.setting.rank, 1, 1), ())} if name else {}
 
@@ -46,7 +52,8 @@ def server(house: House) -> dict[str, Site]:
 def public_shards(house: House, count: int, texts: int) -> list[list[Text]]:
     """Public texts, or pairs, dealt like synthetic ones."""
     public = house.corpus.public
-    order = torch.randperm(len(public), generator=house.seeds.generator("public-shards"))[:texts].tolist()
+    order = torch.randperm(len(public), generator=house.seeds.generator("public-shards"))[
+        :texts].tolist()
     return private_evolution.shards([text_of(public[i], 0) for i in order], count, house.seeds)
 
 
@@ -57,13 +64,16 @@ def noisy(ask: Ask, house: House) -> Ask:
         by_client = {order.client: order for order in orders}
         for reply in ask(orders):
             order = by_client.get(reply.client)
-            yield replace(reply, share=_scrambled(reply, order, house)) if order and reply.client.startswith("proxy-") else reply
+            yield replace(reply,
+                share=_scrambled(reply, order, house)) if order and reply.client.startswith(
+                    "proxy-") else reply
 
     return answer
 
 
 def _scrambled(reply: Reply, order: Order, house: House) -> Tensors:
     generator = house.seeds.generator("noise-arm", order.round, order.client)
-    noise = {name: torch.randn(t.shape, generator=generator) for name, t in sorted(reply.share.items())}
+    noise = {name: torch.randn(t.shape, generator=generator) for name,
+             t in sorted(reply.share.items())}
     scale = clipping.norm(reply.share) / clipping.norm(noise)
     return {name: t * scale for name, t in noise.items()}

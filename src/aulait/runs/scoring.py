@@ -1,4 +1,5 @@
-"""Held-out scores of a run: of the bare base, of the shared adapter, of the clients' own adapters, on unseen clients."""
+"""Held-out scores of a run: of the bare base, of the shared adapter, of the clients' own adapters,
+on unseen clients."""
 
 from __future__ import annotations
 
@@ -19,20 +20,23 @@ def base_scores(house: House) -> dict[str, Any]:
     settings = house.settings
     if house.judge is not None:
         return house.judge(house, None, False)
-    key = (settings.model, settings.data.model_copy(update={"pooled": False}), house.seeds, settings.evaluate)
+    key = (settings.model, settings.data.model_copy(update={"pooled": False}), house.seeds,
+           settings.evaluate)
     found: dict[str, Any] = house.workshop.once("base-eval", key, lambda: _all(house, None))
     return found
 
 
 def scores(house: House, state: State, progress: Progress, final: bool) -> dict[str, Any]:
-    """Scores after a round, each client under the adapter it would use: its own where the method makes one.
+    """Scores after a round, each client under the adapter it would use: its own where the method
+    makes one.
 
     Args:
         house: held-out records and the method.
         state: of the method.
         progress: keeps the personal adapters of the last round.
-        final: whether this is the last measurement; then personal methods also tell ``shared``, the scores of the shared
-            adapter, and unseen clients are scored (under the shared adapter: they have no other).
+        final: whether this is the last measurement; then personal methods also tell ``shared``, the
+            scores of the shared adapter, and unseen clients are scored (under the shared adapter:
+            they have no other).
     """
     if house.judge is not None:
         return house.judge(house, state, final)
@@ -50,10 +54,12 @@ def scores(house: House, state: State, progress: Progress, final: bool) -> dict[
 def personal(house: House, state: State, final: bool) -> dict[str, Adapter]:
     """Adapters of the clients' own, where the method makes them."""
     settings = house.settings
-    if not settings.method.TRAITS.personal or house.judge is not None:  # elsewhere they stay with their clients
+    # elsewhere they stay with their clients
+    if not settings.method.TRAITS.personal or house.judge is not None:
         return {}
     sites = [house.sites[name] for name in house.trainers]
-    made: dict[str, Adapter] = settings.method.personal(settings.method_config, house.setting, state, sites, house.learner, final)
+    made: dict[str, Adapter] = settings.method.personal(settings.method_config, house.setting,
+        state, sites, house.learner, final)
     return made
 
 
@@ -73,7 +79,8 @@ def _unseen(house: House, worn: Worn) -> dict[str, Any]:
 def _measured(house: House, worn: Worn, records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     names = sorted(name for name in records if records[name])
     measured = {name: records[name] for name in names[: house.settings.evaluate.clients]}
-    return evaluate(house.learner, worn, measured, house.settings.evaluate, _choices(house)).as_dict()
+    return evaluate(house.learner, worn, measured, house.settings.evaluate,
+                    _choices(house)).as_dict()
 
 
 def _choices(house: House) -> tuple[str, ...]:
@@ -87,5 +94,6 @@ def _choices(house: House) -> tuple[str, ...]:
         known = {record.text for client in clients for record in (*client.train, *client.holdout)}
         return tuple(sorted(known | {record.text for records in unseen for record in records}))
 
-    found: tuple[str, ...] = house.workshop.once("choices", (house.settings.data, house.seeds), gather)
+    found: tuple[str, ...] = house.workshop.once("choices", (house.settings.data, house.seeds),
+        gather)
     return found

@@ -1,4 +1,5 @@
-"""From settings to a house that can run: data dealt to sites, tiers to placements, a budget to noise multipliers.
+"""From settings to a house that can run: data dealt to sites, tiers to placements, a budget to
+noise multipliers.
 
 Everything that can be wrong is found here, before any work.
 """
@@ -39,7 +40,8 @@ from aulait.training.trainer import Learner
 
 @dataclass
 class Workshop:
-    """What several runs of one process share: loaded models, read data, finished first stages, the base's scores."""
+    """What several runs of one process share: loaded models, read data, finished first stages, the
+    base's scores."""
 
     kept: dict[str, Any] = field(default_factory=dict)
 
@@ -119,7 +121,9 @@ class House:
     @property
     def voting(self) -> bool:
         """Whether stage 1 takes votes or at least breeds texts."""
-        return bool(self.roles["proxy"]) and self.settings.synthesis.proxies in ("synthetic", "noise")
+        return (
+            bool(self.roles["proxy"]) and self.settings.synthesis.proxies in ("synthetic", "noise")
+        )
 
     @property
     def voters(self) -> tuple[str, ...]:
@@ -136,12 +140,14 @@ class House:
 
     @property
     def secret_time(self) -> bool:
-        """Whether seconds would tell of clients' records: in a deployment under privacy the slowest site sets them."""
+        """Whether seconds would tell of clients' records: in a deployment under privacy the slowest
+        site sets them."""
         return self.settings.engine.name == "flower" and not self.settings.privacy.off
 
     @property
     def terms(self) -> records.Terms | None:
-        """With the unit "record", what a round may ask of any record of a client that trains; else None."""
+        """With the unit "record", what a round may ask of any record of a client that trains; else
+        None."""
         if self.settings.privacy.off or self.settings.privacy.unit == "client":
             return None
         found: records.Terms = self.settings.method.terms(
@@ -152,25 +158,31 @@ class House:
         """The embedder of stage 1, loaded once."""
         name, device = self.settings.synthesis.embedder, str(self.base.device)
         most = self.settings.synthesis.max_tokens
-        made: Embedder = self.workshop.once("embedder", (name, device, most), lambda: embedding.load(name, device, max_tokens=most))
+        made: Embedder = self.workshop.once("embedder", (name, device, most),
+            lambda: embedding.load(name, device, max_tokens=most))
         return made
 
     def variation(self) -> Variation:
         """The writer of candidates, loaded once."""
-        how, generator, base = self.settings.synthesis.generate, self.settings.synthesis.generator, self.base
+        how, generator, base = (
+            self.settings.synthesis.generate, self.settings.synthesis.generator, self.base
+        )
         made: Variation = self.workshop.once(
             "variation", (self.settings.model, how, generator),
-            lambda: prefix_variation.build(how, generator, base.model, base.tokenizer, str(base.device)))
+            lambda: prefix_variation.build(how, generator, base.model, base.tokenizer,
+                str(base.device)))
         return made
 
 
-def assemble(settings: Settings, workshop: Workshop, elsewhere: Mapping[str, int] | None = None) -> House:
+def assemble(settings: Settings, workshop: Workshop,
+             elsewhere: Mapping[str, int] | None = None) -> House:
     """Load, deal and check.
 
     Args:
         settings: the experiment.
         workshop: what runs of this process share.
-        elsewhere: in a deployment, its clients, and how many records each may be known to have; no record is here then.
+        elsewhere: in a deployment, its clients, and how many records each may be known to have; no
+            record is here then.
 
     Raises:
         ConfigError, DataError, ModelError, PrivacyError: one line a problem.
@@ -178,8 +190,10 @@ def assemble(settings: Settings, workshop: Workshop, elsewhere: Mapping[str, int
     if settings.engine.threads:
         torch.set_num_threads(settings.engine.threads)
     seeds = Seeds(settings.run.seed)
-    apart = settings.data.model_copy(update={"pooled": False})  # held-out records stay with their clients
-    corpus: Corpus = client_data.at_sites(apart, elsewhere) if elsewhere is not None else workshop.once(
+    # held-out records stay with their clients
+    apart = settings.data.model_copy(update={"pooled": False})
+    corpus: Corpus = client_data.at_sites(apart,
+        elsewhere) if elsewhere is not None else workshop.once(
         "corpus", (apart, seeds), lambda: client_data.load(apart, seeds))
     require(bool(corpus.clients), DataError, "no client has enough records; lower data.min_records")
     if not settings.privacy.off:
@@ -189,20 +203,29 @@ def assemble(settings: Settings, workshop: Workshop, elsewhere: Mapping[str, int
     if base.device.type == "cpu":
         keep_freed_memory()
     shapes = loading.targets(base, settings.adapter)
-    learner: Learner = workshop.once("learner", (settings.model, settings.train), lambda: Learner(base, settings.train))
-    clients, corpus = (corpus.clients, corpus) if elsewhere is not None else _all_fitted(settings, workshop, learner, apart, corpus)
+    learner: Learner = workshop.once("learner", (settings.model, settings.train),
+        lambda: Learner(base, settings.train))
+    clients, corpus = (
+        (corpus.clients, corpus) if elsewhere is not None else _all_fitted(settings, workshop,
+            learner, apart, corpus)
+    )
     holdout = {name: client.holdout for name, client in clients.items()}
     if settings.data.pooled:
-        clients = {client_data.EVERYONE: ClientData(tuple(r for name in sorted(clients) for r in clients[name].train), ())}
+        clients = {client_data.EVERYONE: ClientData(tuple(r for name in sorted(clients)
+            for r in clients[name].train), ())}
     members = tiers.members(settings.federation.tier, list(clients), seeds)
     records = {tier: [clients[name].train for name in names] for tier, names in members.items()}
-    placed = placement.places(placement.Federation(settings, base, shapes, learner.encode, records, corpus.public, seeds))
+    placed = placement.places(placement.Federation(settings, base, shapes, learner.encode, records,
+        corpus.public, seeds))
     sites = _sites(members, placed, clients)
     roles: dict[Placement, tuple[str, ...]] = {
-        place: tuple(sorted(n for n, s in sites.items() if s.plan.placement == place)) for place in ("local", "proxy", "split")}
+        place: tuple(sorted(n for n, s in sites.items() if s.plan.placement == place))
+        for place in ("local", "proxy", "split")}
     ranks = _ranks(settings, shapes, members, placed)
-    setting = Setting(shapes, settings.adapter.rank, settings.adapter.alpha, seeds, settings.train.rounds, ranks)
-    house = House(settings, corpus, base, learner, shapes, setting, sites, placed, holdout, roles, Noise(0, 0, 0, 0, {}), workshop)
+    setting = Setting(shapes, settings.adapter.rank, settings.adapter.alpha, seeds,
+                      settings.train.rounds, ranks)
+    house = House(settings, corpus, base, learner, shapes, setting, sites, placed, holdout, roles,
+                  Noise(0, 0, 0, 0, {}), workshop)
     _check_roles(house, elsewhere is None)
     return replace(house, noise=_noise(house))
 
@@ -213,14 +236,16 @@ def _all_fitted(
     """Clients, and the corpus whose unseen clients are treated alike."""
     key = (apart, Seeds(settings.run.seed), settings.model)
     how, context = settings.data.too_long, settings.model.context
-    clients = workshop.once("fitted", key, lambda: fitted(how, context, learner.encode, corpus.clients))
+    clients = workshop.once("fitted", key, lambda: fitted(how, context, learner.encode,
+        corpus.clients))
     unseen = {name: ClientData(records, ()) for name, records in corpus.unseen.items()}
     new = workshop.once("fitted-unseen", key, lambda: fitted(how, context, learner.encode, unseen))
     return clients, replace(corpus, unseen={name: client.train for name, client in new.items()})
 
 
 def _sites(
-    members: Mapping[str, Sequence[str]], places: Mapping[str, Place], clients: Mapping[str, ClientData]
+    members: Mapping[str, Sequence[str]], places: Mapping[str, Place],
+    clients: Mapping[str, ClientData]
 ) -> dict[str, Site]:
     """Every client's site, with the work of its tier."""
     return {name: Site(name, places[tier].plan, clients[name].train, clients[name].holdout)
@@ -228,9 +253,11 @@ def _sites(
 
 
 def _ranks(
-    settings: Settings, shapes: Shapes, members: Mapping[str, Sequence[str]], places: Mapping[str, Place]
+    settings: Settings, shapes: Shapes, members: Mapping[str, Sequence[str]],
+    places: Mapping[str, Place]
 ) -> dict[str, dict[str, int]]:
-    """Client -> layer -> rank, for the clients of tiers that do not have all of the adapter's; one mapping a tier."""
+    """Client -> layer -> rank, for the clients of tiers that do not have all of the adapter's; one
+    mapping a tier."""
     found: dict[str, dict[str, int]] = {}
     for tier in settings.federation.tier:
         own = dict(ranks_of(shapes, tier.attention_rank)(places[tier.name].plan.rank))
@@ -242,28 +269,44 @@ def _ranks(
 def _check_roles(house: House, here: bool) -> None:
     settings = house.settings
     reserved = sorted(name for name in house.sites if name.startswith(("proxy-", "reference-")))
-    require(not reserved, DataError, f"client '{reserved[0] if reserved else ''}' has a name kept for sites of the server; rename it "
+    require(not reserved, DataError,
+        f"client '{reserved[0] if reserved else ''}' has a name kept for sites of the server; "
+        "rename it "
             "(names may not begin with 'proxy-' or 'reference-')")
     taken = getattr(settings.method, "SERVER", None)
-    require(taken not in house.sites, DataError, f"client '{taken}' has the name of the server's own site; rename it")
+    require(taken not in house.sites, DataError,
+            f"client '{taken}' has the name of the server's own site; rename it")
     if house.roles["proxy"] and settings.synthesis.proxies != "absent":
-        require(bool(house.corpus.public), DataError, "stage 1 needs public texts to start from and found none; set data.public")
+        require(bool(house.corpus.public), DataError,
+                "stage 1 needs public texts to start from and found none; set data.public")
         _check_pairs(settings, isinstance(house.corpus.public[0], str))
-    seq2seq = settings.model.kind == "seq2seq" and settings.synthesis.generator == "base" and settings.synthesis.generate.kind == "prefix"
-    require(not (house.voting and seq2seq), ConfigError, "synthesis.generator = 'base' with synthesis.generate.kind = 'prefix' needs a "
-            "causal model and model.kind is 'seq2seq'; set synthesis.generator = 'brew' (built in) or to the id or folder of another "
+    seq2seq = (
+        settings.model.kind == "seq2seq" and settings.synthesis.generator == "base"
+        and settings.synthesis.generate.kind == "prefix"
+    )
+    require(not (house.voting and seq2seq), ConfigError,
+            "synthesis.generator = 'base' with synthesis.generate.kind = 'prefix' needs a "
+            "causal model and model.kind is 'seq2seq'; set synthesis.generator = 'brew' (built in) "
+            "or to the id or folder of another "
             "causal "
             "model, or kind to 'prompt' or 'mask'")
-    require(settings.model.kind == "causal" or settings.data.prompt is not None, ConfigError, "model.kind is 'seq2seq' and the data are "
-            "plain text, expected a prompt for the encoder and a response for the decoder; set data.prompt and data.response")
+    require(settings.model.kind == "causal" or settings.data.prompt is not None, ConfigError,
+            "model.kind is 'seq2seq' and the data are "
+            "plain text, expected a prompt for the encoder and a response for the decoder; set "
+            "data.prompt and data.response")
     if not house.trainers and (not house.roles["proxy"] or settings.synthesis.proxies == "absent"):
-        raise ConfigError("nobody trains: no tier is local and proxies are absent; give a tier placement = 'local'")
+        raise ConfigError(
+            "nobody trains: no tier is local and proxies are absent; give a tier placement = "
+            "'local'")
     if settings.federation.sampling == "poisson" and settings.synthesis.voters == "all":
-        raise ConfigError("synthesis.voters = 'all' with federation.sampling = 'poisson' is not accounted; use sampling = 'all'")
+        raise ConfigError(
+            "synthesis.voters = 'all' with federation.sampling = 'poisson' is not accounted; use "
+            "sampling = 'all'")
     name, unit = settings.algorithm["name"], settings.method.TRAITS.unit
     mechanism = settings.method.mechanism(settings.method_config) if unit == "record" else None
     problems = records.problems(settings.privacy, name, unit, mechanism, bool(house.voters))
-    problems += record_gradients.missing(mechanism) if here else []  # elsewhere the sites look for themselves
+    # elsewhere the sites look for themselves
+    problems += record_gradients.missing(mechanism) if here else []
     if unit == "record" and not settings.privacy.off:
         problems += settings.privacy.problems(sum(len(site.train) for site in house.sites.values()))
     require(not problems, ConfigError, "\n".join(problems))
@@ -274,9 +317,15 @@ def _check_pairs(settings: Settings, plain: bool) -> None:
     own = settings.data
     if own.prompt is None or not plain or (own.public_plain and settings.model.kind == "causal"):
         return
-    other = "" if settings.model.kind == "seq2seq" else ", or data.public_plain = true to let proxies learn from text without a prompt"
-    raise DataError(f"data.public = '{own.public}' has plain texts and the data have prompts, expected rows with '{own.prompt}' and "
-                    f"'{own.response}' so that stage 1 breeds pairs; set data.public to such a source{other}")
+    other = (
+        "" if settings.model.kind == "seq2seq"
+        else ", or data.public_plain = true to let proxies learn from text without a prompt"
+    )
+    raise DataError(
+        f"data.public = '{own.public}' has plain texts and the data have prompts, expected rows "
+        f"with '{own.prompt}' and "
+                    f"'{own.response}' so that stage 1 breeds pairs; set data.public to such a "
+                    f"source{other}")
 
 
 def _noise(house: House) -> Noise:
@@ -286,10 +335,13 @@ def _noise(house: House) -> Noise:
         return Noise(0.0, 0.0, 0, 0, {})
     votes = synthesis.rounds if house.voters and synthesis.votes == "private" else 0
     updates = house.settings.train.rounds if house.trainers else 0
-    rate = house.settings.federation.rate if house.settings.federation.sampling == "poisson" else 1.0
+    rate = (
+        house.settings.federation.rate if house.settings.federation.sampling == "poisson" else 1.0
+    )
     assert privacy.delta is not None
     steps = 1
-    if (terms := house.terms) is not None:  # every round counts for every record of a site, whoever is drawn
+    # every round counts for every record of a site, whoever is drawn
+    if (terms := house.terms) is not None:
         rate, steps = terms.rate, terms.steps
     if privacy.noise_multiplier is not None:
         z_votes = z_updates = privacy.noise_multiplier
@@ -298,8 +350,11 @@ def _noise(house: House) -> Noise:
         assert privacy.epsilon is not None
         cap = privacy.epsilon
         if synthesis.voters == "all" and votes and updates:
-            z_votes, z_updates = split_budget(cap, privacy.delta, votes, updates, privacy.vote_fraction)
+            z_votes, z_updates = split_budget(cap, privacy.delta, votes, updates,
+                privacy.vote_fraction)
         else:
             z_votes = calibrate(cap, privacy.delta, votes) if votes else math.inf
-            z_updates = calibrate(cap, privacy.delta, updates * steps, rate) if updates else math.inf
+            z_updates = (
+                calibrate(cap, privacy.delta, updates * steps, rate) if updates else math.inf
+            )
     return Noise(z_votes, z_updates, votes, updates, {"proxy": cap, "local": cap, "split": cap})

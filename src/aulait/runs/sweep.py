@@ -1,7 +1,8 @@
-"""Many runs of one experiment: arms times seeds, in one process that loads and breeds once, or in several.
+"""Many runs of one experiment: arms times seeds, in one process that loads and breeds once, or in
+several.
 
-An arm is a label and overrides. Each run has its own folder DIR/<arm>-s<seed>/; finished ones are skipped, interrupted
-ones resumed, so that the same command goes on where it stopped.
+An arm is a label and overrides. Each run has its own folder DIR/<arm>-s<seed>/; finished ones are
+skipped, interrupted ones resumed, so that the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Outcome:
         path: its folder.
         label: of its arm.
         seed: its seed.
-        status: "finished" now, "resumed" and finished now, "skipped" because it was finished before, or "failed".
+        status: "finished" now, "resumed" and finished now, "skipped" because it was finished
+            before, or "failed".
         message: why it failed.
         loss: held-out loss, nats a token; None when there is none.
         wall_s: seconds it took altogether.
@@ -77,7 +79,8 @@ Tell = Callable[[Outcome], None]
 
 
 def pieces(text: str, separators: str) -> list[str]:
-    """The parts between separators that stand outside brackets and quotes, without outer white space or empty parts."""
+    """The parts between separators that stand outside brackets and quotes, without outer white
+    space or empty parts."""
     parts, depth, quote, current = [], 0, "", ""
     for letter in text:
         if quote:
@@ -97,7 +100,8 @@ def pieces(text: str, separators: str) -> list[str]:
 
 
 def product(over: Sequence[str]) -> list[Arm]:
-    """Arms of all combinations of ``key=v1,v2``; the first key varies slowest. Labels use the key's last word.
+    """Arms of all combinations of ``key=v1,v2``; the first key varies slowest. Labels use the key's
+    last word.
 
     Raises:
         ConfigError: a choice is not ``key=v1,v2``.
@@ -113,12 +117,15 @@ def product(over: Sequence[str]) -> list[Arm]:
         )
         choices.append((key.strip(), found))
     short = [key.rpartition(".")[2] for key, _ in choices]
-    names = [word if short.count(word) == 1 else key for (key, _), word in zip(choices, short, strict=True)]
+    names = [word if short.count(word) == 1 else key for (key, _),
+             word in zip(choices, short, strict=True)]
     keys = [key for key, _ in choices]
     arms = []
     for chosen in itertools.product(*(values for _, values in choices)) if choices else []:
-        label = " ".join(f"{name}={value.strip(chr(34))}" for name, value in zip(names, chosen, strict=True))
-        arms.append(Arm(label, tuple(f"{key}={value}" for key, value in zip(keys, chosen, strict=True))))
+        label = " ".join(f"{name}={value.strip(chr(34))}" for name,
+                         value in zip(names, chosen, strict=True))
+        arms.append(Arm(label,
+                        tuple(f"{key}={value}" for key, value in zip(keys, chosen, strict=True))))
     return arms
 
 
@@ -134,12 +141,14 @@ def named(text: str) -> Arm:
     require(
         sound,
         ConfigError,
-        f"--arm {text}: expected 'label: key=value key=value', for example 'all local: federation.tier.0.share=1.0'",
+        f"--arm {text}: expected 'label: key=value key=value', for example 'all local: "
+        "federation.tier.0.share=1.0'",
     )
     return Arm(label.strip(), overrides)
 
 
-def jobs(file: Path, arms: Sequence[Arm], seeds: Sequence[int], overrides: Sequence[str], out: Path) -> list[Job]:
+def jobs(file: Path, arms: Sequence[Arm], seeds: Sequence[int], overrides: Sequence[str],
+         out: Path) -> list[Job]:
     """All runs, seed by seed; settings of every one checked before any work.
 
     Raises:
@@ -158,7 +167,8 @@ def jobs(file: Path, arms: Sequence[Arm], seeds: Sequence[int], overrides: Seque
     require(
         twice is None,
         ConfigError,
-        f"two runs of the sweep would be in {twice}; give every arm and seed once, with labels of their own",
+        f"two runs of the sweep would be in {twice}; give every arm and seed once, with labels of "
+        "their own",
     )
     problems = list(dict.fromkeys(line for job in made for line in job.problem.splitlines()))
     require(
@@ -209,10 +219,12 @@ def run_one(job: Job, workshop: Any) -> Outcome:
     except (AulaitError, OSError) as error:
         return Outcome(job.path, job.arm.label, job.seed, "failed", str(error))
     except Exception as error:  # a bug in one arm must not cost the night's other runs
-        return Outcome(job.path, job.arm.label, job.seed, "failed", f"{type(error).__name__}: {error}")
+        return Outcome(job.path, job.arm.label, job.seed, "failed",
+                       f"{type(error).__name__}: {error}")
     status: Status = "skipped" if done else "resumed" if begun else "finished"
     return Outcome(
-        job.path, job.arm.label, job.seed, status, "", result["eval"].get("loss"), result["time"].get("wall_s")
+        job.path, job.arm.label, job.seed, status, "", result["eval"].get("loss"),
+        result["time"].get("wall_s")
     )
 
 
@@ -224,25 +236,32 @@ def _finished(path: Path, settings: Settings) -> dict[str, Any] | None:
     """
     if not (path / "result.json").is_file():
         return None
-    same = (path / "config.toml").is_file() and (path / "config.toml").read_text(encoding="utf-8") == dump(settings)
+    same = (
+        (path / "config.toml").is_file()
+        and (path / "config.toml").read_text(encoding="utf-8") == dump(settings)
+    )
     require(
         same,
         ConfigError,
-        f"run folder {path} holds a finished run with other settings; choose another --out, or remove it",
+        f"run folder {path} holds a finished run with other settings; choose another --out, or "
+        "remove it",
     )
     found: dict[str, Any] = json.loads((path / "result.json").read_text(encoding="utf-8"))
     return found
 
 
 def _side_by_side(work: Sequence[Job], workers: int) -> Iterator[Outcome]:
-    """Processes with a workshop each. Runs of a seed stay together, because they share the first stage."""
+    """Processes with a workshop each. Runs of a seed stay together, because they share the first
+    stage."""
     context = multiprocessing.get_context("spawn")
     done: Any = context.Queue()
-    lanes = [list(work[i * len(work) // workers : (i + 1) * len(work) // workers]) for i in range(workers)]
+    lanes = [list(work[i * len(work) // workers : (i + 1) * len(work) // workers])
+             for i in range(workers)]
     threads = max(1, (os.cpu_count() or 1) // workers)
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read once, when a process loads its arithmetic
-    processes = [context.Process(target=_lane, args=(lane, threads, done), daemon=True) for lane in lanes]
+    processes = [context.Process(target=_lane, args=(lane, threads, done), daemon=True)
+                 for lane in lanes]
     try:
         for process in processes:
             process.start()
@@ -261,7 +280,8 @@ def _lane(work: Sequence[Job], threads: int, done: Any) -> None:
     """One process of a sweep."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the parent, which ends this process
+    # an interrupt is for the parent, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     for outcome in _in_turn(work):
         done.put(outcome)

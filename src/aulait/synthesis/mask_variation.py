@@ -1,4 +1,5 @@
-"""Variations of a text by a masked language model: hide some tokens, fill them in one after the other.
+"""Variations of a text by a masked language model: hide some tokens, fill them in one after the
+other.
 
 Source: the variation of PrE-Text (Hou et al., 2024). Legend: B batch · T tokens · V vocabulary.
 """
@@ -22,9 +23,9 @@ from aulait.synthesis.variation import GenerateConfig, Variation, pair_will_do, 
 class MaskFill:
     """Any Hugging Face masked language model.
 
-    In every pass floor(mask_fraction · tokens) positions of a text, at least one, are drawn uniformly without
-    replacement among its tokens, hidden together, and filled one at a time. Special tokens are neither drawn nor
-    filled in.
+    In every pass floor(mask_fraction · tokens) positions of a text, at least one, are drawn
+    uniformly without replacement among its tokens, hidden together, and filled one at a time.
+    Special tokens are neither drawn nor filled in.
     """
 
     def __init__(
@@ -40,7 +41,8 @@ class MaskFill:
         Args:
             model: with a masked-language-model head.
             tokenizer: its tokenizer, with a mask token.
-            config: how texts are made; the token settings (temperature, top_p, top_k) hold for the fillings.
+            config: how texts are made; the token settings (temperature, top_p, top_k) hold for the
+                fillings.
             device: where the model lies.
             writer: writes free texts; None varies randomly drawn examples instead.
 
@@ -50,20 +52,25 @@ class MaskFill:
         require(
             tokenizer.mask_token_id is not None,
             ModelError,
-            "kind 'mask' found a tokenizer without a mask token; expected a masked language model such as roberta-base",
+            "kind 'mask' found a tokenizer without a mask token; expected a masked language model "
+            "such as roberta-base",
         )
-        self._model, self._tokenizer, self._config, self._device = model, tokenizer, config, torch.device(device)
+        self._model, self._tokenizer, self._config, self._device = (
+            model, tokenizer, config, torch.device(device)
+        )
         self._writer = writer
         self._forbidden = torch.tensor(sorted(set(tokenizer.all_special_ids)), device=self._device)
 
     def vary(self, texts: Sequence[str], seed: int) -> list[str | None]:
-        """One child for every text, as the tokenizer spells it. None where four tries gave nothing new."""
+        """One child for every text, as the tokenizer spells it. None where four tries gave nothing
+        new."""
         parents = [self._encoded(text) for text in texts]
         spelled = [decode(self._tokenizer, ids).strip() for ids in parents]
 
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[str]:
             children = [""] * len(indices)
-            able = sorted((k for k, i in enumerate(indices) if parents[i]), key=lambda k: len(parents[indices[k]]))
+            able = sorted((k for k, i in enumerate(indices) if parents[i]),
+                          key=lambda k: len(parents[indices[k]]))
             generator = torch.Generator().manual_seed(attempt_seed)
             for start in range(0, len(able), self._config.batch):
                 rows = able[start : start + self._config.batch]
@@ -72,7 +79,8 @@ class MaskFill:
                     children[k] = decode(self._tokenizer, ids).strip()
             return children
 
-        return redrawn(draw, lambda i, c: will_do(c, self._config, (texts[i], spelled[i])), len(texts), seed)
+        return redrawn(draw, lambda i, c: will_do(c, self._config, (texts[i], spelled[i])),
+                       len(texts), seed)
 
     def write(self, examples: Sequence[str], count: int, seed: int) -> list[str]:
         """New texts from the writer; without one, variations of examples drawn with replacement."""
@@ -82,35 +90,45 @@ class MaskFill:
             return []
         generator = torch.Generator().manual_seed(Seeds(seed).integer("examples"))
         chosen = torch.randint(len(examples), (count,), generator=generator).tolist()
-        return [child for child in self.vary([examples[i] for i in chosen], seed) if child is not None]
+        return [child for child in self.vary([examples[i] for i in chosen], seed)
+                if child is not None]
 
     def vary_pairs(self, pairs: Sequence[Record], seed: int) -> list[Record | None]:
-        """One child for every pair: prompt and response in one sequence, refilled on both sides of the border between them.
+        """One child for every pair: prompt and response in one sequence, refilled on both sides of
+        the border between them.
 
-        With pairs = "response" the prompt stays as it is and is only read. None where four tries gave nothing new.
+        With pairs = "response" the prompt stays as it is and is only read. None where four tries
+        gave nothing new.
         """
         both = self._config.pairs == "both"
         border = self._encoded("\n")
         coded = [self._two(pair, len(border)) for pair in pairs]
-        spelled = [Record(decode(self._tokenizer, y).strip(), decode(self._tokenizer, x).strip()) for x, y in coded]
+        spelled = [Record(decode(self._tokenizer, y).strip(), decode(self._tokenizer, x).strip())
+                   for x, y in coded]
 
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
             children = [Record("", "")] * len(indices)
-            able = sorted((k for k, i in enumerate(indices) if all(coded[i])), key=lambda k: sum(map(len, coded[indices[k]])))
+            able = sorted((k for k, i in enumerate(indices) if all(coded[i])),
+                          key=lambda k: sum(map(len, coded[indices[k]])))
             generator = torch.Generator().manual_seed(attempt_seed)
             for start in range(0, len(able), self._config.batch):
                 rows = able[start : start + self._config.batch]
                 parts = [coded[indices[k]] for k in rows]
                 after = [len(x) + len(border) for x, _ in parts]
-                free = [[*(range(len(x)) if both else ()), *range(n, n + len(y))] for n, (x, y) in zip(after, parts, strict=True)]
+                free = [[*(range(len(x)) if both else ()), *range(n, n + len(y))] for n,
+                        (x, y) in zip(after, parts, strict=True)]
                 found = self.refill([x + border + y for x, y in parts], generator, free)
                 for k, ids, n, (x, _) in zip(rows, found, after, parts, strict=True):
-                    prompt = decode(self._tokenizer, ids[: len(x)]).strip() if both else pairs[indices[k]].prompt
+                    prompt = (
+                        decode(self._tokenizer, ids[: len(x)]).strip() if both
+                        else pairs[indices[k]].prompt
+                    )
                     children[k] = Record(decode(self._tokenizer, ids[n:]).strip(), prompt)
             return children
 
         def accept(index: int, child: Record) -> bool:
-            return all(pair_will_do(child, self._config, old) for old in (pairs[index], spelled[index]))
+            return all(pair_will_do(child, self._config, old)
+                       for old in (pairs[index], spelled[index]))
 
         return redrawn(draw, accept, len(pairs), seed)
 
@@ -122,12 +140,15 @@ class MaskFill:
             return []
         generator = torch.Generator().manual_seed(Seeds(seed).integer("examples"))
         chosen = torch.randint(len(examples), (count,), generator=generator).tolist()
-        return [child for child in self.vary_pairs([examples[i] for i in chosen], seed) if child is not None]
+        return [child for child in self.vary_pairs([examples[i] for i in chosen], seed)
+                if child is not None]
 
     def refill(
-        self, texts: Sequence[list[int]], generator: torch.Generator, free: Sequence[Sequence[int]] | None = None
+        self, texts: Sequence[list[int]], generator: torch.Generator,
+        free: Sequence[Sequence[int]] | None = None
     ) -> list[list[int]]:
-        """Token lists (without special tokens, not empty) after all passes; lengths stay. Random by the generator.
+        """Token lists (without special tokens, not empty) after all passes; lengths stay. Random by
+        the generator.
 
         ``free`` are the positions of every text that may be hidden; None is all of them.
         """
@@ -136,7 +157,8 @@ class MaskFill:
         free = free or [range(length) for length in lengths]
         with frozen(self._model):
             for _ in range(self._config.mask_passes):
-                places = [torch.tensor(part)[self._places(len(part), generator)] + start for part in free]
+                places = [torch.tensor(part)[self._places(len(part), generator)] + start
+                          for part in free]
                 for row, place in enumerate(places):
                     ids_BT[row, place.to(self._device)] = self._tokenizer.mask_token_id
                 for step in range(max(len(place) for place in places)):
@@ -150,14 +172,16 @@ class MaskFill:
         count = max(1, int(self._config.mask_fraction * length + 1e-9))
         return torch.randperm(length, generator=generator)[:count]
 
-    def _filled(self, ids_BT: Tensor, mask_BT: Tensor, at_B: Tensor, generator: torch.Generator) -> Tensor:
+    def _filled(self, ids_BT: Tensor, mask_BT: Tensor, at_B: Tensor,
+                generator: torch.Generator) -> Tensor:
         """A token (B,) for one position of every row."""
         rows = torch.arange(len(at_B), device=self._device)
 
         def only_these(module: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             return (given[0][rows, at_B][:, None],) if given[0].dim() == 3 else None
 
-        # The vocabulary is many times wider than the model: logits of the other positions would be most of the work.
+        # The vocabulary is many times wider than the model: logits of the other positions would be
+        # most of the work.
         head = self._model.get_output_embeddings()
         handle = head.register_forward_pre_hook(only_these) if head is not None else None
         try:
@@ -165,36 +189,45 @@ class MaskFill:
         finally:
             if handle is not None:
                 handle.remove()
-        logits_BV = (logits_BTV[:, 0] if logits_BTV.shape[1] == 1 else logits_BTV[rows, at_B]).clone()
+        logits_BV = (logits_BTV[:, 0] if logits_BTV.shape[1] == 1
+                     else logits_BTV[rows, at_B]).clone()
         logits_BV[:, self._forbidden] = -torch.inf
         uniform_B = torch.rand(len(at_B), generator=generator, dtype=torch.float64).to(self._device)
-        how = Sampling(temperature=self._config.temperature, top_p=self._config.top_p, top_k=self._config.top_k)
+        how = Sampling(temperature=self._config.temperature, top_p=self._config.top_p,
+                       top_k=self._config.top_k)
         return choose(logits_BV, how, uniform_B)
 
     def _encoded(self, text: str) -> list[int]:
         """Tokens of the text without special ones, cut to what the model can read."""
         special = set(self._tokenizer.all_special_ids)
-        return [token for token in encode(self._tokenizer, text) if token not in special][: self._most]
+        return [token for token in encode(self._tokenizer, text)
+                if token not in special][: self._most]
 
     def _two(self, pair: Record, border: int) -> tuple[list[int], list[int]]:
-        """Tokens of prompt and response, cut so that both fit with the border: the response to half of the room at least."""
+        """Tokens of prompt and response, cut so that both fit with the border: the response to half
+        of the room at least."""
         x, y = self._encoded(pair.prompt or ""), self._encoded(pair.text)
         y = y[: max(self._most // 2, self._most - border - len(x))]
         return x[: max(0, self._most - border - len(y))], y
 
     @property
     def _most(self) -> int:
-        """Tokens of a text that the model can read, with room for the frame and the offset of positions."""
+        """Tokens of a text that the model can read, with room for the frame and the offset of
+        positions."""
         return int(getattr(self._model.config, "max_position_embeddings", 512)) - 4
 
     def _framed(self, texts: Sequence[list[int]]) -> tuple[Tensor, Tensor, int]:
-        """Token numbers and attention mask (B, T), padded right, and where the texts start in their frames."""
+        """Token numbers and attention mask (B, T), padded right, and where the texts start in their
+        frames."""
         marker = self._tokenizer.mask_token_id
-        frame = self._tokenizer(self._tokenizer.mask_token)["input_ids"]  # a mask between the tokens that frame a text
+        # a mask between the tokens that frame a text
+        frame = self._tokenizer(self._tokenizer.mask_token)["input_ids"]
         start = frame.index(marker)
         framed = [frame[:start] + ids + frame[start + 1 :] for ids in texts]
         longest = max(map(len, framed))
         pad = self._tokenizer.pad_token_id or 0
-        ids_BT = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in framed], device=self._device)
-        mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in framed], device=self._device)
+        ids_BT = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in framed],
+                              device=self._device)
+        mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in framed],
+                               device=self._device)
         return ids_BT, mask_BT, start

@@ -1,4 +1,5 @@
-"""What stage 1 is told and what it carries: its settings, its texts and its state, which can be saved."""
+"""What stage 1 is told and what it carries: its settings, its texts and its state, which can be
+saved."""
 
 from __future__ import annotations
 
@@ -20,23 +21,26 @@ class SynthesisConfig(BaseModel):
         candidates: parents kept after a vote.
         variations: children of a parent; J = candidates · (1 + variations) stand for election.
         embedder: "minilm" (built in) or any sentence-transformers name or path.
-        generator: "base", "brew" (built in), a Hugging Face id or path, or the URL of a server that speaks the OpenAI
-            protocol. A sequence-to-sequence base cannot continue texts: name a causal model.
+        generator: "base", "brew" (built in), a Hugging Face id or path, or the URL of a server that
+            speaks the OpenAI protocol. A sequence-to-sequence base cannot continue texts: name a
+            causal model.
         texts: size of the final synthetic set.
-        selection: "rank", "sample" (needs no good threshold to keep minorities), "geometry", or "random" (no votes are
-            taken at all: the control arm).
+        selection: "rank", "sample" (needs no good threshold to keep minorities), "geometry", or
+            "random" (no votes are taken at all: the control arm).
         threshold: votes subtracted before sampling, in units of the noise's standard deviation.
         reach: of "geometry": distances between unit vectors beyond it are all the same.
         lookahead: 0 embeds the candidate itself; K > 0 embeds the mean of K variations of it.
         neighbours: candidates a record votes for.
         votes: "private", or "exact" for votes without noise (an arm; the run is then not private).
         voters: "proxy", or "all": local clients vote too and pay for both.
-        expansion: the final set is made by "vary" (variations of winners), "write" (new texts after three winners as
-            examples), "keep" (the winners themselves, repeated), or "nearest" (the public texts nearest to the winners:
-            the votes then say which public texts to learn from; for bases that write worse than the public does).
+        expansion: the final set is made by "vary" (variations of winners), "write" (new texts after
+            three winners as examples), "keep" (the winners themselves, repeated), or "nearest" (the
+            public texts nearest to the winners: the votes then say which public texts to learn
+                from; for bases that write worse than the public does).
         public_texts: public texts that "nearest" looks at.
-        proxies: what proxies learn from: "synthetic", "public" texts, "noise" (their updates replaced by noise of the
-            same norm), or "absent". The last three are control arms and take no votes.
+        proxies: what proxies learn from: "synthetic", "public" texts, "noise" (their updates
+            replaced by noise of the same norm), or "absent". The last three are control arms and
+            take no votes.
         proxy_count: sites on the server among which the synthetic set is sharded.
         max_tokens: tokens of a text that the embedder reads.
         generate: how texts are written.
@@ -99,26 +103,34 @@ class Text:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON; no prompt where there is none."""
-        return {key: value for key, value in asdict(self).items() if key != "prompt" or value is not None}
+        return {key: value for key, value in asdict(self).items()
+                if key != "prompt" or value is not None}
 
 
 def text_of(source: str | Record, round: int, parent: str | None = None) -> Text:
     """A text or a pair as a candidate."""
-    return Text(source, round, parent) if isinstance(source, str) else Text(source.text, round, parent, prompt=source.prompt)
+    return (
+        Text(source, round, parent) if isinstance(source, str) else Text(source.text, round, parent,
+            prompt=source.prompt)
+    )
 
 
-def children(variation: Variation, parents: Sequence[Text], round: int, seed: int) -> list[Text | None]:
+def children(variation: Variation, parents: Sequence[Text], round: int,
+             seed: int) -> list[Text | None]:
     """One child for every parent, in order; None where it failed. The child of a pair is a pair."""
     made: Sequence[str | Record | None]
     if any(parent.prompt is not None for parent in parents):
         made = variation.vary_pairs([parent.record for parent in parents], seed)
     else:
         made = variation.vary([parent.text for parent in parents], seed)
-    return [text_of(child, round, parent.full) if child else None for child, parent in zip(made, parents, strict=True)]
+    return [text_of(child, round, parent.full) if child else None for child,
+            parent in zip(made, parents, strict=True)]
 
 
-def written(variation: Variation, examples: Sequence[Text], count: int, round: int, seed: int) -> list[Text]:
-    """New texts, or pairs, in the manner of the examples; fewer than ``count`` where some failed."""
+def written(variation: Variation, examples: Sequence[Text], count: int, round: int,
+            seed: int) -> list[Text]:
+    """New texts, or pairs, in the manner of the examples; fewer than ``count`` where some
+    failed."""
     made: Sequence[str | Record]
     if any(example.prompt is not None for example in examples):
         made = variation.write_pairs([example.record for example in examples], count, seed)

@@ -1,6 +1,8 @@
-"""Texts from a model: the base itself, another model in process, or a server that speaks the OpenAI protocol.
+"""Texts from a model: the base itself, another model in process, or a server that speaks the OpenAI
+protocol.
 
-Only public or released values enter this file: prompts are public texts or candidates that the door has let out.
+Only public or released values enter this file: prompts are public texts or candidates that the door
+has let out.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from aulait.synthesis.variation import (
     will_do,
 )
 
-__all__ = ["GenerateConfig", "MaskFill", "PrefixResample", "Prompted", "Variation", "build", "sample"]
+__all__ = ["GenerateConfig", "MaskFill", "PrefixResample", "Prompted", "Variation", "build",
+           "sample"]
 
 
 def sample(
@@ -46,14 +49,16 @@ def sample(
 ) -> list[str]:
     """The continuation of every prompt, in order, without the prompt and without special tokens.
 
-    Random by ``seed`` alone; the global generators are neither read nor moved. An encoder-decoder model answers the
-    prompt instead of continuing it.
+    Random by ``seed`` alone; the global generators are neither read nor moved. An encoder-decoder
+    model answers the prompt instead of continuing it.
 
     Args:
         model: a Hugging Face model with a language-model head.
         tokenizer: its tokenizer.
-        prompts: released texts; special tokens spelled out in them are removed. May be empty with ``add_bos``.
-        max_tokens, temperature, top_p, top_k, batch: as in ``GenerateConfig``; here only new tokens count.
+        prompts: released texts; special tokens spelled out in them are removed. May be empty with
+            ``add_bos``.
+        max_tokens, temperature, top_p, top_k, batch: as in ``GenerateConfig``; here only new tokens
+            count.
         seed: of the draws.
         device: where the model lies.
         add_bos: put the token that opens a document first, where the tokenizer has one.
@@ -63,7 +68,8 @@ def sample(
     """
     how = Sampling(max_tokens, temperature, top_p, top_k, batch)
     first = opening(tokenizer) if add_bos and not model.config.is_encoder_decoder else []
-    encoded = [first + encode(tokenizer, prompt, model.config.is_encoder_decoder) for prompt in prompts]
+    encoded = [first + encode(tokenizer, prompt, model.config.is_encoder_decoder)
+               for prompt in prompts]
     found = extend(model, tokenizer, encoded, how, seed, device)
     return [decode(tokenizer, new.ids) for new in found]
 
@@ -74,7 +80,8 @@ class PrefixResample:
     Works with any base, with or without instruction tuning; the base may wear an adapter.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, config: GenerateConfig, device: str | torch.device = "cpu") -> None:
+    def __init__(self, model: Any, tokenizer: Any, config: GenerateConfig,
+                 device: str | torch.device = "cpu") -> None:
         """See the class.
 
         Raises:
@@ -83,20 +90,23 @@ class PrefixResample:
         require(
             not model.config.is_encoder_decoder,
             ModelError,
-            "kind 'prefix' found an encoder-decoder model; expected a causal one; set synthesis.generator to a causal model "
+            "kind 'prefix' found an encoder-decoder model; expected a causal one; set "
+            "synthesis.generator to a causal model "
             "('brew' is built in), or use kind 'prompt' or 'mask'",
         )
         self._model, self._tokenizer, self._config, self._device = model, tokenizer, config, device
         self._opening = opening(tokenizer)
 
     def vary(self, texts: Sequence[str], seed: int) -> list[str | None]:
-        """One child for every text: its first words and a new rest. None where four tries gave nothing new."""
+        """One child for every text: its first words and a new rest. None where four tries gave
+        nothing new."""
         parents = [encode(self._tokenizer, text)[: self._config.max_tokens] for text in texts]
 
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[str]:
             return self._continued([parents[i] for i in indices], attempt_seed)
 
-        return redrawn(draw, lambda i, child: will_do(child, self._config, (texts[i],)), len(texts), seed)
+        return redrawn(draw, lambda i, child: will_do(child, self._config, (texts[i],)), len(texts),
+                       seed)
 
     def write(self, examples: Sequence[str], count: int, seed: int) -> list[str]:
         """New texts: what the model writes after three documents drawn from the examples.
@@ -111,51 +121,67 @@ class PrefixResample:
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[str]:
             shots = 3 if attempt == 0 else 1
             generator = torch.Generator().manual_seed(Seeds(attempt_seed).integer("examples"))
-            chosen = torch.randint(len(encoded), (len(indices), shots), generator=generator).tolist()
+            chosen = torch.randint(len(encoded), (len(indices), shots),
+                                   generator=generator).tolist()
             if attempt > 0:
                 return self._continued([encoded[row[0]] for row in chosen], attempt_seed)
             prompts = [self._documents([encoded[i] for i in row]) for row in chosen]
-            found = extend(self._model, self._tokenizer, prompts, self._config.sampling, attempt_seed, self._device)
+            found = extend(self._model, self._tokenizer, prompts, self._config.sampling,
+                           attempt_seed, self._device)
             return [clean(decode(self._tokenizer, new.ids), new.ended) for new in found]
 
         texts = redrawn(draw, lambda i, text: will_do(text, self._config, known), count, seed)
         return [text for text in texts if text is not None]
 
     def vary_pairs(self, pairs: Sequence[Record], seed: int) -> list[Record | None]:
-        """One child for every pair: a new prompt and the response to it, or with pairs = "response" a new response alone."""
+        """One child for every pair: a new prompt and the response to it, or with pairs = "response"
+        a new response alone."""
         if self._config.pairs == "response":
             before = [self._opening + encode(self._tokenizer, f"{pair.prompt}\n") for pair in pairs]
-            parents = [encode(self._tokenizer, pair.text)[: self._config.max_tokens] for pair in pairs]
+            parents = [encode(self._tokenizer, pair.text)[: self._config.max_tokens]
+                       for pair in pairs]
 
             def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
-                texts = self._continued([parents[i] for i in indices], attempt_seed, [before[i] for i in indices])
-                return [Record(text, pairs[i].prompt) for i, text in zip(indices, texts, strict=True)]
+                texts = self._continued([parents[i] for i in indices], attempt_seed,
+                                        [before[i] for i in indices])
+                return [Record(text, pairs[i].prompt) for i,
+                        text in zip(indices, texts, strict=True)]
 
-            return redrawn(draw, lambda i, child: pair_will_do(child, self._config, pairs[i]), len(pairs), seed)
-        prompts = self.vary([pair.prompt or "" for pair in pairs], Seeds(seed).integer("pair-prompts"))
+            return redrawn(draw, lambda i, child: pair_will_do(child, self._config, pairs[i]),
+                           len(pairs), seed)
+        prompts = self.vary([pair.prompt or "" for pair in pairs],
+                            Seeds(seed).integer("pair-prompts"))
         return self._answered(prompts, pairs, Seeds(seed).integer("pair-responses"))
 
     def write_pairs(self, examples: Sequence[Record], count: int, seed: int) -> list[Record]:
-        """New pairs: prompts written after three prompts drawn from the examples, each answered after one drawn pair."""
-        prompts = self.write([pair.prompt or "" for pair in examples], count, Seeds(seed).integer("pair-prompts"))
+        """New pairs: prompts written after three prompts drawn from the examples, each answered
+        after one drawn pair."""
+        prompts = self.write([pair.prompt or "" for pair in examples], count,
+                             Seeds(seed).integer("pair-prompts"))
         generator = torch.Generator().manual_seed(Seeds(seed).integer("pair-examples"))
         shown = torch.randint(max(1, len(examples)), (len(prompts),), generator=generator).tolist()
-        made = self._answered(prompts, [examples[i] for i in shown], Seeds(seed).integer("pair-responses"))
+        made = self._answered(prompts, [examples[i] for i in shown],
+                              Seeds(seed).integer("pair-responses"))
         return [pair for pair in made if pair is not None]
 
-    def _answered(self, prompts: Sequence[str | None], examples: Sequence[Record], seed: int) -> list[Record | None]:
-        """Every prompt with a response that the model writes after one pair as an example; None for None."""
+    def _answered(self, prompts: Sequence[str | None], examples: Sequence[Record],
+                  seed: int) -> list[Record | None]:
+        """Every prompt with a response that the model writes after one pair as an example; None for
+        None."""
         alive = [i for i, prompt in enumerate(prompts) if prompt is not None]
         shots = [self._documents([encode(self._tokenizer, examples[i].full)]) for i in alive]
-        asked = [shot + encode(self._tokenizer, f"{prompts[i]}\n") for shot, i in zip(shots, alive, strict=True)]
+        asked = [shot + encode(self._tokenizer, f"{prompts[i]}\n") for shot,
+                 i in zip(shots, alive, strict=True)]
 
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
             some = [asked[k] for k in indices]
-            found = extend(self._model, self._tokenizer, some, self._config.sampling, attempt_seed, self._device)
+            found = extend(self._model, self._tokenizer, some, self._config.sampling, attempt_seed,
+                           self._device)
             texts = [clean(decode(self._tokenizer, new.ids), new.ended) for new in found]
             return [Record(text, prompts[alive[k]]) for k, text in zip(indices, texts, strict=True)]
 
-        made = redrawn(draw, lambda k, pair: pair_will_do(pair, self._config, examples[alive[k]]), len(alive), seed)
+        made = redrawn(draw, lambda k, pair: pair_will_do(pair, self._config, examples[alive[k]]),
+                       len(alive), seed)
         pairs = dict(zip(alive, made, strict=True))
         return [pairs.get(i) for i in range(len(prompts))]
 
@@ -169,7 +195,8 @@ class PrefixResample:
             ids += [*self._opening, *example, *(closing if self._opening else between)]
         return ids + self._opening
 
-    def _continued(self, parents: Sequence[list[int]], seed: int, before: Sequence[list[int]] | None = None) -> list[str]:
+    def _continued(self, parents: Sequence[list[int]], seed: int,
+                   before: Sequence[list[int]] | None = None) -> list[str]:
         """Prefix and continuation of every parent; "" where the model added nothing.
 
         ``before`` is what the model reads in front of each; None is the opening of a document.
@@ -177,27 +204,33 @@ class PrefixResample:
         before = before or [self._opening] * len(parents)
         low, high = self._config.keep
         generator = torch.Generator().manual_seed(Seeds(seed).integer("keep"))
-        share = (low + (high - low) * torch.rand(len(parents), generator=generator, dtype=torch.float64)).tolist()
-        kept = [p[: max(0, min(int(s * len(p)), len(p) - 1))] for p, s in zip(parents, share, strict=True)]
+        share = (low + (high - low) * torch.rand(len(parents), generator=generator,
+            dtype=torch.float64)).tolist()
+        kept = [p[: max(0, min(int(s * len(p)), len(p) - 1))] for p,
+                s in zip(parents, share, strict=True)]
         able = [i for i, prefix in enumerate(kept) if before[i] or prefix]
         prompts = [before[i] + kept[i] for i in able]
         limits = [self._config.max_tokens - len(kept[i]) for i in able]
-        found = extend(self._model, self._tokenizer, prompts, self._config.sampling, seed, self._device, limits)
+        found = extend(self._model, self._tokenizer, prompts, self._config.sampling, seed,
+                       self._device, limits)
         texts = [""] * len(parents)
         for i, new in zip(able, found, strict=True):
-            prefix, whole = decode(self._tokenizer, kept[i]), decode(self._tokenizer, kept[i] + new.ids)
+            prefix, whole = decode(self._tokenizer, kept[i]), decode(self._tokenizer,
+                kept[i] + new.ids)
             child = clean(whole, new.ended, start=len(prefix))
             texts[i] = "" if child == prefix.strip() else child
         return texts
 
 
-def build(config: GenerateConfig, generator: str, model: Any, tokenizer: Any, device: str = "cpu") -> Variation:
+def build(config: GenerateConfig, generator: str, model: Any, tokenizer: Any,
+          device: str = "cpu") -> Variation:
     """The generator that an experiment file asks for.
 
     Args:
         config: how texts are made.
-        generator: "base" for the model given here; "brew" for the built-in one; "http://..." for a server that speaks the
-            OpenAI protocol, which is always prompted; otherwise the Hugging Face id or path of another model.
+        generator: "base" for the model given here; "brew" for the built-in one; "http://..." for a
+            server that speaks the OpenAI protocol, which is always prompted; otherwise the Hugging
+            Face id or path of another model.
         model: the base.
         tokenizer: its tokenizer.
         device: where the models compute.
@@ -214,10 +247,14 @@ def build(config: GenerateConfig, generator: str, model: Any, tokenizer: Any, de
         model, tokenizer = _loaded(BREW if generator == "brew" else generator, device)
     if config.kind == "prompt":
         return Prompted(chat_with(model, tokenizer, config, device), config)
-    writer = None if model.config.is_encoder_decoder else PrefixResample(model, tokenizer, config, device)
+    writer = (
+        None if model.config.is_encoder_decoder else PrefixResample(model, tokenizer, config,
+            device)
+    )
     if config.kind == "prefix":
         return writer or PrefixResample(model, tokenizer, config, device)
-    require(config.filler is not None, ConfigError, "kind 'mask' has no filler; give the id or path of a masked model")
+    require(config.filler is not None, ConfigError,
+            "kind 'mask' has no filler; give the id or path of a masked model")
     return MaskFill(*_loaded(str(config.filler), device, masked=True), config, device, writer)
 
 
@@ -237,7 +274,8 @@ def _loaded(name: str, device: str, masked: bool = False) -> tuple[Any, Any]:
     except (OSError, ValueError, ImportError) as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ModelError(
-            f"generator '{name}' cannot be loaded ({cause}); expected 'base', 'brew', a Hugging Face id, a folder or a URL; "
+            f"generator '{name}' cannot be loaded ({cause}); expected 'base', 'brew', a Hugging "
+            "Face id, a folder or a URL; "
             "without network download the model elsewhere and give the path of its folder"
         ) from error
     finally:

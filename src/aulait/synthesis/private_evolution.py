@@ -1,14 +1,18 @@
 """Private evolution: weak clients vote on candidate texts, the server breeds the winners.
 
-what: each round the server embeds J candidates and sends the embeddings; a client embeds its own capped records once,
-    lets each vote for its nearest candidate and returns one vector of J counts; the door clips, sums and noises them;
-    the winners become parents of the next candidates. The final set is written from the winners of all rounds.
-source: Lin et al., "Differentially Private Synthetic Data via Foundation Model APIs", ICLR 2024; for text Xie et al.
-    (Aug-PE), ICML 2024, arXiv 2403.01749; federated Hou et al. (PrE-Text), ICML 2024, arXiv 2406.02958.
+what: each round the server embeds J candidates and sends the embeddings; a client embeds its own
+    capped records once, lets each vote for its nearest candidate and returns one vector of J
+    counts; the door clips, sums and noises them; the winners become parents of the next candidates.
+    The final set is written from the winners of all rounds.
+source: Lin et al., "Differentially Private Synthetic Data via Foundation Model APIs", ICLR 2024;
+    for text Xie et al. (Aug-PE), ICML 2024, arXiv 2403.01749; federated Hou et al. (PrE-Text), ICML
+    2024, arXiv 2406.02958.
 travels: down 4 · J · D bytes, up 4 · J bytes a client and round, D the width of the embedder.
-privacy: the sum over clients of whole vote vectors, each clipped in L2 to S = sqrt(m), m the cap of records a client.
-differs: round 1 votes on public texts themselves; clipping, not normalising, so a client with few records counts less;
-    a failed child is dropped, never replaced by its parent or prompt; noise is exactly what the accountant knows.
+privacy: the sum over clients of whole vote vectors, each clipped in L2 to S = sqrt(m), m the cap of
+records a client.
+differs: round 1 votes on public texts themselves; clipping, not normalising, so a client with few
+    records counts less; a failed child is dropped, never replaced by its parent or prompt; noise is
+    exactly what the accountant knows.
 """
 
 from __future__ import annotations
@@ -36,13 +40,15 @@ from aulait.synthesis.variation import Variation
 
 
 def init(config: SynthesisConfig, public: Sequence[str | Record], seeds: Seeds) -> State:
-    """The first candidates are J public texts, or public pairs; all that follow are of the same kind."""
+    """The first candidates are J public texts, or public pairs; all that follow are of the same
+    kind."""
     order = torch.randperm(len(public), generator=seeds.generator("public-start")).tolist()
     return State(0, tuple(text_of(public[i], 0) for i in order[: config.pool]))
 
 
 def step(
-    config: SynthesisConfig, state: State, cohort: Cohort, ask: Ask, door: Door, embedder: Embedder, variation: Variation,
+    config: SynthesisConfig, state: State, cohort: Cohort, ask: Ask, door: Door, embedder: Embedder,
+    variation: Variation,
     seeds: Seeds, bound: float,
 ) -> tuple[State, Info]:
     """One vote and one breeding.
@@ -62,31 +68,37 @@ def step(
     embeddings_JD = _embed(config, state, embedder, variation, seeds) if voting else torch.empty(0)
     votes_J, info, std = torch.zeros(len(state.pool)), {}, 0.0
     if voting:
-        orders = [Order(n, "synthesis", cohort.round, {"embeddings": embeddings_JD}, {"neighbours": config.neighbours})
+        orders = [Order(n, "synthesis", cohort.round, {"embeddings": embeddings_JD},
+                        {"neighbours": config.neighbours})
                   for n in cohort.local]
         started = time.perf_counter()
         replies = list(ask(orders))
         client_s = time.perf_counter() - started
         released = door.release(
-            replies, stage="synthesis", round=cohort.round, role=cohort.role, bound=bound, planned=cohort.planned,
-            noise_multiplier=cohort.noise_multiplier, like={"votes": votes_J}, sampling_rate=cohort.sampling_rate)
+            replies, stage="synthesis", round=cohort.round, role=cohort.role, bound=bound,
+            planned=cohort.planned,
+            noise_multiplier=cohort.noise_multiplier, like={"votes": votes_J},
+            sampling_rate=cohort.sampling_rate)
         votes_J, std = released.total["votes"], released.noise_std
         # bytes of the planned cohort: how many really replied is private
         heard = cohort.planned if door.private else len(replies)
-        info = {"up_bytes": heard * nbytes({"votes": votes_J}), "down_bytes": sum(nbytes(o.tensors) for o in orders),
+        info = {"up_bytes": heard * nbytes({"votes": votes_J}),
+                "down_bytes": sum(nbytes(o.tensors) for o in orders),
                 "client_s": client_s}
     kept = _select(config, votes_J, embeddings_JD, std, seeds.generator("select", cohort.round))
     parents = [replace(state.pool[j], votes=float(votes_J[j])) for j in kept]
     pool = _breed(config, parents, cohort.round, variation, seeds)
     unique = list({text.full: text for text in parents}.values())
-    told = {"candidates": len(state.pool), "kept": len(unique), "noise_std": std, "histogram": votes_J.tolist(),
+    told = {"candidates": len(state.pool), "kept": len(unique), "noise_std": std,
+            "histogram": votes_J.tolist(),
             "winners": [text.as_dict() for text in sorted(unique, key=lambda t: -t.votes)[:8]],
             "samples": [text.full for text in unique[:5]]}
     return State(cohort.round, tuple(pool), (*state.winners, *unique)), info | told
 
 
 def answer(orders: Sequence[Order], sites: Sequence[Site], embedder: Embedder) -> list[Reply]:
-    """A client's votes: each of its records counts for its nearest candidates. The door clips them."""
+    """A client's votes: each of its records counts for its nearest candidates. The door clips
+    them."""
     replies = []
     for order, site in zip(orders, sites, strict=True):
         own_BD = embedder.embed([record.full for record in site.train])
@@ -96,10 +108,12 @@ def answer(orders: Sequence[Order], sites: Sequence[Site], embedder: Embedder) -
 
 
 def expand(
-    config: SynthesisConfig, state: State, variation: Variation, seeds: Seeds, public: Sequence[str | Record] = (),
+    config: SynthesisConfig, state: State, variation: Variation, seeds: Seeds,
+    public: Sequence[str | Record] = (),
     embedder: Embedder | None = None,
 ) -> list[Text]:
-    """The final set: ``config.texts`` texts from the winners of all rounds, more from those with more votes.
+    """The final set: ``config.texts`` texts from the winners of all rounds, more from those with
+    more votes.
 
     Args:
         config: settings.
@@ -109,37 +123,49 @@ def expand(
         public: public texts, for expansion "nearest".
         embedder: for expansion "nearest".
     """
-    weight = torch.tensor([max(text.votes, 0.0) for text in state.winners], dtype=torch.float64) + 1e-9
+    weight = (
+        torch.tensor([max(text.votes, 0.0) for text in state.winners], dtype=torch.float64) + 1e-9
+    )
     if config.expansion == "nearest":
         assert embedder is not None
         some = [text_of(source, 0) for source in public[: config.public_texts]]
-        closeness_WP = embedder.embed([text.full for text in state.winners]) @ embedder.embed([text.full for text in some]).T
+        closeness_WP = (
+            embedder.embed([text.full for text in state.winners]) @ embedder.embed([text.full
+                for text in some]).T
+        )
         near = selection.nearest_public(weight, closeness_WP, config.texts)
-        return [replace(some[p], round=state.round + 1, parent=state.winners[w].full) for w, p in near]
+        return [replace(some[p], round=state.round + 1, parent=state.winners[w].full) for w,
+                p in near]
     if config.expansion == "write":
-        order = torch.multinomial(weight, len(weight), replacement=False, generator=seeds.generator("expand")).tolist()
-        return written(variation, [state.winners[i] for i in order], config.texts, state.round + 1, seeds.integer("expand-write"))
+        order = torch.multinomial(weight, len(weight), replacement=False,
+                                  generator=seeds.generator("expand")).tolist()
+        return written(variation, [state.winners[i] for i in order], config.texts, state.round + 1,
+                       seeds.integer("expand-write"))
     texts: list[Text] = []
     for attempt in range(6):
         missing = config.texts - len(texts)
         if missing <= 0:
             break
-        drawn = torch.multinomial(weight, missing, replacement=True, generator=seeds.generator("expand", attempt)).tolist()
+        drawn = torch.multinomial(weight, missing, replacement=True,
+                                  generator=seeds.generator("expand", attempt)).tolist()
         chosen = [state.winners[i] for i in drawn]
         if config.expansion == "keep":
             return chosen
-        texts += [child for child in children(variation, chosen, state.round + 1, seeds.integer("expand-vary", attempt)) if child]
+        texts += [child for child in children(variation, chosen, state.round + 1,
+            seeds.integer("expand-vary", attempt)) if child]
     return texts
 
 
-def _embed(config: SynthesisConfig, state: State, embedder: Embedder, variation: Variation, seeds: Seeds) -> Tensor:
+def _embed(config: SynthesisConfig, state: State, embedder: Embedder, variation: Variation,
+           seeds: Seeds) -> Tensor:
     """Embeddings (J, D) of the candidates, or of what they are likely to become."""
     texts = [text.full for text in state.pool]
     if config.lookahead == 0:
         return embedder.embed(texts)
     total_JD, count_J1 = torch.zeros(len(texts), embedder.width), torch.zeros(len(texts), 1)
     for k in range(config.lookahead):
-        ahead = children(variation, state.pool, state.round, seeds.integer("lookahead", state.round, str(k)))
+        ahead = children(variation, state.pool, state.round, seeds.integer("lookahead", state.round,
+            str(k)))
         alive = {j: child.full for j, child in enumerate(ahead) if child}
         if alive:
             total_JD[list(alive)] += embedder.embed(list(alive.values()))
@@ -148,7 +174,8 @@ def _embed(config: SynthesisConfig, state: State, embedder: Embedder, variation:
     return torch.where(count_J1 > 0, total_JD / count_J1.clamp(min=1), own_JD)
 
 
-def _select(config: SynthesisConfig, votes_J: Tensor, embeddings_JD: Tensor, std: float, generator: torch.Generator) -> list[int]:
+def _select(config: SynthesisConfig, votes_J: Tensor, embeddings_JD: Tensor, std: float,
+            generator: torch.Generator) -> list[int]:
     keep = min(config.candidates, len(votes_J))
     if config.selection == "random":
         return selection.uniform(len(votes_J), keep, generator)
@@ -160,16 +187,19 @@ def _select(config: SynthesisConfig, votes_J: Tensor, embeddings_JD: Tensor, std
     return selection.rank(votes_J, keep)
 
 
-def _breed(config: SynthesisConfig, parents: Sequence[Text], round: int, variation: Variation, seeds: Seeds) -> list[Text]:
+def _breed(config: SynthesisConfig, parents: Sequence[Text], round: int, variation: Variation,
+           seeds: Seeds) -> list[Text]:
     """Parents and their children; fewer than J when children failed."""
     repeated = [parent for parent in parents for _ in range(config.variations)]
-    bred = [child for child in children(variation, repeated, round, seeds.integer("vary", round)) if child]
+    bred = [child for child in children(variation, repeated, round, seeds.integer("vary", round))
+            if child]
     unique = {text.full: text for text in (*parents, *bred)}
     return list(unique.values())
 
 
 def vote_bound(records_per_client: int) -> float:
-    """S = sqrt(m): a client whose m votes spread is not clipped, one whose votes crowd is damped."""
+    """S = sqrt(m): a client whose m votes spread is not clipped, one whose votes crowd is
+    damped."""
     return math.sqrt(records_per_client)
 
 

@@ -1,7 +1,7 @@
 """Texts from an instruction model: in this process, or at a server that speaks the OpenAI protocol.
 
-The server is reached with Python's own HTTP client: no dependency, one request a text, eight at a time.
-Only public or released texts are ever put into a prompt.
+The server is reached with Python's own HTTP client: no dependency, one request a text, eight at a
+time. Only public or released texts are ever put into a prompt.
 """
 
 from __future__ import annotations
@@ -29,26 +29,34 @@ from aulait.synthesis.variation import GenerateConfig, clean, pair_will_do, redr
 Chat = Callable[[list[str], int], list[str]]
 
 VARY = (
-    "Below is a text between two lines of dashes. Write one new text of the same kind, about as long, {turn}. "
+    "Below is a text between two lines of dashes. Write one new text of the same kind, about as "
+    "long, {turn}. "
     "Answer with the new text alone.\n-----\n{text}\n-----"
 )
 WRITE = (
-    "Below are {count} texts between lines of dashes. Write one new text that could stand in the same collection: "
-    "the same kind, language, length and format, but another content. Answer with the new text alone.\n"
+    "Below are {count} texts between lines of dashes. Write one new text that could stand in the "
+    "same collection: "
+    "the same kind, language, length and format, but another content. Answer with the new text "
+    "alone.\n"
     "-----\n{texts}\n-----"
 )
 PAIR = "[INPUT]\n{prompt}\n[ANSWER]\n{text}"
 VARY_PAIR = (
-    "Below is an input and the answer that belongs to it. Write one new pair of the same kind, about as long, {turn}. "
-    "Keep the form: a line [INPUT], the new input, a line [ANSWER], the answer that belongs to it, and nothing else.\n\n{pair}"
+    "Below is an input and the answer that belongs to it. Write one new pair of the same kind, "
+    "about as long, {turn}. "
+    "Keep the form: a line [INPUT], the new input, a line [ANSWER], the answer that belongs to it, "
+    "and nothing else.\n\n{pair}"
 )
 VARY_RESPONSE = (
-    "Below is an input and an answer to it. Write another answer to the same input, of the same kind and about as long. "
+    "Below is an input and an answer to it. Write another answer to the same input, of the same "
+    "kind and about as long. "
     "Write the new answer alone.\n\n{pair}"
 )
 WRITE_PAIR = (
-    "Below are {count} pairs of an input and the answer that belongs to it. Write one new pair that could stand in the same "
-    "collection: the same kind, language and format, but another content. Keep the form: a line [INPUT], the new input, "
+    "Below are {count} pairs of an input and the answer that belongs to it. Write one new pair "
+    "that could stand in the same "
+    "collection: the same kind, language and format, but another content. Keep the form: a line "
+    "[INPUT], the new input, "
     "a line [ANSWER], the answer that belongs to it, and nothing else.\n\n{pairs}"
 )
 PARTS = re.compile(r"\[INPUT\]\s(.*\S.*)\s\[ANSWER\]\s(.*\S.*)", re.DOTALL)
@@ -72,8 +80,8 @@ TIMEOUT_S = 60.0
 class Prompted:
     """Asks an instruction model for texts.
 
-    Every request names a turn drawn at random, so that children of one parent differ even where the model is nearly
-    deterministic.
+    Every request names a turn drawn at random, so that children of one parent differ even where the
+    model is nearly deterministic.
     """
 
     def __init__(self, chat: Chat, config: GenerateConfig) -> None:
@@ -86,14 +94,17 @@ class Prompted:
         self._chat, self._config = chat, config
 
     def vary(self, texts: Sequence[str], seed: int) -> list[str | None]:
-        """One child for every text. None where four answers were empty, too short, or the parent itself."""
+        """One child for every text. None where four answers were empty, too short, or the parent
+        itself."""
 
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[str]:
             turns = _drawn(len(indices), 1, len(TURNS), attempt_seed)
-            prompts = [VARY.format(turn=TURNS[t[0]], text=texts[i]) for i, t in zip(indices, turns, strict=True)]
+            prompts = [VARY.format(turn=TURNS[t[0]], text=texts[i]) for i,
+                       t in zip(indices, turns, strict=True)]
             return self._answers(prompts, attempt_seed)
 
-        return redrawn(draw, lambda i, child: will_do(child, self._config, (texts[i],)), len(texts), seed)
+        return redrawn(draw, lambda i, child: will_do(child, self._config, (texts[i],)), len(texts),
+                       seed)
 
     def write(self, examples: Sequence[str], count: int, seed: int) -> list[str]:
         """New texts, each asked for with three examples drawn at random."""
@@ -104,24 +115,29 @@ class Prompted:
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[str]:
             rows = _drawn(len(indices), 3, len(examples), attempt_seed)
             shown = ["\n-----\n".join(examples[i] for i in row) for row in rows]
-            return self._answers([WRITE.format(count=3, texts=texts) for texts in shown], attempt_seed)
+            return self._answers([WRITE.format(count=3, texts=texts) for texts in shown],
+                                 attempt_seed)
 
         texts = redrawn(draw, lambda i, text: will_do(text, self._config, known), count, seed)
         return [text for text in texts if text is not None]
 
     def vary_pairs(self, pairs: Sequence[Record], seed: int) -> list[Record | None]:
-        """One child for every pair. None where four answers did not keep the form, or were the parent itself."""
+        """One child for every pair. None where four answers did not keep the form, or were the
+        parent itself."""
         both = self._config.pairs == "both"
 
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
             turns = _drawn(len(indices), 1, len(TURNS), attempt_seed)
             form = VARY_PAIR if both else VARY_RESPONSE
-            asked = [form.format(turn=TURNS[t[0]], pair=_shown(pairs[i])) for i, t in zip(indices, turns, strict=True)]
+            asked = [form.format(turn=TURNS[t[0]], pair=_shown(pairs[i])) for i,
+                     t in zip(indices, turns, strict=True)]
             answers = self._answers(asked, attempt_seed)
-            return [_parted(answer) if both else Record("" if any(mark in answer for mark in MARKS) else answer, pairs[i].prompt)
+            return [_parted(answer) if both else Record("" if any(mark in answer for mark in MARKS)
+                else answer, pairs[i].prompt)
                     for i, answer in zip(indices, answers, strict=True)]
 
-        return redrawn(draw, lambda i, child: pair_will_do(child, self._config, pairs[i]), len(pairs), seed)
+        return redrawn(draw, lambda i, child: pair_will_do(child, self._config, pairs[i]),
+                       len(pairs), seed)
 
     def write_pairs(self, examples: Sequence[Record], count: int, seed: int) -> list[Record]:
         """New pairs, each asked for with three examples drawn at random."""
@@ -132,21 +148,27 @@ class Prompted:
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
             rows = _drawn(len(indices), 3, len(examples), attempt_seed)
             shown = ["\n\n".join(_shown(examples[i]) for i in row) for row in rows]
-            return [_parted(answer) for answer in self._answers([WRITE_PAIR.format(count=3, pairs=s) for s in shown], attempt_seed)]
+            return [_parted(answer)
+                for answer in self._answers([WRITE_PAIR.format(count=3, pairs=s) for s in shown],
+                                            attempt_seed)]
 
-        made = redrawn(draw, lambda i, p: pair_will_do(p, self._config) and (p.prompt, p.text) not in known, count, seed)
+        made = redrawn(draw, lambda i, p: pair_will_do(p, self._config)
+                       and (p.prompt, p.text) not in known, count, seed)
         return [pair for pair in made if pair is not None]
 
     def _answers(self, prompts: list[str], seed: int) -> list[str]:
-        """Answers without dashes, quotation marks or hidden reasoning; "" for one that contains its prompt."""
+        """Answers without dashes, quotation marks or hidden reasoning; "" for one that contains its
+        prompt."""
         answers = self._chat(prompts, seed)
         require(
             len(answers) == len(prompts),
             ModelError,
-            f"chat gave {len(answers)} answers to {len(prompts)} prompts; expected one each; check the chat function",
+            f"chat gave {len(answers)} answers to {len(prompts)} prompts; expected one each; check "
+            "the chat function",
         )
         bare = [_bare(answer) for answer in answers]
-        return ["" if _bare(prompt) in answer else answer for answer, prompt in zip(bare, prompts, strict=True)]
+        return ["" if _bare(prompt) in answer else answer for answer,
+                prompt in zip(bare, prompts, strict=True)]
 
 
 def _drawn(rows: int, columns: int, limit: int, seed: int) -> list[list[int]]:
@@ -178,21 +200,25 @@ def _bare(answer: str) -> str:
     return answer
 
 
-def chat_with(model: Any, tokenizer: Any, config: GenerateConfig, device: str | torch.device = "cpu") -> Chat:
-    """A chat with a model in this process: through its chat template where it has one, otherwise as plain text."""
+def chat_with(model: Any, tokenizer: Any, config: GenerateConfig,
+              device: str | torch.device = "cpu") -> Chat:
+    """A chat with a model in this process: through its chat template where it has one, otherwise as
+    plain text."""
 
     def encoded(prompt: str) -> list[int]:
         safe = plain(tokenizer, prompt)  # a text must not be able to end its own turn
         if getattr(tokenizer, "chat_template", None):
             turns = [{"role": "user", "content": safe}]
-            found = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+            found = tokenizer.apply_chat_template(turns, add_generation_prompt=True,
+                return_dict=True)["input_ids"]
             return [int(token) for token in found]
         if model.config.is_encoder_decoder:
             return encode(tokenizer, safe, special=True)
         return opening(tokenizer) + encode(tokenizer, safe + "\n")
 
     def chat(prompts: list[str], seed: int) -> list[str]:
-        found = extend(model, tokenizer, [encoded(prompt) for prompt in prompts], config.sampling, seed, device)
+        found = extend(model, tokenizer, [encoded(prompt) for prompt in prompts], config.sampling,
+                       seed, device)
         return [clean(decode(tokenizer, new.ids), new.ended) for new in found]
 
     return chat
@@ -201,8 +227,9 @@ def chat_with(model: Any, tokenizer: Any, config: GenerateConfig, device: str | 
 def chat_at(config: GenerateConfig, pause_s: float = 1.0) -> Chat:
     """A chat with the server at ``config.url`` (``POST {url}/chat/completions``).
 
-    Answers are random; the seed is sent along, and whether it is obeyed is the server's affair. ``top_k`` is not part
-    of the protocol and is not sent. The key, where the environment variable is set, goes into the header, nowhere else.
+    Answers are random; the seed is sent along, and whether it is obeyed is the server's affair.
+    ``top_k`` is not part of the protocol and is not sent. The key, where the environment variable
+    is set, goes into the header, nowhere else.
 
     Args:
         config: url, model, key_variable and the token settings.
@@ -215,7 +242,8 @@ def chat_at(config: GenerateConfig, pause_s: float = 1.0) -> Chat:
     require(
         url.startswith(("http://", "https://")),
         ModelError,
-        f"url is '{config.url}'; expected the address of an OpenAI-protocol server such as http://localhost:8000/v1",
+        f"url is '{config.url}'; expected the address of an OpenAI-protocol server such as "
+        "http://localhost:8000/v1",
     )
 
     def chat(prompts: list[str], seed: int) -> list[str]:
@@ -226,7 +254,8 @@ def chat_at(config: GenerateConfig, pause_s: float = 1.0) -> Chat:
 
         def ask(item: tuple[int, str]) -> str:
             own_seed = Seeds(seed).integer("request", item[0]) % 2**31
-            body = {**settings, "seed": own_seed, "messages": [{"role": "user", "content": item[1]}]}
+            body = {**settings, "seed": own_seed,
+                    "messages": [{"role": "user", "content": item[1]}]}
             return _content(_request(f"{url}/chat/completions", body, config, pause_s), url)
 
         with ThreadPoolExecutor(PARALLEL) as pool:
@@ -253,8 +282,10 @@ def _first_model(url: str, config: GenerateConfig, pause_s: float) -> str:
         raise _unclear(url, answer) from error
 
 
-def _request(address: str, body: dict[str, Any] | None, config: GenerateConfig, pause_s: float) -> Any:
-    """The decoded answer of the server; faults that may pass (no connection, 429, 5xx) are tried three times."""
+def _request(address: str, body: dict[str, Any] | None, config: GenerateConfig,
+             pause_s: float) -> Any:
+    """The decoded answer of the server; faults that may pass (no connection, 429, 5xx) are tried
+    three times."""
     headers = {"Content-Type": "application/json"}
     if os.environ.get(config.key_variable):
         headers["Authorization"] = f"Bearer {os.environ[config.key_variable]}"
@@ -276,14 +307,17 @@ def _request(address: str, body: dict[str, Any] | None, config: GenerateConfig, 
         except ValueError as error:
             raise _unclear(address, "no JSON") from error
     raise ModelError(
-        f"server {address} gave no answer ({cause}); expected an OpenAI-protocol server there; check the url, the "
+        f"server {address} gave no answer ({cause}); expected an OpenAI-protocol server there; "
+        "check the url, the "
         f"model name, and the key in the environment variable {config.key_variable}"
     )
 
 
 def _unclear(url: str, answer: Any) -> ModelError:
     found = _one_line(json.dumps(answer))
-    return ModelError(f"server {url} answered {found}; expected the OpenAI protocol; check that the url ends as in /v1")
+    return ModelError(
+        f"server {url} answered {found}; expected the OpenAI protocol; check that the url ends as "
+        "in /v1")
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,5 @@
-"""Which candidates survive a vote. All of it works on released votes and public embeddings, so it costs no privacy.
+"""Which candidates survive a vote. All of it works on released votes and public embeddings, so it
+costs no privacy.
 
 Letters: J candidates · D width of an embedding.
 """
@@ -12,13 +13,15 @@ from torch import Tensor
 
 
 def rank(votes_J: Tensor, keep: int) -> list[int]:
-    """The ``keep`` candidates with the most votes, ties to the lower number (Xie et al., ICML 2024)."""
+    """The ``keep`` candidates with the most votes, ties to the lower number (Xie et al., ICML
+    2024)."""
     order = sorted(range(len(votes_J)), key=lambda j: (-float(votes_J[j]), j))
     return order[:keep]
 
 
 def sample(votes_J: Tensor, keep: int, threshold: float, generator: torch.Generator) -> list[int]:
-    """Draw ``keep`` times with probability proportional to max(votes - threshold, 0) (Hou et al., ICML 2024).
+    """Draw ``keep`` times with probability proportional to max(votes - threshold, 0) (Hou et al.,
+    ICML 2024).
 
     Repeats are kept. When no candidate passes the threshold the draw is uniform without repeats.
     """
@@ -29,11 +32,13 @@ def sample(votes_J: Tensor, keep: int, threshold: float, generator: torch.Genera
 
 
 def uniform(candidates: int, keep: int, generator: torch.Generator) -> list[int]:
-    """``keep`` candidates at random: the arm without votes, and the fallback when noise drowned all of them."""
+    """``keep`` candidates at random: the arm without votes, and the fallback when noise drowned all
+    of them."""
     return torch.randperm(candidates, generator=generator)[:keep].tolist()
 
 
-def geometry_threshold(noise_std: float, rounds: int, candidates: int, failure: float = 0.05) -> float:
+def geometry_threshold(noise_std: float, rounds: int, candidates: int,
+                       failure: float = 0.05) -> float:
     """Votes that noise alone exceeds anywhere in the run with probability at most ``failure``.
 
     tau = sigma · sqrt(2 ln(6 T J / failure)), after McMillan, Talwar, Zhou (2026).
@@ -42,19 +47,21 @@ def geometry_threshold(noise_std: float, rounds: int, candidates: int, failure: 
 
 
 def geometry(
-    votes_J: Tensor, embeddings_JD: Tensor, keep: int, threshold: float, reach: float, generator: torch.Generator
+    votes_J: Tensor, embeddings_JD: Tensor, keep: int, threshold: float, reach: float,
+    generator: torch.Generator
 ) -> list[int]:
-    """Candidates that together stand near all voted-for candidates: minorities keep a representative.
+    """Candidates that together stand near all voted-for candidates: minorities keep a
+    representative.
 
-    Minimises sum_j w_j · min(reach, distance from j to the nearest chosen) with w = max(votes - threshold, 0), greedily
-    and then by exchanging single candidates until nothing improves.
+    Minimises sum_j w_j · min(reach, distance from j to the nearest chosen) with w = max(votes -
+    threshold, 0), greedily and then by exchanging single candidates until nothing improves.
 
     Args:
         votes_J: released votes.
         embeddings_JD: embeddings of the candidates.
         keep: at most this many are chosen.
-        threshold: votes below it count nothing; when it leaves nothing it is dropped to 0, and when that leaves
-            nothing either the choice is uniform.
+        threshold: votes below it count nothing; when it leaves nothing it is dropped to 0, and when
+            that leaves nothing either the choice is uniform.
         reach: distances beyond it are all the same.
         generator: for the uniform fallback.
     """
@@ -81,13 +88,17 @@ def _greedy(weight_J: Tensor, distance_JJ: Tensor, keep: int, reach: float) -> l
     return chosen
 
 
-def _exchange(weight_J: Tensor, distance_JJ: Tensor, chosen: list[int], reach: float, passes: int = 3) -> list[int]:
-    """Swap a chosen candidate for a better one while the cost falls, at most ``passes`` times over all of them."""
+def _exchange(weight_J: Tensor, distance_JJ: Tensor, chosen: list[int], reach: float,
+              passes: int = 3) -> list[int]:
+    """Swap a chosen candidate for a better one while the cost falls, at most ``passes`` times over
+    all of them."""
     for _ in range(passes):
         improved = False
         for place in range(len(chosen)):
             others = [j for i, j in enumerate(chosen) if i != place]
-            rest_J = distance_JJ[:, others].min(1).values if others else torch.full_like(weight_J, reach)
+            rest_J = (
+                distance_JJ[:, others].min(1).values if others else torch.full_like(weight_J, reach)
+            )
             cost_J = (torch.minimum(rest_J[:, None], distance_JJ) * weight_J[:, None]).sum(0)
             best = int(cost_J.argmin())
             if best not in chosen and float(cost_J[best]) < float(cost_J[chosen[place]]) - 1e-12:
@@ -117,7 +128,8 @@ def nearest_public(weight_W: Tensor, closeness_WP: Tensor, count: int) -> list[t
     taken: set[int] = set()
     pairs = []
     for w in sorted(range(len(quota)), key=lambda w: (-float(weight_W[w]), w)):
-        free = [p for p in closeness_WP[w].argsort(descending=True, stable=True).tolist() if p not in taken][: quota[w]]
+        free = [p for p in closeness_WP[w].argsort(descending=True, stable=True).tolist()
+                if p not in taken][: quota[w]]
         taken.update(free)
         pairs += [(w, p) for p in free]
     return pairs

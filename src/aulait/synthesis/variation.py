@@ -21,23 +21,27 @@ class GenerateConfig(BaseModel):
     """How new texts are made from released ones.
 
     Attributes:
-        kind: "prefix" (the base continues a part of the parent), "mask" (a masked model refills a part of the parent)
-            or "prompt" (an instruction model is asked).
+        kind: "prefix" (the base continues a part of the parent), "mask" (a masked model refills a
+            part of the parent) or "prompt" (an instruction model is asked).
         temperature: 0 is greedy; 1 samples what the model believes.
         top_p: the smallest set of tokens with at least this probability is kept; 1 keeps all.
         top_k: the most likely tokens that are kept; 0 keeps all.
-        max_tokens: tokens of a new text, the part kept of its parent included, so that texts do not grow by rounds. Of a
-            pair each part has as many, but for "prompt", where it is the whole answer of the model.
-        pairs: what changes in the child of a prompt and its response: "both" (a new prompt from a part of the old one, and
-            the response that belongs to it, written after the parent as an example), or the "response" alone, so that
-            every prompt stays a public one. With "mask" parts of both, or of the response.
+        max_tokens: tokens of a new text, the part kept of its parent included, so that texts do not
+            grow by rounds. Of a pair each part has as many, but for "prompt", where it is the whole
+            answer of the model.
+        pairs: what changes in the child of a prompt and its response: "both" (a new prompt from a
+            part of the old one, and the response that belongs to it, written after the parent as an
+            example), or the "response" alone, so that every prompt stays a public one. With "mask"
+            parts of both, or of the response.
         keep: smallest and largest share of the parent's tokens kept as prefix.
         mask_fraction: share of the tokens refilled in one pass.
         mask_passes: passes for one child.
         batch: sequences in a forward pass.
-        min_words: shorter texts are failures; of a pair it is asked of the prompt, a response may be one word.
+        min_words: shorter texts are failures; of a pair it is asked of the prompt, a response may
+            be one word.
         filler: Hugging Face id or path of a masked model, for "mask".
-        url: address of a server that speaks the OpenAI protocol ("http://localhost:8000/v1"), for "prompt".
+        url: address of a server that speaks the OpenAI protocol ("http://localhost:8000/v1"), for
+            "prompt".
         model: name of the model at that server; None takes the first one it lists.
         key_variable: name of the environment variable that holds the server's key, if it needs one.
     """
@@ -76,15 +80,18 @@ class Variation(Protocol):
     """Makes texts from released texts; no private text ever enters."""
 
     def vary(self, texts: Sequence[str], seed: int) -> list[str | None]:
-        """One child for every text, in order; None where even the redraws failed, never the parent or the prompt."""
+        """One child for every text, in order; None where even the redraws failed, never the parent
+        or the prompt."""
         ...
 
     def write(self, examples: Sequence[str], count: int, seed: int) -> list[str]:
-        """New texts in the manner of the examples: ``count`` of them, fewer only where even the redraws failed."""
+        """New texts in the manner of the examples: ``count`` of them, fewer only where even the
+        redraws failed."""
         ...
 
     def vary_pairs(self, pairs: Sequence[Record], seed: int) -> list[Record | None]:
-        """One child for every prompt and response, in order; None where a part of it failed, never the parent."""
+        """One child for every prompt and response, in order; None where a part of it failed, never
+        the parent."""
         ...
 
     def write_pairs(self, examples: Sequence[Record], count: int, seed: int) -> list[Record]:
@@ -93,12 +100,14 @@ class Variation(Protocol):
 
 
 def clean(text: str, ended: bool, start: int = 0) -> str:
-    """A text without outer white space and, if it was cut by the token limit, without its last partial sentence.
+    """A text without outer white space and, if it was cut by the token limit, without its last
+    partial sentence.
 
     Args:
         text: as decoded.
         ended: True if the model ended it by itself; then nothing is cut.
-        start: characters that were given to the model; the cut never reaches into them or into the first half.
+        start: characters that were given to the model; the cut never reaches into them or into the
+            first half.
     """
     text = text.rstrip()
     if not ended:
@@ -114,7 +123,8 @@ def redrawn(
     count: int,
     seed: int,
 ) -> list[Made | None]:
-    """``count`` texts or pairs; those not accepted are drawn again, up to ``REDRAWS`` times, then None.
+    """``count`` texts or pairs; those not accepted are drawn again, up to ``REDRAWS`` times, then
+    None.
 
     Args:
         draw: (indices still wanted, seed, attempt from 0) -> one text for each index.
@@ -136,11 +146,17 @@ def redrawn(
 
 
 def will_do(text: str, config: GenerateConfig, known: Container[str]) -> bool:
-    """Whether a text has enough words and is not one of the texts it was made from, word for word."""
+    """Whether a text has enough words and is not one of the texts it was made from, word for
+    word."""
     return len(text.split()) >= config.min_words and text not in known
 
 
 def pair_will_do(pair: Record, config: GenerateConfig, parent: Record | None = None) -> bool:
-    """Whether a pair has a response, a prompt with enough words (or its parent's), and is not its parent word for word."""
-    own, old = (pair.prompt or "", pair.text), (parent.prompt or "", parent.text) if parent else ("", "")
-    return bool(own[1].split()) and (len(own[0].split()) >= config.min_words or own[0] == old[0]) and own != old
+    """Whether a pair has a response, a prompt with enough words (or its parent's), and is not its
+    parent word for word."""
+    own, old = (pair.prompt or "", pair.text), (parent.prompt or "",
+        parent.text) if parent else ("", "")
+    return (
+        bool(own[1].split()) and (len(own[0].split()) >= config.min_words or own[0] == old[0])
+        and own != old
+    )

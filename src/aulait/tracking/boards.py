@@ -1,11 +1,13 @@
 """Scalars of a run for TensorBoard and MLflow: a mirror of rounds.jsonl, and of nothing else.
 
-A tracker hears a line only when a checkpoint holds it (``RunFolder.checkpoint``), so that no line that a resume drops is
-ever shown. It counts lines, so that none is written twice: TensorBoard's folder is made again from rounds.jsonl when a run
-is entered again; of an MLflow run the server is asked how many lines it has.
+A tracker hears a line only when a checkpoint holds it (``RunFolder.checkpoint``), so that no line
+that a resume drops is ever shown. It counts lines, so that none is written twice: TensorBoard's
+folder is made again from rounds.jsonl when a run is entered again; of an MLflow run the server is
+asked how many lines it has.
 
-A tag is ``stage/key``, or ``stage/key/inner`` for a table such as ``eval``; the step is the round of the stage. Numbers only:
-texts, names and infinite epsilons are left out. Under privacy rounds.jsonl holds released and public values alone.
+A tag is ``stage/key``, or ``stage/key/inner`` for a table such as ``eval``; the step is the round
+of the stage. Numbers only: texts, names and infinite epsilons are left out. Under privacy
+rounds.jsonl holds released and public values alone.
 """
 
 from __future__ import annotations
@@ -29,9 +31,14 @@ from aulait.core.errors import install
 
 INSTALL = install("track")
 COUNTER = "lines"
-EXPECTED = "expected the address of a tracking server, as 'http://127.0.0.1:5000', or 'sqlite:///mlflow.db'"
-# A dead tracking server may not hold up a round for minutes, and MLflow reports usage to its makers unless told not to.
-MLFLOW = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+EXPECTED = (
+    "expected the address of a tracking server, as 'http://127.0.0.1:5000', or "
+    "'sqlite:///mlflow.db'"
+)
+# A dead tracking server may not hold up a round for minutes, and MLflow reports usage to its makers
+# unless told not to.
+MLFLOW = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+          "MLFLOW_DISABLE_TELEMETRY": "true"}
 Line = Mapping[str, Any]
 
 
@@ -40,7 +47,8 @@ class TrackConfig(BaseModel):
 
     Attributes:
         tensorboard: write scalars into RUN/tensorboard.
-        mlflow: tracking URI of MLflow; empty for none. It may hold no password: config.toml and the report show it.
+        mlflow: tracking URI of MLflow; empty for none. It may hold no password: config.toml and the
+            report show it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,40 +57,55 @@ class TrackConfig(BaseModel):
 
 
 def problems(config: TrackConfig) -> list[str]:
-    """Why these settings cannot work here, one line each: a package that is missing, an address that is none."""
+    """Why these settings cannot work here, one line each: a package that is missing, an address
+    that is none."""
     found = []
     if config.tensorboard and find_spec("tensorboard") is None:
-        found.append(f"track.tensorboard = true needs the package tensorboard, which is not installed; {INSTALL}, or set it to false")
+        found.append(
+            "track.tensorboard = true needs the package tensorboard, which is not installed; "
+            f"{INSTALL}, or set it to false")
     if not config.mlflow:
         return found
     if find_spec("mlflow") is None:
-        found.append(f"track.mlflow needs the package mlflow-skinny, which is not installed; {INSTALL}, or leave track.mlflow empty")
+        found.append(
+            f"track.mlflow needs the package mlflow-skinny, which is not installed; {INSTALL}, or "
+            "leave track.mlflow empty")
     try:
         address = urlsplit(config.mlflow)
         secret = "@" in address.netloc
     except ValueError:
         return [*found, f"track.mlflow is not an address; {EXPECTED}"]
     if secret:  # the value is not repeated
-        found.append("track.mlflow holds a user or password, which config.toml would show; set MLFLOW_TRACKING_USERNAME and "
+        found.append(
+            "track.mlflow holds a user or password, which config.toml would show; set "
+            "MLFLOW_TRACKING_USERNAME and "
                      "MLFLOW_TRACKING_PASSWORD in the environment")
     elif not address.scheme or address.scheme == "file":
-        found.append(f"track.mlflow = {config.mlflow!r} is no address that MLflow writes to; {EXPECTED}")
-    elif address.scheme.startswith("sqlite") and not (find_spec("sqlalchemy") and find_spec("alembic")):
-        found.append("track.mlflow = 'sqlite:...' needs sqlalchemy and alembic; pip install sqlalchemy alembic, or name a server")
+        found.append(
+            f"track.mlflow = {config.mlflow!r} is no address that MLflow writes to; {EXPECTED}")
+    elif address.scheme.startswith("sqlite") and not (find_spec("sqlalchemy")
+            and find_spec("alembic")):
+        found.append(
+            "track.mlflow = 'sqlite:...' needs sqlalchemy and alembic; pip install sqlalchemy "
+            "alembic, or name a server")
     return found
 
 
 def scalars(line: Line) -> dict[str, float]:
-    """Tag -> number of a line of rounds.jsonl; ``stage`` and ``round`` become the tag's head and the step."""
-    return dict(_numbers(str(line.get("stage", "run")), {key: value for key, value in line.items() if key not in ("stage", "round")}))
+    """Tag -> number of a line of rounds.jsonl; ``stage`` and ``round`` become the tag's head and
+    the step."""
+    return dict(_numbers(str(line.get("stage", "run")), {key: value for key, value in line.items()
+        if key not in ("stage", "round")}))
 
 
 def _numbers(head: str, table: Line) -> Iterator[tuple[str, float]]:
     for key, value in table.items():
-        tag = f"{head}/{re.sub('[^A-Za-z0-9_. -]', '_', str(key))}"  # what every tracker accepts as a name
+        # what every tracker accepts as a name
+        tag = f"{head}/{re.sub('[^A-Za-z0-9_. -]', '_', str(key))}"
         if isinstance(value, Mapping):
             yield from _numbers(tag, value)
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        elif isinstance(value, int | float) and not isinstance(value,
+                bool) and math.isfinite(value):
             yield tag, float(value)
 
 
@@ -130,7 +153,8 @@ class TensorBoard:
 class MLflow:
     """One MLflow run for a run folder, which remembers its id in track.json.
 
-    Every line goes as one batch with the metric ``lines``, the number of the line, which says after a restart what is there.
+    Every line goes as one batch with the metric ``lines``, the number of the line, which says after
+    a restart what is there.
     """
 
     def __init__(self, run: Path, uri: str, name: str) -> None:
@@ -139,7 +163,8 @@ class MLflow:
         from mlflow import MlflowClient
         from mlflow.entities import Metric
 
-        self._metric, self._client, held = Metric, MlflowClient(tracking_uri=uri), run / "track.json"
+        self._metric, self._client, held = Metric, MlflowClient(
+            tracking_uri=uri), run / "track.json"
         known = json.loads(held.read_text(encoding="utf-8")) if held.exists() else {}
         if known.get("uri") == uri:
             self._id = str(known["run"])
@@ -160,7 +185,8 @@ class MLflow:
         """Send a line."""
         now_ms, step = int(1000 * time.time()), int(line.get("round", number))
         metrics = [self._metric(tag, value, now_ms, step) for tag, value in scalars(line).items()]
-        self._client.log_batch(self._id, metrics=[*metrics, self._metric(COUNTER, float(number), now_ms, number)])
+        self._client.log_batch(self._id,
+            metrics=[*metrics, self._metric(COUNTER, float(number), now_ms, number)])
 
     def close(self, status: str) -> None:
         """Set the status of the run."""
@@ -173,7 +199,8 @@ def on_terminal(text: str) -> None:
 
 
 class Tracker:
-    """Passes lines on to the boards that ``[track]`` names; a board that fails is told of once and tried again later.
+    """Passes lines on to the boards that ``[track]`` names; a board that fails is told of once and
+    tried again later.
 
     Args:
         config: the settings; without any board nothing happens.
@@ -182,9 +209,12 @@ class Tracker:
         warn: told, a line each, of a board that fails; by default the terminal is.
     """
 
-    def __init__(self, config: TrackConfig, run: Path, name: str, warn: Callable[[str], None] = on_terminal) -> None:
+    def __init__(self, config: TrackConfig, run: Path, name: str,
+                 warn: Callable[[str], None] = on_terminal) -> None:
         self._warn = warn
-        self._makers: dict[str, Callable[[], Board]] = {"TensorBoard": lambda: TensorBoard(run)} if config.tensorboard else {}
+        self._makers: dict[str, Callable[[], Board]] = (
+            {"TensorBoard": lambda: TensorBoard(run)} if config.tensorboard else {}
+        )
         if config.mlflow:
             self._makers["MLflow"] = lambda: MLflow(run, config.mlflow, name)
         self._boards: dict[str, Board] = {}
@@ -194,8 +224,11 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        status = (
+            "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+        )
         for name, board in self._boards.items():
             try:
                 board.close(status)
@@ -203,7 +236,8 @@ class Tracker:
                 self._tell(name, refusal)
 
     def kept(self, lines: Sequence[Line]) -> None:
-        """Pass on the lines of rounds.jsonl that a board lacks. Never raises: tracking is no reason to stop a run.
+        """Pass on the lines of rounds.jsonl that a board lacks. Never raises: tracking is no reason
+        to stop a run.
 
         Args:
             lines: all lines so far; none of them is ever taken back.
@@ -229,4 +263,5 @@ class Tracker:
         if name not in self._told:
             self._told.add(name)
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            self._warn(f"{name} does not take the rounds ({reason}); the run goes on, and tries again with each round")
+            self._warn(f"{name} does not take the rounds ({reason}); the run goes on, and tries "
+                       "again with each round")

@@ -1,13 +1,17 @@
-"""What travels between the halves of a cut model: states and gradients whole, in half precision, or in bytes with a scale a token.
+"""What travels between the halves of a cut model: states and gradients whole, in half precision, or
+in bytes with a scale a token.
 
-A coded tensor is a few tensors by name: "data" always; "unit" for "float16" and "int8", a power of two that brings the
-largest value near the top of half precision, so that large states do not overflow and small gradients do not vanish;
-"scale" for "int8", in half precision and units, one for every token. Nothing else travels.
+A coded tensor is a few tensors by name: "data" always; "unit" for "float16" and "int8", a power of
+two that brings the
+largest value near the top of half precision, so that large states do not overflow and small
+gradients do not vanish; "scale" for "int8", in half precision and units, one for every token.
+Nothing else travels.
 
 Errors, with m the largest absolute value of the whole tensor and m_t that of the token:
 "float32" none · "float16" at most max(|x| / 2^11, m / 2^38) · "int8" at most m_t / 253 + m / 2^37.
 
-Source of a scale per token: Dettmers et al., "LLM.int8()", NeurIPS 2022, section 2 (there for the input of a product).
+Source of a scale per token: Dettmers et al., "LLM.int8()", NeurIPS 2022, section 2 (there for the
+input of a product).
 Shape letters: B sequences · T tokens · D width.
 """
 
@@ -34,7 +38,8 @@ class Activations:
 
     Attributes:
         hidden: coded states at the cut (B, T, D).
-        labels: token ids (B, T) of int32, -100 where there is no loss; of a decoder with its own width.
+        labels: token ids (B, T) of int32, -100 where there is no loss; of a decoder with its own
+            width.
         lengths: real tokens of every row (B,) of int32, where an encoder is the front; else None.
     """
 
@@ -44,13 +49,15 @@ class Activations:
 
     def tensors(self) -> Tensors:
         """By name, as they travel."""
-        return self.hidden | {"labels": self.labels} | ({} if self.lengths is None else {"lengths": self.lengths})
+        return self.hidden | {"labels": self.labels} | ({} if self.lengths is None
+            else {"lengths": self.lengths})
 
     @classmethod
     def of(cls, tensors: Tensors) -> Activations:
         """From what travelled."""
         apart = ("labels", "lengths")
-        return cls({n: t for n, t in tensors.items() if n not in apart}, tensors["labels"], tensors.get("lengths"))
+        return cls({n: t for n, t in tensors.items() if n not in apart}, tensors["labels"],
+                   tensors.get("lengths"))
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,8 @@ class Gradients:
     """What the server returns in a step.
 
     Attributes:
-        hidden: coded gradient of the client's loss at its states (B, T, D); empty where the front trains nothing.
+        hidden: coded gradient of the client's loss at its states (B, T, D); empty where the front
+            trains nothing.
         square: squared norm of the back's gradient, (1,).
     """
 
@@ -94,10 +102,13 @@ def decode(coded: Tensors) -> Tensor:
     if data is not None and unit is not None and unit.shape == (1,) and unit.dtype == torch.float32:
         if data.dtype == torch.float16 and coded.keys() == {"data", "unit"}:
             return data.float() * unit
-        if data.dtype == torch.int8 and scale is not None and scale.shape == data.shape[:-1] and len(coded) == 3:
+        if data.dtype == torch.int8 and scale is not None and scale.shape == data.shape[
+            :-1] and len(coded) == 3:
             return data.float() * (scale.float() * unit).unsqueeze(-1)
     told = {name: (str(part.dtype), tuple(part.shape)) for name, part in coded.items()}
-    raise WireError(f"coded hidden states have the parts {told}; expected 'data', with 'unit' in float16 and 'unit' and 'scale' in int8")
+    raise WireError(
+        f"coded hidden states have the parts {told}; expected 'data', with 'unit' in float16 and "
+        "'unit' and 'scale' in int8")
 
 
 def coded_bytes(rows: int, tokens: int, width: int, wire: Wire) -> int:
@@ -108,7 +119,8 @@ def coded_bytes(rows: int, tokens: int, width: int, wire: Wire) -> int:
     """
     require(wire in WIRES, WireError, f"wire = '{wire}' found, expected one of {', '.join(WIRES)}")
     cells = rows * tokens * width
-    return {"float32": 4 * cells, "float16": 2 * cells + 4, "int8": cells + 2 * rows * tokens + 4}[wire]
+    return {"float32": 4 * cells, "float16": 2 * cells + 4,
+            "int8": cells + 2 * rows * tokens + 4}[wire]
 
 
 def _unit(x: Tensor) -> Tensor:

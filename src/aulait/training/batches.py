@@ -20,9 +20,10 @@ IGNORE = -100
 class Encoder:
     """Records to token ids, each record encoded once and remembered.
 
-    A causal text is <bos> text <eos>; with a prompt, <bos> prompt newline text <eos> with loss on text and <eos> only.
-    A sequence-to-sequence record has the prompt as the encoder's input and the text as the decoder's, each within the
-    special tokens that its tokenizer sets around a text (T5: text </s>), as such models were trained.
+    A causal text is <bos> text <eos>; with a prompt, <bos> prompt newline text <eos> with loss on
+    text and <eos> only. A sequence-to-sequence record has the prompt as the encoder's input and the
+    text as the decoder's, each within the special tokens that its tokenizer sets around a text (T5:
+    text </s>), as such models were trained.
     """
 
     def __init__(self, base: Base) -> None:
@@ -36,9 +37,13 @@ class Encoder:
         return self._known[record]
 
     def length(self, record: Record) -> int:
-        """Tokens of a record before any cut; of the longer side where prompt and text do not share the context."""
+        """Tokens of a record before any cut; of the longer side where prompt and text do not share
+        the context."""
         ids, prefix = self._raw(record)
-        return max(len(prefix), len(ids)) if self._base.config.kind == "seq2seq" else len(prefix) + len(ids)
+        return (
+            max(len(prefix), len(ids)) if self._base.config.kind == "seq2seq"
+            else len(prefix) + len(ids)
+        )
 
     def _raw(self, record: Record) -> tuple[list[int], list[int]]:
         tok = self._base.tokenizer
@@ -47,27 +52,34 @@ class Encoder:
         end = [tok.eos_token_id] if tok.eos_token_id is not None else []
 
         def encode(text: str) -> list[int]:
-            return list(tok(text, add_special_tokens=seq2seq, truncation=False, verbose=False)["input_ids"])
+            return list(tok(text, add_special_tokens=seq2seq, truncation=False,
+                            verbose=False)["input_ids"])
 
         if seq2seq:
             target = encode(record.text)
             # an encoder must have something to look at, or its attention is not a number
-            return target + ([] if target[-1:] == end else end), encode(record.prompt or "") or end or [tok.pad_token_id]
+            return target + ([] if target[-1:] == end else end), encode(record.prompt
+                or "") or end or [tok.pad_token_id]
         prefix = begin + (encode(record.prompt + "\n") if record.prompt is not None else [])
         return encode(record.text) + end, prefix
 
     def _encode(self, record: Record) -> tuple[list[int], int]:
-        """Cut to the context. Of a record with a prompt, at most half the context goes to the prompt's end.
+        """Cut to the context. Of a record with a prompt, at most half the context goes to the
+        prompt's end.
 
-        A sequence-to-sequence record keeps the beginning of both sides, and the encoder's input its end mark.
+        A sequence-to-sequence record keeps the beginning of both sides, and the encoder's input its
+        end mark.
         """
         ids, prefix = self._raw(record)
         context = self._base.config.context
         if self._base.config.kind == "seq2seq":
             ended = prefix[-1:] == [self._base.tokenizer.eos_token_id] and len(prefix) > context
-            prefix, ids = prefix[: context - 1] + prefix[-1:] if ended else prefix[:context], ids[:context]
+            prefix, ids = prefix[: context - 1] + prefix[-1:] if ended else prefix[:context], ids[
+                :context]
         elif len(prefix) + len(ids) > context:
-            keep = max(context - len(ids), context // 2) if record.prompt is not None else len(prefix)
+            keep = (
+                max(context - len(ids), context // 2) if record.prompt is not None else len(prefix)
+            )
             prefix = (prefix[:1] + prefix[1:][-(keep - 1):]) if len(prefix) > keep else prefix
             ids = ids[: context - len(prefix)]
         return prefix + ids, len(prefix)
@@ -115,17 +127,20 @@ def scored(base: Base, rows: Rows, told: Tensor | None = None) -> tuple[Tensor, 
     if rows.source is not None:
         ahead = base.model.prepare_decoder_input_ids_from_labels(rows.labels)
         given = {"input_ids": rows.source} if told is None else {"encoder_outputs": (told,)}
-        full = base.model(**given, attention_mask=rows.mask, decoder_input_ids=ahead, use_cache=False).logits
+        full = base.model(**given, attention_mask=rows.mask, decoder_input_ids=ahead,
+                          use_cache=False).logits
         chosen = rows.labels != IGNORE
         out, target = full[chosen].float(), rows.labels[chosen]
     else:
-        ahead = torch.cat([rows.labels[:, 1:], rows.labels.new_full((len(rows.labels), 1), IGNORE)], dim=1)
+        ahead = torch.cat([rows.labels[:, 1:], rows.labels.new_full((len(rows.labels), 1), IGNORE)],
+                          dim=1)
         chosen = ahead != IGNORE
         out, target = logits(base, rows.ids, chosen), ahead[chosen]
     return out, target, chosen.nonzero()[:, 0]
 
 
-def too_long(encode: Encoder, context: int, records: Sequence[Record]) -> Iterator[tuple[Record, int]]:
+def too_long(encode: Encoder, context: int, records: Sequence[Record]) -> Iterator[tuple[Record,
+        int]]:
     """Records whose tokens exceed the context, with their length."""
     for record in records:
         length = encode.length(record)

@@ -1,16 +1,22 @@
-"""Local LoRA steps of one site that protect its single records: DP-SGD, DP-LoRA's own rule, and their controls.
+"""Local LoRA steps of one site that protect its single records: DP-SGD, DP-LoRA's own rule, and
+their controls.
 
-Gradients record by record cost one backward pass: the base wears one copy of the site's factors *per record*
-(``stacking``), so the gradient of the copies is the stack of the records' gradients. Opacus clips and sums them and takes
-the step; noise and sampling are ours, because they must not be guessed: torch's CPU generator keeps 32 bits of a seed.
+Gradients record by record cost one backward pass: the base wears one copy of the site's factors
+*per record*
+(``stacking``), so the gradient of the copies is the stack of the records' gradients. Opacus clips
+and sums them and takes the step; noise and sampling are ours, because they must not be guessed:
+torch's CPU generator keeps 32 bits of a seed.
 
-Everything a site has after its steps is a function of the start, public numbers, and noised sums. A record whose
-gradient is not finite counts as a zero gradient; an empty batch still gets its noise. Not accounted, as everywhere:
-rounding (records of a batch are padded to one length, which moves each other's last digits: 1e-7, in bfloat16 1e-3) and time.
+Everything a site has after its steps is a function of the start, public numbers, and noised sums. A
+record whose gradient is not finite counts as a zero gradient; an empty batch still gets its noise.
+Not accounted, as everywhere: rounding (records of a batch are padded to one length, which moves
+each other's last digits: 1e-7, in bfloat16 1e-3) and time.
 
-Sources: Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1; Liu et al., "Differentially
-Private Low-Rank Adaptation of Large Language Model Using Federated Learning", arXiv 2312.17493; Yousefpour et al.,
-"Opacus", 2021. Shape letters: B records of a batch · R rank · M out features · N in features.
+Sources: Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1; Liu et al.,
+"Differentially
+Private Low-Rank Adaptation of Large Language Model Using Federated Learning", arXiv 2312.17493;
+Yousefpour et al., "Opacus", 2021. Shape letters: B records of a batch · R rank · M out features · N
+in features.
 """
 
 from __future__ import annotations
@@ -49,14 +55,16 @@ class PrivateWork:
         steps: noised steps.
         batch: expected records in a step; at most all of them.
         lr: learning rate.
-        mode: "records" clips every record's gradient, A and B together; "batch" clips the gradient of a whole batch,
-            A and B apart, and takes a plain gradient step.
+        mode: "records" clips every record's gradient, A and B together; "batch" clips the gradient
+            of a whole batch, A and B apart, and takes a plain gradient step.
         clip: C, the bound of what is clipped; inf clips nothing (a control, not private).
-        sigma: standard deviation of the noise on what was clipped; 0 adds none (a control, not private).
+        sigma: standard deviation of the noise on what was clipped; 0 adds none (a control, not
+            private).
         seed: of the batches, where they need not be secret.
-        noise_seed: makes noise and batches reproducible (not private); None takes the operating system's entropy
-            for both, as long as there is noise.
-        most: largest probability with which a record may be in a batch of mode "records"; what is accounted.
+        noise_seed: makes noise and batches reproducible (not private); None takes the operating
+            system's entropy for both, as long as there is noise.
+        most: largest probability with which a record may be in a batch of mode "records"; what is
+            accounted.
 
     Raises:
         PrivacyError: noise without a finite bound, or a number outside its range.
@@ -76,8 +84,14 @@ class PrivateWork:
     most: float = 1.0
 
     def __post_init__(self) -> None:
-        sound = self.clip > 0 and 0 <= self.sigma < math.inf and (self.sigma == 0 or math.isfinite(self.clip))
-        text = f"clip = {self.clip} with sigma = {self.sigma} found, expected clip > 0 and finite where there is noise; set privacy.clip"
+        sound = (
+            self.clip > 0 and 0 <= self.sigma < math.inf
+            and (self.sigma == 0 or math.isfinite(self.clip))
+        )
+        text = (
+            f"clip = {self.clip} with sigma = {self.sigma} found, expected clip > 0 and finite "
+            "where there is noise; set privacy.clip"
+        )
         require(sound, PrivacyError, text)
         text = f"largest sampling rate is {self.most}, expected a number in (0, 1]; correct it"
         require(0 < self.most <= 1, PrivacyError, text)
@@ -102,27 +116,32 @@ def train(learner: Learner, work: PrivateWork) -> Trained:
     """The site's steps.
 
     Returns:
-        The adapter, protected as far as ``work.private`` says; loss (mean over steps that saw a record, nan if none did),
-        tokens and the norm of a step's gradient (before the noise), which are sensitive in any case.
+        The adapter, protected as far as ``work.private`` says; loss (mean over steps that saw a
+        record, nan if none did), tokens and the norm of a step's gradient (before the noise), which
+        are sensitive in any case.
 
     Raises:
         DataError: the site has no records.
         ModelError: Opacus is missing.
     """
-    require(bool(work.records), DataError, "a site has no records to train on; give it some or leave it out")
+    require(bool(work.records), DataError,
+            "a site has no records to train on; give it some or leave it out")
     noise: Noise = SystemNoise() if work.noise_seed is None else SeededNoise(work.noise_seed)
     device = learner.base.device
     factors = {n: (_own(a, device), _own(b, device)) for n, (a, b) in work.start.factors.items()}
     leaves = [pair["AB".index(letter)] for pair in factors.values() for letter in work.part]
-    step = (_ByRecord if work.mode == "records" else _ByBatch)(learner, work, factors, leaves, noise)
+    step = (_ByRecord if work.mode == "records" else _ByBatch)(learner, work, factors, leaves,
+        noise)
     losses, tokens, norms = [], 0, 0.0
     for batch in batches(work):
         loss, count, norm = step(batch)
         losses += [loss] if batch else []
         tokens, norms = tokens + count, norms + norm
-    done = {name: (a.detach().cpu().clone(), b.detach().cpu().clone()) for name, (a, b) in factors.items()}
+    done = {name: (a.detach().cpu().clone(), b.detach().cpu().clone()) for name,
+            (a, b) in factors.items()}
     mean = sum(losses) / len(losses) if losses else math.nan
-    return Trained(Adapter(done, work.start.alpha, work.start.rank), mean, tokens, norms / work.steps)
+    return Trained(Adapter(done, work.start.alpha, work.start.rank), mean, tokens,
+                   norms / work.steps)
 
 
 def _own(factor: Tensor, device: torch.device) -> nn.Parameter:
@@ -133,17 +152,21 @@ def _own(factor: Tensor, device: torch.device) -> nn.Parameter:
 def batches(work: PrivateWork) -> list[list[Record]]:
     """The records of every step; who is in them is secret where privacy counts on it.
 
-    With mode "records" each record on its own with probability ``rate`` (Poisson), anew in every step. With mode "batch"
-    ``batch`` records without repetition: nothing is counted on their being secret, so a seed may draw them.
+    With mode "records" each record on its own with probability ``rate`` (Poisson), anew in every
+    step. With mode "batch" ``batch`` records without repetition: nothing is counted on their being
+    secret, so a seed may draw them.
     """
     if work.mode == "batch":
         source = random.Random(work.seed)
-        return [source.sample(work.records, min(work.batch, len(work.records))) for _ in range(work.steps)]
+        return [source.sample(work.records, min(work.batch, len(work.records)))
+                for _ in range(work.steps)]
     secret: random.Random = random.SystemRandom() if work.private else random.Random(work.seed)
-    return [[record for record in work.records if secret.random() < work.rate] for _ in range(work.steps)]
+    return [[record for record in work.records if secret.random() < work.rate]
+            for _ in range(work.steps)]
 
 
-def gradients(learner: Learner, start: Adapter, records: Sequence[Record], part: str) -> tuple[list[Tensor], list[float], int]:
+def gradients(learner: Learner, start: Adapter, records: Sequence[Record],
+              part: str) -> tuple[list[Tensor], list[float], int]:
     """Gradients of the mean loss over its tokens of every record, each for itself.
 
     Args:
@@ -153,23 +176,26 @@ def gradients(learner: Learner, start: Adapter, records: Sequence[Record], part:
         part: letters of the factors.
 
     Returns:
-        A tensor (B, R, N) or (B, M, R) for every factor in ``part``, layer by layer; losses (B,); tokens. All sensitive.
-        A record without loss, or whose gradient is not finite, has zeros.
+        A tensor (B, R, N) or (B, M, R) for every factor in ``part``, layer by layer; losses (B,);
+        tokens. All sensitive. A record without loss, or whose gradient is not finite, has zeros.
     """
     stack = Stack.of([start] * len(records), part, learner.base.device)
     rows = collate(learner.base, learner.encode, records)
     loss_B, count_B = learner.losses(rows, stack, len(records))
     loss_B.sum().backward()  # type: ignore[no-untyped-call]
-    found = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in stack.leaves]
+    found = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+             for leaf in stack.leaves]
     sound_B = torch.stack([g.square().flatten(1).sum(1) for g in found]).sum(0).isfinite()
-    return [torch.where(sound_B.view(-1, 1, 1), g, 0.0) for g in found], loss_B.detach().tolist(), int(count_B.sum())
+    return [torch.where(sound_B.view(-1, 1, 1), g, 0.0)
+            for g in found], loss_B.detach().tolist(), int(count_B.sum())
 
 
 class _Step:
     """What both modes share: the site's live factors and how to read gradients off them."""
 
     def __init__(
-        self, learner: Learner, work: PrivateWork, factors: dict[str, tuple[nn.Parameter, nn.Parameter]],
+        self, learner: Learner, work: PrivateWork,
+        factors: dict[str, tuple[nn.Parameter, nn.Parameter]],
         leaves: list[nn.Parameter], noise: Noise,
     ) -> None:
         self.learner, self.work, self.leaves, self.noise = learner, work, leaves, noise
@@ -177,7 +203,8 @@ class _Step:
 
     def gradients(self, records: Sequence[Record]) -> tuple[list[Tensor], list[float], int]:
         """As the function of that name, at the current factors."""
-        now = Adapter({n: (a.detach(), b.detach()) for n, (a, b) in self.factors.items()}, self.work.start.alpha, self.work.start.rank)
+        now = Adapter({n: (a.detach(), b.detach()) for n, (a, b) in self.factors.items()},
+                      self.work.start.alpha, self.work.start.rank)
         return gradients(self.learner, now, records, self.work.part)
 
     def drawn(self, like: Tensor) -> Tensor:
@@ -186,14 +213,16 @@ class _Step:
 
 
 class _ByRecord(_Step):
-    """DP-SGD: Opacus clips record by record, our noise goes on the sum, its optimiser steps on sum / expected."""
+    """DP-SGD: Opacus clips record by record, our noise goes on the sum, its optimiser steps on sum
+    / expected."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self.optimizer = _optimizer(self.leaves, self.learner, self.work, self.drawn)
 
     def __call__(self, batch: Sequence[Record]) -> tuple[float, int, float]:
-        """One step; a batch too large for one pass is taken in pieces, as Opacus' BatchMemoryManager does."""
+        """One step; a batch too large for one pass is taken in pieces, as Opacus'
+        BatchMemoryManager does."""
         size = self.learner.config.rows_at_once
         pieces = [batch[i : i + size] for i in range(0, len(batch), size)] or [batch]
         losses: list[float] = []
@@ -215,7 +244,8 @@ class _ByRecord(_Step):
 
 
 class _ByBatch(_Step):
-    """DP-LoRA as written: g · min(1, C / ||g||) + N(0, sigma²), for the A group and the B group; a plain step."""
+    """DP-LoRA as written: g · min(1, C / ||g||) + N(0, sigma²), for the A group and the B group; a
+    plain step."""
 
     @torch.no_grad()
     def __call__(self, batch: Sequence[Record]) -> tuple[float, int, float]:
@@ -234,7 +264,8 @@ class _ByBatch(_Step):
             members = {str(i): total[i] for i in range(group, len(total), len(work.part))}
             norms.append(clip.norm(members))
             sound = math.isfinite(norms[-1])
-            clipped = clip.clip({i: g if sound else torch.zeros_like(g) for i, g in members.items()}, work.clip)
+            clipped = clip.clip({i: g if sound else torch.zeros_like(g) for i,
+                                 g in members.items()}, work.clip)
             for name, g in clipped.items():
                 self.leaves[int(name)].sub_(work.lr * (g + self.drawn(g) if work.sigma > 0 else g))
         return sum(losses) / max(1, len(losses)), tokens, math.hypot(*norms)
@@ -244,21 +275,26 @@ def missing(mechanism: str | None) -> list[str]:
     """What the steps of a mechanism need and is not installed here, one line each."""
     if mechanism != "dp-sgd" or find_spec("opacus") is not None:
         return []
-    return [f"steps that protect single records need the package opacus and it is missing; {install('dpsgd')}"]
+    return ["steps that protect single records need the package opacus and it is missing; "
+            f"{install('dpsgd')}"]
 
 
 def _optimizer(leaves: list[nn.Parameter], learner: Learner, work: PrivateWork, drawn: Any) -> Any:
-    """Opacus' optimiser around AdamW or SGD, with noise from our source instead of its generator."""
+    """Opacus' optimiser around AdamW or SGD, with noise from our source instead of its
+    generator."""
     require(not (lines := missing("dp-sgd")), ModelError, "; ".join(lines))
     from opacus.optimizers import DPOptimizer
 
     class Noised(DPOptimizer):  # type: ignore[misc]
         def add_noise(self) -> None:
-            """The sum of clipped gradients plus N(0, sigma²); nothing is drawn for a control without noise."""
+            """The sum of clipped gradients plus N(0, sigma²); nothing is drawn for a control
+            without noise."""
             for leaf in self.params:
                 total = leaf.summed_grad
-                leaf.grad = (total + drawn(total) if work.sigma > 0 else total.clone()).view_as(leaf)
+                leaf.grad = (total + drawn(total) if work.sigma > 0
+                             else total.clone()).view_as(leaf)
 
     inner = optimizer_of(leaves, learner.config, work.lr)
     # A little below C, because Opacus clips in float32; the noise is that of C itself.
-    return Noised(inner, noise_multiplier=work.sigma / work.clip, max_grad_norm=work.clip * (1 - MARGIN), expected_batch_size=work.expected)
+    return Noised(inner, noise_multiplier=work.sigma / work.clip,
+                  max_grad_norm=work.clip * (1 - MARGIN), expected_batch_size=work.expected)

@@ -1,8 +1,9 @@
 """A model cut after one of its blocks: the front belongs to a client, the back to the server.
 
-The front of a causal model is its embedding and the blocks before the cut; the back is the other blocks, the final norm
-and the head. Of a sequence-to-sequence model of T5's kind the front is the whole encoder, the back the decoder. Both
-halves are run on one base in memory: blocks of the other half are stood in for, each in its place.
+The front of a causal model is its embedding and the blocks before the cut; the back is the other
+blocks, the final norm and the head. Of a sequence-to-sequence model of T5's kind the front is the
+whole encoder, the back the decoder. Both halves are run on one base in memory: blocks of the other
+half are stood in for, each in its place.
 
 Shape letters: B sequences · T tokens · D width · X scored positions · V vocabulary.
 """
@@ -33,7 +34,8 @@ def possible(base: Base) -> tuple[int, ...]:
     if base.config.kind == "seq2seq":
         blocks = getattr(base.model.get_encoder(), "block", None)
         require(isinstance(blocks, nn.ModuleList), ModelError,
-                f"{base.config.name} has an encoder that is not of T5's kind and cannot be cut; use 'local' or 'proxy'")
+                f"{base.config.name} has an encoder that is not of T5's kind and cannot be cut; "
+                "use 'local' or 'proxy'")
         assert blocks is not None
         return (len(blocks),)
     decoder, name = _decoder(base)
@@ -41,18 +43,25 @@ def possible(base: Base) -> tuple[int, ...]:
 
 
 def check(base: Base, after: int) -> None:
-    """Whether the model may be cut here, and whether its halves, one after the other, say what the whole says.
+    """Whether the model may be cut here, and whether its halves, one after the other, say what the
+    whole says.
 
     Raises:
         ModelError: not so; the message names the possible values.
     """
     values = possible(base)
-    require(bool(values), ModelError, f"{base.config.name} has one block and cannot be cut; use 'local' or 'proxy'")
-    kinds = "the whole encoder is the client's" if base.config.kind == "seq2seq" else f"{values[-1] + 1} blocks, one at least on each side"
+    require(bool(values), ModelError,
+            f"{base.config.name} has one block and cannot be cut; use 'local' or 'proxy'")
+    kinds = (
+        "the whole encoder is the client's" if base.config.kind == "seq2seq"
+        else f"{values[-1] + 1} blocks, one at least on each side"
+    )
     expected = str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
-    require(after in values, ModelError, f"cut = {after} found, expected {expected} for {base.config.name} ({kinds})")
+    require(after in values, ModelError,
+            f"cut = {after} found, expected {expected} for {base.config.name} ({kinds})")
     require(_joins(base, after), ModelError,
-            f"{base.config.name} cut after block {after} does not say what it says whole; use 'local' or 'proxy' for such a model")
+            f"{base.config.name} cut after block {after} does not say what it says whole; use "
+            "'local' or 'proxy' for such a model")
 
 
 def in_front(layer: str, after: int) -> bool:
@@ -66,7 +75,9 @@ def in_front(layer: str, after: int) -> bool:
         return "encoder" in parts
     number = next((int(part) for part in parts if part.isdigit()), None)
     if number is None:
-        raise ModelError(f"layer '{layer}' carries an adapter and lies in no block, so on no side of a cut; set adapter.targets")
+        raise ModelError(
+            f"layer '{layer}' carries an adapter and lies in no block, so on no side of a cut; set "
+            "adapter.targets")
     return number < after
 
 
@@ -94,7 +105,8 @@ def enter(base: Base, after: int, ids_BT: Tensor, mask_BT: Tensor | None = None)
         return states
     decoder, name = _decoder(base)
     blocks, keeper = getattr(decoder, name), Skip(keeps=True)
-    with standing(decoder, [*blocks[:after], keeper, *(Skip() for _ in range(len(blocks) - after - 1))], name):
+    with standing(decoder,
+            [*blocks[:after], keeper, *(Skip() for _ in range(len(blocks) - after - 1))], name):
         decoder(input_ids=ids_BT, use_cache=False)
     assert keeper.held is not None
     return keeper.held
@@ -103,13 +115,15 @@ def enter(base: Base, after: int, ids_BT: Tensor, mask_BT: Tensor | None = None)
 def leave(
     base: Base, after: int, hidden_BTD: Tensor, labels_BT: Tensor, mask_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The back's logits (X, V), target ids (X,) and row numbers (X,) of all positions that carry loss; see ``rows.scored``.
+    """The back's logits (X, V), target ids (X,) and row numbers (X,) of all positions that carry
+    loss; see ``rows.scored``.
 
     Args:
         base: wears the back's factors.
         after: blocks of the front.
         hidden_BTD: what left the front.
-        labels_BT: token ids, -100 where there is no loss; of a sequence-to-sequence model those of the decoder.
+        labels_BT: token ids, -100 where there is no loss; of a sequence-to-sequence model those of
+            the decoder.
         mask_BT: 1 where the encoder's tokens are real; None for a causal model.
     """
     if base.config.kind == "seq2seq":
@@ -118,10 +132,12 @@ def leave(
     chosen = ahead != IGNORE
     decoder, name = _decoder(base)
     stood = [*(Skip() for _ in range(after - 1)), Skip(given=hidden_BTD)]
-    nothing_BT = torch.zeros_like(labels_BT)  # the tokens themselves stay with the client; only their number matters here
+    # the tokens themselves stay with the client; only their number matters here
+    nothing_BT = torch.zeros_like(labels_BT)
     with standing(decoder, [*stood, *getattr(decoder, name)[after:]], name):
         if base.split_head:
-            out: Tensor = base.model.get_output_embeddings()(decoder(input_ids=nothing_BT, use_cache=False)[0][chosen])
+            out: Tensor = base.model.get_output_embeddings()(decoder(input_ids=nothing_BT,
+                use_cache=False)[0][chosen])
         else:
             out = base.model(input_ids=nothing_BT, use_cache=False).logits[chosen]
     return out.float(), ahead[chosen], chosen.nonzero()[:, 0]
@@ -133,7 +149,9 @@ def _decoder(base: Base) -> tuple[Any, str]:
     for name in ("layers", "h"):
         if isinstance(getattr(decoder, name, None), nn.ModuleList):
             return decoder, name
-    raise ModelError(f"the blocks of {base.config.name} are not found, so it cannot be cut; use 'local' or 'proxy'")
+    raise ModelError(
+        f"the blocks of {base.config.name} are not found, so it cannot be cut; use 'local' or "
+        "'proxy'")
 
 
 @torch.no_grad()
@@ -146,9 +164,13 @@ def _joins(base: Base, after: int) -> bool:
     except _UNFIT:
         return False
     if mask is not None:
-        whole = base.model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).logits[0]
+        whole = base.model(input_ids=ids, attention_mask=mask, labels=ids,
+                           use_cache=False).logits[0]
     else:
         whole = base.model(input_ids=ids, use_cache=False).logits[0, :-1]
     whole = whole.float()
     slack = min(100 * torch.finfo(base.model.dtype).eps, 0.05)
-    return parts.shape == whole.shape and bool((parts - whole).abs().max() <= slack * whole.abs().max().clamp(min=1.0))
+    return (
+        parts.shape == whole.shape
+        and bool((parts - whole).abs().max() <= slack * whole.abs().max().clamp(min=1.0))
+    )

@@ -1,17 +1,22 @@
-"""Two halves of a cut model that train together by messages: the front at the clients, the back at the server.
+"""Two halves of a cut model that train together by messages: the front at the clients, the back at
+the server.
 
-They share no graph of gradients. In a step a client sends hidden states and labels; the server answers with the gradient
-of the client's loss at these states; each half then has the gradient of its own factors. Clipping is over the whole
-gradient of a client, of which each half knows a part, so each sends the other its squared norm, one number, before either
-makes its step: then split equals monolithic training to rounding, also where the bound binds.
+They share no graph of gradients. In a step a client sends hidden states and labels; the server
+answers with the gradient of the client's loss at these states; each half then has the gradient of
+its own factors. Clipping is over the whole gradient of a client, of which each half knows a part,
+so each sends the other its squared norm, one number, before either makes its step: then split
+equals monolithic training to rounding, also where the bound binds.
 
-What crosses the wall of a client with B rows, T the longest row of *its* batch (padding for other sites is not sent):
+What crosses the wall of a client with B rows, T the longest row of *its* batch (padding for other
+sites is not sent):
 
-    up, a step      hidden (B, T, D) on the wire · labels 4 B T · (sequence to sequence: lengths 4 B, labels 4 B T') · norm 4
+    up, a step      hidden (B, T, D) on the wire · labels 4 B T · (sequence to sequence: lengths 4
+    B, labels 4 B T') · norm 4
     down, a step    gradient (B, T, D) on the wire, where the front trains anything · norm 4
 
-Labels are -100 where there is no loss, so the server does not see a prompt's tokens; their states it sees. None of this
-is private: states of single records leave the site, and their texts can be guessed from them.
+Labels are -100 where there is no loss, so the server does not see a prompt's tokens; their states
+it sees. None of this is private: states of single records leave the site, and their texts can be
+guessed from them.
 
 Source: Lin et al., "SplitLoRA", 2024, arXiv 2407.00952. Shape letters: K sites · B sequences of a
 site · T tokens · D width.
@@ -64,8 +69,10 @@ class Half:
         names: of the stack's leaves: "layer.A", "layer.B".
     """
 
-    def __init__(self, base: Base, config: TrainConfig, starts: Sequence[Adapter], layers: Sequence[str], work: Work) -> None:
-        own = [Adapter({name: start.factors[name] for name in layers}, start.alpha, start.rank) for start in starts]
+    def __init__(self, base: Base, config: TrainConfig, starts: Sequence[Adapter],
+                 layers: Sequence[str], work: Work) -> None:
+        own = [Adapter({name: start.factors[name] for name in layers}, start.alpha, start.rank)
+               for start in starts]
         self.base = base
         self.stack = Stack.of(own, work.part, base.device)
         self.names = [f"{layer}.{letter}" for layer in layers for letter in work.part]
@@ -75,14 +82,18 @@ class Half:
     def penalty(self) -> list[Tensor]:
         """What the method adds to the loss on this side; nothing, or one number."""
         terms: Penalty | None = self._penalty
-        return [self.stack.penalty(terms)] if terms is not None and (terms.proximal or terms.tail) and self.names else []
+        return (
+            [self.stack.penalty(terms)] if terms is not None and (terms.proximal or terms.tail)
+            and self.names else []
+        )
 
     def squares(self) -> Tensor:
         """Squared norms of the sites' gradients on this side (K,)."""
         return squares(self.stack.leaves, len(self._starts)).to(self.base.device)
 
     def update(self, other_K: Tensor) -> Tensor:
-        """Clip by the norm over both sides, the other's squares given, and make a step; the norms (K,) before clipping."""
+        """Clip by the norm over both sides, the other's squares given, and make a step; the norms
+        (K,) before clipping."""
         norm_K = (self.squares() + other_K).sqrt()
         if self._optimizer is not None:
             shorten(self.stack.leaves, norm_K, self._config.max_grad_norm)
@@ -91,7 +102,8 @@ class Half:
         return norm_K
 
     def moments(self, k: int) -> Tensors:
-        """The optimiser's memory of site k at its own ranks: "m/..." and "v/..." of every leaf, "t" the steps made; {} of SGD."""
+        """The optimiser's memory of site k at its own ranks: "m/..." and "v/..." of every leaf, "t"
+        the steps made; {} of SGD."""
         found: Tensors = {}
         for name, leaf in zip(self.names, self.stack.leaves, strict=True):
             state = self._optimizer.state[leaf] if self._optimizer is not None else {}
@@ -103,18 +115,21 @@ class Half:
         return found
 
     def resume(self, moments: Sequence[Tensors]) -> None:
-        """Go on with what ``moments`` told of every site, all after the same number of steps; nothing told is a fresh start."""
+        """Go on with what ``moments`` told of every site, all after the same number of steps;
+        nothing told is a fresh start."""
         if self._optimizer is None or "t" not in moments[0]:
             return
         for name, leaf in zip(self.names, self.stack.leaves, strict=True):
             like = {f"{kind}/{name}": leaf[0] for kind in "mv"}
             padded = [placed({n: own[n] for n in like}, like) for own in moments]
             first, second = (torch.stack([own[n] for own in padded]).to(leaf.device) for n in like)
-            self._optimizer.state[leaf] = {"step": moments[0]["t"].reshape(()).clone(), "exp_avg": first, "exp_avg_sq": second}
+            self._optimizer.state[leaf] = {"step": moments[0]["t"].reshape(()).clone(),
+                "exp_avg": first, "exp_avg_sq": second}
 
 
 class Front(Half):
-    """The clients' half: embedding, first blocks, records and their draws, the factors of those blocks.
+    """The clients' half: embedding, first blocks, records and their draws, the factors of those
+    blocks.
 
     Args:
         learner: base, settings and encoded records.
@@ -125,33 +140,41 @@ class Front(Half):
 
     def __init__(self, learner: Learner, works: Sequence[Work], after: int, wire: Wire) -> None:
         layers = split_model.front(works[0].start.factors, after)
-        super().__init__(learner.base, learner.config, [work.start for work in works], layers, works[0])
+        super().__init__(learner.base, learner.config, [work.start for work in works], layers,
+                         works[0])
         self._learner, self._works, self._after, self._wire = learner, works, after, wire
-        self._plans = [draws(work, [len(learner.encode(r)[0]) for r in work.records]) for work in works]
+        self._plans = [draws(work, [len(learner.encode(r)[0]) for r in work.records])
+                       for work in works]
         self._hidden = torch.empty(0)
 
     def forward(self, step: int) -> list[Activations]:
         """Read the batches of a step, counted from 0; a message of every site."""
-        batches = [[work.records[i] for i in plan[step]] for work, plan in zip(self._works, self._plans, strict=True)]
-        rows = collate(self.base, self._learner.encode, [record for batch in batches for record in batch])
+        batches = [[work.records[i] for i in plan[step]] for work,
+                   plan in zip(self._works, self._plans, strict=True)]
+        rows = collate(self.base, self._learner.encode,
+                       [record for batch in batches for record in batch])
         with self.stack.worn(self.base):
-            self._hidden = split_model.enter(self.base, self._after, rows.ids if rows.source is None else rows.source, rows.mask)
+            self._hidden = split_model.enter(self.base, self._after, rows.ids if rows.source is None
+                else rows.source, rows.mask)
         sent, batch = [], len(batches[0])
         for k, own in enumerate(batches):
             at, (states, targets) = slice(k * batch, (k + 1) * batch), widths(self._learner, own)
             lengths = None if rows.mask is None else rows.mask[at].sum(1).int()
-            sent.append(Activations(encode(self._hidden[at, :states], self._wire), rows.labels[at, :targets].int(), lengths))
+            sent.append(Activations(encode(self._hidden[at, :states], self._wire),
+                                    rows.labels[at, :targets].int(), lengths))
         return sent
 
     def backward(self, returned: Sequence[Gradients]) -> Tensor:
-        """Gradients of the front's factors, and its step; the squared norms (K,) that the server needs for its own."""
+        """Gradients of the front's factors, and its step; the squared norms (K,) that the server
+        needs for its own."""
         if self.names:
             parts = [part for own in returned for part in decode(own.hidden)]
             gradient = torch.zeros_like(self._hidden)
             for row, part in enumerate(parts):
                 gradient[row, : len(part)] = part.to(gradient.dtype)
             added = self.penalty()
-            torch.autograd.backward([self._hidden, *added], [gradient, *map(torch.ones_like, added)])
+            torch.autograd.backward([self._hidden, *added],
+                                    [gradient, *map(torch.ones_like, added)])
         square_K = self.squares()
         self.update(torch.cat([own.square for own in returned]).to(square_K.device))
         return square_K
@@ -171,49 +194,66 @@ class Back(Half):
     """
 
     def __init__(
-        self, base: Base, config: TrainConfig, starts: Sequence[Adapter], work: Work, after: int, wire: Wire, wanted: bool
+        self, base: Base, config: TrainConfig, starts: Sequence[Adapter], work: Work, after: int,
+        wire: Wire, wanted: bool
     ) -> None:
         front = set(split_model.front(starts[0].factors, after))
-        super().__init__(base, config, starts, [layer for layer in starts[0].factors if layer not in front], work)
+        super().__init__(base, config, starts, [layer for layer in starts[0].factors
+            if layer not in front], work)
         self._after, self._wire, self._wanted = after, wire, wanted
 
-    def backward(self, sent: Sequence[Activations], weights: Sequence[float] | None = None) -> tuple[list[Gradients], Tensor, Tensor]:
-        """Loss and gradients on the states of K sites; the factors' own gradients wait for ``update``.
+    def backward(self, sent: Sequence[Activations],
+                 weights: Sequence[float] | None = None) -> tuple[list[Gradients], Tensor, Tensor]:
+        """Loss and gradients on the states of K sites; the factors' own gradients wait for
+        ``update``.
 
         Args:
             sent: a message of every site.
-            weights: of the sites' losses in the gradient of shared factors, each > 0; None for 1. A site's returned
-                gradient is always that of its own loss.
+            weights: of the sites' losses in the gradient of shared factors, each > 0; None for 1. A
+                site's returned gradient is always that of its own loss.
 
         Returns:
             What every site is told, mean losses (K,), numbers of scored tokens (K,).
         """
         device, counts = self.base.device, [len(own.labels) for own in sent]
         rows = [row for own in sent for row in decode(own.hidden)]
-        hidden = pad_sequence(rows, batch_first=True).to(device, self.base.model.dtype).requires_grad_(self._wanted or not self.names)
-        labels = pad_sequence([row.long() for own in sent for row in own.labels], batch_first=True, padding_value=IGNORE).to(device)
+        hidden = pad_sequence(rows, batch_first=True).to(device,
+            self.base.model.dtype).requires_grad_(self._wanted or not self.names)
+        labels = pad_sequence([row.long() for own in sent for row in own.labels], batch_first=True,
+                              padding_value=IGNORE).to(device)
         lengths = [own.lengths for own in sent if own.lengths is not None]
-        mask = (torch.arange(hidden.shape[1], device=device)[None] < torch.cat(lengths).to(device)[:, None]).long() if lengths else None
+        mask = (
+            (torch.arange(hidden.shape[1], device=device)[None] < torch.cat(lengths).to(device)[:,
+                None]).long() if lengths else None
+        )
         with self.stack.worn(self.base):
             out, target, row = split_model.leave(self.base, self._after, hidden, labels, mask)
-        site = torch.repeat_interleave(torch.arange(len(sent), device=device), torch.tensor(counts, device=device))[row]
+        site = torch.repeat_interleave(torch.arange(len(sent), device=device),
+            torch.tensor(counts, device=device))[row]
         each = torch.nn.functional.cross_entropy(out, target, reduction="none")
         zero_K = torch.zeros(len(sent), device=device)
         count_K = zero_K.index_add(0, site, torch.ones_like(each))
         loss_K = zero_K.index_add(0, site, each) / count_K.clamp(min=1)
-        weight_K = torch.ones_like(loss_K) if weights is None else torch.tensor(weights, device=device)
+        weight_K = (
+            torch.ones_like(loss_K) if weights is None else torch.tensor(weights, device=device)
+        )
         torch.autograd.backward([(weight_K * loss_K).sum(), *self.penalty()])
         square_K = self.squares().expand(len(sent))
-        parts = torch.split(hidden.grad, counts) if hidden.grad is not None and self._wanted else [None] * len(sent)
+        parts = (
+            torch.split(hidden.grad, counts) if hidden.grad is not None and self._wanted
+            else [None] * len(sent)
+        )
         told = []
         for own, part, weight, square in zip(sent, parts, weight_K, square_K, strict=True):
             tokens = own.hidden["data"].shape[1]
-            told.append(Gradients({} if part is None else encode(part[:, :tokens].float() / weight, self._wire), square.reshape(1)))
+            told.append(Gradients({} if part is None else encode(part[:, :tokens].float() / weight,
+                self._wire), square.reshape(1)))
         return told, loss_K.detach(), count_K
 
 
 class SplitLearner(Learner):
-    """Trains sites whose model is cut, each with a back of its own at the server; otherwise as ``Learner``.
+    """Trains sites whose model is cut, each with a back of its own at the server; otherwise as
+    ``Learner``.
 
     Args:
         learner: base, settings and encoded records, shared.
@@ -226,8 +266,10 @@ class SplitLearner(Learner):
         ModelError: the model cannot be cut there.
     """
 
-    def __init__(self, learner: Learner, after: int, wire: Wire = "float32", *, private: bool) -> None:
-        require(not private, PrivacyError, f"a split client found under privacy: {REASON}, or set privacy.off = true")
+    def __init__(self, learner: Learner, after: int, wire: Wire = "float32", *,
+                 private: bool) -> None:
+        require(not private, PrivacyError,
+                f"a split client found under privacy: {REASON}, or set privacy.off = true")
         coded_bytes(0, 0, 0, wire)
         split_model.check(learner.base, after)
         self.base, self.config, self.encode = learner.base, learner.config, learner.encode
@@ -241,7 +283,8 @@ class SplitLearner(Learner):
         """K works in one pass per step on either side of the cut."""
         first, clients = works[0], len(works)
         front = self.front(works)
-        back = Back(self.base, self.config, [work.start for work in works], first, self.after, self.wire, bool(front.names))
+        back = Back(self.base, self.config, [work.start for work in works], first, self.after,
+                    self.wire, bool(front.names))
         losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
         up, down = [0] * clients, [0] * clients
         with folded(self.base, first.fold):
@@ -256,17 +299,23 @@ class SplitLearner(Learner):
         done = []
         for k, work in enumerate(works):
             halves = {**front.stack.take(k).factors, **back.stack.take(k).factors}
-            adapter = Adapter({layer: halves[layer] for layer in work.start.factors}, work.start.alpha, work.start.rank)
-            done.append(Trained(adapter, float(losses[k] / first.steps), int(tokens[k]), float(norms[k] / first.steps),
+            adapter = Adapter({layer: halves[layer] for layer in work.start.factors},
+                              work.start.alpha, work.start.rank)
+            done.append(Trained(adapter, float(losses[k] / first.steps), int(tokens[k]),
+                                float(norms[k] / first.steps),
                                 up[k], down[k], frozenset(front.stack.factors)))
         return done
 
 
 def fault(base: Base, sent: Activations) -> str | None:
-    """What is wrong with a client's message that decodes, before it meets the model; None if nothing is."""
+    """What is wrong with a client's message that decodes, before it meets the model; None if
+    nothing is."""
     states, labels = decode(sent.hidden), sent.labels
     if states.ndim != 3 or states.shape[-1] != split_model.width(base) or 0 in states.shape:
-        return f"states of shape {tuple(states.shape)}, expected (rows, tokens, {split_model.width(base)})"
+        return (
+            f"states of shape {tuple(states.shape)}, expected (rows, tokens, "
+            f"{split_model.width(base)})"
+        )
     seq2seq = base.config.kind == "seq2seq"
     if labels.dtype != torch.int32 or labels.ndim != 2 or len(labels) != len(states):
         return "labels of another shape than the states"
@@ -277,7 +326,8 @@ def fault(base: Base, sent: Activations) -> str | None:
     lengths = sent.lengths
     if seq2seq != (lengths is not None):
         return "lengths where none belong, or none where they do"
-    if lengths is not None and (lengths.shape != (len(states),) or int(lengths.min()) < 1 or int(lengths.max()) > states.shape[1]):
+    if lengths is not None and (lengths.shape != (len(states),) or int(lengths.min()) < 1
+                                or int(lengths.max()) > states.shape[1]):
         return "lengths that the states do not have"
     return None
 
@@ -291,10 +341,13 @@ def widths(learner: Learner, batch: Sequence[Record]) -> tuple[int, int]:
     return longest, longest
 
 
-def travelled(learner: Learner, works: Sequence[Work], after: int, wire: Wire) -> list[tuple[int, int]]:
-    """Bytes up and down of every work's steps, by the formula at the head of this file; the seeded draws are repeated, nothing is trained.
+def travelled(learner: Learner, works: Sequence[Work], after: int,
+              wire: Wire) -> list[tuple[int, int]]:
+    """Bytes up and down of every work's steps, by the formula at the head of this file; the seeded
+    draws are repeated, nothing is trained.
 
-    The factors that the method sends before and after the steps are not among them: their bytes are the method's own
+    The factors that the method sends before and after the steps are not among them: their bytes are
+        the method's own
     formula (``travels``), on the layers of the front alone.
     """
     found = []

@@ -1,7 +1,7 @@
 """Factors of K sites side by side, so that one pass over the frozen base trains them all.
 
-Sites of lower rank than their neighbours are padded with zeros, layer by layer. Padded factors have zero gradients and
-stay zero, so the result is that of training alone (test: unit/test_train.py).
+Sites of lower rank than their neighbours are padded with zeros, layer by layer. Padded factors have
+zero gradients and stay zero, so the result is that of training alone (test: unit/test_train.py).
 
 Shape letters: K sites · M out · N in · R rank.
 """
@@ -25,8 +25,10 @@ class Penalty:
     """What a method adds to a site's loss in every step.
 
     Attributes:
-        proximal: mu of mu/2 · ||theta - theta_start||^2 over the trained factors (Li et al., FedProx, MLSys 2020).
-        tail: lambda of lambda · sum over layers ||B[:, t:]||_F · ||A[t:, :]||_F (Cho et al., HetLoRA, EMNLP 2024).
+        proximal: mu of mu/2 · ||theta - theta_start||^2 over the trained factors (Li et al.,
+            FedProx, MLSys 2020).
+        tail: lambda of lambda · sum over layers ||B[:, t:]||_F · ||A[t:, :]||_F (Cho et al.,
+            HetLoRA, EMNLP 2024).
         keep: gamma in (0, 1): the tail of a layer of rank r begins at t = floor(gamma · r).
     """
 
@@ -51,9 +53,11 @@ class Stack:
         for name in starts[0].factors:
             rank = max(start.factors[name][0].shape[0] for start in starts)
             padded = [lora.pad(*start.factors[name], rank) for start in starts]
-            self.factors[name] = (torch.stack([a for a, _ in padded]).to(device), torch.stack([b for _, b in padded]).to(device))
+            self.factors[name] = (torch.stack([a for a, _ in padded]).to(device),
+                                  torch.stack([b for _, b in padded]).to(device))
             self.scales[name] = torch.tensor([start.scale(name) for start in starts], device=device)
-        self.leaves = [pair["AB".index(letter)] for pair in self.factors.values() for letter in part]
+        self.leaves = [pair["AB".index(letter)] for pair in self.factors.values()
+                       for letter in part]
         self._origin = [leaf.clone() for leaf in self.leaves]
 
     @classmethod
@@ -81,7 +85,8 @@ class Stack:
         factors = {}
         for name, (a, b) in self.factors.items():
             rank = start.factors[name][0].shape[0]
-            factors[name] = (a[k, :rank].detach().cpu().clone(), b[k, :, :rank].detach().cpu().clone())
+            factors[name] = (a[k, :rank].detach().cpu().clone(),
+                             b[k, :, :rank].detach().cpu().clone())
         return Adapter(factors, start.alpha, start.rank)
 
     def penalty(self, terms: Penalty) -> Tensor:

@@ -1,8 +1,9 @@
 """Local LoRA steps for many sites at once over one shared frozen base.
 
-The sites of a pass are independent: each has its own factors, its own batches, its own optimiser moments and its own
-gradient clipping. They share only the frozen matrix products, which is what makes a federation cost no more than one
-plain training of the same tokens (``stacking`` lays their factors side by side).
+The sites of a pass are independent: each has its own factors, its own batches, its own optimiser
+moments and its own
+gradient clipping. They share only the frozen matrix products, which is what makes a federation cost
+no more than one plain training of the same tokens (``stacking`` lays their factors side by side).
 
 Shape letters: K sites · B sequences of a site in a step · T tokens.
 """
@@ -26,7 +27,9 @@ from aulait.training.batches import Encoder, Rows, collate, scored
 from aulait.training.stacked import Penalty as Penalty
 from aulait.training.stacked import Stack
 
-AT_ONCE = 64  # sites that an engine hands over together: replies in memory, enough neighbours of similar length to pad little
+# sites that an engine hands over together: replies in memory, enough neighbours of similar length
+# to pad little
+AT_ONCE = 64
 
 
 class TrainConfig(BaseModel):
@@ -37,12 +40,13 @@ class TrainConfig(BaseModel):
         steps: optimiser steps of a site in a round.
         batch: sequences in a step.
         lr: learning rate of the local optimiser in the first round.
-        schedule: how it falls over the rounds: "constant", "linear" or "cosine" (to a tenth). Under privacy the clip
-            bound follows the proxies' norms down, and so does the noise.
+        schedule: how it falls over the rounds: "constant", "linear" or "cosine" (to a tenth). Under
+            privacy the clip bound follows the proxies' norms down, and so does the noise.
         optimizer: "adamw" (moments start afresh every round) or "sgd".
         weight_decay: decoupled weight decay.
         max_grad_norm: bound on the norm of a site's gradient in a step; 0 for none.
-        rows_at_once: sequences in one pass over the base, over all sites; a matter of speed and memory only.
+        rows_at_once: sequences in one pass over the base, over all sites; a matter of speed and
+            memory only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,7 +84,8 @@ class Work:
         lr: learning rate.
         seed: of the order in which records are drawn.
         penalty: added to the loss of every step; None for none.
-        fold: layer -> dense update (M, N) that the frozen weights hold during the work; None for the bare base.
+        fold: layer -> dense update (M, N) that the frozen weights hold during the work; None for
+            the bare base.
     """
 
     start: Adapter
@@ -105,7 +110,8 @@ class Trained:
         updates: norm of the step's gradient before clipping, mean over steps. Sensitive.
         up_bytes: that the site sent during the steps, where the model is cut (``split``); else 0.
         down_bytes: that it received during the steps; else 0.
-        front: where the model is cut, the layers whose factors the site has; the others never cross its wall.
+        front: where the model is cut, the layers whose factors the site has; the others never cross
+            its wall.
     """
 
     adapter: Adapter
@@ -121,12 +127,14 @@ Advance = Callable[[int], None]
 
 
 def draws(work: Work, records: Sequence[int]) -> list[list[int]]:
-    """Record numbers of every step: passes over all records in seeded order, cut into steps of ``batch``.
+    """Record numbers of every step: passes over all records in seeded order, cut into steps of
+    ``batch``.
 
     Args:
         work: steps, batch and seed.
-        records: the length in tokens of every record. The draws of a round are sorted into steps of similar length so
-            that sites padded together waste little; the steps themselves are then in an order of their own.
+        records: the length in tokens of every record. The draws of a round are sorted into steps of
+            similar length so that sites padded together waste little; the steps themselves are then
+            in an order of their own.
     """
     generator = torch.Generator().manual_seed(work.seed)
     need = work.steps * work.batch
@@ -158,7 +166,8 @@ class Learner:
             DataError: a site has no records.
         """
         for work in works:
-            require(bool(work.records), DataError, "a site has no records to train on; give it some or leave it out")
+            require(bool(work.records), DataError,
+                    "a site has no records to train on; give it some or leave it out")
         done: dict[int, Trained] = {}
         for some in self.passes(works):
             done.update(zip(some, self._together([works[i] for i in some]), strict=True))
@@ -167,10 +176,12 @@ class Learner:
         return [done[i] for i in range(len(works))]
 
     def passes(self, works: Sequence[Work]) -> list[list[int]]:
-        """Which works share a pass: those of equal shape on equal weights, similar lengths together, to pad little."""
+        """Which works share a pass: those of equal shape on equal weights, similar lengths
+        together, to pad little."""
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, work in enumerate(works):
-            key = (work.steps, work.batch, work.part, work.lr, work.penalty, None if work.fold is None else id(work.fold))
+            key = (work.steps, work.batch, work.part, work.lr, work.penalty, None
+                   if work.fold is None else id(work.fold))
             groups.setdefault(key, []).append(index)
         shared = []
         for members in groups.values():
@@ -184,7 +195,8 @@ class Learner:
         return sum(len(self.encode(record)[0]) for record in work.records) / len(work.records)
 
     def _together(self, works: Sequence[Work]) -> list[Trained]:
-        """K works of equal steps, batch, part, learning rate, penalty and fold in one pass per step."""
+        """K works of equal steps, batch, part, learning rate, penalty and fold in one pass per
+        step."""
         first, clients = works[0], len(works)
         stack = Stack.of([work.start for work in works], first.part, self.base.device)
         optimizer = optimizer_of(stack.leaves, self.config, first.lr)
@@ -192,9 +204,13 @@ class Learner:
         losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
         with folded(self.base, first.fold):
             for step in range(first.steps):
-                rows = collate(self.base, self.encode, [w.records[i] for w, p in zip(works, plans, strict=True) for i in p[step]])
+                rows = collate(self.base, self.encode,
+                    [w.records[i] for w, p in zip(works, plans, strict=True) for i in p[step]])
                 loss_K, tokens_K = self.losses(rows, stack, clients)
-                objective = loss_K.sum() if first.penalty is None else loss_K.sum() + stack.penalty(first.penalty)
+                objective = (
+                    loss_K.sum() if first.penalty is None
+                    else loss_K.sum() + stack.penalty(first.penalty)
+                )
                 objective.backward()  # type: ignore[no-untyped-call]
                 norm_K = squares(stack.leaves, clients).sqrt()
                 shorten(stack.leaves, norm_K, self.config.max_grad_norm)
@@ -204,12 +220,14 @@ class Learner:
                 losses += loss_K.detach().cpu()
                 tokens += tokens_K.cpu()
         return [
-            Trained(stack.take(k), float(losses[k] / first.steps), int(tokens[k]), float(norms[k] / first.steps))
+            Trained(stack.take(k), float(losses[k] / first.steps), int(tokens[k]),
+                    float(norms[k] / first.steps))
             for k in range(clients)
         ]
 
     def losses(self, rows: Rows, stack: Stack, clients: int) -> tuple[Tensor, Tensor]:
-        """Mean loss of each of K sites (K,), or of K single rows, over its own tokens, and its number of tokens (K,)."""
+        """Mean loss of each of K sites (K,), or of K single rows, over its own tokens, and its
+        number of tokens (K,)."""
         with stack.worn(self.base):
             out, target, row = scored(self.base, rows)
         site = row // (len(rows.ids) // clients)

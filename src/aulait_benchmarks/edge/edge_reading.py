@@ -16,20 +16,25 @@ GAIN = 0.05  # of MFU by doubling the batch: below it the curve counts as flat
 
 
 def shown_model(document: Document) -> str:
-    """The model of the figures by batch: the largest that was measured with LoRA here, else the smallest."""
-    measured = [line for line in document["steps"] if line["basis"] == "measured" and line["way"] == "lora"]
-    return str(max(measured, key=lambda line: line["parameters"])["model"] if measured else document["models"][0]["name"])
+    """The model of the figures by batch: the largest that was measured with LoRA here, else the
+    smallest."""
+    measured = [line for line in document["steps"] if line["basis"] == "measured"
+                and line["way"] == "lora"]
+    return str(max(measured, key=lambda line: line["parameters"])["model"] if measured
+               else document["models"][0]["name"])
 
 
 def two_machines(document: Document) -> list[str]:
-    """The machines of the granularity figure: this one, and the study's edge device or the first preset there is."""
+    """The machines of the granularity figure: this one, and the study's edge device or the first
+    preset there is."""
     devices = document["settings"]["devices"]
     return [HERE, *(["jetson-orin"] if "jetson-orin" in devices else list(devices)[:1])]
 
 
 def on_usual_links(document: Document) -> list[Line]:
     """Rounds of every machine on its usual link."""
-    return [line for line in document["rounds"] if line["link"] == document["usual_links"].get(line["device"])]
+    return [line for line in document["rounds"]
+            if line["link"] == document["usual_links"].get(line["device"])]
 
 
 def tiles(document: Document) -> list[tuple[str, str, str]]:
@@ -38,12 +43,17 @@ def tiles(document: Document) -> list[tuple[str, str, str]]:
     measured = [line for line in lines if line["basis"] == "measured"]
     fastest = max(measured, key=lambda line: line["tokens_per_s"], default=None)
     ratio = document["model_ratio"]
-    shares = [line["communication_share"] for line in rounds if line["communication_share"] is not None]
+    shares = [line["communication_share"] for line in rounds
+              if line["communication_share"] is not None]
     return [
-        ("steps measured", f"{len(measured)} of {len(lines)}", "on this machine; the rest is modelled"),
-        ("fastest step here", "–" if fastest is None else f"{numbers.significant(fastest['tokens_per_s'])} tokens/s",
-         "nothing measured" if fastest is None else f"{fastest['model']}, {_way(fastest)}, batch {fastest['batch']}"),
-        ("measured over modelled", "–" if ratio is None else f"{ratio['median']:.2f}", "seconds of a step, median"),
+        ("steps measured", f"{len(measured)} of {len(lines)}",
+         "on this machine; the rest is modelled"),
+        ("fastest step here", "–" if fastest is None
+         else f"{numbers.significant(fastest['tokens_per_s'])} tokens/s",
+         "nothing measured" if fastest is None
+         else f"{fastest['model']}, {_way(fastest)}, batch {fastest['batch']}"),
+        ("measured over modelled", "–" if ratio is None else f"{ratio['median']:.2f}",
+         "seconds of a step, median"),
         ("communication", f"{sum(share > 0.5 for share in shares)} of {len(shares)}",
          "rounds on usual links spend over half of their energy on it"),
     ]
@@ -51,16 +61,21 @@ def tiles(document: Document) -> list[tuple[str, str, str]]:
 
 def steps(document: Document) -> str:
     """Of figure (a)."""
-    measured = {(line["model"], line["batch"], line["way"]): line for line in document["steps"] if line["basis"] == "measured"}
-    pairs = [(line, measured[model, batch, "full"]) for (model, batch, way), line in measured.items()
+    measured = {(line["model"], line["batch"], line["way"]): line for line in document["steps"]
+                if line["basis"] == "measured"}
+    pairs = [(line, measured[model, batch, "full"]) for (model, batch, way),
+             line in measured.items()
              if way == "lora" and (model, batch, "full") in measured]
     if not pairs:
         return "No step was measured with LoRA and with full fine-tuning, so nothing is compared."
     lora, full = max(pairs, key=lambda pair: (pair[0]["parameters"], pair[0]["batch"]))
     largest = {line["way"]: max(line["part_s"], key=line["part_s"].get) for line in (lora, full)}
-    shares = {line["way"]: line["part_s"][largest[line["way"]]] / line["step_s"] for line in (lora, full)}
-    return (f"A full step of {lora['model']} at batch {lora['batch']} takes {full['step_s'] / lora['step_s']:.2f} times a LoRA step "
-            f"(measured: {numbers.duration(full['step_s'])} and {numbers.duration(lora['step_s'])}); its largest part is "
+    shares = {line["way"]: line["part_s"][largest[line["way"]]] / line["step_s"]
+              for line in (lora, full)}
+    return (f"A full step of {lora['model']} at batch {lora['batch']} takes "
+            f"{full['step_s'] / lora['step_s']:.2f} times a LoRA step "
+            f"(measured: {numbers.duration(full['step_s'])} and "
+            f"{numbers.duration(lora['step_s'])}); its largest part is "
             f"{_part(largest['full'])} with {numbers.percent(shares['full'], 0)}, that of LoRA "
             f"is {_part(largest['lora'])} with {numbers.percent(shares['lora'], 0)}.")
 
@@ -76,12 +91,18 @@ def mfu(document: Document) -> str:
             gains = "still gains at its largest batch"
             if flat is not None:
                 gains = f"gains less than {100 * GAIN:.0f} % a doubling from batch {flat} on"
-            said.append(f"{name} reaches {numbers.percent(best['mfu_actual'], 0)} ({best['basis']}) and {gains}")
-    return f"Of executed FLOP with {shown_model(document)} and LoRA: {'; '.join(said)}." if said else "No machine's peak is known."
+            said.append(
+                f"{name} reaches {numbers.percent(best['mfu_actual'], 0)} ({best['basis']}) and "
+                f"{gains}")
+    return (
+        f"Of executed FLOP with {shown_model(document)} and LoRA: {'; '.join(said)}." if said
+        else "No machine's peak is known."
+    )
 
 
 def _flat_from(curve: Sequence[tuple[int, float]]) -> int | None:
-    """The batch from which on no larger one that was tried raises the MFU by ``GAIN``; None where the last one still does."""
+    """The batch from which on no larger one that was tried raises the MFU by ``GAIN``; None where
+    the last one still does."""
     flat = None
     for (batch, value), (_, following) in reversed(list(pairwise(curve))):
         if following >= (1 + GAIN) * value:
@@ -101,49 +122,70 @@ def efficiency(document: Document) -> str:
         return "No machine's power is known."
     ranked = sorted(best.items(), key=lambda pair: -pair[1]["tokens_per_joule"])
     (first, top), (last, low) = ranked[0], ranked[-1]
-    here = f"; {HERE} reaches {_joule(best[HERE])}" if HERE in best and HERE not in (first, last) else ""
-    return (f"With {shown_model(document)} and LoRA most tokens a joule come from {first}, {_joule(top)} at batch {top['batch']}, "
-            f"{top['tokens_per_joule'] / low['tokens_per_joule']:.3g} times those of {last}, {_joule(low)}{here}.")
+    here = (
+        f"; {HERE} reaches {_joule(best[HERE])}" if HERE in best and HERE not in (first, last)
+        else ""
+    )
+    return (f"With {shown_model(document)} and LoRA most tokens a joule come from {first}, "
+            f"{_joule(top)} at batch {top['batch']}, "
+            f"{top['tokens_per_joule'] / low['tokens_per_joule']:.3g} times those of {last}, "
+            f"{_joule(low)}{here}.")
 
 
 def granularity(document: Document) -> str:
     """Of figure (d)."""
     found = [line for line in document["rounds"] if line["granularity"] is not None]
-    ruled = {way: [line["granularity"] < 1 for line in found if line["way"] == way] for way in ("lora", "full")}
-    both = {(line["device"], line["model"], line["link"], line["way"]): line["granularity"] for line in found}
-    gains = sorted(value / both[device, model, link, "full"] for (device, model, link, way), value in both.items()
+    ruled = {way: [line["granularity"] < 1 for line in found if line["way"] == way]
+             for way in ("lora", "full")}
+    both = {(line["device"], line["model"], line["link"], line["way"]): line["granularity"]
+            for line in found}
+    gains = sorted(value / both[device, model, link, "full"] for (device, model, link, way),
+                   value in both.items()
                    if way == "lora" and (device, model, link, "full") in both)
     middle = f"; LoRA raises G by a factor of {gains[0]:.3g} to {gains[-1]:.3g}" if gains else ""
-    return (f"The link rules the round (G below 1) in {sum(ruled['full'])} of {len(ruled['full'])} rounds that send all weights and in "
-            f"{sum(ruled['lora'])} of {len(ruled['lora'])} that send LoRA factors, over all machines and links{middle}.")
+    return (f"The link rules the round (G below 1) in {sum(ruled['full'])} of {len(ruled['full'])} "
+            "rounds that send all weights and in "
+            f"{sum(ruled['lora'])} of {len(ruled['lora'])} that send LoRA factors, over all "
+            f"machines and links{middle}.")
 
 
 def servers(document: Document) -> str:
     """Of figure (e)."""
     arms = document["servers"]["arms"]
     plain = next(arm for arm in arms if arm["server"] == "plain")
-    said = [f"{arm['name']} in round {arm['rounds_to_fedavg']}" if arm["rounds_to_fedavg"] else f"{arm['name']} not at all"
+    said = [f"{arm['name']} in round {arm['rounds_to_fedavg']}" if arm["rounds_to_fedavg"]
+            else f"{arm['name']} not at all"
             for arm in arms if arm is not plain]
     ends, rounds, base = plain["losses"][-1], len(plain["losses"]), document["servers"]["base_loss"]
-    return f"FedAvg goes from {base:.3f} to {ends:.3f} in {rounds} rounds; that loss is reached by {', '.join(said)}."
+    return (
+        f"FedAvg goes from {base:.3f} to {ends:.3f} in {rounds} rounds; that loss is reached by "
+        f"{', '.join(said)}."
+    )
 
 
 def energy(document: Document) -> str:
     """Of figure (f)."""
-    mine = [line for line in on_usual_links(document) if line["model"] == shown_model(document) and line["communication_share"] is not None]
+    mine = [line for line in on_usual_links(document) if line["model"] == shown_model(document)
+            and line["communication_share"] is not None]
     said = []
     for way, name in (("full", "all weights are sent"), ("lora", "LoRA factors are sent")):
-        shares = sorted((line["communication_share"], line["device"]) for line in mine if line["way"] == way)
+        shares = sorted((line["communication_share"], line["device"]) for line in mine
+                        if line["way"] == way)
         if shares:
             (low, least), (high, most) = shares[0], shares[-1]
-            said.append(f"{numbers.percent(low)} ({least}) to {numbers.percent(high)} ({most}) where {name}")
-    return f"Of a round's energy, communication takes {', and '.join(said)}." if said else "No round's energy is known."
+            said.append(
+                f"{numbers.percent(low)} ({least}) to {numbers.percent(high)} ({most}) where {name}")
+    return (
+        f"Of a round's energy, communication takes {', and '.join(said)}." if said
+        else "No round's energy is known."
+    )
 
 
 def _curve(document: Document, machine: str, key: str) -> list[Line]:
     """Lines of the shown model with LoRA on a machine, by batch, that have a value."""
     found = [line for line in (*document["steps"], *document["devices"])
-             if (line["device"], line["model"], line["way"]) == (machine, shown_model(document), "lora") and line[key] is not None]
+             if (line["device"], line["model"], line["way"]) == (machine, shown_model(document),
+                 "lora") and line[key] is not None]
     return sorted(found, key=lambda line: int(line["batch"]))
 
 
@@ -152,8 +194,12 @@ def _way(line: Line) -> str:
 
 
 def _part(name: str) -> str:
-    return {"load": "loading the batch", "optimizer": "the optimiser"}.get(name, f"the {name} pass" if name != "loss" else "the loss")
+    return {"load": "loading the batch", "optimizer": "the optimiser"}.get(name, f"the {name} pass"
+        if name != "loss" else "the loss")
 
 
 def _joule(line: Line) -> str:
-    return f"{numbers.significant(line['tokens_per_joule'])} ({line['basis'] if line['basis'] == 'modelled' else 'measured time'})"
+    return (
+        f"{numbers.significant(line['tokens_per_joule'])} "
+        f"({line['basis'] if line['basis'] == 'modelled' else 'measured time'})"
+    )

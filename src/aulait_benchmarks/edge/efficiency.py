@@ -1,8 +1,10 @@
 """What a study of fine-tuning at the edge measures, as formulas of a few numbers each.
 
-Sources: Woisetschlaeger et al., "Federated Fine-Tuning of LLMs on the Very Edge: The Good, the Bad, the Ugly", DEEM 2024
-(energy efficiency as tokens per second per watt, granularity as computing over communicating time); Chowdhery et al.,
-"PaLM", JMLR 2023, appendix B (model FLOPs utilisation). FLOP themselves are counted by ``cost``.
+Sources: Woisetschlaeger et al., "Federated Fine-Tuning of LLMs on the Very Edge: The Good, the Bad,
+the Ugly", DEEM 2024
+(energy efficiency as tokens per second per watt, granularity as computing over communicating time);
+Chowdhery et al., "PaLM", JMLR 2023, appendix B (model FLOPs utilisation). FLOP themselves are
+counted by ``cost``.
 """
 
 from __future__ import annotations
@@ -28,19 +30,22 @@ def tokens_per_s(tokens: float, step_s: float) -> float:
 def mfu(flop: float, step_s: float, peak_flop_per_s: float | None) -> float | None:
     """FLOP a second over the device's peak at that precision; None where the peak is not known.
 
-    ``flop`` by the 6N convention gives the "model" MFU, the FLOP that were executed give the "actual" one. LoRA leaves out
-    the gradients of frozen weights, so its model MFU may exceed its actual one by half, and may exceed 1.
+    ``flop`` by the 6N convention gives the "model" MFU, the FLOP that were executed give the
+    "actual" one. LoRA leaves out the gradients of frozen weights, so its model MFU may exceed its
+    actual one by half, and may exceed 1.
     """
     return flop / step_s / peak_flop_per_s if peak_flop_per_s else None
 
 
 def tokens_per_joule(tokens: float, energy_j: float | None) -> float | None:
-    """Energy efficiency: tokens a second a watt, which is tokens a joule; None where the energy is not known."""
+    """Energy efficiency: tokens a second a watt, which is tokens a joule; None where the energy is
+    not known."""
     return tokens / energy_j if energy_j else None
 
 
 def granularity(computing_s: float, communicating_s: float) -> float:
-    """G of a round: seconds of computing over seconds of communicating. Below 1 the link rules the round."""
+    """G of a round: seconds of computing over seconds of communicating. Below 1 the link rules the
+    round."""
     return computing_s / communicating_s
 
 
@@ -50,7 +55,8 @@ def adapter_numbers(layers: Mapping[str, tuple[int, int]], rank: int) -> int:
 
 
 def network_j(up_bytes: float, down_bytes: float, joules_per_byte: float) -> float:
-    """Joules of the network between a machine and the server: all bytes times what a byte costs over all hops."""
+    """Joules of the network between a machine and the server: all bytes times what a byte costs
+    over all hops."""
     return (up_bytes + down_bytes) * joules_per_byte
 
 
@@ -66,5 +72,6 @@ def communication_share(computing_j: float, waiting_j: float, carried_j: float) 
 
 
 def rounds_to(losses: Sequence[float], goal: float) -> int | None:
-    """The first round, counted from 1, whose loss is at or below the goal; None where no round gets there."""
+    """The first round, counted from 1, whose loss is at or below the goal; None where no round gets
+    there."""
     return next((number for number, loss in enumerate(losses, 1) if loss <= goal), None)

@@ -1,4 +1,5 @@
-"""The step on this machine: measured where memory and time allow, else modelled, and each line says which."""
+"""The step on this machine: measured where memory and time allow, else modelled, and each line says
+which."""
 
 from __future__ import annotations
 
@@ -16,8 +17,11 @@ from aulait_benchmarks.edge.modelled import WAYS, Line, Work, modelled, peak, ra
 from aulait_benchmarks.edge.reference_models import base
 from aulait_benchmarks.edge.step_timing import Lengths, Way
 
-ROOM = 0.85  # of the memory, for what the cost model does not count: the interpreter, libraries, the allocator's gaps
-MAKING_S_PER_WEIGHT = 3e-8  # drawing random weights, of the order seen on a laptop; it only guards the time
+# of the memory, for what the cost model does not count: the interpreter, libraries, the allocator's
+# gaps
+ROOM = 0.85
+# drawing random weights, of the order seen on a laptop; it only guards the time
+MAKING_S_PER_WEIGHT = 3e-8
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,16 @@ class Case:
 
 
 def measured(
-    works: Sequence[Work], profile: Profile, batches: Sequence[int], dtype: str, repetitions: int, seconds: float,
+    works: Sequence[Work], profile: Profile, batches: Sequence[int], dtype: str, repetitions: int,
+    seconds: float,
     tell: Callable[[str], None],
 ) -> list[Line]:
-    """A line for every model, way and batch; the cheapest are measured first, until the time is spent.
+    """A line for every model, way and batch; the cheapest are measured first, until the time is
+    spent.
 
-    Lines that are modelled carry ``scaled_by``: their seconds are the modelled ones (``predicted_s``) times the median ratio of
-    measured over modelled seconds on this machine, 1 where nothing was measured.
+    Lines that are modelled carry ``scaled_by``: their seconds are the modelled ones
+    (``predicted_s``) times the median ratio of measured over modelled seconds on this machine, 1
+    where nothing was measured.
 
     Args:
         works: the models, one after the other in memory.
@@ -58,19 +65,27 @@ def measured(
         mine = [(number, cases[number]) for number in chosen if cases[number].work is work]
         found |= dict(_of_model(mine, profile, dtype, repetitions, ends, ratios, tell))
     scale = median(ratios[1:] or [1.0])
-    return [found.get(number, _reasoned(case, number in chosen, profile, scale)) for number, case in enumerate(cases)]
+    return [found.get(number, _reasoned(case, number in chosen, profile, scale)) for number,
+            case in enumerate(cases)]
 
 
 def _calibrated(work: Work, profile: Profile, dtype: str) -> float:
-    """Measured over modelled seconds of a step on rows an eighth as long: it settles what is tried, and no line."""
+    """Measured over modelled seconds of a step on rows an eighth as long: it settles what is tried,
+    and no line."""
     lengths = Lengths(max(4, work.lengths.source // 8), max(4, work.lengths.target // 8))
     model = base(work.member, dtype, profile.device, max(work.lengths.source, work.lengths.target))
-    took = step_timing.timed(model, "lora", step_timing.worn_for(model, work.rank), 1, lengths, 1, 0.0)
-    return took.step_s / cost_model.seconds(replace(work, lengths=lengths).cost("lora", 1, dtype), profile, dtype)
+    took = step_timing.timed(model, "lora", step_timing.worn_for(model, work.rank), 1, lengths, 1,
+                             0.0)
+    return (
+        took.step_s / cost_model.seconds(replace(work, lengths=lengths).cost("lora", 1, dtype),
+            profile, dtype)
+    )
 
 
-def _affordable(cases: Sequence[Case], profile: Profile, repetitions: int, seconds: float, ratio: float) -> list[int]:
-    """Numbers of the cases that fit into memory and, cheapest first, into the time; modelled seconds times ``ratio``."""
+def _affordable(cases: Sequence[Case], profile: Profile, repetitions: int, seconds: float,
+                ratio: float) -> list[int]:
+    """Numbers of the cases that fit into memory and, cheapest first, into the time; modelled
+    seconds times ``ratio``."""
     chosen: list[int] = []
     made: set[int] = set()
     left = seconds
@@ -88,11 +103,16 @@ def _affordable(cases: Sequence[Case], profile: Profile, repetitions: int, secon
 
 def _fits(case: Case, profile: Profile) -> bool:
     """Whether the step fits with room to spare."""
-    return bool(case.line["fits"]) and (profile.memory_bytes is None or case.line["predicted_bytes"] <= ROOM * profile.memory_bytes)
+    return (
+        bool(case.line["fits"])
+        and (profile.memory_bytes is None or case.line["predicted_bytes"] <= ROOM
+             * profile.memory_bytes)
+    )
 
 
 def _of_model(
-    mine: Sequence[tuple[int, Case]], profile: Profile, dtype: str, repetitions: int, ends: float, ratios: list[float],
+    mine: Sequence[tuple[int, Case]], profile: Profile, dtype: str, repetitions: int, ends: float,
+    ratios: list[float],
     tell: Callable[[str], None],
 ) -> Iterator[tuple[int, Line]]:
     """Measure the cases of one model: LoRA first, for full fine-tuning spoils the weights."""
@@ -107,31 +127,40 @@ def _of_model(
             continue  # slower than the model said: leave it modelled
         tell(f"{work.member.name}, {case.way}, batch {case.batch}")
         with Meter(profile) as meter:
-            took = step_timing.timed(model, case.way, adapter, case.batch, work.lengths, repetitions, left_s)
+            took = step_timing.timed(model, case.way, adapter, case.batch, work.lengths,
+                                     repetitions, left_s)
         ratios.append(took.step_s / case.line["predicted_s"])
         reading = meter.reading
-        energy_j = None if reading.energy_j is None else reading.energy_j * took.step_s / reading.wall_s
+        energy_j = (
+            None if reading.energy_j is None else reading.energy_j * took.step_s / reading.wall_s
+        )
         need = work.cost(case.way, case.batch, dtype)
         told = rates(work, need, case.batch, took.step_s, energy_j, peak(profile, dtype))
         yield number, case.line | told | {
-            "basis": "measured", "part_s": took.part_s, "repetitions": took.repetitions, "energy_basis": reading.energy_source,
+            "basis": "measured", "part_s": took.part_s, "repetitions": took.repetitions,
+            "energy_basis": reading.energy_source,
             "peak_bytes": reading.gpu_peak_bytes or reading.peak_bytes, "reason": ""}
     del model
     gc.collect()
 
 
 def _reasoned(case: Case, chosen: bool, profile: Profile, scale: float) -> Line:
-    """The modelled line, its time scaled as the measured steps ask for, with why it was not measured."""
+    """The modelled line, its time scaled as the measured steps ask for, with why it was not
+    measured."""
     need_gb, has_gb = case.line["predicted_bytes"] / 1e9, (profile.memory_bytes or 0) / 1e9
     if not case.line["fits"]:
         reason = f"needs {need_gb:.1f} GB, the machine has {has_gb:.1f} GB"
     elif not _fits(case, profile):
         reason = f"needs {need_gb:.1f} GB, too close to the machine's {has_gb:.1f} GB"
     else:
-        reason = f"about {scale * case.line['predicted_s']:.2g} s a step, too long for the time that was {'left' if chosen else 'given'}"
+        reason = (
+            f"about {scale * case.line['predicted_s']:.2g} s a step, too long for the time that "
+            f"was {'left' if chosen else 'given'}"
+        )
     line = case.line | {"reason": reason, "scaled_by": scale}
     if line["step_s"] is None:
         return line
     step_s = scale * line["step_s"]
     need = case.work.cost(case.way, case.batch, case.line["dtype"])
-    return line | rates(case.work, need, case.batch, step_s, cost_model.joules(step_s, profile), peak(profile, case.line["dtype"]))
+    return line | rates(case.work, need, case.batch, step_s, cost_model.joules(step_s, profile),
+                        peak(profile, case.line["dtype"]))

@@ -1,4 +1,5 @@
-"""The step and the round of the "Very Edge" study on machines that are not here: modelled by cost and profile.
+"""The step and the round of the "Very Edge" study on machines that are not here: modelled by cost
+and profile.
 
 What is told is a plain table, as the report reads it; every line names its basis.
 """
@@ -61,16 +62,23 @@ class Work:
     def cost(self, way: Way, batch: int, dtype: str) -> Cost:
         """Of one step."""
         source, target = self.lengths.source, self.lengths.target
-        rows = Batch(batch, target, source, target) if self.anatomy.kind == "seq2seq" else Batch(batch, source + target, 0, target)
+        rows = (
+            Batch(batch, target, source, target) if self.anatomy.kind == "seq2seq"
+            else Batch(batch, source + target, 0, target)
+        )
         held = replace(self.anatomy, weight_bytes=BYTES[dtype] * self.parameters)
-        return cost.lora_step(held, rows, self.ranks, dtype=dtype) if way == "lora" else cost.full_step(held, rows, dtype=dtype)
+        return (
+            cost.lora_step(held, rows, self.ranks, dtype=dtype) if way == "lora"
+            else cost.full_step(held, rows, dtype=dtype)
+        )
 
     def tokens(self, batch: int) -> int:
         """Encoder and decoder tokens of a step, none of them padding."""
         return metrics.tokens_read([self.lengths.source] * batch, [self.lengths.target] * batch)
 
     def travel_bytes(self, way: Way, dtype: str) -> int:
-        """One way in a round: factors travel in float32, all weights in the precision they are trained in."""
+        """One way in a round: factors travel in float32, all weights in the precision they are
+        trained in."""
         if way == "lora":
             return 4 * metrics.adapter_numbers(self.shapes, self.rank)
         return BYTES[dtype] * self.parameters
@@ -82,26 +90,33 @@ def precision(profile: Profile) -> str:
 
 
 def peak(profile: Profile, dtype: str) -> float | None:
-    """The denominator of MFU: the data sheet's peak, else what a large matrix product was measured to sustain."""
+    """The denominator of MFU: the data sheet's peak, else what a large matrix product was measured
+    to sustain."""
     return profile.peak_flop_per_s.get(dtype) or profile.flop_per_s.get(dtype)
 
 
 def modelled(work: Work, way: Way, batch: int, profile: Profile, dtype: str) -> Line:
-    """One step on a machine; seconds and joules are None where it does not fit the machine's memory."""
+    """One step on a machine; seconds and joules are None where it does not fit the machine's
+    memory."""
     need = work.cost(way, batch, dtype)
     fits = profile.memory_bytes is None or need.memory_bytes <= profile.memory_bytes
     step_s = cost.seconds(need, profile, dtype) if fits else None
     energy_j = cost.joules(step_s, profile) if step_s is not None else None
-    line = {"device": profile.name, "dtype": dtype, "model": work.member.name, "parameters": work.parameters, "way": way, "batch": batch,
-            "basis": "modelled", "fits": fits, "part_s": None, "predicted_s": step_s, "predicted_bytes": need.memory_bytes,
-            "bound": bound(need, profile, dtype), "energy_basis": None if energy_j is None else f"modelled from {profile.power_w:g} W"}
+    line = {"device": profile.name, "dtype": dtype, "model": work.member.name,
+            "parameters": work.parameters, "way": way, "batch": batch,
+            "basis": "modelled", "fits": fits, "part_s": None, "predicted_s": step_s,
+            "predicted_bytes": need.memory_bytes,
+            "bound": bound(need, profile, dtype), "energy_basis": None if energy_j is None
+            else f"modelled from {profile.power_w:g} W"}
     return line | rates(work, need, batch, step_s, energy_j, peak(profile, dtype))
 
 
-def rates(work: Work, need: Cost, batch: int, step_s: float | None, energy_j: float | None, peak_flop_per_s: float | None) -> Line:
+def rates(work: Work, need: Cost, batch: int, step_s: float | None, energy_j: float | None,
+          peak_flop_per_s: float | None) -> Line:
     """The metrics of a step that took so many seconds and joules."""
     tokens = work.tokens(batch)
-    told: Line = {"tokens": tokens, "step_s": step_s, "energy_j": energy_j, "model_flop": need.model_flop, "flop": need.flop}
+    told: Line = {"tokens": tokens, "step_s": step_s, "energy_j": energy_j,
+                  "model_flop": need.model_flop, "flop": need.flop}
     if step_s is None:
         return told | dict.fromkeys(("tokens_per_s", "mfu_model", "mfu_actual", "tokens_per_joule"))
     return told | {
@@ -113,15 +128,21 @@ def rates(work: Work, need: Cost, batch: int, step_s: float | None, energy_j: fl
 
 
 def bound(need: Cost, profile: Profile, dtype: str) -> str:
-    """What takes most of the step: "arithmetic", "memory" (its bandwidth) or "operations" (starting them)."""
-    arithmetic_s = need.flop / profile.flop_per_s.get(dtype, next(iter(profile.flop_per_s.values())))
+    """What takes most of the step: "arithmetic", "memory" (its bandwidth) or "operations" (starting
+    them)."""
+    arithmetic_s = (
+        need.flop / profile.flop_per_s.get(dtype, next(iter(profile.flop_per_s.values())))
+    )
     memory_s = need.moved_bytes / profile.memory_bytes_per_s if profile.memory_bytes_per_s else 0.0
-    taken_s = {"arithmetic": arithmetic_s, "memory": memory_s, "operations": need.operations * profile.operation_s}
+    taken_s = {"arithmetic": arithmetic_s, "memory": memory_s,
+               "operations": need.operations * profile.operation_s}
     return max(taken_s, key=lambda part: taken_s[part])
 
 
-def round_of(line: Line, work: Work, profile: Profile, link: str, rows: int, joules_per_byte: float | None) -> Line:
-    """A federated round in steps of a line: computing, communicating, granularity, and where the joules go.
+def round_of(line: Line, work: Work, profile: Profile, link: str, rows: int,
+             joules_per_byte: float | None) -> Line:
+    """A federated round in steps of a line: computing, communicating, granularity, and where the
+    joules go.
 
     Args:
         line: of one step; where it does not fit, what depends on its seconds is None.
@@ -133,17 +154,22 @@ def round_of(line: Line, work: Work, profile: Profile, link: str, rows: int, jou
     """
     over, steps = LINKS[link], math.ceil(rows / line["batch"])
     size_bytes = work.travel_bytes(line["way"], line["dtype"])
-    transfers_s = sum(transfer_s(size_bytes, rate, over.latency_s) for rate in (over.down_bytes_per_s, over.up_bytes_per_s))
+    transfers_s = sum(transfer_s(size_bytes, rate, over.latency_s)
+                      for rate in (over.down_bytes_per_s, over.up_bytes_per_s))
     per_byte = over.joules_per_byte if joules_per_byte is None else joules_per_byte
-    told: Line = {key: line[key] for key in ("device", "dtype", "model", "parameters", "way", "batch", "basis", "fits")}
-    told |= {"link": link, "steps": steps, "up_bytes": size_bytes, "down_bytes": size_bytes, "communicating_s": transfers_s}
-    told |= {"joules_per_byte": per_byte, "network_j": metrics.network_j(size_bytes, size_bytes, per_byte),
+    told: Line = {key: line[key] for key in ("device", "dtype", "model", "parameters", "way",
+        "batch", "basis", "fits")}
+    told |= {"link": link, "steps": steps, "up_bytes": size_bytes, "down_bytes": size_bytes,
+             "communicating_s": transfers_s}
+    told |= {"joules_per_byte": per_byte, "network_j": metrics.network_j(size_bytes, size_bytes,
+        per_byte),
              "waiting_j": None if profile.idle_w is None else profile.idle_w * transfers_s}
     empty = dict.fromkeys(("computing_s", "granularity", "computing_j", "communication_share"))
     if line["step_s"] is None:
         return told | empty
     computing_s = steps * line["step_s"]
-    told |= {"computing_s": computing_s, "granularity": metrics.granularity(computing_s, transfers_s)}
+    told |= {"computing_s": computing_s, "granularity": metrics.granularity(computing_s,
+        transfers_s)}
     if line["energy_j"] is None:
         return told | {"computing_j": None, "communication_share": None}
     computing_j = steps * line["energy_j"]

@@ -1,4 +1,5 @@
-"""Families of models by their published sizes, with random weights: to be timed and counted, not to be used.
+"""Families of models by their published sizes, with random weights: to be timed and counted, not to
+be used.
 
 FLAN-T5: Chung et al., "Scaling Instruction-Finetuned Language Models", 2022; its sizes are those
 of T5 v1.1 with an output head of its own.
@@ -26,15 +27,18 @@ class Member:
 
     Attributes:
         name: as the figures show it; an id or a path where ``sizes`` is empty.
-        sizes: widths and depths of a T5 with a gated feed-forward layer; empty for a model that is loaded.
+        sizes: widths and depths of a T5 with a gated feed-forward layer; empty for a model that is
+            loaded.
     """
 
     name: str
     sizes: Mapping[str, int]
 
 
-def _t5(name: str, width: int, inner: int, heads: int, blocks: int, vocabulary: int = 32128, head: int = 64) -> Member:
-    return Member(name, {"d_model": width, "d_ff": inner, "num_heads": heads, "num_layers": blocks, "d_kv": head, "vocab_size": vocabulary})
+def _t5(name: str, width: int, inner: int, heads: int, blocks: int, vocabulary: int = 32128,
+        head: int = 64) -> Member:
+    return Member(name, {"d_model": width, "d_ff": inner, "num_heads": heads, "num_layers": blocks,
+                         "d_kv": head, "vocab_size": vocabulary})
 
 
 FAMILIES: Mapping[str, tuple[Member, ...]] = {
@@ -59,7 +63,8 @@ def members(family: str, model: str | None = None) -> tuple[Member, ...]:
     """
     if model is not None:
         return (Member(model, {}),)
-    require(family in FAMILIES, ModelError, f"family '{family}' is unknown; {nearest(family, list(FAMILIES))}")
+    require(family in FAMILIES, ModelError,
+            f"family '{family}' is unknown; {nearest(family, list(FAMILIES))}")
     return FAMILIES[family]
 
 
@@ -72,12 +77,15 @@ def configuration(member: Member) -> Any:
     from transformers import AutoConfig, T5Config
 
     if member.sizes:
-        return T5Config(**member.sizes, feed_forward_proj="gated-gelu", dropout_rate=0.0, decoder_start_token_id=0,
+        return T5Config(**member.sizes, feed_forward_proj="gated-gelu", dropout_rate=0.0,
+                        decoder_start_token_id=0,
                         pad_token_id=0, eos_token_id=1, tie_word_embeddings=False)
     try:
         return AutoConfig.from_pretrained(BREW if member.name == "brew" else member.name)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model '{member.name}' cannot be read ({str(error).splitlines()[0][:120]}); expected 'brew', a folder "
+        raise ModelError(
+            f"model '{member.name}' cannot be read ({str(error).splitlines()[0][:120]}); expected "
+            "'brew', a folder "
                          "with config.json, or a Hugging Face id and a network to reach it") from error
 
 
@@ -97,12 +105,18 @@ def base(member: Member, dtype: str, device: str, context: int) -> Base:
         return load(config)
     from transformers import AutoModelForSeq2SeqLM
 
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    place = (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto"
+        else torch.device(device)
+    )
     with torch.device(place):
         model = AutoModelForSeq2SeqLM.from_config(found, dtype=getattr(torch, dtype))
-        # transformers 5 shares the head with the embedding in every T5 it makes; the published FLAN-T5 have a head of their own
-        model.lm_head = nn.Linear(found.d_model, found.vocab_size, bias=False, dtype=getattr(torch, dtype))
-    made = Base(model.requires_grad_(False).eval(), _numbered_words(found.vocab_size), place, config)
+        # transformers 5 shares the head with the embedding in every T5 it makes; the published
+        # FLAN-T5 have a head of their own
+        model.lm_head = nn.Linear(found.d_model, found.vocab_size, bias=False,
+                                  dtype=getattr(torch, dtype))
+    made = Base(model.requires_grad_(False).eval(), _numbered_words(found.vocab_size), place,
+                config)
     wrap(made)
     return made
 
@@ -114,10 +128,12 @@ def _numbered_words(vocabulary: int) -> Any:
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{number}": number for number in range(3, vocabulary)}
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{number}": number
+        for number in range(3, vocabulary)}
     inner = Tokenizer(WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment,unused-ignore]
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>",
+        unk_token="<unk>")
 
 
 def counted(member: Member) -> Anatomy:
@@ -130,4 +146,5 @@ def counted(member: Member) -> Anatomy:
 
 def adapted(body: Anatomy) -> dict[str, tuple[int, int]]:
     """(M, N) of the attention layers by name, which carry LoRA in the study."""
-    return {name: shape for block in body.blocks for name, shape in block.layers.items() if name.rpartition(".")[2] in ATTENTION}
+    return {name: shape for block in body.blocks for name, shape in block.layers.items()
+            if name.rpartition(".")[2] in ATTENTION}

@@ -1,9 +1,11 @@
-"""Server optimisers by round: one small federation on built-in data, once for every optimiser and rate.
+"""Server optimisers by round: one small federation on built-in data, once for every optimiser and
+rate.
 
-Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021; the comparison is that of the "Very Edge" study
-(FedAvg, FedAvgM, FedAdam, FedAdamW). The arms differ in the server's step alone: the same clients, batches and seeds. Each
-optimiser is shown at the rate of its small grid that ends with the lowest held-out loss, so that rates are not compared
-in the place of optimisers.
+Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021; the comparison is that of the
+"Very Edge" study
+(FedAvg, FedAvgM, FedAdam, FedAdamW). The arms differ in the server's step alone: the same clients,
+batches and seeds. Each optimiser is shown at the rate of its small grid that ends with the lowest
+held-out loss, so that rates are not compared in the place of optimisers.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from aulait.runs.setup import Workshop
 from aulait.runs.sweep import Arm, Job, run_one
 from aulait_benchmarks.edge.efficiency import rounds_to
 
-NAMES: Mapping[str, str] = {"plain": "FedAvg", "momentum": "FedAvgM", "adam": "FedAdam", "adamw": "FedAdamW"}
+NAMES: Mapping[str, str] = {"plain": "FedAvg", "momentum": "FedAvgM", "adam": "FedAdam",
+                            "adamw": "FedAdamW"}
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,15 @@ class Federation:
     batch: int = 4
     lr: float = 1e-3
     rates: tuple[tuple[str, tuple[float, ...]], ...] = (
-        ("plain", (1.0, 2.0)), ("momentum", (0.3, 1.0)), ("adam", (0.01, 0.03)), ("adamw", (0.01, 0.03)))
+        ("plain", (1.0, 2.0)), ("momentum", (0.3, 1.0)), ("adam", (0.01, 0.03)),
+        ("adamw", (0.01, 0.03)))
     decay: float = 0.1
     seed: int = 0
 
 
 QUICK = Federation(
-    clients=3, rounds=3, steps=2, batch=2, rates=(("plain", (1.0,)), ("momentum", (1.0,)), ("adam", (0.01,)), ("adamw", (0.01,))))
+    clients=3, rounds=3, steps=2, batch=2, rates=(("plain", (1.0,)), ("momentum", (1.0,)),
+        ("adam", (0.01,)), ("adamw", (0.01,))))
 
 
 def servers(size: Federation, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -63,8 +68,9 @@ def servers(size: Federation, tell: Callable[[str], None] = lambda _: None) -> d
         tell: told what is done next, for a progress line.
 
     Returns:
-        base_loss (nats a token, before training), arms (a table each of name, server, rate, losses by round, rates_tried with
-        the last loss of each, rounds_to_fedavg: the first round at or below FedAvg's last loss, or None), and the settings.
+        base_loss (nats a token, before training), arms (a table each of name, server, rate, losses
+        by round, rates_tried with the last loss of each, rounds_to_fedavg: the first round at or
+            below FedAvg's last loss, or None), and the settings.
     """
     workshop, base_loss = Workshop(), 0.0
     arms: list[dict[str, Any]] = []
@@ -75,21 +81,28 @@ def servers(size: Federation, tell: Callable[[str], None] = lambda _: None) -> d
             base_loss, tried[rate] = _losses(size, server, rate, workshop)
         best = min(tried, key=lambda rate: tried[rate][-1])
         last = [{"rate": rate, "last_loss": losses[-1]} for rate, losses in tried.items()]
-        arms.append({"name": NAMES[server], "server": server, "rate": best, "losses": tried[best], "rates_tried": last})
+        arms.append({"name": NAMES[server], "server": server, "rate": best, "losses": tried[best],
+                     "rates_tried": last})
     goal = next(arm["losses"][-1] for arm in arms if arm["server"] == "plain")
     for arm in arms:
         arm["rounds_to_fedavg"] = rounds_to(arm["losses"], goal)
-    told = {"clients": size.clients, "rounds": size.rounds, "steps": size.steps, "batch": size.batch, "lr": size.lr, "seed": size.seed}
-    return {"base": "brew", "data": "docstrings", "algorithm": "fedit", "base_loss": base_loss, "arms": arms, **told}
+    told = {"clients": size.clients, "rounds": size.rounds, "steps": size.steps,
+            "batch": size.batch, "lr": size.lr, "seed": size.seed}
+    return {"base": "brew", "data": "docstrings", "algorithm": "fedit", "base_loss": base_loss,
+            "arms": arms, **told}
 
 
-def _losses(size: Federation, server: str, rate: float, workshop: Workshop) -> tuple[float, list[float]]:
+def _losses(size: Federation, server: str, rate: float, workshop: Workshop) -> tuple[float,
+        list[float]]:
     """The base's held-out loss, and that after each round of one run."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "run"
-        done = run_one(Job(Arm(server, ()), size.seed, path, build(_tree(size, server, rate))), workshop)
-        require(done.status != "failed", ConfigError, f"the run with server '{server}' failed ({done.message}); try --no-servers")
-        lines = [json.loads(line) for line in (path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+        done = run_one(Job(Arm(server, ()), size.seed, path, build(_tree(size, server, rate))),
+                       workshop)
+        require(done.status != "failed", ConfigError,
+                f"the run with server '{server}' failed ({done.message}); try --no-servers")
+        lines = [json.loads(line)
+                 for line in (path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
         base = json.loads((path / "result.json").read_text(encoding="utf-8"))["base_eval"]["loss"]
     return float(base), [float(line["eval"]["loss"]) for line in lines if line["stage"] == "train"]
 
@@ -100,9 +113,11 @@ def _tree(size: Federation, server: str, rate: float) -> dict[str, Any]:
         "run": {"name": "edge", "seed": size.seed},
         "model": {"context": 64},
         "adapter": {"rank": 8, "targets": "attention"},
-        "data": {"source": "docstrings", "clients": size.clients, "records_per_client": 20, "holdout": 0.2, "too_long": "cut"},
+        "data": {"source": "docstrings", "clients": size.clients, "records_per_client": 20,
+                 "holdout": 0.2, "too_long": "cut"},
         "federation": {"tier": [{"name": "everyone", "placement": "local"}]},
-        "algorithm": {"name": "fedit", "server": server, "server_lr": rate, "server_decay": size.decay if server == "adamw" else 0.0},
+        "algorithm": {"name": "fedit", "server": server, "server_lr": rate,
+                      "server_decay": size.decay if server == "adamw" else 0.0},
         "train": {"rounds": size.rounds, "steps": size.steps, "batch": size.batch, "lr": size.lr},
         "evaluate": {"every": 1, "records_per_client": 4},
         "privacy": {"off": True},

@@ -1,7 +1,8 @@
 """One training step in its parts, on the clock: batch load, forward, loss, backward, optimiser.
 
-The parts are those of the "Very Edge" study (Woisetschlaeger et al., 2024). The step is the one of this package: text
-is tokenised and padded by ``rows``, LoRA is worn by the shared base, gradients are clipped, AdamW steps.
+The parts are those of the "Very Edge" study (Woisetschlaeger et al., 2024). The step is the one of
+this package: text is tokenised and padded by ``rows``, LoRA is worn by the shared base, gradients
+are clipped, AdamW steps.
 
 Shape letters: X scored positions · V vocabulary.
 """
@@ -32,7 +33,8 @@ PARTS = ("load", "forward", "loss", "backward", "optimizer")
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of every row, all of them real: ``source`` at the encoder (or of the prompt), ``target`` at the decoder."""
+    """Tokens of every row, all of them real: ``source`` at the encoder (or of the prompt),
+    ``target`` at the decoder."""
 
     source: int
     target: int
@@ -61,7 +63,8 @@ class Timed:
 
 
 class Cut(Encoder):
-    """Encodes a record afresh every time, so that a batch pays for its tokens, and cuts it to the lengths."""
+    """Encodes a record afresh every time, so that a batch pays for its tokens, and cuts it to the
+    lengths."""
 
     def __init__(self, base: Base, lengths: Lengths) -> None:
         super().__init__(base)
@@ -75,18 +78,23 @@ class Cut(Encoder):
 
 
 def texts(base: Base, lengths: Lengths, count: int, seed: int = 0) -> list[Record]:
-    """Made-up records that are at least as long as asked: words of random tokens of the base's own vocabulary."""
+    """Made-up records that are at least as long as asked: words of random tokens of the base's own
+    vocabulary."""
     generator = torch.Generator().manual_seed(seed)
     tokenizer = base.tokenizer
 
     def words(number: int) -> str:
         ids = torch.randint(3, len(tokenizer), (2 * number,), generator=generator).tolist()
-        return " ".join(tokenizer.convert_ids_to_tokens(i) for i in ids) if base.config.name != "brew" else str(tokenizer.decode(ids))
+        return (
+            " ".join(tokenizer.convert_ids_to_tokens(i) for i in ids) if base.config.name != "brew"
+            else str(tokenizer.decode(ids))
+        )
 
     return [Record(words(lengths.target), prompt=words(lengths.source)) for _ in range(count)]
 
 
-def timed(base: Base, way: Way, adapter: Adapter, batch: int, lengths: Lengths, repetitions: int, seconds: float) -> Timed:
+def timed(base: Base, way: Way, adapter: Adapter, batch: int, lengths: Lengths, repetitions: int,
+          seconds: float) -> Timed:
     """Time the parts of a step.
 
     Args:
@@ -102,7 +110,8 @@ def timed(base: Base, way: Way, adapter: Adapter, batch: int, lengths: Lengths, 
     with ExitStack() as stack:
         if way == "lora":
             stack.enter_context(wearing(base, [adapter]))
-            leaves = [factor for name in adapter.factors if (worn := base.slots[name].worn) is not None for factor in worn[:2]]
+            leaves = [factor for name in adapter.factors
+                      if (worn := base.slots[name].worn) is not None for factor in worn[:2]]
         else:
             leaves = list(base.model.parameters())
         for leaf in leaves:
@@ -110,17 +119,21 @@ def timed(base: Base, way: Way, adapter: Adapter, batch: int, lengths: Lengths, 
             stack.callback(_at_rest, leaf)
         optimizer = torch.optim.AdamW(leaves, lr=1e-4)
         began, spent = time.perf_counter(), [_step(base, encode, records, leaves, optimizer)]
-        while len(spent) < 2 or (len(spent) <= repetitions and time.perf_counter() - began < seconds):
+        while len(spent) < 2 or (len(spent) <= repetitions and time.perf_counter() - began
+                                 < seconds):
             spent.append(_step(base, encode, records, leaves, optimizer))
     lines = spent[1:]
     coded = [encode(record) for record in records]
-    part_s = {part: statistics.median(line[number] for line in lines) for number, part in enumerate(PARTS)}
-    return Timed(part_s, tuple(n for _, n in coded), tuple(len(ids) - n for ids, n in coded), len(lines))
+    part_s = {part: statistics.median(line[number] for line in lines) for number,
+              part in enumerate(PARTS)}
+    return Timed(part_s, tuple(n for _, n in coded), tuple(len(ids) - n for ids, n in coded),
+                 len(lines))
 
 
 def worn_for(base: Base, rank: int, chosen: str | tuple[str, ...] = "attention") -> Adapter:
     """A fresh adapter for the base's attention layers, alpha twice the rank."""
-    return initial(targets(base, AdapterConfig(rank=rank, targets=chosen)), rank, 2.0 * rank, Seeds(0))
+    return initial(targets(base, AdapterConfig(rank=rank, targets=chosen)), rank, 2.0 * rank,
+                   Seeds(0))
 
 
 def _at_rest(leaf: Tensor) -> None:
@@ -128,7 +141,8 @@ def _at_rest(leaf: Tensor) -> None:
     leaf.requires_grad_(False)
 
 
-def _step(base: Base, encode: Encoder, records: Sequence[Record], leaves: list[Tensor], optimizer: torch.optim.Optimizer) -> list[float]:
+def _step(base: Base, encode: Encoder, records: Sequence[Record], leaves: list[Tensor],
+          optimizer: torch.optim.Optimizer) -> list[float]:
     """Seconds of each part of one step, in the order of ``PARTS``."""
     rows, load_s = _clocked(base, lambda: collate(base, encode, records))
     (out_XV, target_X, _), forward_s = _clocked(base, lambda: scored(base, rows))

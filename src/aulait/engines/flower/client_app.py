@@ -1,6 +1,7 @@
 """The Flower client app: hand a message to the resident worker, hand its answer back.
 
-Flower starts a new process for every message, so this file and what it loads stay light: no torch, no model, no data.
+Flower starts a new process for every message, so this file and what it loads stay light: no torch,
+no model, no data.
 Where the worker is: the environment's AULAIT_SOCKET, else ``socket`` in the node's configuration.
 """
 
@@ -26,10 +27,14 @@ LIMIT_BYTES = int(os.environ.get("AULAIT_MESSAGE_BYTES", 2**31))
 def query(message: Message, context: Context) -> Message:
     """Any message of aulait; the packet inside says of which kind."""
     where = os.environ.get("AULAIT_SOCKET") or str(context.node_config.get("socket", ""))
-    require(bool(where), DeviceError, "found no socket of a worker, expected AULAIT_SOCKET or node-config socket=...; run 'aulait join'")
+    require(bool(where), DeviceError,
+        "found no socket of a worker, expected AULAIT_SOCKET or node-config socket=...; run "
+        "'aulait join'")
     raw = flwr_records.raw(message.content, LIMIT_BYTES)
-    # Health is not signed and its answer holds the last error in full: it is for this machine's own questions.
-    require(envelope.kind_of(raw, LIMIT_BYTES) != "health", WireError, "a question after the worker's health came over the network; refused")
+    # Health is not signed and its answer holds the last error in full: it is for this machine's own
+    # questions.
+    require(envelope.kind_of(raw, LIMIT_BYTES) != "health", WireError,
+            "a question after the worker's health came over the network; refused")
     with local_socket.calling(Path(where), None) as connection:
         local_socket.send_raw(connection, raw)
         answer = local_socket.receive(connection, LIMIT_BYTES)

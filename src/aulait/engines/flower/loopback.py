@@ -1,6 +1,8 @@
-"""A whole deployment on one machine: keys, site files and data laid out in a folder, every process a real one, TLS and all.
+"""A whole deployment on one machine: keys, site files and data laid out in a folder, every process
+a real one, TLS and all.
 
-For the demonstration, the benchmark and the tests; and the shortest description of what an operator and his sites do.
+For the demonstration, the benchmark and the tests; and the shortest description of what an operator
+and his sites do.
 """
 
 from __future__ import annotations
@@ -67,10 +69,12 @@ class Loopback:
         site, until = site_file.read(self.sites[name]), time.monotonic() + START_S
         while worker.running(site) is None:
             alive = self.running[name].poll() is None and time.monotonic() < until
-            require(alive, DeviceError, f"site '{name}' did not start: {processes.last_words(self.log(name), 3)}")
+            require(alive, DeviceError,
+                    f"site '{name}' did not start: {processes.last_words(self.log(name), 3)}")
             time.sleep(0.1)
 
-    def serve(self, experiment: Path, out: Path, *words: str, command: Sequence[str] = COMMAND) -> subprocess.Popen[bytes]:
+    def serve(self, experiment: Path, out: Path, *words: str,
+              command: Sequence[str] = COMMAND) -> subprocess.Popen[bytes]:
         """Start the coordinator for one run; it ends by itself.
 
         Args:
@@ -79,7 +83,8 @@ class Loopback:
             words: more of ``aulait serve``.
             command: what takes the words ``serve FILE ...``; by default aulait.
         """
-        self._start("server", ["serve", str(experiment), "--keys", str(self.keys), "--host", self.host, "--port", str(self.port),
+        self._start("server", ["serve", str(experiment), "--keys", str(self.keys), "--host",
+                               self.host, "--port", str(self.port),
                                "--out", str(out), "--json", *words], command)
         return self.running["server"]
 
@@ -112,18 +117,22 @@ class Loopback:
                 process.kill()
                 process.wait(5)
 
-    def _start(self, name: str, words: Sequence[str], command: Sequence[str] = COMMAND, more: Mapping[str, str] | None = None) -> None:
+    def _start(self, name: str, words: Sequence[str], command: Sequence[str] = COMMAND,
+               more: Mapping[str, str] | None = None) -> None:
         self.log(name).parent.mkdir(parents=True, exist_ok=True)
         around = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(more or {})}
         with self.log(name).open("ab") as log:
-            self.running[name] = subprocess.Popen([*command, *words], stdout=log, stderr=subprocess.STDOUT, env=around,
+            self.running[name] = subprocess.Popen([*command, *words], stdout=log,
+                stderr=subprocess.STDOUT, env=around,
                                                   stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 @contextlib.contextmanager
 def laid_out(
-    folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], limits: Mapping[str, Mapping[str, Any]] | None = None, *,
-    embedders: Mapping[str, str] | None = None, models: Mapping[str, str] | None = None, fields: Mapping[str, str] | None = None,
+    folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    limits: Mapping[str, Mapping[str, Any]] | None = None, *,
+    embedders: Mapping[str, str] | None = None, models: Mapping[str, str] | None = None,
+    fields: Mapping[str, str] | None = None,
     host: str = "127.0.0.1",
 ) -> Iterator[Loopback]:
     """Keys, sites and their data in a folder; everything started is ended on the way out.
@@ -131,7 +140,8 @@ def laid_out(
     Args:
         folder: new or empty; its path must be short enough for local sockets.
         rows: site -> its own rows.
-        limits: site -> keys of ``[limits]``; by default runs without privacy are allowed, as "local" and "proxy".
+        limits: site -> keys of ``[limits]``; by default runs without privacy are allowed, as
+            "local" and "proxy".
         embedders, models: of every site file; by default those of the template.
         fields: keys of ``[data]`` beside the source.
         host: address of the server, in its certificate and in the site files.
@@ -145,10 +155,13 @@ def laid_out(
         keys.enrol(folder / "server", name, home / "site-key.pub")
         for public in ("ca.pem", "order-key.pub"):
             (home / public).write_bytes((folder / "server" / public).read_bytes())
-        (home / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
-        allowed = {"privacy": False, "roles": ["local", "proxy"], "threads": 1} | dict((limits or {}).get(name, {}))
+        (home / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own),
+            encoding="utf-8")
+        allowed = {"privacy": False, "roles": ["local", "proxy"],
+                   "threads": 1} | dict((limits or {}).get(name, {}))
         tables = {"site": {"name": name, "server": f"{host}:{port}", "state": "state"},
-                  "data": {"source": "own.jsonl", **(fields or {})}, "models": dict(models or {"brew": "brew"}),
+                  "data": {"source": "own.jsonl", **(fields or {})},
+                  "models": dict(models or {"brew": "brew"}),
                   "embedders": dict(embedders or {"minilm": "minilm"}), "limits": allowed}
         (home / "site.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
         sites[name] = home / "site.toml"

@@ -1,4 +1,5 @@
-"""Child processes: a log that does not grow for ever, a free port, the end of a process with all that it started."""
+"""Child processes: a log that does not grow for ever, a free port, the end of a process with all
+that it started."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ from aulait.core.registry import require
 _LARGE_LOG_BYTES: Final = 10 * 2**20
 
 
-def start(words: Sequence[str], log: Path, environment: Mapping[str, str], told: int | None = None) -> subprocess.Popen[bytes]:
-    """A process in a session of its own, so that an interrupt at the terminal reaches us alone; it writes into its log.
+def start(words: Sequence[str], log: Path, environment: Mapping[str, str],
+          told: int | None = None) -> subprocess.Popen[bytes]:
+    """A process in a session of its own, so that an interrupt at the terminal reaches us alone; it
+    writes into its log.
 
     Args:
         words: the command.
@@ -31,16 +34,19 @@ def start(words: Sequence[str], log: Path, environment: Mapping[str, str], told:
     """
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     set_aside(log)
-    given = {**environment, "AULAIT_ROOT": str(os.getpid()), **({} if told is None else {"AULAIT_TELL": str(told)})}
+    given = {**environment, "AULAIT_ROOT": str(os.getpid()),
+             **({} if told is None else {"AULAIT_TELL": str(told)})}
     with open(log, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as output:
         return subprocess.Popen(
-            words, env=given, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, umask=0o077,
+            words, env=given, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            cwd=log.parent, umask=0o077,
             start_new_session=True, pass_fds=() if told is None else (told,),
         )  # fmt: skip
 
 
 def set_aside(log: Path) -> None:
-    """Move what a large log holds to NAME.1, also under a process that writes it: it appends, and so goes on at the beginning.
+    """Move what a large log holds to NAME.1, also under a process that writes it: it appends, and
+    so goes on at the beginning.
 
     A line of that very moment may be lost. A disk that is full stops nothing.
     """
@@ -57,7 +63,8 @@ def end(process: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)  # what it had started, and itself if it did not listen
+        # what it had started, and itself if it did not listen
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
@@ -97,7 +104,9 @@ def claim(host: str, port: int, wait_s: float) -> None:
             return
         except OSError as error:
             if time.monotonic() > until:
-                raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror or error}), expected a free port of this machine; "
+                raise ConfigError(
+                    f"cannot listen on {host}:{port} ({error.strerror or error}), expected a free "
+                    "port of this machine; "
                                   "choose another with --host and --port, or end what listens there") from None
         time.sleep(0.2)
 
@@ -124,14 +133,18 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: another one has it.
     """
-    descriptor, until = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600), time.monotonic() + 1.0
+    descriptor, until = os.open(folder / "lock", os.O_RDWR | os.O_CREAT,
+                                0o600), time.monotonic() + 1.0
     try:
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError:  # for a moment also whoever asks whether it is held
-                text = f"found another process at work in {folder}, expected none; end it, or choose another folder"
+                text = (
+                    f"found another process at work in {folder}, expected none; end it, or choose "
+                    "another folder"
+                )
                 require(time.monotonic() < until, ConfigError, text)
             time.sleep(0.05)
         yield
@@ -140,9 +153,11 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def held(path: Path) -> bool:
-    """Whether some process holds the lock on this file; the kernel takes it away from a process that died.
+    """Whether some process holds the lock on this file; the kernel takes it away from a process
+    that died.
 
-    The lock is asked for shared and without waiting, and given back at once where it was free: nobody is turned out of it.
+    The lock is asked for shared and without waiting, and given back at once where it was free:
+        nobody is turned out of it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)

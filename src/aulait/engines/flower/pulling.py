@@ -1,8 +1,9 @@
 """Answers out of the SuperLink, one by one, whatever is in them.
 
-Flower's own ``Grid.pull_messages`` puts all answers of a call together before it gives the first; one that cannot be put together
-ends the call and takes the others along, and pieces that do not come are waited for by the hour. Here an answer that is
-none is told as such, with the letter that it answers, and the next one is looked at. Only one is in memory at a time.
+Flower's own ``Grid.pull_messages`` puts all answers of a call together before it gives the first;
+one that cannot be put together ends the call and takes the others along, and pieces that do not
+come are waited for by the hour. Here an answer that is none is told as such, with the letter that
+it answers, and the next one is looked at. Only one is in memory at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from aulait.core.errors import WireError
 from aulait.core.registry import require
 from aulait.engines.flower.hardening.patching import Pieces
 
-_PIECES_S: Final = 60.0  # our own SuperLink gives answers that are there as a whole; a plain one may give them before
+# our own SuperLink gives answers that are there as a whole; a plain one may give them before
+_PIECES_S: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -69,27 +71,35 @@ def pulled(grid: Any, letters: Sequence[str], limit: int) -> Iterator[Pulled]:
         except WireError as error:
             yield Pulled(letter, None, str(error))
         except ValueError as error:
-            yield Pulled(letter, None, f"sent what is no message of Flower's, or too large a one ({error})")
+            yield Pulled(letter, None,
+                         f"sent what is no message of Flower's, or too large a one ({error})")
         except Exception as error:  # whatever a stranger's bytes do to Flower's reading of them
-            yield Pulled(letter, None, f"sent what is no message of Flower's ({type(error).__name__})")
+            yield Pulled(letter, None,
+                         f"sent what is no message of Flower's ({type(error).__name__})")
         with contextlib.suppress(httpx.HTTPError):  # it is not kept any longer
-            client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(node=grid.node, run_id=grid.run.run_id, message_object_id=name))
+            client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(node=grid.node,
+                run_id=grid.run.run_id, message_object_id=name))
 
 
 def _message(grid: Any, client: Any, name: str, tree: Any, limit: int) -> Message:
     """Pull all pieces of an answer and put them together, within the limit before and after."""
-    piece, pieces = make_pull_object_fn_protobuf(client.PullObject, grid.node, grid.run.run_id), Pieces(limit)
+    piece, pieces = make_pull_object_fn_protobuf(client.PullObject, grid.node,
+        grid.run.run_id), Pieces(limit)
 
     def bounded(number: str) -> bytes:
         content: bytes = piece(number)
         pieces.add(number, content)
         return content
 
-    contents = pull_objects([own.object_id for own in iterate_object_tree(tree)], bounded, max_time=_PIECES_S)
+    contents = pull_objects([own.object_id for own in iterate_object_tree(tree)], bounded,
+                            max_time=_PIECES_S)
     joined = pieces.joined()
-    require(joined <= limit, WireError, f"sent an answer of {joined:,} bytes once its pieces are put together, expected at most {limit:,}")
+    require(joined <= limit, WireError,
+        f"sent an answer of {joined:,} bytes once its pieces are put together, expected at most "
+        f"{limit:,}")
     message = inflate_object_from_contents(name, contents)
-    require(isinstance(message, Message), WireError, "sent something else than a message of Flower's")
+    require(isinstance(message, Message), WireError,
+            "sent something else than a message of Flower's")
     assert isinstance(message, Message)
     message.metadata.__dict__["_message_id"] = name
     return message

@@ -1,6 +1,8 @@
-"""The Flower server app: one run of aulait, its orders carried by Flower. ``aulait serve`` starts it; so can ``flwr run``.
+"""The Flower server app: one run of aulait, its orders carried by Flower. ``aulait serve`` starts
+it; so can ``flwr run``.
 
-    flwr run APP CONNECTION --run-config 'experiment="run.toml" out="runs/x" keys="server" resume=false'
+    flwr run APP CONNECTION --run-config 'experiment="run.toml" out="runs/x" keys="server"
+    resume=false'
 """
 
 from __future__ import annotations
@@ -29,19 +31,23 @@ def main(grid: Grid, context: Context) -> None:
     journal = Journal(out)
     journal.begin()
     try:
-        result = conduct(grid, out, Path(str(told["experiment"])), Path(str(told["keys"])), journal, resume=bool(told.get("resume", False)))
+        result = conduct(grid, out, Path(str(told["experiment"])), Path(str(told["keys"])), journal,
+                         resume=bool(told.get("resume", False)))
     except AulaitError as error:
         journal.warning("stopped", reason=str(error))
         journal.outcome(False, error=str(error), kind=type(error).__name__)
         return
     except BaseException as error:
-        journal.outcome(False, error=f"a defect ended the run: {type(error).__name__}: {error}; report it, then go on with --resume",
+        journal.outcome(False,
+            error=f"a defect ended the run: {type(error).__name__}: {error}; report it, then go on "
+                  "with --resume",
                         kind="AulaitError")
         raise
     journal.outcome(True, rounds=result["rounds"])
 
 
-def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal: Journal, *, resume: bool) -> dict[str, Any]:
+def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal: Journal, *,
+            resume: bool) -> dict[str, Any]:
     """The run, from the files that say what it is.
 
     Args:
@@ -66,10 +72,12 @@ def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal:
     from aulait.runs import experiment_file
 
     settings = experiment_file.read(experiment)
-    require(settings.engine.name == "flower", ConfigError, f"engine.name = '{settings.engine.name}' found, expected 'flower'")
+    require(settings.engine.name == "flower", ConfigError,
+            f"engine.name = '{settings.engine.name}' found, expected 'flower'")
     roster = keys.roster(keys_folder)
     run, epoch = enter(out, resume)
-    engine = Engine(FlowerPost(grid, roster), settings, signing.load_private(keys_folder / "order-key.pem"), run, epoch, journal)
+    engine = Engine(FlowerPost(grid, roster), settings,
+                    signing.load_private(keys_folder / "order-key.pem"), run, epoch, journal)
     return deployed_run.run(engine, settings, out, sorted(roster), journal, resume=resume)
 
 
@@ -80,10 +88,15 @@ def enter(out: Path, resume: bool) -> tuple[str, int]:
         ConfigError: there is a run already, or none to go on with.
     """
     path = out / "serve" / "run.json"
-    known: Mapping[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    known: Mapping[str, Any] | None = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    )
     require(known is None or resume or not (out / "config.toml").exists(), ConfigError,
-            f"run folder {out} already holds a run; add --resume to go on with it, or choose another --out")
-    run, epoch = (str(known["run"]), int(known["epoch"]) + 1) if known else (secrets.token_hex(16), 1)
+            f"run folder {out} already holds a run; add --resume to go on with it, or choose "
+            "another --out")
+    run, epoch = (
+        (str(known["run"]), int(known["epoch"]) + 1) if known else (secrets.token_hex(16), 1)
+    )
     from aulait.runfolder.run_folder import RunFolder
 
     RunFolder(out).write_json("serve/run.json", {"run": run, "epoch": epoch})

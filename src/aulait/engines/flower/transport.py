@@ -1,4 +1,5 @@
-"""Letters through Flower: a packet to a site, its answer when it is there; who a site is, the key of its node says.
+"""Letters through Flower: a packet to a site, its answer when it is there; who a site is, the key
+of its node says.
 
 ``Post`` is all that the engine sees of the network, so that tests put other carriers in its place.
 """
@@ -21,7 +22,8 @@ from aulait.engines.flower.hardening.patching import DELIVER
 from aulait.engines.flower.pulling import pulled
 
 TYPE = "query.aulait"
-KEPT_S = 3600.0  # an answer that came in time is kept for so long while the coordinator is at its own work
+# an answer that came in time is kept for so long while the coordinator is at its own work
+KEPT_S = 3600.0
 _ONLINE = "online"
 
 
@@ -47,8 +49,8 @@ class Post(Protocol):
         """Sites that are connected now, by the name of their key, to their address."""
 
     def send(self, address: int, packet: Packet, body: Any, wait_s: float) -> str | None:
-        """Send a packet that is not delivered later than ``wait_s`` from now; the letter's name, or None if it cannot be
-        delivered. ``body`` from ``body`` is shared."""
+        """Send a packet that is not delivered later than ``wait_s`` from now; the letter's name, or
+        None if it cannot be delivered. ``body`` from ``body`` is shared."""
 
     def body(self, raw: bytes) -> Any:
         """Bytes as many letters share them."""
@@ -83,12 +85,13 @@ class FlowerPost:
     def send(self, address: int, packet: Packet, body: Any, wait_s: float) -> str | None:
         """Hand one message to the SuperLink; the body's array is stored there once.
 
-        Flower forgets an answer with the message that it answers, by the server's clock, and takes none from a site whose
-        clock says that the message is over. So messages live for longer than they are delivered: until when, our
-        SuperLink reads in the group's name (``pinned_link``).
+        Flower forgets an answer with the message that it answers, by the server's clock, and takes
+        none from a site whose clock says that the message is over. So messages live for longer than
+        they are delivered: until when, our SuperLink reads in the group's name (``pinned_link``).
         """
         until = f"{DELIVER}{time.time() + wait_s:.3f}"
-        message = Message(flwr_records.records(packet, body), dst_node_id=address, message_type=TYPE, ttl=wait_s + KEPT_S, group_id=until)
+        message = Message(flwr_records.records(packet, body), dst_node_id=address,
+                          message_type=TYPE, ttl=wait_s + KEPT_S, group_id=until)
         (letter,) = self._grid.push_messages([message]) or (None,)
         return letter or None  # Flower has an empty name for a node that left
 
@@ -102,7 +105,9 @@ class FlowerPost:
             if (message := found.message) is None:
                 yield Heard(found.letter, None, found.fault)
             elif message.has_error():
-                yield Heard(found.letter, None, f"{message.error.reason or 'no reason given'} (Flower's code {message.error.code})")
+                yield Heard(found.letter, None,
+                    f"{message.error.reason or 'no reason given'} (Flower's code "
+                    f"{message.error.code})")
             else:
                 try:
                     yield Heard(found.letter, flwr_records.packet(message.content, limit))

@@ -1,10 +1,13 @@
-"""Updates that are folded into the base: every site holds the same growing dense update G beside the frozen weights.
+"""Updates that are folded into the base: every site holds the same growing dense update G beside
+the frozen weights.
 
-The server sends each merge once, as stacked factors, to the sites that followed so far; a site that missed a round is
-sent the whole of G. A site remembers G, so every round costs it one stack. In a simulation the sites share one G in
+The server sends each merge once, as stacked factors, to the sites that followed so far; a site that
+missed a round is sent the whole of G. A site remembers G, so every round costs it one stack. In a
+simulation the sites share one G in
 memory: what is equal is stored once.
 
-State names: ``whole/<layer>`` is G (M, N), ``stack/<layer>.A`` and ``.B`` the last merge (float32), ``seen/<client>`` the
+State names: ``whole/<layer>`` is G (M, N), ``stack/<layer>.A`` and ``.B`` the last merge (float32),
+``seen/<client>`` the
 last round a client answered soundly.
 """
 
@@ -26,10 +29,14 @@ Stack = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def sent(state: State, name: str) -> Tensors:
-    """What a client must fold before the next round: nothing at first, the last stack, or the whole of G."""
+    """What a client must fold before the next round: nothing at first, the last stack, or the whole
+    of G."""
     if state.round == 0:
         return {}
-    kind = "stack/" if int(state.tensors.get(f"seen/{name}", torch.zeros(1))) == state.round else "whole/"
+    kind = (
+        "stack/" if int(state.tensors.get(f"seen/{name}", torch.zeros(1))) == state.round
+        else "whole/"
+    )
     return {key: t for key, t in state.tensors.items() if key.startswith(kind)}
 
 
@@ -45,7 +52,8 @@ def folded(state: State, stack: Stack, seen: Iterable[str]) -> Tensors:
 
 
 def received(orders: Sequence[Order], sites: Sequence[Site]) -> list[Tensors]:
-    """G of every site before the round of its order, remembered from now on; equal ones are one object.
+    """G of every site before the round of its order, remembered from now on; equal ones are one
+    object.
 
     Raises:
         WireError: a stack came to a site that does not hold what it adds to.
@@ -69,9 +77,11 @@ def _after(before: Tensors, news: Tensors, order: Order) -> Tensors:
     if any(key.startswith("whole/") for key in news):
         return {key.partition("/")[2]: t for key, t in news.items()}
     require(bool(before) or order.round == 2, WireError,
-            f"client '{order.client}' was sent the merge of round {order.round - 1} and has none before it; send it the whole update")
+            f"client '{order.client}' was sent the merge of round {order.round - 1} and has none "
+            "before it; send it the whole update")
     pairs = lora.from_tensors({key.partition("/")[2]: t for key, t in news.items()}, 1.0, 1)
-    return {layer: update + before[layer] if before else update for layer, update in lora.dense(pairs).items()}
+    return {layer: update + before[layer] if before else update for layer,
+            update in lora.dense(pairs).items()}
 
 
 def as_adapter(setting: Setting, state: State) -> Adapter:
@@ -85,5 +95,9 @@ def as_adapter(setting: Setting, state: State) -> Adapter:
 
 
 def stack_bytes(setting: Setting, round: int, rank: Mapping[str, int]) -> int:
-    """4 · sum over layers of R (M + N) for the merge of the round before; nothing in the first round."""
-    return 0 if round == 1 else 4 * sum(rank[layer] * (m + n) for layer, (m, n) in setting.shapes.items())
+    """4 · sum over layers of R (M + N) for the merge of the round before; nothing in the first
+    round."""
+    return (
+        0 if round == 1 else 4 * sum(rank[layer] * (m + n) for layer,
+            (m, n) in setting.shapes.items())
+    )

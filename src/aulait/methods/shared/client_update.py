@@ -1,7 +1,9 @@
-"""The client's half that methods share: orders to works, trained factors to replies, and what a site remembers.
+"""The client's half that methods share: orders to works, trained factors to replies, and what a
+site remembers.
 
-A site's memory holds its state before and after the last round it answered, so that the same order always gets the
-same reply: asked again for a round, it starts from where it stood before that round.
+A site's memory holds its state before and after the last round it answered, so that the same order
+always gets the same reply: asked again for a round, it starts from where it stood before that
+round.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ Start = Callable[[Order, Site], Adapter]
 
 
 def train(
-    orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner, start: Start, part: str, **more: Any
+    orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner,
+    start: Start, part: str, **more: Any
 ) -> list[tuple[Adapter, Trained]]:
     """Local steps at every site; pairs of (adapter before, what came of it).
 
@@ -36,36 +39,47 @@ def train(
     for k, (order, site) in enumerate(zip(orders, sites, strict=True)):
         own = {key: value[k] if isinstance(value, list) else value for key, value in more.items()}
         fields: dict[str, Any] = {"records": site.train, "steps": site.plan.steps} | own
-        works.append(Work(start=start(order, site), part=part, batch=site.plan.batch, lr=order.settings["lr"],
+        works.append(Work(start=start(order, site), part=part, batch=site.plan.batch,
+                          lr=order.settings["lr"],
                           seed=setting.seeds.integer("batches", order.round, site.name), **fields))
-    return [(work.start, _received(order, done)) for order, work, done in zip(orders, works, learner.train(works), strict=True)]
+    return [(work.start, _received(order, done)) for order, work,
+            done in zip(orders, works, learner.train(works), strict=True)]
 
 
 def reply(site: Site, share: Tensors, done: Trained) -> Reply:
-    """A share with its diagnostics; of a split client also the bytes that crossed its wall, the back's factors not among them."""
+    """A share with its diagnostics; of a split client also the bytes that crossed its wall, the
+    back's factors not among them."""
     info = {"train_loss": done.loss, "train_tokens": float(done.tokens)}
     if done.up_bytes:
-        info |= {"wire_up_bytes": float(done.up_bytes + _front_bytes(share, done)), "wire_down_bytes": float(done.down_bytes)}
+        info |= {"wire_up_bytes": float(done.up_bytes + _front_bytes(share, done)),
+                 "wire_down_bytes": float(done.down_bytes)}
     return Reply(site.name, share, float(len(site.train)), info)
 
 
-def changes(sites: Sequence[Site], done: Sequence[tuple[Adapter, Trained]], part: str) -> list[Reply]:
+def changes(sites: Sequence[Site], done: Sequence[tuple[Adapter, Trained]],
+            part: str) -> list[Reply]:
     """Replies whose share is how the factors in ``part`` moved."""
     return [
-        reply(site, lora.subtract(lora.to_tensors(after.adapter, part), lora.to_tensors(before, part)), after)
+        reply(site, lora.subtract(lora.to_tensors(after.adapter, part),
+                                  lora.to_tensors(before, part)), after)
         for site, (before, after) in zip(sites, done, strict=True)
     ]
 
 
 def _received(order: Order, done: Trained) -> Trained:
     """With the bytes of the order among those received, where the site is split."""
-    return replace(done, down_bytes=done.down_bytes + _front_bytes(order.tensors, done)) if done.up_bytes else done
+    return (
+        replace(done, down_bytes=done.down_bytes + _front_bytes(order.tensors, done))
+        if done.up_bytes else done
+    )
 
 
 def _front_bytes(tensors: Tensors, done: Trained) -> int:
-    """Bytes of the tensors of layers that a split site has; names are "layer.A", "layer.B", with or without "kind/" before."""
+    """Bytes of the tensors of layers that a split site has; names are "layer.A", "layer.B", with or
+    without "kind/" before."""
     names = {name: name.rpartition("/")[2] for name in tensors}
-    return nbytes({n: tensors[n] for n, own in names.items() if own in done.front or own[:-2] in done.front})
+    return nbytes({n: tensors[n] for n, own in names.items() if own in done.front
+                   or own[:-2] in done.front})
 
 
 def recall(site: Site, round: int) -> Tensors:
@@ -85,6 +99,9 @@ def keep(site: Site, round: int, tensors: Tensors) -> None:
 def factor_bytes(setting: Setting, client: str, part: str = "AB") -> int:
     """4 · sum over layers of r · M (for B) and r · N (for A), r the client's rank in the layer."""
     rank = setting.rank_of(client)
-    return 4 * sum(rank(layer) * (("B" in part) * m + ("A" in part) * n) for layer, (m, n) in setting.shapes.items())
+    return (
+        4 * sum(rank(layer) * (("B" in part) * m + ("A" in part) * n) for layer,
+                (m, n) in setting.shapes.items())
+    )
 
 

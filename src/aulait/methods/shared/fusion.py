@@ -1,6 +1,8 @@
-"""AdaFusion: two adapters of one client mixed by two numbers, found without gradients on a few records.
+"""AdaFusion: two adapters of one client mixed by two numbers, found without gradients on a few
+records.
 
-Source: Qi et al., FDLoRA, 2024; element-wise composition and the objective (few-shot loss plus L1) after Huang et al.,
+Source: Qi et al., FDLoRA, 2024; element-wise composition and the objective (few-shot loss plus L1)
+after Huang et al.,
 "LoraHub", COLM 2024. The optimiser is SciPy's Nelder-Mead.
 """
 
@@ -24,7 +26,8 @@ def fused(own: Adapter, shared: Adapter, weights: tuple[float, float]) -> Adapte
 
 
 def best_weights(
-    learner: Learner, own: Adapter, shared: Adapter, records: Sequence[Record], l1: float, bound: float, tries: int
+    learner: Learner, own: Adapter, shared: Adapter, records: Sequence[Record], l1: float,
+    bound: float, tries: int
 ) -> tuple[float, float]:
     """The (w1, w2) of least loss + l1 · mean(|w1|, |w2|) on the records.
 
@@ -44,11 +47,14 @@ def best_weights(
     config = EvaluateConfig(records_per_client=max(1, len(records)))
 
     def objective(w: Sequence[float]) -> float:
-        loss = evaluate(learner, fused(own, shared, (float(w[0]), float(w[1]))), {"own": records}, config).loss
+        loss = evaluate(learner, fused(own, shared, (float(w[0]), float(w[1]))), {"own": records},
+                        config).loss
         return loss + l1 * (abs(float(w[0])) + abs(float(w[1]))) / 2
 
     mean = (min(0.5, bound), min(0.5, bound))
-    corners = [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)]  # a triangle: three points of one line would never leave it
+    # a triangle: three points of one line would never leave it
+    corners = [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)]
     found = minimize(objective, corners[0], method="Nelder-Mead", bounds=[(-bound, bound)] * 2,
-                     options={"maxfev": tries - 1, "initial_simplex": corners, "xatol": 1e-3, "fatol": 1e-4})
+                     options={"maxfev": tries - 1, "initial_simplex": corners, "xatol": 1e-3,
+                              "fatol": 1e-4})
     return mean if objective(mean) < found.fun else (float(found.x[0]), float(found.x[1]))

@@ -1,8 +1,11 @@
-"""The mixed round of methods whose server must read single replies: no sum is enough, so client-level privacy is refused.
+"""The mixed round of methods whose server must read single replies: no sum is enough, so
+client-level privacy is refused.
 
-Replies come one at a time with their unnormalised weights, local clients first: w for a local client (w · n_k with
-weights = "size"), c_j for a proxy that stands for c_j clients (times the mean n_k with "size"). A method adds them to
-running sums and divides by ``total`` at the end, so that the server's memory does not grow with the number of clients.
+Replies come one at a time with their unnormalised weights, local clients first: w for a local
+client (w · n_k with
+weights = "size"), c_j for a proxy that stands for c_j clients (times the mean n_k with "size"). A
+method adds them to running sums and divides by ``total`` at the end, so that the server's memory
+does not grow with the number of clients.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ class Singles:
     """
 
     def __init__(
-        self, config: MixtureConfig, cohort: Cohort, ask: Ask, door: Door, sent: Sequence[Order], forms: Forms, method: str, instead: str,
+        self, config: MixtureConfig, cohort: Cohort, ask: Ask, door: Door, sent: Sequence[Order],
+        forms: Forms, method: str, instead: str,
         pruned: Forms | None = None,
     ) -> None:
         self.total = 0.0
@@ -84,14 +88,18 @@ class Singles:
 
     def told(self, **more: Any) -> Info:
         """What can be told about the round, once all replies are through."""
-        means = {name: sum(values) / len(values) for name, values in sorted(self._diagnostics.items())}
-        return {"clip_bound": None, "proxies": self._counted_proxies, "noise_std": 0.0, "signal_to_noise": None,
-                "refused": len(self.refused), "refused_clients": [f"{client}: {reason}" for client, reason in sorted(self.refused)],
+        means = {name: sum(values) / len(values) for name,
+                 values in sorted(self._diagnostics.items())}
+        return {"clip_bound": None, "proxies": self._counted_proxies, "noise_std": 0.0,
+                "signal_to_noise": None,
+                "refused": len(self.refused), "refused_clients": [f"{client}: {reason}" for client,
+                    reason in sorted(self.refused)],
                 **means, **self._meter.told(), **more}
 
 
 class FactorMean:
-    """The weighted mean of nested factors, every column over those who own it; float64 sums, one reply at a time.
+    """The weighted mean of nested factors, every column over those who own it; float64 sums, one
+    reply at a time.
 
     Args:
         like: names and shapes at the largest rank; also the values of columns that nobody owns.
@@ -100,7 +108,8 @@ class FactorMean:
     def __init__(self, like: Tensors) -> None:
         self._like = like
         self._sums = {name: torch.zeros(t.shape, dtype=torch.float64) for name, t in like.items()}
-        self._weights = {name: torch.zeros(t.shape[_rank_axis(name)], dtype=torch.float64) for name, t in like.items()}
+        self._weights = {name: torch.zeros(t.shape[_rank_axis(name)], dtype=torch.float64) for name,
+                         t in like.items()}
 
     def add(self, weight: float, factors: Tensors) -> None:
         """Add the leading columns of one reply."""
@@ -115,7 +124,8 @@ class FactorMean:
         for name, total in self._sums.items():
             count_R = self._weights[name]
             count = count_R[:, None] if name.endswith(".A") else count_R[None]
-            found[name] = torch.where(count > 0, total / count.clamp(min=1e-300), self._like[name].double()).float()
+            found[name] = torch.where(count > 0, total / count.clamp(min=1e-300),
+                                      self._like[name].double()).float()
         return found
 
 

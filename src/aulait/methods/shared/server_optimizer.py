@@ -1,9 +1,11 @@
 """What the server does with the merged update: add it, or treat it as a gradient.
 
-The update d of a round is a mean of client updates (theta_k - theta), so theta + d is plain averaging.
-Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 2 (FedAdagrad, FedAdam, FedYogi); FedAvgM:
-Hsu et al., 2019; Nesterov momentum as the outer step of DiLoCo, Douillard et al., 2023; AdamW: decoupled decay.
-All of it is post-processing of released values: it costs no privacy.
+The update d of a round is a mean of client updates (theta_k - theta), so theta + d is plain
+averaging.
+Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 2 (FedAdagrad,
+FedAdam, FedYogi); FedAvgM:
+Hsu et al., 2019; Nesterov momentum as the outer step of DiLoCo, Douillard et al., 2023; AdamW:
+decoupled decay. All of it is post-processing of released values: it costs no privacy.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ class ServerConfig(BaseModel):
     """The server optimiser.
 
     Attributes:
-        server: "plain" (add the update), "momentum" (FedAvgM), "nesterov" (as DiLoCo and FDLoRA), "adagrad", "adam",
-            "adamw" or "yogi".
+        server: "plain" (add the update), "momentum" (FedAvgM), "nesterov" (as DiLoCo and FDLoRA),
+            "adagrad", "adam", "adamw" or "yogi".
         server_lr: its learning rate.
         momentum: beta of "momentum" and "nesterov", beta_1 of the adaptive ones.
         beta2: of "adam", "adamw" and "yogi".
@@ -50,12 +52,16 @@ def start(config: ServerConfig, like: Tensors) -> Tensors:
     return moments
 
 
-def apply(config: ServerConfig, theta: Tensors, update: Tensors, moments: Tensors) -> tuple[Tensors, Tensors]:
-    """New parameters and new moments after one merged update; parameters that are not in it stay as they are."""
+def apply(config: ServerConfig, theta: Tensors, update: Tensors, moments: Tensors) -> tuple[Tensors,
+        Tensors]:
+    """New parameters and new moments after one merged update; parameters that are not in it stay as
+    they are."""
     after, kept = dict(theta), dict(moments)
     for name, d in update.items():
         if config.server in ADAPTIVE:
-            m = kept[f"m/{name}"] = config.momentum * moments[f"m/{name}"] + (1 - config.momentum) * d
+            m = kept[f"m/{name}"] = (
+                config.momentum * moments[f"m/{name}"] + (1 - config.momentum) * d
+            )
             v = kept[f"v/{name}"] = _second(config, moments[f"v/{name}"], d)
             step = m / (v.sqrt() + config.tau)
         elif config.server == "plain":

@@ -1,8 +1,10 @@
-"""Rounds of several exchanges, in which single messages of clients are read: SplitLoRA's half of the work that is not its algorithm.
+"""Rounds of several exchanges, in which single messages of clients are read: SplitLoRA's half of
+the work that is not its algorithm.
 
-A reply with labels is a message of a step, one without holds the client's factors and is its last of the round. Every
-message passes the door, which looks at the decoded states: finite, of a sane size (their root mean square counts as norm),
-one of each client that was asked. A client that is refused or silent takes no further part in the round.
+A reply with labels is a message of a step, one without holds the client's factors and is its last
+of the round. Every message passes the door, which looks at the decoded states: finite, of a sane
+size (their root mean square counts as norm), one of each client that was asked. A client that is
+refused or silent takes no further part in the round.
 """
 
 from __future__ import annotations
@@ -61,13 +63,15 @@ class Exchanges:
                     reply, likes[reply.client] = _view(reply, self._forms[reply.client])
                 yield reply
 
-        sound = [view.client for view in self._door.collect(seen(), self._method, self._instead, likes, self._refused)]
+        sound = [view.client for view in self._door.collect(seen(), self._method, self._instead,
+            likes, self._refused)]
         for way, count in meter.told().items():
             self._bytes[way] += count
         return {name: raw[name] for name in sorted(sound)}
 
     def returned(self, own: Reply, waiting: Iterable[str]) -> dict[str, Tensors]:
-        """What the server's site returns to every client that waits; one without an answer sent what does not fit the model."""
+        """What the server's site returns to every client that waits; one without an answer sent
+        what does not fit the model."""
         back: dict[str, Tensors] = {}
         for name, tensor in own.share.items():
             back.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = tensor
@@ -81,10 +85,14 @@ class Exchanges:
 
     def info(self, **more: Any) -> Info:
         """What can be told about the round."""
-        told: Info = {"clip_bound": None, "proxies": 0, "noise_std": 0.0, "signal_to_noise": None, "refused": len(self._refused),
-                      "refused_clients": [f"{name}: {reason}" for name, reason in sorted(self._refused)]}
+        told: Info = {"clip_bound": None, "proxies": 0, "noise_std": 0.0, "signal_to_noise": None,
+                      "refused": len(self._refused),
+                      "refused_clients": [f"{name}: {reason}" for name,
+                                          reason in sorted(self._refused)]}
         if self._losses:
-            told["train_loss"] = sum(sum(own) / len(own) for own in self._losses.values()) / len(self._losses)
+            told["train_loss"] = (
+                sum(sum(own) / len(own) for own in self._losses.values()) / len(self._losses)
+            )
             told["train_tokens"] = sum(self._tokens.values()) / len(self._tokens)
         return told | self._bytes | more
 
@@ -100,18 +108,23 @@ def clock(order: Order) -> int:
 
 
 def before(order: Order, site: Site) -> Tensors:
-    """What the site stood at before an exchange: of the round before only the optimiser's moments, where they are kept.
+    """What the site stood at before an exchange: of the round before only the optimiser's moments,
+    where they are kept.
 
     Raises:
         WireError: it was asked again for an exchange before its last, or has missed one.
     """
     kept = site.memory.get("kept")
     require(kept is None or clock(order) >= kept["round"], WireError,
-            f"client '{site.name}' is asked for a step that is past; it can repeat its last answer only")
+            f"client '{site.name}' is asked for a step that is past; it can repeat its last answer "
+            "only")
     found = client_update.recall(site, clock(order))
     if order.settings["step"] == 1:
-        return {n: t for n, t in found.items() if n.startswith(MOMENTS) and order.settings["moments"] == "keep"}
-    require(kept is not None, WireError, f"client '{site.name}' is asked to go on with a round that it has not begun; begin with step 1")
+        return {n: t for n, t in found.items() if n.startswith(MOMENTS)
+                and order.settings["moments"] == "keep"}
+    require(kept is not None, WireError,
+        f"client '{site.name}' is asked to go on with a round that it has not begun; begin with "
+        "step 1")
     return found
 
 
@@ -129,4 +142,5 @@ def _view(reply: Reply, form: Tensors) -> tuple[Reply, Tensors]:
         view["states"] = states / math.sqrt(max(1, states.numel()))
     except (WireError, RuntimeError, AttributeError, TypeError):
         return replace(reply, share={}), {"states": torch.zeros(1)}
-    return replace(reply, share=view), {name: torch.zeros(1) if name == "square" else states for name in view}
+    return replace(reply, share=view), {name: torch.zeros(1) if name == "square" else states
+        for name in view}

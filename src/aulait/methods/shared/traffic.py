@@ -1,7 +1,9 @@
-"""Bytes that cross the walls of clients' sites in a round: measured without privacy, planned under it.
+"""Bytes that cross the walls of clients' sites in a round: measured without privacy, planned under
+it.
 
-Of a client whose model is cut only its front's factors travel, and the messages of every step: its reply says how many
-bytes, under "wire_up_bytes" and "wire_down_bytes", which count in place of the sizes of order and share.
+Of a client whose model is cut only its front's factors travel, and the messages of every step: its
+reply says how many bytes, under "wire_up_bytes" and "wire_down_bytes", which count in place of the
+sizes of order and share.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from aulait.methods.contract import Setting
 
 
 class Meter:
-    """Bytes that cross the walls of the sites of clients in a round, as they go by; proxies have no wall to cross."""
+    """Bytes that cross the walls of the sites of clients in a round, as they go by; proxies have no
+    wall to cross."""
 
     def __init__(self, sent: Sequence[Order], cohort: Cohort) -> None:
         self.local = [order for order in sent if order.client not in cohort.proxies]
@@ -45,13 +48,16 @@ def _count(value: object) -> bool:
 
 
 def planned(cohort: Cohort) -> Mapping[str, float]:
-    """Client -> its part of the planned cohort; an unnamed client with all ranks where the population is not told."""
+    """Client -> its part of the planned cohort; an unnamed client with all ranks where the
+    population is not told."""
     names = cohort.population or ("",)
     return dict.fromkeys(names, cohort.planned / len(names))
 
 
 def planned_traffic(setting: Setting, cohort: Cohort, share: Tensors, down: Tensors) -> Info:
-    """Bytes of the planned cohort, from what a site of all ranks sends and is sent: who was drawn and who replied is private."""
+    """Bytes of the planned cohort, from what a site of all ranks sends and is sent: who was drawn
+    and who replied is private."""
     full = {"up_bytes": share, "down_bytes": down}
-    return {way: round(sum(part * nbytes(lora.leading(t, setting.rank_of(name))) for name, part in planned(cohort).items()))
+    return {way: round(sum(part * nbytes(lora.leading(t, setting.rank_of(name))) for name,
+                           part in planned(cohort).items()))
             for way, t in full.items()}

@@ -1,18 +1,24 @@
-"""The mixed round that averaging methods share: local clients through the door, proxies beside it, one mean.
+"""The mixed round that averaging methods share: local clients through the door, proxies beside it,
+one mean.
 
-    d = ( w · [ sum_{k in S} clip(d_k, C) + N(0, z^2 C^2 I) ] + sum_j c_j g_j ) / ( w · |S|_planned + sum_j c_j )
+    d = ( w · [ sum_{k in S} clip(d_k, C) + N(0, z^2 C^2 I) ] + sum_j c_j g_j ) / ( w · |S|_planned
+    + sum_j c_j )
 
-S are the local clients, d_k their updates, j the proxies, g_j their updates on released synthetic texts, c_j the
-number of clients of a cohort that proxy j stands for (with sampling, the expected number) and w a public constant, the
-weight of a local client against a proxied one.
-The denominator is public and fixed, weights are uniform. Everything done to the noised sum after the door (shrinkage,
-projection) and to the proxies is post-processing and costs no privacy.
+S are the local clients, d_k their updates, j the proxies, g_j their updates on released synthetic
+texts, c_j the number of clients of a cohort that proxy j stands for (with sampling, the expected
+number) and w a public constant, the weight of a local client against a proxied one.
+The denominator is public and fixed, weights are uniform. Everything done to the noised sum after
+the door (shrinkage, projection) and to the proxies is post-processing and costs no privacy.
 
-Clients of lower rank are sent the leading columns and answer for those; every column is averaged over those who own
-it: the denominator above, counted column by column. Who owns what follows from ranks, which are public.
+Clients of lower rank are sent the leading columns and answer for those; every column is averaged
+over those who own
+it: the denominator above, counted column by column. Who owns what follows from ranks, which are
+public.
 
-Source: McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018 (clip, fixed
-denominator); the mixture after Wang, Gounley, Hanson, "CAFE AU LAIT", PASC 2025, in our reading of its abstract.
+Source: McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018
+(clip, fixed
+denominator); the mixture after Wang, Gounley, Hanson, "CAFE AU LAIT", PASC 2025, in our reading of
+its abstract.
 """
 
 from __future__ import annotations
@@ -44,7 +50,8 @@ class MixtureConfig(BaseModel):
 
     Attributes:
         local_weight: w, the public weight of a local client's update against a proxied client's.
-        weights: "uniform" over clients, or "size" by their number of records (only when privacy is off).
+        weights: "uniform" over clients, or "size" by their number of records (only when privacy is
+            off).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,14 +64,16 @@ class AveragingConfig(MixtureConfig, ServerConfig):
 
 
 def mixed_round(
-    config: AveragingConfig, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door, part: str = "AB"
+    config: AveragingConfig, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door,
+    part: str = "AB"
 ) -> tuple[State, Info]:
     """Send the trained parameters to every site of the cohort, release, average, step.
 
     Args:
         config: weights and server optimiser.
         setting: ranks of the clients.
-        state: the trained parameters by name, and the server optimiser's moments (names with a slash).
+        state: the trained parameters by name, and the server optimiser's moments (names with a
+            slash).
         cohort: who takes part and the public numbers of the release.
         ask: gets replies for orders.
         door: releases the local replies' sum.
@@ -75,19 +84,23 @@ def mixed_round(
     """
     theta, moments = trained(state), {name: t for name, t in state.tensors.items() if "/" in name}
     share = {name: t for name, t in theta.items() if name[-1] in part}
-    update, info = mixed_mean(config, setting, cohort, ask, door, orders(setting, cohort, theta), share, down=theta)
+    update, info = mixed_mean(config, setting, cohort, ask, door, orders(setting, cohort, theta),
+                              share, down=theta)
     after, kept = apply(config, theta, update, moments)
     return State(cohort.round, after | kept), info
 
 
 def orders(setting: Setting, cohort: Cohort, theta: Tensors) -> list[Order]:
     """The leading ranks of the parameters for every site of the cohort."""
-    return [Order(name, "train", cohort.round, lora.leading(theta, setting.rank_of(name)), {"lr": cohort.lr}) for name in cohort.everyone]
+    return [Order(name, "train", cohort.round, lora.leading(theta, setting.rank_of(name)),
+                  {"lr": cohort.lr}) for name in cohort.everyone]
 
 
 def mixed_mean(
-    config: MixtureConfig, setting: Setting, cohort: Cohort, ask: Ask, door: Door, sent: Sequence[Order], share: Tensors,
-    *, like: Tensors | None = None, become: Callable[[Reply], Tensors] | None = None, down: Tensors | None = None,
+    config: MixtureConfig, setting: Setting, cohort: Cohort, ask: Ask, door: Door,
+    sent: Sequence[Order], share: Tensors,
+    *, like: Tensors | None = None, become: Callable[[Reply], Tensors] | None = None,
+    down: Tensors | None = None,
 ) -> tuple[Tensors, Info]:
     """The mean over clients and proxies, by the formula at the head of this file.
 
@@ -99,8 +112,10 @@ def mixed_mean(
         door: releases the local replies' sum.
         sent: the orders of all sites of the cohort.
         share: names and shapes of the share of a site that has all ranks.
-        like: names and shapes of what is averaged; None: of ``share``. Names that end in ".W" are no factors.
-        become: what a reply adds to the sum, shaped as ``like``; None: its share, placed among the leading columns.
+        like: names and shapes of what is averaged; None: of ``share``. Names that end in ".W" are
+            no factors.
+        become: what a reply adds to the sum, shaped as ``like``; None: its share, placed among the
+            leading columns.
         down: names and shapes of what a site that has all ranks is sent; None: of ``share``.
     """
     like = like or share
@@ -116,15 +131,20 @@ def mixed_mean(
     meter = Meter(sent, cohort)
     if cohort.local or cohort.planned:
         released = door.release(
-            meter.up(ask(meter.local) if meter.local else []), stage="train", round=cohort.round, role=cohort.role, bound=bound,
-            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, like=like, sampling_rate=cohort.sampling_rate,
+            meter.up(ask(meter.local) if meter.local else []), stage="train", round=cohort.round,
+            role=cohort.role, bound=bound,
+            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, like=like,
+            sampling_rate=cohort.sampling_rate,
             weights=config.weights, forms=forms, become=become)
         terms.append((config.local_weight, denoise(door.config, released, public)))
         clients = planned(cohort) if door.private else released.counted
         owned |= {name: config.local_weight * weight for name, weight in clients.items()}
         info |= _told(released)
-    update = _divided(lora.weighted_sum(terms) if terms else {n: torch.zeros_like(t) for n, t in like.items()}, setting, owned)
-    traffic = planned_traffic(setting, cohort, share, down or share) if door.private else meter.told()
+    update = _divided(lora.weighted_sum(terms) if terms
+                      else {n: torch.zeros_like(t) for n, t in like.items()}, setting, owned)
+    traffic = (
+        planned_traffic(setting, cohort, share, down or share) if door.private else meter.told()
+    )
     return update, info | {"update_norm": clipping.norm(update)} | traffic
 
 
@@ -134,10 +154,15 @@ def trained(state: State) -> Tensors:
 
 
 def alive(setting: Setting, theta: Tensors, rank: int) -> Tensors:
-    """The same product; columns below ``rank`` that are zero in A and in B, and so could never learn, begin anew with the common A."""
+    """The same product; columns below ``rank`` that are zero in A and in B, and so could never
+    learn, begin anew with the common A."""
     after = dict(theta)
-    for name, first in lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds), "A").items():
-        empty_R = ~theta[name].any(1) & ~theta[name[:-2] + ".B"].any(0) & (torch.arange(setting.rank) < rank)
+    for name, first in lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
+            setting.seeds), "A").items():
+        empty_R = (
+            ~theta[name].any(1) & ~theta[name[:-2] + ".B"].any(0) & (
+                torch.arange(setting.rank) < rank)
+        )
         after[name] = torch.where(empty_R[:, None], first, theta[name])
     return after
 
@@ -151,25 +176,33 @@ def clip_bound(privacy: PrivacyConfig, public: Sequence[Reply]) -> float:
         return float(privacy.clip) * privacy.clip_scale
     if privacy.off:
         return math.inf
-    require(bool(public), PrivacyError, "privacy.clip = 'proxies' found no proxy to measure; set privacy.clip to a number")
-    return max(statistics.median(clipping.norm(reply.share) for reply in public) * privacy.clip_scale, 1e-12)
+    require(bool(public), PrivacyError,
+            "privacy.clip = 'proxies' found no proxy to measure; set privacy.clip to a number")
+    return max(statistics.median(clipping.norm(reply.share)
+        for reply in public) * privacy.clip_scale, 1e-12)
 
 
 def denoise(privacy: PrivacyConfig, released: Released, public: Sequence[Reply]) -> Tensors:
-    """The released sum after shrinkage and projection, as the settings say; without noise, the sum itself."""
+    """The released sum after shrinkage and projection, as the settings say; without noise, the sum
+    itself."""
     total = released.total
     if released.noise_std == 0:
         return total
-    known = postprocessing.basis([reply.share for reply in public], privacy.subspace) if privacy.subspace and public else None
+    known = (
+        postprocessing.basis([reply.share for reply in public], privacy.subspace)
+        if privacy.subspace and public else None
+    )
     if privacy.shrink != "none" or (known is not None and privacy.subspace_mode == "wiener"):
-        total = postprocessing.shrink(total, released.noise_std, blocks=privacy.shrink == "blocks", basis=known)
+        total = postprocessing.shrink(total, released.noise_std, blocks=privacy.shrink == "blocks",
+            basis=known)
     if known is not None and privacy.subspace_mode == "project":
         total = postprocessing.project(total, known)
     return total
 
 
 def _divided(total: Tensors, setting: Setting, owned: Mapping[str, float]) -> Tensors:
-    """Every column over the weight of those who own it; a column that nobody owns stays as it is."""
+    """Every column over the weight of those who own it; a column that nobody owns stays as it
+    is."""
     groups: dict[int, float] = {}  # thousands of clients share a few mappings of ranks
     for client, weight in owned.items():
         key = id(setting.ranks.get(client))
@@ -190,9 +223,12 @@ def _divided(total: Tensors, setting: Setting, owned: Mapping[str, float]) -> Te
 
 
 def _told(released: Released) -> Info:
-    """Post-processed facts: the noise, and the signal-to-noise ratio that the noised sum itself lets us estimate."""
+    """Post-processed facts: the noise, and the signal-to-noise ratio that the noised sum itself
+    lets us estimate."""
     square = clipping.norm(released.total) ** 2
     noise = released.noise_std**2 * sum(t.numel() for t in released.total.values())
     ratio = math.sqrt(max(square - noise, 0.0) / noise) if noise > 0 else None
-    return {"noise_std": released.noise_std, "signal_to_noise": ratio, "refused": len(released.refused),
-            "refused_clients": [f"{client}: {reason}" for client, reason in released.refused], **released.info}
+    return {"noise_std": released.noise_std, "signal_to_noise": ratio,
+            "refused": len(released.refused),
+            "refused_clients": [f"{client}: {reason}" for client, reason in released.refused],
+            **released.info}

@@ -1,11 +1,15 @@
-"""The virtual clock: the time a real federation would take, its stragglers and dropouts included, by the run's seed.
+"""The virtual clock: the time a real federation would take, its stragglers and dropouts included,
+by the run's seed.
 
-A round of a client is: order down, arithmetic, reply up. Its arithmetic is slower or faster than planned by a factor of
-its own in every round (log-normal, mean 1); it may be away from the start, or be lost on the way. The round ends when the
-planned number has answered, when everybody has who still can, or at the deadline. Who answers in time depends on machines
-and seeds alone, never on data; under privacy the denominator stays the planned one.
+A round of a client is: order down, arithmetic, reply up. Its arithmetic is slower or faster than
+planned by a factor of
+its own in every round (log-normal, mean 1); it may be away from the start, or be lost on the way.
+The round ends when the planned number has answered, when everybody has who still can, or at the
+deadline. Who answers in time depends on machines and seeds alone, never on data; under privacy the
+denominator stays the planned one.
 
-Source: the round with over-selection and a reporting deadline after Bonawitz et al., "Towards Federated Learning at
+Source: the round with over-selection and a reporting deadline after Bonawitz et al., "Towards
+Federated Learning at
 Scale: System Design", MLSys 2019.
 """
 
@@ -85,15 +89,18 @@ class Clock:
         deadline_s: after which a round is closed; None never.
     """
 
-    def __init__(self, stints: Mapping[str, Stint], seeds: Seeds, deadline_s: float | None = None) -> None:
+    def __init__(self, stints: Mapping[str, Stint], seeds: Seeds,
+                 deadline_s: float | None = None) -> None:
         self._stints, self._seeds, self._deadline_s = stints, seeds, deadline_s
 
     def present(self, names: Sequence[str], stage: str, round: int) -> tuple[str, ...]:
         """Those of the clients that are there at the start of a round, in the order given."""
-        return tuple(name for name in names if self._fate(stage, round, name)[0] < self._stints[name].availability)
+        return tuple(name for name in names
+                     if self._fate(stage, round, name)[0] < self._stints[name].availability)
 
     def round(
-        self, asked: Sequence[str], stage: str, round: int, *, planned: int | None = None, server_s: float = 0.0, after_s: float = 0.0
+        self, asked: Sequence[str], stage: str, round: int, *, planned: int | None = None,
+        server_s: float = 0.0, after_s: float = 0.0
     ) -> Outcome:
         """A round of virtual time.
 
@@ -102,7 +109,8 @@ class Clock:
             stage: "synthesis" or "train".
             round: counted from 1 in its stage.
             planned: the round ends when so many have answered; None: when everybody has.
-            server_s: seconds the server works beside the clients (proxies, backs of split models); the round is no shorter.
+            server_s: seconds the server works beside the clients (proxies, backs of split models);
+                the round is no shorter.
             after_s: seconds the server works when the clients have answered.
         """
         there = self.present(asked, stage, round)
@@ -121,19 +129,23 @@ class Clock:
         if planned is not None and len(counted) >= planned:
             closing_s = end_s
         else:
-            closing_s = max([end_s, *(when for when, _ in failures)])  # a lost client is noticed when its line breaks
+            # a lost client is noticed when its line breaks
+            closing_s = max([end_s, *(when for when, _ in failures)])
         limit_s = self._deadline_s if self._deadline_s is not None else math.inf
         round_s = max(min(closing_s, limit_s), server_s) + after_s
         answered = [name for when, name in counted if when <= limit_s]
         lost = {name: when for when, name in failures if when <= min(closing_s, limit_s)}
-        late = sorted({*(name for _, name in arrivals), *(name for _, name in failures)} - set(answered) - set(lost))
+        late = sorted({*(name for _, name in arrivals),
+                       *(name for _, name in failures)} - set(answered) - set(lost))
         busy_s = {name: min(when, min(closing_s, limit_s)) for when, name in arrivals} | {
             name: min(when, min(closing_s, limit_s)) for when, name in failures}
-        return Outcome(tuple(sorted(answered)), tuple(late), tuple(sorted(lost)), tuple(sorted(set(asked) - set(there))), round_s,
+        return Outcome(tuple(sorted(answered)), tuple(late), tuple(sorted(lost)),
+                       tuple(sorted(set(asked) - set(there))), round_s,
                        server_s + after_s, busy_s)
 
     def told(self, outcome: Outcome) -> dict[str, Any]:
-        """What rounds.jsonl says of a round: totals, and one entry a tier; seconds and joules are virtual."""
+        """What rounds.jsonl says of a round: totals, and one entry a tier; seconds and joules are
+        virtual."""
         tiers: dict[str, dict[str, float]] = {}
         for kind in ("answered", "late", "lost", "away"):
             for name in getattr(outcome, kind):
@@ -145,19 +157,24 @@ class Clock:
             whole_s = stint.compute_s + stint.transfer_s
             own["busy_s"] += busy_s
             own["idle_s"] += idle_s
-            own["energy_j"] += (stint.energy_j or 0.0) * (busy_s / whole_s if whole_s else 1.0) + (stint.idle_w or 0.0) * idle_s
+            own["energy_j"] += (stint.energy_j or 0.0) * (busy_s / whole_s if whole_s
+                else 1.0) + (stint.idle_w or 0.0) * idle_s
             own["link_j"] += stint.link_j * (min(1.0, busy_s / whole_s) if whole_s else 1.0)
         busy, idle = (sum(own[key] for own in tiers.values()) for key in ("busy_s", "idle_s"))
-        counts = {kind: len(getattr(outcome, kind)) for kind in ("answered", "late", "lost", "away")}
+        counts = {kind: len(getattr(outcome, kind)) for kind in ("answered", "late", "lost",
+            "away")}
         return {"round_s": outcome.round_s, "server_s": outcome.server_s, **counts,
                 "idle_share": idle / (busy + idle) if busy + idle else 0.0,
-                "energy_j": sum(own["energy_j"] + own["link_j"] for own in tiers.values()), "tiers": dict(sorted(tiers.items()))}
+                "energy_j": sum(own["energy_j"] + own["link_j"] for own in tiers.values()),
+                "tiers": dict(sorted(tiers.items()))}
 
     def _fate(self, stage: str, round: int, name: str) -> tuple[float, float, float, float]:
-        """Presence, fate, place of a failure, slow-down: of this client alone, whoever else there is."""
+        """Presence, fate, place of a failure, slow-down: of this client alone, whoever else there
+        is."""
         generator = self._seeds.generator(f"clock-{stage}", round, name)
         presence, fate, place = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-        return presence, fate, place, float(torch.randn(1, generator=generator, dtype=torch.float64))
+        return presence, fate, place, float(torch.randn(1, generator=generator,
+            dtype=torch.float64))
 
 
 def _slow_down(spread: float, normal: float) -> float:
@@ -166,4 +183,5 @@ def _slow_down(spread: float, normal: float) -> float:
 
 
 def _nothing() -> dict[str, float]:
-    return {"answered": 0, "late": 0, "lost": 0, "away": 0, "busy_s": 0.0, "idle_s": 0.0, "energy_j": 0.0, "link_j": 0.0}
+    return {"answered": 0, "late": 0, "lost": 0, "away": 0, "busy_s": 0.0, "idle_s": 0.0,
+            "energy_j": 0.0, "link_j": 0.0}

@@ -1,4 +1,5 @@
-"""How long a simulation will take on this machine, and how much memory, before it runs: the passes it will make, costed."""
+"""How long a simulation will take on this machine, and how much memory, before it runs: the passes
+it will make, costed."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ from aulait.training.trainer import AT_ONCE, Work, draws
 
 
 def forecast(house: House, machine: Profile) -> dict[str, float]:
-    """Seconds of stage 1, of training and of measuring losses (task metrics are left out), and the peak memory of the process.
+    """Seconds of stage 1, of training and of measuring losses (task metrics are left out), and the
+    peak memory of the process.
 
-    It reads the lengths of the clients' own texts, also under privacy: a number for whoever holds all data of a simulation, not
-    to be released. Batches are those of the first round. Texts of proxies, which do not exist yet, are taken to be as long as public ones.
+    It reads the lengths of the clients' own texts, also under privacy: a number for whoever holds
+    all data of a simulation, not to be released. Batches are those of the first round. Texts of
+    proxies, which do not exist yet, are taken to be as long as public ones.
 
     Args:
         house: what will run.
@@ -31,21 +34,31 @@ def forecast(house: House, machine: Profile) -> dict[str, float]:
         synthesis_s, train_s, evaluate_s, peak_bytes.
     """
     steps = list(_training(house))
-    train_s = house.settings.train.rounds * sum(times * cost_model.seconds(step, machine, house.settings.model.dtype) for step, times in steps)
+    train_s = (
+        house.settings.train.rounds * sum(times * cost_model.seconds(step, machine,
+            house.settings.model.dtype) for step, times in steps)
+    )
     measured = list(_measuring(house))
     rounds, every = house.settings.train.rounds, house.settings.evaluate.every
-    times = len({*range(every, rounds + 1, every), rounds} - {0})  # the bare base, measured before, is not among result.json's seconds
-    evaluate_s = times * sum(cost_model.seconds(one, machine, house.settings.model.dtype) for one in measured)
+    # the bare base, measured before, is not among result.json's seconds
+    times = len({*range(every, rounds + 1, every), rounds} - {0})
+    evaluate_s = (
+        times * sum(cost_model.seconds(one, machine, house.settings.model.dtype)
+                    for one in measured)
+    )
     largest = max((one.memory_bytes for one, _ in steps), default=0.0)
     largest = max([largest, *(one.memory_bytes for one in measured)])
     weights = any_demand(house).anatomy.weight_bytes
     embedder = cost_model.embedding(*EMBEDDER, 32, house.settings.synthesis.max_tokens).memory_bytes
-    return {"synthesis_s": _synthesis_s(house, machine), "train_s": train_s, "evaluate_s": evaluate_s,
-            "peak_bytes": (peak_of_process() or 0) + max(0.0, largest - weights) + (embedder if house.voting else 0.0)}
+    return {"synthesis_s": _synthesis_s(house, machine), "train_s": train_s,
+            "evaluate_s": evaluate_s,
+            "peak_bytes": (peak_of_process() or 0) + max(0.0, largest - weights) + (embedder
+                if house.voting else 0.0)}
 
 
 def _training(house: House) -> Iterator[tuple[Cost, float]]:
-    """(cost, how often in a round) of the steps over the base in a round, as the trainer groups them."""
+    """(cost, how often in a round) of the steps over the base in a round, as the trainer groups
+    them."""
     federation, trainers = house.settings.federation, house.trainers
     if federation.sampling != "all":
         trainers = trainers[:: max(1, round(1 / federation.rate))]
@@ -55,22 +68,28 @@ def _training(house: House) -> Iterator[tuple[Cost, float]]:
     if count:
         plan = proxy_plan(house)
         per_pass = max(1, house.settings.train.rows_at_once // plan.batch)
-        public = [[Record(text) if isinstance(text, str) else text for text in house.corpus.public[: 32 * plan.batch]]]
-        rows = [step for k in range(8) for step in widths(house.settings, house.learner.encode, public[0], plan, k)]
-        tokens, source, scored = (math.ceil(statistics.fmean(column)) for column in zip(*rows, strict=True))
+        public = [[Record(text) if isinstance(text, str) else text
+                   for text in house.corpus.public[: 32 * plan.batch]]]
+        rows = [step for k in range(8) for step in widths(house.settings, house.learner.encode,
+            public[0], plan, k)]
+        tokens, source, scored = (math.ceil(statistics.fmean(column))
+                                  for column in zip(*rows, strict=True))
         for sites in {min(per_pass, count), count % per_pass} - {0}:
             often = count // per_pass if sites == min(per_pass, count) and count >= per_pass else 1
             ranks = dict.fromkeys(house.shapes, house.setting.rank)
-            yield _step(house, Batch(sites * plan.batch, tokens, source, scored), ranks), float(often * plan.steps)
+            yield _step(house, Batch(sites * plan.batch, tokens, source, scored),
+                        ranks), float(often * plan.steps)
 
 
 def _passes(house: House, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]:
     encode, kind = house.learner.encode, house.settings.model.kind
     part = house.settings.method.TRAITS.trains
-    works = [Work(Adapter({}, 1.0), site.train, part, site.plan.steps, site.plan.batch, 0.0, house.seeds.integer("batches", 1, site.name))
+    works = [Work(Adapter({}, 1.0), site.train, part, site.plan.steps, site.plan.batch, 0.0,
+                  house.seeds.integer("batches", 1, site.name))
              for site in sites]
     for members in house.learner.passes(works):
-        drawn = [[[encode(works[k].records[i]) for i in step] for step in draws(works[k], [len(encode(r)[0]) for r in works[k].records])]
+        drawn = [[[encode(works[k].records[i]) for i in step]
+                  for step in draws(works[k], [len(encode(r)[0]) for r in works[k].records])]
                  for k in members]
         own = [house.setting.rank_of(sites[k].name) for k in members]
         ranks = {layer: max(rank(layer) for rank in own) for layer in house.shapes}
@@ -89,13 +108,16 @@ def _measuring(house: House) -> Iterator[Cost]:
     """Costs of the forward passes of one measurement."""
     settings, demand = house.settings, any_demand(house)
     kept = settings.evaluate.records_per_client
-    names = sorted(name for name in house.holdout if house.holdout[name])[: settings.evaluate.clients]
-    coded = sorted((house.learner.encode(r) for name in names for r in house.holdout[name][:kept]), key=lambda pair: len(pair[0]))
+    names = sorted(name for name in house.holdout
+                   if house.holdout[name])[: settings.evaluate.clients]
+    coded = sorted((house.learner.encode(r) for name in names for r in house.holdout[name][:kept]),
+                   key=lambda pair: len(pair[0]))
     for first in range(0, len(coded), settings.evaluate.rows):
         some = coded[first : first + settings.evaluate.rows]
         tokens, source, scored = padded(some, settings.model.kind)
         batch = Batch(len(some), tokens, source, round(scored))
-        yield cost_model.evaluation(demand.anatomy, batch, dict.fromkeys(house.shapes, house.setting.rank), demand.dtype)
+        yield cost_model.evaluation(demand.anatomy, batch,
+                                    dict.fromkeys(house.shapes, house.setting.rank), demand.dtype)
 
 
 def _synthesis_s(house: House, machine: Profile) -> float:
@@ -105,4 +127,5 @@ def _synthesis_s(house: House, machine: Profile) -> float:
     config, capped = house.settings.synthesis, house.settings.data.records_per_client
     read = cost_model.embedding(*EMBEDDER, len(house.voters) * capped, config.max_tokens)
     rounds = [work for round in range(1, config.rounds + 1) for work in breeding(house, round)]
-    return sum(cost_model.seconds(work, machine, dtype) for work, dtype in ((read, "float32"), *rounds))
+    return sum(cost_model.seconds(work, machine, dtype) for work,
+               dtype in ((read, "float32"), *rounds))

@@ -1,7 +1,9 @@
-"""A run whose clients are elsewhere: who takes part, what each is told, and then the same straight line as everywhere.
+"""A run whose clients are elsewhere: who takes part, what each is told, and then the same straight
+line as everywhere.
 
-Who takes part is fixed when the run begins (RUN/serve/roll.json) and the same after every restart; a site that is not
-there then is a client that does not answer. With ``machine = "measured"`` a tier is planned by what its sites measured.
+Who takes part is fixed when the run begins (RUN/serve/roll.json) and the same after every restart;
+a site that is not there then is a client that does not answer. With ``machine = "measured"`` a tier
+is planned by what its sites measured.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from aulait.runs.setup import Workshop, assemble
 ROLL = "serve/roll.json"
 
 
-def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], journal: Journal, *, resume: bool) -> dict[str, Any]:
+def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], journal: Journal, *,
+        resume: bool) -> dict[str, Any]:
     """Carry a run out with sites on other machines.
 
     Args:
@@ -50,11 +53,15 @@ def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], 
     names, workshop = sorted(roll), Workshop()
     journal.progress("prepare", 0, 1, "loading the base")
     house = assemble(settings, workshop, dict.fromkeys(names, 1))
-    held: dict[str, int] = json.loads((out / "serve/records.json").read_text()) if (out / "serve/records.json").is_file() else {}
+    held: dict[str, int] = (
+        json.loads((out / "serve/records.json").read_text())
+        if (out / "serve/records.json").is_file() else {}
+    )
     engine.begin(house, again=(out / "config.toml").is_file(), known=held)
     folder.write_json("serve/records.json", engine.records)
     try:
-        return loop.run(settings, out, engine.connect, resume=resume, workshop=workshop, watch=journal.progress,
+        return loop.run(settings, out, engine.connect, resume=resume, workshop=workshop,
+                        watch=journal.progress,
                         elsewhere=dict(engine.records), judge=SiteJudge(engine.judge),
                         warn=lambda text: journal.warning("tracking", reason=text))
     finally:
@@ -62,12 +69,14 @@ def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], 
             journal.event("travelled", **engine.told)
 
 
-def _roll(engine: Engine, settings: Settings, folder: RunFolder, enrolled: Sequence[str]) -> dict[str, Any]:
+def _roll(engine: Engine, settings: Settings, folder: RunFolder,
+          enrolled: Sequence[str]) -> dict[str, Any]:
     """Who takes part, with what they told; on disk once it is settled."""
     path = folder.path / ROLL
     if path.is_file():
         roll: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        engine.hello(min(settings.engine.least_sites, len(roll)), min(settings.engine.wait_s, 60.0), sorted(roll))
+        engine.hello(min(settings.engine.least_sites, len(roll)), min(settings.engine.wait_s, 60.0),
+                     sorted(roll))
         return roll
     roll = engine.hello(settings.engine.least_sites, settings.engine.wait_s, enrolled)
     folder.write_json(ROLL, roll)
@@ -85,19 +94,25 @@ def planned_by(settings: Settings, roll: Mapping[str, Any], out: Path) -> Settin
     dealt = tiers.members(settings.federation.tier, sorted(roll), Seeds(settings.run.seed))
     found = []
     for tier in settings.federation.tier:
-        if tier.machine != tiers.MEASURED:  # dealt already: its share was one of all sites, not of those that are left
-            found.append(tier.model_copy(update={"clients": dealt[tier.name], "share": None, "count": None}))
+        # dealt already: its share was one of all sites, not of those that are left
+        if tier.machine != tiers.MEASURED:
+            found.append(tier.model_copy(update={"clients": dealt[tier.name], "share": None,
+                "count": None}))
             continue
         for name in dealt[tier.name]:
             path = out / "serve" / "profiles" / f"{name}.json"
             profile = roll[name].get("profile")
-            require(isinstance(profile, dict), ConfigError, f"site '{name}' is in tier '{tier.name}', whose machine is 'measured', and "
-                    "told no profile; measure it there: aulait probe --out STATE/profile.json, or name a machine")
+            require(isinstance(profile, dict), ConfigError,
+                    f"site '{name}' is in tier '{tier.name}', whose machine is 'measured', and "
+                    "told no profile; measure it there: aulait probe --out STATE/profile.json, or "
+                    "name a machine")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(profile), encoding="utf-8")
-            own = {"name": f"{tier.name}:{name}", "clients": (name,), "share": None, "count": None, "machine": str(path)}
+            own = {"name": f"{tier.name}:{name}", "clients": (name,), "share": None, "count": None,
+                   "machine": str(path)}
             found.append(tier.model_copy(update=own))
-    settings = settings.model_copy(update={"federation": settings.federation.model_copy(update={"tier": tuple(found)})})
+    settings = settings.model_copy(
+        update={"federation": settings.federation.model_copy(update={"tier": tuple(found)})})
     problems = tiers.problems(settings.federation, settings.compute, not settings.privacy.off)
     require(not problems, ConfigError, "\n".join(problems))
     return settings

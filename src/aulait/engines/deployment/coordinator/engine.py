@@ -1,8 +1,9 @@
 """The engine over a network: the same orders and replies as ``inline``, carried to sites and back.
 
-What the coordinator does itself (proxies, the back of a cut model) goes on in this process while sites work. A round
-closes when all have answered or ``engine.deadline_s`` has passed; who is silent, refuses or sends what cannot be read is
-told to the journal and left out, as a client that dropped out. Every letter is signed, numbered and answered at most once.
+What the coordinator does itself (proxies, the back of a cut model) goes on in this process while
+sites work. A round closes when all have answered or ``engine.deadline_s`` has passed; who is
+silent, refuses or sends what cannot be read is told to the journal and left out, as a client that
+dropped out. Every letter is signed, numbered and answered at most once.
 """
 
 from __future__ import annotations
@@ -55,16 +56,20 @@ class Engine:
     Attributes:
         journal: as given.
         told: bytes of messages sent and received, and how many; as they travelled.
-        records: number of records of every site that tells it; 0 where it is not known, or not to be.
+        records: number of records of every site that tells it; 0 where it is not known, or not to
+            be.
     """
 
-    def __init__(self, post: Post, settings: Settings, key: Any, run: str, epoch: int, journal: Journal) -> None:
-        self._mail, self._settings, self._run, self.journal = Mail(post, key, run, epoch, journal), settings, run, journal
+    def __init__(self, post: Post, settings: Settings, key: Any, run: str, epoch: int,
+                 journal: Journal) -> None:
+        self._mail, self._settings, self._run, self.journal = Mail(post, key, run, epoch,
+            journal), settings, run, journal
         self._briefs: dict[str, Brief] = {}
         self.records: dict[str, int] = {}
         self.told = self._mail.told
 
-    def hello(self, least: int, wait_s: float, expected: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def hello(self, least: int, wait_s: float, expected: Sequence[str]) -> dict[str,
+            dict[str, Any]]:
         """Wait for sites and ask who they are.
 
         Args:
@@ -78,12 +83,16 @@ class Engine:
         Raises:
             AulaitError: too few came.
         """
-        until, facts, asked, refused = time.monotonic() + wait_s, dict[str, dict[str, Any]](), dict[str, float](), dict[str, str]()
+        until, facts, asked, refused = time.monotonic() + wait_s, dict[str,
+            dict[str, Any]](), dict[str, float](), dict[str, str]()
         while True:
-            new = {name: Packet({"kind": "hello", **self._mail.stamp(name).head(), "client": name, "version": briefs.VERSION})
+            new = {name: Packet({"kind": "hello", **self._mail.stamp(name).head(), "client": name,
+                                 "version": briefs.VERSION})
                    for name in self._mail.post.there()
-                   if name in expected and name not in facts and time.monotonic() > asked.get(name, -math.inf) + AGAIN_S}
-            for name, packet in self._mail.exchange(new, min(HELLO_S, max(5.0, until - time.monotonic()))):
+                   if name in expected and name not in facts and time.monotonic() > asked.get(name,
+                       -math.inf) + AGAIN_S}
+            for name, packet in self._mail.exchange(new,
+                    min(HELLO_S, max(5.0, until - time.monotonic()))):
                 asked[name] = time.monotonic()
                 if packet.kind == "facts":
                     facts[name] = dict(packet.head)
@@ -93,28 +102,36 @@ class Engine:
             missing = sorted({*expected} - {*facts})
             if not missing or time.monotonic() > until:
                 break
-            self.journal.progress("wait", len(facts), len(expected), f"waiting for {', '.join(missing[:4])}")
+            self.journal.progress("wait", len(facts), len(expected),
+                                  f"waiting for {', '.join(missing[:4])}")
             time.sleep(1.0)
         told = [refused.get(name, name) for name in missing]
-        require(len(facts) >= least, AulaitError, f"{len(facts)} sites came within {wait_s:g} s, expected at least {least}; missing: "
-                f"{', '.join(told[:8]) or 'anybody'}; start them by 'aulait join', or set engine.least_sites")
+        require(len(facts) >= least, AulaitError,
+                f"{len(facts)} sites came within {wait_s:g} s, expected at least {least}; missing: "
+                f"{', '.join(told[:8]) or 'anybody'}; start them by 'aulait join', or set "
+                "engine.least_sites")
         for name, text in zip(missing, told, strict=True):
-            self.journal.warning("absent", site=name, reason=f"{text} did not come before the run began; it takes no part")
+            self.journal.warning("absent", site=name,
+                reason=f"{text} did not come before the run began; it takes no part")
         return facts
 
-    def begin(self, house: House, again: bool = False, known: Mapping[str, int] | None = None) -> None:
+    def begin(self, house: House, again: bool = False,
+              known: Mapping[str, int] | None = None) -> None:
         """Tell every site its brief.
 
         Args:
             house: with every client's plan.
-            again: whether the run has begun before; then a site that refuses is a client that does not answer.
+            again: whether the run has begun before; then a site that refuses is a client that does
+                not answer.
             known: records of sites, as they told before.
 
         Raises:
-            AulaitError: a site refuses, in its own words; or fewer than ``engine.least_sites`` accept.
+            AulaitError: a site refuses, in its own words; or fewer than ``engine.least_sites``
+                accept.
         """
         mark = fingerprint(house.base)
-        self._briefs = {name: briefs.of(self._settings, house.setting, site, run=self._run, votes=name in house.voters, fingerprint=mark)
+        self._briefs = {name: briefs.of(self._settings, house.setting, site, run=self._run,
+            votes=name in house.voters, fingerprint=mark)
                         for name, site in house.sites.items()}
         for name, own in self._briefs.items():
             self.journal.site(name, role=own.placement, tier=own.tier)
@@ -125,83 +142,109 @@ class Engine:
                 accepted += 1
             else:
                 problems.append(f"site '{name}': {plain(packet.head.get('reason'))}")
-        require(not problems or (again and len(problems) < len(self._briefs)), AulaitError, "\n".join(problems))
+        require(not problems or (again and len(problems) < len(self._briefs)), AulaitError,
+                "\n".join(problems))
         least = self._settings.engine.least_sites
-        require(again or accepted >= min(least, len(self._briefs)), AulaitError, f"{accepted} sites took their brief within "
-                f"{self._settings.engine.deadline_s:g} s, expected at least {least} (engine.least_sites); look at 'aulait status', then "
+        require(again or accepted >= min(least, len(self._briefs)), AulaitError,
+                f"{accepted} sites took their brief within "
+                f"{self._settings.engine.deadline_s:g} s, expected at least {least} "
+                "(engine.least_sites); look at 'aulait status', then "
                 "begin again")
 
     def _tell(self, names: Sequence[str], wait_s: float) -> Iterator[tuple[str, Packet]]:
         """Send sites their briefs; their answers, of which the number of records is kept."""
-        for name, packet in self._mail.exchange({name: self._briefs[name].packet(self._mail.stamp(name)) for name in names}, wait_s):
+        for name, packet in self._mail.exchange(
+            {name: self._briefs[name].packet(self._mail.stamp(name)) for name in names}, wait_s):
             told = packet.head.get("records")
             if packet.kind == "accepted" and isinstance(told, int) and 0 < told < 2**31:
                 self.records[name] = told
             yield name, packet
 
     def connect(
-        self, sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner, embedder: Embedder | None, *,
+        self, sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner,
+        embedder: Embedder | None, *,
         cut: int | None = None, wire: Wire = "float32", private: bool = True,
     ) -> Ask:
-        """A way to get replies: of clients from their sites, of the server's own sites from this process; as ``inline.connect``."""
-        here = inline.connect({n: s for n, s in sites.items() if n not in self._briefs}, method, setting, learner, embedder, cut=cut,
+        """A way to get replies: of clients from their sites, of the server's own sites from this
+        process; as ``inline.connect``."""
+        here = inline.connect({n: s for n, s in sites.items() if n not in self._briefs}, method,
+                              setting, learner, embedder, cut=cut,
                               wire=wire, private=private)
         remote_split = not hasattr(method, "SERVER")
 
         def ask(orders: Sequence[Order]) -> Iterator[Reply]:
             away = [order for order in orders if order.client in self._briefs]
-            halved = [o for o in away if remote_split and o.stage == "train" and sites[o.client].plan.placement == "split"]
+            halved = [o for o in away if remote_split and o.stage == "train"
+                      and sites[o.client].plan.placement == "split"]
             whole = [order for order in away if order not in halved]
             packets = self._packets(whole)
             letters = self._mail.send(packets, self._settings.engine.deadline_s)
-            near = iter(here([order for order in orders if order.client not in self._briefs]) if len(away) < len(orders) else ())
-            early = [*near, *(self._halves(halved, sites, method, setting, learner, cut, wire) if halved else ())]
+            near = iter(here([order for order in orders if order.client not in self._briefs])
+                        if len(away) < len(orders) else ())
+            early = [*near, *(self._halves(halved, sites, method, setting, learner, cut, wire)
+                              if halved else ())]
             heard = 0
             with Spool(self.journal.folder) as spool:
-                for reply in in_order([order.client for order in orders], early, self._replies(packets, letters), spool):
+                for reply in in_order([order.client for order in orders], early,
+                                      self._replies(packets, letters), spool):
                     heard += reply.client in self._briefs
                     yield reply
             if away and not heard:
-                raise AulaitError(f"round {away[0].round} of {away[0].stage}: none of {len(away)} sites answered within "
-                                  f"{self._settings.engine.deadline_s:g} s (engine.deadline_s); look at 'aulait status', then go on with "
+                raise AulaitError(
+                    f"round {away[0].round} of {away[0].stage}: none of {len(away)} sites answered "
+                    "within "
+                                  f"{self._settings.engine.deadline_s:g} s (engine.deadline_s); "
+                                  "look at 'aulait status', then go on with "
                                   "--resume")
 
         return ask
 
-    def judge(self, worn: Mapping[str, Wear], round: int, more: Mapping[str, Any]) -> Iterator[tuple[str, Packet]]:
+    def judge(self, worn: Mapping[str, Wear], round: int,
+              more: Mapping[str, Any]) -> Iterator[tuple[str, Packet]]:
         """Ask sites to measure; answers by client."""
         made, asked = dict[int, Body](), dict[str, Packet]()
         for name, wear in worn.items():
             if id(wear) not in made:
                 made[id(wear)] = wire.body(wear.tensors)
             own = made[id(wear)]
-            asked[name] = Packet({"kind": "evaluate", **self._mail.stamp(name).head(), "client": name, "brief": self._briefs[name].digest,
-                                  **wear.head(), "round": round, "stage": "train", "tensors": own.listed, **more}, own.raw)
-        for name, packet in self._answers(asked, self._mail.send(asked, self._settings.engine.deadline_s)):
+            asked[name] = Packet({"kind": "evaluate", **self._mail.stamp(name).head(),
+                                  "client": name, "brief": self._briefs[name].digest,
+                                  **wear.head(), "round": round, "stage": "train",
+                                  "tensors": own.listed, **more}, own.raw)
+        for name, packet in self._answers(asked,
+                self._mail.send(asked, self._settings.engine.deadline_s)):
             if packet.kind == "sums":
                 yield name, packet
 
     def _packets(self, orders: Sequence[Order]) -> dict[str, Packet]:
-        """Orders as they travel; those with the very same numbers in memory, if only as views, share their bytes."""
+        """Orders as they travel; those with the very same numbers in memory, if only as views,
+        share their bytes."""
         made: dict[tuple[Any, ...], Body] = {}
         packets = {}
         for order in orders:
-            key = tuple((name, t.data_ptr(), t.shape, t.stride(), t.dtype) for name, t in order.tensors.items())
+            key = tuple((name, t.data_ptr(), t.shape, t.stride(), t.dtype) for name,
+                        t in order.tensors.items())
             if key not in made:
-                made[key] = wire.body(order.tensors, self._settings.engine.wire if order.stage == "train" else "float32")
+                made[key] = wire.body(order.tensors, self._settings.engine.wire
+                                      if order.stage == "train" else "float32")
             own = self._briefs[order.client]
-            packets[order.client] = wire.order(order, self._mail.stamp(order.client), own.digest, made[key])
+            packets[order.client] = wire.order(order, self._mail.stamp(order.client), own.digest,
+                made[key])
             self.journal.site(order.client, state="asked", round=order.round, stage=order.stage)
         return packets
 
-    def _replies(self, packets: Mapping[str, Packet], letters: Letters) -> Iterator[tuple[Reply, Packet]]:
-        """Sound replies as they come, with the packets that they were in; a client speaks for itself only."""
+    def _replies(self, packets: Mapping[str, Packet], letters: Letters) -> Iterator[tuple[Reply,
+            Packet]]:
+        """Sound replies as they come, with the packets that they were in; a client speaks for
+        itself only."""
         for name, packet in self._answers(packets, letters):
             if (reply := self._sound(name, packet)) is not None:
                 yield reply, packet
 
-    def _answers(self, packets: Mapping[str, Packet], letters: Letters) -> Iterator[tuple[str, Packet]]:
-        """Answers as they come; a site that does not know the run, silent when its brief was sent, is told and asked again."""
+    def _answers(self, packets: Mapping[str, Packet], letters: Letters) -> Iterator[tuple[str,
+            Packet]]:
+        """Answers as they come; a site that does not know the run, silent when its brief was sent,
+        is told and asked again."""
         strangers = []
         for name, packet in self._mail.answers(letters):
             if packet.kind == "refusal" and packet.head.get("why") == "brief":
@@ -211,43 +254,55 @@ class Engine:
         left_s = letters.due_s - time.monotonic()
         if not strangers or left_s <= 0:
             return
-        known = [name for name, packet in self._tell(strangers, left_s) if packet.kind == "accepted"]
-        again = {name: Packet({**packets[name].head, **self._mail.stamp(name).head()}, packets[name].body) for name in known}
+        known = [name for name, packet in self._tell(strangers, left_s)
+                 if packet.kind == "accepted"]
+        again = {name: Packet({**packets[name].head, **self._mail.stamp(name).head()},
+                              packets[name].body) for name in known}
         yield from self._mail.exchange(again, max(0.0, letters.due_s - time.monotonic()))
 
     def _sound(self, name: str, packet: Packet) -> Reply | None:
-        """The reply in an answer, if it is one of the client that was asked; else it is told to the journal.
+        """The reply in an answer, if it is one of the client that was asked; else it is told to the
+        journal.
 
         Of its diagnostics only those by the names of our own are kept, and under privacy none.
         """
         if packet.kind == "refusal":
             return None
         try:
-            require(packet.kind == "reply", WireError, f"answered an order with '{plain(packet.kind, 40)}'")
+            require(packet.kind == "reply", WireError,
+                    f"answered an order with '{plain(packet.kind, 40)}'")
             reply = wire.read_reply(packet)
-            require(reply.client == name, WireError, f"site '{name}' answered in the name of '{reply.client[:80]}'")
+            require(reply.client == name, WireError,
+                    f"site '{name}' answered in the name of '{reply.client[:80]}'")
         except Exception as error:  # whatever a stranger's bytes do to our reading of them
-            self._mail.silent(name, str(error) if isinstance(error, WireError) else f"sent what cannot be read ({type(error).__name__})")
+            self._mail.silent(name, str(error) if isinstance(error, WireError)
+                              else f"sent what cannot be read ({type(error).__name__})")
             return None
         self.journal.site(name, state="answered", detail="")
-        info = {key: reply.info[key] for key in _TOLD if key in reply.info and self._settings.privacy.off}
+        info = {key: reply.info[key] for key in _TOLD if key in reply.info
+                and self._settings.privacy.off}
         return Reply(reply.client, reply.share, reply.weight, info)
 
     def _halves(
-        self, orders: Sequence[Order], sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner, cut: int | None,
+        self, orders: Sequence[Order], sites: Mapping[str, Site], method: Any, setting: Setting,
+        learner: Learner, cut: int | None,
         form: Wire,
     ) -> Iterator[Reply]:
         """Replies of split clients: the method's answer runs here, the fronts at the sites."""
         require(cut is not None, WireError, "a client is split and no cut is given")
         assert cut is not None
         if unknown := [order.client for order in orders if not self.records[order.client]]:
-            list(self._tell(unknown, self._settings.engine.deadline_s))  # silent when its brief was sent
+            # silent when its brief was sent
+            list(self._tell(unknown, self._settings.engine.deadline_s))
         orders = [order for order in orders if self.records[order.client]]
-        there = {o.client: replace(sites[o.client], train=(Record(""),) * self.records[o.client]) for o in orders}
+        there = {o.client: replace(sites[o.client], train=(Record(""),) * self.records[o.client])
+                 for o in orders}
         for first in range(0, len(orders), AT_ONCE):
             some = list(orders[first : first + AT_ONCE])
-            halves = RemoteSplitLearner(learner, cut, form, [order.client for order in some], some[0].round, self._steps)
-            for reply in method.answer(some, [there[order.client] for order in some], setting, halves):
+            halves = RemoteSplitLearner(learner, cut, form, [order.client for order in some],
+                                        some[0].round, self._steps)
+            for reply in method.answer(some, [there[order.client] for order in some], setting,
+                                       halves):
                 if reply.client not in halves.lost:
                     self.journal.site(reply.client, state="answered", detail="")
                     yield reply
@@ -260,7 +315,9 @@ class Engine:
         packets = {}
         for name, (head, tensors) in sent.items():
             made = wire.body(tensors)
-            packets[name] = Packet({"kind": "split", **self._mail.stamp(name).head(), "client": name, "brief": self._briefs[name].digest,
+            packets[name] = Packet({"kind": "split", **self._mail.stamp(name).head(),
+                                    "client": name, "brief": self._briefs[name].digest,
                                     "stage": "train", "tensors": made.listed, **head}, made.raw)
         letters = self._mail.send(packets, self._settings.engine.deadline_s)
-        return {name: packet for name, packet in self._answers(packets, letters) if packet.kind == "split"}
+        return {name: packet for name, packet in self._answers(packets, letters)
+                if packet.kind == "split"}

@@ -1,12 +1,13 @@
-"""What a server tells its operator while it holds a run: files in RUN/serve, read by ``aulait status`` and by the metrics.
+"""What a server tells its operator while it holds a run: files in RUN/serve, read by ``aulait
+status`` and by the metrics.
 
     log.jsonl      a line for every event; the last file of more than 64 MiB is kept as log.1.jsonl
     sites.json     site -> role, tier, state, last_seen, round, detail
     progress.json  stage, done, total, note, time
     outcome.json   how it ended; missing while it runs
 
-The folder is the operator's: it holds measured seconds and who answered when, which no noise covers. It is not part of
-what a run releases; do not pass it on with the run.
+The folder is the operator's: it holds measured seconds and who answered when, which no noise
+covers. It is not part of what a run releases; do not pass it on with the run.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ def now() -> str:
 def line(kind: str, /, **fields: Any) -> str:
     """An event as one line of JSON, without its line feed: ``time`` and ``event``, then the fields.
 
-    Letters beyond ASCII and control characters are escaped, so that a text from a site cannot steer the terminal of who
-    reads the log; texts are cut at 2,000 letters, so that it cannot fill the disk. No field can take the place of
-    ``time`` or ``event``. What JSON lacks becomes null or text.
+    Letters beyond ASCII and control characters are escaped, so that a text from a site cannot steer
+    the terminal of who reads the log; texts are cut at 2,000 letters, so that it cannot fill the
+    disk. No field can take the place of ``time`` or ``event``. What JSON lacks becomes null or
+    text.
     """
     head = {"time": now(), "event": kind}
-    return json.dumps({**head, **{key: _short(value) for key, value in fields.items() if key not in head}}, allow_nan=False)
+    return json.dumps({**head, **{key: _short(value) for key, value in fields.items()
+        if key not in head}}, allow_nan=False)
 
 
 def plain(value: Any, most: int = 500) -> str:
@@ -76,8 +79,9 @@ def _short(value: Any) -> Any:
 class Journal:
     """Writes RUN/serve; may be told from several threads.
 
-    Several processes may add events; only the one that asks the sites tells of them and of the outcome. Sites that an
-    earlier process knew are kept, in the state "unknown" until they are heard of.
+    Several processes may add events; only the one that asks the sites tells of them and of the
+    outcome. Sites that an earlier process knew are kept, in the state "unknown" until they are
+    heard of.
 
     Args:
         run: the run folder.
@@ -87,7 +91,8 @@ class Journal:
     """
 
     def __init__(self, run: Path) -> None:
-        from aulait.runfolder.run_folder import RunFolder, writing  # here: `line` alone must not load torch
+        # here: `line` alone must not load torch
+        from aulait.runfolder.run_folder import RunFolder, writing
 
         self.folder = run / FOLDER
         self._files, self._writing = RunFolder(self.folder), writing
@@ -98,7 +103,8 @@ class Journal:
             if self._log.exists() and self._log.stat().st_size > LARGEST_LOG_BYTES:
                 os.replace(self._log, self.folder / "log.1.jsonl")
         known = table(self.folder / "sites.json").items()
-        self._sites = {name: {**facts, "state": "unknown"} for name, facts in known if isinstance(facts, dict)}
+        self._sites = {name: {**facts, "state": "unknown"} for name, facts in known
+                       if isinstance(facts, dict)}
         self._dirty, self._written_s = False, -PAUSE_S
         self._later: threading.Timer | None = None
 
@@ -114,12 +120,14 @@ class Journal:
         self.event(kind, level="warning", **fields)
 
     def site(self, name: str, /, **facts: Any) -> None:
-        """Merge facts about a site; sites.json has them within half a second, a changed state within a tenth.
+        """Merge facts about a site; sites.json has them within half a second, a changed state
+        within a tenth.
 
         Args:
             name: of the site, as the roster has it.
-            facts: role, tier, state ("there", "asked", "answered", "silent" or "refused"), last_seen (``now()``, or seconds since
-                1970), round (the last that it was asked in), detail.
+            facts: role, tier, state ("there", "asked", "answered", "silent" or "refused"),
+                last_seen (``now()``, or seconds since 1970), round (the last that it was asked in),
+                detail.
         """
         with self._lock:
             before = self._sites.setdefault(name, {})
@@ -130,12 +138,16 @@ class Journal:
 
     def progress(self, stage: str, done: int, total: int, note: str) -> None:
         """Write progress.json; the same four as a ``Watch`` is told, so that it can be one."""
-        self._json("progress.json", {"time": now(), "stage": stage, "done": done, "total": total, "note": _short(note)})
+        self._json("progress.json", {"time": now(), "stage": stage, "done": done, "total": total,
+            "note": _short(note)})
 
     def outcome(self, ok: bool, **fields: Any) -> None:
-        """Write outcome.json, the last thing a server does; a failure has ``error``, one line, and ``kind``, its class."""
+        """Write outcome.json, the last thing a server does; a failure has ``error``, one line, and
+        ``kind``, its class."""
         self.flush()
-        self._json("outcome.json", {"ok": bool(ok), "time": now(), **{key: _short(value) for key, value in fields.items()}})
+        self._json("outcome.json",
+            {"ok": bool(ok), "time": now(),
+             **{key: _short(value) for key, value in fields.items()}})
 
     def flush(self) -> None:
         """Write what is known of the sites now."""
@@ -171,5 +183,6 @@ class Journal:
     def _catch_up(self) -> None:
         with self._lock:
             self._later = None
-            with suppress(AulaitError, OSError):  # the next call meets it again, where it can end the run
+            # the next call meets it again, where it can end the run
+            with suppress(AulaitError, OSError):
                 self._settle(0.0)

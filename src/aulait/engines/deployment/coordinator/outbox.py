@@ -1,7 +1,9 @@
-"""Signed, numbered letters to sites and the answers that belong to them; the network itself is behind ``Post``.
+"""Signed, numbered letters to sites and the answers that belong to them; the network itself is
+behind ``Post``.
 
-An answer is given on only if it bears the stamp of the letter that it answers. Who cannot be reached, is silent until the
-deadline, or sends what cannot be read is told to the journal and left out.
+An answer is given on only if it bears the stamp of the letter that it answers. Who cannot be
+reached, is silent until the deadline, or sends what cannot be read is told to the journal and left
+out.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Mail:
     """
 
     def __init__(self, post: Post, key: Any, run: str, epoch: int, journal: Journal) -> None:
-        self.post, self.journal, self.told = post, journal, {"sent_bytes": 0, "received_bytes": 0, "messages": 0}
+        self.post, self.journal, self.told = post, journal, {"sent_bytes": 0, "received_bytes": 0,
+            "messages": 0}
         self._key, self._run, self._epoch = key, run, epoch
         self._numbers: dict[str, int] = {}
 
@@ -61,7 +64,8 @@ class Mail:
         self._numbers[name] = self._numbers.get(name, 0) + 1
         return Stamp(self._run, self._epoch, self._numbers[name])
 
-    def exchange(self, packets: Mapping[str, Packet], wait_s: float) -> Iterator[tuple[str, Packet]]:
+    def exchange(self, packets: Mapping[str, Packet], wait_s: float) -> Iterator[tuple[str,
+            Packet]]:
         """Send one letter to each of some sites, and give answers as they come."""
         yield from self.answers(self.send(packets, wait_s))
 
@@ -72,10 +76,14 @@ class Mail:
         shared: dict[int, Any] = {}
         for name, packet in packets.items():
             signed = Packet(packet.head, packet.body, signing.sign(self._key, packet.content()))
-            body = shared.setdefault(id(packet.body), self.post.body(packet.body)) if packet.body else None
+            body = (
+                shared.setdefault(id(packet.body), self.post.body(packet.body)) if packet.body
+                else None
+            )
             letter = self.post.send(there[name], signed, body, wait_s) if name in there else None
             if letter is None:
-                self.silent(name, "is not connected" if name not in there else "could not be sent a message")
+                self.silent(name, "is not connected" if name not in there
+                            else "could not be sent a message")
                 continue
             letters.owner[letter], letters.stamp[letter] = name, Stamp.of(packet.head)
             self.told["messages"] += 1
@@ -89,7 +97,8 @@ class Mail:
             moment = time.monotonic()
             for heard in self.post.collect(list(waiting), LIMIT_BYTES):
                 name = waiting.pop(heard.letter, None)
-                if name is not None and (packet := self._checked(name, heard, letters.stamp[heard.letter])) is not None:
+                if name is not None and (packet := self._checked(name, heard,
+                        letters.stamp[heard.letter])) is not None:
                     yield name, packet
             if moment > letters.due_s:
                 break
@@ -109,7 +118,10 @@ class Mail:
         if packet is not None:
             self.told["received_bytes"] += len(packet.body)
             try:
-                fault = "" if Stamp.of(packet.head) == stamp else "answered another message than the one it was sent"
+                fault = (
+                    "" if Stamp.of(packet.head) == stamp
+                    else "answered another message than the one it was sent"
+                )
             except WireError as error:
                 fault = str(error)
         if packet is None or fault:
@@ -118,6 +130,7 @@ class Mail:
         self.journal.site(name, last_seen=now())
         if packet.kind == "refusal":
             reason = plain(packet.head.get("reason"))
-            self.journal.warning("refused", site=name, why=plain(packet.head.get("why"), 40), reason=reason)
+            self.journal.warning("refused", site=name, why=plain(packet.head.get("why"), 40),
+                                 reason=reason)
             self.journal.site(name, state="refused", detail=reason)
         return packet

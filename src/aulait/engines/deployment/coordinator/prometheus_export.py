@@ -1,9 +1,11 @@
-"""A run's status for Prometheus: its text format, and a small server that answers GET /metrics and nothing else.
+"""A run's status for Prometheus: its text format, and a small server that answers GET /metrics and
+nothing else.
 
-Everything is read from the run folder at every question, so that there is no state to go wrong. The counters sum
-rounds.jsonl: after a resume they may be a round lower, which Prometheus takes as a restart of the counter. The metrics
-name sites and tell when they answered: like RUN/serve they are the operator's, and the server listens on loopback unless
-told otherwise; it has no TLS and no password.
+Everything is read from the run folder at every question, so that there is no state to go wrong. The
+counters sum rounds.jsonl: after a resume they may be a round lower, which Prometheus takes as a
+restart of the counter. The metrics name sites and tell when they answered: like RUN/serve they are
+the operator's, and the server listens on loopback unless told otherwise; it has no TLS and no
+password.
 """
 
 from __future__ import annotations
@@ -56,29 +58,36 @@ def _families(found: dict[str, Any]) -> Iterator[Metric]:
     sites, spent = found["sites"], found["epsilon"].items()
     up = found["state"] == "running"
     yield _gauge("aulait_up", "1 while a process holds the run", [((), up)])
-    yield _gauge("aulait_outcome", "1 for the state that the run is in", [((found["state"],), 1)], ("state",))
+    yield _gauge("aulait_outcome", "1 for the state that the run is in", [((found["state"],), 1)],
+                 ("state",))
     yield _gauge("aulait_stage", "1 for the stage that the run is in",
-                 [((stage,), stage == at) for stage in sorted({*STAGES, *filter(None, [at])})], ("stage",))
+                 [((stage,), stage == at) for stage in sorted({*STAGES, *filter(None, [at])})],
+                 ("stage",))
     yield _gauge("aulait_round", "Rounds of the stage that are finished", [((), found["round"])])
     yield _gauge("aulait_rounds", "Rounds that the stage has", [((), found["rounds"])])
-    yield _gauge("aulait_progress_age_seconds", "Seconds since the last progress", [((), found["progress_s"])])
+    yield _gauge("aulait_progress_age_seconds", "Seconds since the last progress",
+                 [((), found["progress_s"])])
     yield _gauge("aulait_epsilon", "Epsilon spent by the clients of a role; +Inf without privacy",
-                 [((role,), math.inf if value is None else value) for role, value in spent], ("role",))
+                 [((role,), math.inf if value is None else value) for role, value in spent],
+                 ("role",))
     yield _gauge("aulait_epsilon_budget", "Epsilon that the run may spend", [((), found["budget"])])
     yield _gauge("aulait_loss", "Held-out loss last measured, nats a token", [((), found["loss"])])
     yield _gauge("aulait_site_up", "1 while a site takes part",
-                 [((site["name"], site["role"] or ""), up and site["state"] not in (None, *DOWN)) for site in sites], ("site", "role"))
+                 [((site["name"], site["role"] or ""), up and site["state"] not in (None, *DOWN))
+                  for site in sites], ("site", "role"))
     yield _gauge("aulait_site_last_seen_seconds", "Seconds since a site was last heard of",
                  [((site["name"],), site["last_seen_s"]) for site in sites], ("site",))
     yield _gauge("aulait_site_round", "Last round that a site was asked in",
                  [((site["name"],), site["round"]) for site in sites], ("site",))
-    for key, told in (("up_bytes", "Bytes of replies"), ("down_bytes", "Bytes of orders"), ("refused", "Replies left out of a merge")):
+    for key, told in (("up_bytes", "Bytes of replies"), ("down_bytes", "Bytes of orders"),
+                      ("refused", "Replies left out of a merge")):
         family = CounterMetricFamily(f"aulait_{key}", f"{told}, all rounds")
         family.add_metric((), found[key])
         yield family
 
 
-def _gauge(name: str, told: str, samples: Iterable[tuple[tuple[str, ...], Any]], labels: tuple[str, ...] = ()) -> Metric:
+def _gauge(name: str, told: str, samples: Iterable[tuple[tuple[str, ...], Any]],
+           labels: tuple[str, ...] = ()) -> Metric:
     """A gauge without the samples whose value is not known."""
     family = GaugeMetricFamily(name, told, labels=labels)
     for values, value in samples:
@@ -98,12 +107,18 @@ class Metrics:
         try:
             self._server = _Server((host, port), _Handler)
         except (OSError, OverflowError) as error:
-            reason = "is taken" if getattr(error, "errno", None) == errno.EADDRINUSE else f"cannot be used ({error})"
-            raise ConfigError(f"metrics port {host}:{port} {reason}, expected a free one; choose another --metrics") from error
+            reason = (
+                "is taken" if getattr(error, "errno", None) == errno.EADDRINUSE
+                else f"cannot be used ({error})"
+            )
+            raise ConfigError(
+                f"metrics port {host}:{port} {reason}, expected a free one; choose another "
+                "--metrics") from error
         self._server.run = run
         self.address: tuple[str, int] = (host, self._server.server_address[1])
         self._server.hosts = {host, *LOOPBACK} if host in LOOPBACK else set()
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="metrics", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2},
+                         name="metrics", daemon=True).start()
 
     def close(self) -> None:
         """Stop answering."""

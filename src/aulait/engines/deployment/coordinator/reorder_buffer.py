@@ -1,8 +1,8 @@
 """Replies in the order of their orders, whoever answers first, without holding them all in memory.
 
-Sums of floating numbers depend on their order in the last bit, and steps of an optimiser can make much of a last bit; so
-a run whose sites answered in another order would not be the same run. Early answers wait in a file without a name, in the
-operator's folder. Sensitive.
+Sums of floating numbers depend on their order in the last bit, and steps of an optimiser can make
+much of a last bit; so a run whose sites answered in another order would not be the same run. Early
+answers wait in a file without a name, in the operator's folder. Sensitive.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Spool:
         return packets.loads(self._file.read(place[1]), 2**62)
 
 
-def in_order(names: Sequence[str], early: Iterable[Reply], later: Iterable[tuple[Reply, Packet]], spool: Spool) -> Iterator[Reply]:
+def in_order(names: Sequence[str], early: Iterable[Reply], later: Iterable[tuple[Reply, Packet]],
+             spool: Spool) -> Iterator[Reply]:
     """Replies by the order of ``names``; those that nobody gave are left out.
 
     Args:

@@ -1,9 +1,11 @@
 """The coordinator: Flower's SuperLink and one run in it, started, watched and ended.
 
-What this process does: it starts the SuperLink, lets the sites of the roster in, submits the run, follows the files that
-the server app writes, and ends everything. It decides nothing about the run: a second ``aulait serve --resume`` takes up
-where a killed one stopped. The folder RUN/serve is the operator's: its database holds messages of sites until they are
-read, so it has mode 0700, and the database goes when the run has ended well.
+What this process does: it starts the SuperLink, lets the sites of the roster in, submits the run,
+follows the files that
+the server app writes, and ends everything. It decides nothing about the run: a second ``aulait
+serve --resume`` takes up where a killed one stopped. The folder RUN/serve is the operator's: its
+database holds messages of sites until they are read, so it has mode 0700, and the database goes
+when the run has ended well.
 """
 
 from __future__ import annotations
@@ -62,13 +64,15 @@ class Link:
         return self.folder / "superlink.log"
 
     def register(self, roster: Mapping[str, str]) -> None:
-        """Let exactly the sites of this roster (name -> OpenSSH line) in; one that left it is turned away at once."""
+        """Let exactly the sites of this roster (name -> OpenSSH line) in; one that left it is
+        turned away at once."""
         if roster != self._seen:
             self.control.register(roster)
             self._seen = dict(roster)
 
     def submit(self, app_folder: Path, run_config: Mapping[str, str | int | float | bool]) -> int:
-        """Start a run; returns Flower's number of it. Runs that an earlier server left behind are stopped first."""
+        """Start a run; returns Flower's number of it. Runs that an earlier server left behind are
+        stopped first."""
         self.control.stop_all()
         return self.control.submit(app_folder, run_config)
 
@@ -83,7 +87,10 @@ class Link:
             AulaitError: with its last words.
         """
         code = self.process.poll()
-        text = f"Flower's SuperLink ended with code {code}: {processes.last_words(self.log)}; see {self.log}"
+        text = (
+            f"Flower's SuperLink ended with code {code}: {processes.last_words(self.log)}; see "
+            f"{self.log}"
+        )
         require(code != supported.UNFIT, ConfigError, text)
         require(code is None, AulaitError, text)
 
@@ -98,17 +105,22 @@ def start_link(keys: Path | None, folder: Path, host: str, port: int) -> Iterato
     """A SuperLink as long as the block runs; it answers when the block begins.
 
     Args:
-        keys: the server's keys folder; None: without TLS, on loopback only. Sites show who they are either way.
+        keys: the server's keys folder; None: without TLS, on loopback only. Sites show who they are
+            either way.
         folder: of this SuperLink; made with mode 0700.
         host: address to listen on for sites; everything else listens on loopback.
         port: for sites.
 
     Raises:
-        ConfigError: no Flower that is known, a port that is taken, no TLS beyond loopback, another server in this folder.
+        ConfigError: no Flower that is known, a port that is taken, no TLS beyond loopback, another
+            server in this folder.
         AulaitError: it did not start; its last words.
     """
     supported.supported()
-    text = f"no keys folder and host {host} found, expected loopback where there is no TLS; give --keys, or --host 127.0.0.1"
+    text = (
+        f"no keys folder and host {host} found, expected loopback where there is no TLS; give "
+        "--keys, or --host 127.0.0.1"
+    )
     require(keys is not None or processes.loopback(host), ConfigError, text)
     folder = folder.absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,18 +130,23 @@ def start_link(keys: Path | None, folder: Path, host: str, port: int) -> Iterato
         processes.claim(host, port, _PORT_WAIT_S)
         secret, inner = secrets.token_hex(32), processes.free_port()
         supported.launchers(folder / "bin", {"flower-superexec": "", "flwr-serverapp": ""})
-        around = supported.environment(folder / "bin", folder / "flower", secret, alone=False, AULAIT_INNER=str(inner),
+        around = supported.environment(folder / "bin", folder / "flower", secret, alone=False,
+            AULAIT_INNER=str(inner),
                                     AULAIT_APP_LOCK=str(folder / "app.lock"))
-        process = processes.start(_words(keys, folder, host, port), folder / "superlink.log", around)
-        link = Link(process, folder, f"{host}:{port}", supported.Control(f"127.0.0.1:{inner}", secret))
+        process = processes.start(_words(keys, folder, host, port), folder / "superlink.log",
+                                  around)
+        link = Link(process, folder, f"{host}:{port}", supported.Control(f"127.0.0.1:{inner}",
+            secret))
         try:
-            _wait(link, lambda: processes.answers(host, port) and processes.answers("127.0.0.1", inner), _START_S)
+            _wait(link, lambda: processes.answers(host, port) and processes.answers("127.0.0.1",
+                inner), _START_S)
             yield link
         finally:
             link.stop()
 
 
-def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume: bool, insecure: bool, watch: Watch) -> dict[str, Any]:
+def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume: bool,
+          insecure: bool, watch: Watch) -> dict[str, Any]:
     """One run over Flower, from the first process to the last.
 
     Args:
@@ -151,7 +168,10 @@ def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume:
         return done
     folder = run.absolute() / FOLDER
     roster = key_files.roster(keys)
-    text = f"found no site in {keys}/roster, expected at least one; enrol it: aulait keys enrol {keys} NAME FILE.pub"
+    text = (
+        f"found no site in {keys}/roster, expected at least one; enrol it: aulait keys enrol "
+        f"{keys} NAME FILE.pub"
+    )
     require(bool(roster), ConfigError, text)
     with start_link(None if insecure else keys, folder, host, port) as link:
         journal = Journal(run)
@@ -159,9 +179,11 @@ def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume:
         (folder / "progress.json").unlink(missing_ok=True)
         RunFolder(run).write_text(EXPERIMENT, experiment_file.dump(settings))
         link.register(roster)
-        places = {"experiment": str(run.absolute() / EXPERIMENT), "out": str(run.absolute()), "keys": str(keys.absolute())}
+        places = {"experiment": str(run.absolute() / EXPERIMENT), "out": str(run.absolute()),
+                  "keys": str(keys.absolute())}
         number = link.submit(supported.app_folder(folder / "app"), {**places, "resume": resume})
-        journal.event("serving", address=link.address, sites=sorted(roster), flower_run=str(number), resume=resume, insecure=insecure)
+        journal.event("serving", address=link.address, sites=sorted(roster), flower_run=str(number),
+                      resume=resume, insecure=insecure)
         outcome = follow(link, watch, _renewing(link, keys, journal))
         journal.event("served", ok=outcome.get("ok") is True)
     if outcome.get("ok") is not True:
@@ -170,7 +192,8 @@ def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume:
 
 
 def finished(settings: Any, run: Path, resume: bool) -> dict[str, Any] | None:
-    """Look at the run folder before anything starts: what result.json holds where nothing is left to do, else None.
+    """Look at the run folder before anything starts: what result.json holds where nothing is left
+    to do, else None.
 
     Args:
         settings: the experiment.
@@ -178,15 +201,21 @@ def finished(settings: Any, run: Path, resume: bool) -> dict[str, Any] | None:
         resume: go on with what is in the folder.
 
     Raises:
-        ConfigError: the folder holds a run and ``resume`` is false, or a run that was served with other settings.
+        ConfigError: the folder holds a run and ``resume`` is false, or a run that was served with
+            other settings.
     """
     if not (run / "config.toml").exists():
         return None
-    require(resume, ConfigError, f"run folder {run} already holds a run; add --resume to go on with it, or choose another --out")
+    require(resume, ConfigError,
+        f"run folder {run} already holds a run; add --resume to go on with it, or choose another "
+        "--out")
     held = run / EXPERIMENT
-    require(not held.is_file() or not changed(held.read_text(encoding="utf-8"), experiment_file.dump(settings)), ConfigError,
-            f"run folder {run} was started with other settings ({EXPERIMENT}); resume with the same file, or choose another --out")
-    if not (run / "result.json").exists() or processes.held(run / FOLDER / "lock"):  # a server that is about to end
+    require(not held.is_file() or not changed(held.read_text(encoding="utf-8"),
+        experiment_file.dump(settings)), ConfigError,
+            f"run folder {run} was started with other settings ({EXPERIMENT}); resume with the "
+            "same file, or choose another --out")
+    # a server that is about to end
+    if not (run / "result.json").exists() or processes.held(run / FOLDER / "lock"):
         return None
     if not (run / "report.html").exists():  # killed between result and page
         finish.page(RunFolder(run))
@@ -222,12 +251,14 @@ def follow(link: Link, watch: Watch, look: Callable[[], None] = lambda: None) ->
         ended = alive and not lives and not table(link.folder / "outcome.json")
         late = not alive and not lives and time.monotonic() - begun > _APP_START_S
         if ended or late:
-            raise AulaitError(_last_words(link, "ended without a word" if ended else "did not start"))
+            raise AulaitError(_last_words(link, "ended without a word" if ended
+                else "did not start"))
         alive = alive or lives
         now = table(link.folder / "progress.json")
         if now and now != told:
             told = now
-            watch(str(now.get("stage", "")), int(now.get("done", 0)), int(now.get("total", 0)), str(now.get("note", "")))
+            watch(str(now.get("stage", "")), int(now.get("done", 0)), int(now.get("total", 0)),
+                  str(now.get("note", "")))
         if time.monotonic() - looked_s > 2.0:
             look()
             processes.set_aside(link.log)
@@ -242,28 +273,39 @@ def follow(link: Link, watch: Watch, look: Callable[[], None] = lambda: None) ->
 def _last_words(link: Link, what: str) -> str:
     """Of a server app without an outcome; on a full disk it had nowhere to say so."""
     full = shutil.disk_usage(link.folder).free < _FULL_BYTES
-    words = f"no space left in {link.folder.parent}; free some" if full else f"{processes.last_words(link.log)}; see {link.log}"
+    words = (
+        f"no space left in {link.folder.parent}; free some" if full
+        else f"{processes.last_words(link.log)}; see {link.log}"
+    )
     return f"the server app {what}: {words}, then go on with --resume"
 
 
 def _words(keys: Path | None, folder: Path, host: str, port: int) -> list[str]:
     """The command of the SuperLink."""
-    words = supported.command("flower-superlink", "--host", host, "--port", str(port), "--database", str(folder / "superlink.db"),
+    words = supported.command("flower-superlink", "--host", host, "--port", str(port), "--database",
+                              str(folder / "superlink.db"),
                            "--isolation", "subprocess", "--disable-runtime-dependency-installation")
     if keys is None:
         return [*words, "--insecure"]
-    files = {"--ssl-ca-certfile": "ca.pem", "--ssl-certfile": "server.pem", "--ssl-keyfile": "server-key.pem"}
+    files = {"--ssl-ca-certfile": "ca.pem", "--ssl-certfile": "server.pem",
+             "--ssl-keyfile": "server-key.pem"}
     for name in files.values():
-        text = f"found no {keys / name}, expected it; make it: aulait keys server {keys} --host NAME"
+        text = (
+            f"found no {keys / name}, expected it; make it: aulait keys server {keys} --host NAME"
+        )
         require((keys / name).is_file(), ConfigError, text)
-    return [*words, "--enable-supernode-auth", *(word for flag, name in files.items() for word in (flag, str(keys.absolute() / name)))]
+    return [*words, "--enable-supernode-auth", *(word for flag, name in files.items()
+        for word in (flag, str(keys.absolute() / name)))]
 
 
 def _wait(link: Link, ready: Callable[[], bool], limit_s: float) -> None:
     until = time.monotonic() + limit_s
     while not ready():
         link.check()
-        text = f"Flower's SuperLink did not answer within {limit_s:.0f} s: {processes.last_words(link.log)}; see {link.log}"
+        text = (
+            f"Flower's SuperLink did not answer within {limit_s:.0f} s: "
+            f"{processes.last_words(link.log)}; see {link.log}"
+        )
         require(time.monotonic() < until, AulaitError, text)
         time.sleep(0.1)
 
@@ -272,13 +314,16 @@ def _wait_for_the_last(folder: Path) -> None:
     """A server app whose server was killed ends within seconds; two must never write one run."""
     until = time.monotonic() + _PORT_WAIT_S
     while processes.held(folder / "app.lock"):
-        text = f"found a server app of an earlier server at work in {folder}; end it, then try again"
+        text = (
+            f"found a server app of an earlier server at work in {folder}; end it, then try again"
+        )
         require(time.monotonic() < until, ConfigError, text)
         time.sleep(0.1)
 
 
 def _renewing(link: Link, keys: Path, journal: Journal) -> Callable[[], None]:
-    """Sites enrolled or removed while the run goes on; a roster that cannot be read just now changes nothing."""
+    """Sites enrolled or removed while the run goes on; a roster that cannot be read just now
+    changes nothing."""
     said = {""}
 
     def renew() -> None:
@@ -296,4 +341,6 @@ def _error(outcome: Mapping[str, Any]) -> AulaitError:
     """What the server app said, as the error that it was."""
     kind = getattr(errors, str(outcome.get("kind")), AulaitError)
     known = isinstance(kind, type) and issubclass(kind, AulaitError)
-    return (kind if known else AulaitError)(str(outcome.get("error") or "the run failed and did not say why; see superlink.log"))
+    return (kind if known
+        else AulaitError)(str(outcome.get("error")
+                              or "the run failed and did not say why; see superlink.log"))

@@ -1,7 +1,9 @@
-"""The coordinator's half of split training when the fronts are on other machines: the same steps, each an exchange of messages.
+"""The coordinator's half of split training when the fronts are on other machines: the same steps,
+each an exchange of messages.
 
-``answer`` of a method runs here for a split client, with a learner whose front is far away. A client that falls silent in
-the middle of a round is carried on with an empty batch, so that the others lose nothing, and its reply is left out.
+``answer`` of a method runs here for a split client, with a learner whose front is far away. A
+client that falls silent in the middle of a round is carried on with an empty batch, so that the
+others lose nothing, and its reply is left out.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class RemoteSplitLearner(SplitLearner):
         lost: clients that sent what does not fit, with the reason, or fell silent, without one.
     """
 
-    def __init__(self, learner: Learner, after: int, form: Wire, clients: Sequence[str], round: int, exchange: Exchange) -> None:
+    def __init__(self, learner: Learner, after: int, form: Wire, clients: Sequence[str], round: int,
+                 exchange: Exchange) -> None:
         super().__init__(learner, after, form, private=False)
         self._clients, self._round, self._exchange = list(clients), round, exchange
         self._of: dict[int, str] = {}
@@ -57,14 +60,16 @@ class RemoteSplitLearner(SplitLearner):
 
     def front(self, works: Sequence[Work]) -> Any:
         """The fronts of some works, by name."""
-        return RemoteFront(self, works, [self._of[id(work)] for work in works], self._round, self._exchange)
+        return RemoteFront(self, works, [self._of[id(work)] for work in works], self._round,
+                           self._exchange)
 
 
 class _Stack:
     """What ``SplitLearner`` reads of the fronts after the last step."""
 
     def __init__(self, starts: Sequence[Adapter], layers: Sequence[str]) -> None:
-        self.starts = [Adapter({name: start.factors[name] for name in layers}, start.alpha, start.rank) for start in starts]
+        self.starts = [Adapter({name: start.factors[name] for name in layers}, start.alpha,
+                               start.rank) for start in starts]
         self.factors = {name: None for name in layers}
 
     def take(self, k: int) -> Adapter:
@@ -80,8 +85,11 @@ class RemoteFront:
         stack: their factors.
     """
 
-    def __init__(self, learner: RemoteSplitLearner, works: Sequence[Work], clients: Sequence[str], round: int, exchange: Exchange) -> None:
-        self._learner, self._works, self._clients, self._round, self._exchange = learner, works, clients, round, exchange
+    def __init__(self, learner: RemoteSplitLearner, works: Sequence[Work], clients: Sequence[str],
+                 round: int, exchange: Exchange) -> None:
+        self._learner, self._works, self._clients, self._round, self._exchange = (
+            learner, works, clients, round, exchange
+        )
         layers = split_model.front(works[0].start.factors, learner.after)
         self.stack = _Stack([work.start for work in works], layers)
         self.names = [f"{layer}.{letter}" for layer in layers for letter in works[0].part]
@@ -92,22 +100,29 @@ class RemoteFront:
     def forward(self, step: int) -> list[Activations]:
         """The message of every site for a step; of one that is lost an empty batch."""
         if step == 0:
-            self._hear(self._exchange({name: self._begin(k) for k, name in enumerate(self._clients) if name not in self._learner.lost}))
+            self._hear(self._exchange({name: self._begin(k) for k, name in enumerate(self._clients)
+                                       if name not in self._learner.lost}))
         return [self._ahead.get(name) or self._empty(k) for k, name in enumerate(self._clients)]
 
     def backward(self, returned: Sequence[Gradients]) -> Tensor:
-        """Send the gradients; squared norms (K,) of the fronts. The states of the next step come with them."""
-        sent = {name: ({"do": "go", "step": self._step, "round": self._round}, dict(own.hidden) | {"square": own.square.cpu()})
-                for name, own in zip(self._clients, returned, strict=True) if name not in self._learner.lost}
+        """Send the gradients; squared norms (K,) of the fronts. The states of the next step come
+        with them."""
+        sent = {name: ({"do": "go", "step": self._step, "round": self._round},
+                       dict(own.hidden) | {"square": own.square.cpu()})
+                for name, own in zip(self._clients, returned, strict=True)
+                if name not in self._learner.lost}
         self._ahead, self._squares = {}, {}
         self._step += 1
         self._hear(self._exchange(sent))
-        return torch.cat([self._squares.get(name, torch.zeros(1)) for name in self._clients]).to(self._learner.base.device)
+        return torch.cat([self._squares.get(name, torch.zeros(1)) for name in self._clients]).to(
+            self._learner.base.device)
 
     def _begin(self, k: int) -> tuple[dict[str, Any], Tensors]:
         work, start = self._works[k], self.stack.starts[k]
-        head = {"do": "begin", "round": self._round, "steps": work.steps, "batch": work.batch, "part": work.part, "lr": work.lr,
-                "seed": work.seed, "alpha": start.alpha, "rank": start.rank, "penalty": asdict(work.penalty) if work.penalty else None}
+        head = {"do": "begin", "round": self._round, "steps": work.steps, "batch": work.batch,
+                "part": work.part, "lr": work.lr,
+                "seed": work.seed, "alpha": start.alpha, "rank": start.rank,
+                "penalty": asdict(work.penalty) if work.penalty else None}
         tensors = {f"{FACTOR}{name}": t for name, t in lora.to_tensors(start).items()}
         front = split_model.front(dict.fromkeys(work.fold or ()), self._learner.after)
         return head, tensors | {f"{FOLD}{layer}": (work.fold or {})[layer] for layer in front}
@@ -120,9 +135,15 @@ class RemoteFront:
                 self._learner.lost[name] = ""
                 continue
             try:
-                self._take(k, name, tensor_codec.tensors(answers[name].head.get("tensors"), answers[name].body))
-            except Exception as error:  # whatever a stranger's bytes do to our reading of them; the engine tells the operator
-                self._learner.lost[name] = f"sent what does not fit a split round ({type(error).__name__}: {plain(str(error), 200)})"
+                self._take(k, name, tensor_codec.tensors(answers[name].head.get("tensors"),
+                    answers[name].body))
+            # whatever a stranger's bytes do to our reading of them; the engine tells the operator
+            except Exception as error:
+                self._learner.lost[
+                    name] = (
+                        f"sent what does not fit a split round ({type(error).__name__}: "
+                        f"{plain(str(error), 200)})"
+                    )
 
     def _take(self, k: int, name: str, told: Tensors) -> None:
         """One site's answer, looked at before it meets the model."""
@@ -132,12 +153,15 @@ class RemoteFront:
         self._squares[name] = square.float()
         if self._step == self._works[k].steps:
             start = self.stack.starts[k]
-            found = {layer: (told[f"{FACTOR}{layer}.A"], told[f"{FACTOR}{layer}.B"]) for layer in start.factors}
-            if any(new.shape != old.shape for layer in found for new, old in zip(found[layer], start.factors[layer], strict=True)):
+            found = {layer: (told[f"{FACTOR}{layer}.A"], told[f"{FACTOR}{layer}.B"])
+                     for layer in start.factors}
+            if any(new.shape != old.shape for layer in found for new,
+                   old in zip(found[layer], start.factors[layer], strict=True)):
                 raise WireError("factors of another shape")
             self.stack.starts[k] = Adapter(found, start.alpha, start.rank)
             return
-        sent = Activations.of({key.removeprefix("sent/"): t for key, t in told.items() if key.startswith("sent/")})
+        sent = Activations.of({key.removeprefix("sent/"): t for key, t in told.items()
+                               if key.startswith("sent/")})
         wrong = fault(self._learner.base, sent)
         if wrong is not None or not bool(torch.isfinite(decode(sent.hidden)).all()):
             raise WireError(wrong or "states that are not finite")
@@ -149,4 +173,5 @@ class RemoteFront:
         seq2seq = self._learner.base.config.kind == "seq2seq"
         lengths = torch.ones(rows, dtype=torch.int32) if seq2seq else None
         nothing = torch.full((rows, 1), IGNORE, dtype=torch.int32)
-        return Activations(encode(torch.zeros(rows, 1, width), self._learner.wire), nothing, lengths)
+        return Activations(encode(torch.zeros(rows, 1, width), self._learner.wire), nothing,
+                           lengths)

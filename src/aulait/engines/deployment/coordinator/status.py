@@ -1,6 +1,8 @@
-"""Where a run stands, read from its folder: nothing is asked of a process, so that it also tells of a dead one.
+"""Where a run stands, read from its folder: nothing is asked of a process, so that it also tells of
+a dead one.
 
-Everything in the folder is taken as untrusted: a value of the wrong kind is left out, and texts that a site may have
+Everything in the folder is taken as untrusted: a value of the wrong kind is left out, and texts
+that a site may have
 written lose what could steer a terminal.
 """
 
@@ -24,17 +26,19 @@ TAIL_BYTES = 256 * 1024
 WARNINGS = 5
 LEVELS = ("warning", "error")
 LONGEST = 300
-STAGES = {"synthesis": "synthesis", "train": "train"}  # stage -> table of the settings that counts its rounds
+# stage -> table of the settings that counts its rounds
+STAGES = {"synthesis": "synthesis", "train": "train"}
 
 
 def read(run: Path) -> dict[str, Any]:
     """Where a run stands, as plain JSON values; None stands for what is not known.
 
     Returns:
-        path, name, engine; state: "running" (a process holds it), "finished", "failed", "dead" (a server left without an
-        outcome) or "unknown" (an inline run without a result: its process leaves no mark); stage, round, rounds, note,
-        progress_s (seconds since the last progress); private, delta, epsilon (role -> value, None is infinite), budget;
-        loss (held out, last measured), up_bytes, down_bytes, refused (replies); sites (name, role, tier, state,
+        path, name, engine; state: "running" (a process holds it), "finished", "failed", "dead" (a
+        server left without an outcome) or "unknown" (an inline run without a result: its process
+        leaves no mark); stage, round, rounds, note, progress_s (seconds since the last progress);
+        private, delta, epsilon (role -> value, None is infinite), budget; loss (held out, last
+        measured), up_bytes, down_bytes, refused (replies); sites (name, role, tier, state,
         last_seen_s, round, detail); warnings (time, event, text); error, one line.
 
     Raises:
@@ -47,23 +51,29 @@ def read(run: Path) -> dict[str, Any]:
     return {
         "path": str(run),
         "name": _plain(at(found.config, "run", "name")) or run.resolve().name,
-        "engine": _plain(at(found.config, "engine", "name")) or ("flower" if serve.is_dir() else "inline"),
+        "engine": _plain(at(found.config, "engine", "name")) or ("flower" if serve.is_dir()
+            else "inline"),
         "state": _state(run, found, outcome),
         "stage": stage, "round": done, "rounds": rounds, "note": _plain(progress.get("note")),
         "progress_s": _age(progress.get("time")) if progress else _touched(run / "rounds.jsonl"),
         "private": not off if isinstance(off, bool) else None,
-        "delta": number(at(found.config, "privacy", "delta")), "budget": number(at(found.config, "privacy", "epsilon")),
+        "delta": number(at(found.config, "privacy", "delta")),
+        "budget": number(at(found.config, "privacy", "epsilon")),
         "epsilon": epsilon(found),
-        "loss": next((value for line in reversed(found.rounds) if (value := number(at(line, "eval", "loss"))) is not None), None),
-        **{key: int(folder.total(line.get(key) for line in found.rounds) or 0) for key in ("up_bytes", "down_bytes", "refused")},
-        "sites": [_site(name, facts) for name, facts in table(serve / "sites.json").items() if isinstance(facts, Mapping)],
+        "loss": next((value for line in reversed(found.rounds)
+                      if (value := number(at(line, "eval", "loss"))) is not None), None),
+        **{key: int(folder.total(line.get(key) for line in found.rounds) or 0)
+           for key in ("up_bytes", "down_bytes", "refused")},
+        "sites": [_site(name, facts) for name, facts in table(serve / "sites.json").items()
+                  if isinstance(facts, Mapping)],
         "warnings": warnings(serve / "log.jsonl"),
         "error": _plain(outcome.get("error")) if outcome.get("ok") is False else None,
     }
 
 
 def epsilon(run: Run) -> dict[str, float | None]:
-    """Epsilon spent by role, None for infinite: the largest that the ledger or a round ever told, for it only grows."""
+    """Epsilon spent by role, None for infinite: the largest that the ledger or a round ever told,
+    for it only grows."""
     spent: dict[str, float] = {}
     for line in (*run.ledger, *run.rounds):
         told = line.get("epsilon")
@@ -76,13 +86,17 @@ def epsilon(run: Run) -> dict[str, float | None]:
 
 
 def warnings(log: Path, most: int = WARNINGS) -> list[dict[str, Any]]:
-    """The last events of a log that an operator should see: those with the level "warning" or "error", or with an error."""
+    """The last events of a log that an operator should see: those with the level "warning" or
+    "error", or with an error."""
     found = []
     for event in _tail(log):
         if event.get("level") in LEVELS or words(event.get("error")):
-            rest = {key: value for key, value in event.items() if key not in ("time", "event", "level")}
-            text = ", ".join(f"{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in rest.items())
-            found.append({"time": _plain(event.get("time")), "event": _plain(event.get("event")), "text": _plain(text)})
+            rest = {key: value for key, value in event.items()
+                    if key not in ("time", "event", "level")}
+            text = ", ".join(f"{key} {value if isinstance(value, str) else json.dumps(value)}"
+                             for key, value in rest.items())
+            found.append({"time": _plain(event.get("time")), "event": _plain(event.get("event")),
+                          "text": _plain(text)})
     return found[-most:]
 
 
@@ -104,24 +118,30 @@ def _state(run: Path, found: Run, outcome: Mapping[str, Any]) -> str:
 
 
 def _place(found: Run, progress: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
-    """Stage, rounds done, rounds of the stage: what the server told, else the last line of rounds.jsonl."""
+    """Stage, rounds done, rounds of the stage: what the server told, else the last line of
+    rounds.jsonl."""
     if words(progress.get("stage")):
         done, rounds = number(progress.get("done")), number(progress.get("total"))
-        return _plain(progress["stage"]), None if done is None else int(done), None if rounds is None else int(rounds)
+        return _plain(progress["stage"]), None if done is None else int(
+            done), None if rounds is None else int(rounds)
     last = next(iter(found.rounds[-1:]), {})
     stage, done = words(last.get("stage")), number(last.get("round"))
     rounds = number(at(found.config, STAGES.get(stage or "", ""), "rounds"))
-    return _plain(stage), None if done is None else int(done), None if rounds is None else int(rounds)
+    return _plain(stage), None if done is None else int(done), None if rounds is None else int(
+        rounds)
 
 
 def _site(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     at_round = number(facts.get("round"))
-    return {"name": _plain(name) or "?", **{key: _plain(facts.get(key)) for key in ("role", "tier", "state", "detail")},
-            "last_seen_s": _age(facts.get("last_seen")), "round": None if at_round is None else int(at_round)}
+    return {"name": _plain(name) or "?",
+            **{key: _plain(facts.get(key)) for key in ("role", "tier", "state", "detail")},
+            "last_seen_s": _age(facts.get("last_seen")), "round": None if at_round is None
+            else int(at_round)}
 
 
 def _age(told: Any) -> float | None:
-    """Seconds since a time, which is ISO 8601 or seconds since 1970; not below 0, whatever the clocks say."""
+    """Seconds since a time, which is ISO 8601 or seconds since 1970; not below 0, whatever the
+    clocks say."""
     moment = number(told)
     if moment is None and isinstance(told, str):
         try:
@@ -141,7 +161,8 @@ def _plain(value: Any) -> str | None:
 
 
 def _tail(path: Path) -> Iterable[Mapping[str, Any]]:
-    """The events at the end of a log; a first line cut by the tail, or a last one being written, is left out."""
+    """The events at the end of a log; a first line cut by the tail, or a last one being written, is
+    left out."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

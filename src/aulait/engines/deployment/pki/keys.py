@@ -1,11 +1,14 @@
-"""Keys and certificates of a federation: made with the right mode from the start, and never overwritten.
+"""Keys and certificates of a federation: made with the right mode from the start, and never
+overwritten.
 
-The coordinator's folder holds the authority, the server's certificate, the key that signs orders and the roster: which
-public key is which site. A site makes its key itself; only the public half travels. Who may write into the roster
-decides who takes part, so it is read strictly and anything doubtful in it is an error. ``*.pem`` without "key" and
-``*.pub`` are public; all else here is sensitive.
+The coordinator's folder holds the authority, the server's certificate, the key that signs orders
+and the roster: which public key is which site. A site makes its key itself; only the public half
+travels. Who may write into the roster
+decides who takes part, so it is read strictly and anything doubtful in it is an error. ``*.pem``
+without "key" and ``*.pub`` are public; all else here is sensitive.
 
-Flower wants the sites' keys on a NIST curve and in OpenSSH format (flwr 1.41, ``--auth-supernode-private-key``).
+Flower wants the sites' keys on a NIST curve and in OpenSSH format (flwr 1.41,
+``--auth-supernode-private-key``).
 """
 
 from __future__ import annotations
@@ -64,19 +67,23 @@ def server(folder: Path, hosts: Sequence[str], days: int = SERVER_DAYS) -> Valid
     Raises:
         ConfigError: a host is wrong, a key is there already, or others may write into the folder.
     """
-    root, own, orders = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
+    root, own, orders = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(
+        ec.SECP256R1()), Ed25519PrivateKey.generate()
     authority = certificates.authority(root)
     certificate = certificates.server(own.public_key(), hosts, days, authority, root)
     _write_new(folder, {
-        "ca-key.pem": (_pkcs8(root), _PRIVATE), "server-key.pem": (_pkcs8(own), _PRIVATE), "order-key.pem": (_pkcs8(orders), _PRIVATE),
-        "ca.pem": (certificates.pem(authority), _PUBLIC), "server.pem": (certificates.pem(certificate), _PUBLIC),
+        "ca-key.pem": (_pkcs8(root), _PRIVATE), "server-key.pem": (_pkcs8(own), _PRIVATE),
+        "order-key.pem": (_pkcs8(orders), _PRIVATE),
+        "ca.pem": (certificates.pem(authority), _PUBLIC),
+        "server.pem": (certificates.pem(certificate), _PUBLIC),
         "order-key.pub": (_openssh(orders) + b" aulait-orders\n", _PUBLIC)})
     _folder(folder / "roster")
     return validity(folder)
 
 
 def renew(folder: Path, hosts: Sequence[str] = (), days: int = SERVER_DAYS) -> Validity:
-    """A new certificate for the server's kept key, signed by the kept authority; sites need nothing new.
+    """A new certificate for the server's kept key, signed by the kept authority; sites need nothing
+    new.
 
     Args:
         folder: of the coordinator.
@@ -88,9 +95,16 @@ def renew(folder: Path, hosts: Sequence[str] = (), days: int = SERVER_DAYS) -> V
     """
     authority = certificates.load(signing.file_bytes(folder / "ca.pem"), str(folder / "ca.pem"))
     root, own = _elliptic(folder / "ca-key.pem"), _elliptic(folder / "server-key.pem")
-    text = f"{folder / 'ca-key.pem'} is not the key of {folder / 'ca.pem'}; restore them from a copy, or make new keys in another folder"
+    text = (
+        f"{folder / 'ca-key.pem'} is not the key of {folder / 'ca.pem'}; restore them from a copy, "
+        "or make new keys in another folder"
+    )
     require(root.public_key() == authority.public_key(), ConfigError, text)
-    hosts = list(hosts) or certificates.hosts_of(certificates.load(signing.file_bytes(folder / "server.pem"), str(folder / "server.pem")))
+    hosts = (
+        list(hosts)
+        or certificates.hosts_of(certificates.load(signing.file_bytes(folder / "server.pem"),
+            str(folder / "server.pem")))
+    )
     certificate = certificates.server(own.public_key(), hosts, days, authority, root)
     _replace(folder / "server.pem", certificates.pem(certificate))
     return validity(folder)
@@ -102,9 +116,11 @@ def validity(folder: Path) -> Validity:
     Raises:
         ConfigError: a certificate is missing or is none.
     """
-    ends = {name: certificates.load(signing.file_bytes(folder / name), str(folder / name)) for name in ("server.pem", "ca.pem")}
+    ends = {name: certificates.load(signing.file_bytes(folder / name), str(folder / name))
+            for name in ("server.pem", "ca.pem")}
     hosts = tuple(certificates.hosts_of(ends["server.pem"]))
-    return Validity(hosts, ends["server.pem"].not_valid_after_utc, ends["ca.pem"].not_valid_after_utc)
+    return Validity(hosts, ends["server.pem"].not_valid_after_utc,
+                    ends["ca.pem"].not_valid_after_utc)
 
 
 def site(folder: Path, name: str, address: str = "coordinator.example.org:9443") -> str:
@@ -123,15 +139,18 @@ def site(folder: Path, name: str, address: str = "coordinator.example.org:9443")
     """
     text = site_file.template(name, address)
     key = ec.generate_private_key(ec.SECP256R1())
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH,
+                                serialization.NoEncryption())
     public = _openssh(key)
-    _write_new(folder, {"site-key": (private, _PRIVATE), "site-key.pub": (public + f" {name}\n".encode(), _PUBLIC),
+    _write_new(folder,
+        {"site-key": (private, _PRIVATE), "site-key.pub": (public + f" {name}\n".encode(), _PUBLIC),
                         "site.toml": (text.encode(), _PUBLIC)})
     return fingerprint(public.decode())
 
 
 def enrol(folder: Path, name: str, file: Path, replace: bool = False) -> list[str]:
-    """Write a site's public key into the roster. Compare the fingerprint with the site's by another way than the file came.
+    """Write a site's public key into the roster. Compare the fingerprint with the site's by another
+    way than the file came.
 
     Args:
         folder: of the coordinator.
@@ -148,13 +167,20 @@ def enrol(folder: Path, name: str, file: Path, replace: bool = False) -> list[st
     problem = site_file.name_problem(name)
     require(problem is None, ConfigError, str(problem))
     line, known = public_line(file), roster(folder)
-    alike = [other for other in known if other.lower() == name.lower() and (other != name or known[other] != line)]
+    alike = [other for other in known if other.lower() == name.lower()
+             and (other != name or known[other] != line)]
     owners = [other for other in known if known[other] == line and other != name]
     for other in alike[:1]:
-        what = "has another key in the roster" if other == name else f"differs from '{other}' of the roster by case only"
-        require(replace, ConfigError, f"site '{name}' {what}; choose another name, or replace the entry: --replace")
+        what = (
+            "has another key in the roster" if other == name
+            else f"differs from '{other}' of the roster by case only"
+        )
+        require(replace, ConfigError,
+                f"site '{name}' {what}; choose another name, or replace the entry: --replace")
     for other in owners[:1]:
-        require(replace, ConfigError, f"the key of {file} is enrolled as '{other}', expected one name for a key; every site makes its own "
+        require(replace, ConfigError,
+            f"the key of {file} is enrolled as '{other}', expected one name for a key; every site "
+            "makes its own "
                 "key, or rename this one: --replace")
     gone = sorted({*alike, *owners})
     for other in gone:  # first away, then there: whenever this stops, no key has two names
@@ -171,7 +197,9 @@ def roster(folder: Path) -> dict[str, str]:
         ConfigError: there is no roster, others may write into it, or an entry is doubtful.
     """
     place = folder / "roster"
-    require(place.is_dir(), ConfigError, f"found no roster in {folder}, expected the folder of a coordinator; make it: aulait keys server")
+    require(place.is_dir(), ConfigError,
+        f"found no roster in {folder}, expected the folder of a coordinator; make it: aulait keys "
+        "server")
     for path in (folder, place):
         _closed(path)
     found: dict[str, str] = {}
@@ -179,8 +207,11 @@ def roster(folder: Path) -> dict[str, str]:
         problem = site_file.name_problem(path.stem)
         require(problem is None, ConfigError, f"roster file {path}: {problem}")
         line = public_line(path)
-        twin = next((name for name, other in found.items() if other == line or name.lower() == path.stem.lower()), None)
-        require(twin is None, ConfigError, f"roster has '{path.stem}' and '{twin}' with one key or one name; remove one of the two files")
+        twin = next((name for name, other in found.items()
+                     if other == line or name.lower() == path.stem.lower()), None)
+        require(twin is None, ConfigError,
+            f"roster has '{path.stem}' and '{twin}' with one key or one name; remove one of the "
+            "two files")
         found[path.stem] = line
     return found
 
@@ -191,7 +222,9 @@ def public_line(file: Path) -> str:
     Raises:
         ConfigError: the file is not exactly one such line; options before the key are refused.
     """
-    wrong = f"{file} is not one line '{_KIND} ...'; give the site-key.pub that aulait keys site made"
+    wrong = (
+        f"{file} is not one line '{_KIND} ...'; give the site-key.pub that aulait keys site made"
+    )
     content = signing.file_bytes(file)
     parts = _LINE.fullmatch(content.decode("ascii", "replace"))
     if parts is None:
@@ -203,7 +236,8 @@ def public_line(file: Path) -> str:
         raise ConfigError(wrong) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ConfigError(wrong)
-    same = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    same = key.public_bytes(serialization.Encoding.OpenSSH,
+                            serialization.PublicFormat.OpenSSH).decode()
     require(same == line, ConfigError, wrong)
     return line
 
@@ -217,24 +251,30 @@ def fingerprint(line: str) -> str:
 def as_pem(line: str) -> bytes:
     """A roster's key as Flower tells it of a node: PEM, SubjectPublicKeyInfo."""
     key = serialization.load_ssh_public_key(line.encode())
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return key.public_bytes(serialization.Encoding.PEM,
+                            serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _pkcs8(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                             serialization.NoEncryption())
 
 
 def _openssh(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
-    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return key.public_key().public_bytes(serialization.Encoding.OpenSSH,
+        serialization.PublicFormat.OpenSSH)
 
 
 def _elliptic(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(signing.private_bytes(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{path} is no private key in PEM without a passphrase; restore it from a copy") from error
+        raise ConfigError(
+            f"{path} is no private key in PEM without a passphrase; restore it from a copy") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{path} holds a key of another kind, expected one on an elliptic curve; restore it from a copy")
+        raise ConfigError(
+            f"{path} holds a key of another kind, expected one on an elliptic curve; restore it "
+            "from a copy")
     return key
 
 
@@ -253,7 +293,10 @@ def _write_new(folder: Path, files: Mapping[str, tuple[bytes, int]]) -> None:
     """All of these files or none; a file that is there already is an error."""
     _folder(folder)
     there = sorted(name for name in files if os.path.lexists(folder / name))
-    text = f"found {', '.join(there)} in {folder}; keys are never overwritten: choose another folder, or move the old files away"
+    text = (
+        f"found {', '.join(there)} in {folder}; keys are never overwritten: choose another folder, "
+        "or move the old files away"
+    )
     require(not there, ConfigError, text)
     made: list[Path] = []
     try:

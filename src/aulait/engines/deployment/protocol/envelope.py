@@ -1,8 +1,11 @@
-"""What travels between processes and machines: a head of plain values and a body of bytes, sealed by a checksum.
+"""What travels between processes and machines: a head of plain values and a body of bytes, sealed
+by a checksum.
 
-    magic 8 · head length 4 · signature length 2 · body length 8 · sha256 of the rest 32 · signature · head (JSON) · body
+    magic 8 · head length 4 · signature length 2 · body length 8 · sha256 of the rest 32 · signature
+    · head (JSON) · body
 
-Standard library only: the process that Flower starts for every message loads this file and nothing heavy. Nothing is
+Standard library only: the process that Flower starts for every message loads this file and nothing
+heavy. Nothing is
 ever unpickled or evaluated; lengths are checked against a limit before memory is taken.
 """
 
@@ -23,7 +26,8 @@ _LENGTHS = struct.Struct(">IHQ")
 START = len(MAGIC) + _LENGTHS.size + 32
 MOST_HEAD_BYTES = 16 * 1024 * 1024
 MOST_SIGNATURE_BYTES = 256
-MOST_DIGITS = 20  # of a whole number: what is larger cannot become a float and would raise far from here
+# of a whole number: what is larger cannot become a float and would raise far from here
+MOST_DIGITS = 20
 MOST_DEPTH = 32  # of lists in lists: what is deeper cannot be written to a log again
 
 
@@ -34,7 +38,8 @@ class Packet:
     Attributes:
         head: what it is, as JSON values; "kind" always. NaN and infinity cannot travel in it.
         body: tensors one after the other; the head says which.
-        signature: of ``content`` by the coordinator; empty on the way back, where Flower's node keys say who speaks.
+        signature: of ``content`` by the coordinator; empty on the way back, where Flower's node
+            keys say who speaks.
     """
 
     head: Mapping[str, Any]
@@ -67,7 +72,8 @@ def chunks(packet: Packet) -> Iterator[bytes]:
     head = _head(packet.head)
     digest = hashlib.sha256(packet.signature + head)
     digest.update(packet.body)
-    yield MAGIC + _LENGTHS.pack(len(head), len(packet.signature), len(packet.body)) + digest.digest() + packet.signature + head
+    yield MAGIC + _LENGTHS.pack(len(head), len(packet.signature),
+                                len(packet.body)) + digest.digest() + packet.signature + head
     if packet.body:
         yield packet.body
 
@@ -110,12 +116,15 @@ def read(take: Callable[[int], bytes], limit: int) -> Packet:
     seal = opened(take(START), limit)
     signature, head = take(seal.signature_bytes), take(seal.head_bytes)
     body = take(seal.body_bytes) if seal.body_bytes else b""
-    if len(signature) + len(head) + len(body) != seal.signature_bytes + seal.head_bytes + seal.body_bytes:
+    if len(signature) + len(head) + len(
+        body) != seal.signature_bytes + seal.head_bytes + seal.body_bytes:
         raise WireError("a message ended early; it was cut on the way and has to be sent again")
     for part in (signature, head, body):
         seal.seen.update(part)
     if seal.seen.digest() != seal.digest:
-        raise WireError("a message does not match its checksum; it was changed on the way and has to be sent again")
+        raise WireError(
+            "a message does not match its checksum; it was changed on the way and has to be sent "
+            "again")
     return Packet(_parsed(head), body, signature)
 
 
@@ -137,21 +146,27 @@ def opened(start: bytes, limit: int) -> Seal:
         WireError: as ``loads``.
     """
     if len(start) < START:
-        raise WireError("a message ended before its head; it was cut on the way and has to be sent again")
+        raise WireError(
+            "a message ended before its head; it was cut on the way and has to be sent again")
     if start[: len(MAGIC) - 1] != MAGIC[:-1]:
         raise WireError("found bytes that are no message of aulait")
     if start[len(MAGIC) - 1] != MAGIC[-1]:
-        raise WireError(f"a message has layout {start[len(MAGIC) - 1]}, expected {MAGIC[-1]}; run the same version of aulait on both sides")
+        raise WireError(
+            f"a message has layout {start[len(MAGIC) - 1]}, expected {MAGIC[-1]}; run the same "
+            "version of aulait on both sides")
     head, signature, body = _LENGTHS.unpack_from(start, len(MAGIC))
     if head > MOST_HEAD_BYTES or signature > MOST_SIGNATURE_BYTES or head + body > limit:
-        raise WireError(f"a message of {head + body:,} bytes found, expected at most {limit:,} (a head of {MOST_HEAD_BYTES:,}); raise the "
+        raise WireError(
+            f"a message of {head + body:,} bytes found, expected at most {limit:,} (a head of "
+            f"{MOST_HEAD_BYTES:,}); raise the "
                         "limit message_bytes, or send less")
     return Seal(head, signature, body, start[-32:])
 
 
 def _head(head: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(head, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+        return json.dumps(head, sort_keys=True, allow_nan=False, ensure_ascii=False,
+                          separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
         raise WireError(f"the head of a message holds what JSON does not: {error}") from error
 
@@ -167,7 +182,8 @@ def _parsed(raw: bytes) -> dict[str, Any]:
         return float(text) if math.isfinite(float(text)) else float(refuse(text))
 
     try:
-        head = json.loads(raw.decode("utf-8"), parse_constant=refuse, parse_int=whole, parse_float=broken)
+        head = json.loads(raw.decode("utf-8"), parse_constant=refuse, parse_int=whole,
+                          parse_float=broken)
         _look_at(head)
     except (ValueError, RecursionError) as error:
         raise WireError(f"the head of a message is no JSON: {error}") from error
@@ -187,7 +203,8 @@ def _look_at(head: Any) -> None:
         for value in level:
             if isinstance(value, str) and not value.isascii():
                 value.encode()  # raises for half a character
-        inner = [part for value in level if isinstance(value, dict) for pair in value.items() for part in pair]
+        inner = [part for value in level if isinstance(value, dict) for pair in value.items()
+                 for part in pair]
         level = inner + [part for value in level if isinstance(value, list) for part in value]
         if not level:
             return

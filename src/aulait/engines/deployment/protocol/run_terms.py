@@ -1,6 +1,8 @@
-"""The brief: what a run is, told to a site once and kept by it; every later order names the brief that it belongs to.
+"""The brief: what a run is, told to a site once and kept by it; every later order names the brief
+that it belongs to.
 
-It holds what a site must know to do its work and to refuse it, and nothing else: no path, no address, no other client.
+It holds what a site must know to do its work and to refuse it, and nothing else: no path, no
+address, no other client.
 A site checks it against its own limits before anything is loaded (``site_file.refusals``).
 """
 
@@ -44,7 +46,8 @@ class Brief(BaseModel):
         exact_votes: whether votes get no noise, a control of simulations.
         rounds, synthesis_rounds: of the stages.
         seed: of the run.
-        model, adapter, train, evaluate, privacy: tables of the experiment; the name of the model is one of the site's own.
+        model, adapter, train, evaluate, privacy: tables of the experiment; the name of the model is
+            one of the site's own.
         algorithm: the method's name and settings.
         records_per_client, holdout, too_long: how the client's records are chosen.
         pairs: whether a record is a prompt and a response.
@@ -96,7 +99,8 @@ class Brief(BaseModel):
     @property
     def method_config(self) -> Any:
         """The method's own settings."""
-        return self.method.Config(**{key: value for key, value in self.algorithm.items() if key != "name"})
+        return self.method.Config(**{key: value for key, value in self.algorithm.items()
+            if key != "name"})
 
     @property
     def digest(self) -> str:
@@ -105,10 +109,12 @@ class Brief(BaseModel):
 
     def packet(self, stamp: Stamp) -> Packet:
         """As it travels, not yet signed."""
-        return Packet({"kind": "brief", **stamp.head(), "client": self.client, "brief": self.model_dump(mode="json")})
+        return Packet({"kind": "brief", **stamp.head(), "client": self.client,
+                       "brief": self.model_dump(mode="json")})
 
 
-def of(settings: Settings, setting: Setting, site: Site, *, run: str, votes: bool, fingerprint: str) -> Brief:
+def of(settings: Settings, setting: Setting, site: Site, *, run: str, votes: bool,
+       fingerprint: str) -> Brief:
     """A client's brief.
 
     Args:
@@ -121,16 +127,24 @@ def of(settings: Settings, setting: Setting, site: Site, *, run: str, votes: boo
     """
     ranks = setting.ranks.get(site.name)
     return Brief(
-        run=run, name=settings.run.name[:200], client=site.name, tier=site.plan.tier, placement=site.plan.placement, rank=site.plan.rank,
-        steps=site.plan.steps, batch=site.plan.batch, ranks=None if ranks is None else dict(ranks), votes=votes,
+        run=run, name=settings.run.name[:200], client=site.name, tier=site.plan.tier,
+        placement=site.plan.placement, rank=site.plan.rank,
+        steps=site.plan.steps, batch=site.plan.batch, ranks=None if ranks is None else dict(ranks),
+        votes=votes,
         exact_votes=settings.synthesis.votes == "exact",
-        rounds=settings.train.rounds, synthesis_rounds=settings.synthesis.rounds if votes else 0, seed=settings.run.seed,
-        model=settings.model.model_copy(update={"device": "auto"}), adapter=settings.adapter, train=settings.train,
+        rounds=settings.train.rounds, synthesis_rounds=settings.synthesis.rounds if votes else 0,
+        seed=settings.run.seed,
+        model=settings.model.model_copy(update={"device": "auto"}), adapter=settings.adapter,
+        train=settings.train,
         evaluate=settings.evaluate, privacy=settings.privacy,
-        algorithm={"name": settings.algorithm["name"], **settings.method_config.model_dump(mode="json")},
-        records_per_client=settings.data.records_per_client, holdout=settings.data.holdout, too_long=settings.data.too_long,
-        pairs=settings.data.prompt is not None, embedder=settings.synthesis.embedder, max_tokens=settings.synthesis.max_tokens,
-        cut=settings.compute.cut, wire=settings.compute.wire, adapters=settings.engine.wire, fingerprint=fingerprint)
+        algorithm={"name": settings.algorithm["name"],
+                   **settings.method_config.model_dump(mode="json")},
+        records_per_client=settings.data.records_per_client, holdout=settings.data.holdout,
+        too_long=settings.data.too_long,
+        pairs=settings.data.prompt is not None, embedder=settings.synthesis.embedder,
+        max_tokens=settings.synthesis.max_tokens,
+        cut=settings.compute.cut, wire=settings.compute.wire, adapters=settings.engine.wire,
+        fingerprint=fingerprint)
 
 
 def read(value: Any) -> Brief:
@@ -140,7 +154,9 @@ def read(value: Any) -> Brief:
         WireError: it is none, or of another version.
     """
     if isinstance(value, Mapping) and value.get("version") != VERSION:
-        raise WireError(f"a brief of version {value.get('version')!r} found, expected {VERSION}; run the same version of aulait on both "
+        raise WireError(
+            f"a brief of version {value.get('version')!r} found, expected {VERSION}; run the same "
+            "version of aulait on both "
                         "sides")
     try:
         brief = Brief.model_validate(value)
@@ -150,5 +166,7 @@ def read(value: Any) -> Brief:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise WireError(f"a brief is not sound: {where}: {first['msg'].lower()} ({error.error_count()} problems)") from error
+        raise WireError(
+            f"a brief is not sound: {where}: {first['msg'].lower()} ({error.error_count()} "
+            "problems)") from error
     return brief

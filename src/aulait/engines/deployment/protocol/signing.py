@@ -1,7 +1,8 @@
 """Signed orders: the coordinator signs with an Ed25519 key, a site verifies with the public half.
 
-What is signed is a packet's digest, made elsewhere. A fixed prefix keeps a signature made for an order from meaning
-anything in another protocol, should the key ever be used there. Source: RFC 8032.
+What is signed is a packet's digest, made elsewhere. A fixed prefix keeps a signature made for an
+order from meaning anything in another protocol, should the key ever be used there. Source: RFC
+8032.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def sign(key: Ed25519PrivateKey, content: bytes) -> bytes:
 
 
 def verify(key: Ed25519PublicKey, content: bytes, signature: bytes) -> bool:
-    """Whether the owner of the key signed exactly this content as an order; False for anything else, never an error."""
+    """Whether the owner of the key signed exactly this content as an order; False for anything
+    else, never an error."""
     if not isinstance(signature, bytes) or len(signature) != SIGNATURE_BYTES:
         return False
     try:
@@ -49,9 +51,12 @@ def load_private(path: Path) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(private_bytes(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{path} is no private key in PEM without a passphrase; make one: aulait keys server") from error
+        raise ConfigError(
+            f"{path} is no private key in PEM without a passphrase; make one: aulait keys server") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{path} holds a key of another kind, expected Ed25519; give order-key.pem of aulait keys server")
+        raise ConfigError(
+            f"{path} holds a key of another kind, expected Ed25519; give order-key.pem of aulait "
+            "keys server")
     return key
 
 
@@ -83,7 +88,8 @@ def private_bytes(path: Path) -> bytes:
 
 
 def file_bytes(path: Path, private: bool = False) -> bytes:
-    """Content of a small file, which is looked at and read through one handle, so that it cannot be changed in between.
+    """Content of a small file, which is looked at and read through one handle, so that it cannot be
+    changed in between.
 
     Args:
         path: the file; a link is followed, as secrets are often mounted as links.
@@ -96,16 +102,23 @@ def file_bytes(path: Path, private: bool = False) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"key file {path} cannot be read ({reason}), expected a file made by aulait keys; check the path") from error
+        raise ConfigError(
+            f"key file {path} cannot be read ({reason}), expected a file made by aulait keys; "
+            "check the path") from error
     try:
         status = os.fstat(handle)
-        require(stat.S_ISREG(status.st_mode), ConfigError, f"key file {path} is no plain file; give the path of a key")
+        require(stat.S_ISREG(status.st_mode), ConfigError,
+                f"key file {path} is no plain file; give the path of a key")
         mode = stat.S_IMODE(status.st_mode)
-        text = f"private key {path} has mode {mode:04o}, expected 0600: others must not read it; run: chmod 600 {path}"
+        text = (
+            f"private key {path} has mode {mode:04o}, expected 0600: others must not read it; run: "
+            f"chmod 600 {path}"
+        )
         require(not private or not mode & 0o077, ConfigError, text)
         with os.fdopen(handle, "rb", closefd=False) as file:
             content = file.read(_LARGEST_FILE_BYTES + 1)
     finally:
         os.close(handle)
-    require(len(content) <= _LARGEST_FILE_BYTES, ConfigError, f"{path} is larger than any key; give the path of a key")
+    require(len(content) <= _LARGEST_FILE_BYTES, ConfigError,
+            f"{path} is larger than any key; give the path of a key")
     return content

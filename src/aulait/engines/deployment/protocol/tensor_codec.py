@@ -1,7 +1,9 @@
-"""Orders and replies to packets and back: tensors as raw bytes, each with its name, kind of number and shape.
+"""Orders and replies to packets and back: tensors as raw bytes, each with its name, kind of number
+and shape.
 
-Adapters may travel narrower (``engine.wire``): factors of float32 as "float16" or "int8" with a scale a row, by the code
-and with the error bounds of ``encoding``; everything else travels as it is. Whoever packs measures the error.
+Adapters may travel narrower (``engine.wire``): factors of float32 as "float16" or "int8" with a
+scale a row, by the code and with the error bounds of ``encoding``; everything else travels as it
+is. Whoever packs measures the error.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from aulait.core.types import Order, Reply, Tensors
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.training.activation_codec import Wire, decode, encode
 
-KINDS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64, "int8": torch.int8,
-         "uint8": torch.uint8, "int16": torch.int16, "int32": torch.int32, "int64": torch.int64, "bool": torch.bool}
+KINDS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
+         "float64": torch.float64, "int8": torch.int8,
+         "uint8": torch.uint8, "int16": torch.int16, "int32": torch.int32, "int64": torch.int64,
+         "bool": torch.bool}
 _NAMES = {kind: name for name, kind in KINDS.items()}
 MOST_TENSORS = 100_000
 MOST_DIMENSIONS = 8
@@ -59,7 +63,8 @@ class Stamp:
         """
         run, epoch, number = head.get("run"), head.get("epoch"), head.get("number")
         sound = isinstance(run, str) and len(run) == 32 and set(run) <= set("0123456789abcdef")
-        require(sound and _whole(epoch) and _whole(number), WireError, "a message bears no sound stamp (run, epoch, number)")
+        require(sound and _whole(epoch) and _whole(number), WireError,
+                "a message bears no sound stamp (run, epoch, number)")
         return cls(str(run), int(str(epoch)), int(str(number)))
 
 
@@ -70,7 +75,8 @@ class Body:
     Attributes:
         listed: for each tensor its name, kind of number and shape.
         raw: their bytes.
-        error: largest error that a narrower wire made, over the largest value of its tensor; 0 where nothing was coded.
+        error: largest error that a narrower wire made, over the largest value of its tensor; 0
+            where nothing was coded.
     """
 
     listed: list[list[Any]]
@@ -88,7 +94,8 @@ def body(tensors: Tensors, wire: Wire = "float32") -> Body:
     parts: list[bytes] = []
     worst = 0.0
     for name in tensors:
-        require(_PARTS not in name and len(name) <= MOST_NAME, WireError, f"the name of a tensor, '{name[:40]}', cannot travel")
+        require(_PARTS not in name and len(name) <= MOST_NAME, WireError,
+                f"the name of a tensor, '{name[:40]}', cannot travel")
         for key, tensor in _coded(name, tensors[name], wire).items():
             raw = _bytes(key, tensor)
             listed.append([key, _NAMES[tensor.dtype], list(tensor.shape)])
@@ -104,18 +111,22 @@ def tensors(listed: Any, raw: bytes) -> Tensors:
     Raises:
         WireError: the list and the bytes do not belong together.
     """
-    require(isinstance(listed, list) and len(listed) <= MOST_TENSORS, WireError, "the list of tensors of a message is none, or too long")
+    require(isinstance(listed, list) and len(listed) <= MOST_TENSORS, WireError,
+            "the list of tensors of a message is none, or too long")
     buffer, at = bytearray(raw), 0
     flat: Tensors = {}
     for entry in listed:
         name, kind, shape = _entry(entry)
         require(name not in flat, WireError, f"tensor '{name}' is in a message twice")
         size = math.prod(shape) * KINDS[kind].itemsize
-        require(at + size <= len(buffer), WireError, f"tensor '{name}' of shape {shape} is longer than the message")
-        flat[name] = (torch.frombuffer(buffer, dtype=KINDS[kind], count=math.prod(shape), offset=at).reshape(shape).clone() if size
+        require(at + size <= len(buffer), WireError,
+                f"tensor '{name}' of shape {shape} is longer than the message")
+        flat[name] = (torch.frombuffer(buffer, dtype=KINDS[kind], count=math.prod(shape),
+            offset=at).reshape(shape).clone() if size
                       else torch.empty(shape, dtype=KINDS[kind]))
         at += size + -size % _ALIGNED
-    require(at == len(buffer), WireError, f"a message has {len(buffer) - at} bytes that belong to no tensor")
+    require(at == len(buffer), WireError,
+            f"a message has {len(buffer) - at} bytes that belong to no tensor")
     return _decoded(flat)
 
 
@@ -128,7 +139,8 @@ def order(given: Order, stamp: Stamp, brief: str, made: Body) -> Packet:
         brief: digest of the brief it belongs to.
         made: its tensors.
     """
-    return Packet({"kind": "order", **stamp.head(), "brief": brief, "client": given.client, "stage": given.stage, "round": given.round,
+    return Packet({"kind": "order", **stamp.head(), "brief": brief, "client": given.client,
+                   "stage": given.stage, "round": given.round,
                    "settings": dict(given.settings), "tensors": made.listed}, made.raw)
 
 
@@ -139,10 +151,13 @@ def read_order(packet: Packet) -> Order:
         WireError: it is none.
     """
     head = packet.head
-    client, stage, round, settings = (head.get(key) for key in ("client", "stage", "round", "settings"))
-    require(isinstance(client, str) and isinstance(stage, str) and _whole(round) and isinstance(settings, dict), WireError,
+    client, stage, round, settings = (head.get(key) for key in ("client", "stage", "round",
+        "settings"))
+    require(isinstance(client, str) and isinstance(stage, str) and _whole(round)
+            and isinstance(settings, dict), WireError,
             "an order lacks its client, stage, round or settings")
-    return Order(str(client), str(stage), int(str(round)), tensors(head.get("tensors"), packet.body), dict(head["settings"]))
+    return Order(str(client), str(stage), int(str(round)),
+                 tensors(head.get("tensors"), packet.body), dict(head["settings"]))
 
 
 def reply(given: Reply, stamp: Stamp, wire: Wire = "float32") -> Packet:
@@ -150,7 +165,8 @@ def reply(given: Reply, stamp: Stamp, wire: Wire = "float32") -> Packet:
     made = body(given.share, wire)
     require(math.isfinite(given.weight), WireError, "the weight of a reply is not finite")
     info = {name: float(value) for name, value in given.info.items() if math.isfinite(float(value))}
-    return Packet({"kind": "reply", **stamp.head(), "client": given.client, "weight": given.weight, "info": info, "error": made.error,
+    return Packet({"kind": "reply", **stamp.head(), "client": given.client, "weight": given.weight,
+                   "info": info, "error": made.error,
                    "tensors": made.listed}, made.raw)
 
 
@@ -161,12 +177,15 @@ def read_reply(packet: Packet) -> Reply:
         WireError: it is none.
     """
     client, weight, info = (packet.head.get(key) for key in ("client", "weight", "info"))
-    require(isinstance(client, str) and _number(weight) and isinstance(info, dict) and len(info) <= 1000, WireError,
+    require(isinstance(client, str) and _number(weight) and isinstance(info, dict)
+            and len(info) <= 1000, WireError,
             "a reply lacks its client, weight or info")
     told = dict(packet.head["info"])
-    require(all(isinstance(name, str) and _number(value) for name, value in told.items()), WireError,
+    require(all(isinstance(name, str) and _number(value) for name, value in told.items()),
+            WireError,
             "the info of a reply holds something else than numbers")
-    return Reply(str(client), tensors(packet.head.get("tensors"), packet.body), float(packet.head["weight"]),
+    return Reply(str(client), tensors(packet.head.get("tensors"), packet.body),
+                 float(packet.head["weight"]),
                  {name: float(value) for name, value in told.items()})
 
 
@@ -176,7 +195,8 @@ def refusal(stamp: Stamp, reason: str, why: str = "refused") -> Packet:
     Args:
         stamp: of what it refuses.
         reason: one line for the coordinator; it must not depend on the site's records.
-        why: "refused" by the site's limits, "brief" when it does not know the run, "past" or "failed".
+        why: "refused" by the site's limits, "brief" when it does not know the run, "past" or
+            "failed".
     """
     return Packet({"kind": "refusal", **stamp.head(), "reason": reason, "why": why})
 
@@ -191,7 +211,8 @@ def _is_factor(tensor: Tensor) -> bool:
 
 
 def _coded(name: str, tensor: Tensor, wire: Wire) -> Tensors:
-    if wire == "float32" or not _is_factor(tensor) or not bool(torch.isfinite(tensor.detach()).all()):
+    if wire == "float32" or not _is_factor(tensor) or not bool(
+        torch.isfinite(tensor.detach()).all()):
         return {name: tensor}
     return {f"{name}{_PARTS}{part}": own for part, own in encode(tensor[None], wire).items()}
 
@@ -208,7 +229,8 @@ def _decoded(flat: Tensors) -> Tensors:
     for name, parts in coded.items():
         require(name not in whole, WireError, f"tensor '{name}' is in a message twice")
         data = decode(parts)
-        require(data.ndim == 3 and len(data) == 1, WireError, f"tensor '{name}' is coded and has not two dimensions")
+        require(data.ndim == 3 and len(data) == 1, WireError,
+                f"tensor '{name}' is coded and has not two dimensions")
         whole[name] = data[0]
     return whole
 
@@ -221,17 +243,25 @@ def _error(tensor: Tensor, wire: Wire) -> float:
 
 
 def _bytes(name: str, tensor: Tensor) -> bytes:
-    require(tensor.dtype in _NAMES and tensor.layout == torch.strided and tensor.ndim <= MOST_DIMENSIONS, WireError,
-            f"tensor '{name}' of {tensor.dtype} cannot travel; expected a dense one of {', '.join(KINDS)}")
-    return bytes(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()) if tensor.numel() else b""
+    require(tensor.dtype in _NAMES and tensor.layout == torch.strided
+            and tensor.ndim <= MOST_DIMENSIONS, WireError,
+            f"tensor '{name}' of {tensor.dtype} cannot travel; expected a dense one of "
+            f"{', '.join(KINDS)}")
+    return (
+        bytes(tensor.detach().to("cpu").contiguous().reshape(-1).view(
+            torch.uint8).numpy().tobytes()) if tensor.numel() else b""
+    )
 
 
 def _entry(entry: Any) -> tuple[str, str, list[int]]:
-    sound = (isinstance(entry, list) and len(entry) == 3 and all(isinstance(word, str) for word in entry[:2]) and entry[1] in KINDS
+    sound = (isinstance(entry, list) and len(entry) == 3 and all(isinstance(word, str)
+        for word in entry[:2]) and entry[1] in KINDS
              and isinstance(entry[2], list))
-    require(sound and len(entry[0]) <= MOST_NAME + 10 and len(entry[2]) <= MOST_DIMENSIONS and all(_whole(size) for size in entry[2]),
+    require(sound and len(entry[0]) <= MOST_NAME + 10 and len(entry[2]) <= MOST_DIMENSIONS
+            and all(_whole(size) for size in entry[2]),
             WireError, "the list of tensors of a message holds what is no tensor")
-    require(math.prod(max(1, size) for size in entry[2]) < 2**53, WireError, f"tensor '{entry[0][:80]}' has more cells than can be")
+    require(math.prod(max(1, size) for size in entry[2]) < 2**53, WireError,
+            f"tensor '{entry[0][:80]}' has more cells than can be")
     return entry[0], entry[1], entry[2]
 
 
@@ -241,4 +271,7 @@ def _whole(value: Any) -> bool:
 
 def _number(value: Any) -> bool:
     """A number of which many can be summed."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool)
+        and abs(value) <= LARGEST_NUMBER
+    )

@@ -1,7 +1,9 @@
-"""Scores of held-out records that never leave their sites: what a site measures, and what the coordinator makes of the sums.
+"""Scores of held-out records that never leave their sites: what a site measures, and what the
+coordinator makes of the sums.
 
-Without privacy a site tells its sums (nats, tokens right, tokens), and the scores are those of a simulation. Under privacy
-a site measures for its own log and tells nothing; the coordinator then scores public texts, and says so ("measured_on").
+Without privacy a site tells its sums (nats, tokens right, tokens), and the scores are those of a
+simulation. Under privacy a site measures for its own log and tells nothing; the coordinator then
+scores public texts, and says so ("measured_on").
 """
 
 from __future__ import annotations
@@ -56,19 +58,23 @@ class Wear:
 Ask = Callable[[Mapping[str, Wear], int, Mapping[str, Any]], Iterable[tuple[str, Packet]]]
 
 
-def measured(house: SiteHouse, packet: Packet, memory: dict[str, Any], folder: Path) -> dict[str, Any]:
+def measured(house: SiteHouse, packet: Packet, memory: dict[str, Any], folder: Path) -> dict[str,
+        Any]:
     """What a site finds on its held-out records, and what it may keep.
 
     Args:
         house: of the run at the site.
-        packet: says what to wear: "base", "adapter", or the "state" of a method that makes personal adapters.
+        packet: says what to wear: "base", "adapter", or the "state" of a method that makes personal
+            adapters.
         memory: of the site.
-        folder: of the run at the site; after the last round the adapter that this client would use is written there.
+        folder: of the run at the site; after the last round the adapter that this client would use
+            is written there.
 
     Returns:
         "log": for the site's own log; "told": what the coordinator may hear without privacy.
     """
-    found, shared, final = tensors(packet.head.get("tensors"), packet.body), None, bool(packet.head.get("final"))
+    found, shared, final = tensors(packet.head.get("tensors"),
+        packet.body), None, bool(packet.head.get("final"))
     worn: Adapter | None = None
     if packet.head.get("what") == "adapter":
         worn = _given(packet, found)
@@ -76,7 +82,8 @@ def measured(house: SiteHouse, packet: Packet, memory: dict[str, Any], folder: P
         state = State(int(packet.head["round"]), found)
         shared = house.brief.method.result(house.setting, state)
         site = house.site(memory)
-        own = house.brief.method.personal(house.brief.method_config, house.setting, state, [site], house.learner, final)
+        own = house.brief.method.personal(house.brief.method_config, house.setting, state, [site],
+            house.learner, final)
         worn = own.get(site.name, shared)
     told = _sums(house, worn)
     if shared is not None and final:
@@ -84,7 +91,8 @@ def measured(house: SiteHouse, packet: Packet, memory: dict[str, Any], folder: P
     if final and worn is not None:
         peft_export.export(worn, house.base, folder / "adapter")
     nats, _, count = told["sums"]
-    return {"log": {"loss": nats / count if count else None, "what": packet.head.get("what")}, "told": told}
+    return {"log": {"loss": nats / count if count else None, "what": packet.head.get("what")},
+            "told": told}
 
 
 def _given(packet: Packet, found: Tensors) -> Adapter:
@@ -94,7 +102,10 @@ def _given(packet: Packet, found: Tensors) -> Adapter:
         WireError: its scale is no number.
     """
     alpha, rank = packet.head.get("alpha"), packet.head.get("rank")
-    sound = isinstance(alpha, int | float) and math.isfinite(alpha) and (rank is None or (isinstance(rank, int) and rank > 0))
+    sound = (
+        isinstance(alpha, int | float) and math.isfinite(alpha)
+        and (rank is None or (isinstance(rank, int) and rank > 0))
+    )
     require(sound, WireError, "an adapter whose alpha or rank is no number")
     return lora.from_tensors(found, float(packet.head["alpha"]), rank)
 
@@ -126,7 +137,8 @@ class SiteJudge:
         shared = settings.method.result(house.setting, state) if state is not None else None
         names = sorted(house.sites)[: settings.evaluate.clients]
         worn = _worn(house, state, shared, names, final)
-        answers = [packet for _, packet in self._ask(worn, state.round if state else 0, {"final": final})]
+        answers = [packet for _, packet in self._ask(worn, state.round if state else 0,
+            {"final": final})]
         if not settings.privacy.off:
             return _public(house, shared)
         found = _scores(answers, "sums", settings.evaluate)
@@ -135,8 +147,10 @@ class SiteJudge:
         return found
 
 
-def _worn(house: House, state: State | None, shared: Adapter | None, names: Sequence[str], final: bool) -> Mapping[str, Wear]:
-    """What every client is to wear. A split client's own adapter is made here, where its memory is; the others make theirs."""
+def _worn(house: House, state: State | None, shared: Adapter | None, names: Sequence[str],
+          final: bool) -> Mapping[str, Wear]:
+    """What every client is to wear. A split client's own adapter is made here, where its memory is;
+    the others make theirs."""
     if state is None or shared is None:
         return dict.fromkeys(names, Wear("base", {}))
     method = house.settings.method
@@ -145,18 +159,28 @@ def _worn(house: House, state: State | None, shared: Adapter | None, names: Sequ
         return dict.fromkeys(names, common)
     own = Wear("state", dict(state.tensors))
     halves = [house.sites[name] for name in names if house.sites[name].plan.placement == "split"]
-    made = method.personal(house.settings.method_config, house.setting, state, halves, house.learner, final) if halves else {}
-    return {name: Wear.adapter(made[name]) if name in made else own if name in house.trainers else common for name in names}
+    made = (
+        method.personal(house.settings.method_config, house.setting, state, halves, house.learner,
+                        final) if halves else {}
+    )
+    return {name: Wear.adapter(made[name]) if name in made else own if name in house.trainers
+            else common for name in names}
 
 
 def _scores(answers: Sequence[Packet], key: str, config: EvaluateConfig) -> dict[str, Any]:
     """Sums of sites to scores; task metrics are means over sites by their number of records."""
-    sums = [[float(value) for value in packet.head[key]] for packet in answers if _sound(packet.head.get(key))]
-    tasks = [told for packet in answers if (told := _task(packet.head.get("task")))] if key == "sums" else []
+    sums = [[float(value) for value in packet.head[key]] for packet in answers
+            if _sound(packet.head.get(key))]
+    tasks = (
+        [told for packet in answers if (told := _task(packet.head.get("task")))] if key == "sums"
+        else []
+    )
     count = sum(float(task.get("count", 0)) for task in tasks)
     names = sorted({name for task in tasks for name in task} - {"count"})
-    task = {name: sum(float(t.get(name, 0)) * float(t.get("count", 0)) for t in tasks) / (count or 1.0) for name in names}
-    return summary(sums, task | ({"count": count} if tasks else {})).as_dict() | {"sites": len(sums)}
+    task = {name: sum(float(t.get(name, 0)) * float(t.get("count", 0)) for t in tasks) / (count
+        or 1.0) for name in names}
+    return summary(sums, task | ({"count": count} if tasks else {})).as_dict() | {
+        "sites": len(sums)}
 
 
 def _sound(value: Any) -> bool:
@@ -164,18 +188,25 @@ def _sound(value: Any) -> bool:
 
 
 def _sum(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_SUM
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_SUM
+    )
 
 
 def _task(value: Any) -> dict[str, float]:
     """What a site told of its task metric; nothing where it is not a few numbers by name."""
-    sound = isinstance(value, dict) and len(value) <= MOST_METRICS and all(map(_sum, value.values()))
+    sound = (
+        isinstance(value, dict) and len(value) <= MOST_METRICS and all(map(_sum, value.values()))
+    )
     return {name[:40]: float(told) for name, told in value.items()} if sound else {}
 
 
 def _public(house: House, worn: Adapter | None) -> dict[str, Any]:
-    some = [text if isinstance(text, Record) else Record(text) for text in house.corpus.public[:PUBLIC_RECORDS]]
-    config = house.settings.evaluate.model_copy(update={"task": "none", "records_per_client": PUBLIC_RECORDS})
+    some = [text if isinstance(text, Record) else Record(text)
+            for text in house.corpus.public[:PUBLIC_RECORDS]]
+    config = house.settings.evaluate.model_copy(update={"task": "none",
+        "records_per_client": PUBLIC_RECORDS})
     found = evaluate(house.learner, worn, {"public": some}, config).as_dict()
     by_client = ("worst_client_loss", "mean_client_loss")
-    return {key: value for key, value in found.items() if key not in by_client} | {"measured_on": "public texts"}
+    return {key: value for key, value in found.items()
+            if key not in by_client} | {"measured_on": "public texts"}

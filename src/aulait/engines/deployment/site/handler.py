@@ -1,7 +1,9 @@
-"""The site's own judgement and work: a signed packet in, an answer out. No socket, no Flower, no clock of the coordinator's.
+"""The site's own judgement and work: a signed packet in, an answer out. No socket, no Flower, no
+clock of the coordinator's.
 
-Every packet but a question after the site's health must be signed by the coordinator and be for this client. What the
-coordinator is told when something fails never depends on the site's records: the reason goes to the site's own log.
+Every packet but a question after the site's health must be signed by the coordinator and be for
+this client. What the coordinator is told when something fails never depends on the site's records:
+the reason goes to the site's own log.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ class Resident:
         self._file, self._log = file, log
         self._key = signing.load_public(file.keys.orders)
         self._shelf, self._runs = Shelf(), dict[str, Tenancy]()
-        self.facts: dict[str, Any] = {"orders": 0, "refused": 0, "loads": 0, "run": None, "stage": None, "round": None, "last_error": None}
+        self.facts: dict[str, Any] = {"orders": 0, "refused": 0, "loads": 0, "run": None,
+            "stage": None, "round": None, "last_error": None}
         if file.limits.threads:
             torch.set_num_threads(file.limits.threads)
 
@@ -83,13 +86,19 @@ class Resident:
         stamp = Stamp.of(packet.head)
         try:
             self._check(packet)
-            self._log("asked", kind=packet.kind, epoch=stamp.epoch, number=stamp.number, bytes=len(packet.body))
-            answer = self._hello(packet, stamp) if packet.kind == "hello" else self._of_run(packet, stamp)
+            self._log("asked", kind=packet.kind, epoch=stamp.epoch, number=stamp.number,
+                      bytes=len(packet.body))
+            answer = (
+                self._hello(packet, stamp) if packet.kind == "hello"
+                else self._of_run(packet, stamp)
+            )
             self.facts["orders"] += 1
         except Refused as refused:
             answer = self._no(stamp, str(refused), refused.why, str(refused))
         except AulaitError as error:
-            answer = self._no(stamp, f"failed ({type(error).__name__}); the reason is in the site's own log", "failed", str(error))
+            answer = self._no(stamp,
+                f"failed ({type(error).__name__}); the reason is in the site's own log", "failed",
+                str(error))
         except Exception as error:
             told = "failed by a defect; the reason is in the site's own log"
             answer = self._no(stamp, told, "failed", f"{type(error).__name__}: {error}")
@@ -105,12 +114,16 @@ class Resident:
 
     def _check(self, packet: Packet) -> None:
         """Whose it is, before anything else is looked at."""
-        if not packet.signature or not signing.verify(self._key, packet.content(), packet.signature):
-            raise Refused("the message is not signed by the coordinator whose key this site holds (keys.orders)")
+        if not packet.signature or not signing.verify(self._key, packet.content(),
+                packet.signature):
+            raise Refused(
+                "the message is not signed by the coordinator whose key this site holds "
+                "(keys.orders)")
         if packet.head.get("client") != self._file.site.name:
             raise Refused(f"a message for another client came to '{self._file.site.name}'")
         if packet.kind not in KINDS:
-            raise Refused(f"a message of kind '{packet.kind[:40]}' found, expected one of {', '.join(KINDS)}")
+            raise Refused(
+                f"a message of kind '{packet.kind[:40]}' found, expected one of {', '.join(KINDS)}")
 
     def _no(self, stamp: Stamp, told: str, why: str, own: str) -> Packet:
         self.facts |= {"refused": self.facts["refused"] + 1, "last_error": own}
@@ -121,21 +134,28 @@ class Resident:
         """Who is here and what it allows; nothing of its records."""
         limits, path = self._file.limits, self._file.site.state / "profile.json"
         if packet.head.get("version") != brief.VERSION:
-            raise Refused(f"messages of version {packet.head.get('version')!r} found, this site speaks {brief.VERSION} "
+            raise Refused(
+                f"messages of version {packet.head.get('version')!r} found, this site speaks "
+                f"{brief.VERSION} "
                           f"(aulait {__version__})")
         try:
             profile = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         except (ValueError, OSError) as error:
-            raise DataError(f"{path} is no JSON ({error}); measure again by 'aulait probe --out', or remove it") from error
-        return Packet({"kind": "facts", **stamp.head(), "client": self._file.site.name, "version": brief.VERSION, "package": __version__,
-                       "roles": list(limits.roles), "methods": list(limits.methods), "privacy": limits.privacy,
-                       "models": sorted(self._file.models), "embedders": sorted(self._file.embedders), "profile": profile})
+            raise DataError(
+                f"{path} is no JSON ({error}); measure again by 'aulait probe --out', or remove it") from error
+        return Packet({"kind": "facts", **stamp.head(), "client": self._file.site.name,
+                       "version": brief.VERSION, "package": __version__,
+                       "roles": list(limits.roles), "methods": list(limits.methods),
+                       "privacy": limits.privacy,
+                       "models": sorted(self._file.models),
+                       "embedders": sorted(self._file.embedders), "profile": profile})
 
     def _of_run(self, packet: Packet, stamp: Stamp) -> Packet:
         if packet.kind == "brief":
             return self._told(packet, stamp)
         tenancy = self._tenancy(stamp.run, packet.head.get("brief"))
-        key, asked = None if packet.kind == "evaluate" else _round(packet), hashlib.sha256(packet.content()).hexdigest()
+        key, asked = None if packet.kind == "evaluate" else _round(packet), hashlib.sha256(
+            packet.content()).hexdigest()
         with tenancy.kept.untouched():
             try:
                 answered = tenancy.kept.admit(stamp, key, asked)
@@ -147,11 +167,13 @@ class Resident:
             if tenancy.house is None:
                 self._settle(tenancy)
             assert tenancy.house is not None
-            self.facts |= {"run": stamp.run, "stage": packet.head.get("stage"), "round": packet.head.get("round")}
+            self.facts |= {"run": stamp.run, "stage": packet.head.get("stage"),
+                           "round": packet.head.get("round")}
             if packet.kind != "split":  # a split round that something else interrupts has ended
                 for other in self._runs.values():
                     other.sessions.clear()
-            work = {"order": self._order, "evaluate": self._evaluate, "split": self._split}[packet.kind]
+            work = {"order": self._order, "evaluate": self._evaluate,
+                    "split": self._split}[packet.kind]
             answer = work(packet, stamp, tenancy, tenancy.house)
             tenancy.kept.done(stamp, asked, answer)
             return answer
@@ -167,14 +189,17 @@ class Resident:
         self._allow(given)
         known = self._held(stamp.run)
         if known is not None and known.digest != given.digest:
-            raise Refused(f"run {stamp.run[:8]} was told another brief before; begin a new run for other settings")
+            raise Refused(
+                f"run {stamp.run[:8]} was told another brief before; begin a new run for other "
+                "settings")
         tenancy = known or self._enter(given)
         self._settle(tenancy)
         assert tenancy.house is not None
         if known is None:
             kept_state.write_brief(tenancy.kept.folder, given.model_dump(mode="json"))
             self._runs[stamp.run] = tenancy
-        public = given.privacy.off or given.privacy.unit == "record"  # then the number of records is told with every reply
+        # then the number of records is told with every reply
+        public = given.privacy.off or given.privacy.unit == "record"
         return Packet({"kind": "accepted", **stamp.head(), "client": given.client,
                        "records": len(tenancy.house.records.train) if public else None})
 
@@ -187,18 +212,23 @@ class Resident:
         if order.stage == "synthesis":
             width = order.tensors["embeddings"].shape[1]
             if width != house.embedder.width:
-                raise Refused(f"candidates of width {width} found, the embedder here has {house.embedder.width}; use the same one at both")
+                raise Refused(
+                    f"candidates of width {width} found, the embedder here has "
+                    f"{house.embedder.width}; use the same one at both")
             (reply,) = private_evolution.answer([order], [site], house.embedder)
         else:
             if tenancy.account is not None:
                 tenancy.account.charge(order.settings, site, tenancy.brief)
             (reply,) = tenancy.brief.method.answer([order], [site], house.setting, house.learner)
         private = not tenancy.brief.privacy.off
-        self._log("answered", stage=order.stage, round=order.round, **{name: float(value) for name, value in reply.info.items()})
-        if private:  # diagnostics and, where clients are protected, the number of records are nobody's business
+        self._log("answered", stage=order.stage, round=order.round,
+                  **{name: float(value) for name, value in reply.info.items()})
+        # diagnostics and, where clients are protected, the number of records are nobody's business
+        if private:
             weight = reply.weight if tenancy.brief.privacy.unit == "record" else 1.0
             reply = type(reply)(reply.client, reply.share, weight)
-        return tensor_codec.reply(reply, stamp, tenancy.brief.adapters if order.stage == "train" else "float32")
+        return tensor_codec.reply(reply, stamp, tenancy.brief.adapters if order.stage == "train"
+                                  else "float32")
 
     def _evaluate(self, packet: Packet, stamp: Stamp, tenancy: Tenancy, house: SiteHouse) -> Packet:
         if not self._file.limits.evaluate:
@@ -210,8 +240,10 @@ class Resident:
 
     def _split(self, packet: Packet, stamp: Stamp, tenancy: Tenancy, house: SiteHouse) -> Packet:
         if not tenancy.brief.privacy.off or tenancy.brief.placement != "split":
-            raise Refused("asked for activations, and the brief does not say 'split' without privacy")
-        if packet.head.get("stage") != "train" or not 1 <= packet.head["round"] <= tenancy.brief.rounds:
+            raise Refused(
+                "asked for activations, and the brief does not say 'split' without privacy")
+        if packet.head.get("stage") != "train" or not 1 <= packet.head[
+            "round"] <= tenancy.brief.rounds:
             raise Refused(f"a split round outside the {tenancy.brief.rounds} of the brief")
         try:
             return tenancy.sessions.answer(packet, stamp, house)
@@ -223,8 +255,8 @@ class Resident:
 
         Args:
             given: the brief.
-            records: that the site trains on, where they have been read; before, the most that there can be, so that what is
-                refused then would be refused with fewer records too.
+            records: that the site trains on, where they have been read; before, the most that there
+                can be, so that what is refused then would be refused with fewer records too.
 
         Raises:
             Refused: with every limit that is exceeded.
@@ -236,19 +268,22 @@ class Resident:
             raise Refused("; ".join(problems))
 
     def _settle(self, tenancy: Tenancy) -> None:
-        """Load what a run needs, and let go of what other runs hold of another base: one base is in memory, whoever asks.
+        """Load what a run needs, and let go of what other runs hold of another base: one base is in
+        memory, whoever asks.
 
         Raises:
             Refused: with the site's records the run goes beyond its limits.
         """
         for other in self._runs.values():
-            other.sessions.clear()  # a split round in the middle holds its updates in the base's weights
+            # a split round in the middle holds its updates in the base's weights
+            other.sessions.clear()
             if other.house is not None and other.brief.model != tenancy.brief.model:
                 other.house = None
         tenancy.house = move_in(tenancy.brief, self._file, self._shelf)
         self._allow(tenancy.brief, len(tenancy.house.records.train))
         if tenancy.brief.too_long != "cut" and not tenancy.brief.privacy.off:
-            self._log("cut", reason=f"under privacy long records are cut here, not '{tenancy.brief.too_long}'")
+            self._log("cut",
+                reason=f"under privacy long records are cut here, not '{tenancy.brief.too_long}'")
 
     def _tenancy(self, run: str, digest: Any) -> Tenancy:
         """The run that a message belongs to.
@@ -264,7 +299,8 @@ class Resident:
         return found
 
     def _held(self, run: str) -> Tenancy | None:
-        """A run that is known, from memory or from disk; the limits of today are held against it again."""
+        """A run that is known, from memory or from disk; the limits of today are held against it
+        again."""
         if run not in self._runs:
             told = kept_state.read_brief(self._file.site.state, run)
             if told is None:
@@ -288,7 +324,8 @@ def _round(packet: Packet) -> kept_state.Key:
         Refused: it names none.
     """
     stage, round = packet.head.get("stage"), packet.head.get("round")
-    if stage not in kept_state.STAGES or not isinstance(round, int) or isinstance(round, bool) or not 0 <= round < 2**31:
+    if stage not in kept_state.STAGES or not isinstance(round, int) or isinstance(round,
+            bool) or not 0 <= round < 2**31:
         raise Refused("a message without a sound stage and round")
     return kept_state.STAGES.index(stage), round
 

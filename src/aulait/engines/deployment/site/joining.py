@@ -1,7 +1,9 @@
-"""A site joins: the resident worker in this process, Flower's SuperNode as a child that is started again whenever it ends.
+"""A site joins: the resident worker in this process, Flower's SuperNode as a child that is started
+again whenever it ends.
 
-The SuperNode connects outwards to the server; nothing listens for other machines here. What it may do is narrowed in
-``pinned_site``. The private key stays in its file: it signs who this site is, and is read by the SuperNode alone.
+The SuperNode connects outwards to the server; nothing listens for other machines here. What it may
+do is narrowed in ``pinned_site``. The private key stays in its file: it signs who this site is, and
+is read by the SuperNode alone.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ Say = Callable[[str], None]
 Work = Callable[[SiteFile, threading.Event, Callable[..., None]], None]
 
 
-def join(site: SiteFile, insecure: bool, say: Say, stop: threading.Event, *, work: Work | None = None, app: str = APP) -> None:
+def join(site: SiteFile, insecure: bool, say: Say, stop: threading.Event, *,
+         work: Work | None = None, app: str = APP) -> None:
     """Take part until told to stop.
 
     Args:
@@ -40,7 +43,8 @@ def join(site: SiteFile, insecure: bool, say: Say, stop: threading.Event, *, wor
         insecure: without TLS; the server must be on loopback.
         say: told of what happens, a line each.
         stop: set it to end everything.
-        work: the resident worker: answers until the event is set, and logs; None takes aulait's own.
+        work: the resident worker: answers until the event is set, and logs; None takes aulait's
+            own.
         app: the client app that answers, as ``module:name``; never what a server ships.
 
     Raises:
@@ -73,10 +77,13 @@ def check(site: SiteFile, insecure: bool) -> None:
     found = site_file.absent(site)
     host = site.site.server.rpartition(":")[0]
     if insecure and not processes.loopback(host):
-        found.append(f"found --insecure and server {host}, expected loopback where there is no TLS; leave --insecure out")
+        found.append(
+            f"found --insecure and server {host}, expected loopback where there is no TLS; leave "
+            "--insecure out")
     key = site.keys.private
     if key.is_file() and stat.S_IMODE(key.stat().st_mode) & 0o077:
-        found.append(f"keys.private: {key} may be read by others, expected mode 0600; run: chmod 600 {key}")
+        found.append(
+            f"keys.private: {key} may be read by others, expected mode 0600; run: chmod 600 {key}")
     require(not found, ConfigError, "\n".join(found))
 
 
@@ -87,18 +94,21 @@ def allows(site: SiteFile) -> list[str]:
         "RUNS WITHOUT PRIVACY TOO: what is learnt from the text may reach the server without noise"
     return [
         f"site {site.site.name}, server {site.site.server}",
-        f"roles: {', '.join(limits.roles)}; methods: {', '.join(limits.methods) or 'all'}; models: {', '.join(site.models)}",
+        f"roles: {', '.join(limits.roles)}; methods: {', '.join(limits.methods) or 'all'}; models: "
+        f"{', '.join(site.models)}",
         noise,
-        f"at most {limits.records:,} records, {limits.rounds:,} rounds of {limits.steps:,} steps, batch {limits.batch}, rank {limits.rank}",
+        f"at most {limits.records:,} records, {limits.rounds:,} rounds of {limits.steps:,} steps, "
+        f"batch {limits.batch}, rank {limits.rank}",
     ]
 
 
 class Notes:
-    """What happens at this site: a JSON line in its own log, and what a person should see on the terminal.
+    """What happens at this site: a JSON line in its own log, and what a person should see on the
+    terminal.
 
     Args:
-        path: of the log; sensitive with privacy: it may hold what is measured here. The last file of more than 64 MiB is kept
-            beside it as log.1.jsonl.
+        path: of the log; sensitive with privacy: it may hold what is measured here. The last file
+            of more than 64 MiB is kept beside it as log.1.jsonl.
         say: told of what is shown.
     """
 
@@ -107,11 +117,13 @@ class Notes:
         self._fault = ""
 
     def event(self, name: str, /, **fields: Any) -> None:
-        """Log it; a refusal is shown too. Why work failed is not: it may hold words of the records."""
+        """Log it; a refusal is shown too. Why work failed is not: it may hold words of the
+        records."""
         self._write(name, fields)
         if name == "refused":
             failed = fields.get("why") == "failed"
-            self._say(f"failed: the reason is in {self._path}" if failed else f"refused: {event_log.plain(fields.get('reason'))}")
+            self._say(f"failed: the reason is in {self._path}" if failed
+                      else f"refused: {event_log.plain(fields.get('reason'))}")
 
     def shown(self, name: str, text: str, /, **fields: Any) -> None:
         """Log it, and show it in these words."""
@@ -119,18 +131,23 @@ class Notes:
         self._say(text)
 
     def _write(self, name: str, fields: dict[str, Any]) -> None:
-        """A log that cannot be written, on a full disk say, stops nothing; what must be on disk before an answer leaves is not here."""
+        """A log that cannot be written, on a full disk say, stops nothing; what must be on disk
+        before an answer leaves is not here."""
         named = {"what" if key == "kind" else key: value for key, value in fields.items()}
         fault = ""
         with self._lock:
             try:
-                with open(self._path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as log:
+                with open(self._path, "a", encoding="utf-8", opener=lambda name,
+                          flags: os.open(name, flags, 0o600)) as log:
                     log.write(event_log.line(name, **named) + "\n")
                     large = log.tell() > event_log.LARGEST_LOG_BYTES
                 if large:
                     os.replace(self._path, self._path.with_name("log.1.jsonl"))
             except OSError as error:
-                fault = f"{self._path} cannot be written ({error.strerror or error}); going on without it"
+                fault = (
+                    f"{self._path} cannot be written ({error.strerror or error}); going on without "
+                    "it"
+                )
         if fault and fault != self._fault:
             self._say(fault)
         self._fault = fault
@@ -151,14 +168,18 @@ class SuperNode:
     """
 
     def __init__(self, site: SiteFile, state: Path, insecure: bool, note: Notes, app: str) -> None:
-        self._site, self._state, self._insecure, self._note, self._app = site, state, insecure, note, app
+        self._site, self._state, self._insecure, self._note, self._app = (
+            site, state, insecure, note, app
+        )
         self.unfit = ""
 
     def keep(self, stop: threading.Event) -> None:
-        """Start it again whenever it ends, later and later while it fails at once; until told to stop."""
+        """Start it again whenever it ends, later and later while it fails at once; until told to
+        stop."""
         delay_s = FIRST_S
         try:
-            supported.launchers(self._state / "bin", {"flower-superexec": "", "flwr-clientapp": self._app})
+            supported.launchers(self._state / "bin",
+                                {"flower-superexec": "", "flwr-clientapp": self._app})
             while not stop.is_set():
                 began_s = time.monotonic()
                 code = self._once(stop)
@@ -166,7 +187,9 @@ class SuperNode:
                     return
                 delay_s = FIRST_S if time.monotonic() - began_s > _STEADY_S else delay_s
                 words = processes.last_words(self._state / "supernode.log", 2)
-                self._note.shown("node_ended", f"the node ended with code {code}; again in {delay_s:g} s", code=code, said=words)
+                self._note.shown("node_ended",
+                    f"the node ended with code {code}; again in {delay_s:g} s", code=code,
+                    said=words)
                 stop.wait(delay_s)
                 delay_s = min(2 * delay_s, LONGEST_S)
         except (AulaitError, OSError) as error:
@@ -182,7 +205,8 @@ class SuperNode:
             process = processes.start(self._words(), log, self._around(), told=writing)
         finally:
             os.close(writing)
-        listener = threading.Thread(target=self._listen, args=(os.fdopen(reading, encoding="utf-8", errors="replace"),), daemon=True)
+        listener = threading.Thread(target=self._listen,
+            args=(os.fdopen(reading, encoding="utf-8", errors="replace"),), daemon=True)
         listener.start()
         try:
             while process.poll() is None and not stop.wait(0.2):
@@ -200,13 +224,16 @@ class SuperNode:
         words = supported.command("flower-supernode", "--superlink", site.site.server, *own)
         if self._insecure:
             return [*words, "--insecure"]
-        return [*words, "--root-certificates", str(site.keys.authority), "--auth-supernode-private-key", str(site.keys.private)]
+        return [*words, "--root-certificates", str(site.keys.authority),
+                "--auth-supernode-private-key", str(site.keys.private)]
 
     def _around(self) -> dict[str, str]:
-        more = {"AULAIT_SOCKET": str(worker.socket_path(self._site)), "AULAIT_MESSAGE_BYTES": str(self._site.limits.message_bytes)}
+        more = {"AULAIT_SOCKET": str(worker.socket_path(self._site)),
+                "AULAIT_MESSAGE_BYTES": str(self._site.limits.message_bytes)}
         if self._insecure:
             more["AULAIT_NODE_KEY"] = str(self._site.keys.private)
-        return supported.environment(self._state / "bin", self._state / "flower", secrets.token_hex(32), alone=True, **more)
+        return supported.environment(self._state / "bin", self._state / "flower",
+            secrets.token_hex(32), alone=True, **more)
 
     def _listen(self, lines: IO[str]) -> None:
         """What the processes tell over the pipe."""
@@ -222,12 +249,16 @@ class SuperNode:
     def _heard(self, kind: str, told: dict[str, Any]) -> None:
         name, server = self._site.site.name, self._site.site.server
         if kind == "unfit":
-            self.unfit = f"found a Flower without {told.get('missing')}, expected flwr>=1.41,<1.43; install another"
+            self.unfit = (
+                f"found a Flower without {told.get('missing')}, expected flwr>=1.41,<1.43; install "
+                "another"
+            )
         text = {
             "connected": f"connected to {server} as {name}",
             "back": f"server {server} reached again",
             "away": f"server {server} not reachable ({told.get('error')}); trying again",
-            "unknown": f"server {server} does not know this key, or its clock and ours differ by more than 5 minutes; send it "
+            "unknown": f"server {server} does not know this key, or its clock and ours differ by "
+                       "more than 5 minutes; send it "
                        f"{self._site.keys.public}, for: aulait keys enrol DIR {name} FILE",
             "refused": f"refused {told.get('what')}",
         }.get(kind, kind)

@@ -1,9 +1,11 @@
-"""What a site keeps of a run on its own disk, so that it may die at any moment: brief, memory before and after rounds, last answer.
+"""What a site keeps of a run on its own disk, so that it may die at any moment: brief, memory
+before and after rounds, last answer.
 
-The coordinator may come back from its last checkpoint and ask for a round again. Then the site must stand where it stood
-before that round, whatever the method remembers; so the memory before the last two rounds is kept beside the present one.
-An order that was answered gets the same bytes again. One file, replaced atomically, decides; the answer's own file is
-written before it. All of it is sensitive: mode 0600 in a folder of mode 0700.
+The coordinator may come back from its last checkpoint and ask for a round again. Then the site must
+stand where it stood before that round, whatever the method remembers; so the memory before the last
+two rounds is kept beside the present one. An order that was answered gets the same bytes again. One
+file, replaced atomically, decides; the answer's own file is written before it. All of it is
+sensitive: mode 0600 in a folder of mode 0700.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Kept:
     asked: str = ""
 
     def admit(self, stamp: Stamp, key: Key | None, asked: str) -> Packet | None:
-        """Make ready for a message; the answer it had, where this very message was answered already.
+        """Make ready for a message; the answer it had, where this very message was answered
+        already.
 
         Args:
             stamp: of the message.
@@ -71,28 +74,38 @@ class Kept:
         same = (stamp.epoch, stamp.number, asked) == (self.epoch, self.number, self.asked)
         if same and (found := self._answer(stamp)) is not None:
             return found
-        past = stamp.epoch < self.epoch or (stamp.epoch == self.epoch and stamp.number <= self.number)
-        require(not past, WireError, f"message {stamp.epoch}.{stamp.number} is past, this site is at {self.epoch}.{self.number}")
+        past = (
+            stamp.epoch < self.epoch or (stamp.epoch == self.epoch and stamp.number <= self.number)
+        )
+        require(not past, WireError,
+            f"message {stamp.epoch}.{stamp.number} is past, this site is at "
+            f"{self.epoch}.{self.number}")
         if key is None:
             return None
         again = stamp.epoch > self.epoch and key <= self.key
         if again:
-            require(key in self.before, WireError, f"round {key[1]} of {STAGES[key[0]]} is asked for again and the site remembers from "
-                    f"round {min(self.before, default=self.key)[1]} on; resume from a newer checkpoint, or begin a new run")
+            require(key in self.before, WireError,
+                f"round {key[1]} of {STAGES[key[0]]} is asked for again and the site remembers "
+                "from "
+                    f"round {min(self.before, default=self.key)[1]} on; resume from a newer "
+                    "checkpoint, or begin a new run")
             self.memory = copy.copy(self.before[key])
             self.before = {own: held for own, held in self.before.items() if own <= key}
         elif key > self.key:
             self.before[key] = copy.copy(self.memory)
             self.before = dict(sorted(self.before.items())[-2:])
         else:
-            require(key == self.key, WireError, f"round {key[1]} of {STAGES[key[0]]} is past, this site is at round {self.key[1]}")
+            require(key == self.key, WireError,
+                f"round {key[1]} of {STAGES[key[0]]} is past, this site is at round {self.key[1]}")
         self.key = key
         return None
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
-        """A message that is refused or fails inside leaves no trace: a refused round is not a round that was reached."""
-        held = copy.copy(self.memory), dict(self.before), self.key, self.epoch, self.number, self.asked
+        """A message that is refused or fails inside leaves no trace: a refused round is not a round
+        that was reached."""
+        held = copy.copy(self.memory), dict(
+            self.before), self.key, self.epoch, self.number, self.asked
         try:
             yield
         except BaseException:
@@ -113,11 +126,14 @@ class Kept:
         self.epoch, self.number, self.asked = stamp.epoch, stamp.number, asked
         old = sorted(self.folder.glob("answer-*"))
         _write(self._named(stamp), packets.dumps(answer))
-        held = {_NOW: self.memory} | {f"{stage}.{round}": own for (stage, round), own in self.before.items()}
+        held = {_NOW: self.memory} | {f"{stage}.{round}": own for (stage, round),
+            own in self.before.items()}
         stored, plain = memory.packed(held)
-        told = {"memory": plain, "rounds": [list(key) for key in self.before], "epoch": self.epoch, "number": self.number,
+        told = {"memory": plain, "rounds": [list(key) for key in self.before], "epoch": self.epoch,
+                "number": self.number,
                 "key": list(self.key), "asked": asked}
-        content = save({"none": torch.zeros(1)} | {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()},
+        content = save({"none": torch.zeros(1)} | {name: tensor.detach().cpu().contiguous()
+            for name, tensor in stored.items()},
                        metadata={"kept": json.dumps(told)})
         _write(self.folder / "kept.safetensors", content)
         for path in old:
@@ -147,12 +163,17 @@ def load(state: Path, run: str) -> Kept:
             told = json.loads((file.metadata() or {})["kept"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except Exception as error:
-        text = f"{path} is damaged ({type(error).__name__}); remove that file to take part without its memory, not account.jsonl beside it"
+        text = (
+            f"{path} is damaged ({type(error).__name__}); remove that file to take part without "
+            "its memory, not account.jsonl beside it"
+        )
         raise WireError(text) from error
     held = memory.unpacked(tensors, told["memory"])
     kept.memory = held.get(_NOW, {})
-    kept.before = {(stage, round): held.get(f"{stage}.{round}", {}) for stage, round in told["rounds"]}
-    kept.epoch, kept.number, kept.key, kept.asked = told["epoch"], told["number"], (told["key"][0], told["key"][1]), told["asked"]
+    kept.before = {(stage, round): held.get(f"{stage}.{round}", {}) for stage,
+                   round in told["rounds"]}
+    kept.epoch, kept.number, kept.key, kept.asked = told["epoch"], told["number"], (told["key"][0],
+        told["key"][1]), told["asked"]
     return kept
 
 

@@ -1,4 +1,5 @@
-"""What a site needs to do one client's part of a run: the base, the learner, its own records. Loaded once, kept while needed."""
+"""What a site needs to do one client's part of a run: the base, the learner, its own records.
+Loaded once, kept while needed."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ class SiteHouse:
 
     def site(self, memory: dict[str, Any]) -> Site:
         """The client with what it remembers."""
-        return Site(self.file.site.name, self.plan, self.records.train, self.records.holdout, memory)
+        return Site(self.file.site.name, self.plan, self.records.train, self.records.holdout,
+                    memory)
 
     @property
     def embedder(self) -> Embedder:
@@ -96,25 +98,31 @@ class SiteHouse:
 
 
 def move_in(brief: Brief, file: SiteFile, shelf: Shelf) -> SiteHouse:
-    """Load what a brief needs; its names of base and embedder are those the site's file allows (checked before).
+    """Load what a brief needs; its names of base and embedder are those the site's file allows
+    (checked before).
 
-    Under privacy long records are cut whatever the run says: an error, or a site without records left, would tell the
+    Under privacy long records are cut whatever the run says: an error, or a site without records
+        left, would tell the
     coordinator how long single records are, brief by brief.
 
     Raises:
         DataError: the site's records do not do.
         ModelError: the base cannot be loaded, or is not the coordinator's.
     """
-    config = brief.model.model_copy(update={"name": file.models[brief.model.name], "device": "auto"})
+    config = brief.model.model_copy(update={"name": file.models[brief.model.name],
+        "device": "auto"})
     base = shelf.base(config)
     own = fingerprint(base)
-    require(own == brief.fingerprint, ModelError, f"the base '{brief.model.name}' here has fingerprint {own}, the coordinator's has "
+    require(own == brief.fingerprint, ModelError,
+            f"the base '{brief.model.name}' here has fingerprint {own}, the coordinator's has "
             f"{brief.fingerprint}; put the same files at both, or correct [models] of the site file")
     learner = Learner(base, brief.train)
     name, seeds = file.site.name, Seeds(brief.seed)
     found = client_data.own(_data(brief, file), name, seeds)
-    fit = fitted(brief.too_long if brief.privacy.off else "cut", brief.model.context, learner.encode, {name: found})
-    require(name in fit, DataError, "no record is left after data.too_long = 'drop'; raise model.context")
+    fit = fitted(brief.too_long if brief.privacy.off else "cut", brief.model.context,
+                 learner.encode, {name: found})
+    require(name in fit, DataError,
+            "no record is left after data.too_long = 'drop'; raise model.context")
     plan = Plan(brief.tier, brief.placement, brief.rank, brief.steps, brief.batch)
     ranks = {} if brief.ranks is None else {name: brief.ranks}
     shapes = loading.targets(base, brief.adapter)
@@ -125,7 +133,11 @@ def move_in(brief: Brief, file: SiteFile, shelf: Shelf) -> SiteHouse:
 def _data(brief: Brief, file: SiteFile) -> DataConfig:
     """The site's own source and fields with the run's caps."""
     own = file.data
-    require(brief.pairs == (own.prompt is not None), DataError, f"the run learns {'pairs' if brief.pairs else 'plain texts'} and [data] of "
-            f"the site file has {'none' if brief.pairs else 'a prompt'}; set prompt and response there, or leave them out")
-    return DataConfig(source=own.source, client=own.client, text=own.text, prompt=own.prompt, response=own.response, label=own.label,
-                      public="", records_per_client=brief.records_per_client, holdout=brief.holdout, min_records=1, too_long=brief.too_long)
+    require(brief.pairs == (own.prompt is not None), DataError,
+            f"the run learns {'pairs' if brief.pairs else 'plain texts'} and [data] of "
+            f"the site file has {'none' if brief.pairs else 'a prompt'}; set prompt and response "
+            "there, or leave them out")
+    return DataConfig(source=own.source, client=own.client, text=own.text, prompt=own.prompt,
+                      response=own.response, label=own.label,
+                      public="", records_per_client=brief.records_per_client, holdout=brief.holdout,
+                      min_records=1, too_long=brief.too_long)

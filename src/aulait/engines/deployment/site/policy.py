@@ -1,10 +1,13 @@
-"""What a site allows: the table ``[limits]`` of its file, and every line by which it turns a run down.
+"""What a site allows: the table ``[limits]`` of its file, and every line by which it turns a run
+down.
 
-The coordinator that sends a brief is not trusted here. Every number must be there, be of its kind and be inside the
-limit; what cannot be understood is refused. A refusal never raises and never repeats more than a little of what came.
+The coordinator that sends a brief is not trusted here. Every number must be there, be of its kind
+and be inside the limit; what cannot be understood is refused. A refusal never raises and never
+repeats more than a little of what came.
 
-What a site cannot see is whether the server adds the noise it promises (``privacy.trust = "server"``): that is trust,
-not a limit. Where records are protected the site adds the noise itself, and ``spends`` tells what a told noise is worth.
+What a site cannot see is whether the server adds the noise it promises (``privacy.trust =
+"server"``): that is trust, not a limit. Where records are protected the site adds the noise itself,
+and ``spends`` tells what a told noise is worth.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ class Limits(BaseModel):
     """``[limits]`` of a site file; what a coordinator may ask of this site.
 
     Attributes:
-        roles: "local" (trains here), "proxy" (votes on synthetic texts), "split" (the front of the model is here).
+        roles: "local" (trains here), "proxy" (votes on synthetic texts), "split" (the front of the
+            model is here).
         methods: names of methods; empty: all.
         privacy: refuse runs without privacy, with noise from a seed, with exact votes.
         epsilon: the largest that a run may promise (or that its noise multiplier amounts to).
@@ -45,8 +49,8 @@ class Limits(BaseModel):
         message_bytes: largest message accepted.
         idle_s: seconds without an order after which the base is unloaded.
         threads: processor threads; 0 leaves it to torch.
-        evaluate: measure held-out records. Without privacy the sums are told to the server; with privacy they stay
-            in the site's own log.
+        evaluate: measure held-out records. Without privacy the sums are told to the server; with
+            privacy they stay in the site's own log.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -68,27 +72,32 @@ class Limits(BaseModel):
 
 
 def refusals(limits: Limits, brief: Any, records: int | None = None) -> list[str]:
-    """Why this site turns the run down, one line for every limit exceeded; empty when it takes part.
+    """Why this site turns the run down, one line for every limit exceeded; empty when it takes
+    part.
 
     Args:
         limits: of the site.
         brief: what the coordinator says the run is; nothing in it is believed to be well made.
-        records: how many records of this site would be used; sharpens the count where records are sampled. Sensitive,
-            and in no line.
+        records: how many records of this site would be used; sharpens the count where records are
+            sampled. Sensitive, and in no line.
     """
     found = _names(limits, brief) + _role(limits, brief) + _counts(limits, brief)
     try:
         found += _privacy(limits, brief, not found, records)
-    except Exception as error:  # whatever goes wrong in counting a stranger's numbers, the answer is no
-        found.append(f"the privacy of the run cannot be counted ({type(error).__name__}); expected a sound promise; ask the coordinator")
+    # whatever goes wrong in counting a stranger's numbers, the answer is no
+    except Exception as error:
+        found.append(
+            f"the privacy of the run cannot be counted ({type(error).__name__}); expected a sound "
+            "promise; ask the coordinator")
     return found
 
 
 def spends(brief: Any, noise_multiplier: float, records: int | None = None) -> float:
-    """Epsilon at this site of all releases of a brief, each with this noise multiplier; an upper bound, inf where unknown.
+    """Epsilon at this site of all releases of a brief, each with this noise multiplier; an upper
+    bound, inf where unknown.
 
-    Sampling of clients is not believed, since only the server draws them. Sampling of records is the site's own, and
-    counted when the number of records is known and the method samples them.
+    Sampling of clients is not believed, since only the server draws them. Sampling of records is
+    the site's own, and counted when the number of records is known and the method samples them.
 
     Args:
         brief: the run; its counts must be sound (``refusals`` names none of them).
@@ -105,47 +114,72 @@ def spends(brief: Any, noise_multiplier: float, records: int | None = None) -> f
     votes = brief.synthesis_rounds if brief.votes else 0
     releases = updates * steps + votes
     whole = epsilon([Event(noise_multiplier, 1.0, releases)], privacy.delta) if releases else 0.0
-    if not record or not records or releases > _COUNTED_RELEASES or event.noise_multiplier < _COUNTED_NOISE:
+    if (
+        not record or not records or releases > _COUNTED_RELEASES or event.noise_multiplier
+        < _COUNTED_NOISE
+    ):
         return whole
     method, config = _method(brief.algorithm)
     if method.mechanism(config) != "dp-sgd" or brief.batch >= records or not updates:
         return whole
     sampled = Event(noise_multiplier, brief.batch / records, updates * steps)
-    return min(whole, epsilon([sampled, *([Event(noise_multiplier, 1.0, votes)] if votes else [])], privacy.delta))
+    return min(whole, epsilon([sampled, *([Event(noise_multiplier, 1.0, votes)] if votes else [])],
+                              privacy.delta))
 
 
 def _names(limits: Limits, brief: Any) -> list[str]:
-    """The run's number becomes a folder's name and its name is written to logs: both must be harmless."""
+    """The run's number becomes a folder's name and its name is written to logs: both must be
+    harmless."""
     found = []
     run, name, method = _get(brief, "run"), _get(brief, "name"), _method_name(brief)
     if not isinstance(run, str) or re.fullmatch(r"[0-9a-f]{32}", run) is None:
-        found.append(f"run is {_shown(run)}, expected 32 hexadecimal digits; the coordinator is another version or not honest")
+        found.append(
+            f"run is {_shown(run)}, expected 32 hexadecimal digits; the coordinator is another "
+            "version or not honest")
     if not isinstance(name, str) or not name.isprintable() or len(name) > 200:
-        found.append(f"name of the run is {_shown(name)}, expected at most 200 printable letters; rename the run")
+        found.append(
+            f"name of the run is {_shown(name)}, expected at most 200 printable letters; rename "
+            "the run")
     if method is None:
-        found.append(f"algorithm is {_shown(_get(brief, 'algorithm'))}, expected a table with a name; correct the experiment")
+        found.append(
+            f"algorithm is {_shown(_get(brief, 'algorithm'))}, expected a table with a name; "
+            "correct the experiment")
     elif limits.methods and method not in limits.methods:
         allowed = ", ".join(limits.methods)
-        found.append(f"method {_shown(method)} asked for, this site allows: {allowed}; use one of them, or ask for limits.methods")
+        found.append(
+            f"method {_shown(method)} asked for, this site allows: {allowed}; use one of them, or "
+            "ask for limits.methods")
     return found
 
 
 def _role(limits: Limits, brief: Any) -> list[str]:
-    """The work must be a role that the site said it takes; a vote is the work of a proxy, whoever casts it."""
+    """The work must be a role that the site said it takes; a vote is the work of a proxy, whoever
+    casts it."""
     found, allowed = [], ", ".join(limits.roles) or "none"
     placement, votes = _get(brief, "placement"), _get(brief, "votes")
     if not isinstance(placement, str) or placement not in ("local", "split", "proxy"):
-        found.append(f"placement is {_shown(placement)}, expected local, split or proxy; correct the experiment")
+        found.append(
+            f"placement is {_shown(placement)}, expected local, split or proxy; correct the "
+            "experiment")
     elif placement not in limits.roles:
-        found.append(f"role '{placement}' asked for, this site allows: {allowed}; place it otherwise, or ask for limits.roles")
+        found.append(
+            f"role '{placement}' asked for, this site allows: {allowed}; place it otherwise, or "
+            "ask for limits.roles")
     if placement == "split" and limits.privacy:
-        found.append("role 'split' asked for, which sends activations of single records, and this site demands privacy; place it otherwise")
+        found.append(
+            "role 'split' asked for, which sends activations of single records, and this site "
+            "demands privacy; place it otherwise")
     if votes is not True and votes is not False:
-        found.append(f"votes is {_shown(votes)}, expected true or false; the coordinator is another version")
+        found.append(
+            f"votes is {_shown(votes)}, expected true or false; the coordinator is another version")
     elif placement == "proxy" and not votes:
-        found.append("role 'proxy' asked for without votes, which is no work for this site; leave the site out of the run")
+        found.append(
+            "role 'proxy' asked for without votes, which is no work for this site; leave the site "
+            "out of the run")
     elif votes and placement != "proxy" and "proxy" not in limits.roles:
-        found.append(f"votes asked for, which is role 'proxy', and this site allows: {allowed}; set synthesis.voters = 'proxy', "
+        found.append(
+            f"votes asked for, which is role 'proxy', and this site allows: {allowed}; set "
+            "synthesis.voters = 'proxy', "
                      "or ask for limits.roles")
     return found
 
@@ -153,7 +187,8 @@ def _role(limits: Limits, brief: Any) -> list[str]:
 def _counts(limits: Limits, brief: Any) -> list[str]:
     least = 1 if _get(brief, "placement") in _TRAINS else 0
     return [line for line in (
-        _count(brief, "records_per_client", 1, limits.records, "data.records_per_client", "records"),
+        _count(brief, "records_per_client", 1, limits.records, "data.records_per_client",
+               "records"),
         _count(brief, "rounds", 0, limits.rounds, "train.rounds", "rounds"),
         _count(brief, "synthesis_rounds", 0, limits.rounds, "synthesis.rounds", "rounds"),
         _count(brief, "steps", least, limits.steps, "the tier's steps", "steps"),
@@ -169,46 +204,74 @@ def _ranks(limits: Limits, brief: Any) -> list[str]:
     told += [] if adapter is None else [_get(adapter, "rank")]
     wrong = [rank for rank in told if type(rank) is not int or not 0 <= rank <= limits.rank]
     text = "this site allows at most"
-    return [f"a rank is {_shown(rank)}, {text} {limits.rank}; lower adapter.rank, or ask for limits.rank" for rank in wrong[:1]]
+    return [f"a rank is {_shown(rank)}, {text} {limits.rank}; lower adapter.rank, or ask for "
+            "limits.rank" for rank in wrong[:1]]
 
 
 def _count(brief: Any, key: str, least: int, most: int, setting: str, limit: str) -> str | None:
     value = _get(brief, key)
     if type(value) is not int or value < least:  # a bool is no count
-        return f"{key} is {_shown(value)}, expected a whole number from {least} to {most}; correct {setting}"
+        return (
+            f"{key} is {_shown(value)}, expected a whole number from {least} to {most}; correct "
+            f"{setting}"
+        )
     if value > most:
-        return f"{key} is {_shown(value)}, this site allows at most {most}; lower {setting}, or ask for limits.{limit}"
+        return (
+            f"{key} is {_shown(value)}, this site allows at most {most}; lower {setting}, or ask "
+            f"for limits.{limit}"
+        )
     return None
 
 
 def _privacy(limits: Limits, brief: Any, sound: bool, records: int | None) -> list[str]:
     privacy = _get(brief, "privacy")
     if not isinstance(privacy, PrivacyConfig):
-        return ["the run says nothing about privacy, expected its table [privacy]; the coordinator is another version"]
+        return ["the run says nothing about privacy, expected its table [privacy]; the coordinator "
+                "is another version"]
     if privacy.off is not False:
-        text = "privacy.off is true and this site demands privacy; set privacy.epsilon and the rest, or ask for limits.privacy = false"
+        text = (
+            "privacy.off is true and this site demands privacy; set privacy.epsilon and the rest, "
+            "or ask for limits.privacy = false"
+        )
         return [text] if limits.privacy or privacy.off is not True else []
     found = [f"{line} (the coordinator's experiment)" for line in privacy.problems(2)]
     if privacy.unit not in limits.units:
-        found.append(f"privacy.unit is '{privacy.unit}', this site allows: {', '.join(limits.units) or 'none'}; ask for limits.units")
+        found.append(
+            f"privacy.unit is '{privacy.unit}', this site allows: "
+            f"{', '.join(limits.units) or 'none'}; ask for limits.units")
     if privacy.delta is None or not 0 < privacy.delta <= limits.delta:
-        found.append(f"privacy.delta is {_shown(privacy.delta)}, this site allows at most {limits.delta:g}; lower it")
+        found.append(
+            f"privacy.delta is {_shown(privacy.delta)}, this site allows at most {limits.delta:g}; "
+            "lower it")
     if limits.privacy and privacy.noise_seed is not None:
-        found.append("privacy.noise_seed is set: noise that can be computed again hides nothing; remove it")
-    if limits.privacy and _get(brief, "votes") is not False and _get(brief, "exact_votes") is not False:
-        found.append("votes of the run are exact, or not said to carry noise; set synthesis.votes = 'private'")
-    if privacy.relation not in ("add-remove", "replace") and not any("relation" in line for line in found):
-        found.append(f"privacy.relation is {_shown(privacy.relation)}, expected add-remove or replace; write it")
+        found.append(
+            "privacy.noise_seed is set: noise that can be computed again hides nothing; remove it")
+    if limits.privacy and _get(brief, "votes") is not False and _get(brief,
+            "exact_votes") is not False:
+        found.append(
+            "votes of the run are exact, or not said to carry noise; set synthesis.votes = "
+            "'private'")
+    if privacy.relation not in ("add-remove", "replace") and not any("relation" in line
+            for line in found):
+        found.append(
+            f"privacy.relation is {_shown(privacy.relation)}, expected add-remove or replace; "
+            "write it")
     if privacy.epsilon is not None and not 0 < privacy.epsilon <= limits.epsilon:
-        found.append(f"privacy.epsilon is {_shown(privacy.epsilon)}, this site allows at most {limits.epsilon:g}; lower it")
+        found.append(
+            f"privacy.epsilon is {_shown(privacy.epsilon)}, this site allows at most "
+            f"{limits.epsilon:g}; lower it")
     found += _of_method(brief, privacy)
     if privacy.epsilon is None and sound and not found:
-        assert privacy.noise_multiplier is not None  # one of the two is there, or ``found`` has a line
+        # one of the two is there, or ``found`` has a line
+        assert privacy.noise_multiplier is not None
         spent = spends(brief, privacy.noise_multiplier, records)
         if not spent <= limits.epsilon:
             told = f"{spent:.3g}" if math.isfinite(spent) else "no bound"
-            found.append(f"privacy.noise_multiplier is {privacy.noise_multiplier:g}, which amounts to epsilon {told} over the run, "
-                         f"this site allows at most {limits.epsilon:g}; raise it, or plan fewer rounds")
+            found.append(
+                f"privacy.noise_multiplier is {privacy.noise_multiplier:g}, which amounts to "
+                f"epsilon {told} over the run, "
+                         f"this site allows at most {limits.epsilon:g}; raise it, or plan fewer "
+                         "rounds")
     return found
 
 
@@ -224,15 +287,20 @@ def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
         method, config = _method(brief.algorithm)
         unit = method.TRAITS.unit
         if unit == "client" and not method.TRAITS.private:
-            return [f"method {_shown(name)} is {method.TRAITS.privacy}; use '{method.TRAITS.instead}'"]
+            return [f"method {_shown(name)} is {method.TRAITS.privacy}; use "
+                    f"'{method.TRAITS.instead}'"]
         mechanism = method.mechanism(config) if unit == "record" else None
         if unit == "record":
             method.terms(config, ())  # raises for the controls that add no noise
-        return records.problems(privacy, name, unit, mechanism, bool(brief.votes)) + record_gradients.missing(mechanism)
+        return (
+            records.problems(privacy, name, unit, mechanism,
+                             bool(brief.votes)) + record_gradients.missing(mechanism)
+        )
     except AulaitError as error:
         return [str(error)]
     except ValueError:
-        return [f"settings of method {_shown(name)} are not sound; correct [algorithm] of the experiment"]
+        return [f"settings of method {_shown(name)} are not sound; correct [algorithm] of the "
+                "experiment"]
 
 
 def _method(algorithm: Any) -> tuple[Any, Any]:
@@ -241,7 +309,8 @@ def _method(algorithm: Any) -> tuple[Any, Any]:
     from aulait.core.registry import find
 
     method = find("algorithm", algorithm["name"])
-    return method, method.Config(**{key: value for key, value in algorithm.items() if key != "name"})
+    return method, method.Config(**{key: value for key, value in algorithm.items()
+        if key != "name"})
 
 
 def _method_name(brief: Any) -> str | None:

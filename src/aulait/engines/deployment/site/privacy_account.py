@@ -1,8 +1,9 @@
-"""A site's own account where it adds the noise itself (``privacy.unit = "record"``): it believes no order about its guarantee.
+"""A site's own account where it adds the noise itself (``privacy.unit = "record"``): it believes no
+order about its guarantee.
 
-Before it answers it computes from the order, its own number of records and its own steps what the answer spends, and
-refuses what would go beyond the promise of the brief (an epsilon, or a noise multiplier for so many rounds) or its own
-limit. The line is on its disk before the answer leaves.
+Before it answers it computes from the order, its own number of records and its own steps what the
+answer spends, and refuses what would go beyond the promise of the brief (an epsilon, or a noise
+multiplier for so many rounds) or its own limit. The line is on its disk before the answer leaves.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class SiteAccount:
         self._path = folder / "account.jsonl"
         told = brief.privacy
         assert told.delta is not None
-        self._limit, self._delta = min(most_epsilon, told.epsilon if told.epsilon is not None else math.inf), told.delta
+        self._limit, self._delta = min(most_epsilon, told.epsilon if told.epsilon is not None
+            else math.inf), told.delta
         self._accountant = Accountant(told.delta, {ROLE: self._limit})
         for event in _read(self._path):
             self._accountant.add(ROLE, event)
@@ -62,35 +64,54 @@ class SiteAccount:
             brief: names the method, whose terms say what a round asks of a record.
 
         Raises:
-            PrivacyError: the order asks for an answer that the promise does not cover; nothing was charged.
+            PrivacyError: the order asks for an answer that the promise does not cover; nothing was
+                charged.
         """
         sigma, clip = settings.get("sigma"), settings.get("clip")
         sound = settings.get("protected") is True and "noise_seed" not in settings and all(
-            isinstance(value, int | float) and value is not True and 0 < value < math.inf for value in (sigma, clip))
-        require(sound, PrivacyError, "an order without noise of this site's own found, the brief promises it; refused")
+            isinstance(value, int | float) and value is not True and 0 < value < math.inf
+            for value in (sigma, clip))
+        require(sound, PrivacyError,
+                "an order without noise of this site's own found, the brief promises it; refused")
         assert isinstance(sigma, int | float)
         assert isinstance(clip, int | float)
-        text = f"an order with clip = {clip:g} found, expected {CLIPS[0]:g} to {CLIPS[1]:g}; refused"
+        text = (
+            f"an order with clip = {clip:g} found, expected {CLIPS[0]:g} to {CLIPS[1]:g}; refused"
+        )
         require(CLIPS[0] <= clip <= CLIPS[1], PrivacyError, text)
         config = brief.method_config
-        same = settings.get("mode") == config.mode and settings.get("most_rate", math.inf) <= config.max_rate
-        require(same, PrivacyError, "an order of another mode or a larger sampling rate than the brief's found; refused")
+        same = (
+            settings.get("mode") == config.mode and settings.get("most_rate",
+                math.inf) <= config.max_rate
+        )
+        require(same, PrivacyError,
+            "an order of another mode or a larger sampling rate than the brief's found; refused")
         own = brief.method.terms(config, [site])
         multiplier = sigma / own.sensitivity(float(clip))
         event, limit = own.event(multiplier), self._limit
-        if (promised := brief.privacy.noise_multiplier) is not None and brief.privacy.epsilon is None:
+        if (
+            (promised := brief.privacy.noise_multiplier) is not None
+            and brief.privacy.epsilon is None
+        ):
             require(multiplier >= promised * (1 - 1e-6), PrivacyError,
-                    f"an order with noise multiplier {multiplier:.4f} found, the brief promises {promised:.4f}; refused")
+                    f"an order with noise multiplier {multiplier:.4f} found, the brief promises "
+                    f"{promised:.4f}; refused")
             rounds = own.event(promised)
-            limit = min(limit, epsilon([Event(promised, rounds.sampling_rate, rounds.steps * brief.rounds)], self._delta))
+            limit = min(limit,
+                epsilon([Event(promised, rounds.sampling_rate, rounds.steps * brief.rounds)],
+                        self._delta))
         spends = self._accountant.would_spend(ROLE, event)
         require(spends <= limit * (1 + 1e-6), PrivacyError,
-                f"the order would bring this site's records to epsilon {spends:.3f}, allowed are {limit:.3f}; refused")
+                f"the order would bring this site's records to epsilon {spends:.3f}, allowed are "
+                f"{limit:.3f}; refused")
         self._append(event)
         self._accountant.add(ROLE, event)
 
     def _append(self, event: Event) -> None:
-        line = json.dumps({"noise_multiplier": event.noise_multiplier, "rate": event.sampling_rate, "steps": event.steps}) + "\n"
+        line = (
+            json.dumps({"noise_multiplier": event.noise_multiplier, "rate": event.sampling_rate,
+                        "steps": event.steps}) + "\n"
+        )
         with writing(self._path.parent):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             new = not self._path.exists()
@@ -123,5 +144,7 @@ def _read(path: Path) -> list[Event]:
         lines = [json.loads(line) for line in whole.splitlines()]
         return [Event(line["noise_multiplier"], line["rate"], line["steps"]) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
-        raise PrivacyError(f"the account {path} is damaged, expected one JSON object a line; restore it, this run cannot go on "
+        raise PrivacyError(
+            f"the account {path} is damaged, expected one JSON object a line; restore it, this run "
+            "cannot go on "
                            "without") from error

@@ -1,4 +1,5 @@
-"""What an order may ask of a site, looked at before the order is obeyed: whose, which stage, which round, which numbers and shapes.
+"""What an order may ask of a site, looked at before the order is obeyed: whose, which stage, which
+round, which numbers and shapes.
 
 The limits of the site's file were held against the brief; here the order is held against the brief.
 """
@@ -21,14 +22,18 @@ MOST_RATE = 100.0  # a learning rate above this is no learning rate
 
 
 def fault(order: Order, brief: Brief, limits: Limits, shapes: Shapes) -> str | None:
-    """Why an order is refused, on one line that tells nothing of the site's records; None if it is in order."""
+    """Why an order is refused, on one line that tells nothing of the site's records; None if it is
+    in order."""
     if order.client != brief.client:
         return f"an order for '{order.client}' came to '{brief.client}'"
     if order.stage not in ("synthesis", "train"):
         return f"an order of stage '{order.stage[:40]}' found, expected 'synthesis' or 'train'"
     if order.stage == "synthesis" and not brief.votes:
         return "asked for a vote, and the brief says that this site does not vote"
-    alone = brief.placement == "local" or (brief.placement == "split" and hasattr(brief.method, "SERVER"))
+    alone = (
+        brief.placement == "local" or (brief.placement == "split" and hasattr(brief.method,
+            "SERVER"))
+    )
     if order.stage == "train" and not alone:
         return f"asked to train, and the brief says that this site is '{brief.placement}'"
     most = brief.rounds if order.stage == "train" else brief.synthesis_rounds
@@ -41,14 +46,16 @@ def _numbers(order: Order, brief: Brief, limits: Limits) -> str | None:
     settings = order.settings
     if len(settings) > MOST_SETTINGS or not all(_plain(value) for value in settings.values()):
         return "an order with settings that are no plain finite values"
-    for name, most in (("steps", limits.steps), ("batch", limits.batch), ("rank", limits.rank), ("lr", MOST_RATE)):
+    for name, most in (("steps", limits.steps), ("batch", limits.batch), ("rank", limits.rank),
+                       ("lr", MOST_RATE)):
         value = settings.get(name)
         if isinstance(value, int | float) and not 0 <= value <= most:
             return f"an order with {name} = {value:g}, allowed are at most {most:g}"
     if order.stage == "synthesis":
         neighbours = settings.get("neighbours")
         embeddings = order.tensors.get("embeddings")
-        if embeddings is None or set(order.tensors) != {"embeddings"} or embeddings.ndim != 2 or len(embeddings) > MOST_CANDIDATES:
+        if embeddings is None or set(order.tensors) != {
+            "embeddings"} or embeddings.ndim != 2 or len(embeddings) > MOST_CANDIDATES:
             return "a vote without one table of candidates"
         if not isinstance(neighbours, int) or not 1 <= neighbours <= max(1, len(embeddings)):
             return "a vote for more candidates than there are"
@@ -56,16 +63,23 @@ def _numbers(order: Order, brief: Brief, limits: Limits) -> str | None:
 
 
 def _tensors(order: Order, shapes: Shapes, rank: int) -> str | None:
-    """Factors must fit the layers, those to be trained the rank too; of other tensors the numbers must be finite."""
+    """Factors must fit the layers, those to be trained the rank too; of other tensors the numbers
+    must be finite."""
     for name, tensor in order.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return f"tensor '{name[:80]}' holds NaN or infinity"
         layer, _, letter = name.rpartition("/")[2].rpartition(".")
         if letter in ("A", "B") and layer in shapes:
             m, n = shapes[layer]
-            fits = tensor.ndim == 2 and (tensor.shape[1] == n if letter == "A" else tensor.shape[0] == m)
+            fits = (
+                tensor.ndim == 2 and (tensor.shape[1] == n if letter == "A"
+                                      else tensor.shape[0] == m)
+            )
             if not fits:
-                return f"tensor '{name[:80]}' of shape {tuple(tensor.shape)} does not fit a layer of ({m}, {n})"
+                return (
+                    f"tensor '{name[:80]}' of shape {tuple(tensor.shape)} does not fit a layer of "
+                    f"({m}, {n})"
+                )
             own = tensor.shape["AB".index(letter)]
             if "/" not in name and own > rank:
                 return f"tensor '{name[:80]}' of rank {own} found, the brief has {rank}"
@@ -79,4 +93,7 @@ def _plain(value: Any, depth: int = 0) -> bool:
         return math.isfinite(value)
     if isinstance(value, list | tuple) and depth < 4:
         return len(value) <= 100_000 and all(_plain(item, depth + 1) for item in value)
-    return isinstance(value, dict) and depth < 4 and len(value) <= 100_000 and all(_plain(item, depth + 1) for item in value.values())
+    return (
+        isinstance(value, dict) and depth < 4 and len(value) <= 100_000
+        and all(_plain(item, depth + 1) for item in value.values())
+    )

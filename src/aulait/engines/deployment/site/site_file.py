@@ -1,7 +1,9 @@
-"""The site file: one TOML in which a site says who it is, where its data and keys lie, and what it allows.
+"""The site file: one TOML in which a site says who it is, where its data and keys lie, and what it
+allows.
 
-It belongs to the site alone; nothing in it comes from the coordinator. Paths are relative to the file. The names under
-``[models]`` and ``[embedders]`` are the only ones that a coordinator can ask for; what is loaded stands here.
+It belongs to the site alone; nothing in it comes from the coordinator. Paths are relative to the
+file. The names under ``[models]`` and ``[embedders]`` are the only ones that a coordinator can ask
+for; what is loaded stands here.
 """
 
 from __future__ import annotations
@@ -28,9 +30,13 @@ _LARGEST_BYTES = 1 << 20
 
 
 def name_problem(name: str) -> str | None:
-    """What is wrong with the name of a site, on one line, or None; it becomes a file's name and a client's name."""
+    """What is wrong with the name of a site, on one line, or None; it becomes a file's name and a
+    client's name."""
     if _NAME.fullmatch(name) is None:
-        return f"site name {name[:80]!r} found, expected 1 to 64 letters, digits, '.', '_', '-', not beginning with '.' or '-'; rename it"
+        return (
+            f"site name {name[:80]!r} found, expected 1 to 64 letters, digits, '.', '_', '-', not "
+            "beginning with '.' or '-'; rename it"
+        )
     if name.lower() == "server" or name.lower().startswith(("proxy-", "reference-")):
         return f"site name '{name}' is kept for sites of the server; choose another name"
     return None
@@ -40,7 +46,10 @@ def address_problem(address: str) -> str | None:
     """What is wrong with a server's address, on one line, or None."""
     found = re.fullmatch(_HOST + r":(\d{1,5})", address)
     if found is None or not 0 < int(found[1]) < 65536:
-        return f"server address {address[:80]!r} found, expected HOST:PORT without https://, as coordinator.example.org:9443; correct it"
+        return (
+            f"server address {address[:80]!r} found, expected HOST:PORT without https://, as "
+            "coordinator.example.org:9443; correct it"
+        )
     return None
 
 
@@ -106,7 +115,8 @@ class SiteData(BaseModel):
         text: the field that is learnt; not read when there are prompt and response.
         prompt, response: both or none.
         label: a field with a public label.
-        client: a field; only rows where it is the site's name are read. "": every row is this site's.
+        client: a field; only rows where it is the site's name are read. "": every row is this
+            site's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -140,25 +150,34 @@ def read(path: Path) -> SiteFile:
     try:
         site = SiteFile.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {_explain(item)}" for item in error.errors(include_url=False))) from error
+        raise ConfigError("\n".join(f"{path}: {_explain(item)}"
+                                    for item in error.errors(include_url=False))) from error
     problems = _problems(site)
     require(not problems, ConfigError, "\n".join(f"{path}: {line}" for line in problems))
     return _absolute(site, path.absolute().parent)
 
 
 def unknown(site: SiteFile, brief: Any) -> list[str]:
-    """Why a brief cannot be meant for this site: another client's, or it asks for a base or an embedder not named here."""
+    """Why a brief cannot be meant for this site: another client's, or it asks for a base or an
+    embedder not named here."""
     found = []
     if (client := getattr(brief, "client", None)) != site.site.name:
-        found.append(f"client {_short(client)} in the brief, this site is '{site.site.name}'; the coordinator has mixed up its roster")
+        found.append(
+            f"client {_short(client)} in the brief, this site is '{site.site.name}'; the "
+            "coordinator has mixed up its roster")
     model = getattr(getattr(brief, "model", None), "name", None)
     if not isinstance(model, str) or model not in site.models:
         known = ", ".join(site.models) or "none"
-        found.append(f"model {_short(model)} asked for, this site has: {known}; set model.name to one, or ask for a line in [models]")
+        found.append(
+            f"model {_short(model)} asked for, this site has: {known}; set model.name to one, or "
+            "ask for a line in [models]")
     embedder = getattr(brief, "embedder", None)
-    if getattr(brief, "votes", None) is not False and (not isinstance(embedder, str) or embedder not in site.embedders):
+    if getattr(brief, "votes", None) is not False and (not isinstance(embedder, str)
+            or embedder not in site.embedders):
         known = ", ".join(site.embedders) or "none"
-        found.append(f"embedder {_short(embedder)} asked for, this site has: {known}; set synthesis.embedder to one of them, "
+        found.append(
+            f"embedder {_short(embedder)} asked for, this site has: {known}; set "
+            "synthesis.embedder to one of them, "
                      "or ask for a line in [embedders]")
     return found
 
@@ -166,10 +185,13 @@ def unknown(site: SiteFile, brief: Any) -> list[str]:
 def absent(site: SiteFile) -> list[str]:
     """Files named in the site file that are not there, one line each with what to do."""
     advice = {"private": "make it: aulait keys site", "public": "make it: aulait keys site",
-              "authority": "copy ca.pem of the coordinator", "orders": "copy order-key.pub of the coordinator"}
-    found = [f"keys.{key}: found no file {path}; {advice[key]}" for key, path in dict(site.keys).items() if not path.is_file()]
+              "authority": "copy ca.pem of the coordinator",
+              "orders": "copy order-key.pub of the coordinator"}
+    found = [f"keys.{key}: found no file {path}; {advice[key]}" for key,
+             path in dict(site.keys).items() if not path.is_file()]
     if site.data.source.startswith("/") and not Path(site.data.source).is_file():
-        found.append(f"data.source: found no file {site.data.source}; correct the path in the site file")
+        found.append(
+            f"data.source: found no file {site.data.source}; correct the path in the site file")
     return found
 
 
@@ -185,9 +207,12 @@ def own_state(site: SiteFile) -> Path:
         path.mkdir(mode=0o700)
     status = path.lstat()
     mode = stat.S_IMODE(status.st_mode)
-    require(stat.S_ISDIR(status.st_mode), ConfigError, f"site.state {path} is no folder; give the path of one, or of none yet")
-    require(status.st_uid == os.geteuid(), ConfigError, f"site.state {path} belongs to another user; choose another folder")
-    require(not mode & 0o077, ConfigError, f"site.state {path} has mode {mode:04o}, expected 0700; run: chmod 700 {path}")
+    require(stat.S_ISDIR(status.st_mode), ConfigError,
+            f"site.state {path} is no folder; give the path of one, or of none yet")
+    require(status.st_uid == os.geteuid(), ConfigError,
+            f"site.state {path} belongs to another user; choose another folder")
+    require(not mode & 0o077, ConfigError,
+            f"site.state {path} has mode {mode:04o}, expected 0700; run: chmod 700 {path}")
     return path
 
 
@@ -211,10 +236,16 @@ def _tree(path: Path) -> dict[str, Any]:
             content = file.read(_LARGEST_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"site file {path} cannot be read ({reason}); make one: aulait keys site DIR --name NAME") from error
-    text = f"site file {path} has mode {mode:04o}: anybody may change what this site allows; run: chmod o-w {path}"
+        raise ConfigError(
+            f"site file {path} cannot be read ({reason}); make one: aulait keys site DIR --name "
+            "NAME") from error
+    text = (
+        f"site file {path} has mode {mode:04o}: anybody may change what this site allows; run: "
+        f"chmod o-w {path}"
+    )
     require(not mode & 0o002, ConfigError, text)
-    require(len(content) <= _LARGEST_BYTES, ConfigError, f"site file {path} is larger than 1 MiB; give the path of a site file")
+    require(len(content) <= _LARGEST_BYTES, ConfigError,
+            f"site file {path} is larger than 1 MiB; give the path of a site file")
     try:
         return tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -225,7 +256,9 @@ def _problems(site: SiteFile) -> list[str]:
     """What the tables alone do not show."""
     found = []
     if (site.data.prompt is None) != (site.data.response is None):
-        found.append("found only one of data.prompt and data.response; expected both or none; name the other field too")
+        found.append(
+            "found only one of data.prompt and data.response; expected both or none; name the "
+            "other field too")
     if site.limits.methods:
         from aulait import methods as _methods  # noqa: F401  (files the methods in the registry)
         from aulait.core.registry import find
@@ -239,18 +272,23 @@ def _problems(site: SiteFile) -> list[str]:
 
 
 def _absolute(site: SiteFile, folder: Path) -> SiteFile:
-    """The same with absolute paths. A model is a path only when it begins with '.', '~' or '/': the rest are names."""
+    """The same with absolute paths. A model is a path only when it begins with '.', '~' or '/': the
+    rest are names."""
 
     def placed(path: Path | str) -> Path:
         return Path(os.path.normpath(folder / Path(path).expanduser()))
 
     def named(table: Mapping[str, str]) -> dict[str, str]:
-        return {key: str(placed(value)) if value.startswith((".", "~", "/")) else value for key, value in table.items()}
+        return {key: str(placed(value)) if value.startswith((".", "~", "/")) else value for key,
+                value in table.items()}
 
-    source = str(placed(site.data.source)) if sources.is_file(site.data.source) else site.data.source
+    source = (
+        str(placed(site.data.source)) if sources.is_file(site.data.source) else site.data.source
+    )
     return site.model_copy(update={
         "site": site.site.model_copy(update={"state": placed(site.site.state)}),
-        "keys": site.keys.model_copy(update={key: placed(path) for key, path in dict(site.keys).items()}),
+        "keys": site.keys.model_copy(update={key: placed(path) for key,
+            path in dict(site.keys).items()}),
         "data": site.data.model_copy(update={"source": source}),
         "models": named(site.models), "embedders": named(site.embedders)})
 
@@ -269,9 +307,14 @@ def _explain(item: Any) -> str:
 def _known(place: Sequence[Any]) -> list[str]:
     """Names of the keys at a place of the file."""
     field = SiteFile.model_fields[place[0]].annotation if place else SiteFile
-    return list(field.model_fields) if isinstance(field, type) and issubclass(field, BaseModel) else []
+    return (
+        list(field.model_fields) if isinstance(field, type) and issubclass(field, BaseModel) else []
+    )
 
 
 def _short(value: Any) -> str:
-    text = repr(value) if isinstance(value, str | int | float | bool | list | dict | None) else type(value).__name__
+    text = (
+        repr(value) if isinstance(value, str | int | float | bool | list | dict | None)
+        else type(value).__name__
+    )
     return text if len(text) <= 80 else f"{text[:77]}..."

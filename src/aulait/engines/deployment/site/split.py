@@ -1,8 +1,11 @@
-"""The site's half of a round of split training: a front that lives from the first message of the round to the last.
+"""The site's half of a round of split training: a front that lives from the first message of the
+round to the last.
 
     begin   factors of the front, part, steps, seed ...  ->  states and labels of step 1
-    go      gradients of step k                          ->  the front's squared norm, and states of step k + 1
-                                                             (after the last step the front's factors)
+    go      gradients of step k                          ->  the front's squared norm, and states of
+    step k + 1
+                                                             (after the last step the front's
+                                                             factors)
 
 The session is in memory only: a worker that dies in the middle takes no further part in that round.
 """
@@ -67,11 +70,14 @@ class Sessions:
                 "asked to go on with a split round that is not going on here; begin the round anew")
         assert session is not None
         square = sent.pop("square", None)
-        require(square is not None and square.numel() == 1, WireError, "gradients without their norm")
+        require(square is not None and square.numel() == 1, WireError,
+                "gradients without their norm")
         assert square is not None
-        require(not sent or ("data" in sent and tuple(sent["data"].shape) == session.sent), WireError,
+        require(not sent or ("data" in sent and tuple(sent["data"].shape) == session.sent),
+                WireError,
                 "gradients of another shape than the states that were sent")
-        told = {"square": session.front.backward([Gradients(sent, square.reshape(1))]).reshape(1).cpu()}
+        told = {"square": session.front.backward([Gradients(sent, square.reshape(1))]).reshape(
+            1).cpu()}
         session.done += 1
         return self._forward(stamp, house, told)
 
@@ -80,14 +86,16 @@ class Sessions:
         assert session is not None
         if session.done == session.steps:
             own = session.front.stack.take(0)
-            told |= {f"{FACTOR}{layer}.{letter}": t for layer, pair in own.factors.items() for letter, t in zip("AB", pair, strict=True)}
+            told |= {f"{FACTOR}{layer}.{letter}": t for layer, pair in own.factors.items()
+                     for letter, t in zip("AB", pair, strict=True)}
             self.clear()
         else:
             (sent,) = session.front.forward(session.done)
             session.sent = tuple(sent.hidden["data"].shape)
             told |= {f"sent/{name}": t for name, t in sent.tensors().items()}
         made = tensor_codec.body(told)
-        return Packet({"kind": "split", **stamp.head(), "client": house.brief.client, "tensors": made.listed}, made.raw)
+        return Packet({"kind": "split", **stamp.head(), "client": house.brief.client,
+                       "tensors": made.listed}, made.raw)
 
 
 def _begin(packet: Packet, sent: Tensors, house: SiteHouse) -> _Session:
@@ -95,33 +103,47 @@ def _begin(packet: Packet, sent: Tensors, house: SiteHouse) -> _Session:
     head, brief = packet.head, house.brief
     steps, part, lr, seed = head.get("steps"), head.get("part"), head.get("lr"), head.get("seed")
     alpha, rank = head.get("alpha"), head.get("rank")
-    sound = (steps == brief.steps and head.get("batch") == brief.batch and part in ("A", "B", "AB") and _positive(lr) and _positive(alpha)
-             and isinstance(seed, int) and seed == house.setting.seeds.integer("batches", int(head["round"]), brief.client))
+    sound = (steps == brief.steps and head.get("batch") == brief.batch and part in ("A", "B", "AB")
+             and _positive(lr) and _positive(alpha)
+             and isinstance(seed, int) and seed == house.setting.seeds.integer("batches",
+                 int(head["round"]), brief.client))
     require(sound, WireError, "a split round that asks for other work than the brief")
     factors: dict[str, tuple[Any, Any]] = {}
     for name, tensor in sent.items():
         if name.startswith(FACTOR) and name.endswith(".A"):
             layer = name[len(FACTOR) : -2]
             other = sent.get(f"{FACTOR}{layer}.B")
-            fits = layer in house.setting.shapes and other is not None and tensor.ndim == 2 and other.ndim == 2
+            fits = (
+                layer in house.setting.shapes and other is not None and tensor.ndim == 2
+                and other.ndim == 2
+            )
             require(fits, WireError, f"factors of '{layer[:80]}' do not fit the model")
             assert other is not None
             m, n = house.setting.shapes[layer]
-            require(tensor.shape[1] == n and other.shape[0] == m and other.shape[1] == tensor.shape[0], WireError,
+            require(tensor.shape[1] == n and other.shape[0] == m
+                    and other.shape[1] == tensor.shape[0], WireError,
                     f"factors of '{layer[:80]}' do not fit a layer of ({m}, {n})")
             factors[layer] = (tensor, other)
-    fold = {name[len(FOLD):]: tensor for name, tensor in sent.items() if name.startswith(FOLD)} or None
+    fold = (
+        {name[len(FOLD):]: tensor for name, tensor in sent.items() if name.startswith(FOLD)} or None
+    )
     for layer, dense in (fold or {}).items():
-        require(layer in house.setting.shapes and tuple(dense.shape) == tuple(house.setting.shapes[layer]), WireError,
+        require(layer in house.setting.shapes
+                and tuple(dense.shape) == tuple(house.setting.shapes[layer]), WireError,
                 f"a dense update of '{layer[:80]}' does not fit the model")
     penalty = head.get("penalty")
-    work = Work(Adapter(factors, float(head["alpha"]), rank), house.records.train, str(part), brief.steps, brief.batch, float(head["lr"]),
+    work = Work(Adapter(factors, float(head["alpha"]), rank), house.records.train, str(part),
+                brief.steps, brief.batch, float(head["lr"]),
                 int(head["seed"]),
-                None if penalty is None else Penalty(**{key: float(value) for key, value in penalty.items()}), fold)
+                None if penalty is None
+                else Penalty(**{key: float(value) for key, value in penalty.items()}), fold)
     held = ExitStack()
     held.enter_context(folded(house.base, fold))
     return _Session(Front(house.learner, [work], brief.cut, brief.wire), brief.steps, held)
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        and value >= 0
+    )

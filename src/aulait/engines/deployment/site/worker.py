@@ -1,7 +1,9 @@
-"""The resident worker: one process of a site that holds base, embedder and records, and answers on a local socket.
+"""The resident worker: one process of a site that holds base, embedder and records, and answers on
+a local socket.
 
-Flower starts a process for every message; all of them talk to this one, so that the base is loaded once. One message is
-worked on at a time, questions after its health are answered meanwhile. Nothing that arrives can end it.
+Flower starts a process for every message; all of them talk to this one, so that the base is loaded
+once. One message is worked on at a time, questions after its health are answered meanwhile. Nothing
+that arrives can end it.
 """
 
 from __future__ import annotations
@@ -60,11 +62,14 @@ class Worker:
 
     def facts(self) -> Packet:
         """Health, as it travels."""
-        return Packet({"kind": "health", "name": self._site.site.name, "pid": os.getpid(), "since": self._since, "state": self._state,
-                       "last_order": self._last_order, "memory_bytes": peak_of_process(), **self._resident.facts})
+        return Packet({"kind": "health", "name": self._site.site.name, "pid": os.getpid(),
+                       "since": self._since, "state": self._state,
+                       "last_order": self._last_order, "memory_bytes": peak_of_process(),
+                       **self._resident.facts})
 
     def attend(self, connection: socket.socket) -> None:
-        """One message and its answer; whatever is wrong with it ends this connection and nothing else."""
+        """One message and its answer; whatever is wrong with it ends this connection and nothing
+        else."""
         with connection:
             if not local_socket.owned(connection):
                 self._log("intruder", reason="a process of another user asked on the local socket")
@@ -88,7 +93,10 @@ class Worker:
 
     def rest(self) -> None:
         """Let the base go when nothing came for ``limits.idle_s``."""
-        if self._state == "idle" and time.monotonic() - self._last > self._site.limits.idle_s and self._turn.acquire(blocking=False):
+        if (
+            self._state == "idle" and time.monotonic() - self._last > self._site.limits.idle_s
+            and self._turn.acquire(blocking=False)
+        ):
             try:
                 if self._resident.rest():
                     self._log("unloaded", idle_s=self._site.limits.idle_s)
@@ -102,7 +110,8 @@ def serve(site: SiteFile, stop: threading.Event, log: Log = silent) -> None:
 
     Args:
         site: the site file.
-        stop: ends the worker at once; what it works on gets no answer, and where records are protected is charged all the same.
+        stop: ends the worker at once; what it works on gets no answer, and where records are
+            protected is charged all the same.
         log: (event, **fields) of the site's own log.
 
     Raises:

@@ -1,8 +1,9 @@
-"""Every Flower process we start: ``python -P -m aulait.engines.flower.hardening.child ROLE WORD...``.
+"""Every Flower process we start: ``python -P -m aulait.engines.flower.hardening.child ROLE
+WORD...``.
 
-The role is the name of Flower's executable, which is run by its own function once the holes that ``pinned_site`` and
-``pinned_link`` describe are closed. A role that has no business on this machine is refused. Every process ends soon after
-the one that started it, also when that one was killed.
+The role is the name of Flower's executable, which is run by its own function once the holes that
+``pinned_site`` and ``pinned_link`` describe are closed. A role that has no business on this machine
+is refused. Every process ends soon after the one that started it, also when that one was killed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def main(words: list[str]) -> None:
     """Become one of Flower's processes.
 
     Args:
-        words: the role and its words; ``flwr-clientapp`` has the app of the site in front of them, ``refuse`` a name.
+        words: the role and its words; ``flwr-clientapp`` has the app of the site in front of them,
+            ``refuse`` a name.
     """
     role, *rest = words
     watch(os.getppid(), role in _LEADERS)
@@ -48,12 +50,14 @@ def main(words: list[str]) -> None:
         part("flwr.superlink.cli.flwr_serverapp", "flwr_serverapp")()
     else:
         tell("refused", what=f"a task of {app or role}")
-        print(f"aulait: a task of {app or role} was refused; this machine runs none", file=sys.stderr, flush=True)
+        print(f"aulait: a task of {app or role} was refused; this machine runs none",
+              file=sys.stderr, flush=True)
         sys.exit(1)
 
 
 def _hold(path: Path) -> None:
-    """Lock a file as long as this process lives: the kernel lets go of it whatever happens. One server app at a time.
+    """Lock a file as long as this process lives: the kernel lets go of it whatever happens. One
+    server app at a time.
 
     It waits: whoever asks whether the lock is held takes it for a moment.
     """

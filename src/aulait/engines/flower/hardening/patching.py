@@ -1,6 +1,8 @@
-"""Tools of the files ``pinned_*``: reach a name of Flower's or end, stand in front of its listeners, end with the parent.
+"""Tools of the files ``pinned_*``: reach a name of Flower's or end, stand in front of its
+listeners, end with the parent.
 
-Names of Flower's that are gone end the process at once: a measure that cannot be put in place must not be missing silently.
+Names of Flower's that are gone end the process at once: a measure that cannot be put in place must
+not be missing silently.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def part(module: str, name: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         tell("unfit", missing=f"{module}.{name}")
-        print(f"aulait: found a Flower without {module}.{name}, expected flwr>=1.41,<1.43", file=sys.stderr, flush=True)
+        print(f"aulait: found a Flower without {module}.{name}, expected flwr>=1.41,<1.43",
+              file=sys.stderr, flush=True)
         os._exit(UNFIT)
 
 
@@ -56,7 +59,8 @@ def everything(names: Mapping[str, tuple[str, ...]]) -> None:
 
 
 class Pieces:
-    """Counts the pieces of a message while they arrive, and what they come to once they are put together.
+    """Counts the pieces of a message while they arrive, and what they come to once they are put
+    together.
 
     Args:
         limit: most bytes, before and after.
@@ -66,7 +70,8 @@ class Pieces:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._sizes, self._arrays, self.over = limit, dict[str, int](), list[bytes](), False
+        self._limit, self._sizes, self._arrays, self.over = limit, dict[str,
+            int](), list[bytes](), False
         self._total, self._one_at_a_time = 0, threading.Lock()  # Flower pulls with several threads
 
     def add(self, name: str, content: bytes) -> None:
@@ -100,7 +105,8 @@ class Pieces:
 
 
 def tell(event: str, **fields: Any) -> None:
-    """One JSON line to the process above, over the pipe it gave us; its end is no reason to fail."""
+    """One JSON line to the process above, over the pipe it gave us; its end is no reason to
+    fail."""
     channel = os.environ.get("AULAIT_TELL")
     if channel:
         with contextlib.suppress(OSError, ValueError):
@@ -108,7 +114,8 @@ def tell(event: str, **fields: Any) -> None:
 
 
 def watch(parent: int, group: bool) -> None:
-    """End with the process that started us, or with the first of all: politely, then at once; a leader takes its group along.
+    """End with the process that started us, or with the first of all: politely, then at once; a
+    leader takes its group along.
 
     Without the second, a chain of processes would end one after the other, each with its own grace.
     """
@@ -136,7 +143,8 @@ def watch(parent: int, group: bool) -> None:
 
 
 async def _turned_away(send: Call, status: int) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.start", "status": status,
+                "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body", "body": b""})
 
 
@@ -145,7 +153,8 @@ def guarded(inner: App, allowed: Callable[[str, dict[bytes, bytes]], int]) -> Ap
 
     Args:
         inner: Flower's.
-        allowed: (path, headers) -> 0, or the HTTP status that turns the request away before a byte of it is read.
+        allowed: (path, headers) -> 0, or the HTTP status that turns the request away before a byte
+            of it is read.
     """
 
     async def gate(scope: Scope, receive: Call, send: Call) -> None:
@@ -164,7 +173,10 @@ def with_pass(secret: str) -> Callable[[str, dict[bytes, bytes]], int]:
     """A loopback address: whoever carries the pass of this run."""
 
     def check(_path: str, headers: dict[bytes, bytes]) -> int:
-        return 0 if secret and hmac.compare_digest(headers.get(PASS_HEADER.encode(), b""), secret.encode()) else 404
+        return (
+            0 if secret and hmac.compare_digest(headers.get(PASS_HEADER.encode(), b""),
+                secret.encode()) else 404
+        )
 
     return check
 
@@ -182,6 +194,7 @@ def clients(adjust: Callable[[Any], None]) -> None:
 
 
 def carry_pass(client: Any) -> None:
-    """The client shows the pass; it speaks to one loopback address, and follows nobody elsewhere with it."""
+    """The client shows the pass; it speaks to one loopback address, and follows nobody elsewhere
+    with it."""
     client.headers[PASS_HEADER] = os.environ["AULAIT_PASS"]
     client.follow_redirects = False

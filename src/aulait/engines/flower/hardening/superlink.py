@@ -1,14 +1,20 @@
 """The inside of the SuperLink: the public address answers the Fleet API alone.
 
-Flower 1.41 serves three APIs on one port. Over the Control API anybody could start a run, which is code of theirs on the
-coordinator's machine; over the Runtime API anybody could take a task and answer in its place. Neither asks who calls. So:
-- the public address answers the Fleet API, whose every request is signed by a node key, to bodies of bounded size;
+Flower 1.41 serves three APIs on one port. Over the Control API anybody could start a run, which is
+code of theirs on the coordinator's machine; over the Runtime API anybody could take a task and
+answer in its place. Neither asks who calls. So:
+- the public address answers the Fleet API, whose every request is signed by a node key, to bodies
+  of bounded size;
 - Control and Runtime API listen on loopback and ask for a pass that the processes of one run share;
 - a site that claims to be another site in a reply is turned away;
-- a reply is handed to the coordinator once all its pieces are here: whoever stops in the middle of sending holds up nobody;
-- a message is not delivered after the time that its sender gave it, so that a site that comes back begins with what counts;
-- a site that comes back before its last heartbeat has run out (60 s) is let in: its key says that it is the same one;
-- a site's clock may be wrong by 5 minutes either way. Flower's own window is as wide, but from 305 s late to 5 s early.
+- a reply is handed to the coordinator once all its pieces are here: whoever stops in the middle of
+  sending holds up nobody;
+- a message is not delivered after the time that its sender gave it, so that a site that comes back
+  begins with what counts;
+- a site that comes back before its last heartbeat has run out (60 s) is let in: its key says that
+  it is the same one;
+- a site's clock may be wrong by 5 minutes either way. Flower's own window is as wide, but from 305
+  s late to 5 s early.
 """
 
 from __future__ import annotations
@@ -51,7 +57,8 @@ NAMES: Final = {
 
 
 def fleet_only(path: str, headers: dict[bytes, bytes]) -> int:
-    """The public address: Flower's Fleet API, whose every request is signed by a node key, and bodies of a declared, bounded size."""
+    """The public address: Flower's Fleet API, whose every request is signed by a node key, and
+    bodies of a declared, bounded size."""
     if not path.startswith(_FLEET):
         return 404
     length = headers.get(b"content-length", b"")
@@ -61,12 +68,14 @@ def fleet_only(path: str, headers: dict[bytes, bytes]) -> int:
 
 
 def superlink() -> None:
-    """``flower-superlink`` with two doors: the Fleet API for everybody with a key, the rest for this machine and this run."""
+    """``flower-superlink`` with two doors: the Fleet API for everybody with a key, the rest for
+    this machine and this run."""
     everything(NAMES)
     store, activate = part(_HANDLERS, "push_messages"), part(_HANDLERS, "activate_node")
 
     def own_replies(request: Any, state: Any) -> Any:
-        if any(message.metadata.src_node_id != request.node.node_id for message in request.messages_list):
+        if any(message.metadata.src_node_id != request.node.node_id
+               for message in request.messages_list):
             raise PermissionError("a site sent a reply in the name of another one")
         return store(request=request, state=state)
 
@@ -91,14 +100,16 @@ def superlink() -> None:
     swap(_HANDLERS, "pull_messages", in_time)
     swap(_RUNTIME, "pull_messages", whole)
     swap(_HANDLERS, "activate_node", back_again)
-    swap(_NODE_KEYS, "SYSTEM_TIME_TOLERANCE", _CLOCK_S)  # early by less than the one, late by less than both together
+    # early by less than the one, late by less than both together
+    swap(_NODE_KEYS, "SYSTEM_TIME_TOLERANCE", _CLOCK_S)
     swap(_NODE_KEYS, "TIMESTAMP_TOLERANCE", 0)
     swap(_LINK, "_run_superlink_http_api", _two_doors)
     part(_LINK, "flower_superlink")()
 
 
 class Timely:
-    """The SuperLink's state without messages whose time is over; those are forgotten when their site asks.
+    """The SuperLink's state without messages whose time is over; those are forgotten when their
+    site asks.
 
     Args:
         state: Flower's.
@@ -113,7 +124,8 @@ class Timely:
     def get_message_ins(self, **asked: Any) -> Any:
         """The next message of a site that it is still to work on."""
         while found := self._state.get_message_ins(**asked):
-            over = {message.metadata.message_id for message in found if _over(message.metadata.group_id)}
+            over = {message.metadata.message_id for message in found
+                    if _over(message.metadata.group_id)}
             if not over:
                 break
             self._state.delete_messages(message_ins_ids=over)
@@ -136,7 +148,8 @@ def unfinished(state: Any, letters: Sequence[str]) -> set[str]:
     """
     from sqlalchemy import select
 
-    reply, stored, child = part(_MESSAGES, "MessageRes"), part(_STORED, "StoredObject"), part(_STORED, "ObjectChild")
+    reply, stored, child = part(_MESSAGES, "MessageRes"), part(_STORED,
+        "StoredObject"), part(_STORED, "ObjectChild")
     with state.session() as session:
         come = session.execute(select(reply.reply_to_message_id, reply.message_id).where(
             reply.reply_to_message_id.in_(letters), reply.delivered_at == "")).all()
@@ -145,10 +158,12 @@ def unfinished(state: Any, letters: Sequence[str]) -> set[str]:
         with state.object_store.session() as session:
             level, seen = [root], {root}
             while level and letter not in found:
-                here = session.scalars(select(stored.object_id).where(stored.object_id.in_(level), stored.is_available == 1)).all()
+                here = session.scalars(select(stored.object_id).where(stored.object_id.in_(level),
+                    stored.is_available == 1)).all()
                 if len(here) < len(level):
                     found.add(letter)
-                below = session.scalars(select(child.child_id).where(child.parent_id.in_(level))).all()
+                below = session.scalars(
+                    select(child.child_id).where(child.parent_id.in_(level))).all()
                 level = [name for name in set(below) if name not in seen]
                 seen.update(level)
     return found
@@ -165,7 +180,8 @@ def _two_doors(lifespan_config: Any) -> None:
         """Starts the task runner towards the inner address, in our process group."""
 
         def _start_superexec_if_needed(self) -> None:
-            words = ["flower-superexec", "--insecure", "--runtime-api-address", f"127.0.0.1:{inner_port}"]
+            words = ["flower-superexec", "--insecure", "--runtime-api-address",
+                     f"127.0.0.1:{inner_port}"]
             self.superexec_process = subprocess.Popen([*words, "--parent-pid", str(os.getpid())])
 
     class Inner(uvicorn.Server):
@@ -175,13 +191,17 @@ def _two_doors(lifespan_config: Any) -> None:
         def capture_signals(self) -> Iterator[None]:
             yield
 
-    lifespan_config.enable_supernode_auth = True  # node keys sign without TLS too; insecure drops TLS alone
+    # node keys sign without TLS too; insecure drops TLS alone
+    lifespan_config.enable_supernode_auth = True
     app = part("flwr.superlink.main", "create_app")(lifespan_config, Lifespan)
     usual: Any = {"log_level": "warning", "ws": "none", "timeout_graceful_shutdown": 2}
     shown = guarded(app, with_pass(os.environ["AULAIT_PASS"]))
-    private = Inner(uvicorn.Config(shown, host="127.0.0.1", port=inner_port, lifespan="off", **usual))
-    public = uvicorn.Server(uvicorn.Config(guarded(app, fleet_only), host=lifespan_config.host, port=lifespan_config.port,
-                                           ssl_keyfile=lifespan_config.ssl_keyfile, ssl_certfile=lifespan_config.ssl_certfile, **usual))
+    private = Inner(uvicorn.Config(shown, host="127.0.0.1", port=inner_port, lifespan="off",
+        **usual))
+    public = uvicorn.Server(uvicorn.Config(guarded(app, fleet_only), host=lifespan_config.host,
+        port=lifespan_config.port,
+                                           ssl_keyfile=lifespan_config.ssl_keyfile,
+                                           ssl_certfile=lifespan_config.ssl_certfile, **usual))
 
     async def both() -> None:
         inside = asyncio.create_task(private.serve())

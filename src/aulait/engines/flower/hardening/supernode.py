@@ -1,10 +1,16 @@
-"""The inside of a SuperNode and of the process that it starts for a message: nothing that the server ships is run.
+"""The inside of a SuperNode and of the process that it starts for a message: nothing that the
+server ships is run.
 
-- The bundle that the server ships is never fetched, installed or imported; the site's own app always answers.
-- The run's configuration is not read; agent tasks and every other kind of task but a client app's are refused.
-- No redirect is followed, no answer unpacked, none larger than a limit read; a message is measured while it arrives.
-- The address for the site's own processes asks for a pass, so that no other account of the machine can answer for it.
-- An exception's text, which may hold data, stays in the site's log; the server is told that something failed.
+- The bundle that the server ships is never fetched, installed or imported; the site's own app
+  always answers.
+- The run's configuration is not read; agent tasks and every other kind of task but a client app's
+  are refused.
+- No redirect is followed, no answer unpacked, none larger than a limit read; a message is measured
+  while it arrives.
+- The address for the site's own processes asks for a pass, so that no other account of the machine
+  can answer for it.
+- An exception's text, which may hold data, stays in the site's log; the server is told that
+  something failed.
 """
 
 from __future__ import annotations
@@ -41,7 +47,8 @@ _APP: Final = "flwr.supernode.cli.flwr_clientapp"
 _BUSY: Final = (429, 502, 503, 504)  # a proxy on the way speaks, or a server that starts
 _NOTHING: Final = sha256(b"").hexdigest()
 APP_NAMES: Final = {
-    _RUN: ("install_from_fab", "get_project_dir", "get_load_client_app_fn", "install_app_dependencies"),
+    _RUN: ("install_from_fab", "get_project_dir", "get_load_client_app_fn",
+           "install_app_dependencies"),
     _APP: ("flwr_clientapp", "run_clientapp"),
     "flwr.supercore.protobuf.client": ("ProtobufClient",),
 }
@@ -49,14 +56,17 @@ NAMES: Final = {
     **APP_NAMES,
     _MAIN: ("create_app",),
     "flwr.supernode.cli.flower_supernode": ("flower_supernode",),
-    _NODE: ("_pull_and_store_message", "_push_messages", "_init_connection", "_insert_message", "get_fused_config_from_fab"),
+    _NODE: ("_pull_and_store_message", "_push_messages", "_init_connection", "_insert_message",
+            "get_fused_config_from_fab"),
     _RETRY: ("MAX_RETRY_DELAY",),
 }
-_LONGEST_RETRY_S: Final = 5  # Flower's own 20 s would be waited out by every site after each restart of the server
+# Flower's own 20 s would be waited out by every site after each restart of the server
+_LONGEST_RETRY_S: Final = 5
 
 
 def careful(client: Any) -> None:
-    """A site's client towards the server: sent nowhere else, unpacks nothing, reads a bounded answer, says when nobody answers."""
+    """A site's client towards the server: sent nowhere else, unpacks nothing, reads a bounded
+    answer, says when nobody answers."""
     import httpx
 
     client.follow_redirects = False
@@ -64,8 +74,12 @@ def careful(client: Any) -> None:
 
     def bounded(response: httpx.Response) -> None:
         length = response.headers.get("content-length", "")
-        if "content-encoding" in response.headers or not length.isdigit() or int(length) > REQUEST_BYTES:
-            text = f"the server's answer is packed, of no stated length or above {REQUEST_BYTES:,} bytes"
+        if "content-encoding" in response.headers or not length.isdigit() or int(
+            length) > REQUEST_BYTES:
+            text = (
+                f"the server's answer is packed, of no stated length or above {REQUEST_BYTES:,} "
+                "bytes"
+            )
             raise httpx.ReadError(text, request=response.request)
 
     client.event_hooks["response"].append(bounded)
@@ -79,7 +93,8 @@ def careful(client: Any) -> None:
                 tell("away", error=text)
             away.add(text)
             raise _passing(error, request) from error
-        if response.is_error and response.status_code not in _BUSY and request.url.path.endswith("/activate-node"):
+        if response.is_error and response.status_code not in _BUSY and request.url.path.endswith(
+            "/activate-node"):
             tell("unknown", status=response.status_code)
         if away:
             tell("back")
@@ -90,7 +105,8 @@ def careful(client: Any) -> None:
 
 
 def _passing(error: Any, request: Any) -> Exception:
-    """Flower takes every word of TLS for a wrong certificate and never asks again; a connection that broke is tried again."""
+    """Flower takes every word of TLS for a wrong certificate and never asks again; a connection
+    that broke is tried again."""
     import httpx
 
     text = str(error).lower()
@@ -100,13 +116,17 @@ def _passing(error: Any, request: Any) -> Exception:
 
 
 def supernode() -> None:
-    """``flower-supernode`` that fetches no code, listens to its own site only, and measures what arrives.
+    """``flower-supernode`` that fetches no code, listens to its own site only, and measures what
+    arrives.
 
-    When Flower's loop ends, so does the process: its listener's thread would keep alive a node that asks for nothing.
+    When Flower's loop ends, so does the process: its listener's thread would keep alive a node that
+    asks for nothing.
     """
     everything(NAMES)
-    made, pull, push = part(_MAIN, "create_app"), part(_NODE, "_pull_and_store_message"), part(_NODE, "_push_messages")
-    swap(_MAIN, "create_app", lambda *args, **kwargs: guarded(made(*args, **kwargs), with_pass(os.environ["AULAIT_PASS"])))
+    made, pull, push = part(_MAIN, "create_app"), part(_NODE,
+        "_pull_and_store_message"), part(_NODE, "_push_messages")
+    swap(_MAIN, "create_app", lambda *args, **kwargs: guarded(made(*args, **kwargs),
+        with_pass(os.environ["AULAIT_PASS"])))
     swap(_NODE, "get_fused_config_from_fab", lambda *_: {})
     swap(_NODE, "_pull_and_store_message", lambda **given: _pulled(pull, given))
     swap(_NODE, "_push_messages", lambda **given: _pushed(push, given))
@@ -129,7 +149,8 @@ _asked: dict[str, str] = {}  # the message that is worked on
 
 
 def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | None:
-    """Flower's next message, through narrowed callbacks: no bundle, only runs of a server app, a bounded size.
+    """Flower's next message, through narrowed callbacks: no bundle, only runs of a server app, a
+    bounded size.
 
     Args:
         pull: Flower's own function.
@@ -164,7 +185,8 @@ def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | Non
         pieces.add(object_id, piece)
         return piece
 
-    ours = {"receive": receive, "get_run": get_run, "get_fab": lambda _digest, _run: Fab(_NOTHING, b"", {}), "pull_object": pull_object}
+    ours = {"receive": receive, "get_run": get_run, "get_fab": lambda _digest,
+            _run: Fab(_NOTHING, b"", {}), "pull_object": pull_object}
     run = pull(**(given | ours))
     if run is not None:
         pieces.joined()
@@ -174,8 +196,9 @@ def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | Non
 def _pushed(push: Callable[..., None], given: dict[str, Any]) -> None:
     """Flower's sending of answers, until that to the message of this turn has gone.
 
-    Flower sends once a turn what is there. An answer that was left over, because its server died while its message came,
-    would be sent in place of the next one, and that one a turn later: this node would be a message behind for ever.
+    Flower sends once a turn what is there. An answer that was left over, because its server died
+    while its message came, would be sent in place of the next one, and that one a turn later: this
+        node would be a message behind for ever.
 
     Args:
         push: Flower's own function; it waits for an answer.
@@ -192,11 +215,13 @@ def _pushed(push: Callable[..., None], given: dict[str, Any]) -> None:
 
 
 def _answer_too_large(given: dict[str, Any], message: Any) -> int:
-    """Tell the server that its message is too large, so that it need not wait for an answer; returns the run."""
+    """Tell the server that its message is too large, so that it need not wait for an answer;
+    returns the run."""
     from flwr.app import Error, Message
 
     tell("refused", what="a message above limits.message_bytes")
-    reply = Message(Error(code=0, reason="the message is larger than this site accepts"), reply_to=message)
+    reply = Message(Error(code=0, reason="the message is larger than this site accepts"),
+                    reply_to=message)
     part(_NODE, "_insert_message")(reply, given["state"], given["object_store"])
     return int(message.metadata.run_id)
 
@@ -206,7 +231,8 @@ def _signed(connect: Callable[..., Any], key: Path) -> Callable[..., Any]:
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
     private: Any = load_ssh_private_key(key.read_bytes(), None)
-    return lambda **given: connect(**(given | {"authentication_keys": (private, private.public_key())}))
+    return lambda **given: connect(
+        **(given | {"authentication_keys": (private, private.public_key())}))
 
 
 def clientapp(app: str) -> None:
@@ -228,10 +254,12 @@ def clientapp(app: str) -> None:
 def _without_front(package: str) -> None:
     """Let files of a package of Flower's be loaded without the package's own first file.
 
-    That one loads the whole SuperNode with its database, which a process that answers one message never uses: a third of
+    That one loads the whole SuperNode with its database, which a process that answers one message
+        never uses: a third of
     the processor time of its start, at every message (``aulait bench deploy``).
     """
-    with contextlib.suppress(ImportError):  # another Flower: what is missing is told by ``everything``
+    # another Flower: what is missing is told by ``everything``
+    with contextlib.suppress(ImportError):
         found = importlib.util.find_spec(package) if package not in sys.modules else None
         if found is not None:
             sys.modules[package] = importlib.util.module_from_spec(found)
@@ -250,7 +278,8 @@ def _discreet(where: str) -> Callable[..., Any]:
         try:
             return app(message=message, context=context)
         except Exception as error:
-            print(f"aulait: the app of this site failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(f"aulait: the app of this site failed: {type(error).__name__}: {error}",
+                  file=sys.stderr, flush=True)
         raise RuntimeError("the site could not answer; its own log says why")
 
     return answer
