@@ -281,7 +281,7 @@ def personal(result: dict[str, Any]) -> None:
 
 
 def refuse(folder: Path, refused: dict[int, list[str]]) -> None:
-    """Writes refused replies ("client: reason") into training rounds."""
+    """Writes refused updates ("client: reason") into training rounds."""
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     for line in lines:
         if line["stage"] == "train":

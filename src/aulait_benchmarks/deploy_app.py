@@ -2,8 +2,8 @@
 a file asks for it.
 
 Two runs stand side by side, one with small adapters and one with large ones; both use the same base
-at the sites. A round is one step of federated averaging: orders out, one optimiser step of one
-record at every site, replies back.
+at the sites. A round is one step of federated averaging: requests out, one optimiser step of one
+record at every site, updates back.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Side:
         from aulait.engines.deployment.pki import keys as key_files
         from aulait.engines.deployment.protocol import signing
         from aulait.privacy.accounting import PrivacyConfig
-        from aulait.privacy.aggregator import Door
+        from aulait.privacy.aggregator import PrivateAggregator
         from aulait.privacy.ledger import Ledger
         from aulait.privacy.noise import SystemNoise
         from aulait.runs import experiment_file
@@ -81,16 +81,17 @@ class Side:
         self._engine.hello(len(names), WAIT_S, names)
         self._house = assemble(settings, workshop, dict.fromkeys(names, 1))
         self._engine.begin(self._house)
-        self._state = settings.method.init(settings.method_config, self._house.setting)
-        self._door = Door(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
-        self._ask = self._engine.connect(self._house.sites, settings.method, self._house.setting,
+        self._state = settings.method.init(settings.method_config, self._house.context)
+        self._door = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(),
+            frozenset())
+        self._ask = self._engine.connect(self._house.sites, settings.method, self._house.context,
             self._house.learner, None)
 
     @property
     def formula(self) -> tuple[int, int]:
         """Bytes up and down of a client in a round, as the method's description says."""
         house, settings = self._house, self._house.settings
-        found: tuple[int, int] = settings.method.travels(settings.method_config, house.setting, 1,
+        found: tuple[int, int] = settings.method.travels(settings.method_config, house.context, 1,
             house.trainers[0], house.trainers)
         return found
 
@@ -102,15 +103,15 @@ class Side:
         told, moment = dict(self._engine.told), {"began": 0.0, "ended": 0.0}
         self._post.letters.clear()
 
-        def ask(orders: Sequence[Any]) -> Iterator[Any]:
+        def ask(requests: Sequence[Any]) -> Iterator[Any]:
             moment["began"] = time.time()
-            for reply in self._ask(orders):
+            for update in self._ask(requests):
                 moment["ended"] = time.time()
-                yield reply
+                yield update
 
         cohort = Cohort(round=self._state.round + 1, local=names, proxies={}, planned=len(names),
                         lr=settings.train.lr)
-        self._state, _ = settings.method.step(settings.method_config, self._house.setting,
+        self._state, _ = settings.method.step(settings.method_config, self._house.context,
             self._state, cohort, ask, self._door)
         moved = {name: value - told[name] for name, value in self._engine.told.items()}
         return {**moment, **moved, "letters": list(self._post.letters.values())}

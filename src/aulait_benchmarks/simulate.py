@@ -26,7 +26,7 @@ from aulait.methods.contract import State
 from aulait.models import loading
 from aulait.models.loading import wearing
 from aulait.privacy.accounting import PrivacyConfig
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.resources.meters import peak_of_process
@@ -141,14 +141,15 @@ def _timed(house: House, name: str, rounds: int, repetitions: int) -> Timing:
 def _federated(house: House, rounds: int) -> State:
     """Rounds of the method over all sites; no evaluation, nothing on disk."""
     method, config = house.settings.method, house.settings.method_config
-    ask = connect(house.sites, method, house.setting, house.learner, None)
-    door = Door(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
+    ask = connect(house.sites, method, house.context, house.learner, None)
+    aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(),
+        frozenset())
     local = house.trainers
-    state: State = method.init(config, house.setting)
+    state: State = method.init(config, house.context)
     for round in range(1, rounds + 1):
         cohort = Cohort(round=round, local=everyone(local), proxies={}, planned=len(local),
                         lr=house.settings.train.lr)
-        state, _ = method.step(config, house.setting, state, cohort, ask, door)
+        state, _ = method.step(config, house.context, state, cohort, ask, aggregator)
     return state
 
 
@@ -156,7 +157,7 @@ def _batches(house: House, part: str, rounds: int) -> tuple[Passes, int]:
     """The rows of every pass of every group of sites, as ``Learner.train`` forms them, and their
     tokens."""
     learner, passes, tokens = house.learner, [], 0
-    start = initial(house.setting.shapes, house.setting.rank, house.setting.alpha, house.seeds)
+    start = initial(house.context.shapes, house.context.rank, house.context.alpha, house.seeds)
     for round in range(1, rounds + 1):
         works = [_work(house, name, start, part, round) for name in everyone(house.trainers)]
         for members in learner.passes(works):
@@ -180,10 +181,10 @@ def _work(house: House, name: str, start: Adapter, part: str, round: int) -> Wor
 
 def _plain(house: House, part: str, batches: Passes) -> float:
     """Plain training of one adapter: the floor. Returns the last loss."""
-    base, setting, config = house.base, house.setting, house.learner.config
+    base, context, config = house.base, house.context, house.learner.config
     loss = torch.zeros(())
-    with wearing(base, [initial(setting.shapes, setting.rank, setting.alpha, house.seeds)]):
-        leaves = [base.slots[name].worn["AB".index(letter)] for name in setting.shapes for letter in part]  # type: ignore[index]
+    with wearing(base, [initial(context.shapes, context.rank, context.alpha, house.seeds)]):
+        leaves = [base.slots[name].worn["AB".index(letter)] for name in context.shapes for letter in part]  # type: ignore[index]
         for leaf in leaves:
             leaf.requires_grad_(True)
         optimizer = torch.optim.AdamW(leaves, lr=config.lr, weight_decay=config.weight_decay)

@@ -1,4 +1,4 @@
-"""Sites, a method and a door, without a loop: what the contract, the oracles and the properties are tested on."""
+"""Sites, a method and a aggregator, without a loop: what the contract, the oracles and the properties are tested on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from aulait.core.cohort import Cohort
 from aulait.core.registry import find
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Plan, Site
-from aulait.methods.contract import Setting, State
+from aulait.methods.contract import RunContext, State
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
 from aulait.privacy.accounting import Accountant, PrivacyConfig
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.training.trainer import Learner, TrainConfig, Trained
@@ -72,7 +72,7 @@ def site(name: str, place: str = "local", rank: int = 2, count: int = 3, seed: i
 
 @dataclass
 class Federation:
-    """A method with its sites and its door.
+    """A method with its sites and its aggregator.
 
     ``ranks``: client -> rank, or client -> layer -> rank, of those that cannot afford ``rank``.
     """
@@ -98,11 +98,11 @@ class Federation:
         self.module = find("algorithm", self.method)
         self.config = self.module.Config(**self.options)
         ranks = {name: own if isinstance(own, Mapping) else dict.fromkeys(self.shapes, own) for name, own in self.ranks.items()}
-        self.setting = Setting(self.shapes, self.rank, self.alpha, Seeds(self.seed), self.planned_rounds, ranks)
+        self.context = RunContext(self.shapes, self.rank, self.alpha, Seeds(self.seed), self.planned_rounds, ranks)
         self.ledger = Ledger(None)
         accountant = None if self.privacy.off else Accountant(self.privacy.delta, {"local": self.budget})
         noise = self.noise or (SystemNoise() if self.privacy.off or self.privacy.noise_seed is None else ZeroNoise())
-        self.door = Door(self.privacy, self.ledger, accountant, noise, PROXIES)
+        self.door = PrivateAggregator(self.privacy, self.ledger, accountant, noise, PROXIES)
         self.sites = {
             n: site(n, "proxy" if n in PROXIES else "local", max(ranks[n].values()) if n in ranks else self.rank,
                     self.sizes.get(n, 3), ord(n[0]) + ord(n[-1]))
@@ -111,14 +111,14 @@ class Federation:
             self.sites[self.module.SERVER] = Site(self.module.SERVER, Plan("server", "local", self.rank, 1, 1), ())
         self.orders, self.replies = [], []
 
-    def ask(self, orders):
-        self.orders += orders
-        replies = self.module.answer(orders, [self.sites[o.client] for o in orders], self.setting, self.learner)
-        self.replies += replies
-        return replies
+    def ask(self, requests):
+        self.orders += requests
+        updates = self.module.answer(requests, [self.sites[o.client] for o in requests], self.context, self.learner)
+        self.replies += updates
+        return updates
 
     def start(self) -> State:
-        return self.module.init(self.config, self.setting)
+        return self.module.init(self.config, self.context)
 
     def round(self, state: State, ask=None, clients=None, proxies=None, **more):
         """One round; ``clients`` are those who take part, all are planned for."""
@@ -128,7 +128,7 @@ class Federation:
             "round": number, "local": tuple(self.clients if clients is None else clients), "proxies": dict.fromkeys(standing, self.stands),
             "planned": len(self.clients), "noise_multiplier": 0.0 if self.privacy.off else 1.0, "lr": LR / number,
             "population": tuple(sorted(self.clients))} | more)
-        return self.module.step(self.config, self.setting, state, cohort, ask or self.ask, self.door)
+        return self.module.step(self.config, self.context, state, cohort, ask or self.ask, self.door)
 
     def rounds(self, count: int, state: State | None = None) -> State:
         state = state or self.start()
@@ -137,10 +137,10 @@ class Federation:
         return state
 
     def result(self, state: State) -> Adapter:
-        return self.module.result(self.setting, state)
+        return self.module.result(self.context, state)
 
     def personal(self, state: State, final: bool = True) -> dict[str, Adapter]:
-        return self.module.personal(self.config, self.setting, state, list(self.sites.values()), self.learner, final)
+        return self.module.personal(self.config, self.context, state, list(self.sites.values()), self.learner, final)
 
     def memory(self) -> dict[str, dict]:
         return {name: own.memory for name, own in self.sites.items()}
@@ -150,11 +150,11 @@ class Federation:
         count = count or len(self.clients) + len(self.proxies)
         found = {}
         answers = zip(self.replies[-count:], self.learner.works[-count:], self.learner.done[-count:], strict=True)
-        for reply, work, done in answers:
-            update = dense(done.adapter)
+        for update, work, done in answers:
+            dense_update = dense(done.adapter)
             for layer, base in (work.fold or {}).items():
-                update[layer] = update[layer] + base.double()
-            found[reply.client] = update
+                dense_update[layer] = dense_update[layer] + base.double()
+            found[update.client] = dense_update
         return found
 
 
@@ -187,12 +187,12 @@ def dense(adapter: Adapter) -> dict[str, torch.Tensor]:
     return lora.dense(Adapter({n: (a.double(), b.double()) for n, (a, b) in adapter.factors.items()}, adapter.alpha, adapter.rank))
 
 
-def mean(updates: Mapping[str, Mapping[str, torch.Tensor]], weights: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
+def mean(dense_updates: Mapping[str, Mapping[str, torch.Tensor]], weights: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
     """The weighted mean of dense updates: D*."""
-    weights = weights or dict.fromkeys(updates, 1.0)
+    weights = weights or dict.fromkeys(dense_updates, 1.0)
     total = sum(weights.values())
-    layers = next(iter(updates.values()))
-    return {layer: sum(weights[name] / total * update[layer] for name, update in updates.items()) for layer in layers}
+    layers = next(iter(dense_updates.values()))
+    return {layer: sum(weights[name] / total * dense_update[layer] for name, dense_update in dense_updates.items()) for layer in layers}
 
 
 def real(base, method: str, **more) -> Federation:

@@ -15,7 +15,7 @@ from tests.tiny_bases import tiny
 from aulait.core import lora
 from aulait.core.errors import ConfigError, PrivacyError
 from aulait.core.registry import find, names
-from aulait.core.types import Reply, nbytes
+from aulait.core.types import ClientUpdate, nbytes
 from aulait.methods.contract import State
 from aulait.methods.shared import weighted_mean
 from aulait.models import loading
@@ -35,7 +35,7 @@ TRAITS = {name: find("algorithm", name).TRAITS for name in EVERY}
 METHODS = [name for name in EVERY if TRAITS[name].unit == "client" and name != "splitlora"]
 PRIVATE = [name for name in METHODS if TRAITS[name].private]
 REFUSED = [name for name in METHODS if not TRAITS[name].private]
-SHARING = [name for name in METHODS if name != "alone"]  # of whom the door hears anything
+SHARING = [name for name in METHODS if name != "alone"]  # of whom the aggregator hears anything
 RELEASING = [name for name in PRIVATE if name != "alone"]
 EXACT = [name for name in METHODS if TRAITS[name].exact != "no"]
 PERSONAL = [name for name in METHODS if TRAITS[name].personal]
@@ -154,7 +154,7 @@ def test_the_order_of_clients_is_irrelevant(method):
     mixed = Federation(method, **more)
     state = mixed.start()
     for _ in range(2):
-        state, _ = mixed.round(state, ask=lambda orders: mixed.ask(orders[::-1]))
+        state, _ = mixed.round(state, ask=lambda requests: mixed.ask(requests[::-1]))
     for run, found in ((turned, turned.rounds(2)), (mixed, state)):
         assert_near(dense(run.result(found)), dense(first.result(wanted)), 1e-5)
         assert method not in CHANGES or apart(found, wanted) == 0.0
@@ -239,7 +239,7 @@ def test_one_client_with_all_data_is_plain_lora_training(method, tiny_base):
         assert lora.norm(work.start) == 0.0
         start = work.start
     elif method == "fedex":  # what is evaluated is the total update; what is trained is the common start
-        start = lora.from_tensors({n: t for n, t in run.start().tensors.items() if "/" not in n}, run.setting.alpha)
+        start = lora.from_tensors({n: t for n, t in run.start().tensors.items() if "/" not in n}, run.context.alpha)
     expected = train([replace(work, start=start)])[0].adapter
     found = run.personal(state)["ann"] if method in ("alone", "fedsa") else run.result(state)
     assert lora.norm(expected) > 1e-4
@@ -252,9 +252,9 @@ def test_nobody_is_sent_more_than_its_rank(method):
     run = Federation(method, shapes=WIDE, rank=4, ranks=ranks, proxies=("proxy-000",))
     run.rounds(3)
     assert len(run.orders) == (9 if method == "alone" else 12)
-    for order, work in zip(run.orders, run.learner.works, strict=True):
-        most = run.setting.rank_of(order.client)
-        for name, tensor in order.tensors.items():
+    for request, work in zip(run.orders, run.learner.works, strict=True):
+        most = run.context.rank_of(request.client)
+        for name, tensor in request.tensors.items():
             if "/" not in name:  # what is folded into the base is no adapter
                 assert tensor.shape["BA".index(name[-1]) ^ 1] <= most(name[:-2])
         for layer, (a, b) in work.start.factors.items():
@@ -317,16 +317,16 @@ def test_the_mixture_of_local_and_proxied_clients(method, privacy, local_weight,
         options=plain(method, local_weight=local_weight, weights=weights))
     before = run.start()
     after, info = run.round(before)
-    by = {reply.client: reply for reply in run.replies}
+    by = {update.client: update for update in run.replies}
     local = [by[n] for n in run.clients]
     wanted = mixture(
-        [arrays(r.share) for r in local], [r.weight for r in local], [(2.5, arrays(by[p].share)) for p in run.proxies],
+        [arrays(r.tensors) for r in local], [r.weight for r in local], [(2.5, arrays(by[p].share)) for p in run.proxies],
         local_weight=local_weight, planned=3, stands=5.0, bound=math.inf if privacy.off else 0.3, by_size=weights == "size")
     for name, d in wanted.items():
         assert_near(after.tensors[name] - before.tensors[name], d, 1e-5)
     assert info["proxies"] == 2
     if not privacy.off:
-        assert any(clipping.norm(r.share) > 0.3 for r in local), "the bound must bind for this test to say anything"
+        assert any(clipping.norm(r.tensors) > 0.3 for r in local), "the bound must bind for this test to say anything"
 
 
 @each
@@ -411,17 +411,17 @@ def test_bytes_are_those_of_the_formula_and_of_the_paper(method, ranks):
     run = Federation(method, shapes=WIDE, rank=4, ranks=ranks, proxies=("proxy-000",), planned_rounds=3,
                      options=BARE.get(method, {}))
     everyone = (*run.clients, *(run.proxies if method != "alone" else ()))
-    own = {name: {layer: run.setting.rank_of(name)(layer) for layer in WIDE} for name in everyone}
+    own = {name: {layer: run.context.rank_of(name)(layer) for layer in WIDE} for name in everyone}
     state = run.start()
     for number in (1, 2, 3):
         run.orders, run.replies = [], []
         state, info = run.round(state)
-        orders, replies = ({x.client: x for x in things} for things in (run.orders, run.replies))
+        requests, updates = ({x.client: x for x in things} for things in (run.orders, run.replies))
         formulas = []
         for name in run.clients:
             wanted = by_hand(method, number, own[name], list(own.values()))
-            assert run.module.travels(run.config, run.setting, number, name, everyone) == wanted
-            assert (nbytes(replies[name].share), nbytes(orders[name].tensors)) == wanted
+            assert run.module.travels(run.config, run.context, number, name, everyone) == wanted
+            assert (nbytes(updates[name].share), nbytes(requests[name].tensors)) == wanted
             formulas.append(wanted)
         assert info["up_bytes"] == sum(up for up, _ in formulas)
         assert info["down_bytes"] == sum(down for _, down in formulas)
@@ -433,7 +433,7 @@ def test_the_formula_of_a_method_that_protects_records_is_fedits_or_ffas(method)
     equal = dict.fromkeys(WIDE, 4)
     for mode in ("dpsgd", "ffa"):
         wanted = both(equal) if mode != "ffa" else cells(equal, lambda m, n: m)
-        assert run.module.travels(run.module.Config(mode=mode), run.setting, 1, "ann", run.clients) == (wanted, wanted)
+        assert run.module.travels(run.module.Config(mode=mode), run.context, 1, "ann", run.clients) == (wanted, wanted)
 
 
 @pytest.mark.parametrize("method", RELEASING)
@@ -441,7 +441,7 @@ def test_the_formula_of_a_method_that_protects_records_is_fedits_or_ffas(method)
 def test_under_privacy_the_bytes_told_are_those_of_the_plan_whoever_was_drawn(method, drawn):
     run = Federation(method, ON, shapes=WIDE, rank=4, ranks=UNEQUAL, planned_rounds=3)
     _, info = run.round(run.start(), clients=drawn, sampling_rate=0.5)
-    planned = [run.module.travels(run.config, run.setting, 1, name, run.clients) for name in run.clients]
+    planned = [run.module.travels(run.config, run.context, 1, name, run.clients) for name in run.clients]
     assert (info["up_bytes"], info["down_bytes"]) == tuple(sum(way) for way in zip(*planned, strict=True))
 
 
@@ -483,8 +483,8 @@ def test_who_trains_alone_releases_nothing_and_pays_nothing():
     run.rounds(2, state)
     assert run.ledger.lines == ()
     assert not {"train_loss", "train_tokens"} & info.keys()
-    assert all(not reply.share for reply in run.replies)
-    assert all(not order.tensors for order in run.orders)
+    assert all(not update.tensors for update in run.replies)
+    assert all(not request.tensors for request in run.orders)
 
 
 @each
@@ -514,12 +514,12 @@ def test_flexlora_with_noised_factors_equals_no_privacy_for_one_client():
 
 @each_releasing
 def test_under_privacy_nothing_of_the_replies_is_told(method):
-    """What is told may depend on a reply through the noised sum alone: with the same sum, the same is told."""
+    """What is told may depend on a update through the noised sum alone: with the same sum, the same is told."""
     one, other = Federation(method, ON), Federation(method, ON)
     _, told = one.round(one.start())
-    _, also = other.round(other.start(), ask=lambda orders: [
-        replace(r, info={"train_loss": 99.0}, weight=50.0) for r in other.ask(orders)])
-    assert told == also
+    _, alternate_shapes = other.round(other.start(), ask=lambda requests: [
+        replace(r, info={"train_loss": 99.0}, weight=50.0) for r in other.ask(requests)])
+    assert told == alternate_shapes
     _, open_ = Federation(method).round(one.start())
     assert "train_loss" in open_
     assert not {"train_loss", "train_tokens"} & told.keys()
@@ -533,8 +533,8 @@ def test_the_noise_is_that_of_the_ledger(method):
                      rank=60 if method == "flexlora" else 2, options=plain(method) | ({"privacy_noise": "product"} if method == "flexlora" else {}))
     before = run.start()
     zero = {}
-    after, info = run.round(before, ask=lambda orders: [
-        replace(r, share={n: zero.setdefault(n, torch.zeros_like(t)) for n, t in r.share.items()}) for r in run.ask(orders)])
+    after, info = run.round(before, ask=lambda requests: [
+        replace(r, tensors={n: zero.setdefault(n, torch.zeros_like(t)) for n, t in r.tensors.items()}) for r in run.ask(requests)])
     sigma = run.ledger.lines[0].sigma
     assert sigma == info["noise_std"] == 0.5
     if method == "flexlora":
@@ -570,9 +570,9 @@ def test_a_huge_reply_is_shortened_to_the_bound(method):
     run = Federation(method, ON.model_copy(update={"clip": 0.2}), rank=4, options=plain(method))
     before = run.start()
 
-    def ask(orders):
-        zero = [replace(r, share={n: torch.zeros_like(t) for n, t in r.share.items()}) for r in run.ask(orders)]
-        return [replace(r, share={n: torch.full_like(t, 1e15) for n, t in r.share.items()}) if r.client == "bob" else r for r in zero]
+    def ask(requests):
+        zero = [replace(r, tensors={n: torch.zeros_like(t) for n, t in r.tensors.items()}) for r in run.ask(requests)]
+        return [replace(r, tensors={n: torch.full_like(t, 1e15) for n, t in r.tensors.items()}) if r.client == "bob" else r for r in zero]
 
     after, info = run.round(before, ask)
     assert info["update_norm"] == pytest.approx(0.2 / 3, rel=1e-5)
@@ -581,7 +581,7 @@ def test_a_huge_reply_is_shortened_to_the_bound(method):
         assert clipping.norm({n: t for n, t in moved.items() if "/" not in n}) == pytest.approx(0.2 / 3, rel=1e-5)
 
 
-# -- bad replies -----------------------------------------------------------------------------------------------
+# -- bad updates -----------------------------------------------------------------------------------------------
 
 
 def bad(share, kind: str):
@@ -617,15 +617,15 @@ def test_a_bad_reply_is_left_out_and_the_round_goes_on(method, private, kind):
         pytest.skip("refused under privacy, or clipped")
     run, clean = (Federation(method, ON if private else OFF) for _ in range(2))
 
-    def ask(orders):
-        return [replace(r, share=bad(r.share, kind)) if r.client == "bob" else r for r in run.ask(orders)]
+    def ask(requests):
+        return [replace(r, tensors=bad(r.tensors, kind)) if r.client == "bob" else r for r in run.ask(requests)]
 
     after, info = run.round(run.start(), ask)
-    without, _ = clean.round(clean.start(), ask=lambda orders: [r for r in clean.ask(orders) if r.client != "bob"])
+    without, _ = clean.round(clean.start(), ask=lambda requests: [r for r in clean.ask(requests) if r.client != "bob"])
     assert apart(after, without) == 0.0
     assert all(bool(torch.isfinite(t).all()) for t in after.tensors.values())
     assert info["refused"] == (0 if private else 1)  # under privacy even their number is private
-    reasons = (REASONS[kind], "another shape") if method == "hetlora" else (REASONS[kind],)  # it compares with a second form, for pruned replies
+    reasons = (REASONS[kind], "another shape") if method == "hetlora" else (REASONS[kind],)  # it compares with a second form, for pruned updates
     told = info["refused_clients"]
     assert told == [] if private else (len(told) == 1 and told[0].startswith("bob: ") and any(reason in told[0] for reason in reasons))
     assert len(run.ledger.lines) == (1 if private else 0)
@@ -638,8 +638,8 @@ def test_a_bad_reply_is_left_out_and_the_round_goes_on(method, private, kind):
 def test_a_bad_proxy_is_left_out_and_the_round_goes_on(method):
     run = Federation(method, proxies=("proxy-000", "proxy-001"))
 
-    def ask(orders):
-        return [replace(r, share=bad(r.share, "nan")) if r.client == "proxy-001" else r for r in run.ask(orders)]
+    def ask(requests):
+        return [replace(r, tensors=bad(r.tensors, "nan")) if r.client == "proxy-001" else r for r in run.ask(requests)]
 
     after, info = run.round(run.start(), ask)
     assert all(bool(torch.isfinite(t).all()) for t in after.tensors.values())
@@ -651,7 +651,7 @@ def test_only_bad_replies_leave_the_parameters_as_they_are(method):
     for clients, proxies in (((), ("proxy-000",)), (("ann", "bob"), ())):
         run = Federation(method, clients=clients, proxies=proxies)
         before = run.start()
-        after, _ = run.round(before, ask=lambda orders, run=run: [replace(r, share=bad(r.share, "nan")) for r in run.ask(orders)])
+        after, _ = run.round(before, ask=lambda requests, run=run: [replace(r, tensors=bad(r.tensors, "nan")) for r in run.ask(requests)])
         assert lora.norm(run.result(after)) == 0.0
         for name, t in before.tensors.items():
             if not name.startswith("v/"):
@@ -661,9 +661,9 @@ def test_only_bad_replies_leave_the_parameters_as_they_are(method):
 @each_sharing
 def test_a_client_that_calls_itself_a_proxy_is_not_counted(method):
     run, clean = Federation(method), Federation(method)
-    after, info = run.round(run.start(), ask=lambda orders: [
-        replace(r, client="proxy-000") if r.client == "bob" else r for r in run.ask(orders)])
-    without, _ = clean.round(clean.start(), ask=lambda orders: [r for r in clean.ask(orders) if r.client != "bob"])
+    after, info = run.round(run.start(), ask=lambda requests: [
+        replace(r, client="proxy-000") if r.client == "bob" else r for r in run.ask(requests)])
+    without, _ = clean.round(clean.start(), ask=lambda requests: [r for r in clean.ask(requests) if r.client != "bob"])
     assert info["refused_clients"] == ["proxy-000: is a proxy"]
     assert apart(after, without) == 0.0
 
@@ -671,7 +671,7 @@ def test_a_client_that_calls_itself_a_proxy_is_not_counted(method):
 @each_sharing
 def test_a_client_that_was_not_asked_is_not_counted(method):
     run, clean = Federation(method), Federation(method)
-    after, info = run.round(run.start(), ask=lambda orders: [r for r in run.ask(orders) for r in (r, replace(r, client=f"{r.client}-s twin"))])
+    after, info = run.round(run.start(), ask=lambda requests: [r for r in run.ask(requests) for r in (r, replace(r, client=f"{r.client}-s twin"))])
     assert info["refused_clients"] == [f"{name}-s twin: was not asked" for name in ("ann", "bob", "cat")]
     assert apart(after, clean.rounds(1)) == 0.0
 
@@ -679,7 +679,7 @@ def test_a_client_that_was_not_asked_is_not_counted(method):
 @each_sharing
 def test_a_client_counts_once(method):
     run, twice = Federation(method), Federation(method)
-    found, info = twice.round(twice.start(), ask=lambda orders: [r for r in twice.ask(orders) for _ in range(2)])
+    found, info = twice.round(twice.start(), ask=lambda requests: [r for r in twice.ask(requests) for _ in range(2)])
     assert apart(found, run.rounds(1)) == 0.0
     assert info["refused_clients"] == [f"{name}: replied twice" for name in ("ann", "bob", "cat")]
 
@@ -688,7 +688,7 @@ def test_a_client_counts_once(method):
 def test_replies_come_one_at_a_time_and_the_orders_are_written_before_the_first(method):
     """An engine may stream: a generator is as good as a list."""
     run, listed = (Federation(method, proxies=("proxy-000",)) for _ in range(2))
-    found, _ = run.round(run.start(), ask=lambda orders: iter(run.ask(orders)))
+    found, _ = run.round(run.start(), ask=lambda requests: iter(run.ask(requests)))
     assert apart(found, listed.rounds(1)) == 0.0
 
 
@@ -696,7 +696,7 @@ def test_replies_come_one_at_a_time_and_the_orders_are_written_before_the_first(
 
 
 def test_the_bound_is_the_median_norm_of_the_proxies_updates():
-    public = [Reply(f"proxy-{k}", {"x": torch.full((4,), float(k))}) for k in (1, 2, 5)]
+    public = [ClientUpdate(f"proxy-{k}", {"x": torch.full((4,), float(k))}) for k in (1, 2, 5)]
     privacy = ON.model_copy(update={"clip": "proxies", "clip_scale": 0.5})
     assert weighted_mean.clip_bound(privacy, public) == pytest.approx(0.5 * 2 * 2)
     assert weighted_mean.clip_bound(OFF, public) == math.inf
@@ -710,7 +710,7 @@ def test_the_bound_of_proxies_binds_the_clients(method):
     privacy = PrivacyConfig(**ON.model_dump() | {"clip": "proxies", "clip_scale": 0.1})
     run = Federation(method, privacy, proxies=("proxy-000", "proxy-001"))
     _, info = run.round(run.start())
-    norms = sorted(clipping.norm(r.share) for r in run.replies if r.client in PROXIES)
+    norms = sorted(clipping.norm(r.tensors) for r in run.replies if r.client in PROXIES)
     assert info["clip_bound"] == pytest.approx(0.1 * sum(norms) / 2)
     assert run.ledger.lines[0].sensitivity == info["clip_bound"]
 

@@ -12,7 +12,7 @@ from tests.tiny_bases import filled, records, tiny
 from aulait.core import lora
 from aulait.core.registry import find, names
 from aulait.core.seeds import Seeds
-from aulait.core.types import Adapter, Order, Plan, Site
+from aulait.core.types import Adapter, Plan, Site, TrainRequest
 from aulait.evaluation.losses import EvaluateConfig, evaluate
 from aulait.methods import fdlora
 from aulait.methods.shared import client_update, fusion
@@ -68,9 +68,9 @@ def test_the_same_order_gets_the_same_reply_and_leaves_the_same_memory(method):
         run.orders, run.replies = [], []
         state, _ = run.round(state)
         had = {name: bits(site) for name, site in run.sites.items()}
-        for order, reply in [*zip(run.orders, run.replies, strict=True)] * 2:
-            (again,) = run.module.answer([order], [run.sites[order.client]], run.setting, run.learner)
-            assert unlike(again.share, reply.share) == ""
+        for request, update in [*zip(run.orders, run.replies, strict=True)] * 2:
+            (again,) = run.module.answer([request], [run.sites[request.client]], run.context, run.learner)
+            assert unlike(again.tensors, update.tensors) == ""
         assert unlike({name: bits(site) for name, site in run.sites.items()}, had) == ""
 
 
@@ -90,12 +90,12 @@ def test_an_order_changes_the_memory_of_its_own_site_only(method):
 
 @each
 def test_what_is_kept_is_no_view_of_what_was_sent(method):
-    """Overwriting the order and the reply afterwards must not reach into a site."""
+    """Overwriting the order and the update afterwards must not reach into a site."""
     run = Federation(method, shapes=WIDE, rank=4, ranks=RANKS)
     run.rounds(2)
     before = {name: bits(site) for name, site in run.sites.items()}
     for thing in (*run.orders, *run.replies):
-        for tensor in (thing.tensors if isinstance(thing, Order) else thing.share).values():
+        for tensor in (thing.tensors if isinstance(thing, TrainRequest) else thing.share).values():
             tensor.zero_()
     assert unlike({name: bits(site) for name, site in run.sites.items()}, before) == ""
 
@@ -111,7 +111,7 @@ def test_every_client_has_an_adapter_of_its_own_at_its_own_ranks(method, tiny_ba
     assert set(own) == set(run.sites)
     for name, adapter in own.items():
         for layer, (a, b) in adapter.factors.items():
-            assert a.shape[0] == b.shape[1] == run.setting.rank_of(name)(layer)
+            assert a.shape[0] == b.shape[1] == run.context.rank_of(name)(layer)
         assert lora.norm(adapter) > 0
     assert distance(dense(own["ann"]), dense(own["cat"])) > 1e-4
 
@@ -128,7 +128,7 @@ def test_asking_for_personal_adapters_changes_nothing(method, tiny_base):
 
 @pytest.mark.parametrize("method", ["fedit", "fedsa"])
 def test_personal_parts_never_travel(method):
-    """FedSA's replies and orders hold A alone, whatever B a site keeps."""
+    """FedSA's updates and requests hold A alone, whatever B a site keeps."""
     run = Federation(method, privacy=ON)
     run.rounds(2)
     letters = {name[-1] for thing in run.replies for name in thing.share} | {name[-1] for thing in run.orders for name in thing.tensors}
@@ -141,10 +141,10 @@ def test_alone_is_training_by_oneself_round_after_round(tiny_base):
     own = run.personal(run.rounds(3))
     for name, site in run.sites.items():
         first = lora.to_tensors(lora.initial(run.shapes, 2, run.alpha, Seeds(run.seed)))
-        adapter = lora.from_tensors(lora.leading(first, run.setting.rank_of(name)), run.alpha, 2)
+        adapter = lora.from_tensors(lora.leading(first, run.context.rank_of(name)), run.alpha, 2)
         for number in (1, 2, 3):
-            order = Order(name, "train", number, {}, {"lr": LR / number})
-            ((_, done),) = client_update.train([order], [site], run.setting, run.learner, lambda *_, start=adapter: start, "AB")
+            request = TrainRequest(name, number, {}, {"lr": LR / number})
+            ((_, done),) = client_update.train([request], [site], run.context, run.learner, lambda *_, start=adapter: start, "AB")
             adapter = done.adapter
         assert distance(dense(own[name]), dense(adapter)) < 5e-6
 
@@ -152,10 +152,10 @@ def test_alone_is_training_by_oneself_round_after_round(tiny_base):
 def test_fedsa_joins_the_shared_a_with_the_clients_own_b():
     run = Federation("fedsa", shapes=WIDE, rank=4, ranks=RANKS)
     state = run.rounds(2)
-    last = {reply.client: done.adapter for reply, done in zip(run.replies[-3:], run.learner.done[-3:], strict=True)}
+    last = {update.client: done.adapter for update, done in zip(run.replies[-3:], run.learner.done[-3:], strict=True)}
     for name, adapter in run.personal(state).items():
         for layer, (a, b) in adapter.factors.items():
-            rank = run.setting.rank_of(name)(layer)
+            rank = run.context.rank_of(name)(layer)
             assert torch.equal(a, state.tensors[f"{layer}.A"][:rank])
             assert torch.equal(b, last[name].factors[layer][1])
 
@@ -163,7 +163,7 @@ def test_fedsa_joins_the_shared_a_with_the_clients_own_b():
 def test_fedsa_clients_begin_a_round_from_their_own_b():
     run = Federation("fedsa", shapes=WIDE, rank=4, ranks=RANKS)
     state = run.rounds(1)
-    last = {reply.client: done.adapter for reply, done in zip(run.replies, run.learner.done, strict=True)}
+    last = {update.client: done.adapter for update, done in zip(run.replies, run.learner.done, strict=True)}
     state, _ = run.round(state, clients=("ann",))
     run.learner.works.clear()
     run.round(state, clients=("bob", "cat"))  # who missed a round still has its B

@@ -17,10 +17,10 @@ from tests.oracle import selection as oracle
 
 from aulait.core.cohort import Cohort
 from aulait.core.seeds import Seeds
-from aulait.core.types import Order, Plan, Record, Site
+from aulait.core.types import Plan, Record, Site, VoteRequest
 from aulait.privacy import clipping
 from aulait.privacy.accounting import Accountant, PrivacyConfig
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.synthesis import private_evolution, selection
@@ -72,16 +72,16 @@ def site(name: str, texts) -> Site:
     return Site(name, Plan("laptop", "proxy", 1, 1, 1), tuple(Record(text) for text in texts))
 
 
-def door(privacy=OFF, ledger=None) -> Door:
+def aggregator(privacy=OFF, ledger=None) -> PrivateAggregator:
     accountant = None if privacy.off else Accountant(1e-5, {"proxy": math.inf})
-    return Door(privacy, ledger or Ledger(None), accountant, SystemNoise(), frozenset({"proxy-000"}))
+    return PrivateAggregator(privacy, ledger or Ledger(None), accountant, SystemNoise(), frozenset({"proxy-000"}))
 
 
 def ask_of(sites, embedder, heard=None):
-    def ask(orders):
+    def ask(requests):
         if heard is not None:
-            heard.extend(orders)
-        return private_evolution.answer(orders, [sites[order.client] for order in orders], embedder)
+            heard.extend(requests)
+        return private_evolution.answer(requests, [sites[request.client] for request in requests], embedder)
 
     return ask
 
@@ -92,7 +92,7 @@ def a_round(config, state, sites, *, writer=None, embedder=None, the_door=None, 
         round=number or state.round + 1, local=tuple(sorted(sites)), proxies={}, planned=len(sites), noise_multiplier=z, role="proxy"
     )
     return private_evolution.step(
-        config, state, cohort, ask or ask_of(sites, embedder), the_door or door(), embedder, writer or Writer(), SEEDS, bound)
+        config, state, cohort, ask or ask_of(sites, embedder), the_door or aggregator(), embedder, writer or Writer(), SEEDS, bound)
 
 
 PUBLIC = [f"{letter}{number} public" for letter in "abcdef" for number in range(4)]
@@ -105,17 +105,17 @@ SMALL = SynthesisConfig(rounds=2, candidates=3, variations=2, texts=8)
 def test_a_vote_goes_to_the_nearest_candidate():
     embedder = PointEmbedder()
     candidates = embedder.embed(["a", "b", "c", "f"])
-    order = Order("s1", "synthesis", 1, {"embeddings": candidates}, {"neighbours": 1})
-    reply = private_evolution.answer([order], [SITES["s1"]], embedder)[0]
-    assert reply.share["votes"].tolist() == [2.0, 1.0, 0.0, 0.0]
-    assert reply.share.keys() == {"votes"}, "nothing else leaves the site: no distances, no texts"
-    assert not reply.info
+    request = VoteRequest("s1", 1, {"embeddings": candidates}, {"neighbours": 1})
+    update = private_evolution.answer([request], [SITES["s1"]], embedder)[0]
+    assert update.tensors["votes"].tolist() == [2.0, 1.0, 0.0, 0.0]
+    assert update.tensors.keys() == {"votes"}, "nothing else leaves the site: no distances, no texts"
+    assert not update.info
 
 
 def test_a_prompt_is_part_of_what_is_embedded():
     embedder = PointEmbedder()
     owner = Site("s", SITES["s1"].plan, (Record("answer", prompt="question"),))
-    private_evolution.answer([Order("s", "synthesis", 1, {"embeddings": embedder.embed(["a"])}, {"neighbours": 1})], [owner], embedder)
+    private_evolution.answer([VoteRequest("s", 1, {"embeddings": embedder.embed(["a"])}, {"neighbours": 1})], [owner], embedder)
     assert embedder.asked[-1] == ["question\nanswer"]
 
 
@@ -138,19 +138,19 @@ def test_removing_any_client_moves_the_sum_by_at_most_the_bound(clients, removed
     embedder, bound = PointEmbedder(), private_evolution.vote_bound(cap)
     candidates = embedder.embed(["a", "b", "cc", "d", "e"])
     sites = {f"s{i}": site(f"s{i}", mine) for i, mine in enumerate(clients)}
-    orders = [Order(n, "synthesis", 1, {"embeddings": candidates}, {"neighbours": neighbours}) for n in sites]
-    replies = private_evolution.answer(orders, list(sites.values()), embedder)
+    requests = [VoteRequest(n, 1, {"embeddings": candidates}, {"neighbours": neighbours}) for n in sites]
+    updates = private_evolution.answer(requests, list(sites.values()), embedder)
     gone = f"s{removed % len(clients)}"
 
     def released(some):
-        return door().release(
+        return aggregator().release(
             some, stage="synthesis", round=1, role="proxy", bound=bound, noise_multiplier=0.0, planned=len(sites),
-            like={"votes": torch.zeros(5)}).total["votes"].double()
+            template={"votes": torch.zeros(5)}).total["votes"].double()
 
-    change = released(replies) - released([r for r in replies if r.client != gone])
+    change = released(updates) - released([r for r in updates if r.client != gone])
     assert float(change.norm()) <= bound * (1 + 1e-6)
-    whole = sum(clipping.clip(r.share, bound)["votes"].double() for r in replies)
-    assert torch.allclose(released(replies), whole, atol=1e-5)
+    whole = sum(clipping.clip(r.tensors, bound)["votes"].double() for r in updates)
+    assert torch.allclose(released(updates), whole, atol=1e-5)
 
 
 def test_the_bound_is_the_root_of_the_cap_and_spread_votes_are_whole():
@@ -166,7 +166,7 @@ def test_the_released_votes_have_the_noise_of_the_ledger():
     state = State(0, tuple(Text(f"{chr(97 + i % 26)}{i}", 0) for i in range(600)))
     ledger = Ledger(None)
     config = SynthesisConfig(rounds=1, candidates=100, variations=5)
-    _, info = a_round(config, state, SITES, the_door=door(ON, ledger), bound=2.0, ask=lambda orders: [], z=1.5)
+    _, info = a_round(config, state, SITES, the_door=aggregator(ON, ledger), bound=2.0, ask=lambda requests: [], z=1.5)
     assert [(line.sensitivity, line.sigma) for line in ledger.lines] == [(2.0, 3.0)]
     assert info["noise_std"] == 3.0
     assert float(np.std(info["histogram"])) == pytest.approx(3.0, rel=6 / math.sqrt(1200))
@@ -174,7 +174,7 @@ def test_the_released_votes_have_the_noise_of_the_ledger():
 
 def test_one_ledger_event_for_each_vote_and_bytes_of_the_formula():
     ledger, heard, embedder = Ledger(None), [], PointEmbedder()
-    state, the_door = private_evolution.init(SMALL, PUBLIC, SEEDS), door(ON, ledger)
+    state, the_door = private_evolution.init(SMALL, PUBLIC, SEEDS), aggregator(ON, ledger)
     for _ in range(2):
         pool = len(state.pool)
         state, info = a_round(SMALL, state, SITES, the_door=the_door, ask=ask_of(SITES, embedder, heard), z=1.0)
@@ -182,7 +182,7 @@ def test_one_ledger_event_for_each_vote_and_bytes_of_the_formula():
         assert info["down_bytes"] == 3 * 4 * pool * WIDTH
     assert [(line.stage, line.round, line.role, line.planned) for line in ledger.lines] == [
         ("synthesis", 1, "proxy", 3), ("synthesis", 2, "proxy", 3)]
-    assert {order.tensors.keys() == {"embeddings"} for order in heard} == {True}, "candidates travel as vectors only"
+    assert {request.tensors.keys() == {"embeddings"} for request in heard} == {True}, "candidates travel as vectors only"
 
 
 # -- a round ---------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_winners_are_kept_with_their_votes_and_bred():
 def test_the_order_of_clients_is_irrelevant():
     state = private_evolution.init(SMALL, PUBLIC, SEEDS)
     embedder = PointEmbedder()
-    turned = lambda orders: ask_of(SITES, embedder)(orders)[::-1]  # noqa: E731
+    turned = lambda requests: ask_of(SITES, embedder)(requests)[::-1]  # noqa: E731
     assert a_round(SMALL, state, SITES)[0] == a_round(SMALL, state, SITES, ask=turned)[0]
 
 
@@ -246,12 +246,12 @@ def test_a_round_after_every_child_failed_still_works():
 def test_random_selection_asks_no_client_and_costs_nothing():
     ledger = Ledger(None)
 
-    def ask(orders):
+    def ask(requests):
         raise AssertionError("the control arm asked a client")
 
     state = private_evolution.init(SMALL, PUBLIC, SEEDS)
     config = SMALL.model_copy(update={"selection": "random"})
-    after, info = a_round(config, state, SITES, ask=ask, the_door=door(ON, ledger), z=1.0)
+    after, info = a_round(config, state, SITES, ask=ask, the_door=aggregator(ON, ledger), z=1.0)
     assert ledger.lines == ()
     assert len(after.winners) == 3
     assert not {"up_bytes", "down_bytes"} & {key for key, value in info.items() if value}
@@ -332,7 +332,7 @@ def test_the_uniform_fallback_is_uniform():
 @pytest.mark.parametrize("selected", ["rank", "sample", "geometry"])
 def test_noise_that_drowns_all_votes_leaves_a_working_round(selected):
     config = SMALL.model_copy(update={"selection": selected, "threshold": 1e6})
-    after, info = a_round(config, private_evolution.init(config, PUBLIC, SEEDS), SITES, the_door=door(ON), ask=lambda orders: [], z=5.0)
+    after, info = a_round(config, private_evolution.init(config, PUBLIC, SEEDS), SITES, the_door=aggregator(ON), ask=lambda requests: [], z=5.0)
     assert 0 < len(after.winners) <= 3
     assert all(math.isfinite(t.votes) for t in after.winners)
     assert all(math.isfinite(v) for v in info["histogram"])

@@ -53,7 +53,7 @@ def make(bases):
 def work(run: Federation, name: str, state, round: int = 1) -> Work:
     """What this client does in a round, as one that trains whole."""
     site = run.sites[name]
-    return Work(run.result(state), site.train, "AB", site.plan.steps, site.plan.batch, LR / round, run.setting.seeds.integer("batches", round, name))
+    return Work(run.result(state), site.train, "AB", site.plan.steps, site.plan.batch, LR / round, run.context.seeds.integer("batches", round, name))
 
 
 # -- what is computed ------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_clients_of_unequal_steps_leave_one_by_one(make):
     asked = [[o.client for o in run.orders if o.client != SERVER and o.settings["step"] == number] for number in (1, 2, 3, 4, 5)]
     assert asked == [["ann", "bob", "cat"], ["ann", "bob", "cat"], ["ann", "cat"], ["cat"], []]
     assert info["refused"] == 0
-    lasts = [r.share for r in run.replies if r.client != SERVER and "labels" not in r.share]
+    lasts = [r.tensors for r in run.replies if r.client != SERVER and "labels" not in r.tensors]
     for name in lasts[0].keys() - {"square"}:
         assert_near(after.tensors[name], sum(own[name] for own in lasts) / 3, 1e-6, what=name)
 
@@ -115,9 +115,9 @@ def test_clients_of_unequal_steps_leave_one_by_one(make):
 def test_nobody_is_sent_more_than_its_rank(make):
     run = make(ranks={"bob": 1})
     after = run.rounds(2)
-    for order in run.orders:
-        most = 2 if order.client == SERVER else run.setting.rank_of(order.client)("any") if order.client != "bob" else 1
-        for name, tensor in order.tensors.items():
+    for request in run.orders:
+        most = 2 if request.client == SERVER else run.context.rank_of(request.client)("any") if request.client != "bob" else 1
+        for name, tensor in request.tensors.items():
             assert not name.endswith((".A", ".B")) or tensor.shape["BA".index(name[-1]) ^ 1] <= most
     assert all(bool(torch.isfinite(t).all()) and t.dtype == torch.float32 for t in after.tensors.values())
 
@@ -155,7 +155,7 @@ def test_an_answer_alone_equals_the_answer_among_many_also_when_asked_twice(make
     assert_learnt_alike(state.tensors, undisturbed.rounds(2).tensors, 2e-3, start=run.start().tensors)
     first = next(order for order in run.orders if order.client == "ann")
     with pytest.raises(WireError, match="a step that is past"):
-        run.module.answer([first], [run.sites["ann"]], run.setting, run.learner)
+        run.module.answer([first], [run.sites["ann"]], run.context, run.learner)
 
 
 @pytest.mark.parametrize("moments", ["keep", "fresh"])
@@ -179,7 +179,7 @@ def test_stop_and_resume_equals_no_stop(make, moments, tmp_path):
 
 def test_through_the_engine_with_split_sites_it_is_the_same(make):
     run, wanted = make(plans={n: {"placement": "split"} for n in ("ann", "bob", "cat")}), make().rounds(2)
-    ask, state = inline.connect(run.sites, run.module, run.setting, run.learner, None, cut=1, private=False), run.start()
+    ask, state = inline.connect(run.sites, run.module, run.context, run.learner, None, cut=1, private=False), run.start()
     for _ in range(2):
         state, _ = run.round(state, ask=ask)
     assert apart(state, wanted) == 0.0
@@ -199,10 +199,10 @@ def test_bytes_are_those_of_the_factors_and_of_the_steps(make, kind, wire):
         foretold = travelled(run.learner, works, run.config.cut, wire)
         state, info = run.round(state)
         for name, (up, down) in zip(run.clients, foretold, strict=True):
-            ups, downs = run.module.travels(run.config, run.setting, number, name, run.clients)
-            assert sum(nbytes(r.share) for r in run.replies if r.client == name) == up + ups
+            ups, downs = run.module.travels(run.config, run.context, number, name, run.clients)
+            assert sum(nbytes(r.tensors) for r in run.replies if r.client == name) == up + ups
             assert sum(nbytes(o.tensors) for o in run.orders if o.client == name) == down + downs
-        assert info["up_bytes"] == sum(nbytes(r.share) for r in run.replies if r.client != SERVER)
+        assert info["up_bytes"] == sum(nbytes(r.tensors) for r in run.replies if r.client != SERVER)
         assert info["down_bytes"] == sum(nbytes(o.tensors) for o in run.orders if o.client != SERVER)
 
 
@@ -258,13 +258,13 @@ def test_a_bad_message_is_left_out_and_the_round_goes_on_without_its_sender(make
     """In the first step, in a later one, and at the end: as if the client had fallen silent there."""
     run, clean = make(), make()
 
-    def spoil(orders):
-        return [replace(r, share=spoilt(r.share, kind)) if r.client == "bob" and o.settings["step"] == number else r
-                for o, r in zip(orders, run.ask(orders), strict=True)]
+    def spoil(requests):
+        return [replace(r, tensors=spoilt(r.tensors, kind)) if r.client == "bob" and o.settings["step"] == number else r
+                for o, r in zip(requests, run.ask(requests), strict=True)]
 
-    def hush(orders):
-        replies = clean.ask(orders)
-        return [r for o, r in zip(orders, replies, strict=True) if r.client != "bob" or o.settings["step"] != number]
+    def hush(requests):
+        updates = clean.ask(requests)
+        return [r for o, r in zip(requests, updates, strict=True) if r.client != "bob" or o.settings["step"] != number]
 
     after, info = run.round(run.start(), spoil)
     without, quiet = clean.round(clean.start(), hush)
@@ -283,13 +283,13 @@ def test_strangers_twins_and_proxies_are_not_counted(make):
     wanted = make().rounds(1)
     for twist, told in ((lambda r: [r, replace(r, client=f"{r.client}-s twin")], "was not asked"), (lambda r: [r, r], "replied twice")):
         run = make()
-        found, info = run.round(run.start(), lambda orders, run=run, twist=twist: [
-            x for r in run.ask(orders) for x in (twist(r) if r.client != SERVER else [r])])
+        found, info = run.round(run.start(), lambda requests, run=run, twist=twist: [
+            x for r in run.ask(requests) for x in (twist(r) if r.client != SERVER else [r])])
         assert apart(found, wanted) == 0.0
         assert {text.partition(": ")[2] for text in info["refused_clients"]} == {told}
     assert sorted(PROXIES)[0] == "proxy-000"
     run = make()
-    found, info = run.round(run.start(), lambda orders: [replace(r, client="proxy-000") if r.client == "bob" else r for r in run.ask(orders)])
+    found, info = run.round(run.start(), lambda requests: [replace(r, client="proxy-000") if r.client == "bob" else r for r in run.ask(requests)])
     without = make()
     wanted, _ = without.round(without.start(), clients=("ann", "cat"))
     assert_learnt_alike(found.tensors, wanted.tensors, 2e-3, start=without.start().tensors)
@@ -300,7 +300,7 @@ def test_strangers_twins_and_proxies_are_not_counted(make):
 def test_a_round_that_nobody_answers_changes_nothing(make, clients):
     run = make()
     before = run.start()
-    after, info = run.round(before, clients=clients, ask=lambda orders: [r for r in run.ask(orders) if r.client == SERVER])
+    after, info = run.round(before, clients=clients, ask=lambda requests: [r for r in run.ask(requests) if r.client == SERVER])
     assert after.round == 1
     assert distance(after.tensors, before.tensors) == 0.0
     assert info["up_bytes"] == 0
@@ -311,4 +311,4 @@ def test_proxies_take_no_part(make):
     run = make(proxies=("proxy-000",))
     _, info = run.round(run.start())
     assert info["proxies"] == 0
-    assert {order.client for order in run.orders} == {"ann", "bob", "cat", SERVER}
+    assert {request.client for request in run.orders} == {"ann", "bob", "cat", SERVER}

@@ -9,14 +9,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.contract.federation import LR, ON, WIDE, Federation, ZeroNoise, apart, dense, distance, mean, unlike
+from tests.contract.federation import (
+    LR,
+    ON,
+    WIDE,
+    Federation,
+    ZeroNoise,
+    apart,
+    dense,
+    distance,
+    mean,
+    unlike,
+)
 from tests.oracle import averaging
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.errors import WireError
 from aulait.core.registry import find, names
-from aulait.core.types import Adapter, Order
+from aulait.core.types import Adapter, TrainRequest
 from aulait.privacy import clipping
 from aulait.privacy.noise import SystemNoise
 from aulait.training.trainer import Trained
@@ -50,8 +61,8 @@ def test_every_column_is_averaged_over_those_who_own_it(method, private):
         weights = dict.fromkeys(CLIENTS, 0.5) | {"proxy-000": 2.5}
         for layer, letter in itertools.product(WIDE, letters):
             name = f"{layer}.{letter}"
-            terms = [(weights[r.client], r.share[name].numpy()) for r in run.replies]
-            owners = [(weight, run.setting.rank_of(client)(layer)) for client, weight in weights.items()]
+            terms = [(weights[r.client], r.tensors[name].numpy()) for r in run.replies]
+            owners = [(weight, run.context.rank_of(client)(layer)) for client, weight in weights.items()]
             wanted = averaging.nested(tuple(state.tensors[name].shape), letter, terms, owners)
             np.testing.assert_allclose((after.tensors[name] - state.tensors[name]).numpy(), wanted, atol=1e-6, err_msg=name)
         state = after
@@ -87,8 +98,8 @@ def test_flexlora_with_partition_keeps_what_only_absent_clients_own():
     state = run.rounds(2)
     sent = dense(run.result(state))
 
-    def unmoved(orders):
-        return [replace(r, share={n: torch.zeros_like(t) for n, t in r.share.items()}) for r in run.ask(orders)]
+    def unmoved(requests):
+        return [replace(r, tensors={n: torch.zeros_like(t) for n, t in r.tensors.items()}) for r in run.ask(requests)]
 
     after, _ = run.round(state, ask=unmoved, clients=("ann", "bob"))
     assert distance(dense(run.result(after)), sent) < 1e-5
@@ -182,8 +193,8 @@ def test_a_client_that_missed_rounds_is_sent_the_whole_and_stands_where_all_stan
 @pytest.mark.parametrize("method", FOLDING)
 def test_a_client_whose_reply_was_refused_is_sent_the_whole(method):
     run = federation(method)
-    state, info = run.round(run.start(), ask=lambda orders: [
-        replace(r, share={n: t * math.nan for n, t in r.share.items()}) if r.client == "bob" else r for r in run.ask(orders)])
+    state, info = run.round(run.start(), ask=lambda requests: [
+        replace(r, tensors={n: t * math.nan for n, t in r.tensors.items()}) if r.client == "bob" else r for r in run.ask(requests)])
     assert info["refused"] == 1
     run.orders = []
     run.round(state)
@@ -207,11 +218,11 @@ def test_a_stack_that_comes_to_a_site_without_the_rounds_before_is_refused(metho
     run = federation(method)
     state = run.rounds(2)
     seen = []
-    run.round(state, ask=lambda orders: seen.extend(orders) or run.ask(orders))
-    order = next(o for o in seen if o.client == "bob")
+    run.round(state, ask=lambda requests: seen.extend(requests) or run.ask(requests))
+    request = next(o for o in seen if o.client == "bob")
     forgetful = replace(run.sites["bob"], memory={})
     with pytest.raises(WireError, match="send it the whole update"):
-        run.module.answer([order], [forgetful], run.setting, run.learner)
+        run.module.answer([request], [forgetful], run.context, run.learner)
 
 
 @pytest.mark.parametrize("method", FOLDING)
@@ -219,9 +230,9 @@ def test_sites_in_buildings_of_their_own_hold_the_same_base(method):
     """Orders that went over a wire share no memory; the fold is the same."""
     run, wired = federation(method), federation(method)
 
-    def over_a_wire(orders):
-        copies = [Order(o.client, o.stage, o.round, {n: t.clone() for n, t in o.tensors.items()}, dict(o.settings)) for o in orders]
-        return [reply for order in copies for reply in wired.ask([order])]
+    def over_a_wire(requests):
+        copies = [TrainRequest(o.client, o.round, {n: t.clone() for n, t in o.tensors.items()}, dict(o.settings)) for o in requests]
+        return [update for request in copies for update in wired.ask([request])]
 
     state = wired.start()
     for clients in (CLIENTS, ("ann", "bob"), CLIENTS):
@@ -261,10 +272,10 @@ def test_one_client_more_or_less_moves_the_released_sum_by_at_most_the_bound(met
         released = []
         release = run.door.release
         monkeypatch.setattr(run.door, "release", lambda *a, release=release, kept=released, **k: (kept.append(release(*a, **k)), kept[-1])[1])
-        run.round(run.start(), ask=lambda orders, run=run, gone=gone: [r for r in run.ask(orders) if r.client != gone])
+        run.round(run.start(), ask=lambda requests, run=run, gone=gone: [r for r in run.ask(requests) if r.client != gone])
         sums[gone] = released[0].total
         if gone is None:
-            assert max(clipping.norm(r.share) for r in run.replies) > bound, "the bound must bind for this test to say anything"
+            assert max(clipping.norm(r.tensors) for r in run.replies) > bound, "the bound must bind for this test to say anything"
     for gone in CLIENTS:
         assert 0 < clipping.norm(lora.subtract(sums[None], sums[gone])) <= bound * (1 + 1e-6)
 
@@ -301,19 +312,19 @@ def test_under_privacy_the_noise_of_a_column_is_that_of_the_planned_owners(metho
 
 @pytest.mark.parametrize("method", [m for m in RELEASING if m != "flexlora"])
 def test_under_privacy_the_denominators_do_not_depend_on_who_replies(method):
-    """The same reply of one small client, alone or beside a large client that sends zeros, gives the same round."""
+    """The same update of one small client, alone or beside a large client that sends zeros, gives the same round."""
     def only(run, *, beside):
-        def ask(orders):
-            replies = {r.client: r for r in run.ask(orders)}
-            zero = replace(replies["dan"], share={n: torch.zeros_like(t) for n, t in replies["dan"].share.items()})
-            return [replies["ann"], zero] if beside else [replies["ann"]]
+        def ask(requests):
+            updates = {r.client: r for r in run.ask(requests)}
+            zero = replace(updates["dan"], tensors={n: torch.zeros_like(t) for n, t in updates["dan"].share.items()})
+            return [updates["ann"], zero] if beside else [updates["ann"]]
         return ask
 
     one, two = (federation(method, privacy=ON) for _ in range(2))
     alone, info = one.round(one.start(), ask=only(one, beside=False))
-    beside, also = two.round(two.start(), ask=only(two, beside=True))
+    beside, alternate_shapes = two.round(two.start(), ask=only(two, beside=True))
     assert apart(alone, beside) == 0.0
-    assert info == also
+    assert info == alternate_shapes
 
 
 def test_a_cohort_of_unnamed_clients_is_taken_for_clients_of_all_ranks():
@@ -321,9 +332,9 @@ def test_a_cohort_of_unnamed_clients_is_taken_for_clients_of_all_ranks():
     run = federation("fedit", privacy=ON)
     cohort = Cohort(round=1, local=("ann",), proxies={}, planned=4, noise_multiplier=1.0, lr=LR)
     before = run.start()
-    after, _ = run.module.step(run.config, run.setting, before, cohort, run.ask, run.door)
-    (reply,) = run.replies
-    for name, t in lora.placed(reply.share, {n: before.tensors[n] for n in reply.share}).items():
+    after, _ = run.module.step(run.config, run.context, before, cohort, run.ask, run.door)
+    (update,) = run.replies
+    for name, t in lora.placed(update.tensors, {n: before.tensors[n] for n in update.tensors}).items():
         np.testing.assert_allclose((after.tensors[name] - before.tensors[name]).numpy(), t.numpy() / 4, atol=1e-7)
 
 
@@ -363,14 +374,14 @@ def test_hetlora_clients_prune_themselves_and_are_sent_less_from_then_on():
 def test_hetlora_counts_a_pruned_reply_once_and_refuses_a_reply_that_was_cut_twice():
     run = federation("hetlora", ranks={})
 
-    def cut(orders, by):
-        return [replace(r, share=lora.leading(r.share, lambda layer: 4 - by)) if r.client == "bob" else r for r in run.ask(orders)]
+    def cut(requests, by):
+        return [replace(r, tensors=lora.leading(r.tensors, lambda layer: 4 - by)) if r.client == "bob" else r for r in run.ask(requests)]
 
-    after, info = run.round(run.start(), ask=lambda orders: cut(orders, 1))
+    after, info = run.round(run.start(), ask=lambda requests: cut(requests, 1))
     assert info["refused"] == 0
     assert info["pruned"] == 1
     assert float(after.tensors["pruned/bob"]) == 1.0
-    _, info = run.round(run.start(), ask=lambda orders: cut(orders, 2))
+    _, info = run.round(run.start(), ask=lambda requests: cut(requests, 2))
     assert info["refused"] == 1
     assert info["pruned"] == 0
 

@@ -1,4 +1,4 @@
-"""A coordinator without scruples: it holds the key of orders, or another one, and says to a site whatever it likes."""
+"""A coordinator without scruples: it holds the key of requests, or another one, and says to a site whatever it likes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.flower.local_post import server_keys, site
 
 from aulait.core import lora
 from aulait.core.seeds import Seeds
-from aulait.core.types import Order
+from aulait.core.types import TrainRequest
 from aulait.engines.deployment.protocol import run_terms as briefs
 from aulait.engines.deployment.protocol import signing, tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
@@ -86,7 +86,7 @@ class Attacker:
         return Packet(packet.head, packet.body, signing.sign(key or self.key, packet.content()))
 
     def tell(self, **changes: Any) -> Packet:
-        """A brief; its digest is that of later orders."""
+        """A brief; its digest is that of later requests."""
         plain = told(**changes)
         packet = Packet({"kind": "brief", **self.stamp().head(), "client": "ward", "brief": plain})
         answer = self.resident.answer(self.signed(packet))
@@ -94,10 +94,10 @@ class Attacker:
             self.brief = Brief.model_validate(plain).digest
         return answer
 
-    def order(self, stage: str = "train", round: int = 1, tensors: Any = None, stamp: Stamp | None = None, **settings: Any) -> Packet:
+    def request(self, stage: str = "train", round: int = 1, tensors: Any = None, stamp: Stamp | None = None, **settings: Any) -> Packet:
         """An order, not yet signed."""
         sent = start() if tensors is None else tensors
-        return tensor_codec.order(Order("ward", stage, round, sent, {"lr": 1e-3} | settings), stamp or self.stamp(), self.brief, tensor_codec.body(sent))
+        return tensor_codec.request(TrainRequest("ward", stage, round, sent, {"lr": 1e-3} | settings), stamp or self.stamp(), self.brief, tensor_codec.body(sent))
 
     def ask(self, packet: Packet) -> Packet:
         """What the site says to a packet that is signed now."""

@@ -1,6 +1,6 @@
 """A client app of a site that means harm, or is broken: what it does stands in the file that TRIAL_FAULT names.
 
-"twice": every message is handed to the worker twice; "garbage": orders are answered with random bytes; "torn": with half of the
+"twice": every message is handed to the worker twice; "garbage": requests are answered with random bytes; "torn": with half of the
 true answer; anything else: honest.
 """
 

@@ -1,6 +1,6 @@
 """The rank-16 adapter of a Llama-like model of 1B parameters, with random factors; and a server that gets it from many sites.
 
-    python -m tests.flower.large SITES WIRE    one round of real engine, post, method and door; prints its peak memory
+    python -m tests.flower.large SITES WIRE    one round of real engine, post, method and aggregator; prints its peak memory
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from aulait.engines.deployment.protocol.tensor_codec import Stamp
 from aulait.engines.flower import flwr_records
 from aulait.engines.flower.transport import FlowerPost, Heard
 from aulait.methods import fedit
-from aulait.methods.contract import Setting
+from aulait.methods.contract import RunContext
 from aulait.privacy.accounting import PrivacyConfig
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.resources.meters import peak_of_process
@@ -128,15 +128,15 @@ def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dic
     grid = LateGrid(folder / "share", listed)
     engine = Engine(Post(grid, names), settings, Ed25519PrivateKey.generate(), "a" * 32, 1, Journal(folder))
     engine._briefs = {name: SimpleNamespace(digest="0" * 64) for name in names}
-    setting = Setting(shapes=shapes(), rank=RANK, alpha=16.0, seeds=Seeds(0), rounds=1,
+    context = RunContext(shapes=shapes(), rank=RANK, alpha=16.0, seeds=Seeds(0), rounds=1,
                       ranks={name: dict.fromkeys(shapes(), rank) for name, rank in ranks.items()})
-    state = fedit.init(fedit.Config(), setting)
+    state = fedit.init(fedit.Config(), context)
     before = peak_of_process()
     everybody = {name: Site(name, Plan("ward", "local", rank=RANK, steps=1, batch=1), ()) for name in names}
-    ask = engine.connect(everybody, fedit, setting, None, None)
-    door = Door(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
+    ask = engine.connect(everybody, fedit, context, None, None)
+    aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
     cohort = Cohort(round=1, local=tuple(names), proxies={}, planned=sites, lr=1e-3)
-    after, info = fedit.step(fedit.Config(), setting, state, cohort, ask, door)
+    after, info = fedit.step(fedit.Config(), context, state, cohort, ask, aggregator)
     moved = max(float((after.tensors[name] - state.tensors[name]).abs().max()) for name in state.tensors)
     return {"sites": sites, "wire": form, "peak_bytes": peak_of_process(), "before_bytes": before, "moved": moved, "refused": info["refused"],
             "up_bytes": engine.told["received_bytes"], "down_bytes": engine.told["sent_bytes"], "pushed_bytes": grid.pushed,

@@ -134,9 +134,9 @@ def test_evil_sites_are_left_out_and_named_and_the_others_are_as_if_they_had_dro
     left_out = [entry for line in rounds for entry in line.get("info", line).get("refused_clients", [])]
     assert accused == set(EVIL)
     # Every fault is told once: by the journal where a message could not be read, by the round where a share is not sound.
-    orders = [line for line in told if line["event"] in ("silent", "refused")]
-    assert len(orders) + len(left_out) >= len(FAULTS)
-    assert not any(honest_one in json.dumps(orders) + json.dumps(left_out) for honest_one in ("'c1'", '"c1"'))
+    requests = [line for line in told if line["event"] in ("silent", "refused")]
+    assert len(requests) + len(left_out) >= len(FAULTS)
+    assert not any(honest_one in json.dumps(requests) + json.dumps(left_out) for honest_one in ("'c1'", '"c1"'))
     raw = (folder / "serve" / "log.jsonl").read_bytes() + (folder / "serve" / "sites.json").read_bytes()
     assert b"\x1b" not in raw
 

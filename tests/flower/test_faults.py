@@ -131,8 +131,8 @@ def silent(run: trials.Trial, name: str) -> list[str]:
     return [line["reason"] for line in run.events("silent") if line["site"] == name]
 
 
-def replies(run: trials.Trial) -> list[int]:
-    """How many replies each round counted."""
+def updates(run: trials.Trial) -> list[int]:
+    """How many updates each round counted."""
     bytes_up = [line["up_bytes"] for line in run.rounds()]
     return [round(sent / (max(bytes_up) / len(run.federation.names))) for sent in bytes_up]
 
@@ -187,7 +187,7 @@ def test_a_site_that_hangs_or_is_cut_off_is_left_out_its_late_answer_not_counted
     sites.ways[C].stalled = False
     assert run.finished() == 0, run.story()
     trials.sound(run, 6)
-    counted = replies(run)
+    counted = updates(run)
     assert counted[0] == 2, "the late answer is no answer"
     assert counted[2] == 2
     assert counted[-1] == 3, "whoever was away takes part again"
@@ -241,7 +241,7 @@ def test_delays_partitions_cuts_and_flipped_bits_change_nothing_but_the_time(sit
     assert sites.ways[A].flipped
     assert cut
     trials.sound(run, 4)
-    assert replies(run) == [3] * 4
+    assert updates(run) == [3] * 4
     here = trials.alone(run)
     trials.same(here / "adapter", run.out / "adapter")
     trials.personal(run, here)
@@ -262,9 +262,9 @@ def test_garbage_and_halves_are_left_out_and_a_message_worked_on_twice_counts_on
         fault[C].write_text(what)
     assert run.finished() == 0, run.story()
     trials.sound(run, 4)
-    assert replies(run)[0] == 3
-    assert 2 in replies(run)
-    assert replies(run)[-1] == 3
+    assert updates(run)[0] == 3
+    assert 2 in updates(run)
+    assert updates(run)[-1] == 3
     assert any("no message of aulait" in reason for reason in silent(run, C)), silent(run, C)
     assert any("ended early" in reason for reason in silent(run, C)), silent(run, C)
     assert not silent(run, B)
@@ -285,7 +285,7 @@ def test_a_full_disk_at_a_site_costs_its_rounds_and_no_more(sites: Federation, s
     disk.free()
     assert run.finished() == 0, run.story()
     trials.sound(run, 4)
-    counted = replies(run)
+    counted = updates(run)
     assert counted[0] == 3
     assert 2 in counted
     assert counted[-1] == 3

@@ -47,7 +47,11 @@ def call(*words):
 
 def test_flower_takes_the_keys_of_a_site(tmp_path):
     from flwr.cli.supernode.register import try_load_public_key
-    from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message, verify_signature
+    from flwr.supercore.primitives.asymmetric import (
+        public_key_to_bytes,
+        sign_message,
+        verify_signature,
+    )
     from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 
     public = site(tmp_path)

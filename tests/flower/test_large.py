@@ -13,10 +13,10 @@ import pytest
 import torch
 
 pytest.importorskip("flwr")
-from tests.flower import toy_processes as toy
 from tests.flower import large
+from tests.flower import toy_processes as toy
 
-from aulait.core.types import Order, Reply
+from aulait.core.types import ClientUpdate, TrainRequest
 from aulait.engines.deployment.coordinator import serving
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.protocol import envelope as packets
@@ -72,14 +72,14 @@ def test_an_order_and_a_reply_pass_within_the_error_of_their_wire(tmp_path, form
     made = tensor_codec.body(sent, form)
     exact = sum(-(-coded_bytes(1, t.shape[0], t.shape[1], form) // 8) * 8 for t in sent.values())
     assert exact <= len(made.raw) <= exact + 24 * len(sent), "no more than the formula of the wire and padding"
-    order = tensor_codec.read_order(flwr_records.packet(flwr_records.records(tensor_codec.order(Order("ward", "train", 1, sent, {"lr": 1e-3}), STAMP, "0" * 64, made)), large.LIMIT))
-    within(order.tensors, sent, form)
-    reply = tensor_codec.reply(Reply("ward", sent, 1.0), STAMP, form)
-    assert reply.head["error"] <= BOUND[form]
-    assert (reply.head["error"] > 0) == (form != "float32")
-    back = flwr_records.packet(flwr_records.records(through_the_socket(tmp_path / "s", reply)), large.LIMIT)
+    request = tensor_codec.read_order(flwr_records.packet(flwr_records.records(tensor_codec.request(TrainRequest("ward", 1, sent, {"lr": 1e-3}), STAMP, "0" * 64, made)), large.LIMIT))
+    within(request.tensors, sent, form)
+    update = tensor_codec.update(ClientUpdate("ward", sent, 1.0), STAMP, form)
+    assert update.head["error"] <= BOUND[form]
+    assert (update.head["error"] > 0) == (form != "float32")
+    back = flwr_records.packet(flwr_records.records(through_the_socket(tmp_path / "s", update)), large.LIMIT)
     within(tensor_codec.read_reply(back).share, sent, form)
-    print(f"{form}: {len(made.raw):,} bytes, error {reply.head['error']:.3g} of the largest, bound {BOUND[form]:.3g}")
+    print(f"{form}: {len(made.raw):,} bytes, error {update.head['error']:.3g} of the largest, bound {BOUND[form]:.3g}")
 
 
 def peak(sites, form):
@@ -97,7 +97,7 @@ def peak(sites, form):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["float32", "int8"])
 def test_the_servers_memory_does_not_grow_with_the_number_of_sites(form):
-    """Engine, post, method and door in a process of their own; eight sites, and more; answers come one at a time."""
+    """Engine, post, method and aggregator in a process of their own; eight sites, and more; answers come one at a time."""
     few, many = peak(8, form), peak(24, form)
     assert many["down_bytes"] == 3 * few["down_bytes"]
     assert many["up_bytes"] == 3 * few["up_bytes"]
@@ -200,8 +200,8 @@ def test_it_passes_through_real_processes(tmp_path, monkeypatch):
     with serving.start_link(server, folder, "127.0.0.1", port) as link:
         for form in ("float32", "float16", "int8"):
             made = tensor_codec.body(large.adapter(), form)
-            order = tensor_codec.order(Order("ward", "train", 1, {}, {}), STAMP, "0" * 64, made)
-            (folder / form).write_bytes(packets.dumps(Packet(order.head, made.raw)))
+            request = tensor_codec.request(TrainRequest("ward", 1, {}, {}), STAMP, "0" * 64, made)
+            (folder / form).write_bytes(packets.dumps(Packet(request.head, made.raw)))
         link.register(keys.roster(server))
         with JoinedAll(sites):
             link.submit(app, {"folder": str(folder), "keys": str(server)})

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("flwr")
-from tests.flower import slow_link
 import tomli_w
+from tests.flower import slow_link
 
 from aulait.core.types import Profile
 from aulait.engines.deployment.site import site_file, worker

@@ -1,4 +1,4 @@
-"""Strangers among real processes: a wrong key, another coordinator's key of orders, a site that was taken out of the roster.
+"""Strangers among real processes: a wrong key, another coordinator's key of requests, a site that was taken out of the roster.
 
 What a server ships never runs at a site, and what the SuperLink answers to strangers: test_processes.py. What a message may
 say: test_refusals.py. What an answer may say: test_evil_replies.py.

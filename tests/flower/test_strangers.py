@@ -13,18 +13,22 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("flwr")
-from tests.flower import toy_processes as toy
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
 from flwr.proto.message_pb2 import Message as Outer
 from flwr.proto.message_pb2 import Metadata, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+)
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from tests.flower import toy_processes as toy
 
 from aulait.engines.deployment.coordinator import serving
 from aulait.engines.deployment.pki import keys
@@ -155,7 +159,7 @@ def made(message: Message) -> tuple[dict[str, bytes], ObjectTree]:
     return {name: own.deflate() for name, own in get_all_nested_objects(message).items()}, get_object_tree(message)
 
 
-def reply(asked: Message, body: bytes = b"", **metadata) -> Message:
+def update(asked: Message, body: bytes = b"", **metadata) -> Message:
     found = Message(flwr_records.records(Packet({"kind": "facts"}, body)), reply_to=asked)
     for key, value in metadata.items():
         found.metadata.__dict__[f"_{key}"] = value
@@ -168,7 +172,7 @@ def alone(content: bytes) -> tuple[dict[str, bytes], ObjectTree]:
 
 def repeated(asked: Message) -> tuple[dict[str, bytes], ObjectTree]:
     """An honest answer whose body's array names its one piece forty times."""
-    objects, _ = made(reply(asked, bytes(100_000)))
+    objects, _ = made(update(asked, bytes(100_000)))
     old = next(name for name, content in objects.items() if content.startswith(b"Array ") and b"[100000]" in content.replace(b" ", b""))
     renamed = {}
     head, _, body = objects[old].partition(b"\0")
@@ -207,15 +211,15 @@ def test_what_one_site_does_with_flowers_messages_costs_the_others_nothing(tmp_p
         asked = {name: one.asked() for name, one in them.items()}
         kinds = {flwr_records.packet(message.content, LIMIT).kind for message in asked.values()}
         assert kinds == {"hello"}, "a message whose time is over is not delivered, though it was sent before"
-        them["stalled"].answer(asked["stalled"], *made(reply(asked["stalled"])), upload=False)
+        them["stalled"].answer(asked["stalled"], *made(update(asked["stalled"])), upload=False)
         them["no-message"].answer(asked["no-message"], *alone(b"ArrayRecord  2\0{}"))
         them["empty"].answer(asked["empty"], *alone(b"Message  0\0"))
-        them["another"].answer(asked["another"], *made(reply(asked["another"], reply_to_message_id=asked["honest"].metadata.message_id)))
+        them["another"].answer(asked["another"], *made(update(asked["another"], reply_to_message_id=asked["honest"].metadata.message_id)))
         them["repeats"].answer(asked["repeats"], *repeated(asked["repeats"]))
         for name in ("honest", "honest-too"):
-            them[name].answer(asked[name], *made(reply(asked[name], bytes(70_000))))
+            them[name].answer(asked[name], *made(update(asked[name], bytes(70_000))))
         again = them["honest"].asked()
-        them["honest"].answer(again, *made(reply(again)))
+        them["honest"].answer(again, *made(update(again)))
         found = serving.follow(link, lambda *_: None)
     assert found["kept"] == ["facts"], "an answer that came in time is there when the server looks"
     heard = found["heard"]
@@ -256,7 +260,7 @@ def peaks(folder: Path, count: int, size: int = 45_000_000) -> tuple[float, floa
 
         def send(one: Stranger) -> None:
             asked = one.asked()
-            one.answer(asked, *made(reply(asked, os.urandom(size))))
+            one.answer(asked, *made(update(asked, os.urandom(size))))
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(send, them))

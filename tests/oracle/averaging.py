@@ -43,7 +43,7 @@ def nested(
     Args:
         shape: of the factor at the largest rank.
         letter: "A", whose columns of the adapter are its rows, or "B".
-        terms: (weight, what was sent) of every reply.
+        terms: (weight, what was sent) of every update.
         owners: (weight, rank) of everyone in the denominator.
     """
     result = np.zeros(shape)

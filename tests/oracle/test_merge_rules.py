@@ -16,7 +16,7 @@ from tests.contract.federation import ON, Federation, ZeroNoise, dense
 from tests.oracle import averaging, methods
 
 from aulait.core import lora
-from aulait.core.types import Reply
+from aulait.core.types import ClientUpdate
 from aulait.methods.shared import server_optimizer
 
 ABSOLUTE = ("flora", "fedex", "lorafair", "hetlora")  # these answer factors, the others changes of factors
@@ -63,22 +63,22 @@ class Clients:
         scale = shape[1] ** -0.5 if letter == "A" else 0.3
         return scale * torch.randn(shape, generator=self.generator)
 
-    def ask(self, orders):
+    def ask(self, requests):
         self.terms = {layer: [] for layer in self.world.shapes}
         total = sum(self.world.sizes.values())
-        replies = []
-        for order in orders:
-            own = self.run.setting.rank_of(order.client)
-            first = lora.to_tensors(lora.initial(self.world.shapes, self.world.rank, self.world.alpha, self.run.setting.seeds))
-            factors = lora.leading(first, own) | {n: t for n, t in order.tensors.items() if "/" not in n}
-            letters = {"ffa": "B", "fedsa": "A", "rolora": "BA"[(order.round - 1) % 2]}.get(self.method, "AB")
+        updates = []
+        for request in requests:
+            own = self.run.context.rank_of(request.client)
+            first = lora.to_tensors(lora.initial(self.world.shapes, self.world.rank, self.world.alpha, self.run.context.seeds))
+            factors = lora.leading(first, own) | {n: t for n, t in request.tensors.items() if "/" not in n}
+            letters = {"ffa": "B", "fedsa": "A", "rolora": "BA"[(request.round - 1) % 2]}.get(self.method, "AB")
             change = {n: self.random(tuple(t.shape), n[-1]) for n, t in factors.items() if n[-1] in letters}
             factors |= change if self.method in ABSOLUTE else {n: factors[n] + t for n, t in change.items()}
-            replies.append(Reply(order.client, change, float(self.world.sizes[order.client])))
+            updates.append(ClientUpdate(request.client, change, float(self.world.sizes[request.client])))
             for layer in self.world.shapes:
                 a, b = factors[f"{layer}.A"].numpy(), factors[f"{layer}.B"].numpy()
-                self.terms[layer].append((self.world.sizes[order.client] / total, a, b))
-        return replies
+                self.terms[layer].append((self.world.sizes[request.client] / total, a, b))
+        return updates
 
 
 def close(found, wanted, what=""):
@@ -177,11 +177,11 @@ def test_flexlora_gives_the_factors_of_every_rank_at_its_own_scale(world):
     state, _ = clients.run.round(clients.run.start(), clients.ask)
     merged = {layer: methods.ideal(world.shapes[layer], terms, world.alpha) for layer, terms in clients.terms.items()}
     seen = []
-    clients.run.round(state, lambda orders: seen.extend(orders) or clients.ask(orders))
-    for order in seen:
-        for layer, update in dense(lora.from_tensors(order.tensors, world.alpha)).items():
-            rank = clients.run.setting.rank_of(order.client)(layer)
-            close(update, methods.products.truncation(merged[layer], rank), f"{order.client} {layer}")
+    clients.run.round(state, lambda requests: seen.extend(requests) or clients.ask(requests))
+    for request in seen:
+        for layer, update in dense(lora.from_tensors(request.tensors, world.alpha)).items():
+            rank = clients.run.context.rank_of(request.client)(layer)
+            close(update, methods.products.truncation(merged[layer], rank), f"{request.client} {layer}")
 
 
 @settings(max_examples=10, deadline=None)
@@ -192,15 +192,15 @@ def test_private_sums_of_unequal_ranks_are_divided_column_by_column(world):
     before = clients.run.start()
     answered = {}
 
-    def ask(orders):
-        answered.update({r.client: r for r in clients.ask(orders)})
-        answered.pop("c00")  # does not reply: the denominator knows nothing of it
+    def ask(requests):
+        answered.update({r.client: r for r in clients.ask(requests)})
+        answered.pop("c00")  # does not update: the denominator knows nothing of it
         return list(answered.values())
 
     after, _ = clients.run.round(before, ask)
-    short = {n: averaging.shorten({k: t.numpy() for k, t in r.share.items()}, 0.7) for n, r in answered.items()}
+    short = {n: averaging.shorten({k: t.numpy() for k, t in r.tensors.items()}, 0.7) for n, r in answered.items()}
     for layer in world.shapes:
-        owners = [(1.0, clients.run.setting.rank_of(n)(layer)) for n in world.sizes]
+        owners = [(1.0, clients.run.context.rank_of(n)(layer)) for n in world.sizes]
         for letter in "AB":
             name = f"{layer}.{letter}"
             wanted = averaging.nested(before.tensors[name].shape, letter, [(1.0, share[name]) for share in short.values()], owners)
@@ -219,17 +219,17 @@ def test_safedlora_cuts_to_the_best_approximation_and_averages_below_it(schedule
         u = max(0, number - 2) / 2
         wanted = {"cosine": least + (world.rank - least) * (1 + np.cos(np.pi * u)) / 2, "cubic": least + (world.rank - least) * (1 - u) ** 3,
                   "exponential": world.rank * (least / world.rank) ** u}[schedule]
-        rank = module.rank_at(run.config, run.setting, number)
+        rank = module.rank_at(run.config, run.context, number)
         assert rank == max(least, int(wanted + 0.5)) if number > 2 else rank == world.rank
         seen = []
-        after, info = run.round(state, lambda orders, seen=seen: seen.extend(orders) or clients.ask(orders))
+        after, info = run.round(state, lambda requests, seen=seen: seen.extend(requests) or clients.ask(requests))
         assert info["rank"] == rank
         for layer in world.shapes:
             a, b = (t.astype(np.float64) for t in factors_of(state, layer))
             cut = methods.products.truncation(b @ a, rank)
-            for order in seen:
-                own = min(rank, run.setting.rank_of(order.client)(layer))
-                sent = order.tensors[f"{layer}.A"].double().numpy(), order.tensors[f"{layer}.B"].double().numpy()
+            for request in seen:
+                own = min(rank, run.context.rank_of(request.client)(layer))
+                sent = request.tensors[f"{layer}.A"].double().numpy(), request.tensors[f"{layer}.B"].double().numpy()
                 assert sent[0].shape[0] == own
                 assert np.abs(sent[0]).max(axis=1).min() > 0, "a column with A = 0 and B = 0 would never learn"
                 if own == rank:

@@ -16,7 +16,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.contract.federation import OFF, ON, Federation, StubLearner, dense, distance, mean, unlike
+from tests.contract.federation import (
+    OFF,
+    ON,
+    Federation,
+    StubLearner,
+    dense,
+    distance,
+    mean,
+    unlike,
+)
 from tests.oracle import products
 
 from aulait.core import lora
@@ -76,14 +85,14 @@ def test_2_the_error_of_flexlora_is_the_discarded_singular_energy(ranks, alpha):
     ideal = mean(run.held())
     merged = dense(run.result(state))
     seen = []
-    run.round(state, ask=lambda orders: seen.extend(orders) or run.ask(orders))
+    run.round(state, ask=lambda requests: seen.extend(requests) or run.ask(requests))
     for layer, target in ideal.items():
         lost = products.discarded(target.numpy(), 6)
         assert lost > 0.01, "rank 6 of five clients' sum must lose something for this test to say anything"
         assert float((merged[layer] - target).norm()) == pytest.approx(lost, rel=1e-4)
-        for order in seen:
-            rank = run.setting.rank_of(order.client)(layer)
-            own = dense(lora.from_tensors(order.tensors, alpha))[layer]
+        for request in seen:
+            rank = run.context.rank_of(request.client)(layer)
+            own = dense(lora.from_tensors(request.tensors, alpha))[layer]
             assert float((own - target).norm()) == pytest.approx(products.discarded(target.numpy(), rank), rel=1e-4)
 
 
@@ -109,8 +118,8 @@ def test_2_alpha_changes_nothing_but_the_scale_of_b():
     for alpha in (6.0, 24.0):
         run = federation("flexlora", alpha=alpha, ranks=RANKS)
 
-        def ask(orders, run=run, alpha=alpha):
-            return [replace(r, share={n: t * 6.0 / alpha if n.endswith(".B") else t for n, t in r.share.items()}) for r in run.ask(orders)]
+        def ask(requests, run=run, alpha=alpha):
+            return [replace(r, tensors={n: t * 6.0 / alpha if n.endswith(".B") else t for n, t in r.tensors.items()}) for r in run.ask(requests)]
 
         runs[alpha] = dense(run.result(run.round(run.start(), ask=ask)[0]))
     # both factors move in the first round from the same A, so the products are the same
@@ -161,21 +170,21 @@ def test_3_partition_changes_nothing_at_equal_ranks():
 
 
 def test_4_hetlora_with_equal_ranks_and_equal_norms_is_fedit():
-    """Made-up replies of the same norm; the weights are then uniform."""
+    """Made-up updates of the same norm; the weights are then uniform."""
     results = []
     for method in ("hetlora", "fedit"):
         run = federation(method, options={"prune": False} if method == "hetlora" else PLAIN)
         before = {n: t for n, t in run.start().tensors.items() if "/" not in n}
         generator = torch.Generator().manual_seed(1)
 
-        def ask(orders, method=method, generator=generator, run=run):
-            replies = []
-            for order, reply in zip(orders, run.ask(orders), strict=True):
-                factors = {n: torch.randn(t.shape, generator=generator) for n, t in sorted(order.tensors.items())}
+        def ask(requests, method=method, generator=generator, run=run):
+            updates = []
+            for request, update in zip(requests, run.ask(requests), strict=True):
+                factors = {n: torch.randn(t.shape, generator=generator) for n, t in sorted(request.tensors.items())}
                 size = lora.norm(lora.from_tensors(factors, run.alpha, run.rank))
                 factors = {n: t / size if n.endswith(".B") else t for n, t in factors.items()}
-                replies.append(replace(reply, share=factors if method == "hetlora" else lora.subtract(factors, order.tensors)))
-            return replies
+                updates.append(replace(update, tensors=factors if method == "hetlora" else lora.subtract(factors, request.tensors)))
+            return updates
 
         state, _ = run.round(run.start(), ask=ask)
         results.append({n: state.tensors[n] for n in before})
@@ -186,11 +195,11 @@ def test_4_a_client_of_twice_the_norm_counts_twice():
     run = federation("hetlora", clients=("ann", "bob"), options={"prune": False})
     ones = {}
 
-    def ask(orders):
-        replies = run.ask(orders)
-        ones.update({n: torch.ones_like(t) for n, t in replies[0].share.items()})
+    def ask(requests):
+        updates = run.ask(requests)
+        ones.update({n: torch.ones_like(t) for n, t in updates[0].share.items()})
         double = {n: 2 * t if n.endswith(".B") else t for n, t in ones.items()}
-        return [replace(replies[0], share=ones), replace(replies[1], share=double)]
+        return [replace(updates[0], tensors=ones), replace(updates[1], tensors=double)]
 
     state, _ = run.round(run.start(), ask=ask)
     for name, t in ones.items():
@@ -255,10 +264,10 @@ def test_6_averaging_weights_sum_to_one(method, options, ranks, weights):
     run = federation(method, ranks=ranks, proxies=("proxy-000",), sizes={"ann": 9, "dan": 2}, options=options | {"weights": weights})
     common = {}
 
-    def ask(orders):
-        replies = []
-        for order, reply in zip(orders, run.ask(orders), strict=True):
-            own = run.setting.rank_of(order.client)
+    def ask(requests):
+        updates = []
+        for request, update in zip(requests, run.ask(requests), strict=True):
+            own = run.context.rank_of(request.client)
             full = {}
             for layer, (m, n) in SHAPES.items():
                 full[f"{layer}.A"] = torch.sin(torch.arange(6 * n, dtype=torch.float32)).view(6, n)
@@ -267,18 +276,18 @@ def test_6_averaging_weights_sum_to_one(method, options, ranks, weights):
                 full = {n: t * (torch.arange(6) == 0)[:, None] if n.endswith(".A") else t * (torch.arange(6) == 0) for n, t in full.items()}
             common.update(full)
             scale = {layer: own(layer) / 6 if method in ("flora", "flexlora") else 1.0 for layer in SHAPES}
-            share = {n: t * scale[n[:-2]] if n.endswith(".B") else t for n, t in leading(full, own).items() if n in reply.share}
+            share = {n: t * scale[n[:-2]] if n.endswith(".B") else t for n, t in leading(full, own).items() if n in update.tensors}
             changes = method not in ("flora", "fedex", "lorafair", "hetlora")
-            replies.append(replace(reply, share=lora.subtract(share, order.tensors) if changes else share))
-        return replies
+            updates.append(replace(update, tensors=lora.subtract(share, request.tensors) if changes else share))
+        return updates
 
     state, info = run.round(run.start(), ask=ask)
     assert info["refused"] == 0
     if method in ("flora", "fedex", "flexlora"):
         wanted = {layer: run.alpha / 6 * common[f"{layer}.B"].double() @ common[f"{layer}.A"].double() for layer in SHAPES}
         if method == "fedex" and ranks:
-            wanted = mean({n: {layer: run.alpha / 6 * common[f"{layer}.B"][:, : run.setting.rank_of(n)(layer)].double()
-                               @ common[f"{layer}.A"][: run.setting.rank_of(n)(layer)].double() for layer in SHAPES} for n in run.sites},
+            wanted = mean({n: {layer: run.alpha / 6 * common[f"{layer}.B"][:, : run.context.rank_of(n)(layer)].double()
+                               @ common[f"{layer}.A"][: run.context.rank_of(n)(layer)].double() for layer in SHAPES} for n in run.sites},
                           {n: (2.0 if n == "proxy-000" else len(run.sites[n].train) / 4 if weights == "size" else 1.0) for n in run.sites})
         assert distance(dense(run.result(state)), wanted) < 1e-5
         return
@@ -293,11 +302,11 @@ def test_6_averaging_weights_sum_to_one(method, options, ranks, weights):
 
 @pytest.mark.parametrize(("method", "options"), COUNTED, ids=[m for m, _ in COUNTED])
 def test_6_each_client_counts_once(method, options):
-    """A federation of two equal halves merges as one of them: a name more is a client more, a reply more is not."""
+    """A federation of two equal halves merges as one of them: a name more is a client more, a update more is not."""
     one = federation(method, clients=("ann", "bob"), options=options)
     twice = federation(method, clients=("ann", "bob"), options=options)
     wanted, _ = one.round(one.start())
-    found, info = twice.round(twice.start(), ask=lambda orders: [*(replies := twice.ask(orders)), *replies, replies[0]])
+    found, info = twice.round(twice.start(), ask=lambda requests: [*(updates := twice.ask(requests)), *updates, updates[0]])
     assert info["refused"] == 3
     assert unlike(found.tensors, wanted.tensors) == ""
 
@@ -338,10 +347,10 @@ def test_7_fdlora_with_h_one_copies_every_round_so_that_the_personal_adapter_is_
     for number in (1, 2, 3):
         run.replies = []
         state, _ = run.round(state)
-        sent = {order.client: order.tensors for order in run.orders[-5:]}
-        for reply in run.replies:
-            kept = client_update.recall(run.sites[reply.client], number + 1)
-            assert distance(kept, {n: sent[reply.client][n] + t for n, t in reply.share.items()}) < 1e-6
+        sent = {request.client: request.tensors for request in run.orders[-5:]}
+        for update in run.replies:
+            kept = client_update.recall(run.sites[update.client], number + 1)
+            assert distance(kept, {n: sent[update.client][n] + t for n, t in update.tensors.items()}) < 1e-6
 
 
 def test_7_fdlora_uploads_in_stage_one_too_and_that_release_is_charged():

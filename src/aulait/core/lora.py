@@ -116,12 +116,12 @@ def leading(tensors: Tensors, ranks: Callable[[str], int]) -> Tensors:
             for name, t in tensors.items()}
 
 
-def placed(tensors: Tensors, like: Tensors) -> Tensors:
+def placed(tensors: Tensors, template: Tensors) -> Tensors:
     """Every tensor in the leading corner of zeros shaped as ``like``: the inverse of ``leading``;
     norms are kept."""
     return {
-        name: torch.nn.functional.pad(t, (0, like[name].shape[1] - t.shape[1], 0,
-            like[name].shape[0] - t.shape[0]))
+        name: torch.nn.functional.pad(t, (0, template[name].shape[1] - t.shape[1], 0,
+            template[name].shape[0] - t.shape[0]))
         for name, t in tensors.items()
     }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -138,52 +138,69 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Order:
-    """Server to client.
+class ClientRequest:
+    """What the server asks of one client; a ``TrainRequest`` or a ``VoteRequest``.
 
     Attributes:
         client: name of the site it is for.
-        stage: "synthesis" or "train".
         round: counted from 1.
         tensors: what travels down, by name.
         settings: small numbers and words (steps, learning rate).
+        stage: which part of the run it belongs to, "synthesis" or "train".
     """
 
     client: str
-    stage: str
     round: int
     tensors: Tensors
     settings: Mapping[str, Any] = field(default_factory=dict)
+    stage: ClassVar[str]
 
 
 @dataclass(frozen=True)
-class Reply:
-    """Client to server; sensitive until the door releases it.
+class TrainRequest(ClientRequest):
+    """The server asks a client to train and to answer with its update."""
+
+    stage: ClassVar[str] = "train"
+
+
+@dataclass(frozen=True)
+class VoteRequest(ClientRequest):
+    """The server asks a client to vote on candidate texts, given as embeddings."""
+
+    stage: ClassVar[str] = "synthesis"
+
+
+REQUESTS: Mapping[str, type[ClientRequest]] = {"train": TrainRequest, "synthesis": VoteRequest}
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What a client answers; sensitive until the private aggregator has released a sum of it.
 
     Attributes:
         client: name of the site.
-        share: the part that may be summed over clients, by name.
+        tensors: what may be summed over clients, by name: trained factors, or votes.
         weight: number of records behind it; used only when privacy is off.
-        info: diagnostics; sensitive, dropped by the door under privacy.
+        info: diagnostics; sensitive, dropped by the aggregator under privacy.
     """
 
     client: str
-    share: Tensors
+    tensors: Tensors
     weight: float = 1.0
     info: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Released:
-    """What left the door: safe to use in any way.
+class ReleasedSum:
+    """What left the aggregator: safe to use in any way.
 
     Attributes:
         total: the (noised) sum over clients, by name.
         planned: the public number of clients the sum was planned for.
         noise_std: standard deviation of the noise in every coordinate of ``total``; 0 without
             noise.
-        info: mean diagnostics of the replies; empty under privacy.
-        refused: (client, reason) of replies that were not counted. Public only when privacy is off.
+        info: mean diagnostics of the updates; empty under privacy.
+        refused: (client, reason) of updates that were not counted. Public only when privacy is off.
         counted: client -> its weight in the sum; filled only when privacy is off.
     """
 

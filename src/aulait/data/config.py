@@ -112,7 +112,7 @@ def problems(config: DataConfig) -> list[str]:
 
 
 def fields(config: DataConfig) -> dict[str, str]:
-    """Setting -> field, for every field that a row must have."""
+    """RunContext -> field, for every field that a row must have."""
     fields = {"data.client": config.client} if named(config) else {}
     label = {"data.label": config.label} if config.label is not None else {}
     return fields | (pair_fields(config) or {"data.text": config.text}) | label
@@ -127,7 +127,7 @@ def pair(config: DataConfig) -> tuple[str, str] | None:
 
 
 def pair_fields(config: DataConfig) -> dict[str, str]:
-    """Setting -> field of a prompt and its response; empty where the data are plain text."""
+    """RunContext -> field of a prompt and its response; empty where the data are plain text."""
     return dict(zip(("data.prompt", "data.response"), pair(config) or (), strict=False))
 
 

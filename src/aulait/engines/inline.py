@@ -13,8 +13,8 @@ from typing import Any
 
 from aulait.core.errors import ConfigError
 from aulait.core.registry import require
-from aulait.core.types import Order, Reply, Site
-from aulait.methods.contract import Ask, Setting
+from aulait.core.types import ClientRequest, ClientUpdate, Site, TrainRequest, VoteRequest
+from aulait.methods.contract import Ask, RunContext
 from aulait.synthesis import private_evolution
 from aulait.synthesis.embedding import Embedder
 from aulait.training.activation_codec import Wire
@@ -23,18 +23,18 @@ from aulait.training.trainer import AT_ONCE, Learner
 
 
 def connect(
-    sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner,
+    sites: Mapping[str, Site], method: Any, context: RunContext, learner: Learner,
     embedder: Embedder | None, *,
     cut: int | None = None, wire: Wire = "float32", private: bool = True,
 ) -> Ask:
-    """A way to get replies for orders from sites in this process.
+    """A way to get updates for requests from sites in this process.
 
     Args:
-        sites: by name; orders name the site they are for.
-        method: module whose ``answer`` handles orders of stage "train".
+        sites: by name; requests name the site they are for.
+        method: module whose ``answer`` handles requests of stage "train".
         setting: what all sites know.
         learner: the shared base.
-        embedder: for orders of stage "synthesis"; None when there are none.
+        embedder: for requests of stage "synthesis"; None when there are none.
         cut: blocks of the front of sites of placement "split"; None where there are none.
         wire: how their states and gradients travel.
         private: whether the run promises privacy; then no site may be split.
@@ -53,25 +53,25 @@ def connect(
         assert cut is not None
         return SplitLearner(learner, cut, wire, private=private)
 
-    def ask(orders: Sequence[Order]) -> Iterator[Reply]:
-        for first in range(0, len(orders), AT_ONCE):
-            some = orders[first : first + AT_ONCE]
-            chosen = [sites[order.client] for order in some]
-            if some[0].stage == "synthesis":
+    def ask(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
+        for first in range(0, len(requests), AT_ONCE):
+            some = requests[first : first + AT_ONCE]
+            chosen = [sites[request.client] for request in some]
+            if votes := [request for request in some if isinstance(request, VoteRequest)]:
                 assert embedder is not None
-                yield from private_evolution.answer(some, chosen, embedder)
+                yield from private_evolution.answer(votes, chosen, embedder)
             else:
-                yield from answers(some, chosen)
+                yield from answers([r for r in some if isinstance(r, TrainRequest)], chosen)
 
-    def answers(orders: Sequence[Order], chosen: Sequence[Site]) -> Iterator[Reply]:
-        """Sites of one kind together; replies in the order given."""
-        found: dict[int, Reply] = {}
+    def answers(requests: Sequence[TrainRequest], chosen: Sequence[Site]) -> Iterator[ClientUpdate]:
+        """Sites of one kind together; updates in the order given."""
+        found: dict[int, ClientUpdate] = {}
         for split in (True, False):
             some = [i for i, site in enumerate(chosen) if (site.plan.placement == "split") == split]
             if some:
-                replies = method.answer([orders[i] for i in some], [chosen[i] for i in some],
-                                        setting, halves() if split else learner)
-                found.update(zip(some, replies, strict=True))
-        yield from (found[i] for i in range(len(orders)))
+                updates = method.answer([requests[i] for i in some], [chosen[i] for i in some],
+                                        context, halves() if split else learner)
+                found.update(zip(some, updates, strict=True))
+        yield from (found[i] for i in range(len(requests)))
 
     return ask

@@ -2,8 +2,8 @@
 a task metric.
 
 These numbers come from clients' held-out records. In a simulation they are measured outside the
-door, for the researcher; they are not part of what the guarantee covers and a deployment does not
-release them.
+aggregator, for the researcher; they are not part of what the guarantee covers and a deployment does
+not release them.
 """
 
 from __future__ import annotations

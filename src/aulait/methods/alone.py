@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Adapter, Info, Order, Reply, Site
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.weighted_mean import MixtureConfig, trained
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -43,59 +43,59 @@ class Config(MixtureConfig):
     """``[algorithm] name = "alone"``."""
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """The common start: A random, B zero."""
-    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-        setting.seeds)))
+    return State(0, lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+        context.seeds)))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
     """Tell every client to go on by itself."""
-    orders = [Order(name, "train", cohort.round, {}, {"lr": cohort.lr}) for name in cohort.local]
-    losses = [reply.info["train_loss"] for reply in (ask(orders) if orders else ())
-              if "train_loss" in reply.info]
+    requests = [TrainRequest(name, cohort.round, {}, {"lr": cohort.lr}) for name in cohort.local]
+    losses = [update.info["train_loss"] for update in (ask(requests) if requests else ())
+              if "train_loss" in update.info]
     told: Info = {"up_bytes": 0, "down_bytes": 0, "proxies": 0, "refused": 0}
-    if losses and not door.private:
+    if losses and not aggregator.private:
         told["train_loss"] = sum(losses) / len(losses)
     return State(cohort.round, state.tensors), told
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
     """Local steps from where the site stands; the share is empty."""
-    done = client_update.train(orders, sites, setting, learner, lambda order,
-                               site: _own(setting, site, order.round), "AB")
-    for order, site, (_, after) in zip(orders, sites, done, strict=True):
-        client_update.keep(site, order.round, lora.to_tensors(after.adapter))
-    return [client_update.reply(site, {}, after) for site,
+    done = client_update.train(requests, sites, context, learner, lambda request,
+                               site: _own(context, site, request.round), "AB")
+    for request, site, (_, after) in zip(requests, sites, done, strict=True):
+        client_update.keep(site, request.round, lora.to_tensors(after.adapter))
+    return [client_update.update(site, {}, after) for site,
             (_, after) in zip(sites, done, strict=True)]
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """The common start, which predicts as the base does."""
-    return lora.from_tensors(trained(state), setting.alpha, setting.rank)
+    return lora.from_tensors(trained(state), context.alpha, context.rank)
 
 
 def personal(
-    config: Config, setting: Setting, state: State, sites: Sequence[Site], learner: Learner,
+    config: Config, context: RunContext, state: State, sites: Sequence[Site], learner: Learner,
     final: bool
 ) -> dict[str, Adapter]:
     """Each client's own adapter."""
-    return {site.name: _own(setting, site, state.round + 1) for site in sites}
+    return {site.name: _own(context, site, state.round + 1) for site in sites}
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Nothing."""
     return 0, 0
 
 
-def _own(setting: Setting, site: Site, round: int) -> Adapter:
+def _own(context: RunContext, site: Site, round: int) -> Adapter:
     """What the site has before a round, or the common start at its ranks."""
     kept = client_update.recall(site, round)
     if not kept:
-        first = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-            setting.seeds))
-        kept = lora.leading(first, setting.rank_of(site.name))
-    return lora.from_tensors(kept, setting.alpha, setting.rank)
+        first = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+            context.seeds))
+        kept = lora.leading(first, context.rank_of(site.name))
+    return lora.from_tensors(kept, context.alpha, context.rank)

@@ -2,14 +2,15 @@
 
 A round is ``sample -> plan -> order -> answer -> release -> merge -> record``. The loop owns time;
 a method owns the
-middle: it writes orders, asks, lets the door release, and merges. A method is a module with these
+middle: it writes requests, asks, lets the aggregator release, and merges. A method is a module with
+these
 names:
 
     Config    frozen pydantic model of the method's own settings ([algorithm] without its name)
     TRAITS    a ``Traits`` value: what the tables of ``aulait list`` and the report print
     init      (config, setting) -> State
-    step      (config, setting, state, cohort, ask, door) -> (State, Info)
-    answer    (orders, sites, setting, learner) -> replies, in the order given
+    step      (config, setting, state, cohort, ask, aggregator) -> (State, Info)
+    answer    (requests, sites, setting, learner) -> updates, in the order given
     result    (setting, state) -> Adapter, what is evaluated and exported
     travels   (config, setting, round, client, sites) -> (bytes up, bytes down) of one client: the
     formula of the docstring
@@ -21,23 +22,23 @@ and, where clients keep adapters of their own, one more:
 
 ``answer`` takes many sites because sites of one process train together in one pass over the shared
 base; the answer to one order depends on that order, its site and the seed alone (contract test), so
-a lone site in another building computes the same reply.
+a lone site in another building computes the same update.
 
 A toy: clients send the mean length of their records, the server keeps the noisy mean.
 
     def init(config, setting):
         return State(0, {"mean": torch.zeros(1)})
 
-    def step(config, setting, state, cohort, ask, door):
-        orders = [Order(name, "train", cohort.round, {}) for name in cohort.local]
-        released = door.release(ask(orders), stage="train", round=cohort.round, role=cohort.role,
-        bound=100.0,
+    def step(config, setting, state, cohort, ask, aggregator):
+        requests = [TrainRequest(name, "train", cohort.round, {}) for name in cohort.local]
+        released = aggregator.release(ask(requests), stage="train", round=cohort.round,
+        role=cohort.role, bound=100.0,
                                 noise_multiplier=cohort.noise_multiplier, planned=cohort.planned,
                                 like=state.tensors)
         return State(cohort.round, {"mean": released.total["mean"] / released.planned}), {}
 
-    def answer(orders, sites, setting, learner):
-        return [Reply(s.name, {"mean": torch.tensor([sum(len(r.text) for r in s.train) /
+    def answer(requests, sites, setting, learner):
+        return [ClientUpdate(s.name, {"mean": torch.tensor([sum(len(r.text) for r in s.train) /
         len(s.train)])}) for s in sites]
 """
 
@@ -52,15 +53,23 @@ from pydantic import BaseModel
 from aulait.core.cohort import Cohort
 from aulait.core.lora import Shapes
 from aulait.core.seeds import Seeds
-from aulait.core.types import Adapter, Info, Order, Reply, Site, Tensors
-from aulait.privacy.aggregator import Door
+from aulait.core.types import (
+    Adapter,
+    ClientRequest,
+    ClientUpdate,
+    Info,
+    Site,
+    Tensors,
+    TrainRequest,
+)
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
-Ask = Callable[[Sequence[Order]], Iterable[Reply]]
+Ask = Callable[[Sequence[ClientRequest]], Iterable[ClientUpdate]]
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunContext:
     """What every site and the server know before the first round; all of it public.
 
     Attributes:
@@ -115,7 +124,7 @@ class Traits:
             equal ranks".
         private: whether client-level differential privacy is offered.
         secure: whether the server needs sums only, so that secure aggregation can hide single
-            replies.
+            updates.
         instead: the nearest method under privacy, where it is not offered.
         trains: the factors that clients train, "B" or "AB".
         personal: whether clients end with adapters of their own.
@@ -147,21 +156,22 @@ class Method(Protocol):
     Config: type[BaseModel]
     TRAITS: Traits
 
-    def init(self, config: Any, setting: Setting) -> State:
+    def init(self, config: Any, context: RunContext) -> State:
         """The state before the first round."""
 
     def step(
-        self, config: Any, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door
+        self, config: Any, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+        aggregator: PrivateAggregator
     ) -> tuple[State, Info]:
         """One round."""
 
-    def answer(self, orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-               learner: Learner) -> list[Reply]:
-        """The sites' replies, in the order given."""
+    def answer(self, requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+               learner: Learner) -> list[ClientUpdate]:
+        """The sites' updates, in the order given."""
 
-    def result(self, setting: Setting, state: State) -> Adapter:
+    def result(self, context: RunContext, state: State) -> Adapter:
         """The adapter that is evaluated and exported."""
 
-    def travels(self, config: Any, setting: Setting, round: int, client: str,
+    def travels(self, config: Any, context: RunContext, round: int, client: str,
                 sites: Sequence[str]) -> tuple[int, int]:
         """Bytes that one client sends and receives in a round in which all of ``sites`` answer."""

@@ -39,15 +39,15 @@ from aulait.core.cohort import Cohort
 from aulait.core.errors import PrivacyError
 from aulait.core.registry import require
 from aulait.core.seeds import Seeds
-from aulait.core.types import Adapter, Info, Order, Reply, Site, Tensors
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.server_optimizer import apply, start
 from aulait.methods.shared.traffic import Meter
 from aulait.methods.shared.weighted_mean import AveragingConfig, clip_bound, trained
 from aulait.privacy import clipping as clip
 from aulait.privacy import record_level
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.record_gradients import PrivateWork, train
 from aulait.training.trainer import Learner
 
@@ -95,7 +95,7 @@ def mechanism(config: Config) -> record_level.Mechanism:
     return "gaussian-batch" if config.mode == "literal" else "dp-sgd"
 
 
-def terms(config: Config, sites: Sequence[Site]) -> record_level.Terms:
+def terms(config: Config, sites: Sequence[Site]) -> record_level.RecordMechanism:
     """What a round may ask of any record of these sites, at most.
 
     Raises:
@@ -111,77 +111,80 @@ def terms(config: Config, sites: Sequence[Site]) -> record_level.Terms:
         [(len(site.train), site.plan.steps, site.plan.batch) for site in sites], config.max_rate)
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """The common start: A random, B zero; with mode "ffa" A follows from the seed and is no
     state."""
-    theta = lora.to_tensors(_initial(setting), _part(config))
+    theta = lora.to_tensors(_initial(context), _part(config))
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
-    """Send (A, B), let the door charge and ask, average what comes back."""
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
+    """Send (A, B), let the aggregator charge and ask, average what comes back."""
     theta, moments = trained(state), {name: t for name, t in state.tensors.items() if "/" in name}
-    bound = math.inf if config.clip == "none" else clip_bound(door.config, ())
-    sent = _orders(config, cohort, door, theta, bound)
-    for_proxies = [order for order in sent if order.client in cohort.proxies]
-    forms = dict.fromkeys(cohort.everyone, theta)
-    public, _ = door.admit(ask(for_proxies), theta, forms) if for_proxies else ([], ())
-    parts = [(cohort.proxies[reply.client], reply.share) for reply in public]
+    bound = math.inf if config.clip == "none" else clip_bound(aggregator.config, ())
+    sent = _orders(config, cohort, aggregator, theta, bound)
+    for_proxies = [request for request in sent if request.client in cohort.proxies]
+    expected_shapes = dict.fromkeys(cohort.everyone, theta)
+    public, _ = (
+        aggregator.admit(ask(for_proxies), theta, expected_shapes) if for_proxies else ([], ())
+    )
+    parts = [(cohort.proxies[update.client], update.tensors) for update in public]
     whole = sum(weight for weight, _ in parts)
     meter = Meter(sent, cohort)
     info: Info = {"proxies": len(public), "clip_bound": None if math.isinf(bound) else bound,
                   "mode": config.mode}
     if cohort.local or cohort.planned:
-        released = door.release_records(
+        released = aggregator.release_records(
             lambda: meter.up(ask(meter.local) if meter.local else []), stage="train",
             round=cohort.round, role=cohort.role, bound=bound,
-            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, like=theta,
-            forms=forms, weights=config.weights)
+            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, template=theta,
+            expected_shapes=expected_shapes, weights=config.weights)
         parts.append((config.local_weight, released.total))
         whole += config.local_weight * sum(released.counted.values())
         refused = [f"{name}: {reason}" for name, reason in released.refused]
         info |= {"refused": len(refused), "refused_clients": refused, **released.info}
-    update = lora.weighted_sum([(weight / (whole or 1.0), tensors) for weight, tensors in parts]
+    mean_update = lora.weighted_sum([(weight / (whole or 1.0), tensors) for weight,
+        tensors in parts]
                                or [(0.0, theta)])
-    after, kept = apply(config, theta, update, moments)
-    sigma = next((order.settings["sigma"] for order in meter.local), 0.0)
+    after, kept = apply(config, theta, mean_update, moments)
+    sigma = next((request.settings["sigma"] for request in meter.local), 0.0)
     return State(cohort.round, after | kept), info | {"step_noise_std": sigma,
-        "update_norm": clip.norm(update), **meter.told()}
+        "update_norm": clip.norm(mean_update), **meter.told()}
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
-    """Noised local steps; the share is the change. Diagnostics carry no noise, so a private reply
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
+    """Noised local steps; the share is the change. Diagnostics carry no noise, so a private update
     has none."""
-    replies = []
-    for order, site in zip(orders, sites, strict=True):
-        work = _work(order, site, setting)
+    updates = []
+    for request, site in zip(requests, sites, strict=True):
+        work = _work(request, site, context)
         done = train(learner, work)
         share = lora.subtract(lora.to_tensors(done.adapter, work.part),
                               lora.to_tensors(work.start, work.part))
         told = (
-            {} if order.settings["protected"]
+            {} if request.settings["protected"]
             else {"train_loss": done.loss, "train_tokens": float(done.tokens)}
         )
-        replies.append(Reply(site.name, share, float(len(site.train)), told))
-    return replies
+        updates.append(ClientUpdate(site.name, share, float(len(site.train)), told))
+    return updates
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """The averaged factors; A from the seed where it is frozen."""
-    return lora.with_tensors(_initial(setting), trained(state))
+    return lora.with_tensors(_initial(context), trained(state))
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(setting, name, _part(config)), client_update.factor_bytes(
-        setting, name, _part(config))
+    return client_update.factor_bytes(context, name, _part(config)), client_update.factor_bytes(
+        context, name, _part(config))
 
 
-def _orders(config: Config, cohort: Cohort, door: Door, theta: Tensors,
-            bound: float) -> list[Order]:
+def _orders(config: Config, cohort: Cohort, aggregator: PrivateAggregator, theta: Tensors,
+            bound: float) -> list[TrainRequest]:
     """The factors, and for clients under privacy the noise and the most that is accounted; proxies
     add no noise."""
     plain: dict[str, Any] = {"lr": cohort.lr, "mode": config.mode, "sigma": 0.0, "protected": False,
@@ -189,33 +192,34 @@ def _orders(config: Config, cohort: Cohort, door: Door, theta: Tensors,
     if math.isfinite(bound):
         plain["clip"] = bound
     ordered = dict(plain)
-    if door.private:
-        if door.terms is None:
+    if aggregator.private:
+        if aggregator.record_mechanism is None:
             raise PrivacyError(
                 "'dplora' protects records and privacy.unit is 'client'; set privacy.unit = "
                 "'record', or use 'ffa'")
-        sigma = cohort.noise_multiplier * door.terms.sensitivity(bound)
-        ordered |= {"sigma": sigma, "protected": True, "most_steps": door.terms.steps,
-                    "most_rate": door.terms.rate}
-        if door.config.noise_seed is not None:
-            ordered["noise_seed"] = door.config.noise_seed
-    return [Order(name, "train", cohort.round, theta, plain if name in cohort.proxies else ordered)
+        sigma = cohort.noise_multiplier * aggregator.record_mechanism.sensitivity(bound)
+        ordered |= {"sigma": sigma, "protected": True,
+                    "most_steps": aggregator.record_mechanism.steps,
+                    "most_rate": aggregator.record_mechanism.rate}
+        if aggregator.config.noise_seed is not None:
+            ordered["noise_seed"] = aggregator.config.noise_seed
+    return [TrainRequest(name, cohort.round, theta, plain if name in cohort.proxies else ordered)
             for name in cohort.everyone]
 
 
-def _work(order: Order, site: Site, setting: Setting) -> PrivateWork:
+def _work(request: TrainRequest, site: Site, context: RunContext) -> PrivateWork:
     """An order at a site, within what is accounted."""
-    told = order.settings
+    told = request.settings
     seed = told.get("noise_seed")
-    factors = lora.with_tensors(_initial(setting), order.tensors)
+    factors = lora.with_tensors(_initial(context), request.tensors)
     return PrivateWork(
         start=factors, records=site.train, part="B" if told["mode"] == "ffa" else "AB",
         steps=min(site.plan.steps, int(told.get("most_steps", site.plan.steps))),
         batch=site.plan.batch, lr=told["lr"],
         mode="batch" if told["mode"] == "literal" else "records", clip=told.get("clip", math.inf),
         sigma=told["sigma"],
-        seed=setting.seeds.integer("batches", order.round, site.name),
-        noise_seed=None if seed is None else Seeds(seed).integer("steps", order.round, site.name),
+        seed=context.seeds.integer("batches", request.round, site.name),
+        noise_seed=None if seed is None else Seeds(seed).integer("steps", request.round, site.name),
         most=told["most_rate"])
 
 
@@ -223,6 +227,6 @@ def _part(config: Config) -> str:
     return "B" if config.mode == "ffa" else "AB"
 
 
-def _initial(setting: Setting) -> Adapter:
+def _initial(context: RunContext) -> Adapter:
     """A from the run's seed, B zero."""
-    return lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds)
+    return lora.initial(context.shapes, context.rank, context.alpha, context.seeds)

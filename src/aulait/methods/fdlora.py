@@ -28,13 +28,13 @@ from pydantic import Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Adapter, Info, Order, Record, Reply, Site
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import Adapter, ClientRequest, ClientUpdate, Info, Record, Site, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.fusion import best_weights, fused
 from aulait.methods.shared.server_optimizer import start
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round, trained
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -81,15 +81,15 @@ class Config(AveragingConfig):
     fusion_tries: int = Field(40, ge=4)
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """The common start: A random, B zero."""
-    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-        setting.seeds))
+    theta = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+        context.seeds))
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
     """Round 1 is stage 1 and takes the plain mean (line 7); later rounds take the outer step (lines
     8 to 19)."""
     first = cohort.round == 1
@@ -97,38 +97,38 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
     told = {"copy": copies, "shots": config.shots, "steps": config.personal_steps if first
             else None}
 
-    def asking(orders: Sequence[Order]) -> Iterable[Reply]:
-        return ask([Order(o.client, o.stage, o.round, o.tensors, {**o.settings, **told})
-                    for o in orders])
+    def asking(requests: Sequence[ClientRequest]) -> Iterable[ClientUpdate]:
+        return ask([TrainRequest(o.client, o.round, o.tensors, {**o.settings, **told})
+                    for o in requests])
 
     outer = config.model_copy(update={"server": "plain", "server_lr": 1.0}) if first else config
-    return mixed_round(outer, setting, state, cohort, asking, door)
+    return mixed_round(outer, context, state, cohort, asking, aggregator)
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
     """Inner steps from the sent adapter; the share is its change, a copy may become the personal
     adapter."""
-    told = orders[0].settings
+    told = requests[0].settings
     done = client_update.train(
-        orders, sites, setting, learner, lambda order,
-        _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB",
+        requests, sites, context, learner, lambda request,
+        _: lora.from_tensors(request.tensors, context.alpha, context.rank), "AB",
         records=[_parted(site, told["shots"])[0] for site in sites],
         steps=[told["steps"] or site.plan.steps for site in sites])
-    for order, site, (_, after) in zip(orders, sites, done, strict=True):
-        before = client_update.recall(site, order.round)
-        client_update.keep(site, order.round, lora.to_tensors(after.adapter)
+    for request, site, (_, after) in zip(requests, sites, done, strict=True):
+        before = client_update.recall(site, request.round)
+        client_update.keep(site, request.round, lora.to_tensors(after.adapter)
                            if told["copy"] or not before else before)
     return client_update.changes(sites, done, "AB")
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """The global adapter."""
-    return lora.from_tensors(trained(state), setting.alpha, setting.rank)
+    return lora.from_tensors(trained(state), context.alpha, context.rank)
 
 
 def personal(
-    config: Config, setting: Setting, state: State, sites: Sequence[Site], learner: Learner,
+    config: Config, context: RunContext, state: State, sites: Sequence[Site], learner: Learner,
     final: bool
 ) -> dict[str, Adapter]:
     """Stage 3 at the end: every client's fusion of personal and global adapter; nothing before
@@ -137,10 +137,10 @@ def personal(
         return {}
     found = {}
     for site in sites:
-        shared = lora.from_tensors(lora.leading(trained(state), setting.rank_of(site.name)),
-                                   setting.alpha, setting.rank)
+        shared = lora.from_tensors(lora.leading(trained(state), context.rank_of(site.name)),
+                                   context.alpha, context.rank)
         kept = client_update.recall(site, state.round + 1)
-        own = lora.from_tensors(kept, setting.alpha, setting.rank) if kept else shared
+        own = lora.from_tensors(kept, context.alpha, context.rank) if kept else shared
         shots = _parted(site, config.shots)[1]
         weights = best_weights(learner, own, shared, shots, config.fusion_l1, config.fusion_bound,
                                config.fusion_tries)
@@ -148,10 +148,10 @@ def personal(
     return found
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(setting, name), client_update.factor_bytes(setting, name)
+    return client_update.factor_bytes(context, name), client_update.factor_bytes(context, name)
 
 
 def _parted(site: Site, shots: int) -> tuple[tuple[Record, ...], tuple[Record, ...]]:

@@ -23,12 +23,12 @@ import torch
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Adapter, Info, Order, Reply, Site, Tensors
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import base_folding, client_update
 from aulait.methods.shared.per_client import FactorMean, Singles
-from aulait.methods.shared.weighted_mean import MixtureConfig, orders
-from aulait.privacy.aggregator import Door
+from aulait.methods.shared.weighted_mean import MixtureConfig, requests
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -50,81 +50,83 @@ class Config(MixtureConfig):
     """``[algorithm] name = "fedex"``."""
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """The common start, nothing folded yet."""
-    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-        setting.seeds)))
+    return State(0, lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+        context.seeds)))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
     """Send factors and last residual, average the factors, stack the products."""
     theta = {name: t for name, t in state.tensors.items() if "/" not in name}
-    factors = orders(setting, cohort, theta)
-    sent = [Order(o.client, o.stage, o.round, o.tensors | base_folding.sent(state, o.client),
+    factors = requests(context, cohort, theta)
+    sent = [TrainRequest(o.client, o.round, o.tensors | base_folding.sent(state, o.client),
                   o.settings) for o in factors]
-    forms = {order.client: order.tensors for order in factors}
-    singles = Singles(config, cohort, ask, door, sent, forms, "fedex", TRAITS.instead)
+    expected_shapes = {request.client: request.tensors for request in factors}
+    singles = Singles(config, cohort, ask, aggregator, sent, expected_shapes, "fedex",
+                      TRAITS.instead)
     mean, terms = FactorMean(theta), []
-    for weight, reply in singles:
-        mean.add(weight, reply.share)
-        terms.append((weight, reply))
+    for weight, update in singles:
+        mean.add(weight, update.tensors)
+        terms.append((weight, update))
     after = mean.mean()
     stack = {layer: (torch.zeros(1, n), torch.zeros(m, 1)) for layer,
-             (m, n) in setting.shapes.items()}
+             (m, n) in context.shapes.items()}
     if singles.total > 0:
-        stack = {layer: _moved(setting, layer, theta,
-            [(w / singles.total, reply) for w, reply in terms]) for layer in stack}
+        stack = {layer: _moved(context, layer, theta,
+            [(w / singles.total, update) for w, update in terms]) for layer in stack}
     norm = lora.norm(Adapter(stack, 1.0, 1))
     return State(cohort.round, after | base_folding.folded(state, stack,
         singles.clients)), singles.told(update_norm=norm)
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
     """Fold what was sent, train on from the sent factors; the share is A and B."""
-    starts = [lora.from_tensors(_factors(order), setting.alpha, setting.rank) for order in orders]
+    starts = [lora.from_tensors(_factors(request), context.alpha, context.rank)
+              for request in requests]
     rest: dict[tuple[int, ...], Tensors] = {}  # sites of equal G and equal factors share one base
     folds: list[object] = []
-    for start, whole in zip(starts, base_folding.received(orders, sites), strict=True):
+    for start, whole in zip(starts, base_folding.received(requests, sites), strict=True):
         key = (id(whole), *(a.shape[0] for a, _ in start.factors.values()))
         if whole and key not in rest:
             rest[key] = lora.subtract(whole, lora.dense(start))
         folds.append(rest.get(key))
     done = client_update.train(
-        orders, sites, setting, learner, lambda order, _: lora.from_tensors(_factors(order),
-            setting.alpha, setting.rank), "AB", fold=folds)
-    return [client_update.reply(site, lora.to_tensors(after.adapter), after) for site,
+        requests, sites, context, learner, lambda request, _: lora.from_tensors(_factors(request),
+            context.alpha, context.rank), "AB", fold=folds)
+    return [client_update.update(site, lora.to_tensors(after.adapter), after) for site,
             (_, after) in zip(sites, done, strict=True)]
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """The total update."""
-    return base_folding.as_adapter(setting, state)
+    return base_folding.as_adapter(context, state)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client that took part in the round before."""
-    stacked = {layer: setting.rank + sum(setting.rank_of(site)(layer) for site in sites)
-               for layer in setting.shapes}
-    factors = client_update.factor_bytes(setting, name)
-    return factors, factors + base_folding.stack_bytes(setting, round, stacked)
+    stacked = {layer: context.rank + sum(context.rank_of(site)(layer) for site in sites)
+               for layer in context.shapes}
+    factors = client_update.factor_bytes(context, name)
+    return factors, factors + base_folding.stack_bytes(context, round, stacked)
 
 
-def _factors(order: Order) -> Tensors:
-    return {name: t for name, t in order.tensors.items() if "/" not in name}
+def _factors(request: TrainRequest) -> Tensors:
+    return {name: t for name, t in request.tensors.items() if "/" not in name}
 
 
-def _moved(setting: Setting, layer: str, theta: Tensors,
-           terms: Sequence[tuple[float, Reply]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _moved(context: RunContext, layer: str, theta: Tensors,
+           terms: Sequence[tuple[float, ClientUpdate]]) -> tuple[torch.Tensor, torch.Tensor]:
     """How the mean product moved, as factors: s sum p_k B_k A_k - s B diag(q) A, q_j the weight of
     those who own column j."""
-    scale = setting.alpha / setting.rank
+    scale = context.alpha / context.rank
     a, b = theta[f"{layer}.A"], theta[f"{layer}.B"]
-    owned_R = torch.zeros(setting.rank)
-    for weight, reply in terms:
-        owned_R[: reply.share[f"{layer}.A"].shape[0]] += weight
-    stacked_a = [weight * scale * reply.share[f"{layer}.A"] for weight, reply in terms]
-    stacked_b = [reply.share[f"{layer}.B"] for _, reply in terms]
+    owned_R = torch.zeros(context.rank)
+    for weight, update in terms:
+        owned_R[: update.tensors[f"{layer}.A"].shape[0]] += weight
+    stacked_a = [weight * scale * update.tensors[f"{layer}.A"] for weight, update in terms]
+    stacked_b = [update.tensors[f"{layer}.B"] for _, update in terms]
     return torch.cat([*stacked_a, -scale * owned_R[:, None] * a]), torch.cat([*stacked_b, b], dim=1)

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Adapter, Info, Order, Reply, Site
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.server_optimizer import start
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round, trained
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -45,34 +45,34 @@ class Config(AveragingConfig):
     """``[algorithm] name = "fedit"``."""
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """The common start: A random, B zero."""
-    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-        setting.seeds))
+    theta = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+        context.seeds))
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
     """Send the factors, average what comes back."""
-    return mixed_round(config, setting, state, cohort, ask, door)
+    return mixed_round(config, context, state, cohort, ask, aggregator)
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
     """Local LoRA steps from the sent factors; the share is the change of A and B."""
     done = client_update.train(
-        orders, sites, setting, learner, lambda order,
-        _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB")
+        requests, sites, context, learner, lambda request,
+        _: lora.from_tensors(request.tensors, context.alpha, context.rank), "AB")
     return client_update.changes(sites, done, "AB")
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """The averaged factors."""
-    return lora.from_tensors(trained(state), setting.alpha, setting.rank)
+    return lora.from_tensors(trained(state), context.alpha, context.rank)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(setting, name), client_update.factor_bytes(setting, name)
+    return client_update.factor_bytes(context, name), client_update.factor_bytes(context, name)

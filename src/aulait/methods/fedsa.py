@@ -20,12 +20,12 @@ import torch
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Adapter, Info, Order, Reply, Site, Tensors
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.server_optimizer import start
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round, trained
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -48,59 +48,59 @@ class Config(AveragingConfig):
     """``[algorithm] name = "fedsa"``."""
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """A random."""
-    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-        setting.seeds), "A")
+    theta = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+        context.seeds), "A")
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
     """Send A, average what comes back."""
-    return mixed_round(config, setting, state, cohort, ask, door)
+    return mixed_round(config, context, state, cohort, ask, aggregator)
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
     """Local steps from the sent A and the site's own B; the share is the change of A, B is
     remembered."""
     done = client_update.train(
-        orders, sites, setting, learner,
-        lambda order, site: _joined(setting, site.name, order.tensors,
-                                    client_update.recall(site, order.round)), "AB")
-    for order, site, (_, after) in zip(orders, sites, done, strict=True):
-        client_update.keep(site, order.round, lora.to_tensors(after.adapter, "B"))
+        requests, sites, context, learner,
+        lambda request, site: _joined(context, site.name, request.tensors,
+                                    client_update.recall(site, request.round)), "AB")
+    for request, site, (_, after) in zip(requests, sites, done, strict=True):
+        client_update.keep(site, request.round, lora.to_tensors(after.adapter, "B"))
     return client_update.changes(sites, done, "A")
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """The averaged A, with B zero: the base."""
-    return _joined(setting, "", trained(state), {})
+    return _joined(context, "", trained(state), {})
 
 
 def personal(
-    config: Config, setting: Setting, state: State, sites: Sequence[Site], learner: Learner,
+    config: Config, context: RunContext, state: State, sites: Sequence[Site], learner: Learner,
     final: bool
 ) -> dict[str, Adapter]:
     """The averaged A with each client's own B."""
     theta = trained(state)
     return {
-        site.name: _joined(setting, site.name, lora.leading(theta, setting.rank_of(site.name)),
+        site.name: _joined(context, site.name, lora.leading(theta, context.rank_of(site.name)),
                            client_update.recall(site, state.round + 1))
         for site in sites
     }
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(setting, name, "A"), client_update.factor_bytes(setting, name,
+    return client_update.factor_bytes(context, name, "A"), client_update.factor_bytes(context, name,
         "A")
 
 
-def _joined(setting: Setting, name: str, shared: Tensors, own: Tensors) -> Adapter:
+def _joined(context: RunContext, name: str, shared: Tensors, own: Tensors) -> Adapter:
     """A from the server, B from memory; a B that never was is zero."""
-    rank = setting.rank_of(name)
-    zero = {f"{layer}.B": torch.zeros(m, rank(layer)) for layer, (m, _) in setting.shapes.items()}
-    return lora.from_tensors(shared | zero | own, setting.alpha, setting.rank)
+    rank = context.rank_of(name)
+    zero = {f"{layer}.B": torch.zeros(m, rank(layer)) for layer, (m, _) in context.shapes.items()}
+    return lora.from_tensors(shared | zero | own, context.alpha, context.rank)

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Adapter, Info, Order, Reply, Site
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.server_optimizer import start
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round, trained
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -46,43 +46,43 @@ class Config(AveragingConfig):
     """``[algorithm] name = "ffa"``."""
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """B starts at zero."""
-    theta = lora.to_tensors(_frozen(setting), "B")
+    theta = lora.to_tensors(_frozen(context), "B")
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
     """Send B, average what comes back."""
-    return mixed_round(config, setting, state, cohort, ask, door)
+    return mixed_round(config, context, state, cohort, ask, aggregator)
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
     """Local steps on B alone; the share is the change of B."""
-    frozen = lora.to_tensors(_frozen(setting), "A")
+    frozen = lora.to_tensors(_frozen(context), "A")
 
-    def begin(order: Order, site: Site) -> Adapter:
-        own = lora.leading(frozen, setting.rank_of(site.name))
-        return lora.from_tensors(own | order.tensors, setting.alpha, setting.rank)
+    def begin(request: TrainRequest, site: Site) -> Adapter:
+        own = lora.leading(frozen, context.rank_of(site.name))
+        return lora.from_tensors(own | request.tensors, context.alpha, context.rank)
 
-    done = client_update.train(orders, sites, setting, learner, begin, "B")
+    done = client_update.train(requests, sites, context, learner, begin, "B")
     return client_update.changes(sites, done, "B")
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """The shared A with the averaged B."""
-    return lora.with_tensors(_frozen(setting), trained(state))
+    return lora.with_tensors(_frozen(context), trained(state))
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(setting, name, "B"), client_update.factor_bytes(setting, name,
+    return client_update.factor_bytes(context, name, "B"), client_update.factor_bytes(context, name,
         "B")
 
 
-def _frozen(setting: Setting) -> Adapter:
+def _frozen(context: RunContext) -> Adapter:
     """The shared A, from the run's seed."""
-    return lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds)
+    return lora.initial(context.shapes, context.rank, context.alpha, context.seeds)

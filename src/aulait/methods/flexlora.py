@@ -28,13 +28,13 @@ from torch import Tensor
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Adapter, Info, Order, Reply, Site, Tensors
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.per_client import Singles
 from aulait.methods.shared.weighted_mean import MixtureConfig, alive, mixed_mean, trained
 from aulait.models.low_rank import Merge
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -61,7 +61,7 @@ class Config(MixtureConfig):
             to both.
         partition: divide every column by the weight of those who own it (raFLoRA), against rank
             collapse: the energy of a column that few own otherwise shrinks in every round. Keeps
-                all replies of a round in memory.
+                all updates of a round in memory.
         privacy_noise: what is summed under privacy: the changes of "factors", or of the dense
             "product".
     """
@@ -71,69 +71,69 @@ class Config(MixtureConfig):
     privacy_noise: Literal["factors", "product"] = "factors"
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """The common start: A random, B zero."""
-    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-        setting.seeds)))
+    return State(0, lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+        context.seeds)))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
     """Send every rank its best approximation, merge what comes back, decompose again."""
     theta = trained(state)
-    sent = {name: _at_rank(setting, name, theta) for name in cohort.everyone}
-    orders = [Order(name, "train", cohort.round, tensors, {"lr": cohort.lr}) for name,
+    sent = {name: _at_rank(context, name, theta) for name in cohort.everyone}
+    requests = [TrainRequest(name, cohort.round, tensors, {"lr": cohort.lr}) for name,
               tensors in sent.items()]
-    if door.private:
-        return _private(config, setting, state, cohort, ask, door, orders, sent)
-    singles = Singles(config, cohort, ask, door, orders, sent, "flexlora", "fedit")
-    merge = Merge(setting.shapes, planned_ranks=lambda layer: sum(setting.rank_of(name)(layer)
+    if aggregator.private:
+        return _private(config, context, state, cohort, ask, aggregator, requests, sent)
+    singles = Singles(config, cohort, ask, aggregator, requests, sent, "flexlora", "fedit")
+    merge = Merge(context.shapes, planned_ranks=lambda layer: sum(context.rank_of(name)(layer)
         for name in sent))
-    trained_at = ((weight, _adapter(setting, sent[reply.client], reply.share)) for weight,
-                  reply in singles)
-    for weight, adapter in _by_column(setting, theta,
+    trained_at = ((weight, _adapter(context, sent[update.client], update.tensors)) for weight,
+                  update in singles)
+    for weight, adapter in _by_column(context, theta,
             list(trained_at)) if config.partition else trained_at:
         merge.add(weight, adapter)
     if singles.total == 0:
         return State(cohort.round, state.tensors), singles.told(update_norm=0.0)
-    after = _decomposed(config, setting, merge, 1.0 if config.partition else singles.total)
+    after = _decomposed(config, context, merge, 1.0 if config.partition else singles.total)
     return State(cohort.round,
-        after), singles.told(update_norm=lora.norm(lora.from_tensors(after, setting.alpha)))
+        after), singles.told(update_norm=lora.norm(lora.from_tensors(after, context.alpha)))
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
     """Local LoRA steps at the site's own rank and scale; the share is the change of A and B."""
-    done = client_update.train(orders, sites, setting, learner, lambda order,
-                               _: lora.from_tensors(order.tensors, setting.alpha), "AB")
+    done = client_update.train(requests, sites, context, learner, lambda request,
+                               _: lora.from_tensors(request.tensors, context.alpha), "AB")
     return client_update.changes(sites, done, "AB")
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """The merged update at the largest rank."""
-    return lora.from_tensors(trained(state), setting.alpha)
+    return lora.from_tensors(trained(state), context.alpha)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(setting, name), client_update.factor_bytes(setting, name)
+    return client_update.factor_bytes(context, name), client_update.factor_bytes(context, name)
 
 
-def _at_rank(setting: Setting, name: str, theta: Tensors) -> Tensors:
+def _at_rank(context: RunContext, name: str, theta: Tensors) -> Tensors:
     """The leading factors, with B at the client's scale alpha / r instead of alpha / R."""
-    rank = setting.rank_of(name)
+    rank = context.rank_of(name)
     own = lora.leading(theta, rank)
-    return {key: t * (rank(key[:-2]) / setting.rank) if key.endswith(".B") else t for key,
+    return {key: t * (rank(key[:-2]) / context.rank) if key.endswith(".B") else t for key,
             t in own.items()}
 
 
-def _adapter(setting: Setting, sent: Tensors, change: Tensors) -> Adapter:
+def _adapter(context: RunContext, sent: Tensors, change: Tensors) -> Adapter:
     """What a site was sent and how that changed, at the site's scale."""
-    return lora.from_tensors({key: sent[key] + change[key] for key in sent}, setting.alpha)
+    return lora.from_tensors({key: sent[key] + change[key] for key in sent}, context.alpha)
 
 
-def _by_column(setting: Setting, theta: Tensors,
+def _by_column(context: RunContext, theta: Tensors,
                terms: Sequence[tuple[float, Adapter]]) -> Iterator[tuple[float, Adapter]]:
     """The terms with every column of B divided by the weight of those who own the column; what
     nobody owns stays as it is."""
@@ -150,45 +150,48 @@ def _by_column(setting: Setting, theta: Tensors,
                    (a, b) in adapter.factors.items()}
         yield weight, Adapter(factors, adapter.alpha, adapter.rank)
     rest = {layer: (theta[f"{layer}.A"][len(weight_R) :], theta[f"{layer}.B"][:, len(weight_R) :])
-            for layer, weight_R in weights.items() if len(weight_R) < setting.rank}
-    yield 1.0, Adapter(rest, setting.alpha, setting.rank)
+            for layer, weight_R in weights.items() if len(weight_R) < context.rank}
+    yield 1.0, Adapter(rest, context.alpha, context.rank)
 
 
-def _decomposed(config: Config, setting: Setting, merge: Merge, total: float) -> Tensors:
+def _decomposed(config: Config, context: RunContext, merge: Merge, total: float) -> Tensors:
     """The best rank-R factors of the merged sum over its total weight."""
-    factors = lora.to_tensors(merge.truncated(setting.rank, setting.alpha, config.mass))
-    return alive(setting, {key: t / total if key.endswith(".B") else t for key,
-                           t in factors.items()}, setting.rank)
+    factors = lora.to_tensors(merge.truncated(context.rank, context.alpha, config.mass))
+    return alive(context, {key: t / total if key.endswith(".B") else t for key,
+                           t in factors.items()}, context.rank)
 
 
 def _private(
-    config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door,
-    orders: Sequence[Order],
+    config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+    aggregator: PrivateAggregator,
+    requests: Sequence[TrainRequest],
     sent: Mapping[str, Tensors]
 ) -> tuple[State, Info]:
-    """One noised sum instead of single replies; what follows it is post-processing."""
+    """One noised sum instead of single updates; what follows it is post-processing."""
     theta = trained(state)
-    merge = Merge(setting.shapes)
+    merge = Merge(context.shapes)
     if config.privacy_noise == "factors":
         # B at the scale alpha / R, so that columns of all sites can be added
-        def common(reply: Reply) -> Tensors:
-            scales = {key: setting.rank / setting.rank_of(reply.client)(key[:-2])
+        def common(update: ClientUpdate) -> Tensors:
+            scales = {key: context.rank / context.rank_of(update.client)(key[:-2])
                       if key.endswith(".B") else 1.0 for key in theta}
-            return lora.placed({key: t * scales[key] for key, t in reply.share.items()}, theta)
+            return lora.placed({key: t * scales[key] for key, t in update.tensors.items()}, theta)
 
-        update, info = mixed_mean(config, setting, cohort, ask, door, orders, theta, become=common)
-        merge.add(1.0, lora.from_tensors({key: theta[key] + update[key] for key in theta},
-            setting.alpha))
+        mean_update, info = mixed_mean(config, context, cohort, ask, aggregator, requests, theta,
+            transform=common)
+        merge.add(1.0, lora.from_tensors({key: theta[key] + mean_update[key] for key in theta},
+            context.alpha))
     else:
-        def moved(reply: Reply) -> Tensors:
-            before = lora.dense(lora.from_tensors(sent[reply.client], setting.alpha))
-            after = lora.dense(_adapter(setting, sent[reply.client], reply.share))
+        def moved(update: ClientUpdate) -> Tensors:
+            before = lora.dense(lora.from_tensors(sent[update.client], context.alpha))
+            after = lora.dense(_adapter(context, sent[update.client], update.tensors))
             return {f"{layer}.W": after[layer] - before[layer] for layer in after}
 
-        like = {f"{layer}.W": torch.empty(shape) for layer, shape in setting.shapes.items()}
-        update, info = mixed_mean(config, setting, cohort, ask, door, orders, theta, like=like,
-                                  become=moved)
-        merge.add(1.0, lora.from_tensors(theta, setting.alpha))
-        for layer, (_, n) in setting.shapes.items():
-            merge.layers[layer].add(1.0, torch.eye(n), update[f"{layer}.W"])
-    return State(cohort.round, _decomposed(config, setting, merge, 1.0)), info
+        template = {f"{layer}.W": torch.empty(shape) for layer, shape in context.shapes.items()}
+        mean_update, info = mixed_mean(config, context, cohort, ask, aggregator, requests, theta,
+            template=template,
+                                  transform=moved)
+        merge.add(1.0, lora.from_tensors(theta, context.alpha))
+        for layer, (_, n) in context.shapes.items():
+            merge.layers[layer].add(1.0, torch.eye(n), mean_update[f"{layer}.W"])
+    return State(cohort.round, _decomposed(config, context, merge, 1.0)), info

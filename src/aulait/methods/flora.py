@@ -23,12 +23,12 @@ import torch
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.seeds import Seeds
-from aulait.core.types import Adapter, Info, Order, Reply, Site
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import base_folding, client_update
 from aulait.methods.shared.per_client import Singles
 from aulait.methods.shared.weighted_mean import MixtureConfig
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -50,25 +50,28 @@ class Config(MixtureConfig):
     """``[algorithm] name = "flora"``."""
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """Nothing folded yet."""
     return State(0, {})
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
     """Send the last stack, ask for trained factors, stack them."""
-    orders = [Order(name, "train", cohort.round, base_folding.sent(state, name), {"lr": cohort.lr})
+    requests = [TrainRequest(name, cohort.round, base_folding.sent(state, name), {"lr": cohort.lr})
               for name in cohort.everyone]
-    shape = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-        setting.seeds))
-    forms = {order.client: lora.leading(shape, setting.rank_of(order.client)) for order in orders}
-    singles = Singles(config, cohort, ask, door, orders, forms, "flora", TRAITS.instead)
-    terms = [(weight, lora.from_tensors(reply.share, setting.alpha)) for weight, reply in singles]
+    shape = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+        context.seeds))
+    expected_shapes = {request.client: lora.leading(shape, context.rank_of(request.client))
+                       for request in requests}
+    singles = Singles(config, cohort, ask, aggregator, requests, expected_shapes, "flora",
+                      TRAITS.instead)
+    terms = [(weight, lora.from_tensors(update.tensors, context.alpha)) for weight,
+             update in singles]
     stack = {layer: (torch.zeros(1, n), torch.zeros(m, 1)) for layer,
-             (m, n) in setting.shapes.items()}
+             (m, n) in context.shapes.items()}
     if singles.total > 0:
-        for layer in setting.shapes:
+        for layer in context.shapes:
             a = torch.cat([weight / singles.total * term.scale(layer) * term.factors[layer][0]
                            for weight, term in terms])
             stack[layer] = (a, torch.cat([term.factors[layer][1] for _, term in terms], dim=1))
@@ -77,32 +80,32 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
         update_norm=norm)
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
     """Fold what was sent, train a fresh adapter on it; the share is A and B."""
-    wholes: list[object] = [whole or None for whole in base_folding.received(orders, sites)]
-    done = client_update.train(orders, sites, setting, learner, lambda order,
-                               site: _fresh(setting, order.round, site.name), "AB", fold=wholes)
-    return [client_update.reply(site, lora.to_tensors(after.adapter), after) for site,
+    wholes: list[object] = [whole or None for whole in base_folding.received(requests, sites)]
+    done = client_update.train(requests, sites, context, learner, lambda request,
+                               site: _fresh(context, request.round, site.name), "AB", fold=wholes)
+    return [client_update.update(site, lora.to_tensors(after.adapter), after) for site,
             (_, after) in zip(sites, done, strict=True)]
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """All that was folded."""
-    return base_folding.as_adapter(setting, state)
+    return base_folding.as_adapter(context, state)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client that took part in the round before."""
-    stacked = {layer: sum(setting.rank_of(site)(layer) for site in sites)
-               for layer in setting.shapes}
-    return client_update.factor_bytes(setting, name), base_folding.stack_bytes(setting, round,
+    stacked = {layer: sum(context.rank_of(site)(layer) for site in sites)
+               for layer in context.shapes}
+    return client_update.factor_bytes(context, name), base_folding.stack_bytes(context, round,
         stacked)
 
 
-def _fresh(setting: Setting, round: int, name: str) -> Adapter:
+def _fresh(context: RunContext, round: int, name: str) -> Adapter:
     """A random, B zero, at the client's ranks; a draw of its own for every client and round."""
-    seeds = Seeds(setting.seeds.integer("flora", round, name))
-    first = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha, seeds))
-    return lora.from_tensors(lora.leading(first, setting.rank_of(name)), setting.alpha)
+    seeds = Seeds(context.seeds.integer("flora", round, name))
+    first = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha, seeds))
+    return lora.from_tensors(lora.leading(first, context.rank_of(name)), context.alpha)

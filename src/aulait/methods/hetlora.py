@@ -26,14 +26,14 @@ from pydantic import Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Adapter, Info, Order, Reply, Site, Tensors
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.per_client import Singles
 from aulait.methods.shared.server_optimizer import apply, start
-from aulait.methods.shared.weighted_mean import AveragingConfig, orders, trained
+from aulait.methods.shared.weighted_mean import AveragingConfig, requests, trained
 from aulait.privacy import clipping
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner, Penalty
 
 TRAITS = Traits(
@@ -69,88 +69,91 @@ class Config(AveragingConfig):
     prune: bool = True
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """The common start: A random, B zero."""
-    theta = lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-        setting.seeds))
+    theta = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+        context.seeds))
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
     """Send leading ranks, weigh what comes back by its norm, note who pruned itself."""
     theta = trained(state)
     told = {"lr": cohort.lr, "tail": config.tail, "keep": config.keep, "rank_min": config.rank_min,
             "prune": config.prune}
     sent = []
-    for order in orders(setting, cohort, theta):
-        rank = ranks(config, setting, state, order.client)
-        sent.append(Order(order.client, "train", order.round,
-                          lora.leading(order.tensors, rank.__getitem__), told))
-    forms = {order.client: order.tensors for order in sent}
+    for request in requests(context, cohort, theta):
+        rank = ranks(config, context, state, request.client)
+        sent.append(TrainRequest(request.client, request.round,
+                          lora.leading(request.tensors, rank.__getitem__), told))
+    expected_shapes = {request.client: request.tensors for request in sent}
     pruned = (
         {name: lora.leading(form, _pruned(config, form).__getitem__) for name,
-         form in forms.items()} if config.prune else forms
+         form in expected_shapes.items()} if config.prune else expected_shapes
     )
-    singles = Singles(config, cohort, ask, door, sent, forms, "hetlora", TRAITS.instead, pruned)
+    singles = Singles(config, cohort, ask, aggregator, sent, expected_shapes, "hetlora",
+                      TRAITS.instead, pruned)
     total = {name: torch.zeros(t.shape, dtype=torch.float64) for name, t in theta.items()}
     norms, counts = 0.0, {name: t for name, t in state.tensors.items()
                           if name.startswith("pruned/")}
-    for weight, reply in singles:
-        adapter = lora.from_tensors(reply.share, setting.alpha, setting.rank)
+    for weight, update in singles:
+        adapter = lora.from_tensors(update.tensors, context.alpha, context.rank)
         strength = weight * lora.norm(adapter)
         norms += strength
-        for name, value in lora.placed(reply.share, theta).items():
+        for name, value in lora.placed(update.tensors, theta).items():
             total[name] += strength * value.double()
-        if _smaller(reply.share, forms[reply.client]):
-            counts[f"pruned/{reply.client}"] = (
-                counts.get(f"pruned/{reply.client}", torch.zeros(1)) + 1
+        if _smaller(update.tensors, expected_shapes[update.client]):
+            counts[f"pruned/{update.client}"] = (
+                counts.get(f"pruned/{update.client}", torch.zeros(1)) + 1
             )
     moments = {name: t for name, t in state.tensors.items()
                if "/" in name and not name.startswith("pruned/")}
-    update = {name: (t / norms).float() - theta[name] if norms else torch.zeros_like(theta[name])
+    mean_update = {name: (t / norms).float() - theta[name] if norms
+                   else torch.zeros_like(theta[name])
               for name, t in total.items()}
-    after, kept = apply(config, theta, update, moments)
+    after, kept = apply(config, theta, mean_update, moments)
     return State(cohort.round,
-        after | kept | counts), singles.told(update_norm=clipping.norm(update), pruned=len(counts))
+        after | kept | counts), singles.told(update_norm=clipping.norm(mean_update),
+            pruned=len(counts))
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
     """Local steps with the tail in the loss; the share is A and B, shortened where the tail has
     shrunk."""
-    told = orders[0].settings
+    told = requests[0].settings
     penalty = Penalty(tail=told["tail"], keep=told["keep"]) if told["tail"] else None
     done = client_update.train(
-        orders, sites, setting, learner, lambda order,
-        _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB",
+        requests, sites, context, learner, lambda request,
+        _: lora.from_tensors(request.tensors, context.alpha, context.rank), "AB",
         penalty=penalty)
     config = Config(keep=told["keep"], rank_min=told["rank_min"])
-    replies = []
+    updates = []
     for site, (before, after) in zip(sites, done, strict=True):
         share = lora.to_tensors(after.adapter)
         if told["prune"] and _tail(share, told["keep"]) < _tail(lora.to_tensors(before),
                 told["keep"]):
             share = lora.leading(share, _pruned(config, share).__getitem__)
-        replies.append(client_update.reply(site, share, after))
-    return replies
+        updates.append(client_update.update(site, share, after))
+    return updates
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """The merged factors."""
-    return lora.from_tensors(trained(state), setting.alpha, setting.rank)
+    return lora.from_tensors(trained(state), context.alpha, context.rank)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client before any pruning: an upper bound."""
-    return client_update.factor_bytes(setting, name), client_update.factor_bytes(setting, name)
+    return client_update.factor_bytes(context, name), client_update.factor_bytes(context, name)
 
 
-def ranks(config: Config, setting: Setting, state: State, name: str) -> dict[str, int]:
+def ranks(config: Config, context: RunContext, state: State, name: str) -> dict[str, int]:
     """Layer -> the rank a client has left."""
     times = int(state.tensors.get(f"pruned/{name}", torch.zeros(1)))
-    left = {layer: setting.rank_of(name)(layer) for layer in setting.shapes}
+    left = {layer: context.rank_of(name)(layer) for layer in context.shapes}
     for _ in range(times):
         left = {layer: _shorter(config, rank) for layer, rank in left.items()}
     return left

@@ -22,14 +22,14 @@ from pydantic import Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Adapter, Info, Order, Reply, Site
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.per_client import FactorMean, Singles
-from aulait.methods.shared.weighted_mean import MixtureConfig, orders, trained
+from aulait.methods.shared.weighted_mean import MixtureConfig, requests, trained
 from aulait.models.low_rank import Merge
 from aulait.privacy import clipping
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -57,24 +57,25 @@ class Config(MixtureConfig):
     correction_decay: float = Field(0.01, gt=0)
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """The common start: A random, B zero."""
-    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-        setting.seeds)))
+    return State(0, lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+        context.seeds)))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
     """Send the factors, average, correct."""
     theta = trained(state)
-    sent = orders(setting, cohort, theta)
-    forms = {order.client: order.tensors for order in sent}
-    singles = Singles(config, cohort, ask, door, sent, forms, "lorafair", TRAITS.instead)
-    factors, products = FactorMean(theta), Merge(setting.shapes)
-    for weight, reply in singles:
-        factors.add(weight, reply.share)
+    sent = requests(context, cohort, theta)
+    expected_shapes = {request.client: request.tensors for request in sent}
+    singles = Singles(config, cohort, ask, aggregator, sent, expected_shapes, "lorafair",
+                      TRAITS.instead)
+    factors, products = FactorMean(theta), Merge(context.shapes)
+    for weight, update in singles:
+        factors.add(weight, update.tensors)
         # without the common scale
-        products.add(weight, Adapter(lora.from_tensors(reply.share, 1.0).factors, 1.0, 1))
+        products.add(weight, Adapter(lora.from_tensors(update.tensors, 1.0).factors, 1.0, 1))
     if singles.total == 0:
         return State(cohort.round, state.tensors), singles.told(update_norm=0.0)
     mean = factors.mean()
@@ -88,22 +89,22 @@ def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: As
                  mean), singles.told(update_norm=clipping.norm(lora.subtract(mean, theta)))
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
     """Local LoRA steps from the sent factors; the share is A and B."""
     done = client_update.train(
-        orders, sites, setting, learner, lambda order,
-        _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB")
-    return [client_update.reply(site, lora.to_tensors(after.adapter), after) for site,
+        requests, sites, context, learner, lambda request,
+        _: lora.from_tensors(request.tensors, context.alpha, context.rank), "AB")
+    return [client_update.update(site, lora.to_tensors(after.adapter), after) for site,
             (_, after) in zip(sites, done, strict=True)]
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """The corrected factors."""
-    return lora.from_tensors(trained(state), setting.alpha, setting.rank)
+    return lora.from_tensors(trained(state), context.alpha, context.rank)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(setting, name), client_update.factor_bytes(setting, name)
+    return client_update.factor_bytes(context, name), client_update.factor_bytes(context, name)

@@ -26,8 +26,16 @@ from pydantic import Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Adapter, Info, Order, Reply, Site, Tensors
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import (
+    Adapter,
+    ClientRequest,
+    ClientUpdate,
+    Info,
+    Site,
+    Tensors,
+    TrainRequest,
+)
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.weighted_mean import (
     AveragingConfig,
@@ -37,7 +45,7 @@ from aulait.methods.shared.weighted_mean import (
     trained,
 )
 from aulait.models.low_rank import Merge
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner, Penalty
 
 TRAITS = Traits(
@@ -71,63 +79,64 @@ class Config(MixtureConfig):
     schedule: Literal["cosine", "cubic", "exponential"] = "cosine"
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """The common start: A random, B zero."""
-    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-        setting.seeds)))
+    return State(0, lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+        context.seeds)))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
     """Cut to the rank of the round where it has fallen, then one averaged round at that rank."""
-    rank = rank_at(config, setting, cohort.round)
+    rank = rank_at(config, context, cohort.round)
     theta = trained(state)
-    if rank < rank_at(config, setting, cohort.round - 1):
-        theta = _cut(setting, theta, rank)
-    first = cohort.round <= _initiating(config, setting)
+    if rank < rank_at(config, context, cohort.round - 1):
+        theta = _cut(context, theta, rank)
+    first = cohort.round <= _initiating(config, context)
     told = {"proximal": config.proximal if first else 0.0}
 
-    def asking(orders: Sequence[Order]) -> Iterable[Reply]:
-        return ask([Order(o.client, o.stage, o.round, o.tensors, {**o.settings, **told})
-                    for o in orders])
+    def asking(requests: Sequence[ClientRequest]) -> Iterable[ClientUpdate]:
+        return ask([TrainRequest(o.client, o.round, o.tensors, {**o.settings, **told})
+                    for o in requests])
 
-    small = replace(setting, ranks=_capped(setting, rank, cohort))
+    small = replace(context, ranks=_capped(context, rank, cohort))
     averaging = AveragingConfig(local_weight=config.local_weight, weights=config.weights)
-    after, info = mixed_round(averaging, small, State(state.round, theta), cohort, asking, door)
+    after, info = mixed_round(averaging, small, State(state.round, theta), cohort, asking,
+                              aggregator)
     return after, info | {"rank": rank}
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
     """Local steps from the sent factors, held near them in the first stage; the share is the change
     of A and B."""
-    proximal = orders[0].settings["proximal"]
+    proximal = requests[0].settings["proximal"]
     done = client_update.train(
-        orders, sites, setting, learner, lambda order,
-        _: lora.from_tensors(order.tensors, setting.alpha, setting.rank), "AB",
+        requests, sites, context, learner, lambda request,
+        _: lora.from_tensors(request.tensors, context.alpha, context.rank), "AB",
         penalty=Penalty(proximal=proximal) if proximal else None)
     return client_update.changes(sites, done, "AB")
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """The averaged factors; columns beyond the rank of the last round are zero."""
-    return lora.from_tensors(trained(state), setting.alpha, setting.rank)
+    return lora.from_tensors(trained(state), context.alpha, context.rank)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    small = replace(setting, ranks={name: _at_most(setting, name, rank_at(config, setting, round))})
+    small = replace(context, ranks={name: _at_most(context, name, rank_at(config, context, round))})
     return client_update.factor_bytes(small, name), client_update.factor_bytes(small, name)
 
 
-def rank_at(config: Config, setting: Setting, round: int) -> int:
+def rank_at(config: Config, context: RunContext, round: int) -> int:
     """r(t): the largest rank of a round, counted from 1."""
-    most, before = setting.rank, _initiating(config, setting)
+    most, before = context.rank, _initiating(config, context)
     least = min(most, config.rank_min or max(1, most // 4))
-    if round <= before or setting.rounds <= before:
+    if round <= before or context.rounds <= before:
         return most
-    u = min(1.0, (round - before) / (setting.rounds - before))
+    u = min(1.0, (round - before) / (context.rounds - before))
     shape: dict[str, Callable[[], float]] = {
         "cosine": lambda: least + (most - least) * (1 + math.cos(math.pi * u)) / 2,
         "cubic": lambda: least + (most - least) * (1 - u) ** 3,
@@ -136,29 +145,29 @@ def rank_at(config: Config, setting: Setting, round: int) -> int:
     return max(least, int(shape[config.schedule]() + 0.5))
 
 
-def _initiating(config: Config, setting: Setting) -> int:
-    return int(config.initiating * setting.rounds + 0.5)
+def _initiating(config: Config, context: RunContext) -> int:
+    return int(config.initiating * context.rounds + 0.5)
 
 
-def _cut(setting: Setting, theta: Tensors, rank: int) -> Tensors:
+def _cut(context: RunContext, theta: Tensors, rank: int) -> Tensors:
     """The best factors of a rank, in the leading columns of zeros, at the common scale alpha /
     R."""
-    merge = Merge(setting.shapes)
+    merge = Merge(context.shapes)
     merge.add(1.0, Adapter(lora.from_tensors(theta, 1.0).factors, 1.0, 1))
     # alpha = rank: the scale of the result is 1
     best = merge.truncated(rank, float(rank), "symmetric")
-    return alive(setting, lora.placed(lora.to_tensors(best), theta), rank)
+    return alive(context, lora.placed(lora.to_tensors(best), theta), rank)
 
 
-def _capped(setting: Setting, rank: int, cohort: Cohort) -> dict[str, dict[str, int]]:
+def _capped(context: RunContext, rank: int, cohort: Cohort) -> dict[str, dict[str, int]]:
     """Client -> layer -> min(r_k, r(t)); clients of equal ranks share a mapping."""
     made: dict[int, dict[str, int]] = {}
     names = (*cohort.everyone, *cohort.population, "")
     for name in names:
-        made.setdefault(id(setting.ranks.get(name)), _at_most(setting, name, rank))
-    return {name: made[id(setting.ranks.get(name))] for name in names}
+        made.setdefault(id(context.ranks.get(name)), _at_most(context, name, rank))
+    return {name: made[id(context.ranks.get(name))] for name in names}
 
 
-def _at_most(setting: Setting, name: str, rank: int) -> dict[str, int]:
-    own = setting.rank_of(name)
-    return {layer: min(own(layer), rank) for layer in setting.shapes}
+def _at_most(context: RunContext, name: str, rank: int) -> dict[str, int]:
+    own = context.rank_of(name)
+    return {layer: min(own(layer), rank) for layer in context.shapes}

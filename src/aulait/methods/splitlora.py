@@ -30,13 +30,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Adapter, Info, Order, Reply, Site, Tensors
-from aulait.methods.contract import Ask, Setting, State, Traits
+from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.per_client import FactorMean
 from aulait.methods.shared.split_exchange import MOST_STEPS, Exchanges, before, clock, last
 from aulait.privacy import clipping
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training import split_model as cut
 from aulait.training.activation_codec import Activations, Gradients, Wire
 from aulait.training.split_trainer import Back, Front, fault
@@ -78,121 +78,122 @@ class Config(BaseModel):
     moments: Literal["keep", "fresh"] = "keep"
 
 
-def init(config: Config, setting: Setting) -> State:
+def init(config: Config, context: RunContext) -> State:
     """The common start: A random, B zero."""
-    return State(0, lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-        setting.seeds)))
+    return State(0, lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+        context.seeds)))
 
 
-def step(config: Config, setting: Setting, state: State, cohort: Cohort, ask: Ask,
-         door: Door) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+         aggregator: PrivateAggregator) -> tuple[State, Info]:
     """Steps of clients and server in turn until every client has made its last; then the average of
     the fronts."""
     front = {n: t for n, t in state.tensors.items() if cut.in_front(n[:-2], config.cut)}
     told = config.model_dump(exclude={"weights"}) | {"lr": cohort.lr, "wanted": bool(front)}
-    sent = {name: lora.leading(front, setting.rank_of(name)) for name in sorted(cohort.local)}
+    sent = {name: lora.leading(front, context.rank_of(name)) for name in sorted(cohort.local)}
     back = start = {n: t for n, t in state.tensors.items() if n not in front}
-    room, mean, number = Exchanges(door, dict(sent), "splitlora",
+    room, mean, number = Exchanges(aggregator, dict(sent), "splitlora",
         TRAITS.instead), FactorMean(front), 0
     while sent and number < MOST_STEPS:
         number += 1
-        orders = [Order(name, "train", cohort.round, tensors, told | {"step": number}) for name,
+        requests = [TrainRequest(name, cohort.round, tensors, told | {"step": number}) for name,
                   tensors in sent.items()]
-        replies = room.collect(orders, cohort, ask)
-        weights = {name: reply.weight if config.weights == "size" else 1.0 for name,
-                   reply in replies.items()}
-        for name, reply in replies.items():
-            if last(reply):
-                mean.add(weights[name], {n: t for n, t in reply.share.items() if n in front})
-        down = {f"{name}/{part}": t for name, reply in replies.items() for part,
-                t in reply.share.items() if part not in front}
-        (own,) = ask([Order(SERVER, "train", cohort.round, start | down,
+        updates = room.collect(requests, cohort, ask)
+        weights = {name: update.weight if config.weights == "size" else 1.0 for name,
+                   update in updates.items()}
+        for name, update in updates.items():
+            if last(update):
+                mean.add(weights[name], {n: t for n, t in update.tensors.items() if n in front})
+        down = {f"{name}/{part}": t for name, update in updates.items() for part,
+                t in update.tensors.items() if part not in front}
+        (own,) = ask([TrainRequest(SERVER, cohort.round, start | down,
                             told | {"step": number, "weights": weights})])
-        back, start = {n: t for n, t in own.share.items() if n in back} or back, {}
-        sent = room.returned(own, [name for name, reply in replies.items() if not last(reply)])
+        back, start = {n: t for n, t in own.tensors.items() if n in back} or back, {}
+        sent = room.returned(own, [name for name, update in updates.items() if not last(update)])
     after = mean.mean() | back
     return State(cohort.round,
                  after), room.info(update_norm=clipping.norm(lora.subtract(after, state.tensors)))
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-           learner: Learner) -> list[Reply]:
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
     """A step backward on what the server returned, and a step forward; or the server's step on what
     clients sent."""
-    if orders[0].client == SERVER:
-        return [_server(orders[0], sites[0], setting, learner)]
+    if requests[0].client == SERVER:
+        return [_server(requests[0], sites[0], context, learner)]
     # a pass takes sites that have made equally many steps, of equal shape
     groups: dict[tuple[float, ...], list[int]] = {}
-    for i, (order, site) in enumerate(zip(orders, sites, strict=True)):
-        done = float(before(order, site).get("t", torch.zeros(1)))
+    for i, (request, site) in enumerate(zip(requests, sites, strict=True)):
+        done = float(before(request, site).get("t", torch.zeros(1)))
         groups.setdefault((done, site.plan.steps, site.plan.batch), []).append(i)
-    found: dict[int, Reply] = {}
+    found: dict[int, ClientUpdate] = {}
     for (*_, batch), members in groups.items():
         size = max(1, learner.config.rows_at_once // int(batch))
         for some in (members[i : i + size] for i in range(0, len(members), size)):
-            found.update(zip(some, _clients([orders[i] for i in some], [sites[i] for i in some],
-                setting, learner), strict=True))
-    return [found[i] for i in range(len(orders))]
+            found.update(zip(some, _clients([requests[i] for i in some], [sites[i] for i in some],
+                context, learner), strict=True))
+    return [found[i] for i in range(len(requests))]
 
 
-def result(setting: Setting, state: State) -> Adapter:
+def result(context: RunContext, state: State) -> Adapter:
     """The averaged fronts with the server's back."""
-    return lora.from_tensors(state.tensors, setting.alpha, setting.rank)
+    return lora.from_tensors(state.tensors, context.alpha, context.rank)
 
 
-def travels(config: Config, setting: Setting, round: int, name: str,
+def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes of the factors of one client, up and down; the messages of its steps:
     ``split.travelled``."""
-    shapes = {layer: setting.shapes[layer] for layer in cut.front(setting.shapes, config.cut)}
-    own = client_update.factor_bytes(replace(setting, shapes=shapes), name)
+    shapes = {layer: context.shapes[layer] for layer in cut.front(context.shapes, config.cut)}
+    own = client_update.factor_bytes(replace(context, shapes=shapes), name)
     return own, own
 
 
-def _clients(orders: Sequence[Order], sites: Sequence[Site], setting: Setting,
-             learner: Learner) -> list[Reply]:
+def _clients(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+             learner: Learner) -> list[ClientUpdate]:
     """Go back on the batch before with the gradients that came, then forward on the next one; after
     the last, send the factors."""
-    settings, were = orders[0].settings, [before(order, site) for order,
-        site in zip(orders, sites, strict=True)]
+    settings, were = requests[0].settings, [before(request, site) for request,
+        site in zip(requests, sites, strict=True)]
     number, works = settings["step"], []
-    for order, site, was in zip(orders, sites, were, strict=True):
-        start = lora.from_tensors(order.tensors if number == 1 else _factors(was), setting.alpha,
-                                  setting.rank)
+    for request, site, was in zip(requests, sites, were, strict=True):
+        start = lora.from_tensors(request.tensors if number == 1 else _factors(was), context.alpha,
+                                  context.rank)
         works.append(Work(start, site.train, "AB", site.plan.steps, site.plan.batch,
-                          order.settings["lr"],
-                          setting.seeds.integer("batches", order.round, site.name)))
+                          request.settings["lr"],
+                          context.seeds.integer("batches", request.round, site.name)))
     front = Front(learner, works, settings["cut"], settings["wire"])
     front.resume(were)
     shares: list[Tensors] = [{} for _ in sites]
     if number > 1:
         front.forward(number - 2)
-        returned = [Gradients({n: t for n, t in order.tensors.items() if n != "square"},
-                              order.tensors["square"]) for order in orders]
+        returned = [Gradients({n: t for n, t in request.tensors.items() if n != "square"},
+                              request.tensors["square"]) for request in requests]
         shares = [{"square": square.reshape(1).cpu()} for square in front.backward(returned)]
     last = number > sites[0].plan.steps
     ahead = [] if last else front.forward(number - 1)
-    replies = []
-    for k, (order, site) in enumerate(zip(orders, sites, strict=True)):
+    updates = []
+    for k, (request, site) in enumerate(zip(requests, sites, strict=True)):
         own = lora.to_tensors(front.stack.take(k))
-        client_update.keep(site, clock(order), own | front.moments(k))
-        replies.append(Reply(site.name, shares[k] | (own if last else ahead[k].tensors()),
+        client_update.keep(site, clock(request), own | front.moments(k))
+        updates.append(ClientUpdate(site.name, shares[k] | (own if last else ahead[k].tensors()),
                              float(len(site.train))))
-    return replies
+    return updates
 
 
-def _server(order: Order, site: Site, setting: Setting, learner: Learner) -> Reply:
+def _server(request: TrainRequest, site: Site, context: RunContext,
+            learner: Learner) -> ClientUpdate:
     """End the step before, now that its norms are known; begin the next on what clients sent, or
     hand over the factors."""
-    settings, was, weights = order.settings, before(order, site), order.settings["weights"]
+    settings, was, weights = request.settings, before(request, site), request.settings["weights"]
     start = (
-        {n: t for n, t in order.tensors.items() if "/" not in n} if settings["step"] == 1
+        {n: t for n, t in request.tensors.items() if "/" not in n} if settings["step"] == 1
         else _factors(was)
     )
     parts: dict[str, Tensors] = {}
-    for name, tensor in order.tensors.items():
+    for name, tensor in request.tensors.items():
         parts.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = tensor
-    work = Work(lora.from_tensors(start, setting.alpha, setting.rank), (), "AB", 1, 1,
+    work = Work(lora.from_tensors(start, context.alpha, context.rank), (), "AB", 1, 1,
                 settings["lr"], 0)
     back = Back(learner.base, learner.config, [work.start], work, settings["cut"], settings["wire"],
                 settings["wanted"])
@@ -224,8 +225,8 @@ def _server(order: Order, site: Site, setting: Setting, learner: Learner) -> Rep
         kept = {f"g/{name}": leaf.grad[0].cpu() for name, leaf in zip(back.names, back.stack.leaves,
             strict=True) if leaf.grad is not None}
     factors = lora.to_tensors(back.stack.take(0))
-    client_update.keep(site, clock(order), factors | back.moments(0) | kept)
-    return Reply(site.name, share or factors, 0.0, info)
+    client_update.keep(site, clock(request), factors | back.moments(0) | kept)
+    return ClientUpdate(site.name, share or factors, 0.0, info)
 
 
 def _factors(kept: Tensors) -> Tensors:

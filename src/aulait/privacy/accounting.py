@@ -4,7 +4,7 @@ account per role.
 All numbers are for one client with all its records, or for one record where ``unit`` says so. A
 noise multiplier z is sigma divided by the sensitivity, which already holds the factor 2 of the
 relation "replace"; so everything here is the same for both units and relations. Poisson sampling is
-accounted for "add-remove" only (the door refuses the other).
+accounted for "add-remove" only (the aggregator refuses the other).
 
 Source: Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018, for
 full participation;

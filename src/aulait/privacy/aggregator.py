@@ -1,7 +1,7 @@
 """The only way out of a site: clip, sum, account, write the ledger, and only then noise.
 
-A reply is sensitive until it has passed here. Read this file with an attacker in mind: under
-privacy nothing that it returns or leaves out may depend on one client's reply, except through the
+A update is sensitive until it has passed here. Read this file with an attacker in mind: under
+privacy nothing that it returns or leaves out may depend on one client's update, except through the
 noised sum.
 """
 
@@ -18,13 +18,13 @@ import torch
 
 from aulait.core.errors import PrivacyError
 from aulait.core.registry import require
-from aulait.core.types import Released, Reply, Tensors
+from aulait.core.types import ClientUpdate, ReleasedSum, Tensors
 from aulait.privacy.accounting import Accountant, Event, PrivacyConfig
-from aulait.privacy.intake import Become, Forms, Refused, Tally, sift, unsplit
+from aulait.privacy.intake import ExpectedShapes, Refused, Tally, Transform, sift, unsplit
 from aulait.privacy.ledger import Ledger, Line
 from aulait.privacy.noise import Noise
 from aulait.privacy.promise import kept
-from aulait.privacy.record_level import Terms
+from aulait.privacy.record_level import RecordMechanism
 
 LARGEST_NORM = 1e4
 
@@ -45,11 +45,11 @@ class _Request:
     bound: float
     event: Event
     planned: int
-    terms: Terms | None = None
+    record_mechanism: RecordMechanism | None = None
 
 
-class Door:
-    """Lets noised and accounted sums over clients out, and the public replies of proxies through.
+class PrivateAggregator:
+    """Lets noised and accounted sums over clients out, and the public updates of proxies through.
 
     Args:
         config: the promise.
@@ -57,9 +57,9 @@ class Door:
         accountant: accounts of all roles, holding what the ledger holds (``ledger.replay``); None
             only without privacy.
         noise: where the noise comes from.
-        proxies: names of the sites on the server; their replies are public.
+        proxies: names of the sites on the server; their updates are public.
         largest_norm: a share longer than this is refused where no clipping shortens it (without
-            privacy, or with the unit "record", whose replies are public).
+            privacy, or with the unit "record", whose updates are public).
         terms: with the unit "record", what a round may ask of any record; every round is charged by
             them.
 
@@ -69,14 +69,15 @@ class Door:
 
     def __init__(
         self, config: PrivacyConfig, ledger: Ledger, accountant: Accountant | None, noise: Noise,
-        proxies: frozenset[str], largest_norm: float = LARGEST_NORM, terms: Terms | None = None,
+        proxies: frozenset[str], largest_norm: float = LARGEST_NORM,
+        record_mechanism: RecordMechanism | None = None,
     ) -> None:
-        self.config, self.terms = config, terms
+        self.config, self.record_mechanism = config, record_mechanism
         self._limit = largest_norm if config.off or config.unit == "record" else math.inf
         self._ledger, self._noise, self._proxies = ledger, noise, frozenset(proxies)
         self._roles_of: dict[str, frozenset[str]] = {}
         if not config.off:
-            self._accountant = kept(config, ledger, accountant, noise, terms)
+            self._accountant = kept(config, ledger, accountant, noise, record_mechanism)
 
     @property
     def private(self) -> bool:
@@ -85,7 +86,7 @@ class Door:
 
     def release(
         self,
-        replies: Iterable[Reply],
+        updates: Iterable[ClientUpdate],
         *,
         stage: str,
         round: int,
@@ -93,16 +94,16 @@ class Door:
         bound: float,
         noise_multiplier: float,
         planned: int,
-        like: Tensors,
+        template: Tensors,
         sampling_rate: float = 1.0,
         weights: Literal["uniform", "size"] = "uniform",
-        forms: Forms | None = None,
-        become: Become | None = None,
-    ) -> Released:
-        """The sum over clients, one reply in memory at a time; the order of the replies does not
+        expected_shapes: ExpectedShapes | None = None,
+        transform: Transform | None = None,
+    ) -> ReleasedSum:
+        """The sum over clients, one update in memory at a time; the order of the updates does not
         matter.
 
-        Not counted are: proxies, the second reply of a client, and shares that differ from their
+        Not counted are: proxies, the second update of a client, and shares that differ from their
             form in names or
         shapes or hold anything but finite float32 numbers. Under privacy every summand is clipped
         to ``bound``, the ledger line is on disk before noise is drawn, every coordinate of ``like``
@@ -110,21 +111,21 @@ class Door:
         rounding of the float64 sum (relative 1e-16 per client).
 
         Args:
-            replies: sensitive.
+            updates: sensitive.
             stage: "synthesis" or "train".
             round: counted from 1 in its stage.
-            role: roles of all clients that may reply: "local", or "proxy+local".
+            role: roles of all clients that may update: "local", or "proxy+local".
             bound: L2 bound of one client's summand, > 0, under privacy finite; it must not depend
                 on private data.
             noise_multiplier: sigma / sensitivity, finite, >= 0; without privacy it is not used.
             planned: public number of clients the sum is planned for, at least 1.
             like: names and shapes of the sum; public.
             sampling_rate: probability with which each client took part (Poisson); 1 is everyone.
-            weights: "size" weighs a reply by its records over the mean; without privacy only.
+            weights: "size" weighs a update by its records over the mean; without privacy only.
             forms: client -> names and shapes its share must have; None: those of ``like``. Others
                 are refused.
-            become: what a sound reply adds to the sum, with the names and shapes of ``like``; it
-                may look at public things and at that one reply only. None: the share itself.
+            become: what a sound update adds to the sum, with the names and shapes of ``like``; it
+                may look at public things and at that one update only. None: the share itself.
 
         Returns:
             Totals, float32, CPU. Without privacy also who was counted with which weight, mean
@@ -136,17 +137,19 @@ class Door:
         """
         require(bound > 0, PrivacyError,
                 f"clip bound is {bound}, expected a number > 0; set privacy.clip")
-        tally = Tally({name: torch.zeros(like[name].shape, dtype=torch.float64)
-                       for name in sorted(like)})
-        sound = self._sound(replies, forms or like, forms is not None, tally.refused)
+        tally = Tally({name: torch.zeros(template[name].shape, dtype=torch.float64)
+                       for name in sorted(template)})
+        sound = self._sound(updates, expected_shapes or template, expected_shapes is not None,
+                            tally.refused)
         if self.config.off:
-            for reply in sound:
-                tally.add(reply, become(reply) if become else reply.share, bound, reply.weight
+            for update in sound:
+                tally.add(update, transform(update) if transform else update.tensors, bound,
+                          update.weight
                           if weights == "size" else 1.0)
             mean = tally.mean_weight()
             counted = {client: weight / mean for client, weight in tally.weights.items()}
             total = {name: (value / mean).to(torch.float32) for name, value in tally.total.items()}
-            return Released(total, max(1, len(counted)), 0.0, tally.mean_info(),
+            return ReleasedSum(total, max(1, len(counted)), 0.0, tally.mean_info(),
                             tuple(sorted(tally.refused)), counted)
         text = (
             f"weights = '{weights}' found, expected 'uniform' under privacy; change it, or set "
@@ -161,19 +164,20 @@ class Door:
         request = _Request(stage, round, role, bound, Event(noise_multiplier, sampling_rate),
                            planned)
         self._check(request)
-        for reply in sound:
-            self._check_roles(reply, role)
-            tally.add(reply, become(reply) if become else reply.share, bound, 1.0)
+        for update in sound:
+            self._check_roles(update, role)
+            tally.add(update, transform(update) if transform else update.tensors, bound, 1.0)
         line = self._charge(request)
         noise = self._noise.at(line.release)
         noised = {name: total + noise.gaussian(tuple(total.shape), line.sigma) for name,
                   total in tally.total.items()}
-        return Released({name: value.to(torch.float32) for name, value in noised.items()}, planned,
+        return ReleasedSum({name: value.to(torch.float32) for name, value in noised.items()},
+                           planned,
                         line.sigma)
 
     def release_records(
         self,
-        ask: Callable[[], Iterable[Reply]],
+        ask: Callable[[], Iterable[ClientUpdate]],
         *,
         stage: str,
         round: int,
@@ -181,27 +185,27 @@ class Door:
         bound: float,
         noise_multiplier: float,
         planned: int,
-        like: Tensors,
-        forms: Forms,
+        template: Tensors,
+        expected_shapes: ExpectedShapes,
         weights: Literal["uniform", "size"] = "uniform",
-    ) -> Released:
-        """The sum of replies that carry their own noise, for the unit "record"; see ``records``.
+    ) -> ReleasedSum:
+        """The sum of updates that carry their own noise, for the unit "record"; see ``records``.
 
-        Such a reply is out as soon as a site sends it, so the line is on disk *before* anybody is
-        asked, and a round is charged even if nobody answers. After that nothing costs: replies may
+        Such a update is out as soon as a site sends it, so the line is on disk *before* anybody is
+        asked, and a round is charged even if nobody answers. After that nothing costs: updates may
         be weighed by the sites' public sizes, and who was refused may be told. Their diagnostics
         carry no noise and are dropped.
 
         Args: as ``release``, but for these.
-            ask: gets the replies; called once, after the charge. The orders must not ask for less
+            ask: gets the updates; called once, after the charge. The requests must not ask for less
                 noise, more steps or more frequent sampling than ``terms`` and ``noise_multiplier``
                 say.
             bound: C, the bound of what the sites clip, > 0, under privacy finite and public.
             forms: client that was asked -> names and shapes of its share; others are refused.
-            weights: "size" weighs a reply by its records over the mean.
+            weights: "size" weighs a update by its records over the mean.
 
         Returns: totals, float32, CPU, over the number counted (at least 1); ``noise_std`` is 0, the
-            door adds none.
+            aggregator adds none.
         Raises: as ``release``; then nobody was asked.
         """
         require(bound > 0, PrivacyError,
@@ -211,58 +215,62 @@ class Door:
                 "a release that protects records found where privacy.unit = 'client'; use a method "
                 "of that unit, as 'ffa'"
             )
-            require(self.terms is not None, PrivacyError, text)
-            assert self.terms is not None
-            request = _Request(stage, round, role, bound, self.terms.event(noise_multiplier),
-                               planned, self.terms)
+            require(self.record_mechanism is not None, PrivacyError, text)
+            assert self.record_mechanism is not None
+            request = _Request(stage, round, role, bound,
+                               self.record_mechanism.event(noise_multiplier),
+                               planned, self.record_mechanism)
             self._check(request)
             self._charge(request)
-        tally = Tally({name: torch.zeros(like[name].shape, dtype=torch.float64)
-                       for name in sorted(like)})
-        for reply in self._sound(ask(), forms, True, tally.refused):
+        tally = Tally({name: torch.zeros(template[name].shape, dtype=torch.float64)
+                       for name in sorted(template)})
+        for update in self._sound(ask(), expected_shapes, True, tally.refused):
             if not self.config.off:
-                self._check_roles(reply, role)
-            tally.add(reply, reply.share, math.inf, reply.weight if weights == "size" else 1.0)
+                self._check_roles(update, role)
+            tally.add(update, update.tensors, math.inf, update.weight if weights == "size" else 1.0)
         mean = tally.mean_weight()
         counted = {client: weight / mean for client, weight in tally.weights.items()}
         total = {name: (value / mean).to(torch.float32) for name, value in tally.total.items()}
         info = tally.mean_info() if self.config.off else {}
-        return Released(total, max(1, len(counted)), 0.0, info, tuple(sorted(tally.refused)),
+        return ReleasedSum(total, max(1, len(counted)), 0.0, info, tuple(sorted(tally.refused)),
                         counted)
 
     def admit(
-        self, replies: Iterable[Reply], like: Tensors, forms: Forms | None = None,
-        also: Forms | None = None
-    ) -> tuple[list[Reply], Refused]:
+        self, updates: Iterable[ClientUpdate], template: Tensors,
+        expected_shapes: ExpectedShapes | None = None,
+        alternate_shapes: ExpectedShapes | None = None
+    ) -> tuple[list[ClientUpdate], Refused]:
         """Replies of proxies, which are public: no noise and no cost.
 
         Returns:
-            (sound replies in the order of client names, (client, reason) of the others).
+            (sound updates in the order of client names, (client, reason) of the others).
 
         Raises:
-            PrivacyError: a reply does not come from a proxy.
+            PrivacyError: a update does not come from a proxy.
         """
-        received = list(replies)
-        for reply in received:
+        received = list(updates)
+        for update in received:
             text = (
-                f"client '{reply.client}' is not a proxy, expected public replies only; use "
+                f"client '{update.client}' is not a proxy, expected public replies only; use "
                 "door.release"
             )
-            require(reply.client in self._proxies, PrivacyError, text)
+            require(update.client in self._proxies, PrivacyError, text)
         refused: list[tuple[str, str]] = []
-        kept = list(sift(received, forms or like, forms is not None, frozenset(), math.inf, refused,
-                         also))
-        return sorted(kept, key=lambda reply: reply.client), tuple(sorted(refused))
+        kept = list(sift(received, expected_shapes or template, expected_shapes is not None,
+                         frozenset(), math.inf, refused,
+                         alternate_shapes))
+        return sorted(kept, key=lambda update: update.client), tuple(sorted(refused))
 
     def collect(
-        self, replies: Iterable[Reply], method: str, instead: str, forms: Forms,
+        self, updates: Iterable[ClientUpdate], method: str, instead: str,
+        expected_shapes: ExpectedShapes,
         refused: list[tuple[str, str]],
-        also: Forms | None = None,
-    ) -> Iterator[Reply]:
-        """Single sound replies as they come; only when privacy is off.
+        alternate_shapes: ExpectedShapes | None = None,
+    ) -> Iterator[ClientUpdate]:
+        """Single sound updates as they come; only when privacy is off.
 
         Args:
-            replies: sensitive.
+            updates: sensitive.
             method: name of the method that needs them, for the message.
             instead: name of the nearest method that works on sums.
             forms: client -> names and shapes its share must have.
@@ -277,15 +285,16 @@ class Door:
             "privacy.off = true"
         )
         require(self.config.off, PrivacyError, text)
-        return sift(replies, forms, True, self._proxies, self._limit, refused, also)
+        return sift(updates, expected_shapes, True, self._proxies, self._limit, refused,
+                    alternate_shapes)
 
-    def _sound(self, replies: Iterable[Reply], form: Any, each: bool,
-               refused: list[tuple[str, str]]) -> Iterator[Reply]:
-        return sift(replies if self.config.off else unsplit(replies), form, each, self._proxies,
+    def _sound(self, updates: Iterable[ClientUpdate], form: Any, each: bool,
+               refused: list[tuple[str, str]]) -> Iterator[ClientUpdate]:
+        return sift(updates if self.config.off else unsplit(updates), form, each, self._proxies,
                     self._limit, refused)
 
     def _check(self, request: _Request) -> None:
-        """Conditions of the guarantee that can be seen without looking at a reply."""
+        """Conditions of the guarantee that can be seen without looking at a update."""
         text = (
             f"clip bound is {request.bound}, expected a finite number under privacy; set "
             "privacy.clip"
@@ -295,7 +304,8 @@ class Door:
         require(request.planned >= 1, PrivacyError, text)
         sampled = (
             request.event.sampling_rate < 1.0
-            or (request.terms is not None and request.terms.mechanism == "dp-sgd")
+            or (request.record_mechanism is not None and request.record_mechanism.mechanism
+                == "dp-sgd")
         )
         text = (
             "relation 'replace' with Poisson sampling found, expected full participation; use "
@@ -310,17 +320,17 @@ class Door:
             agree = self._accountant.events(role) == Counter(self._ledger.events(role))
             require(agree, PrivacyError, text)
 
-    def _check_roles(self, reply: Reply, role: str) -> None:
+    def _check_roles(self, update: ClientUpdate, role: str) -> None:
         """A client may not appear under roles that do not meet: its releases would be spread over
         two accounts."""
         named = frozenset(self._accountant.roles(role))
-        possible = self._roles_of.get(reply.client, named) & named
+        possible = self._roles_of.get(update.client, named) & named
         text = (
-            f"client '{reply.client}' replies as '{role}' but had another role; name all roles "
+            f"client '{update.client}' replies as '{role}' but had another role; name all roles "
             "('proxy+local')"
         )
         require(bool(possible), PrivacyError, text)
-        self._roles_of[reply.client] = possible
+        self._roles_of[update.client] = possible
 
     def _charge(self, request: _Request) -> Line:
         """Check the budget, put the line on disk, charge the accounts."""
@@ -336,15 +346,18 @@ class Door:
                     "releases or more noise"
                 )
             spent[role] = would
-        terms, rate = request.terms, event.sampling_rate
+        record_mechanism, rate = request.record_mechanism, event.sampling_rate
         factor = 2.0 if self.config.relation == "replace" else 1.0
-        sensitivity = factor * request.bound if terms is None else terms.sensitivity(request.bound)
+        sensitivity = (
+            factor * request.bound if record_mechanism is None
+            else record_mechanism.sensitivity(request.bound)
+        )
         line = Line(
             release=len(self._ledger.lines) + 1,
             stage=request.stage,
             round=request.round,
             role=request.role,
-            mechanism="gaussian" if terms is None else terms.mechanism,
+            mechanism="gaussian" if record_mechanism is None else record_mechanism.mechanism,
             sensitivity=sensitivity,
             sigma=event.noise_multiplier * sensitivity,
             noise_multiplier=event.noise_multiplier,

@@ -2,8 +2,8 @@
 reproductions.
 
 Samples are floating-point numbers with 53 random bits behind each uniform. Attacks on the lowest
-bits of floating-point noise are out of scope and said so in the documentation; the door rounds what
-it releases to float32.
+bits of floating-point noise are out of scope and said so in the documentation; the aggregator
+rounds what it releases to float32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aulait.core.registry import require
 
 
 class Noise(Protocol):
-    """Where the door takes its noise from.
+    """Where the aggregator takes its noise from.
 
     Attributes:
         private: whether nobody can predict the noise. False makes the ledger say that the run is

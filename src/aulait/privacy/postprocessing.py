@@ -27,12 +27,12 @@ def flatten(share: Tensors) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
-def unflatten(vector: Tensor, like: Tensors) -> Tensors:
+def unflatten(vector: Tensor, template: Tensors) -> Tensors:
     """The vector of shape (D,) cut into the names, shapes and types of ``like``."""
-    names = sorted(like)
-    parts = vector.split_with_sizes([like[name].numel() for name in names])
+    names = sorted(template)
+    parts = vector.split_with_sizes([template[name].numel() for name in names])
     return {
-        name: part.reshape(like[name].shape).to(like[name].dtype).clone()
+        name: part.reshape(template[name].shape).to(template[name].dtype).clone()
         for name, part in zip(names, parts, strict=True)
     }
 

@@ -1,4 +1,4 @@
-"""Whether the parts of a door together keep what the settings promise."""
+"""Whether the parts of a aggregator together keep what the settings promise."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from aulait.core.registry import require
 from aulait.privacy.accounting import Accountant, PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import Noise
-from aulait.privacy.record_level import Terms
+from aulait.privacy.record_level import RecordMechanism
 
 
 def kept(
     config: PrivacyConfig, ledger: Ledger, accountant: Accountant | None, noise: Noise,
-    terms: Terms | None = None
+    record_mechanism: RecordMechanism | None = None
 ) -> Accountant:
-    """The accountant, once everything that the door was given keeps the promise.
+    """The accountant, once everything that the aggregator was given keeps the promise.
 
     Raises:
         PrivacyError: a part is missing or says something else than the promise.
@@ -45,10 +45,11 @@ def kept(
     )
     require(noise.private or config.noise_seed is not None, PrivacyError, text)
     text = (
-        f"privacy.unit = '{config.unit}' {'with' if terms else 'without'} terms for records; give "
+        f"privacy.unit = '{config.unit}' {'with' if record_mechanism else 'without'} terms for "
+        "records; give "
         "terms for 'record' only"
     )
-    require((terms is not None) == (config.unit == "record"), PrivacyError, text)
+    require((record_mechanism is not None) == (config.unit == "record"), PrivacyError, text)
     for line in ledger.lines:
         text = (
             f"ledger release {line.release} has delta {line.delta}, relation '{line.relation}' and "

@@ -40,7 +40,7 @@ Mechanism = Literal["dp-sgd", "gaussian-batch"]
 
 
 @dataclass(frozen=True)
-class Terms:
+class RecordMechanism:
     """What one round may ask of any record of any client: public, fixed before the run, and a bound
     for every site.
 
@@ -75,9 +75,9 @@ class Terms:
 
 
 def worst(mechanism: Mechanism, clients: Sequence[tuple[int, int, int]],
-          most: float = 1.0) -> Terms:
-    """Terms that hold for every client: the most steps and the largest rate, be they of one client
-    or of two.
+          most: float = 1.0) -> RecordMechanism:
+    """RecordMechanism that hold for every client: the most steps and the largest rate, be they of
+    one client or of two.
 
     Args:
         mechanism: what the sites do.
@@ -86,7 +86,7 @@ def worst(mechanism: Mechanism, clients: Sequence[tuple[int, int, int]],
     """
     rates = [min(most, batch / records) for records, _, batch in clients if records > 0]
     rate = max(rates, default=most) if mechanism == "dp-sgd" else 1.0
-    return Terms(mechanism, max((steps for _, steps, _ in clients), default=1), rate)
+    return RecordMechanism(mechanism, max((steps for _, steps, _ in clients), default=1), rate)
 
 
 def problems(privacy: PrivacyConfig, method: str, unit: str, mechanism: Mechanism | None,

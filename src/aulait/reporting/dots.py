@@ -32,7 +32,7 @@ def setting(row: Row) -> str:
 
 
 def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Setting -> its rows, at most one a method; empty where the labels do not tell methods and
+    """RunContext -> its rows, at most one a method; empty where the labels do not tell methods and
     settings apart."""
     found: dict[str, list[Row]] = {}
     for row in rows:

@@ -57,7 +57,7 @@ class EngineConfig(BaseModel):
             (``aulait serve``).
         threads: processor threads of the arithmetic; None leaves the choice to torch. It is part of
             the seed: sums in another order differ in the last bit.
-        deadline_s: real seconds that a deployed round waits for replies; it goes on with those who
+        deadline_s: real seconds that a deployed round waits for updates; it goes on with those who
             answered.
         wait_s: seconds that a deployment waits at its start for all enrolled sites.
         least_sites: sites without which a deployment does not begin.

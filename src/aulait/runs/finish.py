@@ -50,7 +50,7 @@ def finish(house: House, folder: RunFolder, accountant: Accountant | None, progr
         What result.json holds.
     """
     watch("finish", 0, 2, "writing the adapter")
-    adapter = house.settings.method.result(house.setting, progress.state)
+    adapter = house.settings.method.result(house.context, progress.state)
     peft_export.export(adapter, house.base, folder.path / "adapter")
     own = (
         progress.personal or scoring.personal(house, progress.state, final=True) if progress.state

@@ -90,12 +90,12 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
     extra, stands = proxies(house, progress.texts)
     extra |= server(house)
     progress.bind({**house.sites, **extra})
-    ask = connect({**house.sites, **extra}, method, house.setting, house.learner, None,
+    ask = connect({**house.sites, **extra}, method, house.context, house.learner, None,
                   cut=settings.compute.cut,
                   wire=settings.compute.wire, private=not settings.privacy.off)
     if settings.synthesis.proxies == "noise":
         ask = noisy(ask, house)
-    state = progress.state or method.init(settings.method_config, house.setting)
+    state = progress.state or method.init(settings.method_config, house.context)
     rounds = settings.train.rounds
     clock, beside_s = round_time.clock(house, "train"), round_time.proxies_s(house)
     for round in range(state.round + 1, rounds + 1):
@@ -106,7 +106,7 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
         outcome = _outcome(house, clock, cohort, asked, beside_s)
         heard = round_time.punctual(ask, outcome.silent) if outcome else ask
         try:
-            state, info = method.step(settings.method_config, house.setting, state, cohort, heard,
+            state, info = method.step(settings.method_config, house.context, state, cohort, heard,
                                       books.train)
         except BudgetSpent as spent:
             progress.stopped = str(spent)

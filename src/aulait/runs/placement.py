@@ -20,7 +20,7 @@ from aulait.federation import planner
 from aulait.federation.config import WIRE_BYTES
 from aulait.federation.planner import Assignment, Demand
 from aulait.federation.tiers import TierConfig
-from aulait.methods.contract import Setting
+from aulait.methods.contract import RunContext
 from aulait.models import loading
 from aulait.models.loading import Base
 from aulait.models.shape import anatomy
@@ -224,9 +224,9 @@ def _travels(them: Federation, shapes: Shapes, ranks: planner.Ranks) -> Callable
     def travels(rank: int) -> tuple[int, int]:
         own = {layer: value for layer, value in ranks(rank).items() if layer in shapes}
         rounds, adapter = settings.train.rounds, settings.adapter
-        setting = Setting(shapes, adapter.rank, adapter.alpha, them.seeds, rounds,
+        context = RunContext(shapes, adapter.rank, adapter.alpha, them.seeds, rounds,
                           dict.fromkeys(names, own))
-        found: tuple[int, int] = settings.method.travels(settings.method_config, setting,
+        found: tuple[int, int] = settings.method.travels(settings.method_config, context,
             min(2, max(1, rounds)), names[0], names)
         return found
 

@@ -88,11 +88,11 @@ def _tier(house: House, tier: TierConfig, width: int, embedder_parameters: int |
 
 def _trainable(house: House, name: str) -> int:
     """Numbers that a client trains on its own machine: of a split one, those before the cut."""
-    setting = house.setting
+    context = house.context
     if house.sites[name].plan.placement == "split":
-        front = split_model.front(setting.shapes, house.settings.compute.cut)
-        setting = replace(setting, shapes={layer: setting.shapes[layer] for layer in front})
-    return factor_bytes(setting, name, house.settings.method.TRAITS.trains) // 4
+        front = split_model.front(context.shapes, house.settings.compute.cut)
+        context = replace(context, shapes={layer: context.shapes[layer] for layer in front})
+    return factor_bytes(context, name, house.settings.method.TRAITS.trains) // 4
 
 
 def _machine(house: House, tier: str, trains: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from aulait.core.types import Adapter, Site
 from aulait.methods.contract import Ask, State
 from aulait.privacy.accounting import Accountant, PrivacyConfig
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
 from aulait.runfolder.run_folder import RunFolder
@@ -116,12 +116,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Books:
-    """One ledger and one accountant, and the door of each stage that writes to them."""
+    """One ledger and one accountant, and the aggregator of each stage that writes to them."""
 
     ledger: Ledger
     accountant: Accountant | None
-    synthesis: Door
-    train: Door
+    synthesis: PrivateAggregator
+    train: PrivateAggregator
 
 
 def open_books(house: House, ledger: Ledger) -> Books:
@@ -134,10 +134,13 @@ def open_books(house: House, ledger: Ledger) -> Books:
         accountant = Accountant(privacy.delta, house.noise.budget)
         ledger.replay(accountant)
     proxies = frozenset((*_names("proxy"), *_names("reference")))
-    train = Door(privacy, ledger, accountant, noise, proxies, house.settings.federation.max_norm,
-                 terms=house.terms)
+    train = PrivateAggregator(privacy, ledger, accountant, noise, proxies,
+                              house.settings.federation.max_norm,
+                 record_mechanism=house.record_mechanism)
     exact = synthesis.votes == "exact" and not privacy.off
-    votes = Door(PrivacyConfig(off=True), ledger, None, noise, proxies) if exact else train
+    votes = (
+        PrivateAggregator(PrivacyConfig(off=True), ledger, None, noise, proxies) if exact else train
+    )
     return Books(ledger, accountant, votes, train)
 
 

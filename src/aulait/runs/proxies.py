@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from aulait.core.types import Order, Plan, Reply, Site, Tensors
+from aulait.core.types import ClientRequest, ClientUpdate, Plan, Site, Tensors
 from aulait.methods.contract import Ask
 from aulait.privacy import clipping
 from aulait.runs.setup import House
@@ -27,7 +27,7 @@ def proxies(house: House, texts: Sequence[Sequence[Text]]) -> tuple[dict[str, Si
     train = house.settings.train
     shards: list[Sequence[Text]] = list(texts)
     steps, batch = (place.plan.steps, place.plan.batch) if place else (train.steps, train.batch)
-    plan = Plan("proxy", "proxy", house.setting.rank, steps, batch)
+    plan = Plan("proxy", "proxy", house.context.rank, steps, batch)
     stands = len(house.roles["proxy"]) / max(1, len(shards))
     names = [f"proxy-{k:03d}" for k in range(len(shards))]
     weights = {name: stands for name in names}
@@ -46,34 +46,34 @@ def server(house: House) -> dict[str, Site]:
     """The site at the server that trains the back of a model cut in two, where the method has
     one."""
     name = getattr(house.settings.method, "SERVER", None)
-    return {name: Site(name, Plan("server", "local", house.setting.rank, 1, 1), ())} if name else {}
+    return {name: Site(name, Plan("server", "local", house.context.rank, 1, 1), ())} if name else {}
 
 
 def public_shards(house: House, count: int, texts: int) -> list[list[Text]]:
     """Public texts, or pairs, dealt like synthetic ones."""
     public = house.corpus.public
-    order = torch.randperm(len(public), generator=house.seeds.generator("public-shards"))[
+    request = torch.randperm(len(public), generator=house.seeds.generator("public-shards"))[
         :texts].tolist()
-    return private_evolution.shards([text_of(public[i], 0) for i in order], count, house.seeds)
+    return private_evolution.shards([text_of(public[i], 0) for i in request], count, house.seeds)
 
 
 def noisy(ask: Ask, house: House) -> Ask:
     """The arm that replaces the proxies' updates by noise of the same norm."""
 
-    def answer(orders: Sequence[Order]) -> Iterator[Reply]:
-        by_client = {order.client: order for order in orders}
-        for reply in ask(orders):
-            order = by_client.get(reply.client)
-            yield replace(reply,
-                share=_scrambled(reply, order, house)) if order and reply.client.startswith(
-                    "proxy-") else reply
+    def answer(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
+        by_client = {request.client: request for request in requests}
+        for update in ask(requests):
+            request = by_client.get(update.client)
+            yield replace(update,
+                tensors=_scrambled(update, request, house)) if request and update.client.startswith(
+                    "proxy-") else update
 
     return answer
 
 
-def _scrambled(reply: Reply, order: Order, house: House) -> Tensors:
-    generator = house.seeds.generator("noise-arm", order.round, order.client)
+def _scrambled(update: ClientUpdate, request: ClientRequest, house: House) -> Tensors:
+    generator = house.seeds.generator("noise-arm", request.round, request.client)
     noise = {name: torch.randn(t.shape, generator=generator) for name,
-             t in sorted(reply.share.items())}
-    scale = clipping.norm(reply.share) / clipping.norm(noise)
+             t in sorted(update.tensors.items())}
+    scale = clipping.norm(update.tensors) / clipping.norm(noise)
     return {name: t * scale for name, t in noise.items()}

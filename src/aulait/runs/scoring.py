@@ -40,7 +40,7 @@ def scores(house: House, state: State, progress: Progress, final: bool) -> dict[
     """
     if house.judge is not None:
         return house.judge(house, state, final)
-    shared = house.settings.method.result(house.setting, state)
+    shared = house.settings.method.result(house.context, state)
     progress.personal = personal(house, state, final)
     if not progress.personal:
         return _all(house, shared, final)
@@ -58,7 +58,7 @@ def personal(house: House, state: State, final: bool) -> dict[str, Adapter]:
     if not settings.method.TRAITS.personal or house.judge is not None:
         return {}
     sites = [house.sites[name] for name in house.trainers]
-    made: dict[str, Adapter] = settings.method.personal(settings.method_config, house.setting,
+    made: dict[str, Adapter] = settings.method.personal(settings.method_config, house.context,
         state, sites, house.learner, final)
     return made
 

@@ -21,7 +21,7 @@ from aulait.core.types import Placement, Record, Site
 from aulait.data import client_data
 from aulait.data.client_data import ClientData, Corpus, DataConfig
 from aulait.federation import tiers
-from aulait.methods.contract import Setting
+from aulait.methods.contract import RunContext
 from aulait.models import loading
 from aulait.models.loading import Base
 from aulait.privacy import record_level as records
@@ -104,7 +104,7 @@ class House:
     base: Base
     learner: Learner
     shapes: Shapes
-    setting: Setting
+    context: RunContext
     sites: Mapping[str, Site]
     places: Mapping[str, Place]
     holdout: Mapping[str, tuple[Record, ...]]
@@ -116,7 +116,7 @@ class House:
     @property
     def seeds(self) -> Seeds:
         """Of the run."""
-        return self.setting.seeds
+        return self.context.seeds
 
     @property
     def voting(self) -> bool:
@@ -145,12 +145,12 @@ class House:
         return self.settings.engine.name == "flower" and not self.settings.privacy.off
 
     @property
-    def terms(self) -> records.Terms | None:
+    def record_mechanism(self) -> records.RecordMechanism | None:
         """With the unit "record", what a round may ask of any record of a client that trains; else
         None."""
         if self.settings.privacy.off or self.settings.privacy.unit == "client":
             return None
-        found: records.Terms = self.settings.method.terms(
+        found: records.RecordMechanism = self.settings.method.record_mechanism(
             self.settings.method_config, [self.sites[name] for name in self.trainers])
         return found
 
@@ -222,9 +222,9 @@ def assemble(settings: Settings, workshop: Workshop,
         place: tuple(sorted(n for n, s in sites.items() if s.plan.placement == place))
         for place in ("local", "proxy", "split")}
     ranks = _ranks(settings, shapes, members, placed)
-    setting = Setting(shapes, settings.adapter.rank, settings.adapter.alpha, seeds,
+    context = RunContext(shapes, settings.adapter.rank, settings.adapter.alpha, seeds,
                       settings.train.rounds, ranks)
-    house = House(settings, corpus, base, learner, shapes, setting, sites, placed, holdout, roles,
+    house = House(settings, corpus, base, learner, shapes, context, sites, placed, holdout, roles,
                   Noise(0, 0, 0, 0, {}), workshop)
     _check_roles(house, elsewhere is None)
     return replace(house, noise=_noise(house))
@@ -341,8 +341,8 @@ def _noise(house: House) -> Noise:
     assert privacy.delta is not None
     steps = 1
     # every round counts for every record of a site, whoever is drawn
-    if (terms := house.terms) is not None:
-        rate, steps = terms.rate, terms.steps
+    if (record_mechanism := house.record_mechanism) is not None:
+        rate, steps = record_mechanism.rate, record_mechanism.steps
     if privacy.noise_multiplier is not None:
         z_votes = z_updates = privacy.noise_multiplier
         cap = math.inf

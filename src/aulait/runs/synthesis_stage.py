@@ -48,7 +48,7 @@ def synthesise(house: House, folder: RunFolder, books: Books, progress: Progress
         count = min(config.proxy_count, len(house.roles["proxy"]))
         progress.texts = public_shards(house, count, config.texts)
     progress.stage = "train"
-    progress.state = house.settings.method.init(house.settings.method_config, house.setting)
+    progress.state = house.settings.method.init(house.settings.method_config, house.context)
     progress.save(folder)
 
 
@@ -87,7 +87,7 @@ def _evolve(house: House, folder: RunFolder, books: Books, progress: Progress, c
     """The rounds of stage 1."""
     config, seeds = house.settings.synthesis, house.seeds
     embedder, variation = house.embedder(), house.variation()
-    ask = connect(house.sites, house.settings.method, house.setting, house.learner, embedder)
+    ask = connect(house.sites, house.settings.method, house.context, house.learner, embedder)
     state = progress.synthesis or private_evolution.init(config, house.corpus.public, seeds)
     role = "proxy+local" if config.voters == "all" and house.trainers else "proxy"
     bound = private_evolution.vote_bound(house.settings.data.records_per_client)

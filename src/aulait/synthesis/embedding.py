@@ -1,7 +1,7 @@
 """Texts to vectors, and which candidate is nearest to a vector.
 
 An embedder's remembered vectors and everything computed from a client's vectors are as sensitive as
-the texts; only the door releases votes. Legend: B batch · D width · J candidates.
+the texts; only the aggregator releases votes. Legend: B batch · D width · J candidates.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Texts from a model: the base itself, another model in process, or a server that speaks the OpenAI
 protocol.
 
-Only public or released values enter this file: prompts are public texts or candidates that the door
+Only public or released values enter this file: prompts are public texts or candidates that the
+aggregator
 has let out.
 """
 

@@ -2,8 +2,8 @@
 
 what: each round the server embeds J candidates and sends the embeddings; a client embeds its own
     capped records once, lets each vote for its nearest candidate and returns one vector of J
-    counts; the door clips, sums and noises them; the winners become parents of the next candidates.
-    The final set is written from the winners of all rounds.
+    counts; the aggregator clips, sums and noises them; the winners become parents of the next
+    candidates. The final set is written from the winners of all rounds.
 source: Lin et al., "Differentially Private Synthetic Data via Foundation Model APIs", ICLR 2024;
     for text Xie et al. (Aug-PE), ICML 2024, arXiv 2403.01749; federated Hou et al. (PrE-Text), ICML
     2024, arXiv 2406.02958.
@@ -27,9 +27,9 @@ from torch import Tensor
 
 from aulait.core.cohort import Cohort
 from aulait.core.seeds import Seeds
-from aulait.core.types import Info, Order, Record, Reply, Site, nbytes
+from aulait.core.types import ClientUpdate, Info, Record, Site, VoteRequest, nbytes
 from aulait.methods.contract import Ask
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 from aulait.synthesis import selection
 from aulait.synthesis.embedding import Embedder, votes
 from aulait.synthesis.population import State as State
@@ -42,12 +42,13 @@ from aulait.synthesis.variation import Variation
 def init(config: SynthesisConfig, public: Sequence[str | Record], seeds: Seeds) -> State:
     """The first candidates are J public texts, or public pairs; all that follow are of the same
     kind."""
-    order = torch.randperm(len(public), generator=seeds.generator("public-start")).tolist()
-    return State(0, tuple(text_of(public[i], 0) for i in order[: config.pool]))
+    request = torch.randperm(len(public), generator=seeds.generator("public-start")).tolist()
+    return State(0, tuple(text_of(public[i], 0) for i in request[: config.pool]))
 
 
 def step(
-    config: SynthesisConfig, state: State, cohort: Cohort, ask: Ask, door: Door, embedder: Embedder,
+    config: SynthesisConfig, state: State, cohort: Cohort, ask: Ask, aggregator: PrivateAggregator,
+    embedder: Embedder,
     variation: Variation,
     seeds: Seeds, bound: float,
 ) -> tuple[State, Info]:
@@ -57,8 +58,8 @@ def step(
         config: settings.
         state: the candidates.
         cohort: the voters.
-        ask: gets replies for orders.
-        door: releases the votes.
+        ask: gets updates for requests.
+        aggregator: releases the votes.
         embedder: public texts to vectors.
         variation: breeds children from texts.
         seeds: of the run.
@@ -68,22 +69,22 @@ def step(
     embeddings_JD = _embed(config, state, embedder, variation, seeds) if voting else torch.empty(0)
     votes_J, info, std = torch.zeros(len(state.pool)), {}, 0.0
     if voting:
-        orders = [Order(n, "synthesis", cohort.round, {"embeddings": embeddings_JD},
+        requests = [VoteRequest(n, cohort.round, {"embeddings": embeddings_JD},
                         {"neighbours": config.neighbours})
                   for n in cohort.local]
         started = time.perf_counter()
-        replies = list(ask(orders))
+        updates = list(ask(requests))
         client_s = time.perf_counter() - started
-        released = door.release(
-            replies, stage="synthesis", round=cohort.round, role=cohort.role, bound=bound,
+        released = aggregator.release(
+            updates, stage="synthesis", round=cohort.round, role=cohort.role, bound=bound,
             planned=cohort.planned,
-            noise_multiplier=cohort.noise_multiplier, like={"votes": votes_J},
+            noise_multiplier=cohort.noise_multiplier, template={"votes": votes_J},
             sampling_rate=cohort.sampling_rate)
         votes_J, std = released.total["votes"], released.noise_std
         # bytes of the planned cohort: how many really replied is private
-        heard = cohort.planned if door.private else len(replies)
+        heard = cohort.planned if aggregator.private else len(updates)
         info = {"up_bytes": heard * nbytes({"votes": votes_J}),
-                "down_bytes": sum(nbytes(o.tensors) for o in orders),
+                "down_bytes": sum(nbytes(o.tensors) for o in requests),
                 "client_s": client_s}
     kept = _select(config, votes_J, embeddings_JD, std, seeds.generator("select", cohort.round))
     parents = [replace(state.pool[j], votes=float(votes_J[j])) for j in kept]
@@ -96,15 +97,16 @@ def step(
     return State(cohort.round, tuple(pool), (*state.winners, *unique)), info | told
 
 
-def answer(orders: Sequence[Order], sites: Sequence[Site], embedder: Embedder) -> list[Reply]:
-    """A client's votes: each of its records counts for its nearest candidates. The door clips
+def answer(requests: Sequence[VoteRequest], sites: Sequence[Site],
+           embedder: Embedder) -> list[ClientUpdate]:
+    """A client's votes: each of its records counts for its nearest candidates. The aggregator clips
     them."""
-    replies = []
-    for order, site in zip(orders, sites, strict=True):
+    updates = []
+    for request, site in zip(requests, sites, strict=True):
         own_BD = embedder.embed([record.full for record in site.train])
-        counts_J = votes(own_BD, order.tensors["embeddings"], int(order.settings["neighbours"]))
-        replies.append(Reply(site.name, {"votes": counts_J}, float(len(site.train))))
-    return replies
+        counts_J = votes(own_BD, request.tensors["embeddings"], int(request.settings["neighbours"]))
+        updates.append(ClientUpdate(site.name, {"votes": counts_J}, float(len(site.train))))
+    return updates
 
 
 def expand(
@@ -137,9 +139,10 @@ def expand(
         return [replace(some[p], round=state.round + 1, parent=state.winners[w].full) for w,
                 p in near]
     if config.expansion == "write":
-        order = torch.multinomial(weight, len(weight), replacement=False,
+        request = torch.multinomial(weight, len(weight), replacement=False,
                                   generator=seeds.generator("expand")).tolist()
-        return written(variation, [state.winners[i] for i in order], config.texts, state.round + 1,
+        return written(variation, [state.winners[i] for i in request], config.texts,
+                       state.round + 1,
                        seeds.integer("expand-write"))
     texts: list[Text] = []
     for attempt in range(6):
@@ -205,5 +208,5 @@ def vote_bound(records_per_client: int) -> float:
 
 def shards(texts: Sequence[Text], count: int, seeds: Seeds) -> list[list[Text]]:
     """The synthetic set dealt to ``count`` proxies, at random, sizes differing by at most one."""
-    order = torch.randperm(len(texts), generator=seeds.generator("shards")).tolist()
-    return [[texts[i] for i in order[k::count]] for k in range(min(count, len(texts)))]
+    request = torch.randperm(len(texts), generator=seeds.generator("shards")).tolist()
+    return [[texts[i] for i in request[k::count]] for k in range(min(count, len(texts)))]

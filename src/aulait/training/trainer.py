@@ -27,7 +27,7 @@ from aulait.training.batches import Encoder, Rows, collate, scored
 from aulait.training.stacked import Penalty as Penalty
 from aulait.training.stacked import Stack
 
-# sites that an engine hands over together: replies in memory, enough neighbours of similar length
+# sites that an engine hands over together: updates in memory, enough neighbours of similar length
 # to pad little
 AT_ONCE = 64
 

@@ -323,11 +323,11 @@ def adapters(shapes, ranks_of_clients, alpha, seed):
 def test_merge_of_unequal_adapters(data, alpha, after, seed):
     shapes = {"attention": (24, 24), "up": (60, 24), "down": (24, 60)}
     clients = data.draw(st.lists(st.fixed_dictionaries({name: st.integers(1, 12) for name in shapes}), min_size=1, max_size=6))
-    replies, weight = adapters(shapes, clients, alpha, seed), 1 / len(clients)
+    updates, weight = adapters(shapes, clients, alpha, seed), 1 / len(clients)
     merge = Merge(shapes, planned_ranks=data.draw(st.sampled_from([None, 3, 500])))
-    for reply in replies:
-        merge.add(weight, reply)
-    truth = {n: oracle(shapes[n], [(weight * alpha / r.factors[n][0].shape[0], *r.factors[n]) for r in replies]) for n in shapes}
+    for update in updates:
+        merge.add(weight, update)
+    truth = {n: oracle(shapes[n], [(weight * alpha / r.factors[n][0].shape[0], *r.factors[n]) for r in updates]) for n in shapes}
     ranks = {"attention": 24, "up": 3, "down": 30}
     merged = merge.truncated(ranks.__getitem__, after)
     assert merged.rank is None

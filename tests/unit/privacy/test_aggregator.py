@@ -1,4 +1,4 @@
-"""The door with an attacker in mind: what comes out, when, and what it costs."""
+"""The aggregator with an attacker in mind: what comes out, when, and what it costs."""
 
 import json
 import math
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tests.oracle import gaussian
 
 from aulait.core.errors import PrivacyError
-from aulait.core.types import Reply
+from aulait.core.types import ClientUpdate
 from aulait.privacy.accounting import Accountant, Event, PrivacyConfig, calibrate
-from aulait.privacy.aggregator import BudgetSpent, Door
+from aulait.privacy.aggregator import BudgetSpent, PrivateAggregator
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
 
@@ -32,27 +32,27 @@ class NoNoise:
         return torch.zeros(shape, dtype=torch.float64)
 
 
-def door(noise=None, ledger=None, budget=None, proxies=(), **config):
+def aggregator(noise=None, ledger=None, budget=None, proxies=(), **config):
     config = {"noise_multiplier": 1.0, "delta": DELTA, "relation": "add-remove", **config}
     accountant = Accountant(DELTA, budget or {"local": math.inf, "proxy": math.inf})
     ledger = ledger or Ledger(None)
     ledger.replay(accountant)
-    return Door(PrivacyConfig(**config), ledger, accountant, noise or NoNoise(), frozenset(proxies))
+    return PrivateAggregator(PrivacyConfig(**config), ledger, accountant, noise or NoNoise(), frozenset(proxies))
 
 
 def open_door(proxies=()):
-    return Door(PrivacyConfig(off=True), Ledger(None), None, NoNoise(), frozenset(proxies))
+    return PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, NoNoise(), frozenset(proxies))
 
 
-def release(through, replies, like=LIKE, **changes):
-    arguments = dict(stage="train", round=1, role="local", bound=1.0, noise_multiplier=1.0, planned=5, like=like)
-    return through.release(replies, **{**arguments, **changes})
+def release(through, updates, template=LIKE, **changes):
+    arguments = dict(stage="train", round=1, role="local", bound=1.0, noise_multiplier=1.0, planned=5, template=template)
+    return through.release(updates, **{**arguments, **changes})
 
 
-def reply(client, seed=0, size=1.0, like=LIKE, **more):
+def update(client, seed=0, size=1.0, template=LIKE, **more):
     generator = torch.Generator().manual_seed(seed)
-    share = {k: torch.randn(v.shape, generator=generator, dtype=torch.float64).float() * size for k, v in like.items()}
-    return Reply(client, share, **more)
+    share = {k: torch.randn(v.shape, generator=generator, dtype=torch.float64).float() * size for k, v in template.items()}
+    return ClientUpdate(client, share, **more)
 
 
 def flat(tensors):
@@ -68,12 +68,12 @@ def flat(tensors):
     st.floats(1e-6, 1e6), st.data(),
 )
 def test_one_client_moves_the_sum_of_updates_by_at_most_the_bound(clients, bound, data):
-    replies = [reply(name, seed, 10**size) for name, seed, size in clients]
+    updates = [update(name, seed, 10**size) for name, seed, size in clients]
     if data.draw(st.booleans()):
-        replies[0].share["A"][0, 0] = data.draw(st.sampled_from([math.nan, math.inf, -math.inf]))
+        updates[0].share["A"][0, 0] = data.draw(st.sampled_from([math.nan, math.inf, -math.inf]))
     gone = data.draw(st.sampled_from(sorted({name for name, _, _ in clients})))
-    whole = release(door(), replies, bound=bound).total
-    less = release(door(), [r for r in replies if r.client != gone], bound=bound).total
+    whole = release(aggregator(), updates, bound=bound).total
+    less = release(aggregator(), [r for r in updates if r.client != gone], bound=bound).total
     # float32 of the released total is after the noise, hence its rounding is allowed here.
     assert float((flat(whole) - flat(less)).norm()) <= bound * (1 + 1e-5)
 
@@ -81,21 +81,21 @@ def test_one_client_moves_the_sum_of_updates_by_at_most_the_bound(clients, bound
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 29), max_size=40), min_size=1, max_size=6), st.integers(1, 40), st.data())
 def test_one_client_moves_the_votes_by_at_most_the_bound_over_all_labels_together(votes, cap, data):
-    like = {"label 0": torch.zeros(10), "label 1": torch.zeros(10), "label 2": torch.zeros(10)}
-    replies = []
+    template = {"label 0": torch.zeros(10), "label 1": torch.zeros(10), "label 2": torch.zeros(10)}
+    updates = []
     for i, own in enumerate(votes):
         counts = torch.bincount(torch.tensor(own, dtype=torch.long), minlength=30).double()
-        replies.append(Reply(f"c{i}", {name: counts[10 * j : 10 * j + 10] for j, name in enumerate(like)}))
+        updates.append(ClientUpdate(f"c{i}", {name: counts[10 * j : 10 * j + 10] for j, name in enumerate(template)}))
     bound = math.sqrt(cap)
     gone = data.draw(st.integers(0, len(votes) - 1))
-    whole = release(door(), replies, like=like, bound=bound).total
-    less = release(door(), replies[:gone] + replies[gone + 1 :], like=like, bound=bound).total
+    whole = release(aggregator(), updates, template=template, bound=bound).total
+    less = release(aggregator(), updates[:gone] + updates[gone + 1 :], template=template, bound=bound).total
     assert float((flat(whole) - flat(less)).norm()) <= bound * (1 + 1e-5)
 
 
 def test_bound_is_reached_so_noise_is_not_wasted():
-    whole = release(door(), [reply("a", 1, 100.0), reply("b", 2)], bound=2.0).total
-    less = release(door(), [reply("b", 2)], bound=2.0).total
+    whole = release(aggregator(), [update("a", 1, 100.0), update("b", 2)], bound=2.0).total
+    less = release(aggregator(), [update("b", 2)], bound=2.0).total
     assert float((flat(whole) - flat(less)).norm()) == pytest.approx(2.0, rel=1e-5)
 
 
@@ -104,30 +104,30 @@ def test_bound_is_reached_so_noise_is_not_wasted():
 
 @pytest.mark.parametrize(("relation", "factor"), [("add-remove", 1.0), ("replace", 2.0)])
 def test_noise_added_is_noise_accounted(relation, factor):
-    like = {"A": torch.zeros(500, 500), "B": torch.zeros(50_000)}
+    template = {"A": torch.zeros(500, 500), "B": torch.zeros(50_000)}
     ledger = Ledger(None)
-    through = door(SystemNoise(), ledger, relation=relation)
-    released = release(through, [], like=like, bound=0.3, noise_multiplier=1.7)
+    through = aggregator(SystemNoise(), ledger, relation=relation)
+    released = release(through, [], template=template, bound=0.3, noise_multiplier=1.7)
     (line,) = ledger.lines
     assert line.sensitivity == pytest.approx(0.3 * factor)
     assert line.sigma == released.noise_std == pytest.approx(1.7 * 0.3 * factor)
     assert line.private
-    for name in like:
+    for name in template:
         assert float(released.total[name].double().var()) == pytest.approx(line.sigma**2, rel=0.02)
-        assert abs(float(released.total[name].double().mean())) < 6 * line.sigma / math.sqrt(like[name].numel())
-    again = release(through, [], like=like, bound=0.3, noise_multiplier=1.7)
+        assert abs(float(released.total[name].double().mean())) < 6 * line.sigma / math.sqrt(template[name].numel())
+    again = release(through, [], template=template, bound=0.3, noise_multiplier=1.7)
     assert not torch.isin(again.total["B"], released.total["B"]).all()
     assert abs(float((again.total["B"] * released.total["B"]).mean())) < 0.05 * line.sigma**2
 
 
 def test_sigma_is_for_the_sum_and_does_not_depend_on_who_replied():
-    stds = {release(door(), [reply(str(i), i) for i in range(n)]).noise_std for n in (0, 1, 5)}
+    stds = {release(aggregator(), [update(str(i), i) for i in range(n)]).noise_std for n in (0, 1, 5)}
     assert stds == {1.0}
 
 
 def test_nothing_else_comes_out_under_privacy():
-    replies = [reply("a", info={"loss": 3.0}), reply("a"), reply("p"), Reply("b", {"A": torch.zeros(1)})]
-    released = release(door(proxies=["p"]), replies, planned=7)
+    updates = [update("a", info={"loss": 3.0}), update("a"), update("p"), ClientUpdate("b", {"A": torch.zeros(1)})]
+    released = release(aggregator(proxies=["p"]), updates, planned=7)
     assert (released.info, released.refused, released.planned) == ({}, (), 7)
     assert sorted(released.total) == ["A", "B"]
     assert all(t.dtype == torch.float32 and t.shape == LIKE[k].shape for k, t in released.total.items())
@@ -135,21 +135,21 @@ def test_nothing_else_comes_out_under_privacy():
 
 def test_seeded_noise_is_reproducible_and_says_that_it_is_not_private():
     ledger = Ledger(None)
-    first = release(door(SeededNoise(5), ledger, noise_seed=5), [])
-    again = release(door(SeededNoise(5), noise_seed=5), [])
-    later = release(door(SeededNoise(5), ledger, noise_seed=5), [])
+    first = release(aggregator(SeededNoise(5), ledger, noise_seed=5), [])
+    again = release(aggregator(SeededNoise(5), noise_seed=5), [])
+    later = release(aggregator(SeededNoise(5), ledger, noise_seed=5), [])
     assert torch.equal(flat(first.total), flat(again.total))
     assert not torch.equal(flat(first.total), flat(later.total))
     assert [line.private for line in ledger.lines] == [False, False]
     with pytest.raises(PrivacyError, match="noise_seed"):
-        door(SeededNoise(5))
+        aggregator(SeededNoise(5))
 
 
 def test_no_noise_is_not_private():
     ledger = Ledger(None)
-    through = door(SystemNoise(), ledger)
-    released = release(through, [reply("a", 1, 1e-3)], noise_multiplier=0.0)
-    torch.testing.assert_close(flat(released.total), flat(reply("a", 1, 1e-3).share))
+    through = aggregator(SystemNoise(), ledger)
+    released = release(through, [update("a", 1, 1e-3)], noise_multiplier=0.0)
+    torch.testing.assert_close(flat(released.total), flat(update("a", 1, 1e-3).share))
     assert not ledger.lines[0].private
     assert ledger.lines[0].epsilon == {"local": math.inf, "proxy": 0.0}
 
@@ -157,37 +157,37 @@ def test_no_noise_is_not_private():
 # --- order, refusals -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [door, open_door])
+@pytest.mark.parametrize("make", [aggregator, open_door])
 def test_order_of_replies_does_not_matter(make):
-    replies = [reply(f"c{i}", i, 10.0**i) for i in range(8)]
-    one, two = release(make(), replies, bound=1e3), release(make(), replies[::-1], bound=1e3)
+    updates = [update(f"c{i}", i, 10.0**i) for i in range(8)]
+    one, two = release(make(), updates, bound=1e3), release(make(), updates[::-1], bound=1e3)
     assert torch.equal(flat(one.total), flat(two.total))
 
 
 def bad_replies():
-    nan = reply("nan")
+    nan = update("nan")
     nan.share["B"][1] = math.nan
-    inf = reply("inf")
+    inf = update("inf")
     inf.share["A"][0, 1] = -math.inf
     return [
         nan, inf,
-        Reply("double", {k: v.double() * 1e300 for k, v in reply("x").share.items()}),
-        Reply("names", {"A": torch.zeros(3, 2)}),
-        Reply("more", {**reply("x").share, "C": torch.zeros(1)}),
-        Reply("shape", {"A": torch.zeros(2, 3), "B": torch.zeros(4)}),
-        Reply("integers", {"A": torch.zeros(3, 2), "B": torch.zeros(4, dtype=torch.int64)}),
-        Reply("complex", {"A": torch.zeros(3, 2), "B": torch.zeros(4, dtype=torch.complex64)}),
-        Reply("sparse", {"A": torch.eye(3, 2).to_sparse(), "B": torch.zeros(4)}),
-        Reply("list", {"A": torch.zeros(3, 2), "B": [0.0] * 4}),
-        Reply("weight", reply("x").share, weight=math.nan),
-        reply("p"),
+        ClientUpdate("double", {k: v.double() * 1e300 for k, v in update("x").share.items()}),
+        ClientUpdate("names", {"A": torch.zeros(3, 2)}),
+        ClientUpdate("more", {**update("x").share, "C": torch.zeros(1)}),
+        ClientUpdate("shape", {"A": torch.zeros(2, 3), "B": torch.zeros(4)}),
+        ClientUpdate("integers", {"A": torch.zeros(3, 2), "B": torch.zeros(4, dtype=torch.int64)}),
+        ClientUpdate("complex", {"A": torch.zeros(3, 2), "B": torch.zeros(4, dtype=torch.complex64)}),
+        ClientUpdate("sparse", {"A": torch.eye(3, 2).to_sparse(), "B": torch.zeros(4)}),
+        ClientUpdate("list", {"A": torch.zeros(3, 2), "B": [0.0] * 4}),
+        ClientUpdate("weight", update("x").share, weight=math.nan),
+        update("p"),
     ]
 
 
-@pytest.mark.parametrize("make", [door, open_door])
+@pytest.mark.parametrize("make", [aggregator, open_door])
 def test_bad_replies_are_refused_and_the_others_count(make):
-    good = [reply("g1", 1, 0.1), reply("g2", 2, 0.1)]
-    released = release(make(proxies=["p"]), [*bad_replies(), good[0], reply("g1", 9), good[1]])
+    good = [update("g1", 1, 0.1), update("g2", 2, 0.1)]
+    released = release(make(proxies=["p"]), [*bad_replies(), good[0], update("g1", 9), good[1]])
     torch.testing.assert_close(flat(released.total), flat(good[0].share) + flat(good[1].share), rtol=1e-6, atol=1e-7)
     if make is open_door:
         assert [client for client, _ in released.refused] == sorted([r.client for r in bad_replies()] + ["g1"])
@@ -196,13 +196,13 @@ def test_bad_replies_are_refused_and_the_others_count(make):
 
 
 def test_low_precision_replies_count():
-    half = Reply("a", {k: v.bfloat16() for k, v in reply("a", 3, 50.0).share.items()})
-    total = flat(release(door(), [half]).total)
+    half = ClientUpdate("a", {k: v.bfloat16() for k, v in update("a", 3, 50.0).share.items()})
+    total = flat(release(aggregator(), [half]).total)
     torch.testing.assert_close(total, flat(half.share) / flat(half.share).norm(), rtol=1e-5, atol=1e-7)
 
 
 def test_replies_are_not_changed_and_not_aliased():
-    mine = reply("a", 1)
+    mine = update("a", 1)
     before = flat(mine.share).clone()
     released = release(open_door(), [mine], bound=math.inf)
     released.total["A"].add_(1.0)
@@ -213,61 +213,61 @@ def test_replies_are_not_changed_and_not_aliased():
 
 
 def test_a_summand_that_overflows_is_left_out_and_the_round_goes_on():
-    big = Reply("b", {name: torch.full_like(value, 1e30) for name, value in LIKE.items()})
-    square = lambda r: {name: value * value for name, value in r.share.items()}  # noqa: E731
-    for through in (door(), open_door()):
+    big = ClientUpdate("b", {name: torch.full_like(value, 1e30) for name, value in LIKE.items()})
+    square = lambda r: {name: value * value for name, value in r.tensors.items()}  # noqa: E731
+    for through in (aggregator(), open_door()):
         through._limit = math.inf
-        alone = release(through, [reply("a")], become=square)
-        both = release(through, [reply("a"), big], become=square)
+        alone = release(through, [update("a")], transform=square)
+        both = release(through, [update("a"), big], transform=square)
         assert torch.equal(flat(alone.total), flat(both.total))
     assert both.refused == (("b", "what it adds is not finite"),)
 
 
 def test_without_privacy():
     through = open_door()
-    replies = [reply("b", 1, weight=30, info={"loss": 1.0, "s": 2.0}), reply("a", 2, weight=10, info={"loss": 3.0})]
-    plain = release(through, replies, bound=math.inf, planned=99)
-    one, two = flat(replies[0].share), flat(replies[1].share)
+    updates = [update("b", 1, weight=30, info={"loss": 1.0, "s": 2.0}), update("a", 2, weight=10, info={"loss": 3.0})]
+    plain = release(through, updates, bound=math.inf, planned=99)
+    one, two = flat(updates[0].share), flat(updates[1].share)
     torch.testing.assert_close(flat(plain.total).float(), (one + two).float())
     assert (plain.planned, plain.noise_std, plain.refused) == (2, 0.0, ())
     assert plain.info == {"loss": 2.0, "s": 2.0}
-    sized = release(through, replies, bound=math.inf, weights="size")
+    sized = release(through, updates, bound=math.inf, weights="size")
     torch.testing.assert_close(flat(sized.total).float(), (1.5 * one + 0.5 * two).float())
-    clipped = release(through, replies[:1], bound=0.5)
+    clipped = release(through, updates[:1], bound=0.5)
     assert float(flat(clipped.total).norm()) == pytest.approx(0.5, rel=1e-5)
     nobody = release(through, [], weights="size")
     assert nobody.planned == 1
     assert not flat(nobody.total).any()
     assert not through.private
     refused = []
-    both = [*replies, reply("c"), reply("b")]
+    both = [*updates, update("c"), update("b")]
     assert [r.client for r in through.collect(both, "flora", "ffa", {"a": LIKE, "b": LIKE}, refused)] == ["b", "a"]
     assert refused == [("c", "was not asked"), ("b", "replied twice")]
 
 
-# --- proxies and single replies ------------------------------------------------------------------------------------
+# --- proxies and single updates ------------------------------------------------------------------------------------
 
 
 def test_only_proxies_are_admitted():
     ledger = Ledger(None)
-    through = door(ledger=ledger, proxies=["p1", "p2"])
-    bad = reply("p2")
+    through = aggregator(ledger=ledger, proxies=["p1", "p2"])
+    bad = update("p2")
     bad.share["A"][0, 0] = math.nan
-    counted, refused = through.admit([reply("p2", 5), reply("p1", 1), bad], LIKE)
+    counted, refused = through.admit([update("p2", 5), update("p1", 1), bad], LIKE)
     assert [r.client for r in counted] == ["p1", "p2"]
     assert refused == (("p2", "replied twice"),)
     assert through.admit([bad], LIKE) == ([], (("p2", "A holds NaN or infinity"),))
     assert ledger.lines == ()
     for make in (through, open_door(["p1"])):
         with pytest.raises(PrivacyError, match="'c' is not a proxy"):
-            make.admit([reply("p1"), reply("c")], LIKE)
+            make.admit([update("p1"), update("c")], LIKE)
 
 
 def test_single_replies_are_refused_under_privacy():
     with pytest.raises(PrivacyError, match="'ffa'"):
-        door().collect([reply("a")], "flora", "ffa", {"a": LIKE}, [])
+        aggregator().collect([update("a")], "flora", "ffa", {"a": LIKE}, [])
     with pytest.raises(PrivacyError, match="uniform"):
-        release(door(), [reply("a")], weights="size")
+        release(aggregator(), [update("a")], weights="size")
 
 
 # --- ledger and budget ---------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ class Witness:
 def test_the_line_is_on_disk_before_the_noise_is_drawn(tmp_path):
     path = tmp_path / "ledger.jsonl"
     witness = Witness(path)
-    through = door(witness, Ledger(path))
+    through = aggregator(witness, Ledger(path))
     release(through, [])
     release(through, [], noise_multiplier=2.0)
     assert witness.seen == [(1, 1), (2, 2)]
@@ -301,7 +301,7 @@ def test_the_line_is_on_disk_before_the_noise_is_drawn(tmp_path):
 
 def test_a_line_that_cannot_be_written_stops_the_release(tmp_path):
     witness = Witness(tmp_path / "missing" / "ledger.jsonl")
-    through = door(witness, Ledger(witness.path))
+    through = aggregator(witness, Ledger(witness.path))
     with pytest.raises(OSError):
         release(through, [])
     assert witness.seen == []
@@ -311,7 +311,7 @@ def test_budget_stops_before_anything_happens():
     ledger = Ledger(None)
     z = calibrate(2.0, DELTA, 3)
     budget = {"local": 2.0, "proxy": 2.0}
-    through = door(ledger=ledger, budget=budget, noise_multiplier=None, epsilon=2.0)
+    through = aggregator(ledger=ledger, budget=budget, noise_multiplier=None, epsilon=2.0)
     for _ in range(3):
         release(through, [], noise_multiplier=z)
     with pytest.raises(BudgetSpent, match=r"role 'local' has spent epsilon 2 and would spend 2\.\d+, its budget is 2"):
@@ -322,15 +322,15 @@ def test_budget_stops_before_anything_happens():
     release(through, [], noise_multiplier=z, role="proxy")
     # A resumed run knows what was spent.
     with pytest.raises(BudgetSpent):
-        release(door(ledger=ledger, budget=budget), [], noise_multiplier=z)
+        release(aggregator(ledger=ledger, budget=budget), [], noise_multiplier=z)
 
 
 def test_ledger_epsilon_is_the_closed_form_with_mixed_roles(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    through = door(ledger=Ledger(path))
+    through = aggregator(ledger=Ledger(path))
     for z, role, bound in [(5.0, "proxy+local", 5.4), (5.0, "proxy", 5.4), (2.0, "local", 0.1), (3.0, "local", 0.2)]:
-        release(through, [reply(role)], noise_multiplier=z, role=role, bound=bound)
-    resumed = door(ledger=Ledger(path))
+        release(through, [update(role)], noise_multiplier=z, role=role, bound=bound)
+    resumed = aggregator(ledger=Ledger(path))
     release(resumed, [], noise_multiplier=1.1)
     last = json.loads(path.read_text().splitlines()[-1])
     for role, multipliers in {"proxy": [5, 5], "local": [5, 2, 3, 1.1]}.items():
@@ -340,12 +340,12 @@ def test_ledger_epsilon_is_the_closed_form_with_mixed_roles(tmp_path):
 
 def test_poisson_sampling_is_recorded_and_cheaper():
     ledger = Ledger(None)
-    release(door(ledger=ledger), [], sampling_rate=0.1)
+    release(aggregator(ledger=ledger), [], sampling_rate=0.1)
     (line,) = ledger.lines
     assert line.sampling == {"kind": "poisson", "rate": 0.1}
     assert 0 < line.epsilon["local"] < gaussian.epsilon_of([1.0], DELTA)
     with pytest.raises(PrivacyError, match="replace"):
-        release(door(relation="replace"), [], sampling_rate=0.1)
+        release(aggregator(relation="replace"), [], sampling_rate=0.1)
 
 
 # --- broken promises -----------------------------------------------------------------------------------------------
@@ -362,14 +362,14 @@ def test_poisson_sampling_is_recorded_and_cheaper():
 def test_wrong_arguments_raise_and_cost_nothing(changes):
     ledger = Ledger(None)
     with pytest.raises(PrivacyError):
-        release(door(ledger=ledger), [reply("a")], **changes)
+        release(aggregator(ledger=ledger), [update("a")], **changes)
     assert ledger.lines == ()
 
 
 def test_parts_that_do_not_fit_are_refused():
     config = PrivacyConfig(epsilon=1.0, delta=DELTA, relation="add-remove")
     sound = Accountant(DELTA, {"local": 1.0})
-    Door(config, Ledger(None), sound, SystemNoise(), frozenset())
+    PrivateAggregator(config, Ledger(None), sound, SystemNoise(), frozenset())
     for settings_, accountant in [
         (config, None),
         (config, Accountant(1e-6, {"local": 1.0})),
@@ -379,36 +379,36 @@ def test_parts_that_do_not_fit_are_refused():
         (PrivacyConfig(epsilon=1.0, delta=DELTA, relation="replace", trust="secure"), sound),
     ]:
         with pytest.raises(PrivacyError):
-            Door(settings_, Ledger(None), accountant, SystemNoise(), frozenset())
+            PrivateAggregator(settings_, Ledger(None), accountant, SystemNoise(), frozenset())
     used = Ledger(None)
-    release(door(ledger=used), [])
+    release(aggregator(ledger=used), [])
     with pytest.raises(PrivacyError, match="resume with the settings"):
-        door(ledger=used, relation="replace")
+        aggregator(ledger=used, relation="replace")
 
 
 def test_an_accountant_that_forgot_the_ledger_is_refused():
     ledger = Ledger(None)
-    release(door(ledger=ledger), [])
+    release(aggregator(ledger=ledger), [])
     config = PrivacyConfig(noise_multiplier=1.0, delta=DELTA, relation="add-remove")
     forgetful = Accountant(DELTA, {"local": math.inf})
     with pytest.raises(PrivacyError, match="replay"):
-        release(Door(config, ledger, forgetful, NoNoise(), frozenset()), [])
+        release(PrivateAggregator(config, ledger, forgetful, NoNoise(), frozenset()), [])
     forgetful.add("local", Event(1.0))
-    release(Door(config, ledger, forgetful, NoNoise(), frozenset()), [])
+    release(PrivateAggregator(config, ledger, forgetful, NoNoise(), frozenset()), [])
 
 
 def test_a_client_cannot_spread_its_releases_over_two_accounts():
-    through = door()
-    release(through, [reply("a")], role="proxy+local")
-    release(through, [reply("a")], role="local")
+    through = aggregator()
+    release(through, [update("a")], role="proxy+local")
+    release(through, [update("a")], role="local")
     with pytest.raises(PrivacyError, match="another role"):
-        release(through, [reply("a")], role="proxy")
-    release(through, [reply("b")], role="proxy")
+        release(through, [update("a")], role="proxy")
+    release(through, [update("b")], role="proxy")
 
 
 def test_a_split_client_never_passes_a_private_door():
-    """Its activations left the site beside the door; that the sum is noised would protect nobody."""
-    split = reply("a", info={"wire_up_bytes": 10.0, "wire_down_bytes": 10.0})
+    """Its activations left the site beside the aggregator; that the sum is noised would protect nobody."""
+    split = update("a", info={"wire_up_bytes": 10.0, "wire_down_bytes": 10.0})
     with pytest.raises(PrivacyError, match=r"'a' is split.*use 'local' or 'proxy'"):
-        release(door(), [reply("b"), split])
-    assert release(open_door(), [reply("b"), split]).counted.keys() == {"a", "b"}
+        release(aggregator(), [update("b"), split])
+    assert release(open_door(), [update("b"), split]).counted.keys() == {"a", "b"}

@@ -17,17 +17,17 @@ from aulait.core.cohort import Cohort
 from aulait.core.errors import ConfigError, PrivacyError
 from aulait.core.registry import names, register
 from aulait.core.seeds import Seeds
-from aulait.core.types import Plan, Reply, Site
+from aulait.core.types import ClientUpdate, Plan, Site
 from aulait.engines.inline import connect
 from aulait.methods import dplora
-from aulait.methods.contract import Setting
+from aulait.methods.contract import RunContext
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
 from aulait.privacy.accounting import Accountant, Event, PrivacyConfig, calibrate, epsilon
-from aulait.privacy.aggregator import BudgetSpent, Door
+from aulait.privacy.aggregator import BudgetSpent, PrivateAggregator
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
-from aulait.privacy.record_level import Terms, problems, worst
+from aulait.privacy.record_level import RecordMechanism, problems, worst
 from aulait.runs import loop
 from aulait.runs.setup import Workshop
 from aulait.training.trainer import Learner, TrainConfig
@@ -35,26 +35,26 @@ from aulait.training.trainer import Learner, TrainConfig
 DELTA = 1e-5
 LIKE = {"x": torch.zeros(3, 2)}
 FORMS = dict.fromkeys(["a", "b", "nan", "inf", "shape", "names", "integers", "weight", "p", "huge"], LIKE)
-SGD = Terms("dp-sgd", 4, 0.25)
-BATCH = Terms("gaussian-batch", 1)
+SGD = RecordMechanism("dp-sgd", 4, 0.25)
+BATCH = RecordMechanism("gaussian-batch", 1)
 ON = PrivacyConfig(noise_multiplier=1.0, delta=DELTA, relation="add-remove", unit="record", clip=0.5)
 
 
-def door(terms=SGD, ledger=None, noise=None, budget=math.inf, **changes) -> Door:
+def aggregator(record_mechanism=SGD, ledger=None, noise=None, budget=math.inf, **changes) -> PrivateAggregator:
     config = ON.model_copy(update=changes)
     ledger = ledger or Ledger(None)
     accountant = Accountant(DELTA, {"local": budget})
     ledger.replay(accountant)
-    return Door(config, ledger, accountant, noise or SystemNoise(), frozenset({"p"}), terms=terms)
+    return PrivateAggregator(config, ledger, accountant, noise or SystemNoise(), frozenset({"p"}), record_mechanism=record_mechanism)
 
 
 def release(through, ask, **changes):
-    arguments = dict(stage="train", round=1, role="local", bound=0.5, noise_multiplier=1.0, planned=3, like=LIKE, forms=FORMS)
+    arguments = dict(stage="train", round=1, role="local", bound=0.5, noise_multiplier=1.0, planned=3, template=LIKE, expected_shapes=FORMS)
     return through.release_records(ask, **(arguments | changes))
 
 
-def reply(client, value=1.0, **more):
-    return Reply(client, {"x": torch.full((3, 2), value)}, **more)
+def update(client, value=1.0, **more):
+    return ClientUpdate(client, {"x": torch.full((3, 2), value)}, **more)
 
 
 # -- what it costs -------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_the_literal_rule_is_two_groups_of_sensitivity_two_c():
     assert together == pytest.approx(one_by_one, rel=1e-6)
     assert together == pytest.approx(91.8, rel=1e-2)  # what the docstring of the method says
     with pytest.raises(PrivacyError, match="no amplification"):
-        Terms("gaussian-batch", 1, 0.5)
+        RecordMechanism("gaussian-batch", 1, 0.5)
 
 
 def test_two_clipped_gradients_are_never_further_apart_than_the_sensitivity():
@@ -119,17 +119,17 @@ def test_two_clipped_gradients_are_never_further_apart_than_the_sensitivity():
 
 
 def test_the_worst_client_pays_for_its_role():
-    terms = worst("dp-sgd", [(100, 4, 5), (20, 2, 5), (0, 9, 5)])
-    assert terms == Terms("dp-sgd", 9, 0.25)
+    record_mechanism = worst("dp-sgd", [(100, 4, 5), (20, 2, 5), (0, 9, 5)])
+    assert record_mechanism == RecordMechanism("dp-sgd", 9, 0.25)
     assert worst("dp-sgd", [(3, 1, 8)]).rate == 1.0
     assert worst("dp-sgd", [(3, 1, 8), (100, 1, 8)], 0.2).rate == 0.2
-    assert worst("gaussian-batch", [(100, 4, 5)]) == Terms("gaussian-batch", 4, 1.0)
+    assert worst("gaussian-batch", [(100, 4, 5)]) == RecordMechanism("gaussian-batch", 4, 1.0)
     for records_, steps, batch in [(100, 4, 5), (20, 2, 5)]:
         own = epsilon([Event(1.0, batch / records_, steps)] * 5, DELTA)
-        assert own <= epsilon([terms.event(1.0)] * 5, DELTA)
+        assert own <= epsilon([record_mechanism.event(1.0)] * 5, DELTA)
 
 
-# -- the door ------------------------------------------------------------------------------------------------------
+# -- the aggregator ------------------------------------------------------------------------------------------------------
 
 
 def test_the_line_is_on_disk_before_anybody_is_asked(tmp_path):
@@ -138,9 +138,9 @@ def test_the_line_is_on_disk_before_anybody_is_asked(tmp_path):
 
     def ask():
         seen.append(json.loads(path.read_text().splitlines()[-1]))
-        return [reply("a")]
+        return [update("a")]
 
-    release(door(ledger=Ledger(path)), ask)
+    release(aggregator(ledger=Ledger(path)), ask)
     (line,) = seen
     assert (line["unit"], line["mechanism"], line["steps"]) == ("record", "dp-sgd", 4)
     assert line["sampling"] == {"kind": "poisson", "rate": 0.25}
@@ -149,13 +149,13 @@ def test_the_line_is_on_disk_before_anybody_is_asked(tmp_path):
     assert line["private"]
     again = Ledger(path)
     assert again.events("local") == [Event(1.0, 0.25, 4)]
-    assert door(ledger=again)._accountant.spent("local") == line["epsilon"]["local"]
+    assert aggregator(ledger=again)._accountant.spent("local") == line["epsilon"]["local"]
 
 
 def test_the_literal_line_says_what_it_is():
     for relation in ("add-remove", "replace"):
         ledger = Ledger(None)
-        release(door(BATCH, ledger, relation=relation), lambda: [], noise_multiplier=2.0)
+        release(aggregator(BATCH, ledger, relation=relation), lambda: [], noise_multiplier=2.0)
         (line,) = ledger.lines
         assert (line.mechanism, line.sampling, line.relation) == ("gaussian-batch", {"kind": "all"}, relation)
         assert line.sensitivity == pytest.approx(2 * math.sqrt(2) * 0.5)
@@ -170,54 +170,54 @@ def test_nobody_is_asked_when_the_line_cannot_be_written_or_the_budget_is_spent(
         return []
 
     with pytest.raises(OSError):
-        release(door(ledger=Ledger(tmp_path / "missing" / "ledger.jsonl")), ask)
+        release(aggregator(ledger=Ledger(tmp_path / "missing" / "ledger.jsonl")), ask)
     budget = epsilon([SGD.event(1.0)] * 2, DELTA)
     ledger = Ledger(None)
-    through = door(ledger=ledger, budget=budget, noise_multiplier=None, epsilon=budget)
+    through = aggregator(ledger=ledger, budget=budget, noise_multiplier=None, epsilon=budget)
     release(through, lambda: [])
     release(through, lambda: [])
     with pytest.raises(BudgetSpent):
         release(through, ask)
     with pytest.raises(BudgetSpent):  # and a resumed run knows
-        release(door(ledger=ledger, budget=budget), ask)
+        release(aggregator(ledger=ledger, budget=budget), ask)
     assert asked == []
     assert len(ledger.lines) == 2
 
 
 def bad_replies():
     return [
-        reply("nan", math.nan), reply("inf", math.inf), Reply("shape", {"x": torch.zeros(2, 3)}), Reply("names", {"y": torch.zeros(3, 2)}),
-        Reply("integers", {"x": torch.zeros(3, 2, dtype=torch.int64)}), reply("weight", weight=math.nan), reply("p"), reply("huge", 1e9),
-        reply("stranger"),
+        update("nan", math.nan), update("inf", math.inf), ClientUpdate("shape", {"x": torch.zeros(2, 3)}), ClientUpdate("names", {"y": torch.zeros(3, 2)}),
+        ClientUpdate("integers", {"x": torch.zeros(3, 2, dtype=torch.int64)}), update("weight", weight=math.nan), update("p"), update("huge", 1e9),
+        update("stranger"),
     ]
 
 
-@pytest.mark.parametrize("make", [door, lambda: Door(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset({"p"}))])
+@pytest.mark.parametrize("make", [aggregator, lambda: PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset({"p"}))])
 def test_a_bad_reply_is_refused_and_the_round_goes_on(make):
-    good = [reply("a", 1.0, info={"train_loss": 3.0}), reply("b", 2.0)]
-    released = release(make(), lambda: [*bad_replies(), good[0], reply("a", 7.0), good[1]])
+    good = [update("a", 1.0, info={"train_loss": 3.0}), update("b", 2.0)]
+    released = release(make(), lambda: [*bad_replies(), good[0], update("a", 7.0), good[1]])
     assert torch.equal(released.total["x"], torch.full((3, 2), 3.0))
     assert released.planned == 2
     assert [name for name, _ in released.refused] == sorted(["a", *(r.client for r in bad_replies())])
     assert ("train_loss" in released.info) == make().config.off  # diagnostics carry no noise
-    sized = release(make(), lambda: [reply("a", 1.0, weight=3.0), reply("b", 2.0, weight=1.0)], weights="size")
+    sized = release(make(), lambda: [update("a", 1.0, weight=3.0), update("b", 2.0, weight=1.0)], weights="size")
     assert torch.allclose(sized.total["x"] / sized.planned, torch.full((3, 2), 1.25))
 
 
 def test_units_do_not_mix(tmp_path):
-    arguments = dict(stage="train", round=1, role="local", bound=1.0, noise_multiplier=1.0, planned=1, like=LIKE)
+    arguments = dict(stage="train", round=1, role="local", bound=1.0, noise_multiplier=1.0, planned=1, template=LIKE)
     with pytest.raises(PrivacyError, match="protects clients"):
-        door().release([], **arguments)
-    client = Door(ON.model_copy(update={"unit": "client"}), Ledger(None), Accountant(DELTA, {"local": math.inf}), SystemNoise(), frozenset())
+        aggregator().release([], **arguments)
+    client = PrivateAggregator(ON.model_copy(update={"unit": "client"}), Ledger(None), Accountant(DELTA, {"local": math.inf}), SystemNoise(), frozenset())
     with pytest.raises(PrivacyError, match="protects records"):
         release(client, lambda: [])
     with pytest.raises(PrivacyError, match="terms"):
-        door(terms=None)
+        aggregator(record_mechanism=None)
     ledger = Ledger(None)
-    client = Door(ON.model_copy(update={"unit": "client"}), ledger, Accountant(DELTA, {"local": math.inf}), SystemNoise(), frozenset())
+    client = PrivateAggregator(ON.model_copy(update={"unit": "client"}), ledger, Accountant(DELTA, {"local": math.inf}), SystemNoise(), frozenset())
     client.release([], **arguments)
     with pytest.raises(PrivacyError, match="unit 'client'"):
-        door(ledger=ledger)
+        aggregator(ledger=ledger)
 
 
 @pytest.mark.parametrize("change", [{"bound": math.inf}, {"bound": 0.0}, {"planned": 0}, {"noise_multiplier": -1.0}, {"role": "split"}])
@@ -226,20 +226,20 @@ def test_conditions_that_raise_before_anybody_is_asked(change):
         raise AssertionError("asked")
 
     with pytest.raises(PrivacyError):
-        release(door(), ask, **change)
+        release(aggregator(), ask, **change)
     with pytest.raises(PrivacyError, match="replace"):
-        release(door(Terms("dp-sgd", 1, 1.0), relation="replace"), ask)
+        release(aggregator(RecordMechanism("dp-sgd", 1, 1.0), relation="replace"), ask)
 
 
 def test_seeded_noise_is_not_private():
     ledger = Ledger(None)
-    release(door(ledger=ledger, noise=SeededNoise(1), noise_seed=1), lambda: [])
+    release(aggregator(ledger=ledger, noise=SeededNoise(1), noise_seed=1), lambda: [])
     assert not ledger.lines[0].private
 
 
 def test_lines_that_cannot_be(tmp_path):
     ledger = Ledger(None)
-    release(door(ledger=ledger), lambda: [])
+    release(aggregator(ledger=ledger), lambda: [])
     (line,) = ledger.lines
     for change in ({"unit": "client"}, {"mechanism": "gaussian"}, {"steps": 0}, {"steps": 1.0}, {"unit": "person"}, {"steps": True},
                    {"mechanism": "gaussian-batch"}):
@@ -278,10 +278,10 @@ def test_controls_are_not_private():
     site = Site("ann", Plan("t", "local", 2, 2, 2), records(4))
     for name in ("noise", "clip"):
         with pytest.raises(PrivacyError, match="not private"):
-            dplora.terms(dplora.Config(**{name: "none"}), [site])
-    assert dplora.terms(dplora.Config(), [site]) == Terms("dp-sgd", 2, 0.5)
-    assert dplora.terms(dplora.Config(max_rate=0.1), [site]) == Terms("dp-sgd", 2, 0.1)
-    assert dplora.terms(dplora.Config(mode="literal"), [site]) == Terms("gaussian-batch", 2)
+            dplora.record_mechanism(dplora.Config(**{name: "none"}), [site])
+    assert dplora.record_mechanism(dplora.Config(), [site]) == RecordMechanism("dp-sgd", 2, 0.5)
+    assert dplora.record_mechanism(dplora.Config(max_rate=0.1), [site]) == RecordMechanism("dp-sgd", 2, 0.1)
+    assert dplora.record_mechanism(dplora.Config(mode="literal"), [site]) == RecordMechanism("gaussian-batch", 2)
 
 
 # -- the method ----------------------------------------------------------------------------------------------------
@@ -293,47 +293,47 @@ def base(tmp_path_factory):
 
 
 def federation(base, config, privacy, z=1.0, proxies=()):
-    """One round of the method; (before, after, info, orders, replies, ledger)."""
+    """One round of the method; (before, after, info, requests, updates, ledger)."""
     shapes = loading.targets(base, AdapterConfig(targets="attention", layers=1))
-    setting, learner = Setting(shapes, 2, 4.0, Seeds(3)), Learner(base, TrainConfig(optimizer="sgd"))
+    context, learner = RunContext(shapes, 2, 4.0, Seeds(3)), Learner(base, TrainConfig(optimizer="sgd"))
     sites = {n: Site(n, Plan("t", "proxy" if n in proxies else "local", 2, 2, 2), records(5 + len(n), len(n))) for n in ("ann", "barb", *proxies)}
     ledger = Ledger(None)
     accountant = None if privacy.off else Accountant(DELTA, {"local": math.inf})
-    terms = None if privacy.off else dplora.terms(config, [sites["ann"], sites["barb"]])
+    record_mechanism = None if privacy.off else dplora.record_mechanism(config, [sites["ann"], sites["barb"]])
     noise = SystemNoise() if privacy.noise_seed is None else SeededNoise(privacy.noise_seed)
-    through = Door(privacy, ledger, accountant, noise, frozenset(proxies), terms=terms)
-    orders, replies = [], []
+    through = PrivateAggregator(privacy, ledger, accountant, noise, frozenset(proxies), record_mechanism=record_mechanism)
+    requests, updates = [], []
 
     def ask(some):
-        orders.extend(some)
-        replies.extend(dplora.answer(some, [sites[o.client] for o in some], setting, learner))
-        return replies[-len(some):]
+        requests.extend(some)
+        updates.extend(dplora.answer(some, [sites[o.client] for o in some], context, learner))
+        return updates[-len(some):]
 
-    state = dplora.init(config, setting)
+    state = dplora.init(config, context)
     cohort = Cohort(round=1, local=("ann", "barb"), proxies={p: 2.0 for p in proxies}, planned=2, noise_multiplier=z, lr=0.1)
-    after, info = dplora.step(config, setting, state, cohort, ask, through)
-    return setting, state, after, info, orders, replies, ledger
+    after, info = dplora.step(config, context, state, cohort, ask, through)
+    return context, state, after, info, requests, updates, ledger
 
 
 @pytest.mark.parametrize("mode", ["dpsgd", "ffa", "literal"])
 def test_a_round_of_every_mode(base, mode):
     config = dplora.Config(mode=mode)
-    setting, before, after, info, orders, replies, ledger = federation(base, config, ON)
+    context, before, after, info, requests, updates, ledger = federation(base, config, ON)
     sigma = 0.5 if mode != "literal" else 2 * math.sqrt(2) * 0.5
     assert info["step_noise_std"] == pytest.approx(sigma)
-    assert {o.settings["sigma"] for o in orders} == {info["step_noise_std"]}
+    assert {o.settings["sigma"] for o in requests} == {info["step_noise_std"]}
     assert ledger.lines[0].sigma == info["step_noise_std"]
-    assert all(not r.info for r in replies)
+    assert all(not r.info for r in updates)
     names = {n for n in before.tensors}
-    assert names == {f"{n}.{x}" for n in setting.shapes for x in ("B" if mode == "ffa" else "AB")}
+    assert names == {f"{n}.{x}" for n in context.shapes for x in ("B" if mode == "ffa" else "AB")}
     for name in names:
-        mean = sum(r.share[name] for r in replies) / 2
+        mean = sum(r.tensors[name] for r in updates) / 2
         assert torch.allclose(after.tensors[name] - before.tensors[name], mean, atol=1e-6)
-    adapter = dplora.result(setting, after)
-    assert set(adapter.factors) == set(setting.shapes)
+    adapter = dplora.result(context, after)
+    assert set(adapter.factors) == set(context.shapes)
     if mode == "ffa":
-        assert all(torch.equal(adapter.factors[n][0], dplora.result(setting, before).factors[n][0]) for n in setting.shapes)
-    up, down = dplora.travels(config, setting, 1, "ann", ("ann", "barb"))
+        assert all(torch.equal(adapter.factors[n][0], dplora.result(context, before).factors[n][0]) for n in context.shapes)
+    up, down = dplora.travels(config, context, 1, "ann", ("ann", "barb"))
     assert (info["up_bytes"], info["down_bytes"]) == (2 * up, 2 * down)
 
 
@@ -363,24 +363,24 @@ def test_controls_and_seeded_noise_draw_the_same_batches(base, monkeypatch):
 
 def test_a_site_does_no_more_than_is_accounted(base):
     """A site that holds fewer records than the server believed samples no more often than the ledger says."""
-    setting, *_, orders, _, _ = federation(base, dplora.Config(), ON)
-    order = orders[0]
-    assert order.settings["most_rate"] == pytest.approx(2 / 8)
+    context, *_, requests, _, _ = federation(base, dplora.Config(), ON)
+    request = requests[0]
+    assert request.settings["most_rate"] == pytest.approx(2 / 8)
     small = Site("ann", Plan("t", "local", 2, 9, 50), records(3))
-    work = dplora._work(order, small, setting)
+    work = dplora._work(request, small, context)
     assert (work.rate, work.steps) == (pytest.approx(0.25), 2)
 
 
 def test_proxies_train_without_noise_beside_the_clients(base):
-    setting, before, after, info, orders, replies, _ = federation(base, dplora.Config(), ON, proxies=("p",))
-    (proxy,) = [r for r in replies if r.client == "p"]
-    assert next(o for o in orders if o.client == "p").settings["sigma"] == 0.0
-    local = [r for r in replies if r.client != "p"]
+    context, before, after, info, requests, updates, _ = federation(base, dplora.Config(), ON, proxies=("p",))
+    (proxy,) = [r for r in updates if r.client == "p"]
+    assert next(o for o in requests if o.client == "p").settings["sigma"] == 0.0
+    local = [r for r in updates if r.client != "p"]
     for name in before.tensors:
-        wanted = (sum(r.share[name] for r in local) + 2.0 * proxy.share[name]) / 4
+        wanted = (sum(r.tensors[name] for r in local) + 2.0 * proxy.share[name]) / 4
         assert torch.allclose(after.tensors[name] - before.tensors[name], wanted, atol=1e-6)
     assert info["proxies"] == 1
-    assert lora.norm(filled(setting.shapes, 2)) > 0
+    assert lora.norm(filled(context.shapes, 2)) > 0
 
 
 # -- a whole run ---------------------------------------------------------------------------------------------------

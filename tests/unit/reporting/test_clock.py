@@ -146,13 +146,13 @@ def test_the_table_has_every_tier_with_machine_placement_and_shares(tmp_path: Pa
 def test_bars_are_means_of_a_clients_round_and_shares_of_answers(tmp_path: Path) -> None:
     found = reading.spent(counted(tmp_path / "run"))
     assert found is not None
-    time, replies = clock_figures.tier_time(found), clock_figures.tier_replies(found)
+    time, updates = clock_figures.tier_time(found), clock_figures.tier_replies(found)
     assert time is not None
-    assert replies is not None
+    assert updates is not None
     # quick was asked 10 times, slow 3 times
     assert [trace["x"] for trace in time["data"]] == [[pytest.approx(82 / 10), pytest.approx(33 / 3)], [pytest.approx(102 / 10), pytest.approx(9 / 3)]]
-    assert {trace["name"]: trace["x"] for trace in replies["data"]}["answered"] == [pytest.approx(7 / 10), 0.5]
-    assert [sum(trace["x"][i] for trace in replies["data"]) for i in range(2)] == [pytest.approx(1.0)] * 2
+    assert {trace["name"]: trace["x"] for trace in updates["data"]}["answered"] == [pytest.approx(7 / 10), 0.5]
+    assert [sum(trace["x"][i] for trace in updates["data"]) for i in range(2)] == [pytest.approx(1.0)] * 2
 
 
 def test_loss_is_drawn_over_seconds_since_the_start_after_synthesis(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scores beside one another, refused replies, unequal ranks, and comparisons of methods."""
+"""Scores beside one another, refused updates, unequal ranks, and comparisons of methods."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ from aulait.core.cohort import Cohort
 from aulait.core.errors import ConfigError, ModelError, PrivacyError, WireError
 from aulait.core.registry import find, names
 from aulait.core.seeds import Seeds
-from aulait.core.types import Order, Plan, Record, Reply, Site, nbytes
+from aulait.core.types import ClientUpdate, Plan, Record, Site, TrainRequest, nbytes
 from aulait.engines import inline
 from aulait.methods import fedit
-from aulait.methods.contract import Setting
+from aulait.methods.contract import RunContext
 from aulait.methods.shared import client_update
 from aulait.methods.shared.traffic import Meter
 from aulait.models import loading
@@ -395,9 +395,9 @@ def test_a_message_that_does_not_fit_the_model_is_told_before_it_meets_it(bases)
 def world(base, places, method=fedit):
     shapes = loading.targets(base, AdapterConfig())
     sites = {n: Site(n, Plan("tier", place, 2, 2, 2), records(3 + i, i)) for i, (n, place) in enumerate(places.items())}
-    setting = Setting(shapes, 2, 4.0, Seeds(3), 2)
-    theta = method.init(method.Config(), setting).tensors
-    return sites, setting, theta
+    context = RunContext(shapes, 2, 4.0, Seeds(3), 2)
+    theta = method.init(method.Config(), context).tensors
+    return sites, context, theta
 
 
 @pytest.mark.parametrize("method", [n for n in names("algorithm") if find("algorithm", n).TRAITS.splits and n != "splitlora"])
@@ -411,7 +411,7 @@ def test_a_split_client_is_one_role_among_others_in_every_method(bases, method, 
         run = Federation(method, learner=learner, shapes=dict(loading.targets(bases("llama"), AdapterConfig())),
                          clients=("ann", "bob", "cat", "dan"), sizes={"bob": 5})
         run.sites = {n: replace(s, plan=replace(s.plan, placement="split" if n in some else "local")) for n, s in run.sites.items()}
-        ask, state = inline.connect(run.sites, run.module, run.setting, learner, None, cut=1, private=False), run.start()
+        ask, state = inline.connect(run.sites, run.module, run.context, learner, None, cut=1, private=False), run.start()
         for _ in range(2):
             state, info = run.round(state, ask=ask)
             told.append(info)
@@ -419,9 +419,9 @@ def test_a_split_client_is_one_role_among_others_in_every_method(bases, method, 
     (run, found), (_, wanted) = runs
     assert_learnt_alike(dense(run.result(found)), dense(run.result(wanted)), 2e-3)
     assert len(seen) == 2
-    front = replace(run.setting, shapes={layer: run.setting.shapes[layer] for layer in split_model.front(run.setting.shapes, 1)})
+    front = replace(run.context, shapes={layer: run.context.shapes[layer] for layer in split_model.front(run.context.shapes, 1)})
     for number, works in enumerate(seen, start=1):
-        factors = [run.module.travels(run.config, front if n in splits else run.setting, number, n, run.clients) for n in run.clients]
+        factors = [run.module.travels(run.config, front if n in splits else run.context, number, n, run.clients) for n in run.clients]
         steps = travelled(learner, works, 1, "float32")
         assert told[number - 1]["up_bytes"] == sum(up for up, _ in (*factors, *steps))
         assert told[number - 1]["down_bytes"] == sum(down for _, down in (*factors, *steps))
@@ -430,14 +430,14 @@ def test_a_split_client_is_one_role_among_others_in_every_method(bases, method, 
 
 def test_the_meter_counts_what_crossed_the_wall_of_a_split_client(bases):
     base, learner = bases("llama"), Learner(bases("llama"), TrainConfig())
-    sites, setting, theta = world(base, {"ann": "local", "bob": "split"})
-    orders = [Order(n, "train", 1, theta, {"lr": 1e-2}) for n in sites]
-    meter = Meter(orders, Cohort(round=1, local=tuple(sites), proxies={}, planned=2))
-    list(meter.up(inline.connect(sites, fedit, setting, learner, None, cut=1, private=False)(meter.local)))
-    front = {layer: setting.shapes[layer] for layer in split_model.front(setting.shapes, 1)}
-    factors = client_update.factor_bytes(replace(setting, shapes=front), "bob")
-    start = fedit.result(setting, fedit.init(fedit.Config(), setting))
-    work = Work(start, sites["bob"].train, "AB", 2, 2, 1e-2, setting.seeds.integer("batches", 1, "bob"))
+    sites, context, theta = world(base, {"ann": "local", "bob": "split"})
+    requests = [TrainRequest(n, 1, theta, {"lr": 1e-2}) for n in sites]
+    meter = Meter(requests, Cohort(round=1, local=tuple(sites), proxies={}, planned=2))
+    list(meter.up(inline.connect(sites, fedit, context, learner, None, cut=1, private=False)(meter.local)))
+    front = {layer: context.shapes[layer] for layer in split_model.front(context.shapes, 1)}
+    factors = client_update.factor_bytes(replace(context, shapes=front), "bob")
+    start = fedit.result(context, fedit.init(fedit.Config(), context))
+    work = Work(start, sites["bob"].train, "AB", 2, 2, 1e-2, context.seeds.integer("batches", 1, "bob"))
     ((up, down),) = travelled(learner, [work], 1, "float32")
     assert meter.told() == {"up_bytes": nbytes(theta) + up + factors, "down_bytes": nbytes(theta) + down + factors}
 
@@ -445,17 +445,17 @@ def test_the_meter_counts_what_crossed_the_wall_of_a_split_client(bases):
 @pytest.mark.parametrize("bad", [{"wire_up_bytes": "many", "wire_down_bytes": 1.0}, {"wire_up_bytes": -1.0, "wire_down_bytes": 1.0},
                                  {"wire_up_bytes": math.nan, "wire_down_bytes": 1.0}, {"wire_up_bytes": 1.0}])
 def test_the_meter_does_not_believe_what_is_no_count(bad):
-    meter = Meter([Order("ann", "train", 1, {"x": torch.zeros(2)})], Cohort(round=1, local=("ann",), proxies={}, planned=1))
-    (reply,) = meter.up([Reply("ann", {"x": torch.zeros(3)}, 1.0, bad)])
-    assert reply.info == bad
+    meter = Meter([TrainRequest("ann", 1, {"x": torch.zeros(2)})], Cohort(round=1, local=("ann",), proxies={}, planned=1))
+    (update,) = meter.up([ClientUpdate("ann", {"x": torch.zeros(3)}, 1.0, bad)])
+    assert update.info == bad
     assert meter.told() == {"up_bytes": 12, "down_bytes": 8}
 
 
 def test_a_split_site_is_refused_without_a_cut_and_unless_privacy_is_said_to_be_off(bases):
     learner = Learner(bases("llama"), TrainConfig())
-    sites, setting, theta = world(bases("llama"), {"bob": "split"})
-    orders = [Order("bob", "train", 1, theta, {"lr": 1e-2})]
+    sites, context, theta = world(bases("llama"), {"bob": "split"})
+    requests = [TrainRequest("bob", 1, theta, {"lr": 1e-2})]
     with pytest.raises(PrivacyError, match="activations of single records"):
-        list(inline.connect(sites, fedit, setting, learner, None, cut=1)(orders))
+        list(inline.connect(sites, fedit, context, learner, None, cut=1)(requests))
     with pytest.raises(ConfigError, match="no cut"):
-        list(inline.connect(sites, fedit, setting, learner, None, private=False)(orders))
+        list(inline.connect(sites, fedit, context, learner, None, private=False)(requests))

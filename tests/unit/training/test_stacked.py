@@ -1,4 +1,4 @@
-"""Terms that methods add to a site's loss, for many sites in one pass."""
+"""RecordMechanism that methods add to a site's loss, for many sites in one pass."""
 
 from __future__ import annotations
 

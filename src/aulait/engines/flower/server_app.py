@@ -1,4 +1,4 @@
-"""The Flower server app: one run of aulait, its orders carried by Flower. ``aulait serve`` starts
+"""The Flower server app: one run of aulait, its requests carried by Flower. ``aulait serve`` starts
 it; so can ``flwr run``.
 
     flwr run APP CONNECTION --run-config 'experiment="run.toml" out="runs/x" keys="server"

@@ -21,8 +21,8 @@ from torch import Tensor
 from aulait.core import lora
 from aulait.core.errors import WireError
 from aulait.core.registry import require
-from aulait.core.types import Adapter, Order, Site, Tensors
-from aulait.methods.contract import Setting, State
+from aulait.core.types import Adapter, Site, Tensors, TrainRequest
+from aulait.methods.contract import RunContext, State
 from aulait.methods.shared import client_update
 
 Stack = Mapping[str, tuple[Tensor, Tensor]]
@@ -44,14 +44,14 @@ def folded(state: State, stack: Stack, seen: Iterable[str]) -> Tensors:
     """The state's folding part after a merge: G plus the stack, and who is up to date."""
     after = {key: t for key, t in state.tensors.items() if key.startswith("seen/")}
     for layer, (a_RN, b_MR) in stack.items():
-        update = b_MR @ a_RN
+        dense_update = b_MR @ a_RN
         before = state.tensors.get(f"whole/{layer}")
-        after[f"whole/{layer}"] = update if before is None else before + update
+        after[f"whole/{layer}"] = dense_update if before is None else before + dense_update
         after[f"stack/{layer}.A"], after[f"stack/{layer}.B"] = a_RN.contiguous(), b_MR.contiguous()
     return after | {f"seen/{name}": torch.tensor([state.round + 1.0]) for name in seen}
 
 
-def received(orders: Sequence[Order], sites: Sequence[Site]) -> list[Tensors]:
+def received(requests: Sequence[TrainRequest], sites: Sequence[Site]) -> list[Tensors]:
     """G of every site before the round of its order, remembered from now on; equal ones are one
     object.
 
@@ -60,44 +60,45 @@ def received(orders: Sequence[Order], sites: Sequence[Site]) -> list[Tensors]:
     """
     made: dict[tuple[int, ...], Tensors] = {}
     found = []
-    for order, site in zip(orders, sites, strict=True):
-        before = client_update.recall(site, order.round)
-        news = {key: t for key, t in order.tensors.items() if "/" in key}
+    for request, site in zip(requests, sites, strict=True):
+        before = client_update.recall(site, request.round)
+        news = {key: t for key, t in request.tensors.items() if "/" in key}
         key = (id(before) if before else 0, *(id(t) for t in news.values()))
         if key not in made:
-            made[key] = _after(before, news, order)
-        client_update.keep(site, order.round, made[key])
+            made[key] = _after(before, news, request)
+        client_update.keep(site, request.round, made[key])
         found.append(made[key])
     return found
 
 
-def _after(before: Tensors, news: Tensors, order: Order) -> Tensors:
+def _after(before: Tensors, news: Tensors, request: TrainRequest) -> Tensors:
     if not news:
         return before
     if any(key.startswith("whole/") for key in news):
         return {key.partition("/")[2]: t for key, t in news.items()}
-    require(bool(before) or order.round == 2, WireError,
-            f"client '{order.client}' was sent the merge of round {order.round - 1} and has none "
+    require(bool(before) or request.round == 2, WireError,
+            f"client '{request.client}' was sent the merge of round {request.round - 1} and has "
+            "none "
             "before it; send it the whole update")
     pairs = lora.from_tensors({key.partition("/")[2]: t for key, t in news.items()}, 1.0, 1)
-    return {layer: update + before[layer] if before else update for layer,
-            update in lora.dense(pairs).items()}
+    return {layer: dense_update + before[layer] if before else dense_update for layer,
+            dense_update in lora.dense(pairs).items()}
 
 
-def as_adapter(setting: Setting, state: State) -> Adapter:
+def as_adapter(context: RunContext, state: State) -> Adapter:
     """G as an adapter: one factor is G itself, the other the identity of the smaller side."""
     factors = {}
-    for layer, (m, n) in setting.shapes.items():
+    for layer, (m, n) in context.shapes.items():
         whole = state.tensors.get(f"whole/{layer}")
-        update = torch.zeros(m, n) if whole is None else whole
-        factors[layer] = (update, torch.eye(m)) if m <= n else (torch.eye(n), update)
+        dense_update = torch.zeros(m, n) if whole is None else whole
+        factors[layer] = (dense_update, torch.eye(m)) if m <= n else (torch.eye(n), dense_update)
     return Adapter(factors, 1.0, 1)
 
 
-def stack_bytes(setting: Setting, round: int, rank: Mapping[str, int]) -> int:
+def stack_bytes(context: RunContext, round: int, rank: Mapping[str, int]) -> int:
     """4 · sum over layers of R (M + N) for the merge of the round before; nothing in the first
     round."""
     return (
         0 if round == 1 else 4 * sum(rank[layer] * (m + n) for layer,
-            (m, n) in setting.shapes.items())
+            (m, n) in context.shapes.items())
     )

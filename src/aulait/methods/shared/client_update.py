@@ -1,8 +1,8 @@
-"""The client's half that methods share: orders to works, trained factors to replies, and what a
+"""The client's half that methods share: requests to works, trained factors to updates, and what a
 site remembers.
 
 A site's memory holds its state before and after the last round it answered, so that the same order
-always gets the same reply: asked again for a round, it starts from where it stood before that
+always gets the same update: asked again for a round, it starts from where it stood before that
 round.
 """
 
@@ -13,21 +13,21 @@ from dataclasses import replace
 from typing import Any
 
 from aulait.core import lora
-from aulait.core.types import Adapter, Order, Reply, Site, Tensors, nbytes
-from aulait.methods.contract import Setting
+from aulait.core.types import Adapter, ClientUpdate, Site, Tensors, TrainRequest, nbytes
+from aulait.methods.contract import RunContext
 from aulait.training.trainer import Learner, Trained, Work
 
-Start = Callable[[Order, Site], Adapter]
+Start = Callable[[TrainRequest, Site], Adapter]
 
 
 def train(
-    orders: Sequence[Order], sites: Sequence[Site], setting: Setting, learner: Learner,
+    requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext, learner: Learner,
     start: Start, part: str, **more: Any
 ) -> list[tuple[Adapter, Trained]]:
     """Local steps at every site; pairs of (adapter before, what came of it).
 
     Args:
-        orders: one per site; their settings hold the learning rate ("lr").
+        requests: one per site; their settings hold the learning rate ("lr").
         sites: plan and records.
         setting: the run's seeds.
         learner: the shared base.
@@ -36,40 +36,41 @@ def train(
         more: further fields of ``Work`` for all sites; a list holds one value per site.
     """
     works = []
-    for k, (order, site) in enumerate(zip(orders, sites, strict=True)):
+    for k, (request, site) in enumerate(zip(requests, sites, strict=True)):
         own = {key: value[k] if isinstance(value, list) else value for key, value in more.items()}
         fields: dict[str, Any] = {"records": site.train, "steps": site.plan.steps} | own
-        works.append(Work(start=start(order, site), part=part, batch=site.plan.batch,
-                          lr=order.settings["lr"],
-                          seed=setting.seeds.integer("batches", order.round, site.name), **fields))
-    return [(work.start, _received(order, done)) for order, work,
-            done in zip(orders, works, learner.train(works), strict=True)]
+        works.append(Work(start=start(request, site), part=part, batch=site.plan.batch,
+                          lr=request.settings["lr"],
+                          seed=context.seeds.integer("batches", request.round, site.name),
+                          **fields))
+    return [(work.start, _received(request, done)) for request, work,
+            done in zip(requests, works, learner.train(works), strict=True)]
 
 
-def reply(site: Site, share: Tensors, done: Trained) -> Reply:
+def update(site: Site, share: Tensors, done: Trained) -> ClientUpdate:
     """A share with its diagnostics; of a split client also the bytes that crossed its wall, the
     back's factors not among them."""
     info = {"train_loss": done.loss, "train_tokens": float(done.tokens)}
     if done.up_bytes:
         info |= {"wire_up_bytes": float(done.up_bytes + _front_bytes(share, done)),
                  "wire_down_bytes": float(done.down_bytes)}
-    return Reply(site.name, share, float(len(site.train)), info)
+    return ClientUpdate(site.name, share, float(len(site.train)), info)
 
 
 def changes(sites: Sequence[Site], done: Sequence[tuple[Adapter, Trained]],
-            part: str) -> list[Reply]:
+            part: str) -> list[ClientUpdate]:
     """Replies whose share is how the factors in ``part`` moved."""
     return [
-        reply(site, lora.subtract(lora.to_tensors(after.adapter, part),
+        update(site, lora.subtract(lora.to_tensors(after.adapter, part),
                                   lora.to_tensors(before, part)), after)
         for site, (before, after) in zip(sites, done, strict=True)
     ]
 
 
-def _received(order: Order, done: Trained) -> Trained:
+def _received(request: TrainRequest, done: Trained) -> Trained:
     """With the bytes of the order among those received, where the site is split."""
     return (
-        replace(done, down_bytes=done.down_bytes + _front_bytes(order.tensors, done))
+        replace(done, down_bytes=done.down_bytes + _front_bytes(request.tensors, done))
         if done.up_bytes else done
     )
 
@@ -96,12 +97,12 @@ def keep(site: Site, round: int, tensors: Tensors) -> None:
     site.memory["kept"] = {"round": round, "before": recall(site, round), "after": tensors}
 
 
-def factor_bytes(setting: Setting, client: str, part: str = "AB") -> int:
+def factor_bytes(context: RunContext, client: str, part: str = "AB") -> int:
     """4 · sum over layers of r · M (for B) and r · N (for A), r the client's rank in the layer."""
-    rank = setting.rank_of(client)
+    rank = context.rank_of(client)
     return (
         4 * sum(rank(layer) * (("B" in part) * m + ("A" in part) * n) for layer,
-                (m, n) in setting.shapes.items())
+                (m, n) in context.shapes.items())
     )
 
 

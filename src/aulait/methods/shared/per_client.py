@@ -1,4 +1,4 @@
-"""The mixed round of methods whose server must read single replies: no sum is enough, so
+"""The mixed round of methods whose server must read single updates: no sum is enough, so
 client-level privacy is refused.
 
 Replies come one at a time with their unnormalised weights, local clients first: w for a local
@@ -16,25 +16,25 @@ from typing import Any
 import torch
 
 from aulait.core.cohort import Cohort
-from aulait.core.types import Info, Order, Reply, Tensors
+from aulait.core.types import ClientUpdate, Info, Tensors, TrainRequest
 from aulait.methods.contract import Ask
 from aulait.methods.shared.traffic import Meter
 from aulait.methods.shared.weighted_mean import MixtureConfig
-from aulait.privacy.aggregator import Door
-from aulait.privacy.intake import Forms
+from aulait.privacy.aggregator import PrivateAggregator
+from aulait.privacy.intake import ExpectedShapes
 
 
 class Singles:
-    """Weighted replies of a cohort, and afterwards what can be told about them.
+    """Weighted updates of a cohort, and afterwards what can be told about them.
 
     Args:
         config: weights of local against proxied clients, and by size.
         cohort: who takes part.
-        ask: gets replies for orders.
-        door: refuses under privacy, and refuses bad replies one by one.
-        sent: the orders of all sites of the cohort.
+        ask: gets updates for requests.
+        aggregator: refuses under privacy, and refuses bad updates one by one.
+        sent: the requests of all sites of the cohort.
         forms: site -> names and shapes of its share.
-        method: name of the method, for the door's message.
+        method: name of the method, for the aggregator's message.
         instead: the nearest method that works under privacy.
         pruned: site -> a second form that its share may have.
 
@@ -45,9 +45,10 @@ class Singles:
     """
 
     def __init__(
-        self, config: MixtureConfig, cohort: Cohort, ask: Ask, door: Door, sent: Sequence[Order],
-        forms: Forms, method: str, instead: str,
-        pruned: Forms | None = None,
+        self, config: MixtureConfig, cohort: Cohort, ask: Ask, aggregator: PrivateAggregator,
+        sent: Sequence[TrainRequest],
+        expected_shapes: ExpectedShapes, method: str, instead: str,
+        pruned: ExpectedShapes | None = None,
     ) -> None:
         self.total = 0.0
         self.clients: list[str] = []
@@ -55,39 +56,40 @@ class Singles:
         self._config, self._cohort, self._ask = config, cohort, ask
         self._meter = Meter(sent, cohort)
         self._diagnostics: dict[str, list[float]] = {}
-        self._proxies = [order for order in sent if order.client in cohort.proxies]
+        self._proxies = [request for request in sent if request.client in cohort.proxies]
         self._counted_proxies = 0
-        self._local = door.collect(self._answers(), method, instead, forms, self.refused, pruned)
-        self._door, self._forms, self._pruned = door, forms, pruned
+        self._local = aggregator.collect(self._answers(), method, instead, expected_shapes,
+            self.refused, pruned)
+        self._door, self._forms, self._pruned = aggregator, expected_shapes, pruned
 
-    def __iter__(self) -> Iterator[tuple[float, Reply]]:
+    def __iter__(self) -> Iterator[tuple[float, ClientUpdate]]:
         sizes = []
-        for reply in self._local:
-            size = reply.weight if self._config.weights == "size" else 1.0
+        for update in self._local:
+            size = update.weight if self._config.weights == "size" else 1.0
             sizes.append(size)
-            for name, value in reply.info.items():
+            for name, value in update.info.items():
                 if name.startswith("wire_"):  # counted by the meter
                     continue
                 self._diagnostics.setdefault(name, []).append(float(value))
-            yield self._counted(self._config.local_weight * size, reply)
+            yield self._counted(self._config.local_weight * size, update)
         mean = sum(sizes) / len(sizes) if sizes else 1.0
         from_proxies = self._ask(self._proxies) if self._proxies else ()
-        for reply in self._door.admit(from_proxies, {}, self._forms, self._pruned)[0]:
+        for update in self._door.admit(from_proxies, {}, self._forms, self._pruned)[0]:
             self._counted_proxies += 1
-            yield self._counted(self._cohort.proxies[reply.client] * mean, reply)
+            yield self._counted(self._cohort.proxies[update.client] * mean, update)
 
-    def _answers(self) -> Iterator[Reply]:
-        """Nobody is asked before the door has agreed."""
+    def _answers(self) -> Iterator[ClientUpdate]:
+        """Nobody is asked before the aggregator has agreed."""
         if self._meter.local:
             yield from self._meter.up(self._ask(self._meter.local))
 
-    def _counted(self, weight: float, reply: Reply) -> tuple[float, Reply]:
+    def _counted(self, weight: float, update: ClientUpdate) -> tuple[float, ClientUpdate]:
         self.total += weight
-        self.clients.append(reply.client)
-        return weight, reply
+        self.clients.append(update.client)
+        return weight, update
 
     def told(self, **more: Any) -> Info:
-        """What can be told about the round, once all replies are through."""
+        """What can be told about the round, once all updates are through."""
         means = {name: sum(values) / len(values) for name,
                  values in sorted(self._diagnostics.items())}
         return {"clip_bound": None, "proxies": self._counted_proxies, "noise_std": 0.0,
@@ -99,20 +101,21 @@ class Singles:
 
 class FactorMean:
     """The weighted mean of nested factors, every column over those who own it; float64 sums, one
-    reply at a time.
+    update at a time.
 
     Args:
         like: names and shapes at the largest rank; also the values of columns that nobody owns.
     """
 
-    def __init__(self, like: Tensors) -> None:
-        self._like = like
-        self._sums = {name: torch.zeros(t.shape, dtype=torch.float64) for name, t in like.items()}
+    def __init__(self, template: Tensors) -> None:
+        self._like = template
+        self._sums = {name: torch.zeros(t.shape, dtype=torch.float64) for name,
+                      t in template.items()}
         self._weights = {name: torch.zeros(t.shape[_rank_axis(name)], dtype=torch.float64) for name,
-                         t in like.items()}
+                         t in template.items()}
 
     def add(self, weight: float, factors: Tensors) -> None:
-        """Add the leading columns of one reply."""
+        """Add the leading columns of one update."""
         for name, value in factors.items():
             rows, columns = value.shape
             self._sums[name][:rows, :columns] += weight * value.double()

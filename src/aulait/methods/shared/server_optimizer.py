@@ -42,22 +42,23 @@ class ServerConfig(BaseModel):
     server_decay: float = Field(0.0, ge=0)
 
 
-def start(config: ServerConfig, like: Tensors) -> Tensors:
+def start(config: ServerConfig, template: Tensors) -> Tensors:
     """Moments before the first round, under the names ``m/...`` and ``v/...``."""
     moments: Tensors = {}
     if config.server != "plain":
-        moments |= {f"m/{name}": torch.zeros_like(t) for name, t in like.items()}
+        moments |= {f"m/{name}": torch.zeros_like(t) for name, t in template.items()}
     if config.server in ADAPTIVE:
-        moments |= {f"v/{name}": torch.full_like(t, config.tau**2) for name, t in like.items()}
+        moments |= {f"v/{name}": torch.full_like(t, config.tau**2) for name, t in template.items()}
     return moments
 
 
-def apply(config: ServerConfig, theta: Tensors, update: Tensors, moments: Tensors) -> tuple[Tensors,
+def apply(config: ServerConfig, theta: Tensors, mean_update: Tensors,
+          moments: Tensors) -> tuple[Tensors,
         Tensors]:
     """New parameters and new moments after one merged update; parameters that are not in it stay as
     they are."""
     after, kept = dict(theta), dict(moments)
-    for name, d in update.items():
+    for name, d in mean_update.items():
         if config.server in ADAPTIVE:
             m = kept[f"m/{name}"] = (
                 config.momentum * moments[f"m/{name}"] + (1 - config.momentum) * d

@@ -1,10 +1,10 @@
 """Rounds of several exchanges, in which single messages of clients are read: SplitLoRA's half of
 the work that is not its algorithm.
 
-A reply with labels is a message of a step, one without holds the client's factors and is its last
-of the round. Every message passes the door, which looks at the decoded states: finite, of a sane
-size (their root mean square counts as norm), one of each client that was asked. A client that is
-refused or silent takes no further part in the round.
+A update with labels is a message of a step, one without holds the client's factors and is its last
+of the round. Every message passes the aggregator, which looks at the decoded states: finite, of a
+sane size (their root mean square counts as norm), one of each client that was asked. A client that
+is refused or silent takes no further part in the round.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from aulait.core.cohort import Cohort
 from aulait.core.errors import WireError
 from aulait.core.registry import require
-from aulait.core.types import Info, Order, Reply, Site, Tensors
+from aulait.core.types import ClientUpdate, Info, Site, Tensors, TrainRequest
 from aulait.methods.contract import Ask
 from aulait.methods.shared import client_update
 from aulait.methods.shared.traffic import Meter
-from aulait.privacy.aggregator import Door
-from aulait.privacy.intake import Forms
+from aulait.privacy.aggregator import PrivateAggregator
+from aulait.privacy.intake import ExpectedShapes
 from aulait.training.activation_codec import decode
 
 MOST_STEPS = 100_000  # of a round; what a client does after that does not count
@@ -35,33 +35,37 @@ class Exchanges:
     """The exchanges of one round, and afterwards what can be told about them.
 
     Args:
-        door: refuses under privacy, before anybody is asked, and bad messages one by one.
+        aggregator: refuses under privacy, before anybody is asked, and bad messages one by one.
         forms: client -> names and shapes of the factors that it sends in the end.
-        method: name of the method, for the door's message.
+        method: name of the method, for the aggregator's message.
         instead: the nearest method that works under privacy.
     """
 
-    def __init__(self, door: Door, forms: Forms, method: str, instead: str) -> None:
-        self._door, self._forms, self._method, self._instead = door, forms, method, instead
+    def __init__(self, aggregator: PrivateAggregator, expected_shapes: ExpectedShapes, method: str,
+                 instead: str) -> None:
+        self._door, self._forms, self._method, self._instead = (
+            aggregator, expected_shapes, method, instead
+        )
         self._refused: list[tuple[str, str]] = []
         self._bytes = {"up_bytes": 0, "down_bytes": 0}
         self._losses: dict[str, list[float]] = {}
         self._tokens: dict[str, float] = {}
 
-    def collect(self, orders: Sequence[Order], cohort: Cohort, ask: Ask) -> dict[str, Reply]:
+    def collect(self, requests: Sequence[TrainRequest], cohort: Cohort, ask: Ask) -> dict[str,
+            ClientUpdate]:
         """One exchange: sound messages by client, sorted.
 
         Raises:
             PrivacyError: privacy is on.
         """
-        meter, raw, likes = Meter(orders, cohort), dict[str, Reply](), dict[str, Tensors]()
+        meter, raw, likes = Meter(requests, cohort), dict[str, ClientUpdate](), dict[str, Tensors]()
 
-        def seen() -> Iterator[Reply]:
-            for reply in meter.up(ask(orders)):
-                raw.setdefault(reply.client, reply)
-                if reply.client in self._forms:
-                    reply, likes[reply.client] = _view(reply, self._forms[reply.client])
-                yield reply
+        def seen() -> Iterator[ClientUpdate]:
+            for update in meter.up(ask(requests)):
+                raw.setdefault(update.client, update)
+                if update.client in self._forms:
+                    update, likes[update.client] = _view(update, self._forms[update.client])
+                yield update
 
         sound = [view.client for view in self._door.collect(seen(), self._method, self._instead,
             likes, self._refused)]
@@ -69,11 +73,11 @@ class Exchanges:
             self._bytes[way] += count
         return {name: raw[name] for name in sorted(sound)}
 
-    def returned(self, own: Reply, waiting: Iterable[str]) -> dict[str, Tensors]:
+    def returned(self, own: ClientUpdate, waiting: Iterable[str]) -> dict[str, Tensors]:
         """What the server's site returns to every client that waits; one without an answer sent
         what does not fit the model."""
         back: dict[str, Tensors] = {}
-        for name, tensor in own.share.items():
+        for name, tensor in own.tensors.items():
             back.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = tensor
         for name in waiting:
             if name in back:
@@ -97,17 +101,17 @@ class Exchanges:
         return told | self._bytes | more
 
 
-def last(reply: Reply) -> bool:
+def last(update: ClientUpdate) -> bool:
     """Whether a client has made its last step of the round."""
-    return "labels" not in reply.share
+    return "labels" not in update.tensors
 
 
-def clock(order: Order) -> int:
+def clock(request: TrainRequest) -> int:
     """Exchanges in order, over rounds."""
-    return order.round * MOST_STEPS + int(order.settings["step"])
+    return request.round * MOST_STEPS + int(request.settings["step"])
 
 
-def before(order: Order, site: Site) -> Tensors:
+def before(request: TrainRequest, site: Site) -> Tensors:
     """What the site stood at before an exchange: of the round before only the optimiser's moments,
     where they are kept.
 
@@ -115,32 +119,32 @@ def before(order: Order, site: Site) -> Tensors:
         WireError: it was asked again for an exchange before its last, or has missed one.
     """
     kept = site.memory.get("kept")
-    require(kept is None or clock(order) >= kept["round"], WireError,
+    require(kept is None or clock(request) >= kept["round"], WireError,
             f"client '{site.name}' is asked for a step that is past; it can repeat its last answer "
             "only")
-    found = client_update.recall(site, clock(order))
-    if order.settings["step"] == 1:
+    found = client_update.recall(site, clock(request))
+    if request.settings["step"] == 1:
         return {n: t for n, t in found.items() if n.startswith(MOMENTS)
-                and order.settings["moments"] == "keep"}
+                and request.settings["moments"] == "keep"}
     require(kept is not None, WireError,
         f"client '{site.name}' is asked to go on with a round that it has not begun; begin with "
         "step 1")
     return found
 
 
-def _view(reply: Reply, form: Tensors) -> tuple[Reply, Tensors]:
-    """What the door looks at, and what that must look like."""
-    share = dict(reply.share)
+def _view(update: ClientUpdate, form: Tensors) -> tuple[ClientUpdate, Tensors]:
+    """What the aggregator looks at, and what that must look like."""
+    share = dict(update.tensors)
     square = share.pop("square", None)
     view: Tensors = {} if square is None else {"square": square.double().sqrt()}
-    if last(reply):
-        return replace(reply, share=share | view), dict(form) | {"square": torch.zeros(1)}
+    if last(update):
+        return replace(update, tensors=share | view), dict(form) | {"square": torch.zeros(1)}
     labels, lengths = share.pop("labels"), share.pop("lengths", None)
     del labels, lengths  # the server's site compares them with the model
     try:
         states = decode(share)
         view["states"] = states / math.sqrt(max(1, states.numel()))
     except (WireError, RuntimeError, AttributeError, TypeError):
-        return replace(reply, share={}), {"states": torch.zeros(1)}
-    return replace(reply, share=view), {name: torch.zeros(1) if name == "square" else states
+        return replace(update, tensors={}), {"states": torch.zeros(1)}
+    return replace(update, tensors=view), {name: torch.zeros(1) if name == "square" else states
         for name in view}

@@ -2,7 +2,7 @@
 it.
 
 Of a client whose model is cut only its front's factors travel, and the messages of every step: its
-reply says how many bytes, under "wire_up_bytes" and "wire_down_bytes", which count in place of the
+update says how many bytes, under "wire_up_bytes" and "wire_down_bytes", which count in place of the
 sizes of order and share.
 """
 
@@ -13,29 +13,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Info, Order, Reply, Tensors, nbytes
-from aulait.methods.contract import Setting
+from aulait.core.types import ClientUpdate, Info, Tensors, TrainRequest, nbytes
+from aulait.methods.contract import RunContext
 
 
 class Meter:
     """Bytes that cross the walls of the sites of clients in a round, as they go by; proxies have no
     wall to cross."""
 
-    def __init__(self, sent: Sequence[Order], cohort: Cohort) -> None:
-        self.local = [order for order in sent if order.client not in cohort.proxies]
+    def __init__(self, sent: Sequence[TrainRequest], cohort: Cohort) -> None:
+        self.local = [request for request in sent if request.client not in cohort.proxies]
         self._up_bytes = 0
-        self._down_bytes = {order.client: nbytes(order.tensors) for order in self.local}
+        self._down_bytes = {request.client: nbytes(request.tensors) for request in self.local}
 
-    def up(self, replies: Iterable[Reply]) -> Iterator[Reply]:
-        """The replies, counted."""
-        for reply in replies:
-            up, down = (reply.info.get(f"wire_{way}_bytes") for way in ("up", "down"))
+    def up(self, updates: Iterable[ClientUpdate]) -> Iterator[ClientUpdate]:
+        """The updates, counted."""
+        for update in updates:
+            up, down = (update.info.get(f"wire_{way}_bytes") for way in ("up", "down"))
             if _count(up) and _count(down):
                 self._up_bytes += int(up or 0)
-                self._down_bytes[reply.client] = int(down or 0)
+                self._down_bytes[update.client] = int(down or 0)
             else:
-                self._up_bytes += nbytes(reply.share)
-            yield reply
+                self._up_bytes += nbytes(update.tensors)
+            yield update
 
     def told(self) -> Info:
         """Bytes so far."""
@@ -54,10 +54,10 @@ def planned(cohort: Cohort) -> Mapping[str, float]:
     return dict.fromkeys(names, cohort.planned / len(names))
 
 
-def planned_traffic(setting: Setting, cohort: Cohort, share: Tensors, down: Tensors) -> Info:
+def planned_traffic(context: RunContext, cohort: Cohort, share: Tensors, down: Tensors) -> Info:
     """Bytes of the planned cohort, from what a site of all ranks sends and is sent: who was drawn
     and who replied is private."""
     full = {"up_bytes": share, "down_bytes": down}
-    return {way: round(sum(part * nbytes(lora.leading(t, setting.rank_of(name))) for name,
+    return {way: round(sum(part * nbytes(lora.leading(t, context.rank_of(name))) for name,
                            part in planned(cohort).items()))
             for way, t in full.items()}

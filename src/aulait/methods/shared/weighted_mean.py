@@ -1,5 +1,5 @@
-"""The mixed round that averaging methods share: local clients through the door, proxies beside it,
-one mean.
+"""The mixed round that averaging methods share: local clients through the aggregator, proxies
+beside it, one mean.
 
     d = ( w · [ sum_{k in S} clip(d_k, C) + N(0, z^2 C^2 I) ] + sum_j c_j g_j ) / ( w · |S|_planned
     + sum_j c_j )
@@ -8,7 +8,7 @@ S are the local clients, d_k their updates, j the proxies, g_j their updates on 
 texts, c_j the number of clients of a cohort that proxy j stands for (with sampling, the expected
 number) and w a public constant, the weight of a local client against a proxied one.
 The denominator is public and fixed, weights are uniform. Everything done to the noised sum after
-the door (shrinkage, projection) and to the proxies is post-processing and costs no privacy.
+the aggregator (shrinkage, projection) and to the proxies is post-processing and costs no privacy.
 
 Clients of lower rank are sent the leading columns and answer for those; every column is averaged
 over those who own
@@ -36,13 +36,13 @@ from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.errors import PrivacyError
 from aulait.core.registry import require
-from aulait.core.types import Info, Order, Released, Reply, Tensors
-from aulait.methods.contract import Ask, Setting, State
+from aulait.core.types import ClientUpdate, Info, ReleasedSum, Tensors, TrainRequest
+from aulait.methods.contract import Ask, RunContext, State
 from aulait.methods.shared.server_optimizer import ServerConfig, apply
 from aulait.methods.shared.traffic import Meter, planned, planned_traffic
 from aulait.privacy import clipping, postprocessing
 from aulait.privacy.accounting import PrivacyConfig
-from aulait.privacy.aggregator import Door
+from aulait.privacy.aggregator import PrivateAggregator
 
 
 class MixtureConfig(BaseModel):
@@ -64,7 +64,8 @@ class AveragingConfig(MixtureConfig, ServerConfig):
 
 
 def mixed_round(
-    config: AveragingConfig, setting: Setting, state: State, cohort: Cohort, ask: Ask, door: Door,
+    config: AveragingConfig, context: RunContext, state: State, cohort: Cohort, ask: Ask,
+    aggregator: PrivateAggregator,
     part: str = "AB"
 ) -> tuple[State, Info]:
     """Send the trained parameters to every site of the cohort, release, average, step.
@@ -75,8 +76,8 @@ def mixed_round(
         state: the trained parameters by name, and the server optimiser's moments (names with a
             slash).
         cohort: who takes part and the public numbers of the release.
-        ask: gets replies for orders.
-        door: releases the local replies' sum.
+        ask: gets updates for requests.
+        aggregator: releases the local updates' sum.
         part: factors that the sites train and answer for.
 
     Returns:
@@ -84,22 +85,24 @@ def mixed_round(
     """
     theta, moments = trained(state), {name: t for name, t in state.tensors.items() if "/" in name}
     share = {name: t for name, t in theta.items() if name[-1] in part}
-    update, info = mixed_mean(config, setting, cohort, ask, door, orders(setting, cohort, theta),
+    mean_update, info = mixed_mean(config, context, cohort, ask, aggregator,
+        requests(context, cohort, theta),
                               share, down=theta)
-    after, kept = apply(config, theta, update, moments)
+    after, kept = apply(config, theta, mean_update, moments)
     return State(cohort.round, after | kept), info
 
 
-def orders(setting: Setting, cohort: Cohort, theta: Tensors) -> list[Order]:
+def requests(context: RunContext, cohort: Cohort, theta: Tensors) -> list[TrainRequest]:
     """The leading ranks of the parameters for every site of the cohort."""
-    return [Order(name, "train", cohort.round, lora.leading(theta, setting.rank_of(name)),
+    return [TrainRequest(name, cohort.round, lora.leading(theta, context.rank_of(name)),
                   {"lr": cohort.lr}) for name in cohort.everyone]
 
 
 def mixed_mean(
-    config: MixtureConfig, setting: Setting, cohort: Cohort, ask: Ask, door: Door,
-    sent: Sequence[Order], share: Tensors,
-    *, like: Tensors | None = None, become: Callable[[Reply], Tensors] | None = None,
+    config: MixtureConfig, context: RunContext, cohort: Cohort, ask: Ask,
+    aggregator: PrivateAggregator,
+    sent: Sequence[TrainRequest], share: Tensors,
+    *, template: Tensors | None = None, transform: Callable[[ClientUpdate], Tensors] | None = None,
     down: Tensors | None = None,
 ) -> tuple[Tensors, Info]:
     """The mean over clients and proxies, by the formula at the head of this file.
@@ -108,44 +111,47 @@ def mixed_mean(
         config: weights.
         setting: ranks of the clients.
         cohort: who takes part and the public numbers of the release.
-        ask: gets replies for orders.
-        door: releases the local replies' sum.
-        sent: the orders of all sites of the cohort.
+        ask: gets updates for requests.
+        aggregator: releases the local updates' sum.
+        sent: the requests of all sites of the cohort.
         share: names and shapes of the share of a site that has all ranks.
         like: names and shapes of what is averaged; None: of ``share``. Names that end in ".W" are
             no factors.
-        become: what a reply adds to the sum, shaped as ``like``; None: its share, placed among the
+        become: what a update adds to the sum, shaped as ``like``; None: its share, placed among the
             leading columns.
         down: names and shapes of what a site that has all ranks is sent; None: of ``share``.
     """
-    like = like or share
-    become = become or (lambda reply: lora.placed(reply.share, share))
-    forms = {name: lora.leading(share, setting.rank_of(name)) for name in cohort.everyone}
-    for_proxies = [order for order in sent if order.client in cohort.proxies]
-    admitted, _ = door.admit(ask(for_proxies), share, forms) if for_proxies else ([], ())
-    public = [replace(reply, share=become(reply)) for reply in admitted]
-    bound = clip_bound(door.config, public)
-    terms = [(cohort.proxies[reply.client], reply.share) for reply in public]
-    owned = {reply.client: cohort.proxies[reply.client] for reply in public}
+    template = template or share
+    transform = transform or (lambda update: lora.placed(update.tensors, share))
+    expected_shapes = {name: lora.leading(share, context.rank_of(name)) for name in cohort.everyone}
+    for_proxies = [request for request in sent if request.client in cohort.proxies]
+    admitted, _ = (
+        aggregator.admit(ask(for_proxies), share, expected_shapes) if for_proxies else ([], ())
+    )
+    public = [replace(update, tensors=transform(update)) for update in admitted]
+    bound = clip_bound(aggregator.config, public)
+    terms = [(cohort.proxies[update.client], update.tensors) for update in public]
+    owned = {update.client: cohort.proxies[update.client] for update in public}
     info: Info = {"clip_bound": None if math.isinf(bound) else bound, "proxies": len(public)}
     meter = Meter(sent, cohort)
     if cohort.local or cohort.planned:
-        released = door.release(
+        released = aggregator.release(
             meter.up(ask(meter.local) if meter.local else []), stage="train", round=cohort.round,
             role=cohort.role, bound=bound,
-            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, like=like,
+            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, template=template,
             sampling_rate=cohort.sampling_rate,
-            weights=config.weights, forms=forms, become=become)
-        terms.append((config.local_weight, denoise(door.config, released, public)))
-        clients = planned(cohort) if door.private else released.counted
+            weights=config.weights, expected_shapes=expected_shapes, transform=transform)
+        terms.append((config.local_weight, denoise(aggregator.config, released, public)))
+        clients = planned(cohort) if aggregator.private else released.counted
         owned |= {name: config.local_weight * weight for name, weight in clients.items()}
         info |= _told(released)
-    update = _divided(lora.weighted_sum(terms) if terms
-                      else {n: torch.zeros_like(t) for n, t in like.items()}, setting, owned)
+    mean_update = _divided(lora.weighted_sum(terms) if terms
+                      else {n: torch.zeros_like(t) for n, t in template.items()}, context, owned)
     traffic = (
-        planned_traffic(setting, cohort, share, down or share) if door.private else meter.told()
+        planned_traffic(context, cohort, share, down or share) if aggregator.private
+        else meter.told()
     )
-    return update, info | {"update_norm": clipping.norm(update)} | traffic
+    return mean_update, info | {"update_norm": clipping.norm(mean_update)} | traffic
 
 
 def trained(state: State) -> Tensors:
@@ -153,21 +159,21 @@ def trained(state: State) -> Tensors:
     return {name: t for name, t in state.tensors.items() if "/" not in name}
 
 
-def alive(setting: Setting, theta: Tensors, rank: int) -> Tensors:
+def alive(context: RunContext, theta: Tensors, rank: int) -> Tensors:
     """The same product; columns below ``rank`` that are zero in A and in B, and so could never
     learn, begin anew with the common A."""
     after = dict(theta)
-    for name, first in lora.to_tensors(lora.initial(setting.shapes, setting.rank, setting.alpha,
-            setting.seeds), "A").items():
+    for name, first in lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
+            context.seeds), "A").items():
         empty_R = (
             ~theta[name].any(1) & ~theta[name[:-2] + ".B"].any(0) & (
-                torch.arange(setting.rank) < rank)
+                torch.arange(context.rank) < rank)
         )
         after[name] = torch.where(empty_R[:, None], first, theta[name])
     return after
 
 
-def clip_bound(privacy: PrivacyConfig, public: Sequence[Reply]) -> float:
+def clip_bound(privacy: PrivacyConfig, public: Sequence[ClientUpdate]) -> float:
     """C: a number from the settings, or the median norm of the proxies' updates, which are public.
 
     Without privacy a bound of "proxies" means none.
@@ -178,18 +184,19 @@ def clip_bound(privacy: PrivacyConfig, public: Sequence[Reply]) -> float:
         return math.inf
     require(bool(public), PrivacyError,
             "privacy.clip = 'proxies' found no proxy to measure; set privacy.clip to a number")
-    return max(statistics.median(clipping.norm(reply.share)
-        for reply in public) * privacy.clip_scale, 1e-12)
+    return max(statistics.median(clipping.norm(update.tensors)
+        for update in public) * privacy.clip_scale, 1e-12)
 
 
-def denoise(privacy: PrivacyConfig, released: Released, public: Sequence[Reply]) -> Tensors:
+def denoise(privacy: PrivacyConfig, released: ReleasedSum,
+            public: Sequence[ClientUpdate]) -> Tensors:
     """The released sum after shrinkage and projection, as the settings say; without noise, the sum
     itself."""
     total = released.total
     if released.noise_std == 0:
         return total
     known = (
-        postprocessing.basis([reply.share for reply in public], privacy.subspace)
+        postprocessing.basis([update.tensors for update in public], privacy.subspace)
         if privacy.subspace and public else None
     )
     if privacy.shrink != "none" or (known is not None and privacy.subspace_mode == "wiener"):
@@ -200,14 +207,14 @@ def denoise(privacy: PrivacyConfig, released: Released, public: Sequence[Reply])
     return total
 
 
-def _divided(total: Tensors, setting: Setting, owned: Mapping[str, float]) -> Tensors:
+def _divided(total: Tensors, context: RunContext, owned: Mapping[str, float]) -> Tensors:
     """Every column over the weight of those who own it; a column that nobody owns stays as it
     is."""
     groups: dict[int, float] = {}  # thousands of clients share a few mappings of ranks
     for client, weight in owned.items():
-        key = id(setting.ranks.get(client))
+        key = id(context.ranks.get(client))
         groups[key] = groups.get(key, 0.0) + weight
-    ranks = {id(setting.ranks.get(client)): setting.rank_of(client) for client in owned}
+    ranks = {id(context.ranks.get(client)): context.rank_of(client) for client in owned}
     mean = {}
     for name, value in total.items():
         if name.endswith(".W"):
@@ -222,7 +229,7 @@ def _divided(total: Tensors, setting: Setting, owned: Mapping[str, float]) -> Te
     return mean
 
 
-def _told(released: Released) -> Info:
+def _told(released: ReleasedSum) -> Info:
     """Post-processed facts: the noise, and the signal-to-noise ratio that the noised sum itself
     lets us estimate."""
     square = clipping.norm(released.total) ** 2

@@ -1,7 +1,7 @@
 """The virtual clock: the time a real federation would take, its stragglers and dropouts included,
 by the run's seed.
 
-A round of a client is: order down, arithmetic, reply up. Its arithmetic is slower or faster than
+A round of a client is: order down, arithmetic, update up. Its arithmetic is slower or faster than
 planned by a factor of
 its own in every round (log-normal, mean 1); it may be away from the start, or be lost on the way.
 The round ends when the planned number has answered, when everybody has who still can, or at the
@@ -57,13 +57,13 @@ class Outcome:
     """How a round went.
 
     Attributes:
-        answered: clients whose replies count, sorted.
+        answered: clients whose updates count, sorted.
         late: clients that were still at work when the round ended.
         lost: clients that failed on the way.
         away: clients that were not there, and were not asked.
         round_s: virtual seconds of the round.
         server_s: seconds the server worked, beside the clients and after them.
-        busy_s: client -> seconds it worked, also where its reply did not count.
+        busy_s: client -> seconds it worked, also where its update did not count.
     """
 
     answered: tuple[str, ...]
@@ -76,7 +76,7 @@ class Outcome:
 
     @property
     def silent(self) -> frozenset[str]:
-        """Clients that were asked and whose replies do not count."""
+        """Clients that were asked and whose updates do not count."""
         return frozenset((*self.late, *self.lost))
 
 

@@ -76,7 +76,7 @@ def _training(house: House) -> Iterator[tuple[Cost, float]]:
                                   for column in zip(*rows, strict=True))
         for sites in {min(per_pass, count), count % per_pass} - {0}:
             often = count // per_pass if sites == min(per_pass, count) and count >= per_pass else 1
-            ranks = dict.fromkeys(house.shapes, house.setting.rank)
+            ranks = dict.fromkeys(house.shapes, house.context.rank)
             yield _step(house, Batch(sites * plan.batch, tokens, source, scored),
                         ranks), float(often * plan.steps)
 
@@ -91,7 +91,7 @@ def _passes(house: House, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]
         drawn = [[[encode(works[k].records[i]) for i in step]
                   for step in draws(works[k], [len(encode(r)[0]) for r in works[k].records])]
                  for k in members]
-        own = [house.setting.rank_of(sites[k].name) for k in members]
+        own = [house.context.rank_of(sites[k].name) for k in members]
         ranks = {layer: max(rank(layer) for rank in own) for layer in house.shapes}
         for step in zip(*drawn, strict=True):
             rows = [coded for own in step for coded in own]
@@ -117,7 +117,7 @@ def _measuring(house: House) -> Iterator[Cost]:
         tokens, source, scored = padded(some, settings.model.kind)
         batch = Batch(len(some), tokens, source, round(scored))
         yield cost_model.evaluation(demand.anatomy, batch,
-                                    dict.fromkeys(house.shapes, house.setting.rank), demand.dtype)
+                                    dict.fromkeys(house.shapes, house.context.rank), demand.dtype)
 
 
 def _synthesis_s(house: House, machine: Profile) -> float:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from aulait.core import lora
-from aulait.core.types import Order, Plan, Profile
+from aulait.core.types import ClientRequest, Plan, Profile
 from aulait.federation import planner
 from aulait.federation.planner import Assignment
 from aulait.methods.contract import Ask
@@ -25,7 +25,7 @@ def travelled(house: House, name: str) -> tuple[int, int]:
     """Bytes up and down of one local client over all rounds, when everybody takes part in every
     one."""
     settings = house.settings
-    each = [settings.method.travels(settings.method_config, house.setting, round, name,
+    each = [settings.method.travels(settings.method_config, house.context, round, name,
         _sites(house))
             for round in range(1, settings.train.rounds + 1)]
     return sum(up for up, _ in each), sum(down for _, down in each)
@@ -41,16 +41,16 @@ def exchanged(house: House, names: Sequence[str], round: int) -> tuple[int, int]
 
     The order of the result is (up, down); exact where everybody takes part.
     """
-    settings, setting = house.settings, house.setting
+    settings, context = house.settings, house.context
     after, wire = settings.compute.cut, settings.compute.wire
-    front = {layer: setting.shapes[layer] for layer in split_model.front(setting.shapes, after)}
-    start = lora.initial(setting.shapes, setting.rank, setting.alpha, setting.seeds)
+    front = {layer: context.shapes[layer] for layer in split_model.front(context.shapes, after)}
+    start = lora.initial(context.shapes, context.rank, context.alpha, context.seeds)
     part = settings.method.TRAITS.trains
     works = [Work(start, house.sites[n].train, part, house.sites[n].plan.steps,
                   house.sites[n].plan.batch, 0.0,
-                  setting.seeds.integer("batches", round, n)) for n in names]
+                  context.seeds.integer("batches", round, n)) for n in names]
     steps = split_trainer.travelled(house.learner, works, after, wire)
-    own = replace(setting, shapes=front)
+    own = replace(context, shapes=front)
     factors = [settings.method.travels(settings.method_config, own, round, n, _sites(house))
                for n in names]
     return sum(up for up, _ in (*steps, *factors)), sum(down for _, down in (*steps, *factors))
@@ -196,8 +196,8 @@ def _stint(place: Place, found: Assignment, tier: Any) -> Stint:
 def punctual(ask: Ask, silent: frozenset[str]) -> Ask:
     """Ask, and hear only those who answer in time."""
 
-    def heard(orders: Sequence[Order]) -> Any:
-        due = [order for order in orders if order.client not in silent]
+    def heard(requests: Sequence[ClientRequest]) -> Any:
+        due = [request for request in requests if request.client not in silent]
         return ask(due) if due else iter(())
 
     return heard

@@ -16,7 +16,7 @@ from aulait.core.errors import ModelError
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter
 from aulait.evaluation.losses import EvaluateConfig, evaluate
-from aulait.methods.contract import Setting, State
+from aulait.methods.contract import RunContext, State
 from aulait.methods.shared.base_folding import as_adapter
 from aulait.models import loading, peft_export
 from aulait.models.loading import AdapterConfig, ModelConfig
@@ -187,7 +187,7 @@ def test_peft_reads_the_total_update_of_a_folding_method(kind, folder, tmp_path)
     shapes = loading.targets(base, AdapterConfig())
     whole = lora.dense(filled(shapes, 3))
     state = State(1, {f"whole/{name}": t for name, t in whole.items()})
-    adapter = as_adapter(Setting(shapes, 3, 4.0, Seeds(0)), state)
+    adapter = as_adapter(RunContext(shapes, 3, 4.0, Seeds(0)), state)
     for name, t in lora.dense(adapter).items():
         assert torch.equal(t, whole[name])
         assert adapter.factors[name][0].shape[0] == min(shapes[name])

@@ -39,19 +39,19 @@ def test_arithmetic_of_a_round_is_that_of_the_real_round(folder, tables):
     """One round by a counter of torch's, within 5 percent."""
     house = assemble(made(folder, **tables), WORKSHOP)
     method, config = house.settings.method, house.settings.method_config
-    ask = inline.connect(house.sites, method, house.setting, house.learner, None, private=False)
-    state = method.init(config, house.setting)
+    ask = inline.connect(house.sites, method, house.context, house.learner, None, private=False)
+    state = method.init(config, house.context)
     cohort, _ = loop._cohort(house, 1, {}, None)
     if house.base.prefix is not None:
         house.base.prefix.most_bytes = 0  # what leading bare blocks said is remembered in a real run; the model counts it anew
     from aulait.privacy.accounting import PrivacyConfig
-    from aulait.privacy.aggregator import Door
+    from aulait.privacy.aggregator import PrivateAggregator
     from aulait.privacy.ledger import Ledger
     from aulait.privacy.noise import SystemNoise
 
-    door = Door(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
+    aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
     with FlopCounterMode(display=False) as counter:
-        method.step(config, house.setting, state, cohort, ask, door)
+        method.step(config, house.context, state, cohort, ask, aggregator)
     told = sum(cost.flop * times for cost, times in forecasts._training(house))
     assert told == pytest.approx(counter.get_total_flops(), rel=0.05)
 

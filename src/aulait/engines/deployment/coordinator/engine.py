@@ -1,4 +1,5 @@
-"""The engine over a network: the same orders and replies as ``inline``, carried to sites and back.
+"""The engine over a network: the same requests and updates as ``inline``, carried to sites and
+back.
 
 What the coordinator does itself (proxies, the back of a cut model) goes on in this process while
 sites work. A round closes when all have answered or ``engine.deadline_s`` has passed; who is
@@ -16,7 +17,7 @@ from typing import Any
 
 from aulait.core.errors import AulaitError, WireError
 from aulait.core.registry import require
-from aulait.core.types import Order, Record, Reply, Site, Tensors
+from aulait.core.types import ClientRequest, ClientUpdate, Record, Site, Tensors, TrainRequest
 from aulait.engines import inline
 from aulait.engines.deployment.coordinator.event_log import Journal, now, plain
 from aulait.engines.deployment.coordinator.outbox import Letters, Mail
@@ -29,7 +30,7 @@ from aulait.engines.deployment.protocol.run_terms import Brief
 from aulait.engines.deployment.protocol.tensor_codec import Body
 from aulait.engines.deployment.site.evaluation import Wear
 from aulait.engines.flower.transport import Post
-from aulait.methods.contract import Ask, Setting
+from aulait.methods.contract import Ask, RunContext
 from aulait.models.fingerprint import fingerprint
 from aulait.runs.experiment_file import Settings
 from aulait.runs.setup import House
@@ -48,7 +49,7 @@ class Engine:
     Args:
         post: carries packets.
         settings: the experiment.
-        key: the coordinator's, for orders.
+        key: the coordinator's, for requests.
         run: 32 hexadecimal digits.
         epoch: how often the coordinator has been started for this run.
         journal: for the operator.
@@ -130,7 +131,7 @@ class Engine:
                 accept.
         """
         mark = fingerprint(house.base)
-        self._briefs = {name: briefs.of(self._settings, house.setting, site, run=self._run,
+        self._briefs = {name: briefs.of(self._settings, house.context, site, run=self._run,
             votes=name in house.voters, fingerprint=mark)
                         for name, site in house.sites.items()}
         for name, own in self._briefs.items():
@@ -161,34 +162,35 @@ class Engine:
             yield name, packet
 
     def connect(
-        self, sites: Mapping[str, Site], method: Any, setting: Setting, learner: Learner,
+        self, sites: Mapping[str, Site], method: Any, context: RunContext, learner: Learner,
         embedder: Embedder | None, *,
         cut: int | None = None, wire: Wire = "float32", private: bool = True,
     ) -> Ask:
-        """A way to get replies: of clients from their sites, of the server's own sites from this
+        """A way to get updates: of clients from their sites, of the server's own sites from this
         process; as ``inline.connect``."""
         here = inline.connect({n: s for n, s in sites.items() if n not in self._briefs}, method,
-                              setting, learner, embedder, cut=cut,
+                              context, learner, embedder, cut=cut,
                               wire=wire, private=private)
         remote_split = not hasattr(method, "SERVER")
 
-        def ask(orders: Sequence[Order]) -> Iterator[Reply]:
-            away = [order for order in orders if order.client in self._briefs]
-            halved = [o for o in away if remote_split and o.stage == "train"
+        def ask(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
+            away = [request for request in requests if request.client in self._briefs]
+            halved = [o for o in away if remote_split and isinstance(o, TrainRequest)
                       and sites[o.client].plan.placement == "split"]
-            whole = [order for order in away if order not in halved]
+            whole = [request for request in away if request not in halved]
             packets = self._packets(whole)
             letters = self._mail.send(packets, self._settings.engine.deadline_s)
-            near = iter(here([order for order in orders if order.client not in self._briefs])
-                        if len(away) < len(orders) else ())
-            early = [*near, *(self._halves(halved, sites, method, setting, learner, cut, wire)
+            near = iter(here([request for request in requests
+                              if request.client not in self._briefs])
+                        if len(away) < len(requests) else ())
+            early = [*near, *(self._halves(halved, sites, method, context, learner, cut, wire)
                               if halved else ())]
             heard = 0
             with Spool(self.journal.folder) as spool:
-                for reply in in_order([order.client for order in orders], early,
+                for update in in_order([request.client for request in requests], early,
                                       self._replies(packets, letters), spool):
-                    heard += reply.client in self._briefs
-                    yield reply
+                    heard += update.client in self._briefs
+                    yield update
             if away and not heard:
                 raise AulaitError(
                     f"round {away[0].round} of {away[0].stage}: none of {len(away)} sites answered "
@@ -216,30 +218,33 @@ class Engine:
             if packet.kind == "sums":
                 yield name, packet
 
-    def _packets(self, orders: Sequence[Order]) -> dict[str, Packet]:
+    def _packets(self, requests: Sequence[ClientRequest]) -> dict[str, Packet]:
         """Orders as they travel; those with the very same numbers in memory, if only as views,
         share their bytes."""
         made: dict[tuple[Any, ...], Body] = {}
         packets = {}
-        for order in orders:
+        for request in requests:
             key = tuple((name, t.data_ptr(), t.shape, t.stride(), t.dtype) for name,
-                        t in order.tensors.items())
+                        t in request.tensors.items())
             if key not in made:
-                made[key] = wire.body(order.tensors, self._settings.engine.wire
-                                      if order.stage == "train" else "float32")
-            own = self._briefs[order.client]
-            packets[order.client] = wire.order(order, self._mail.stamp(order.client), own.digest,
+                made[key] = wire.body(request.tensors, self._settings.engine.wire
+                                      if request.stage == "train" else "float32")
+            own = self._briefs[request.client]
+            packets[request.client] = wire.request(request, self._mail.stamp(request.client),
+                own.digest,
                 made[key])
-            self.journal.site(order.client, state="asked", round=order.round, stage=order.stage)
+            self.journal.site(request.client, state="asked", round=request.round,
+                              stage=request.stage)
         return packets
 
-    def _replies(self, packets: Mapping[str, Packet], letters: Letters) -> Iterator[tuple[Reply,
+    def _replies(self, packets: Mapping[str, Packet],
+                 letters: Letters) -> Iterator[tuple[ClientUpdate,
             Packet]]:
-        """Sound replies as they come, with the packets that they were in; a client speaks for
+        """Sound updates as they come, with the packets that they were in; a client speaks for
         itself only."""
         for name, packet in self._answers(packets, letters):
-            if (reply := self._sound(name, packet)) is not None:
-                yield reply, packet
+            if (update := self._sound(name, packet)) is not None:
+                yield update, packet
 
     def _answers(self, packets: Mapping[str, Packet], letters: Letters) -> Iterator[tuple[str,
             Packet]]:
@@ -260,9 +265,9 @@ class Engine:
                               packets[name].body) for name in known}
         yield from self._mail.exchange(again, max(0.0, letters.due_s - time.monotonic()))
 
-    def _sound(self, name: str, packet: Packet) -> Reply | None:
-        """The reply in an answer, if it is one of the client that was asked; else it is told to the
-        journal.
+    def _sound(self, name: str, packet: Packet) -> ClientUpdate | None:
+        """The update in an answer, if it is one of the client that was asked; else it is told to
+        the journal.
 
         Of its diagnostics only those by the names of our own are kept, and under privacy none.
         """
@@ -271,41 +276,42 @@ class Engine:
         try:
             require(packet.kind == "reply", WireError,
                     f"answered an order with '{plain(packet.kind, 40)}'")
-            reply = wire.read_reply(packet)
-            require(reply.client == name, WireError,
-                    f"site '{name}' answered in the name of '{reply.client[:80]}'")
+            update = wire.read_reply(packet)
+            require(update.client == name, WireError,
+                    f"site '{name}' answered in the name of '{update.client[:80]}'")
         except Exception as error:  # whatever a stranger's bytes do to our reading of them
             self._mail.silent(name, str(error) if isinstance(error, WireError)
                               else f"sent what cannot be read ({type(error).__name__})")
             return None
         self.journal.site(name, state="answered", detail="")
-        info = {key: reply.info[key] for key in _TOLD if key in reply.info
+        info = {key: update.info[key] for key in _TOLD if key in update.info
                 and self._settings.privacy.off}
-        return Reply(reply.client, reply.share, reply.weight, info)
+        return ClientUpdate(update.client, update.tensors, update.weight, info)
 
     def _halves(
-        self, orders: Sequence[Order], sites: Mapping[str, Site], method: Any, setting: Setting,
+        self, requests: Sequence[TrainRequest], sites: Mapping[str, Site], method: Any,
+        context: RunContext,
         learner: Learner, cut: int | None,
         form: Wire,
-    ) -> Iterator[Reply]:
+    ) -> Iterator[ClientUpdate]:
         """Replies of split clients: the method's answer runs here, the fronts at the sites."""
         require(cut is not None, WireError, "a client is split and no cut is given")
         assert cut is not None
-        if unknown := [order.client for order in orders if not self.records[order.client]]:
+        if unknown := [request.client for request in requests if not self.records[request.client]]:
             # silent when its brief was sent
             list(self._tell(unknown, self._settings.engine.deadline_s))
-        orders = [order for order in orders if self.records[order.client]]
+        requests = [request for request in requests if self.records[request.client]]
         there = {o.client: replace(sites[o.client], train=(Record(""),) * self.records[o.client])
-                 for o in orders}
-        for first in range(0, len(orders), AT_ONCE):
-            some = list(orders[first : first + AT_ONCE])
-            halves = RemoteSplitLearner(learner, cut, form, [order.client for order in some],
+                 for o in requests}
+        for first in range(0, len(requests), AT_ONCE):
+            some = list(requests[first : first + AT_ONCE])
+            halves = RemoteSplitLearner(learner, cut, form, [request.client for request in some],
                                         some[0].round, self._steps)
-            for reply in method.answer(some, [there[order.client] for order in some], setting,
+            for update in method.answer(some, [there[request.client] for request in some], context,
                                        halves):
-                if reply.client not in halves.lost:
-                    self.journal.site(reply.client, state="answered", detail="")
-                    yield reply
+                if update.client not in halves.lost:
+                    self.journal.site(update.client, state="answered", detail="")
+                    yield update
             for name, reason in halves.lost.items():
                 if reason:  # who was silent has been told already
                     self._mail.silent(name, reason)

@@ -44,7 +44,7 @@ class Mail:
 
     Args:
         post: carries packets.
-        key: the coordinator's, for orders.
+        key: the coordinator's, for requests.
         run: 32 hexadecimal digits.
         epoch: how often the coordinator has been started for this run.
         journal: for the operator.

@@ -1,4 +1,5 @@
-"""Replies in the order of their orders, whoever answers first, without holding them all in memory.
+"""Replies in the order of their requests, whoever answers first, without holding them all in
+memory.
 
 Sums of floating numbers depend on their order in the last bit, and steps of an optimiser can make
 much of a last bit; so a run whose sites answered in another order would not be the same run. Early
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from aulait.core.types import Reply
+from aulait.core.types import ClientUpdate
 from aulait.engines.deployment.protocol import envelope as packets
 from aulait.engines.deployment.protocol import tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
@@ -60,17 +61,18 @@ class Spool:
         return packets.loads(self._file.read(place[1]), 2**62)
 
 
-def in_order(names: Sequence[str], early: Iterable[Reply], later: Iterable[tuple[Reply, Packet]],
-             spool: Spool) -> Iterator[Reply]:
+def in_order(names: Sequence[str], early: Iterable[ClientUpdate],
+             later: Iterable[tuple[ClientUpdate, Packet]],
+             spool: Spool) -> Iterator[ClientUpdate]:
     """Replies by the order of ``names``; those that nobody gave are left out.
 
     Args:
-        names: clients in the order of their orders.
-        early: replies that are here.
-        later: replies that come in any order, with their packets.
+        names: clients in the order of their requests.
+        early: updates that are here.
+        later: updates that come in any order, with their packets.
         spool: where answers wait for those before them.
     """
-    here = {reply.client: reply for reply in early}
+    here = {update.client: update for update in early}
     coming = iter(later)
     for name in names:
         if name in here:
@@ -79,8 +81,8 @@ def in_order(names: Sequence[str], early: Iterable[Reply], later: Iterable[tuple
         if (waiting := spool.take(name)) is not None:
             yield tensor_codec.read_reply(waiting)
             continue
-        for reply, packet in coming:
-            if reply.client == name:
-                yield reply
+        for update, packet in coming:
+            if update.client == name:
+                yield update
                 break
-            spool.put(reply.client, packet)
+            spool.put(update.client, packet)

@@ -3,7 +3,7 @@ each an exchange of messages.
 
 ``answer`` of a method runs here for a split client, with a learner whose front is far away. A
 client that falls silent in the middle of a round is carried on with an empty batch, so that the
-others lose nothing, and its reply is left out.
+others lose nothing, and its update is left out.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def read(run: Path) -> dict[str, Any]:
         server left without an outcome) or "unknown" (an inline run without a result: its process
         leaves no mark); stage, round, rounds, note, progress_s (seconds since the last progress);
         private, delta, epsilon (role -> value, None is infinite), budget; loss (held out, last
-        measured), up_bytes, down_bytes, refused (replies); sites (name, role, tier, state,
+        measured), up_bytes, down_bytes, refused (updates); sites (name, role, tier, state,
         last_seen_s, round, detail); warnings (time, event, text); error, one line.
 
     Raises:

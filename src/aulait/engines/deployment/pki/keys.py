@@ -1,7 +1,7 @@
 """Keys and certificates of a federation: made with the right mode from the start, and never
 overwritten.
 
-The coordinator's folder holds the authority, the server's certificate, the key that signs orders
+The coordinator's folder holds the authority, the server's certificate, the key that signs requests
 and the roster: which public key is which site. A site makes its key itself; only the public half
 travels. Who may write into the roster
 decides who takes part, so it is read strictly and anything doubtful in it is an error. ``*.pem``
@@ -57,7 +57,8 @@ class Validity:
 
 
 def server(folder: Path, hosts: Sequence[str], days: int = SERVER_DAYS) -> Validity:
-    """Everything a coordinator needs: authority, server certificate, key for orders, empty roster.
+    """Everything a coordinator needs: authority, server certificate, key for requests, empty
+    roster.
 
     Args:
         folder: made with mode 0700; may exist, without keys in it.
@@ -67,16 +68,16 @@ def server(folder: Path, hosts: Sequence[str], days: int = SERVER_DAYS) -> Valid
     Raises:
         ConfigError: a host is wrong, a key is there already, or others may write into the folder.
     """
-    root, own, orders = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(
+    root, own, requests = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(
         ec.SECP256R1()), Ed25519PrivateKey.generate()
     authority = certificates.authority(root)
     certificate = certificates.server(own.public_key(), hosts, days, authority, root)
     _write_new(folder, {
         "ca-key.pem": (_pkcs8(root), _PRIVATE), "server-key.pem": (_pkcs8(own), _PRIVATE),
-        "order-key.pem": (_pkcs8(orders), _PRIVATE),
+        "order-key.pem": (_pkcs8(requests), _PRIVATE),
         "ca.pem": (certificates.pem(authority), _PUBLIC),
         "server.pem": (certificates.pem(certificate), _PUBLIC),
-        "order-key.pub": (_openssh(orders) + b" aulait-orders\n", _PUBLIC)})
+        "order-key.pub": (_openssh(requests) + b" aulait-orders\n", _PUBLIC)})
     _folder(folder / "roster")
     return validity(folder)
 

@@ -21,7 +21,7 @@ from aulait.core.types import Placement, Site
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import Stamp, digest
 from aulait.evaluation.losses import EvaluateConfig
-from aulait.methods.contract import Setting
+from aulait.methods.contract import RunContext
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.privacy.accounting import PrivacyConfig
 from aulait.runs.experiment_file import Settings
@@ -104,7 +104,7 @@ class Brief(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Names this brief in orders."""
+        """Names this brief in requests."""
         return digest(json.dumps(self.model_dump(mode="json", exclude={"package"}), sort_keys=True))
 
     def packet(self, stamp: Stamp) -> Packet:
@@ -113,7 +113,7 @@ class Brief(BaseModel):
                        "brief": self.model_dump(mode="json")})
 
 
-def of(settings: Settings, setting: Setting, site: Site, *, run: str, votes: bool,
+def of(settings: Settings, context: RunContext, site: Site, *, run: str, votes: bool,
        fingerprint: str) -> Brief:
     """A client's brief.
 
@@ -125,7 +125,7 @@ def of(settings: Settings, setting: Setting, site: Site, *, run: str, votes: boo
         votes: whether it votes in stage 1.
         fingerprint: of the base.
     """
-    ranks = setting.ranks.get(site.name)
+    ranks = context.ranks.get(site.name)
     return Brief(
         run=run, name=settings.run.name[:200], client=site.name, tier=site.plan.tier,
         placement=site.plan.placement, rank=site.plan.rank,

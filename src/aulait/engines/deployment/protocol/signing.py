@@ -1,4 +1,4 @@
-"""Signed orders: the coordinator signs with an Ed25519 key, a site verifies with the public half.
+"""Signed requests: the coordinator signs with an Ed25519 key, a site verifies with the public half.
 
 What is signed is a packet's digest, made elsewhere. A fixed prefix keeps a signature made for an
 order from meaning anything in another protocol, should the key ever be used there. Source: RFC

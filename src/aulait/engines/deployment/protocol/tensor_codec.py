@@ -1,4 +1,4 @@
-"""Orders and replies to packets and back: tensors as raw bytes, each with its name, kind of number
+"""Orders and updates to packets and back: tensors as raw bytes, each with its name, kind of number
 and shape.
 
 Adapters may travel narrower (``engine.wire``): factors of float32 as "float16" or "int8" with a
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aulait.core.errors import WireError
 from aulait.core.registry import require
-from aulait.core.types import Order, Reply, Tensors
+from aulait.core.types import REQUESTS, ClientRequest, ClientUpdate, Tensors
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.training.activation_codec import Wire, decode, encode
 
@@ -38,7 +38,7 @@ _PARTS = "\x1f"  # between the name of a coded tensor and the part of it
 
 @dataclass(frozen=True)
 class Stamp:
-    """Which message of which run this is; a reply bears the stamp of what it answers.
+    """Which message of which run this is; a update bears the stamp of what it answers.
 
     Attributes:
         run: 32 hexadecimal digits, one run folder.
@@ -130,7 +130,7 @@ def tensors(listed: Any, raw: bytes) -> Tensors:
     return _decoded(flat)
 
 
-def order(given: Order, stamp: Stamp, brief: str, made: Body) -> Packet:
+def request(given: ClientRequest, stamp: Stamp, brief: str, made: Body) -> Packet:
     """An order as it travels, not yet signed.
 
     Args:
@@ -144,7 +144,7 @@ def order(given: Order, stamp: Stamp, brief: str, made: Body) -> Packet:
                    "settings": dict(given.settings), "tensors": made.listed}, made.raw)
 
 
-def read_order(packet: Packet) -> Order:
+def read_order(packet: Packet) -> ClientRequest:
     """The order in a packet.
 
     Raises:
@@ -156,13 +156,14 @@ def read_order(packet: Packet) -> Order:
     require(isinstance(client, str) and isinstance(stage, str) and _whole(round)
             and isinstance(settings, dict), WireError,
             "an order lacks its client, stage, round or settings")
-    return Order(str(client), str(stage), int(str(round)),
-                 tensors(head.get("tensors"), packet.body), dict(head["settings"]))
+    require(str(stage) in REQUESTS, WireError, "an order of an unknown stage")
+    return REQUESTS[str(stage)](str(client), int(str(round)),
+                                tensors(head.get("tensors"), packet.body), dict(head["settings"]))
 
 
-def reply(given: Reply, stamp: Stamp, wire: Wire = "float32") -> Packet:
-    """A reply as it travels. Sensitive."""
-    made = body(given.share, wire)
+def update(given: ClientUpdate, stamp: Stamp, wire: Wire = "float32") -> Packet:
+    """A update as it travels. Sensitive."""
+    made = body(given.tensors, wire)
     require(math.isfinite(given.weight), WireError, "the weight of a reply is not finite")
     info = {name: float(value) for name, value in given.info.items() if math.isfinite(float(value))}
     return Packet({"kind": "reply", **stamp.head(), "client": given.client, "weight": given.weight,
@@ -170,8 +171,8 @@ def reply(given: Reply, stamp: Stamp, wire: Wire = "float32") -> Packet:
                    "tensors": made.listed}, made.raw)
 
 
-def read_reply(packet: Packet) -> Reply:
-    """The reply in a packet; what its tensors are worth is for the door to judge.
+def read_reply(packet: Packet) -> ClientUpdate:
+    """The update in a packet; what its tensors are worth is for the aggregator to judge.
 
     Raises:
         WireError: it is none.
@@ -184,13 +185,13 @@ def read_reply(packet: Packet) -> Reply:
     require(all(isinstance(name, str) and _number(value) for name, value in told.items()),
             WireError,
             "the info of a reply holds something else than numbers")
-    return Reply(str(client), tensors(packet.head.get("tensors"), packet.body),
+    return ClientUpdate(str(client), tensors(packet.head.get("tensors"), packet.body),
                  float(packet.head["weight"]),
                  {name: float(value) for name, value in told.items()})
 
 
 def refusal(stamp: Stamp, reason: str, why: str = "refused") -> Packet:
-    """What a site answers instead of a reply.
+    """What a site answers instead of a update.
 
     Args:
         stamp: of what it refuses.

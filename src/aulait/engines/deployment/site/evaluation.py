@@ -80,9 +80,9 @@ def measured(house: SiteHouse, packet: Packet, memory: dict[str, Any], folder: P
         worn = _given(packet, found)
     elif packet.head.get("what") == "state":
         state = State(int(packet.head["round"]), found)
-        shared = house.brief.method.result(house.setting, state)
+        shared = house.brief.method.result(house.context, state)
         site = house.site(memory)
-        own = house.brief.method.personal(house.brief.method_config, house.setting, state, [site],
+        own = house.brief.method.personal(house.brief.method_config, house.context, state, [site],
             house.learner, final)
         worn = own.get(site.name, shared)
     told = _sums(house, worn)
@@ -134,7 +134,7 @@ class SiteJudge:
     def __call__(self, house: House, state: State | None, final: bool) -> dict[str, Any]:
         """Scores under the method's state; of the bare base where it is None."""
         settings = house.settings
-        shared = settings.method.result(house.setting, state) if state is not None else None
+        shared = settings.method.result(house.context, state) if state is not None else None
         names = sorted(house.sites)[: settings.evaluate.clients]
         worn = _worn(house, state, shared, names, final)
         answers = [packet for _, packet in self._ask(worn, state.round if state else 0,
@@ -160,7 +160,7 @@ def _worn(house: House, state: State | None, shared: Adapter | None, names: Sequ
     own = Wear("state", dict(state.tensors))
     halves = [house.sites[name] for name in names if house.sites[name].plan.placement == "split"]
     made = (
-        method.personal(house.settings.method_config, house.setting, state, halves, house.learner,
+        method.personal(house.settings.method_config, house.context, state, halves, house.learner,
                         final) if halves else {}
     )
     return {name: Wear.adapter(made[name]) if name in made else own if name in house.trainers

@@ -18,7 +18,7 @@ import torch
 
 from aulait import __version__
 from aulait.core.errors import AulaitError, DataError, WireError
-from aulait.core.types import Order
+from aulait.core.types import ClientRequest, VoteRequest
 from aulait.engines.deployment.protocol import run_terms as brief
 from aulait.engines.deployment.protocol import signing, tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
@@ -198,36 +198,37 @@ class Resident:
         if known is None:
             kept_state.write_brief(tenancy.kept.folder, given.model_dump(mode="json"))
             self._runs[stamp.run] = tenancy
-        # then the number of records is told with every reply
+        # then the number of records is told with every update
         public = given.privacy.off or given.privacy.unit == "record"
         return Packet({"kind": "accepted", **stamp.head(), "client": given.client,
                        "records": len(tenancy.house.records.train) if public else None})
 
     def _order(self, packet: Packet, stamp: Stamp, tenancy: Tenancy, house: SiteHouse) -> Packet:
-        order = _read(packet)
-        fault = request_checks.fault(order, tenancy.brief, self._file.limits, house.setting.shapes)
+        request = _read(packet)
+        fault = request_checks.fault(request, tenancy.brief, self._file.limits,
+            house.context.shapes)
         if fault is not None:
             raise Refused(fault)
         site = house.site(tenancy.kept.memory)
-        if order.stage == "synthesis":
-            width = order.tensors["embeddings"].shape[1]
+        if isinstance(request, VoteRequest):
+            width = request.tensors["embeddings"].shape[1]
             if width != house.embedder.width:
                 raise Refused(
                     f"candidates of width {width} found, the embedder here has "
                     f"{house.embedder.width}; use the same one at both")
-            (reply,) = private_evolution.answer([order], [site], house.embedder)
+            (update,) = private_evolution.answer([request], [site], house.embedder)
         else:
             if tenancy.account is not None:
-                tenancy.account.charge(order.settings, site, tenancy.brief)
-            (reply,) = tenancy.brief.method.answer([order], [site], house.setting, house.learner)
+                tenancy.account.charge(request.settings, site, tenancy.brief)
+            (update,) = tenancy.brief.method.answer([request], [site], house.context, house.learner)
         private = not tenancy.brief.privacy.off
-        self._log("answered", stage=order.stage, round=order.round,
-                  **{name: float(value) for name, value in reply.info.items()})
+        self._log("answered", stage=request.stage, round=request.round,
+                  **{name: float(value) for name, value in update.info.items()})
         # diagnostics and, where clients are protected, the number of records are nobody's business
         if private:
-            weight = reply.weight if tenancy.brief.privacy.unit == "record" else 1.0
-            reply = type(reply)(reply.client, reply.share, weight)
-        return tensor_codec.reply(reply, stamp, tenancy.brief.adapters if order.stage == "train"
+            weight = update.weight if tenancy.brief.privacy.unit == "record" else 1.0
+            update = type(update)(update.client, update.tensors, weight)
+        return tensor_codec.update(update, stamp, tenancy.brief.adapters if request.stage == "train"
                                   else "float32")
 
     def _evaluate(self, packet: Packet, stamp: Stamp, tenancy: Tenancy, house: SiteHouse) -> Packet:
@@ -330,7 +331,7 @@ def _round(packet: Packet) -> kept_state.Key:
     return kept_state.STAGES.index(stage), round
 
 
-def _read(packet: Packet) -> Order:
+def _read(packet: Packet) -> ClientRequest:
     try:
         return tensor_codec.read_order(packet)
     except WireError as error:

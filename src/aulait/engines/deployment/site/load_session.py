@@ -14,7 +14,7 @@ from aulait.data import client_data
 from aulait.data.client_data import ClientData, DataConfig
 from aulait.engines.deployment.protocol.run_terms import Brief
 from aulait.engines.deployment.site.site_file import SiteFile
-from aulait.methods.contract import Setting
+from aulait.methods.contract import RunContext
 from aulait.models import loading
 from aulait.models.fingerprint import fingerprint
 from aulait.models.loading import Base, ModelConfig
@@ -81,7 +81,7 @@ class SiteHouse:
     file: SiteFile
     base: Base
     learner: Learner
-    setting: Setting
+    context: RunContext
     records: ClientData
     plan: Plan
     shelf: Shelf
@@ -126,8 +126,9 @@ def move_in(brief: Brief, file: SiteFile, shelf: Shelf) -> SiteHouse:
     plan = Plan(brief.tier, brief.placement, brief.rank, brief.steps, brief.batch)
     ranks = {} if brief.ranks is None else {name: brief.ranks}
     shapes = loading.targets(base, brief.adapter)
-    setting = Setting(shapes, brief.adapter.rank, brief.adapter.alpha, seeds, brief.rounds, ranks)
-    return SiteHouse(brief, file, base, learner, setting, fit[name], plan, shelf)
+    context = RunContext(shapes, brief.adapter.rank, brief.adapter.alpha, seeds, brief.rounds,
+                         ranks)
+    return SiteHouse(brief, file, base, learner, context, fit[name], plan, shelf)
 
 
 def _data(brief: Brief, file: SiteFile) -> DataConfig:

@@ -291,7 +291,7 @@ def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
                     f"'{method.TRAITS.instead}'"]
         mechanism = method.mechanism(config) if unit == "record" else None
         if unit == "record":
-            method.terms(config, ())  # raises for the controls that add no noise
+            method.record_mechanism(config, ())  # raises for the controls that add no noise
         return (
             records.problems(privacy, name, unit, mechanism,
                              bool(brief.votes)) + record_gradients.missing(mechanism)

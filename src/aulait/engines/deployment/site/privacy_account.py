@@ -86,7 +86,7 @@ class SiteAccount:
         )
         require(same, PrivacyError,
             "an order of another mode or a larger sampling rate than the brief's found; refused")
-        own = brief.method.terms(config, [site])
+        own = brief.method.record_mechanism(config, [site])
         multiplier = sigma / own.sensitivity(float(clip))
         event, limit = own.event(multiplier), self._limit
         if (

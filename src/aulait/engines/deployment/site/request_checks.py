@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from aulait.core.lora import Shapes
-from aulait.core.types import Order
+from aulait.core.types import ClientRequest
 from aulait.engines.deployment.protocol.run_terms import Brief
 from aulait.engines.deployment.site.policy import Limits
 
@@ -21,29 +21,29 @@ MOST_CANDIDATES = 1_000_000
 MOST_RATE = 100.0  # a learning rate above this is no learning rate
 
 
-def fault(order: Order, brief: Brief, limits: Limits, shapes: Shapes) -> str | None:
+def fault(request: ClientRequest, brief: Brief, limits: Limits, shapes: Shapes) -> str | None:
     """Why an order is refused, on one line that tells nothing of the site's records; None if it is
     in order."""
-    if order.client != brief.client:
-        return f"an order for '{order.client}' came to '{brief.client}'"
-    if order.stage not in ("synthesis", "train"):
-        return f"an order of stage '{order.stage[:40]}' found, expected 'synthesis' or 'train'"
-    if order.stage == "synthesis" and not brief.votes:
+    if request.client != brief.client:
+        return f"an order for '{request.client}' came to '{brief.client}'"
+    if request.stage not in ("synthesis", "train"):
+        return f"an order of stage '{request.stage[:40]}' found, expected 'synthesis' or 'train'"
+    if request.stage == "synthesis" and not brief.votes:
         return "asked for a vote, and the brief says that this site does not vote"
     alone = (
         brief.placement == "local" or (brief.placement == "split" and hasattr(brief.method,
             "SERVER"))
     )
-    if order.stage == "train" and not alone:
+    if request.stage == "train" and not alone:
         return f"asked to train, and the brief says that this site is '{brief.placement}'"
-    most = brief.rounds if order.stage == "train" else brief.synthesis_rounds
-    if not 1 <= order.round <= most:
-        return f"round {order.round} of {order.stage} found, the brief has {most}"
-    return _numbers(order, brief, limits) or _tensors(order, shapes, brief.adapter.rank)
+    most = brief.rounds if request.stage == "train" else brief.synthesis_rounds
+    if not 1 <= request.round <= most:
+        return f"round {request.round} of {request.stage} found, the brief has {most}"
+    return _numbers(request, brief, limits) or _tensors(request, shapes, brief.adapter.rank)
 
 
-def _numbers(order: Order, brief: Brief, limits: Limits) -> str | None:
-    settings = order.settings
+def _numbers(request: ClientRequest, brief: Brief, limits: Limits) -> str | None:
+    settings = request.settings
     if len(settings) > MOST_SETTINGS or not all(_plain(value) for value in settings.values()):
         return "an order with settings that are no plain finite values"
     for name, most in (("steps", limits.steps), ("batch", limits.batch), ("rank", limits.rank),
@@ -51,10 +51,10 @@ def _numbers(order: Order, brief: Brief, limits: Limits) -> str | None:
         value = settings.get(name)
         if isinstance(value, int | float) and not 0 <= value <= most:
             return f"an order with {name} = {value:g}, allowed are at most {most:g}"
-    if order.stage == "synthesis":
+    if request.stage == "synthesis":
         neighbours = settings.get("neighbours")
-        embeddings = order.tensors.get("embeddings")
-        if embeddings is None or set(order.tensors) != {
+        embeddings = request.tensors.get("embeddings")
+        if embeddings is None or set(request.tensors) != {
             "embeddings"} or embeddings.ndim != 2 or len(embeddings) > MOST_CANDIDATES:
             return "a vote without one table of candidates"
         if not isinstance(neighbours, int) or not 1 <= neighbours <= max(1, len(embeddings)):
@@ -62,10 +62,10 @@ def _numbers(order: Order, brief: Brief, limits: Limits) -> str | None:
     return None
 
 
-def _tensors(order: Order, shapes: Shapes, rank: int) -> str | None:
+def _tensors(request: ClientRequest, shapes: Shapes, rank: int) -> str | None:
     """Factors must fit the layers, those to be trained the rank too; of other tensors the numbers
     must be finite."""
-    for name, tensor in order.tensors.items():
+    for name, tensor in request.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return f"tensor '{name[:80]}' holds NaN or infinity"
         layer, _, letter = name.rpartition("/")[2].rpartition(".")

@@ -97,7 +97,7 @@ class KeyFiles(BaseModel):
         private: this site's key; never leaves it.
         public: its public half, which the coordinator enrols.
         authority: certificate of the coordinator's authority, by which the server is known.
-        orders: public key by which orders are verified.
+        orders: public key by which requests are verified.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

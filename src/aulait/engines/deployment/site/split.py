@@ -105,7 +105,7 @@ def _begin(packet: Packet, sent: Tensors, house: SiteHouse) -> _Session:
     alpha, rank = head.get("alpha"), head.get("rank")
     sound = (steps == brief.steps and head.get("batch") == brief.batch and part in ("A", "B", "AB")
              and _positive(lr) and _positive(alpha)
-             and isinstance(seed, int) and seed == house.setting.seeds.integer("batches",
+             and isinstance(seed, int) and seed == house.context.seeds.integer("batches",
                  int(head["round"]), brief.client))
     require(sound, WireError, "a split round that asks for other work than the brief")
     factors: dict[str, tuple[Any, Any]] = {}
@@ -114,12 +114,12 @@ def _begin(packet: Packet, sent: Tensors, house: SiteHouse) -> _Session:
             layer = name[len(FACTOR) : -2]
             other = sent.get(f"{FACTOR}{layer}.B")
             fits = (
-                layer in house.setting.shapes and other is not None and tensor.ndim == 2
+                layer in house.context.shapes and other is not None and tensor.ndim == 2
                 and other.ndim == 2
             )
             require(fits, WireError, f"factors of '{layer[:80]}' do not fit the model")
             assert other is not None
-            m, n = house.setting.shapes[layer]
+            m, n = house.context.shapes[layer]
             require(tensor.shape[1] == n and other.shape[0] == m
                     and other.shape[1] == tensor.shape[0], WireError,
                     f"factors of '{layer[:80]}' do not fit a layer of ({m}, {n})")
@@ -128,8 +128,8 @@ def _begin(packet: Packet, sent: Tensors, house: SiteHouse) -> _Session:
         {name[len(FOLD):]: tensor for name, tensor in sent.items() if name.startswith(FOLD)} or None
     )
     for layer, dense in (fold or {}).items():
-        require(layer in house.setting.shapes
-                and tuple(dense.shape) == tuple(house.setting.shapes[layer]), WireError,
+        require(layer in house.context.shapes
+                and tuple(dense.shape) == tuple(house.context.shapes[layer]), WireError,
                 f"a dense update of '{layer[:80]}' does not fit the model")
     penalty = head.get("penalty")
     work = Work(Adapter(factors, float(head["alpha"]), rank), house.records.train, str(part),
