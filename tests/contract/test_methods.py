@@ -170,12 +170,12 @@ def test_an_answer_alone_equals_the_answer_among_many_also_when_asked_again_late
     for _ in range(3):
         run.orders, run.replies = [], []
         state, _ = run.round(state)
-        for order, reply in zip(run.orders, run.replies, strict=True):
-            (alone,) = run.module.answer([order], [run.sites[order.client]], run.setting, run.learner)
-            assert alone.client == reply.client == order.client
-            assert alone.weight == reply.weight
-            assert alone.share.keys() == reply.share.keys()
-            assert_learnt_alike(alone.share, reply.share, 2e-3)
+        for request, update in zip(run.orders, run.replies, strict=True):
+            (alone,) = run.module.answer([request], [run.sites[request.client]], run.context, run.learner)
+            assert alone.client == update.client == request.client
+            assert alone.weight == update.weight
+            assert alone.tensors.keys() == update.tensors.keys()
+            assert_learnt_alike(alone.tensors, update.tensors, 2e-3)
     wanted = undisturbed.rounds(3)
     assert_learnt_alike(state.tensors, wanted.tensors, 2e-3)
     if method in PERSONAL:

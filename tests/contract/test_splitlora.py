@@ -142,13 +142,13 @@ def test_an_answer_alone_equals_the_answer_among_many_also_when_asked_twice(make
     run, undisturbed = make(ranks={"bob": 1}), make(ranks={"bob": 1})
     state = run.start()
 
-    def twice(orders):
-        replies = run.ask(orders)
-        for order, reply in zip(orders, replies, strict=True):
-            (again,) = run.module.answer([order], [run.sites[order.client]], run.setting, run.learner)
-            assert again.share.keys() == reply.share.keys()
-            assert_learnt_alike(again.share, reply.share, 2e-3)
-        return replies
+    def twice(requests):
+        updates = run.ask(requests)
+        for request, update in zip(requests, updates, strict=True):
+            (again,) = run.module.answer([request], [run.sites[request.client]], run.context, run.learner)
+            assert again.tensors.keys() == update.tensors.keys()
+            assert_learnt_alike(again.tensors, update.tensors, 2e-3)
+        return updates
 
     for _ in range(2):
         state, _ = run.round(state, ask=twice)
