@@ -102,19 +102,19 @@ class Federation:
         self.ledger = Ledger(None)
         accountant = None if self.privacy.off else Accountant(self.privacy.delta, {"local": self.budget})
         noise = self.noise or (SystemNoise() if self.privacy.off or self.privacy.noise_seed is None else ZeroNoise())
-        self.door = PrivateAggregator(self.privacy, self.ledger, accountant, noise, PROXIES)
+        self.aggregator = PrivateAggregator(self.privacy, self.ledger, accountant, noise, PROXIES)
         self.sites = {
             n: site(n, "proxy" if n in PROXIES else "local", max(ranks[n].values()) if n in ranks else self.rank,
                     self.sizes.get(n, 3), ord(n[0]) + ord(n[-1]))
             for n in (*self.clients, *self.proxies)}
         if hasattr(self.module, "SERVER"):  # a method whose server trains a half of its own
             self.sites[self.module.SERVER] = Site(self.module.SERVER, Plan("server", "local", self.rank, 1, 1), ())
-        self.orders, self.replies = [], []
+        self.requests, self.updates = [], []
 
     def ask(self, requests):
-        self.orders += requests
+        self.requests += requests
         updates = self.module.answer(requests, [self.sites[o.client] for o in requests], self.context, self.learner)
-        self.replies += updates
+        self.updates += updates
         return updates
 
     def start(self) -> State:
@@ -128,7 +128,7 @@ class Federation:
             "round": number, "local": tuple(self.clients if clients is None else clients), "proxies": dict.fromkeys(standing, self.stands),
             "planned": len(self.clients), "noise_multiplier": 0.0 if self.privacy.off else 1.0, "lr": LR / number,
             "population": tuple(sorted(self.clients))} | more)
-        return self.module.step(self.config, self.context, state, cohort, ask or self.ask, self.door)
+        return self.module.step(self.config, self.context, state, cohort, ask or self.ask, self.aggregator)
 
     def rounds(self, count: int, state: State | None = None) -> State:
         state = state or self.start()
@@ -149,7 +149,7 @@ class Federation:
         """Client -> the dense update its base and adapter really have after training, of the last ``count`` answers."""
         count = count or len(self.clients) + len(self.proxies)
         found = {}
-        answers = zip(self.replies[-count:], self.learner.works[-count:], self.learner.done[-count:], strict=True)
+        answers = zip(self.updates[-count:], self.learner.works[-count:], self.learner.done[-count:], strict=True)
         for update, work, done in answers:
             dense_update = dense(done.adapter)
             for layer, base in (work.fold or {}).items():

@@ -8,7 +8,21 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.closeness import assert_learnt_alike, assert_near
-from tests.contract.federation import LR, OFF, ON, PROXIES, SHAPES, WIDE, Federation, apart, dense, distance, mean, real, unlike
+from tests.contract.federation import (
+    LR,
+    OFF,
+    ON,
+    PROXIES,
+    SHAPES,
+    WIDE,
+    Federation,
+    apart,
+    dense,
+    distance,
+    mean,
+    real,
+    unlike,
+)
 from tests.oracle.averaging import mixture
 from tests.tiny_bases import tiny
 
@@ -168,9 +182,9 @@ def test_an_answer_alone_equals_the_answer_among_many_also_when_asked_again_late
     run, undisturbed = real(tiny_base, method, **more), real(tiny_base, method, **more)
     state = run.start()
     for _ in range(3):
-        run.orders, run.replies = [], []
+        run.requests, run.updates = [], []
         state, _ = run.round(state)
-        for request, update in zip(run.orders, run.replies, strict=True):
+        for request, update in zip(run.requests, run.updates, strict=True):
             (alone,) = run.module.answer([request], [run.sites[request.client]], run.context, run.learner)
             assert alone.client == update.client == request.client
             assert alone.weight == update.weight
@@ -251,8 +265,8 @@ def test_nobody_is_sent_more_than_its_rank(method):
     ranks = {"bob": {"one": 1, "two": 2}, "cat": 3}
     run = Federation(method, shapes=WIDE, rank=4, ranks=ranks, proxies=("proxy-000",))
     run.rounds(3)
-    assert len(run.orders) == (9 if method == "alone" else 12)
-    for request, work in zip(run.orders, run.learner.works, strict=True):
+    assert len(run.requests) == (9 if method == "alone" else 12)
+    for request, work in zip(run.requests, run.learner.works, strict=True):
         most = run.context.rank_of(request.client)
         for name, tensor in request.tensors.items():
             if "/" not in name:  # what is folded into the base is no adapter
@@ -317,10 +331,10 @@ def test_the_mixture_of_local_and_proxied_clients(method, privacy, local_weight,
         options=plain(method, local_weight=local_weight, weights=weights))
     before = run.start()
     after, info = run.round(before)
-    by = {update.client: update for update in run.replies}
+    by = {update.client: update for update in run.updates}
     local = [by[n] for n in run.clients]
     wanted = mixture(
-        [arrays(r.tensors) for r in local], [r.weight for r in local], [(2.5, arrays(by[p].share)) for p in run.proxies],
+        [arrays(r.tensors) for r in local], [r.weight for r in local], [(2.5, arrays(by[p].tensors)) for p in run.proxies],
         local_weight=local_weight, planned=3, stands=5.0, bound=math.inf if privacy.off else 0.3, by_size=weights == "size")
     for name, d in wanted.items():
         assert_near(after.tensors[name] - before.tensors[name], d, 1e-5)
@@ -414,14 +428,14 @@ def test_bytes_are_those_of_the_formula_and_of_the_paper(method, ranks):
     own = {name: {layer: run.context.rank_of(name)(layer) for layer in WIDE} for name in everyone}
     state = run.start()
     for number in (1, 2, 3):
-        run.orders, run.replies = [], []
+        run.requests, run.updates = [], []
         state, info = run.round(state)
-        requests, updates = ({x.client: x for x in things} for things in (run.orders, run.replies))
+        requests, updates = ({x.client: x for x in things} for things in (run.requests, run.updates))
         formulas = []
         for name in run.clients:
             wanted = by_hand(method, number, own[name], list(own.values()))
             assert run.module.travels(run.config, run.context, number, name, everyone) == wanted
-            assert (nbytes(updates[name].share), nbytes(requests[name].tensors)) == wanted
+            assert (nbytes(updates[name].tensors), nbytes(requests[name].tensors)) == wanted
             formulas.append(wanted)
         assert info["up_bytes"] == sum(up for up, _ in formulas)
         assert info["down_bytes"] == sum(down for _, down in formulas)
@@ -453,7 +467,7 @@ def test_a_method_that_reads_single_replies_is_refused_before_anybody_is_asked(m
     run = Federation(method, ON, proxies=("proxy-000",))
     with pytest.raises(PrivacyError, match=f"'{TRAITS[method].instead}'"):
         run.rounds(1)
-    assert not run.orders
+    assert not run.requests
     assert run.ledger.lines == ()
 
 
@@ -483,8 +497,8 @@ def test_who_trains_alone_releases_nothing_and_pays_nothing():
     run.rounds(2, state)
     assert run.ledger.lines == ()
     assert not {"train_loss", "train_tokens"} & info.keys()
-    assert all(not update.tensors for update in run.replies)
-    assert all(not request.tensors for request in run.orders)
+    assert all(not update.tensors for update in run.updates)
+    assert all(not request.tensors for request in run.requests)
 
 
 @each
@@ -710,7 +724,7 @@ def test_the_bound_of_proxies_binds_the_clients(method):
     privacy = PrivacyConfig(**ON.model_dump() | {"clip": "proxies", "clip_scale": 0.1})
     run = Federation(method, privacy, proxies=("proxy-000", "proxy-001"))
     _, info = run.round(run.start())
-    norms = sorted(clipping.norm(r.tensors) for r in run.replies if r.client in PROXIES)
+    norms = sorted(clipping.norm(r.tensors) for r in run.updates if r.client in PROXIES)
     assert info["clip_bound"] == pytest.approx(0.1 * sum(norms) / 2)
     assert run.ledger.lines[0].sensitivity == info["clip_bound"]
 

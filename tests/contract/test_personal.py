@@ -65,10 +65,10 @@ def test_the_same_order_gets_the_same_reply_and_leaves_the_same_memory(method):
     run = Federation(method, shapes=WIDE, rank=4, ranks=RANKS)
     state = run.start()
     for _ in range(3):
-        run.orders, run.replies = [], []
+        run.requests, run.updates = [], []
         state, _ = run.round(state)
         had = {name: bits(site) for name, site in run.sites.items()}
-        for request, update in [*zip(run.orders, run.replies, strict=True)] * 2:
+        for request, update in [*zip(run.requests, run.updates, strict=True)] * 2:
             (again,) = run.module.answer([request], [run.sites[request.client]], run.context, run.learner)
             assert unlike(again.tensors, update.tensors) == ""
         assert unlike({name: bits(site) for name, site in run.sites.items()}, had) == ""
@@ -94,8 +94,8 @@ def test_what_is_kept_is_no_view_of_what_was_sent(method):
     run = Federation(method, shapes=WIDE, rank=4, ranks=RANKS)
     run.rounds(2)
     before = {name: bits(site) for name, site in run.sites.items()}
-    for thing in (*run.orders, *run.replies):
-        for tensor in (thing.tensors if isinstance(thing, TrainRequest) else thing.share).values():
+    for thing in (*run.requests, *run.updates):
+        for tensor in (thing.tensors if isinstance(thing, TrainRequest) else thing.tensors).values():
             tensor.zero_()
     assert unlike({name: bits(site) for name, site in run.sites.items()}, before) == ""
 
@@ -131,7 +131,7 @@ def test_personal_parts_never_travel(method):
     """FedSA's updates and requests hold A alone, whatever B a site keeps."""
     run = Federation(method, privacy=ON)
     run.rounds(2)
-    letters = {name[-1] for thing in run.replies for name in thing.share} | {name[-1] for thing in run.orders for name in thing.tensors}
+    letters = {name[-1] for thing in run.updates for name in thing.tensors} | {name[-1] for thing in run.requests for name in thing.tensors}
     assert letters == ({"A"} if method == "fedsa" else {"A", "B"})
 
 
@@ -152,7 +152,7 @@ def test_alone_is_training_by_oneself_round_after_round(tiny_base):
 def test_fedsa_joins_the_shared_a_with_the_clients_own_b():
     run = Federation("fedsa", shapes=WIDE, rank=4, ranks=RANKS)
     state = run.rounds(2)
-    last = {update.client: done.adapter for update, done in zip(run.replies[-3:], run.learner.done[-3:], strict=True)}
+    last = {update.client: done.adapter for update, done in zip(run.updates[-3:], run.learner.done[-3:], strict=True)}
     for name, adapter in run.personal(state).items():
         for layer, (a, b) in adapter.factors.items():
             rank = run.context.rank_of(name)(layer)
@@ -163,7 +163,7 @@ def test_fedsa_joins_the_shared_a_with_the_clients_own_b():
 def test_fedsa_clients_begin_a_round_from_their_own_b():
     run = Federation("fedsa", shapes=WIDE, rank=4, ranks=RANKS)
     state = run.rounds(1)
-    last = {update.client: done.adapter for update, done in zip(run.replies, run.learner.done, strict=True)}
+    last = {update.client: done.adapter for update, done in zip(run.updates, run.learner.done, strict=True)}
     state, _ = run.round(state, clients=("ann",))
     run.learner.works.clear()
     run.round(state, clients=("bob", "cat"))  # who missed a round still has its B

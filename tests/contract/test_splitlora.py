@@ -92,22 +92,22 @@ def test_moments_are_kept_over_rounds_or_fresh_as_the_settings_say(make):
 def test_every_client_is_sent_the_gradient_of_its_own_loss_and_the_server_steps_once_a_step(make):
     run = make(sizes={"ann": 6})
     run.round(run.start())
-    at = {SERVER: [o for o in run.orders if o.client == SERVER], "ann": [o for o in run.orders if o.client == "ann"]}
+    at = {SERVER: [o for o in run.requests if o.client == SERVER], "ann": [o for o in run.requests if o.client == "ann"]}
     assert len(at[SERVER]) == len(at["ann"]) == 3  # two steps, and an end
     assert float(run.sites[SERVER].memory["kept"]["after"]["t"]) == 2.0
     alone = make(clients=("ann",), sizes={"ann": 6})
     alone.round(alone.start())
-    first = next(o for o in alone.orders if o.client == "ann" and o.settings["step"] == 2)
+    first = next(o for o in alone.requests if o.client == "ann" and o.settings["step"] == 2)
     assert_near(at["ann"][1].tensors["data"], first.tensors["data"], 1e-5)
 
 
 def test_clients_of_unequal_steps_leave_one_by_one(make):
     run = make(plans={"bob": {"steps": 1}, "cat": {"steps": 3, "batch": 1}})
     after, info = run.round(run.start())
-    asked = [[o.client for o in run.orders if o.client != SERVER and o.settings["step"] == number] for number in (1, 2, 3, 4, 5)]
+    asked = [[o.client for o in run.requests if o.client != SERVER and o.settings["step"] == number] for number in (1, 2, 3, 4, 5)]
     assert asked == [["ann", "bob", "cat"], ["ann", "bob", "cat"], ["ann", "cat"], ["cat"], []]
     assert info["refused"] == 0
-    lasts = [r.tensors for r in run.replies if r.client != SERVER and "labels" not in r.tensors]
+    lasts = [r.tensors for r in run.updates if r.client != SERVER and "labels" not in r.tensors]
     for name in lasts[0].keys() - {"square"}:
         assert_near(after.tensors[name], sum(own[name] for own in lasts) / 3, 1e-6, what=name)
 
@@ -115,7 +115,7 @@ def test_clients_of_unequal_steps_leave_one_by_one(make):
 def test_nobody_is_sent_more_than_its_rank(make):
     run = make(ranks={"bob": 1})
     after = run.rounds(2)
-    for request in run.orders:
+    for request in run.requests:
         most = 2 if request.client == SERVER else run.context.rank_of(request.client)("any") if request.client != "bob" else 1
         for name, tensor in request.tensors.items():
             assert not name.endswith((".A", ".B")) or tensor.shape["BA".index(name[-1]) ^ 1] <= most
@@ -153,7 +153,7 @@ def test_an_answer_alone_equals_the_answer_among_many_also_when_asked_twice(make
     for _ in range(2):
         state, _ = run.round(state, ask=twice)
     assert_learnt_alike(state.tensors, undisturbed.rounds(2).tensors, 2e-3, start=run.start().tensors)
-    first = next(order for order in run.orders if order.client == "ann")
+    first = next(order for order in run.requests if order.client == "ann")
     with pytest.raises(WireError, match="a step that is past"):
         run.module.answer([first], [run.sites["ann"]], run.context, run.learner)
 
@@ -194,16 +194,16 @@ def test_bytes_are_those_of_the_factors_and_of_the_steps(make, kind, wire):
     run = make(kind, options={"wire": wire}, ranks={"bob": 1}, plans={"cat": {"steps": 3}})
     state = run.start()
     for number in (1, 2):
-        run.orders, run.replies = [], []
+        run.requests, run.updates = [], []
         works = [work(run, name, state, number) for name in run.clients]
         foretold = travelled(run.learner, works, run.config.cut, wire)
         state, info = run.round(state)
         for name, (up, down) in zip(run.clients, foretold, strict=True):
             ups, downs = run.module.travels(run.config, run.context, number, name, run.clients)
-            assert sum(nbytes(r.tensors) for r in run.replies if r.client == name) == up + ups
-            assert sum(nbytes(o.tensors) for o in run.orders if o.client == name) == down + downs
-        assert info["up_bytes"] == sum(nbytes(r.tensors) for r in run.replies if r.client != SERVER)
-        assert info["down_bytes"] == sum(nbytes(o.tensors) for o in run.orders if o.client != SERVER)
+            assert sum(nbytes(r.tensors) for r in run.updates if r.client == name) == up + ups
+            assert sum(nbytes(o.tensors) for o in run.requests if o.client == name) == down + downs
+        assert info["up_bytes"] == sum(nbytes(r.tensors) for r in run.updates if r.client != SERVER)
+        assert info["down_bytes"] == sum(nbytes(o.tensors) for o in run.requests if o.client != SERVER)
 
 
 @pytest.mark.parametrize(("wire", "slack"), [("float16", 2e-3), ("int8", 0.05)])
@@ -221,7 +221,7 @@ def test_under_privacy_it_is_refused_before_anybody_is_asked(make):
     run = make(privacy=ON)
     with pytest.raises(PrivacyError, match=r"'splitlora' reads single replies.*use 'fedit'"):
         run.rounds(1)
-    assert not run.orders
+    assert not run.requests
     assert run.ledger.lines == ()
     assert "activations of single records leave the site" in splitlora.TRAITS.privacy
 
@@ -276,7 +276,7 @@ def test_a_bad_message_is_left_out_and_the_round_goes_on_without_its_sender(make
     assert_learnt_alike(after.tensors, without.tensors, 2e-3, start=run.start().tensors)
     _, info = run.round(after)  # and the refused client is welcome again
     assert info["refused"] == 0
-    assert [r.client for r in run.replies[-4:]] == ["ann", "bob", "cat", SERVER]
+    assert [r.client for r in run.updates[-4:]] == ["ann", "bob", "cat", SERVER]
 
 
 def test_strangers_twins_and_proxies_are_not_counted(make):
@@ -311,4 +311,4 @@ def test_proxies_take_no_part(make):
     run = make(proxies=("proxy-000",))
     _, info = run.round(run.start())
     assert info["proxies"] == 0
-    assert {request.client for request in run.orders} == {"ann", "bob", "cat", SERVER}
+    assert {request.client for request in run.requests} == {"ann", "bob", "cat", SERVER}

@@ -55,13 +55,13 @@ def test_every_column_is_averaged_over_those_who_own_it(method, private):
     run = federation(method, proxies=("proxy-000",), stands=2.5, options=PLAIN | {"local_weight": 0.5}, **privacy)
     state = run.start()
     for number in (1, 2):
-        run.replies = []
+        run.updates = []
         after, _ = run.round(state)
         letters = NESTED[method] if method != "rolora" else NESTED[method][number - 1]
         weights = dict.fromkeys(CLIENTS, 0.5) | {"proxy-000": 2.5}
         for layer, letter in itertools.product(WIDE, letters):
             name = f"{layer}.{letter}"
-            terms = [(weights[r.client], r.tensors[name].numpy()) for r in run.replies]
+            terms = [(weights[r.client], r.tensors[name].numpy()) for r in run.updates]
             owners = [(weight, run.context.rank_of(client)(layer)) for client, weight in weights.items()]
             wanted = averaging.nested(tuple(state.tensors[name].shape), letter, terms, owners)
             np.testing.assert_allclose((after.tensors[name] - state.tensors[name]).numpy(), wanted, atol=1e-6, err_msg=name)
@@ -177,10 +177,10 @@ def test_a_client_that_missed_rounds_is_sent_the_whole_and_stands_where_all_stan
     state = run.start()
     kinds = {}
     for clients in (("ann", "bob", "cat"), ("ann", "cat"), ("ann",), CLIENTS, CLIENTS):
-        run.orders, run.learner.works = [], []
+        run.requests, run.learner.works = [], []
         whole = dense(run.result(state))
         state, _ = run.round(state, clients=clients)
-        kinds = {o.client: {name.partition("/")[0] for name in o.tensors if "/" in name} for o in run.orders}
+        kinds = {o.client: {name.partition("/")[0] for name in o.tensors if "/" in name} for o in run.requests}
         if len(clients) == 4 and state.round == 4:
             assert kinds == {"ann": {"stack"}, "bob": {"whole"}, "cat": {"whole"}, "dan": {"whole"}}
         for work in run.learner.works:
@@ -196,9 +196,9 @@ def test_a_client_whose_reply_was_refused_is_sent_the_whole(method):
     state, info = run.round(run.start(), ask=lambda requests: [
         replace(r, tensors={n: t * math.nan for n, t in r.tensors.items()}) if r.client == "bob" else r for r in run.ask(requests)])
     assert info["refused"] == 1
-    run.orders = []
+    run.requests = []
     run.round(state)
-    kinds = {o.client: {name.partition("/")[0] for name in o.tensors if "/" in name} for o in run.orders}
+    kinds = {o.client: {name.partition("/")[0] for name in o.tensors if "/" in name} for o in run.requests}
     assert kinds == {"ann": {"stack"}, "bob": {"whole"}, "cat": {"stack"}, "dan": {"stack"}}
 
 
@@ -206,9 +206,9 @@ def test_a_client_whose_reply_was_refused_is_sent_the_whole(method):
 def test_the_whole_travels_at_its_own_size(method):
     run = federation(method)
     state, _ = run.round(run.start(), clients=("ann",))
-    run.orders = []
+    run.requests = []
     run.round(state, clients=("dan",))
-    whole = sum(t.numel() for name, t in run.orders[0].tensors.items() if name.startswith("whole/"))
+    whole = sum(t.numel() for name, t in run.requests[0].tensors.items() if name.startswith("whole/"))
     assert whole == sum(m * n for m, n in WIDE.values())
 
 
@@ -270,12 +270,12 @@ def test_one_client_more_or_less_moves_the_released_sum_by_at_most_the_bound(met
         run = federation(method, privacy=ON.model_copy(update={"clip": bound}), noise=ZeroNoise(),
                          **({"options": {"privacy_noise": "product"}} if product else {}))
         released = []
-        release = run.door.release
-        monkeypatch.setattr(run.door, "release", lambda *a, release=release, kept=released, **k: (kept.append(release(*a, **k)), kept[-1])[1])
+        release = run.aggregator.release
+        monkeypatch.setattr(run.aggregator, "release", lambda *a, release=release, kept=released, **k: (kept.append(release(*a, **k)), kept[-1])[1])
         run.round(run.start(), ask=lambda requests, run=run, gone=gone: [r for r in run.ask(requests) if r.client != gone])
         sums[gone] = released[0].total
         if gone is None:
-            assert max(clipping.norm(r.tensors) for r in run.replies) > bound, "the bound must bind for this test to say anything"
+            assert max(clipping.norm(r.tensors) for r in run.updates) > bound, "the bound must bind for this test to say anything"
     for gone in CLIENTS:
         assert 0 < clipping.norm(lora.subtract(sums[None], sums[gone])) <= bound * (1 + 1e-6)
 
@@ -316,7 +316,7 @@ def test_under_privacy_the_denominators_do_not_depend_on_who_replies(method):
     def only(run, *, beside):
         def ask(requests):
             updates = {r.client: r for r in run.ask(requests)}
-            zero = replace(updates["dan"], tensors={n: torch.zeros_like(t) for n, t in updates["dan"].share.items()})
+            zero = replace(updates["dan"], tensors={n: torch.zeros_like(t) for n, t in updates["dan"].tensors.items()})
             return [updates["ann"], zero] if beside else [updates["ann"]]
         return ask
 
@@ -332,8 +332,8 @@ def test_a_cohort_of_unnamed_clients_is_taken_for_clients_of_all_ranks():
     run = federation("fedit", privacy=ON)
     cohort = Cohort(round=1, local=("ann",), proxies={}, planned=4, noise_multiplier=1.0, lr=LR)
     before = run.start()
-    after, _ = run.module.step(run.config, run.context, before, cohort, run.ask, run.door)
-    (update,) = run.replies
+    after, _ = run.module.step(run.config, run.context, before, cohort, run.ask, run.aggregator)
+    (update,) = run.updates
     for name, t in lora.placed(update.tensors, {n: before.tensors[n] for n in update.tensors}).items():
         np.testing.assert_allclose((after.tensors[name] - before.tensors[name]).numpy(), t.numpy() / 4, atol=1e-7)
 
@@ -362,10 +362,10 @@ def test_hetlora_clients_prune_themselves_and_are_sent_less_from_then_on():
     run = federation("hetlora", learner=Shrinking(), options={"rank_min": 2, "tail": 0.0})
     state, told = run.start(), []
     for _ in range(4):
-        run.orders = []
+        run.requests = []
         state, info = run.round(state)
         assert info["refused"] == 0
-        told.append({o.client: tuple(o.tensors[f"{layer}.A"].shape[0] for layer in WIDE) for o in run.orders})
+        told.append({o.client: tuple(o.tensors[f"{layer}.A"].shape[0] for layer in WIDE) for o in run.requests})
     assert told[0] == told[1] == {"ann": (1, 3), "bob": (2, 2), "cat": (3, 3), "dan": (4, 4)}  # in round 1 the tail grew from nothing
     assert told[2] == {"ann": (1, 2), "bob": (2, 2), "cat": (2, 2), "dan": (3, 3)}
     assert told[3] == {"ann": (1, 2), "bob": (2, 2), "cat": (2, 2), "dan": (2, 2)}
@@ -390,6 +390,6 @@ def test_hetlora_never_prunes_below_the_least_rank_and_not_at_all_if_told_so():
     for options, ranks in (({"rank_min": 4}, (4, 4)), ({"prune": False}, (4, 4)), ({"keep": 0.5}, (1, 1))):
         run = federation("hetlora", learner=Shrinking(), ranks={}, options=options | {"tail": 0.0})
         state = run.rounds(6)
-        run.orders = []
+        run.requests = []
         run.round(state)
-        assert {tuple(o.tensors[f"{layer}.A"].shape[0] for layer in WIDE) for o in run.orders} == {ranks}
+        assert {tuple(o.tensors[f"{layer}.A"].shape[0] for layer in WIDE) for o in run.requests} == {ranks}

@@ -78,7 +78,7 @@ def test_an_order_and_a_reply_pass_within_the_error_of_their_wire(tmp_path, form
     assert update.head["error"] <= BOUND[form]
     assert (update.head["error"] > 0) == (form != "float32")
     back = flwr_records.packet(flwr_records.records(through_the_socket(tmp_path / "s", update)), large.LIMIT)
-    within(tensor_codec.read_reply(back).share, sent, form)
+    within(tensor_codec.read_reply(back).tensors, sent, form)
     print(f"{form}: {len(made.raw):,} bytes, error {update.head['error']:.3g} of the largest, bound {BOUND[form]:.3g}")
 
 

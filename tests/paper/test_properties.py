@@ -197,7 +197,7 @@ def test_4_a_client_of_twice_the_norm_counts_twice():
 
     def ask(requests):
         updates = run.ask(requests)
-        ones.update({n: torch.ones_like(t) for n, t in updates[0].share.items()})
+        ones.update({n: torch.ones_like(t) for n, t in updates[0].tensors.items()})
         double = {n: 2 * t if n.endswith(".B") else t for n, t in ones.items()}
         return [replace(updates[0], tensors=ones), replace(updates[1], tensors=double)]
 
@@ -345,10 +345,10 @@ def test_7_fdlora_with_h_one_copies_every_round_so_that_the_personal_adapter_is_
     run = federation("fdlora", options={"copy_every": 1})
     state = run.start()
     for number in (1, 2, 3):
-        run.replies = []
+        run.updates = []
         state, _ = run.round(state)
-        sent = {request.client: request.tensors for request in run.orders[-5:]}
-        for update in run.replies:
+        sent = {request.client: request.tensors for request in run.requests[-5:]}
+        for update in run.updates:
             kept = client_update.recall(run.sites[update.client], number + 1)
             assert distance(kept, {n: sent[update.client][n] + t for n, t in update.tensors.items()}) < 1e-6
 
@@ -356,7 +356,7 @@ def test_7_fdlora_with_h_one_copies_every_round_so_that_the_personal_adapter_is_
 def test_7_fdlora_uploads_in_stage_one_too_and_that_release_is_charged():
     run = federation("fdlora", privacy=ON)
     _, info = run.round(run.start())
-    assert info["up_bytes"] == 5 * nbytes(run.replies[0].share) > 0
+    assert info["up_bytes"] == 5 * nbytes(run.updates[0].tensors) > 0
     assert len(run.ledger.lines) == 1
 
 

@@ -119,7 +119,7 @@ def test_6_each_client_counts_once_after_its_last_update(bases):
     run = federation(bases("llama"), {})
     run.sites = {name: replace(site, plan=replace(site.plan, steps=3)) for name, site in run.sites.items()}
     after, _ = run.round(begun(run))
-    ended = [update.tensors for update in run.replies if update.client in run.clients and "labels" not in update.tensors]
+    ended = [update.tensors for update in run.updates if update.client in run.clients and "labels" not in update.tensors]
     assert len(ended) == 3
     for name, value in after.tensors.items():
         if split_model.in_front(name[:-2], 1):
@@ -136,8 +136,8 @@ def test_6_the_bytes_of_a_step_are_batch_times_tokens_times_width_times_four_and
     tokens = 9 + 2  # bytes of a text between <s> and </s>
     factors = run.module.travels(run.config, run.context, 1, "ann", run.clients)[0]
     for name in run.clients:
-        up = [nbytes(r.tensors) for r in run.replies if r.client == name]
-        down = [nbytes(o.tensors) for o in run.orders if o.client == name]
+        up = [nbytes(r.tensors) for r in run.updates if r.client == name]
+        down = [nbytes(o.tensors) for o in run.requests if o.client == name]
         assert up == [2 * tokens * WIDTH * 4 + 2 * tokens * 4, factors + 4]
         assert down == [factors, 2 * tokens * WIDTH * 4 + 4]
     (done,) = SplitLearner(run.learner, 1, private=False).train([Work(from_tensors(state.tensors, 4.0), run.sites["ann"].train, "AB", 1, 2, LR, 0)])

@@ -73,7 +73,9 @@ def catalogue(as_json: Json = False) -> None:
 
 def known() -> dict[str, list[dict[str, Any]]]:
     """Everything that has a name, as plain values."""
+    from aulait import methods  # noqa: F401  (importing them files their names)
     from aulait.core import registry
+    from aulait.data import client_data  # noqa: F401
     from aulait.federation import presets
     from aulait.resources import links, profiles
     from aulait.synthesis import embedding  # noqa: F401  (importing them files their names)

@@ -95,7 +95,7 @@ def mechanism(config: Config) -> record_level.Mechanism:
     return "gaussian-batch" if config.mode == "literal" else "dp-sgd"
 
 
-def terms(config: Config, sites: Sequence[Site]) -> record_level.RecordMechanism:
+def record_mechanism(config: Config, sites: Sequence[Site]) -> record_level.RecordMechanism:
     """What a round may ask of any record of these sites, at most.
 
     Raises:

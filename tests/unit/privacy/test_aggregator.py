@@ -70,7 +70,7 @@ def flat(tensors):
 def test_one_client_moves_the_sum_of_updates_by_at_most_the_bound(clients, bound, data):
     updates = [update(name, seed, 10**size) for name, seed, size in clients]
     if data.draw(st.booleans()):
-        updates[0].share["A"][0, 0] = data.draw(st.sampled_from([math.nan, math.inf, -math.inf]))
+        updates[0].tensors["A"][0, 0] = data.draw(st.sampled_from([math.nan, math.inf, -math.inf]))
     gone = data.draw(st.sampled_from(sorted({name for name, _, _ in clients})))
     whole = release(aggregator(), updates, bound=bound).total
     less = release(aggregator(), [r for r in updates if r.client != gone], bound=bound).total
@@ -149,7 +149,7 @@ def test_no_noise_is_not_private():
     ledger = Ledger(None)
     through = aggregator(SystemNoise(), ledger)
     released = release(through, [update("a", 1, 1e-3)], noise_multiplier=0.0)
-    torch.testing.assert_close(flat(released.total), flat(update("a", 1, 1e-3).share))
+    torch.testing.assert_close(flat(released.total), flat(update("a", 1, 1e-3).tensors))
     assert not ledger.lines[0].private
     assert ledger.lines[0].epsilon == {"local": math.inf, "proxy": 0.0}
 
@@ -166,20 +166,20 @@ def test_order_of_replies_does_not_matter(make):
 
 def bad_replies():
     nan = update("nan")
-    nan.share["B"][1] = math.nan
+    nan.tensors["B"][1] = math.nan
     inf = update("inf")
-    inf.share["A"][0, 1] = -math.inf
+    inf.tensors["A"][0, 1] = -math.inf
     return [
         nan, inf,
-        ClientUpdate("double", {k: v.double() * 1e300 for k, v in update("x").share.items()}),
+        ClientUpdate("double", {k: v.double() * 1e300 for k, v in update("x").tensors.items()}),
         ClientUpdate("names", {"A": torch.zeros(3, 2)}),
-        ClientUpdate("more", {**update("x").share, "C": torch.zeros(1)}),
+        ClientUpdate("more", {**update("x").tensors, "C": torch.zeros(1)}),
         ClientUpdate("shape", {"A": torch.zeros(2, 3), "B": torch.zeros(4)}),
         ClientUpdate("integers", {"A": torch.zeros(3, 2), "B": torch.zeros(4, dtype=torch.int64)}),
         ClientUpdate("complex", {"A": torch.zeros(3, 2), "B": torch.zeros(4, dtype=torch.complex64)}),
         ClientUpdate("sparse", {"A": torch.eye(3, 2).to_sparse(), "B": torch.zeros(4)}),
         ClientUpdate("list", {"A": torch.zeros(3, 2), "B": [0.0] * 4}),
-        ClientUpdate("weight", update("x").share, weight=math.nan),
+        ClientUpdate("weight", update("x").tensors, weight=math.nan),
         update("p"),
     ]
 
@@ -188,7 +188,7 @@ def bad_replies():
 def test_bad_replies_are_refused_and_the_others_count(make):
     good = [update("g1", 1, 0.1), update("g2", 2, 0.1)]
     released = release(make(proxies=["p"]), [*bad_replies(), good[0], update("g1", 9), good[1]])
-    torch.testing.assert_close(flat(released.total), flat(good[0].share) + flat(good[1].share), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(flat(released.total), flat(good[0].tensors) + flat(good[1].tensors), rtol=1e-6, atol=1e-7)
     if make is open_door:
         assert [client for client, _ in released.refused] == sorted([r.client for r in bad_replies()] + ["g1"])
         assert dict(released.refused)["g1"] == "replied twice"
@@ -196,17 +196,17 @@ def test_bad_replies_are_refused_and_the_others_count(make):
 
 
 def test_low_precision_replies_count():
-    half = ClientUpdate("a", {k: v.bfloat16() for k, v in update("a", 3, 50.0).share.items()})
+    half = ClientUpdate("a", {k: v.bfloat16() for k, v in update("a", 3, 50.0).tensors.items()})
     total = flat(release(aggregator(), [half]).total)
-    torch.testing.assert_close(total, flat(half.share) / flat(half.share).norm(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(total, flat(half.tensors) / flat(half.tensors).norm(), rtol=1e-5, atol=1e-7)
 
 
 def test_replies_are_not_changed_and_not_aliased():
     mine = update("a", 1)
-    before = flat(mine.share).clone()
+    before = flat(mine.tensors).clone()
     released = release(open_door(), [mine], bound=math.inf)
     released.total["A"].add_(1.0)
-    assert torch.equal(flat(mine.share), before)
+    assert torch.equal(flat(mine.tensors), before)
 
 
 # --- privacy off ---------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_without_privacy():
     through = open_door()
     updates = [update("b", 1, weight=30, info={"loss": 1.0, "s": 2.0}), update("a", 2, weight=10, info={"loss": 3.0})]
     plain = release(through, updates, bound=math.inf, planned=99)
-    one, two = flat(updates[0].share), flat(updates[1].share)
+    one, two = flat(updates[0].tensors), flat(updates[1].tensors)
     torch.testing.assert_close(flat(plain.total).float(), (one + two).float())
     assert (plain.planned, plain.noise_std, plain.refused) == (2, 0.0, ())
     assert plain.info == {"loss": 2.0, "s": 2.0}
@@ -252,7 +252,7 @@ def test_only_proxies_are_admitted():
     ledger = Ledger(None)
     through = aggregator(ledger=ledger, proxies=["p1", "p2"])
     bad = update("p2")
-    bad.share["A"][0, 0] = math.nan
+    bad.tensors["A"][0, 0] = math.nan
     counted, refused = through.admit([update("p2", 5), update("p1", 1), bad], LIKE)
     assert [r.client for r in counted] == ["p1", "p2"]
     assert refused == (("p2", "replied twice"),)

@@ -377,7 +377,7 @@ def test_proxies_train_without_noise_beside_the_clients(base):
     assert next(o for o in requests if o.client == "p").settings["sigma"] == 0.0
     local = [r for r in updates if r.client != "p"]
     for name in before.tensors:
-        wanted = (sum(r.tensors[name] for r in local) + 2.0 * proxy.share[name]) / 4
+        wanted = (sum(r.tensors[name] for r in local) + 2.0 * proxy.tensors[name]) / 4
         assert torch.allclose(after.tensors[name] - before.tensors[name], wanted, atol=1e-6)
     assert info["proxies"] == 1
     assert lora.norm(filled(context.shapes, 2)) > 0
