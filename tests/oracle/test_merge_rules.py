@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.closeness import assert_near
 from tests.contract.federation import ON, Federation, ZeroNoise, dense
 from tests.oracle import averaging, methods
 
@@ -81,9 +82,8 @@ class Clients:
         return updates
 
 
-def close(found, wanted, what=""):
-    wanted = np.asarray(wanted)
-    np.testing.assert_allclose(np.asarray(found), wanted, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(wanted).max())), err_msg=what)
+def close(found, wanted, what="", relative=1e-5, **more):
+    assert_near(found, wanted, relative, what=what, **more)
 
 
 def factors_of(state, layer):
@@ -132,17 +132,18 @@ def check(rule: str, clients: Clients, before, after) -> None:
             a, b = (t.astype(np.float64) for t in factors_of(before, layer))
             scale = world.alpha / world.rank
             held = [(p, base - scale * b[:, : own.shape[0]] @ a[: own.shape[0]] + scale * other.astype(np.float64) @ own) for p, own, other in terms]
-            close(found[layer], sum(p * update for p, update in held), layer)
+            close(found[layer], sum(p * update for p, update in held), layer, 1e-4)  # the folds of clients nearly cancel
             pair = methods.fedit(terms, world.rank, (a, b))
             close(factors_of(after, layer)[0], pair[0], layer)
             close(factors_of(after, layer)[1], pair[1], layer)
             if not world.ranks:  # the paper's own formula: what W0 moves by
                 moved = (found[layer].numpy() - scale * pair[1] @ pair[0]) - (base - scale * b @ a)
-                close(moved, methods.fedex_residual(terms, world.alpha), layer)
+                size = max(np.abs(base).max(), np.abs(found[layer].numpy()).max())  # of what was subtracted
+                close(moved, methods.fedex_residual(terms, world.alpha), layer, 1e-4, size=size)
         else:
             pair = methods.lorafair(terms, world.rank, 0.01, factors_of(before, layer))
             close(factors_of(after, layer)[0], pair[0], layer)
-            close(factors_of(after, layer)[1], pair[1], layer)
+            close(factors_of(after, layer)[1], pair[1], layer, 1e-3)  # solved with a small ridge
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -204,7 +205,7 @@ def test_private_sums_of_unequal_ranks_are_divided_column_by_column(world):
         for letter in "AB":
             name = f"{layer}.{letter}"
             wanted = averaging.nested(before.tensors[name].shape, letter, [(1.0, share[name]) for share in short.values()], owners)
-            close((after.tensors[name] - before.tensors[name]).numpy(), wanted, name)
+            close(after.tensors[name], before.tensors[name].numpy() + wanted, name, 1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "cubic", "exponential"])
@@ -300,7 +301,7 @@ def test_momentum_is_that_of_torch_on_the_negative_update(kind):
         ours, moments = server_optimizer.apply(config, ours, {"x": update}, moments)
         theirs.grad = -update
         optimizer.step()
-    assert torch.allclose(ours["x"], theirs.detach(), atol=1e-6)
+    close(ours["x"], theirs)
 
 
 def test_parameters_that_no_update_names_keep_their_values_and_moments():

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tests.closeness import assert_near
 from tests.contract.federation import (
     OFF,
     ON,
@@ -69,7 +70,7 @@ def test_1_exact_methods_hold_the_ideal_mean_in_weight_space(method, ranks):
     for _ in range(4):
         state, _ = run.round(state)
         wanted = mean(run.held())
-        assert distance(dense(run.result(state)), wanted) < 1e-6
+        assert_near(dense(run.result(state)), wanted, 1e-5)
         assert max(float(t.abs().max()) for t in wanted.values()) > 0.05
 
 
@@ -100,7 +101,7 @@ def test_2_flexlora_loses_nothing_when_the_ranks_suffice():
     for rank, ranks in ((20, {}), (6, {"ann": 1, "bob": 1, "cat": 1, "dan": 1, "eve": 2})):
         run = federation("flexlora", rank=rank, ranks=ranks)
         state, _ = run.round(run.start())
-        assert distance(dense(run.result(state)), mean(run.held())) < 1e-6
+        assert_near(dense(run.result(state)), mean(run.held()), 1e-5)
 
 
 def test_2_factored_equals_dense(monkeypatch):
@@ -109,7 +110,7 @@ def test_2_factored_equals_dense(monkeypatch):
         monkeypatch.setattr(low_rank, "STACKED", stacked)
         run = federation("flexlora", ranks=RANKS)
         results.append(dense(run.result(run.rounds(2))))
-    assert distance(*results) < 1e-6
+    assert_near(*results, 1e-5)
 
 
 def test_2_alpha_changes_nothing_but_the_scale_of_b():
@@ -123,7 +124,7 @@ def test_2_alpha_changes_nothing_but_the_scale_of_b():
 
         runs[alpha] = dense(run.result(run.round(run.start(), ask=ask)[0]))
     # both factors move in the first round from the same A, so the products are the same
-    assert distance(runs[6.0], runs[24.0]) < 1e-6
+    assert_near(runs[6.0], runs[24.0], 1e-5)
 
 
 # -- 3 ---------------------------------------------------------------------------------------------------------
@@ -158,12 +159,12 @@ def test_3_partition_keeps_every_component():
     before = dense(run.result(state))
     for _ in range(3):
         state, _ = run.round(state)
-    assert distance(dense(run.result(state)), before) < 1e-4
+    assert_near(dense(run.result(state)), before, 1e-5)
 
 
 def test_3_partition_changes_nothing_at_equal_ranks():
     results = [dense(run.result(run.rounds(3))) for run in (federation("flexlora", options={"partition": flag}) for flag in (False, True))]
-    assert distance(*results) < 1e-5
+    assert_near(*results, 1e-5)
 
 
 # -- 4 ---------------------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def test_4_hetlora_with_equal_ranks_and_equal_norms_is_fedit():
 
         state, _ = run.round(run.start(), ask=ask)
         results.append({n: state.tensors[n] for n in before})
-    assert distance(*results) < 1e-6
+    assert_near(*results, 1e-5)
 
 
 def test_4_a_client_of_twice_the_norm_counts_twice():
@@ -204,7 +205,7 @@ def test_4_a_client_of_twice_the_norm_counts_twice():
     state, _ = run.round(run.start(), ask=ask)
     for name, t in ones.items():
         wanted = t * (1 / 3 + 2 / 3 * 2) if name.endswith(".B") else t
-        assert torch.allclose(state.tensors[name], wanted, atol=1e-6)
+        assert_near(state.tensors[name], wanted, 1e-5, what=name)
 
 
 def test_4_padding_and_cutting_again_is_the_identity():
@@ -235,7 +236,7 @@ def test_5_the_error_of_fedit_is_its_cross_terms(sizes):
         cross = sum(p[i] * p[j] * pairs[i][1].double() @ pairs[j][0].double() for i in range(5) for j in range(5))
         same = sum(p[k] * pairs[k][1].double() @ pairs[k][0].double() for k in range(5))
         error = run.alpha / run.rank * (cross - same)
-        assert float((found[layer] - ideal[layer] - error).abs().max()) < 1e-6
+        assert_near(found[layer] - ideal[layer], error, 1e-5, what=layer)
         assert float(error.norm()) > 0.05
 
 
@@ -289,7 +290,7 @@ def test_6_averaging_weights_sum_to_one(method, options, ranks, weights):
             wanted = mean({n: {layer: run.alpha / 6 * common[f"{layer}.B"][:, : run.context.rank_of(n)(layer)].double()
                                @ common[f"{layer}.A"][: run.context.rank_of(n)(layer)].double() for layer in SHAPES} for n in run.sites},
                           {n: (2.0 if n == "proxy-000" else len(run.sites[n].train) / 4 if weights == "size" else 1.0) for n in run.sites})
-        assert distance(dense(run.result(state)), wanted) < 1e-5
+        assert_near(dense(run.result(state)), wanted, 1e-5)
         return
     for name, t in state.tensors.items():
         if "/" in name or (method == "hetlora" and ranks) or (method == "lorafair" and ranks and name.endswith(".B")):
@@ -297,7 +298,7 @@ def test_6_averaging_weights_sum_to_one(method, options, ranks, weights):
         if method == "rolora" and name.endswith(".A"):
             continue  # the first round averages B
         # these factors are nearly singular, so the ridge of LoRA-FAIR shows its rounding
-        assert torch.allclose(t, common[name], atol=1e-3 if method == "lorafair" else 1e-5), name
+        assert_near(t, common[name], 1e-3 if method == "lorafair" else 1e-5, what=name)
 
 
 @pytest.mark.parametrize(("method", "options"), COUNTED, ids=[m for m, _ in COUNTED])
@@ -350,7 +351,7 @@ def test_7_fdlora_with_h_one_copies_every_round_so_that_the_personal_adapter_is_
         sent = {request.client: request.tensors for request in run.requests[-5:]}
         for update in run.updates:
             kept = client_update.recall(run.sites[update.client], number + 1)
-            assert distance(kept, {n: sent[update.client][n] + t for n, t in update.tensors.items()}) < 1e-6
+            assert_near(kept, {n: sent[update.client][n] + t for n, t in update.tensors.items()}, 1e-5)
 
 
 def test_7_fdlora_uploads_in_stage_one_too_and_that_release_is_charged():
