@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.closeness import assert_near
 from typer.testing import CliRunner
 
 from aulait import cli
@@ -187,7 +188,7 @@ def test_export_copies_or_folds_in(finished, tmp_path):
         bare = base(ids).logits
         worn = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))(ids).logits
         folded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(ids).logits
-    assert torch.allclose(worn, folded, atol=1e-4)
+    assert_near(worn, folded, 1e-5)
     assert not torch.allclose(bare, folded, atol=1e-3)
     assert "already holds something" in problem("export", path, "--to", tmp_path / "model")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from tests.closeness import assert_near
 from tests.tiny_bases import CAUSAL, CONFIGS, filled, records, tiny
 
 from aulait.core.errors import DataError
@@ -64,8 +65,8 @@ def test_the_tree_equals_a_sequence_for_every_choice(bases, kind, pass_tokens, m
         found, counts = tasks.packed(base, Encoder(base), PROMPTS, CHOICES)
         slow, slow_counts = tasks.whole(base, Encoder(base), PROMPTS, CHOICES)
         wanted = torch.tensor([[by_hand(base, record, choice) for choice in CHOICES] for record in PROMPTS], dtype=torch.float64)
-    torch.testing.assert_close(found, wanted[..., 0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(slow, wanted[..., 0], rtol=1e-5, atol=1e-5)
+    assert_near(found, wanted[..., 0], 1e-5)
+    assert_near(slow, wanted[..., 0], 1e-5)
     assert counts.tolist() == slow_counts.tolist() == wanted[..., 1].tolist()
 
 
@@ -77,7 +78,7 @@ def test_long_prompts_and_choices_are_cut_as_in_training(bases, kind):
     with worn(base):
         found, counts = tasks.packed(base, Encoder(base), some, choices)
         wanted, wanted_counts = tasks.whole(base, Encoder(base), some, choices)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert_near(found, wanted, 1e-5)
     assert counts.tolist() == wanted_counts.tolist()
 
 

@@ -8,6 +8,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from peft import PeftModel
+from tests.closeness import assert_near
 from tests.tiny_bases import CAUSAL, CONFIGS, filled, records, tiny
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -62,7 +63,7 @@ def test_any_architecture_trains_scores_exports_and_peft_agrees(kind, folder, tm
     peft_export.export(done.adapter, base, tmp_path)
     ours = said(base, done.adapter)
     assert float((ours - said(base, None)).abs().max()) > 1e-3
-    assert torch.allclose(ours, said_by_peft(base, tmp_path), atol=1e-5)
+    assert_near(ours, said_by_peft(base, tmp_path), 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
@@ -75,13 +76,13 @@ def test_layers_of_unequal_rank_are_exported_with_a_rank_pattern(kind, folder, t
     held = json.loads((tmp_path / "adapter_config.json").read_text())
     assert held["r"] == 3
     assert held["rank_pattern"]
-    assert torch.allclose(said(base, adapter), said_by_peft(base, tmp_path), atol=1e-5)
+    assert_near(said(base, adapter), said_by_peft(base, tmp_path), 1e-5)
 
 
 def test_brew_exports_what_it_wears(brew, tmp_path):
     adapter = filled(loading.targets(brew, AdapterConfig(targets="attention", layers=2)), 2)
     peft_export.export(adapter, brew, tmp_path)
-    assert torch.allclose(said(brew, adapter), said_by_peft(brew, tmp_path), atol=1e-5)
+    assert_near(said(brew, adapter), said_by_peft(brew, tmp_path), 1e-5)
     held = json.loads((tmp_path / "adapter_config.json").read_text())
     assert held["base_model_name_or_path"] == BREW
     assert held["task_type"] == "CAUSAL_LM"
@@ -94,7 +95,7 @@ def test_chosen_logits_are_the_models_own(kind, folder):
     chosen[0, 2] = chosen[1, 0] = chosen[1, 5] = True
     with torch.no_grad():
         full = base.model(input_ids=IDS, use_cache=False).logits
-        assert torch.allclose(loading.logits(base, IDS, chosen), full[chosen], atol=1e-6)
+        assert_near(loading.logits(base, IDS, chosen), full[chosen], 1e-5)
 
 
 def test_the_head_runs_alone_only_where_that_is_exact(folder, brew):
@@ -108,7 +109,7 @@ def test_brew_split_head_equals_full_logits(brew):
     chosen = torch.ones_like(IDS, dtype=torch.bool)
     with torch.no_grad():
         full = brew.model(input_ids=IDS, use_cache=False).logits
-    assert torch.allclose(loading.logits(brew, IDS, chosen).detach(), full.flatten(0, 1), atol=1e-4)
+    assert_near(loading.logits(brew, IDS, chosen), full.flatten(0, 1), 1e-5)
 
 
 def test_several_adapters_at_once_are_each_worn_by_their_own_rows(folder):
@@ -118,7 +119,7 @@ def test_several_adapters_at_once_are_each_worn_by_their_own_rows(folder):
     with torch.no_grad(), loading.wearing(base, adapters):
         both = base.model(input_ids=IDS, use_cache=False).logits
     for row, adapter in enumerate(adapters):
-        assert torch.allclose(both[row], said(base, adapter)[row], atol=1e-6)
+        assert_near(both[row], said(base, adapter)[row], 1e-5)
 
 
 def test_the_base_is_bare_again_even_after_an_error(folder):
@@ -189,7 +190,7 @@ def test_right_padding_changes_no_real_token(folder):
         short, padded = IDS[:1, :4], torch.cat([IDS[:1, :4], torch.zeros(1, 3, dtype=torch.long)], dim=1)
         chosen, chosen_padded = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[True] * 4 + [False] * 3])
         with torch.no_grad():
-            assert torch.allclose(loading.logits(base, short, chosen), loading.logits(base, padded, chosen_padded), atol=1e-5), kind
+            assert_near(loading.logits(base, padded, chosen_padded), loading.logits(base, short, chosen), 1e-5, what=kind)
 
 
 def test_records_know_their_whole_text():

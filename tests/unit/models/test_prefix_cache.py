@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from tests.closeness import assert_learnt_alike, assert_near
 from tests.tiny_bases import _IDS, _WIDE, CONFIGS, filled, records, tiny
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config
 
@@ -64,6 +65,15 @@ def apart(left, right) -> float:
         for x, y in zip(left, right, strict=True) for n in x.adapter.factors for i in (0, 1))
 
 
+def factors(some) -> tuple:
+    """Of works, those they start from; of what was trained, those it ended with."""
+    return tuple((one.start if isinstance(one, Work) else one.adapter).factors for one in some)
+
+
+def assert_same(found, wanted, some) -> None:
+    assert_learnt_alike(factors(found), factors(wanted), 2e-3, start=factors(some))
+
+
 @pytest.mark.parametrize("kind", ["llama", "deep-llama", "mistral", "qwen2", "gemma", "neox", "opt"])
 def test_training_is_the_same_and_reads_a_sequence_once(kind, folder):
     base = tiny(folder, kind)
@@ -74,20 +84,20 @@ def test_training_is_the_same_and_reads_a_sequence_once(kind, folder):
         wanted = learner.train(some)
     found = learner.train(some)
     assert base.prefix._fits == {depth: True}
-    assert apart(found, wanted) < 1e-6
-    assert [f.loss for f in found] == pytest.approx([w.loss for w in wanted], rel=1e-6)
+    assert_same(found, wanted, some)
+    assert [f.loss for f in found] == pytest.approx([w.loss for w in wanted], rel=1e-5)
     seen = base.prefix.computed
     assert 0 < seen <= 20
     again = learner.train(some)
     assert base.prefix.computed == seen
-    assert apart(again, found) < 1e-7
+    assert_near(factors(again), factors(found), 1e-6)
 
 
 def test_training_with_moments_is_the_same(base):
     learner = Learner(base, TrainConfig())
     with forgetful(base):
         wanted = learner.train(works(base, 2))
-    assert apart(learner.train(works(base, 2)), wanted) < 1e-5  # AdamW divides by gradients near zero
+    assert_same(learner.train(works(base, 2)), wanted, works(base, 2))
     assert base.prefix.computed
 
 
@@ -99,7 +109,7 @@ def test_evaluation_is_the_same(base, personal):
     adapter = {name: filled(shapes, 2, seed=seed) for seed, name in enumerate("abc")} if personal else filled(shapes, 2)
     with forgetful(base):
         wanted = evaluate(learner, adapter, holdout, EvaluateConfig()).as_dict()
-    assert evaluate(learner, adapter, holdout, EvaluateConfig()).as_dict() == pytest.approx(wanted, rel=1e-6)
+    assert evaluate(learner, adapter, holdout, EvaluateConfig()).as_dict() == pytest.approx(wanted, rel=1e-5)
     assert base.prefix.computed == 9
 
 
@@ -108,7 +118,7 @@ def test_runs_with_other_layers_share_a_base(base):
     for layers in (1, 3, 2, "all", 1):
         with forgetful(base):
             wanted = learner.train(works(base, layers))
-        assert apart(learner.train(works(base, layers)), wanted) < 1e-6
+        assert_same(learner.train(works(base, layers)), wanted, works(base, layers))
     assert base.prefix._fits == {1: True, 2: True, 3: True}
 
 
@@ -130,8 +140,8 @@ def test_a_block_that_holds_an_update_is_not_bare(base, block, depth):
     with forgetful(base):
         wanted = learner.train(works(base, 1, fold=fold))
     assert apart(wanted, bare) > 1e-4
-    assert apart(learner.train(works(base, 1, fold=fold)), wanted) < 1e-6
-    assert apart(learner.train(works(base, 1)), bare) < 1e-7
+    assert_same(learner.train(works(base, 1, fold=fold)), wanted, works(base, 1))
+    assert_near(factors(learner.train(works(base, 1))), factors(bare), 1e-6)
 
 
 def test_weights_that_were_written_to_are_not_bare(base):
@@ -150,7 +160,7 @@ def test_only_what_was_chosen_counts_not_what_the_padding_is(base):
         with forgetful(base):
             wanted = loading.logits(base, ids, chosen)
         for _ in range(2):
-            assert torch.allclose(loading.logits(base, ids, chosen), wanted, atol=1e-6)
+            assert_near(loading.logits(base, ids, chosen), wanted, 1e-5)
     assert sorted(len(row) for _, row in base.prefix._known) == [1, 2, 5]
 
 
@@ -169,7 +179,7 @@ def test_sequences_read_together_are_the_same(base):
     learner = Learner(base, TrainConfig(optimizer="sgd"))
     with forgetful(base):
         wanted = learner.train(works(base, 2))
-    assert apart(learner.train(works(base, 2)), wanted) < 1e-6
+    assert_same(learner.train(works(base, 2)), wanted, works(base, 2))
     assert base.prefix._fits == {2: True}
 
 
@@ -178,11 +188,11 @@ def test_the_oldest_is_forgotten_when_it_is_too_much(base):
     with forgetful(base):
         wanted = learner.train(works(base, 1))
     base.prefix.most_bytes = 16 * 4 * 40
-    assert apart(learner.train(works(base, 1)), wanted) < 1e-6
+    assert_same(learner.train(works(base, 1)), wanted, works(base, 1))
     assert base.prefix.computed > len(base.prefix._known) > 0
     assert base.prefix.held_bytes == sum(state.nbytes for state in base.prefix._known.values()) <= base.prefix.most_bytes
     before, base.prefix.most_bytes = base.prefix.computed, 0
-    assert apart(learner.train(works(base, 1)), wanted) < 1e-7
+    assert_near(factors(learner.train(works(base, 1))), factors(wanted), 1e-6)
     assert base.prefix.computed == before
 
 
@@ -214,7 +224,7 @@ def test_a_model_that_cannot_be_cut_reads_everything(base, fault, monkeypatch):
     learner = Learner(base, TrainConfig(optimizer="sgd"))
     with forgetful(base):
         wanted = learner.train(one)
-    assert apart(learner.train(one), wanted) < 1e-7
+    assert_near(factors(learner.train(one)), factors(wanted), 1e-6)
     assert base.prefix._fits == {3: False}
     assert base.model.get_decoder().layers[0] is first
 
@@ -233,5 +243,5 @@ def test_brew_remembers():
     texts = {"a": (Record("Return the sum of two numbers."), Record("Open a file."))}
     with forgetful(brew):
         wanted = evaluate(learner, adapter, texts, EvaluateConfig()).loss
-    assert evaluate(learner, adapter, texts, EvaluateConfig()).loss == pytest.approx(wanted, rel=1e-6)
+    assert evaluate(learner, adapter, texts, EvaluateConfig()).loss == pytest.approx(wanted, rel=1e-5)
     assert brew.prefix._fits == {4: True}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.closeness import assert_near
 from tests.oracle import gaussian
 
 from aulait.core.errors import PrivacyError
@@ -149,7 +150,7 @@ def test_no_noise_is_not_private():
     ledger = Ledger(None)
     through = aggregator(SystemNoise(), ledger)
     released = release(through, [update("a", 1, 1e-3)], noise_multiplier=0.0)
-    torch.testing.assert_close(flat(released.total), flat(update("a", 1, 1e-3).tensors))
+    assert_near(flat(released.total), flat(update("a", 1, 1e-3).tensors), 1e-6)
     assert not ledger.lines[0].private
     assert ledger.lines[0].epsilon == {"local": math.inf, "proxy": 0.0}
 
@@ -188,7 +189,7 @@ def bad_replies():
 def test_bad_replies_are_refused_and_the_others_count(make):
     good = [update("g1", 1, 0.1), update("g2", 2, 0.1)]
     released = release(make(proxies=["p"]), [*bad_replies(), good[0], update("g1", 9), good[1]])
-    torch.testing.assert_close(flat(released.total), flat(good[0].tensors) + flat(good[1].tensors), rtol=1e-6, atol=1e-7)
+    assert_near(flat(released.total), flat(good[0].tensors) + flat(good[1].tensors), 1e-6)
     if make is open_door:
         assert [client for client, _ in released.refused] == sorted([r.client for r in bad_replies()] + ["g1"])
         assert dict(released.refused)["g1"] == "replied twice"
@@ -198,7 +199,7 @@ def test_bad_replies_are_refused_and_the_others_count(make):
 def test_low_precision_replies_count():
     half = ClientUpdate("a", {k: v.bfloat16() for k, v in update("a", 3, 50.0).tensors.items()})
     total = flat(release(aggregator(), [half]).total)
-    torch.testing.assert_close(total, flat(half.tensors) / flat(half.tensors).norm(), rtol=1e-5, atol=1e-7)
+    assert_near(total, flat(half.tensors) / flat(half.tensors).norm(), 1e-5)
 
 
 def test_replies_are_not_changed_and_not_aliased():
@@ -228,11 +229,11 @@ def test_without_privacy():
     updates = [update("b", 1, weight=30, info={"loss": 1.0, "s": 2.0}), update("a", 2, weight=10, info={"loss": 3.0})]
     plain = release(through, updates, bound=math.inf, planned=99)
     one, two = flat(updates[0].tensors), flat(updates[1].tensors)
-    torch.testing.assert_close(flat(plain.total).float(), (one + two).float())
+    assert_near(flat(plain.total), one + two, 1e-6)
     assert (plain.planned, plain.noise_std, plain.refused) == (2, 0.0, ())
     assert plain.info == {"loss": 2.0, "s": 2.0}
     sized = release(through, updates, bound=math.inf, weights="size")
-    torch.testing.assert_close(flat(sized.total).float(), (1.5 * one + 0.5 * two).float())
+    assert_near(flat(sized.total), 1.5 * one + 0.5 * two, 1e-6)
     clipped = release(through, updates[:1], bound=0.5)
     assert float(flat(clipped.total).norm()) == pytest.approx(0.5, rel=1e-5)
     nobody = release(through, [], weights="size")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.closeness import assert_near
 
 from aulait.core.errors import DataError
 from aulait.privacy.postprocessing import basis, flatten, project, shrink, unflatten
@@ -51,10 +52,10 @@ def test_projection():
     updates = shares(3)
     q = basis(updates, 3)
     inside = project(updates[1], q)
-    assert all(torch.allclose(inside[k], updates[1][k], atol=1e-6) for k in inside)
+    assert_near(inside, updates[1], 1e-5)
     other = shares(1, seed=9)[0]
     expected = q @ (q.T @ flatten(other))
-    torch.testing.assert_close(flatten(project(other, q)).float(), expected.float())
+    assert_near(flatten(project(other, q)), expected, 1e-5)
     assert flatten(project(other, basis([{k: 0 * v for k, v in other.items()}], 2))).abs().sum() == 0
 
 
@@ -75,7 +76,7 @@ def test_shrinkage_formula(std, blocks, with_basis):
     for part in ([slice(0, 5), slice(5, 17)] if blocks else [slice(0, 17)]):
         expected[part] += outside[part] * factor(outside[part], float(rest.diagonal()[part].sum()), std)
     got = flatten(shrink(total, std, blocks, q if with_basis else None))
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert_near(got, expected, 1e-5)
 
 
 def test_shrinkage_edges():

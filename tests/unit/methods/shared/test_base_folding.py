@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
+from tests.closeness import assert_near
 from tests.tiny_bases import CONFIGS, filled, records, tiny
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -59,7 +60,7 @@ def test_a_base_that_holds_an_update_says_what_a_base_says_that_wears_it(kind, f
     wanted, bare = said(base, adapter), said(base)
     assert float((wanted - bare).abs().max()) > 1e-3
     with loading.folded(base, lora.dense(adapter)):
-        assert torch.allclose(said(base), wanted, atol=1e-5)
+        assert_near(said(base), wanted, 1e-5)
     assert torch.equal(said(base), bare)
 
 
@@ -77,7 +78,7 @@ def test_square_layers_of_gpt2_are_turned_once_and_no_other_ones_are(folder):
                 moved = base.slots[layer](x) - before
         wanted = torch.zeros(1, 16)
         wanted[0, 2] = 3.0
-        assert torch.allclose(moved, wanted, atol=1e-6), kind
+        assert_near(moved, wanted, 1e-6, what=kind)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -153,7 +154,7 @@ def test_sites_on_different_folds_do_not_share_a_pass_and_sites_on_one_do(folder
     learner = Learner(base, TrainConfig())
     assert sorted(sorted(some) for some in learner.passes(works)) == [[0, 2], [1], [3]]
     for work, done in zip(works, learner.train(works), strict=True):
-        assert done.loss == pytest.approx(learner.train([work])[0].loss, rel=1e-6)
+        assert done.loss == pytest.approx(learner.train([work])[0].loss, rel=1e-5)
 
 
 # -- adapters with a scale of their own ------------------------------------------------------------------------
@@ -173,7 +174,7 @@ def test_peft_reads_an_adapter_with_a_nominal_rank_as_we_do(kind, nominal, folde
     peft_export.export(adapter, base, tmp_path)
     ours = said(base, adapter)
     assert float((ours - said(base)).abs().max()) > 1e-3
-    assert torch.allclose(said_by_peft(base, tmp_path), ours, atol=1e-5)
+    assert_near(said_by_peft(base, tmp_path), ours, 1e-5)
     assert all(torch.equal(adapter.factors[n][i], before[n][i]) for n in shapes for i in (0, 1))
     held = json.loads((tmp_path / "adapter_config.json").read_text())
     assert held["lora_alpha"] == 12.0
@@ -194,5 +195,5 @@ def test_peft_reads_the_total_update_of_a_folding_method(kind, folder, tmp_path)
     peft_export.export(adapter, base, tmp_path)
     with loading.folded(base, whole):
         wanted = said(base)
-    assert torch.allclose(said(base, adapter), wanted, atol=1e-5)
-    assert torch.allclose(said_by_peft(base, tmp_path), wanted, atol=1e-5)
+    assert_near(said(base, adapter), wanted, 1e-5)
+    assert_near(said_by_peft(base, tmp_path), wanted, 1e-5)
