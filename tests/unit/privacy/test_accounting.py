@@ -33,8 +33,8 @@ SOUND = dict(epsilon=8.0, delta=1e-5, relation="add-remove")
 
 
 @pytest.mark.parametrize(("setting", "row"), TABLE.items())
-def test_published_noise_multipliers(context, row):
-    releases, delta = context
+def test_published_noise_multipliers(setting, row):
+    releases, delta = setting
     for target, published in zip((0.5, 1, 2, 4, 8), row, strict=True):
         assert calibrate(target, delta, releases) == pytest.approx(published, rel=0.01)
 
