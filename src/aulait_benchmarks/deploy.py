@@ -29,8 +29,7 @@ from typing import Any, Final
 
 import tomli_w
 
-from aulait.core.errors import AulaitError, ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.engines.deployment.coordinator import serving
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.site import site_file, worker

@@ -20,8 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from aulait.core.errors import AulaitError
-from aulait.core.registry import require
+from aulait.core.errors import AulaitError, require
 from aulait.engines.flower import processes
 from aulait.engines.flower.hardening.supported import SETTINGS
 from aulait.engines.flower.loopback import Loopback

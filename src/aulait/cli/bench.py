@@ -58,11 +58,12 @@ def bench(
     machine.
     """
     with terminal.work(as_json):
-        from aulait.core.registry import nearest
+        from aulait.core.errors import did_you_mean
         from aulait_benchmarks import simulate as benchmarks
 
         if name not in benchmarks.names():
-            raise ConfigError(f"benchmark '{name}' is unknown; {nearest(name, benchmarks.names())}")
+            raise ConfigError(
+                f"benchmark '{name}' is unknown; {did_you_mean(name, benchmarks.names())}")
         _unused(name, repetitions, clients)
         repetitions = repetitions or REPETITIONS
         if name == "edge":

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aulait.cli import terminal
-from aulait.core.errors import ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from aulait_benchmarks.edge.study import Scope

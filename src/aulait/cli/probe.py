@@ -98,7 +98,7 @@ def _precisions(text: str | None, device: str | None) -> tuple[str, ...]:
     """The precisions of --dtype, each once."""
     import torch
 
-    from aulait.core.registry import nearest
+    from aulait.core.errors import did_you_mean
     from aulait.resources.profiles import PRECISIONS
 
     if text is None:
@@ -108,7 +108,7 @@ def _precisions(text: str | None, device: str | None) -> tuple[str, ...]:
     for kind in kinds:
         if kind not in PRECISIONS:
             raise ConfigError(
-                f"precision '{kind}' of --dtype is unknown; {nearest(kind, PRECISIONS)}")
+                f"precision '{kind}' of --dtype is unknown; {did_you_mean(kind, PRECISIONS)}")
     if not kinds:
         raise ConfigError(
             f"--dtype is empty, expected some of {', '.join(PRECISIONS)}; or leave it out")

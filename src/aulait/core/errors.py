@@ -13,6 +13,9 @@ Each message says what was found, what was expected and what to do, on one line.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 def install(extra: str) -> str:
     """How to get what an optional part needs."""
@@ -45,3 +48,18 @@ class PrivacyError(AulaitError):
 
 class DeviceError(AulaitError):
     """A machine cannot do what it was asked."""
+
+
+def require(condition: bool, error: type[AulaitError], message: str) -> None:
+    """Raise ``error(message)`` unless the condition holds."""
+    if not condition:
+        raise error(message)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A phrase that names the nearest known word, or all of them: ``did you mean 'rank'?``."""
+    known = sorted(known)
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if match:
+        return f"did you mean '{match[0]}'?"
+    return f"expected one of: {', '.join(known)}"

@@ -6,12 +6,11 @@ only when a name is not found among the built-in ones.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
-from aulait.core.errors import AulaitError, ConfigError
+from aulait.core.errors import ConfigError, did_you_mean
 
 _TABLES: dict[str, dict[str, Any]] = {}
 
@@ -44,25 +43,10 @@ def find(kind: str, name: str) -> Any:
         for point in entry_points(group=f"aulait.{kind}"):
             table.setdefault(point.name, point.load())
     if name not in table:
-        raise ConfigError(f"{kind} '{name}' is unknown; {nearest(name, table)}")
+        raise ConfigError(f"{kind} '{name}' is unknown; {did_you_mean(name, table)}")
     return table[name]
 
 
 def names(kind: str) -> list[str]:
     """All built-in and already loaded names of a kind, sorted."""
     return sorted(_TABLES.get(kind, {}))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A phrase that names the nearest known word, or all of them: ``did you mean 'rank'?``."""
-    known = sorted(known)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if match:
-        return f"did you mean '{match[0]}'?"
-    return f"expected one of: {', '.join(known)}"
-
-
-def require(condition: bool, error: type[AulaitError], message: str) -> None:
-    """Raise ``error(message)`` unless the condition holds."""
-    if not condition:
-        raise error(message)

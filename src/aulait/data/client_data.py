@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from aulait.core.errors import DataError
-from aulait.core.registry import require
+from aulait.core.errors import DataError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
 from aulait.data import builtin as builtin  # files the built-in sources in the registry

@@ -10,8 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from aulait.core.errors import DataError
-from aulait.core.registry import nearest
+from aulait.core.errors import DataError, did_you_mean
 from aulait.data import sources
 from aulait.data.partitions import count
 
@@ -143,7 +142,7 @@ def _field_problems(setting: str, source: str, suffixes: tuple[str, ...],
     except DataError as error:
         return [f"{setting}: {error}"]
     known = {name for row in first for name in row.fields or ()}
-    return [f"{key}: found no field '{name}' in '{source}'; {nearest(name, known)}"
+    return [f"{key}: found no field '{name}' in '{source}'; {did_you_mean(name, known)}"
             for key, name in fields.items() if known and name not in known]
 
 

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aulait.core.errors import DataError
-from aulait.core.registry import nearest, require
+from aulait.core.errors import DataError, did_you_mean, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
 
@@ -106,5 +105,5 @@ def unseen(clients: Sequence[str], asked: int | Sequence[str], smallest: int,
             name))[:asked])
     for name in asked:
         require(name in clients, DataError,
-                f"data.unseen names '{name}', which is no client; {nearest(name, clients)}")
+                f"data.unseen names '{name}', which is no client; {did_you_mean(name, clients)}")
     return sorted(asked)

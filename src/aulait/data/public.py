@@ -7,8 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from aulait.core.errors import DataError
-from aulait.core.registry import require
+from aulait.core.errors import DataError, require
 from aulait.core.types import Record
 from aulait.data import sources
 

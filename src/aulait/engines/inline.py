@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from aulait.core.errors import ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import ConfigError, require
 from aulait.core.types import ClientRequest, ClientUpdate, Site, TrainRequest, VoteRequest
 from aulait.methods.contract import Ask, RunContext
 from aulait.synthesis import private_evolution

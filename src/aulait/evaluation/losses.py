@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from aulait.core.errors import DataError
-from aulait.core.registry import require
+from aulait.core.errors import DataError, require
 from aulait.core.types import Adapter, Record
 from aulait.evaluation import bleu, tasks
 from aulait.evaluation.tasks import TaskConfig

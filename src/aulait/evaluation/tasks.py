@@ -18,8 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from aulait.core.errors import DataError
-from aulait.core.registry import require
+from aulait.core.errors import DataError, require
 from aulait.core.types import Record
 from aulait.evaluation import bleu
 from aulait.models.generation import Sampling, decode, extend

@@ -17,8 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aulait.core.errors import ConfigError
-from aulait.core.registry import nearest, require
+from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.federation.tiers import TierConfig
 
 TYPES = {"type 1": (8, None), "type 2": (30, None), "type 3": (200, 30), "type 4": (200, None)}
@@ -38,7 +37,7 @@ def tiers(name: str, rank: int) -> list[dict[str, Any]]:
         ConfigError: there is no distribution of that name.
     """
     require(name in SHARES, ConfigError,
-            f"federation.preset '{name}' is unknown; {nearest(name, SHARES)}")
+            f"federation.preset '{name}' is unknown; {did_you_mean(name, SHARES)}")
     found = []
     for (label, (full, attention)), share in reversed([*zip(TYPES.items(), SHARES[name],
             strict=True)]):

@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from aulait.core.errors import ConfigError
-from aulait.core.registry import nearest, require
+from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Placement, Profile
 from aulait.federation.config import ComputeConfig
@@ -212,7 +211,7 @@ def members(tiers: Sequence[TierConfig], clients: Sequence[str], seeds: Seeds) -
     unknown = sorted({*named} - {*clients})
     require(not unknown, ConfigError,
         f"federation.tier names client '{unknown[0] if unknown else ''}', which is not among the "
-            f"{len(clients)} there are; {nearest(unknown[0], clients) if unknown else ''}")
+            f"{len(clients)} there are; {did_you_mean(unknown[0], clients) if unknown else ''}")
     require(len(set(named)) == len(named), ConfigError,
             f"a client is named by two tiers of federation.tier: {sorted(named)}; name it once")
     names = sorted({*clients} - {*named})

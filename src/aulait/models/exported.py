@@ -20,8 +20,7 @@ from urllib.parse import unquote
 
 import torch
 
-from aulait.core.errors import ConfigError, DataError, ModelError
-from aulait.core.registry import require
+from aulait.core.errors import ConfigError, DataError, ModelError, require
 from aulait.models.loading import BREW
 
 

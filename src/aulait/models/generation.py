@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aulait.core.errors import ModelError
-from aulait.core.registry import require
+from aulait.core.errors import ModelError, require
 
 DROP_SHARE = 0.75  # ended rows are taken out of a batch when at most this share of it is left
 

@@ -21,9 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from aulait.core import lora
-from aulait.core.errors import ModelError, install
+from aulait.core.errors import ModelError, did_you_mean, install, require
 from aulait.core.lora import Shapes
-from aulait.core.registry import nearest, require
 from aulait.core.types import Adapter
 from aulait.models import prefix_cache as prefix
 from aulait.models.multi_lora_linear import SharedLinear
@@ -224,7 +223,7 @@ def targets(base: Base, config: AdapterConfig) -> Shapes:
             require(any(word in (name, short[name]) for name in base.slots), ModelError,
                     f"adapter.targets names '{word}', which matches no linear layer of "
                     f"{base.config.name}; "
-                    f"{nearest(word, set(short.values()))}")
+                    f"{did_you_mean(word, set(short.values()))}")
         require(bool(chosen), ModelError,
                 f"adapter.targets = {config.targets!r} matches no linear layer of "
                 f"{base.config.name}; expected some of: {', '.join(sorted(set(short.values())))}")

@@ -13,8 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aulait.core.errors import ModelError
-from aulait.core.registry import require
+from aulait.core.errors import ModelError, require
 from aulait.models.loading import AdapterConfig, Base, is_linear, shape_of, targets
 from aulait.resources.cost_model import Anatomy, Block
 

@@ -23,8 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from aulait.core.errors import PrivacyError
-from aulait.core.registry import require
+from aulait.core.errors import PrivacyError, require
 
 
 class PrivacyConfig(BaseModel):

@@ -16,8 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from aulait.core.errors import PrivacyError
-from aulait.core.registry import require
+from aulait.core.errors import PrivacyError, require
 from aulait.core.types import ClientUpdate, ReleasedSum, Tensors
 from aulait.privacy.accounting import Accountant, Event, PrivacyConfig
 from aulait.privacy.intake import ExpectedShapes, Refused, Tally, Transform, sift, unsplit

@@ -8,8 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from aulait.core.errors import PrivacyError
-from aulait.core.registry import require
+from aulait.core.errors import PrivacyError, require
 from aulait.core.types import Tensors
 
 # The factor is made smaller by this much, which is far above the rounding error of a float64 norm.

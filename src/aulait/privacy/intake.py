@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aulait.core.errors import PrivacyError
-from aulait.core.registry import require
+from aulait.core.errors import PrivacyError, require
 from aulait.core.types import ClientUpdate, Info, Tensors
 from aulait.privacy.clipping import clip, norm
 

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aulait.core.errors import PrivacyError
-from aulait.core.registry import require
+from aulait.core.errors import PrivacyError, require
 from aulait.privacy.accounting import Accountant, Event
 
 MECHANISMS = {"client": ("gaussian",), "record": ("dp-sgd", "gaussian-batch")}  # by unit

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aulait.core.errors import PrivacyError
-from aulait.core.registry import require
+from aulait.core.errors import PrivacyError, require
 
 
 class Noise(Protocol):

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aulait.core.errors import DataError
-from aulait.core.registry import require
+from aulait.core.errors import DataError, require
 from aulait.core.types import Tensors
 
 # Directions whose energy is below this share of the strongest one are rounding errors of the Gram

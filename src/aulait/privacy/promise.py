@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from aulait.core.errors import PrivacyError
-from aulait.core.registry import require
+from aulait.core.errors import PrivacyError, require
 from aulait.privacy.accounting import Accountant, PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import Noise

@@ -32,8 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aulait.core.errors import PrivacyError
-from aulait.core.registry import require
+from aulait.core.errors import PrivacyError, require
 from aulait.privacy.accounting import Event, PrivacyConfig
 
 Mechanism = Literal["dp-sgd", "gaussian-batch"]

@@ -18,8 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from aulait.core.errors import ConfigError
-from aulait.core.registry import nearest
+from aulait.core.errors import ConfigError, did_you_mean
 from aulait.core.types import Profile
 from aulait.resources.links import LINKS, Link
 
@@ -68,7 +67,7 @@ def linked(machine: Profile, link: str) -> Profile:
         ConfigError: no link has that name.
     """
     if link not in LINKS:
-        raise ConfigError(f"link '{link}' is unknown; {nearest(link, LINKS)}")
+        raise ConfigError(f"link '{link}' is unknown; {did_you_mean(link, LINKS)}")
     found = LINKS[link]
     return replace(machine, up_bytes_per_s=found.up_bytes_per_s,
                    down_bytes_per_s=found.down_bytes_per_s, latency_s=found.latency_s)
@@ -123,7 +122,7 @@ def profile(name: str, link: str | None = None, **overrides: Any) -> Profile:
         ConfigError: a name or a field is unknown, or a value cannot be one of its field.
     """
     if name not in PRESETS:
-        raise ConfigError(f"machine '{name}' is unknown; {nearest(name, PRESETS)}")
+        raise ConfigError(f"machine '{name}' is unknown; {did_you_mean(name, PRESETS)}")
     made = PRESETS[name] if link is None else linked(PRESETS[name], link)
     return _checked({**_plain(made), **overrides}, f"machine '{name}'") if overrides else made
 
@@ -141,8 +140,8 @@ def find(name_or_path: str) -> Profile:
         return load(name_or_path)
     if name_or_path not in PRESETS:
         raise ConfigError(
-            f"machine '{name_or_path}' is unknown; {nearest(name_or_path, PRESETS)} (or the path "
-            "of a .json file that "
+            f"machine '{name_or_path}' is unknown; {did_you_mean(name_or_path, PRESETS)} "
+            "(or the path of a .json file that "
                           "aulait probe --out saved)")
     return PRESETS[name_or_path]
 
@@ -211,7 +210,7 @@ def _checked(values: Mapping[str, Any], whose: str) -> Profile:
     known = [field.name for field in dataclasses.fields(Profile)]
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"{whose}: field '{key}' is unknown; {nearest(key, known)}")
+            raise ConfigError(f"{whose}: field '{key}' is unknown; {did_you_mean(key, known)}")
         wrong = _wrong(key, value)
         if wrong:
             raise ConfigError(

@@ -15,8 +15,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aulait import methods as _methods  # noqa: F401  (files the methods in the registry)
-from aulait.core.errors import ConfigError
-from aulait.core.registry import find, nearest
+from aulait.core.errors import ConfigError, did_you_mean
+from aulait.core.registry import find
 from aulait.data import client_data as data
 from aulait.data.client_data import DataConfig
 from aulait.data.config import AT_SITES
@@ -190,7 +190,8 @@ def _explain(item: Any) -> str:
     """One line for one validation error: found, expected, what to do."""
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"unknown key '{where}'; {nearest(str(item['loc'][-1]), _known(item['loc'][:-1]))}"
+        return (f"unknown key '{where}'; "
+                f"{did_you_mean(str(item['loc'][-1]), _known(item['loc'][:-1]))}")
     return f"{where} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
@@ -274,7 +275,7 @@ def _check_method(settings: Settings) -> list[str]:
         return [f"algorithm.name: {error}"]
     except ValidationError as error:
         known = settings.method.Config.model_fields
-        return [f"unknown key 'algorithm.{e['loc'][-1]}'; {nearest(str(e['loc'][-1]), known)}"
+        return [f"unknown key 'algorithm.{e['loc'][-1]}'; {did_you_mean(str(e['loc'][-1]), known)}"
                 if e["type"] == "extra_forbidden"
                 else _explain({**e, "loc": ("algorithm", *e["loc"])}) for e in error.errors()]
     problems = []

@@ -11,9 +11,8 @@ from functools import cache, cached_property, partial
 from itertools import islice
 from typing import Any
 
-from aulait.core.errors import ConfigError, ModelError
+from aulait.core.errors import ConfigError, ModelError, require
 from aulait.core.lora import Shapes
-from aulait.core.registry import require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Plan, Profile, Record
 from aulait.federation import planner

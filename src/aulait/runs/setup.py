@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from aulait.core.errors import ConfigError, DataError
+from aulait.core.errors import ConfigError, DataError, require
 from aulait.core.lora import Shapes
-from aulait.core.registry import require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Placement, Record, Site
 from aulait.data import client_data

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aulait.core.errors import AulaitError, ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.engines.inline import connect
 from aulait.runs.experiment_file import Settings, dump, read
 

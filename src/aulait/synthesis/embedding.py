@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from aulait.core.errors import ConfigError, DataError, ModelError
-from aulait.core.registry import find, register, require
+from aulait.core.errors import ConfigError, DataError, ModelError, require
+from aulait.core.registry import find, register
 
 ROWS = 1024  # vectors compared with all candidates at a time: bounds the memory of the distances
 

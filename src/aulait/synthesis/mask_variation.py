@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aulait.core.errors import ModelError
-from aulait.core.registry import require
+from aulait.core.errors import ModelError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
 from aulait.models.generation import Sampling, choose, decode, encode, frozen

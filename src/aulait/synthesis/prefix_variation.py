@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from aulait.core.errors import ConfigError, ModelError
-from aulait.core.registry import require
+from aulait.core.errors import ConfigError, ModelError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
 from aulait.models.generation import Sampling, decode, encode, extend, opening

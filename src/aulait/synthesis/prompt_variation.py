@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from aulait.core.errors import ModelError
-from aulait.core.registry import require
+from aulait.core.errors import ModelError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
 from aulait.models.generation import decode, encode, extend, opening, plain

@@ -23,8 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aulait.core.errors import WireError
-from aulait.core.registry import require
+from aulait.core.errors import WireError, require
 from aulait.core.types import Tensors
 
 Wire = Literal["float32", "float16", "int8"]

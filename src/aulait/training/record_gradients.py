@@ -31,8 +31,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aulait.core.errors import DataError, ModelError, PrivacyError, install
-from aulait.core.registry import require
+from aulait.core.errors import DataError, ModelError, PrivacyError, install, require
 from aulait.core.types import Adapter, Record
 from aulait.privacy import clipping as clip
 from aulait.privacy.noise import Noise, SeededNoise, SystemNoise

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aulait.core.errors import ModelError
-from aulait.core.registry import require
+from aulait.core.errors import ModelError, require
 from aulait.models.loading import Base
 from aulait.models.prefix_cache import Skip, standing
 from aulait.training.batches import IGNORE, Rows, scored

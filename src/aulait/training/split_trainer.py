@@ -30,9 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from aulait.core.errors import PrivacyError
+from aulait.core.errors import PrivacyError, require
 from aulait.core.lora import placed
-from aulait.core.registry import require
 from aulait.core.types import Adapter, Record, Tensors, nbytes
 from aulait.models.loading import Base, folded
 from aulait.training import split_model

@@ -19,8 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from aulait.core.errors import DataError
-from aulait.core.registry import require
+from aulait.core.errors import DataError, require
 from aulait.core.types import Adapter, Record, Tensors
 from aulait.models.loading import Base, folded
 from aulait.training.batches import Encoder, Rows, collate, scored

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aulait.core.errors import ModelError
-from aulait.core.registry import nearest, require
+from aulait.core.errors import ModelError, did_you_mean, require
 from aulait.models.loading import ATTENTION, BREW, Base, ModelConfig, load, wrap
 from aulait.models.shape import from_config
 from aulait.resources.cost_model import Anatomy
@@ -64,7 +63,7 @@ def members(family: str, model: str | None = None) -> tuple[Member, ...]:
     if model is not None:
         return (Member(model, {}),)
     require(family in FAMILIES, ModelError,
-            f"family '{family}' is unknown; {nearest(family, list(FAMILIES))}")
+            f"family '{family}' is unknown; {did_you_mean(family, list(FAMILIES))}")
     return FAMILIES[family]
 
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aulait.core.errors import ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import ConfigError, require
 from aulait.runs.experiment_file import build
 from aulait.runs.setup import Workshop
 from aulait.runs.sweep import Arm, Job, run_one

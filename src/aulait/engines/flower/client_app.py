@@ -13,8 +13,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from aulait.core.errors import DeviceError, WireError
-from aulait.core.registry import require
+from aulait.core.errors import DeviceError, WireError, require
 from aulait.engines.deployment.protocol import envelope
 from aulait.engines.deployment.site import local_socket
 from aulait.engines.flower import flwr_records

@@ -19,8 +19,7 @@ from typing import Any
 import tomli_w
 from safetensors.torch import load_file
 
-from aulait.core.errors import AulaitError
-from aulait.core.registry import require
+from aulait.core.errors import AulaitError, require
 from aulait.core.seeds import Seeds
 from aulait.data import client_data
 from aulait.engines import inline

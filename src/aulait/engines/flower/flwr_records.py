@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from flwr.app import Array, ArrayRecord, RecordDict
 
-from aulait.core.errors import WireError
-from aulait.core.registry import require
+from aulait.core.errors import WireError, require
 from aulait.engines.deployment.protocol import envelope as packets
 from aulait.engines.deployment.protocol.envelope import Packet
 

@@ -21,8 +21,7 @@ from typing import Any
 
 import tomli_w
 
-from aulait.core.errors import DeviceError
-from aulait.core.registry import require
+from aulait.core.errors import DeviceError, require
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.site import site_file, worker
 from aulait.engines.flower import processes

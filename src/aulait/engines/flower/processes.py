@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from aulait.core.errors import ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import ConfigError, require
 
 _LARGE_LOG_BYTES: Final = 10 * 2**20
 

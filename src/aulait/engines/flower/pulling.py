@@ -25,8 +25,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
 )
 
-from aulait.core.errors import WireError
-from aulait.core.registry import require
+from aulait.core.errors import WireError, require
 from aulait.engines.flower.hardening.patching import Pieces
 
 # our own SuperLink gives answers that are there as a whole; a plain one may give them before

@@ -16,8 +16,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from aulait.core.errors import AulaitError, ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.engines.deployment.coordinator.event_log import Journal
 
 app = ServerApp()

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from aulait.core import lora
-from aulait.core.errors import WireError
-from aulait.core.registry import require
+from aulait.core.errors import WireError, require
 from aulait.core.types import Adapter, Site, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, State
 from aulait.methods.shared import client_update

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from aulait.core.cohort import Cohort
-from aulait.core.errors import WireError
-from aulait.core.registry import require
+from aulait.core.errors import WireError, require
 from aulait.core.types import ClientUpdate, Info, Site, Tensors, TrainRequest
 from aulait.methods.contract import Ask
 from aulait.methods.shared import client_update

@@ -34,8 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.errors import PrivacyError
-from aulait.core.registry import require
+from aulait.core.errors import PrivacyError, require
 from aulait.core.types import ClientUpdate, Info, ReleasedSum, Tensors, TrainRequest
 from aulait.methods.contract import Ask, RunContext, State
 from aulait.methods.shared.server_optimizer import ServerConfig, apply

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aulait.core.errors import AulaitError, ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.core.seeds import Seeds
 from aulait.engines.deployment.coordinator.engine import Engine
 from aulait.engines.deployment.coordinator.event_log import Journal

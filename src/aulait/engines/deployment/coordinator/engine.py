@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from aulait.core.errors import AulaitError, WireError
-from aulait.core.registry import require
+from aulait.core.errors import AulaitError, WireError, require
 from aulait.core.types import ClientRequest, ClientUpdate, Record, Site, Tensors, TrainRequest
 from aulait.engines import inline
 from aulait.engines.deployment.coordinator.event_log import Journal, now, plain

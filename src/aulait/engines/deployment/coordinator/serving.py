@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aulait.core import errors
-from aulait.core.errors import AulaitError, ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.engines.deployment.coordinator.event_log import FOLDER, Journal, table
 from aulait.engines.deployment.pki import keys as key_files
 from aulait.engines.flower import processes

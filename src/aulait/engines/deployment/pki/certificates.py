@@ -19,8 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from aulait.core.errors import ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import ConfigError, require
 
 AUTHORITY_DAYS = 3650
 _SKEW = timedelta(days=1)  # a site's clock may be behind the server's

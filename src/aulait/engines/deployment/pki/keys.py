@@ -29,8 +29,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aulait.core.errors import ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import ConfigError, require
 from aulait.engines.deployment.pki import certificates
 from aulait.engines.deployment.protocol import signing
 from aulait.engines.deployment.site import site_file

@@ -16,8 +16,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from aulait.core.errors import ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import ConfigError, require
 
 SIGNATURE_BYTES = 64
 _PREFIX = b"aulait signed order, version 1\0"

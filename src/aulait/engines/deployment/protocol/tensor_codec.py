@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aulait.core.errors import WireError
-from aulait.core.registry import require
+from aulait.core.errors import WireError, require
 from aulait.core.types import REQUESTS, ClientRequest, ClientUpdate, Tensors
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.training.activation_codec import Wire, decode, encode

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aulait.core import lora
-from aulait.core.errors import WireError
-from aulait.core.registry import require
+from aulait.core.errors import WireError, require
 from aulait.core.types import Adapter, Record, Tensors
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import tensors

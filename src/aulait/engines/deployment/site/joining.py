@@ -18,8 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
-from aulait.core.errors import AulaitError, ConfigError
-from aulait.core.registry import require
+from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.engines.deployment.coordinator import event_log
 from aulait.engines.deployment.site import site_file, worker
 from aulait.engines.deployment.site.site_file import SiteFile

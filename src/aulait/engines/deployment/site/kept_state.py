@@ -23,8 +23,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from aulait.core.errors import WireError
-from aulait.core.registry import require
+from aulait.core.errors import WireError, require
 from aulait.engines.deployment.protocol import envelope as packets
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import Stamp

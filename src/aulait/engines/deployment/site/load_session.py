@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from aulait.core.errors import DataError, ModelError
-from aulait.core.registry import require
+from aulait.core.errors import DataError, ModelError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Plan, Site
 from aulait.data import client_data

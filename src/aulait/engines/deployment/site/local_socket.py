@@ -15,8 +15,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from aulait.core.errors import DeviceError, WireError
-from aulait.core.registry import require
+from aulait.core.errors import DeviceError, WireError, require
 from aulait.engines.deployment.protocol import envelope as packets
 from aulait.engines.deployment.protocol.envelope import Packet
 

@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aulait.core.errors import PrivacyError
-from aulait.core.registry import require
+from aulait.core.errors import PrivacyError, require
 from aulait.core.types import Site
 from aulait.engines.deployment.protocol.run_terms import Brief
 from aulait.privacy.accounting import Accountant, Event, epsilon

@@ -18,8 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from aulait.core.errors import ConfigError
-from aulait.core.registry import nearest, require
+from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.data import sources
 from aulait.engines.deployment.site.policy import Limits as Limits
 from aulait.engines.deployment.site.policy import refusals as refusals
@@ -297,7 +296,8 @@ def _explain(item: Any) -> str:
     """One line for one validation error: found, expected, what to do."""
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"unknown key '{where}'; {nearest(str(item['loc'][-1]), _known(item['loc'][:-1]))}"
+        return (f"unknown key '{where}'; "
+                f"{did_you_mean(str(item['loc'][-1]), _known(item['loc'][:-1]))}")
     if item["type"] == "missing":
         return f"'{where}' is missing; write it, as in the file that aulait keys site makes"
     said = str(item["msg"]).removeprefix("Value error, ")

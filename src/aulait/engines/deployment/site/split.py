@@ -17,8 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from aulait.core.errors import WireError
-from aulait.core.registry import require
+from aulait.core.errors import WireError, require
 from aulait.core.types import Adapter, Tensors
 from aulait.engines.deployment.protocol import tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet

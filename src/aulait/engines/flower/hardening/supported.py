@@ -17,8 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from aulait.core.errors import AulaitError, ConfigError, install
-from aulait.core.registry import require
+from aulait.core.errors import AulaitError, ConfigError, install, require
 from aulait.engines.flower.hardening.patching import PASS_HEADER
 from aulait.engines.flower.hardening.patching import UNFIT as UNFIT
 
