@@ -98,6 +98,7 @@ class Side:
     def round(self) -> dict[str, Any]:
         """One round: when it began and ended, its letters, and the bytes that travelled."""
         from aulait.core.cohort import Cohort
+        from aulait.methods.contract import Server
 
         settings, names = self._house.settings, self._house.trainers
         told, moment = dict(self._engine.told), {"began": 0.0, "ended": 0.0}
@@ -112,7 +113,7 @@ class Side:
         cohort = Cohort(round=self._state.round + 1, local=names, proxies={}, planned=len(names),
                         lr=settings.train.lr)
         self._state, _ = settings.method.step(settings.method_config, self._house.context,
-            self._state, cohort, ask, self._door)
+            self._state, cohort, Server(ask, self._door))
         moved = {name: value - told[name] for name, value in self._engine.told.items()}
         return {**moment, **moved, "letters": list(self._post.letters.values())}
 

@@ -22,7 +22,7 @@ from aulait.core.cohort import Cohort, everyone
 from aulait.core.lora import initial
 from aulait.core.types import Adapter, Record
 from aulait.engines.inline import connect
-from aulait.methods.contract import State
+from aulait.methods.contract import Server, State
 from aulait.models import loading
 from aulait.models.loading import wearing
 from aulait.privacy.accounting import PrivacyConfig
@@ -149,7 +149,7 @@ def _federated(house: House, rounds: int) -> State:
     for round in range(1, rounds + 1):
         cohort = Cohort(round=round, local=everyone(local), proxies={}, planned=len(local),
                         lr=house.settings.train.lr)
-        state, _ = method.step(config, house.context, state, cohort, ask, aggregator)
+        state, _ = method.step(config, house.context, state, cohort, Server(ask, aggregator))
     return state
 
 

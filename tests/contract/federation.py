@@ -15,7 +15,7 @@ from aulait.core.cohort import Cohort
 from aulait.core.registry import find
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Plan, Site
-from aulait.methods.contract import RunContext, State
+from aulait.methods.contract import RunContext, Server, State
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
 from aulait.privacy.accounting import Accountant, PrivacyConfig
@@ -128,7 +128,7 @@ class Federation:
             "round": number, "local": tuple(self.clients if clients is None else clients), "proxies": dict.fromkeys(standing, self.stands),
             "planned": len(self.clients), "noise_multiplier": 0.0 if self.privacy.off else 1.0, "lr": LR / number,
             "population": tuple(sorted(self.clients))} | more)
-        return self.module.step(self.config, self.context, state, cohort, ask or self.ask, self.aggregator)
+        return self.module.step(self.config, self.context, state, cohort, Server(ask or self.ask, self.aggregator))
 
     def rounds(self, count: int, state: State | None = None) -> State:
         state = state or self.start()

@@ -27,6 +27,7 @@ from aulait.core.cohort import Cohort
 from aulait.core.errors import WireError
 from aulait.core.registry import find, names
 from aulait.core.types import Adapter, TrainRequest
+from aulait.methods.contract import Server
 from aulait.privacy import clipping
 from aulait.privacy.noise import SystemNoise
 from aulait.training.trainer import Trained
@@ -331,7 +332,7 @@ def test_a_cohort_of_unnamed_clients_is_taken_for_clients_of_all_ranks():
     run = federation("fedit", privacy=ON)
     cohort = Cohort(round=1, local=("ann",), proxies={}, planned=4, noise_multiplier=1.0, lr=LR)
     before = run.start()
-    after, _ = run.module.step(run.config, run.context, before, cohort, run.ask, run.aggregator)
+    after, _ = run.module.step(run.config, run.context, before, cohort, Server(run.ask, run.aggregator))
     (update,) = run.updates
     for name, t in lora.placed(update.tensors, {n: before.tensors[n] for n in update.tensors}).items():
         assert_near(after.tensors[name] - before.tensors[name], t / 4, 1e-5, what=name)

@@ -28,7 +28,7 @@ from aulait.engines.deployment.protocol.tensor_codec import Stamp
 from aulait.engines.flower import flwr_records
 from aulait.engines.flower.transport import FlowerPost, Heard
 from aulait.methods import fedit
-from aulait.methods.contract import RunContext
+from aulait.methods.contract import RunContext, Server
 from aulait.privacy.accounting import PrivacyConfig
 from aulait.privacy.aggregator import PrivateAggregator
 from aulait.privacy.ledger import Ledger
@@ -136,7 +136,7 @@ def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dic
     ask = engine.connect(everybody, fedit, context, None, None)
     aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
     cohort = Cohort(round=1, local=tuple(names), proxies={}, planned=sites, lr=1e-3)
-    after, info = fedit.step(fedit.Config(), context, state, cohort, ask, aggregator)
+    after, info = fedit.step(fedit.Config(), context, state, cohort, Server(ask, aggregator))
     moved = max(float((after.tensors[name] - state.tensors[name]).abs().max()) for name in state.tensors)
     return {"sites": sites, "wire": form, "peak_bytes": peak_of_process(), "before_bytes": before, "moved": moved, "refused": info["refused"],
             "up_bytes": engine.told["received_bytes"], "down_bytes": engine.told["sent_bytes"], "pushed_bytes": grid.pushed,

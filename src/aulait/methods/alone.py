@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
-from aulait.methods.contract import Ask, RunContext, State, Traits
+from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.weighted_mean import MixtureConfig, trained
-from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -49,14 +48,14 @@ def init(config: Config, context: RunContext) -> State:
         context.seeds)))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-         aggregator: PrivateAggregator) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+         server: Server) -> tuple[State, Info]:
     """Tell every client to go on by itself."""
     requests = [TrainRequest(name, cohort.round, {}, {"lr": cohort.lr}) for name in cohort.local]
-    losses = [update.info["train_loss"] for update in (ask(requests) if requests else ())
+    losses = [update.info["train_loss"] for update in (server.ask(requests) if requests else ())
               if "train_loss" in update.info]
     told: Info = {"up_bytes": 0, "down_bytes": 0, "proxies": 0, "refused": 0}
-    if losses and not aggregator.private:
+    if losses and not server.aggregator.private:
         told["train_loss"] = sum(losses) / len(losses)
     return State(cohort.round, state.tensors), told
 

@@ -9,7 +9,7 @@ names:
     Config    frozen pydantic model of the method's own settings ([algorithm] without its name)
     TRAITS    a ``Traits`` value: what the tables of ``aulait list`` and the report print
     init      (config, setting) -> State
-    step      (config, setting, state, cohort, ask, aggregator) -> (State, Info)
+    step      (config, context, state, cohort, server) -> (State, Info)
     answer    (requests, sites, setting, learner) -> updates, in the order given
     result    (setting, state) -> Adapter, what is evaluated and exported
     travels   (config, setting, round, client, sites) -> (bytes up, bytes down) of one client: the
@@ -29,9 +29,9 @@ A toy: clients send the mean length of their records, the server keeps the noisy
     def init(config, setting):
         return State(0, {"mean": torch.zeros(1)})
 
-    def step(config, setting, state, cohort, ask, aggregator):
+    def step(config, context, state, cohort, server):
         requests = [TrainRequest(name, "train", cohort.round, {}) for name in cohort.local]
-        released = aggregator.release(ask(requests), stage="train", round=cohort.round,
+        released = server.aggregator.release(server.ask(requests), stage="train", round=cohort.round,
         role=cohort.role, bound=100.0,
                                 noise_multiplier=cohort.noise_multiplier, planned=cohort.planned,
                                 like=state.tensors)
@@ -93,6 +93,20 @@ class RunContext:
         """Layer -> the rank of a client."""
         own = self.ranks.get(client)
         return (lambda layer: self.rank) if own is None else own.__getitem__
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a round may use of the server.
+
+    Attributes:
+        ask: gets the clients' updates for requests; an iterator, so that clients may work while it
+            is read.
+        aggregator: the only way in which anything of the updates is released.
+    """
+
+    ask: Ask
+    aggregator: PrivateAggregator
 
 
 @dataclass(frozen=True)
@@ -160,8 +174,7 @@ class Method(Protocol):
         """The state before the first round."""
 
     def step(
-        self, config: Any, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-        aggregator: PrivateAggregator
+        self, config: Any, context: RunContext, state: State, cohort: Cohort, server: Server
     ) -> tuple[State, Info]:
         """One round."""
 

@@ -39,7 +39,7 @@ from aulait.core.cohort import Cohort
 from aulait.core.errors import PrivacyError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
-from aulait.methods.contract import Ask, RunContext, State, Traits
+from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.server_optimizer import apply, start
 from aulait.methods.shared.traffic import Meter
@@ -117,9 +117,10 @@ def init(config: Config, context: RunContext) -> State:
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-         aggregator: PrivateAggregator) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+         server: Server) -> tuple[State, Info]:
     """Send (A, B), let the aggregator charge and ask, average what comes back."""
+    ask, aggregator = server.ask, server.aggregator
     theta, moments = trained(state), {name: t for name, t in state.tensors.items() if "/" in name}
     bound = math.inf if config.clip == "none" else clip_bound(aggregator.config, ())
     sent = _orders(config, cohort, aggregator, theta, bound)

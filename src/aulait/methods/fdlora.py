@@ -22,6 +22,7 @@ differs: the pseudocode is followed where it contradicts the prose (stage 2 trai
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
@@ -29,12 +30,11 @@ from pydantic import Field
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.types import Adapter, ClientRequest, ClientUpdate, Info, Record, Site, TrainRequest
-from aulait.methods.contract import Ask, RunContext, State, Traits
+from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.fusion import best_weights, fused
 from aulait.methods.shared.server_optimizer import start
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round, trained
-from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -88,8 +88,8 @@ def init(config: Config, context: RunContext) -> State:
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-         aggregator: PrivateAggregator) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+         server: Server) -> tuple[State, Info]:
     """Round 1 is stage 1 and takes the plain mean (line 7); later rounds take the outer step (lines
     8 to 19)."""
     first = cohort.round == 1
@@ -98,11 +98,11 @@ def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask:
             else None}
 
     def asking(requests: Sequence[ClientRequest]) -> Iterable[ClientUpdate]:
-        return ask([TrainRequest(o.client, o.round, o.tensors, {**o.settings, **told})
+        return server.ask([TrainRequest(o.client, o.round, o.tensors, {**o.settings, **told})
                     for o in requests])
 
     outer = config.model_copy(update={"server": "plain", "server_lr": 1.0}) if first else config
-    return mixed_round(outer, context, state, cohort, asking, aggregator)
+    return mixed_round(outer, context, state, cohort, replace(server, ask=asking))
 
 
 def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,

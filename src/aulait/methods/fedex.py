@@ -24,11 +24,10 @@ import torch
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
-from aulait.methods.contract import Ask, RunContext, State, Traits
+from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import base_folding, client_update
 from aulait.methods.shared.per_client import FactorMean, Singles
 from aulait.methods.shared.weighted_mean import MixtureConfig, requests
-from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -56,15 +55,15 @@ def init(config: Config, context: RunContext) -> State:
         context.seeds)))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-         aggregator: PrivateAggregator) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+         server: Server) -> tuple[State, Info]:
     """Send factors and last residual, average the factors, stack the products."""
     theta = {name: t for name, t in state.tensors.items() if "/" not in name}
     factors = requests(context, cohort, theta)
     sent = [TrainRequest(o.client, o.round, o.tensors | base_folding.sent(state, o.client),
                   o.settings) for o in factors]
     expected_shapes = {request.client: request.tensors for request in factors}
-    singles = Singles(config, cohort, ask, aggregator, sent, expected_shapes, "fedex",
+    singles = Singles(config, cohort, server, sent, expected_shapes, "fedex",
                       TRAITS.instead)
     mean, terms = FactorMean(theta), []
     for weight, update in singles:

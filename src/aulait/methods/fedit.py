@@ -19,11 +19,10 @@ from collections.abc import Sequence
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
-from aulait.methods.contract import Ask, RunContext, State, Traits
+from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.server_optimizer import start
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round, trained
-from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -52,10 +51,10 @@ def init(config: Config, context: RunContext) -> State:
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-         aggregator: PrivateAggregator) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+         server: Server) -> tuple[State, Info]:
     """Send the factors, average what comes back."""
-    return mixed_round(config, context, state, cohort, ask, aggregator)
+    return mixed_round(config, context, state, cohort, server)
 
 
 def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,

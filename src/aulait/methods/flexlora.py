@@ -29,12 +29,11 @@ from torch import Tensor
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
-from aulait.methods.contract import Ask, RunContext, State, Traits
+from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.per_client import Singles
 from aulait.methods.shared.weighted_mean import MixtureConfig, alive, mixed_mean, trained
 from aulait.models.low_rank import Merge
-from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -77,16 +76,16 @@ def init(config: Config, context: RunContext) -> State:
         context.seeds)))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-         aggregator: PrivateAggregator) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+         server: Server) -> tuple[State, Info]:
     """Send every rank its best approximation, merge what comes back, decompose again."""
     theta = trained(state)
     sent = {name: _at_rank(context, name, theta) for name in cohort.everyone}
     requests = [TrainRequest(name, cohort.round, tensors, {"lr": cohort.lr}) for name,
               tensors in sent.items()]
-    if aggregator.private:
-        return _private(config, context, state, cohort, ask, aggregator, requests, sent)
-    singles = Singles(config, cohort, ask, aggregator, requests, sent, "flexlora", "fedit")
+    if server.aggregator.private:
+        return _private(config, context, state, cohort, server, requests, sent)
+    singles = Singles(config, cohort, server, requests, sent, "flexlora", "fedit")
     merge = Merge(context.shapes, planned_ranks=lambda layer: sum(context.rank_of(name)(layer)
         for name in sent))
     trained_at = ((weight, _adapter(context, sent[update.client], update.tensors)) for weight,
@@ -162,8 +161,7 @@ def _decomposed(config: Config, context: RunContext, merge: Merge, total: float)
 
 
 def _private(
-    config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-    aggregator: PrivateAggregator,
+    config: Config, context: RunContext, state: State, cohort: Cohort, server: Server,
     requests: Sequence[TrainRequest],
     sent: Mapping[str, Tensors]
 ) -> tuple[State, Info]:
@@ -177,7 +175,7 @@ def _private(
                       if key.endswith(".B") else 1.0 for key in theta}
             return lora.placed({key: t * scales[key] for key, t in update.tensors.items()}, theta)
 
-        mean_update, info = mixed_mean(config, context, cohort, ask, aggregator, requests, theta,
+        mean_update, info = mixed_mean(config, context, cohort, server, requests, theta,
             transform=common)
         merge.add(1.0, lora.from_tensors({key: theta[key] + mean_update[key] for key in theta},
             context.alpha))
@@ -188,7 +186,7 @@ def _private(
             return {f"{layer}.W": after[layer] - before[layer] for layer in after}
 
         template = {f"{layer}.W": torch.empty(shape) for layer, shape in context.shapes.items()}
-        mean_update, info = mixed_mean(config, context, cohort, ask, aggregator, requests, theta,
+        mean_update, info = mixed_mean(config, context, cohort, server, requests, theta,
             template=template,
                                   transform=moved)
         merge.add(1.0, lora.from_tensors(theta, context.alpha))

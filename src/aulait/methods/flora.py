@@ -24,11 +24,10 @@ from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
-from aulait.methods.contract import Ask, RunContext, State, Traits
+from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import base_folding, client_update
 from aulait.methods.shared.per_client import Singles
 from aulait.methods.shared.weighted_mean import MixtureConfig
-from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -55,8 +54,8 @@ def init(config: Config, context: RunContext) -> State:
     return State(0, {})
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-         aggregator: PrivateAggregator) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+         server: Server) -> tuple[State, Info]:
     """Send the last stack, ask for trained factors, stack them."""
     requests = [TrainRequest(name, cohort.round, base_folding.sent(state, name), {"lr": cohort.lr})
               for name in cohort.everyone]
@@ -64,7 +63,7 @@ def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask:
         context.seeds))
     expected_shapes = {request.client: lora.leading(shape, context.rank_of(request.client))
                        for request in requests}
-    singles = Singles(config, cohort, ask, aggregator, requests, expected_shapes, "flora",
+    singles = Singles(config, cohort, server, requests, expected_shapes, "flora",
                       TRAITS.instead)
     terms = [(weight, lora.from_tensors(update.tensors, context.alpha)) for weight,
              update in singles]

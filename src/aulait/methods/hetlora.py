@@ -27,13 +27,12 @@ from pydantic import Field
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
-from aulait.methods.contract import Ask, RunContext, State, Traits
+from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.per_client import Singles
 from aulait.methods.shared.server_optimizer import apply, start
 from aulait.methods.shared.weighted_mean import AveragingConfig, requests, trained
 from aulait.privacy import clipping
-from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner, Penalty
 
 TRAITS = Traits(
@@ -76,8 +75,8 @@ def init(config: Config, context: RunContext) -> State:
     return State(0, theta | start(config, theta))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-         aggregator: PrivateAggregator) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+         server: Server) -> tuple[State, Info]:
     """Send leading ranks, weigh what comes back by its norm, note who pruned itself."""
     theta = trained(state)
     told = {"lr": cohort.lr, "tail": config.tail, "keep": config.keep, "rank_min": config.rank_min,
@@ -92,7 +91,7 @@ def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask:
         {name: lora.leading(form, _pruned(config, form).__getitem__) for name,
          form in expected_shapes.items()} if config.prune else expected_shapes
     )
-    singles = Singles(config, cohort, ask, aggregator, sent, expected_shapes, "hetlora",
+    singles = Singles(config, cohort, server, sent, expected_shapes, "hetlora",
                       TRAITS.instead, pruned)
     total = {name: torch.zeros(t.shape, dtype=torch.float64) for name, t in theta.items()}
     norms, counts = 0.0, {name: t for name, t in state.tensors.items()

@@ -23,13 +23,12 @@ from pydantic import Field
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
-from aulait.methods.contract import Ask, RunContext, State, Traits
+from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.per_client import FactorMean, Singles
 from aulait.methods.shared.weighted_mean import MixtureConfig, requests, trained
 from aulait.models.low_rank import Merge
 from aulait.privacy import clipping
-from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
 TRAITS = Traits(
@@ -63,13 +62,13 @@ def init(config: Config, context: RunContext) -> State:
         context.seeds)))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-         aggregator: PrivateAggregator) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+         server: Server) -> tuple[State, Info]:
     """Send the factors, average, correct."""
     theta = trained(state)
     sent = requests(context, cohort, theta)
     expected_shapes = {request.client: request.tensors for request in sent}
-    singles = Singles(config, cohort, ask, aggregator, sent, expected_shapes, "lorafair",
+    singles = Singles(config, cohort, server, sent, expected_shapes, "lorafair",
                       TRAITS.instead)
     factors, products = FactorMean(theta), Merge(context.shapes)
     for weight, update in singles:

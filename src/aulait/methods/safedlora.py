@@ -35,7 +35,7 @@ from aulait.core.types import (
     Tensors,
     TrainRequest,
 )
-from aulait.methods.contract import Ask, RunContext, State, Traits
+from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.weighted_mean import (
     AveragingConfig,
@@ -45,7 +45,6 @@ from aulait.methods.shared.weighted_mean import (
     trained,
 )
 from aulait.models.low_rank import Merge
-from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner, Penalty
 
 TRAITS = Traits(
@@ -85,8 +84,8 @@ def init(config: Config, context: RunContext) -> State:
         context.seeds)))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-         aggregator: PrivateAggregator) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+         server: Server) -> tuple[State, Info]:
     """Cut to the rank of the round where it has fallen, then one averaged round at that rank."""
     rank = rank_at(config, context, cohort.round)
     theta = trained(state)
@@ -96,13 +95,13 @@ def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask:
     told = {"proximal": config.proximal if first else 0.0}
 
     def asking(requests: Sequence[ClientRequest]) -> Iterable[ClientUpdate]:
-        return ask([TrainRequest(o.client, o.round, o.tensors, {**o.settings, **told})
+        return server.ask([TrainRequest(o.client, o.round, o.tensors, {**o.settings, **told})
                     for o in requests])
 
     small = replace(context, ranks=_capped(context, rank, cohort))
     averaging = AveragingConfig(local_weight=config.local_weight, weights=config.weights)
-    after, info = mixed_round(averaging, small, State(state.round, theta), cohort, asking,
-                              aggregator)
+    after, info = mixed_round(averaging, small, State(state.round, theta), cohort,
+                              replace(server, ask=asking))
     return after, info | {"rank": rank}
 
 

@@ -31,12 +31,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
-from aulait.methods.contract import Ask, RunContext, State, Traits
+from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
 from aulait.methods.shared.per_client import FactorMean
 from aulait.methods.shared.split_exchange import MOST_STEPS, Exchanges, before, clock, last
 from aulait.privacy import clipping
-from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training import split_model as cut
 from aulait.training.activation_codec import Activations, Gradients, Wire
 from aulait.training.split_trainer import Back, Front, fault
@@ -84,21 +83,21 @@ def init(config: Config, context: RunContext) -> State:
         context.seeds)))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-         aggregator: PrivateAggregator) -> tuple[State, Info]:
+def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+         server: Server) -> tuple[State, Info]:
     """Steps of clients and server in turn until every client has made its last; then the average of
     the fronts."""
     front = {n: t for n, t in state.tensors.items() if cut.in_front(n[:-2], config.cut)}
     told = config.model_dump(exclude={"weights"}) | {"lr": cohort.lr, "wanted": bool(front)}
     sent = {name: lora.leading(front, context.rank_of(name)) for name in sorted(cohort.local)}
     back = start = {n: t for n, t in state.tensors.items() if n not in front}
-    room, mean, number = Exchanges(aggregator, dict(sent), "splitlora",
+    room, mean, number = Exchanges(server.aggregator, dict(sent), "splitlora",
         TRAITS.instead), FactorMean(front), 0
     while sent and number < MOST_STEPS:
         number += 1
         requests = [TrainRequest(name, cohort.round, tensors, told | {"step": number}) for name,
                   tensors in sent.items()]
-        updates = room.collect(requests, cohort, ask)
+        updates = room.collect(requests, cohort, server.ask)
         weights = {name: update.weight if config.weights == "size" else 1.0 for name,
                    update in updates.items()}
         for name, update in updates.items():
@@ -106,7 +105,7 @@ def step(config: Config, context: RunContext, state: State, cohort: Cohort, ask:
                 mean.add(weights[name], {n: t for n, t in update.tensors.items() if n in front})
         down = {f"{name}/{part}": t for name, update in updates.items() for part,
                 t in update.tensors.items() if part not in front}
-        (own,) = ask([TrainRequest(SERVER, cohort.round, start | down,
+        (own,) = server.ask([TrainRequest(SERVER, cohort.round, start | down,
                             told | {"step": number, "weights": weights})])
         back, start = {n: t for n, t in own.tensors.items() if n in back} or back, {}
         sent = room.returned(own, [name for name, update in updates.items() if not last(update)])

@@ -14,6 +14,7 @@ from typing import Any
 
 from aulait.core.cohort import Cohort, everyone, poisson, some
 from aulait.core.types import Info
+from aulait.methods.contract import Server
 from aulait.privacy.aggregator import BudgetSpent
 from aulait.privacy.ledger import Ledger
 from aulait.runfolder.run_folder import RunFolder
@@ -106,8 +107,8 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
         outcome = _outcome(house, clock, cohort, asked, beside_s)
         heard = round_time.punctual(ask, outcome.silent) if outcome else ask
         try:
-            state, info = method.step(settings.method_config, house.context, state, cohort, heard,
-                                      books.train)
+            state, info = method.step(settings.method_config, house.context, state, cohort,
+                                      Server(heard, books.train))
         except BudgetSpent as spent:
             progress.stopped = str(spent)
             break

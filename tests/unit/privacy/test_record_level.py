@@ -21,7 +21,7 @@ from aulait.core.seeds import Seeds
 from aulait.core.types import ClientUpdate, Plan, Site
 from aulait.engines.inline import connect
 from aulait.methods import dplora
-from aulait.methods.contract import RunContext
+from aulait.methods.contract import RunContext, Server
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
 from aulait.privacy.accounting import Accountant, Event, PrivacyConfig, calibrate, epsilon
@@ -312,7 +312,7 @@ def federation(base, config, privacy, z=1.0, proxies=()):
 
     state = dplora.init(config, context)
     cohort = Cohort(round=1, local=("ann", "barb"), proxies={p: 2.0 for p in proxies}, planned=2, noise_multiplier=z, lr=0.1)
-    after, info = dplora.step(config, context, state, cohort, ask, through)
+    after, info = dplora.step(config, context, state, cohort, Server(ask, through))
     return context, state, after, info, requests, updates, ledger
 
 

@@ -17,10 +17,9 @@ import torch
 
 from aulait.core.cohort import Cohort
 from aulait.core.types import ClientUpdate, Info, Tensors, TrainRequest
-from aulait.methods.contract import Ask
+from aulait.methods.contract import Server
 from aulait.methods.shared.traffic import Meter
 from aulait.methods.shared.weighted_mean import MixtureConfig
-from aulait.privacy.aggregator import PrivateAggregator
 from aulait.privacy.intake import ExpectedShapes
 
 
@@ -30,8 +29,8 @@ class Singles:
     Args:
         config: weights of local against proxied clients, and by size.
         cohort: who takes part.
-        ask: gets updates for requests.
-        aggregator: refuses under privacy, and refuses bad updates one by one.
+        server: gets the updates; its aggregator refuses under privacy, and refuses bad updates
+            one by one.
         sent: the requests of all sites of the cohort.
         forms: site -> names and shapes of its share.
         method: name of the method, for the aggregator's message.
@@ -45,7 +44,7 @@ class Singles:
     """
 
     def __init__(
-        self, config: MixtureConfig, cohort: Cohort, ask: Ask, aggregator: PrivateAggregator,
+        self, config: MixtureConfig, cohort: Cohort, server: Server,
         sent: Sequence[TrainRequest],
         expected_shapes: ExpectedShapes, method: str, instead: str,
         pruned: ExpectedShapes | None = None,
@@ -53,14 +52,14 @@ class Singles:
         self.total = 0.0
         self.clients: list[str] = []
         self.refused: list[tuple[str, str]] = []
-        self._config, self._cohort, self._ask = config, cohort, ask
+        self._config, self._cohort, self._ask = config, cohort, server.ask
         self._meter = Meter(sent, cohort)
         self._diagnostics: dict[str, list[float]] = {}
         self._proxies = [request for request in sent if request.client in cohort.proxies]
         self._counted_proxies = 0
-        self._local = aggregator.collect(self._answers(), method, instead, expected_shapes,
+        self._local = server.aggregator.collect(self._answers(), method, instead, expected_shapes,
             self.refused, pruned)
-        self._door, self._forms, self._pruned = aggregator, expected_shapes, pruned
+        self._door, self._forms, self._pruned = server.aggregator, expected_shapes, pruned
 
     def __iter__(self) -> Iterator[tuple[float, ClientUpdate]]:
         sizes = []

@@ -36,12 +36,11 @@ from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.errors import PrivacyError, require
 from aulait.core.types import ClientUpdate, Info, ReleasedSum, Tensors, TrainRequest
-from aulait.methods.contract import Ask, RunContext, State
+from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.shared.server_optimizer import ServerConfig, apply
 from aulait.methods.shared.traffic import Meter, planned, planned_traffic
 from aulait.privacy import clipping, postprocessing
 from aulait.privacy.accounting import PrivacyConfig
-from aulait.privacy.aggregator import PrivateAggregator
 
 
 class MixtureConfig(BaseModel):
@@ -63,8 +62,7 @@ class AveragingConfig(MixtureConfig, ServerConfig):
 
 
 def mixed_round(
-    config: AveragingConfig, context: RunContext, state: State, cohort: Cohort, ask: Ask,
-    aggregator: PrivateAggregator,
+    config: AveragingConfig, context: RunContext, state: State, cohort: Cohort, server: Server,
     part: str = "AB"
 ) -> tuple[State, Info]:
     """Send the trained parameters to every site of the cohort, release, average, step.
@@ -75,8 +73,7 @@ def mixed_round(
         state: the trained parameters by name, and the server optimiser's moments (names with a
             slash).
         cohort: who takes part and the public numbers of the release.
-        ask: gets updates for requests.
-        aggregator: releases the local updates' sum.
+        server: gets the updates and releases the local ones' sum.
         part: factors that the sites train and answer for.
 
     Returns:
@@ -84,7 +81,7 @@ def mixed_round(
     """
     theta, moments = trained(state), {name: t for name, t in state.tensors.items() if "/" in name}
     share = {name: t for name, t in theta.items() if name[-1] in part}
-    mean_update, info = mixed_mean(config, context, cohort, ask, aggregator,
+    mean_update, info = mixed_mean(config, context, cohort, server,
         requests(context, cohort, theta),
                               share, down=theta)
     after, kept = apply(config, theta, mean_update, moments)
@@ -98,8 +95,7 @@ def requests(context: RunContext, cohort: Cohort, theta: Tensors) -> list[TrainR
 
 
 def mixed_mean(
-    config: MixtureConfig, context: RunContext, cohort: Cohort, ask: Ask,
-    aggregator: PrivateAggregator,
+    config: MixtureConfig, context: RunContext, cohort: Cohort, server: Server,
     sent: Sequence[TrainRequest], share: Tensors,
     *, template: Tensors | None = None, transform: Callable[[ClientUpdate], Tensors] | None = None,
     down: Tensors | None = None,
@@ -110,8 +106,7 @@ def mixed_mean(
         config: weights.
         setting: ranks of the clients.
         cohort: who takes part and the public numbers of the release.
-        ask: gets updates for requests.
-        aggregator: releases the local updates' sum.
+        server: gets the updates and releases the local ones' sum.
         sent: the requests of all sites of the cohort.
         share: names and shapes of the share of a site that has all ranks.
         like: names and shapes of what is averaged; None: of ``share``. Names that end in ".W" are
@@ -120,6 +115,7 @@ def mixed_mean(
             leading columns.
         down: names and shapes of what a site that has all ranks is sent; None: of ``share``.
     """
+    ask, aggregator = server.ask, server.aggregator
     template = template or share
     transform = transform or (lambda update: lora.placed(update.tensors, share))
     expected_shapes = {name: lora.leading(share, context.rank_of(name)) for name in cohort.everyone}

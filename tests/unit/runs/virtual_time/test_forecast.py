@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aulait.core.types import Profile
 from aulait.engines import inline
+from aulait.methods.contract import Server
 from aulait.resources.devices import measure
 from aulait.runs import loop
 from aulait.runs.setup import Workshop, assemble
@@ -51,7 +52,7 @@ def test_arithmetic_of_a_round_is_that_of_the_real_round(folder, tables):
 
     aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
     with FlopCounterMode(display=False) as counter:
-        method.step(config, house.context, state, cohort, ask, aggregator)
+        method.step(config, house.context, state, cohort, Server(ask, aggregator))
     told = sum(cost.flop * times for cost, times in forecasts._training(house))
     assert told == pytest.approx(counter.get_total_flops(), rel=0.05)
 
