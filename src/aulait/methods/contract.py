@@ -30,16 +30,16 @@ A toy: clients send the mean length of their records, the server keeps the noisy
         return State(0, {"mean": torch.zeros(1)})
 
     def step(config, context, state, cohort, server):
-        requests = [TrainRequest(name, "train", cohort.round, {}) for name in cohort.local]
-        released = server.aggregator.release(server.ask(requests), stage="train", round=cohort.round,
-        role=cohort.role, bound=100.0,
-                                noise_multiplier=cohort.noise_multiplier, planned=cohort.planned,
-                                like=state.tensors)
+        requests = [TrainRequest(name, cohort.round, {}) for name in cohort.local]
+        released = server.aggregator.release(
+            server.ask(requests), stage="train", round=cohort.round, role=cohort.role, bound=100.0,
+            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned,
+            template=state.tensors)
         return State(cohort.round, {"mean": released.total["mean"] / released.planned}), {}
 
-    def answer(requests, sites, setting, learner):
-        return [ClientUpdate(s.name, {"mean": torch.tensor([sum(len(r.text) for r in s.train) /
-        len(s.train)])}) for s in sites]
+    def answer(requests, sites, context, learner):
+        return [ClientUpdate(s.name, {"mean": torch.tensor([mean(len(r.text) for r in s.train])}))
+                for s in sites]
 """
 
 from __future__ import annotations
