@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aulait.core.errors import AulaitError, require
+from aulait.core.files import replace_file
 from aulait.engines.flower import processes
 from aulait.engines.flower.hardening.supported import SETTINGS
 from aulait.engines.flower.loopback import Loopback
@@ -152,9 +153,7 @@ class Turns:
 
 def put(path: Path, value: Any) -> None:
     """A JSON file that is whole as soon as it is there."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value), encoding="utf-8")
-    part.replace(path)
+    replace_file(path, json.dumps(value).encode(), durable=False)
 
 
 def take(path: Path, limit_s: float = math.inf) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from aulait.core.errors import AulaitError, ConfigError, DataError, DeviceError
 from aulait.engines.deployment.coordinator import event_log, prometheus_export, status
 from aulait.engines.deployment.coordinator.event_log import Journal
 from aulait.engines.flower import processes
-from aulait.runfolder import run_folder
 
 CONFIG = '[run]\nname = "ward"\n[synthesis]\nrounds = 3\n[train]\nrounds = 10\n[privacy]\nepsilon = 8.0\ndelta = 1e-5\noff = false\n[engine]\nname = "flower"\n'
 ROUNDS = [
@@ -111,7 +110,7 @@ def test_a_changed_state_is_written_at_once_and_the_rest_within_half_a_second(ru
 
 def test_many_changed_states_are_few_writes(run, monkeypatch):
     told, written = Journal(run), []
-    monkeypatch.setattr(told._files, "write_json", lambda name, value: written.append(name))
+    monkeypatch.setattr(told, "_json", lambda name, value: written.append(name))
     for number in range(500):
         told.site(f"ward-{number}", state="asked")
     assert len(written) < 10
@@ -144,7 +143,7 @@ def test_a_full_disk_is_one_line(run, monkeypatch):
     told = Journal(run)
     def full(*_args):
         raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(run_folder.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     for write in (lambda: told.progress("train", 1, 2, ""), lambda: told.site("ward-a", state="silent"), lambda: told.outcome(True)):
         with pytest.raises(AulaitError, match=r"^no space left in the run folder .*serve; free some space and go on with --resume$"):
             write()

@@ -11,6 +11,7 @@ import typer
 
 from aulait.cli import terminal
 from aulait.core.errors import ConfigError, require
+from aulait.core.files import plain_json
 
 if TYPE_CHECKING:
     from aulait_benchmarks.edge.study import Scope
@@ -91,11 +92,10 @@ def _numbers(text: str, option: str, expected: str) -> tuple[int, ...]:
 def write(document: dict[str, Any], out: Path) -> Path:
     """``edge.json`` and ``edge.html`` in a folder; the page's path."""
     from aulait.reporting import page
-    from aulait.runfolder.run_folder import clean
     from aulait_benchmarks.edge import edge_page
 
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(clean(document), indent=1, ensure_ascii=False)
+    text = json.dumps(plain_json(document), indent=1, ensure_ascii=False)
     page.save(out / "edge.json", text + "\n")
     return page.save(out / "edge.html", edge_page.html(json.loads(text)))
 

@@ -80,8 +80,7 @@ def _site(path: Path) -> dict[str, Any]:
 
 
 def _show(found: Mapping[str, Any], path: Path, as_json: bool, again: bool) -> None:
-    # plain values already: terminal.document would load torch to clean them, too slow for a health
-    # check
+    # one line a look while it is watched
     if as_json:
         terminal.say(json.dumps(found, indent=None if again else 2, ensure_ascii=False,
                                 default=str))

@@ -18,6 +18,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from aulait.core.errors import AulaitError
+from aulait.core.files import plain_json
 
 # click's UsageError, which newer typer carries inside itself
 USAGE: Any = typer.BadParameter.__mro__[1]
@@ -80,9 +81,7 @@ def say(text: str = "") -> None:
 
 def document(value: Any) -> None:
     """The one JSON document of a command; what is not a number in JSON becomes null."""
-    from aulait.runfolder.run_folder import clean
-
-    typer.echo(json.dumps(clean(value), indent=2, ensure_ascii=False, default=str))
+    typer.echo(json.dumps(plain_json(value), indent=2, ensure_ascii=False, default=str))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aulait.core.errors import PrivacyError, require
+from aulait.core.files import append_durably
 from aulait.privacy.accounting import Accountant, Event
 
 MECHANISMS = {"client": ("gaussian",), "record": ("dp-sgd", "gaussian-batch")}  # by unit
@@ -169,12 +170,7 @@ class Ledger:
                 "a write failed; "
                 "stop the other run and resume this one"
             )
-        with path.open("ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if size == 0:
-            sync_folder(path)
+        append_durably(path, data)
         self._size_bytes = size + len(data)
 
     def _read(self, path: Path) -> None:
@@ -202,11 +198,7 @@ class Ledger:
             self._lines.append(line)
             return
         torn = path.with_suffix(".torn")
-        with torn.open("ab") as file:
-            file.write(tail + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(torn)
+        append_durably(torn, tail + b"\n")
         self._size_bytes -= len(tail)
         with path.open("r+b") as file:
             file.truncate(self._size_bytes)
@@ -233,12 +225,3 @@ def _decode(raw: bytes) -> Line | None:
 
 def _no_number(word: str) -> float:
     raise ValueError(f"{word} is not a finite number")
-
-
-def sync_folder(path: Path) -> None:
-    """Make the name of a new or replaced file durable."""
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

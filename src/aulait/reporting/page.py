@@ -18,6 +18,7 @@ from string import Template
 
 from plotly.offline import get_plotlyjs
 
+from aulait.core.files import replace_file
 from aulait.reporting import markup
 from aulait.reporting.markup import Html, Section
 
@@ -52,9 +53,7 @@ def page(title: str, subtitle: str, opening: Html, sections: Sequence[Section]) 
 
 def save(path: Path, text: str) -> Path:
     """Writes a page in one piece: readers see the old file or the new one, never half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    return partial.replace(path)
+    return replace_file(path, text.encode("utf-8"), durable=False)
 
 
 def banners(found: Sequence[tuple[str, str]]) -> Html:

@@ -7,13 +7,9 @@ and made again. The ledger is never cut (see ``privacy/ledger.py``).
 
 from __future__ import annotations
 
-import errno
 import json
-import math
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from aulait.core.errors import AulaitError, ConfigError
+from aulait.core.files import append_durably, json_document, json_line, replace_file, writing
 from aulait.core.types import Tensors
-from aulait.privacy.ledger import sync_folder
 
 NEEDED_BYTES = 64 * 1024 * 1024
 Kept = Callable[[list[dict[str, Any]]], None]
-
-
-def clean(value: Any) -> Any:
-    """Plain JSON values: infinite and undefined numbers become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(item) for item in value]
-    return value
 
 
 class RunFolder:
@@ -104,31 +89,22 @@ class RunFolder:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Replace a JSON file atomically."""
-        self.write_text(name, json.dumps(clean(value), indent=2, ensure_ascii=False) + "\n")
+        self._replace(name, json_document(value))
 
     def write_lines(self, name: str, lines: list[Mapping[str, Any]]) -> None:
         """Replace a JSON-lines file atomically."""
-        self.write_text(name, "".join(json.dumps(clean(line), ensure_ascii=False) + "\n"
-            for line in lines))
+        self._replace(name, b"".join(map(json_line, lines)))
 
     def _replace(self, name: str, content: bytes) -> None:
         target = self.path / name
         with writing(self.path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(target.name + ".tmp")
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-            sync_folder(target)
+            replace_file(target, content)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line to rounds.jsonl, durable when this returns."""
-        with writing(self.path), (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clean(line), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(self.path):
+            append_durably(self.path / "rounds.jsonl", json_line(line), undo=True)
 
     def lines(self) -> list[dict[str, Any]]:
         """The whole lines of rounds.jsonl; a torn last line is left out."""
@@ -177,21 +153,6 @@ def _apart(tensors: Tensors) -> Tensors:
             whole.clone() if shared or whole.untyped_storage().nbytes() != whole.nbytes else whole
         )
     return apart
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusals to write into one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise AulaitError(
-                f"no space left in the run folder {path}; free some space and go on with --resume") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise AulaitError(
-                f"cannot write to the run folder {path} ({error.strerror}); choose another --out") from error
-        raise
 
 
 def changed(before: str, after: str) -> str:

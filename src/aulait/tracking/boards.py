@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict
 
 from aulait.core.errors import install
+from aulait.core.files import replace_file
 
 INSTALL = install("track")
 COUNTER = "lines"
@@ -173,9 +174,7 @@ class MLflow:
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
         self._id = self._client.create_run(number, run_name=run.resolve().name).info.run_id
-        temporary = held.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"uri": uri, "run": self._id}) + "\n", encoding="utf-8")
-        os.replace(temporary, held)
+        replace_file(held, (json.dumps({"uri": uri, "run": self._id}) + "\n").encode())
 
     def count(self) -> int:
         """Lines that the server has."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from aulait.core.errors import PrivacyError
-from aulait.privacy import ledger as ledger_module
 from aulait.privacy.accounting import Accountant, Event
 from aulait.privacy.ledger import Ledger, Line
 
@@ -53,7 +52,7 @@ def test_round_trip(path):
 def test_synchronised_before_append_returns(path, monkeypatch):
     synced = []
     real = os.fsync
-    monkeypatch.setattr(ledger_module.os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
     ledger = Ledger(path)
     ledger.append(LINE)
     assert synced == [str(path), str(path.parent)]
@@ -144,7 +143,7 @@ def test_failed_write_stops_all_later_ones(path, monkeypatch):
     def full(fd):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(ledger_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
         ledger.append(replace(LINE, release=2))
     monkeypatch.undo()

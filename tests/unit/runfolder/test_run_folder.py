@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from aulait.core.errors import AulaitError, ConfigError
+from aulait.core.files import plain_json
 from aulait.runfolder import run_folder
-from aulait.runfolder.run_folder import RunFolder, clean
+from aulait.runfolder.run_folder import RunFolder
 
 CONFIG = 'seed = 1\nname = "x"\n'
 
@@ -115,7 +116,7 @@ def test_a_checkpoint_that_failed_leaves_the_one_before(folder, monkeypatch):
     def no(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_folder.os, "replace", no)
+    monkeypatch.setattr(os, "replace", no)
     with pytest.raises(KeyboardInterrupt):
         folder.checkpoint({"x": torch.zeros(1)}, {"round": 2})
     monkeypatch.undo()
@@ -124,7 +125,7 @@ def test_a_checkpoint_that_failed_leaves_the_one_before(folder, monkeypatch):
 
 
 def test_clean_leaves_plain_values_alone():
-    assert clean({"a": [1, 2.5, None, True, "x"], 3: -math.inf}) == {"a": [1, 2.5, None, True, "x"], "3": None}
+    assert plain_json({"a": [1, 2.5, None, True, "x"], 3: -math.inf}) == {"a": [1, 2.5, None, True, "x"], "3": None}
 
 
 # -- no space, no permission -------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def refuse(monkeypatch, code):
     def fsync(_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(run_folder.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
 
 
 @pytest.mark.parametrize("write", [

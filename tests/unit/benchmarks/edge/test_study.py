@@ -10,9 +10,9 @@ from tests.tiny_bases import tiny
 from typer.testing import CliRunner
 
 from aulait.core.errors import AulaitError
+from aulait.core.files import plain_json
 from aulait.core.types import Profile
 from aulait.resources.profiles import PRESETS, USUAL_LINK
-from aulait.runfolder.run_folder import clean
 from aulait_benchmarks.edge import (
     claims,
     edge_reading,
@@ -34,7 +34,7 @@ SCOPE = replace(QUICK, lengths=Lengths(12, 6), repetitions=1, batches=(1, 2), de
 
 @pytest.fixture(scope="module")
 def document():
-    return json.loads(json.dumps(clean(study.edge(SCOPE, profile=HERE))))
+    return json.loads(json.dumps(plain_json(study.edge(SCOPE, profile=HERE))))
 
 
 def test_published_sizes_have_the_published_numbers_of_weights():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aulait.core.errors import AulaitError, ConfigError, require
+from aulait.core.files import replace_file
 from aulait.core.seeds import Seeds
 from aulait.engines.deployment.coordinator.engine import Engine
 from aulait.engines.deployment.coordinator.event_log import Journal
@@ -106,7 +107,7 @@ def planned_by(settings: Settings, roll: Mapping[str, Any], out: Path) -> Settin
                     "told no profile; measure it there: aulait probe --out STATE/profile.json, or "
                     "name a machine")
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(profile), encoding="utf-8")
+            replace_file(path, json.dumps(profile).encode("utf-8"))
             own = {"name": f"{tier.name}:{name}", "clients": (name,), "share": None, "count": None,
                    "machine": str(path)}
             found.append(tier.model_copy(update=own))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from aulait.core.errors import AulaitError
+from aulait.core.files import json_document, replace_file, writing
 
 FOLDER = "serve"
 LONGEST_TEXT = 2000
@@ -91,11 +92,7 @@ class Journal:
     """
 
     def __init__(self, run: Path) -> None:
-        # here: `line` alone must not load torch
-        from aulait.runfolder.run_folder import RunFolder, writing
-
         self.folder = run / FOLDER
-        self._files, self._writing = RunFolder(self.folder), writing
         self._lock = threading.RLock()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -111,7 +108,7 @@ class Journal:
     def event(self, kind: str, /, **fields: Any) -> None:
         """Add an event to log.jsonl."""
         data = (line(kind, **fields) + "\n").encode("ascii")
-        with self._lock, self._writing(self.folder), self._log.open("ab", buffering=0) as file:
+        with self._lock, writing(self.folder), self._log.open("ab", buffering=0) as file:
             file.write(data)  # one call of the system: lines of two processes do not mix
         self._settle(PAUSE_S)
 
@@ -159,12 +156,12 @@ class Journal:
 
     def begin(self) -> None:
         """Take away the outcome of an earlier attempt, before anything else is done."""
-        with self._writing(self.folder):
+        with writing(self.folder):
             (self.folder / "outcome.json").unlink(missing_ok=True)
 
     def _json(self, name: str, value: Mapping[str, Any]) -> None:
-        with self._lock:
-            self._files.write_json(name, value)
+        with self._lock, writing(self.folder):
+            replace_file(self.folder / name, json_document(value))
 
     def _settle(self, pause_s: float) -> None:
         """Write what is known of the sites, now or as soon as the last time is so long ago."""
@@ -173,7 +170,7 @@ class Journal:
             if not self._dirty or (left_s > 0 and self._later is not None):
                 return
             if left_s <= 0:
-                self._files.write_json("sites.json", self._sites)
+                self._json("sites.json", self._sites)
                 self._dirty, self._written_s = False, time.monotonic()
                 return
             self._later = threading.Timer(left_s, self._catch_up)

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from aulait.core.files import writing
 from aulait.core.types import ClientUpdate
 from aulait.engines.deployment.protocol import envelope as packets
 from aulait.engines.deployment.protocol import tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.runfolder.run_folder import writing
 
 
 class Spool:

@@ -17,7 +17,6 @@ import base64
 import hashlib
 import os
 import re
-import secrets
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aulait.core.errors import ConfigError, require
+from aulait.core.files import replace_file
 from aulait.engines.deployment.pki import certificates
 from aulait.engines.deployment.protocol import signing
 from aulait.engines.deployment.site import site_file
@@ -320,11 +320,4 @@ def _write(path: Path, content: bytes, mode: int, made: list[Path]) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     """A public file, whole or not at all."""
-    made: list[Path] = []
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        _write(temporary, content, _PUBLIC, made)
-        os.replace(temporary, path)
-    finally:
-        for left in made:
-            left.unlink(missing_ok=True)
+    replace_file(path, content, mode=_PUBLIC)

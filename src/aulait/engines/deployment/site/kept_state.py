@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from aulait.core.errors import WireError, require
+from aulait.core.files import replace_file, writing
 from aulait.engines.deployment.protocol import envelope as packets
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import Stamp
-from aulait.privacy.ledger import sync_folder
-from aulait.runfolder.run_folder import writing
 from aulait.runs import client_state as memory
 
 STAGES = ("synthesis", "train")
@@ -192,11 +190,4 @@ def _write(path: Path, content: bytes) -> None:
     """Replace a file, durable when this returns."""
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = path.with_name(path.name + ".tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path)
+        replace_file(path, content, mode=0o600)

@@ -8,7 +8,6 @@ multiplier for so many rounds) or its own limit. The line is on its disk before 
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -17,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from aulait.core.errors import PrivacyError, require
+from aulait.core.files import append_durably, sync_folder, writing
 from aulait.core.types import Site
 from aulait.engines.deployment.protocol.run_terms import Brief
 from aulait.privacy.accounting import Accountant, Event, epsilon
-from aulait.privacy.ledger import sync_folder
-from aulait.runfolder.run_folder import writing
 
 ROLE = "site"
 CLIPS = (1e-6, 1e6)  # outside of them single precision rounds the noise or the gradients away
@@ -114,21 +112,9 @@ class SiteAccount:
         with writing(self._path.parent):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             new = not self._path.exists()
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            try:
-                before = os.fstat(descriptor).st_size
-                try:
-                    if os.write(descriptor, line.encode()) != len(line):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    os.fsync(descriptor)
-                except OSError:
-                    os.ftruncate(descriptor, before)  # half a line would spoil the next one
-                    raise
-            finally:
-                os.close(descriptor)
+            append_durably(self._path, line.encode(), mode=0o600, undo=True)
             if new:
-                for path in (self._path, self._path.parent):
-                    sync_folder(path)
+                sync_folder(self._path.parent)
 
 
 def _read(path: Path) -> list[Event]:
