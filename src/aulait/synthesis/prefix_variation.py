@@ -19,7 +19,8 @@ from aulait.core.types import Record
 from aulait.models.generation import Sampling, decode, encode, extend, opening
 from aulait.models.loading import BREW
 from aulait.synthesis.mask_variation import MaskFill
-from aulait.synthesis.prompt_variation import Prompted, chat_at, chat_with
+from aulait.synthesis.openai_server import chat_at
+from aulait.synthesis.prompt_variation import Prompted, chat_with
 from aulait.synthesis.variation import (
     GenerateConfig,
     Variation,

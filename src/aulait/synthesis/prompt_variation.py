@@ -1,20 +1,13 @@
-"""Texts from an instruction model: in this process, or at a server that speaks the OpenAI protocol.
+"""Texts from an instruction model that is asked for them in words.
 
-The server is reached with Python's own HTTP client: no dependency, one request a text, eight at a
-time. Only public or released texts are ever put into a prompt.
+The model computes in this process (``chat_with``) or at a server (``openai_server.chat_at``). Only
+public or released texts are ever put into a prompt.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
-import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -71,9 +64,6 @@ TURNS = (
     "that could come right after it in a collection",
 )
 DASHES = re.compile(r"^-{3,}\s*|\s*-{3,}$")
-TRIES = 3
-PARALLEL = 8
-TIMEOUT_S = 60.0
 
 
 class Prompted:
@@ -221,103 +211,3 @@ def chat_with(model: Any, tokenizer: Any, config: GenerateConfig,
         return [clean(decode(tokenizer, new.ids), new.ended) for new in found]
 
     return chat
-
-
-def chat_at(config: GenerateConfig, pause_s: float = 1.0) -> Chat:
-    """A chat with the server at ``config.url`` (``POST {url}/chat/completions``).
-
-    Answers are random; the seed is sent along, and whether it is obeyed is the server's affair.
-    ``top_k`` is not part of the protocol and is not sent. The key, where the environment variable
-    is set, goes into the header, nowhere else.
-
-    Args:
-        config: url, model, key_variable and the token settings.
-        pause_s: wait before the second try, doubled before the third.
-
-    Raises:
-        ModelError: from the chat: no server, a refusal, or an answer that is not of the protocol.
-    """
-    url = (config.url or "").rstrip("/")
-    require(
-        url.startswith(("http://", "https://")),
-        ModelError,
-        f"url is '{config.url}'; expected the address of an OpenAI-protocol server such as "
-        "http://localhost:8000/v1",
-    )
-
-    def chat(prompts: list[str], seed: int) -> list[str]:
-        if not prompts:
-            return []
-        settings = {key: getattr(config, key) for key in ("max_tokens", "temperature", "top_p")}
-        settings["model"] = config.model or _first_model(url, config, pause_s)
-
-        def ask(item: tuple[int, str]) -> str:
-            own_seed = Seeds(seed).integer("request", item[0]) % 2**31
-            body = {**settings, "seed": own_seed,
-                    "messages": [{"role": "user", "content": item[1]}]}
-            return _content(_request(f"{url}/chat/completions", body, config, pause_s), url)
-
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            return list(pool.map(ask, enumerate(prompts)))
-
-    return chat
-
-
-def _content(answer: Any, url: str) -> str:
-    """The text of an answer, without its partial sentence if it was cut."""
-    try:
-        choice = answer["choices"][0]
-        return clean(choice["message"]["content"] or "", choice.get("finish_reason") != "length")
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _unclear(url, answer) from error
-
-
-def _first_model(url: str, config: GenerateConfig, pause_s: float) -> str:
-    """The first model that the server lists."""
-    answer = _request(f"{url}/models", None, config, pause_s)
-    try:
-        return str(answer["data"][0]["id"])
-    except (KeyError, IndexError, TypeError) as error:
-        raise _unclear(url, answer) from error
-
-
-def _request(address: str, body: dict[str, Any] | None, config: GenerateConfig,
-             pause_s: float) -> Any:
-    """The decoded answer of the server; faults that may pass (no connection, 429, 5xx) are tried
-    three times."""
-    headers = {"Content-Type": "application/json"}
-    if os.environ.get(config.key_variable):
-        headers["Authorization"] = f"Bearer {os.environ[config.key_variable]}"
-    data = None if body is None else json.dumps(body).encode()
-    cause = ""
-    for attempt in range(TRIES):
-        if attempt > 0:
-            time.sleep(pause_s * 2 ** (attempt - 1))
-        try:
-            request = urllib.request.Request(address, data=data, headers=headers)
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                return json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            cause = f"status {error.code}: {_one_line(error.read().decode(errors='replace'))}"
-            if error.code != 429 and error.code < 500:
-                break
-        except (OSError, http.client.HTTPException) as error:
-            cause = _one_line(str(getattr(error, "reason", error)) or type(error).__name__)
-        except ValueError as error:
-            raise _unclear(address, "no JSON") from error
-    raise ModelError(
-        f"server {address} gave no answer ({cause}); expected an OpenAI-protocol server there; "
-        "check the url, the "
-        f"model name, and the key in the environment variable {config.key_variable}"
-    )
-
-
-def _unclear(url: str, answer: Any) -> ModelError:
-    found = _one_line(json.dumps(answer))
-    return ModelError(
-        f"server {url} answered {found}; expected the OpenAI protocol; check that the url ends as "
-        "in /v1")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:160]

@@ -27,7 +27,8 @@ from aulait.synthesis.prefix_variation import (
     build,
     sample,
 )
-from aulait.synthesis.prompt_variation import chat_at, chat_with
+from aulait.synthesis.openai_server import chat_at
+from aulait.synthesis.prompt_variation import chat_with
 from aulait.synthesis.variation import clean, redrawn
 
 BREW = str(Path(aulait.__file__).parent / "models" / "brew")
@@ -519,6 +520,35 @@ def test_dead_port_is_one_clear_error(server: str, monkeypatch: pytest.MonkeyPat
     assert "secret-key" not in str(caught.value)
     with pytest.raises(ModelError, match="expected the address"):
         chat_at(GenerateConfig(url="file:///etc/hosts"))
+
+
+class Elsewhere(Server):
+    """Sends every request on to the address that stands in the class."""
+
+    to: ClassVar[str] = ""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(307)
+        self.send_header("Location", f"{self.to}/chat/completions")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.mark.parametrize(("host", "carried"), [("127.0.0.1", 0), ("localhost", 0)])
+def test_a_redirect_to_another_server_never_carries_the_key(server, host, carried, monkeypatch):
+    """Another port is another server too; only the configured one is trusted with the key."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    Server.answers = ["A text that came from elsewhere."]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01},
+                         daemon=True).start()
+        Elsewhere.to = server.replace("127.0.0.1", host)
+        url = f"http://127.0.0.1:{running.server_address[1]}/v1"
+        assert served(url, model="m").vary(PARENTS[:1], 0) == ["A text that came from elsewhere."]
+        running.shutdown()
+    assert sum(key is not None for key in Server.keys) == carried
+    assert len(Server.keys) == 1
 
 
 def test_chat_in_process_uses_the_template(brew: tuple[Any, Any]) -> None:
