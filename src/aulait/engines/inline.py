@@ -13,7 +13,7 @@ from typing import Any
 
 from aulait.core.errors import ConfigError, require
 from aulait.core.types import ClientRequest, ClientUpdate, Site, TrainRequest, VoteRequest
-from aulait.methods.contract import Ask, RunContext
+from aulait.methods.contract import AnyMethod, Ask, RunContext
 from aulait.synthesis import private_evolution
 from aulait.synthesis.embedding import Embedder
 from aulait.training.activation_codec import Wire
@@ -22,7 +22,7 @@ from aulait.training.trainer import AT_ONCE, Learner
 
 
 def connect(
-    sites: Mapping[str, Site], method: Any, context: RunContext, learner: Learner,
+    sites: Mapping[str, Site], method: AnyMethod, context: RunContext, learner: Learner,
     embedder: Embedder | None, *,
     cut: int | None = None, wire: Wire = "float32", private: bool = True,
 ) -> Ask:

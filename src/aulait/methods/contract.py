@@ -46,7 +46,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -62,9 +62,12 @@ from aulait.core.types import (
     Tensors,
     TrainRequest,
 )
+from aulait.privacy import record_level
 from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
 
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+ConfigT_contra = TypeVar("ConfigT_contra", bound=BaseModel, contravariant=True)
 Ask = Callable[[Sequence[ClientRequest]], Iterable[ClientUpdate]]
 
 
@@ -164,17 +167,24 @@ class Traits:
     splits: bool = True
 
 
-class Method(Protocol):
-    """The names a method's module offers; see the module docstring."""
+@runtime_checkable
+class Method(Protocol[ConfigT]):
+    """The names a method's module offers; see the module docstring. Its modules are checked against
+    this type where ``methods/__init__.py`` files them."""
 
-    Config: type[BaseModel]
-    TRAITS: Traits
+    @property
+    def Config(self) -> type[ConfigT]:  # noqa: N802
+        """The method's own settings."""
 
-    def init(self, config: Any, context: RunContext) -> State:
+    @property
+    def TRAITS(self) -> Traits:  # noqa: N802
+        """What the tables say of it."""
+
+    def init(self, config: ConfigT, context: RunContext) -> State:
         """The state before the first round."""
 
     def step(
-        self, config: Any, context: RunContext, state: State, cohort: Cohort, server: Server
+        self, config: ConfigT, context: RunContext, state: State, cohort: Cohort, server: Server
     ) -> tuple[State, Info]:
         """One round."""
 
@@ -185,6 +195,51 @@ class Method(Protocol):
     def result(self, context: RunContext, state: State) -> Adapter:
         """The adapter that is evaluated and exported."""
 
-    def travels(self, config: Any, context: RunContext, round: int, client: str,
+    def travels(self, config: ConfigT, context: RunContext, round: int, client: str,
                 sites: Sequence[str]) -> tuple[int, int]:
         """Bytes that one client sends and receives in a round in which all of ``sites`` answer."""
+
+
+# The settings belong to the module that they were read for; a type cannot say which, once the
+# method is chosen by its name.
+AnyMethod = Method[Any]
+
+
+@runtime_checkable
+class PersonalMethod(Protocol[ConfigT_contra]):
+    """A method whose clients end with adapters of their own."""
+
+    def personal(self, config: ConfigT_contra, context: RunContext, state: State,
+                 sites: Sequence[Site], learner: Learner, final: bool) -> dict[str, Adapter]:
+        """Client name -> the adapter that this client uses; a client without one is missing.
+
+        ``final`` says that the run is over.
+        """
+
+
+@runtime_checkable
+class RecordMethod(Protocol[ConfigT_contra]):
+    """A method whose clients add noise to their own steps, so that it protects single records."""
+
+    def mechanism(self, config: ConfigT_contra) -> record_level.Mechanism:
+        """What the accountant sees of a client's step."""
+
+    def record_mechanism(self, config: ConfigT_contra,
+                         sites: Sequence[Site]) -> record_level.RecordMechanism:
+        """What a round may ask of any record of these sites, at most."""
+
+
+@runtime_checkable
+class ServerSiteMethod(Protocol):
+    """A method in which a site at the server takes part in every exchange, and every client is
+    split."""
+
+    @property
+    def SERVER(self) -> str:  # noqa: N802
+        """Name of that site; no client may have it."""
+
+
+def server_site(method: AnyMethod) -> str | None:
+    """Name of the site at the server that a method asks beside the clients; None where it has
+    none."""
+    return method.SERVER if isinstance(method, ServerSiteMethod) else None

@@ -25,6 +25,7 @@ from aulait.federation import tiers
 from aulait.federation.config import ComputeConfig
 from aulait.federation.presets import expanded
 from aulait.federation.tiers import FederationConfig
+from aulait.methods.contract import AnyMethod, server_site
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.privacy.accounting import PrivacyConfig
 from aulait.synthesis.private_evolution import SynthesisConfig
@@ -93,18 +94,20 @@ class Settings(BaseModel):
     track: TrackConfig = TrackConfig()
 
     @property
-    def method(self) -> Any:
+    def method(self) -> AnyMethod:
         """The module of the chosen method."""
-        return find("algorithm", self.algorithm["name"])
+        method: AnyMethod = find("algorithm", self.algorithm["name"])
+        return method
 
     @property
-    def method_config(self) -> Any:
+    def method_config(self) -> BaseModel:
         """The method's own settings; what it shares by name with ``[compute]`` (cut, wire) it takes
         from there."""
         known = self.method.Config.model_fields
         shared = {key: getattr(self.compute, key) for key in ("cut", "wire") if key in known}
-        return self.method.Config(**shared, **{key: value for key, value in self.algorithm.items()
-            if key not in ("name", *shared)})
+        own = {key: v for key, v in self.algorithm.items() if key not in ("name", *shared)}
+        config: BaseModel = self.method.Config(**shared, **own)
+        return config
 
     @property
     def arm(self) -> str:
@@ -285,7 +288,7 @@ def _check_method(settings: Settings) -> list[str]:
                 f"algorithm.{key} = {settings.algorithm[key]!r} and compute.{key} = {told!r} "
                 f"differ; set compute.{key} alone")
     whole = [tier.name for tier in settings.federation.tier if tier.placement != "split"]
-    if hasattr(settings.method, "SERVER") and whole:
+    if server_site(settings.method) is not None and whole:
         problems.append(
             f"algorithm '{settings.algorithm['name']}' splits every client and federation.tier "
             f"'{whole[0]}' is placed "

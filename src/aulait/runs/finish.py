@@ -50,12 +50,10 @@ def finish(house: House, folder: RunFolder, accountant: Accountant | None, progr
         What result.json holds.
     """
     watch("finish", 0, 2, "writing the adapter")
+    assert progress.state is not None  # a run ends after its first state
     adapter = house.settings.method.result(house.context, progress.state)
     peft_export.export(adapter, house.base, folder.path / "adapter")
-    own = (
-        progress.personal or scoring.personal(house, progress.state, final=True) if progress.state
-        else {}
-    )
+    own = progress.personal or scoring.personal(house, progress.state, final=True)
     for name, adapter in own.items():
         peft_export.export(adapter, house.base, folder.path / "personal" / _folder(name))
     result = _result(house, accountant, progress)

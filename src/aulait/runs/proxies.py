@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from aulait.core.types import ClientRequest, ClientUpdate, Plan, Site, Tensors
-from aulait.methods.contract import Ask
+from aulait.methods.contract import Ask, server_site
 from aulait.privacy import clipping
 from aulait.runs.setup import House
 from aulait.synthesis import private_evolution
@@ -45,7 +45,7 @@ def proxies(house: House, texts: Sequence[Sequence[Text]]) -> tuple[dict[str, Si
 def server(house: House) -> dict[str, Site]:
     """The site at the server that trains the back of a model cut in two, where the method has
     one."""
-    name = getattr(house.settings.method, "SERVER", None)
+    name = server_site(house.settings.method)
     return {name: Site(name, Plan("server", "local", house.context.rank, 1, 1), ())} if name else {}
 
 

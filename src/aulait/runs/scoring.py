@@ -8,7 +8,7 @@ from typing import Any
 
 from aulait.core.types import Adapter, Record
 from aulait.evaluation.losses import evaluate
-from aulait.methods.contract import State
+from aulait.methods.contract import PersonalMethod, State
 from aulait.runs.progress import Progress
 from aulait.runs.setup import House
 
@@ -54,13 +54,13 @@ def scores(house: House, state: State, progress: Progress, final: bool) -> dict[
 def personal(house: House, state: State, final: bool) -> dict[str, Adapter]:
     """Adapters of the clients' own, where the method makes them."""
     settings = house.settings
+    method = settings.method
     # elsewhere they stay with their clients
-    if not settings.method.TRAITS.personal or house.judge is not None:
+    if not isinstance(method, PersonalMethod) or house.judge is not None:
         return {}
     sites = [house.sites[name] for name in house.trainers]
-    made: dict[str, Adapter] = settings.method.personal(settings.method_config, house.context,
-        state, sites, house.learner, final)
-    return made
+    return method.personal(settings.method_config, house.context, state, sites, house.learner,
+                           final)
 
 
 def _all(house: House, worn: Worn, unseen: bool = True) -> dict[str, Any]:

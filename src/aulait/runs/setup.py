@@ -20,7 +20,7 @@ from aulait.core.types import Placement, Record, Site
 from aulait.data import client_data
 from aulait.data.client_data import ClientData, Corpus, DataConfig
 from aulait.federation import tiers
-from aulait.methods.contract import RunContext
+from aulait.methods.contract import RecordMethod, RunContext, server_site
 from aulait.models import loading
 from aulait.models.loading import Base
 from aulait.privacy import record_level as records
@@ -147,11 +147,11 @@ class House:
     def record_mechanism(self) -> records.RecordMechanism | None:
         """With the unit "record", what a round may ask of any record of a client that trains; else
         None."""
-        if self.settings.privacy.off or self.settings.privacy.unit == "client":
+        method, privacy = self.settings.method, self.settings.privacy
+        if privacy.off or privacy.unit == "client" or not isinstance(method, RecordMethod):
             return None
-        found: records.RecordMechanism = self.settings.method.record_mechanism(
-            self.settings.method_config, [self.sites[name] for name in self.trainers])
-        return found
+        trainers = [self.sites[name] for name in self.trainers]
+        return method.record_mechanism(self.settings.method_config, trainers)
 
     def embedder(self) -> Embedder:
         """The embedder of stage 1, loaded once."""
@@ -272,7 +272,7 @@ def _check_roles(house: House, here: bool) -> None:
         f"client '{reserved[0] if reserved else ''}' has a name kept for sites of the server; "
         "rename it "
             "(names may not begin with 'proxy-' or 'reference-')")
-    taken = getattr(settings.method, "SERVER", None)
+    taken = server_site(settings.method)
     require(taken not in house.sites, DataError,
             f"client '{taken}' has the name of the server's own site; rename it")
     if house.roles["proxy"] and settings.synthesis.proxies != "absent":
@@ -302,7 +302,9 @@ def _check_roles(house: House, here: bool) -> None:
             "synthesis.voters = 'all' with federation.sampling = 'poisson' is not accounted; use "
             "sampling = 'all'")
     name, unit = settings.algorithm["name"], settings.method.TRAITS.unit
-    mechanism = settings.method.mechanism(settings.method_config) if unit == "record" else None
+    method = settings.method
+    mechanism = (
+        method.mechanism(settings.method_config) if isinstance(method, RecordMethod) else None)
     problems = records.problems(settings.privacy, name, unit, mechanism, bool(house.voters))
     # elsewhere the sites look for themselves
     problems += record_gradients.missing(mechanism) if here else []

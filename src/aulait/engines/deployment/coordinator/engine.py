@@ -29,7 +29,7 @@ from aulait.engines.deployment.protocol.run_terms import Brief
 from aulait.engines.deployment.protocol.tensor_codec import Body
 from aulait.engines.deployment.site.evaluation import Wear
 from aulait.engines.flower.transport import Post
-from aulait.methods.contract import Ask, RunContext
+from aulait.methods.contract import AnyMethod, Ask, RunContext, server_site
 from aulait.models.fingerprint import fingerprint
 from aulait.runs.experiment_file import Settings
 from aulait.runs.setup import House
@@ -161,7 +161,7 @@ class Engine:
             yield name, packet
 
     def connect(
-        self, sites: Mapping[str, Site], method: Any, context: RunContext, learner: Learner,
+        self, sites: Mapping[str, Site], method: AnyMethod, context: RunContext, learner: Learner,
         embedder: Embedder | None, *,
         cut: int | None = None, wire: Wire = "float32", private: bool = True,
     ) -> Ask:
@@ -170,7 +170,7 @@ class Engine:
         here = inline.connect({n: s for n, s in sites.items() if n not in self._briefs}, method,
                               context, learner, embedder, cut=cut,
                               wire=wire, private=private)
-        remote_split = not hasattr(method, "SERVER")
+        remote_split = server_site(method) is None
 
         def ask(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
             away = [request for request in requests if request.client in self._briefs]
@@ -288,7 +288,7 @@ class Engine:
         return ClientUpdate(update.client, update.tensors, update.weight, info)
 
     def _halves(
-        self, requests: Sequence[TrainRequest], sites: Mapping[str, Site], method: Any,
+        self, requests: Sequence[TrainRequest], sites: Mapping[str, Site], method: AnyMethod,
         context: RunContext,
         learner: Learner, cut: int | None,
         form: Wire,

@@ -21,7 +21,7 @@ from aulait.core.types import Placement, Site
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import Stamp, digest
 from aulait.evaluation.losses import EvaluateConfig
-from aulait.methods.contract import RunContext
+from aulait.methods.contract import AnyMethod, RunContext
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.privacy.accounting import PrivacyConfig
 from aulait.runs.experiment_file import Settings
@@ -92,9 +92,10 @@ class Brief(BaseModel):
     fingerprint: str
 
     @property
-    def method(self) -> Any:
+    def method(self) -> AnyMethod:
         """The module of the method."""
-        return find("algorithm", str(self.algorithm.get("name")))
+        method: AnyMethod = find("algorithm", str(self.algorithm.get("name")))
+        return method
 
     @property
     def method_config(self) -> Any:

@@ -21,7 +21,7 @@ from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import tensors
 from aulait.engines.deployment.site.load_session import SiteHouse
 from aulait.evaluation.losses import EvaluateConfig, evaluate, summary, totals
-from aulait.methods.contract import State
+from aulait.methods.contract import PersonalMethod, State
 from aulait.models import peft_export
 from aulait.runs.setup import House
 
@@ -81,8 +81,10 @@ def measured(house: SiteHouse, packet: Packet, memory: dict[str, Any], folder: P
         state = State(int(packet.head["round"]), found)
         shared = house.brief.method.result(house.context, state)
         site = house.site(memory)
-        own = house.brief.method.personal(house.brief.method_config, house.context, state, [site],
-            house.learner, final)
+        method = house.brief.method
+        own = (
+            method.personal(house.brief.method_config, house.context, state, [site],
+                            house.learner, final) if isinstance(method, PersonalMethod) else {})
         worn = own.get(site.name, shared)
     told = _sums(house, worn)
     if shared is not None and final:
@@ -154,7 +156,7 @@ def _worn(house: House, state: State | None, shared: Adapter | None, names: Sequ
         return dict.fromkeys(names, Wear("base", {}))
     method = house.settings.method
     common = Wear.adapter(shared)
-    if not method.TRAITS.personal:
+    if not isinstance(method, PersonalMethod):
         return dict.fromkeys(names, common)
     own = Wear("state", dict(state.tensors))
     halves = [house.sites[name] for name in names if house.sites[name].plan.placement == "split"]

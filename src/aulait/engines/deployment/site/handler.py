@@ -18,7 +18,7 @@ import torch
 
 from aulait import __version__
 from aulait.core.errors import AulaitError, DataError, WireError
-from aulait.core.types import ClientRequest, VoteRequest
+from aulait.core.types import ClientRequest, TrainRequest, VoteRequest
 from aulait.engines.deployment.protocol import run_terms as brief
 from aulait.engines.deployment.protocol import signing, tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
@@ -220,6 +220,7 @@ class Resident:
         else:
             if tenancy.account is not None:
                 tenancy.account.charge(request.settings, site, tenancy.brief)
+            assert isinstance(request, TrainRequest)  # by its stage, as checked above
             (update,) = tenancy.brief.method.answer([request], [site], house.context, house.learner)
         private = not tenancy.brief.privacy.off
         self._log("answered", stage=request.stage, round=request.round,

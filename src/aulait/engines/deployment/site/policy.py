@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.core.errors import AulaitError
 from aulait.privacy.accounting import Event, PrivacyConfig, epsilon
+
+if TYPE_CHECKING:
+    from aulait.methods.contract import AnyMethod
 
 Count = Annotated[int, Field(ge=1, le=2**53, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
@@ -119,8 +122,11 @@ def spends(brief: Any, noise_multiplier: float, records: int | None = None) -> f
         < _COUNTED_NOISE
     ):
         return whole
+    from aulait.methods.contract import RecordMethod  # imports torch
+
     method, config = _method(brief.algorithm)
-    if method.mechanism(config) != "dp-sgd" or brief.batch >= records or not updates:
+    if (not isinstance(method, RecordMethod) or method.mechanism(config) != "dp-sgd"
+            or brief.batch >= records or not updates):
         return whole
     sampled = Event(noise_multiplier, brief.batch / records, updates * steps)
     return min(whole, epsilon([sampled, *([Event(noise_multiplier, 1.0, votes)] if votes else [])],
@@ -277,6 +283,7 @@ def _privacy(limits: Limits, brief: Any, sound: bool, records: int | None) -> li
 
 def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
     """A method that cannot keep the promise is refused here too, not only by an honest server."""
+    from aulait.methods.contract import RecordMethod
     from aulait.privacy import record_level as records
     from aulait.training import record_gradients
 
@@ -289,8 +296,9 @@ def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
         if unit == "client" and not method.TRAITS.private:
             return [f"method {_shown(name)} is {method.TRAITS.privacy}; use "
                     f"'{method.TRAITS.instead}'"]
-        mechanism = method.mechanism(config) if unit == "record" else None
-        if unit == "record":
+        mechanism = None
+        if isinstance(method, RecordMethod):
+            mechanism = method.mechanism(config)
             method.record_mechanism(config, ())  # raises for the controls that add no noise
         return (
             records.problems(privacy, name, unit, mechanism,
@@ -303,7 +311,7 @@ def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
                 "experiment"]
 
 
-def _method(algorithm: Any) -> tuple[Any, Any]:
+def _method(algorithm: Any) -> tuple[AnyMethod, BaseModel]:
     """The module of a method and its settings."""
     from aulait import methods as _methods  # noqa: F401  (files the methods in the registry)
     from aulait.core.registry import find

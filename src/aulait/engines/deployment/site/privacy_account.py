@@ -19,6 +19,7 @@ from aulait.core.errors import PrivacyError, require
 from aulait.core.files import append_durably, sync_folder, writing
 from aulait.core.types import Site
 from aulait.engines.deployment.protocol.run_terms import Brief
+from aulait.methods.contract import RecordMethod
 from aulait.privacy.accounting import Accountant, Event, epsilon
 
 ROLE = "site"
@@ -83,7 +84,12 @@ class SiteAccount:
         )
         require(same, PrivacyError,
             "an order of another mode or a larger sampling rate than the brief's found; refused")
-        own = brief.method.record_mechanism(config, [site])
+        method = brief.method
+        require(isinstance(method, RecordMethod), PrivacyError,
+                "an order with noise of this site's own found, expected of a method that protects "
+                "records only; refused")
+        assert isinstance(method, RecordMethod)
+        own = method.record_mechanism(config, [site])
         multiplier = sigma / own.sensitivity(float(clip))
         event, limit = own.event(multiplier), self._limit
         if (

@@ -15,6 +15,7 @@ from aulait.core.lora import Shapes
 from aulait.core.types import ClientRequest
 from aulait.engines.deployment.protocol.run_terms import Brief
 from aulait.engines.deployment.site.policy import Limits
+from aulait.methods.contract import server_site
 
 MOST_SETTINGS = 1000
 MOST_CANDIDATES = 1_000_000
@@ -30,10 +31,8 @@ def fault(request: ClientRequest, brief: Brief, limits: Limits, shapes: Shapes) 
         return f"an order of stage '{request.stage[:40]}' found, expected 'synthesis' or 'train'"
     if request.stage == "synthesis" and not brief.votes:
         return "asked for a vote, and the brief says that this site does not vote"
-    alone = (
-        brief.placement == "local" or (brief.placement == "split" and hasattr(brief.method,
-            "SERVER"))
-    )
+    alone = brief.placement == "local" or (
+        brief.placement == "split" and server_site(brief.method) is not None)
     if request.stage == "train" and not alone:
         return f"asked to train, and the brief says that this site is '{brief.placement}'"
     most = brief.rounds if request.stage == "train" else brief.synthesis_rounds
