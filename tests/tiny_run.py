@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from aulait.core.registry import names, register
 from aulait.runs.experiment_file import Settings, build
 from aulait.runs.setup import Workshop
+from aulait.synthesis.embedding import EMBEDDERS
 
 WORDS = ["read", "write", "open", "close", "file", "line", "name", "value", "list", "sum", "mean", "sort", "join", "split", "parse", "count"]
 
@@ -26,8 +26,8 @@ class WordEmbedder:
         return stacked / stacked.norm(dim=1, keepdim=True).clamp(min=1e-9)
 
 
-if "words" not in names("embedder"):
-    register("embedder", "words")(lambda device, max_tokens, capacity: WordEmbedder())
+if "words" not in EMBEDDERS:
+    EMBEDDERS.register("words")(lambda device, max_tokens, capacity: WordEmbedder())
 
 
 def write_data(folder: Path) -> None:

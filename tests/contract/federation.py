@@ -12,9 +12,9 @@ from tests.tiny_bases import records
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.registry import find
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Plan, Site
+from aulait.methods import METHODS
 from aulait.methods.contract import RunContext, Server, State
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
@@ -95,7 +95,7 @@ class Federation:
     ranks: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.module = find("algorithm", self.method)
+        self.module = METHODS.find(self.method)
         self.config = self.module.Config(**self.options)
         ranks = {name: own if isinstance(own, Mapping) else dict.fromkeys(self.shapes, own) for name, own in self.ranks.items()}
         self.context = RunContext(self.shapes, self.rank, self.alpha, Seeds(self.seed), self.planned_rounds, ranks)

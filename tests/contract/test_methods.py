@@ -28,8 +28,8 @@ from tests.tiny_bases import tiny
 
 from aulait.core import lora
 from aulait.core.errors import ConfigError, PrivacyError
-from aulait.core.registry import find, names
 from aulait.core.types import ClientUpdate, nbytes
+from aulait.methods import METHODS
 from aulait.methods.contract import State
 from aulait.methods.shared import weighted_mean
 from aulait.models import loading
@@ -42,8 +42,8 @@ from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import experiment_file
 from aulait.runs.progress import Progress
 
-EVERY = names("algorithm")
-TRAITS = {name: find("algorithm", name).TRAITS for name in EVERY}
+EVERY = METHODS.names()
+TRAITS = {name: METHODS.find(name).TRAITS for name in EVERY}
 # A method that protects records trains with noise of its own, which no stub learner has: see unit/test_privacy_record.py
 # SplitLoRA cuts a model, which no stub learner has, and asks several times a round: see test_splitlora.py
 METHODS = [name for name in EVERY if TRAITS[name].unit == "client" and name != "splitlora"]
@@ -61,7 +61,7 @@ CHANGES = [m for m in ("fedit", "ffa", "fedsa", "fdlora", "rolora", "safedlora")
 
 def offered(method: str) -> list[dict]:
     """A variant for every server optimiser that the method has."""
-    if "server" not in find("algorithm", method).Config.model_fields:
+    if "server" not in METHODS.find(method).Config.model_fields:
         return [{}]
     return [{"server": kind, "server_lr": 0.5} | ({"server_decay": 0.1} if kind == "adamw" else {}) for kind in SERVERS]
 
@@ -76,7 +76,7 @@ each_personal = pytest.mark.parametrize("method", PERSONAL)
 
 def plain(method: str, **more) -> dict:
     """Options under which the server adds the mean and nothing else."""
-    fields = find("algorithm", method).Config.model_fields
+    fields = METHODS.find(method).Config.model_fields
     return ({"server": "plain", "server_lr": 1.0} if "server" in fields else {}) | more
 
 
@@ -99,7 +99,7 @@ def test_there_are_methods():
 
 @pytest.mark.parametrize("method", EVERY)
 def test_the_module_says_what_it_is(method):
-    module = find("algorithm", method)
+    module = METHODS.find(method)
     for word in ("what:", "source:", "travels:", "privacy:", "differs:"):
         assert word in module.__doc__, f"{method} lacks '{word}' in its docstring"
     for name in ("what", "source", "up", "down", "privacy", "differs"):
@@ -113,7 +113,7 @@ def test_the_module_says_what_it_is(method):
 def test_what_a_method_says_of_itself_fits_together(method):
     traits = TRAITS[method]
     assert traits.exact in ("yes", "no", "at equal ranks")
-    assert traits.personal == hasattr(find("algorithm", method), "personal")
+    assert traits.personal == hasattr(METHODS.find(method), "personal")
     assert not traits.secure or traits.private, "a server that needs sums only can add noise to them"
     if not traits.private:
         assert TRAITS[traits.instead].private

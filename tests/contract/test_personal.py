@@ -11,15 +11,14 @@ from tests.contract.federation import LR, ON, WIDE, Federation, dense, distance,
 from tests.tiny_bases import filled, records, tiny
 
 from aulait.core import lora
-from aulait.core.registry import find, names
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Plan, Site, TrainRequest
 from aulait.evaluation.losses import EvaluateConfig, evaluate
-from aulait.methods import fdlora
+from aulait.methods import METHODS, fdlora
 from aulait.methods.shared import client_update, fusion
 from aulait.runs import client_state
 
-PERSONAL = [name for name in names("algorithm") if find("algorithm", name).TRAITS.personal]
+PERSONAL = [name for name in METHODS.names() if METHODS.find(name).TRAITS.personal]
 REMEMBERING = [*PERSONAL, "flora", "fedex"]
 RANKS = {"ann": {"one": 1, "two": 3}, "bob": 2}
 each = pytest.mark.parametrize("method", PERSONAL)

@@ -25,8 +25,8 @@ from tests.oracle import averaging
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.errors import WireError
-from aulait.core.registry import find, names
 from aulait.core.types import Adapter, TrainRequest
+from aulait.methods import METHODS
 from aulait.methods.contract import Server
 from aulait.privacy import clipping
 from aulait.privacy.noise import SystemNoise
@@ -36,12 +36,12 @@ RANKS = {"ann": {"one": 1, "two": 3}, "bob": {"one": 2, "two": 2}, "cat": 3}  # 
 CLIENTS = ("ann", "bob", "cat", "dan")
 NESTED = {"fedit": "AB", "ffa": "B", "fedsa": "A", "rolora": "BA", "fdlora": "AB"}  # rolora: B in odd rounds, A in even ones
 FOLDING = ("flora", "fedex")
-RELEASING = [m for m in names("algorithm") if (t := find("algorithm", m).TRAITS).private and t.unit == "client" and m != "alone"]
+RELEASING = [m for m in METHODS.names() if (t := METHODS.find(m).TRAITS).private and t.unit == "client" and m != "alone"]
 PLAIN = {"server": "plain", "server_lr": 1.0}
 
 
 def federation(method: str, **more) -> Federation:
-    options = PLAIN if "server" in find("algorithm", method).Config.model_fields else {}
+    options = PLAIN if "server" in METHODS.find(method).Config.model_fields else {}
     return Federation(method, **{"shapes": WIDE, "clients": CLIENTS, "rank": 4, "ranks": RANKS, "options": options} | more)
 
 

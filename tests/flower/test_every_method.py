@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from tests import tiny_run
 from tests.flower.local_post import LocalPost, deploy, site
 
-from aulait.core.registry import names
 from aulait.engines import inline
 from aulait.engines.deployment.protocol import envelope
 from aulait.engines.deployment.site.handler import Resident
+from aulait.methods import METHODS
 from aulait.runs import experiment_file as _config  # noqa: F401  (files the methods)
 from aulait.runs import loop
 from aulait.runs.setup import Workshop
@@ -26,7 +26,7 @@ def adapter(run):
     return load_file(run / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("method", names("algorithm"))
+@pytest.mark.parametrize("method", METHODS.names())
 def test_sites_give_the_adapter_of_one_process(tmp_path, method):
     tiny_run.write_data(tmp_path)
     rows = [row for row in map(json.loads, (tmp_path / "data.jsonl").read_text().splitlines()) if row["client"] in CLIENTS]

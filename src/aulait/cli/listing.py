@@ -8,6 +8,7 @@ from typing import Any
 
 from aulait.cli import terminal
 from aulait.cli.run import Json
+from aulait.core.registry import Registry
 
 FILES = {
     "PATH": "a .jsonl, .jsonl.gz, .csv or .parquet file",
@@ -19,7 +20,7 @@ GENERATORS = {
     "ID or PATH": "another Hugging Face model, in process",
     "http://HOST/v1": "a server that speaks the OpenAI protocol",
 }
-EMBEDDERS = {"ID or PATH": "any sentence-transformers model"}
+OTHER_EMBEDDERS = {"ID or PATH": "any sentence-transformers model"}
 TASKS = {
     "none": "losses and token accuracy only",
     "rank": "accuracy: the response is one of a closed set, the most probable one counts",
@@ -73,20 +74,18 @@ def catalogue(as_json: Json = False) -> None:
 
 def known() -> dict[str, list[dict[str, Any]]]:
     """Everything that has a name, as plain values."""
-    from aulait import methods  # noqa: F401  (importing them files their names)
-    from aulait.core import registry
-    from aulait.data import client_data  # noqa: F401
+    from aulait.data.sources import SOURCES
     from aulait.federation import presets
+    from aulait.methods import METHODS
     from aulait.resources import links, profiles
-    from aulait.synthesis import embedding  # noqa: F401  (importing them files their names)
+    from aulait.synthesis.embedding import EMBEDDERS
 
     return {
-        "methods": [{"name": name, **asdict(registry.find("algorithm", name).TRAITS)}
-                    for name in registry.names("algorithm")],
+        "methods": [{"name": name, **asdict(METHODS.find(name).TRAITS)} for name in METHODS.names()],
         "presets": [{"name": name, "tiers": presets.tiers(name, 200)} for name in presets.SHARES],
-        "sources": [*_built_in("source"), *_named(FILES)],
+        "sources": [*_built_in(SOURCES), *_named(FILES)],
         "generators": _named(GENERATORS),
-        "embedders": [*_built_in("embedder"), *_named(EMBEDDERS)],
+        "embedders": [*_built_in(EMBEDDERS), *_named(OTHER_EMBEDDERS)],
         "tasks": _named(TASKS),
         "machines": [*({"name": name, "what": _machine(own)} for name,
                        own in profiles.PRESETS.items()),
@@ -145,11 +144,8 @@ def _rank(tier: dict[str, Any]) -> str:
     return str(tier["rank"]) if attention is None else f"{tier['rank']} ({attention} in attention)"
 
 
-def _built_in(kind: str) -> list[dict[str, Any]]:
-    from aulait.core import registry
-
-    return [{"name": name, "what": _first_line(registry.find(kind, name))}
-            for name in registry.names(kind)]
+def _built_in(registry: Registry[Any]) -> list[dict[str, Any]]:
+    return [{"name": name, "what": _first_line(registry.find(name))} for name in registry.names()]
 
 
 def _first_line(thing: Any) -> str:

@@ -1,6 +1,6 @@
 """Built-in data: docstrings of Python packages and of Python itself, the same on every machine.
 
-Sources registered here: ``docstrings`` (a client is a public module of a package, such as
+Sources: ``docstrings`` (a client is a public module of a package, such as
 ``scipy.special``; the modules stand for institutions with a subject and a style of their own) and
 ``stdlib`` (public texts from the standard library). The texts are packaged files of compressed JSON
 lines, so that they do not change with the versions that are installed. The versions that they were
@@ -14,10 +14,7 @@ import gzip
 import json
 from importlib.resources import files
 
-from aulait.core.registry import register
 
-
-@register("source", "docstrings")
 def docstrings() -> list[dict[str, str]]:
     """Docstrings of the packages installed with aulait: rows with the fields ``client`` and
     ``text``.
@@ -28,7 +25,6 @@ def docstrings() -> list[dict[str, str]]:
     return _rows("docstrings")
 
 
-@register("source", "stdlib")
 def standard_library() -> list[dict[str, str]]:
     """Docstrings of Python's standard library: rows with the fields ``client`` (a module) and
     ``text``.

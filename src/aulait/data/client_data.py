@@ -17,7 +17,6 @@ import torch
 from aulait.core.errors import DataError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
-from aulait.data import builtin as builtin  # files the built-in sources in the registry
 from aulait.data import config as data_settings
 from aulait.data import public, sources
 from aulait.data.config import AT_SITES

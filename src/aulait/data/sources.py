@@ -15,14 +15,19 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aulait.core.errors import AulaitError, DataError
-from aulait.core.registry import find
+from aulait.core.errors import ConfigError, DataError
+from aulait.core.registry import Registry
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+# a source by name: called without arguments, gives one mapping of fields a row
+SOURCES: Registry[Callable[[], Iterable[Mapping[str, Any]]]] = Registry("source", {
+    "docstrings": "aulait.data.builtin:docstrings",
+    "stdlib": "aulait.data.builtin:standard_library",
+}, lambda source: "" if callable(source) else "it cannot be called")
 PUBLIC_SUFFIXES = (*SUFFIXES, ".txt")
 _FIELD_CHARACTERS = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -51,10 +56,12 @@ def problem(source: str, suffixes: tuple[str, ...] = SUFFIXES) -> str | None:
             else "found 'hf:' without a dataset; write hf:<dataset> or hf:<folder>"
         )
     if _is_name(source):
+        if unknown := SOURCES.unknown(source):
+            return f"{unknown} (a file is written with its suffix: {', '.join(suffixes)})"
         try:
-            find("source", source)
-        except AulaitError as error:
-            return f"{error} (a file is written with its suffix: {', '.join(suffixes)})"
+            SOURCES.find(source)
+        except ConfigError as error:
+            return str(error)
         return None
     path = Path(source).expanduser()
     if not path.name.lower().endswith(suffixes):
@@ -82,8 +89,8 @@ def rows(source: str, text_field: str = "text") -> Iterator[Row]:
     if source.startswith("hf:"):
         return _hub_rows(source)
     if _is_name(source):
-        return (Row(f"{source} row {n}", fields) for n,
-                fields in enumerate(find("source", source)(), 1))
+        return (Row(f"{source} row {n}", fields)
+                for n, fields in enumerate(SOURCES.find(source)(), 1))
     path = Path(source).expanduser()
     if path.suffix.lower() == ".txt":
         return _text_rows(path, text_field)

@@ -1,30 +1,45 @@
-"""The methods, one file each; importing this package files them in the registry."""
+"""The methods by name, one file each; a method's module is loaded when it is asked for."""
 
-from collections.abc import Mapping
+from __future__ import annotations
 
-from aulait.core.registry import register
-from aulait.methods import (
-    alone,
-    dplora,
-    fdlora,
-    fedex,
-    fedit,
-    fedsa,
-    ffa,
-    flexlora,
-    flora,
-    hetlora,
-    lorafair,
-    rolora,
-    safedlora,
-    splitlora,
-)
-from aulait.methods.contract import AnyMethod
+from typing import TYPE_CHECKING
 
-BUILT_IN: Mapping[str, AnyMethod] = {
-    "alone": alone, "dplora": dplora, "fdlora": fdlora, "fedex": fedex, "fedit": fedit,
-    "fedsa": fedsa, "ffa": ffa, "flexlora": flexlora, "flora": flora, "hetlora": hetlora,
-    "lorafair": lorafair, "rolora": rolora, "safedlora": safedlora, "splitlora": splitlora,
-}
-for _name, _method in BUILT_IN.items():
-    register("algorithm", _name)(_method)
+from aulait.core.registry import Registry, missing_names
+
+if TYPE_CHECKING:  # loads torch, which a list of names can do without
+    from aulait.methods import (
+        alone,
+        dplora,
+        fdlora,
+        fedex,
+        fedit,
+        fedsa,
+        ffa,
+        flexlora,
+        flora,
+        hetlora,
+        lorafair,
+        rolora,
+        safedlora,
+        splitlora,
+    )
+    from aulait.methods.contract import AnyMethod
+
+    # here mypy holds every module to the contract
+    _KEPT: tuple[AnyMethod, ...] = (
+        alone, dplora, fdlora, fedex, fedit, fedsa, ffa, flexlora, flora, hetlora, lorafair,
+        rolora, safedlora, splitlora)
+
+
+def _fault(method: AnyMethod) -> str:
+    """What a third party's method lacks of the contract."""
+    return missing_names(method, ("Config", "init", "step", "answer", "result", "travels"),
+                         ("TRAITS",))
+
+
+METHODS: Registry[AnyMethod] = Registry("algorithm", {
+    name: f"aulait.methods.{name}" for name in (
+        "alone", "dplora", "fdlora", "fedex", "fedit", "fedsa", "ffa", "flexlora", "flora",
+        "hetlora", "lorafair", "rolora", "safedlora", "splitlora",
+    )
+}, _fault)

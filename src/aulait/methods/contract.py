@@ -170,7 +170,7 @@ class Traits:
 @runtime_checkable
 class Method(Protocol[ConfigT]):
     """The names a method's module offers; see the module docstring. Its modules are checked against
-    this type where ``methods/__init__.py`` files them."""
+    this type in ``methods/__init__.py``."""
 
     @property
     def Config(self) -> type[ConfigT]:  # noqa: N802

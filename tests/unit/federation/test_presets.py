@@ -9,6 +9,7 @@ import pytest
 from aulait.core.errors import ConfigError
 from aulait.federation import presets
 from aulait.federation.tiers import sizes as _sizes
+from aulait.methods import METHODS
 from aulait.runs import experiment_file
 
 NAMES = ["uniform", "heavy-tail-light", "heavy-tail-strong", "normal"]
@@ -107,8 +108,8 @@ def test_other_mistakes_are_still_explained_where_a_preset_is_used(broken):
 
 
 def test_a_preset_needs_a_method_for_unequal_ranks():
-    unequal = [name for name in experiment_file._methods.__dict__ if hasattr(experiment_file._methods.__dict__[name], "TRAITS")
-               and not experiment_file._methods.__dict__[name].TRAITS.unequal_ranks]
+    unequal = [name for name in METHODS.names() if not METHODS.find(name).TRAITS.unequal_ranks]
+    assert unequal
     for name in unequal:
         with pytest.raises(ConfigError, match="needs one rank"):
             experiment_file.build({"privacy": {"off": True}, "algorithm": {"name": name}, "federation": {"preset": "uniform"}})

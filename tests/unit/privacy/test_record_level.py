@@ -16,7 +16,6 @@ from aulait.cli.account import recount
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.errors import ConfigError, PrivacyError
-from aulait.core.registry import names, register
 from aulait.core.seeds import Seeds
 from aulait.core.types import ClientUpdate, Plan, Site
 from aulait.engines.inline import connect
@@ -394,8 +393,6 @@ def shared():
 
 @pytest.fixture
 def data(tmp_path):
-    if "dplora" not in names("algorithm"):
-        register("algorithm", "dplora")(dplora)
     tiny_run.write_data(tmp_path)
     return tmp_path
 

@@ -17,11 +17,10 @@ from tests.tiny_bases import CONFIGS, filled, records, tiny
 
 from aulait.core.cohort import Cohort
 from aulait.core.errors import ConfigError, ModelError, PrivacyError, WireError
-from aulait.core.registry import find, names
 from aulait.core.seeds import Seeds
 from aulait.core.types import ClientUpdate, Plan, Record, Site, TrainRequest, nbytes
 from aulait.engines import inline
-from aulait.methods import fedit
+from aulait.methods import METHODS, fedit
 from aulait.methods.contract import RunContext
 from aulait.methods.shared import client_update
 from aulait.methods.shared.traffic import Meter
@@ -400,7 +399,7 @@ def world(base, places, method=fedit):
     return sites, context, theta
 
 
-@pytest.mark.parametrize("method", [n for n in names("algorithm") if find("algorithm", n).TRAITS.splits and n != "splitlora"])
+@pytest.mark.parametrize("method", [n for n in METHODS.names() if METHODS.find(n).TRAITS.splits and n != "splitlora"])
 def test_a_split_client_is_one_role_among_others_in_every_method(bases, method, monkeypatch):
     """The merge is that of local clients; a split one pays the method's formula on its front, and the messages of its steps."""
     learner, seen, splits = Learner(bases("llama"), TrainConfig()), [], ("bob", "dan")

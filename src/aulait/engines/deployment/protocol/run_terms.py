@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aulait import __version__
 from aulait.core.errors import ConfigError, WireError
-from aulait.core.registry import find
 from aulait.core.types import Placement, Site
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import Stamp, digest
 from aulait.evaluation.losses import EvaluateConfig
+from aulait.methods import METHODS
 from aulait.methods.contract import AnyMethod, RunContext
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.privacy.accounting import PrivacyConfig
@@ -94,8 +94,7 @@ class Brief(BaseModel):
     @property
     def method(self) -> AnyMethod:
         """The module of the method."""
-        method: AnyMethod = find("algorithm", str(self.algorithm.get("name")))
-        return method
+        return METHODS.find(str(self.algorithm.get("name")))
 
     @property
     def method_config(self) -> Any:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.core.errors import AulaitError
+from aulait.methods import METHODS
 from aulait.privacy.accounting import Event, PrivacyConfig, epsilon
 
 if TYPE_CHECKING:
@@ -313,10 +314,7 @@ def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
 
 def _method(algorithm: Any) -> tuple[AnyMethod, BaseModel]:
     """The module of a method and its settings."""
-    from aulait import methods as _methods  # noqa: F401  (files the methods in the registry)
-    from aulait.core.registry import find
-
-    method = find("algorithm", algorithm["name"])
+    method = METHODS.find(algorithm["name"])
     return method, method.Config(**{key: value for key, value in algorithm.items()
         if key != "name"})
 

@@ -22,6 +22,7 @@ from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.data import sources
 from aulait.engines.deployment.site.policy import Limits as Limits
 from aulait.engines.deployment.site.policy import refusals as refusals
+from aulait.methods import METHODS
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
@@ -258,16 +259,8 @@ def _problems(site: SiteFile) -> list[str]:
         found.append(
             "found only one of data.prompt and data.response; expected both or none; name the "
             "other field too")
-    if site.limits.methods:
-        from aulait import methods as _methods  # noqa: F401  (files the methods in the registry)
-        from aulait.core.registry import find
-
-        for method in site.limits.methods:
-            try:
-                find("algorithm", method)
-            except ConfigError as error:
-                found.append(f"limits.methods: {error}")
-    return found
+    return found + [f"limits.methods: {unknown}" for method in site.limits.methods or ()
+                    if (unknown := METHODS.unknown(method))]
 
 
 def _absolute(site: SiteFile, folder: Path) -> SiteFile:
