@@ -15,8 +15,7 @@ import httpx
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from aulait.core.errors import ModelError
-from aulait.core.registry import require
+from aulait.core.errors import ModelError, require
 from aulait.core.seeds import Seeds
 from aulait.synthesis.prompt_variation import Chat
 from aulait.synthesis.variation import GenerateConfig, clean

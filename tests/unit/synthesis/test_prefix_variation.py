@@ -18,6 +18,7 @@ from torch import Tensor
 import aulait
 from aulait.core.errors import ConfigError, ModelError
 from aulait.models.generation import Sampling, choose, extend, plain
+from aulait.synthesis.openai_server import chat_at
 from aulait.synthesis.prefix_variation import (
     GenerateConfig,
     MaskFill,
@@ -27,7 +28,6 @@ from aulait.synthesis.prefix_variation import (
     build,
     sample,
 )
-from aulait.synthesis.openai_server import chat_at
 from aulait.synthesis.prompt_variation import chat_with
 from aulait.synthesis.variation import clean, redrawn
 
