@@ -46,6 +46,21 @@ def assert_learnt_alike(
         f"to be learnt; at most {relative:.3g} of it was expected")
 
 
+def assert_same_adapters(found: Mapping[str, Any], wanted: Mapping[str, Any], relative: float = 2e-3) -> None:
+    """Assert that two adapters, by the names of PEFT, are nearly the same: 0 asks for every bit.
+
+    The products B A are what was learnt. The factors are measured as they are, and A begins far
+    from zero, so that a tenth of the bound is asked of them.
+    """
+    assert_learnt_alike(products(found), products(wanted), relative, what="the products")
+    assert_learnt_alike(found, wanted, relative / 10, what="the factors")
+
+
+def products(adapter: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return B A of every layer: what an adapter does, in whatever basis its factors are."""
+    return {name: adapter[name.replace("lora_A", "lora_B")] @ a for name, a in adapter.items() if "lora_A" in name}
+
+
 def error(found: Any, wanted: Any, start: Any = None) -> float:
     """Return the norm of ``found`` less ``wanted`` over the norm of ``wanted`` less ``start``."""
     gap = learnt = 0.0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests import tiny_run
+from tests.closeness import assert_learnt_alike, assert_same_adapters, error, products
 from tests.flower.local_post import LocalPost, deploy, site
 
 from aulait.core.errors import AulaitError, ConfigError
@@ -59,17 +60,13 @@ def adapter(run):
     return load_file(run / "adapter" / "adapter_model.safetensors")
 
 
-def products(run):
-    """B A of every layer: what an adapter does, whatever the basis of directions that have no weight (FLoRA's sums)."""
-    found = adapter(run)
-    return {name: found[name.replace("lora_A", "lora_B")] @ a for name, a in found.items() if "lora_A" in name}
+def same(first, second):
+    assert_same_adapters(adapter(first), adapter(second))
 
 
-def same(first, second, read=adapter, tolerance=1e-5):
-    one, two = read(first), read(second)
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=tolerance, rtol=tolerance)
+def same_products(first, second):
+    """Whatever the basis of directions that have no weight, as in FLoRA's sums."""
+    assert_learnt_alike(products(adapter(first)), products(adapter(second)), 2e-3)
 
 
 @pytest.mark.parametrize("method", ["fedit", "ffa", "fedsa", "hetlora", "flora", "flexlora"])
@@ -82,7 +79,7 @@ def test_sites_give_the_adapter_and_scores_of_one_process(places, method):
     away_settings = tiny_run.settings(places, **tables(algorithm={"name": method}, engine=engine, train=alone))
     post = LocalPost(residents(places, own))
     away = deploy(post, away_settings, places, places / "away")
-    same(places / "here", places / "away", products if method == "flora" else adapter)
+    (same_products if method == "flora" else same)(places / "here", places / "away")
     for key in ("loss", "token_accuracy", "worst_client_loss", "mean_client_loss"):
         assert away["eval"][key] == pytest.approx(here["eval"][key], rel=1e-5), key
         assert away["base_eval"][key] == pytest.approx(here["base_eval"][key], rel=1e-5), key
@@ -154,7 +151,7 @@ def test_a_run_goes_on_where_the_coordinator_died_and_sites_stand_where_they_sto
     post = LocalPost(residents(places, own, lines))  # the sites were restarted too: all they know is on their disks
     again = deploy(post, settings, places, places / "torn", epoch=2, resume=True)
     same(places / "whole", places / "torn")
-    assert again["eval"]["loss"] == pytest.approx(whole["eval"]["loss"], rel=1e-6)
+    assert again["eval"]["loss"] == pytest.approx(whole["eval"]["loss"], rel=1e-5)
     rounds = [json.loads(line)["round"] for line in (places / "torn" / "rounds.jsonl").read_text().splitlines()]
     assert rounds == [1, 2, 3]
 
@@ -270,7 +267,7 @@ def test_a_split_round_that_was_cut_off_leaves_nothing_in_the_base(places):
     for name in own:
         shutil.rmtree(places / name)
     deploy(LocalPost(residents(places, own)), settings, places, places / "calm")
-    same(places / "away", places / "calm", products)
+    same_products(places / "away", places / "calm")
 
 
 def test_tiers_that_measured_their_machines_leave_the_others_their_shares(tmp_path):
@@ -289,8 +286,8 @@ def test_tiers_that_measured_their_machines_leave_the_others_their_shares(tmp_pa
         planned_by(settings, roll | {before["gpu"][0]: {}}, tmp_path)
 
 
-@pytest.mark.parametrize("narrow", ["float16", "int8"])
-def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, narrow):
+@pytest.mark.parametrize(("narrow", "slack"), [("float16", 0.05), ("int8", 0.15)])
+def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, narrow, slack):
     own = five(places)
     tiers = [{"name": "gpu", "placement": "local"}]
     sizes = {}
@@ -303,8 +300,8 @@ def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, nar
         for name in own:
             shutil.rmtree(places / name)
     assert sizes[narrow] < 0.55 * sizes["float32"]
-    one, two = products(places / "float32"), products(places / narrow)
-    assert all((one[name] - two[name]).abs().max() < 0.02 * max(1e-3, one[name].abs().max()) + 1e-3 for name in one)
+    one, two = products(adapter(places / "float32")), products(adapter(places / narrow))
+    assert 0 < error(two, one) < slack
 
 
 def test_a_site_with_another_base_says_so_before_any_work(places):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from tests import tiny_run
+from tests.closeness import assert_same_adapters
 from tests.flower.local_post import LocalPost, deploy, site
 
 from aulait.engines import inline
@@ -39,9 +39,7 @@ def test_sites_give_the_adapter_of_one_process(tmp_path, method):
     away = tiny_run.settings(tmp_path, **told, engine={"name": "flower", "threads": 1, "wait_s": 5.0})
     deploy(LocalPost(residents), away, tmp_path, tmp_path / "away")
     one, two = adapter(tmp_path / "here"), adapter(tmp_path / "away")
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-5)
+    assert_same_adapters(one, two)
     here, there = (json.loads((tmp_path / run / "result.json").read_text()) for run in ("here", "away"))
     assert there["eval"]["loss"] == pytest.approx(here["eval"]["loss"], rel=1e-5)
     if "shared" in here["eval"]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-import torch
 from safetensors.torch import load_file
+from tests.closeness import assert_same_adapters
 from tests.flower.chaos import Chaos
 
 from aulait.engines import inline
@@ -291,12 +291,10 @@ def personal(trial: Trial, alone: Path) -> None:
         same(path, trial.federation.folder / path.name / "state" / "runs" / run / "adapter")
 
 
-def same(one: Path, two: Path, tolerance: float = 1e-5) -> None:
+def same(one: Path, two: Path, relative: float = 2e-3) -> None:
     """Two folders with an adapter each hold the same one."""
     a, b = (load_file(path / "adapter_model.safetensors") for path in (one, two))
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=tolerance, rtol=tolerance)
+    assert_same_adapters(a, b, relative)
 
 
 def sound(trial: Trial, rounds: int) -> dict[str, Any]:

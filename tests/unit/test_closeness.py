@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.closeness import assert_learnt_alike, assert_near, error
+from tests.closeness import assert_learnt_alike, assert_near, assert_same_adapters, error
 
 
 def test_the_bound_is_relative_to_the_largest_value_of_each_tensor():
@@ -42,3 +42,12 @@ def test_what_was_learnt_is_measured_from_the_start():
     assert_learnt_alike(found, wanted, 0.11, start=start)
     with pytest.raises(AssertionError, match=r"the difference is 0\.1 of the norm"):
         assert_learnt_alike(found, wanted, 0.09, start=start)
+
+
+def test_adapters_are_the_same_if_their_products_and_their_factors_are():
+    one = {"x.lora_A.weight": torch.tensor([[1.0, 2.0]]), "x.lora_B.weight": torch.tensor([[1e-3], [2e-3]])}
+    assert_same_adapters(one, one, 0.0)
+    assert_same_adapters(one, {name: t * (1 + 1e-5) for name, t in one.items()})
+    for other in ({**one, "x.lora_B.weight": 1.01 * one["x.lora_B.weight"]}, {name: -t for name, t in one.items()}):
+        with pytest.raises(AssertionError):
+            assert_same_adapters(one, other)

@@ -88,7 +88,7 @@ def test_every_client_is_scored_under_its_own_adapter(base, tmp_path, kind, rows
 def test_one_personal_adapter_for_everyone_is_a_common_adapter(base):
     holdout, own = {"a": records(3, 1), "b": records(2, 2)}, personal(base, "a")["a"]
     apart, common = (evaluate(Learner(base, TrainConfig()), worn, holdout, EvaluateConfig()).as_dict() for worn in ({"a": own, "b": own}, own))
-    assert apart == pytest.approx(common, rel=1e-6)
+    assert apart == pytest.approx(common, rel=1e-5)
 
 
 def test_a_client_without_its_adapter_is_named(base):
@@ -132,4 +132,4 @@ def test_the_same_text_in_two_clients_counts_twice(base):
     learner = Learner(base, TrainConfig())
     once, twice = (evaluate(learner, None, h, EvaluateConfig()) for h in ({"a": text}, {"a": text, "b": text}))
     assert twice.tokens == 2 * once.tokens
-    assert twice.loss == pytest.approx(once.loss, rel=1e-6)
+    assert twice.loss == pytest.approx(once.loss, rel=1e-5)
