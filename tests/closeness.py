@@ -40,7 +40,7 @@ def assert_learnt_alike(
     learnt. The largest entry is no measure here: AdamW divides every gradient by its own size, so
     that an entry whose gradient nearly cancels moves by its rounding, magnified without a bound.
     """
-    apart = error(found, wanted, start)
+    apart = relative_error(found, wanted, start)
     assert apart <= relative, (
         f"{what or 'the trained tensors'}: the difference is {apart:.3g} of the norm of what was "
         f"to be learnt; at most {relative:.3g} of it was expected")
@@ -61,7 +61,7 @@ def products(adapter: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {name: adapter[name.replace("lora_A", "lora_B")] @ a for name, a in adapter.items() if "lora_A" in name}
 
 
-def error(found: Any, wanted: Any, start: Any = None) -> float:
+def relative_error(found: Any, wanted: Any, start: Any = None) -> float:
     """Return the norm of ``found`` less ``wanted`` over the norm of ``wanted`` less ``start``."""
     gap = learnt = 0.0
     starts = pairs(wanted, wanted if start is None else start)

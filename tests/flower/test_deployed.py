@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests import tiny_run
-from tests.closeness import assert_learnt_alike, assert_same_adapters, error, products
+from tests.closeness import assert_learnt_alike, assert_same_adapters, products, relative_error
 from tests.flower.local_post import LocalPost, deploy, site
 
 from aulait.core.errors import AulaitError, ConfigError
@@ -301,7 +301,7 @@ def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, nar
             shutil.rmtree(places / name)
     assert sizes[narrow] < 0.55 * sizes["float32"]
     one, two = products(adapter(places / "float32")), products(adapter(places / narrow))
-    assert 0 < error(two, one) < slack
+    assert 0 < relative_error(two, one) < slack
 
 
 def test_a_site_with_another_base_says_so_before_any_work(places):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.closeness import assert_learnt_alike, assert_near, assert_same_adapters, error
+from tests.closeness import assert_learnt_alike, assert_near, assert_same_adapters, relative_error
 
 
 def test_the_bound_is_relative_to_the_largest_value_of_each_tensor():
@@ -37,8 +37,8 @@ def test_zeros_have_to_be_met_exactly():
 def test_what_was_learnt_is_measured_from_the_start():
     start, wanted = {"x": (torch.full((2,), 10.0),)}, {"x": (torch.tensor([13.0, 14.0]),)}
     found = {"x": (torch.tensor([13.0, 14.5]),)}
-    assert error(found, wanted, start) == pytest.approx(0.1)
-    assert error(found, wanted) == pytest.approx(0.5 / math.hypot(13, 14))
+    assert relative_error(found, wanted, start) == pytest.approx(0.1)
+    assert relative_error(found, wanted) == pytest.approx(0.5 / math.hypot(13, 14))
     assert_learnt_alike(found, wanted, 0.11, start=start)
     with pytest.raises(AssertionError, match=r"the difference is 0\.1 of the norm"):
         assert_learnt_alike(found, wanted, 0.09, start=start)
