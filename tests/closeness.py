@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
+from aulait.core.types import Adapter
+
 
 def assert_near(
     found: Any, wanted: Any, relative: float, *, size: float | None = None, what: str = "",
 ) -> None:
     """Assert that no number of ``found`` is further from ``wanted`` than ``relative`` of its size.
 
-    Both are numbers, arrays, tensors, or mappings and tuples of these. The size of a tensor is
+    Both are numbers, arrays, tensors, adapters, or mappings and tuples of these. The size of a tensor is
     the largest absolute value of the wanted one, or ``size`` where terms of that size were summed
     and may have cancelled. A wanted tensor of zeros has to be met exactly.
     """
@@ -46,7 +48,9 @@ def assert_learnt_alike(
         f"to be learnt; at most {relative:.3g} of it was expected")
 
 
-def assert_same_adapters(found: Mapping[str, Any], wanted: Mapping[str, Any], relative: float = 2e-3) -> None:
+def assert_same_adapters(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], relative: float = 2e-3,
+) -> None:
     """Assert that two adapters, by the names of PEFT, are nearly the same: 0 asks for every bit.
 
     The products B A are what was learnt. The factors are measured as they are, and A begins far
@@ -58,7 +62,8 @@ def assert_same_adapters(found: Mapping[str, Any], wanted: Mapping[str, Any], re
 
 def products(adapter: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Return B A of every layer: what an adapter does, in whatever basis its factors are."""
-    return {name: adapter[name.replace("lora_A", "lora_B")] @ a for name, a in adapter.items() if "lora_A" in name}
+    pairs_of = {name: name.replace("lora_A", "lora_B") for name in adapter if "lora_A" in name}
+    return {of_a: adapter[of_b] @ adapter[of_a] for of_a, of_b in pairs_of.items()}
 
 
 def relative_error(found: Any, wanted: Any, start: Any = None) -> float:
@@ -71,8 +76,12 @@ def relative_error(found: Any, wanted: Any, start: Any = None) -> float:
     return _ratio(math.sqrt(gap), math.sqrt(learnt))
 
 
-def pairs(found: Any, wanted: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+def pairs(
+    found: Any, wanted: Any, name: str = "",
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """Give every pair of tensors in double precision, with its name."""
+    if isinstance(wanted, Adapter):
+        found, wanted = found.factors, wanted.factors
     if isinstance(wanted, Mapping):
         assert found.keys() == wanted.keys(), f"{sorted(found)} found, {sorted(wanted)} expected"
         for key in wanted:
@@ -83,8 +92,9 @@ def pairs(found: Any, wanted: Any, name: str = "") -> Iterator[tuple[str, torch.
         for number, (left, right) in enumerate(zip(found, wanted, strict=True)):
             yield from pairs(left, right, f"{name} [{number}]".strip())
         return
-    left, right = (torch.as_tensor(value).detach().to("cpu", torch.float64) for value in (found, wanted))
-    assert left.shape == right.shape, f"{name}: {tuple(left.shape)} found, {tuple(right.shape)} expected"
+    left, right = (torch.as_tensor(t).detach().to("cpu", torch.float64) for t in (found, wanted))
+    shapes = tuple(left.shape), tuple(right.shape)
+    assert shapes[0] == shapes[1], f"{name}: {shapes[0]} found, {shapes[1]} expected"
     yield name, left, right
 
 

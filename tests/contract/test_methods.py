@@ -523,7 +523,8 @@ def test_zero_noise_and_a_huge_clip_equal_no_privacy(method):
 def test_flexlora_with_noised_factors_equals_no_privacy_for_one_client():
     """The mean of the factors of one client is its factors; with more clients it is FedIT's mean in another basis."""
     private, open_ = (Federation("flexlora", privacy, clients=("ann",)) for privacy in (ON, OFF))
-    assert_near(dense(private.result(private.rounds(3))), dense(open_.result(open_.rounds(3))), 1e-5)
+    found, wanted = (dense(run.result(run.rounds(3))) for run in (private, open_))
+    assert_near(found, wanted, 1e-5)
 
 
 @each_releasing
@@ -738,7 +739,8 @@ def test_proxies_of_weight_zero_calibrate_and_change_nothing(method):
 @pytest.mark.parametrize("method", REFUSED)
 def test_proxies_of_weight_zero_change_nothing_where_replies_are_read_one_by_one(method):
     with_, without = (Federation(method, proxies=p, stands=0.0) for p in (("proxy-000",), ()))
-    assert_near(dense(with_.result(with_.rounds(2))), dense(without.result(without.rounds(2))), 1e-5)
+    found, wanted = (dense(run.result(run.rounds(2))) for run in (with_, without))
+    assert_near(found, wanted, 1e-5)
 
 
 def test_the_states_of_a_run_hold_tensors_only():

@@ -152,7 +152,8 @@ def test_an_answer_alone_equals_the_answer_among_many_also_when_asked_twice(make
 
     for _ in range(2):
         state, _ = run.round(state, ask=twice)
-    assert_learnt_alike(state.tensors, undisturbed.rounds(2).tensors, 2e-3, start=run.start().tensors)
+    wanted = undisturbed.rounds(2)
+    assert_learnt_alike(state.tensors, wanted.tensors, 2e-3, start=run.start().tensors)
     first = next(order for order in run.requests if order.client == "ann")
     with pytest.raises(WireError, match="a step that is past"):
         run.module.answer([first], [run.sites["ann"]], run.context, run.learner)

@@ -146,7 +146,8 @@ def test_fedex_clients_of_every_rank_begin_a_round_from_the_total_update():
         for work in run.learner.works:
             folded = work.fold or {layer: torch.zeros(shape) for layer, shape in WIDE.items()}
             start = dense(work.start)
-            assert_near({layer: folded[layer].double() + start[layer] for layer in WIDE}, whole, 1e-5)
+            found = {layer: folded[layer].double() + start[layer] for layer in WIDE}
+            assert_near(found, whole, 1e-5)
 
 
 def test_fedex_clients_of_equal_ranks_share_one_base_in_memory():
@@ -186,7 +187,8 @@ def test_a_client_that_missed_rounds_is_sent_the_whole_and_stands_where_all_stan
         for work in run.learner.works:
             folded = work.fold or {layer: torch.zeros(shape) for layer, shape in WIDE.items()}
             start = dense(work.start)
-            assert_near({layer: folded[layer].double() + start[layer] for layer in WIDE}, whole, 1e-5)
+            found = {layer: folded[layer].double() + start[layer] for layer in WIDE}
+            assert_near(found, whole, 1e-5)
     assert all(kind == {"stack"} for kind in kinds.values())
 
 

@@ -351,7 +351,8 @@ def test_7_fdlora_with_h_one_copies_every_round_so_that_the_personal_adapter_is_
         sent = {request.client: request.tensors for request in run.requests[-5:]}
         for update in run.updates:
             kept = client_update.recall(run.sites[update.client], number + 1)
-            assert_near(kept, {n: sent[update.client][n] + t for n, t in update.tensors.items()}, 1e-5)
+            wanted = {n: sent[update.client][n] + t for n, t in update.tensors.items()}
+            assert_near(kept, wanted, 1e-5)
 
 
 def test_7_fdlora_uploads_in_stage_one_too_and_that_release_is_charged():

@@ -190,7 +190,8 @@ def test_right_padding_changes_no_real_token(folder):
         short, padded = IDS[:1, :4], torch.cat([IDS[:1, :4], torch.zeros(1, 3, dtype=torch.long)], dim=1)
         chosen, chosen_padded = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[True] * 4 + [False] * 3])
         with torch.no_grad():
-            assert_near(loading.logits(base, padded, chosen_padded), loading.logits(base, short, chosen), 1e-5, what=kind)
+            found, wanted = (loading.logits(base, *rows) for rows in ((padded, chosen_padded), (short, chosen)))
+            assert_near(found, wanted, 1e-5, what=kind)
 
 
 def test_records_know_their_whole_text():

@@ -93,7 +93,7 @@ def test_split_training_is_training_whole_with_and_without_clipping(bases, kind,
     for work, left, right in zip(some, whole.train(some), halves.train(some), strict=True):
         if optimizer == "sgd":
             assert_near(right.adapter.factors, left.adapter.factors, 1e-5)
-        assert_learnt_alike(right.adapter.factors, left.adapter.factors, 2e-3, start=work.start.factors)
+        assert_learnt_alike(right.adapter, left.adapter, 2e-3, start=work.start)
         assert apart(left.adapter, work.start) > 1e-4
         assert right.loss == pytest.approx(left.loss, rel=1e-5)
         assert right.updates == pytest.approx(left.updates, rel=1e-5)
@@ -108,7 +108,7 @@ def test_one_factor_alone(bases, kind, part):
     whole, halves = split(bases(kind))
     some = works(bases(kind), part=part)
     for work, left, right in zip(some, whole.train(some), halves.train(some), strict=True):
-        assert_learnt_alike(right.adapter.factors, left.adapter.factors, 2e-3, start=work.start.factors)
+        assert_learnt_alike(right.adapter, left.adapter, 2e-3, start=work.start)
 
 
 @pytest.mark.parametrize("kind", HALVES)
@@ -120,7 +120,7 @@ def test_penalties_and_folded_updates_reach_both_halves(bases, kind):
     some = works(base, penalty=Penalty(proximal=5.0, tail=0.5, keep=0.5), fold=fold)
     plain = works(base)
     for work, left, right, bare in zip(some, whole.train(some), halves.train(some), halves.train(plain), strict=True):
-        assert_learnt_alike(right.adapter.factors, left.adapter.factors, 2e-3, start=work.start.factors)
+        assert_learnt_alike(right.adapter, left.adapter, 2e-3, start=work.start)
         assert apart(right.adapter, bare.adapter) > 1e-4
 
 
@@ -130,7 +130,7 @@ def test_many_sites_together_equal_each_alone(bases, kind):
     some = works(bases(kind), ranks=(2, 1, 3, 2))
     for work, done in zip(some, halves.train(some), strict=True):
         (alone,) = halves.train([work])
-        assert_learnt_alike(done.adapter.factors, alone.adapter.factors, 2e-3, start=work.start.factors)
+        assert_learnt_alike(done.adapter, alone.adapter, 2e-3, start=work.start)
         assert (done.up_bytes, done.down_bytes) == (alone.up_bytes, alone.down_bytes), "nobody pays for a neighbour's padding"
 
 
@@ -141,7 +141,7 @@ def test_a_front_that_trains_nothing_is_returned_nothing(bases):
     work = Work(filled(last, 2), records(5), "AB", 3, 2, 1e-2, 1)
     (left,), (right,) = whole.train([work]), halves.train([work])
     # the whole remembers states of bare blocks, read without padding
-    assert_learnt_alike(right.adapter.factors, left.adapter.factors, 2e-3, start=work.start.factors)
+    assert_learnt_alike(right.adapter, left.adapter, 2e-3, start=work.start)
     assert right.front == frozenset()
     assert right.down_bytes == 3 * 4
     assert travelled(whole, [work], 1, "float32") == [(right.up_bytes, right.down_bytes)]
@@ -157,7 +157,7 @@ def test_brew_at_every_cut():
     assert split_model.possible(brew) == (1, 2, 3, 4, 5)
     for after in split_model.possible(brew):
         (right,) = SplitLearner(whole, after, private=False).train([work])
-        assert_learnt_alike(right.adapter.factors, left.adapter.factors, 2e-3, start=work.start.factors)
+        assert_learnt_alike(right.adapter, left.adapter, 2e-3, start=work.start)
         assert len(right.front) == after * len(shapes) // 6
 
 

@@ -54,8 +54,8 @@ def test_many_sites_together_equal_each_alone_and_the_plain_loop(base, ranks, pa
         batches = [[one.records[i] for i in step] for step in draws(one, [len(learner.encode(r)[0]) for r in one.records])]
         plain, loss = plain_training.train(
             base.config.name, one.start, batches, part=part, lr=one.lr, optimizer=optimizer, max_grad_norm=clip, weight_decay=0.01)
-        assert_learnt_alike(done.adapter.factors, alone.adapter.factors, 2e-3, start=one.start.factors)
-        assert_learnt_alike(done.adapter.factors, plain.factors, 2e-3, start=one.start.factors)
+        assert_learnt_alike(done.adapter, alone.adapter, 2e-3, start=one.start)
+        assert_learnt_alike(done.adapter, plain, 2e-3, start=one.start)
         assert apart(done.adapter, one.start) > 1e-4
         assert done.loss == pytest.approx(loss, rel=1e-5)
         assert done.adapter.alpha == one.start.alpha
@@ -75,7 +75,7 @@ def test_brew_equals_the_plain_loop():
     done = learner.train([one])[0]
     batches = [[texts[i] for i in step] for step in draws(one, [len(learner.encode(r)[0]) for r in texts])]
     plain, loss = plain_training.train(BREW, one.start, batches, part="AB", lr=1e-3, optimizer="adamw", max_grad_norm=1.0)
-    assert_learnt_alike(done.adapter.factors, plain.factors, 2e-3, start=one.start.factors)
+    assert_learnt_alike(done.adapter, plain, 2e-3, start=one.start)
     assert done.loss == pytest.approx(loss, rel=1e-5)
 
 
@@ -118,7 +118,7 @@ def test_groups_of_unequal_work_come_back_in_order(base):
     assert sum(told) == len(works)
     for one, result in zip(works, done, strict=True):
         alone = learner.train([one])[0].adapter
-        assert_learnt_alike(result.adapter.factors, alone.factors, 2e-3, start=one.start.factors)
+        assert_learnt_alike(result.adapter, alone, 2e-3, start=one.start)
         assert result.adapter.alpha == one.start.alpha
 
 
@@ -126,7 +126,7 @@ def test_rows_at_once_changes_nothing_but_speed(base):
     works = [work(base, site) for site in range(3)]
     few, many = (Learner(base, TrainConfig(rows_at_once=rows)).train(works) for rows in (1, 64))
     for one, left, right in zip(works, few, many, strict=True):
-        assert_learnt_alike(left.adapter.factors, right.adapter.factors, 2e-3, start=one.start.factors)
+        assert_learnt_alike(left.adapter, right.adapter, 2e-3, start=one.start)
         assert left.tokens == right.tokens
 
 
