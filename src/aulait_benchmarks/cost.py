@@ -22,7 +22,7 @@ from aulait.core.lora import initial
 from aulait.core.seeds import Seeds
 from aulait.core.types import Profile, Record
 from aulait.evaluation.losses import EvaluateConfig, evaluate
-from aulait.models.generation import Sampling, encode, extend, opening
+from aulait.models.generation import Sampling, TextModel, encode, extend, opening
 from aulait.models.loading import AdapterConfig, Base, ModelConfig, load, targets
 from aulait.models.shape import anatomy
 from aulait.resources import cost_model as cost
@@ -211,8 +211,8 @@ def _generation(base: Base, body: Anatomy, rows: int, new: int = 32) -> Case:
     prompts: Sequence[Sequence[int]] = [ids] * rows
 
     def work() -> int:
-        found = extend(base.model, base.tokenizer, prompts, Sampling(max_tokens=new, batch=rows), 0,
-                       base.device)
+        found = extend(TextModel(base.model, base.tokenizer, base.device), prompts,
+                       Sampling(max_tokens=new, batch=rows), 0)
         return sum(len(text.ids) + text.ended for text in found)
 
     alive = max(1, round(work() / new))

@@ -39,6 +39,7 @@ def generate(
         import torch
 
         from aulait.models import exported
+        from aulait.models.generation import Sampling, TextModel
         from aulait.synthesis.prefix_variation import sample
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,8 +48,8 @@ def generate(
         # a causal model has learnt to answer after a new line, an encoder-decoder reads the prompt
         # as it is
         asked = f"{prompt}\n" if answers and not model.config.is_encoder_decoder else prompt
-        (text,) = sample(model, tokenizer, [asked], max_tokens=tokens, temperature=temperature,
-                         seed=seed, device=device)
+        writer = TextModel(model, tokenizer, torch.device(device))
+        (text,) = sample(writer, [asked], Sampling(tokens, temperature), seed)
     if as_json:
         terminal.document(
             {

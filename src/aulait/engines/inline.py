@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
 
 from aulait.core.errors import ConfigError, require
 from aulait.core.types import ClientRequest, ClientUpdate, Site, TrainRequest, VoteRequest

@@ -21,7 +21,7 @@ from torch import Tensor
 from aulait.core.errors import DataError, require
 from aulait.core.types import Record
 from aulait.evaluation import bleu
-from aulait.models.generation import Sampling, decode, extend
+from aulait.models.generation import Sampling, TextModel, decode, extend
 from aulait.models.loading import Base
 from aulait.training.batches import Encoder, collate, scored
 
@@ -132,7 +132,7 @@ def write(base: Base, records: Sequence[Record], max_new_tokens: int, rows: int 
         room = length if seq2seq else base.config.context - most
         prompts.append(ids[:length] if length <= room else ids[:1] + ids[:length][-(room - 1):])
     how = Sampling(max_tokens=most, temperature=0.0, batch=rows)
-    found = extend(base.model, base.tokenizer, prompts, how, 0, base.device)
+    found = extend(TextModel(base.model, base.tokenizer, base.device), prompts, how, 0)
     return [decode(base.tokenizer, continuation.ids) for continuation in found]
 
 

@@ -10,12 +10,15 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from aulait.core.errors import ModelError, require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DROP_SHARE = 0.75  # ended rows are taken out of a batch when at most this share of it is left
 
@@ -44,20 +47,63 @@ class Continuation:
     ended: bool
 
 
-def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
+@dataclass(frozen=True)
+class TextModel:
+    """A language model that writes, with what it needs for it.
+
+    Attributes:
+        model: a Hugging Face model with a language-model head.
+        tokenizer: its tokenizer.
+        device: where the model lies.
+    """
+
+    model: Any  # PreTrainedModel, or a PEFT model around one
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is an encoder-decoder, which answers a prompt instead of continuing it."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def pad(self) -> int:
+        """The token that fills rows up; 0 where the tokenizer has none."""
+        found = self.tokenizer.pad_token_id
+        return found if found is not None else 0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How the tokens of one batch are drawn.
+
+    Attributes:
+        how: temperature and cuts.
+        stops: tokens that end a row.
+        most_B: token limits of the rows.
+        uniform_BT: the random numbers of the rows.
+    """
+
+    how: Sampling
+    stops: Sequence[int]
+    most_B: Tensor
+    uniform_BT: Tensor
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
     """Token numbers of a text; special tokens spelled out in it are removed; none added unless
     ``special``."""
     ids = tokenizer(plain(tokenizer, text), add_special_tokens=special, verbose=False)["input_ids"]
     return [int(token) for token in ids]
 
 
-def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of the tokens without any special token, whether one token or spelled out in
     several."""
     return plain(tokenizer, tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def plain(tokenizer: Any, text: str) -> str:
+def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The text without the strings of the special tokens."""
     marks = [mark for mark in tokenizer.all_special_tokens if len(mark) > 1]
     while any(mark in text for mark in marks):  # removing one may join the halves of another
@@ -66,7 +112,7 @@ def plain(tokenizer: Any, text: str) -> str:
     return text
 
 
-def opening(tokenizer: Any) -> list[int]:
+def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token that opens a document: beginning of sequence, else end of sequence, else
     nothing."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
@@ -76,29 +122,30 @@ def opening(tokenizer: Any) -> list[int]:
 
 
 def extend(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    how: Sampling,
-    seed: int,
-    device: str | torch.device,
+    writer: TextModel, prompts: Sequence[Sequence[int]], how: Sampling, seed: int,
     limits: Sequence[int] | None = None,
 ) -> list[Continuation]:
     """The continuation of every list of tokens, in order.
 
     Every prompt has its own row of random numbers, drawn before batches are formed: how prompts are
-        grouped changes a
-    text only through float32 rounding. A prompt too long for the model's context loses its
-    beginning; an encoder, whose context the answer does not share, loses the prompt's end.
-    ``limits`` are token limits of the single prompts, from 1 to ``how.max_tokens``; None is
-    ``how.max_tokens`` for all.
+    grouped changes a text only through float32 rounding. A prompt too long for the model's context
+    loses its beginning; an encoder, whose context the answer does not share, loses the prompt's
+    end.
+
+    Args:
+        writer: the model.
+        prompts: token ids.
+        how: how tokens are drawn.
+        seed: of the draws.
+        limits: token limits of the single prompts, from 1 to ``how.max_tokens``; None is
+            ``how.max_tokens`` for all.
 
     Raises:
         ModelError: a prompt is empty, or ``max_tokens`` does not fit in the model's context.
     """
     require(all(len(p) > 0 for p in prompts), ModelError,
             "a prompt has no token; expected one; give it some text")
-    context = getattr(model.config, "max_position_embeddings", None) or 10**9
+    context = getattr(writer.model.config, "max_position_embeddings", None) or 10**9
     fits = f"max_tokens is {how.max_tokens}, the model's context {context}; ask for fewer tokens"
     require(how.max_tokens < context, ModelError, fits)
     generator = torch.Generator().manual_seed(seed)
@@ -106,18 +153,17 @@ def extend(
     # equal lengths together: little padding
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: dict[int, Continuation] = {}
-    answers = model.config.is_encoder_decoder
-    step = (
-        _answered if answers else _generated if getattr(model, "_is_stateful", False) else _extended
-    )
-    with frozen(model):
+    stateful = getattr(writer.model, "_is_stateful", False)
+    step = _answered if writer.answers else _generated if stateful else _extended
+    ends = stops(writer)
+    with frozen(writer.model):
         for start in range(0, len(order), how.batch):
             rows = order[start : start + how.batch]
-            part = [list(prompts[i])[:context] if answers
+            part = [list(prompts[i])[:context] if writer.answers
                     else list(prompts[i])[-(context - how.max_tokens) :] for i in rows]
             most_B = torch.tensor([limits[i] if limits else how.max_tokens for i in rows])
-            written = step(model, tokenizer, part, how, most_B, uniform_BT[rows],
-                           torch.device(device))
+            draws = Draws(how, ends, most_B.to(writer.device), uniform_BT[rows].to(writer.device))
+            written = step(writer, part, draws)
             for row, ids, most in zip(rows, written, most_B.tolist(), strict=True):
                 found[row] = Continuation(ids[:most], ended=len(ids) < most)
     return [found[i] for i in range(len(prompts))]
@@ -135,14 +181,15 @@ def frozen(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def stops(model: Any, tokenizer: Any) -> list[int]:
+def stops(writer: TextModel) -> list[int]:
     """Tokens that end a text: every end of sequence, padding, the beginning of another document.
 
     Not that beginning for an encoder-decoder: some (BART) write it first.
     """
-    known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    tokenizer = writer.tokenizer
+    known = getattr(getattr(writer.model, "generation_config", None), "eos_token_id", None)
     ends = known if isinstance(known, list) else [known]
-    begin = None if model.config.is_encoder_decoder else tokenizer.bos_token_id
+    begin = None if writer.answers else tokenizer.bos_token_id
     ends = [*ends, tokenizer.eos_token_id, begin, tokenizer.pad_token_id]
     return sorted({int(token) for token in ends if token is not None})
 
@@ -161,18 +208,15 @@ def _padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device,
     return ids_BT, mask_BT
 
 
-def _extended(
-    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, most_B: Tensor,
-    uniform_BT: Tensor, device: torch.device
-) -> list[list[int]]:
+def _extended(writer: TextModel, prompts: list[list[int]], draws: Draws) -> list[list[int]]:
     """One batch through a causal model: the prompt once, then token by token with the cache of keys
     and values."""
     # loads transformers, which settings and commands can do without
     from aulait.models.key_cache import roomy_cache
 
+    model = writer.model
     takes = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    first, mask_BT = _padded(prompts, pad, device, left=True)
+    first, mask_BT = _padded(prompts, writer.pad, writer.device, left=True)
     cache = roomy_cache(model.config)
 
     def read(given: Tensor) -> Tensor:
@@ -191,22 +235,18 @@ def _extended(
         cache.batch_select_indices(left)
         mask_BT = mask_BT[left]
 
-    return _drawn(read, keep, first, stops(model, tokenizer), how, most_B.to(device),
-                  uniform_BT.to(device))
+    return _drawn(read, keep, first, draws)
 
 
-def _answered(
-    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, most_B: Tensor,
-    uniform_BT: Tensor, device: torch.device
-) -> list[list[int]]:
+def _answered(writer: TextModel, prompts: list[list[int]], draws: Draws) -> list[list[int]]:
     """One batch through an encoder-decoder: the encoder once, then token by token with the caches
     of the decoder."""
     from aulait.models.key_cache import paired_cache
 
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    model = writer.model
     # On the right, as in training: a model with absolute positions would read a prompt padded on
     # the left elsewhere.
-    ids_BN, mask_BN = _padded(prompts, pad, device, left=False)
+    ids_BN, mask_BN = _padded(prompts, writer.pad, writer.device, left=False)
     told_BND = model.get_encoder()(input_ids=ids_BN, attention_mask=mask_BN)[0]
     cache = paired_cache()
 
@@ -221,12 +261,12 @@ def _answered(
         cache.batch_select_indices(left)
         told_BND, mask_BN = told_BND[left], mask_BN[left]
 
-    start = torch.full((len(prompts), 1), decoder_start(model, tokenizer), device=device)
-    return _drawn(read, keep, start, stops(model, tokenizer), how, most_B.to(device),
-                  uniform_BT.to(device))
+    start = torch.full((len(prompts), 1), decoder_start(model, writer.tokenizer),
+                       device=writer.device)
+    return _drawn(read, keep, start, draws)
 
 
-def decoder_start(model: Any, tokenizer: Any) -> int:
+def decoder_start(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that a decoder begins with."""
     known = [getattr(getattr(model, "generation_config", None), "decoder_start_token_id", None),
              getattr(model.config, "decoder_start_token_id", None), tokenizer.bos_token_id,
@@ -235,13 +275,7 @@ def decoder_start(model: Any, tokenizer: Any) -> int:
 
 
 def _drawn(
-    read: Callable[[Tensor], Tensor],
-    keep: Callable[[Tensor], None],
-    given: Tensor,
-    stops: Sequence[int],
-    how: Sampling,
-    most_B: Tensor,
-    uniform_BT: Tensor,
+    read: Callable[[Tensor], Tensor], keep: Callable[[Tensor], None], given: Tensor, draws: Draws,
 ) -> list[list[int]]:
     """The tokens drawn for every row.
 
@@ -249,18 +283,16 @@ def _drawn(
         read: the next tokens of the rows (B, T) -> logits (B, V) of what follows them.
         keep: told which rows are left when others have ended.
         given: the first tokens (B, T).
-        stops: tokens that end a row.
-        how: how tokens are drawn.
-        most_B: token limits of the rows.
-        uniform_BT: the random numbers.
+        draws: how tokens are drawn, and until when.
     """
-    ends = torch.tensor(stops, device=given.device)
-    written_BT = torch.full((len(given), how.max_tokens), -1, device=given.device)
+    most_B = draws.most_B
+    ends = torch.tensor(draws.stops, device=given.device)
+    written_BT = torch.full((len(given), draws.how.max_tokens), -1, device=given.device)
     alive_B = torch.ones(len(given), dtype=torch.bool, device=given.device)
     # which rows of the batch are still computed
     rows = torch.arange(len(given), device=given.device)
     for step in range(int(most_B.max())):
-        token_B = choose(read(given), how, uniform_BT[rows, step])
+        token_B = choose(read(given), draws.how, draws.uniform_BT[rows, step])
         # A row that has ended stays ended, whatever is drawn for it until it is dropped.
         written_BT[rows, step] = torch.where(torch.isin(token_B, ends) | ~alive_B[rows], -1,
             token_B)
@@ -275,25 +307,23 @@ def _drawn(
     return [[token for token in row if token >= 0] for row in written_BT.tolist()]
 
 
-def _generated(
-    model: Any, tokenizer: Any, prompts: list[list[int]], how: Sampling, most_B: Tensor,
-    uniform_BT: Tensor, device: torch.device
-) -> list[list[int]]:
+def _generated(writer: TextModel, prompts: list[list[int]], draws: Draws) -> list[list[int]]:
     """One batch through Hugging Face's own loop: models without a cache of keys.
 
     Its draws come from the global generator, which is seeded from our own row of numbers and then
     put back.
     """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    ids_BT, mask_BT = _padded(prompts, pad, device, left=True)
+    how, device = draws.how, writer.device
+    ids_BT, mask_BT = _padded(prompts, writer.pad, device, left=True)
     drawn = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p,
              "top_k": how.top_k}
     manner: dict[str, Any] = drawn if how.temperature > 0 else {"do_sample": False}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(uniform_BT[:, 0].sum().item() / len(prompts) * 2**53))
-        out = model.generate(ids_BT, attention_mask=mask_BT, max_new_tokens=how.max_tokens,
-                             pad_token_id=pad, **manner)
-    ends = set(stops(model, tokenizer))
+        torch.manual_seed(int(draws.uniform_BT[:, 0].sum().item() / len(prompts) * 2**53))
+        out = writer.model.generate(ids_BT, attention_mask=mask_BT,
+                                    max_new_tokens=how.max_tokens, pad_token_id=writer.pad,
+                                    **manner)
+    ends = set(draws.stops)
     found = []
     for row in out[:, ids_BT.shape[1] :].tolist():
         length = next((i for i, token in enumerate(row) if token in ends), len(row))

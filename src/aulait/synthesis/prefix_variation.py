@@ -16,7 +16,7 @@ import torch
 from aulait.core.errors import ConfigError, ModelError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
-from aulait.models.generation import Sampling, decode, encode, extend, opening
+from aulait.models.generation import Sampling, TextModel, decode, encode, extend, opening
 from aulait.models.loading import BREW
 from aulait.synthesis.mask_variation import MaskFill
 from aulait.synthesis.openai_server import chat_at
@@ -34,45 +34,28 @@ __all__ = ["GenerateConfig", "MaskFill", "PrefixResample", "Prompted", "Variatio
            "sample"]
 
 
-def sample(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    *,
-    max_tokens: int = 64,
-    temperature: float = 1.0,
-    top_p: float = 0.95,
-    top_k: int = 50,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    add_bos: bool = True,
-    batch: int = 64,
-) -> list[str]:
+def sample(writer: TextModel, prompts: Sequence[str], how: Sampling, seed: int = 0,
+           add_bos: bool = True) -> list[str]:
     """The continuation of every prompt, in order, without the prompt and without special tokens.
 
     Random by ``seed`` alone; the global generators are neither read nor moved. An encoder-decoder
     model answers the prompt instead of continuing it.
 
     Args:
-        model: a Hugging Face model with a language-model head.
-        tokenizer: its tokenizer.
+        writer: the model.
         prompts: released texts; special tokens spelled out in them are removed. May be empty with
             ``add_bos``.
-        max_tokens, temperature, top_p, top_k, batch: as in ``GenerateConfig``; here only new tokens
-            count.
+        how: how tokens are drawn; here only new tokens count.
         seed: of the draws.
-        device: where the model lies.
         add_bos: put the token that opens a document first, where the tokenizer has one.
 
     Raises:
         ModelError: a prompt is empty and the tokenizer has no token to start from.
     """
-    how = Sampling(max_tokens, temperature, top_p, top_k, batch)
-    first = opening(tokenizer) if add_bos and not model.config.is_encoder_decoder else []
-    encoded = [first + encode(tokenizer, prompt, model.config.is_encoder_decoder)
-               for prompt in prompts]
-    found = extend(model, tokenizer, encoded, how, seed, device)
-    return [decode(tokenizer, new.ids) for new in found]
+    tokenizer = writer.tokenizer
+    first = opening(tokenizer) if add_bos and not writer.answers else []
+    encoded = [first + encode(tokenizer, prompt, writer.answers) for prompt in prompts]
+    return [decode(tokenizer, new.ids) for new in extend(writer, encoded, how, seed)]
 
 
 class PrefixResample:
@@ -95,7 +78,8 @@ class PrefixResample:
             "synthesis.generator to a causal model "
             "('brew' is built in), or use kind 'prompt' or 'mask'",
         )
-        self._model, self._tokenizer, self._config, self._device = model, tokenizer, config, device
+        self._writer = TextModel(model, tokenizer, torch.device(device))
+        self._tokenizer, self._config = tokenizer, config
         self._opening = opening(tokenizer)
 
     def vary(self, texts: Sequence[str], seed: int) -> list[str | None]:
@@ -127,8 +111,7 @@ class PrefixResample:
             if attempt > 0:
                 return self._continued([encoded[row[0]] for row in chosen], attempt_seed)
             prompts = [self._documents([encoded[i] for i in row]) for row in chosen]
-            found = extend(self._model, self._tokenizer, prompts, self._config.sampling,
-                           attempt_seed, self._device)
+            found = extend(self._writer, prompts, self._config.sampling, attempt_seed)
             return [clean(decode(self._tokenizer, new.ids), new.ended) for new in found]
 
         texts = redrawn(draw, lambda i, text: will_do(text, self._config, known), count, seed)
@@ -176,8 +159,7 @@ class PrefixResample:
 
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
             some = [asked[k] for k in indices]
-            found = extend(self._model, self._tokenizer, some, self._config.sampling, attempt_seed,
-                           self._device)
+            found = extend(self._writer, some, self._config.sampling, attempt_seed)
             texts = [clean(decode(self._tokenizer, new.ids), new.ended) for new in found]
             return [Record(text, prompts[alive[k]]) for k, text in zip(indices, texts, strict=True)]
 
@@ -212,8 +194,7 @@ class PrefixResample:
         able = [i for i, prefix in enumerate(kept) if before[i] or prefix]
         prompts = [before[i] + kept[i] for i in able]
         limits = [self._config.max_tokens - len(kept[i]) for i in able]
-        found = extend(self._model, self._tokenizer, prompts, self._config.sampling, seed,
-                       self._device, limits)
+        found = extend(self._writer, prompts, self._config.sampling, seed, limits)
         texts = [""] * len(parents)
         for i, new in zip(able, found, strict=True):
             prefix, whole = decode(self._tokenizer, kept[i]), decode(self._tokenizer,

@@ -15,7 +15,7 @@ import torch
 from aulait.core.errors import ModelError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
-from aulait.models.generation import decode, encode, extend, opening, plain
+from aulait.models.generation import TextModel, decode, encode, extend, opening, plain
 from aulait.synthesis.variation import GenerateConfig, clean, pair_will_do, redrawn, will_do
 
 Chat = Callable[[list[str], int], list[str]]
@@ -206,8 +206,8 @@ def chat_with(model: Any, tokenizer: Any, config: GenerateConfig,
         return opening(tokenizer) + encode(tokenizer, safe + "\n")
 
     def chat(prompts: list[str], seed: int) -> list[str]:
-        found = extend(model, tokenizer, [encoded(prompt) for prompt in prompts], config.sampling,
-                       seed, device)
+        found = extend(TextModel(model, tokenizer, torch.device(device)),
+                       [encoded(prompt) for prompt in prompts], config.sampling, seed)
         return [clean(decode(tokenizer, new.ids), new.ended) for new in found]
 
     return chat

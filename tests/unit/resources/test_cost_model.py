@@ -201,14 +201,14 @@ def test_generation_reads_all_weights_for_every_token(bases):
 
 
 def test_generation_counts_what_is_run(bases):
-    from aulait.models.generation import Sampling, extend
+    from aulait.models.generation import Sampling, TextModel, extend
 
     base = bases["brew"]
     prompt, new = list(range(100, 110)), 6
     written: list[int] = []
 
     def work():
-        found = extend(base.model, base.tokenizer, [prompt] * 3, Sampling(max_tokens=new, temperature=0.0), 0, base.device)
+        found = extend(TextModel(base.model, base.tokenizer, base.device), [prompt] * 3, Sampling(max_tokens=new, temperature=0.0), 0)
         written.append(min(len(text.ids) for text in found))
 
     counted = flops.executed(work)

@@ -100,7 +100,7 @@ def saying(monkeypatch, answer: Callable[[list[int]], str], tokenizer) -> None:
     from aulait.models.generation import Continuation
     from aulait.synthesis import prefix_variation
 
-    def extend(model, tokenizer, prompts, how, seed, device, limits=None):
+    def extend(writer, prompts, how, seed, limits=None):
         return [Continuation(encode(tokenizer, answer(list(prompt))), True) for prompt in prompts]
 
     monkeypatch.setattr(prefix_variation, "extend", extend)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 import aulait
 from aulait.core.errors import ConfigError, ModelError
-from aulait.models.generation import Sampling, choose, extend, plain
+from aulait.models.generation import Sampling, TextModel, choose, extend, plain
+from aulait.synthesis import prefix_variation
 from aulait.synthesis.openai_server import chat_at
 from aulait.synthesis.prefix_variation import (
     GenerateConfig,
@@ -26,7 +27,6 @@ from aulait.synthesis.prefix_variation import (
     Prompted,
     Variation,
     build,
-    sample,
 )
 from aulait.synthesis.prompt_variation import chat_with
 from aulait.synthesis.variation import clean, redrawn
@@ -40,6 +40,12 @@ PARENTS = [
     "Add tests for the new loader, and remove the old one.",
 ]
 SHORT = GenerateConfig(max_tokens=24)
+CPU = torch.device("cpu")
+
+
+def sample(model: Any, tokenizer: Any, prompts: Sequence[str], seed: int = 0, add_bos: bool = True, **how: Any) -> list[str]:
+    """``prefix_variation.sample`` on this processor."""
+    return prefix_variation.sample(TextModel(model, tokenizer, CPU), prompts, Sampling(**how), seed, add_bos)
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +141,13 @@ def test_rows_that_end_early_leave_the_others_alone(brew: tuple[Any, Any], monke
     model, tokenizer = brew
     how = Sampling(max_tokens=20, temperature=0)
     prompts = [tokenizer(p)["input_ids"] for p in PARENTS]
-    full = extend(model, tokenizer, prompts, how, 0, "cpu")
+    full = extend(TextModel(model, tokenizer, CPU), prompts, how, 0)
     limits = [3, 20, 1, 7, 20]  # rows are dropped from the batch one after the other
-    cut = extend(model, tokenizer, prompts, how, 0, "cpu", limits)
+    cut = extend(TextModel(model, tokenizer, CPU), prompts, how, 0, limits)
     assert [c.ids for c in cut] == [f.ids[:most] for f, most in zip(full, limits, strict=True)]
     assert [c.ended for c in cut] == [len(f.ids) < most for f, most in zip(full, limits, strict=True)]
     monkeypatch.setattr("aulait.models.key_cache.CHUNK_TOKENS", 1)  # buffers are outgrown at every token
-    assert extend(model, tokenizer, prompts, how, 0, "cpu", limits) == cut
+    assert extend(TextModel(model, tokenizer, CPU), prompts, how, 0, limits) == cut
 
 
 def test_model_is_left_as_it_was(brew: tuple[Any, Any]) -> None:

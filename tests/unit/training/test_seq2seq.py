@@ -29,7 +29,7 @@ from aulait.core.types import Record
 from aulait.evaluation import tasks
 from aulait.evaluation.losses import EvaluateConfig, evaluate
 from aulait.models import exported, loading
-from aulait.models.generation import Sampling, extend
+from aulait.models.generation import Sampling, TextModel, extend
 from aulait.models.loading import AdapterConfig, Base, ModelConfig
 from aulait.runs import experiment_file
 from aulait.runs.setup import Workshop, assemble
@@ -213,7 +213,7 @@ def test_the_encoder_reads_once_and_the_decoder_one_token_a_step(bases, monkeypa
     monkeypatch.setattr(base.model.encoder, "forward", counted(base.model.encoder.forward, read))
     monkeypatch.setattr(base.model.decoder, "forward", counted(base.model.decoder.forward, written))
     prompts = [base.tokenizer(record.prompt).input_ids for record in SOME]
-    found = extend(base.model, base.tokenizer, prompts, Sampling(max_tokens=9, temperature=0.0), 0, "cpu", limits=[9, 2, 2, 2])
+    found = extend(TextModel(base.model, base.tokenizer, base.device), prompts, Sampling(max_tokens=9, temperature=0.0), 0, limits=[9, 2, 2, 2])
     assert read == [(4, 18)]
     assert written[0] == (4, 1)
     assert all(width == 1 for _, width in written)
@@ -235,9 +235,9 @@ def counted(forward, heard: list[tuple[int, ...]]):
 def test_draws_do_not_depend_on_the_batch(bases):
     base = bases()
     prompts = [base.tokenizer(record.prompt).input_ids for record in SOME]
-    together = extend(base.model, base.tokenizer, prompts, Sampling(max_tokens=8), 5, "cpu")
-    assert together == extend(base.model, base.tokenizer, prompts, Sampling(max_tokens=8, batch=1), 5, "cpu")
-    assert together != extend(base.model, base.tokenizer, prompts, Sampling(max_tokens=8), 6, "cpu")
+    together = extend(TextModel(base.model, base.tokenizer, base.device), prompts, Sampling(max_tokens=8), 5)
+    assert together == extend(TextModel(base.model, base.tokenizer, base.device), prompts, Sampling(max_tokens=8, batch=1), 5)
+    assert together != extend(TextModel(base.model, base.tokenizer, base.device), prompts, Sampling(max_tokens=8), 6)
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
