@@ -30,9 +30,9 @@ from typing import Any, Final
 import tomli_w
 
 from aulait.core.errors import AulaitError, ConfigError, require
-from aulait.engines.deployment.coordinator import serving
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.site import site_file, worker
+from aulait.engines.flower import serving
 from aulait.engines.flower.hardening import supported
 from aulait.engines.flower.loopback import Loopback, laid_out
 from aulait_benchmarks.deploy_baseline import Turns, bare

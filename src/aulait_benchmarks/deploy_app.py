@@ -17,15 +17,16 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from aulait.engines.deployment.coordinator.outbox import Delivery
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.flower.transport import FlowerPost, Heard
+from aulait.engines.flower.transport import FlowerTransport
 from aulait_benchmarks.deploy_baseline import put, take
 
 app = ServerApp()
 WAIT_S = 300.0
 
 
-class TimedPost(FlowerPost):
+class TimedTransport(FlowerTransport):
     """Notes when a letter went and when its answer was here.
 
     Attributes:
@@ -44,7 +45,7 @@ class TimedPost(FlowerPost):
             self.letters[letter] = {"node": address, "sent": sent}
         return letter
 
-    def collect(self, letters: Sequence[str], limit: int) -> Iterator[Heard]:
+    def collect(self, letters: Sequence[str], limit: int) -> Iterator[Delivery]:
         """As above; the time once the answer is a packet."""
         for heard in super().collect(letters, limit):
             self.letters[heard.letter]["heard"] = time.time()
@@ -64,7 +65,7 @@ class Side:
 
     def __init__(self, grid: Grid, experiment: Path, keys: Path, out: Path, workshop: Any) -> None:
         from aulait.engines.deployment.coordinator.engine import Engine
-        from aulait.engines.deployment.coordinator.event_log import Journal
+        from aulait.engines.deployment.coordinator.event_log import EventLog
         from aulait.engines.deployment.pki import keys as key_files
         from aulait.engines.deployment.protocol import signing
         from aulait.privacy.accounting import PrivacyConfig
@@ -75,9 +76,9 @@ class Side:
         from aulait.runs.setup import assemble
 
         settings, roster = experiment_file.read(experiment), key_files.roster(keys)
-        self._post, names = TimedPost(grid, roster), sorted(roster)
+        self._post, names = TimedTransport(grid, roster), sorted(roster)
         key = signing.load_private(keys / "order-key.pem")
-        self._engine = Engine(self._post, settings, key, secrets.token_hex(16), 1, Journal(out))
+        self._engine = Engine(self._post, settings, key, secrets.token_hex(16), 1, EventLog(out))
         self._engine.hello(len(names), WAIT_S, names)
         self._house = assemble(settings, workshop, dict.fromkeys(names, 1))
         self._engine.begin(self._house)

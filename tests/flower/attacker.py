@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from tests import tiny_run
-from tests.flower.local_post import server_keys, site
+from tests.flower.local_transport import server_keys, site
 
 from aulait.core import lora
 from aulait.core.seeds import Seeds
-from aulait.core.types import TrainRequest
+from aulait.core.types import TrainRequest, VoteRequest
 from aulait.engines.deployment.protocol import run_terms as briefs
 from aulait.engines.deployment.protocol import signing, tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.run_terms import Brief
+from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.protocol.tensor_codec import Stamp
-from aulait.engines.deployment.site.handler import Resident
-from aulait.engines.deployment.site.load_session import Shelf
+from aulait.engines.deployment.site.handler import SiteHandler
+from aulait.engines.deployment.site.load_session import ModelCache
 from aulait.evaluation.losses import EvaluateConfig
 from aulait.models.fingerprint import fingerprint
 from aulait.models.loading import AdapterConfig, ModelConfig, targets
@@ -26,7 +26,7 @@ from aulait.privacy.accounting import PrivacyConfig
 from aulait.training.trainer import TrainConfig
 
 assert tiny_run  # registers the embedder "words"
-SHELF = Shelf()
+SHELF = ModelCache()
 RUN = "b" * 32
 MODEL = ModelConfig(name="brew", context=24)
 ADAPTER = AdapterConfig(rank=1, targets="attention", layers=2)
@@ -75,7 +75,7 @@ class Attacker:
 
     def restart(self) -> None:
         """The site's worker begins anew, with what is on its disk."""
-        self.resident = Resident(self.file, lambda event, **fields: self.lines.append({"event": event, **fields}))
+        self.resident = SiteHandler(self.file, lambda event, **fields: self.lines.append({"event": event, **fields}))
         self.resident._shelf = SHELF
 
     def stamp(self, epoch: int = 1, number: int | None = None) -> Stamp:
@@ -91,13 +91,15 @@ class Attacker:
         packet = Packet({"kind": "brief", **self.stamp().head(), "client": "ward", "brief": plain})
         answer = self.resident.answer(self.signed(packet))
         if answer.kind == "accepted":
-            self.brief = Brief.model_validate(plain).digest
+            self.brief = RunTerms.model_validate(plain).digest
         return answer
 
-    def request(self, stage: str = "train", round: int = 1, tensors: Any = None, stamp: Stamp | None = None, **settings: Any) -> Packet:
+    def order(self, stage: str = "train", round: int = 1, tensors: Any = None, stamp: Stamp | None = None, **settings: Any) -> Packet:
         """An order, not yet signed."""
         sent = start() if tensors is None else tensors
-        return tensor_codec.request(TrainRequest("ward", stage, round, sent, {"lr": 1e-3} | settings), stamp or self.stamp(), self.brief, tensor_codec.body(sent))
+        asked = (VoteRequest if stage == "synthesis" else TrainRequest)("ward", round, sent, {"lr": 1e-3} | settings)
+        made = tensor_codec.request(asked, stamp or self.stamp(), self.brief, tensor_codec.body(sent))
+        return Packet({**made.head, "stage": stage}, made.body)
 
     def ask(self, packet: Packet) -> Packet:
         """What the site says to a packet that is signed now."""

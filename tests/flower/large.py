@@ -20,13 +20,14 @@ from aulait.core.cohort import Cohort
 from aulait.core.seeds import Seeds
 from aulait.core.types import Plan, Site, Tensors
 from aulait.engines.deployment.coordinator.engine import Engine
-from aulait.engines.deployment.coordinator.event_log import Journal
+from aulait.engines.deployment.coordinator.event_log import EventLog
+from aulait.engines.deployment.coordinator.outbox import Delivery
 from aulait.engines.deployment.protocol import envelope as packets
 from aulait.engines.deployment.protocol import tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import Stamp
 from aulait.engines.flower import flwr_records
-from aulait.engines.flower.transport import FlowerPost, Heard
+from aulait.engines.flower.transport import FlowerTransport
 from aulait.methods import fedit
 from aulait.methods.contract import RunContext, Server
 from aulait.privacy.accounting import PrivacyConfig
@@ -96,7 +97,7 @@ class LateGrid:
         return SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=letter), has_error=lambda: False, content=content)
 
 
-class Post(FlowerPost):
+class Transport(FlowerTransport):
     """To everybody that there is."""
 
     def __init__(self, grid: LateGrid, names: list[str]) -> None:
@@ -108,7 +109,7 @@ class Post(FlowerPost):
 
     def collect(self, letters, limit):
         for message in self._grid.pull_messages(letters):
-            yield Heard(message.metadata.reply_to_message_id, flwr_records.packet(message.content, limit))
+            yield Delivery(message.metadata.reply_to_message_id, flwr_records.packet(message.content, limit))
 
 
 def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dic
     settings = experiment_file.build({"engine": {"name": "flower", "wire": form, "deadline_s": 1000.0}, "privacy": {"off": True},
                              "algorithm": {"name": "fedit"}, "federation": {"tier": [{"name": "ward", "placement": "local"}]}})
     grid = LateGrid(folder / "share", listed)
-    engine = Engine(Post(grid, names), settings, Ed25519PrivateKey.generate(), "a" * 32, 1, Journal(folder))
+    engine = Engine(Transport(grid, names), settings, Ed25519PrivateKey.generate(), "a" * 32, 1, EventLog(folder))
     engine._briefs = {name: SimpleNamespace(digest="0" * 64) for name in names}
     context = RunContext(shapes=shapes(), rank=RANK, alpha=16.0, seeds=Seeds(0), rounds=1,
                       ranks={name: dict.fromkeys(shapes(), rank) for name, rank in ranks.items()})

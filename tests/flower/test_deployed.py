@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tests import tiny_run
 from tests.closeness import assert_learnt_alike, assert_same_adapters, products, relative_error
-from tests.flower.local_post import LocalPost, deploy, site
+from tests.flower.local_transport import LocalTransport, deploy, site
 
 from aulait.core.errors import AulaitError, ConfigError
 from aulait.core.seeds import Seeds
@@ -19,7 +19,7 @@ from aulait.engines.deployment.coordinator.deployed_run import planned_by
 from aulait.engines.deployment.protocol import envelope as packet
 from aulait.engines.deployment.protocol import tensor_codec
 from aulait.engines.deployment.protocol.tensor_codec import Stamp
-from aulait.engines.deployment.site.handler import Resident
+from aulait.engines.deployment.site.handler import SiteHandler
 from aulait.federation import tiers
 from aulait.resources import profiles
 from aulait.runs import loop
@@ -53,7 +53,7 @@ def five(folder):
 
 def residents(folder, own, lines=None, **limits):
     lines = [] if lines is None else lines
-    return {name: Resident(site(folder, name, rows, **limits), logger(lines)) for name, rows in own.items()}
+    return {name: SiteHandler(site(folder, name, rows, **limits), logger(lines)) for name, rows in own.items()}
 
 
 def adapter(run):
@@ -77,7 +77,7 @@ def test_sites_give_the_adapter_and_scores_of_one_process(places, method):
     here = loop.run(plain, places / "here", inline.connect, workshop=tiny_run.fresh(WORKSHOP))
     engine = {"name": "flower", "threads": 1, "wait_s": 5.0}
     away_settings = tiny_run.settings(places, **tables(algorithm={"name": method}, engine=engine, train=alone))
-    post = LocalPost(residents(places, own))
+    post = LocalTransport(residents(places, own))
     away = deploy(post, away_settings, places, places / "away")
     (same_products if method == "flora" else same)(places / "here", places / "away")
     for key in ("loss", "token_accuracy", "worst_client_loss", "mean_client_loss"):
@@ -103,7 +103,7 @@ def test_under_privacy_nothing_of_a_site_is_told_but_what_the_door_releases(plac
         answers.append((name, asked.kind, packet.loads(answer, 2**31)))
         return answer
 
-    post = LocalPost(residents(places, own, lines, privacy=True, epsilon=100.0), seen)
+    post = LocalTransport(residents(places, own, lines, privacy=True, epsilon=100.0), seen)
     result = deploy(post, tiny_run.settings(places, **tables(federation={"tier": tiers}, algorithm={"name": "ffa"}, privacy=privacy, engine=engine)), places, places / "away")
     for _, kind, answer in answers:
         allowed = {"hello": {"facts"}, "brief": {"accepted"}, "order": {"reply"}, "evaluate": {"sums"}}[kind]
@@ -133,7 +133,7 @@ def test_a_run_goes_on_where_the_coordinator_died_and_sites_stand_where_they_sto
     engine = {"name": "flower", "threads": 1, "wait_s": 5.0}
     tiers = [{"name": "gpu", "placement": "local"}]
     settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, algorithm={"name": "fedsa"}, engine=engine))
-    whole = deploy(LocalPost(residents(places, own)), settings, places, places / "whole")
+    whole = deploy(LocalTransport(residents(places, own)), settings, places, places / "whole")
     for name in own:
         shutil.rmtree(places / name)
 
@@ -146,9 +146,9 @@ def test_a_run_goes_on_where_the_coordinator_died_and_sites_stand_where_they_sto
         return answer
 
     with pytest.raises(Died):
-        deploy(LocalPost(residents(places, own), dies), settings, places, places / "torn")
+        deploy(LocalTransport(residents(places, own), dies), settings, places, places / "torn")
     lines = []
-    post = LocalPost(residents(places, own, lines))  # the sites were restarted too: all they know is on their disks
+    post = LocalTransport(residents(places, own, lines))  # the sites were restarted too: all they know is on their disks
     again = deploy(post, settings, places, places / "torn", epoch=2, resume=True)
     same(places / "whole", places / "torn")
     assert again["eval"]["loss"] == pytest.approx(whole["eval"]["loss"], rel=1e-5)
@@ -171,7 +171,7 @@ def test_a_message_that_comes_twice_gets_the_same_bytes_and_an_older_one_is_refu
                 assert late.head["why"] == "past"
         return answer
 
-    post = LocalPost(residents(places, own, lines), twice)
+    post = LocalTransport(residents(places, own, lines), twice)
     tiers = [{"name": "gpu", "placement": "local"}]
     engine = {"name": "flower", "threads": 1, "wait_s": 5.0}
     settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 2, "steps": 1, "batch": 2}, engine=engine))
@@ -189,14 +189,14 @@ def test_a_silent_site_is_left_out_and_nobody_at_all_stops_the_run_with_one_line
         return None if asked.kind == "order" and (name == "c1" or asked.head["round"] == 2) else answer
 
     with pytest.raises(AulaitError, match="none of 5 sites answered") as caught:
-        deploy(LocalPost(residents(places, own), lost), settings, places, places / "away")
+        deploy(LocalTransport(residents(places, own), lost), settings, places, places / "away")
     assert "\n" not in str(caught.value)
     rounds = [json.loads(line) for line in (places / "away" / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in rounds] == [1]
     sites = json.loads((places / "away" / "serve" / "sites.json").read_text())
     assert sites["c1"]["state"] == "silent"
     patient = settings.model_copy(update={"engine": settings.engine.model_copy(update={"deadline_s": 1.0, "least_sites": 3})})
-    done = deploy(LocalPost(residents(places, own)), patient, places, places / "away", epoch=2, resume=True)
+    done = deploy(LocalTransport(residents(places, own)), patient, places, places / "away", epoch=2, resume=True)
     assert done["rounds"] == 2, "how long sites are waited for may change"
 
 
@@ -209,7 +209,7 @@ def test_a_site_that_missed_its_brief_is_told_and_asked_again(places, name_of_it
     settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 2, "steps": 1, "batch": 2}, engine=engine))
     missed = set()
 
-    class Late(LocalPost):
+    class Late(LocalTransport):
         def send(self, address, sent, body, wait_s):
             name = sorted(self.residents)[address]
             if sent.kind == "brief" and name == name_of_it and name not in missed:
@@ -220,7 +220,7 @@ def test_a_site_that_missed_its_brief_is_told_and_asked_again(places, name_of_it
     deploy(Late(residents(places, own)), settings, places, places / "late")
     for name in own:
         shutil.rmtree(places / name)
-    deploy(LocalPost(residents(places, own)), settings, places, places / "prompt")
+    deploy(LocalTransport(residents(places, own)), settings, places, places / "prompt")
     assert missed == {name_of_it}
     same(places / "late", places / "prompt")
 
@@ -240,10 +240,10 @@ def test_a_run_does_not_begin_without_the_least_number_of_sites_and_says_who_wou
         return packet.dumps(tensor_codec.refusal(Stamp.of(asked.head), "messages of version 1 found, this site speaks 9"))
 
     with pytest.raises(AulaitError, match=r"3 sites took their brief within 0\.3 s, expected at least 4"):
-        deploy(LocalPost(residents(places, own), forgetful), settings, places, places / "brief")
+        deploy(LocalTransport(residents(places, own), forgetful), settings, places, places / "brief")
     assert not (places / "brief" / "rounds.jsonl").exists()
     with pytest.raises(AulaitError, match=r"missing: c0 \(messages of version 1 found, this site speaks 9\), c3"):
-        deploy(LocalPost(residents(places, own), older), settings, places, places / "hello")
+        deploy(LocalTransport(residents(places, own), older), settings, places, places / "hello")
 
 
 def test_a_split_round_that_was_cut_off_leaves_nothing_in_the_base(places):
@@ -254,7 +254,7 @@ def test_a_split_round_that_was_cut_off_leaves_nothing_in_the_base(places):
     settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, algorithm={"name": "flora"},
                                                   train={"rounds": 3, "steps": 2, "batch": 2}, engine=engine))
 
-    class Dies(LocalPost):
+    class Dies(LocalTransport):
         def send(self, address, sent, body, wait_s):
             if sent.kind == "split" and sent.head["round"] == 2 and sent.head["do"] == "go":
                 raise KeyboardInterrupt
@@ -263,10 +263,10 @@ def test_a_split_round_that_was_cut_off_leaves_nothing_in_the_base(places):
     there = residents(places, own)
     with pytest.raises(KeyboardInterrupt):
         deploy(Dies(there), settings, places, places / "away")
-    deploy(LocalPost(there), settings, places, places / "away", epoch=2, resume=True)
+    deploy(LocalTransport(there), settings, places, places / "away", epoch=2, resume=True)
     for name in own:
         shutil.rmtree(places / name)
-    deploy(LocalPost(residents(places, own)), settings, places, places / "calm")
+    deploy(LocalTransport(residents(places, own)), settings, places, places / "calm")
     same_products(places / "away", places / "calm")
 
 
@@ -294,7 +294,7 @@ def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, nar
     for form in ("float32", narrow):
         engine = {"name": "flower", "threads": 1, "wait_s": 1.0, "wire": form}
         settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 2, "steps": 1, "batch": 2}, engine=engine))
-        post = LocalPost(residents(places, own))
+        post = LocalTransport(residents(places, own))
         deploy(post, settings, places, places / form)
         sizes[form] = sum(len(asked.body) for _, asked in post.asked if asked.kind == "order")
         for name in own:
@@ -306,7 +306,7 @@ def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, nar
 
 def test_a_site_with_another_base_says_so_before_any_work(places):
     own = five(places)
-    post = LocalPost(residents(places, own))
+    post = LocalTransport(residents(places, own))
     for resident in post.residents.values():
         resident._shelf.base = changed(resident._shelf.base)
     engine = {"name": "flower", "threads": 1, "wait_s": 1.0}

@@ -8,11 +8,11 @@ import pytest
 from safetensors.torch import load_file
 from tests import tiny_run
 from tests.closeness import assert_same_adapters
-from tests.flower.local_post import LocalPost, deploy, site
+from tests.flower.local_transport import LocalTransport, deploy, site
 
 from aulait.engines import inline
 from aulait.engines.deployment.protocol import envelope
-from aulait.engines.deployment.site.handler import Resident
+from aulait.engines.deployment.site.handler import SiteHandler
 from aulait.methods import METHODS
 from aulait.runs import experiment_file as _config  # noqa: F401  (files the methods)
 from aulait.runs import loop
@@ -35,9 +35,9 @@ def test_sites_give_the_adapter_of_one_process(tmp_path, method):
     told = {"federation": {"tier": [{"name": "all", "placement": placement}]}, "algorithm": {"name": method},
             "train": {"rounds": 2, "steps": 2, "batch": 2, "rows_at_once": 2}, "evaluate": {"every": 2, "records_per_client": 1}, "compute": {"cut": 4}}
     loop.run(tiny_run.settings(tmp_path, **told), tmp_path / "here", inline.connect, workshop=tiny_run.fresh(WORKSHOP))
-    residents = {name: Resident(site(tmp_path, name, [row for row in rows if row["client"] == name]), lambda event, **fields: None) for name in CLIENTS}
+    residents = {name: SiteHandler(site(tmp_path, name, [row for row in rows if row["client"] == name]), lambda event, **fields: None) for name in CLIENTS}
     away = tiny_run.settings(tmp_path, **told, engine={"name": "flower", "threads": 1, "wait_s": 5.0})
-    deploy(LocalPost(residents), away, tmp_path, tmp_path / "away")
+    deploy(LocalTransport(residents), away, tmp_path, tmp_path / "away")
     one, two = adapter(tmp_path / "here"), adapter(tmp_path / "away")
     assert_same_adapters(one, two)
     here, there = (json.loads((tmp_path / run / "result.json").read_text()) for run in ("here", "away"))
@@ -54,7 +54,7 @@ def test_records_are_protected_by_the_site_itself(tmp_path, mode):
     tiny_run.write_data(tmp_path)
     rows = [row for row in map(json.loads, (tmp_path / "data.jsonl").read_text().splitlines()) if row["client"] in CLIENTS]
     lines = []
-    residents = {name: Resident(site(tmp_path, name, [row for row in rows if row["client"] == name], privacy=True, epsilon=50.0, delta=0.05),
+    residents = {name: SiteHandler(site(tmp_path, name, [row for row in rows if row["client"] == name], privacy=True, epsilon=50.0, delta=0.05),
                                 lambda event, **fields: lines.append({"event": event, **fields})) for name in CLIENTS}
     settings = tiny_run.settings(
         tmp_path, federation={"tier": [{"name": "all", "placement": "local"}]}, algorithm={"name": "dplora", "mode": mode},
@@ -67,7 +67,7 @@ def test_records_are_protected_by_the_site_itself(tmp_path, mode):
         heads.extend([envelope.loads(answer, 2**31).head] if asked.kind == "order" else [])
         return answer
 
-    result = deploy(LocalPost(residents, seen), settings, tmp_path, tmp_path / "away")
+    result = deploy(LocalTransport(residents, seen), settings, tmp_path, tmp_path / "away")
     assert result["rounds"] == 2
     assert result["privacy"]["private"] is True
     assert len(heads) == 2 * len(CLIENTS)

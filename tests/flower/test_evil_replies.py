@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file
 from tests import tiny_run
 from tests.flower.attacker import ADAPTER, SHELF, base
-from tests.flower.local_post import LocalPost, deploy, site
+from tests.flower.local_transport import LocalTransport, deploy, site
 
 from aulait.core import lora
 from aulait.core.errors import AulaitError, WireError
+from aulait.core.log_files import plain_text
 from aulait.core.seeds import Seeds
-from aulait.engines.deployment.coordinator import event_log
-from aulait.engines.deployment.coordinator.split import RemoteFront, RemoteSplitLearner
+from aulait.engines.deployment.coordinator.remote_split import RemoteFront, RemoteSplitLearner
 from aulait.engines.deployment.protocol import envelope, tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import Stamp
-from aulait.engines.deployment.site.handler import Resident
+from aulait.engines.deployment.site.handler import SiteHandler
 from aulait.models import loading
 from aulait.training import split_model
 from aulait.training.activation_codec import Activations
@@ -92,14 +92,14 @@ SCORES = [{"sums": [1e308, 1e308, 1e-300]}, {"sums": "x"}, {"sums": None, "task"
 def run(places, name, fault, **tables):
     folder, own = places
     lines: list = []
-    residents = {client: Resident(site(folder / name, client, rows), lambda event, **fields: lines.append(event)) for client, rows in own.items()}
+    residents = {client: SiteHandler(site(folder / name, client, rows), lambda event, **fields: lines.append(event)) for client, rows in own.items()}
     for resident in residents.values():
         resident._shelf = SHELF
     settings = tiny_run.settings(
         folder, **{"federation": {"tier": [{"name": "gpu", "clients": NAMES, "placement": "local"}]}, "algorithm": {"name": "fedit"},
                    "engine": {"name": "flower", "threads": 1, "wait_s": 5.0, "deadline_s": 0.2},
                    "train": {"rounds": 6, "steps": 1, "batch": 2, "rows_at_once": 2}, "evaluate": {"records_per_client": 1, "every": 6}} | tables)
-    result = deploy(LocalPost(residents, fault), settings, folder / name, folder / name / "run")
+    result = deploy(LocalTransport(residents, fault), settings, folder / name, folder / name / "run")
     return result, load_file(folder / name / "run" / "adapter" / "adapter_model.safetensors")
 
 
@@ -178,9 +178,9 @@ def test_a_site_that_refuses_is_told_in_one_harmless_line(places):
 
 
 def test_texts_of_strangers_are_made_plain():
-    assert event_log.plain("a\x1b[31mb\nc\u202ed\ud800") == "a?[31mb?c?d?"
-    assert event_log.plain(["x"]) == "no text"
-    assert len(event_log.plain("x" * 9999)) == 500
+    assert plain_text("a\x1b[31mb\nc\u202ed\ud800") == "a?[31mb?c?d?"
+    assert plain_text(["x"]) == "no text"
+    assert len(plain_text("x" * 9999)) == 500
 
 
 @pytest.mark.parametrize("told", [

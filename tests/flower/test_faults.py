@@ -21,12 +21,12 @@ import pytest
 pytest.importorskip("flwr")
 from tests import tiny_run
 from tests.flower import trial as trials
-from tests.flower.local_post import LocalPost, deploy, site
+from tests.flower.local_transport import LocalTransport, deploy, site
 from tests.flower.trial import PRIVATE, Federation
 
-from aulait.engines.deployment.site.handler import Resident
+from aulait.engines.deployment.coordinator.outbox import Delivery
+from aulait.engines.deployment.site.handler import SiteHandler
 from aulait.engines.flower.hardening import supernode
-from aulait.engines.flower.transport import Heard
 
 pytestmark = pytest.mark.slow
 A, B, C = trials.NAMES
@@ -34,7 +34,8 @@ TIERS = {"tier": [{"name": "ward", "clients": [A, B], "placement": "local"}, {"n
 EVIL = [sys.executable, "-c", """
 import signal, sys, threading
 from pathlib import Path
-from aulait.engines.deployment.site import joining, site_file
+from aulait.engines.deployment.site import site_file
+from aulait.engines.flower import joining
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
 joining.join(site_file.read(Path(sys.argv[2])), False, print, stop, app="evil_app:app")
@@ -334,7 +335,7 @@ def test_answers_that_come_twice_or_after_their_round_count_once(tmp_path):
                                  engine={"name": "flower", "threads": 1, "wait_s": 5.0})
     own = {f"c{c}": [row for row in trials.lines(tmp_path / "data.jsonl") if row["client"] == f"c{c}"] for c in range(8)}
 
-    class Echo(LocalPost):
+    class Echo(LocalTransport):
         """Every answer twice, and with it the last one of the same site once more."""
 
         last: ClassVar[dict] = {}
@@ -342,14 +343,14 @@ def test_answers_that_come_twice_or_after_their_round_count_once(tmp_path):
         def collect(self, letters, limit):
             for heard in super().collect(letters, limit):
                 name = heard.packet.head.get("client", "")
-                yield from (Heard(heard.letter + "-old", old.packet) for old in [self.last.get(name)] if old)
+                yield from (Delivery(heard.letter + "-old", old.packet) for old in [self.last.get(name)] if old)
                 yield heard
                 yield heard
-                yield Heard(heard.letter, self.last[name].packet) if name in self.last else heard
+                yield Delivery(heard.letter, self.last[name].packet) if name in self.last else heard
                 self.last[name] = heard
 
-    for where, kind in (("plain", LocalPost), ("echo", Echo)):
-        post = kind({name: Resident(site(tmp_path / where, name, rows), lambda *_a, **_k: None) for name, rows in own.items()})
+    for where, kind in (("plain", LocalTransport), ("echo", Echo)):
+        post = kind({name: SiteHandler(site(tmp_path / where, name, rows), lambda *_a, **_k: None) for name, rows in own.items()})
         deploy(post, settings, tmp_path / where, tmp_path / where / "run")
     trials.same(tmp_path / "plain" / "run" / "adapter", tmp_path / "echo" / "run" / "adapter", 0.0)
     assert [line["up_bytes"] for line in trials.lines(tmp_path / "plain" / "run" / "rounds.jsonl")] == [

@@ -17,14 +17,13 @@ from tests.flower import large
 from tests.flower import toy_processes as toy
 
 from aulait.core.types import ClientUpdate, TrainRequest
-from aulait.engines.deployment.coordinator import serving
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.protocol import envelope as packets
 from aulait.engines.deployment.protocol import tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import Stamp
 from aulait.engines.deployment.site import local_socket, worker
-from aulait.engines.flower import flwr_records
+from aulait.engines.flower import flwr_records, serving
 from aulait.training.activation_codec import coded_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,14 +136,14 @@ from pathlib import Path
 from flwr.serverapp import ServerApp
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.protocol import envelope as packet
-from aulait.engines.flower.transport import FlowerPost
+from aulait.engines.flower.transport import FlowerTransport
 
 app = ServerApp()
 
 @app.main()
 def main(grid, context):
     folder = Path(context.run_config["folder"])
-    post = FlowerPost(grid, keys.roster(Path(context.run_config["keys"])))
+    post = FlowerTransport(grid, keys.roster(Path(context.run_config["keys"])))
     found = {}
     while len(there := post.there()) < 2:
         time.sleep(0.2)
@@ -224,7 +223,7 @@ class JoinedAll:
         self.sites = sites
 
     def __enter__(self):
-        from aulait.engines.deployment.site import joining
+        from aulait.engines.flower import joining
 
         self.stop = threading.Event()
         self.threads = [threading.Thread(target=joining.join, args=(site, False, lambda _: None, self.stop), kwargs={"work": echoing})

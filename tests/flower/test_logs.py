@@ -7,14 +7,14 @@ import stat
 import subprocess
 import sys
 
-from aulait.engines.deployment.coordinator import event_log
-from aulait.engines.deployment.site.joining import Notes
+from aulait.core import log_files
+from aulait.engines.deployment.site.site_log import SiteLog
 from aulait.engines.flower import processes
 
 
 def test_a_refusal_is_shown_with_its_reason_and_a_failure_without(tmp_path):
     said = []
-    note = Notes(tmp_path / "log.jsonl", said.append)
+    note = SiteLog(tmp_path / "log.jsonl", said.append)
     note.event("refused", why="refused", reason="rank 300 found,\x1b[31m this site allows 256")
     note.event("refused", why="failed", reason="the text 'a name of somebody' is odd")
     note.event("answered", stage="train", round=1)
@@ -24,8 +24,8 @@ def test_a_refusal_is_shown_with_its_reason_and_a_failure_without(tmp_path):
 
 
 def test_a_long_log_of_a_site_is_set_aside(tmp_path, monkeypatch):
-    monkeypatch.setattr(event_log, "LARGEST_LOG_BYTES", 1000)
-    note = Notes(tmp_path / "log.jsonl", print)
+    monkeypatch.setattr(log_files, "LARGEST_LOG_BYTES", 1000)
+    note = SiteLog(tmp_path / "log.jsonl", print)
     for number in range(100):
         note.event("asked", number=number)
     kept = [json.loads(line)["number"] for name in ("log.1.jsonl", "log.jsonl") for line in (tmp_path / name).read_text().splitlines()]

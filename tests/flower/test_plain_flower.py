@@ -62,7 +62,7 @@ def test_flwr_run_carries_a_run_out(tmp_path):
         for name, path in places.sites.items():
             done = subprocess.run(["flwr", "supernode", "register", str(path.parent / "site-key.pub"), "here"], env=around, capture_output=True, text=True, timeout=90)
             assert done.returncode == 0, done.stdout + done.stderr
-            words = "import sys, threading; from aulait.engines.flower import site_file, worker; worker.serve(site_file.read(__import__('pathlib').Path(sys.argv[1])), threading.Event())"
+            words = "import sys, threading; from aulait.engines.deployment.site import site_file, worker; worker.serve(site_file.read(__import__('pathlib').Path(sys.argv[1])), threading.Event())"
             stack.enter_context(started([sys.executable, "-c", words, str(path)], tmp_path / f"{name}.txt", around))
             where = worker.socket_path(site_file.read(path))
             stack.enter_context(started(["flower-supernode", "--root-certificates", str(keys / "ca.pem"), "--superlink", f"127.0.0.1:{port}",

@@ -18,11 +18,10 @@ import pytest
 pytest.importorskip("flwr")
 from tests.flower import toy_processes as toy
 
+from aulait.core import process_lock
 from aulait.core.errors import AulaitError, ConfigError
-from aulait.engines.deployment.coordinator import serving
 from aulait.engines.deployment.pki import keys
-from aulait.engines.deployment.site import joining
-from aulait.engines.flower import processes
+from aulait.engines.flower import joining, processes, serving
 from aulait.engines.flower.hardening import supported
 
 SERVED = """
@@ -30,7 +29,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from tests.flower import toy_processes as toy
-from aulait.engines.deployment.coordinator import serving as coordinator
+from aulait.engines.flower import serving as coordinator
 from aulait.engines.deployment.pki import keys
 folder, server = Path({folder!r}), Path({server!r})
 with coordinator.start_link(server, folder / "serve", "127.0.0.1", {port}) as link:
@@ -243,7 +242,8 @@ def test_a_killed_site_leaves_nothing_and_a_killed_node_comes_back(federation):
 import sys, threading
 from pathlib import Path
 sys.path.insert(0, {str(toy.HERE)!r})
-from aulait.engines.deployment.site import joining, site_file
+from aulait.engines.deployment.site import site_file
+from aulait.engines.flower import joining
 joining.join(site_file.read(Path({str(folder / "ward" / "site.toml")!r})), True, lambda line: print(line, flush=True), threading.Event(),
              work=lambda _site, stop, _log: stop.wait(), app="toy_site:app")
 """
@@ -320,8 +320,8 @@ def test_a_port_that_is_taken_and_a_lock_that_is_held_are_told(tmp_path):
         taken.listen()
         with pytest.raises(ConfigError, match="cannot listen on"):
             processes.claim("127.0.0.1", taken.getsockname()[1], 0.1)
-    with processes.alone(tmp_path):
-        assert processes.held(tmp_path / "lock")
-        with pytest.raises(ConfigError, match="another process at work"), processes.alone(tmp_path):
+    with process_lock.only_process_of(tmp_path):
+        assert process_lock.lock_is_held(tmp_path / "lock")
+        with pytest.raises(ConfigError, match="another process at work"), process_lock.only_process_of(tmp_path):
             pass
-    assert not processes.held(tmp_path / "lock")
+    assert not process_lock.lock_is_held(tmp_path / "lock")

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from aulait import cli
 from aulait.core.errors import AulaitError
-from aulait.engines.deployment.coordinator import serving
+from aulait.core.process_lock import only_process_of
 from aulait.engines.deployment.pki import keys
-from aulait.engines.flower import processes
+from aulait.engines.flower import serving
 from aulait.runs import experiment_file
 
 TREE = {"run": {"name": "ward"}, "federation": {"tier": [{"name": "ward", "placement": "local"}]}, "privacy": {"off": True},
@@ -82,7 +82,7 @@ def test_other_settings_are_refused_before_anything_starts(run):
 
 
 def test_what_is_not_finished_goes_on_and_a_server_at_work_is_told(run):
-    with processes.alone(run / "serve"):
+    with only_process_of(run / "serve"):
         assert "it was started" in serve(run, "--resume").stderr
     (run / "result.json").unlink()
     assert "it was started" in serve(run, "--resume").stderr

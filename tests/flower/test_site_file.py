@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aulait.core.errors import ConfigError
+from aulait.engines.deployment.pki.site_template import site_file_text
 from aulait.engines.deployment.site import site_file
-from aulait.engines.deployment.site.policy import Limits, refusals, spends
+from aulait.engines.deployment.site.policy import SitePolicy, refusals, spends
 from aulait.privacy.accounting import Event, PrivacyConfig, epsilon
 
 SMALL = '[site]\nname = "ward-a"\nserver = "fl.example.org:9443"\n[data]\nsource = "notes.jsonl"\n'
@@ -39,12 +40,12 @@ def brief(promise=None, **changed):
 
 
 def test_the_template_reads_back_as_the_defaults(tmp_path):
-    path = write(tmp_path, site_file.template("ward-a", "fl.example.org:9443"))
+    path = write(tmp_path, site_file_text("ward-a", "fl.example.org:9443"))
     templated, small = site_file.read(path), site_file.read(write(tmp_path, SMALL))
     assert templated == small
-    assert templated.limits == Limits()
-    for key in Limits.model_fields:
-        assert f"\n{key} = " in site_file.template("a", "b:1"), key
+    assert templated.limits == SitePolicy()
+    for key in SitePolicy.model_fields:
+        assert f"\n{key} = " in site_file_text("a", "b:1"), key
 
 
 def test_paths_are_those_of_the_file(tmp_path, monkeypatch):
@@ -140,11 +141,11 @@ def test_the_state_folder_is_the_owners_alone(tmp_path):
 
 
 def test_a_modest_run_is_taken():
-    assert refusals(Limits(), brief()) == []
-    assert refusals(Limits(), brief(placement="proxy", votes=True)) == []
-    assert refusals(Limits(), brief(votes=True)) == []
-    assert refusals(Limits(privacy=False), brief({"off": True, "epsilon": None})) == []
-    assert refusals(Limits(roles=("split",), privacy=False), brief({"off": True, "epsilon": None}, placement="split")) == []
+    assert refusals(SitePolicy(), brief()) == []
+    assert refusals(SitePolicy(), brief(placement="proxy", votes=True)) == []
+    assert refusals(SitePolicy(), brief(votes=True)) == []
+    assert refusals(SitePolicy(privacy=False), brief({"off": True, "epsilon": None})) == []
+    assert refusals(SitePolicy(roles=("split",), privacy=False), brief({"off": True, "epsilon": None}, placement="split")) == []
 
 
 ABOVE = st.integers(min_value=1)
@@ -153,39 +154,39 @@ NO_NUMBER = st.one_of(st.none(), st.booleans(), st.text(max_size=5), st.floats()
 
 @given(st.sampled_from(sorted(NUMBERS)), st.integers(1, 2**40), ABOVE)
 def test_any_count_above_its_limit_is_refused(key, limit, more):
-    limits = Limits(**{NUMBERS[key]: limit})
+    limits = SitePolicy(**{NUMBERS[key]: limit})
     assert any(line.startswith(f"{key} is ") for line in refusals(limits, brief(**{key: limit + more})))
 
 
 @given(st.sampled_from(sorted(NUMBERS)), st.integers(1, 2**40), st.integers(0, 2**40))
 def test_no_count_within_its_limit_is_refused(key, limit, less):
-    limits = Limits(**{NUMBERS[key]: limit})
+    limits = SitePolicy(**{NUMBERS[key]: limit})
     assert not any(line.startswith(f"{key} is ") for line in refusals(limits, brief(**{key: max(1, limit - less)})))
 
 
 @given(st.sampled_from(sorted(NUMBERS)), NO_NUMBER, st.sampled_from(["local", "proxy"]))
 def test_what_is_no_count_is_refused(key, value, placement):
-    lines = refusals(Limits(), brief(**{key: value}, placement=placement, votes=True))
+    lines = refusals(SitePolicy(), brief(**{key: value}, placement=placement, votes=True))
     assert any(line.startswith(f"{key} is ") for line in lines)
 
 
 @given(st.floats(1e-3, 1e6), st.floats(min_value=0, exclude_min=True), st.booleans())
 def test_any_epsilon_above_the_limit_is_refused(limit, more, votes):
     if limit + more > limit:
-        assert refusals(Limits(epsilon=limit), brief({"epsilon": limit + more}, votes=votes))
+        assert refusals(SitePolicy(epsilon=limit), brief({"epsilon": limit + more}, votes=votes))
 
 
 @given(st.floats(1e-12, 0.5), st.floats(0, 1))
 def test_any_delta_above_the_limit_is_refused(limit, more):
     if limit + more > limit:
-        assert refusals(Limits(delta=limit), brief({"delta": limit + more, "delta_acknowledged": True}))
+        assert refusals(SitePolicy(delta=limit), brief({"delta": limit + more, "delta_acknowledged": True}))
 
 
 @given(st.one_of(st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -1.0, -5e-324]), st.floats(max_value=0)),
        st.sampled_from(["epsilon", "delta", "noise_multiplier"]), st.booleans())
 def test_numbers_that_promise_nothing_are_refused(value, key, alone):
     changed = {key: value} | ({"epsilon": None} if key == "noise_multiplier" and alone else {})
-    assert refusals(Limits(), brief(changed))
+    assert refusals(SitePolicy(), brief(changed))
 
 
 @settings(deadline=None, max_examples=60)
@@ -195,7 +196,7 @@ def test_a_noise_multiplier_is_worth_what_the_accountant_says(noise, rounds, syn
                  placement=placement)
     releases = (rounds if placement == "local" else 0) + (synthesis_rounds if votes else 0)
     spent = epsilon([Event(noise)] * releases, 1e-5)
-    lines = [line for line in refusals(Limits(), told) if "role 'proxy' asked for without votes" not in line]
+    lines = [line for line in refusals(SitePolicy(), told) if "role 'proxy' asked for without votes" not in line]
     if votes or placement != "proxy":
         assert bool(lines) == (not spent <= 10.0)
         assert all("amounts to epsilon" in line for line in lines)
@@ -244,22 +245,22 @@ def test_a_noise_multiplier_is_worth_what_the_accountant_says(noise, rounds, syn
 ])
 def test_attacks_are_refused_in_one_line_each(changed, expected):
     promise = changed.pop("promise", None)
-    lines = refusals(Limits(), brief(promise, **changed))
+    lines = refusals(SitePolicy(), brief(promise, **changed))
     changed["promise"] = promise
     assert any(expected in line for line in lines), lines
     assert all(line.isprintable() and len(line) < 500 for line in lines)
 
 
 def test_limits_of_roles_methods_and_units():
-    assert refusals(Limits(roles=("proxy",)), brief())
-    assert refusals(Limits(roles=("local",)), brief(votes=True))
-    assert refusals(Limits(roles=()), brief())
-    assert refusals(Limits(methods=("fedit",)), brief())
-    assert refusals(Limits(methods=("fedit", "ffa")), brief()) == []
-    assert "limits.units" in refusals(Limits(units=("record",)), brief())[0]
-    assert refusals(Limits(roles=("split",), privacy=True), brief({"off": True, "epsilon": None}, placement="split"))
-    assert refusals(Limits(privacy=False), brief({"epsilon": 11.0}))  # a site that allows no privacy still refuses a weaker promise
-    assert refusals(Limits(privacy=False), brief({"noise_seed": 1})) == []
+    assert refusals(SitePolicy(roles=("proxy",)), brief())
+    assert refusals(SitePolicy(roles=("local",)), brief(votes=True))
+    assert refusals(SitePolicy(roles=()), brief())
+    assert refusals(SitePolicy(methods=("fedit",)), brief())
+    assert refusals(SitePolicy(methods=("fedit", "ffa")), brief()) == []
+    assert "limits.units" in refusals(SitePolicy(units=("record",)), brief())[0]
+    assert refusals(SitePolicy(roles=("split",), privacy=True), brief({"off": True, "epsilon": None}, placement="split"))
+    assert refusals(SitePolicy(privacy=False), brief({"epsilon": 11.0}))  # a site that allows no privacy still refuses a weaker promise
+    assert refusals(SitePolicy(privacy=False), brief({"noise_seed": 1})) == []
 
 
 def test_records_that_are_sampled_cost_less_but_never_on_the_coordinators_word():
@@ -269,8 +270,8 @@ def test_records_that_are_sampled_cost_less_but_never_on_the_coordinators_word()
     sampled = spends(told, 1.0, records=100)
     assert sampled == pytest.approx(epsilon([Event(1.0, 0.04, 80)], 1e-5))
     assert sampled < 10 < whole
-    assert refusals(Limits(), told)
-    assert refusals(Limits(), told, records=100) == []
+    assert refusals(SitePolicy(), told)
+    assert refusals(SitePolicy(), told, records=100) == []
     assert spends(told, 1.0, records=4) == whole
     literal = brief({"epsilon": None, "noise_multiplier": 1.0, "unit": "record", "clip": 1.0}, rounds=10,
                     algorithm={"name": "dplora", "mode": "literal"})
@@ -280,7 +281,7 @@ def test_records_that_are_sampled_cost_less_but_never_on_the_coordinators_word()
 def test_counting_a_strangers_numbers_takes_neither_time_nor_memory():
     told = brief({"epsilon": None, "noise_multiplier": 0.3, "unit": "record", "clip": 1.0}, algorithm={"name": "dplora"}, rounds=1000,
                  steps=1000)
-    assert refusals(Limits(), told, records=10**6)  # a million sampled steps would take gigabytes to count
+    assert refusals(SitePolicy(), told, records=10**6)  # a million sampled steps would take gigabytes to count
 
 
 anything = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.lists(st.integers(), max_size=3),
@@ -289,10 +290,10 @@ anything = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.te
 
 @given(st.dictionaries(st.sampled_from([*vars(brief())]), anything, min_size=1))
 def test_nothing_that_comes_raises(changed):
-    for line in refusals(Limits(), brief(**changed)):
+    for line in refusals(SitePolicy(), brief(**changed)):
         assert line.isprintable()
-    assert refusals(Limits(), SimpleNamespace())
-    assert refusals(Limits(), None)
+    assert refusals(SitePolicy(), SimpleNamespace())
+    assert refusals(SitePolicy(), None)
 
 
 def test_what_a_site_does_not_know(tmp_path):

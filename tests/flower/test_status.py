@@ -21,12 +21,13 @@ import pytest
 from tests.fixture_run import write_run
 from typer.testing import CliRunner
 
-import aulait.engines
+import aulait.engines.deployment.site
 from aulait import cli
+from aulait.core import log_files
 from aulait.core.errors import AulaitError, ConfigError, DataError, DeviceError
-from aulait.engines.deployment.coordinator import event_log, prometheus_export, status
-from aulait.engines.deployment.coordinator.event_log import Journal
-from aulait.engines.flower import processes
+from aulait.core.process_lock import lock_is_held
+from aulait.engines.deployment.coordinator import prometheus_export, status
+from aulait.engines.deployment.coordinator.event_log import EventLog
 
 CONFIG = '[run]\nname = "ward"\n[synthesis]\nrounds = 3\n[train]\nrounds = 10\n[privacy]\nepsilon = 8.0\ndelta = 1e-5\noff = false\n[engine]\nname = "flower"\n'
 ROUNDS = [
@@ -44,8 +45,8 @@ def run(tmp_path):
     (path / "config.toml").write_text(CONFIG)
     (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ROUNDS))
     (path / "ledger.jsonl").write_text(json.dumps({"release": 9, "epsilon": {"local": 3.25}}) + "\n")
-    told = Journal(path)
-    told.site("ward-a", role="local", tier="gpu", state="answered", last_seen=event_log.now(), round=2, detail="")
+    told = EventLog(path)
+    told.site("ward-a", role="local", tier="gpu", state="answered", last_seen=log_files.timestamp(), round=2, detail="")
     told.site("ward-b", role="proxy", tier="laptop", state="silent", last_seen=time.time() - 90, round=1, detail=HOSTILE)
     told.progress("train", 2, 10, "loss 3.500")
     for number in range(7):
@@ -81,7 +82,7 @@ def call(*words):
 
 
 def test_a_line_cannot_be_forged_nor_grow_nor_steer_a_terminal():
-    text = event_log.line("refused", time="x", event="y", detail=HOSTILE, long="z" * 10_000, odd=float("inf"), path=Path("/a"), some={1: [1.5]})
+    text = log_files.event_line("refused", time="x", event="y", detail=HOSTILE, long="z" * 10_000, odd=float("inf"), path=Path("/a"), some={1: [1.5]})
     assert text.isascii()
     assert "\n" not in text
     assert "\x1b" not in text
@@ -94,7 +95,7 @@ def test_a_line_cannot_be_forged_nor_grow_nor_steer_a_terminal():
 
 
 def test_a_changed_state_is_written_at_once_and_the_rest_within_half_a_second(run):
-    told = Journal(run)
+    told = EventLog(run)
     def written(name, key):
         return json.loads((run / "serve" / "sites.json").read_text()).get(name, {}).get(key)
     told.site("ward-a", state="asked", round=3)
@@ -109,7 +110,7 @@ def test_a_changed_state_is_written_at_once_and_the_rest_within_half_a_second(ru
 
 
 def test_many_changed_states_are_few_writes(run, monkeypatch):
-    told, written = Journal(run), []
+    told, written = EventLog(run), []
     monkeypatch.setattr(told, "_json", lambda name, value: written.append(name))
     for number in range(500):
         told.site(f"ward-{number}", state="asked")
@@ -119,7 +120,7 @@ def test_many_changed_states_are_few_writes(run, monkeypatch):
 
 
 def test_the_outcome_is_taken_away_and_told_again(run):
-    told = Journal(run)
+    told = EventLog(run)
     told.outcome(False, error="no space", kind="AulaitError")
     held = json.loads((run / "serve" / "outcome.json").read_text())
     assert (held["ok"], held["error"], held["kind"]) == (False, "no space", "AulaitError")
@@ -129,7 +130,7 @@ def test_the_outcome_is_taken_away_and_told_again(run):
 
 
 def test_many_threads_tear_no_line(run):
-    told = Journal(run)
+    told = EventLog(run)
     threads = [threading.Thread(target=lambda: [told.event("answered", text="x" * 500) for _ in range(50)]) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -140,7 +141,7 @@ def test_many_threads_tear_no_line(run):
 
 
 def test_a_full_disk_is_one_line(run, monkeypatch):
-    told = Journal(run)
+    told = EventLog(run)
     def full(*_args):
         raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
@@ -150,13 +151,13 @@ def test_a_full_disk_is_one_line(run, monkeypatch):
 
 
 def test_the_folder_is_the_operators_alone(tmp_path):
-    Journal(tmp_path / "run")
+    EventLog(tmp_path / "run")
     assert (tmp_path / "run" / "serve").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_long_log_is_set_aside(run, monkeypatch):
-    monkeypatch.setattr(event_log, "LARGEST_LOG_BYTES", 10)
-    Journal(run).event("begun")
+    monkeypatch.setattr(log_files, "LARGEST_LOG_BYTES", 10)
+    EventLog(run).event("begun")
     assert len((run / "serve" / "log.jsonl").read_text().splitlines()) == 1
     assert len((run / "serve" / "log.1.jsonl").read_text().splitlines()) == 8
 
@@ -165,7 +166,7 @@ def test_a_state_is_one_that_the_journal_names():
     source = "".join(path.read_text() for path in Path(aulait.engines.__file__).parent.rglob("*.py"))
     written = set(re.findall(r'journal\.site\([^)]*state="(\w+)"', source))
     assert written == {"there", "asked", "answered", "silent", "refused"}
-    assert all(f'"{state}"' in Journal.site.__doc__ for state in written)
+    assert all(f'"{state}"' in EventLog.site.__doc__ for state in written)
     assert set(prometheus_export.DOWN) < written | {"unknown"}
 
 
@@ -191,9 +192,9 @@ def test_a_run_with_a_server(run):
 
 def test_a_server_that_died_says_how_to_go_on(run):
     with Holding(run):
-        assert processes.held(run / "serve" / "lock")
+        assert lock_is_held(run / "serve" / "lock")
         assert call(run).exit_code == 0
-    assert not processes.held(run / "serve" / "lock")
+    assert not lock_is_held(run / "serve" / "lock")
     answer = call(run)
     assert answer.exit_code == 1
     assert "no process holds the run" in answer.stdout
@@ -204,15 +205,15 @@ def test_looking_does_not_keep_a_server_out(run):
     with Holding(run):
         pass
     for _ in range(20):
-        assert not processes.held(run / "serve" / "lock")
+        assert not lock_is_held(run / "serve" / "lock")
         mine = os.open(run / "serve" / "lock", os.O_RDWR)
         fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert processes.held(run / "serve" / "lock")
+        assert lock_is_held(run / "serve" / "lock")
         os.close(mine)
 
 
 def test_outcomes(run):
-    told = Journal(run)
+    told = EventLog(run)
     told.outcome(False, error="the ledger cannot be written", kind="PrivacyError")
     answer = call(run)
     assert (status.read(run)["state"], answer.exit_code) == ("failed", 1)
@@ -223,7 +224,7 @@ def test_outcomes(run):
 
 
 def test_a_server_that_has_just_begun(tmp_path):
-    Journal(tmp_path / "run")
+    EventLog(tmp_path / "run")
     with Holding(tmp_path / "run"):
         found = status.read(tmp_path / "run")
     assert (found["state"], found["stage"], found["epsilon"], found["sites"]) == ("running", None, {}, [])
@@ -254,7 +255,7 @@ def test_spoilt_files_stop_nothing(run, text):
     status.read(run)
     assert call(run).exit_code == 1
     assert "aulait_site_up" in prometheus_export.text(run)
-    Journal(run)
+    EventLog(run)
 
 
 def test_no_run(tmp_path):
@@ -282,7 +283,7 @@ def test_the_table_shows_no_control_characters(run):
 def test_help_loads_nothing_heavy():
     code = ("import sys\nfrom aulait import cli\nfrom aulait.cli import status\n"
             "assert not {'torch', 'pydantic', 'flwr', 'prometheus_client'} & set(sys.modules), set(sys.modules)\n"
-            "from aulait.engines.flower import status, journal\nassert 'torch' not in sys.modules")
+            "from aulait.engines.deployment.coordinator import event_log, status\nassert 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -295,14 +296,14 @@ def site(tmp_path, monkeypatch):
     path = tmp_path / "site.toml"
     path.write_text("")
     read = SimpleNamespace(read=lambda path: SimpleNamespace(site=SimpleNamespace(name="ward-a")))
-    monkeypatch.setattr(aulait.engines.flower, "site_file", read, raising=False)
+    monkeypatch.setattr(aulait.engines.deployment.site, "site_file", read, raising=False)
 
     def answering(answer):
         def health(_socket):
             if isinstance(answer, Exception):
                 raise answer
             return answer
-        monkeypatch.setattr(aulait.engines.flower, "worker", SimpleNamespace(health=health, socket_path=lambda site: path), raising=False)
+        monkeypatch.setattr(aulait.engines.deployment.site, "worker", SimpleNamespace(health=health, socket_path=lambda site: path), raising=False)
         return path
     return answering
 
@@ -337,7 +338,7 @@ def test_a_site_nobody_started(tmp_path, monkeypatch):
     path = tmp_path / "site.toml"
     path.write_text("")
     found = SimpleNamespace(site=SimpleNamespace(name="ward-a", state=tmp_path))
-    monkeypatch.setattr(aulait.engines.flower, "site_file", SimpleNamespace(read=lambda path: found), raising=False)
+    monkeypatch.setattr(aulait.engines.deployment.site, "site_file", SimpleNamespace(read=lambda path: found), raising=False)
     assert call(path).stdout == f"ward-a is not running; start: aulait join {path}\n"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(worker.socket_path(found)))
@@ -374,7 +375,7 @@ def test_metrics_of_a_run(run):
 
 
 def test_metrics_escape_what_they_are_told(run):
-    Journal(run).site('x"} 1\naulait_epsilon{role="a', role='b"c\\d', state="there")
+    EventLog(run).site('x"} 1\naulait_epsilon{role="a', role='b"c\\d', state="there")
     found = parsed(prometheus_export.text(run))
     assert ("aulait_site_up", ("role", 'b"c\\d'), ("site", 'x"} 1?aulait_epsilon{role="a')) in found
     assert ("aulait_epsilon", ("role", "a")) not in found
@@ -423,7 +424,7 @@ def test_the_server_waits_for_a_run(tmp_path):
     server = prometheus_export.serve(tmp_path / "later", 0)
     try:
         assert ask(server.address)[0].status == 503
-        Journal(tmp_path / "later")
+        EventLog(tmp_path / "later")
         assert ask(server.address)[0].status == 200
     finally:
         server.close()

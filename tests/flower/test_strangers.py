@@ -30,10 +30,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from tests.flower import toy_processes as toy
 
-from aulait.engines.deployment.coordinator import serving
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.flower import flwr_records
+from aulait.engines.flower import flwr_records, serving
 
 LIMIT = 1_000_000
 SERVER = '''
@@ -43,14 +42,14 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.flower.transport import FlowerPost
+from aulait.engines.flower.transport import FlowerTransport
 
 app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     folder, expected = Path(context.run_config["folder"]), set(context.run_config["asked"].split(","))
-    post = FlowerPost(grid, keys.roster(Path(context.run_config["evil"])))
+    post = FlowerTransport(grid, keys.roster(Path(context.run_config["evil"])))
     while set(post.there()) < expected:
         time.sleep(0.2)
     letters, heard, slowest, until = {}, {}, 0.0, time.time() + context.run_config["wait_s"]
@@ -79,7 +78,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.flower.transport import FlowerPost
+from aulait.engines.flower.transport import FlowerTransport
 
 app = ServerApp()
 
@@ -89,7 +88,7 @@ def peak() -> int:
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     folder, expected = Path(context.run_config["folder"]), int(context.run_config["sites"])
-    post = FlowerPost(grid, keys.roster(Path(context.run_config["evil"])))
+    post = FlowerTransport(grid, keys.roster(Path(context.run_config["evil"])))
     while len(post.there()) < expected:
         time.sleep(0.2)
     before = peak()

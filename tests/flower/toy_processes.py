@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aulait.engines.deployment.pki import keys
-from aulait.engines.deployment.site import joining, site_file
-from aulait.engines.flower import processes
+from aulait.engines.deployment.site import site_file
+from aulait.engines.flower import joining, processes
 from aulait.engines.flower.hardening import supported
 
 HERE = Path(__file__).parent

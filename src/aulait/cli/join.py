@@ -22,7 +22,8 @@ def join(
 
     Example: aulait join site/site.toml
     """
-    from aulait.engines.deployment.site import joining, site_file
+    from aulait.engines.deployment.site import site_file
+    from aulait.engines.flower import joining
 
     site = site_file.read(file)
     joining.check(site, insecure)

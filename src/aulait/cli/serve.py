@@ -81,12 +81,12 @@ def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | Non
         path: the run folder.
         again: the words of the command that goes on with it.
         metrics: port of loopback for Prometheus; None: none.
-        how: as ``aulait.engines.deployment.coordinator.serving.serve`` takes it.
+        how: as ``aulait.engines.flower.serving.serve`` takes it.
 
     Returns:
         What result.json holds.
     """
-    from aulait.engines.deployment.coordinator import serving
+    from aulait.engines.flower import serving
 
     done = serving.finished(settings, path, how["resume"])
     if done is not None:

@@ -153,10 +153,10 @@ def _health(found: Mapping[str, Any], path: Path) -> None:
         reason = f" ({found['last_error']})" if found["last_error"] else ""
         terminal.say(f"{found['name']} is not running{reason}; start: aulait join {path}")
         return
-    from aulait.engines.deployment.coordinator.event_log import plain
+    from aulait.core.log_files import plain_text
     from aulait.reporting import numbers as n
 
-    rows = [(key.replace("_", " "), n.size(value) if key.endswith("_bytes") else plain(str(value)))
+    rows = [(key.replace("_", " "), n.size(value) if key.endswith("_bytes") else plain_text(str(value)))
             for key, value in found.items() if key not in ("kind", "name", "state")
             and value not in (None, "")]
     terminal.table(f"{found['name']}: {found['state']}", ("", ""), rows)

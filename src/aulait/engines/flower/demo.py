@@ -23,7 +23,7 @@ from aulait.core.errors import AulaitError, require
 from aulait.core.seeds import Seeds
 from aulait.data import client_data
 from aulait.engines import inline
-from aulait.engines.deployment.coordinator import event_log
+from aulait.engines.deployment.coordinator.event_log import read_table
 from aulait.engines.flower.loopback import Loopback, laid_out
 from aulait.runs import experiment_file, loop
 
@@ -138,7 +138,7 @@ def _served(loopback: Loopback, experiment: Path, out: Path, say: Say) -> None:
     process, told = loopback.serve(experiment, out), ""
     until = time.monotonic() + LIMIT_S
     while process.poll() is None and time.monotonic() < until:
-        now = event_log.table(out / "serve" / "progress.json")
+        now = read_table(out / "serve" / "progress.json")
         line = (
             f"{now.get('stage', 'start')} {now.get('done', 0)}/{now.get('total', 0)} "
             f"{now.get('note', '')}".rstrip()

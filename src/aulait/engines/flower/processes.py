@@ -4,18 +4,17 @@ that it started."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from aulait.core.errors import ConfigError, require
+from aulait.core.errors import ConfigError
 
 _LARGE_LOG_BYTES: Final = 10 * 2**20
 
@@ -123,49 +122,3 @@ def answers(host: str, port: int) -> bool:
 def loopback(host: str) -> bool:
     """Whether a host means this machine alone."""
     return host in ("localhost", "127.0.0.1", "::1", "[::1]")
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One process of a folder at a time; the kernel lets go of the lock when this process dies.
-
-    Raises:
-        ConfigError: another one has it.
-    """
-    descriptor, until = os.open(folder / "lock", os.O_RDWR | os.O_CREAT,
-                                0o600), time.monotonic() + 1.0
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:  # for a moment also whoever asks whether it is held
-                text = (
-                    f"found another process at work in {folder}, expected none; end it, or choose "
-                    "another folder"
-                )
-                require(time.monotonic() < until, ConfigError, text)
-            time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def held(path: Path) -> bool:
-    """Whether some process holds the lock on this file; the kernel takes it away from a process
-    that died.
-
-    The lock is asked for shared and without waiting, and given back at once where it was free:
-        nobody is turned out of it.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

@@ -17,7 +17,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from aulait.core.errors import AulaitError, ConfigError, require
-from aulait.engines.deployment.coordinator.event_log import Journal
+from aulait.engines.deployment.coordinator.event_log import EventLog
 
 app = ServerApp()
 
@@ -27,7 +27,7 @@ def main(grid: Grid, context: Context) -> None:
     """Carry a run out; how it ended stands in RUN/serve/outcome.json."""
     told = context.run_config
     out = Path(str(told["out"]))
-    journal = Journal(out)
+    journal = EventLog(out)
     journal.begin()
     try:
         result = conduct(grid, out, Path(str(told["experiment"])), Path(str(told["keys"])), journal,
@@ -45,7 +45,7 @@ def main(grid: Grid, context: Context) -> None:
     journal.outcome(True, rounds=result["rounds"])
 
 
-def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal: Journal, *,
+def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal: EventLog, *,
             resume: bool) -> dict[str, Any]:
     """The run, from the files that say what it is.
 
@@ -67,7 +67,7 @@ def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal:
     from aulait.engines.deployment.coordinator.engine import Engine
     from aulait.engines.deployment.pki import keys
     from aulait.engines.deployment.protocol import signing
-    from aulait.engines.flower.transport import FlowerPost
+    from aulait.engines.flower.transport import FlowerTransport
     from aulait.runs import experiment_file
 
     settings = experiment_file.read(experiment)
@@ -75,7 +75,7 @@ def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal:
             f"engine.name = '{settings.engine.name}' found, expected 'flower'")
     roster = keys.roster(keys_folder)
     run, epoch = enter(out, resume)
-    engine = Engine(FlowerPost(grid, roster), settings,
+    engine = Engine(FlowerTransport(grid, roster), settings,
                     signing.load_private(keys_folder / "order-key.pem"), run, epoch, journal)
     return deployed_run.run(engine, settings, out, sorted(roster), journal, resume=resume)
 

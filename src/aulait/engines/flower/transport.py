@@ -1,20 +1,20 @@
-"""Letters through Flower: a packet to a site, its answer when it is there; who a site is, the key
+"""SentMessages through Flower: a packet to a site, its answer when it is there; who a site is, the key
 of its node says.
 
-``Post`` is all that the engine sees of the network, so that tests put other carriers in its place.
+``Transport`` is all that the engine sees of the network, so that tests put other carriers in its place.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from flwr.app import Array, Message
 from flwr.serverapp import Grid
 
 from aulait.core.errors import WireError
+from aulait.engines.deployment.coordinator.outbox import Delivery
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.flower import flwr_records
@@ -27,40 +27,8 @@ KEPT_S = 3600.0
 _ONLINE = "online"
 
 
-@dataclass(frozen=True)
-class Heard:
-    """An answer, or why there is none.
-
-    Attributes:
-        letter: what was answered.
-        packet: the answer; None where ``fault`` says what happened instead.
-        fault: "the site's node went away", ...
-    """
-
-    letter: str
-    packet: Packet | None
-    fault: str = ""
-
-
-class Post(Protocol):
-    """Carries packets to sites."""
-
-    def there(self) -> Mapping[str, int]:
-        """Sites that are connected now, by the name of their key, to their address."""
-
-    def send(self, address: int, packet: Packet, body: Any, wait_s: float) -> str | None:
-        """Send a packet that is not delivered later than ``wait_s`` from now; the letter's name, or
-        None if it cannot be delivered. ``body`` from ``body`` is shared."""
-
-    def body(self, raw: bytes) -> Any:
-        """Bytes as many letters share them."""
-
-    def collect(self, letters: Sequence[str], limit: int) -> Iterator[Heard]:
-        """Answers that have come, each once, one in memory at a time."""
-
-
-class FlowerPost:
-    """``Post`` over Flower's Grid.
+class FlowerTransport:
+    """``Transport`` over Flower's Grid.
 
     Args:
         grid: of the server app.
@@ -99,17 +67,17 @@ class FlowerPost:
         """An array that messages share."""
         return flwr_records.array(raw)
 
-    def collect(self, letters: Sequence[str], limit: int) -> Iterator[Heard]:
+    def collect(self, letters: Sequence[str], limit: int) -> Iterator[Delivery]:
         """What is there for these letters; nothing that a site can send stops it."""
         for found in pulled(self._grid, letters, limit):
             if (message := found.message) is None:
-                yield Heard(found.letter, None, found.fault)
+                yield Delivery(found.letter, None, found.fault)
             elif message.has_error():
-                yield Heard(found.letter, None,
+                yield Delivery(found.letter, None,
                     f"{message.error.reason or 'no reason given'} (Flower's code "
                     f"{message.error.code})")
             else:
                 try:
-                    yield Heard(found.letter, flwr_records.packet(message.content, limit))
+                    yield Delivery(found.letter, flwr_records.packet(message.content, limit))
                 except WireError as error:
-                    yield Heard(found.letter, None, str(error))
+                    yield Delivery(found.letter, None, str(error))

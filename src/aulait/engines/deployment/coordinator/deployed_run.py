@@ -18,8 +18,8 @@ from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.core.files import replace_file
 from aulait.core.seeds import Seeds
 from aulait.engines.deployment.coordinator.engine import Engine
-from aulait.engines.deployment.coordinator.event_log import Journal
-from aulait.engines.deployment.site.evaluation import SiteJudge
+from aulait.engines.deployment.coordinator.event_log import EventLog
+from aulait.engines.deployment.coordinator.site_scores import SiteEvaluator
 from aulait.federation import tiers
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import loop
@@ -29,7 +29,7 @@ from aulait.runs.setup import Workshop, assemble
 ROLL = "serve/roll.json"
 
 
-def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], journal: Journal, *,
+def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], journal: EventLog, *,
         resume: bool) -> dict[str, Any]:
     """Carry a run out with sites on other machines.
 
@@ -62,7 +62,7 @@ def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], 
     try:
         return loop.run(settings, out, engine.connect, resume=resume, workshop=workshop,
                         watch=journal.progress,
-                        elsewhere=dict(engine.records), judge=SiteJudge(engine.judge),
+                        elsewhere=dict(engine.records), judge=SiteEvaluator(engine.judge),
                         warn=lambda text: journal.warning("tracking", reason=text))
     finally:
         with contextlib.suppress(AulaitError):  # a full disk has its own line by now

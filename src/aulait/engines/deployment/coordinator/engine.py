@@ -16,19 +16,19 @@ from dataclasses import replace
 from typing import Any
 
 from aulait.core.errors import AulaitError, WireError, require
+from aulait.core.log_files import plain_text, timestamp
 from aulait.core.types import ClientRequest, ClientUpdate, Record, Site, Tensors, TrainRequest
 from aulait.engines import inline
-from aulait.engines.deployment.coordinator.event_log import Journal, now, plain
-from aulait.engines.deployment.coordinator.outbox import Letters, Mail
-from aulait.engines.deployment.coordinator.reorder_buffer import Spool, in_order
-from aulait.engines.deployment.coordinator.split import RemoteSplitLearner
+from aulait.engines.deployment.coordinator.event_log import EventLog
+from aulait.engines.deployment.coordinator.outbox import Outbox, SentMessages, Transport
+from aulait.engines.deployment.coordinator.remote_split import RemoteSplitLearner
+from aulait.engines.deployment.coordinator.reorder_buffer import ReorderBuffer, in_order
+from aulait.engines.deployment.coordinator.site_scores import EvaluationTarget
 from aulait.engines.deployment.protocol import run_terms as briefs
 from aulait.engines.deployment.protocol import tensor_codec as wire
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.run_terms import Brief
+from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.protocol.tensor_codec import Body
-from aulait.engines.deployment.site.evaluation import Wear
-from aulait.engines.flower.transport import Post
 from aulait.methods.contract import AnyMethod, Ask, RunContext, server_site
 from aulait.models.fingerprint import fingerprint
 from aulait.runs.experiment_file import Settings
@@ -60,11 +60,11 @@ class Engine:
             be.
     """
 
-    def __init__(self, post: Post, settings: Settings, key: Any, run: str, epoch: int,
-                 journal: Journal) -> None:
-        self._mail, self._settings, self._run, self.journal = Mail(post, key, run, epoch,
+    def __init__(self, post: Transport, settings: Settings, key: Any, run: str, epoch: int,
+                 journal: EventLog) -> None:
+        self._mail, self._settings, self._run, self.journal = Outbox(post, key, run, epoch,
             journal), settings, run, journal
-        self._briefs: dict[str, Brief] = {}
+        self._briefs: dict[str, RunTerms] = {}
         self.records: dict[str, int] = {}
         self.told = self._mail.told
 
@@ -96,9 +96,9 @@ class Engine:
                 asked[name] = time.monotonic()
                 if packet.kind == "facts":
                     facts[name] = dict(packet.head)
-                    self.journal.site(name, state="there", last_seen=now())
+                    self.journal.site(name, state="there", last_seen=timestamp())
                 else:
-                    refused[name] = f"{name} ({plain(packet.head.get('reason'))})"
+                    refused[name] = f"{name} ({plain_text(packet.head.get('reason'))})"
             missing = sorted({*expected} - {*facts})
             if not missing or time.monotonic() > until:
                 break
@@ -141,7 +141,7 @@ class Engine:
             if packet.kind == "accepted":
                 accepted += 1
             else:
-                problems.append(f"site '{name}': {plain(packet.head.get('reason'))}")
+                problems.append(f"site '{name}': {plain_text(packet.head.get('reason'))}")
         require(not problems or (again and len(problems) < len(self._briefs)), AulaitError,
                 "\n".join(problems))
         least = self._settings.engine.least_sites
@@ -185,7 +185,7 @@ class Engine:
             early = [*near, *(self._halves(halved, sites, method, context, learner, cut, wire)
                               if halved else ())]
             heard = 0
-            with Spool(self.journal.folder) as spool:
+            with ReorderBuffer(self.journal.folder) as spool:
                 for update in in_order([request.client for request in requests], early,
                                       self._replies(packets, letters), spool):
                     heard += update.client in self._briefs
@@ -200,7 +200,7 @@ class Engine:
 
         return ask
 
-    def judge(self, worn: Mapping[str, Wear], round: int,
+    def judge(self, worn: Mapping[str, EvaluationTarget], round: int,
               more: Mapping[str, Any]) -> Iterator[tuple[str, Packet]]:
         """Ask sites to measure; answers by client."""
         made, asked = dict[int, Body](), dict[str, Packet]()
@@ -237,7 +237,7 @@ class Engine:
         return packets
 
     def _replies(self, packets: Mapping[str, Packet],
-                 letters: Letters) -> Iterator[tuple[ClientUpdate,
+                 letters: SentMessages) -> Iterator[tuple[ClientUpdate,
             Packet]]:
         """Sound updates as they come, with the packets that they were in; a client speaks for
         itself only."""
@@ -245,7 +245,7 @@ class Engine:
             if (update := self._sound(name, packet)) is not None:
                 yield update, packet
 
-    def _answers(self, packets: Mapping[str, Packet], letters: Letters) -> Iterator[tuple[str,
+    def _answers(self, packets: Mapping[str, Packet], letters: SentMessages) -> Iterator[tuple[str,
             Packet]]:
         """Answers as they come; a site that does not know the run, silent when its brief was sent,
         is told and asked again."""
@@ -274,7 +274,7 @@ class Engine:
             return None
         try:
             require(packet.kind == "reply", WireError,
-                    f"answered an order with '{plain(packet.kind, 40)}'")
+                    f"answered an order with '{plain_text(packet.kind, 40)}'")
             update = wire.read_reply(packet)
             require(update.client == name, WireError,
                     f"site '{name}' answered in the name of '{update.client[:80]}'")

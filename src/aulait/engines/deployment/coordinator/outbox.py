@@ -1,5 +1,5 @@
 """Signed, numbered letters to sites and the answers that belong to them; the network itself is
-behind ``Post``.
+behind ``Transport``.
 
 An answer is given on only if it bears the stamp of the letter that it answers. Who cannot be
 reached, is silent until the deadline, or sends what cannot be read is told to the journal and left
@@ -9,24 +9,56 @@ out.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from aulait.core.errors import WireError
-from aulait.engines.deployment.coordinator.event_log import Journal, now, plain
+from aulait.core.log_files import plain_text, timestamp
+from aulait.engines.deployment.coordinator.event_log import EventLog
 from aulait.engines.deployment.protocol import signing
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import Stamp
-from aulait.engines.flower.transport import Heard, Post
 
 SOON_S, LATER_S = 0.1, 0.5  # between two looks for answers: at first, and once a minute has passed
 LIMIT_BYTES = 2**34  # of one answer
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """An answer, or why there is none.
+
+    Attributes:
+        letter: what was answered.
+        packet: the answer; None where ``fault`` says what happened instead.
+        fault: "the site's node went away", ...
+    """
+
+    letter: str
+    packet: Packet | None
+    fault: str = ""
+
+
+class Transport(Protocol):
+    """Carries packets to sites."""
+
+    def there(self) -> Mapping[str, int]:
+        """Sites that are connected now, by the name of their key, to their address."""
+
+    def send(self, address: int, packet: Packet, body: Any, wait_s: float) -> str | None:
+        """Send a packet that is not delivered later than ``wait_s`` from now; the letter's name, or
+        None if it cannot be delivered. ``body`` from ``body`` is shared."""
+
+    def body(self, raw: bytes) -> Any:
+        """Bytes as many letters share them."""
+
+    def collect(self, letters: Sequence[str], limit: int) -> Iterator[Delivery]:
+        """Answers that have come, each once, one in memory at a time."""
+
+
 @dataclass
-class Letters:
-    """Letters under way.
+class SentMessages:
+    """SentMessages under way.
 
     Attributes:
         due_s: until when answers count, by the monotonic clock.
@@ -39,8 +71,8 @@ class Letters:
     stamp: dict[str, Stamp] = field(default_factory=dict)
 
 
-class Mail:
-    """Letters of one run from one start of the coordinator.
+class Outbox:
+    """SentMessages of one run from one start of the coordinator.
 
     Args:
         post: carries packets.
@@ -53,7 +85,7 @@ class Mail:
         told: bytes of messages sent and received, and how many; as they travelled.
     """
 
-    def __init__(self, post: Post, key: Any, run: str, epoch: int, journal: Journal) -> None:
+    def __init__(self, post: Transport, key: Any, run: str, epoch: int, journal: EventLog) -> None:
         self.post, self.journal, self.told = post, journal, {"sent_bytes": 0, "received_bytes": 0,
             "messages": 0}
         self._key, self._run, self._epoch = key, run, epoch
@@ -69,9 +101,9 @@ class Mail:
         """Send one letter to each of some sites, and give answers as they come."""
         yield from self.answers(self.send(packets, wait_s))
 
-    def send(self, packets: Mapping[str, Packet], wait_s: float) -> Letters:
+    def send(self, packets: Mapping[str, Packet], wait_s: float) -> SentMessages:
         """Sign and hand over; a site that is not connected is silent at once."""
-        letters = Letters(time.monotonic() + wait_s)
+        letters = SentMessages(time.monotonic() + wait_s)
         there = self.post.there() if packets else {}
         shared: dict[int, Any] = {}
         for name, packet in packets.items():
@@ -90,7 +122,7 @@ class Mail:
             self.told["sent_bytes"] += len(packet.body)
         return letters
 
-    def answers(self, letters: Letters) -> Iterator[tuple[str, Packet]]:
+    def answers(self, letters: SentMessages) -> Iterator[tuple[str, Packet]]:
         """Answers as they come, until all are there or the time is over."""
         waiting, began = dict(letters.owner), time.monotonic()
         while waiting:
@@ -112,7 +144,7 @@ class Mail:
         self.journal.warning("silent", site=name, reason=reason)
         self.journal.site(name, state="silent", detail=reason)
 
-    def _checked(self, name: str, heard: Heard, stamp: Stamp) -> Packet | None:
+    def _checked(self, name: str, heard: Delivery, stamp: Stamp) -> Packet | None:
         """An answer that belongs to its letter; None is told to the journal."""
         packet, fault = heard.packet, heard.fault
         if packet is not None:
@@ -127,10 +159,10 @@ class Mail:
         if packet is None or fault:
             self.silent(name, fault)
             return None
-        self.journal.site(name, last_seen=now())
+        self.journal.site(name, last_seen=timestamp())
         if packet.kind == "refusal":
-            reason = plain(packet.head.get("reason"))
-            self.journal.warning("refused", site=name, why=plain(packet.head.get("why"), 40),
+            reason = plain_text(packet.head.get("reason"))
+            self.journal.warning("refused", site=name, why=plain_text(packet.head.get("why"), 40),
                                  reason=reason)
             self.journal.site(name, state="refused", detail=reason)
         return packet

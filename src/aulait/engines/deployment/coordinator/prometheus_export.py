@@ -28,7 +28,7 @@ from aulait.engines.deployment.coordinator import status
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 STAGES = ("prepare", "synthesis", "train", "finish")
-DOWN = ("unknown", "silent", "refused")  # of the states that Journal.site names
+DOWN = ("unknown", "silent", "refused")  # of the states that EventLog.site names
 PATIENCE_S = 5.0
 
 

@@ -20,7 +20,7 @@ from aulait.engines.deployment.protocol import tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
 
 
-class Spool:
+class ReorderBuffer:
     """Packets by name, on disk until they are taken.
 
     Args:
@@ -31,7 +31,7 @@ class Spool:
         self._folder, self._places = folder, dict[str, tuple[int, int]]()
         self._file: IO[bytes] | None = None
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> ReorderBuffer:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,7 +63,7 @@ class Spool:
 
 def in_order(names: Sequence[str], early: Iterable[ClientUpdate],
              later: Iterable[tuple[ClientUpdate, Packet]],
-             spool: Spool) -> Iterator[ClientUpdate]:
+             spool: ReorderBuffer) -> Iterator[ClientUpdate]:
     """Replies by the order of ``names``; those that nobody gave are left out.
 
     Args:

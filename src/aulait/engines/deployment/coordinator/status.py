@@ -17,8 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from aulait.engines.deployment.coordinator.event_log import FOLDER, plain, table
-from aulait.engines.flower import processes
+from aulait.core.log_files import plain_text
+from aulait.core.process_lock import lock_is_held
+from aulait.engines.deployment.coordinator.event_log import FOLDER, read_table
 from aulait.reporting import folder
 from aulait.reporting.folder import Run, at, number, words
 
@@ -45,7 +46,7 @@ def read(run: Path) -> dict[str, Any]:
         DataError: the path is no run folder.
     """
     serve, found = run / FOLDER, _run(run)
-    outcome, progress = table(serve / "outcome.json"), table(serve / "progress.json")
+    outcome, progress = read_table(serve / "outcome.json"), read_table(serve / "progress.json")
     stage, done, rounds = _place(found, progress)
     off = at(found.config, "privacy", "off")
     return {
@@ -64,7 +65,7 @@ def read(run: Path) -> dict[str, Any]:
                       if (value := number(at(line, "eval", "loss"))) is not None), None),
         **{key: int(folder.total(line.get(key) for line in found.rounds) or 0)
            for key in ("up_bytes", "down_bytes", "refused")},
-        "sites": [_site(name, facts) for name, facts in table(serve / "sites.json").items()
+        "sites": [_site(name, facts) for name, facts in read_table(serve / "sites.json").items()
                   if isinstance(facts, Mapping)],
         "warnings": warnings(serve / "log.jsonl"),
         "error": _plain(outcome.get("error")) if outcome.get("ok") is False else None,
@@ -108,7 +109,7 @@ def _run(run: Path) -> Run:
 
 
 def _state(run: Path, found: Run, outcome: Mapping[str, Any]) -> str:
-    if processes.held(run / FOLDER / "lock"):
+    if lock_is_held(run / FOLDER / "lock"):
         return "running"
     if outcome.get("ok") is False:
         return "failed"
@@ -157,7 +158,7 @@ def _touched(path: Path) -> float | None:
 
 def _plain(value: Any) -> str | None:
     """A text fit for a terminal; None for anything else."""
-    return plain(value, LONGEST) if isinstance(value, str) else None
+    return plain_text(value, LONGEST) if isinstance(value, str) else None
 
 
 def _tail(path: Path) -> Iterable[Mapping[str, Any]]:

@@ -31,8 +31,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from aulait.core.errors import ConfigError, require
 from aulait.core.files import replace_file
 from aulait.engines.deployment.pki import certificates
+from aulait.engines.deployment.pki.site_template import site_file_text
 from aulait.engines.deployment.protocol import signing
-from aulait.engines.deployment.site import site_file
+from aulait.engines.deployment.protocol.site_names import name_problem
 
 SERVER_DAYS = 825
 _PRIVATE, _PUBLIC = 0o600, 0o644
@@ -137,7 +138,7 @@ def site(folder: Path, name: str, address: str = "coordinator.example.org:9443")
     Raises:
         ConfigError: the name or the address is wrong, or a key is there already.
     """
-    text = site_file.template(name, address)
+    text = site_file_text(name, address)
     key = ec.generate_private_key(ec.SECP256R1())
     private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH,
                                 serialization.NoEncryption())
@@ -164,7 +165,7 @@ def enrol(folder: Path, name: str, file: Path, replace: bool = False) -> list[st
     Raises:
         ConfigError: the name or the key is wrong or known already.
     """
-    problem = site_file.name_problem(name)
+    problem = name_problem(name)
     require(problem is None, ConfigError, str(problem))
     line, known = public_line(file), roster(folder)
     alike = [other for other in known if other.lower() == name.lower()
@@ -204,7 +205,7 @@ def roster(folder: Path) -> dict[str, str]:
         _closed(path)
     found: dict[str, str] = {}
     for path in sorted(place.glob("*.pub")):
-        problem = site_file.name_problem(path.stem)
+        problem = name_problem(path.stem)
         require(problem is None, ConfigError, f"roster file {path}: {problem}")
         line = public_line(path)
         twin = next((name for name, other in found.items()

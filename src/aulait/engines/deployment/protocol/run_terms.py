@@ -31,7 +31,7 @@ from aulait.training.trainer import TrainConfig
 VERSION = 1  # of the messages between coordinator and site
 
 
-class Brief(BaseModel):
+class RunTerms(BaseModel):
     """One client's part in one run.
 
     Attributes:
@@ -114,7 +114,7 @@ class Brief(BaseModel):
 
 
 def of(settings: Settings, context: RunContext, site: Site, *, run: str, votes: bool,
-       fingerprint: str) -> Brief:
+       fingerprint: str) -> RunTerms:
     """A client's brief.
 
     Args:
@@ -126,7 +126,7 @@ def of(settings: Settings, context: RunContext, site: Site, *, run: str, votes: 
         fingerprint: of the base.
     """
     ranks = context.ranks.get(site.name)
-    return Brief(
+    return RunTerms(
         run=run, name=settings.run.name[:200], client=site.name, tier=site.plan.tier,
         placement=site.plan.placement, rank=site.plan.rank,
         steps=site.plan.steps, batch=site.plan.batch, ranks=None if ranks is None else dict(ranks),
@@ -147,7 +147,7 @@ def of(settings: Settings, context: RunContext, site: Site, *, run: str, votes: 
         fingerprint=fingerprint)
 
 
-def read(value: Any) -> Brief:
+def read(value: Any) -> RunTerms:
     """A brief from a message or a file, every field checked.
 
     Raises:
@@ -159,7 +159,7 @@ def read(value: Any) -> Brief:
             "version of aulait on both "
                         "sides")
     try:
-        brief = Brief.model_validate(value)
+        brief = RunTerms.model_validate(value)
         brief.method_config  # noqa: B018  (built once, so that wrong settings are found here)
     except ConfigError as error:
         raise WireError(f"a brief names what this version does not have: {error}") from error

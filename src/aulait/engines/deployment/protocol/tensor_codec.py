@@ -31,6 +31,7 @@ MOST_TENSORS = 100_000
 MOST_DIMENSIONS = 8
 MOST_NAME = 400
 LARGEST_NUMBER = 1e30  # as a weight or in info
+FOLD, FACTOR = "fold/", "factor/"  # in front of names of tensors that begin a split round
 _ALIGNED = 8
 _PARTS = "\x1f"  # between the name of a coded tensor and the part of it
 

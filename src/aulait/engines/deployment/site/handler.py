@@ -22,15 +22,15 @@ from aulait.core.types import ClientRequest, TrainRequest, VoteRequest
 from aulait.engines.deployment.protocol import run_terms as brief
 from aulait.engines.deployment.protocol import signing, tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.run_terms import Brief
+from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.protocol.tensor_codec import Stamp
 from aulait.engines.deployment.site import kept_state, request_checks, site_file
-from aulait.engines.deployment.site.evaluation import measured
-from aulait.engines.deployment.site.kept_state import Kept
-from aulait.engines.deployment.site.load_session import Shelf, SiteHouse, move_in
+from aulait.engines.deployment.site.kept_state import KeptState
+from aulait.engines.deployment.site.load_session import ModelCache, SiteSession, load_session
 from aulait.engines.deployment.site.privacy_account import SiteAccount
+from aulait.engines.deployment.site.site_evaluation import measured
 from aulait.engines.deployment.site.site_file import SiteFile
-from aulait.engines.deployment.site.split import Sessions
+from aulait.engines.deployment.site.split_session import Sessions
 from aulait.synthesis import private_evolution
 
 Log = Callable[..., None]
@@ -46,18 +46,18 @@ class Refused(WireError):  # noqa: N818
 
 
 @dataclass
-class Tenancy:
+class ActiveRun:
     """A run that the site takes part in."""
 
-    brief: Brief
+    brief: RunTerms
     digest: str
-    kept: Kept
+    kept: KeptState
     account: SiteAccount | None
-    house: SiteHouse | None = None
+    house: SiteSession | None = None
     sessions: Sessions = field(default_factory=Sessions)
 
 
-class Resident:
+class SiteHandler:
     """Answers packets for one site.
 
     Args:
@@ -71,7 +71,7 @@ class Resident:
     def __init__(self, file: SiteFile, log: Log) -> None:
         self._file, self._log = file, log
         self._key = signing.load_public(file.keys.orders)
-        self._shelf, self._runs = Shelf(), dict[str, Tenancy]()
+        self._shelf, self._runs = ModelCache(), dict[str, ActiveRun]()
         self.facts: dict[str, Any] = {"orders": 0, "refused": 0, "loads": 0, "run": None,
             "stage": None, "round": None, "last_error": None}
         if file.limits.threads:
@@ -203,7 +203,7 @@ class Resident:
         return Packet({"kind": "accepted", **stamp.head(), "client": given.client,
                        "records": len(tenancy.house.records.train) if public else None})
 
-    def _order(self, packet: Packet, stamp: Stamp, tenancy: Tenancy, house: SiteHouse) -> Packet:
+    def _order(self, packet: Packet, stamp: Stamp, tenancy: ActiveRun, house: SiteSession) -> Packet:
         request = _read(packet)
         fault = request_checks.fault(request, tenancy.brief, self._file.limits,
             house.context.shapes)
@@ -232,7 +232,7 @@ class Resident:
         return tensor_codec.update(update, stamp, tenancy.brief.adapters if request.stage == "train"
                                   else "float32")
 
-    def _evaluate(self, packet: Packet, stamp: Stamp, tenancy: Tenancy, house: SiteHouse) -> Packet:
+    def _evaluate(self, packet: Packet, stamp: Stamp, tenancy: ActiveRun, house: SiteSession) -> Packet:
         if not self._file.limits.evaluate:
             raise Refused("this site measures nothing (limits.evaluate = false)")
         found = measured(house, packet, tenancy.kept.memory, tenancy.kept.folder)
@@ -240,7 +240,7 @@ class Resident:
         told = {} if not tenancy.brief.privacy.off else found["told"]  # under privacy it stays here
         return Packet({"kind": "sums", **stamp.head(), "client": self._file.site.name, **told})
 
-    def _split(self, packet: Packet, stamp: Stamp, tenancy: Tenancy, house: SiteHouse) -> Packet:
+    def _split(self, packet: Packet, stamp: Stamp, tenancy: ActiveRun, house: SiteSession) -> Packet:
         if not tenancy.brief.privacy.off or tenancy.brief.placement != "split":
             raise Refused(
                 "asked for activations, and the brief does not say 'split' without privacy")
@@ -252,7 +252,7 @@ class Resident:
         except WireError as error:
             raise Refused(str(error)) from error
 
-    def _allow(self, given: Brief, records: int | None = None) -> None:
+    def _allow(self, given: RunTerms, records: int | None = None) -> None:
         """Hold the limits of this site against a brief.
 
         Args:
@@ -269,7 +269,7 @@ class Resident:
         if problems:
             raise Refused("; ".join(problems))
 
-    def _settle(self, tenancy: Tenancy) -> None:
+    def _settle(self, tenancy: ActiveRun) -> None:
         """Load what a run needs, and let go of what other runs hold of another base: one base is in
         memory, whoever asks.
 
@@ -281,13 +281,13 @@ class Resident:
             other.sessions.clear()
             if other.house is not None and other.brief.model != tenancy.brief.model:
                 other.house = None
-        tenancy.house = move_in(tenancy.brief, self._file, self._shelf)
+        tenancy.house = load_session(tenancy.brief, self._file, self._shelf)
         self._allow(tenancy.brief, len(tenancy.house.records.train))
         if tenancy.brief.too_long != "cut" and not tenancy.brief.privacy.off:
             self._log("cut",
                 reason=f"under privacy long records are cut here, not '{tenancy.brief.too_long}'")
 
-    def _tenancy(self, run: str, digest: Any) -> Tenancy:
+    def _tenancy(self, run: str, digest: Any) -> ActiveRun:
         """The run that a message belongs to.
 
         Raises:
@@ -300,7 +300,7 @@ class Resident:
             raise Refused(f"run {run[:8]} is known here by another brief")
         return found
 
-    def _held(self, run: str) -> Tenancy | None:
+    def _held(self, run: str) -> ActiveRun | None:
         """A run that is known, from memory or from disk; the limits of today are held against it
         again."""
         if run not in self._runs:
@@ -312,11 +312,11 @@ class Resident:
             self._runs[run] = self._enter(given)
         return self._runs[run]
 
-    def _enter(self, given: Brief) -> Tenancy:
+    def _enter(self, given: RunTerms) -> ActiveRun:
         kept = kept_state.load(self._file.site.state, given.run)
         record = given.privacy.unit == "record" and not given.privacy.off
         account = SiteAccount(kept.folder, given, self._file.limits.epsilon) if record else None
-        return Tenancy(given, given.digest, kept, account)
+        return ActiveRun(given, given.digest, kept, account)
 
 
 def _round(packet: Packet) -> kept_state.Key:

@@ -35,7 +35,7 @@ _NOW = "now"
 
 
 @dataclass
-class Kept:
+class KeptState:
     """A run at a site.
 
     Attributes:
@@ -145,14 +145,14 @@ class Kept:
         return packets.loads(path.read_bytes(), 2**62) if path.exists() else None
 
 
-def load(state: Path, run: str) -> Kept:
+def load(state: Path, run: str) -> KeptState:
     """What is kept of a run; nothing on the first day.
 
     Raises:
         WireError: the file is damaged.
     """
     folder = state / "runs" / run
-    kept, path = Kept(folder), folder / "kept.safetensors"
+    kept, path = KeptState(folder), folder / "kept.safetensors"
     if not path.exists():
         return kept
     try:

@@ -11,7 +11,7 @@ from aulait.core.seeds import Seeds
 from aulait.core.types import Plan, Site
 from aulait.data import client_data
 from aulait.data.client_data import ClientData, DataConfig
-from aulait.engines.deployment.protocol.run_terms import Brief
+from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site.site_file import SiteFile
 from aulait.methods.contract import RunContext
 from aulait.models import loading
@@ -25,7 +25,7 @@ from aulait.training.trainer import Learner
 
 
 @dataclass
-class Shelf:
+class ModelCache:
     """Loaded bases and embedders by what was asked for; emptied when the site has nothing to do.
 
     Attributes:
@@ -62,7 +62,7 @@ class Shelf:
 
 
 @dataclass
-class SiteHouse:
+class SiteSession:
     """One run at one site.
 
     Attributes:
@@ -76,14 +76,14 @@ class SiteHouse:
         shelf: for the embedder.
     """
 
-    brief: Brief
+    brief: RunTerms
     file: SiteFile
     base: Base
     learner: Learner
     context: RunContext
     records: ClientData
     plan: Plan
-    shelf: Shelf
+    shelf: ModelCache
 
     def site(self, memory: dict[str, Any]) -> Site:
         """The client with what it remembers."""
@@ -96,7 +96,7 @@ class SiteHouse:
         return self.shelf.embedder(self.file.embedders[self.brief.embedder], self.brief.max_tokens)
 
 
-def move_in(brief: Brief, file: SiteFile, shelf: Shelf) -> SiteHouse:
+def load_session(brief: RunTerms, file: SiteFile, shelf: ModelCache) -> SiteSession:
     """Load what a brief needs; its names of base and embedder are those the site's file allows
     (checked before).
 
@@ -127,10 +127,10 @@ def move_in(brief: Brief, file: SiteFile, shelf: Shelf) -> SiteHouse:
     shapes = loading.targets(base, brief.adapter)
     context = RunContext(shapes, brief.adapter.rank, brief.adapter.alpha, seeds, brief.rounds,
                          ranks)
-    return SiteHouse(brief, file, base, learner, context, fit[name], plan, shelf)
+    return SiteSession(brief, file, base, learner, context, fit[name], plan, shelf)
 
 
-def _data(brief: Brief, file: SiteFile) -> DataConfig:
+def _data(brief: RunTerms, file: SiteFile) -> DataConfig:
     """The site's own source and fields with the run's caps."""
     own = file.data
     require(brief.pairs == (own.prompt is not None), DataError,

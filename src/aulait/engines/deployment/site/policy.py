@@ -34,7 +34,7 @@ _COUNTED_RELEASES = 20_000  # more of them take minutes and gigabytes to count w
 _COUNTED_NOISE = 0.3
 
 
-class Limits(BaseModel):
+class SitePolicy(BaseModel):
     """``[limits]`` of a site file; what a coordinator may ask of this site.
 
     Attributes:
@@ -75,7 +75,7 @@ class Limits(BaseModel):
     evaluate: Flag = True
 
 
-def refusals(limits: Limits, brief: Any, records: int | None = None) -> list[str]:
+def refusals(limits: SitePolicy, brief: Any, records: int | None = None) -> list[str]:
     """Why this site turns the run down, one line for every limit exceeded; empty when it takes
     part.
 
@@ -134,7 +134,7 @@ def spends(brief: Any, noise_multiplier: float, records: int | None = None) -> f
                               privacy.delta))
 
 
-def _names(limits: Limits, brief: Any) -> list[str]:
+def _names(limits: SitePolicy, brief: Any) -> list[str]:
     """The run's number becomes a folder's name and its name is written to logs: both must be
     harmless."""
     found = []
@@ -159,7 +159,7 @@ def _names(limits: Limits, brief: Any) -> list[str]:
     return found
 
 
-def _role(limits: Limits, brief: Any) -> list[str]:
+def _role(limits: SitePolicy, brief: Any) -> list[str]:
     """The work must be a role that the site said it takes; a vote is the work of a proxy, whoever
     casts it."""
     found, allowed = [], ", ".join(limits.roles) or "none"
@@ -191,7 +191,7 @@ def _role(limits: Limits, brief: Any) -> list[str]:
     return found
 
 
-def _counts(limits: Limits, brief: Any) -> list[str]:
+def _counts(limits: SitePolicy, brief: Any) -> list[str]:
     least = 1 if _get(brief, "placement") in _TRAINS else 0
     return [line for line in (
         _count(brief, "records_per_client", 1, limits.records, "data.records_per_client",
@@ -204,7 +204,7 @@ def _counts(limits: Limits, brief: Any) -> list[str]:
     ) if line] + _ranks(limits, brief)
 
 
-def _ranks(limits: Limits, brief: Any) -> list[str]:
+def _ranks(limits: SitePolicy, brief: Any) -> list[str]:
     """A rank may also be hidden in the ranks of single layers, or in the adapter's."""
     layers, adapter = _get(brief, "ranks"), _get(brief, "adapter")
     told = [] if layers is None else list(layers.values()) if isinstance(layers, dict) else [layers]
@@ -230,7 +230,7 @@ def _count(brief: Any, key: str, least: int, most: int, setting: str, limit: str
     return None
 
 
-def _privacy(limits: Limits, brief: Any, sound: bool, records: int | None) -> list[str]:
+def _privacy(limits: SitePolicy, brief: Any, sound: bool, records: int | None) -> list[str]:
     privacy = _get(brief, "privacy")
     if not isinstance(privacy, PrivacyConfig):
         return ["the run says nothing about privacy, expected its table [privacy]; the coordinator "

@@ -18,7 +18,7 @@ from typing import Any
 from aulait.core.errors import PrivacyError, require
 from aulait.core.files import append_durably, sync_folder, writing
 from aulait.core.types import Site
-from aulait.engines.deployment.protocol.run_terms import Brief
+from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.methods.contract import RecordMethod
 from aulait.privacy.accounting import Accountant, Event, epsilon
 
@@ -38,7 +38,7 @@ class SiteAccount:
         PrivacyError: the file of the account is damaged.
     """
 
-    def __init__(self, folder: Path, brief: Brief, most_epsilon: float) -> None:
+    def __init__(self, folder: Path, brief: RunTerms, most_epsilon: float) -> None:
         self._path = folder / "account.jsonl"
         told = brief.privacy
         assert told.delta is not None
@@ -53,7 +53,7 @@ class SiteAccount:
         """Epsilon so far."""
         return self._accountant.spent(ROLE)
 
-    def charge(self, settings: Mapping[str, Any], site: Site, brief: Brief) -> None:
+    def charge(self, settings: Mapping[str, Any], site: Site, brief: RunTerms) -> None:
         """Check one order and write it down.
 
         Args:

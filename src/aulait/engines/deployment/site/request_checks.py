@@ -13,8 +13,8 @@ import torch
 
 from aulait.core.lora import Shapes
 from aulait.core.types import ClientRequest
-from aulait.engines.deployment.protocol.run_terms import Brief
-from aulait.engines.deployment.site.policy import Limits
+from aulait.engines.deployment.protocol.run_terms import RunTerms
+from aulait.engines.deployment.site.policy import SitePolicy
 from aulait.methods.contract import server_site
 
 MOST_SETTINGS = 1000
@@ -22,7 +22,7 @@ MOST_CANDIDATES = 1_000_000
 MOST_RATE = 100.0  # a learning rate above this is no learning rate
 
 
-def fault(request: ClientRequest, brief: Brief, limits: Limits, shapes: Shapes) -> str | None:
+def fault(request: ClientRequest, brief: RunTerms, limits: SitePolicy, shapes: Shapes) -> str | None:
     """Why an order is refused, on one line that tells nothing of the site's records; None if it is
     in order."""
     if request.client != brief.client:
@@ -41,7 +41,7 @@ def fault(request: ClientRequest, brief: Brief, limits: Limits, shapes: Shapes) 
     return _numbers(request, brief, limits) or _tensors(request, shapes, brief.adapter.rank)
 
 
-def _numbers(request: ClientRequest, brief: Brief, limits: Limits) -> str | None:
+def _numbers(request: ClientRequest, brief: RunTerms, limits: SitePolicy) -> str | None:
     settings = request.settings
     if len(settings) > MOST_SETTINGS or not all(_plain(value) for value in settings.values()):
         return "an order with settings that are no plain finite values"

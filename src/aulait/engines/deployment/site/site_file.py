@@ -9,7 +9,6 @@ for; what is loaded stands here.
 from __future__ import annotations
 
 import os
-import re
 import stat
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -20,37 +19,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.data import sources
-from aulait.engines.deployment.site.policy import Limits as Limits
+from aulait.engines.deployment.protocol.site_names import address_problem, name_problem
+from aulait.engines.deployment.site.policy import SitePolicy as SitePolicy
 from aulait.engines.deployment.site.policy import refusals as refusals
 from aulait.methods import METHODS
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
 _LARGEST_BYTES = 1 << 20
-
-
-def name_problem(name: str) -> str | None:
-    """What is wrong with the name of a site, on one line, or None; it becomes a file's name and a
-    client's name."""
-    if _NAME.fullmatch(name) is None:
-        return (
-            f"site name {name[:80]!r} found, expected 1 to 64 letters, digits, '.', '_', '-', not "
-            "beginning with '.' or '-'; rename it"
-        )
-    if name.lower() == "server" or name.lower().startswith(("proxy-", "reference-")):
-        return f"site name '{name}' is kept for sites of the server; choose another name"
-    return None
-
-
-def address_problem(address: str) -> str | None:
-    """What is wrong with a server's address, on one line, or None."""
-    found = re.fullmatch(_HOST + r":(\d{1,5})", address)
-    if found is None or not 0 < int(found[1]) < 65536:
-        return (
-            f"server address {address[:80]!r} found, expected HOST:PORT without https://, as "
-            "coordinator.example.org:9443; correct it"
-        )
-    return None
 
 
 def _good_name(name: str) -> str:
@@ -137,7 +111,7 @@ class SiteFile(BaseModel):
     data: SiteData
     models: dict[Text, Text] = {"brew": "brew"}
     embedders: dict[Text, Text] = {"minilm": "minilm"}
-    limits: Limits = Limits()
+    limits: SitePolicy = SitePolicy()
 
 
 def read(path: Path) -> SiteFile:
@@ -214,19 +188,6 @@ def own_state(site: SiteFile) -> Path:
     require(not mode & 0o077, ConfigError,
             f"site.state {path} has mode {mode:04o}, expected 0700; run: chmod 700 {path}")
     return path
-
-
-def template(name: str, server: str) -> str:
-    """A commented site file with every default written out.
-
-    Raises:
-        ConfigError: the name or the address is wrong.
-    """
-    problems = [line for line in (name_problem(name), address_problem(server)) if line]
-    require(not problems, ConfigError, "\n".join(problems))
-    from aulait.engines.deployment.site.site_template import TEMPLATE
-
-    return TEMPLATE.replace("@NAME@", name).replace("@SERVER@", server)
 
 
 def _tree(path: Path) -> dict[str, Any]:

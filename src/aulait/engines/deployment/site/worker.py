@@ -21,7 +21,7 @@ from typing import Any
 from aulait.core.errors import AulaitError, DeviceError
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.site import local_socket
-from aulait.engines.deployment.site.handler import Resident
+from aulait.engines.deployment.site.handler import SiteHandler
 from aulait.engines.deployment.site.site_file import SiteFile
 from aulait.resources.meters import peak_of_process
 
@@ -55,7 +55,7 @@ class Worker:
 
     def __init__(self, site: SiteFile, log: Log) -> None:
         self._site, self._log = site, log
-        self._resident = Resident(site, log)
+        self._resident = SiteHandler(site, log)
         self._turn = threading.Lock()
         self._state, self._since, self._last = "unloaded", _now(), time.monotonic()
         self._last_order: str | None = None

@@ -8,10 +8,11 @@ is refused. Every process ends soon after the one that started it, also when tha
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 from pathlib import Path
+
+from filelock import FileLock
 
 from aulait.engines.flower.hardening.patching import carry_pass, clients, part, tell, watch
 
@@ -46,8 +47,9 @@ def main(words: list[str]) -> None:
         part("flwr.supercore.cli.flower_superexec", "flower_superexec")()
     elif role == "flwr-serverapp":
         clients(carry_pass)
-        _hold(Path(os.environ["AULAIT_APP_LOCK"]))
+        held = _hold(Path(os.environ["AULAIT_APP_LOCK"]))
         part("flwr.superlink.cli.flwr_serverapp", "flwr_serverapp")()
+        held.release()
     else:
         tell("refused", what=f"a task of {app or role}")
         print(f"aulait: a task of {app or role} was refused; this machine runs none",
@@ -55,13 +57,15 @@ def main(words: list[str]) -> None:
         sys.exit(1)
 
 
-def _hold(path: Path) -> None:
-    """Lock a file as long as this process lives: the kernel lets go of it whatever happens. One
-    server app at a time.
+def _hold(path: Path) -> FileLock:
+    """Lock a file until this process dies, however it dies: one server app at a time.
 
-    It waits: whoever asks whether the lock is held takes it for a moment.
+    It waits: whoever asks whether the lock is held takes it for a moment. The lock is let go when
+    the returned object is forgotten.
     """
-    fcntl.flock(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_EX)
+    lock = FileLock(path, mode=0o600)
+    lock.acquire()
+    return lock
 
 
 if __name__ == "__main__":

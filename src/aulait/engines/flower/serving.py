@@ -23,7 +23,8 @@ from typing import Any, Final
 
 from aulait.core import errors
 from aulait.core.errors import AulaitError, ConfigError, require
-from aulait.engines.deployment.coordinator.event_log import FOLDER, Journal, table
+from aulait.core.process_lock import lock_is_held, only_process_of
+from aulait.engines.deployment.coordinator.event_log import FOLDER, EventLog, read_table
 from aulait.engines.deployment.pki import keys as key_files
 from aulait.engines.flower import processes
 from aulait.engines.flower.hardening import supported
@@ -77,7 +78,7 @@ class Link:
 
     def app_lives(self) -> bool:
         """Whether a server app holds its lock."""
-        return processes.held(self.folder / "app.lock")
+        return lock_is_held(self.folder / "app.lock")
 
     def check(self) -> None:
         """Raise when the SuperLink has ended.
@@ -124,7 +125,7 @@ def start_link(keys: Path | None, folder: Path, host: str, port: int) -> Iterato
     folder = folder.absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    with processes.alone(folder):
+    with only_process_of(folder):
         _wait_for_the_last(folder)
         processes.claim(host, port, _PORT_WAIT_S)
         secret, inner = secrets.token_hex(32), processes.free_port()
@@ -173,7 +174,7 @@ def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume:
     )
     require(bool(roster), ConfigError, text)
     with start_link(None if insecure else keys, folder, host, port) as link:
-        journal = Journal(run)
+        journal = EventLog(run)
         (folder / "outcome.json").unlink(missing_ok=True)
         (folder / "progress.json").unlink(missing_ok=True)
         RunFolder(run).write_text(EXPERIMENT, experiment_file.dump(settings))
@@ -214,13 +215,13 @@ def finished(settings: Any, run: Path, resume: bool) -> dict[str, Any] | None:
             f"run folder {run} was started with other settings ({EXPERIMENT}); resume with the "
             "same file, or choose another --out")
     # a server that is about to end
-    if not (run / "result.json").exists() or processes.held(run / FOLDER / "lock"):
+    if not (run / "result.json").exists() or lock_is_held(run / FOLDER / "lock"):
         return None
     if not (run / "report.html").exists():  # killed between result and page
         finish.page(RunFolder(run))
     result = _result(run)
-    if table(run / FOLDER / "outcome.json").get("ok") is not True:  # killed before it was told
-        Journal(run).outcome(True, rounds=result["rounds"])
+    if read_table(run / FOLDER / "outcome.json").get("ok") is not True:  # killed before it was told
+        EventLog(run).outcome(True, rounds=result["rounds"])
     return result
 
 
@@ -244,16 +245,16 @@ def follow(link: Link, watch: Watch, look: Callable[[], None] = lambda: None) ->
         AulaitError: the SuperLink or the server app ended without an outcome.
     """
     begun, alive, told, looked_s = time.monotonic(), False, dict[str, Any](), 0.0
-    while not (outcome := table(link.folder / "outcome.json")):
+    while not (outcome := read_table(link.folder / "outcome.json")):
         link.check()
         lives = link.app_lives()
-        ended = alive and not lives and not table(link.folder / "outcome.json")
+        ended = alive and not lives and not read_table(link.folder / "outcome.json")
         late = not alive and not lives and time.monotonic() - begun > _APP_START_S
         if ended or late:
             raise AulaitError(_last_words(link, "ended without a word" if ended
                 else "did not start"))
         alive = alive or lives
-        now = table(link.folder / "progress.json")
+        now = read_table(link.folder / "progress.json")
         if now and now != told:
             told = now
             watch(str(now.get("stage", "")), int(now.get("done", 0)), int(now.get("total", 0)),
@@ -312,7 +313,7 @@ def _wait(link: Link, ready: Callable[[], bool], limit_s: float) -> None:
 def _wait_for_the_last(folder: Path) -> None:
     """A server app whose server was killed ends within seconds; two must never write one run."""
     until = time.monotonic() + _PORT_WAIT_S
-    while processes.held(folder / "app.lock"):
+    while lock_is_held(folder / "app.lock"):
         text = (
             f"found a server app of an earlier server at work in {folder}; end it, then try again"
         )
@@ -320,7 +321,7 @@ def _wait_for_the_last(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def _renewing(link: Link, keys: Path, journal: Journal) -> Callable[[], None]:
+def _renewing(link: Link, keys: Path, journal: EventLog) -> Callable[[], None]:
     """Sites enrolled or removed while the run goes on; a roster that cannot be read just now
     changes nothing."""
     said = {""}

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from aulait.core import lora
 from aulait.core.errors import WireError
+from aulait.core.log_files import plain_text
 from aulait.core.types import Adapter, Tensors
-from aulait.engines.deployment.coordinator.event_log import plain
 from aulait.engines.deployment.protocol import tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.site.split import FACTOR, FOLD
+from aulait.engines.deployment.protocol.tensor_codec import FACTOR, FOLD
 from aulait.training import split_model
 from aulait.training.activation_codec import Activations, Gradients, Wire, decode, encode
 from aulait.training.batches import IGNORE
@@ -142,7 +142,7 @@ class RemoteFront:
                 self._learner.lost[
                     name] = (
                         f"sent what does not fit a split round ({type(error).__name__}: "
-                        f"{plain(str(error), 200)})"
+                        f"{plain_text(str(error), 200)})"
                     )
 
     def _take(self, k: int, name: str, told: Tensors) -> None:

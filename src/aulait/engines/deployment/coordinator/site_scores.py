@@ -1,28 +1,20 @@
-"""Scores of held-out records that never leave their sites: what a site measures, and what the
-coordinator makes of the sums.
+"""Scores of held-out records that stay at their sites, made of the sums that sites tell.
 
-Without privacy a site tells its sums (nats, tokens right, tokens), and the scores are those of a
-simulation. Under privacy a site measures for its own log and tells nothing; the coordinator then
-scores public texts, and says so ("measured_on").
+Under privacy sites tell nothing; the coordinator then scores public texts, and says so
+("measured_on").
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aulait.core import lora
-from aulait.core.errors import WireError, require
 from aulait.core.types import Adapter, Record, Tensors
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.tensor_codec import tensors
-from aulait.engines.deployment.site.load_session import SiteHouse
-from aulait.evaluation.losses import EvaluateConfig, evaluate, summary, totals
+from aulait.evaluation.losses import EvaluateConfig, evaluate, summary
 from aulait.methods.contract import PersonalMethod, State
-from aulait.models import peft_export
 from aulait.runs.setup import House
 
 PUBLIC_RECORDS = 64  # public texts that are scored under privacy
@@ -30,7 +22,7 @@ LARGEST_SUM, MOST_METRICS = 1e15, 20  # that a site may tell
 
 
 @dataclass(frozen=True)
-class Wear:
+class EvaluationTarget:
     """What a client puts on to be measured.
 
     Attributes:
@@ -45,7 +37,7 @@ class Wear:
     rank: int | None = None
 
     @classmethod
-    def adapter(cls, adapter: Adapter) -> Wear:
+    def adapter(cls, adapter: Adapter) -> EvaluationTarget:
         """An adapter for all its layers."""
         return cls("adapter", lora.to_tensors(adapter), adapter.alpha, adapter.rank)
 
@@ -54,75 +46,10 @@ class Wear:
         return {"what": self.what, "alpha": self.alpha, "rank": self.rank}
 
 
-Ask = Callable[[Mapping[str, Wear], int, Mapping[str, Any]], Iterable[tuple[str, Packet]]]
+Ask = Callable[[Mapping[str, EvaluationTarget], int, Mapping[str, Any]], Iterable[tuple[str, Packet]]]
 
 
-def measured(house: SiteHouse, packet: Packet, memory: dict[str, Any], folder: Path) -> dict[str,
-        Any]:
-    """What a site finds on its held-out records, and what it may keep.
-
-    Args:
-        house: of the run at the site.
-        packet: says what to wear: "base", "adapter", or the "state" of a method that makes personal
-            adapters.
-        memory: of the site.
-        folder: of the run at the site; after the last round the adapter that this client would use
-            is written there.
-
-    Returns:
-        "log": for the site's own log; "told": what the coordinator may hear without privacy.
-    """
-    found, shared, final = tensors(packet.head.get("tensors"),
-        packet.body), None, bool(packet.head.get("final"))
-    worn: Adapter | None = None
-    if packet.head.get("what") == "adapter":
-        worn = _given(packet, found)
-    elif packet.head.get("what") == "state":
-        state = State(int(packet.head["round"]), found)
-        shared = house.brief.method.result(house.context, state)
-        site = house.site(memory)
-        method = house.brief.method
-        own = (
-            method.personal(house.brief.method_config, house.context, state, [site],
-                            house.learner, final) if isinstance(method, PersonalMethod) else {})
-        worn = own.get(site.name, shared)
-    told = _sums(house, worn)
-    if shared is not None and final:
-        told["shared"] = _sums(house, shared)["sums"]
-    if final and worn is not None:
-        peft_export.export(worn, house.base, folder / "adapter")
-    nats, _, count = told["sums"]
-    return {"log": {"loss": nats / count if count else None, "what": packet.head.get("what")},
-            "told": told}
-
-
-def _given(packet: Packet, found: Tensors) -> Adapter:
-    """The adapter in a message.
-
-    Raises:
-        WireError: its scale is no number.
-    """
-    alpha, rank = packet.head.get("alpha"), packet.head.get("rank")
-    sound = (
-        isinstance(alpha, int | float) and math.isfinite(alpha)
-        and (rank is None or (isinstance(rank, int) and rank > 0))
-    )
-    require(sound, WireError, "an adapter whose alpha or rank is no number")
-    return lora.from_tensors(found, float(packet.head["alpha"]), rank)
-
-
-def _sums(house: SiteHouse, worn: Adapter | None) -> dict[str, Any]:
-    name, config = house.brief.client, house.brief.evaluate
-    holdout = {name: house.records.holdout}
-    sums = totals(house.learner, worn, holdout, config).get(name, (0.0, 0.0, 0.0))
-    told: dict[str, Any] = {"sums": list(sums)}
-    if config.task != "none" and house.records.holdout:
-        scores = evaluate(house.learner, worn, holdout, config).task
-        told["task"] = {key: value for key, value in scores.items() if math.isfinite(value)}
-    return told
-
-
-class SiteJudge:
+class SiteEvaluator:
     """Asks the sites, or under privacy scores public texts.
 
     Args:
@@ -149,22 +76,22 @@ class SiteJudge:
 
 
 def _worn(house: House, state: State | None, shared: Adapter | None, names: Sequence[str],
-          final: bool) -> Mapping[str, Wear]:
+          final: bool) -> Mapping[str, EvaluationTarget]:
     """What every client is to wear. A split client's own adapter is made here, where its memory is;
     the others make theirs."""
     if state is None or shared is None:
-        return dict.fromkeys(names, Wear("base", {}))
+        return dict.fromkeys(names, EvaluationTarget("base", {}))
     method = house.settings.method
-    common = Wear.adapter(shared)
+    common = EvaluationTarget.adapter(shared)
     if not isinstance(method, PersonalMethod):
         return dict.fromkeys(names, common)
-    own = Wear("state", dict(state.tensors))
+    own = EvaluationTarget("state", dict(state.tensors))
     halves = [house.sites[name] for name in names if house.sites[name].plan.placement == "split"]
     made = (
         method.personal(house.settings.method_config, house.context, state, halves, house.learner,
                         final) if halves else {}
     )
-    return {name: Wear.adapter(made[name]) if name in made else own if name in house.trainers
+    return {name: EvaluationTarget.adapter(made[name]) if name in made else own if name in house.trainers
             else common for name in names}
 
 

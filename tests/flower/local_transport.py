@@ -9,13 +9,13 @@ from typing import Any
 
 from aulait.engines.deployment.coordinator.deployed_run import run as deployed_run
 from aulait.engines.deployment.coordinator.engine import Engine
-from aulait.engines.deployment.coordinator.event_log import Journal
+from aulait.engines.deployment.coordinator.event_log import EventLog
+from aulait.engines.deployment.coordinator.outbox import Delivery
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.protocol import envelope, signing
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.site import site_file
-from aulait.engines.deployment.site.handler import Resident
-from aulait.engines.flower.transport import Heard
+from aulait.engines.deployment.site.handler import SiteHandler
 
 LIMIT = 2**31
 Fault = Callable[[str, Packet, bytes], bytes | None]
@@ -26,10 +26,10 @@ def honest(name: str, asked: Packet, answer: bytes) -> bytes | None:
     return answer
 
 
-class LocalPost:
+class LocalTransport:
     """Residents by name; ``fault(name, asked, answer)`` gives what arrives, None for nothing."""
 
-    def __init__(self, residents: dict[str, Resident], fault: Fault = honest) -> None:
+    def __init__(self, residents: dict[str, SiteHandler], fault: Fault = honest) -> None:
         self.residents, self.fault = residents, fault
         self.boxes: dict[str, bytes | None] = {}
         self.asked: list[tuple[str, Packet]] = []
@@ -54,9 +54,9 @@ class LocalPost:
             raw = self.boxes.pop(letter, None)
             if raw is not None:
                 try:
-                    yield Heard(letter, envelope.loads(raw, limit))
+                    yield Delivery(letter, envelope.loads(raw, limit))
                 except Exception as error:
-                    yield Heard(letter, None, str(error))
+                    yield Delivery(letter, None, str(error))
 
 
 def server_keys(folder: Path) -> Path:
@@ -81,12 +81,12 @@ def site(folder: Path, name: str, rows: list[dict[str, Any]], **limits: Any) -> 
     return site_file.read(home / "site.toml")
 
 
-def engine(post: LocalPost, settings: Any, folder: Path, out: Path, epoch: int = 1, run: str = "a" * 32) -> Engine:
+def engine(post: LocalTransport, settings: Any, folder: Path, out: Path, epoch: int = 1, run: str = "a" * 32) -> Engine:
     key = signing.load_private(server_keys(folder) / "order-key.pem")
-    return Engine(post, settings, key, run, epoch, Journal(out))
+    return Engine(post, settings, key, run, epoch, EventLog(out))
 
 
-def deploy(post: LocalPost, settings: Any, folder: Path, out: Path, *, epoch: int = 1, resume: bool = False, enrolled: Sequence[str] = ()) -> dict[str, Any]:
+def deploy(post: LocalTransport, settings: Any, folder: Path, out: Path, *, epoch: int = 1, resume: bool = False, enrolled: Sequence[str] = ()) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     made = engine(post, settings, folder, out, epoch)
     try:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from aulait.core.errors import AulaitError, ConfigError, require
-from aulait.engines.deployment.coordinator import event_log
+from aulait.core.process_lock import only_process_of
 from aulait.engines.deployment.site import site_file, worker
 from aulait.engines.deployment.site.site_file import SiteFile
+from aulait.engines.deployment.site.site_log import Say, SiteLog
 from aulait.engines.flower import processes
 from aulait.engines.flower.hardening import supported
 
@@ -29,7 +30,6 @@ APP: Final = "aulait.engines.flower.client_app:app"
 FIRST_S: Final = 1.0
 LONGEST_S: Final = 30.0
 _STEADY_S: Final = 60.0
-Say = Callable[[str], None]
 Work = Callable[[SiteFile, threading.Event, Callable[..., None]], None]
 
 
@@ -52,8 +52,8 @@ def join(site: SiteFile, insecure: bool, say: Say, stop: threading.Event, *,
     """
     check(site, insecure)
     state = site_file.own_state(site)
-    with processes.alone(state):
-        note = Notes(state / "log.jsonl", say)
+    with only_process_of(state):
+        note = SiteLog(state / "log.jsonl", say)
         node = SuperNode(site, state, insecure, note, app)
         keeper = threading.Thread(target=node.keep, args=(stop,), name="aulait-supernode")
         keeper.start()
@@ -101,57 +101,6 @@ def allows(site: SiteFile) -> list[str]:
     ]
 
 
-class Notes:
-    """What happens at this site: a JSON line in its own log, and what a person should see on the
-    terminal.
-
-    Args:
-        path: of the log; sensitive with privacy: it may hold what is measured here. The last file
-            of more than 64 MiB is kept beside it as log.1.jsonl.
-        say: told of what is shown.
-    """
-
-    def __init__(self, path: Path, say: Say) -> None:
-        self._path, self._say, self._lock = path, say, threading.Lock()
-        self._fault = ""
-
-    def event(self, name: str, /, **fields: Any) -> None:
-        """Log it; a refusal is shown too. Why work failed is not: it may hold words of the
-        records."""
-        self._write(name, fields)
-        if name == "refused":
-            failed = fields.get("why") == "failed"
-            self._say(f"failed: the reason is in {self._path}" if failed
-                      else f"refused: {event_log.plain(fields.get('reason'))}")
-
-    def shown(self, name: str, text: str, /, **fields: Any) -> None:
-        """Log it, and show it in these words."""
-        self._write(name, fields)
-        self._say(text)
-
-    def _write(self, name: str, fields: dict[str, Any]) -> None:
-        """A log that cannot be written, on a full disk say, stops nothing; what must be on disk
-        before an answer leaves is not here."""
-        named = {"what" if key == "kind" else key: value for key, value in fields.items()}
-        fault = ""
-        with self._lock:
-            try:
-                with open(self._path, "a", encoding="utf-8", opener=lambda name,
-                          flags: os.open(name, flags, 0o600)) as log:
-                    log.write(event_log.line(name, **named) + "\n")
-                    large = log.tell() > event_log.LARGEST_LOG_BYTES
-                if large:
-                    os.replace(self._path, self._path.with_name("log.1.jsonl"))
-            except OSError as error:
-                fault = (
-                    f"{self._path} cannot be written ({error.strerror or error}); going on without "
-                    "it"
-                )
-        if fault and fault != self._fault:
-            self._say(fault)
-        self._fault = fault
-
-
 class SuperNode:
     """Flower's SuperNode, kept alive.
 
@@ -166,7 +115,7 @@ class SuperNode:
         unfit: why it cannot work at all; empty while it can.
     """
 
-    def __init__(self, site: SiteFile, state: Path, insecure: bool, note: Notes, app: str) -> None:
+    def __init__(self, site: SiteFile, state: Path, insecure: bool, note: SiteLog, app: str) -> None:
         self._site, self._state, self._insecure, self._note, self._app = (
             site, state, insecure, note, app
         )

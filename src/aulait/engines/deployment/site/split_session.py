@@ -21,15 +21,13 @@ from aulait.core.errors import WireError, require
 from aulait.core.types import Adapter, Tensors
 from aulait.engines.deployment.protocol import tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.tensor_codec import Stamp
-from aulait.engines.deployment.site.load_session import SiteHouse
+from aulait.engines.deployment.protocol.tensor_codec import FACTOR, FOLD, Stamp
+from aulait.engines.deployment.site.load_session import SiteSession
 from aulait.models.loading import folded
 from aulait.training.activation_codec import Gradients
 from aulait.training.split_trainer import Front
 from aulait.training.stacked import Penalty
 from aulait.training.trainer import Work
-
-FOLD, FACTOR = "fold/", "factor/"
 
 
 @dataclass
@@ -53,7 +51,7 @@ class Sessions:
             self._now.held.close()
         self._now = None
 
-    def answer(self, packet: Packet, stamp: Stamp, house: SiteHouse) -> Packet:
+    def answer(self, packet: Packet, stamp: Stamp, house: SiteSession) -> Packet:
         """One exchange.
 
         Raises:
@@ -80,7 +78,7 @@ class Sessions:
         session.done += 1
         return self._forward(stamp, house, told)
 
-    def _forward(self, stamp: Stamp, house: SiteHouse, told: Tensors) -> Packet:
+    def _forward(self, stamp: Stamp, house: SiteSession, told: Tensors) -> Packet:
         session = self._now
         assert session is not None
         if session.done == session.steps:
@@ -97,7 +95,7 @@ class Sessions:
                        "tensors": made.listed}, made.raw)
 
 
-def _begin(packet: Packet, sent: Tensors, house: SiteHouse) -> _Session:
+def _begin(packet: Packet, sent: Tensors, house: SiteSession) -> _Session:
     """A front at the start of a round, within what the brief says."""
     head, brief = packet.head, house.brief
     steps, part, lr, seed = head.get("steps"), head.get("part"), head.get("lr"), head.get("seed")

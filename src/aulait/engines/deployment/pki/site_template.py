@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from aulait.core.errors import ConfigError, require
+from aulait.engines.deployment.protocol.site_names import address_problem, name_problem
+
 TEMPLATE = '''# What this site is and what it allows. It stays here; nobody else needs to read it. Paths are relative to this file.
 
 [site]
@@ -47,3 +50,14 @@ idle_s = 900                   # the base is unloaded when no order came for so 
 threads = 0                    # processor threads; 0: torch's choice
 evaluate = true                # measure held-out records; without privacy the sums are told to the server, with it they stay here
 '''
+
+
+def site_file_text(name: str, server: str) -> str:
+    """A commented site file with every default written out.
+
+    Raises:
+        ConfigError: the name or the address is wrong.
+    """
+    problems = [line for line in (name_problem(name), address_problem(server)) if line]
+    require(not problems, ConfigError, "\n".join(problems))
+    return TEMPLATE.replace("@NAME@", name).replace("@SERVER@", server)
