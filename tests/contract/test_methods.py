@@ -28,6 +28,7 @@ from tests.tiny_bases import tiny
 
 from aulait.core import lora
 from aulait.core.errors import ConfigError, PrivacyError
+from aulait.core.factors import FactorName
 from aulait.core.types import ClientUpdate, nbytes
 from aulait.methods import METHODS
 from aulait.methods.contract import State
@@ -246,7 +247,7 @@ def test_one_client_with_all_data_is_plain_lora_training(method, tiny_base):
     (work,) = seen
     plan = run.sites["ann"].plan
     assert work.records == run.sites["ann"].train[: -2 if method == "fdlora" else None]
-    assert (work.steps, work.batch, work.lr, work.part) == (plan.steps, plan.batch, LR, TRAINS.get(method, "AB"))
+    assert (work.steps, work.batch, work.lr, work.trainable) == (plan.steps, plan.batch, LR, TRAINS.get(method, "AB"))
     assert work.fold is None
     assert work.penalty is None
     if method == "flora":  # a fresh adapter of the client's own
@@ -270,7 +271,7 @@ def test_nobody_is_sent_more_than_its_rank(method):
         most = run.context.rank_of(request.client)
         for name, tensor in request.tensors.items():
             if "/" not in name:  # what is folded into the base is no adapter
-                assert tensor.shape["BA".index(name[-1]) ^ 1] <= most(name[:-2])
+                assert tensor.shape[(own := FactorName.parse(name)).factor.rank_axis] <= most(own.layer)
         for layer, (a, b) in work.start.factors.items():
             assert a.shape[0] == b.shape[1] <= most(layer)
 
