@@ -321,7 +321,8 @@ def test_a_torn_ledger_line_is_set_aside(private_moments, place, shared, tmp_pat
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from aulait import inline, loop
+from aulait.engines import inline
+from aulait.runs import loop
 from aulait.runs.setup import Workshop, assemble
 from tests import tiny_run
 

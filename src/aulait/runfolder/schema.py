@@ -23,7 +23,7 @@ from pydantic import (
     ValidationInfo,
 )
 
-from aulait.core.files import JsonTree
+from aulait.core.files import JsonTree, plain_json
 
 SCHEMA_VERSION: Final = 1
 """Of result.json; a folder without the number is older, and may lack keys of today."""
@@ -82,8 +82,9 @@ class FileModel(BaseModel):
                     _leave_out(tree, fault["loc"])
 
     def on_disk(self) -> dict[str, Any]:
-        """The keys that were given."""
-        return self.model_dump(exclude_unset=True)
+        """The keys that were given, as plain JSON values."""
+        found: dict[str, Any] = plain_json(self.model_dump(exclude_unset=True))
+        return found
 
     def records(self, key: str) -> bool:
         """Whether the file has the key, be it with null."""
