@@ -159,8 +159,9 @@ def _counted(role: str, told: float | None, events: list[Any], privacy: dict[str
     """One role: what its releases amount to, and whether that is what was told."""
     from aulait.privacy import accounting as arithmetic
 
-    off, exact = privacy["off"], role == "proxy" and privacy.get("exact_votes")
-    known = not off and (bool(events) or told is not None)
+    # Exact votes leave no line: the roles that cast them say null, whatever else they released.
+    off, exact = privacy["off"], privacy.get("exact_votes") and told is None
+    known = not (off or exact) and (bool(events) or told is not None)
     counted = arithmetic.epsilon(events, privacy["delta"]) if known else None
     if counted is None or math.isinf(counted):
         agrees = told is None

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
@@ -84,6 +83,6 @@ def travels(config: Config, context: RunContext, round: int, name: str,
         context, name)
 
 
-def _part(round: int) -> Trainable:
+def _part(round: int) -> str:
     """The factor that a round trains; rounds are counted from 1."""
-    return Trainable.B if round % 2 else Trainable.A
+    return "B" if round % 2 else "A"

@@ -26,7 +26,6 @@ from pydantic import Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.factors import Trainable
 from aulait.core.types import (
     Adapter,
     ClientRequest,
@@ -113,9 +112,9 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
     proximal = requests[0].settings["proximal"]
     done = client_update.train(
         requests, sites, context, learner, lambda request,
-        _: lora.from_tensors(request.tensors, context.alpha, context.rank), Trainable.AB,
+        _: lora.from_tensors(request.tensors, context.alpha, context.rank), "AB",
         penalty=Penalty(proximal=proximal) if proximal else None)
-    return client_update.changes(sites, done, Trainable.AB)
+    return client_update.changes(sites, done, "AB")
 
 
 def result(context: RunContext, state: State) -> Adapter:

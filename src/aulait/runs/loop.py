@@ -18,7 +18,6 @@ from aulait.methods.contract import Server
 from aulait.privacy.aggregator import BudgetSpent
 from aulait.privacy.ledger import Ledger
 from aulait.runfolder.run_folder import RunFolder
-from aulait.runfolder.schema import TrainRound
 from aulait.runs import finish
 from aulait.runs.experiment_file import Settings, dump
 from aulait.runs.progress import Books, Connect, Progress, Watch, epsilons, open_books, silent
@@ -103,7 +102,7 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
     for round in range(state.round + 1, rounds + 1):
         watch("train", round - 1, rounds, f"loss {progress.last_eval['loss']:.3f}"
               if progress.last_eval else "")
-        started = time.perf_counter()
+        started, released = time.perf_counter(), len(books.ledger.lines)
         cohort, asked = _cohort(house, round, stands, clock)
         outcome = _outcome(house, clock, cohort, asked, beside_s)
         heard = round_time.punctual(ask, outcome.silent) if outcome else ask
@@ -113,6 +112,7 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
         except BudgetSpent as spent:
             progress.stopped = str(spent)
             break
+        house.privacy_plan.check("train", round, books.ledger.lines[released:])
         spent_s = time.perf_counter() - started
         line: Info = {"stage": "train", "round": round, "wall_s": None if house.secret_time
                       else spent_s, **info,
@@ -123,7 +123,7 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
         if round % settings.evaluate.every == 0 or round == rounds:
             progress.last_eval = line["eval"] = scores(house, state, progress,
                 final=round == rounds)
-        folder.append(TrainRound.model_validate(line).on_disk())
+        folder.append(line)
         progress.state = state
         progress.add(train_s=spent_s, train_up_bytes=info.get("up_bytes"),
                      train_down_bytes=info.get("down_bytes"),
@@ -160,8 +160,8 @@ def _cohort(house: House, round: int, stands: Mapping[str, float],
     there_for = {name: drawn_share * clients for name, clients in stands.items()}
     cohort = Cohort(round=round, local=there, proxies=there_for, planned=planned,
                     sampling_rate=rate,
-                  noise_multiplier=house.noise.updates, lr=learning_rate(house.settings.train,
-                      round), population=everyone(names))
+                  noise_multiplier=house.privacy_plan.noise_multiplier("train"),
+                    lr=learning_rate(house.settings.train, round), population=everyone(names))
     return cohort, drawn
 
 

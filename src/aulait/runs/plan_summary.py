@@ -3,18 +3,18 @@ no text of a client is looked at."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from aulait.federation.tiers import TierConfig
 from aulait.methods.shared.client_update import factor_bytes
-from aulait.privacy.accounting import Event, epsilon
+from aulait.privacy.plan import PrivacyPlan
 from aulait.resources.capacity import EMBEDDER
 from aulait.runs.experiment_file import Settings
 from aulait.runs.setup import House
 from aulait.runs.virtual_time import round_time
-from aulait.synthesis.private_evolution import vote_bound
 from aulait.training import split_model
 
 
@@ -36,8 +36,9 @@ def outlook(house: House) -> dict[str, Any]:
         "rounds": {"synthesis": synthesis.rounds if house.voting else 0, "train": train.rounds},
         "tiers": tiers,
         "server": _server(house),
-        "releases": _releases(house),
-        "privacy": _privacy(house),
+        "releases": _releases(house.privacy_plan),
+        "privacy": _privacy(house.privacy_plan,
+                            [role for role, names in house.roles.items() if names]),
         "total": totals,
     }
 
@@ -143,51 +144,26 @@ def _server(house: House) -> dict[str, Any]:
     }
 
 
-def _releases(house: House) -> list[dict[str, Any]]:
+def _releases(plan: PrivacyPlan) -> list[dict[str, Any]]:
     """The planned releases: how many, how much noise."""
-    privacy, noise = house.settings.privacy, house.noise
-    factor = 2.0 if privacy.relation == "replace" else 1.0
-    update_bound = float(privacy.clip) * privacy.clip_scale if privacy.clip != "proxies" else None
-    planned = (
-        ("synthesis", noise.vote_releases, noise.votes,
-         vote_bound(house.settings.data.records_per_client)),
-        ("train", noise.update_releases, noise.updates, update_bound),
-    )
     return [
         {
-            "stage": stage,
-            "releases": count,
-            "noise_multiplier": z,
-            "sensitivity": None if bound is None else factor * bound,
-            "sigma": None if bound is None else z * factor * bound,
+            "stage": release.stage,
+            "releases": release.rounds,
+            "noise_multiplier": release.noise_multiplier,
+            "sensitivity": release.sensitivity,
+            "sigma": release.sigma,
         }
-        for stage, count, z, bound in planned
-        if count
+        for release in plan.releases
     ]
 
 
-def _privacy(house: House) -> dict[str, Any]:
+def _privacy(plan: PrivacyPlan, roles: Sequence[str]) -> dict[str, Any]:
     """Epsilon that every role will have spent after the last round; null is infinite."""
-    settings, noise = house.settings, house.noise
-    promised = {"off": settings.privacy.off, "relation": settings.privacy.relation,
-                "delta": settings.privacy.delta}
-    roles = [role for role, names in house.roles.items() if names]
-    if settings.privacy.off:
-        return {**promised, "epsilon": dict.fromkeys(roles)}
-    rate = settings.federation.rate if settings.federation.sampling == "poisson" else 1.0
-    votes = [Event(noise.votes)] * noise.vote_releases if noise.vote_releases else []
-    updates = [Event(noise.updates, rate)] * noise.update_releases if noise.update_releases else []
-    events = {
-        "proxy": votes,
-        "local": updates + (votes if settings.synthesis.voters == "all" else []),
-        "split": updates,
-    }
-    assert settings.privacy.delta is not None
-    spent: dict[str, float | None] = {role: epsilon(events[role], settings.privacy.delta)
-        for role in roles}
-    if settings.synthesis.votes == "exact" and house.voters:
-        spent["proxy"] = None
-    return {**promised, "epsilon": spent}
+    epsilon = {role: None if math.isinf(plan.epsilon[role]) else plan.epsilon[role]
+               for role in roles}
+    return {"off": plan.config.off, "relation": plan.config.relation, "delta": plan.config.delta,
+            "epsilon": epsilon}
 
 
 def _sum(values: Sequence[int | None]) -> int | None:

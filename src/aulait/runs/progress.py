@@ -131,7 +131,7 @@ def open_books(house: House, ledger: Ledger) -> Books:
     accountant = None
     if not privacy.off:
         assert privacy.delta is not None
-        accountant = Accountant(privacy.delta, house.noise.budget)
+        accountant = Accountant(privacy.delta, house.privacy_plan.budget)
         ledger.replay(accountant)
     proxies = frozenset((*_names("proxy"), *_names("reference")))
     train = PrivateAggregator(privacy, ledger, accountant, noise, proxies,
@@ -154,6 +154,4 @@ def epsilons(house: House, accountant: Accountant | None) -> dict[str, float | N
     for role, names in house.roles.items():
         if names:
             spent[role] = accountant.spent(role) if accountant is not None else None
-    if house.settings.synthesis.votes == "exact" and house.voters:
-        spent["proxy"] = None
-    return spent
+    return spent | dict.fromkeys(house.privacy_plan.exact_roles)

@@ -6,7 +6,6 @@ Everything that can be wrong is found here, before any work.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -24,11 +23,13 @@ from aulait.methods.contract import RecordMethod, RunContext, server_site
 from aulait.models import loading
 from aulait.models.loading import Base
 from aulait.privacy import record_level as records
-from aulait.privacy.accounting import calibrate, split_budget
+from aulait.privacy.accounting import PrivacyConfig
+from aulait.privacy.plan import PrivacyPlan
 from aulait.resources.devices import keep_freed_memory
 from aulait.runs import placement
 from aulait.runs.experiment_file import Settings
 from aulait.runs.placement import Place, ranks_of
+from aulait.runs.privacy_schedule import privacy_plan
 from aulait.synthesis import embedding, prefix_variation
 from aulait.synthesis.embedding import Embedder
 from aulait.synthesis.variation import Variation
@@ -52,23 +53,8 @@ class Workshop:
         return self.kept[name]
 
 
-@dataclass(frozen=True)
-class Noise:
-    """The privacy plan: noise over sensitivity of every release, and the budget of every role.
-
-    Attributes:
-        votes: noise multiplier of a vote; 0 without noise.
-        updates: noise multiplier of a training release; 0 without noise.
-        vote_releases: votes planned.
-        update_releases: training releases planned.
-        budget: role -> epsilon it may spend; infinite where only a noise multiplier was given.
-    """
-
-    votes: float
-    updates: float
-    vote_releases: int
-    update_releases: int
-    budget: Mapping[str, float]
+# Stands in House until the checks have passed.
+NOTHING_PLANNED = PrivacyPlan(PrivacyConfig(off=True), (), {}, {})
 
 
 class Judge(Protocol):
@@ -93,7 +79,7 @@ class House:
         places: tier -> what its clients do, and why.
         holdout: held-out records by client, also when the training records are pooled.
         roles: placement -> names of its clients.
-        noise: the privacy plan.
+        privacy_plan: what will be released, with how much noise, at what cost.
         workshop: what runs of this process share.
         judge: how held-out records are scored that lie elsewhere; None where they are here.
     """
@@ -108,7 +94,7 @@ class House:
     places: Mapping[str, Place]
     holdout: Mapping[str, tuple[Record, ...]]
     roles: Mapping[Placement, tuple[str, ...]]
-    noise: Noise
+    privacy_plan: PrivacyPlan
     workshop: Workshop
     judge: Judge | None = None
 
@@ -224,9 +210,11 @@ def assemble(settings: Settings, workshop: Workshop,
     context = RunContext(shapes, settings.adapter.rank, settings.adapter.alpha, seeds,
                       settings.train.rounds, ranks)
     house = House(settings, corpus, base, learner, shapes, context, sites, placed, holdout, roles,
-                  Noise(0, 0, 0, 0, {}), workshop)
+                  NOTHING_PLANNED, workshop)
     _check_roles(house, elsewhere is None)
-    return replace(house, noise=_noise(house))
+    planned = privacy_plan(settings, house.voters, house.trainers, house.record_mechanism,
+                           context)
+    return replace(house, privacy_plan=planned)
 
 
 def _all_fitted(
@@ -327,35 +315,3 @@ def _check_pairs(settings: Settings, plain: bool) -> None:
         f"with '{own.prompt}' and "
                     f"'{own.response}' so that stage 1 breeds pairs; set data.public to such a "
                     f"source{other}")
-
-
-def _noise(house: House) -> Noise:
-    """Noise multipliers that meet the target for every role, or the one that was given."""
-    privacy, synthesis = house.settings.privacy, house.settings.synthesis
-    if privacy.off:
-        return Noise(0.0, 0.0, 0, 0, {})
-    votes = synthesis.rounds if house.voters and synthesis.votes == "private" else 0
-    updates = house.settings.train.rounds if house.trainers else 0
-    rate = (
-        house.settings.federation.rate if house.settings.federation.sampling == "poisson" else 1.0
-    )
-    assert privacy.delta is not None
-    steps = 1
-    # every round counts for every record of a site, whoever is drawn
-    if (record_mechanism := house.record_mechanism) is not None:
-        rate, steps = record_mechanism.rate, record_mechanism.steps
-    if privacy.noise_multiplier is not None:
-        z_votes = z_updates = privacy.noise_multiplier
-        cap = math.inf
-    else:
-        assert privacy.epsilon is not None
-        cap = privacy.epsilon
-        if synthesis.voters == "all" and votes and updates:
-            z_votes, z_updates = split_budget(cap, privacy.delta, votes, updates,
-                privacy.vote_fraction)
-        else:
-            z_votes = calibrate(cap, privacy.delta, votes) if votes else math.inf
-            z_updates = (
-                calibrate(cap, privacy.delta, updates * steps, rate) if updates else math.inf
-            )
-    return Noise(z_votes, z_updates, votes, updates, {"proxy": cap, "local": cap, "split": cap})

@@ -10,7 +10,7 @@ from typing import Any
 from aulait.core.cohort import Cohort
 from aulait.privacy.aggregator import BudgetSpent
 from aulait.runfolder.run_folder import RunFolder
-from aulait.runfolder.schema import SynthesisRound, SyntheticLine
+from aulait.runs.privacy_schedule import vote_role
 from aulait.runs.progress import Books, Connect, Progress, Watch, epsilons
 from aulait.runs.proxies import public_shards
 from aulait.runs.setup import House
@@ -43,8 +43,8 @@ def synthesise(house: House, folder: RunFolder, books: Books, progress: Progress
                              "ledger": list(books.ledger.lines),
                          "totals": dict(progress.totals), "synthesis": progress.synthesis}
         folder.write_lines("synthetic.jsonl", [
-            SyntheticLine(**text.as_dict(), client=f"proxy-{k:03d}").on_disk()
-            for k, shard in enumerate(progress.texts) for text in shard])
+            {**text.as_dict(), "client": f"proxy-{k:03d}"} for k, shard in enumerate(progress.texts)
+            for text in shard])
     elif house.roles["proxy"] and config.proxies == "public":
         count = min(config.proxy_count, len(house.roles["proxy"]))
         progress.texts = public_shards(house, count, config.texts)
@@ -62,7 +62,7 @@ def _stage_one_key(house: House) -> str:
     machines = [[t.name, t.machine, t.link, t.availability, t.dropout, t.spread]
                 for t in s.federation.tier if t.machine]
     parts = [s.run.seed, s.model.model_dump(), s.data.model_dump(), list(house.roles["proxy"]),
-             house.noise.votes, privacy, synthesis,
+             house.privacy_plan.noise_multiplier("synthesis"), privacy, synthesis,
              [machines, s.compute.model_dump(),
               {n: site.plan.tier for n, site in house.sites.items()}] if machines else None,
              s.federation.max_norm, s.engine.threads]
@@ -78,7 +78,7 @@ def _take_over(kept: Mapping[str, Any], folder: RunFolder, books: Books,
         if books.accountant is not None:
             books.accountant.add(line.role, line.event)
     for line in kept["lines"]:
-        folder.append(SynthesisRound.model_validate({**line, "reused": True}).on_disk())
+        folder.append({**line, "reused": True})
     progress.texts, progress.totals, progress.synthesis = kept["texts"], dict(kept["totals"]), kept[
         "synthesis"]
 
@@ -90,15 +90,16 @@ def _evolve(house: House, folder: RunFolder, books: Books, progress: Progress, c
     embedder, variation = house.embedder(), house.variation()
     ask = connect(house.sites, house.settings.method, house.context, house.learner, embedder)
     state = progress.synthesis or private_evolution.init(config, house.corpus.public, seeds)
-    role = "proxy+local" if config.voters == "all" and house.trainers else "proxy"
+    role = vote_role(house.settings, house.trainers)
     bound = private_evolution.vote_bound(house.settings.data.records_per_client)
     for round in range(state.round + 1, config.rounds + 1):
         watch("synthesis", round - 1, config.rounds, "voting" if house.voters else "breeding")
-        started = time.perf_counter()
+        started, released = time.perf_counter(), len(books.ledger.lines)
         clock = round_time.clock(house, "synthesis", round)
         there = clock.present(house.voters, "synthesis", round) if clock else house.voters
         cohort = Cohort(round=round, local=there, proxies={}, planned=len(house.voters),
-                        noise_multiplier=house.noise.votes, role=role)
+                        noise_multiplier=house.privacy_plan.noise_multiplier("synthesis"),
+                        role=role)
         outcome = (
             clock.round(house.voters, "synthesis", round, after_s=round_time.breeding_s(house,
                 round)) if clock else None
@@ -110,13 +111,14 @@ def _evolve(house: House, folder: RunFolder, books: Books, progress: Progress, c
         except BudgetSpent as spent:
             progress.stopped = str(spent)
             break
+        house.privacy_plan.check("synthesis", round, books.ledger.lines[released:])
         spent_s = time.perf_counter() - started
         line = {"stage": "synthesis", "round": round, "wall_s": spent_s, **info,
                 "epsilon": epsilons(house, books.accountant)}
         line |= dict.fromkeys(("wall_s", "client_s")) if house.secret_time else {}
         if clock and outcome:
             line["clock"] = progress.tick(clock.told(outcome))
-        folder.append(SynthesisRound.model_validate(line).on_disk())
+        folder.append(line)
         progress.synthesis = state
         progress.add(synthesis_up_bytes=info.get("up_bytes"),
                      synthesis_down_bytes=info.get("down_bytes"), client_s=info.get("client_s"))

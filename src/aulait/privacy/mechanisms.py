@@ -1,0 +1,169 @@
+"""What noise a release gets, how far one protected unit can move what gets it, and what it costs.
+
+A mechanism is an object under a name in the registry ``MECHANISMS``; a third party adds one by
+an entry point of the group ``aulait.mechanism``. ``[privacy] mechanism = "NAME"`` chooses one for
+the unit "client"; for the unit "record" the method names the one that its sites use. The plan
+(``aulait.privacy.plan``), the aggregator, the ledger and a site's own account all ask the same
+object. It must provide what ``Mechanism`` lists:
+
+    unit         "client" or "record": what it protects
+    relations    the neighbouring relations for which its sensitivity holds
+    amplified    whether Poisson sampling of the unit may be counted in favour of privacy
+    sensitivity  (bound, relation) -> L2 distance by which one unit moves what gets the noise
+    event        (noise_multiplier, sampling_rate, steps) -> the Gaussian it is accounted as; the
+                 mechanism must be at least as private as that event says
+    add_noise    (total, sigma, source, state) -> (noised total, state after it)
+
+``noise_multiplier`` is sigma / sensitivity. Nothing but ``add_noise`` sees a sum, and ``add_noise``
+may draw from ``source`` only. ``state`` holds what a mechanism with correlated noise remembers of
+its own earlier noise, by name; it is empty before the first release of a run, it is as secret as
+the noise, and it is saved with the run's checkpoint. Under the unit "record" the sites add the
+noise step by step (``aulait.training.record_gradients``) and the aggregator adds none.
+
+A toy, whole: Gaussian noise whose noised sum is rounded to a public grid, which is post-processing
+and costs nothing.
+
+    from aulait.privacy.mechanisms import Gaussian
+
+    class OnGrid(Gaussian):
+        def add_noise(self, total, sigma, source, state):
+            noised, state = super().add_noise(total, sigma, source, state)
+            step = sigma / 64 or 1.0
+            return {name: (value / step).round() * step for name, value in noised.items()}, state
+
+    on_grid = OnGrid()
+
+    # pyproject.toml
+    [project.entry-points."aulait.mechanism"]
+    on-grid = "my_package:on_grid"
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from aulait.core.errors import ConfigError, PrivacyError, require
+from aulait.core.registry import Registry, missing_names
+from aulait.privacy.accounting import Event
+
+if TYPE_CHECKING:  # the plan and the command line need no torch
+    from aulait.core.types import Tensors
+    from aulait.privacy.noise import Noise
+
+Unit = Literal["client", "record"]
+Relation = Literal["add-remove", "replace"]
+
+
+class Mechanism(Protocol):
+    """What a mechanism provides; the head of this file says it with a toy.
+
+    Attributes:
+        unit: what it protects.
+        relations: neighbouring relations for which the sensitivity holds.
+        amplified: whether Poisson sampling of the unit may be counted.
+    """
+
+    unit: Unit
+    relations: tuple[Relation, ...]
+    amplified: bool
+
+    def sensitivity(self, bound: float, relation: Relation) -> float:
+        """L2 distance by which one unit moves what gets the noise; ``bound`` is finite and > 0."""
+
+    def event(self, noise_multiplier: float, sampling_rate: float, steps: int) -> Event:
+        """The release as the accountant counts it."""
+
+    def add_noise(
+        self, total: Tensors, sigma: float, source: Noise, state: Tensors
+    ) -> tuple[Tensors, Tensors]:
+        """The sum with noise, float64, and what the mechanism remembers; ``total`` is sensitive."""
+
+
+class Gaussian:
+    """N(0, sigma²) on every coordinate of the sum over clients, each clipped to the bound C.
+
+    One client more or less moves the sum by at most C; another client in its place by at most 2 C.
+    """
+
+    unit: Unit = "client"
+    relations: tuple[Relation, ...] = ("add-remove", "replace")
+    amplified = True
+
+    def sensitivity(self, bound: float, relation: Relation) -> float:
+        """C, or 2 C with the relation "replace"."""
+        return (2.0 if relation == "replace" else 1.0) * bound
+
+    def event(self, noise_multiplier: float, sampling_rate: float, steps: int) -> Event:
+        """Exactly a (Poisson sampled) Gaussian."""
+        return Event(noise_multiplier, sampling_rate, steps)
+
+    def add_noise(
+        self, total: Tensors, sigma: float, source: Noise, state: Tensors
+    ) -> tuple[Tensors, Tensors]:
+        """Independent noise, tensor by tensor in the order of ``total``; nothing is remembered."""
+        noised = {name: value + source.gaussian(tuple(value.shape), sigma)
+                  for name, value in total.items()}
+        return noised, state
+
+
+class DpSgd(Gaussian):
+    """Noise on the sum of clipped gradients of single records, in every step of a site.
+
+    Every record of the site is in a step's batch with probability q, on its own (Poisson). The
+    gradient of each of them is clipped to C, the sum gets N(0, z² C² I): a Poisson sampled Gaussian
+    mechanism. Abadi et al., "Deep Learning with Differential Privacy", CCS 2016.
+    """
+
+    unit: Unit = "record"
+    relations: tuple[Relation, ...] = ("add-remove",)
+
+
+class GaussianBatch(Gaussian):
+    """Noise on the clipped gradient of a whole batch, in every step of a site.
+
+    The gradient of the mean loss of one batch, its A part and its B part clipped to C each *as a
+    whole*, each with N(0, sigma² C² I). Whatever changes, each part stays in its ball of radius C,
+    so it moves by at most 2C, the two together by at most 2√2 C: z = sigma / (2√2), the same as two
+    releases of sigma/2. It holds for both relations. It is not an average over records: the batch
+    does not make the noise smaller. No amplification by sampling is counted: for secret,
+    independent Poisson batches it could be proven (the divergence of Gaussian mixtures is jointly
+    convex), but the rule says only "a mini-batch", which in practice is a pass in an order that
+    need not be secret.
+    """
+
+    unit: Unit = "record"
+    amplified = False
+
+    def sensitivity(self, bound: float, relation: Relation) -> float:
+        """2√2 C for both relations."""
+        return 2.0 * math.sqrt(2.0) * bound
+
+
+GAUSSIAN, DP_SGD, GAUSSIAN_BATCH = Gaussian(), DpSgd(), GaussianBatch()
+MECHANISMS: Registry[Mechanism] = Registry(
+    "mechanism",
+    {"gaussian": f"{__name__}:GAUSSIAN", "dp-sgd": f"{__name__}:DP_SGD",
+     "gaussian-batch": f"{__name__}:GAUSSIAN_BATCH"},
+    lambda thing: missing_names(thing, ("sensitivity", "event", "add_noise"),
+                                ("unit", "relations", "amplified")))
+
+
+def find_mechanism(name: str, unit: str | None = None) -> Mechanism:
+    """The mechanism of that name.
+
+    Args:
+        name: in the registry.
+        unit: what it must protect; None: anything.
+
+    Raises:
+        PrivacyError: nothing has that name, or it protects another unit.
+    """
+    try:
+        mechanism = MECHANISMS.find(name)
+    except ConfigError as error:
+        raise PrivacyError(str(error)) from error
+    require(unit is None or mechanism.unit == unit, PrivacyError,
+            f"mechanism '{name}' protects a {mechanism.unit}, expected one for privacy.unit = "
+            f"'{unit}'; choose another")
+    return mechanism

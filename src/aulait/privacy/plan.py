@@ -1,0 +1,216 @@
+"""The privacy plan: every release of a run, its noise and what it costs, as data, before it starts.
+
+It follows from public settings alone. ``aulait plan`` prints it, the run draws its noise by it, a
+site compares it with its own limit, and after every round the ledger is held against it. So what is
+promised, what is spent and what is told cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from aulait.core.errors import PrivacyError, require
+from aulait.privacy.accounting import Event, PrivacyConfig, calibrate, epsilon, split_budget
+from aulait.privacy.ledger import Line
+from aulait.privacy.mechanisms import find_mechanism
+
+ROLES = ("proxy", "local", "split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseSchedule:
+    """What every round of one stage will release; its noise is not yet known.
+
+    Attributes:
+        stage: "synthesis" or "train".
+        rounds: of the stage, at least 1; each makes one release.
+        role: roles that are charged, as "proxy" or "proxy+local".
+        mechanism: name of the mechanism.
+        bound: L2 bound of one unit's part, > 0; None where the proxies' updates will give it.
+        sampling_rate: probability with which the unit takes part (Poisson); 1 is always.
+        steps: noised mechanisms in one release.
+    """
+
+    stage: str
+    rounds: int
+    role: str
+    mechanism: str = "gaussian"
+    bound: float | None = None
+    sampling_rate: float = 1.0
+    steps: int = 1
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The single roles that are charged."""
+        return tuple(self.role.split("+"))
+
+    def event(self, noise_multiplier: float) -> Event:
+        """One round as the accountant counts it."""
+        mechanism = find_mechanism(self.mechanism)
+        return mechanism.event(noise_multiplier, self.sampling_rate, self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRelease(ReleaseSchedule):
+    """What every round of one stage will release, with its noise.
+
+    Attributes:
+        noise_multiplier: sigma / sensitivity, > 0.
+        sensitivity: L2 distance by which one unit moves what gets the noise; None where the bound
+            is not known before the run.
+    """
+
+    noise_multiplier: float
+    sensitivity: float | None
+
+    @property
+    def sigma(self) -> float | None:
+        """Standard deviation of the noise; None where the bound is not known before the run."""
+        return None if self.sensitivity is None else self.noise_multiplier * self.sensitivity
+
+    @property
+    def events(self) -> list[Event]:
+        """All rounds as the accountant counts them."""
+        return [self.event(self.noise_multiplier)] * self.rounds
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """Everything that a run will release about its clients.
+
+    Attributes:
+        config: the promise: unit, relation, delta, and whether privacy is off.
+        releases: one entry for each stage that releases something under noise; empty when off.
+        budget: role -> epsilon it may spend; infinite where only a noise multiplier was given;
+            empty when off.
+        epsilon: role -> epsilon that it will have spent after the last round; infinite when privacy
+            is off and for roles whose votes get no noise.
+        exact_roles: roles whose votes are released as they are, a control of simulations.
+    """
+
+    config: PrivacyConfig
+    releases: tuple[PlannedRelease, ...]
+    budget: Mapping[str, float]
+    epsilon: Mapping[str, float]
+    exact_roles: tuple[str, ...] = ()
+
+    def noise_multiplier(self, stage: str) -> float:
+        """Noise over sensitivity of the stage's releases: 0 without privacy; infinite where no
+        release is planned, so that one cannot happen by mistake."""
+        if self.config.off:
+            return 0.0
+        return next((r.noise_multiplier for r in self.releases if r.stage == stage), math.inf)
+
+    def check(self, stage: str, round: int, lines: Sequence[Line]) -> None:
+        """Hold what a round has released against the plan.
+
+        Args:
+            stage: "synthesis" or "train".
+            round: counted from 1 in its stage.
+            lines: ledger lines that the round has added.
+
+        Raises:
+            PrivacyError: a planned release is missing, there is one more, or one differs.
+        """
+        planned = [r for r in self.releases if r.stage == stage and 1 <= round <= r.rounds]
+        where = f"{stage} round {round}"
+        require(len(lines) == len(planned), PrivacyError,
+                f"{where} has {len(lines)} lines in the ledger, expected {len(planned)} by the "
+                "privacy plan; the method must release once a round, by the aggregator")
+        for release, line in zip(planned, lines, strict=True):
+            told, expected = self._compared(stage, round, release, line)
+            differing = [key for key in expected if told[key] != expected[key]]
+            text = ", ".join(f"{key} {told[key]} instead of {expected[key]}" for key in differing)
+            require(not differing, PrivacyError,
+                    f"{where} has release {line.release} with {text}; the privacy plan was another")
+
+    def _compared(
+        self, stage: str, round: int, release: PlannedRelease, line: Line
+    ) -> tuple[dict[str, object], dict[str, object]]:
+        """What a ledger line says, and what the plan says, by the same names."""
+        told: dict[str, object] = {
+            "stage": line.stage, "round": line.round, "role": line.role,
+            "mechanism": line.mechanism, "event": line.event, "delta": line.delta,
+            "relation": line.relation, "unit": line.unit}
+        expected: dict[str, object] = {
+            "stage": stage, "round": round, "role": release.role,
+            "mechanism": release.mechanism, "event": release.event(release.noise_multiplier),
+            "delta": self.config.delta, "relation": self.config.relation,
+            "unit": self.config.unit}
+        if release.sensitivity is not None:
+            close = math.isclose(line.sensitivity, release.sensitivity, rel_tol=1e-9)
+            told["sensitivity"] = release.sensitivity if close else line.sensitivity
+            expected["sensitivity"] = release.sensitivity
+        return told, expected
+
+
+def plan_privacy(
+    config: PrivacyConfig, schedules: Sequence[ReleaseSchedule],
+    exact_roles: Sequence[str] = (), roles: Sequence[str] = ROLES,
+) -> PrivacyPlan:
+    """Noise multipliers that meet the target for every role, or the one that was given.
+
+    Args:
+        config: the promise.
+        schedules: what the stages will release, votes before training; at most two. Stages without
+            a release are left out.
+        exact_roles: roles whose votes get no noise at all.
+        roles: all roles that have an account.
+
+    Raises:
+        PrivacyError: the promise is incomplete, or a combination is not accounted.
+    """
+    exact = tuple(exact_roles)
+    if config.off:
+        return PrivacyPlan(config, (), {}, dict.fromkeys(roles, math.inf), exact)
+    if config.delta is None or config.relation is None:
+        raise PrivacyError("privacy is on without delta or relation; write them")
+    cap = math.inf if config.epsilon is None else config.epsilon
+    releases = []
+    for schedule, multiplier in zip(schedules, _multipliers(config, schedules), strict=True):
+        mechanism = find_mechanism(schedule.mechanism, config.unit)
+        require(config.relation in mechanism.relations, PrivacyError,
+                f"privacy.relation = '{config.relation}' found with mechanism "
+                f"'{schedule.mechanism}', expected one of: {', '.join(mechanism.relations)}")
+        bound = schedule.bound
+        releases.append(PlannedRelease(
+            **vars(schedule), noise_multiplier=multiplier,
+            sensitivity=None if bound is None else mechanism.sensitivity(bound, config.relation)))
+    spent = {role: math.inf if role in exact else _epsilon(releases, role, config.delta)
+             for role in roles}
+    return PrivacyPlan(config, tuple(releases), dict.fromkeys(roles, cap), spent, exact)
+
+
+def _epsilon(releases: Sequence[PlannedRelease], role: str, delta: float) -> float:
+    """Epsilon of one role after all releases."""
+    return epsilon([event for release in releases if role in release.roles
+                    for event in release.events], delta)
+
+
+def _multipliers(config: PrivacyConfig, schedules: Sequence[ReleaseSchedule]) -> list[float]:
+    """The noise multiplier of every stage."""
+    if config.noise_multiplier is not None:
+        return [config.noise_multiplier] * len(schedules)
+    target, delta = config.epsilon, config.delta
+    if target is None or delta is None:
+        raise PrivacyError("privacy has neither epsilon nor noise_multiplier; set one of them")
+    shared = len(schedules) == 2 and {*schedules[0].roles} & {*schedules[1].roles}
+    if shared:  # a client that votes and trains pays for both out of one budget
+        votes, updates = schedules
+        require(all(s.sampling_rate == 1.0 and s.steps == 1 for s in schedules), PrivacyError,
+                "clients that vote and train found together with sampling or several noised steps "
+                "a round, which is not accounted; set synthesis.voters = 'proxy'")
+        return list(split_budget(target, delta, votes.rounds, updates.rounds,
+                                 config.vote_fraction))
+    return [_calibrated(schedule, target, delta) for schedule in schedules]
+
+
+def _calibrated(schedule: ReleaseSchedule, target: float, delta: float) -> float:
+    """The noise multiplier with which all rounds of one stage stay within the target."""
+    multiplier = calibrate(target, delta, schedule.rounds * schedule.steps, schedule.sampling_rate)
+    # A mechanism may cost more than the Gaussian of its noise multiplier; the built-in ones do not.
+    while epsilon([schedule.event(multiplier)] * schedule.rounds, delta) > target:
+        multiplier *= 1.01
+    return multiplier
