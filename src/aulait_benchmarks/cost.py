@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from aulait.core.factors import Trainable
 from aulait.core.lora import initial
 from aulait.core.seeds import Seeds
 from aulait.core.types import Profile, Record
@@ -156,7 +157,7 @@ def _step(learner: Learner, body: Anatomy, batch: int, length: int, rank: int) -
     """A LoRA step on all linear layers, on random tokens, all of them scored but the first of a
     row."""
     base, shapes = learner.base, targets(learner.base, AdapterConfig())
-    stack = Stack.of([initial(shapes, rank, 16.0, Seeds(0))], "AB", base.device)
+    stack = Stack.of([initial(shapes, rank, 16.0, Seeds(0))], Trainable.AB, base.device)
     optimizer = optimizer_of(stack.leaves, learner.config, 1e-3)
     ids = torch.randint(3, body.vocabulary, (batch, length),
                         generator=torch.Generator().manual_seed(0))

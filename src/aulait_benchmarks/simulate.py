@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from aulait.core.cohort import Cohort, everyone
+from aulait.core.factors import Trainable
 from aulait.core.lora import initial
 from aulait.core.types import Adapter, Record
 from aulait.engines.inline import connect
@@ -35,7 +36,7 @@ from aulait.runs.setup import House, Workshop, assemble
 from aulait.training.batches import collate, scored
 from aulait.training.trainer import Work, draws
 
-METHODS = {"ffa": "B", "fedit": "AB"}
+METHODS = {"ffa": Trainable.B, "fedit": Trainable.AB}
 Passes = list[list[list[Record]]]
 
 
@@ -153,13 +154,13 @@ def _federated(house: House, rounds: int) -> State:
     return state
 
 
-def _batches(house: House, part: str, rounds: int) -> tuple[Passes, int]:
+def _batches(house: House, trainable: Trainable, rounds: int) -> tuple[Passes, int]:
     """The rows of every pass of every group of sites, as ``Learner.train`` forms them, and their
     tokens."""
     learner, passes, tokens = house.learner, [], 0
     start = initial(house.context.shapes, house.context.rank, house.context.alpha, house.seeds)
     for round in range(1, rounds + 1):
-        works = [_work(house, name, start, part, round) for name in everyone(house.trainers)]
+        works = [_work(house, name, start, trainable, round) for name in everyone(house.trainers)]
         for members in learner.passes(works):
             some = [works[i] for i in members]
             orders = [draws(work, [len(learner.encode(r)[0]) for r in work.records])
@@ -172,19 +173,20 @@ def _batches(house: House, part: str, rounds: int) -> tuple[Passes, int]:
     return passes, tokens
 
 
-def _work(house: House, name: str, start: Adapter, part: str, round: int) -> Work:
+def _work(house: House, name: str, start: Adapter, trainable: Trainable, round: int) -> Work:
     """What a site is asked to do in a round, as the methods write it."""
     site, seed = house.sites[name], house.seeds.integer("batches", round, name)
-    return Work(start, site.train, part, site.plan.steps, site.plan.batch, house.settings.train.lr,
+    return Work(start, site.train, trainable, site.plan.steps, site.plan.batch, house.settings.train.lr,
                 seed)
 
 
-def _plain(house: House, part: str, batches: Passes) -> float:
+def _plain(house: House, trainable: Trainable, batches: Passes) -> float:
     """Plain training of one adapter: the floor. Returns the last loss."""
     base, context, config = house.base, house.context, house.learner.config
     loss = torch.zeros(())
     with wearing(base, [initial(context.shapes, context.rank, context.alpha, house.seeds)]):
-        leaves = [base.slots[name].worn["AB".index(letter)] for name in context.shapes for letter in part]  # type: ignore[index]
+        worn = [base.slots[name].worn for name in context.shapes]
+        leaves = [leaf for own in worn if own is not None for leaf in trainable.of(own[:2])]
         for leaf in leaves:
             leaf.requires_grad_(True)
         optimizer = torch.optim.AdamW(leaves, lr=config.lr, weight_decay=config.weight_decay)

@@ -61,7 +61,7 @@ class StubLearner:
         factors = {}
         for name, (a, b) in sorted(work.start.factors.items()):
             factors[name] = tuple(
-                t + self.size * torch.randn(t.shape, generator=generator) + 0.1 * self.size * t if letter in work.part else t
+                t + self.size * torch.randn(t.shape, generator=generator) + 0.1 * self.size * t if letter in work.trainable.factors else t
                 for letter, t in (("A", a), ("B", b)))
         return Adapter(factors, work.start.alpha, work.start.rank)
 

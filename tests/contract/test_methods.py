@@ -28,6 +28,7 @@ from tests.tiny_bases import tiny
 
 from aulait.core import lora
 from aulait.core.errors import ConfigError, PrivacyError
+from aulait.core.factors import FactorName
 from aulait.core.types import ClientUpdate, nbytes
 from aulait.methods import METHODS
 from aulait.methods.contract import State
@@ -46,17 +47,17 @@ EVERY = METHODS.names()
 TRAITS = {name: METHODS.find(name).TRAITS for name in EVERY}
 # A method that protects records trains with noise of its own, which no stub learner has: see unit/test_privacy_record.py
 # SplitLoRA cuts a model, which no stub learner has, and asks several times a round: see test_splitlora.py
-METHODS = [name for name in EVERY if TRAITS[name].unit == "client" and name != "splitlora"]
-PRIVATE = [name for name in METHODS if TRAITS[name].private]
-REFUSED = [name for name in METHODS if not TRAITS[name].private]
-SHARING = [name for name in METHODS if name != "alone"]  # of whom the aggregator hears anything
+CLIENT_LEVEL = [name for name in EVERY if TRAITS[name].unit == "client" and name != "splitlora"]
+PRIVATE = [name for name in CLIENT_LEVEL if TRAITS[name].private]
+REFUSED = [name for name in CLIENT_LEVEL if not TRAITS[name].private]
+SHARING = [name for name in CLIENT_LEVEL if name != "alone"]  # of whom the aggregator hears anything
 RELEASING = [name for name in PRIVATE if name != "alone"]
-EXACT = [name for name in METHODS if TRAITS[name].exact != "no"]
-PERSONAL = [name for name in METHODS if TRAITS[name].personal]
+EXACT = [name for name in CLIENT_LEVEL if TRAITS[name].exact != "no"]
+PERSONAL = [name for name in CLIENT_LEVEL if TRAITS[name].personal]
 SERVERS = ["plain", "momentum", "nesterov", "adagrad", "adam", "adamw", "yogi"]
 TRAINS = {"ffa": "B", "rolora": "B"}  # what a site trains in the first round; others A and B
 # the state is "before + mean change", with a plain server
-CHANGES = [m for m in ("fedit", "ffa", "fedsa", "fdlora", "rolora", "safedlora") if m in METHODS]
+CHANGES = [m for m in ("fedit", "ffa", "fedsa", "fdlora", "rolora", "safedlora") if m in CLIENT_LEVEL]
 
 
 def offered(method: str) -> list[dict]:
@@ -66,8 +67,8 @@ def offered(method: str) -> list[dict]:
     return [{"server": kind, "server_lr": 0.5} | ({"server_decay": 0.1} if kind == "adamw" else {}) for kind in SERVERS]
 
 
-VARIANTS = [pytest.param(m, options, id=f"{m}-{options.get('server', 'none')}") for m in METHODS for options in offered(m)]
-each = pytest.mark.parametrize("method", METHODS)
+VARIANTS = [pytest.param(m, options, id=f"{m}-{options.get('server', 'none')}") for m in CLIENT_LEVEL for options in offered(m)]
+each = pytest.mark.parametrize("method", CLIENT_LEVEL)
 each_variant = pytest.mark.parametrize(("method", "options"), VARIANTS)
 each_sharing = pytest.mark.parametrize("method", SHARING)
 each_releasing = pytest.mark.parametrize("method", RELEASING)
@@ -246,7 +247,7 @@ def test_one_client_with_all_data_is_plain_lora_training(method, tiny_base):
     (work,) = seen
     plan = run.sites["ann"].plan
     assert work.records == run.sites["ann"].train[: -2 if method == "fdlora" else None]
-    assert (work.steps, work.batch, work.lr, work.part) == (plan.steps, plan.batch, LR, TRAINS.get(method, "AB"))
+    assert (work.steps, work.batch, work.lr, work.trainable) == (plan.steps, plan.batch, LR, TRAINS.get(method, "AB"))
     assert work.fold is None
     assert work.penalty is None
     if method == "flora":  # a fresh adapter of the client's own
@@ -270,7 +271,7 @@ def test_nobody_is_sent_more_than_its_rank(method):
         most = run.context.rank_of(request.client)
         for name, tensor in request.tensors.items():
             if "/" not in name:  # what is folded into the base is no adapter
-                assert tensor.shape["BA".index(name[-1]) ^ 1] <= most(name[:-2])
+                assert tensor.shape[(own := FactorName.parse(name)).factor.rank_axis] <= most(own.layer)
         for layer, (a, b) in work.start.factors.items():
             assert a.shape[0] == b.shape[1] <= most(layer)
 
@@ -471,7 +472,7 @@ def test_a_method_that_reads_single_replies_is_refused_before_anybody_is_asked(m
     assert run.ledger.lines == ()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CLIENT_LEVEL)
 def test_the_settings_refuse_privacy_with_such_a_method_and_name_another(method):
     tree = {"algorithm": {"name": method}, "privacy": {"epsilon": 8.0, "delta": 1e-5, "relation": "add-remove"}}
     if TRAITS[method].private:
@@ -744,7 +745,7 @@ def test_proxies_of_weight_zero_change_nothing_where_replies_are_read_one_by_one
 
 
 def test_the_states_of_a_run_hold_tensors_only():
-    for method in METHODS:
+    for method in CLIENT_LEVEL:
         state = Federation(method).rounds(1)
         assert isinstance(state, State)
         assert all(isinstance(t, torch.Tensor) and t.dtype == torch.float32 for t in state.tensors.values()), method

@@ -11,6 +11,7 @@ from tests.contract.federation import LR, ON, WIDE, Federation, dense, distance,
 from tests.tiny_bases import filled, records, tiny
 
 from aulait.core import lora
+from aulait.core.factors import Trainable
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Plan, Site, TrainRequest
 from aulait.evaluation.losses import EvaluateConfig, evaluate
@@ -144,7 +145,7 @@ def test_alone_is_training_by_oneself_round_after_round(tiny_base):
         adapter = lora.from_tensors(lora.leading(first, run.context.rank_of(name)), run.alpha, 2)
         for number in (1, 2, 3):
             request = TrainRequest(name, number, {}, {"lr": LR / number})
-            ((_, done),) = client_update.train([request], [site], run.context, run.learner, lambda *_, start=adapter: start, "AB")
+            ((_, done),) = client_update.train([request], [site], run.context, run.learner, lambda *_, start=adapter: start, Trainable.AB)
             adapter = done.adapter
         assert_learnt_alike(dense(own[name]), dense(adapter), 2e-3)
 

@@ -14,6 +14,7 @@ from tests.tiny_bases import records, tiny
 
 from aulait.core import lora
 from aulait.core.errors import PrivacyError, WireError
+from aulait.core.factors import Trainable
 from aulait.core.types import nbytes
 from aulait.engines import inline
 from aulait.methods import splitlora
@@ -53,7 +54,7 @@ def make(bases):
 def work(run: Federation, name: str, state, round: int = 1) -> Work:
     """What this client does in a round, as one that trains whole."""
     site = run.sites[name]
-    return Work(run.result(state), site.train, "AB", site.plan.steps, site.plan.batch, LR / round, run.context.seeds.integer("batches", round, name))
+    return Work(run.result(state), site.train, Trainable.AB, site.plan.steps, site.plan.batch, LR / round, run.context.seeds.integer("batches", round, name))
 
 
 # -- what is computed ------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from tests.oracle import averaging
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.errors import WireError
+from aulait.core.factors import FactorName
 from aulait.core.types import Adapter, TrainRequest
 from aulait.methods import METHODS
 from aulait.methods.contract import Server
@@ -308,7 +309,7 @@ def test_under_privacy_the_noise_of_a_column_is_that_of_the_planned_owners(metho
         if "/" in name or not change.any():
             continue
         columns = change if name.endswith(".A") else change.T
-        for j, count in enumerate(owners[name[:-2]]):
+        for j, count in enumerate(owners[FactorName.parse(name).layer]):
             assert float(columns[j].std()) == pytest.approx(0.6 / count, rel=6 / math.sqrt(2 * columns.shape[1]))
 
 

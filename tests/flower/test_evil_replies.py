@@ -13,6 +13,7 @@ from tests.flower.local_transport import LocalTransport, deploy, site
 
 from aulait.core import lora
 from aulait.core.errors import AulaitError, WireError
+from aulait.core.factors import Trainable
 from aulait.core.log_files import plain_text
 from aulait.core.seeds import Seeds
 from aulait.engines.deployment.coordinator.remote_split import RemoteFront, RemoteSplitLearner
@@ -199,7 +200,7 @@ def test_what_a_split_site_sends_is_looked_at_before_it_meets_the_model(told):
     width = split_model.width(base())
     told = {name: t if t.shape[-1:] != (288,) else t.new_full((*t.shape[:-1], width), float(t.flatten()[0])) for name, t in told.items()}
     start = lora.initial(loading.targets(base(), ADAPTER), 1, ADAPTER.alpha, Seeds(1))
-    work = Work(start, (), "AB", 2, 2, 1e-3, 1)
+    work = Work(start, (), Trainable.AB, 2, 2, 1e-3, 1)
     made = tensor_codec.body(told)
     halves = RemoteSplitLearner(learner, 2, "float32", ["c0", "c1"], 1, lambda sent: {
         name: Packet({"kind": "split", "tensors": made.listed}, made.raw) for name in sent})

@@ -30,7 +30,7 @@ from tests.contract.federation import (
 from tests.oracle import products
 
 from aulait.core import lora
-from aulait.core.lora import leading, pad, placed
+from aulait.core.lora import changed_b, leading, pad, placed
 from aulait.core.types import Adapter, nbytes
 from aulait.methods.shared import client_update, fusion
 from aulait.models import low_rank
@@ -277,7 +277,7 @@ def test_6_averaging_weights_sum_to_one(method, options, ranks, weights):
                 full = {n: t * (torch.arange(6) == 0)[:, None] if n.endswith(".A") else t * (torch.arange(6) == 0) for n, t in full.items()}
             common.update(full)
             scale = {layer: own(layer) / 6 if method in ("flora", "flexlora") else 1.0 for layer in SHAPES}
-            share = {n: t * scale[n[:-2]] if n.endswith(".B") else t for n, t in leading(full, own).items() if n in update.tensors}
+            share = changed_b({n: t for n, t in leading(full, own).items() if n in update.tensors}, lambda layer, b: b * scale[layer])
             changes = method not in ("flora", "fedex", "lorafair", "hetlora")
             updates.append(replace(update, tensors=lora.subtract(share, request.tensors) if changes else share))
         return updates

@@ -11,6 +11,7 @@ from tests.closeness import assert_near
 from tests.contract.federation import LR, Federation
 from tests.tiny_bases import filled, tiny
 
+from aulait.core.factors import FactorName, Trainable
 from aulait.core.lora import from_tensors, to_tensors
 from aulait.core.types import Record, nbytes
 from aulait.methods.contract import State
@@ -56,7 +57,7 @@ def batches(run: Federation) -> dict[str, list[Record]]:
     found = {}
     for name in run.clients:
         site = run.sites[name]
-        plan = draws(Work(None, site.train, "AB", 1, 2, LR, run.context.seeds.integer("batches", 1, name)),
+        plan = draws(Work(None, site.train, Trainable.AB, 1, 2, LR, run.context.seeds.integer("batches", 1, name)),
                      [len(run.learner.encode(r)[0]) for r in site.train])
         found[name] = [site.train[i] for i in plan[0]]
     return found
@@ -65,7 +66,7 @@ def batches(run: Federation) -> dict[str, list[Record]]:
 def gradient(run: Federation, state: State, records: list[Record]) -> dict[str, torch.Tensor]:
     """Of the mean loss over all tokens of these records, by the whole model."""
     start = from_tensors(state.tensors, run.alpha)
-    stack = Stack.of([start], "AB", run.learner.base.device)
+    stack = Stack.of([start], Trainable.AB, run.learner.base.device)
     loss, _ = run.learner.losses(collate(run.learner.base, run.learner.encode, records), stack, 1)
     loss.sum().backward()
     return {f"{n}.{letter}": stack.factors[n][i].grad[0] for n in stack.factors for i, letter in enumerate("AB")}
@@ -78,7 +79,7 @@ def test_6_split_gradients_equal_whole_gradients(bases, kind):
     run = federation(base, SGD, clients=("ann",))
     state, after = begun(run), split_model.possible(base)[0]
     start, (records,) = from_tensors(state.tensors, run.alpha), batches(run).values()
-    work = Work(start, tuple(records), "AB", 1, 2, RATE, 0)
+    work = Work(start, tuple(records), Trainable.AB, 1, 2, RATE, 0)
     front = Front(run.learner, [work], after, "float32")
     back = Back(base, run.learner.config, [start], work, after, "float32", True)
     returned, _, _ = back.backward(front.forward(0))
@@ -124,7 +125,7 @@ def test_6_each_client_counts_once_after_its_last_update(bases):
     ended = [update.tensors for update in run.updates if update.client in run.clients and "labels" not in update.tensors]
     assert len(ended) == 3
     for name, value in after.tensors.items():
-        if split_model.in_front(name[:-2], 1):
+        if split_model.in_front(FactorName.parse(name).layer, 1):
             assert_near(value, sum(own[name] for own in ended) / 3, 1e-6, what=name)
     kept = {name: run.sites[name].memory["kept"]["after"] for name in run.clients}
     assert all(torch.equal(kept[name][n], own[n]) for name, own in zip(run.clients, ended, strict=True) for n in own if n != "square")
@@ -142,5 +143,5 @@ def test_6_the_bytes_of_a_step_are_batch_times_tokens_times_width_times_four_and
         down = [nbytes(o.tensors) for o in run.requests if o.client == name]
         assert up == [2 * tokens * WIDTH * 4 + 2 * tokens * 4, factors + 4]
         assert down == [factors, 2 * tokens * WIDTH * 4 + 4]
-    (done,) = SplitLearner(run.learner, 1, private=False).train([Work(from_tensors(state.tensors, 4.0), run.sites["ann"].train, "AB", 1, 2, LR, 0)])
+    (done,) = SplitLearner(run.learner, 1, private=False).train([Work(from_tensors(state.tensors, 4.0), run.sites["ann"].train, Trainable.AB, 1, 2, LR, 0)])
     assert (done.up_bytes, done.down_bytes) == (2 * tokens * (WIDTH + 1) * 4 + 4, 2 * tokens * WIDTH * 4 + 4)

@@ -12,9 +12,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from aulait.core.errors import AulaitError
+
+JsonTree: TypeAlias = "bool | int | float | str | list[JsonTree] | dict[str, JsonTree] | None"
+"""What a JSON parser makes of a text."""
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o666, durable: bool = True) -> Path:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from aulait.core.factors import Factor, FactorName, Trainable
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Tensors
 
@@ -77,32 +78,33 @@ def pad(a_RN: Tensor, b_MR: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def to_tensors(adapter: Adapter, part: str = "AB") -> Tensors:
-    """Flat names for the wire: ``layer.A`` and ``layer.B``, restricted to the letters in
-    ``part``."""
-    tensors: Tensors = {}
-    for name, (a, b) in adapter.factors.items():
-        if "A" in part:
-            tensors[f"{name}.A"] = a
-        if "B" in part:
-            tensors[f"{name}.B"] = b
-    return tensors
+def to_tensors(adapter: Adapter, trainable: Trainable = Trainable.AB) -> Tensors:
+    """The factors that ``trainable`` says under their names on the wire, ``layer.A`` and
+    ``layer.B``."""
+    return {str(FactorName(layer, factor)): factor.of(pair)
+            for layer, pair in adapter.factors.items() for factor in trainable.factors}
 
 
 def with_tensors(adapter: Adapter, tensors: Tensors) -> Adapter:
     """The adapter with some of its factors replaced by the flat names of ``to_tensors``."""
-    factors = {
-        name: (tensors.get(f"{name}.A", a), tensors.get(f"{name}.B", b)) for name,
-        (a, b) in adapter.factors.items()
-    }
+    whole = {name: tensors.get(name, value) for name, value in to_tensors(adapter).items()}
+    factors = {layer: factors_of(whole, layer) for layer in adapter.factors}
     return Adapter(factors, adapter.alpha, adapter.rank)
 
 
 def from_tensors(tensors: Tensors, alpha: float, rank: int | None = None) -> Adapter:
-    """An adapter from a complete set of flat names."""
-    layers = sorted(name[:-2] for name in tensors if name.endswith(".A"))
-    return Adapter({name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in layers}, alpha,
-                   rank)
+    """An adapter from a complete set of flat names, layers in the order of their names.
+
+    Raises:
+        WireError: a name is no factor's.
+    """
+    layers = sorted({FactorName.parse(name).layer for name in tensors})
+    return Adapter({layer: factors_of(tensors, layer) for layer in layers}, alpha, rank)
+
+
+def factors_of(tensors: Tensors, layer: str) -> tuple[Tensor, Tensor]:
+    """A and B of a layer."""
+    return tensors[str(FactorName(layer, Factor.A))], tensors[str(FactorName(layer, Factor.B))]
 
 
 def leading(tensors: Tensors, ranks: Callable[[str], int]) -> Tensors:
@@ -112,18 +114,32 @@ def leading(tensors: Tensors, ranks: Callable[[str], int]) -> Tensors:
         tensors: names ``layer.A`` (R, N) and ``layer.B`` (M, R).
         ranks: layer -> the rank that is kept, at most R.
     """
-    return {name: t[: ranks(name[:-2])] if name.endswith(".A") else t[:, : ranks(name[:-2])]
-            for name, t in tensors.items()}
+    found = {}
+    for name, value in tensors.items():
+        own = FactorName.parse(name)
+        rank = ranks(own.layer)
+        found[name] = value[:rank] if own.factor is Factor.A else value[:, :rank]
+    return found
 
 
 def placed(tensors: Tensors, template: Tensors) -> Tensors:
-    """Every tensor in the leading corner of zeros shaped as ``like``: the inverse of ``leading``;
-    norms are kept."""
-    return {
-        name: torch.nn.functional.pad(t, (0, template[name].shape[1] - t.shape[1], 0,
-            template[name].shape[0] - t.shape[0]))
-        for name, t in tensors.items()
-    }
+    """Every tensor in the leading corner of zeros of the template's shape: the inverse of
+    ``leading``; norms are kept."""
+    found = {}
+    for name, value in tensors.items():
+        rows, columns = template[name].shape
+        missing = (0, columns - value.shape[1], 0, rows - value.shape[0])
+        found[name] = torch.nn.functional.pad(value, missing)
+    return found
+
+
+def changed_b(tensors: Tensors, change: Callable[[str, Tensor], Tensor]) -> Tensors:
+    """Every B replaced by what ``change`` makes of its layer's name and of it; A as it is."""
+    found = {}
+    for name, value in tensors.items():
+        own = FactorName.parse(name)
+        found[name] = change(own.layer, value) if own.factor is Factor.B else value
+    return found
 
 
 def subtract(left: Tensors, right: Tensors) -> Tensors:
@@ -138,3 +154,33 @@ def weighted_sum(terms: Sequence[tuple[float, Tensors]]) -> Tensors:
         for name, value in tensors.items():
             total[name] += weight * value.double()
     return {name: value.float() for name, value in total.items()}
+
+
+# What a method keeps or sends beside the factors is filed under a tag: ``m/layer.A`` is the first
+# moment of ``layer.A``. A name without a slash is the factor itself.
+
+
+def tagged(tag: str, tensors: Tensors) -> Tensors:
+    """The tensors, each filed under a tag."""
+    return {f"{tag}/{name}": value for name, value in tensors.items()}
+
+
+def under(tag: str, tensors: Tensors) -> Tensors:
+    """What is filed under a tag, by its names without it."""
+    return {name.removeprefix(f"{tag}/"): value for name, value in tensors.items()
+            if name.startswith(f"{tag}/")}
+
+
+def untagged(tensors: Tensors) -> Tensors:
+    """What is filed under no tag: the factors themselves."""
+    return {name: value for name, value in tensors.items() if "/" not in name}
+
+
+def by_tag(tensors: Tensors) -> dict[str, Tensors]:
+    """Tag -> what is filed under it. A tag may hold slashes, as the names of clients do; what has
+    no tag is under ""."""
+    found: dict[str, Tensors] = {}
+    for whole, value in tensors.items():
+        tag, _, name = whole.rpartition("/")
+        found.setdefault(tag, {})[name] = value
+    return found

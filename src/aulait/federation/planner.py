@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from aulait.core.factors import Trainable
 from aulait.core.types import Placement, Profile
 from aulait.federation.config import ComputeConfig
 from aulait.resources import cost_model
@@ -31,7 +32,7 @@ class Demand:
     Attributes:
         anatomy: of the base.
         dtype: precision of the frozen weights.
-        part: factors that are trained, "A", "B" or "AB".
+        trainable: factors that are trained.
         ranks: the largest rank -> layer -> rank.
         steps: optimiser steps of a full share.
         row: tokens of one padded record: (tokens, source tokens, scored positions).
@@ -51,7 +52,7 @@ class Demand:
 
     anatomy: Anatomy
     dtype: str
-    part: str
+    trainable: Trainable
     ranks: Ranks
     steps: int
     row: tuple[int, int, int]
@@ -115,7 +116,7 @@ class Assignment:
 def local(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -> Assignment:
     """The whole model at the client."""
     step = cost_model.lora_step(demand.anatomy, demand.batch(batch), demand.ranks(rank),
-                                part=demand.part, dtype=demand.dtype)
+                                trainable=demand.trainable, dtype=demand.dtype)
     up, down = demand.travels(rank)
     busy_s = steps * cost_model.seconds(step, profile, demand.dtype)
     return Assignment("local", rank, steps, batch, "", busy_s, round_trip_s(profile, down, up), 0.0,
@@ -127,7 +128,7 @@ def split(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -
     """The front of the model at the client, the rest at the server; one exchange in every step."""
     assert demand.cut is not None
     step = cost_model.split_step(demand.anatomy, demand.cut, demand.batch(batch),
-        demand.ranks(rank), part=demand.part, dtype=demand.dtype,
+        demand.ranks(rank), trainable=demand.trainable, dtype=demand.dtype,
                            wire_bytes=demand.wire_bytes)
     up, down = demand.front(rank)
     own_s = steps * cost_model.seconds(step.client, profile, demand.dtype)
@@ -148,7 +149,7 @@ def backs_s(demand: Demand, rank: int, batch: int, clients: int) -> float:
     assert demand.cut is not None
     together = max(1, min(clients, demand.rows_at_once // batch))
     step = cost_model.split_step(demand.anatomy, demand.cut, demand.batch(together * batch),
-        demand.ranks(rank), part=demand.part,
+        demand.ranks(rank), trainable=demand.trainable,
                            dtype=demand.dtype, wire_bytes=demand.wire_bytes)
     return (
         math.ceil(clients / together) * cost_model.seconds(step.server, demand.server, demand.dtype)

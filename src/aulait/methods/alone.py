@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
@@ -64,7 +65,7 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
            learner: Learner) -> list[ClientUpdate]:
     """Local steps from where the site stands; the share is empty."""
     done = client_update.train(requests, sites, context, learner, lambda request,
-                               site: _own(context, site, request.round), "AB")
+                               site: _own(context, site, request.round), Trainable.AB)
     for request, site, (_, after) in zip(requests, sites, done, strict=True):
         client_update.keep(site, request.round, lora.to_tensors(after.adapter))
     return [client_update.update(site, {}, after) for site,

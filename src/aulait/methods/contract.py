@@ -51,6 +51,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 from pydantic import BaseModel
 
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Trainable
 from aulait.core.lora import Shapes
 from aulait.core.seeds import Seeds
 from aulait.core.types import (
@@ -143,7 +144,7 @@ class Traits:
         secure: whether the server needs sums only, so that secure aggregation can hide single
             updates.
         instead: the nearest method under privacy, where it is not offered.
-        trains: the factors that clients train, "B" or "AB".
+        trains: the factors that clients train.
         personal: whether clients end with adapters of their own.
         unit: what its privacy protects: "client" or "record".
         splits: whether a client may hold the front of the model alone: so where clients train by
@@ -161,7 +162,7 @@ class Traits:
     private: bool
     secure: bool
     instead: str = ""
-    trains: str = "AB"
+    trains: Trainable = Trainable.AB
     personal: bool = False
     unit: str = "client"
     splits: bool = True

@@ -37,6 +37,7 @@ from pydantic import Field
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.errors import PrivacyError, require
+from aulait.core.factors import Trainable
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
@@ -161,8 +162,8 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
     for request, site in zip(requests, sites, strict=True):
         work = _work(request, site, context)
         done = train(learner, work)
-        share = lora.subtract(lora.to_tensors(done.adapter, work.part),
-                              lora.to_tensors(work.start, work.part))
+        share = lora.subtract(lora.to_tensors(done.adapter, work.trainable),
+                              lora.to_tensors(work.start, work.trainable))
         told = (
             {} if request.settings["protected"]
             else {"train_loss": done.loss, "train_tokens": float(done.tokens)}
@@ -213,7 +214,7 @@ def _work(request: TrainRequest, site: Site, context: RunContext) -> PrivateWork
     seed = told.get("noise_seed")
     factors = lora.with_tensors(_initial(context), request.tensors)
     return PrivateWork(
-        start=factors, records=site.train, part="B" if told["mode"] == "ffa" else "AB",
+        start=factors, records=site.train, trainable=Trainable.B if told["mode"] == "ffa" else Trainable.AB,
         steps=min(site.plan.steps, int(told.get("most_steps", site.plan.steps))),
         batch=site.plan.batch, lr=told["lr"],
         mode="batch" if told["mode"] == "literal" else "records", clip=told.get("clip", math.inf),
@@ -223,8 +224,8 @@ def _work(request: TrainRequest, site: Site, context: RunContext) -> PrivateWork
         most=told["most_rate"])
 
 
-def _part(config: Config) -> str:
-    return "B" if config.mode == "ffa" else "AB"
+def _part(config: Config) -> Trainable:
+    return Trainable.B if config.mode == "ffa" else Trainable.AB
 
 
 def _initial(context: RunContext) -> Adapter:

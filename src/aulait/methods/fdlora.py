@@ -29,6 +29,7 @@ from pydantic import Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, ClientRequest, ClientUpdate, Info, Record, Site, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
@@ -112,14 +113,14 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
     told = requests[0].settings
     done = client_update.train(
         requests, sites, context, learner, lambda request,
-        _: lora.from_tensors(request.tensors, context.alpha, context.rank), "AB",
+        _: lora.from_tensors(request.tensors, context.alpha, context.rank), Trainable.AB,
         records=[_parted(site, told["shots"])[0] for site in sites],
         steps=[told["steps"] or site.plan.steps for site in sites])
     for request, site, (_, after) in zip(requests, sites, done, strict=True):
         before = client_update.recall(site, request.round)
         client_update.keep(site, request.round, lora.to_tensors(after.adapter)
                            if told["copy"] or not before else before)
-    return client_update.changes(sites, done, "AB")
+    return client_update.changes(sites, done, Trainable.AB)
 
 
 def result(context: RunContext, state: State) -> Adapter:

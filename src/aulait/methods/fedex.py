@@ -23,6 +23,7 @@ import torch
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import base_folding, client_update
@@ -58,7 +59,7 @@ def init(config: Config, context: RunContext) -> State:
 def step(config: Config, context: RunContext, state: State, cohort: Cohort,
          server: Server) -> tuple[State, Info]:
     """Send factors and last residual, average the factors, stack the products."""
-    theta = {name: t for name, t in state.tensors.items() if "/" not in name}
+    theta = lora.untagged(state.tensors)
     factors = requests(context, cohort, theta)
     sent = [TrainRequest(o.client, o.round, o.tensors | base_folding.sent(state, o.client),
                   o.settings) for o in factors]
@@ -94,7 +95,7 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
         folds.append(rest.get(key))
     done = client_update.train(
         requests, sites, context, learner, lambda request, _: lora.from_tensors(_factors(request),
-            context.alpha, context.rank), "AB", fold=folds)
+            context.alpha, context.rank), Trainable.AB, fold=folds)
     return [client_update.update(site, lora.to_tensors(after.adapter), after) for site,
             (_, after) in zip(sites, done, strict=True)]
 
@@ -114,7 +115,7 @@ def travels(config: Config, context: RunContext, round: int, name: str,
 
 
 def _factors(request: TrainRequest) -> Tensors:
-    return {name: t for name, t in request.tensors.items() if "/" not in name}
+    return lora.untagged(request.tensors)
 
 
 def _moved(context: RunContext, layer: str, theta: Tensors,
@@ -122,10 +123,11 @@ def _moved(context: RunContext, layer: str, theta: Tensors,
     """How the mean product moved, as factors: s sum p_k B_k A_k - s B diag(q) A, q_j the weight of
     those who own column j."""
     scale = context.alpha / context.rank
-    a, b = theta[f"{layer}.A"], theta[f"{layer}.B"]
+    a, b = lora.factors_of(theta, layer)
+    updates = [(weight, lora.factors_of(update.tensors, layer)) for weight, update in terms]
     owned_R = torch.zeros(context.rank)
-    for weight, update in terms:
-        owned_R[: update.tensors[f"{layer}.A"].shape[0]] += weight
-    stacked_a = [weight * scale * update.tensors[f"{layer}.A"] for weight, update in terms]
-    stacked_b = [update.tensors[f"{layer}.B"] for _, update in terms]
+    for weight, (own_a, _) in updates:
+        owned_R[: own_a.shape[0]] += weight
+    stacked_a = [weight * scale * own_a for weight, (own_a, _) in updates]
+    stacked_b = [own_b for _, (_, own_b) in updates]
     return torch.cat([*stacked_a, -scale * owned_R[:, None] * a]), torch.cat([*stacked_b, b], dim=1)

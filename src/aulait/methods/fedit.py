@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
@@ -62,8 +63,8 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
     """Local LoRA steps from the sent factors; the share is the change of A and B."""
     done = client_update.train(
         requests, sites, context, learner, lambda request,
-        _: lora.from_tensors(request.tensors, context.alpha, context.rank), "AB")
-    return client_update.changes(sites, done, "AB")
+        _: lora.from_tensors(request.tensors, context.alpha, context.rank), Trainable.AB)
+    return client_update.changes(sites, done, Trainable.AB)
 
 
 def result(context: RunContext, state: State) -> Adapter:

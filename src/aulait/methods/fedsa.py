@@ -20,6 +20,7 @@ import torch
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Factor, FactorName, Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
@@ -50,7 +51,7 @@ class Config(AveragingConfig):
 def init(config: Config, context: RunContext) -> State:
     """A random."""
     theta = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
-        context.seeds), "A")
+        context.seeds), Trainable.A)
     return State(0, theta | start(config, theta))
 
 
@@ -67,10 +68,10 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
     done = client_update.train(
         requests, sites, context, learner,
         lambda request, site: _joined(context, site.name, request.tensors,
-                                    client_update.recall(site, request.round)), "AB")
+                                    client_update.recall(site, request.round)), Trainable.AB)
     for request, site, (_, after) in zip(requests, sites, done, strict=True):
-        client_update.keep(site, request.round, lora.to_tensors(after.adapter, "B"))
-    return client_update.changes(sites, done, "A")
+        client_update.keep(site, request.round, lora.to_tensors(after.adapter, Trainable.B))
+    return client_update.changes(sites, done, Trainable.A)
 
 
 def result(context: RunContext, state: State) -> Adapter:
@@ -94,12 +95,13 @@ def personal(
 def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(context, name, "A"), client_update.factor_bytes(context, name,
-        "A")
+    return client_update.factor_bytes(context, name, Trainable.A), client_update.factor_bytes(
+        context, name, Trainable.A)
 
 
 def _joined(context: RunContext, name: str, shared: Tensors, own: Tensors) -> Adapter:
     """A from the server, B from memory; a B that never was is zero."""
     rank = context.rank_of(name)
-    zero = {f"{layer}.B": torch.zeros(m, rank(layer)) for layer, (m, _) in context.shapes.items()}
+    zero = {str(FactorName(layer, Factor.B)): torch.zeros(m, rank(layer))
+            for layer, (m, _) in context.shapes.items()}
     return lora.from_tensors(shared | zero | own, context.alpha, context.rank)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
@@ -37,7 +38,7 @@ TRAITS = Traits(
     exact="at equal ranks",
     private=True,
     secure=True,
-    trains="B",
+    trains=Trainable.B,
 )
 
 
@@ -47,7 +48,7 @@ class Config(AveragingConfig):
 
 def init(config: Config, context: RunContext) -> State:
     """B starts at zero."""
-    theta = lora.to_tensors(_frozen(context), "B")
+    theta = lora.to_tensors(_frozen(context), Trainable.B)
     return State(0, theta | start(config, theta))
 
 
@@ -60,14 +61,14 @@ def step(config: Config, context: RunContext, state: State, cohort: Cohort,
 def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
            learner: Learner) -> list[ClientUpdate]:
     """Local steps on B alone; the share is the change of B."""
-    frozen = lora.to_tensors(_frozen(context), "A")
+    frozen = lora.to_tensors(_frozen(context), Trainable.A)
 
     def begin(request: TrainRequest, site: Site) -> Adapter:
         own = lora.leading(frozen, context.rank_of(site.name))
         return lora.from_tensors(own | request.tensors, context.alpha, context.rank)
 
-    done = client_update.train(requests, sites, context, learner, begin, "B")
-    return client_update.changes(sites, done, "B")
+    done = client_update.train(requests, sites, context, learner, begin, Trainable.B)
+    return client_update.changes(sites, done, Trainable.B)
 
 
 def result(context: RunContext, state: State) -> Adapter:
@@ -78,8 +79,8 @@ def result(context: RunContext, state: State) -> Adapter:
 def travels(config: Config, context: RunContext, round: int, name: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(context, name, "B"), client_update.factor_bytes(context, name,
-        "B")
+    return client_update.factor_bytes(context, name, Trainable.B), client_update.factor_bytes(
+        context, name, Trainable.B)
 
 
 def _frozen(context: RunContext) -> Adapter:

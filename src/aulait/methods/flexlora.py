@@ -28,6 +28,7 @@ from torch import Tensor
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
@@ -104,8 +105,8 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
            learner: Learner) -> list[ClientUpdate]:
     """Local LoRA steps at the site's own rank and scale; the share is the change of A and B."""
     done = client_update.train(requests, sites, context, learner, lambda request,
-                               _: lora.from_tensors(request.tensors, context.alpha), "AB")
-    return client_update.changes(sites, done, "AB")
+                               _: lora.from_tensors(request.tensors, context.alpha), Trainable.AB)
+    return client_update.changes(sites, done, Trainable.AB)
 
 
 def result(context: RunContext, state: State) -> Adapter:
@@ -123,8 +124,7 @@ def _at_rank(context: RunContext, name: str, theta: Tensors) -> Tensors:
     """The leading factors, with B at the client's scale alpha / r instead of alpha / R."""
     rank = context.rank_of(name)
     own = lora.leading(theta, rank)
-    return {key: t * (rank(key[:-2]) / context.rank) if key.endswith(".B") else t for key,
-            t in own.items()}
+    return lora.changed_b(own, lambda layer, b_MR: b_MR * (rank(layer) / context.rank))
 
 
 def _adapter(context: RunContext, sent: Tensors, change: Tensors) -> Adapter:
@@ -148,16 +148,18 @@ def _by_column(context: RunContext, theta: Tensors,
         factors = {layer: (a, b / weights[layer][: a.shape[0]]) for layer,
                    (a, b) in adapter.factors.items()}
         yield weight, Adapter(factors, adapter.alpha, adapter.rank)
-    rest = {layer: (theta[f"{layer}.A"][len(weight_R) :], theta[f"{layer}.B"][:, len(weight_R) :])
-            for layer, weight_R in weights.items() if len(weight_R) < context.rank}
+    rest = {}
+    for layer, weight_R in weights.items():
+        if len(weight_R) < context.rank:
+            a_RN, b_MR = lora.factors_of(theta, layer)
+            rest[layer] = (a_RN[len(weight_R) :], b_MR[:, len(weight_R) :])
     yield 1.0, Adapter(rest, context.alpha, context.rank)
 
 
 def _decomposed(config: Config, context: RunContext, merge: Merge, total: float) -> Tensors:
     """The best rank-R factors of the merged sum over its total weight."""
     factors = lora.to_tensors(merge.truncated(context.rank, context.alpha, config.mass))
-    return alive(context, {key: t / total if key.endswith(".B") else t for key,
-                           t in factors.items()}, context.rank)
+    return alive(context, lora.changed_b(factors, lambda _, b_MR: b_MR / total), context.rank)
 
 
 def _private(
@@ -171,9 +173,9 @@ def _private(
     if config.privacy_noise == "factors":
         # B at the scale alpha / R, so that columns of all sites can be added
         def common(update: ClientUpdate) -> Tensors:
-            scales = {key: context.rank / context.rank_of(update.client)(key[:-2])
-                      if key.endswith(".B") else 1.0 for key in theta}
-            return lora.placed({key: t * scales[key] for key, t in update.tensors.items()}, theta)
+            rank = context.rank_of(update.client)
+            return lora.placed(lora.changed_b(
+                update.tensors, lambda layer, b_MR: b_MR * (context.rank / rank(layer))), theta)
 
         mean_update, info = mixed_mean(config, context, cohort, server, requests, theta,
             transform=common)

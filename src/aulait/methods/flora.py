@@ -22,6 +22,7 @@ import torch
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Trainable
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
@@ -84,7 +85,7 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
     """Fold what was sent, train a fresh adapter on it; the share is A and B."""
     wholes: list[object] = [whole or None for whole in base_folding.received(requests, sites)]
     done = client_update.train(requests, sites, context, learner, lambda request,
-                               site: _fresh(context, request.round, site.name), "AB", fold=wholes)
+                               site: _fresh(context, request.round, site.name), Trainable.AB, fold=wholes)
     return [client_update.update(site, lora.to_tensors(after.adapter), after) for site,
             (_, after) in zip(sites, done, strict=True)]
 

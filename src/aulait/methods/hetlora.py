@@ -26,6 +26,7 @@ from pydantic import Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
@@ -125,7 +126,7 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
     penalty = Penalty(tail=told["tail"], keep=told["keep"]) if told["tail"] else None
     done = client_update.train(
         requests, sites, context, learner, lambda request,
-        _: lora.from_tensors(request.tensors, context.alpha, context.rank), "AB",
+        _: lora.from_tensors(request.tensors, context.alpha, context.rank), Trainable.AB,
         penalty=penalty)
     config = Config(keep=told["keep"], rank_min=told["rank_min"])
     updates = []
@@ -164,8 +165,8 @@ def _shorter(config: Config, rank: int) -> int:
 
 def _pruned(config: Config, factors: Tensors) -> dict[str, int]:
     """Layer -> rank after one pruning."""
-    return {name[:-2]: _shorter(config, t.shape[0]) for name, t in factors.items()
-            if name.endswith(".A")}
+    return {layer: _shorter(config, a_RN.shape[0])
+            for layer, (a_RN, _) in lora.from_tensors(factors, 1.0).factors.items()}
 
 
 def _smaller(share: Tensors, form: Tensors) -> bool:
@@ -175,8 +176,7 @@ def _smaller(share: Tensors, form: Tensors) -> bool:
 def _tail(factors: Tensors, keep: float) -> float:
     """sum over layers of ||B[:, t:]|| · ||A[t:, :]||, t = floor(gamma r)."""
     total = 0.0
-    for name, a_RN in factors.items():
-        if name.endswith(".A"):
-            first = int(keep * a_RN.shape[0])
-            total += float(a_RN[first:].norm() * factors[name[:-2] + ".B"][:, first:].norm())
+    for a_RN, b_MR in lora.from_tensors(factors, 1.0).factors.values():
+        first = int(keep * a_RN.shape[0])
+        total += float(a_RN[first:].norm() * b_MR[:, first:].norm())
     return total

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Factor, FactorName, Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
@@ -79,11 +80,11 @@ def step(config: Config, context: RunContext, state: State, cohort: Cohort,
         return State(cohort.round, state.tensors), singles.told(update_norm=0.0)
     mean = factors.mean()
     for layer, product in products.layers.items():
-        a, b = mean[f"{layer}.A"].double(), mean[f"{layer}.B"].double()
+        a, b = (factor.double() for factor in lora.factors_of(mean, layer))
         gram = a @ a.T
         missing = product.times(a.T.float()).double() / singles.total - b @ gram
         ridge = gram + config.correction_decay * torch.eye(len(gram), dtype=torch.float64)
-        mean[f"{layer}.B"] = (b + torch.linalg.solve(ridge, missing.T).T).float()
+        mean[str(FactorName(layer, Factor.B))] = (b + torch.linalg.solve(ridge, missing.T).T).float()
     return State(cohort.round,
                  mean), singles.told(update_norm=clipping.norm(lora.subtract(mean, theta)))
 
@@ -93,7 +94,7 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
     """Local LoRA steps from the sent factors; the share is A and B."""
     done = client_update.train(
         requests, sites, context, learner, lambda request,
-        _: lora.from_tensors(request.tensors, context.alpha, context.rank), "AB")
+        _: lora.from_tensors(request.tensors, context.alpha, context.rank), Trainable.AB)
     return [client_update.update(site, lora.to_tensors(after.adapter), after) for site,
             (_, after) in zip(sites, done, strict=True)]
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
@@ -83,6 +84,6 @@ def travels(config: Config, context: RunContext, round: int, name: str,
         context, name)
 
 
-def _part(round: int) -> str:
+def _part(round: int) -> Trainable:
     """The factor that a round trains; rounds are counted from 1."""
-    return "B" if round % 2 else "A"
+    return Trainable.B if round % 2 else Trainable.A

@@ -26,6 +26,7 @@ from pydantic import Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Trainable
 from aulait.core.types import (
     Adapter,
     ClientRequest,
@@ -112,9 +113,9 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
     proximal = requests[0].settings["proximal"]
     done = client_update.train(
         requests, sites, context, learner, lambda request,
-        _: lora.from_tensors(request.tensors, context.alpha, context.rank), "AB",
+        _: lora.from_tensors(request.tensors, context.alpha, context.rank), Trainable.AB,
         penalty=Penalty(proximal=proximal) if proximal else None)
-    return client_update.changes(sites, done, "AB")
+    return client_update.changes(sites, done, Trainable.AB)
 
 
 def result(context: RunContext, state: State) -> Adapter:

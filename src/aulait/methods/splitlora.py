@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import FactorName, Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, Server, State, Traits
 from aulait.methods.shared import client_update
@@ -87,7 +88,7 @@ def step(config: Config, context: RunContext, state: State, cohort: Cohort,
          server: Server) -> tuple[State, Info]:
     """Steps of clients and server in turn until every client has made its last; then the average of
     the fronts."""
-    front = {n: t for n, t in state.tensors.items() if cut.in_front(n[:-2], config.cut)}
+    front = {n: t for n, t in state.tensors.items() if cut.in_front(FactorName.parse(n).layer, config.cut)}
     told = config.model_dump(exclude={"weights"}) | {"lr": cohort.lr, "wanted": bool(front)}
     sent = {name: lora.leading(front, context.rank_of(name)) for name in sorted(cohort.local)}
     back = start = {n: t for n, t in state.tensors.items() if n not in front}
@@ -158,7 +159,7 @@ def _clients(requests: Sequence[TrainRequest], sites: Sequence[Site], context: R
     for request, site, was in zip(requests, sites, were, strict=True):
         start = lora.from_tensors(request.tensors if number == 1 else _factors(was), context.alpha,
                                   context.rank)
-        works.append(Work(start, site.train, "AB", site.plan.steps, site.plan.batch,
+        works.append(Work(start, site.train, Trainable.AB, site.plan.steps, site.plan.batch,
                           request.settings["lr"],
                           context.seeds.integer("batches", request.round, site.name)))
     front = Front(learner, works, settings["cut"], settings["wire"])
@@ -186,13 +187,11 @@ def _server(request: TrainRequest, site: Site, context: RunContext,
     hand over the factors."""
     settings, was, weights = request.settings, before(request, site), request.settings["weights"]
     start = (
-        {n: t for n, t in request.tensors.items() if "/" not in n} if settings["step"] == 1
+        lora.untagged(request.tensors) if settings["step"] == 1
         else _factors(was)
     )
-    parts: dict[str, Tensors] = {}
-    for name, tensor in request.tensors.items():
-        parts.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = tensor
-    work = Work(lora.from_tensors(start, context.alpha, context.rank), (), "AB", 1, 1,
+    parts = lora.by_tag(request.tensors)
+    work = Work(lora.from_tensors(start, context.alpha, context.rank), (), Trainable.AB, 1, 1,
                 settings["lr"], 0)
     back = Back(learner.base, learner.config, [work.start], work, settings["cut"], settings["wire"],
                 settings["wanted"])
@@ -203,8 +202,8 @@ def _server(request: TrainRequest, site: Site, context: RunContext,
             sum(weights[name] * square for name, square in heard.items()) / (sum(weights[name]
                 for name in heard) or 1.0)
         )
-        for name, leaf in zip(back.names, back.stack.leaves, strict=True):
-            leaf.grad = was[f"g/{name}"][None].to(leaf.device)
+        for factor, leaf in zip(back.names, back.stack.leaves, strict=True):
+            leaf.grad = was[f"g/{factor}"][None].to(leaf.device)
         back.update(torch.tensor([mean], device=learner.base.device))
     sent = {n: Activations.of({p: t for p, t in own.items() if p != "square"}) for n,
             own in parts.items() if "labels" in own}
@@ -221,12 +220,13 @@ def _server(request: TrainRequest, site: Site, context: RunContext,
             share |= {f"{name}/{part}": t.cpu() for part,
                       t in (own.hidden | {"square": own.square}).items()}
             info |= {f"{name}/loss": loss, f"{name}/tokens": count}
-        kept = {f"g/{name}": leaf.grad[0].cpu() for name, leaf in zip(back.names, back.stack.leaves,
-            strict=True) if leaf.grad is not None}
+        kept = {f"g/{factor}": leaf.grad[0].cpu()
+                for factor, leaf in zip(back.names, back.stack.leaves, strict=True)
+                if leaf.grad is not None}
     factors = lora.to_tensors(back.stack.take(0))
     client_update.keep(site, clock(request), factors | back.moments(0) | kept)
     return ClientUpdate(site.name, share or factors, 0.0, info)
 
 
 def _factors(kept: Tensors) -> Tensors:
-    return {n: t for n, t in kept.items() if n.endswith((".A", ".B")) and "/" not in n}
+    return {n: t for n, t in lora.untagged(kept).items() if FactorName.names_one(n)}

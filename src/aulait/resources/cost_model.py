@@ -26,6 +26,7 @@ from functools import lru_cache
 from typing import Final
 
 from aulait.core.errors import ConfigError
+from aulait.core.factors import Trainable
 from aulait.core.types import Profile
 from aulait.resources.block_cost import PACKING_PASSES, Work, block_work, layers_of, stage
 from aulait.resources.cost_types import Anatomy, Batch, Block, Cost, Parts, Split, both, parts_of
@@ -54,8 +55,8 @@ DRAW_OPERATIONS: Final = 220.0  # embedding, masks, head and the choice of a tok
 EMBED_VOCABULARY: Final = 31_034
 
 
-def lora_step(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int], *, part: str = "AB",
-              dtype: str = "float32",
+def lora_step(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int], *,
+              trainable: Trainable = Trainable.AB, dtype: str = "float32",
               blocks: tuple[int, int] | None = None) -> Cost:
     """One optimiser step of LoRA: forward, loss, backward, clipping, AdamW on the factors.
 
@@ -66,7 +67,7 @@ def lora_step(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int], *, part:
         anatomy: of the base.
         batch: of the step.
         ranks: layer -> R; layers that are left out carry no adapter.
-        part: factors that are trained.
+        trainable: factors that are trained.
         dtype: of the frozen weights and activations; factors are float32.
         blocks: [first, last) of the blocks that run; None is all. The embedding belongs to block 0,
             the head to the last.
@@ -74,7 +75,7 @@ def lora_step(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int], *, part:
     Raises:
         ConfigError: the precision is unknown, or the blocks are out of range.
     """
-    return _step(anatomy, batch, tuple(ranks.items()), part, dtype,
+    return _step(anatomy, batch, tuple(ranks.items()), trainable, dtype,
                  blocks or (0, len(anatomy.blocks)), None)
 
 
@@ -91,7 +92,7 @@ def evaluation(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int],
 
 
 def split_step(anatomy: Anatomy, cut: int, batch: Batch, ranks: Mapping[str, int], *,
-               part: str = "AB", dtype: str = "float32",
+               trainable: Trainable = Trainable.AB, dtype: str = "float32",
                wire_bytes: int = 4) -> Split:
     """One step whose front, embedding and ``cut`` blocks, runs at the client and whose rest runs at
     the server.
@@ -99,7 +100,7 @@ def split_step(anatomy: Anatomy, cut: int, batch: Batch, ranks: Mapping[str, int
     The server computes the gradient of the states it was sent, whatever the client does with it.
 
     Args:
-        anatomy, batch, ranks, part, dtype: as in ``lora_step``; ranks of both halves.
+        anatomy, batch, ranks, trainable, dtype: as in ``lora_step``; ranks of both halves.
         cut: blocks at the client.
         wire_bytes: of one number on the wire.
 
@@ -113,8 +114,8 @@ def split_step(anatomy: Anatomy, cut: int, batch: Batch, ranks: Mapping[str, int
         - 1].side == "encoder" else batch.tokens
     states = batch.rows * tokens * anatomy.width * wire_bytes
     return Split(
-        client=_step(anatomy, batch, items, part, dtype, (0, cut), None),
-        server=_step(anatomy, batch, items, part, dtype, (cut, len(anatomy.blocks)), True),
+        client=_step(anatomy, batch, items, trainable, dtype, (0, cut), None),
+        server=_step(anatomy, batch, items, trainable, dtype, (cut, len(anatomy.blocks)), True),
         up_bytes=states + 4 * batch.rows * batch.tokens,
         down_bytes=states,
     )

@@ -18,6 +18,7 @@ from aulait.methods.contract import Server
 from aulait.privacy.aggregator import BudgetSpent
 from aulait.privacy.ledger import Ledger
 from aulait.runfolder.run_folder import RunFolder
+from aulait.runfolder.schema import TrainRound
 from aulait.runs import finish
 from aulait.runs.experiment_file import Settings, dump
 from aulait.runs.progress import Books, Connect, Progress, Watch, epsilons, open_books, silent
@@ -123,7 +124,7 @@ def train(house: House, folder: RunFolder, books: Books, progress: Progress, con
         if round % settings.evaluate.every == 0 or round == rounds:
             progress.last_eval = line["eval"] = scores(house, state, progress,
                 final=round == rounds)
-        folder.append(line)
+        folder.append(TrainRound.model_validate(line).on_disk())
         progress.state = state
         progress.add(train_s=spent_s, train_up_bytes=info.get("up_bytes"),
                      train_down_bytes=info.get("down_bytes"),

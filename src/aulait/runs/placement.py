@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from aulait.core.errors import ConfigError, ModelError, require
+from aulait.core.factors import Trainable
 from aulait.core.lora import Shapes
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Plan, Profile, Record
@@ -191,7 +192,7 @@ def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
     crowd = sum(len(them.members.get(t.name, ())) for t in federation.tier
                 if t.placement in ("split", "auto"))
     return Demand(
-        anatomy=them.anatomy, dtype=settings.model.dtype, part=settings.method.TRAITS.trains,
+        anatomy=them.anatomy, dtype=settings.model.dtype, trainable=settings.method.TRAITS.trains,
         ranks=ranks, steps=plan.steps,
         row=_row(them, plan), travels=_travels(them, shapes, ranks),
         front=_travels(them, front, ranks),
@@ -289,7 +290,7 @@ def widths(settings: Settings, encode: Encoder, records: Sequence[Record], plan:
     """(longest row, longest source, scored positions of a row) of every step that a site draws with
     a seed."""
     coded = [encode(record) for record in records]
-    work = Work(Adapter({}, 1.0), tuple(records), "B", plan.steps, plan.batch, 0.0, seed)
+    work = Work(Adapter({}, 1.0), tuple(records), Trainable.B, plan.steps, plan.batch, 0.0, seed)
     return [padded([coded[i] for i in step], settings.model.kind)
             for step in draws(work, [len(ids) for ids, _ in coded])]
 

@@ -10,6 +10,7 @@ from typing import Any
 from aulait.core.cohort import Cohort
 from aulait.privacy.aggregator import BudgetSpent
 from aulait.runfolder.run_folder import RunFolder
+from aulait.runfolder.schema import SynthesisRound, SyntheticLine
 from aulait.runs.privacy_schedule import vote_role
 from aulait.runs.progress import Books, Connect, Progress, Watch, epsilons
 from aulait.runs.proxies import public_shards
@@ -43,8 +44,8 @@ def synthesise(house: House, folder: RunFolder, books: Books, progress: Progress
                              "ledger": list(books.ledger.lines),
                          "totals": dict(progress.totals), "synthesis": progress.synthesis}
         folder.write_lines("synthetic.jsonl", [
-            {**text.as_dict(), "client": f"proxy-{k:03d}"} for k, shard in enumerate(progress.texts)
-            for text in shard])
+            SyntheticLine(**text.as_dict(), client=f"proxy-{k:03d}").on_disk()
+            for k, shard in enumerate(progress.texts) for text in shard])
     elif house.roles["proxy"] and config.proxies == "public":
         count = min(config.proxy_count, len(house.roles["proxy"]))
         progress.texts = public_shards(house, count, config.texts)
@@ -78,7 +79,7 @@ def _take_over(kept: Mapping[str, Any], folder: RunFolder, books: Books,
         if books.accountant is not None:
             books.accountant.add(line.role, line.event)
     for line in kept["lines"]:
-        folder.append({**line, "reused": True})
+        folder.append(SynthesisRound.model_validate({**line, "reused": True}).on_disk())
     progress.texts, progress.totals, progress.synthesis = kept["texts"], dict(kept["totals"]), kept[
         "synthesis"]
 
@@ -118,7 +119,7 @@ def _evolve(house: House, folder: RunFolder, books: Books, progress: Progress, c
         line |= dict.fromkeys(("wall_s", "client_s")) if house.secret_time else {}
         if clock and outcome:
             line["clock"] = progress.tick(clock.told(outcome))
-        folder.append(line)
+        folder.append(SynthesisRound.model_validate(line).on_disk())
         progress.synthesis = state
         progress.add(synthesis_up_bytes=info.get("up_bytes"),
                      synthesis_down_bytes=info.get("down_bytes"), client_s=info.get("client_s"))

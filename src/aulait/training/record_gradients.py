@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from aulait.core.errors import DataError, ModelError, PrivacyError, install, require
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record
 from aulait.privacy import clipping as clip
 from aulait.privacy.noise import Noise, SeededNoise, SystemNoise
@@ -50,7 +51,7 @@ class PrivateWork:
     Attributes:
         start: the adapter to begin from; public.
         records: what to learn from; sensitive, but for their number.
-        part: factors that are trained: "B" or "AB".
+        trainable: factors that are trained: B, or both.
         steps: noised steps.
         batch: expected records in a step; at most all of them.
         lr: learning rate.
@@ -71,7 +72,7 @@ class PrivateWork:
 
     start: Adapter
     records: tuple[Record, ...]
-    part: str
+    trainable: Trainable
     steps: int
     batch: int
     lr: float
@@ -128,7 +129,7 @@ def train(learner: Learner, work: PrivateWork) -> Trained:
     noise: Noise = SystemNoise() if work.noise_seed is None else SeededNoise(work.noise_seed)
     device = learner.base.device
     factors = {n: (_own(a, device), _own(b, device)) for n, (a, b) in work.start.factors.items()}
-    leaves = [pair["AB".index(letter)] for pair in factors.values() for letter in work.part]
+    leaves = [leaf for pair in factors.values() for leaf in work.trainable.of(pair)]
     step = (_ByRecord if work.mode == "records" else _ByBatch)(learner, work, factors, leaves,
         noise)
     losses, tokens, norms = [], 0, 0.0
@@ -165,20 +166,20 @@ def batches(work: PrivateWork) -> list[list[Record]]:
 
 
 def gradients(learner: Learner, start: Adapter, records: Sequence[Record],
-              part: str) -> tuple[list[Tensor], list[float], int]:
+              trainable: Trainable) -> tuple[list[Tensor], list[float], int]:
     """Gradients of the mean loss over its tokens of every record, each for itself.
 
     Args:
         learner: the base and its tokens.
         start: factors on the base's device.
         records: B of them.
-        part: letters of the factors.
+        trainable: the factors.
 
     Returns:
-        A tensor (B, R, N) or (B, M, R) for every factor in ``part``, layer by layer; losses (B,);
+        A tensor (B, R, N) or (B, M, R) for every one of these factors, layer by layer; losses (B,);
         tokens. All sensitive. A record without loss, or whose gradient is not finite, has zeros.
     """
-    stack = Stack.of([start] * len(records), part, learner.base.device)
+    stack = Stack.of([start] * len(records), trainable, learner.base.device)
     rows = collate(learner.base, learner.encode, records)
     loss_B, count_B = learner.losses(rows, stack, len(records))
     loss_B.sum().backward()  # type: ignore[no-untyped-call]
@@ -204,7 +205,7 @@ class _Step:
         """As the function of that name, at the current factors."""
         now = Adapter({n: (a.detach(), b.detach()) for n, (a, b) in self.factors.items()},
                       self.work.start.alpha, self.work.start.rank)
-        return gradients(self.learner, now, records, self.work.part)
+        return gradients(self.learner, now, records, self.work.trainable)
 
     def drawn(self, like: Tensor) -> Tensor:
         """Noise for one tensor."""
@@ -259,8 +260,8 @@ class _ByBatch(_Step):
             total = [t + g.sum(0) / len(batch) for t, g in zip(total, found, strict=True)]
             losses, tokens = losses + loss_B, tokens + count
         norms = []
-        for group in range(len(work.part)):
-            members = {str(i): total[i] for i in range(group, len(total), len(work.part))}
+        for group in range(len(work.trainable.factors)):
+            members = {str(i): total[i] for i in range(group, len(total), len(work.trainable.factors))}
             norms.append(clip.norm(members))
             sound = math.isfinite(norms[-1])
             clipped = clip.clip({i: g if sound else torch.zeros_like(g) for i,

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from aulait.core.errors import PrivacyError, require
+from aulait.core.factors import FactorName
 from aulait.core.lora import placed
 from aulait.core.types import Adapter, Record, Tensors, nbytes
 from aulait.models.loading import Base, folded
@@ -65,7 +66,7 @@ class Half:
 
     Attributes:
         stack: the factors.
-        names: of the stack's leaves: "layer.A", "layer.B".
+        names: of the stack's leaves.
     """
 
     def __init__(self, base: Base, config: TrainConfig, starts: Sequence[Adapter],
@@ -73,8 +74,9 @@ class Half:
         own = [Adapter({name: start.factors[name] for name in layers}, start.alpha, start.rank)
                for start in starts]
         self.base = base
-        self.stack = Stack.of(own, work.part, base.device)
-        self.names = [f"{layer}.{letter}" for layer in layers for letter in work.part]
+        self.stack = Stack.of(own, work.trainable, base.device)
+        self.names = [FactorName(layer, factor) for layer in layers
+                      for factor in work.trainable.factors]
         self._starts, self._config, self._penalty = own, config, work.penalty
         self._optimizer = optimizer_of(self.stack.leaves, config, work.lr) if self.names else None
 
@@ -107,7 +109,7 @@ class Half:
         for name, leaf in zip(self.names, self.stack.leaves, strict=True):
             state = self._optimizer.state[leaf] if self._optimizer is not None else {}
             if "exp_avg" in state:
-                rows, columns = self._starts[k].factors[name[:-2]]["AB".index(name[-1])].shape
+                rows, columns = name.factor.of(self._starts[k].factors[name.layer]).shape
                 found[f"m/{name}"] = state["exp_avg"][k, :rows, :columns].cpu().clone()
                 found[f"v/{name}"] = state["exp_avg_sq"][k, :rows, :columns].cpu().clone()
                 found["t"] = state["step"].detach().cpu().reshape(1).clone()
@@ -351,7 +353,7 @@ def travelled(learner: Learner, works: Sequence[Work], after: int,
     """
     found = []
     for work in works:
-        trains, rows = bool(work.part and split_model.front(work.start.factors, after)), work.batch
+        trains, rows = bool(work.trainable and split_model.front(work.start.factors, after)), work.batch
         seq2seq = learner.base.config.kind == "seq2seq"
         up = down = 0
         for step in draws(work, [len(learner.encode(r)[0]) for r in work.records]):

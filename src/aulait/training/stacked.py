@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aulait.core import lora
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter
 from aulait.models.loading import Base
 
@@ -46,7 +47,7 @@ class Stack:
         leaves: the trained ones of these tensors.
     """
 
-    def __init__(self, starts: Sequence[Adapter], part: str, device: torch.device) -> None:
+    def __init__(self, starts: Sequence[Adapter], trainable: Trainable, device: torch.device) -> None:
         self._starts = list(starts)
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
         self.scales: dict[str, Tensor] = {}
@@ -56,14 +57,13 @@ class Stack:
             self.factors[name] = (torch.stack([a for a, _ in padded]).to(device),
                                   torch.stack([b for _, b in padded]).to(device))
             self.scales[name] = torch.tensor([start.scale(name) for start in starts], device=device)
-        self.leaves = [pair["AB".index(letter)] for pair in self.factors.values()
-                       for letter in part]
+        self.leaves = [leaf for pair in self.factors.values() for leaf in trainable.of(pair)]
         self._origin = [leaf.clone() for leaf in self.leaves]
 
     @classmethod
-    def of(cls, starts: Sequence[Adapter], part: str, device: torch.device) -> Stack:
+    def of(cls, starts: Sequence[Adapter], trainable: Trainable, device: torch.device) -> Stack:
         """A stack whose trained factors ask for gradients."""
-        stack = cls(starts, part, device)
+        stack = cls(starts, trainable, device)
         for leaf in stack.leaves:
             leaf.requires_grad_(True)
         return stack

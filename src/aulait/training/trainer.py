@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from aulait.core.errors import DataError, require
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record, Tensors
 from aulait.models.loading import Base, folded
 from aulait.training.batches import Encoder, Rows, collate, scored
@@ -77,7 +78,7 @@ class Work:
     Attributes:
         start: the adapter to begin from.
         records: what to learn from.
-        part: factors that are trained: "A", "B" or "AB"; the others stay frozen.
+        trainable: factors that are trained; the others stay frozen.
         steps: optimiser steps.
         batch: sequences in a step.
         lr: learning rate.
@@ -89,7 +90,7 @@ class Work:
 
     start: Adapter
     records: tuple[Record, ...]
-    part: str
+    trainable: Trainable
     steps: int
     batch: int
     lr: float
@@ -179,7 +180,7 @@ class Learner:
         together, to pad little."""
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, work in enumerate(works):
-            key = (work.steps, work.batch, work.part, work.lr, work.penalty, None
+            key = (work.steps, work.batch, work.trainable, work.lr, work.penalty, None
                    if work.fold is None else id(work.fold))
             groups.setdefault(key, []).append(index)
         shared = []
@@ -197,7 +198,7 @@ class Learner:
         """K works of equal steps, batch, part, learning rate, penalty and fold in one pass per
         step."""
         first, clients = works[0], len(works)
-        stack = Stack.of([work.start for work in works], first.part, self.base.device)
+        stack = Stack.of([work.start for work in works], first.trainable, self.base.device)
         optimizer = optimizer_of(stack.leaves, self.config, first.lr)
         plans = [draws(work, [len(self.encode(r)[0]) for r in work.records]) for work in works]
         losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tests.closeness import assert_near
 
 from aulait.core import lora
+from aulait.core.errors import WireError
+from aulait.core.factors import FactorName, Trainable
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter
 
@@ -70,11 +72,36 @@ def test_initial_follows_the_published_bounds_and_the_seed():
     assert not torch.equal(a, lora.initial(shapes, 50, 8.0, Seeds(2)).factors["wide"][0])
 
 
-@pytest.mark.parametrize(("part", "letters"), [("A", {"A"}), ("B", {"B"}), ("AB", {"A", "B"})])
-def test_flat_names_hold_only_the_part(part, letters):
-    tensors = lora.to_tensors(random_adapter(2, 1), part)
+@pytest.mark.parametrize(("trainable", "letters"), [(Trainable.A, {"A"}), (Trainable.B, {"B"}), (Trainable.AB, {"A", "B"})])
+def test_flat_names_hold_only_the_trainable_factors(trainable, letters):
+    tensors = lora.to_tensors(random_adapter(2, 1), trainable)
     assert {name[-1] for name in tensors} == letters
-    assert len(tensors) == len(SHAPES) * len(part)
+    assert len(tensors) == len(SHAPES) * len(trainable.factors)
+
+
+@pytest.mark.parametrize("name", ["layer.A", "model.layers.0.q_proj.B"])
+def test_a_factor_s_name_is_the_one_on_the_wire(name):
+    own = FactorName.parse(name)
+    assert str(own) == f"{own.layer}.{own.factor.value}" == name
+    assert own.partner.partner == own
+    assert str(own.partner) != name
+    assert FactorName.names_one(name)
+
+
+@pytest.mark.parametrize("name", ["layer", "layer.W", "layer.a", ".A", "A", ""])
+def test_what_is_no_factor_s_name_is_refused(name):
+    assert not FactorName.names_one(name)
+    with pytest.raises(WireError, match="expected a name as 'layer.A'"):
+        FactorName.parse(name)
+
+
+def test_tags_keep_other_tensors_beside_the_factors():
+    one, two = torch.zeros(1), torch.ones(1)
+    kept = {"x.A": one} | lora.tagged("m", {"x.A": two}) | lora.tagged("some/client", {"data": one})
+    assert list(kept) == ["x.A", "m/x.A", "some/client/data"]
+    assert lora.untagged(kept) == {"x.A": one}
+    assert lora.under("m", kept) == {"x.A": two}
+    assert lora.by_tag(kept) == {"": {"x.A": one}, "m": {"x.A": two}, "some/client": {"data": one}}
 
 
 def test_flat_names_and_back():

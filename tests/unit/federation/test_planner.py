@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aulait.core.factors import Trainable
 from aulait.core.types import Profile
 from aulait.federation import planner
 from aulait.federation.config import ComputeConfig
@@ -30,7 +31,7 @@ def demand(**changes) -> Demand:
     body = anatomy()
     names = [name for block in body.blocks for name in block.layers]
     made = Demand(
-        anatomy=body, dtype="float32", part="AB", ranks=lambda rank: dict.fromkeys(names, rank), steps=8, row=(32, 0, 32),
+        anatomy=body, dtype="float32", trainable=Trainable.AB, ranks=lambda rank: dict.fromkeys(names, rank), steps=8, row=(32, 0, 32),
         travels=lambda rank: (40_000 * rank, 40_000 * rank), front=lambda rank: (10_000 * rank, 10_000 * rank),
         vote=(cost_model.voting(10, 20, 32), (80, 2560)), cut=1, wire_bytes=4, server=machine(1e13))
     return replace(made, **changes)
@@ -150,7 +151,7 @@ def test_under_privacy_nobody_is_split():
 def test_seconds_by_hand():
     """A split share: client and server in turn, one exchange in every step, the front's factors once."""
     body, profile = demand(), machine(latency_s=0.1)
-    step = cost_model.split_step(body.anatomy, 1, body.batch(4), body.ranks(8), part="AB", dtype="float32", wire_bytes=4)
+    step = cost_model.split_step(body.anatomy, 1, body.batch(4), body.ranks(8), trainable=Trainable.AB, dtype="float32", wire_bytes=4)
     found = planner.split(body, profile, 8, 3, 4)
     own = 3 * (cost_model.seconds(step.client, profile) + cost_model.seconds(step.server, body.server))
     link = 3 * (0.2 + (step.up_bytes + step.down_bytes) / 1e6) + 0.2 + 160_000 / 1e6

@@ -13,6 +13,7 @@ from tests.tiny_bases import CAUSAL, CONFIGS, filled, records, tiny
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from aulait.core.errors import ModelError
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record
 from aulait.evaluation.losses import EvaluateConfig, evaluate
 from aulait.models import loading, peft_export
@@ -54,7 +55,7 @@ def test_any_architecture_trains_scores_exports_and_peft_agrees(kind, folder, tm
     learner = Learner(base, TrainConfig(steps=1, batch=2))
     texts = records(3, prompt=kind == "t5")
     start = filled(shapes, 2)
-    done = learner.train([Work(start, texts, "AB", 2, 2, 1e-2, 5)])[0]
+    done = learner.train([Work(start, texts, Trainable.AB, 2, 2, 1e-2, 5)])[0]
     moved = [float((done.adapter.factors[n][i] - start.factors[n][i]).abs().max()) for n in shapes for i in (0, 1)]
     assert min(moved) > 0, "a factor of some layer was never reached by the gradient"
     scores = evaluate(learner, done.adapter, {"c": texts}, EvaluateConfig())
@@ -134,7 +135,7 @@ def test_nothing_of_the_base_learns(folder):
     base = tiny(folder)
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     start = filled(loading.targets(base, AdapterConfig()), 2)
-    Learner(base, TrainConfig()).train([Work(start, records(4), "AB", 2, 2, 1e-1, 0)])
+    Learner(base, TrainConfig()).train([Work(start, records(4), Trainable.AB, 2, 2, 1e-1, 0)])
     assert all(torch.equal(value, before[name]) for name, value in base.model.state_dict().items())
     assert not any(p.requires_grad for p in base.model.parameters())
 

@@ -10,6 +10,7 @@ from tests.closeness import assert_learnt_alike, assert_near
 from tests.tiny_bases import _IDS, _WIDE, CONFIGS, filled, records, tiny
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config
 
+from aulait.core.factors import Trainable
 from aulait.core.types import Record
 from aulait.evaluation.losses import EvaluateConfig, evaluate
 from aulait.models import loading
@@ -55,7 +56,7 @@ def forgetful(base):
 
 def works(base, layers, sites: int = 4, **more) -> list[Work]:
     shapes = loading.targets(base, AdapterConfig(layers=layers))
-    return [Work(filled(shapes, 1 + site % 2, seed=site), records(5, site, prompt=site % 2 == 1), "AB", 3, 2, 1e-2, site, **more)
+    return [Work(filled(shapes, 1 + site % 2, seed=site), records(5, site, prompt=site % 2 == 1), Trainable.AB, 3, 2, 1e-2, site, **more)
             for site in range(sites)]
 
 
@@ -201,7 +202,7 @@ def test_states_first_seen_in_inference_can_be_trained_on(base):
     texts = records(4)
     with torch.inference_mode():
         evaluate(learner, works(base, 1)[0].start, {"a": texts}, EvaluateConfig())
-    assert learner.train([Work(works(base, 1)[0].start, texts, "AB", 1, 4, 1e-2, 0)])
+    assert learner.train([Work(works(base, 1)[0].start, texts, Trainable.AB, 1, 4, 1e-2, 0)])
     assert base.prefix.computed == 4
 
 
@@ -220,7 +221,7 @@ def test_a_model_that_cannot_be_cut_reads_everything(base, fault, monkeypatch):
 
     monkeypatch.setattr(last, "forward", forward)
     texts = (Record("abcdef"), Record("xyz"))
-    one = [Work(works(base, 1)[0].start, texts, "AB", 1, 2, 1e-2, 0)]
+    one = [Work(works(base, 1)[0].start, texts, Trainable.AB, 1, 2, 1e-2, 0)]
     learner = Learner(base, TrainConfig(optimizer="sgd"))
     with forgetful(base):
         wanted = learner.train(one)
@@ -234,7 +235,7 @@ def test_other_models_have_no_such_memory(kind, folder):
     base = tiny(folder, kind)
     assert base.prefix is None
     start = filled(loading.targets(base, AdapterConfig(layers=1)), 2)
-    assert Learner(base, TrainConfig()).train([Work(start, records(3, prompt=kind == "t5"), "AB", 1, 2, 1e-2, 0)])
+    assert Learner(base, TrainConfig()).train([Work(start, records(3, prompt=kind == "t5"), Trainable.AB, 1, 2, 1e-2, 0)])
 
 
 def test_brew_remembers():

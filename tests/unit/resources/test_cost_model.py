@@ -12,6 +12,7 @@ from tests.oracle import flops
 from transformers import T5Config
 
 from aulait.core.errors import ConfigError
+from aulait.core.factors import Trainable
 from aulait.core.types import Profile
 from aulait.models.loading import AdapterConfig, ModelConfig, load, targets
 from aulait.models.shape import anatomy, from_config
@@ -45,10 +46,10 @@ def rows_of(base):
     return Rows(ids, labels), Batch(ROWS, TOKENS, 0, TOKENS - 1)
 
 
-def stepped(base, part, **adapter):
+def stepped(base, trainable, **adapter):
     """A step's ranks, its forward pass, and all of it."""
     shapes, (rows, _) = targets(base, AdapterConfig(**adapter)), rows_of(base)
-    stack = Stack.of([tiny_bases.filled(shapes, RANK)], part, base.device)
+    stack = Stack.of([tiny_bases.filled(shapes, RANK)], trainable, base.device)
     optimizer = torch.optim.AdamW(stack.leaves)
 
     def forward():
@@ -64,19 +65,19 @@ def stepped(base, part, **adapter):
     return dict.fromkeys(shapes, RANK), forward, step
 
 
-@pytest.mark.parametrize("part", ["AB", "B", "A"])
+@pytest.mark.parametrize("trainable", [Trainable.AB, Trainable.B, Trainable.A])
 @pytest.mark.parametrize("adapter", [{}, {"layers": 1}, {"layers": 1, "targets": "attention"}], ids=["all", "last", "attention"])
 @pytest.mark.parametrize("kind", ["brew", "llama", "gpt2", "t5", "opt"])
-def test_flop_are_those_that_torch_counts(bases, kind, adapter, part):
+def test_flop_are_those_that_torch_counts(bases, kind, adapter, trainable):
     base = bases[kind]
-    ranks, _, step = stepped(base, part, **adapter)
-    found = cost_model.lora_step(anatomy(base), rows_of(base)[1], ranks, part=part)
+    ranks, _, step = stepped(base, trainable, **adapter)
+    found = cost_model.lora_step(anatomy(base), rows_of(base)[1], ranks, trainable=trainable)
     assert found.flop == pytest.approx(flops.executed(step), rel=0.01)
 
 
 @pytest.mark.parametrize("kind", ["neox", "gemma2"])
 def test_flop_of_unlike_blocks_stay_close(bases, kind):
-    ranks, _, step = stepped(bases[kind], "AB")
+    ranks, _, step = stepped(bases[kind], Trainable.AB)
     assert cost_model.lora_step(anatomy(bases[kind]), rows_of(bases[kind])[1], ranks).flop == pytest.approx(flops.executed(step), rel=0.05)
 
 
@@ -100,7 +101,7 @@ def test_flop_of_both_halves(bases, kind):
     """Blocks of a llama run by hand on either side of a cut."""
     base, (rows, batch) = bases[kind], rows_of(bases[kind])
     shapes, cut = targets(base, AdapterConfig()), 1
-    stack, decoder = Stack.of([tiny_bases.filled(shapes, RANK)], "AB", base.device), base.model.get_decoder()
+    stack, decoder = Stack.of([tiny_bases.filled(shapes, RANK)], Trainable.AB, base.device), base.model.get_decoder()
     places = torch.arange(TOKENS)[None]
 
     def run(hidden, blocks):
@@ -127,20 +128,20 @@ def test_flop_of_both_halves(bases, kind):
     assert (found.up_bytes, found.down_bytes) == (states + 4 * ROWS * TOKENS, states)
 
 
-@pytest.mark.parametrize("part", ["AB", "B"])
+@pytest.mark.parametrize("trainable", [Trainable.AB, Trainable.B])
 @pytest.mark.parametrize("layers", ["all", 1])
 @pytest.mark.parametrize("kind", ["brew", "llama", "gpt2", "t5"])
-def test_memory_is_the_peak_that_the_profiler_sees(bases, kind, layers, part):
+def test_memory_is_the_peak_that_the_profiler_sees(bases, kind, layers, trainable):
     base = bases[kind]
-    ranks, _, step = stepped(base, part, layers=layers)
-    found = cost_model.lora_step(anatomy(base), rows_of(base)[1], ranks, part=part)
+    ranks, _, step = stepped(base, trainable, layers=layers)
+    found = cost_model.lora_step(anatomy(base), rows_of(base)[1], ranks, trainable=trainable)
     assert found.memory_bytes - anatomy(base).weight_bytes == pytest.approx(flops.peak_bytes(step), rel=0.25)
 
 
 @pytest.mark.parametrize("kind", ["brew", "llama", "t5"])
 def test_memory_of_what_is_kept_for_the_backward_pass(bases, kind):
     base = bases[kind]
-    ranks, forward, _ = stepped(base, "AB")
+    ranks, forward, _ = stepped(base, Trainable.AB)
     body, batch = anatomy(base), rows_of(base)[1]
     found = cost_model.lora_step(body, batch, ranks)
     factors = sum(RANK * (m + n) for m, n in targets(base, AdapterConfig()).values())

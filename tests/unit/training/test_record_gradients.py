@@ -13,6 +13,7 @@ from tests.tiny_bases import filled, records, tiny
 
 from aulait.core import lora
 from aulait.core.errors import DataError, ModelError, PrivacyError
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
@@ -44,29 +45,29 @@ def learner(base, **config) -> Learner:
 
 
 def work(base, **changes) -> PrivateWork:
-    fields = dict(start=filled(shapes(base), 2), records=records(8), part="AB", steps=2, batch=4, lr=0.5, mode="records", clip=0.1,
+    fields = dict(start=filled(shapes(base), 2), records=records(8), trainable=Trainable.AB, steps=2, batch=4, lr=0.5, mode="records", clip=0.1,
                   sigma=0.0, seed=3)
     return PrivateWork(**(fields | changes))
 
 
-def moved(one: PrivateWork, done: Adapter, part: str | None = None) -> torch.Tensor:
-    change = lora.subtract(lora.to_tensors(done, part or one.part), lora.to_tensors(one.start, part or one.part))
+def moved(one: PrivateWork, done: Adapter, trainable: Trainable | None = None) -> torch.Tensor:
+    change = lora.subtract(lora.to_tensors(done, trainable or one.trainable), lora.to_tensors(one.start, trainable or one.trainable))
     return torch.cat([change[name].double().flatten() for name in sorted(change)])
 
 
 # -- gradients, record by record -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["AB", "B"])
+@pytest.mark.parametrize("trainable", [Trainable.AB, Trainable.B])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "t5"])
-def test_gradients_of_a_batch_equal_those_of_single_records(folder, kind, part):
+def test_gradients_of_a_batch_equal_those_of_single_records(folder, kind, trainable):
     base = tiny(folder, kind)
     start = filled(loading.targets(base, AdapterConfig()), 2)
     texts = records(5, prompt=kind == "t5")
-    together, losses, tokens = gradients(learner(base), start, texts, part)
+    together, losses, tokens = gradients(learner(base), start, texts, trainable)
     assert tokens == sum(len(r.text) + 1 for r in texts)
     for number, record in enumerate(texts):
-        alone, loss, _ = gradients(learner(base), start, [record], part)
+        alone, loss, _ = gradients(learner(base), start, [record], trainable)
         assert losses[number] == pytest.approx(loss[0], rel=1e-5)
         assert max(float(g.abs().max()) for g in alone) > 1e-4
         for many, one in zip(together, alone, strict=True):
@@ -88,7 +89,7 @@ def test_gradients_equal_those_of_opacus_hooks(base):
             return self.inner(x) + self.scale * self.up(self.down(x))
 
     start, texts = filled(shapes(base), 2), records(5)
-    found, _, _ = gradients(learner(base), start, texts, "AB")
+    found, _, _ = gradients(learner(base), start, texts, Trainable.AB)
     rows = collate(base, learner(base).encode, texts)
     hooked = {}
     for name, slot in base.slots.items():
@@ -114,7 +115,7 @@ def test_a_gradient_that_is_not_finite_counts_as_zero(base):
     start = filled(shapes(base), 2)
     name = next(iter(start.factors))
     broken = Adapter({**start.factors, name: (start.factors[name][0] * 1e30, start.factors[name][1] * 1e30)}, start.alpha)
-    found, _, _ = gradients(learner(base), broken, records(3), "AB")
+    found, _, _ = gradients(learner(base), broken, records(3), Trainable.AB)
     assert all(bool(torch.isfinite(g).all()) for g in found)
     for mode in ("records", "batch"):
         done = train(learner(base), work(base, start=broken, mode=mode, lr=0.1, sigma=0.0))
@@ -128,24 +129,24 @@ def expected_step(base, one: PrivateWork, batch) -> torch.Tensor:
     """A step written down slowly: clip every record's gradient, all factors together, and sum."""
     total = None
     for record in batch:
-        found, _, _ = gradients(learner(base), one.start, [record], one.part)
-        names = [f"{layer}.{letter}" for layer in one.start.factors for letter in one.part]
+        found, _, _ = gradients(learner(base), one.start, [record], one.trainable)
+        names = [f"{layer}.{letter}" for layer in one.start.factors for letter in one.trainable.factors]
         flat = torch.cat([dict(zip(names, found, strict=True))[n][0].double().flatten() for n in sorted(names)])
         clipped = flat * min(1.0, one.clip / float(flat.norm()))
         total = clipped if total is None else total + clipped
     return total
 
 
-@pytest.mark.parametrize("part", ["AB", "B"])
+@pytest.mark.parametrize("trainable", [Trainable.AB, Trainable.B])
 @pytest.mark.parametrize("rows", [2, 16])
-def test_a_step_is_the_sum_of_clipped_gradients_over_the_expected_batch(base, part, rows):
-    one = work(base, part=part, steps=1, clip=0.05)
+def test_a_step_is_the_sum_of_clipped_gradients_over_the_expected_batch(base, trainable, rows):
+    one = work(base, trainable=trainable, steps=1, clip=0.05)
     (batch,) = batches(one)
     assert len(batch) > 2
     done = train(learner(base, rows_at_once=rows), one)
     wanted = -one.lr * expected_step(base, one, batch) / one.batch
     assert_learnt_alike(moved(one, done.adapter), wanted, 1e-3)
-    if part == "B":
+    if trainable == "B":
         assert all(torch.equal(done.adapter.factors[n][0], one.start.factors[n][0]) for n in one.start.factors)
 
 
@@ -164,11 +165,11 @@ def test_one_record_moves_the_sum_by_at_most_the_bound(base):
 def test_the_whole_batch_is_clipped_group_by_group(base):
     one = work(base, mode="batch", steps=1, clip=0.01, lr=1.0)
     done = train(learner(base), one)
-    for part in "AB":
-        assert float(moved(one, done.adapter, part).norm()) == pytest.approx(0.01, rel=1e-3)
+    for trainable in (Trainable.A, Trainable.B):
+        assert float(moved(one, done.adapter, trainable).norm()) == pytest.approx(0.01, rel=1e-3)
     free = train(learner(base), replace(one, clip=math.inf))
     (batch,) = batches(one)
-    found, _, _ = gradients(learner(base), one.start, batch, "AB")
+    found, _, _ = gradients(learner(base), one.start, batch, Trainable.AB)
     names = [f"{layer}.{letter}" for layer in one.start.factors for letter in "AB"]
     mean = {n: g.mean(0) for n, g in zip(names, found, strict=True)}
     wanted = torch.cat([mean[n].double().flatten() for n in sorted(names)])
@@ -194,9 +195,9 @@ def test_the_literal_noise_is_the_square_root_of_the_parameters_times_sigma_time
     wide = filled(loading.targets(base, AdapterConfig()), 8)
     one = work(base, start=wide, mode="batch", steps=1, sigma=2.0 * 10.0, clip=10.0, lr=1.0)
     done = train(learner(base), one).adapter
-    for part in "AB":
-        count = sum(t.numel() for t in lora.to_tensors(wide, part).values())
-        assert float(moved(one, done, part).norm()) == pytest.approx(math.sqrt(count) * 20.0, rel=0.1)
+    for trainable in (Trainable.A, Trainable.B):
+        count = sum(t.numel() for t in lora.to_tensors(wide, trainable).values())
+        assert float(moved(one, done, trainable).norm()) == pytest.approx(math.sqrt(count) * 20.0, rel=0.1)
 
 
 def test_noise_comes_from_the_system_unless_it_is_seeded(base):
@@ -267,8 +268,8 @@ def test_an_empty_batch_still_gets_its_noise(base, optimizer):
 def test_the_controls_share_the_batches(base, monkeypatch):
     seen = []
     inner = record_gradients.gradients
-    monkeypatch.setattr(record_gradients, "gradients", lambda lea, start, texts, part: (seen.append(tuple(texts)), inner(lea, start, texts, part))[1])
-    for change in ({"clip": 0.1}, {"clip": math.inf}, {"clip": 0.1, "sigma": 1.0, "noise_seed": 1}, {"part": "B"}):
+    monkeypatch.setattr(record_gradients, "gradients", lambda lea, start, texts, trainable: (seen.append(tuple(texts)), inner(lea, start, texts, trainable))[1])
+    for change in ({"clip": 0.1}, {"clip": math.inf}, {"clip": 0.1, "sigma": 1.0, "noise_seed": 1}, {"trainable": Trainable.B}):
         train(learner(base), work(base, steps=5, **change))
     quarter = len(seen) // 4
     assert seen[:quarter] == seen[quarter : 2 * quarter] == seen[2 * quarter : 3 * quarter] == seen[3 * quarter :]
@@ -278,7 +279,7 @@ def test_without_clip_and_noise_it_is_plain_training(base):
     """Full batches: one SGD step on the mean gradient, as any trainer would do."""
     one = work(base, clip=math.inf, steps=1, batch=8)
     done = train(learner(base), one)
-    found, _, _ = gradients(learner(base), one.start, one.records, "AB")
+    found, _, _ = gradients(learner(base), one.start, one.records, Trainable.AB)
     names = [f"{layer}.{letter}" for layer in one.start.factors for letter in "AB"]
     mean = {n: g.double().mean(0) for n, g in zip(names, found, strict=True)}
     wanted = torch.cat([-one.lr * mean[n].flatten() for n in sorted(names)])

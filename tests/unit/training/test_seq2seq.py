@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from aulait import cli
 from aulait.core.errors import AulaitError, ModelError
+from aulait.core.factors import Trainable
 from aulait.core.types import Record
 from aulait.evaluation import tasks
 from aulait.evaluation.losses import EvaluateConfig, evaluate
@@ -114,7 +115,7 @@ def test_without_a_prompt_the_encoder_still_reads_something(bases):
 
 def work(base: Base, site: int) -> Work:
     shapes = loading.targets(base, AdapterConfig(targets="attention"))
-    return Work(filled(shapes, 2, alpha=4.0 + site, seed=site), records(5, site, prompt=True), "AB", 3, 2, 1e-2, 10 + site)
+    return Work(filled(shapes, 2, alpha=4.0 + site, seed=site), records(5, site, prompt=True), Trainable.AB, 3, 2, 1e-2, 10 + site)
 
 
 def plain(base: Base, one: Work) -> tuple[Any, float]:

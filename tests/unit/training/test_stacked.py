@@ -12,6 +12,7 @@ from tests.closeness import assert_learnt_alike, assert_near
 from tests.tiny_bases import filled, records, tiny
 
 from aulait.core import lora
+from aulait.core.factors import Trainable
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter
 from aulait.models import loading
@@ -53,9 +54,9 @@ def tail_by_hand(adapter: Adapter, keep: float) -> float:
     return total
 
 
-@pytest.mark.parametrize("part", ["A", "B", "AB"])
-def test_the_proximal_term_pulls_every_trained_factor_back_to_its_start(part):
-    stack = Stack.of([filled(SHAPES, 2, seed=1), filled(SHAPES, 2, seed=2)], part, CPU)
+@pytest.mark.parametrize("trainable", list(Trainable))
+def test_the_proximal_term_pulls_every_trained_factor_back_to_its_start(trainable):
+    stack = Stack.of([filled(SHAPES, 2, seed=1), filled(SHAPES, 2, seed=2)], trainable, CPU)
     start = [leaf.detach().clone() for leaf in stack.leaves]
     assert float(stack.penalty(Penalty(proximal=0.7))) == 0.0
     moved(stack)
@@ -69,7 +70,7 @@ def test_the_proximal_term_pulls_every_trained_factor_back_to_its_start(part):
 @given(ranks=st.lists(st.integers(1, 6), min_size=1, max_size=3), keep=st.floats(0.05, 0.99), seed=st.integers(0, 1000))
 def test_the_tail_is_that_of_every_sites_own_rank(ranks, keep, seed):
     starts = [filled(SHAPES, rank, seed=seed + k) for k, rank in enumerate(ranks)]
-    stack = Stack.of(starts, "AB", CPU)
+    stack = Stack.of(starts, Trainable.AB, CPU)
     wanted = 0.3 * sum(tail_by_hand(start, keep) for start in starts)
     assert float(stack.penalty(Penalty(tail=0.3, keep=keep)).detach()) == pytest.approx(wanted, rel=1e-5)
 
@@ -77,7 +78,7 @@ def test_the_tail_is_that_of_every_sites_own_rank(ranks, keep, seed):
 @pytest.mark.parametrize(("rank", "keep"), [(4, 0.5), (4, 0.99), (1, 0.99), (6, 0.7)])
 def test_the_gradient_of_the_tail_is_that_of_finite_differences(rank, keep):
     adapter = filled(SHAPES, rank, seed=3)
-    stack = Stack.of([adapter], "AB", CPU)
+    stack = Stack.of([adapter], Trainable.AB, CPU)
     gradients(stack, Penalty(tail=0.3, keep=keep))
     for layer, pair in adapter.factors.items():
         for side, factor in enumerate(pair):
@@ -95,7 +96,7 @@ def test_the_gradient_of_the_tail_is_that_of_finite_differences(rank, keep):
 @pytest.mark.parametrize("penalty", [Penalty(tail=1.0, keep=0.5), Penalty(proximal=1.0), Penalty(proximal=1.0, tail=1.0)])
 def test_a_fresh_adapter_has_no_penalty_and_no_gradient_that_is_no_number(penalty):
     """B = 0: the norm in the tail has no derivative there, and none is wanted."""
-    stack = Stack.of([lora.initial(SHAPES, 4, 8.0, Seeds(0))], "AB", CPU)
+    stack = Stack.of([lora.initial(SHAPES, 4, 8.0, Seeds(0))], Trainable.AB, CPU)
     assert float(stack.penalty(penalty).detach()) == pytest.approx(0.0, abs=1e-10)
     for found in gradients(stack, penalty):
         assert bool(torch.isfinite(found).all())
@@ -106,12 +107,12 @@ def test_a_site_in_a_pass_feels_its_own_penalty_only():
     """Of unequal ranks, so that one is padded; each gradient is the one it has alone."""
     penalty = Penalty(proximal=0.4, tail=0.6, keep=0.5)
     starts = [filled(SHAPES, rank, seed=rank) for rank in (2, 5, 1)]
-    together = Stack.of(starts, "AB", CPU)
+    together = Stack.of(starts, Trainable.AB, CPU)
     moved(together, 4)
     now = [together.take(k) for k in range(3)]
     found = gradients(together, penalty)
     for k, (start, here) in enumerate(zip(starts, now, strict=True)):
-        alone = Stack.of([start], "AB", CPU)
+        alone = Stack.of([start], Trainable.AB, CPU)
         with torch.no_grad():
             for name, pair in here.factors.items():
                 for side in (0, 1):
@@ -126,7 +127,7 @@ def test_a_site_in_a_pass_feels_its_own_penalty_only():
 
 def work(base, site: int, rank: int, penalty: Penalty | None) -> Work:
     shapes = loading.targets(base, AdapterConfig(targets=("q_proj", "v_proj")))
-    return Work(filled(shapes, rank, alpha=4.0, seed=site), records(4, site), "AB", 3, 2, 1e-2, 10 + site, penalty)
+    return Work(filled(shapes, rank, alpha=4.0, seed=site), records(4, site), Trainable.AB, 3, 2, 1e-2, 10 + site, penalty)
 
 
 @pytest.mark.parametrize("penalty", [Penalty(proximal=5.0), Penalty(tail=2.0, keep=0.5)])

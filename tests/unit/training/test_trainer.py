@@ -12,6 +12,7 @@ from tests.tiny_bases import filled, records, tiny
 
 from aulait.core import lora
 from aulait.core.errors import DataError
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record
 from aulait.models import loading
 from aulait.models.loading import BREW, AdapterConfig, ModelConfig
@@ -30,9 +31,9 @@ def base(folder):
     return tiny(folder)
 
 
-def work(base, site: int, rank: int = 2, part: str = "AB", prompt: bool = False, steps: int = 2) -> Work:
+def work(base, site: int, rank: int = 2, trainable: Trainable = Trainable.AB, prompt: bool = False, steps: int = 2) -> Work:
     shapes = loading.targets(base, AdapterConfig(targets=("q_proj", "v_proj", "down_proj")))
-    return Work(filled(shapes, rank, alpha=4.0 + site, seed=site), records(5, site, prompt), part, steps, 2, 1e-2, 10 + site)
+    return Work(filled(shapes, rank, alpha=4.0 + site, seed=site), records(5, site, prompt), trainable, steps, 2, 1e-2, 10 + site)
 
 
 def apart(left: Adapter, right: Adapter) -> float:
@@ -42,18 +43,18 @@ def apart(left: Adapter, right: Adapter) -> float:
 
 @pytest.mark.parametrize("clip", [0.05, 0.0])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("part", ["A", "B", "AB"])
+@pytest.mark.parametrize("trainable", list(Trainable))
 @pytest.mark.parametrize("ranks", [(2, 2, 2), (1, 3, 2)])
-def test_many_sites_together_equal_each_alone_and_the_plain_loop(base, ranks, part, optimizer, clip):
+def test_many_sites_together_equal_each_alone_and_the_plain_loop(base, ranks, trainable, optimizer, clip):
     config = TrainConfig(optimizer=optimizer, max_grad_norm=clip, weight_decay=0.01)
     learner = Learner(base, config)
-    works = [work(base, site, rank, part, prompt=site == 1) for site, rank in enumerate(ranks)]
+    works = [work(base, site, rank, trainable, prompt=site == 1) for site, rank in enumerate(ranks)]
     together = learner.train(works)
     for one, done in zip(works, together, strict=True):
         alone = learner.train([one])[0]
         batches = [[one.records[i] for i in step] for step in draws(one, [len(learner.encode(r)[0]) for r in one.records])]
         plain, loss = plain_training.train(
-            base.config.name, one.start, batches, part=part, lr=one.lr, optimizer=optimizer, max_grad_norm=clip, weight_decay=0.01)
+            base.config.name, one.start, batches, part=trainable, lr=one.lr, optimizer=optimizer, max_grad_norm=clip, weight_decay=0.01)
         assert_learnt_alike(done.adapter, alone.adapter, 2e-3, start=one.start)
         assert_learnt_alike(done.adapter, plain, 2e-3, start=one.start)
         assert apart(done.adapter, one.start) > 1e-4
@@ -61,8 +62,8 @@ def test_many_sites_together_equal_each_alone_and_the_plain_loop(base, ranks, pa
         assert done.adapter.alpha == one.start.alpha
         for name, (a, b) in one.start.factors.items():
             assert done.adapter.factors[name][0].shape == a.shape
-            assert part != "A" or torch.equal(done.adapter.factors[name][1], b)
-            assert part != "B" or torch.equal(done.adapter.factors[name][0], a)
+            assert trainable != "A" or torch.equal(done.adapter.factors[name][1], b)
+            assert trainable != "B" or torch.equal(done.adapter.factors[name][0], a)
 
 
 def test_brew_equals_the_plain_loop():
@@ -71,10 +72,10 @@ def test_brew_equals_the_plain_loop():
     shapes = loading.targets(brew, AdapterConfig(targets="attention", layers=2))
     texts = (Record("Return the sum of two numbers."), Record("Open a file and read its lines."), Record("A set of names."))
     learner = Learner(brew, TrainConfig())
-    one = Work(filled(shapes, 2, size=0.02), texts, "AB", 2, 2, 1e-3, 3)
+    one = Work(filled(shapes, 2, size=0.02), texts, Trainable.AB, 2, 2, 1e-3, 3)
     done = learner.train([one])[0]
     batches = [[texts[i] for i in step] for step in draws(one, [len(learner.encode(r)[0]) for r in texts])]
-    plain, loss = plain_training.train(BREW, one.start, batches, part="AB", lr=1e-3, optimizer="adamw", max_grad_norm=1.0)
+    plain, loss = plain_training.train(BREW, one.start, batches, part=Trainable.AB, lr=1e-3, optimizer="adamw", max_grad_norm=1.0)
     assert_learnt_alike(done.adapter, plain, 2e-3, start=one.start)
     assert done.loss == pytest.approx(loss, rel=1e-5)
 
@@ -112,7 +113,7 @@ def test_clipping_is_by_site_not_by_pass(base):
 
 def test_groups_of_unequal_work_come_back_in_order(base):
     learner = Learner(base, TrainConfig(rows_at_once=4))
-    works = [work(base, 0), work(base, 1, part="B"), work(base, 2, steps=1), work(base, 3), work(base, 4)]
+    works = [work(base, 0), work(base, 1, trainable=Trainable.B), work(base, 2, steps=1), work(base, 3), work(base, 4)]
     told = []
     done = learner.train(works, told.append)
     assert sum(told) == len(works)
@@ -132,14 +133,14 @@ def test_rows_at_once_changes_nothing_but_speed(base):
 
 def test_training_lowers_the_loss(base):
     learner = Learner(base, TrainConfig())
-    one = Work(filled(loading.targets(base, AdapterConfig()), 4), records(2), "AB", 30, 2, 3e-2, 0)
+    one = Work(filled(loading.targets(base, AdapterConfig()), 4), records(2), Trainable.AB, 30, 2, 3e-2, 0)
     first = learner.train([Work(**{**one.__dict__, "steps": 1})])[0].loss
     assert learner.train([one])[0].loss < first - 0.05
 
 
 def test_nobody_trains_on_nothing(base):
     with pytest.raises(DataError, match="no records"):
-        Learner(base, TrainConfig()).train([Work(filled({"x": (2, 2)}, 1), (), "AB", 1, 1, 1e-3, 0)])
+        Learner(base, TrainConfig()).train([Work(filled({"x": (2, 2)}, 1), (), Trainable.AB, 1, 1, 1e-3, 0)])
 
 
 def test_no_works_is_no_answer(base):
@@ -236,19 +237,19 @@ def test_too_long_counts_before_the_cut(base):
 
 
 def test_draws_pass_over_all_records_before_any_repeats():
-    one = Work(Adapter({}, 1.0), (), "AB", 5, 2, 1e-3, 4)
+    one = Work(Adapter({}, 1.0), (), Trainable.AB, 5, 2, 1e-3, 4)
     steps = draws(one, [7] * 5)
     assert [len(step) for step in steps] == [2] * 5
     drawn = sorted(i for step in steps for i in step)
     assert drawn == sorted([0, 1, 2, 3, 4] * 2)
     assert steps == draws(one, [7] * 5)
-    few = [draws(Work(Adapter({}, 1.0), (), "AB", 1, 2, 1e-3, seed), [7] * 5)[0] for seed in range(40)]
+    few = [draws(Work(Adapter({}, 1.0), (), Trainable.AB, 1, 2, 1e-3, seed), [7] * 5)[0] for seed in range(40)]
     assert {i for step in few for i in step} == set(range(5))
 
 
 def test_draws_put_similar_lengths_into_a_step():
     lengths = [3, 30, 4, 31, 5, 32]
-    steps = draws(Work(Adapter({}, 1.0), (), "AB", 3, 2, 1e-3, 0), lengths)
+    steps = draws(Work(Adapter({}, 1.0), (), Trainable.AB, 3, 2, 1e-3, 0), lengths)
     assert sorted(sorted(lengths[i] for i in step) for step in steps) == [[3, 4], [5, 30], [31, 32]]
 
 

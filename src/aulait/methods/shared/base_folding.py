@@ -46,7 +46,8 @@ def folded(state: State, stack: Stack, seen: Iterable[str]) -> Tensors:
         dense_update = b_MR @ a_RN
         before = state.tensors.get(f"whole/{layer}")
         after[f"whole/{layer}"] = dense_update if before is None else before + dense_update
-        after[f"stack/{layer}.A"], after[f"stack/{layer}.B"] = a_RN.contiguous(), b_MR.contiguous()
+        own = Adapter({layer: (a_RN.contiguous(), b_MR.contiguous())}, 1.0)
+        after |= lora.tagged("stack", lora.to_tensors(own))
     return after | {f"seen/{name}": torch.tensor([state.round + 1.0]) for name in seen}
 
 
@@ -61,8 +62,8 @@ def received(requests: Sequence[TrainRequest], sites: Sequence[Site]) -> list[Te
     found = []
     for request, site in zip(requests, sites, strict=True):
         before = client_update.recall(site, request.round)
-        news = {key: t for key, t in request.tensors.items() if "/" in key}
-        key = (id(before) if before else 0, *(id(t) for t in news.values()))
+        news = {tag: lora.under(tag, request.tensors) for tag in ("whole", "stack")}
+        key = (id(before) if before else 0, *(id(t) for own in news.values() for t in own.values()))
         if key not in made:
             made[key] = _after(before, news, request)
         client_update.keep(site, request.round, made[key])
@@ -70,18 +71,19 @@ def received(requests: Sequence[TrainRequest], sites: Sequence[Site]) -> list[Te
     return found
 
 
-def _after(before: Tensors, news: Tensors, request: TrainRequest) -> Tensors:
-    if not news:
+def _after(before: Tensors, news: Mapping[str, Tensors], request: TrainRequest) -> Tensors:
+    """G after what the site was sent: the whole of it, or one merge more."""
+    if news["whole"]:
+        return news["whole"]
+    if not news["stack"]:
         return before
-    if any(key.startswith("whole/") for key in news):
-        return {key.partition("/")[2]: t for key, t in news.items()}
     require(bool(before) or request.round == 2, WireError,
             f"client '{request.client}' was sent the merge of round {request.round - 1} and has "
             "none "
             "before it; send it the whole update")
-    pairs = lora.from_tensors({key.partition("/")[2]: t for key, t in news.items()}, 1.0, 1)
-    return {layer: dense_update + before[layer] if before else dense_update for layer,
-            dense_update in lora.dense(pairs).items()}
+    merged = lora.dense(lora.from_tensors(news["stack"], 1.0, 1))
+    return {layer: update + before[layer] if before else update
+            for layer, update in merged.items()}
 
 
 def as_adapter(context: RunContext, state: State) -> Adapter:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from aulait.core import lora
+from aulait.core.factors import FactorName, Trainable
 from aulait.core.types import Adapter, ClientUpdate, Site, Tensors, TrainRequest, nbytes
 from aulait.methods.contract import RunContext
 from aulait.training.trainer import Learner, Trained, Work
@@ -22,7 +23,7 @@ Start = Callable[[TrainRequest, Site], Adapter]
 
 def train(
     requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext, learner: Learner,
-    start: Start, part: str, **more: Any
+    start: Start, trainable: Trainable, **more: Any
 ) -> list[tuple[Adapter, Trained]]:
     """Local steps at every site; pairs of (adapter before, what came of it).
 
@@ -32,14 +33,14 @@ def train(
         setting: the run's seeds.
         learner: the shared base.
         start: the adapter a site begins from.
-        part: factors that are trained.
+        trainable: factors that are trained.
         more: further fields of ``Work`` for all sites; a list holds one value per site.
     """
     works = []
     for k, (request, site) in enumerate(zip(requests, sites, strict=True)):
         own = {key: value[k] if isinstance(value, list) else value for key, value in more.items()}
         fields: dict[str, Any] = {"records": site.train, "steps": site.plan.steps} | own
-        works.append(Work(start=start(request, site), part=part, batch=site.plan.batch,
+        works.append(Work(start=start(request, site), trainable=trainable, batch=site.plan.batch,
                           lr=request.settings["lr"],
                           seed=context.seeds.integer("batches", request.round, site.name),
                           **fields))
@@ -58,11 +59,11 @@ def update(site: Site, share: Tensors, done: Trained) -> ClientUpdate:
 
 
 def changes(sites: Sequence[Site], done: Sequence[tuple[Adapter, Trained]],
-            part: str) -> list[ClientUpdate]:
-    """Replies whose share is how the factors in ``part`` moved."""
+            trainable: Trainable) -> list[ClientUpdate]:
+    """Replies whose share is how the factors in ``trainable`` moved."""
     return [
-        update(site, lora.subtract(lora.to_tensors(after.adapter, part),
-                                  lora.to_tensors(before, part)), after)
+        update(site, lora.subtract(lora.to_tensors(after.adapter, trainable),
+                                  lora.to_tensors(before, trainable)), after)
         for site, (before, after) in zip(sites, done, strict=True)
     ]
 
@@ -78,9 +79,13 @@ def _received(request: TrainRequest, done: Trained) -> Trained:
 def _front_bytes(tensors: Tensors, done: Trained) -> int:
     """Bytes of the tensors of layers that a split site has; names are "layer.A", "layer.B", with or
     without "kind/" before."""
-    names = {name: name.rpartition("/")[2] for name in tensors}
-    return nbytes({n: tensors[n] for n, own in names.items() if own in done.front
-                   or own[:-2] in done.front})
+    return sum(nbytes({name: t for name, t in own.items() if _layer(name) in done.front})
+               for own in lora.by_tag(tensors).values())
+
+
+def _layer(name: str) -> str:
+    """The layer a tensor belongs to: a factor of it, or its dense update."""
+    return FactorName.parse(name).layer if FactorName.names_one(name) else name
 
 
 def recall(site: Site, round: int) -> Tensors:
@@ -97,12 +102,8 @@ def keep(site: Site, round: int, tensors: Tensors) -> None:
     site.memory["kept"] = {"round": round, "before": recall(site, round), "after": tensors}
 
 
-def factor_bytes(context: RunContext, client: str, part: str = "AB") -> int:
+def factor_bytes(context: RunContext, client: str, trainable: Trainable = Trainable.AB) -> int:
     """4 · sum over layers of r · M (for B) and r · N (for A), r the client's rank in the layer."""
     rank = context.rank_of(client)
-    return (
-        4 * sum(rank(layer) * (("B" in part) * m + ("A" in part) * n) for layer,
-                (m, n) in context.shapes.items())
-    )
-
-
+    return 4 * sum(rank(layer) * sum(trainable.of((n, m)))
+                   for layer, (m, n) in context.shapes.items())

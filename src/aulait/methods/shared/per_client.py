@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from aulait.core.cohort import Cohort
+from aulait.core.factors import FactorName
 from aulait.core.types import ClientUpdate, Info, Tensors, TrainRequest
 from aulait.methods.contract import Server
 from aulait.methods.shared.traffic import Meter
@@ -125,11 +126,11 @@ class FactorMean:
         found = {}
         for name, total in self._sums.items():
             count_R = self._weights[name]
-            count = count_R[:, None] if name.endswith(".A") else count_R[None]
+            count = count_R.unsqueeze(1 - _rank_axis(name))
             found[name] = torch.where(count > 0, total / count.clamp(min=1e-300),
                                       self._like[name].double()).float()
         return found
 
 
 def _rank_axis(name: str) -> int:
-    return 0 if name.endswith(".A") else 1
+    return FactorName.parse(name).factor.rank_axis

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.errors import WireError, require
 from aulait.core.types import ClientUpdate, Info, Site, Tensors, TrainRequest
@@ -75,9 +76,7 @@ class Exchanges:
     def returned(self, own: ClientUpdate, waiting: Iterable[str]) -> dict[str, Tensors]:
         """What the server's site returns to every client that waits; one without an answer sent
         what does not fit the model."""
-        back: dict[str, Tensors] = {}
-        for name, tensor in own.tensors.items():
-            back.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = tensor
+        back = lora.by_tag(own.tensors)
         for name in waiting:
             if name in back:
                 self._losses.setdefault(name, []).append(own.info[f"{name}/loss"])

@@ -35,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.errors import PrivacyError, require
+from aulait.core.factors import Factor, FactorName, Trainable
 from aulait.core.types import ClientUpdate, Info, ReleasedSum, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.shared.server_optimizer import ServerConfig, apply
@@ -63,7 +64,7 @@ class AveragingConfig(MixtureConfig, ServerConfig):
 
 def mixed_round(
     config: AveragingConfig, context: RunContext, state: State, cohort: Cohort, server: Server,
-    part: str = "AB"
+    trainable: Trainable = Trainable.AB
 ) -> tuple[State, Info]:
     """Send the trained parameters to every site of the cohort, release, average, step.
 
@@ -74,13 +75,14 @@ def mixed_round(
             slash).
         cohort: who takes part and the public numbers of the release.
         server: gets the updates and releases the local ones' sum.
-        part: factors that the sites train and answer for.
+        trainable: factors that the sites train and answer for.
 
     Returns:
         The new state, and what can be told about the round.
     """
     theta, moments = trained(state), {name: t for name, t in state.tensors.items() if "/" in name}
-    share = {name: t for name, t in theta.items() if name[-1] in part}
+    share = {name: t for name, t in theta.items()
+             if FactorName.parse(name).factor in trainable.factors}
     mean_update, info = mixed_mean(config, context, cohort, server,
         requests(context, cohort, theta),
                               share, down=theta)
@@ -151,20 +153,19 @@ def mixed_mean(
 
 def trained(state: State) -> Tensors:
     """The trained parameters of a state, without the server optimiser's moments."""
-    return {name: t for name, t in state.tensors.items() if "/" not in name}
+    return lora.untagged(state.tensors)
 
 
 def alive(context: RunContext, theta: Tensors, rank: int) -> Tensors:
     """The same product; columns below ``rank`` that are zero in A and in B, and so could never
     learn, begin anew with the common A."""
     after = dict(theta)
-    for name, first in lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
-            context.seeds), "A").items():
-        empty_R = (
-            ~theta[name].any(1) & ~theta[name[:-2] + ".B"].any(0) & (
-                torch.arange(context.rank) < rank)
-        )
-        after[name] = torch.where(empty_R[:, None], first, theta[name])
+    common = lora.initial(context.shapes, context.rank, context.alpha, context.seeds)
+    for layer, (first_RN, _) in common.factors.items():
+        a_RN, b_MR = lora.factors_of(theta, layer)
+        empty_R = ~a_RN.any(1) & ~b_MR.any(0) & (torch.arange(context.rank) < rank)
+        name = str(FactorName(layer, Factor.A))
+        after[name] = torch.where(empty_R[:, None], first_RN, a_RN)
     return after
 
 
@@ -212,14 +213,14 @@ def _divided(total: Tensors, context: RunContext, owned: Mapping[str, float]) ->
     ranks = {id(context.ranks.get(client)): context.rank_of(client) for client in owned}
     mean = {}
     for name, value in total.items():
-        if name.endswith(".W"):
+        if not FactorName.names_one(name):
             mean[name] = value / (sum(groups.values()) or 1.0)
             continue
-        size = value.shape[0 if name.endswith(".A") else 1]
-        count_R = torch.zeros(size, dtype=torch.float64)
+        own = FactorName.parse(name)
+        count_R = torch.zeros(value.shape[own.factor.rank_axis], dtype=torch.float64)
         for key, weight in groups.items():
-            count_R[: ranks[key](name[:-2])] += weight
-        count = count_R[:, None] if name.endswith(".A") else count_R[None]
+            count_R[: ranks[key](own.layer)] += weight
+        count = count_R.unsqueeze(1 - own.factor.rank_axis)
         mean[name] = torch.where(count > 0, value.double() / count.clamp(min=1e-300), 0.0).float()
     return mean
 

@@ -83,8 +83,8 @@ def _training(house: House) -> Iterator[tuple[Cost, float]]:
 
 def _passes(house: House, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]:
     encode, kind = house.learner.encode, house.settings.model.kind
-    part = house.settings.method.TRAITS.trains
-    works = [Work(Adapter({}, 1.0), site.train, part, site.plan.steps, site.plan.batch, 0.0,
+    trainable = house.settings.method.TRAITS.trains
+    works = [Work(Adapter({}, 1.0), site.train, trainable, site.plan.steps, site.plan.batch, 0.0,
                   house.seeds.integer("batches", 1, site.name))
              for site in sites]
     for members in house.learner.passes(works):
@@ -101,7 +101,8 @@ def _passes(house: House, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]
 
 def _step(house: House, batch: Batch, ranks: Mapping[str, int]) -> Cost:
     demand = any_demand(house)
-    return cost_model.lora_step(demand.anatomy, batch, ranks, part=demand.part, dtype=demand.dtype)
+    return cost_model.lora_step(demand.anatomy, batch, ranks, trainable=demand.trainable,
+                                dtype=demand.dtype)
 
 
 def _measuring(house: House) -> Iterator[Cost]:

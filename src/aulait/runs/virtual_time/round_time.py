@@ -45,8 +45,8 @@ def exchanged(house: House, names: Sequence[str], round: int) -> tuple[int, int]
     after, wire = settings.compute.cut, settings.compute.wire
     front = {layer: context.shapes[layer] for layer in split_model.front(context.shapes, after)}
     start = lora.initial(context.shapes, context.rank, context.alpha, context.seeds)
-    part = settings.method.TRAITS.trains
-    works = [Work(start, house.sites[n].train, part, house.sites[n].plan.steps,
+    trainable = settings.method.TRAITS.trains
+    works = [Work(start, house.sites[n].train, trainable, house.sites[n].plan.steps,
                   house.sites[n].plan.batch, 0.0,
                   context.seeds.integer("batches", round, n)) for n in names]
     steps = split_trainer.travelled(house.learner, works, after, wire)
@@ -109,7 +109,7 @@ def proxy_step(house: House) -> cost_model.Cost:
     """One step of a proxy, which has the adapter's full rank."""
     demand, rank = any_demand(house), house.settings.adapter.rank
     return cost_model.lora_step(demand.anatomy, demand.batch(proxy_plan(house).batch),
-                                dict.fromkeys(house.shapes, rank), part=demand.part,
+                                dict.fromkeys(house.shapes, rank), trainable=demand.trainable,
                           dtype=demand.dtype)
 
 

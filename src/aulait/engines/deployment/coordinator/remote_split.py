@@ -17,6 +17,7 @@ from torch import Tensor
 
 from aulait.core import lora
 from aulait.core.errors import WireError
+from aulait.core.factors import FactorName
 from aulait.core.log_files import plain_text
 from aulait.core.types import Adapter, Tensors
 from aulait.engines.deployment.protocol import tensor_codec
@@ -81,7 +82,7 @@ class RemoteFront:
     """K fronts at K sites, spoken to all at once.
 
     Attributes:
-        names: of the trained factors on that side: "layer.A", "layer.B".
+        names: of the trained factors on that side.
         stack: their factors.
     """
 
@@ -92,7 +93,8 @@ class RemoteFront:
         )
         layers = split_model.front(works[0].start.factors, learner.after)
         self.stack = _Stack([work.start for work in works], layers)
-        self.names = [f"{layer}.{letter}" for layer in layers for letter in works[0].part]
+        self.names = [FactorName(layer, factor) for layer in layers
+                      for factor in works[0].trainable.factors]
         self._ahead: dict[str, Activations] = {}
         self._squares: dict[str, Tensor] = {}
         self._step = 0
@@ -120,7 +122,7 @@ class RemoteFront:
     def _begin(self, k: int) -> tuple[dict[str, Any], Tensors]:
         work, start = self._works[k], self.stack.starts[k]
         head = {"do": "begin", "round": self._round, "steps": work.steps, "batch": work.batch,
-                "part": work.part, "lr": work.lr,
+                "part": work.trainable.value, "lr": work.lr,
                 "seed": work.seed, "alpha": start.alpha, "rank": start.rank,
                 "penalty": asdict(work.penalty) if work.penalty else None}
         tensors = {f"{FACTOR}{name}": t for name, t in lora.to_tensors(start).items()}
@@ -153,8 +155,9 @@ class RemoteFront:
         self._squares[name] = square.float()
         if self._step == self._works[k].steps:
             start = self.stack.starts[k]
-            found = {layer: (told[f"{FACTOR}{layer}.A"], told[f"{FACTOR}{layer}.B"])
-                     for layer in start.factors}
+            sent_back = {key.removeprefix(FACTOR): t for key, t in told.items()
+                         if key.startswith(FACTOR)}
+            found = {layer: lora.factors_of(sent_back, layer) for layer in start.factors}
             if any(new.shape != old.shape for layer in found for new,
                    old in zip(found[layer], start.factors[layer], strict=True)):
                 raise WireError("factors of another shape")

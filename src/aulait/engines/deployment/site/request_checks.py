@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from aulait.core.factors import Factor, FactorName
 from aulait.core.lora import Shapes
 from aulait.core.types import ClientRequest
 from aulait.engines.deployment.protocol.run_terms import RunTerms
@@ -67,20 +68,22 @@ def _tensors(request: ClientRequest, shapes: Shapes, rank: int) -> str | None:
     for name, tensor in request.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return f"tensor '{name[:80]}' holds NaN or infinity"
-        layer, _, letter = name.rpartition("/")[2].rpartition(".")
-        if letter in ("A", "B") and layer in shapes:
+        tag, _, bare = name.rpartition("/")
+        if not FactorName.names_one(bare):
+            continue
+        factor = FactorName.parse(bare).factor
+        layer = FactorName.parse(bare).layer
+        if layer in shapes:
             m, n = shapes[layer]
-            fits = (
-                tensor.ndim == 2 and (tensor.shape[1] == n if letter == "A"
-                                      else tensor.shape[0] == m)
-            )
+            fits = tensor.ndim == 2 and (
+                tensor.shape[1] == n if factor is Factor.A else tensor.shape[0] == m)
             if not fits:
                 return (
                     f"tensor '{name[:80]}' of shape {tuple(tensor.shape)} does not fit a layer of "
                     f"({m}, {n})"
                 )
-            own = tensor.shape["AB".index(letter)]
-            if "/" not in name and own > rank:
+            own = tensor.shape[factor.rank_axis]
+            if not tag and own > rank:
                 return f"tensor '{name[:80]}' of rank {own} found, the brief has {rank}"
     return None
 

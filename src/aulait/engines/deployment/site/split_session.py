@@ -17,7 +17,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from aulait.core import lora
 from aulait.core.errors import WireError, require
+from aulait.core.factors import Factor, FactorName, Trainable
 from aulait.core.types import Adapter, Tensors
 from aulait.engines.deployment.protocol import tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
@@ -83,8 +85,7 @@ class Sessions:
         assert session is not None
         if session.done == session.steps:
             own = session.front.stack.take(0)
-            told |= {f"{FACTOR}{layer}.{letter}": t for layer, pair in own.factors.items()
-                     for letter, t in zip("AB", pair, strict=True)}
+            told |= {f"{FACTOR}{name}": t for name, t in lora.to_tensors(own).items()}
             self.clear()
         else:
             (sent,) = session.front.forward(session.done)
@@ -100,16 +101,18 @@ def _begin(packet: Packet, sent: Tensors, house: SiteSession) -> _Session:
     head, brief = packet.head, house.brief
     steps, part, lr, seed = head.get("steps"), head.get("part"), head.get("lr"), head.get("seed")
     alpha, rank = head.get("alpha"), head.get("rank")
-    sound = (steps == brief.steps and head.get("batch") == brief.batch and part in ("A", "B", "AB")
+    sound = (steps == brief.steps and head.get("batch") == brief.batch and part in list(Trainable)
              and _positive(lr) and _positive(alpha)
              and isinstance(seed, int) and seed == house.context.seeds.integer("batches",
                  int(head["round"]), brief.client))
     require(sound, WireError, "a split round that asks for other work than the brief")
     factors: dict[str, tuple[Any, Any]] = {}
     for name, tensor in sent.items():
-        if name.startswith(FACTOR) and name.endswith(".A"):
-            layer = name[len(FACTOR) : -2]
-            other = sent.get(f"{FACTOR}{layer}.B")
+        if name.startswith(FACTOR):
+            own = FactorName.parse(name.removeprefix(FACTOR))
+            if own.factor is Factor.B:
+                continue  # looked at with its A
+            layer, other = own.layer, sent.get(f"{FACTOR}{own.partner}")
             fits = (
                 layer in house.context.shapes and other is not None and tensor.ndim == 2
                 and other.ndim == 2
@@ -129,7 +132,7 @@ def _begin(packet: Packet, sent: Tensors, house: SiteSession) -> _Session:
                 and tuple(dense.shape) == tuple(house.context.shapes[layer]), WireError,
                 f"a dense update of '{layer[:80]}' does not fit the model")
     penalty = head.get("penalty")
-    work = Work(Adapter(factors, float(head["alpha"]), rank), house.records.train, str(part),
+    work = Work(Adapter(factors, float(head["alpha"]), rank), house.records.train, Trainable(str(part)),
                 brief.steps, brief.batch, float(head["lr"]),
                 int(head["seed"]),
                 None if penalty is None

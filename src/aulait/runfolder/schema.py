@@ -1,0 +1,355 @@
+"""The files of a run folder as types: what the run writes, and what readers may count on.
+
+A writer builds a model and writes ``on_disk()``: the keys it was given, in the order of the fields,
+and no others; a key that no field names (a method's own measurement) stays. A reader takes a file
+from anywhere, also one of an earlier version or one that somebody has edited, with ``fitting``:
+what does not fit its field is left out, as if it were missing.
+
+Every field may be missing. None means what null means in the file: not known, or, for an epsilon,
+without bound.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Final, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PlainValidator,
+    StrictBool,
+    ValidationError,
+    ValidationInfo,
+)
+
+from aulait.core.files import JsonTree, plain_json
+
+SCHEMA_VERSION: Final = 1
+"""Of result.json; a folder without the number is older, and may lack keys of today."""
+
+LARGEST: Final = 1e100
+"""A reader takes no number beyond it: no run could measure one."""
+
+READING: Final = "reading"
+
+
+def _as_number(value: object, info: ValidationInfo) -> float | None:
+    """A number or null. What a run writes that is infinite or undefined becomes null; a reader
+    refuses it."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("no number")
+    if info.context == READING and not -LARGEST <= value <= LARGEST:
+        raise ValueError("no number that a run could measure")
+    return value if isinstance(value, int) or math.isfinite(value) else None
+
+
+def _as_text(value: object, info: ValidationInfo) -> str | None:
+    """A text or null; a reader refuses an empty one."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or (info.context == READING and not value.strip()):
+        raise ValueError("no text")
+    return value
+
+
+def _as_name(value: object, info: ValidationInfo) -> str | float | None:
+    """A text or a number: both have named a client or a parent."""
+    return _as_text(value, info) if isinstance(value, str) else _as_number(value, info)
+
+
+Number = Annotated[float | None, PlainValidator(_as_number)]
+Words = Annotated[str | None, PlainValidator(_as_text)]
+Named = Annotated[str | float | None, PlainValidator(_as_name)]
+
+
+class FileModel(BaseModel):
+    """A JSON object of a run folder."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @classmethod
+    def fitting(cls, tree: dict[str, JsonTree]) -> Self:
+        """What of a parsed object fits; the tree is changed by it."""
+        while True:
+            try:
+                return cls.model_validate(tree, context=READING)
+            except ValidationError as error:
+                # from behind, so that places in lists stay true
+                for fault in reversed(error.errors(include_url=False, include_context=False)):
+                    _leave_out(tree, fault["loc"])
+
+    def on_disk(self) -> dict[str, Any]:
+        """The keys that were given, as plain JSON values."""
+        found: dict[str, Any] = plain_json(self.model_dump(exclude_unset=True))
+        return found
+
+    def records(self, key: str) -> bool:
+        """Whether the file has the key, be it with null."""
+        return key in self.model_fields_set
+
+
+def _leave_out(tree: JsonTree, place: tuple[str | int, ...]) -> None:
+    """Take the innermost value on the way to a place out of a tree."""
+    holder: JsonTree = None
+    last: str | int | None = None
+    for key in place:
+        if isinstance(tree, dict) and key in tree:
+            holder, last, tree = tree, key, tree[str(key)]
+        elif isinstance(tree, list) and isinstance(key, int) and key < len(tree):
+            holder, last, tree = tree, key, tree[key]
+        else:
+            break  # the rest names an alternative of a type, not a place
+    if isinstance(holder, dict):
+        holder.pop(str(last), None)
+    elif isinstance(holder, list) and isinstance(last, int):
+        del holder[last]
+
+
+class Scores(FileModel):
+    """What an evaluation measured: losses in nats per token, shares between 0 and 1; of the shared
+    adapter, where clients have their own, and of clients that took no part, beside it."""
+
+    loss: Number = None
+    perplexity: Number = None
+    token_accuracy: Number = None
+    worst_client_loss: Number = None
+    mean_client_loss: Number = None
+    tokens: Number = None
+    accuracy: Number = None
+    rouge_l: Number = None
+    rouge_1: Number = None
+    rouge_2: Number = None
+    bleu: Number = None
+    exact_match: Number = None
+    count: Number = None
+    measured_on: object = None
+    shared: Scores | None = None
+    unseen: Scores | None = None
+
+    def value(self, key: str) -> float | None:
+        """A number by its key; None where there is none."""
+        found = getattr(self, key, None)
+        return found if isinstance(found, int | float) else None
+
+
+class EpsilonByRole(FileModel):
+    """Epsilon of the clients of each role; null where it is infinite or nobody has the role."""
+
+    proxy: Number = None
+    local: Number = None
+    split: Number = None
+    max: Number = None
+
+    def value(self, role: str) -> float | None:
+        """The epsilon of a role; None where it has none or no bound."""
+        found: float | None = getattr(self, role, None)
+        return found
+
+
+class PrivacyResult(FileModel):
+    """What was promised and spent."""
+
+    off: StrictBool | None = None
+    unit: Words = None
+    relation: Words = None
+    delta: Number = None
+    private: StrictBool | None = None
+    exact_votes: StrictBool | None = None
+    noise_seeded: StrictBool | None = None
+    stopped_early: str | bool | None = None
+    epsilon: EpsilonByRole = EpsilonByRole()
+    trust: Words = None
+
+
+class TrafficResult(FileModel):
+    """Bytes of the whole run, all clients together."""
+
+    up_bytes: Number = None
+    down_bytes: Number = None
+
+
+class TimeResult(FileModel):
+    """Seconds of the whole run and of its parts."""
+
+    wall_s: Number = None
+    synthesis_s: Number = None
+    train_s: Number = None
+    evaluate_s: Number = None
+
+
+class TierClock(FileModel):
+    """Virtual time of a tier, summed over its clients: rounds by their outcome, seconds, joules."""
+
+    answered: Number = None
+    late: Number = None
+    lost: Number = None
+    away: Number = None
+    busy_s: Number = None
+    idle_s: Number = None
+    energy_j: Number = None
+    link_j: Number = None
+
+
+class VirtualClock(FileModel):
+    """Virtual time of a round (``round_s``; ``total_s`` since the start) or of the whole run."""
+
+    round_s: Number = None
+    server_s: Number = None
+    answered: Number = None
+    late: Number = None
+    lost: Number = None
+    away: Number = None
+    total_s: Number = None
+    energy_j: Number = None
+    idle_share: Number = None
+    tiers: dict[str, TierClock] = {}
+
+
+class TierResult(FileModel):
+    """A tier as the run resolved it."""
+
+    name: Words = None
+    placement: Words = None
+    clients: Number = None
+    rank: Number = None
+    steps: Number = None
+    batch: Number = None
+    machine: Words = None
+    reason: Words = None
+    attention_rank: Number = None
+
+
+class SynthesisResult(FileModel):
+    """Stage 1 in numbers, and what it asks of one client."""
+
+    rounds: Number = None
+    candidates: Number = None
+    texts: Number = None
+    voters: Number = None
+    selection: Words = None
+    generator: Words = None
+    kind: Words = None
+    vote_sensitivity: Number = None
+    records_per_client: Number = None
+    client_down_bytes_per_round: Number = None
+    client_up_bytes_per_round: Number = None
+    down_formula: Words = None
+    up_formula: Words = None
+    client_s_mean: Number = None
+
+
+class ResultFile(FileModel):
+    """result.json."""
+
+    schema_version: Number = None
+    name: Words = None
+    arm: Words = None
+    algorithm: Words = None
+    engine: Words = None
+    seed: Number = None
+    clients: Number = None
+    rounds: Number = None
+    base_eval: Scores = Scores()
+    eval: Scores = Scores()
+    privacy: PrivacyResult = PrivacyResult()
+    traffic: TrafficResult = TrafficResult()
+    time: TimeResult = TimeResult()
+    clock: VirtualClock | None = None
+    versions: dict[str, object] = {}
+    tiers: tuple[TierResult, ...] = ()
+    synthesis: SynthesisResult | None = None
+    data: dict[str, object] = {}
+
+
+class SyntheticLine(FileModel):
+    """A line of synthetic.jsonl, or a text that won votes."""
+
+    text: Words = None
+    round: Number = None
+    parent: Named = None
+    votes: Number = None
+    prompt: Words = None
+    client: Named = None
+
+
+class RoundLine(FileModel):
+    """A line of rounds.jsonl; seconds are null where measuring them would tell of the data."""
+
+    stage: Words = None
+    round: Number = None
+    wall_s: Number = None
+    up_bytes: Number = None
+    down_bytes: Number = None
+    noise_std: Number = None
+    epsilon: EpsilonByRole = EpsilonByRole()
+    clock: VirtualClock | None = None
+    reused: StrictBool | None = None
+
+
+class SynthesisRound(RoundLine):
+    """A round of stage 1: the released votes and the texts that won."""
+
+    client_s: Number = None
+    candidates: Number = None
+    kept: Number = None
+    histogram: tuple[Number, ...] = ()
+    winners: tuple[SyntheticLine, ...] = ()
+    samples: tuple[str, ...] = ()
+
+
+class TrainRound(RoundLine):
+    """A round of stage 2; ``eval`` where it was measured."""
+
+    local_clients: Number = None
+    proxies: Number = None
+    refused: Number = None
+    refused_clients: tuple[str, ...] = ()
+    clip_bound: Number = None
+    signal_to_noise: Number = None
+    update_norm: Number = None
+    train_loss: Number = None
+    eval: Scores = Scores()
+
+
+class SamplingEntry(FileModel):
+    """How the unit of a release was sampled."""
+
+    kind: Words = None
+    rate: Number = None
+
+
+class LedgerEntry(FileModel):
+    """A line of ledger.jsonl for readers that check nothing; ``privacy.ledger`` writes it."""
+
+    release: Number = None
+    stage: Words = None
+    round: Number = None
+    role: Words = None
+    mechanism: Words = None
+    sensitivity: Number = None
+    sigma: Number = None
+    noise_multiplier: Number = None
+    planned: Number = None
+    sampling: SamplingEntry = SamplingEntry()
+    epsilon: EpsilonByRole = EpsilonByRole()
+    delta: Number = None
+    relation: Words = None
+    unit: Words = None
+    time: Words = None
+    private: StrictBool | None = None
+    steps: Number = None
+
+
+class MachineFile(FileModel):
+    """machine.json: the machine that ran, for a reader of the numbers."""
+
+    system: Words = None
+    machine: Words = None
+    python: Words = None
+    processors: Number = None
+    threads: Number = None
+    memory_bytes: Number = None
+    gpu: Words = None
