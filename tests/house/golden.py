@@ -17,6 +17,7 @@ deployment of two sites.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import re
@@ -172,11 +173,7 @@ def commands(checkout: Checkout) -> Iterator[str]:
     golden, folder = checkout.golden, checkout.folder
     printed = checkout.document("sweep", golden_runs.SWEEP)
     arms = {path.name: run_folder(path) for path in sorted((folder / "sweep").glob("*-s*"))}
-    golden["sweep"] = {
-        "printed": printed,
-        "table": content(folder / "sweep" / "table.json"),
-        **arms,
-    }
+    golden["sweep"] = {"printed": printed, **arms}
     yield "sweep"
     for label, words in golden_runs.COMMANDS.items():
         golden.setdefault("json", {})[label] = checkout.document(label, words)
@@ -198,17 +195,16 @@ def commands(checkout: Checkout) -> Iterator[str]:
 
 def pages(checkout: Checkout) -> dict[str, Any]:
     """Numbers and figures of some runs' pages, and of the page that compares these runs."""
-    made = {}
+    folder, found = checkout.folder, {}
     for name in PAGES:
-        copy_with_constants(checkout.folder / "runs" / name, checkout.folder / "pages" / name)
+        if (folder / "runs" / name).exists():
+            copy_with_constants(folder / "runs" / name, folder / "pages" / name)
         checkout.must(f"page {name}", ["report", f"pages/{name}"])
-        made[name] = checkout.folder / "pages" / name / "report.html"
-    runs = [f"pages/{name}" for name in PAGES]
-    checkout.must("page of all", ["compare", *runs, "--out", "compare.html"])
-    found = {}
-    for name, path in {**made, "compare": checkout.folder / "compare.html"}.items():
+    words = [*(f"pages/{name}" for name in PAGES), "--out", "pages/report.html"]
+    checkout.must("page of all", ["compare", *words])
+    for path in sorted((folder / "pages").rglob("report.html")):
         page = Page(path.read_text(encoding="utf-8"))
-        found[name] = {"numbers": page.numbers, "figures": page.figures}
+        found[path.parent.name] = {"numbers": page.numbers, "figures": page.figures}
     return found
 
 
@@ -249,25 +245,35 @@ def record(
     finally:
         for checkout in checkouts:
             checkout.close()
-    for checkout in checkouts:
-        text = json.dumps(checkout.golden, indent=1, ensure_ascii=False)
-        (checkout.folder / "golden.json").write_text(text + "\n", encoding="utf-8")
+            text = json.dumps(checkout.golden, indent=1, ensure_ascii=False)
+            (checkout.folder / "golden.json").write_text(text + "\n", encoding="utf-8")
     print(f"{time.perf_counter() - began:6.1f} s  in all")
     return [line for checkout in checkouts for line in checkout.failed]
 
 
 def differences(one: Any, two: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Path and both values of all in which two trees differ; ``ABSENT`` where one is missing."""
+    """Path and both values of all in which two trees differ; ``ABSENT`` where one is missing.
+
+    Lists of texts, as the lines of a help page, count once, with the lines that only one side has.
+    """
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         for key in {**one, **two}:
-            yield from differences(
-                one.get(key, ABSENT), two.get(key, ABSENT), f"{path}/{key}".lstrip("/")
-            )
+            below = f"{path}/{key}".lstrip("/")
+            yield from differences(one.get(key, ABSENT), two.get(key, ABSENT), below)
+    elif texts(one) and texts(two) and one != two:
+        lines = [line for line in difflib.ndiff(one, two) if line[0] in "-+"]
+        own = [[line[2:] for line in lines if line[0] == side] for side in "-+"]
+        yield path, *own
     elif isinstance(one, list) and isinstance(two, list):
         for number, (a, b) in enumerate(zip_longest(one, two, fillvalue=ABSENT)):
             yield from differences(a, b, f"{path}/{number}")
     elif type(one) is not type(two) or one != two:
         yield path, one, two
+
+
+def texts(node: Any) -> bool:
+    """Whether it is a list of texts."""
+    return isinstance(node, list) and all(isinstance(item, str) for item in node)
 
 
 def compare(one: Path, two: Path) -> int:
@@ -290,7 +296,9 @@ def compare(one: Path, two: Path) -> int:
 
 
 def short(value: Any) -> str:
-    """A value on one line of bounded length."""
+    """A value on one line of bounded length, or a line for every text of a list."""
+    if texts(value):
+        return "\n  ".join(value)
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else f"{text[:200]} ..."
 
@@ -323,7 +331,8 @@ def main(words: Sequence[str] | None = None) -> int:
         else {asked.out / "old": asked.old, asked.out / "new": asked.new}
     )
     failed = record(sources, asked.only, not asked.no_deploy)
-    print("\n".join(f"FAILED  {line}" for line in failed))
+    for line in failed:
+        print(f"FAILED  {line}")
     differ = asked.verb == "both" and compare(*sources) > 0
     return int(differ or bool(failed))
 

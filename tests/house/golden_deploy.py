@@ -132,33 +132,23 @@ def record(checkout: Any) -> dict[str, Any]:
     Args:
         checkout: a ``golden.Checkout``; the run and the logs are copied into its folder.
     """
-    with tempfile.TemporaryDirectory(prefix="g") as short:
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="g", ignore_cleanup_errors=True) as short:
         place = Place(Path(short), checkout.environment)
         public = shutil.copy(checkout.folder / "public.txt", place.folder)
-        (place.folder / "experiment.toml").write_text(
-            tomli_w.dumps(experiment(public)), encoding="utf-8"
-        )
+        text = tomli_w.dumps(experiment(public))
+        (place.folder / "experiment.toml").write_text(text, encoding="utf-8")
+        words = f"serve experiment.toml --keys server --host 127.0.0.1 --port {place.port}"
         try:
-            found = {"keys": enrolled(place)}
+            found["keys"] = enrolled(place)
             for name in SITES:
                 place.start(name, "join", f"{name}/site.toml")
-            words = (
-                "serve",
-                "experiment.toml",
-                "--keys",
-                "server",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(place.port),
-            )
-            code = place.start("server", *words, "--out", "deployed", "--json").wait(LIMIT_S)
-            if code:
-                checkout.failed.append(
-                    f"serve: exit code {code}; see {checkout.folder / 'deployment'}"
-                )
-            else:
-                found |= read(place)
+            server = place.start("server", *words.split(), "--out", "deployed", "--json")
+            if code := server.wait(LIMIT_S):
+                raise subprocess.CalledProcessError(code, "serve")
+            found |= read(place)
+        except (subprocess.SubprocessError, OSError) as error:
+            checkout.failed.append(f"deployment: {error}; see {checkout.folder / 'deployment'}")
         finally:
             place.stop()
             shutil.copytree(place.folder, checkout.folder / "deployment", ignore=left_out)
@@ -167,28 +157,21 @@ def record(checkout: Any) -> dict[str, Any]:
 
 def read(place: Place) -> dict[str, Any]:
     """What a finished deployment left, at the coordinator and at the sites."""
-    status = timeless(place.said("status", "deployed"))
-    serve = sorted(
-        str(path.relative_to(place.folder))
-        for path in (place.folder / "deployed" / "serve").rglob("*")
-    )
-    health = {}
+    serve = (path.name for path in (place.folder / "deployed" / "serve").iterdir())
+    sites = {}
     for name in SITES:
-        found = place.said("status", f"{name}/site.toml")
-        health[name] = {
-            "keys": sorted(found),
-            **{key: found[key] for key in HEALTH if key in found},
+        health = place.said("status", f"{name}/site.toml")
+        adapter = place.folder.glob(f"{name}/state/runs/*/adapter/*.safetensors")
+        sites[name] = {
+            "keys": sorted(health),
+            **{key: health[key] for key in HEALTH if key in health},
+            "adapters": [content(path) for path in adapter],
         }
-    adapters = {
-        str(path.relative_to(place.folder)): content(path)
-        for path in sorted(place.folder.glob("*/state/runs/*/adapter/*"))
-    }
     return {
         "run": run_folder(place.folder / "deployed"),
-        "serve": serve,
-        "status": status,
-        "health": health,
-        "adapters at sites": adapters,
+        "serve": sorted(name for name in serve if not name.startswith("superlink.db")),
+        "status": timeless(place.said("status", "deployed")),
+        "sites": sites,
     }
 
 
