@@ -10,7 +10,7 @@ the commit before a large change out beside it, and compare the two with ``both`
 This file never imports aulait. It uses the command line and the files of run folders, which are
 public, so modules may move and change names. Recorded are every tensor of every adapter; the
 settings and, without times, the numbers of a run folder; the numbers and figures of pages, not
-their wording; what commands print with ``--json``; exit codes; the help of every command; and a
+their wording; what commands print with ``--json``; exit codes; the words of every command's help; and a
 deployment of two sites.
 """
 
@@ -39,6 +39,7 @@ MEANT = (
     (r"json/plan dplora/privacy/epsilon/local", False, "the plan knew no sampling of records"),
 )
 ABSENT = "absent"
+FRAME = re.compile("[\u2500-\u257f]")  # lines around a panel of a help page
 PAGES = ("proxies", "fdlora", "machines", "dplora", "flexlora")  # runs whose pages are compared
 
 # Every command gets a process of its own, forked from one that has imported the large libraries and
@@ -188,8 +189,8 @@ def commands(checkout: Checkout) -> Iterator[str]:
         yield label
     for command in golden_runs.HELP:
         text = checkout.must(f"help {command}", [*command.split(), "--help"]) or ""
-        lines = [line.rstrip() for line in text.splitlines()]
-        golden.setdefault("help", {})[f"aulait {command}".rstrip()] = lines
+        words = FRAME.sub(" ", text).split()
+        golden.setdefault("help", {})[f"aulait {command}".rstrip()] = words
         yield f"help {command}"
 
 
@@ -254,16 +255,15 @@ def record(
 def differences(one: Any, two: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Path and both values of all in which two trees differ; ``ABSENT`` where one is missing.
 
-    Lists of texts, as the lines of a help page, count once, with the lines that only one side has.
+    Lists of texts, as the words of a help page, count once, with what only one side has.
     """
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         for key in {**one, **two}:
             below = f"{path}/{key}".lstrip("/")
             yield from differences(one.get(key, ABSENT), two.get(key, ABSENT), below)
     elif texts(one) and texts(two) and one != two:
-        lines = [line for line in difflib.ndiff(one, two) if line[0] in "-+"]
-        own = [[line[2:] for line in lines if line[0] == side] for side in "-+"]
-        yield path, *own
+        parts = [part for part in difflib.ndiff(one, two) if part[0] in "-+"]
+        yield path, *([part[2:] for part in parts if part[0] == side] for side in "-+")
     elif isinstance(one, list) and isinstance(two, list):
         for number, (a, b) in enumerate(zip_longest(one, two, fillvalue=ABSENT)):
             yield from differences(a, b, f"{path}/{number}")
@@ -296,11 +296,9 @@ def compare(one: Path, two: Path) -> int:
 
 
 def short(value: Any) -> str:
-    """A value on one line of bounded length, or a line for every text of a list."""
-    if texts(value):
-        return "\n  ".join(value)
+    """A value on one line of bounded length."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else f"{text[:200]} ..."
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -109,7 +109,7 @@ def test_the_numbers_of_a_page_without_its_words():
 
 @pytest.mark.slow
 def test_a_run_recorded_twice_is_equal_and_one_with_another_noise_is_not(tmp_path):
-    """Records this checkout; ``golden.py both`` compares with another one."""
+    """Records this checkout; ``golden both`` compares with another one."""
     out = tmp_path / "out"
     assert golden.main(["both", str(ROOT), str(ROOT), str(out), "--only", "ffa-noise"]) == 0
     same = json.loads((out / "new" / "golden.json").read_text())
