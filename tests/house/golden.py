@@ -10,8 +10,8 @@ the commit before a large change out beside it, and compare the two with ``both`
 This file never imports aulait. It uses the command line and the files of run folders, which are
 public, so modules may move and change names. Recorded are every tensor of every adapter; the
 settings and, without times, the numbers of a run folder; the numbers and figures of pages, not
-their wording; what commands print with ``--json``; exit codes; the words of every command's help; and a
-deployment of two sites.
+their wording; what commands print with ``--json``; exit codes; the words of every command's help;
+and a deployment of two sites.
 """
 
 from __future__ import annotations
