@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from aulait.cli import GROUPS, NAMES, PANELS
+from aulait.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-OFFERED = {NAMES.get(c.__name__, c.__name__) for _, commands in PANELS for c in commands} | {group.info.name for _, group in GROUPS}
+OFFERED = {*COMMANDS}
 
 
 def test_every_command_named_exists_and_every_command_is_named():

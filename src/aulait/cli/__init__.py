@@ -1,44 +1,120 @@
-"""The command line: one file a command. Heavy libraries are loaded inside commands, so that help is
-instant."""
+"""The command line: one file a command. A command's module is imported when the command is called
+or its own help is asked for; the list of commands needs none of them."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand
 
-from aulait.cli import (
-    account,
-    bench,
-    compare,
-    demo,
-    export,
-    generate,
-    join,
-    keys,
-    listing,
-    plan,
-    probe,
-    report,
-    run,
-    serve,
-    status,
-    sweep,
-)
-from aulait.cli.terminal import Commands
+from aulait import __version__
+from aulait.cli.terminal import Commands, PlainCommand
+from aulait.core.errors import ConfigError, install
 
-PANELS = (
-    ("Start", (demo.demo, run.run, plan.plan)),
-    ("Compare", (sweep.sweep, compare.compare, report.report)),
-    ("Use a finished run", (generate.generate, export.export)),
-    ("Deploy", (serve.serve, join.join, status.status)),
-    ("Look things up", (listing.catalogue, probe.probe, account.account, bench.bench)),
-)
-GROUPS = (("Deploy", keys.app),)  # commands with commands of their own
-NAMES = {"catalogue": "list"}
+
+class Listed(NamedTuple):
+    """A command as the list of commands shows it.
+
+    Attributes:
+        panel: the heading under which it stands.
+        place: its function, or the ``typer.Typer`` of its own commands, as ``module:name``.
+        line: what it does: the first paragraph of its help (a test compares them).
+    """
+
+    panel: str
+    place: str
+    line: str
+
+
+COMMANDS = {
+    "demo": Listed("Start", "aulait.cli.demo:demo",
+        "See the whole thing work on this machine, in a few minutes, without a download."),
+    "run": Listed("Start", "aulait.cli.run:run",
+        "Run an experiment: the two stages, the evaluation, the report."),
+    "plan": Listed("Start", "aulait.cli.plan:plan",
+        "See placement, work, bytes, FLOPs, seconds, memory, joules and epsilon of every tier, and "
+        "why. Nothing is trained."),
+    "sweep": Listed("Compare", "aulait.cli.sweep:sweep",
+        "Run all arms with all seeds and compare them. The same command again goes on where it "
+        "stopped."),
+    "compare": Listed("Compare", "aulait.cli.compare:compare",
+        "Compare finished runs: one row for each arm, mean and spread over its seeds, the best arm "
+        "first."),
+    "report": Listed("Compare", "aulait.cli.report:report",
+        "Write RUN/report.html, one self-contained page, from what is in the folder."),
+    "generate": Listed("Use a finished run", "aulait.cli.generate:generate",
+        "Continue a prompt with what a run has learnt, or answer it where the run's data had "
+        "prompts."),
+    "export": Listed("Use a finished run", "aulait.cli.export:export",
+        "Copy the adapter in PEFT format, or with --merge write a model that AutoModelForCausalLM "
+        "(or ForSeq2SeqLM) loads."),
+    "serve": Listed("Deploy", "aulait.cli.serve:serve",
+        "Run an experiment with the sites that join, over Flower."),
+    "join": Listed("Deploy", "aulait.cli.join:join",
+        "Take part as a site, until stopped: answers orders within the limits of its own file."),
+    "status": Listed("Deploy", "aulait.cli.status:status",
+        "Show where a run stands, with its sites and epsilon; or whether a site is running, and at "
+        "what."),
+    "list": Listed("Look things up", "aulait.cli.listing:catalogue",
+        "List methods, federation presets, data sources, generators, embedders, task metrics, "
+        "machines and links."),
+    "probe": Listed("Look things up", "aulait.cli.probe:probe",
+        "Measure this machine: speed, memory, link, energy counters, and what work it could "
+        "carry."),
+    "account": Listed("Look things up", "aulait.cli.account:account",
+        "Turn epsilon into noise, or noise into epsilon; or check a run."),
+    "bench": Listed("Look things up", "aulait_benchmarks.command:bench",
+        "Measure this installation beside the straightforward way to the same result."),
+    "keys": Listed("Deploy", "aulait.cli.keys:app",
+        "Make keys and certificates for a deployment, and enrol sites. Example: aulait keys server "
+        "keys --host fl.example.org"),
+}
+_FLOWER = ("cryptography", "flwr", "prometheus_client")  # packages of the extra "flower"
+
+
+class LazyCommands(Commands):
+    """Knows its commands by their lines alone, and imports the one that is asked for."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, (panel, _, line) in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=line, rich_help_panel=panel))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that the first argument names, loaded, and the arguments left for it."""
+        name, known, rest = super().resolve_command(ctx, args)
+        return name, None if known is None else loaded(known.name or ""), rest
+
+
+def loaded(name: str) -> Any:
+    """A command, ready to run, from its module.
+
+    Raises:
+        ConfigError: the module needs a package that is not installed.
+    """
+    module, _, attribute = COMMANDS[name].place.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in _FLOWER:
+            raise ConfigError(f"aulait {name} needs the package {missing} and it is missing; "
+                              f"{install('flower')}") from error
+        if missing == module.partition(".")[0]:
+            raise ConfigError(f"aulait {name} needs the package {missing}, which belongs to this "
+                              "distribution, and it is missing; install aulait again") from error
+        raise
+    if isinstance(found, typer.Typer):
+        return typer.main.get_command(found)
+    alone = typer.Typer(add_completion=False)
+    alone.command(name, cls=PlainCommand)(found)
+    return typer.main.get_command(alone)
+
 
 _ABOUT = (
     "Fine-tune a language model across institutions that may not share their text and do not own "
@@ -47,7 +123,7 @@ _ABOUT = (
 
 app = typer.Typer(
     name="aulait",
-    cls=Commands,
+    cls=LazyCommands,
     help=_ABOUT,
     epilog="Begin with: aulait demo. Errors exit with 2, an interrupted run with 130; "
            "AULAIT_TRACEBACK=1 shows where.",
@@ -56,18 +132,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _panel, _commands in PANELS:
-    for _command in _commands:
-        app.command(NAMES.get(_command.__name__, _command.__name__),
-                    rich_help_panel=_panel)(_command)
-for _panel, _group in GROUPS:
-    app.add_typer(_group, rich_help_panel=_panel)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from aulait import __version__
-
         typer.echo(f"aulait {__version__}")
         raise typer.Exit
 

@@ -11,38 +11,40 @@ from typing import Annotated, Any
 import typer
 
 from aulait.cli import terminal
-from aulait.cli.run import Json
+from aulait.cli.options import JsonOption
 from aulait.core.errors import ConfigError, DataError, PrivacyError
+from aulait.privacy import accounting as arithmetic
+from aulait.privacy.ledger import Ledger, Line
 
 TOLERANCE = 0.01
 
 
-Run = Annotated[Path | None,
+RecountArgument = Annotated[Path | None,
                 typer.Argument(metavar="[RUN]", help="A run folder: count its ledger again.")]
-Epsilon = Annotated[float | None,
+EpsilonOption = Annotated[float | None,
                     typer.Option("--epsilon", help="Target; answers with the noise multiplier.")]
-Noise = Annotated[
+NoiseOption = Annotated[
     float | None,
     typer.Option("--noise-multiplier", help="Noise over sensitivity; answers with epsilon.")
 ]
-Delta = Annotated[float | None,
+DeltaOption = Annotated[float | None,
                   typer.Option("--delta", help="Probability with which epsilon may fail.")]
-Releases = Annotated[int | None,
+ReleasesOption = Annotated[int | None,
     typer.Option("--releases", min=1,
                  help="How many sums are released; for records: noised steps.")]
-Rate = Annotated[float,
+RateOption = Annotated[float,
     typer.Option("--rate",
         help="Probability with which a client, or a record in a step, takes part (Poisson).")]
 
 
-def account(
-    run: Run = None,
-    epsilon: Epsilon = None,
-    noise_multiplier: Noise = None,
-    delta: Delta = None,
-    releases: Releases = None,
-    rate: Rate = 1.0,
-    as_json: Json = False,
+def account(  # noqa: PLR0913 (the options of a command)
+    run: RecountArgument = None,
+    epsilon: EpsilonOption = None,
+    noise_multiplier: NoiseOption = None,
+    delta: DeltaOption = None,
+    releases: ReleasesOption = None,
+    rate: RateOption = 1.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn epsilon into noise, or noise into epsilon; or check a run.
 
@@ -68,7 +70,8 @@ def account(
         )
     if delta is None or releases is None:
         raise ConfigError(
-            "account needs --delta and --releases; add both, for example --delta 1e-5 --releases 10")
+            "account needs --delta and --releases; add both, for example --delta 1e-5 "
+            "--releases 10")
     _convert(epsilon, noise_multiplier, delta, releases, rate, as_json)
 
 
@@ -77,8 +80,6 @@ def _convert(
     as_json: bool
 ) -> None:
     """Fill in the one of epsilon and noise that is missing."""
-    from aulait.privacy import accounting as arithmetic
-
     if epsilon is not None:
         noise = arithmetic.calibrate(epsilon, delta, releases, rate)
         answer = f"noise multiplier  {noise:.6g}"
@@ -157,8 +158,6 @@ def recount(run: Path) -> list[dict[str, Any]]:
 def _counted(role: str, told: float | None, events: list[Any], privacy: dict[str, Any]) -> dict[str,
         Any]:
     """One role: what its releases amount to, and whether that is what was told."""
-    from aulait.privacy import accounting as arithmetic
-
     # Exact votes leave no line: the roles that cast them say null, whatever else they released.
     off, exact = privacy["off"], privacy.get("exact_votes") and told is None
     known = not (off or exact) and (bool(events) or told is not None)
@@ -175,8 +174,6 @@ def _counted(role: str, told: float | None, events: list[Any], privacy: dict[str
 
 def _ledger(path: Path) -> Any:
     """The ledger in memory, every line checked; a missing file is an empty one."""
-    from aulait.privacy.ledger import Ledger, Line
-
     ledger = Ledger(None)
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for number, raw in enumerate(lines, start=1):

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from aulait import reporting
 from aulait.cli import terminal
-from aulait.cli.run import Json
+from aulait.cli.options import JsonOption
 from aulait.core.errors import DataError
+from aulait.reporting import columns, measures, numbers, pace
 
 
 def compare(
@@ -26,7 +28,7 @@ def compare(
             help="Time arms to this held-out loss in virtual time. Default: the largest of "
                      "the runs' smallest losses, which every run reaches."),
     ] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare finished runs: one row for each arm, mean and spread over its seeds, the best arm
     first.
@@ -36,9 +38,6 @@ def compare(
     methods in lines and settings in colours. Runs with virtual time are also timed to a loss: at
     the end of the first measured round at or below it.
     """
-    from aulait import reporting
-    from aulait.reporting import measures
-
     folders = expanded(runs)
     rows = reporting.table(folders, target_loss)
     if target_loss is not None and not any("virtual_s" in row for row in rows):
@@ -87,8 +86,6 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """The table on stdout, the best arm first."""
-    from aulait.reporting import columns, measures, numbers, pace
-
     found = columns.columns(rows)
     lines = [[column.cells[i].replace(numbers.INFINITE, "infinite") for column in found]
              for i in range(len(rows))]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from aulait.cli import terminal
-from aulait.cli.run import Json, carry_out, fresh, show
+from aulait.cli.options import JsonOption
+from aulait.cli.run import carry_out, fresh, show
+from aulait.runs import experiment_file
 
 
 def demo(
@@ -16,7 +19,7 @@ def demo(
         Path | None, typer.Option("--out", metavar="DIR",
                                   help="The run folder. Default: runs/demo-DATE-TIME.")
     ] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """See the whole thing work on this machine, in a few minutes, without a download.
 
@@ -24,9 +27,6 @@ def demo(
     stands for them; epsilon 8 for each client. Built-in model, built-in data. The same --out again
     goes on where it stopped.
     """
-    from importlib.resources import as_file, files
-
-    from aulait.runs import experiment_file
 
     with terminal.work(as_json), as_file(files("aulait") / "cli" / "demo.toml") as file:
         settings = experiment_file.read(file)

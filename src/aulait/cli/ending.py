@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from aulait.cli import terminal
+from aulait.reporting import numbers as n
 
 
 def ending(result: Mapping[str, Any], path: Path) -> None:
     """The short table after a run, the path of its report, and what to try next."""
-    from aulait.reporting import numbers as n
-
     before, after = result["base_eval"], result["eval"]
     measures = (
         (f"{'held-out loss' if 'measured_on' not in after else 'loss on public text'} (nats a "
@@ -45,6 +44,11 @@ def ending(result: Mapping[str, Any], path: Path) -> None:
     terminal.say(f'next    aulait generate {path} "Return the"')
 
 
+def epsilon_in_words(value: float | None) -> str:
+    """An epsilon as a table shows it; None is infinite."""
+    return n.epsilon(value).replace(n.INFINITE, "infinite")
+
+
 def _guarantee(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Epsilon of every role that exists."""
     privacy = result["privacy"]
@@ -53,14 +57,12 @@ def _guarantee(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     roles = sorted({tier["placement"] for tier in result["tiers"]})
     at = f"delta {privacy['delta']:g}"
     seeded = ", noise is seeded: not private" if privacy["noise_seeded"] else ""
-    spent = {role: terminal.epsilon(privacy["epsilon"].get(role)) for role in roles}
+    spent = {role: epsilon_in_words(privacy["epsilon"].get(role)) for role in roles}
     return [(f"epsilon of {role} clients", f"{value} ({at}{seeded})") for role,
             value in spent.items()]
 
 
 def _seconds(spent: Mapping[str, float]) -> list[tuple[str, str]]:
-    from aulait.reporting import numbers as n
-
     parts = (
         ("synthesis", "synthesis_s"),
         ("training", "train_s"),
@@ -73,8 +75,6 @@ def _seconds(spent: Mapping[str, float]) -> list[tuple[str, str]]:
 def _virtual(clock: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """How long the federation would have taken, and how much of it its clients waited; nothing
     where no machine is named."""
-    from aulait.reporting import numbers as n
-
     if not clock:
         return []
     return [("virtual time, modelled",

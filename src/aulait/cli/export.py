@@ -8,33 +8,25 @@ from typing import Annotated
 import typer
 
 from aulait.cli import terminal
-from aulait.cli.report import Run
-from aulait.cli.run import Json
-
-Client = Annotated[
-    str | None,
-    typer.Option("--client", metavar="NAME",
-                 help="The personal adapter of this client, where the method makes them."),
-]
+from aulait.cli.options import ClientOption, JsonOption, RunArgument
+from aulait.models import exported
 
 
 def export(
-    run: Run,
+    run: RunArgument,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
     merge: Annotated[
         bool,
         typer.Option("--merge", help="Fold the adapter into the base and write the whole model.")
     ] = False,
-    client: Client = None,
-    as_json: Json = False,
+    client: ClientOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy the adapter in PEFT format, or with --merge write a model that AutoModelForCausalLM (or
     ForSeq2SeqLM) loads.
 
     Example: aulait export runs/hospitals --client ward-3 --to ward-3
     """
-    from aulait.models import exported
-
     with terminal.work(as_json):
         files = exported.export(run, to, merge=merge, client=client)
     if as_json:

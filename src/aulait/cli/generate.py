@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 import typer
 
 from aulait.cli import terminal
-from aulait.cli.export import Client
-from aulait.cli.report import Run
-from aulait.cli.run import Json
+from aulait.cli.options import ClientOption, JsonOption, RunArgument
 from aulait.core.errors import ConfigError
+from aulait.models import exported
+from aulait.models.generation import Sampling, TextModel
+from aulait.synthesis.prefix_variation import sample
 
 
-def generate(
-    run: Run,
+def generate(  # noqa: PLR0913 (the options of a command)
+    run: RunArgument,
     prompt: Annotated[str,
                       typer.Argument(metavar="PROMPT", help="The text to continue or to answer.")],
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="New tokens, at most.")] = 60,
@@ -24,8 +26,8 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
     base: Annotated[bool,
                     typer.Option("--base", help="The base alone, without the adapter.")] = False,
-    client: Client = None,
-    as_json: Json = False,
+    client: ClientOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt with what a run has learnt, or answer it where the run's data had prompts.
 
@@ -36,11 +38,6 @@ def generate(
             "found --base and --client, expected one of them; --base is the base without any "
             "adapter")
     with terminal.work(as_json):
-        import torch
-
-        from aulait.models import exported
-        from aulait.models.generation import Sampling, TextModel
-        from aulait.synthesis.prefix_variation import sample
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         answers = exported.settings(run, "data").get("prompt") is not None

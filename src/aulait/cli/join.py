@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from aulait.cli import terminal
+from aulait.engines.deployment.site import site_file
+from aulait.engines.flower import joining
 
 
 def join(
@@ -22,9 +24,6 @@ def join(
 
     Example: aulait join site/site.toml
     """
-    from aulait.engines.deployment.site import site_file
-    from aulait.engines.flower import joining
-
     site = site_file.read(file)
     joining.check(site, insecure)
     for line in joining.allows(site):

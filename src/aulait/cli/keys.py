@@ -3,8 +3,6 @@ has which key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from aulait.cli import terminal
-from aulait.cli.run import Json
-from aulait.core.errors import ConfigError, install
+from aulait.cli.options import JsonOption
+from aulait.core.errors import ConfigError
+from aulait.engines.deployment.pki import keys
 
 app = typer.Typer(
     name="keys",
@@ -24,11 +23,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Folder = Annotated[Path,
+KeysArgument = Annotated[Path,
     typer.Argument(metavar="DIR", help="Folder of the keys; made where it is missing.")]
-ServerFolder = Annotated[Path, typer.Argument(metavar="SERVER_DIR",
+ServerKeysArgument = Annotated[Path, typer.Argument(metavar="SERVER_DIR",
     help="The coordinator's folder, made by aulait keys server.")]
-Host = Annotated[
+HostOption = Annotated[
     list[str] | None,
     typer.Option("--host", metavar="NAME_OR_IP",
                  help="Under which sites reach the server. Repeatable."),
@@ -43,32 +42,31 @@ def _shown(context: typer.Context) -> None:
         raise typer.Exit(2)
 
 
-@app.command("server")
+@app.command("server", cls=terminal.PlainCommand)
 def server(
-    folder: Folder,
-    host: Host = None,
+    folder: KeysArgument,
+    host: HostOption = None,
     days: Annotated[int,
         typer.Option("--days", min=1, help="How long the server's certificate is good.")] = 825,
-    renew: Annotated[bool,
+    renew: Annotated[
+        bool,
         typer.Option("--renew",
-            help="A new certificate from the kept authority; the hosts stay unless given.")] = False,
-    as_json: Json = False,
+            help="A new certificate from the kept authority; the hosts stay unless given.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make what the coordinator needs: authority, server certificate, the key that signs orders, an
     empty roster.
 
     Example: aulait keys server keys --host fl.example.org --host 203.0.113.7
     """
-    with _library():
-        from aulait.engines.deployment.pki import keys
-
-        if not host and not renew:
-            raise ConfigError(
-                "keys server found no --host, expected the names under which sites reach the "
-                "server; add --host NAME_OR_IP")
-        made = (
-            keys.renew(folder, host or (), days) if renew else keys.server(folder, host or (), days)
-        )
+    if not host and not renew:
+        raise ConfigError(
+            "keys server found no --host, expected the names under which sites reach the "
+            "server; add --host NAME_OR_IP")
+    made = (
+        keys.renew(folder, host or (), days) if renew else keys.server(folder, host or (), days)
+    )
     if as_json:
         terminal.document({"path": str(folder), **_ends(made), "hosts": list(made.hosts)})
         return
@@ -87,25 +85,22 @@ def server(
             "may leave this folder")
 
 
-@app.command("site")
+@app.command("site", cls=terminal.PlainCommand)
 def site(
-    folder: Folder,
+    folder: KeysArgument,
     name: Annotated[str, typer.Option("--name", metavar="NAME",
         help="Of the site; also the client's name in runs.")],
     address: Annotated[
         str, typer.Option("--server", metavar="HOST:PORT",
                           help="Of the coordinator, for the site file.")
     ] = "coordinator.example.org:9443",
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a site's key and its site file, at the site: the private key never travels.
 
     Example: aulait keys site . --name ward-a --server fl.example.org:9443
     """
-    with _library():
-        from aulait.engines.deployment.pki import keys
-
-        mark = keys.site(folder, name, address)
+    mark = keys.site(folder, name, address)
     if as_json:
         terminal.document({"path": str(folder), "name": name, "fingerprint": mark})
         return
@@ -118,9 +113,9 @@ def site(
         f"in {folder / 'site.toml'}")
 
 
-@app.command("enrol")
+@app.command("enrol", cls=terminal.PlainCommand)
 def enrol(
-    folder: ServerFolder,
+    folder: ServerKeysArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the site.")],
     file: Annotated[Path, typer.Argument(metavar="FILE.pub", help="The site's public key.")],
     replace: Annotated[
@@ -128,17 +123,14 @@ def enrol(
         typer.Option("--replace",
             help="Give the name another key, or the key another name; the old entry is gone.")
     ] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a site's public key into the roster, at the coordinator.
 
     Example: aulait keys enrol keys ward-a ward-a/site-key.pub
     """
-    with _library():
-        from aulait.engines.deployment.pki import keys
-
-        gone = keys.enrol(folder, name, file, replace)
-        mark = keys.fingerprint(keys.roster(folder)[name])
+    gone = keys.enrol(folder, name, file, replace)
+    mark = keys.fingerprint(keys.roster(folder)[name])
     if as_json:
         terminal.document({"name": name, "fingerprint": mark, "replaced": gone})
         return
@@ -150,17 +142,14 @@ def enrol(
                      " when it starts again")
 
 
-@app.command("list")
-def listing(folder: ServerFolder, as_json: Json = False) -> None:
+@app.command("list", cls=terminal.PlainCommand)
+def listing(folder: ServerKeysArgument, as_json: JsonOption = False) -> None:
     """Show the roster with fingerprints, and until when the certificates are good.
 
     Example: aulait keys list keys
     """
-    with _library():
-        from aulait.engines.deployment.pki import keys
-
-        marks = {name: keys.fingerprint(line) for name, line in keys.roster(folder).items()}
-        made = keys.validity(folder)
+    marks = {name: keys.fingerprint(line) for name, line in keys.roster(folder).items()}
+    made = keys.validity(folder)
     if as_json:
         rows = [{"name": name, "fingerprint": mark} for name, mark in marks.items()]
         terminal.document({"sites": rows, **_ends(made), "hosts": list(made.hosts)})
@@ -170,18 +159,6 @@ def listing(folder: ServerFolder, as_json: Json = False) -> None:
     terminal.say(
         f"server certificate until {_day(made.server)} for {', '.join(made.hosts)}; authority "
         f"until {_day(made.authority)}")
-
-
-@contextmanager
-def _library() -> Iterator[None]:
-    """One line where the extra is not installed."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] == "cryptography":
-            raise ConfigError(
-                f"keys need the package cryptography and it is missing; {install('flower')}") from error
-        raise
 
 
 def _ends(made: Any) -> dict[str, str]:

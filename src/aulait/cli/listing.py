@@ -7,8 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 from aulait.cli import terminal
-from aulait.cli.run import Json
+from aulait.cli.options import JsonOption
 from aulait.core.registry import Registry
+from aulait.data.sources import SOURCES
+from aulait.federation import presets
+from aulait.methods import METHODS
+from aulait.reporting import numbers as n
+from aulait.resources import links, profiles
+from aulait.synthesis.embedding import EMBEDDERS
 
 FILES = {
     "PATH": "a .jsonl, .jsonl.gz, .csv or .parquet file",
@@ -49,7 +55,7 @@ NAMED = (
 WIDTH = 100
 
 
-def catalogue(as_json: Json = False) -> None:
+def catalogue(as_json: JsonOption = False) -> None:
     """List methods, federation presets, data sources, generators, embedders, task metrics, machines
     and links."""
     with terminal.work(as_json):
@@ -74,14 +80,9 @@ def catalogue(as_json: Json = False) -> None:
 
 def known() -> dict[str, list[dict[str, Any]]]:
     """Everything that has a name, as plain values."""
-    from aulait.data.sources import SOURCES
-    from aulait.federation import presets
-    from aulait.methods import METHODS
-    from aulait.resources import links, profiles
-    from aulait.synthesis.embedding import EMBEDDERS
-
     return {
-        "methods": [{"name": name, **asdict(METHODS.find(name).TRAITS)} for name in METHODS.names()],
+        "methods": [{"name": name, **asdict(METHODS.find(name).TRAITS)}
+                    for name in METHODS.names()],
         "presets": [{"name": name, "tiers": presets.tiers(name, 200)} for name in presets.SHARES],
         "sources": [*_built_in(SOURCES), *_named(FILES)],
         "generators": _named(GENERATORS),
@@ -95,8 +96,6 @@ def known() -> dict[str, list[dict[str, Any]]]:
 
 
 def _machine(own: Any) -> str:
-    from aulait.reporting import numbers as n
-
     speed = n.significant(own.flop_per_s["float32"] / 1e9, 3)
     return (
         f"{own.device}, {n.size(own.memory_bytes)} for a run, {speed} GFLOP/s in float32, "

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from aulait.cli import terminal
-from aulait.cli.run import Json, Set, malformed
+from aulait.cli.ending import epsilon_in_words
+from aulait.cli.options import FileArgument, JsonOption, SetOption
+from aulait.cli.run import malformed
+from aulait.reporting import numbers as n
+from aulait.reporting import story
+from aulait.resources.devices import measure
+from aulait.runs import experiment_file, setup
+from aulait.runs.plan_summary import outlook
+from aulait.runs.virtual_time.forecast import forecast
 
 WORK = ("rank", "steps", "batch")
 BYTES = (
@@ -23,12 +30,12 @@ BYTES = (
 
 
 def plan(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
-    overrides: Set = None,
+    file: FileArgument,
+    overrides: SetOption = None,
     here: Annotated[bool,
         typer.Option("--here",
                      help="Also measure this machine and say what the run takes on it.")] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """See placement, work, bytes, FLOPs, seconds, memory, joules and epsilon of every tier, and
     why. Nothing is trained.
@@ -37,17 +44,11 @@ def plan(
     candidate that fails is not sent). FLOPs, seconds, memory and joules follow from the cost model
     (aulait bench cost sets it against the clock).
     """
-    from aulait.runs import experiment_file, setup
-    from aulait.runs.plan_summary import outlook
-
     with terminal.work(as_json):
         house = setup.assemble(experiment_file.read(file, overrides or []), setup.Workshop())
         malformed(house.corpus.malformed)
         found = outlook(house)
         if here:
-            from aulait.resources.devices import measure
-            from aulait.runs.virtual_time.forecast import forecast
-
             found["here"] = forecast(house, measure())
     if as_json:
         terminal.document(found)
@@ -56,13 +57,11 @@ def plan(
 
 
 def _print(found: dict[str, Any]) -> None:
-    from aulait.reporting import numbers as n
-
     rounds, millions = found["rounds"], found["parameters"] / 1e6
     terminal.table(
         f"{found['name']}: {found['algorithm']} on {found['model']} ({millions:,.1f} M "
-        "parameters), "
-        f"{n.counted(found['clients'], 'client')}, {rounds['synthesis']} + {rounds['train']} rounds",
+        f"parameters), {n.counted(found['clients'], 'client')}, "
+        f"{rounds['synthesis']} + {rounds['train']} rounds",
         ("tier", "clients", "placement", "why", "rank", "steps", "batch", "trainable"),
         [
             (t["name"], t["clients"], t["placement"], t["why"], *(t[k] or "" for k in WORK),
@@ -94,9 +93,6 @@ def _print(found: dict[str, Any]) -> None:
 def _print_machines(found: dict[str, Any]) -> None:
     """What a round takes on the tiers' machines, where they are named; and the simulation on this
     one, where it is known."""
-    from aulait.reporting import numbers as n
-    from aulait.reporting import story
-
     tiers = [t for t in found["tiers"] if t["machine"] is not None]
     if tiers:
         terminal.table(
@@ -127,8 +123,6 @@ def _print_machines(found: dict[str, Any]) -> None:
 
 def _memory(tier: dict[str, Any]) -> str:
     """Bytes at the client, and of how many."""
-    from aulait.reporting import numbers as n
-
     need, whole = tier["memory_bytes"], tier["machine_memory_bytes"]
     return (
         "not known" if need is None else n.size(need) if whole is None
@@ -151,20 +145,14 @@ def _flop(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _work(flop: Any) -> str:
-    from aulait.reporting import numbers as n
-
     return "not known" if flop is None else f"{n.significant(flop / 1e9)} GFLOP" if flop else "none"
 
 
 def _size(size_bytes: Any) -> str:
-    from aulait.reporting import numbers as n
-
     return "not known" if size_bytes is None else n.size(size_bytes) if size_bytes else "none"
 
 
 def _print_privacy(found: dict[str, Any]) -> None:
-    from aulait.reporting import numbers as n
-
     privacy = found["privacy"]
     if privacy["off"]:
         terminal.say("privacy  off: epsilon is infinite")
@@ -190,6 +178,6 @@ def _print_privacy(found: dict[str, Any]) -> None:
     terminal.table(
         "epsilon of a client after the whole run",
         ("role", "epsilon"),
-        [(role, terminal.epsilon(value)) for role, value in privacy["epsilon"].items()],
+        [(role, epsilon_in_words(value)) for role, value in privacy["epsilon"].items()],
         right=(1,),
     )

@@ -7,52 +7,57 @@ import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
 
 from aulait.cli import terminal
-from aulait.cli.run import Json
-from aulait.core.errors import ConfigError
-
-if TYPE_CHECKING:  # loads torch, which --help can do without
-    from aulait.core.types import Profile
+from aulait.cli.options import JsonOption
+from aulait.core.errors import ConfigError, did_you_mean
+from aulait.core.types import Profile
+from aulait.reporting import numbers as n
+from aulait.resources import capacity, devices, energy, profiles
+from aulait.resources.capacity import SHAPES, Task, precision
+from aulait.resources.links import measure_link, serve_echo
+from aulait.resources.meters import Meter
+from aulait.resources.profiles import PRECISIONS, PRESETS, dump
 
 DEVICES = ("cpu", "cuda", "mps")
 LOAD_S = 1.0
 """Seconds under full load, and at rest, in which power is measured where there is a counter."""
 
-Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.json",
+ProfileOption = Annotated[Path | None, typer.Option("--out", metavar="FILE.json",
     help="Save the profile; a tier names it as machine = 'FILE.json'. "
                 "Its folder is made, for you alone, where it is missing.")]
-Link = Annotated[str | None, typer.Option("--link", metavar="URL",
+LinkOption = Annotated[str | None, typer.Option("--link", metavar="URL",
     help="Measure the link to an echo server, as http://server:8123.")]
-Echo = Annotated[str | None, typer.Option("--echo", metavar="[HOST:]PORT",
+EchoOption = Annotated[str | None, typer.Option("--echo", metavar="[HOST:]PORT",
     help="Be that echo server until interrupted; nothing is "
                  "measured. HOST defaults to 127.0.0.1; it asks for no password, so run it only "
                  "while sites measure.")]
-Dtype = Annotated[str | None,
+DtypeOption = Annotated[str | None,
     typer.Option("--dtype",
                  help="Precisions to measure, separated by commas: float32, bfloat16, float16. "
                                            "Left out: float32, and bfloat16 on a GPU.")]
-Seconds = Annotated[float,
+SecondsOption = Annotated[float,
     typer.Option("--seconds", min=0.2, help="About how long the machine is measured.")]
-Power = Annotated[float | None, typer.Option("--power", min=0.1, metavar="W",
+PowerOption = Annotated[float | None, typer.Option("--power", min=0.1, metavar="W",
     help="Power under load, as a plug meter shows it; goes "
                                              "before what counters say.")]
 
 
-def probe(
-    link: Link = None,
-    out: Out = None,
-    dtype: Dtype = None,
+def probe(  # noqa: PLR0913 (the options of a command)
+    link: LinkOption = None,
+    out: ProfileOption = None,
+    dtype: DtypeOption = None,
     device: Annotated[str | None,
         typer.Option("--device",
                      help="cpu, cuda or mps; the fastest there is if left out.")] = None,
-    seconds: Seconds = 3.0,
-    power: Power = None,
-    echo: Echo = None,
-    as_json: Json = False,
+    seconds: SecondsOption = 3.0,
+    power: PowerOption = None,
+    echo: EchoOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure this machine: speed, memory, link, energy counters, and what work it could carry.
 
@@ -73,8 +78,6 @@ def probe(
         terminal.note(f"measuring for about {seconds + 5:.0f} s{_busy()}")
         found = _measured(_precisions(dtype, device), device, seconds, link, power)
     if out is not None:
-        from aulait.resources.profiles import dump
-
         out.write_text(dump(found["machine"]), encoding="utf-8")
     if as_json:
         terminal.document({"profile": asdict(found.pop("machine")), **found, "saved": out})
@@ -88,7 +91,8 @@ def _folder(path: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
     except FileNotFoundError as error:
         raise ConfigError(
-            f"found no folder {path.parent} for --out, expected an existing one; make it first") from error
+            f"found no folder {path.parent} for --out, expected an existing one; make it first"
+        ) from error
     except FileExistsError as error:
         raise ConfigError(
             f"--out: {path} is no folder, expected one; choose another --out") from error
@@ -96,10 +100,6 @@ def _folder(path: Path) -> None:
 
 def _precisions(text: str | None, device: str | None) -> tuple[str, ...]:
     """The precisions of --dtype, each once."""
-    import torch
-
-    from aulait.core.errors import did_you_mean
-    from aulait.resources.profiles import PRECISIONS
 
     if text is None:
         gpu = device == "cuda" or (device is None and torch.cuda.is_available())
@@ -119,10 +119,6 @@ def _measured(kinds: tuple[str, ...], device: str | None, seconds: float, link: 
               power_w: float | None) -> dict[str, Any]:
     """Everything this command finds out, under the keys of its JSON document; ``machine`` is the
     profile itself."""
-    from aulait.resources import devices, energy, profiles
-    from aulait.resources.capacity import precision
-    from aulait.resources.links import measure_link
-
     # first: it fails at once where nobody answers
     wire = None if link is None else measure_link(link)
     machine = devices.measure(dtypes=kinds, device=device, budget_s=seconds)
@@ -149,8 +145,6 @@ def _measured(kinds: tuple[str, ...], device: str | None, seconds: float, link: 
 def _carried(machine: Profile) -> list[dict[str, Any]]:
     """For each common size: parameters, and memory, seconds and fit of every placement; empty where
     no speed fits."""
-    from aulait.resources import capacity
-
     found = []
     for name, shape in capacity.SHAPES.items():
         shares = capacity.shares(machine, shape)
@@ -182,9 +176,6 @@ def _busy() -> str:
 def _powered(machine: Profile) -> tuple[Profile, str | None]:
     """The profile with the power that the counters show under a large matrix product, and at
     rest."""
-    import torch
-
-    from aulait.resources.meters import Meter
 
     full = torch.randn(2048, 2048, device=machine.device)
     with Meter() as resting:
@@ -202,8 +193,6 @@ def _powered(machine: Profile) -> tuple[Profile, str | None]:
 
 def _serve(address: str) -> None:
     """Be the other end of --link until Ctrl-C."""
-    from aulait.resources.links import serve_echo
-
     host, _, port = address.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 65536):
         raise ConfigError(
@@ -220,9 +209,6 @@ def _serve(address: str) -> None:
 
 
 def _print(found: dict[str, Any], out: Path | None) -> None:
-    from aulait.reporting import numbers as n
-    from aulait.resources.profiles import PRESETS
-
     machine, energy, near = found["machine"], found["energy"], found["nearest"]
     traffic = machine.memory_bytes_per_s
     terminal.table(f"{machine.name} ({machine.device}), {machine.source}", ("", ""), [
@@ -257,8 +243,6 @@ def _print(found: dict[str, Any], out: Path | None) -> None:
 
 
 def _print_carried(found: dict[str, Any]) -> None:
-    from aulait.resources.capacity import SHAPES, Task
-
     task, rows = Task(), []
     for one in found["carries"]:
         size = (
@@ -281,8 +265,6 @@ def _print_carried(found: dict[str, Any]) -> None:
 
 def _cell(share: dict[str, Any]) -> str:
     """Memory, and the seconds where it fits."""
-    from aulait.reporting import numbers as n
-
     memory = n.size(share["memory_bytes"])
     return (
         f"{memory}: too much" if share["fits"] is False
@@ -292,16 +274,12 @@ def _cell(share: dict[str, Any]) -> str:
 
 def _rate(flop_per_s: float, peak: float | None = None) -> str:
     """FLOP/s with its unit, and its share of the data sheet where that is known."""
-    from aulait.reporting import numbers as n
-
     scale, unit = (1e12, "TFLOP/s") if flop_per_s >= 1e12 else (1e9, "GFLOP/s")
     told = f"{n.significant(flop_per_s / scale)} {unit}"
     return told if peak is None else f"{told}, {flop_per_s / peak:.0%} of the data sheet's"
 
 
 def _link(machine: Profile) -> list[tuple[str, str]]:
-    from aulait.reporting import numbers as n
-
     if machine.up_bytes_per_s is None or machine.down_bytes_per_s is None:
         return [("link", "not measured; --link URL does")]
     rates = f"{n.size(machine.up_bytes_per_s)}/s up, {n.size(machine.down_bytes_per_s)}/s down"

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 from aulait.cli import terminal
+from aulait.reporting import numbers
 
 STAGES = {
     "wait": "waiting for sites",
@@ -68,8 +69,6 @@ class _Stage:
 
 def whole(time_s: float) -> str:
     """Seconds without a fraction: "40 s", "1 min 20 s"."""
-    from aulait.reporting import numbers
-
     return f"{time_s:.0f} s" if time_s < 59.5 else numbers.duration(time_s)
 
 

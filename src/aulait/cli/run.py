@@ -7,40 +7,24 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from aulait.cli import terminal
 from aulait.cli.ending import ending
+from aulait.cli.options import FileArgument, JsonOption, OutOption, ResumeOption, SetOption
 from aulait.cli.progress import Bar
 from aulait.core.errors import ConfigError
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a setting, as train.rounds=3 or federation.tier.0.share=0.1. Repeatable.",
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option("--json",
-                 help="Print one JSON document on stdout; everything else goes to stderr.")
-]
+from aulait.data.client_data import NAMED_ROWS
+from aulait.engines import inline
+from aulait.runs import experiment_file, loop, setup
 
 
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
-    overrides: Set = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR",
-                                  help="The run folder. Default: runs/NAME-DATE-TIME.")
-    ] = None,
-    resume: Annotated[bool,
-        typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
-    as_json: Json = False,
+    file: FileArgument,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run an experiment: the two stages, the evaluation, the report.
 
@@ -52,8 +36,6 @@ def run(
             f"--resume found {found}, expected the folder of an interrupted run; add --out DIR, or "
             "leave --resume out"
         )
-    from aulait.runs import experiment_file
-
     with terminal.work(as_json):
         settings = experiment_file.read(file, overrides or [])
         path = out or fresh(settings.run.name)
@@ -82,9 +64,6 @@ def carry_out(settings: Any, path: Path, resume: bool, again: Sequence[str]) -> 
     Returns:
         What result.json holds.
     """
-    from aulait.engines import inline
-    from aulait.runs import loop, setup
-
     workshop = setup.Workshop()
     try:
         with Bar() as bar:
@@ -100,8 +79,6 @@ def carry_out(settings: Any, path: Path, resume: bool, again: Sequence[str]) -> 
 
 def malformed(lines: Sequence[str]) -> None:
     """One line about rows that could not be used: how many, and the first three."""
-    from aulait.data.client_data import NAMED_ROWS
-
     if lines:
         count = f"more than {NAMED_ROWS:,}" if len(lines) > NAMED_ROWS else str(len(lines))
         terminal.note(

@@ -12,13 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from aulait.cli import terminal
+from aulait.cli.options import FileArgument, JsonOption, ResumeOption, SetOption
 from aulait.cli.progress import Bar
-from aulait.cli.run import Json, Set, fresh, show
+from aulait.cli.run import fresh, show
 from aulait.core.errors import ConfigError
+from aulait.engines.deployment.coordinator import prometheus_export as metrics
+from aulait.engines.flower import processes, serving
+from aulait.runs import experiment_file
 
 
-def serve(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
+def serve(  # noqa: PLR0913 (the options of a command)
+    file: FileArgument,
     keys: Annotated[Path, typer.Option("--keys", metavar="DIR",
         help="The server's keys and roster: aulait keys server.")],
     host: Annotated[str,
@@ -29,24 +33,20 @@ def serve(
         Path | None, typer.Option("--out", metavar="RUN",
                                   help="The run folder. Default: runs/NAME-DATE-TIME.")
     ] = None,
-    overrides: Set = None,
-    resume: Annotated[bool,
-        typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
+    overrides: SetOption = None,
+    resume: ResumeOption = False,
     insecure: Annotated[bool,
         typer.Option("--insecure", help="Without TLS; only with a loopback --host.")] = False,
     metrics: Annotated[
         int | None, typer.Option("--metrics", metavar="PORT", min=1, max=65535,
                                  help="Answer Prometheus on loopback.")
     ] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run an experiment with the sites that join, over Flower.
 
     Example: aulait serve ward.toml --keys keys --out runs/ward
     """
-    from aulait.engines.flower import processes
-    from aulait.runs import experiment_file
-
     if insecure and not processes.loopback(host):
         raise ConfigError(
             f"found --insecure and host {host}, expected loopback where there is no TLS; add "
@@ -86,8 +86,6 @@ def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | Non
     Returns:
         What result.json holds.
     """
-    from aulait.engines.flower import serving
-
     done = serving.finished(settings, path, how["resume"])
     if done is not None:
         terminal.note(f"the run in {path} is finished; nothing is left to do")
@@ -109,8 +107,6 @@ def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | Non
 @contextlib.contextmanager
 def measured(path: Path, port: int) -> Iterator[None]:
     """Metrics of the run as long as the block runs."""
-    from aulait.engines.deployment.coordinator import prometheus_export as metrics
-
     server = metrics.serve(path, port)
     try:
         yield

@@ -12,8 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from aulait.cli import terminal
-from aulait.cli.run import Json
+from aulait.cli.ending import epsilon_in_words
+from aulait.cli.options import JsonOption
+from aulait.cli.progress import whole
 from aulait.core.errors import AulaitError, ConfigError
+from aulait.core.log_files import plain_text
+from aulait.engines.deployment.coordinator import status as reader
+from aulait.reporting import numbers as n
 
 BAD = ("dead", "failed", "not running")
 OVER = ("finished", *BAD)
@@ -29,7 +34,7 @@ STATES = {
 def status(
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_SITE.toml",
         help="A run folder; or the site file of a site on this machine.")],
-    as_json: Json = False,
+    as_json: JsonOption = False,
     watch: Annotated[
         float | None, typer.Option("--watch", metavar="SECONDS", min=0.2,
                                    help="Show it again so often, until it is over or Ctrl-C.")
@@ -58,8 +63,6 @@ def of(path: Path) -> dict[str, Any]:
     """The status of a run folder, or with ``kind`` = "site" the health of the site whose file it
     is."""
     if path.is_dir():
-        from aulait.engines.deployment.coordinator import status as reader
-
         return {"kind": "run", **reader.read(path)}
     if not path.is_file():
         raise ConfigError(
@@ -68,6 +71,7 @@ def of(path: Path) -> dict[str, Any]:
 
 
 def _site(path: Path) -> dict[str, Any]:
+    # loads torch, too slow for the health check of a run
     from aulait.engines.deployment.site import site_file, worker
 
     site = site_file.read(path)
@@ -94,8 +98,6 @@ def _show(found: Mapping[str, Any], path: Path, as_json: bool, again: bool) -> N
 
 
 def _run(found: Mapping[str, Any], path: Path) -> None:
-    from aulait.reporting import numbers as n
-
     terminal.table(f"{found['name']} ({found['engine']}): {STATES[found['state']]}", ("", ""),
                    _facts(found))
     if found["sites"]:
@@ -117,8 +119,6 @@ def _run(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from aulait.reporting import numbers as n
-
     rows = []
     if found["stage"]:
         of_rounds = "" if found["rounds"] is None else f" of {n.count(found['rounds'])}"
@@ -130,7 +130,7 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if found["private"] is False:
         rows.append(("epsilon", "infinite (privacy is off)"))
     else:
-        rows += [(f"epsilon of {role} clients", f"{terminal.epsilon(value)}{beside}") for role,
+        rows += [(f"epsilon of {role} clients", f"{epsilon_in_words(value)}{beside}") for role,
                  value in found["epsilon"].items()]
     if found["loss"] is not None:
         rows.append(("held-out loss (nats a token)", n.loss(found["loss"])))
@@ -143,8 +143,6 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _ago(age_s: float | None) -> str:
-    from aulait.cli.progress import whole
-
     return "" if age_s is None else f"{whole(age_s)} ago"
 
 
@@ -153,10 +151,8 @@ def _health(found: Mapping[str, Any], path: Path) -> None:
         reason = f" ({found['last_error']})" if found["last_error"] else ""
         terminal.say(f"{found['name']} is not running{reason}; start: aulait join {path}")
         return
-    from aulait.core.log_files import plain_text
-    from aulait.reporting import numbers as n
-
-    rows = [(key.replace("_", " "), n.size(value) if key.endswith("_bytes") else plain_text(str(value)))
-            for key, value in found.items() if key not in ("kind", "name", "state")
-            and value not in (None, "")]
+    rows = [(key.replace("_", " "),
+             n.size(value) if key.endswith("_bytes") else plain_text(str(value)))
+            for key, value in found.items()
+            if key not in ("kind", "name", "state") and value not in (None, "")]
     terminal.table(f"{found['name']}: {found['state']}", ("", ""), rows)

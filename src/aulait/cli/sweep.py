@@ -8,47 +8,49 @@ from typing import Annotated, Any
 
 import typer
 
+from aulait import reporting
 from aulait.cli import terminal
 from aulait.cli.compare import show
-from aulait.cli.run import Json, Set
+from aulait.cli.options import FileArgument, JsonOption, SetOption
 from aulait.core.errors import ConfigError
+from aulait.reporting import numbers
+from aulait.runfolder.run_folder import RunFolder
+from aulait.runs import sweep as engine
 
-Over = Annotated[
+OverOption = Annotated[
     list[str] | None,
     typer.Option("--over", metavar="KEY=V1,V2",
                  help="Values of a setting; several make all combinations. Repeatable."),
 ]
-OneArm = Annotated[
+ArmOption = Annotated[
     list[str] | None,
     typer.Option("--arm", metavar="'LABEL: KEY=V KEY=V'",
                  help="One more arm, spelled out. Repeatable."),
 ]
-Seeds = Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of every arm.")]
-Folder = Annotated[
+SeedsOption = Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of every arm.")]
+SweepOutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR",
                               help="Folder of the run folders. Default: runs/NAME-sweep-DATE.")
 ]
-Jobs = Annotated[int,
+JobsOption = Annotated[int,
     typer.Option("--jobs", min=1, help="Runs at a time, each in a process of its own.")]
 
 
-def sweep(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, a TOML file.")],
-    over: Over = None,
-    arm: OneArm = None,
-    seeds: Seeds = "0",
-    overrides: Set = None,
-    out: Folder = None,
-    jobs: Jobs = 1,
-    as_json: Json = False,
+def sweep(  # noqa: PLR0913 (the options of a command)
+    file: FileArgument,
+    over: OverOption = None,
+    arm: ArmOption = None,
+    seeds: SeedsOption = "0",
+    overrides: SetOption = None,
+    out: SweepOutOption = None,
+    jobs: JobsOption = 1,
+    as_json: JsonOption = False,
 ) -> None:
     """Run all arms with all seeds and compare them. The same command again goes on where it
     stopped.
 
     Example: aulait sweep cafe.toml --over algorithm.name=ffa,fedit --seeds 0,1,2 --out runs/methods
     """
-    from aulait.runs import sweep as engine
-
     arms = [*engine.product(over or []), *(engine.named(text) for text in arm or [])]
     if not arms:
         raise ConfigError("the sweep has no arm; add --over key=v1,v2 or --arm 'label: key=value'")
@@ -89,8 +91,6 @@ def _numbers(text: str) -> list[int]:
 
 def _carry_out(engine: Any, work: Any, workers: int, folder: Path) -> list[Any]:
     """Every run, with a line when it is done."""
-    from aulait.reporting import numbers
-
     count = 0
 
     def tell(outcome: Any) -> None:
@@ -118,9 +118,6 @@ def _compared(paths: list[Path], folder: Path) -> list[dict[str, Any]]:
     """The rows of the comparison, also written to table.json and compare.html."""
     if not paths:
         return []
-    from aulait import reporting
-    from aulait.runfolder.run_folder import RunFolder
-
     ordered = sorted(paths)
     rows = reporting.table(ordered)
     RunFolder(folder).write_json("table.json", {"rows": rows})

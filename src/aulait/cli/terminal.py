@@ -3,6 +3,7 @@ asked."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from aulait.core.errors import AulaitError
 from aulait.core.files import plain_json
@@ -23,7 +24,6 @@ from aulait.core.files import plain_json
 # click's UsageError, which newer typer carries inside itself
 USAGE: Any = typer.BadParameter.__mro__[1]
 INTERRUPTED = 130
-Row = Sequence[Any]
 
 
 class Commands(TyperGroup):
@@ -43,11 +43,20 @@ class Commands(TyperGroup):
         except (AulaitError, OSError, USAGE) as error:
             if os.environ.get("AULAIT_TRACEBACK") == "1" and not isinstance(error, USAGE):
                 raise
-            fail(_told(error))
+            fail(_in_words(error))
             raise typer.Exit(2) from None
 
 
-def _told(error: Any) -> str:
+class PlainCommand(TyperCommand):
+    """A command whose help does not show where its docstring is broken into lines."""
+
+    def __init__(self, *args: Any, help: str | None = None, **settings: Any) -> None:
+        paragraphs = inspect.cleandoc(help or "").split("\n\n")
+        joined = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        super().__init__(*args, help=joined, **settings)
+
+
+def _in_words(error: Any) -> str:
     """An error in words, one line a problem."""
     if isinstance(error, AulaitError):
         return str(error)
@@ -101,8 +110,8 @@ def paragraph(text: str, width: int = 100) -> None:
         typer.echo(line)
 
 
-def table(title: str, head: Sequence[str], rows: Sequence[Row], right: Sequence[int] = (),
-          width: int = 200) -> None:
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]],
+          right: Sequence[int] = (), width: int = 200) -> None:
     """A table on stdout; never cut off, also when stdout is no terminal.
 
     Args:
@@ -120,11 +129,3 @@ def table(title: str, head: Sequence[str], rows: Sequence[Row], right: Sequence[
     console = Console() if sys.stdout.isatty() else Console(width=width)
     console.print(Text(title, style="bold"))
     console.print(made)
-
-
-def epsilon(value: Any) -> str:
-    """An epsilon in words: null is infinite."""
-    from aulait.reporting import numbers
-
-    text = numbers.epsilon(value)
-    return "infinite" if text == numbers.INFINITE else text

@@ -479,8 +479,45 @@ def test_help_is_instant_and_loads_no_arithmetic():
         "assert not {'torch', 'transformers', 'pydantic', 'plotly'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for name in ("demo", "run", "plan", "sweep", "compare", "report", "export", "generate", "account", "list", "bench"):
+    for name in cli.COMMANDS:
         assert f" {name} " in done.stdout
+
+
+@pytest.mark.parametrize("name", [*cli.COMMANDS])
+def test_the_line_of_the_list_is_the_first_paragraph_of_a_commands_help(name):
+    assert cli.loaded(name).help.split("\n\n")[0] == cli.COMMANDS[name].line
+    assert cli.loaded(name).name == name
+
+
+def test_the_shell_completes_commands_without_loading_them_and_options_of_one():
+    def completed(*words: str) -> list[str]:
+        code = ("import sys, typer; from click.shell_completion import ShellComplete; from aulait import cli\n"
+                "root = typer.main.get_command(cli.app)\n"
+                "found = ShellComplete(root, {}, 'aulait', '_X').get_completions(sys.argv[1:-1], sys.argv[-1])\n"
+                "print(*[item.value for item in found]); print('torch' in sys.modules)")
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    assert completed("") == [" ".join(cli.COMMANDS), "False"]
+    assert completed("s")[0].split() == ["sweep", "serve", "status"]
+    assert "--target-loss" in completed("compare", "--")[0]
+    assert completed("keys", "")[0].split() == ["server", "site", "enrol", "list"]
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "aulait_benchmarks", None)
+    monkeypatch.delitem(sys.modules, "aulait_benchmarks.command", raising=False)
+    assert problem("bench", "simulate") == (
+        "error: aulait bench needs the package aulait_benchmarks, which belongs to this distribution, and it is missing; "
+        "install aulait again")
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    for name in [name for name in sys.modules if name.startswith(("aulait.cli.keys", "aulait.engines.deployment.pki", "cryptography."))]:
+        monkeypatch.delitem(sys.modules, name)
+    assert problem("keys", "list", "folder").startswith("error: aulait keys needs the package cryptography and it is missing; in the checkout")
+
+
+def test_an_unknown_command_is_one_line_with_the_nearest():
+    assert problem("rnu").startswith("error: no such command 'rnu'. Did you mean 'run'?")
 
 
 @pytest.mark.slow

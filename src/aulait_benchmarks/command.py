@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from aulait.cli import bench_edge, terminal
-from aulait.cli.run import Json
-from aulait.core.errors import ConfigError
+from aulait.cli import terminal
+from aulait.cli.options import JsonOption
+from aulait.core.errors import ConfigError, did_you_mean
+from aulait.reporting import numbers as n
+from aulait_benchmarks import aggregate, cost, simulate
+from aulait_benchmarks.edge import edge_command
+from aulait_benchmarks.edge.edge_command import EdgeOptions
 
-NAMES = ("simulate: federated rounds against plain training of the same batches; aggregate: "
-         "FlexLoRA's merge against a dense SVD; "
-         "cost: the cost model against the clock; deploy: an exchange over Flower beside bare "
-         "Flower.")
+_NAMES = ("simulate: federated rounds against plain training of the same batches; aggregate: "
+          "FlexLoRA's merge against a dense SVD; "
+          "cost: the cost model against the clock; deploy: an exchange over Flower beside bare "
+          "Flower.")
 REPETITIONS, CLIENTS = 5, 16
-EDGE = (
+_EDGE = (
     "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
 )
 
 
-def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{NAMES} {EDGE}")],
+def bench(  # noqa: PLR0913 (the options of a command)
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{_NAMES} {_EDGE}")],
     repetitions: Annotated[
         int | None,
         typer.Option("--repetitions", min=3,
@@ -34,16 +39,16 @@ def bench(
     quick: Annotated[bool,
         typer.Option("--quick",
                      help="Small layers or tiny models: seconds instead of minutes.")] = False,
-    out: bench_edge.Out = None,
-    family: bench_edge.Family = None,
-    model: bench_edge.Model = None,
-    batches: bench_edge.Batches = None,
-    lengths: bench_edge.Lengths = None,
-    minutes: bench_edge.Minutes = None,
-    watts: bench_edge.Watts = None,
-    joules_per_byte: bench_edge.JoulesPerByte = None,
-    servers: bench_edge.Servers = True,
-    as_json: Json = False,
+    out: edge_command.EdgeOutOption = None,
+    family: edge_command.FamilyOption = None,
+    model: edge_command.ModelOption = None,
+    batches: edge_command.BatchesOption = None,
+    lengths: edge_command.LengthsOption = None,
+    minutes: edge_command.MinutesOption = None,
+    watts: edge_command.WattsOption = None,
+    joules_per_byte: edge_command.JoulesPerByteOption = None,
+    servers: edge_command.ServersOption = True,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure this installation beside the straightforward way to the same result.
 
@@ -58,25 +63,38 @@ def bench(
     machine.
     """
     with terminal.work(as_json):
-        from aulait.core.errors import did_you_mean
-        from aulait_benchmarks import simulate as benchmarks
-
-        if name not in benchmarks.names():
+        if name not in simulate.names():
             raise ConfigError(
-                f"benchmark '{name}' is unknown; {did_you_mean(name, benchmarks.names())}")
+                f"benchmark '{name}' is unknown; {did_you_mean(name, simulate.names())}")
         _unused(name, repetitions, clients)
-        repetitions = repetitions or REPETITIONS
+        size = Size(quick, repetitions or REPETITIONS, clients or CLIENTS)
         if name == "edge":
-            asked = bench_edge.scope(quick, family, model, batches, lengths, minutes, watts,
-                                     joules_per_byte, servers, repetitions)
-            found = bench_edge.measure(asked, out)
+            options = EdgeOptions(family, model, batches, lengths, minutes, watts,
+                                  joules_per_byte, servers)
+            asked = edge_command.scope(options, quick, size.repetitions)
+            found = edge_command.measure(asked, out)
         else:
-            found = _measured(name, quick, repetitions, clients or CLIENTS, out)
+            found = _measured(name, size, out)
     if as_json:
         terminal.document(found)
     else:
-        {"edge": bench_edge.show, "aggregate": _show_aggregate, "cost": _show_cost,
+        {"edge": edge_command.show, "aggregate": _show_aggregate, "cost": _show_cost,
          "deploy": _show_deploy}.get(name, _show)(found)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a benchmark does.
+
+    Attributes:
+        quick: small layers or tiny models.
+        repetitions: how often each takes its turn.
+        clients: of "simulate".
+    """
+
+    quick: bool
+    repetitions: int
+    clients: int
 
 
 def _unused(name: str, repetitions: int | None, clients: int | None) -> None:
@@ -91,29 +109,21 @@ def _unused(name: str, repetitions: int | None, clients: int | None) -> None:
             "leave it out, or take --quick")
 
 
-def _measured(name: str, quick: bool, repetitions: int, clients: int, out: Path | None) -> dict[str,
-        Any]:
+def _measured(name: str, size: Size, out: Path | None) -> dict[str, Any]:
     """What a benchmark found, all but "edge", which has options of its own."""
     if name == "aggregate":
-        from aulait_benchmarks import aggregate
-
-        return aggregate.aggregate(aggregate.QUICK if quick else aggregate.FULL, repetitions)
+        return aggregate.aggregate(aggregate.QUICK if size.quick else aggregate.FULL,
+                                   size.repetitions)
     if name == "cost":
-        from aulait_benchmarks import cost
-
-        return cost.predict(cost.QUICK if quick else cost.FULL, repetitions)
+        return cost.predict(cost.QUICK if size.quick else cost.FULL, size.repetitions)
     if name == "deploy":
-        from aulait_benchmarks import deploy
+        from aulait_benchmarks import deploy  # needs the extra "flower", which is optional
 
-        return deploy.measure(deploy.QUICK if quick else deploy.FULL, out)
-    from aulait_benchmarks import simulate as benchmarks
-
-    return benchmarks.simulate(clients=clients, repetitions=repetitions)
+        return deploy.measure(deploy.QUICK if size.quick else deploy.FULL, out)
+    return simulate.simulate(clients=size.clients, repetitions=size.repetitions)
 
 
 def _show(found: dict[str, Any]) -> None:
-    from aulait.reporting import numbers as n
-
     rows = [
         (
             method,
@@ -139,8 +149,6 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _show_aggregate(found: dict[str, Any]) -> None:
-    from aulait.reporting import numbers as n
-
     rows = [
         (
             case["name"],
@@ -179,8 +187,6 @@ def _show_aggregate(found: dict[str, Any]) -> None:
 
 
 def _show_cost(found: dict[str, Any]) -> None:
-    from aulait.reporting import numbers as n
-
     rows = [
         (
             case["name"],
@@ -204,8 +210,6 @@ def _show_cost(found: dict[str, Any]) -> None:
 
 
 def _show_deploy(found: dict[str, Any]) -> None:
-    from aulait.reporting import numbers as n
-
     rows = [
         (
             n.size(found[size]["bytes"]),

@@ -1,80 +1,97 @@
-"""What ``aulait bench edge`` asks, shows and writes; the command itself is in ``bench``."""
+"""What ``aulait bench edge`` asks, shows and writes; the command itself is in ``command``."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from aulait.cli import terminal
 from aulait.core.errors import ConfigError, require
 from aulait.core.files import plain_json
+from aulait.reporting import numbers as n
+from aulait.reporting import page
+from aulait_benchmarks.edge import edge_page, step_timing, study
+from aulait_benchmarks.edge.study import Scope
 
-if TYPE_CHECKING:
-    from aulait_benchmarks.edge.study import Scope
-
-
-Out = Annotated[
+EdgeOutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR",
         help="edge: write edge.json and edge.html there; deploy: keep sites and logs there.")
 ]
-Family = Annotated[str | None,
+FamilyOption = Annotated[str | None,
     typer.Option("--family", help="edge: flan-t5 or tiny, by size with random weights.")]
-Model = Annotated[str | None, typer.Option("--model", metavar="ID_OR_PATH",
+ModelOption = Annotated[str | None, typer.Option("--model", metavar="ID_OR_PATH",
     help="edge: one model in place of a family.")]
-Batches = Annotated[str | None,
+BatchesOption = Annotated[str | None,
     typer.Option("--batches", help="edge: rows of a step on this machine, as 1,2,4,8.")]
-Lengths = Annotated[str | None,
+LengthsOption = Annotated[str | None,
     typer.Option("--lengths", help="edge: source and target tokens of a row, as 512,95.")]
-Minutes = Annotated[float | None,
+MinutesOption = Annotated[float | None,
     typer.Option("--minutes", min=0.0, help="edge: for measured steps, 5; the rest is modelled.")]
-Watts = Annotated[float | None,
+WattsOption = Annotated[float | None,
                   typer.Option("--watts", min=0.0, help="edge: this machine's power under load.")]
-JoulesPerByte = Annotated[
+JoulesPerByteOption = Annotated[
     float | None, typer.Option("--joules-per-byte", min=0.0,
                                help="edge: of the network, in place of each link's own.")
 ]
-Servers = Annotated[bool, typer.Option("--servers/--no-servers",
+ServersOption = Annotated[bool, typer.Option("--servers/--no-servers",
     help="edge: federated runs of four server optimisers.")]
 
 
-def scope(
-    quick: bool, family: str | None, model: str | None, batches: str | None, lengths: str | None,
-    minutes: float | None,
-    watts: float | None, joules_per_byte: float | None, servers: bool, repetitions: int,
-) -> Scope:
-    """What the options ask for; None takes what the scope says.
+@dataclass(frozen=True)
+class EdgeOptions:
+    """The options as they were given; None where one is left out.
+
+    Attributes:
+        family: of models, in order of size.
+        model: one model in place of a family.
+        batches: rows of a step, between commas.
+        lengths: source and target tokens, between a comma.
+        minutes: for measured steps.
+        watts: this machine's power under load.
+        joules_per_byte: of the network.
+        servers: whether the four server optimisers run.
+    """
+
+    family: str | None
+    model: str | None
+    batches: str | None
+    lengths: str | None
+    minutes: float | None
+    watts: float | None
+    joules_per_byte: float | None
+    servers: bool
+
+
+def scope(options: EdgeOptions, quick: bool, repetitions: int) -> Scope:
+    """What the options ask for; an option that is left out takes what the scope says.
 
     Raises:
         ConfigError: an option cannot be read.
     """
-    from aulait_benchmarks.edge import step_timing, study
-
     start = study.QUICK if quick else study.Scope()
-    chosen: dict[str, Any] = {"family": family, "model": model, "minutes": minutes,
-                              "power_w": watts,
-                              "joules_per_byte": joules_per_byte}
-    if batches is not None:
+    chosen: dict[str, Any] = {
+        "family": options.family, "model": options.model, "minutes": options.minutes,
+        "power_w": options.watts, "joules_per_byte": options.joules_per_byte}
+    if options.batches is not None:
         chosen["batches"] = tuple(
-            sorted(set(_numbers(batches, "--batches", "rows of a step, as 1,2,4,8"))))
-    if lengths is not None:
-        found = _numbers(lengths, "--lengths", "source and target tokens, as 512,95")
+            sorted(set(_numbers(options.batches, "--batches", "rows of a step, as 1,2,4,8"))))
+    if options.lengths is not None:
+        found = _numbers(options.lengths, "--lengths", "source and target tokens, as 512,95")
         require(len(found) == 2, ConfigError,
-                f"--lengths {lengths}: expected source and target tokens, as 512,95")
+                f"--lengths {options.lengths}: expected source and target tokens, as 512,95")
         chosen["lengths"] = step_timing.Lengths(*found)
     start = replace(start, **{key: value for key, value in chosen.items() if value is not None})
-    if not servers:
+    if not options.servers:
         start = replace(start, federation=None)
     return start if quick else replace(start, repetitions=repetitions)
 
 
 def measure(asked: Scope, out: Path | None) -> dict[str, Any]:
-    """The document of ``bench_edge.edge``, also written to a folder where one is given."""
-    from aulait_benchmarks.edge import study
-
+    """The document of ``study.edge``, also written to a folder where one is given."""
     document = study.edge(asked, terminal.note)
     if out is not None:
         terminal.note(f"written: {write(document, out)}")
@@ -91,9 +108,6 @@ def _numbers(text: str, option: str, expected: str) -> tuple[int, ...]:
 
 def write(document: dict[str, Any], out: Path) -> Path:
     """``edge.json`` and ``edge.html`` in a folder; the page's path."""
-    from aulait.reporting import page
-    from aulait_benchmarks.edge import edge_page
-
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain_json(document), indent=1, ensure_ascii=False)
     page.save(out / "edge.json", text + "\n")
@@ -102,8 +116,6 @@ def write(document: dict[str, Any], out: Path) -> Path:
 
 def show(document: dict[str, Any]) -> None:
     """Steps of this machine, and the study's claims, in the terminal."""
-    from aulait.reporting import numbers as n
-
     rows = [
         (line["model"], line["way"], line["batch"], line["basis"], n.duration(line["step_s"])
          if line["step_s"] else "does not fit",
