@@ -25,10 +25,10 @@ from aulait.core.types import Profile, Record
 from aulait.evaluation.losses import EvaluateConfig, evaluate
 from aulait.models.generation import Sampling, TextModel, encode, extend, opening
 from aulait.models.loading import AdapterConfig, Base, ModelConfig, load, targets
-from aulait.models.shape import anatomy
+from aulait.models.shape import model_shape
 from aulait.resources import cost_model as cost
 from aulait.resources import devices
-from aulait.resources.cost_model import Anatomy, Batch, Cost
+from aulait.resources.cost_model import Batch, Cost, ModelShape
 from aulait.synthesis import embedding
 from aulait.training.batches import Rows
 from aulait.training.stacked import Stack
@@ -142,7 +142,7 @@ def _measured(case: Case, repetitions: int, constants_s: float,
 
 
 def _cases(base: Base, sizes: Sizes) -> Iterator[Case]:
-    body, learner = anatomy(base), Learner(base, TrainConfig())
+    body, learner = model_shape(base), Learner(base, TrainConfig())
     for rank in sizes.ranks:
         for length in sizes.lengths:
             for batch in sizes.batches:
@@ -153,7 +153,7 @@ def _cases(base: Base, sizes: Sizes) -> Iterator[Case]:
     yield _generation(base, body, sizes.written)
 
 
-def _step(learner: Learner, body: Anatomy, batch: int, length: int, rank: int) -> Case:
+def _step(learner: Learner, body: ModelShape, batch: int, length: int, rank: int) -> Case:
     """A LoRA step on all linear layers, on random tokens, all of them scored but the first of a
     row."""
     base, shapes = learner.base, targets(learner.base, AdapterConfig())
@@ -175,7 +175,7 @@ def _step(learner: Learner, body: Anatomy, batch: int, length: int, rank: int) -
     return Case(f"LoRA step, {batch} x {length} tokens, rank {rank}", spent, work)
 
 
-def _evaluation(learner: Learner, body: Anatomy) -> Case:
+def _evaluation(learner: Learner, body: ModelShape) -> Case:
     """Losses of 32 held-out records under an adapter, in one pass."""
     shapes = targets(learner.base, AdapterConfig())
     adapter = initial(shapes, 8, 16.0, Seeds(0))
@@ -203,7 +203,7 @@ def _voting(records: int, candidates: int) -> Case:
                 lambda: embedding.votes(own, others))
 
 
-def _generation(base: Base, body: Anatomy, rows: int, new: int = 32) -> Case:
+def _generation(base: Base, body: ModelShape, rows: int, new: int = 32) -> Case:
     """Texts by the base; those that end early are left out of later passes, so the mean number of
     rows is costed."""
     ids = (

@@ -149,7 +149,7 @@ def _carried(machine: Profile) -> list[dict[str, Any]]:
     for name, shape in capacity.SHAPES.items():
         shares = capacity.shares(machine, shape)
         best = next((share.placement for share in shares if share.fits is not False), None)
-        parameters = capacity.anatomy(shape, "float32").parameters
+        parameters = capacity.model_shape(shape, "float32").parameters
         each: dict[str, Any] = {
             share.placement: {"memory_bytes": share.memory_bytes, "fits": share.fits,
                               "seconds": share.seconds} for share in shares}

@@ -19,7 +19,7 @@ from aulait.core.factors import Trainable
 from aulait.core.types import Placement, Profile
 from aulait.federation.config import ComputeConfig
 from aulait.resources import cost_model
-from aulait.resources.cost_model import Anatomy, Batch, Cost
+from aulait.resources.cost_model import Batch, Cost, ModelShape
 from aulait.resources.links import round_trip_s
 
 Ranks = Callable[[int], Mapping[str, int]]
@@ -30,7 +30,7 @@ class Demand:
     """The work a round asks for, before it is fitted to a machine; all of it public.
 
     Attributes:
-        anatomy: of the base.
+        model_shape: of the base.
         dtype: precision of the frozen weights.
         trainable: factors that are trained.
         ranks: the largest rank -> layer -> rank.
@@ -50,7 +50,7 @@ class Demand:
         no_proxy: why proxy is not possible; empty if it is.
     """
 
-    anatomy: Anatomy
+    model_shape: ModelShape
     dtype: str
     trainable: Trainable
     ranks: Ranks
@@ -115,7 +115,7 @@ class Assignment:
 
 def local(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -> Assignment:
     """The whole model at the client."""
-    step = cost_model.lora_step(demand.anatomy, demand.batch(batch), demand.ranks(rank),
+    step = cost_model.lora_step(demand.model_shape, demand.batch(batch), demand.ranks(rank),
                                 trainable=demand.trainable, dtype=demand.dtype)
     up, down = demand.travels(rank)
     busy_s = steps * cost_model.seconds(step, profile, demand.dtype)
@@ -127,9 +127,9 @@ def local(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -
 def split(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -> Assignment:
     """The front of the model at the client, the rest at the server; one exchange in every step."""
     assert demand.cut is not None
-    step = cost_model.split_step(demand.anatomy, demand.cut, demand.batch(batch),
-        demand.ranks(rank), trainable=demand.trainable, dtype=demand.dtype,
-                           wire_bytes=demand.wire_bytes)
+    step = cost_model.split_step(demand.model_shape, cost_model.Cut(demand.cut, demand.wire_bytes),
+                                 demand.batch(batch), demand.ranks(rank), trainable=demand.trainable,
+                                 dtype=demand.dtype)
     up, down = demand.front(rank)
     own_s = steps * cost_model.seconds(step.client, profile, demand.dtype)
     server_s = steps * backs_s(demand, rank, batch, demand.crowd)
@@ -148,9 +148,9 @@ def backs_s(demand: Demand, rank: int, batch: int, clients: int) -> float:
     pass together."""
     assert demand.cut is not None
     together = max(1, min(clients, demand.rows_at_once // batch))
-    step = cost_model.split_step(demand.anatomy, demand.cut, demand.batch(together * batch),
-        demand.ranks(rank), trainable=demand.trainable,
-                           dtype=demand.dtype, wire_bytes=demand.wire_bytes)
+    step = cost_model.split_step(demand.model_shape, cost_model.Cut(demand.cut, demand.wire_bytes),
+                                 demand.batch(together * batch), demand.ranks(rank),
+                                 trainable=demand.trainable, dtype=demand.dtype)
     return (
         math.ceil(clients / together) * cost_model.seconds(step.server, demand.server, demand.dtype)
     )
@@ -197,8 +197,10 @@ def choose(
                     best[placement] = found
     if best:
         chosen = max(best.values(), key=_worth)
-        return replace(chosen, why=_why(chosen, best.get("local"), demand, profile, dial, ranks,
-            batch))
+        full = local(demand, profile, ranks[0], demand.steps, batch)
+        return replace(chosen, why=_why(chosen, best.get("local"), full, demand.cut,
+                                        _short_of(demand, profile, dial, ranks),
+                                        _takes(full, profile, dial)))
     found = proxy(demand, profile, ranks[0], demand.steps, batch)
     if not _hindered("proxy", demand, dial) and fits(found, profile) and _in_time(found, dial):
         return replace(found, why=_short_of(demand, profile, dial, ranks))
@@ -254,33 +256,35 @@ def _in_time(found: Assignment, dial: ComputeConfig) -> bool:
     return dial.round_s is None or found.round_s <= dial.round_s
 
 
-def _why(
-    best: Assignment, whole: Assignment | None, demand: Demand, profile: Profile,
-    dial: ComputeConfig, ranks: Sequence[int], batch: int
-) -> str:
-    """What was given, and what stood against more; ``whole`` is the best local share, if there is
-    one."""
+def _why(best: Assignment, whole: Assignment | None, full: Assignment, cut: int | None, short: str,
+         takes: str) -> str:
+    """What was given, and what stood against more.
+
+    Args:
+        best: what was given.
+        whole: the best local share, if there is one.
+        full: the local share that was asked for.
+        cut: blocks at a split client; None where split is not possible.
+        short: why the smallest local share does not fit.
+        takes: what of the machine the full share is too much for.
+    """
     if best.placement == "split" and whole is not None:
         read, could = best.steps * best.batch, whole.steps * whole.batch
         reason = (
-            f"the front {demand.cut} blocks here read {read} records a round, the whole model "
+            f"the front {cut} blocks here read {read} records a round, the whole model "
             f"{could}"
         )
         reason += f" at rank {whole.rank}" if read == could else ""
     elif best.placement == "split":
-        reason = (
-            f"the front {demand.cut} blocks fit, the whole model does not "
-            f"({_short_of(demand, profile, dial, ranks)})"
-        )
-    elif (best.rank, best.steps, best.batch) == (ranks[0], demand.steps, batch):
+        reason = f"the front {cut} blocks fit, the whole model does not ({short})"
+    elif (best.rank, best.steps, best.batch) == (full.rank, full.steps, full.batch):
         return "fits whole"
     else:
-        wanted = local(demand, profile, ranks[0], demand.steps, batch)
-        reason = "the whole share takes " + _takes(wanted, profile, dial)
-    cut = [f"{name} {now} of {full}" for name, now, full in
-           (("rank", best.rank, ranks[0]), ("steps", best.steps, demand.steps),
-            ("batch", best.batch, batch)) if now != full]
-    return f"{reason}; {', '.join(cut)}" if cut else reason
+        reason = f"the whole share takes {takes}"
+    less = [f"{name} {now} of {wanted}" for name, now, wanted in
+            (("rank", best.rank, full.rank), ("steps", best.steps, full.steps),
+             ("batch", best.batch, full.batch)) if now != wanted]
+    return f"{reason}; {', '.join(less)}" if less else reason
 
 
 def _takes(found: Assignment, profile: Profile, dial: ComputeConfig) -> str:

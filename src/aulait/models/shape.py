@@ -15,23 +15,23 @@ from torch import Tensor, nn
 
 from aulait.core.errors import ModelError, require
 from aulait.models.loading import AdapterConfig, Base, is_linear, shape_of, targets
-from aulait.resources.cost_model import Anatomy, Block
+from aulait.resources.cost_model import Block, ModelShape
 
 
-def anatomy(base: Base) -> Anatomy:
-    """The anatomy of a loaded base.
+def model_shape(base: Base) -> ModelShape:
+    """The model shape of a loaded base.
 
     Raises:
         ModelError: its linear layers do not lie in numbered blocks.
     """
     shapes = targets(base, AdapterConfig())
     weight_bytes = sum(p.numel() * p.element_size() for p in base.model.parameters())
-    return _anatomy(base.model, shapes, base.config.kind, base.split_head, weight_bytes)
+    return _counted(base.model, shapes, base.config.kind, base.split_head, weight_bytes)
 
 
-def from_config(config: Any, dtype: str = "float32") -> Anatomy:
-    """The anatomy of the model that a transformers configuration describes; no weight is made or
-    loaded.
+def from_config(config: Any, dtype: str = "float32") -> ModelShape:
+    """The model shape of the model that a transformers configuration describes; no weight is made
+    or loaded.
 
     Args:
         config: a transformers configuration, of a causal or an encoder-decoder model.
@@ -54,17 +54,17 @@ def from_config(config: Any, dtype: str = "float32") -> Anatomy:
     capped = any(getattr(config, key, None) for key in ("final_logit_softcapping", "logit_scale",
         "logits_scaling"))
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    return _anatomy(model, shapes, "seq2seq" if seq2seq else "causal", not seq2seq and not capped,
+    return _counted(model, shapes, "seq2seq" if seq2seq else "causal", not seq2seq and not capped,
                     weight_bytes)
 
 
-def _anatomy(model: Any, shapes: Mapping[str, tuple[int, int]], kind: Literal["causal", "seq2seq"],
+def _counted(model: Any, shapes: Mapping[str, tuple[int, int]], kind: Literal["causal", "seq2seq"],
              split_head: bool,
-             weight_bytes: int) -> Anatomy:
+             weight_bytes: int) -> ModelShape:
     config = model.config.get_text_config(decoder=True)
     blocks = tuple(_blocks(shapes, config, kind))
     embeddings = {id(p): p.numel() for p in _embeddings(model, shapes)}
-    return Anatomy(
+    return ModelShape(
         blocks=blocks,
         width=int(config.hidden_size),
         vocabulary=int(model.get_output_embeddings().weight.shape[0]),

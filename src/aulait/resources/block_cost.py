@@ -59,7 +59,7 @@ class Layer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Work:
+class BlockWork:
     """What a block, or several, take.
 
     Attributes:
@@ -84,10 +84,10 @@ class Work:
     packed_bytes: float = 0.0
     live: bool = False
 
-    def __add__(self, other: Work) -> Work:
+    def __add__(self, other: BlockWork) -> BlockWork:
         a, b = self.products, other.products
         c, d = self.passes, other.passes
-        return Work((a[0] + b[0], a[1] + b[1], a[2] + b[2]),
+        return BlockWork((a[0] + b[0], a[1] + b[1], a[2] + b[2]),
                     (c[0] + d[0], c[1] + d[1], c[2] + d[2]),
                     self.matrix_tokens + other.matrix_tokens, self.adapter + other.adapter,
                     self.trained + other.trained,
@@ -117,13 +117,10 @@ def layers_of(named: tuple[tuple[str, int, int, int], ...]) -> tuple[Layer, ...]
                  layer in enumerate(found))
 
 
-def block_work(layers: tuple[Layer, ...], width: int, attention: int, rows: int, tokens: int,
-               source: int, part: str, size: int,
-               live: bool, source_live: bool) -> Work:
-    """The work of one block.
+class BlockPass(NamedTuple):
+    """What goes through a block.
 
-    Args:
-        layers: in order.
+    Attributes:
         width: D.
         attention: W.
         rows: sequences.
@@ -131,10 +128,29 @@ def block_work(layers: tuple[Layer, ...], width: int, attention: int, rows: int,
         source: of a row in the encoder, for cross attention.
         part: "A", "B" or "AB" for LoRA, "full" for all weights, "" for a forward pass only.
         size: bytes of an activation.
+    """
+
+    width: int
+    attention: int
+    rows: int
+    tokens: int
+    source: int
+    part: str
+    size: int
+
+
+def block_work(layers: tuple[Layer, ...], run: BlockPass, live: bool,
+               source_live: bool) -> BlockWork:
+    """The work of one block.
+
+    Args:
+        layers: in order.
+        run: what goes through.
         live: whether the states that enter ask for a gradient.
         source_live: whether those of the encoder do.
     """
-    n, total = rows * tokens, Work()
+    width, attention, rows, tokens, source, part, size = run
+    n, total = rows * tokens, BlockWork()
     entering = {0: live, 1: live, 2: live, 3: source_live, 4: live, 5: live, 6: live}
     for layer in layers:
         count = rows * source if layer.stage == 3 else n
@@ -147,11 +163,9 @@ def block_work(layers: tuple[Layer, ...], width: int, attention: int, rows: int,
                     entering[later] = True
     out_live = bool(part) and (entering[6] or any(layer.rank for layer in layers) or part == "full")
     stages = {layer.stage for layer in layers}
-    heads = max(1, attention // HEAD_WIDTH)
     for reads, leads in ((tokens, 1), (source, 4)):
         if leads in stages:
-            total += _attention(rows, tokens, reads, attention, heads, size,
-                                bool(part) and entering[leads])
+            total += _attention(run, reads, bool(part) and entering[leads])
     inner = max((layer.n for layer in layers if layer.stage == 6), default=0)
     gated = sum(layer.stage == 5 for layer in layers) > 1
     around = [PASSES_D[i] * width + PASSES_W[i] * attention + PASSES_H[i] * inner for i in (0, 1)]
@@ -159,11 +173,12 @@ def block_work(layers: tuple[Layer, ...], width: int, attention: int, rows: int,
     numbers = n * (around[0] + (around[1] if out_live else 0.0))
     started = BLOCK_OPERATIONS[0] + (BLOCK_OPERATIONS[1] if out_live else 0.0)
     return (
-        total + Work(passes=(0.0, size * numbers, started), kept_bytes=size * kept, live=out_live)
+        total + BlockWork(passes=(0.0, size * numbers, started), kept_bytes=size * kept,
+                          live=out_live)
     )
 
 
-def _layer(layer: Layer, n: int, part: str, size: int, asks: bool) -> Work:
+def _layer(layer: Layer, n: int, part: str, size: int, asks: bool) -> BlockWork:
     """A linear layer with its adapter; ``asks``: whether its input asks for a gradient."""
     _, m, k, rank = layer
     whole, full = 2.0 * n * m * k, part == "full"
@@ -188,17 +203,17 @@ def _layer(layer: Layer, n: int, part: str, size: int, asks: bool) -> Work:
     kept = n * k * shared * size if (trains_a or full) else 0.0
     kept += 4.0 * n * rank if backward else 0.0
     trained = float(rank * k * trains_a + rank * m * trains_b)
-    return Work(products, (flop, 4 * moved, started), float(n) * m * k, float(rank * (m + k)),
+    return BlockWork(products, (flop, 4 * moved, started), float(n) * m * k, float(rank * (m + k)),
                 trained, float(trains_a + trains_b), kept,
                 PACKING_PASSES * times * size * m * k)
 
 
-def _attention(rows: int, tokens: int, reads: int, attention: int, heads: int, size: int,
-               backward: bool) -> Work:
-    """Scores and their sums; the backward pass computes the scores again (five products for the
-    forward pass's two)."""
-    pairs = float(rows) * tokens * reads
+def _attention(run: BlockPass, reads: int, backward: bool) -> BlockWork:
+    """Scores over ``reads`` tokens and their sums; the backward pass computes the scores again
+    (five products for the forward pass's two)."""
+    attention, size, heads = run.attention, run.size, max(1, run.attention // HEAD_WIDTH)
+    pairs = float(run.rows) * run.tokens * reads
     flop = 4.0 * pairs * attention * (3.5 if backward else 1.0)
     moved = size * pairs * heads * (SCORE_PASSES[0] + (SCORE_PASSES[1] if backward else 0.0))
-    kept = size * rows * (2.0 * tokens + 2.0 * reads) * attention if backward else 0.0
-    return Work(products=(flop, moved, 0.0), kept_bytes=kept)
+    kept = size * run.rows * (2.0 * run.tokens + 2.0 * reads) * attention if backward else 0.0
+    return BlockWork(products=(flop, moved, 0.0), kept_bytes=kept)

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from aulait.core.types import Placement, Profile
 from aulait.resources import cost_model
-from aulait.resources.cost_model import Anatomy, Batch, Block, Cost
+from aulait.resources.cost_model import Batch, Block, Cost, ModelShape
 
 EMBEDDER: Final = (22_700_000, 384)
 """Parameters and width of the built-in embedder; another one is taken to be as large."""
@@ -91,7 +91,7 @@ class Share:
     seconds: float
 
 
-def anatomy(shape: Shape, dtype: str) -> Anatomy:
+def model_shape(shape: Shape, dtype: str) -> ModelShape:
     """The base of these sizes as the cost model sees it, its weights in a precision."""
     width, keys, inner = shape.width, shape.keys, shape.inner
     layers = {
@@ -110,7 +110,7 @@ def anatomy(shape: Shape, dtype: str) -> Anatomy:
             if shape.tied else 2)
     )
     kind: Literal["causal"] = "causal"
-    return Anatomy(blocks, width, shape.vocabulary, parameters, table,
+    return ModelShape(blocks, width, shape.vocabulary, parameters, table,
                    cost_model.SIZES[dtype] * parameters, kind, True)
 
 
@@ -128,7 +128,7 @@ def shares(machine: Profile, shape: Shape, task: Task = Task()) -> tuple[Share, 
         ConfigError: the machine has no measured speed.
     """
     dtype = precision(machine)
-    base, batch = anatomy(shape, dtype), Batch(task.rows, task.tokens, 0, task.tokens)
+    base, batch = model_shape(shape, dtype), Batch(task.rows, task.tokens, 0, task.tokens)
     ranks = {name: task.rank for block in base.blocks for name in block.layers}
     voting = (
         cost_model.embedding(*EMBEDDER, task.records, task.tokens) + cost_model.voting(task.records,
@@ -136,8 +136,8 @@ def shares(machine: Profile, shape: Shape, task: Task = Task()) -> tuple[Share, 
     )
     return (
         _share("local", machine, cost_model.lora_step(base, batch, ranks, dtype=dtype), dtype),
-        _share("split", machine, cost_model.split_step(base, task.cut, batch, ranks,
-            dtype=dtype).client, dtype),
+        _share("split", machine, cost_model.split_step(
+            base, cost_model.Cut(task.cut), batch, ranks, dtype=dtype).client, dtype),
         _share("proxy", machine, voting, "float32"),
     )
 

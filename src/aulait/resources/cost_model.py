@@ -23,17 +23,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from aulait.core.errors import ConfigError
 from aulait.core.factors import Trainable
 from aulait.core.types import Profile
-from aulait.resources.block_cost import PACKING_PASSES, Work, block_work, layers_of, stage
-from aulait.resources.cost_types import Anatomy, Batch, Block, Cost, Parts, Split, both, parts_of
+from aulait.resources.block_cost import (
+    PACKING_PASSES,
+    BlockPass,
+    BlockWork,
+    block_work,
+    layers_of,
+    stage,
+)
+from aulait.resources.cost_types import Batch, Block, Cost, ModelShape, Parts, Split, both, parts_of
 from aulait.resources.cost_types import total as total_of
 
 __all__ = [
-    "Anatomy", "Batch", "Block", "Cost", "Split", "embedding", "evaluation", "full_step",
+    "ModelShape", "Batch", "Block", "Cost", "Cut", "Span", "Split", "embedding", "evaluation",
+    "full_step",
     "generation", "joules", "lora_step", "seconds",
     "split_step", "voting",
 ]
@@ -55,8 +63,34 @@ DRAW_OPERATIONS: Final = 220.0  # embedding, masks, head and the choice of a tok
 EMBED_VOCABULARY: Final = 31_034
 
 
-def lora_step(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int], *,
-              trainable: Trainable = Trainable.AB, dtype: str = "float32",
+class Cut(NamedTuple):
+    """Where a model is divided between client and server.
+
+    Attributes:
+        blocks: at the client.
+        wire_bytes: of one number that travels between the halves.
+    """
+
+    blocks: int
+    wire_bytes: int = 4
+
+
+class Span(NamedTuple):
+    """The blocks [first, last) of a model.
+
+    Attributes:
+        first: the first of them.
+        last: the one after the last.
+        given: whether the states that enter ask for a gradient; None follows the ranks.
+    """
+
+    first: int
+    last: int
+    given: bool | None = None
+
+
+def lora_step(model_shape: ModelShape, batch: Batch, ranks: Mapping[str, int], *, trainable: Trainable = Trainable.AB,
+              dtype: str = "float32",
               blocks: tuple[int, int] | None = None) -> Cost:
     """One optimiser step of LoRA: forward, loss, backward, clipping, AdamW on the factors.
 
@@ -64,7 +98,7 @@ def lora_step(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int], *,
     a step on known records costs ``blocks=(first adapted, all)``.
 
     Args:
-        anatomy: of the base.
+        model_shape: of the base.
         batch: of the step.
         ranks: layer -> R; layers that are left out carry no adapter.
         trainable: factors that are trained.
@@ -75,68 +109,67 @@ def lora_step(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int], *,
     Raises:
         ConfigError: the precision is unknown, or the blocks are out of range.
     """
-    return _step(anatomy, batch, tuple(ranks.items()), trainable, dtype,
-                 blocks or (0, len(anatomy.blocks)), None)
+    return _step(model_shape, batch, tuple(ranks.items()), trainable, dtype,
+                 Span(*(blocks or (0, len(model_shape.blocks)))))
 
 
-def full_step(anatomy: Anatomy, batch: Batch, dtype: str = "float32") -> Cost:
+def full_step(model_shape: ModelShape, batch: Batch, dtype: str = "float32") -> Cost:
     """One optimiser step that trains all parameters; raises as ``lora_step``."""
-    return _step(anatomy, batch, (), "full", dtype, (0, len(anatomy.blocks)), None)
+    return _step(model_shape, batch, (), "full", dtype, Span(0, len(model_shape.blocks)))
 
 
-def evaluation(anatomy: Anatomy, batch: Batch, ranks: Mapping[str, int],
+def evaluation(model_shape: ModelShape, batch: Batch, ranks: Mapping[str, int],
                dtype: str = "float32") -> Cost:
     """One forward pass with its losses, under an adapter (empty ``ranks``: the bare base); raises
     as ``lora_step``."""
-    return _step(anatomy, batch, tuple(ranks.items()), "", dtype, (0, len(anatomy.blocks)), None)
+    return _step(model_shape, batch, tuple(ranks.items()), "", dtype,
+                 Span(0, len(model_shape.blocks)))
 
 
-def split_step(anatomy: Anatomy, cut: int, batch: Batch, ranks: Mapping[str, int], *,
-               trainable: Trainable = Trainable.AB, dtype: str = "float32",
-               wire_bytes: int = 4) -> Split:
+def split_step(model_shape: ModelShape, cut: Cut, batch: Batch, ranks: Mapping[str, int], *,
+               trainable: Trainable = Trainable.AB, dtype: str = "float32") -> Split:
     """One step whose front, embedding and ``cut`` blocks, runs at the client and whose rest runs at
     the server.
 
     The server computes the gradient of the states it was sent, whatever the client does with it.
 
     Args:
-        anatomy, batch, ranks, trainable, dtype: as in ``lora_step``; ranks of both halves.
-        cut: blocks at the client.
-        wire_bytes: of one number on the wire.
+        model_shape, batch, ranks, trainable, dtype: as in ``lora_step``; ranks of both halves.
+        cut: where the model is divided.
 
     Raises:
         ConfigError: the cut leaves one side without a block.
     """
-    if not 0 < cut < len(anatomy.blocks):
-        raise ConfigError(
-            f"cut = {cut} of {len(anatomy.blocks)} blocks; expected 1 to {len(anatomy.blocks) - 1}")
-    items, tokens = tuple(ranks.items()), batch.source if anatomy.blocks[cut
-        - 1].side == "encoder" else batch.tokens
-    states = batch.rows * tokens * anatomy.width * wire_bytes
+    count = len(model_shape.blocks)
+    if not 0 < cut.blocks < count:
+        raise ConfigError(f"cut = {cut.blocks} of {count} blocks; expected 1 to {count - 1}")
+    items, last = tuple(ranks.items()), model_shape.blocks[cut.blocks - 1]
+    tokens = batch.source if last.side == "encoder" else batch.tokens
+    states = batch.rows * tokens * model_shape.width * cut.wire_bytes
     return Split(
-        client=_step(anatomy, batch, items, trainable, dtype, (0, cut), None),
-        server=_step(anatomy, batch, items, trainable, dtype, (cut, len(anatomy.blocks)), True),
+        client=_step(model_shape, batch, items, trainable, dtype, Span(0, cut.blocks)),
+        server=_step(model_shape, batch, items, trainable, dtype, Span(cut.blocks, count, True)),
         up_bytes=states + 4 * batch.rows * batch.tokens,
         down_bytes=states,
     )
 
 
 @lru_cache(maxsize=4096)
-def _step(anatomy: Anatomy, batch: Batch, ranks: tuple[tuple[str, int], ...], part: str, dtype: str,
-          span: tuple[int, int],
-          given: bool | None) -> Cost:
-    """The work of blocks [first, last); ``given``: whether the states that enter ask for a
-    gradient, None follows the ranks."""
-    first, last = span
-    if not 0 <= first < last <= len(anatomy.blocks):
+def _step(model_shape: ModelShape, batch: Batch, ranks: tuple[tuple[str, int], ...], part: str,
+          dtype: str,
+          span: Span) -> Cost:
+    """The work of the blocks of a span."""
+    first, last, given = span
+    if not 0 <= first < last <= len(model_shape.blocks):
         raise ConfigError(
-            f"blocks = ({first}, {last}) of {len(anatomy.blocks)}; expected 0 <= first < last <= "
-            f"{len(anatomy.blocks)}")
+            f"blocks = ({first}, {last}) of {len(model_shape.blocks)}; expected 0 <= first < last "
+            "<= "
+            f"{len(model_shape.blocks)}")
     size, full, chosen = _size(dtype), part == "full", dict(ranks)
-    total = Work()
-    known: dict[tuple[object, ...], Work] = {}
+    total = BlockWork()
+    known: dict[tuple[object, ...], BlockWork] = {}
     live = {"decoder": full, "encoder": full}
-    for number, block in enumerate(anatomy.blocks[:last]):
+    for number, block in enumerate(model_shape.blocks[:last]):
         if number == first and given is not None:
             live = {"decoder": given, "encoder": given}
         # runs elsewhere; its adapter decides whether its output asks for a gradient
@@ -150,19 +183,18 @@ def _step(anatomy: Anatomy, batch: Batch, ranks: tuple[tuple[str, int], ...], pa
         key = (own, block.attention_width, block.side, live["decoder"], live["encoder"])
         if key not in known:
             reads = batch.tokens if block.side == "decoder" else batch.source
-            known[key] = block_work(own, anatomy.width, block.attention_width, batch.rows, reads,
-                                    batch.source, part, size,
-                                    live[block.side], live["encoder"])
+            run = BlockPass(model_shape.width, block.attention_width, batch.rows, reads,
+                            batch.source,
+                            part, size)
+            known[key] = block_work(own, run, live[block.side], live["encoder"])
         total += known[key]
         live[block.side] = known[key].live
-    ends, logits_bytes = _ends(anatomy, batch, span, part, size, any(live.values()))
-    rest = (
-        anatomy.parameters - anatomy.embedding_parameters - matrices(anatomy,
-            (0, len(anatomy.blocks)))
-    )
-    tail = rest * batch.rows * batch.tokens if last == len(anatomy.blocks) else 0.0
-    trained = float(anatomy.parameters) if full else total.trained
-    leaves = 2.0 * sum(len(block.layers) for block in anatomy.blocks) if full else total.leaves
+    ends, logits_bytes = _ends(model_shape, batch, span, part, size, any(live.values()))
+    inner = matrices(model_shape, Span(0, len(model_shape.blocks)))
+    rest = model_shape.parameters - model_shape.embedding_parameters - inner
+    tail = rest * batch.rows * batch.tokens if last == len(model_shape.blocks) else 0.0
+    trained = float(model_shape.parameters) if full else total.trained
+    leaves = 2.0 * sum(len(block.layers) for block in model_shape.blocks) if full else total.leaves
     parts = {
         "products": both(total.products, ends["products"]),
         "passes": both(total.passes, ends["passes"]),
@@ -170,27 +202,29 @@ def _step(anatomy: Anatomy, batch: Batch, ranks: tuple[tuple[str, int], ...], pa
         "optimiser": (0.0, 4 * LEAF_PASSES * trained, LEAF_OPERATIONS * leaves),
     }
     held = (
-        anatomy.weight_bytes * _share(anatomy, span) + 4 * (0.0 if full else total.adapter) + 12
+        model_shape.weight_bytes * _share(model_shape, span) + 4 * (0.0 if full
+            else total.adapter) + 12
         * trained
     )
     return total_of((6.0 if part else 2.0) * (total.matrix_tokens + tail),
                     held + total.kept_bytes + logits_bytes, parts)
 
 
-def _ends(anatomy: Anatomy, batch: Batch, span: tuple[int, int], part: str, size: int,
+def _ends(model_shape: ModelShape, batch: Batch, span: Span, part: str, size: int,
           live: bool) -> tuple[Parts, float]:
     """Embedding, head and loss where the span has them: their parts, and the bytes of the logits at
     the peak."""
-    width, rows = anatomy.width, batch.rows
+    width, rows = model_shape.width, batch.rows
     products, passes, packing, logits_bytes = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.0
     if span[0] == 0:
         passes = (0.0, 2.0 * size * rows * (batch.tokens + batch.source) * width,
                   ENDS_OPERATIONS[0] / 2)
-    if span[1] == len(anatomy.blocks):
-        positions = rows * (batch.scored if anatomy.split_head else batch.tokens)
+    if span[1] == len(model_shape.blocks):
+        positions = rows * (batch.scored if model_shape.split_head else batch.tokens)
         times = 1 + (bool(part) and live) + (part == "full")
-        logits = float(positions) * anatomy.vocabulary
-        products = (2.0 * times * logits * width, float(size) * times * anatomy.vocabulary * width,
+        logits = float(positions) * model_shape.vocabulary
+        products = (2.0 * times * logits * width, float(size) * times * model_shape.vocabulary
+                    * width,
                     0.0)
         packing = (0.0, PACKING_PASSES * products[1], 0.0)
         runs = HEAD_PASSES[0] + (HEAD_PASSES[1] if part else 0.0)
@@ -201,52 +235,54 @@ def _ends(anatomy: Anatomy, batch: Batch, span: tuple[int, int], part: str, size
     return {"products": products, "passes": passes, "packing": packing}, logits_bytes
 
 
-def matrices(anatomy: Anatomy, span: tuple[int, int]) -> int:
+def matrices(model_shape: ModelShape, span: Span) -> int:
     """Numbers in the weight matrices of blocks [first, last)."""
-    return sum(m * n for block in anatomy.blocks[span[0] : span[1]] for m,
+    return sum(m * n for block in model_shape.blocks[span[0] : span[1]] for m,
                n in block.layers.values())
 
 
-def _share(anatomy: Anatomy, span: tuple[int, int]) -> float:
+def _share(model_shape: ModelShape, span: Span) -> float:
     """Share of the base that blocks [first, last) need: the embedding in front, the head (also a
     tied one) at the end."""
-    count, inner = len(anatomy.blocks), matrices(anatomy, span)
-    rest = anatomy.parameters - anatomy.embedding_parameters - matrices(anatomy, (0, count))
-    held = inner + (anatomy.embedding_parameters if span[0] == 0 else 0)
+    count, inner = len(model_shape.blocks), matrices(model_shape, span)
+    rest = model_shape.parameters - model_shape.embedding_parameters - matrices(
+        model_shape, Span(0, count))
+    held = inner + (model_shape.embedding_parameters if span[0] == 0 else 0)
     if span[1] == count:
-        tied = rest < anatomy.vocabulary * anatomy.width
-        held += rest + (anatomy.vocabulary * anatomy.width if tied and span[0] > 0 else 0)
-    return min(1.0, held / anatomy.parameters)
+        tied = rest < model_shape.vocabulary * model_shape.width
+        held += rest + (model_shape.vocabulary * model_shape.width if tied and span[0] > 0 else 0)
+    return min(1.0, held / model_shape.parameters)
 
 
-def generation(anatomy: Anatomy, rows: int, prompt: int, new: int, dtype: str = "float32") -> Cost:
+def generation(model_shape: ModelShape, rows: int, prompt: int, new: int,
+               dtype: str = "float32") -> Cost:
     """Sampling with a cache of keys and values: the prompts once, then token by token; every token
     reads all weights.
 
     Args:
-        anatomy: of the base, which wears no adapter.
+        model_shape: of the base, which wears no adapter.
         rows: texts written together.
         prompt: padded tokens of a prompt.
         new: tokens written.
         dtype: of weights and activations.
     """
-    size, vocabulary, seq2seq = _size(dtype), anatomy.vocabulary, anatomy.kind == "seq2seq"
-    ahead = replace(anatomy, split_head=True)
+    size, vocabulary, seq2seq = _size(dtype), model_shape.vocabulary, model_shape.kind == "seq2seq"
+    ahead = replace(model_shape, split_head=True)
     first = evaluation(ahead, Batch(rows, 1 if seq2seq else prompt, prompt if seq2seq else 0, 1),
                        {}, dtype)
-    decoder = [block for block in anatomy.blocks if block.side == "decoder"]
-    later, total = max(0, new - 1), Work()
+    decoder = [block for block in model_shape.blocks if block.side == "decoder"]
+    later, total = max(0, new - 1), BlockWork()
     past = (0 if seq2seq else prompt) + new / 2  # mean length of what is attended to
     for block in decoder:
         own = layers_of(tuple((name, *shape, 0) for name, shape in block.layers.items()
                               if not (seq2seq and stage(name) == 3)))
-        total += block_work(own, anatomy.width, block.attention_width, rows, 1, prompt, "", size,
-                            False, False)
+        run = BlockPass(model_shape.width, block.attention_width, rows, 1, prompt, "", size)
+        total += block_work(own, run, False, False)
         cached = 2.0 * rows * block.attention_width * (past + (prompt if seq2seq else 0))
-        total += Work(products=(2 * cached, size * cached, 0.0))
-    head, weights = float(rows) * vocabulary, float(size) * vocabulary * anatomy.width
+        total += BlockWork(products=(2 * cached, size * cached, 0.0))
+    head, weights = float(rows) * vocabulary, float(size) * vocabulary * model_shape.width
     step = total_of(2 * total.matrix_tokens, 0.0, {
-        "products": both(total.products, (2 * head * anatomy.width, weights, 0.0)),
+        "products": both(total.products, (2 * head * model_shape.width, weights, 0.0)),
         "packing": (0.0, total.packed_bytes + PACKING_PASSES * weights, 0.0),
         "passes": both(total.passes, (0.0, 4 * DRAW_PASSES * head, DRAW_OPERATIONS)),
     })

@@ -1,5 +1,5 @@
-"""What the cost model reads and what it says: the anatomy of a base, the rows of a pass, and the
-cost of a piece of work.
+"""What the cost model reads and what it says: the model shape of a base, the rows of a pass, and
+the cost of a piece of work.
 
 Shape letters: M out · N in · D width · V vocabulary.
 """
@@ -34,7 +34,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelShape:
     """A base as the cost model sees it.
 
     Attributes:

@@ -52,8 +52,9 @@ PEAKS: Final[tuple[tuple[frozenset[str], dict[str, float]], ...]] = tuple(
         ("3090", 35.6e12, 71e12, "bfloat16 float16"),
     )
 )
-"""Words of a GPU's name -> FLOP/s of NVIDIA's data sheets (V100 SXM2, T4, A10, A100, L4, L40S, H100 and H200 SXM) and of the GA102
-and AD102 architecture papers (RTX 3090, 4090): dense, float32 without TF32, half precision with float32 accumulation."""
+"""Words of a GPU's name -> FLOP/s of NVIDIA's data sheets (V100 SXM2, T4, A10, A100, L4, L40S, H100
+and H200 SXM) and of the GA102 and AD102 architecture papers (RTX 3090, 4090): dense, float32
+without TF32, half precision with float32 accumulation."""
 
 
 def measure(dtypes: Sequence[str] = ("float32",), device: str | None = None, budget_s: float = 3.0,

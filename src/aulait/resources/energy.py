@@ -20,7 +20,7 @@ from typing import Any, Final
 from aulait.core.errors import install
 
 RAPL: Final = (Path("/sys/class/powercap"), Path("/zeus_sys/class/powercap"))
-"""Where the kernel shows counters of processors; the second is zeus's place for them in a container."""
+"""Where the kernel shows counters of processors; the second is zeus's place in a container."""
 _NUMBERS = itertools.count()
 
 

@@ -82,15 +82,17 @@ LINKS: Final[Mapping[str, Link]] = {
                 "2.8 kWh/GB: base stations alone, a study of dense urban areas, as collected in "
                 "Scope3's methodology"),
     "4g": _link(36, 11, 40, 0.14,
-        "world mean of mobile links, Ookla Speedtest Global Index, September 2020, when few were 5G", _MOBILE),
+                "world mean of mobile links, Ookla Speedtest Global Index, September 2020, when "
+                "few were 5G", _MOBILE),
     "5g": _link(166, 21, 30, 0.06,
-        "world median over 5G, Ookla, third quarter of 2021; the round trip is typical, not "
-        "measured by us",
+                "world median over 5G, Ookla, third quarter of 2021; the round trip is typical, "
+                "not measured by us",
                 "0.06 kWh/GB: bottom-up estimate of 5G radio access, as collected in Scope3's "
                 "methodology"),
     "home": _link(100, 20, 21, 0.03,
-        "the US regulator's benchmark of fixed broadband, FCC March 2024 (100 down, 20 up Mbit/s); "
-                  "round trip: world mean of fixed links, Ookla, September 2020", _FIXED),
+                  "the US regulator's benchmark of fixed broadband, FCC March 2024 (100 down, 20 "
+                  "up Mbit/s); round trip: world mean of fixed links, Ookla, September 2020",
+                  _FIXED),
     "office": _link(94, 94, 10, 0.03, f"100 Mbit/s both ways; {_ETHERNET}", _FIXED),
     "fibre": _link(940, 940, 10, 0.03, f"1 Gbit/s both ways; {_ETHERNET}", _FIXED),
     "datacenter": _link(9400, 9400, 0.5, 6e-6, f"10 Gbit/s both ways; {_ETHERNET}",

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aulait.core.errors import ConfigError, did_you_mean
 from aulait.core.types import Profile
@@ -33,7 +33,8 @@ SHARES: Final[Mapping[str, float]] = {
     "phone": 0.25, "raspberry-pi-5": 0.4, "jetson-orin": 0.6, "laptop": 0.5, "workstation": 0.8,
     "a100": 0.8, "h100": 0.7,
 }
-"""Preset -> share of the peak that a large matrix product sustains, for minutes and not for a burst; typical, not measured by us."""
+"""Preset -> share of the peak that a large matrix product sustains, for minutes and not for a
+burst; typical, not measured by us."""
 
 USUAL_LINK: Final[Mapping[str, str]] = {
     "phone": "4g", "raspberry-pi-5": "home", "jetson-orin": "office", "laptop": "home",
@@ -43,15 +44,35 @@ USUAL_LINK: Final[Mapping[str, str]] = {
 """Preset -> its usual link."""
 
 
-def _preset(name: str, device: str, peak: Mapping[str, float], memory_bytes: float,
-            bandwidth: float, operation_s: float,
-            power_w: float, idle_w: float, source: str) -> Profile:
+class DataSheet(NamedTuple):
+    """Figures of a data sheet.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        peak: precision -> FLOP/s.
+        memory_bytes: that a run may fill.
+        bandwidth: of that memory, bytes/s.
+        operation_s: seconds to start one operation.
+        power_w: drawn under load.
+        idle_w: drawn while waiting.
+    """
+
+    device: str
+    peak: Mapping[str, float]
+    memory_bytes: float
+    bandwidth: float
+    operation_s: float
+    power_w: float
+    idle_w: float
+
+
+def _preset(name: str, sheet: DataSheet, source: str) -> Profile:
     """A profile from the figures of a data sheet, on its usual link."""
-    sustained = {kind: SHARES[name] * flop for kind, flop in peak.items()}
-    made = Profile(name=name, device=device, flop_per_s=sustained, peak_flop_per_s=dict(peak),
-                   memory_bytes=int(memory_bytes),
-                   memory_bytes_per_s=_BANDWIDTH * bandwidth, operation_s=operation_s,
-                   power_w=power_w, idle_w=idle_w,
+    sustained = {kind: SHARES[name] * flop for kind, flop in sheet.peak.items()}
+    made = Profile(name=name, device=sheet.device, flop_per_s=sustained,
+                   peak_flop_per_s=dict(sheet.peak), memory_bytes=int(sheet.memory_bytes),
+                   memory_bytes_per_s=_BANDWIDTH * sheet.bandwidth, operation_s=sheet.operation_s,
+                   power_w=sheet.power_w, idle_w=sheet.idle_w,
                    source=f"preset, not measured: {source}")
     return linked(made, USUAL_LINK[name])
 
@@ -79,31 +100,31 @@ def _half(float32: float, both: float) -> dict[str, float]:
 
 
 PRESETS: Final[Mapping[str, Profile]] = {made.name: made for made in (
-    _preset("phone", "cpu", {"float32": 392e9}, 4e9, 76.8e9, 1.2e-5, 5, 0.5,
+    _preset("phone", DataSheet("cpu", {"float32": 392e9}, 4e9, 76.8e9, 1.2e-5, 5, 0.5),
             "Qualcomm Snapdragon 8 Gen 3 (2023), processor cores only: 1 x 3.3 GHz with 32 FLOP a "
             "cycle, 3 x 3.2 and 2 x 3.0 with 16, "
             "2 x 2.3 with 8; LPDDR5X at 4800 MHz, 64 bit; 12 GB, of which an application gets "
             "about 4; 5 W is what a phone sheds"),
-    _preset("raspberry-pi-5", "cpu", {"float32": 153.6e9}, 6e9, 17.1e9, 2.5e-5, 9.8, 3.3,
+    _preset("raspberry-pi-5", DataSheet("cpu", {"float32": 153.6e9}, 6e9, 17.1e9, 2.5e-5, 9.8, 3.3),
             "Raspberry Pi 5, 8 GB (2023): 4 Cortex-A76 at 2.4 GHz, 16 FLOP a cycle; LPDDR4X-4267, "
             "32 bit; power of the 4 GB board under "
             "a stress test and idle as reported by J. Geerling (2024)"),
-    _preset("jetson-orin", "cuda", _half(5.3e12, 42.5e12), 56e9, 204.8e9, 3e-5, 60, 15,
+    _preset("jetson-orin", DataSheet("cuda", _half(5.3e12, 42.5e12), 56e9, 204.8e9, 3e-5, 60, 15),
             "NVIDIA Jetson AGX Orin 64 GB, technical brief: 5.3 TFLOP/s float32, 170 sparse INT8 "
             "TOPS of the GPU, a quarter of them dense "
             "float16; 60 W module limit; memory is shared with the system"),
-    _preset("laptop", "cpu", {"float32": 844.8e9}, 10e9, 89.6e9, 7e-6, 45, 8,
+    _preset("laptop", DataSheet("cpu", {"float32": 844.8e9}, 10e9, 89.6e9, 7e-6, 45, 8),
             "AMD Ryzen 7 7840U (2023): 8 cores at the base clock of 3.3 GHz, 32 FLOP a cycle; "
             "DDR5-5600, two channels; 16 GB; 28 W for the "
             "processor and the rest of the laptop"),
-    _preset("workstation", "cuda", _half(82.6e12, 165.2e12), 23e9, 1008e9, 7e-6, 550, 90,
+    _preset("workstation", DataSheet("cuda", _half(82.6e12, 165.2e12), 23e9, 1008e9, 7e-6, 550, 90),
             "NVIDIA GeForce RTX 4090 (2022): 82.6 TFLOP/s float32, 165.2 dense with float32 "
             "accumulation, 24 GB, 1008 GB/s, 450 W, and "
             "100 W for the computer around it"),
-    _preset("a100", "cuda", _half(19.5e12, 312e12), 78e9, 2039e9, 1e-5, 812, 180,
+    _preset("a100", DataSheet("cuda", _half(19.5e12, 312e12), 78e9, 2039e9, 1e-5, 812, 180),
             "NVIDIA A100 SXM 80 GB data sheet: 19.5 and 312 TFLOP/s, 2039 GB/s, 400 W; an eighth "
             "of DGX A100's 6.5 kW maximum"),
-    _preset("h100", "cuda", _half(66.9e12, 989.4e12), 78e9, 3350e9, 1e-5, 1275, 250,
+    _preset("h100", DataSheet("cuda", _half(66.9e12, 989.4e12), 78e9, 3350e9, 1e-5, 1275, 250),
             "NVIDIA H100 SXM 80 GB data sheet: 66.9 and 989.4 TFLOP/s dense, 3350 GB/s, 700 W; an "
             "eighth of DGX H100's 10.2 kW maximum"),
 )}

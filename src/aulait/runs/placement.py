@@ -23,10 +23,10 @@ from aulait.federation.tiers import TierConfig
 from aulait.methods.contract import RunContext
 from aulait.models import loading
 from aulait.models.loading import Base
-from aulait.models.shape import anatomy
+from aulait.models.shape import model_shape
 from aulait.resources import cost_model, profiles
 from aulait.resources.capacity import EMBEDDER
-from aulait.resources.cost_model import Anatomy
+from aulait.resources.cost_model import ModelShape
 from aulait.runs.experiment_file import Settings
 from aulait.training import split_model
 from aulait.training.batches import Encoder
@@ -81,9 +81,9 @@ class Federation:
     seeds: Seeds
 
     @cached_property
-    def anatomy(self) -> Anatomy:
+    def model_shape(self) -> ModelShape:
         """Of the base."""
-        return anatomy(self.base)
+        return model_shape(self.base)
 
     @cached_property
     def no_split(self) -> str:
@@ -192,7 +192,7 @@ def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
     crowd = sum(len(them.members.get(t.name, ())) for t in federation.tier
                 if t.placement in ("split", "auto"))
     return Demand(
-        anatomy=them.anatomy, dtype=settings.model.dtype, trainable=settings.method.TRAITS.trains,
+        model_shape=them.model_shape, dtype=settings.model.dtype, trainable=settings.method.TRAITS.trains,
         ranks=ranks, steps=plan.steps,
         row=_row(them, plan), travels=_travels(them, shapes, ranks),
         front=_travels(them, front, ranks),

@@ -14,7 +14,7 @@ from typing import Any
 from aulait.core.lora import Shapes
 from aulait.core.types import Profile
 from aulait.resources import cost_model as cost
-from aulait.resources.cost_model import Anatomy, Batch, Cost
+from aulait.resources.cost_model import Batch, Cost, ModelShape
 from aulait.resources.links import LINKS, transfer_s
 from aulait_benchmarks.edge import efficiency as metrics
 from aulait_benchmarks.edge.reference_models import Member, adapted, counted
@@ -31,14 +31,14 @@ class Work:
 
     Attributes:
         member: the size.
-        anatomy: its layers, as ``cost`` counts them.
+        model_shape: its layers, as ``cost`` counts them.
         shapes: of the layers that carry LoRA.
         rank: of LoRA.
         lengths: tokens of a row.
     """
 
     member: Member
-    anatomy: Anatomy
+    model_shape: ModelShape
     shapes: Shapes
     rank: int
     lengths: Lengths
@@ -52,7 +52,7 @@ class Work:
     @property
     def parameters(self) -> int:
         """All weights."""
-        return self.anatomy.parameters
+        return self.model_shape.parameters
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -63,10 +63,10 @@ class Work:
         """Of one step."""
         source, target = self.lengths.source, self.lengths.target
         rows = (
-            Batch(batch, target, source, target) if self.anatomy.kind == "seq2seq"
+            Batch(batch, target, source, target) if self.model_shape.kind == "seq2seq"
             else Batch(batch, source + target, 0, target)
         )
-        held = replace(self.anatomy, weight_bytes=BYTES[dtype] * self.parameters)
+        held = replace(self.model_shape, weight_bytes=BYTES[dtype] * self.parameters)
         return (
             cost.lora_step(held, rows, self.ranks, dtype=dtype) if way == "lora"
             else cost.full_step(held, rows, dtype=dtype)

@@ -17,7 +17,7 @@ from torch import nn
 from aulait.core.errors import ModelError, did_you_mean, require
 from aulait.models.loading import ATTENTION, BREW, Base, ModelConfig, load, wrap
 from aulait.models.shape import from_config
-from aulait.resources.cost_model import Anatomy
+from aulait.resources.cost_model import ModelShape
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _numbered_words(vocabulary: int) -> Any:
         unk_token="<unk>")
 
 
-def counted(member: Member) -> Anatomy:
+def counted(member: Member) -> ModelShape:
     """The size as the cost model sees it, by names and numbers of ``base``; no weights are made."""
     found = configuration(member)
     body = from_config(found)
@@ -143,7 +143,7 @@ def counted(member: Member) -> Anatomy:
     return replace(body, parameters=body.parameters + own_head)
 
 
-def adapted(body: Anatomy) -> dict[str, tuple[int, int]]:
+def adapted(body: ModelShape) -> dict[str, tuple[int, int]]:
     """(M, N) of the attention layers by name, which carry LoRA in the study."""
     return {name: shape for block in body.blocks for name, shape in block.layers.items()
             if name.rpartition(".")[2] in ATTENTION}

@@ -81,7 +81,7 @@ def test_what_fits_is_what_the_memory_holds():
 
 
 def test_common_sizes_are_those_of_the_models_they_are_named_after():
-    counted = {name: capacity.anatomy(shape, "bfloat16") for name, shape in capacity.SHAPES.items()}
+    counted = {name: capacity.model_shape(shape, "bfloat16") for name, shape in capacity.SHAPES.items()}
     known = {"brew": 6_622_464, "1B": 1_235_814_400, "3B": 3_212_749_824, "8B": 8_030_261_248}  # as the models' pages tell
     assert {name: counted[name].parameters for name in known} == known
     assert counted["8B"].weight_bytes == 2 * 8_030_261_248
@@ -98,7 +98,7 @@ def test_the_shape_of_brew_is_that_of_the_built_in_base():
     from aulait.models.shape import from_config
 
     config = AutoConfig.from_pretrained(str(files("aulait") / "models" / "brew"))
-    assert capacity.anatomy(capacity.SHAPES["brew"], "float32") == from_config(config)
+    assert capacity.model_shape(capacity.SHAPES["brew"], "float32") == from_config(config)
 
 
 @pytest.mark.parametrize(("speeds", "chosen"), [

@@ -14,24 +14,24 @@ from aulait.federation import planner
 from aulait.federation.config import ComputeConfig
 from aulait.federation.planner import Demand
 from aulait.resources import cost_model
-from aulait.resources.cost_model import Anatomy, Block
+from aulait.resources.cost_model import Block, ModelShape
 
 WIDTH, BLOCKS = 64, 4
 
 
-def anatomy() -> Anatomy:
+def model_shape() -> ModelShape:
     layers = {"q_proj": (WIDTH, WIDTH), "o_proj": (WIDTH, WIDTH), "up_proj": (4 * WIDTH, WIDTH), "down_proj": (WIDTH, 4 * WIDTH)}
     blocks = tuple(Block({f"model.layers.{i}.{name}": shape for name, shape in layers.items()}, WIDTH, "decoder", False) for i in range(BLOCKS))
     inner = sum(m * n for m, n in layers.values())
     parameters = BLOCKS * inner + 1000 * WIDTH
-    return Anatomy(blocks, WIDTH, 1000, parameters, 1000 * WIDTH, 4 * parameters, "causal", True)
+    return ModelShape(blocks, WIDTH, 1000, parameters, 1000 * WIDTH, 4 * parameters, "causal", True)
 
 
 def demand(**changes) -> Demand:
-    body = anatomy()
+    body = model_shape()
     names = [name for block in body.blocks for name in block.layers]
     made = Demand(
-        anatomy=body, dtype="float32", trainable=Trainable.AB, ranks=lambda rank: dict.fromkeys(names, rank), steps=8, row=(32, 0, 32),
+        model_shape=body, dtype="float32", trainable=Trainable.AB, ranks=lambda rank: dict.fromkeys(names, rank), steps=8, row=(32, 0, 32),
         travels=lambda rank: (40_000 * rank, 40_000 * rank), front=lambda rank: (10_000 * rank, 10_000 * rank),
         vote=(cost_model.voting(10, 20, 32), (80, 2560)), cut=1, wire_bytes=4, server=machine(1e13))
     return replace(made, **changes)
@@ -131,7 +131,7 @@ def test_a_crowd_of_split_clients_waits_for_the_server():
     """By hand: ten clients of batch 4 at 16 rows a pass are three passes, two full ones and their like."""
     alone, crowded = (planner.split(demand(crowd=n, server=machine(1e9)), machine(), 8, 2, 4) for n in (1, 10))
     body = demand(server=machine(1e9))
-    full = cost_model.split_step(body.anatomy, 1, body.batch(16), body.ranks(8)).server
+    full = cost_model.split_step(body.model_shape, cost_model.Cut(1), body.batch(16), body.ranks(8)).server
     assert crowded.server_s == pytest.approx(2 * 3 * cost_model.seconds(full, body.server))
     assert crowded.compute_s - crowded.server_s == pytest.approx(alone.compute_s - alone.server_s)
     slow = machine(memory_bytes=10**9)
@@ -151,7 +151,7 @@ def test_under_privacy_nobody_is_split():
 def test_seconds_by_hand():
     """A split share: client and server in turn, one exchange in every step, the front's factors once."""
     body, profile = demand(), machine(latency_s=0.1)
-    step = cost_model.split_step(body.anatomy, 1, body.batch(4), body.ranks(8), trainable=Trainable.AB, dtype="float32", wire_bytes=4)
+    step = cost_model.split_step(body.model_shape, cost_model.Cut(1, 4), body.batch(4), body.ranks(8), trainable=Trainable.AB, dtype="float32")
     found = planner.split(body, profile, 8, 3, 4)
     own = 3 * (cost_model.seconds(step.client, profile) + cost_model.seconds(step.server, body.server))
     link = 3 * (0.2 + (step.up_bytes + step.down_bytes) / 1e6) + 0.2 + 160_000 / 1e6

@@ -15,9 +15,9 @@ from aulait.core.errors import ConfigError
 from aulait.core.factors import Trainable
 from aulait.core.types import Profile
 from aulait.models.loading import AdapterConfig, ModelConfig, load, targets
-from aulait.models.shape import anatomy, from_config
+from aulait.models.shape import from_config, model_shape
 from aulait.resources import cost_model
-from aulait.resources.cost_model import Anatomy, Batch, Block, Cost
+from aulait.resources.cost_model import Batch, Block, Cost, ModelShape
 from aulait.training.batches import Rows, scored
 from aulait.training.stacked import Stack
 
@@ -71,21 +71,21 @@ def stepped(base, trainable, **adapter):
 def test_flop_are_those_that_torch_counts(bases, kind, adapter, trainable):
     base = bases[kind]
     ranks, _, step = stepped(base, trainable, **adapter)
-    found = cost_model.lora_step(anatomy(base), rows_of(base)[1], ranks, trainable=trainable)
+    found = cost_model.lora_step(model_shape(base), rows_of(base)[1], ranks, trainable=trainable)
     assert found.flop == pytest.approx(flops.executed(step), rel=0.01)
 
 
 @pytest.mark.parametrize("kind", ["neox", "gemma2"])
 def test_flop_of_unlike_blocks_stay_close(bases, kind):
     ranks, _, step = stepped(bases[kind], Trainable.AB)
-    assert cost_model.lora_step(anatomy(bases[kind]), rows_of(bases[kind])[1], ranks).flop == pytest.approx(flops.executed(step), rel=0.05)
+    assert cost_model.lora_step(model_shape(bases[kind]), rows_of(bases[kind])[1], ranks).flop == pytest.approx(flops.executed(step), rel=0.05)
 
 
 @pytest.mark.parametrize("kind", ["brew", "gpt2", "t5"])
 def test_flop_of_a_forward_pass_and_of_full_training(bases, kind):
     base, (rows, batch) = bases[kind], rows_of(bases[kind])
     with torch.no_grad():
-        assert cost_model.evaluation(anatomy(base), batch, {}).flop == pytest.approx(flops.executed(lambda: scored(base, rows)), rel=0.01)
+        assert cost_model.evaluation(model_shape(base), batch, {}).flop == pytest.approx(flops.executed(lambda: scored(base, rows)), rel=0.01)
     base.model.requires_grad_(True)
     try:
         counted = flops.executed(lambda: torch.nn.functional.cross_entropy(*scored(base, rows)[:2]).backward())
@@ -93,7 +93,7 @@ def test_flop_of_a_forward_pass_and_of_full_training(bases, kind):
         base.model.requires_grad_(False)
         base.model.zero_grad(set_to_none=True)
     # T5 trains a bias of its scores, and torch then takes another way through the attention.
-    assert cost_model.full_step(anatomy(base), batch).flop == pytest.approx(counted, rel=0.05 if kind == "t5" else 0.01)
+    assert cost_model.full_step(model_shape(base), batch).flop == pytest.approx(counted, rel=0.05 if kind == "t5" else 0.01)
 
 
 @pytest.mark.parametrize("kind", ["brew", "llama"])
@@ -116,15 +116,15 @@ def test_flop_of_both_halves(bases, kind):
         out.backward(torch.ones_like(out))
 
     def back():
-        given = torch.zeros(ROWS, TOKENS, anatomy(base).width, requires_grad=True)
+        given = torch.zeros(ROWS, TOKENS, model_shape(base).width, requires_grad=True)
         with stack.worn(base):
             hidden = decoder.norm(run(given, decoder.layers[cut:]))[:, : TOKENS - 1]
         torch.nn.functional.cross_entropy(base.model.get_output_embeddings()(hidden).flatten(0, 1), rows.ids[:, 1:].flatten()).backward()
 
-    found = cost_model.split_step(anatomy(base), cut, batch, dict.fromkeys(shapes, RANK), wire_bytes=2)
+    found = cost_model.split_step(model_shape(base), cost_model.Cut(cut, 2), batch, dict.fromkeys(shapes, RANK))
     assert found.client.flop == pytest.approx(flops.executed(front), rel=0.01)
     assert found.server.flop == pytest.approx(flops.executed(back), rel=0.01)
-    states = ROWS * TOKENS * anatomy(base).width * 2
+    states = ROWS * TOKENS * model_shape(base).width * 2
     assert (found.up_bytes, found.down_bytes) == (states + 4 * ROWS * TOKENS, states)
 
 
@@ -134,15 +134,15 @@ def test_flop_of_both_halves(bases, kind):
 def test_memory_is_the_peak_that_the_profiler_sees(bases, kind, layers, trainable):
     base = bases[kind]
     ranks, _, step = stepped(base, trainable, layers=layers)
-    found = cost_model.lora_step(anatomy(base), rows_of(base)[1], ranks, trainable=trainable)
-    assert found.memory_bytes - anatomy(base).weight_bytes == pytest.approx(flops.peak_bytes(step), rel=0.25)
+    found = cost_model.lora_step(model_shape(base), rows_of(base)[1], ranks, trainable=trainable)
+    assert found.memory_bytes - model_shape(base).weight_bytes == pytest.approx(flops.peak_bytes(step), rel=0.25)
 
 
 @pytest.mark.parametrize("kind", ["brew", "llama", "t5"])
 def test_memory_of_what_is_kept_for_the_backward_pass(bases, kind):
     base = bases[kind]
-    ranks, forward, _ = stepped(base, Trainable.AB)
-    body, batch = anatomy(base), rows_of(base)[1]
+    ranks, forward, _ = stepped(base, "AB")
+    body, batch = model_shape(base), rows_of(base)[1]
     found = cost_model.lora_step(body, batch, ranks)
     factors = sum(RANK * (m + n) for m, n in targets(base, AdapterConfig()).values())
     logits = ROWS * (batch.scored if body.split_head else TOKENS) * body.vocabulary
@@ -151,10 +151,10 @@ def test_memory_of_what_is_kept_for_the_backward_pass(bases, kind):
     assert activations == pytest.approx(flops.kept_bytes(forward, base.model), rel=0.25)
 
 
-def toy() -> Anatomy:
+def toy() -> ModelShape:
     layers = {"m.0.attn.q_proj": (8, 8), "m.0.attn.k_proj": (8, 8), "m.0.attn.v_proj": (8, 8), "m.0.attn.o_proj": (8, 8),
               "m.0.mlp.up": (16, 8), "m.0.mlp.down": (8, 16)}
-    return Anatomy((Block(layers, 8, "decoder", False),), 8, 10, 512 + 80, 80, 4 * 592, "causal", True)
+    return ModelShape((Block(layers, 8, "decoder", False),), 8, 10, 512 + 80, 80, 4 * 592, "causal", True)
 
 
 def test_a_toy_by_hand():
@@ -173,7 +173,7 @@ def test_a_toy_by_hand():
 
 
 def test_the_convention_of_six_n(bases):
-    body, batch = anatomy(bases["brew"]), Batch(2, 10, 0, 9)
+    body, batch = model_shape(bases["brew"]), Batch(2, 10, 0, 9)
     numbers = body.parameters - body.embedding_parameters
     ranks = dict.fromkeys(targets(bases["brew"], AdapterConfig()), 2)
     assert cost_model.lora_step(body, batch, ranks).model_flop == cost_model.full_step(body, batch).model_flop == 6 * numbers * 20
@@ -181,7 +181,7 @@ def test_the_convention_of_six_n(bases):
 
 
 def test_blocks_without_an_adapter_in_front_are_cheaper(bases):
-    body, batch = anatomy(bases["brew"]), Batch(4, 32, 0, 31)
+    body, batch = model_shape(bases["brew"]), Batch(4, 32, 0, 31)
     last = dict.fromkeys(targets(bases["brew"], AdapterConfig(layers=2)), 4)
     every = dict.fromkeys(targets(bases["brew"], AdapterConfig()), 4)
     shallow, deep = cost_model.lora_step(body, batch, last), cost_model.lora_step(body, batch, every)
@@ -193,12 +193,12 @@ def test_blocks_without_an_adapter_in_front_are_cheaper(bases):
 
 
 def test_generation_reads_all_weights_for_every_token(bases):
-    body = anatomy(bases["brew"])
+    body = model_shape(bases["brew"])
     short, longer = (cost_model.generation(body, 8, 10, new) for new in (16, 17))
     assert longer.moved_bytes - short.moved_bytes > 4 * (body.parameters - 2 * body.width * 13)
     assert longer.flop - short.flop == pytest.approx(2 * 8 * (body.parameters + 6 * 2 * 256 * 26.5), rel=0.01)
     # Without the first pass a token costs the same flop as in an evaluation of a single position, its past left out.
-    assert cost_model.generation(anatomy(bases["t5"]), 2, 20, 4).flop > cost_model.generation(anatomy(bases["t5"]), 2, 10, 4).flop
+    assert cost_model.generation(model_shape(bases["t5"]), 2, 20, 4).flop > cost_model.generation(model_shape(bases["t5"]), 2, 10, 4).flop
 
 
 def test_generation_counts_what_is_run(bases):
@@ -214,7 +214,7 @@ def test_generation_counts_what_is_run(bases):
 
     counted = flops.executed(work)
     assert written == [new]
-    assert cost_model.generation(anatomy(base), 3, len(prompt), new).flop == pytest.approx(counted, rel=0.05)
+    assert cost_model.generation(model_shape(base), 3, len(prompt), new).flop == pytest.approx(counted, rel=0.05)
 
 
 def test_embedding_counts_what_is_run():
@@ -251,7 +251,7 @@ def test_seconds_add_on_a_processor_and_overlap_on_an_accelerator():
 
 def test_wrong_arguments_are_one_line():
     with pytest.raises(ConfigError, match="cut = 1 of 1 blocks"):
-        cost_model.split_step(toy(), 1, Batch(1, 2, 0, 1), {})
+        cost_model.split_step(toy(), cost_model.Cut(1), Batch(1, 2, 0, 1), {})
     with pytest.raises(ConfigError, match="precision 'int3'"):
         cost_model.lora_step(toy(), Batch(1, 2, 0, 1), {}, dtype="int3")
     with pytest.raises(ConfigError, match=r"blocks = \(1, 3\)"):
@@ -259,8 +259,8 @@ def test_wrong_arguments_are_one_line():
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "gemma2"])
-def test_a_configuration_has_the_anatomy_of_its_model(bases, kind):
-    assert from_config(tiny_bases.CONFIGS[kind]) == anatomy(bases[kind])
+def test_a_configuration_has_the_shape_of_its_model(bases, kind):
+    assert from_config(tiny_bases.CONFIGS[kind]) == model_shape(bases[kind])
 
 
 def test_flan_t5_by_its_configuration():
@@ -281,7 +281,7 @@ def test_flan_t5_by_its_configuration():
 
 
 def test_a_call_takes_less_than_a_millisecond(bases):
-    body = anatomy(bases["brew"])
+    body = model_shape(bases["brew"])
     ranks = dict.fromkeys(targets(bases["brew"], AdapterConfig()), 4)
     machine = Profile(flop_per_s={"float32": 1e9})
 

@@ -48,7 +48,7 @@ def forecast(house: House, machine: Profile) -> dict[str, float]:
     )
     largest = max((one.memory_bytes for one, _ in steps), default=0.0)
     largest = max([largest, *(one.memory_bytes for one in measured)])
-    weights = any_demand(house).anatomy.weight_bytes
+    weights = any_demand(house).model_shape.weight_bytes
     embedder = cost_model.embedding(*EMBEDDER, 32, house.settings.synthesis.max_tokens).memory_bytes
     return {"synthesis_s": _synthesis_s(house, machine), "train_s": train_s,
             "evaluate_s": evaluate_s,
@@ -101,7 +101,7 @@ def _passes(house: House, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]
 
 def _step(house: House, batch: Batch, ranks: Mapping[str, int]) -> Cost:
     demand = any_demand(house)
-    return cost_model.lora_step(demand.anatomy, batch, ranks, trainable=demand.trainable,
+    return cost_model.lora_step(demand.model_shape, batch, ranks, trainable=demand.trainable,
                                 dtype=demand.dtype)
 
 
@@ -117,7 +117,7 @@ def _measuring(house: House) -> Iterator[Cost]:
         some = coded[first : first + settings.evaluate.rows]
         tokens, source, scored = padded(some, settings.model.kind)
         batch = Batch(len(some), tokens, source, round(scored))
-        yield cost_model.evaluation(demand.anatomy, batch,
+        yield cost_model.evaluation(demand.model_shape, batch,
                                     dict.fromkeys(house.shapes, house.context.rank), demand.dtype)
 
 

@@ -108,7 +108,7 @@ def proxy_plan(house: House) -> Plan:
 def proxy_step(house: House) -> cost_model.Cost:
     """One step of a proxy, which has the adapter's full rank."""
     demand, rank = any_demand(house), house.settings.adapter.rank
-    return cost_model.lora_step(demand.anatomy, demand.batch(proxy_plan(house).batch),
+    return cost_model.lora_step(demand.model_shape, demand.batch(proxy_plan(house).batch),
                                 dict.fromkeys(house.shapes, rank), trainable=demand.trainable,
                           dtype=demand.dtype)
 
@@ -143,7 +143,7 @@ def breeding(house: House, round: int) -> list[tuple[cost_model.Cost, str]]:
     if config.generator == "base":
         rows, prompt = config.generate.batch, int(config.generate.max_tokens
             * sum(config.generate.keep) / 2)
-        one = cost_model.generation(demand.anatomy, rows, prompt,
+        one = cost_model.generation(demand.model_shape, rows, prompt,
                                     config.generate.max_tokens - prompt, demand.dtype)
         found.append((one * (_written(house, round) / rows), demand.dtype))
     return found
