@@ -36,6 +36,7 @@ from tests.house.golden_read import Page, content, copy_with_constants, run_fold
 # are printed and do not count.
 MEANT = (
     (r"runs/[^/]+/result\.json/schema_version", True, "a run folder says which schema it follows"),
+    (r"json/list/mechanisms", True, "mechanisms of noise are registered and listed"),
     (r"json/plan dplora/privacy/epsilon/local", False, "the plan knew no sampling of records"),
 )
 ABSENT = "absent"

@@ -3,8 +3,9 @@ and costs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from aulait.cli import terminal
 from aulait.cli.options import JsonOption
@@ -12,21 +13,24 @@ from aulait.core.registry import Registry
 from aulait.data.sources import SOURCES
 from aulait.federation import presets
 from aulait.methods import METHODS
+from aulait.privacy.mechanisms import MECHANISMS
 from aulait.reporting import numbers as n
 from aulait.resources import links, profiles
 from aulait.synthesis.embedding import EMBEDDERS
+from aulait.synthesis.variation import GENERATORS
 
+Thing = TypeVar("Thing")
 FILES = {
     "PATH": "a .jsonl, .jsonl.gz, .csv or .parquet file",
     "hf:DATASET": "a Hugging Face dataset, from the hub or a folder",
 }
-GENERATORS = {
+MODELS = {
     "base": "the run's own base continues a part of a text (generate.kind = 'prefix') or is asked "
             "('prompt')",
     "ID or PATH": "another Hugging Face model, in process",
     "http://HOST/v1": "a server that speaks the OpenAI protocol",
 }
-OTHER_EMBEDDERS = {"ID or PATH": "any sentence-transformers model"}
+MODEL_EMBEDDERS = {"ID or PATH": "any sentence-transformers model"}
 TASKS = {
     "none": "losses and token accuracy only",
     "rank": "accuracy: the response is one of a closed set, the most probable one counts",
@@ -47,6 +51,8 @@ NAMED = (
     ("sources", "data sources (data.source, data.public)"),
     ("generators", "generators (synthesis.generator)"),
     ("embedders", "embedders (synthesis.embedder)"),
+    ("mechanisms",
+     "noise mechanisms (privacy.mechanism for clients; for records, those of methods)"),
     ("tasks", "task metrics (evaluate.task)"),
     ("machines",
      "machines (machine of a federation.tier, compute.server); docs/machines.md has the sources"),
@@ -59,7 +65,9 @@ def catalogue(as_json: JsonOption = False) -> None:
     """List methods, federation presets, data sources, generators, embedders, task metrics, machines
     and links."""
     with terminal.work(as_json):
-        found = known()
+        found, broken = known()
+    for line in broken:
+        terminal.note(f"left out: {line}")
     if as_json:
         terminal.document(found)
         return
@@ -78,21 +86,36 @@ def catalogue(as_json: JsonOption = False) -> None:
                        [(item["name"], item["what"]) for item in found[key]], width=WIDTH)
 
 
-def known() -> dict[str, list[dict[str, Any]]]:
-    """Everything that has a name, as plain values."""
-    return {
-        "methods": [{"name": name, **asdict(METHODS.find(name).TRAITS)}
-                    for name in METHODS.names()],
+def known() -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """Everything that has a name, as plain values; and a line about each third party's thing that
+    is broken and left out."""
+    broken: list[str] = []
+
+    def every(registry: Registry[Thing]) -> dict[str, Thing]:
+        """The built-in things of a kind by name, then those of other distributions."""
+        added, lines = registry.third_party()
+        broken.extend(lines)
+        return {**{name: registry.find(name) for name in registry.names()}, **added}
+
+    generators = {name: thing for name, thing in every(GENERATORS).items()
+                  if name not in GENERATORS.built_in}
+    found = {
+        "methods": [{"name": name, **asdict(method.TRAITS)}
+                    for name, method in every(METHODS).items()],
         "presets": [{"name": name, "tiers": presets.tiers(name, 200)} for name in presets.SHARES],
-        "sources": [*_built_in(SOURCES), *_named(FILES)],
-        "generators": _named(GENERATORS),
-        "embedders": [*_built_in(EMBEDDERS), *_named(OTHER_EMBEDDERS)],
+        "sources": [*_described(every(SOURCES)), *_named(FILES)],
+        # the built-in kinds stand among what the models that they use are listed with
+        "generators": [*_described(generators, " (generate.kind)"), *_named(MODELS)],
+        "embedders": [*_described(every(EMBEDDERS)), *_named(MODEL_EMBEDDERS)],
+        "mechanisms": [{"name": name, "what": f"{_first_line(thing)} (for a {thing.unit})"}
+                       for name, thing in every(MECHANISMS).items()],
         "tasks": _named(TASKS),
         "machines": [*({"name": name, "what": _machine(own)} for name,
                        own in profiles.PRESETS.items()),
                      {"name": "PATH.json", "what": "a profile that 'aulait probe --out' saved"}],
         "links": [{"name": name, "what": _link(own)} for name, own in links.LINKS.items()],
     }
+    return found, broken
 
 
 def _machine(own: Any) -> str:
@@ -143,11 +166,11 @@ def _rank(tier: dict[str, Any]) -> str:
     return str(tier["rank"]) if attention is None else f"{tier['rank']} ({attention} in attention)"
 
 
-def _built_in(registry: Registry[Any]) -> list[dict[str, Any]]:
-    return [{"name": name, "what": _first_line(registry.find(name))} for name in registry.names()]
+def _described(things: Mapping[str, object], where: str = "") -> list[dict[str, Any]]:
+    return [{"name": name, "what": _first_line(thing) + where} for name, thing in things.items()]
 
 
-def _first_line(thing: Any) -> str:
+def _first_line(thing: object) -> str:
     text = (thing.__doc__ or "").strip().split("\n\n")[0].partition("; see ")[0]
     return " ".join(text.replace("``", "").split()).rstrip(".")
 

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar, cast
 
 from aulait.core.errors import ConfigError, did_you_mean
 
-Thing = TypeVar("Thing")
+Thing = TypeVar("Thing", covariant=True)
 Filed = TypeVar("Filed")
 
 

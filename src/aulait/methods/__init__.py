@@ -7,28 +7,7 @@ from typing import TYPE_CHECKING
 from aulait.core.registry import Registry, missing_names
 
 if TYPE_CHECKING:  # loads torch, which a list of names can do without
-    from aulait.methods import (
-        alone,
-        dplora,
-        fdlora,
-        fedex,
-        fedit,
-        fedsa,
-        ffa,
-        flexlora,
-        flora,
-        hetlora,
-        lorafair,
-        rolora,
-        safedlora,
-        splitlora,
-    )
     from aulait.methods.contract import AnyMethod
-
-    # here mypy holds every module to the contract
-    _KEPT: tuple[AnyMethod, ...] = (
-        alone, dplora, fdlora, fedex, fedit, fedsa, ffa, flexlora, flora, hetlora, lorafair,
-        rolora, safedlora, splitlora)
 
 
 def _fault(method: AnyMethod) -> str:

@@ -171,7 +171,7 @@ class Traits:
 @runtime_checkable
 class Method(Protocol[ConfigT]):
     """The names a method's module offers; see the module docstring. Its modules are checked against
-    this type in ``methods/__init__.py``."""
+    this type in ``tests/house/typed_methods.py``."""
 
     @property
     def Config(self) -> type[ConfigT]:  # noqa: N802

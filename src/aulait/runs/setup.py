@@ -21,6 +21,7 @@ from aulait.data.client_data import ClientData, Corpus, DataConfig
 from aulait.federation import tiers
 from aulait.methods.contract import RecordMethod, RunContext, server_site
 from aulait.models import loading
+from aulait.models.generation import TextModel
 from aulait.models.loading import Base
 from aulait.privacy import record_level as records
 from aulait.privacy.accounting import PrivacyConfig
@@ -30,8 +31,9 @@ from aulait.runs import placement
 from aulait.runs.experiment_file import Settings
 from aulait.runs.placement import Place, ranks_of
 from aulait.runs.privacy_schedule import privacy_plan
-from aulait.synthesis import embedding, prefix_variation
+from aulait.synthesis import embedding
 from aulait.synthesis.embedding import Embedder
+from aulait.synthesis.generator import build_generator
 from aulait.synthesis.variation import Variation
 from aulait.training import record_gradients
 from aulait.training.context_length import fitted
@@ -154,8 +156,8 @@ class House:
         )
         made: Variation = self.workshop.once(
             "variation", (self.settings.model, how, generator),
-            lambda: prefix_variation.build(how, generator, base.model, base.tokenizer,
-                str(base.device)))
+            lambda: build_generator(
+                how, generator, TextModel(base.model, base.tokenizer, base.device)))
         return made
 
 

@@ -6,16 +6,18 @@ Source: the variation of PrE-Text (Hou et al., 2024). Legend: B batch · T token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aulait.core.errors import ModelError, require
+from aulait.core.errors import ConfigError, ModelError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
-from aulait.models.generation import Sampling, choose, decode, encode, frozen
+from aulait.models.generation import Sampling, TextModel, choose, decode, encode, frozen
+from aulait.synthesis import prefix_variation
+from aulait.synthesis.generator import load_text_model
 from aulait.synthesis.variation import GenerateConfig, Variation, pair_will_do, redrawn, will_do
 
 
@@ -230,3 +232,13 @@ class MaskFill:
         mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in framed],
                                device=self._device)
         return ids_BT, mask_BT, start
+
+
+def build(config: GenerateConfig, model: Callable[[], TextModel]) -> MaskFill:
+    """See ``GENERATORS``; free texts are written by the model of the experiment where it can."""
+    require(config.filler is not None, ConfigError,
+            "kind 'mask' has no filler; give the id or path of a masked model")
+    base = model()
+    writer = None if base.answers else prefix_variation.build(config, lambda: base)
+    filler = load_text_model(str(config.filler), base.device, masked=True)
+    return MaskFill(filler.model, filler.tokenizer, config, filler.device, writer)

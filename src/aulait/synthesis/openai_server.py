@@ -17,8 +17,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from aulait.core.errors import ModelError, require
 from aulait.core.seeds import Seeds
-from aulait.synthesis.prompt_variation import Chat
-from aulait.synthesis.variation import GenerateConfig, clean
+from aulait.synthesis.variation import Chat, GenerateConfig, clean
 
 TRIES = 3
 PARALLEL = 8

@@ -1,37 +1,27 @@
-"""Texts from a model: the base itself, another model in process, or a server that speaks the OpenAI
-protocol.
+"""Texts that a causal model continues: the base itself, or another model of this process.
 
 Only public or released values enter this file: prompts are public texts or candidates that the
-aggregator
-has let out.
+aggregator has let out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from aulait.core.errors import ConfigError, ModelError, require
+from aulait.core.errors import ModelError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
 from aulait.models.generation import Sampling, TextModel, decode, encode, extend, opening
-from aulait.models.loading import BREW
-from aulait.synthesis.mask_variation import MaskFill
-from aulait.synthesis.openai_server import chat_at
-from aulait.synthesis.prompt_variation import Prompted, chat_with
 from aulait.synthesis.variation import (
     GenerateConfig,
-    Variation,
     clean,
     pair_will_do,
     redrawn,
     will_do,
 )
-
-__all__ = ["GenerateConfig", "MaskFill", "PrefixResample", "Prompted", "Variation", "build",
-           "sample"]
 
 
 def sample(writer: TextModel, prompts: Sequence[str], how: Sampling, seed: int = 0,
@@ -204,62 +194,7 @@ class PrefixResample:
         return texts
 
 
-def build(config: GenerateConfig, generator: str, model: Any, tokenizer: Any,
-          device: str = "cpu") -> Variation:
-    """The generator that an experiment file asks for.
-
-    Args:
-        config: how texts are made.
-        generator: "base" for the model given here; "brew" for the built-in one; "http://..." for a
-            server that speaks the OpenAI protocol, which is always prompted; otherwise the Hugging
-            Face id or path of another model.
-        model: the base.
-        tokenizer: its tokenizer.
-        device: where the models compute.
-
-    Raises:
-        ModelError: a model cannot be loaded or does not fit the kind.
-        ConfigError: kind "mask" without a filler.
-    """
-    served = generator.startswith(("http://", "https://"))
-    url = generator if served else config.url if config.kind == "prompt" else None
-    if url is not None:
-        return Prompted(chat_at(config.model_copy(update={"url": url})), config)
-    if generator != "base":
-        model, tokenizer = _loaded(BREW if generator == "brew" else generator, device)
-    if config.kind == "prompt":
-        return Prompted(chat_with(model, tokenizer, config, device), config)
-    writer = (
-        None if model.config.is_encoder_decoder else PrefixResample(model, tokenizer, config,
-            device)
-    )
-    if config.kind == "prefix":
-        return writer or PrefixResample(model, tokenizer, config, device)
-    require(config.filler is not None, ConfigError,
-            "kind 'mask' has no filler; give the id or path of a masked model")
-    return MaskFill(*_loaded(str(config.filler), device, masked=True), config, device, writer)
-
-
-def _loaded(name: str, device: str, masked: bool = False) -> tuple[Any, Any]:
-    """A model, frozen, and its tokenizer."""
-    import transformers
-
-    logging = transformers.utils.logging
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        settings = transformers.AutoConfig.from_pretrained(name)
-        kind = "Seq2SeqLM" if settings.is_encoder_decoder else "CausalLM"
-        auto = getattr(transformers, f"AutoModelFor{'MaskedLM' if masked else kind}")
-        model = auto.from_pretrained(name).to(device)
-        return model.eval().requires_grad_(False), transformers.AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, ImportError) as error:
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise ModelError(
-            f"generator '{name}' cannot be loaded ({cause}); expected 'base', 'brew', a Hugging "
-            "Face id, a folder or a URL; "
-            "without network download the model elsewhere and give the path of its folder"
-        ) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
+def build(config: GenerateConfig, model: Callable[[], TextModel]) -> PrefixResample:
+    """See ``GENERATORS``."""
+    writer = model()
+    return PrefixResample(writer.model, writer.tokenizer, config, writer.device)

@@ -16,9 +16,15 @@ from aulait.core.errors import ModelError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
 from aulait.models.generation import TextModel, decode, encode, extend, opening, plain
-from aulait.synthesis.variation import GenerateConfig, clean, pair_will_do, redrawn, will_do
-
-Chat = Callable[[list[str], int], list[str]]
+from aulait.synthesis.openai_server import chat_at
+from aulait.synthesis.variation import (
+    Chat,
+    GenerateConfig,
+    clean,
+    pair_will_do,
+    redrawn,
+    will_do,
+)
 
 VARY = (
     "Below is a text between two lines of dashes. Write one new text of the same kind, about as "
@@ -211,3 +217,11 @@ def chat_with(model: Any, tokenizer: Any, config: GenerateConfig,
         return [clean(decode(tokenizer, new.ids), new.ended) for new in found]
 
     return chat
+
+
+def build(config: GenerateConfig, model: Callable[[], TextModel]) -> Prompted:
+    """See ``GENERATORS``; with a URL no model is loaded here."""
+    if config.url is not None:
+        return Prompted(chat_at(config), config)
+    asked = model()
+    return Prompted(chat_with(asked.model, asked.tokenizer, config, asked.device), config)

@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Container, Sequence
 from typing import Literal, Protocol, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from aulait.core.registry import Registry
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
-from aulait.models.generation import Sampling
+from aulait.models.generation import Sampling, TextModel
 
 Made = TypeVar("Made")
 REDRAWS = 3  # further tries for a text that came out empty or too short
@@ -22,7 +23,8 @@ class GenerateConfig(BaseModel):
 
     Attributes:
         kind: "prefix" (the base continues a part of the parent), "mask" (a masked model refills a
-            part of the parent) or "prompt" (an instruction model is asked).
+            part of the parent), "prompt" (an instruction model is asked), or what another
+            distribution registers as a generator.
         temperature: 0 is greedy; 1 samples what the model believes.
         top_p: the smallest set of tokens with at least this probability is kept; 1 keeps all.
         top_k: the most likely tokens that are kept; 0 keeps all.
@@ -47,7 +49,7 @@ class GenerateConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["prefix", "mask", "prompt"] = "prefix"
+    kind: str = "prefix"
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(0.95, gt=0, le=1)
     top_k: int = Field(50, ge=0)
@@ -62,6 +64,13 @@ class GenerateConfig(BaseModel):
     url: str | None = None
     model: str | None = None
     key_variable: str = "OPENAI_API_KEY"
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if unknown := GENERATORS.unknown(kind):
+            raise ValueError(unknown)
+        return kind
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -97,6 +106,27 @@ class Variation(Protocol):
     def write_pairs(self, examples: Sequence[Record], count: int, seed: int) -> list[Record]:
         """New pairs in the manner of the examples: ``count`` of them, fewer where a part failed."""
         ...
+
+
+class BuildGenerator(Protocol):
+    """What is registered under the kind of a generator."""
+
+    def __call__(self, config: GenerateConfig, model: Callable[[], TextModel]) -> Variation:
+        """A generator.
+
+        Args:
+            config: how texts are made.
+            model: gives the model that the experiment names; loads it when it is called.
+        """
+        ...
+
+
+GENERATORS: Registry[BuildGenerator] = Registry("generator", {
+    "prefix": "aulait.synthesis.prefix_variation:build",
+    "mask": "aulait.synthesis.mask_variation:build",
+    "prompt": "aulait.synthesis.prompt_variation:build",
+}, lambda build: "" if callable(build) else "it cannot be called")
+Chat = Callable[[list[str], int], list[str]]  # prompts and a seed to one answer for each
 
 
 def clean(text: str, ended: bool, start: int = 0) -> str:

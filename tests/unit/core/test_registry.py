@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.house.typed_methods import TYPED
 
 from aulait.core.errors import ConfigError
 from aulait.core.registry import Registry, missing_names
 from aulait.data.sources import SOURCES
 from aulait.methods import METHODS
+from aulait.privacy.mechanisms import MECHANISMS
 from aulait.synthesis.embedding import EMBEDDERS
+from aulait.synthesis.variation import GENERATORS
 
 
-@pytest.mark.parametrize("registry", [METHODS, SOURCES, EMBEDDERS], ids=lambda one: one.kind)
+@pytest.mark.parametrize("registry", [METHODS, SOURCES, EMBEDDERS, GENERATORS, MECHANISMS], ids=lambda one: one.kind)
 def test_every_built_in_name_leads_to_something(registry: Registry[Any]) -> None:
-    assert registry.names() == sorted(registry.built_in)
+    assert {*registry.built_in} <= {*registry.names()}
     for name in registry.built_in:
         assert registry.find(name) is registry.find(name)
 
@@ -30,6 +33,7 @@ def test_the_table_of_methods_agrees_with_its_folder() -> None:
     assert {*METHODS.built_in} == {stem for stem in files
                                    if hasattr(importlib.import_module(f"aulait.methods.{stem}"),
                                               "step")}
+    assert {*TYPED} == {METHODS.find(name) for name in METHODS.built_in}
 
 
 def test_names_are_known_without_loading_what_they_stand_for() -> None:

@@ -21,8 +21,11 @@ from aulait.data.client_data import DataConfig
 from aulait.models.generation import decode, encode
 from aulait.models.loading import BREW
 from aulait.synthesis import private_evolution
-from aulait.synthesis.prefix_variation import GenerateConfig, MaskFill, PrefixResample, Prompted
+from aulait.synthesis.mask_variation import MaskFill
+from aulait.synthesis.prefix_variation import PrefixResample
 from aulait.synthesis.private_evolution import State, SynthesisConfig, Text
+from aulait.synthesis.prompt_variation import Prompted
+from aulait.synthesis.variation import GenerateConfig
 
 PAIRS = [
     Record("The patient has a fever and a cough since two days.", "Doctor: What brings you here today? Patient: I have a fever."),

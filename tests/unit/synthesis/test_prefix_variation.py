@@ -19,17 +19,12 @@ import aulait
 from aulait.core.errors import ConfigError, ModelError
 from aulait.models.generation import Sampling, TextModel, choose, extend, plain
 from aulait.synthesis import prefix_variation
+from aulait.synthesis.generator import build_generator
+from aulait.synthesis.mask_variation import MaskFill
 from aulait.synthesis.openai_server import chat_at
-from aulait.synthesis.prefix_variation import (
-    GenerateConfig,
-    MaskFill,
-    PrefixResample,
-    Prompted,
-    Variation,
-    build,
-)
-from aulait.synthesis.prompt_variation import chat_with
-from aulait.synthesis.variation import clean, redrawn
+from aulait.synthesis.prefix_variation import PrefixResample
+from aulait.synthesis.prompt_variation import Prompted, chat_with
+from aulait.synthesis.variation import GENERATORS, GenerateConfig, Variation, clean, redrawn
 
 BREW = str(Path(aulait.__file__).parent / "models" / "brew")
 PARENTS = [
@@ -477,7 +472,7 @@ def test_server_names_its_model_and_needs_no_key(server: str, monkeypatch: pytes
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     Server.answers = ["Some other text, quite new."]
     config = GenerateConfig()
-    variation = build(config, server, None, None)
+    variation = build_generator(config, server, None)
     assert variation.write(PARENTS, 2, 0) == ["Some other text, quite new."] * 2
     assert {seen["model"] for seen in Server.seen} == {"tiny"}
     assert Server.keys == [None, None]
@@ -574,7 +569,7 @@ def test_chat_in_process_uses_the_template(brew: tuple[Any, Any]) -> None:
 
 def test_build_makes_what_the_config_names(brew: tuple[Any, Any], bert: tuple[Any, Any], tmp_path: Path) -> None:
     def made(generator: str = "base", **settings: Any) -> Variation:
-        return build(GenerateConfig(**settings), generator, *brew)
+        return build_generator(GenerateConfig(**settings), generator, TextModel(*brew, torch.device("cpu")))
 
     assert isinstance(made(), PrefixResample)
     assert isinstance(made(BREW), PrefixResample)
@@ -592,8 +587,18 @@ def test_build_makes_what_the_config_names(brew: tuple[Any, Any], bert: tuple[An
     assert "\n" not in str(caught.value)
 
 
+def test_a_generator_is_chosen_by_its_registered_name() -> None:
+    kind = "told-by-the-test"
+    if kind not in GENERATORS:
+        GENERATORS.register(kind)(lambda config, model: Prompted(lambda prompts, seed: [config.kind for _ in prompts], config))
+    told = build_generator(GenerateConfig(kind=kind, min_words=1), "no/such-model", None)  # which nobody asks for
+    assert told.vary(["A parent text."], 0) == [kind]
+
+
 def test_config_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match="0 <= low <= high <= 1"):
         GenerateConfig(keep=(0.7, 0.2))
+    with pytest.raises(ValueError, match=r"generator 'prefx' is unknown; did you mean 'prefix'"):
+        GenerateConfig(kind="prefx")
     with pytest.raises(ValueError, match="Extra inputs"):
         GenerateConfig(temprature=1.0)  # type: ignore[call-arg]

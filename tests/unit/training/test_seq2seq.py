@@ -34,7 +34,7 @@ from aulait.models.generation import Sampling, TextModel, extend
 from aulait.models.loading import AdapterConfig, Base, ModelConfig
 from aulait.runs import experiment_file
 from aulait.runs.setup import Workshop, assemble
-from aulait.synthesis import prefix_variation
+from aulait.synthesis.generator import build_generator
 from aulait.synthesis.variation import GenerateConfig
 from aulait.training.batches import IGNORE, Encoder, collate, too_long
 from aulait.training.trainer import Learner, TrainConfig, Work, draws
@@ -280,9 +280,10 @@ def test_three_rouges_and_exact_match(bases, monkeypatch):
 
 def test_the_built_in_model_writes_for_a_base_that_cannot(bases):
     base = bases()
+    model = TextModel(base.model, base.tokenizer, base.device)
     with pytest.raises(ModelError, match=r"'brew' is built in"):
-        prefix_variation.build(GenerateConfig(), "base", base.model, base.tokenizer)
-    variation = prefix_variation.build(GenerateConfig(max_tokens=8, min_words=1), "brew", base.model, base.tokenizer)
+        build_generator(GenerateConfig(), "base", model)
+    variation = build_generator(GenerateConfig(max_tokens=8, min_words=1), "brew", model)
     assert any(variation.vary_pairs([Record("Returns the sum.", "What does this function do?")] * 3, 0))
 
 
