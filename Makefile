@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo deploy-demo test test-deploy check clean
+.PHONY: help demo deploy-demo test test-deploy lint check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,10 +30,12 @@ test: $(VENV)/.extras  ## install with extras, then run all tests but the long o
 test-deploy: $(VENV)/.extras  ## the long tests of deployments: faults, strangers, a slow link, large adapters (many minutes)
 	AULAIT_DEPLOY=1 $(BIN)/python -m pytest tests/flower -m slow
 
-check: $(VENV)/.extras  ## style, types, import floors and tests
+lint: $(VENV)/.extras  ## style, strict types and the layers of the tree
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/lint-imports
+
+check: lint test  ## lint and test: before every commit
 
 clean:  ## remove the virtual environment and caches, never runs or results
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

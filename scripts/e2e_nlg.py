@@ -2,8 +2,9 @@
 
     python scripts/e2e_nlg.py dev.jsonl test.jsonl e2e.jsonl
 
-Input: JSON lines with mr (meaning representation) and ref (its text). The first file is dealt to three clients, all texts
-of one meaning to the same client; the second becomes the client "test", for data.unseen = ["test"].
+Input: JSON lines with mr (meaning representation) and ref (its text). The first file is dealt to
+three clients, all texts of one meaning to the same client; the second becomes the client "test",
+for data.unseen = ["test"].
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 
 
 def in_words(meaning: str) -> str:
-    """ "name[Blue Spice], eatType[coffee shop]" becomes "name: Blue Spice | eatType: coffee shop"."""
-    return " | ".join(part.strip().rstrip("]").replace("[", ": ", 1) for part in meaning.split("],"))
+    """ "name[Blue Spice], eatType[pub]" becomes "name: Blue Spice | eatType: pub"."""
+    return " | ".join(part.strip().rstrip("]").replace("[", ": ", 1)
+                      for part in meaning.split("],"))
 
 
 def dealt(meaning: str) -> str:
@@ -26,8 +28,10 @@ def dealt(meaning: str) -> str:
 
 def rows(path: Path, client: str | None) -> list[dict[str, str]]:
     """Rows with prompt, text and client."""
-    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [{"prompt": in_words(row["mr"]), "text": row["ref"].strip(), "client": client or dealt(row["mr"])} for row in found]
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+             if line.strip()]
+    return [{"prompt": in_words(row["mr"]), "text": row["ref"].strip(),
+             "client": client or dealt(row["mr"])} for row in found]
 
 
 def main() -> None:
@@ -38,7 +42,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="where to write")
     asked = parser.parse_args()
     made = rows(asked.train, None) + rows(asked.test, "test")
-    asked.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
+    asked.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made),
+                         encoding="utf-8")
     print(f"{asked.out}: {len(made)} rows, {len({row['client'] for row in made})} clients")
 
 

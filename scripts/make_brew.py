@@ -2,7 +2,8 @@
 
     python scripts/make_brew.py CORPUS OUT --minutes 60
 
-CORPUS holds public text: .txt files (documents divided by two blank lines) or .jsonl files (optionally .gz, field "text").
+CORPUS holds public text: .txt files (documents divided by two blank lines) or .jsonl files
+(optionally .gz, field "text").
 The shipped ``brew`` was made this way; see src/aulait/models/brew/README.md.
 """
 
@@ -30,18 +31,22 @@ def documents(root: Path) -> Iterator[str]:
     """All documents of a folder, in a fixed order."""
     for path in sorted(root.rglob("*")):
         if path.suffix == ".txt" and path.name != "SOURCE.txt":
-            yield from (part.strip() for part in path.read_text(errors="ignore").split("\n\n\n") if len(part) > 200)
+            yield from (part.strip() for part in path.read_text(errors="ignore").split("\n\n\n")
+                        if len(part) > 200)
         elif path.name.endswith((".jsonl", ".jsonl.gz")):
             with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-                yield from (text for line in lines if len(text := json.loads(line).get("text", "")) > 100)
+                yield from (text for line in lines
+                            if len(text := json.loads(line).get("text", "")) > 100)
 
 
 def tokenise(texts: list[str], vocabulary: int, out: Path) -> np.ndarray:
     """Train the tokenizer, save it, and return all texts as one row of token ids."""
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(texts[:: max(1, len(texts) // 20_000)], vocab_size=vocabulary, special_tokens=SPECIALS)
+    tokenizer.train_from_iterator(texts[:: max(1, len(texts) // 20_000)], vocab_size=vocabulary,
+        special_tokens=SPECIALS)
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer._tokenizer, pad_token=SPECIALS[0], bos_token=SPECIALS[1], eos_token=SPECIALS[2],
+        tokenizer_object=tokenizer._tokenizer, pad_token=SPECIALS[0], bos_token=SPECIALS[1],
+        eos_token=SPECIALS[2],
         mask_token=SPECIALS[3], additional_special_tokens=SPECIALS[4:], model_max_length=1024,
     ).save_pretrained(out)
     rows = [
@@ -74,8 +79,10 @@ def validate(model: LlamaForCausalLM, tokens: np.ndarray, length: int, rows: int
     return float(np.mean(losses))
 
 
-def fit(model: LlamaForCausalLM, train: np.ndarray, held: np.ndarray, a: argparse.Namespace) -> list[tuple[int, int, float, float]]:
-    """AdamW with warm-up and a cosine over the given minutes; returns (step, tokens, loss, validation loss)."""
+def fit(model: LlamaForCausalLM, train: np.ndarray, held: np.ndarray,
+        a: argparse.Namespace) -> list[tuple[int, int, float, float]]:
+    """AdamW with warm-up and a cosine over the given minutes; returns (step, tokens, loss,
+    validation loss)."""
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -84,7 +91,9 @@ def fit(model: LlamaForCausalLM, train: np.ndarray, held: np.ndarray, a: argpars
     draw, started, step, log = np.random.default_rng(0), time.time(), 0, []
     while (past := (time.time() - started) / (60 * a.minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = a.lr * min(1, (step + 1) / 200) * (0.05 + 0.475 * (1 + math.cos(math.pi * past)))
+            group["lr"] = (
+                a.lr * min(1, (step + 1) / 200) * (0.05 + 0.475 * (1 + math.cos(math.pi * past)))
+            )
         loss = loss_of(model, batch(train, a.length, a.batch, draw))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -92,19 +101,24 @@ def fit(model: LlamaForCausalLM, train: np.ndarray, held: np.ndarray, a: argpars
         optimizer.zero_grad(set_to_none=True)
         step += 1
         if step % 500 == 0:
-            log.append((step, step * a.batch * a.length, loss.item(), validate(model, held, a.length, a.batch)))
-            print(f"step {step}: loss {log[-1][2]:.3f}, validation {log[-1][3]:.3f}, {past:.0%} of the time", flush=True)
-    log.append((step, step * a.batch * a.length, float("nan"), validate(model, held, a.length, a.batch)))
+            log.append((step, step * a.batch * a.length, loss.item(),
+                        validate(model, held, a.length, a.batch)))
+            print(f"step {step}: loss {log[-1][2]:.3f}, validation {log[-1][3]:.3f}, {past:.0%} of "
+                  "the time", flush=True)
+    log.append((step, step * a.batch * a.length, float("nan"),
+                validate(model, held, a.length, a.batch)))
     return log
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
     for name, default in (("minutes", 60.0), ("lr", 2e-3)):
         parser.add_argument(f"--{name}", type=float, default=default)
-    for name, default in (("vocabulary", 8192), ("width", 256), ("layers", 6), ("heads", 4), ("length", 256), ("batch", 16)):
+    for name, default in (("vocabulary", 8192), ("width", 256), ("layers", 6), ("heads", 4),
+                          ("length", 256), ("batch", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     a = parser.parse_args()
     torch.manual_seed(0)
@@ -114,8 +128,10 @@ def main() -> None:
     tokens = tokenise(texts, a.vocabulary, a.out)
     held = min(200_000, len(tokens) // 50)
     config = LlamaConfig(
-        vocab_size=a.vocabulary, hidden_size=a.width, intermediate_size=a.width * 8 // 3 // 64 * 64, num_hidden_layers=a.layers,
-        num_attention_heads=a.heads, num_key_value_heads=a.heads, max_position_embeddings=1024, tie_word_embeddings=True,
+        vocab_size=a.vocabulary, hidden_size=a.width, intermediate_size=a.width * 8 // 3 // 64 * 64,
+        num_hidden_layers=a.layers,
+        num_attention_heads=a.heads, num_key_value_heads=a.heads, max_position_embeddings=1024,
+        tie_word_embeddings=True,
         pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS,
     )
     model = LlamaForCausalLM(config)

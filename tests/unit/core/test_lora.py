@@ -91,7 +91,7 @@ def test_a_factor_s_name_is_the_one_on_the_wire(name):
 @pytest.mark.parametrize("name", ["layer", "layer.W", "layer.a", ".A", "A", ""])
 def test_what_is_no_factor_s_name_is_refused(name):
     assert not FactorName.names_one(name)
-    with pytest.raises(WireError, match="expected a name as 'layer.A'"):
+    with pytest.raises(WireError, match=r"expected a name as 'layer\.A'"):
         FactorName.parse(name)
 
 
