@@ -68,8 +68,8 @@ class Side:
         from aulait.engines.deployment.coordinator.event_log import EventLog
         from aulait.engines.deployment.pki import keys as key_files
         from aulait.engines.deployment.protocol import signing
-        from aulait.privacy.accounting import PrivacyConfig
-        from aulait.privacy.aggregator import PrivateAggregator
+        from aulait.privacy.aggregator import KnownSites, PrivateAggregator
+        from aulait.privacy.config import PrivacyConfig
         from aulait.privacy.ledger import Ledger
         from aulait.privacy.noise import SystemNoise
         from aulait.runs import experiment_file
@@ -84,7 +84,7 @@ class Side:
         self._engine.begin(self._house)
         self._state = settings.method.init(settings.method_config, self._house.context)
         self._door = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(),
-            frozenset())
+            KnownSites())
         self._ask = self._engine.connect(self._house.sites, settings.method, self._house.context,
             self._house.learner, None)
 

@@ -26,8 +26,8 @@ from aulait.engines.inline import connect
 from aulait.methods.contract import Server, State
 from aulait.models import loading
 from aulait.models.loading import wearing
-from aulait.privacy.accounting import PrivacyConfig
-from aulait.privacy.aggregator import PrivateAggregator
+from aulait.privacy.aggregator import KnownSites, PrivateAggregator
+from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.resources.meters import peak_of_process
@@ -144,7 +144,7 @@ def _federated(house: House, rounds: int) -> State:
     method, config = house.settings.method, house.settings.method_config
     ask = connect(house.sites, method, house.context, house.learner, None)
     aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(),
-        frozenset())
+        KnownSites())
     local = house.trainers
     state: State = method.init(config, house.context)
     for round in range(1, rounds + 1):

@@ -18,8 +18,9 @@ from aulait.methods import METHODS
 from aulait.methods.contract import RunContext, Server, State
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
-from aulait.privacy.accounting import Accountant, PrivacyConfig
-from aulait.privacy.aggregator import PrivateAggregator
+from aulait.privacy.accounting import Accountant
+from aulait.privacy.aggregator import KnownSites, PrivateAggregator
+from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.training.trainer import Learner, TrainConfig, Trained
@@ -102,7 +103,7 @@ class Federation:
         self.ledger = Ledger(None)
         accountant = None if self.privacy.off else Accountant(self.privacy.delta, {"local": self.budget})
         noise = self.noise or (SystemNoise() if self.privacy.off or self.privacy.noise_seed is None else ZeroNoise())
-        self.aggregator = PrivateAggregator(self.privacy, self.ledger, accountant, noise, PROXIES)
+        self.aggregator = PrivateAggregator(self.privacy, self.ledger, accountant, noise, KnownSites(PROXIES))
         self.sites = {
             n: site(n, "proxy" if n in PROXIES else "local", max(ranks[n].values()) if n in ranks else self.rank,
                     self.sizes.get(n, 3), ord(n[0]) + ord(n[-1]))

@@ -36,8 +36,8 @@ from aulait.methods.shared import weighted_mean
 from aulait.models import loading
 from aulait.models.loading import ModelConfig
 from aulait.privacy import clipping
-from aulait.privacy.accounting import PrivacyConfig
 from aulait.privacy.aggregator import BudgetSpent
+from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.noise import SystemNoise
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import experiment_file

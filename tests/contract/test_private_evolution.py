@@ -20,8 +20,9 @@ from aulait.core.cohort import Cohort
 from aulait.core.seeds import Seeds
 from aulait.core.types import Plan, Record, Site, VoteRequest
 from aulait.privacy import clipping
-from aulait.privacy.accounting import Accountant, PrivacyConfig
-from aulait.privacy.aggregator import PrivateAggregator
+from aulait.privacy.accounting import Accountant
+from aulait.privacy.aggregator import KnownSites, PrivateAggregator, Release
+from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.synthesis import private_evolution, selection
@@ -75,7 +76,7 @@ def site(name: str, texts) -> Site:
 
 def aggregator(privacy=OFF, ledger=None) -> PrivateAggregator:
     accountant = None if privacy.off else Accountant(1e-5, {"proxy": math.inf})
-    return PrivateAggregator(privacy, ledger or Ledger(None), accountant, SystemNoise(), frozenset({"proxy-000"}))
+    return PrivateAggregator(privacy, ledger or Ledger(None), accountant, SystemNoise(), KnownSites(frozenset({"proxy-000"})))
 
 
 def ask_of(sites, embedder, heard=None):
@@ -145,8 +146,8 @@ def test_removing_any_client_moves_the_sum_by_at_most_the_bound(clients, removed
 
     def released(some):
         return aggregator().release(
-            some, stage="synthesis", round=1, role="proxy", bound=bound, noise_multiplier=0.0, planned=len(sites),
-            template={"votes": torch.zeros(5)}).total["votes"].double()
+            some, Release(stage="synthesis", round=1, role="proxy", bound=bound, noise_multiplier=0.0, planned=len(sites),
+                          template={"votes": torch.zeros(5)})).total["votes"].double()
 
     change = released(updates) - released([r for r in updates if r.client != gone])
     assert float(change.norm()) <= bound * (1 + 1e-6)

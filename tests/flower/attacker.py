@@ -22,7 +22,7 @@ from aulait.engines.deployment.site.load_session import ModelCache
 from aulait.evaluation.losses import EvaluateConfig
 from aulait.models.fingerprint import fingerprint
 from aulait.models.loading import AdapterConfig, ModelConfig, targets
-from aulait.privacy.accounting import PrivacyConfig
+from aulait.privacy.config import PrivacyConfig
 from aulait.training.trainer import TrainConfig
 
 assert tiny_run  # registers the embedder "words"

@@ -30,8 +30,8 @@ from aulait.engines.flower import flwr_records
 from aulait.engines.flower.transport import FlowerTransport
 from aulait.methods import fedit
 from aulait.methods.contract import RunContext, Server
-from aulait.privacy.accounting import PrivacyConfig
-from aulait.privacy.aggregator import PrivateAggregator
+from aulait.privacy.aggregator import KnownSites, PrivateAggregator
+from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.resources.meters import peak_of_process
@@ -135,7 +135,7 @@ def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dic
     before = peak_of_process()
     everybody = {name: Site(name, Plan("ward", "local", rank=RANK, steps=1, batch=1), ()) for name in names}
     ask = engine.connect(everybody, fedit, context, None, None)
-    aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
+    aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), KnownSites(frozenset()))
     cohort = Cohort(round=1, local=tuple(names), proxies={}, planned=sites, lr=1e-3)
     after, info = fedit.step(fedit.Config(), context, state, cohort, Server(ask, aggregator))
     moved = max(float((after.tensors[name] - state.tensors[name]).abs().max()) for name in state.tensors)

@@ -15,7 +15,8 @@ from aulait.core.errors import ConfigError
 from aulait.engines.deployment.pki.site_template import site_file_text
 from aulait.engines.deployment.site import site_file
 from aulait.engines.deployment.site.policy import SitePolicy, refusals, spends
-from aulait.privacy.accounting import Event, PrivacyConfig, epsilon
+from aulait.privacy.accounting import Event, epsilon
+from aulait.privacy.config import PrivacyConfig
 
 SMALL = '[site]\nname = "ward-a"\nserver = "fl.example.org:9443"\n[data]\nsource = "notes.jsonl"\n'
 PROMISE = {"epsilon": 8.0, "delta": 1e-5, "relation": "add-remove"}

@@ -14,7 +14,9 @@ from aulait.cli import terminal
 from aulait.cli.options import JsonOption
 from aulait.core.errors import ConfigError, DataError, PrivacyError
 from aulait.privacy import accounting as arithmetic
-from aulait.privacy.ledger import Ledger, Line
+from aulait.privacy.accounting import Event
+from aulait.privacy.ledger import Ledger
+from aulait.privacy.ledger_line import LedgerLine
 
 TOLERANCE = 0.01
 
@@ -37,7 +39,7 @@ RateOption = Annotated[float,
         help="Probability with which a client, or a record in a step, takes part (Poisson).")]
 
 
-def account(  # noqa: PLR0913 (the options of a command)
+def account(
     run: RecountArgument = None,
     epsilon: EpsilonOption = None,
     noise_multiplier: NoiseOption = None,
@@ -155,8 +157,9 @@ def recount(run: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def _counted(role: str, told: float | None, events: list[Any], privacy: dict[str, Any]) -> dict[str,
-        Any]:
+def _counted(
+    role: str, told: float | None, events: list[Event], privacy: dict[str, Any]
+) -> dict[str, Any]:
     """One role: what its releases amount to, and whether that is what was told."""
     # Exact votes leave no line: the roles that cast them say null, whatever else they released.
     off, exact = privacy["off"], privacy.get("exact_votes") and told is None
@@ -172,21 +175,16 @@ def _counted(role: str, told: float | None, events: list[Any], privacy: dict[str
     return {"role": role, **numbers, "agrees": agrees, "absent": absent}
 
 
-def _ledger(path: Path) -> Any:
+def _ledger(path: Path) -> Ledger:
     """The ledger in memory, every line checked; a missing file is an empty one."""
     ledger = Ledger(None)
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for number, raw in enumerate(lines, start=1):
         try:
-            values = json.loads(raw)
-            values["epsilon"] = {
-                role: math.inf if spent is None else spent for role,
-                spent in values["epsilon"].items()
-            }
-            line = Line(**values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            line = LedgerLine.decoded(raw.encode())
+        except PrivacyError as error:
             raise PrivacyError(
-                f"{path} line {number} is malformed, expected a ledger line; restore it from a copy"
-            ) from error
+                f"{path} line {number} is malformed, expected a ledger line; restore it from a "
+                f"copy ({error})") from error
         ledger.append(line)
     return ledger

@@ -32,9 +32,8 @@ A toy: clients send the mean length of their records, the server keeps the noisy
     def step(config, context, state, cohort, server):
         requests = [TrainRequest(name, cohort.round, {}) for name in cohort.local]
         released = server.aggregator.release(
-            server.ask(requests), stage="train", round=cohort.round, role=cohort.role, bound=100.0,
-            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned,
-            template=state.tensors)
+            server.ask(requests),
+            Release.of_cohort(cohort, stage="train", bound=100.0, template=state.tensors))
         return State(cohort.round, {"mean": released.total["mean"] / released.planned}), {}
 
     def answer(requests, sites, context, learner):
@@ -174,11 +173,11 @@ class Method(Protocol[ConfigT]):
     this type in ``tests/house/typed_methods.py``."""
 
     @property
-    def Config(self) -> type[ConfigT]:  # noqa: N802
+    def Config(self) -> type[ConfigT]:
         """The method's own settings."""
 
     @property
-    def TRAITS(self) -> Traits:  # noqa: N802
+    def TRAITS(self) -> Traits:
         """What the tables say of it."""
 
     def init(self, config: ConfigT, context: RunContext) -> State:
@@ -222,7 +221,7 @@ class PersonalMethod(Protocol[ConfigT_contra]):
 class RecordMethod(Protocol[ConfigT_contra]):
     """A method whose clients add noise to their own steps, so that it protects single records."""
 
-    def mechanism(self, config: ConfigT_contra) -> record_level.Mechanism:
+    def mechanism(self, config: ConfigT_contra) -> str:
         """What the accountant sees of a client's step."""
 
     def record_mechanism(self, config: ConfigT_contra,
@@ -236,7 +235,7 @@ class ServerSiteMethod(Protocol):
     split."""
 
     @property
-    def SERVER(self) -> str:  # noqa: N802
+    def SERVER(self) -> str:
         """Name of that site; no client may have it."""
 
 

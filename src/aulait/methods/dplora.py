@@ -47,7 +47,7 @@ from aulait.methods.shared.traffic import Meter
 from aulait.methods.shared.weighted_mean import AveragingConfig, clip_bound, trained
 from aulait.privacy import clipping as clip
 from aulait.privacy import record_level
-from aulait.privacy.aggregator import PrivateAggregator
+from aulait.privacy.aggregator import PrivateAggregator, Release
 from aulait.training.record_gradients import PrivateWork, train
 from aulait.training.trainer import Learner
 
@@ -90,7 +90,7 @@ class Config(AveragingConfig):
     max_rate: float = Field(1.0, gt=0, le=1)
 
 
-def mechanism(config: Config) -> record_level.Mechanism:
+def mechanism(config: Config) -> str:
     """What the accountant sees of a mode."""
     return "gaussian-batch" if config.mode == "literal" else "dp-sgd"
 
@@ -137,10 +137,9 @@ def step(config: Config, context: RunContext, state: State, cohort: Cohort,
                   "mode": config.mode}
     if cohort.local or cohort.planned:
         released = aggregator.release_records(
-            lambda: meter.up(ask(meter.local) if meter.local else []), stage="train",
-            round=cohort.round, role=cohort.role, bound=bound,
-            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, template=theta,
-            expected_shapes=expected_shapes, weights=config.weights)
+            lambda: meter.up(ask(meter.local) if meter.local else []),
+            Release.of_cohort(cohort, stage="train", bound=bound, template=theta),
+            expected_shapes, weights=config.weights)
         parts.append((config.local_weight, released.total))
         whole += config.local_weight * sum(released.counted.values())
         refused = [f"{name}: {reason}" for name, reason in released.refused]
@@ -193,12 +192,12 @@ def _orders(config: Config, cohort: Cohort, aggregator: PrivateAggregator, theta
     if math.isfinite(bound):
         plain["clip"] = bound
     ordered = dict(plain)
-    if aggregator.private:
+    if (relation := aggregator.config.relation) is not None and aggregator.private:
         if aggregator.record_mechanism is None:
             raise PrivacyError(
                 "'dplora' protects records and privacy.unit is 'client'; set privacy.unit = "
                 "'record', or use 'ffa'")
-        sigma = cohort.noise_multiplier * aggregator.record_mechanism.sensitivity(bound)
+        sigma = cohort.noise_multiplier * aggregator.record_mechanism.sensitivity(bound, relation)
         ordered |= {"sigma": sigma, "protected": True,
                     "most_steps": aggregator.record_mechanism.steps,
                     "most_rate": aggregator.record_mechanism.rate}

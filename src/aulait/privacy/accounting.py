@@ -1,5 +1,5 @@
-"""How much privacy is spent: settings, events, epsilon of many events, noise for a target, one
-account per role.
+"""How much privacy is spent: events, epsilon of many events, noise for a target, one account per
+role.
 
 All numbers are for one client with all its records, or for one record where ``unit`` says so. A
 noise multiplier z is sigma divided by the sensitivity, which already holds the factor 2 of the
@@ -7,9 +7,7 @@ relation "replace"; so everything here is the same for both units and relations.
 accounted for "add-remove" only (the aggregator refuses the other).
 
 Source: Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018, for
-full participation;
-privacy loss distributions for Poisson sampling. dp-accounting takes a second to import, hence where
-it is used.
+full participation; privacy loss distributions for Poisson sampling.
 """
 
 from __future__ import annotations
@@ -19,107 +17,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING
 
 from aulait.core.errors import PrivacyError, require
 
-
-class PrivacyConfig(BaseModel):
-    """The table ``[privacy]`` of an experiment file. There is no silent default for what is
-    promised.
-
-    Attributes:
-        off: no privacy at all; must be said aloud.
-        epsilon: target of every client over the whole run; exactly one of this and
-            ``noise_multiplier``.
-        noise_multiplier: sigma divided by the sensitivity, of every release.
-        delta: probability with which epsilon may fail.
-        relation: neighbouring federations differ by adding or removing one client (or record), or
-            by replacing one.
-        unit: what is protected: a "client" with all its records, or one "record"; the method must
-            offer it.
-        trust: who adds the noise: the server, or (not available yet) the clients.
-        clip: L2 bound of one client's update: a number, or the median norm of the proxies' updates,
-            which are public. With the unit "record": of one record's gradient (the method says of
-            what), always a number.
-        clip_scale: multiplies the bound.
-        shrink: shrink released sums by their known signal-to-noise ratio, as a whole or tensor by
-            tensor.
-        subspace: dimensions of the public subspace of released updates; 0 for none.
-        subspace_mode: keep only the part inside the subspace, or shrink inside and outside
-            separately.
-        vote_fraction: share of the budget (of mu^2) for votes at a client that votes and trains.
-        noise_seed: makes the noise reproducible; the run is then not private and says so.
-        delta_acknowledged: allows delta >= 1 / clients.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    off: bool = False
-    epsilon: float | None = None
-    noise_multiplier: float | None = None
-    delta: float | None = None
-    relation: Literal["add-remove", "replace"] | None = None
-    unit: Literal["client", "record"] = "client"
-    trust: Literal["server", "secure"] = "server"
-    clip: float | Literal["proxies"] = "proxies"
-    clip_scale: float = 1.0
-    shrink: Literal["none", "whole", "blocks"] = "none"
-    subspace: int = 0
-    subspace_mode: Literal["project", "wiener"] = "project"
-    vote_fraction: float = 0.5
-    noise_seed: int | None = None
-    delta_acknowledged: bool = False
-
-    def problems(self, clients: int) -> list[str]:
-        """One line for everything that is wrong with these settings in a federation of so many
-        clients (or records)."""
-        on, delta = not self.off, self.delta
-        given = [name for name in ("epsilon", "noise_multiplier")
-                 if getattr(self, name) is not None]
-        found = []
-        if self.off and given:
-            found.append(
-                f"privacy.off = true together with {' and '.join(given)}; remove one of them")
-        if on and len(given) != 1:
-            text = (
-                f"privacy has {' and '.join(given) or 'neither epsilon nor noise_multiplier'}, "
-                "expected exactly one of"
-            )
-            found.append(f"{text} epsilon and noise_multiplier; set one, or privacy.off = true")
-        if on and delta is None:
-            found.append(
-                "privacy.delta is missing, expected a number far below 1/clients; write it, as "
-                "delta = 1e-5")
-        if on and self.relation is None:
-            found.append(
-                'privacy.relation is missing, expected "add-remove" or "replace"; write it')
-        if delta is not None and not 0 < delta < 1:
-            found.append(f"privacy.delta is {delta}, expected a number between 0 and 1; correct it")
-        elif on and delta is not None and delta * clients >= 1 and not self.delta_acknowledged:
-            text = (
-                f"privacy.delta is {delta}, expected less than 1/{clients} (one over the "
-                f"{self.unit}s)"
-            )
-            found.append(f"{text}; lower it, or set privacy.delta_acknowledged = true")
-        if self.trust == "secure":
-            found.append('privacy.trust = "secure" is not available yet; use trust = "server"')
-        for name in ("epsilon", "noise_multiplier", "clip", "clip_scale"):
-            value = getattr(self, name)
-            if value not in (None, "proxies") and not 0 < value < math.inf:
-                found.append(
-                    f"privacy.{name} is {value}, expected a finite number > 0; for no privacy: off "
-                    "= true")
-        if self.subspace < 0:
-            found.append(
-                f"privacy.subspace is {self.subspace}, expected a number of dimensions; 0 is none")
-        if not 0 < self.vote_fraction < 1:
-            found.append(
-                f"privacy.vote_fraction is {self.vote_fraction}, expected between 0 and 1; correct "
-                "it")
-        return found
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 
 @dataclass(frozen=True)
@@ -325,7 +228,7 @@ def _epsilon(groups: _Groups, delta: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def _loss(z: float, rate: float, grid: float) -> Any:
+def _loss(z: float, rate: float, grid: float) -> PrivacyLossDistribution:
     """Privacy loss distribution of one release, rounded so that epsilon is never too small."""
     from dp_accounting.pld import privacy_loss_distribution as losses
 

@@ -1,6 +1,6 @@
 """The only way out of a site: clip, sum, account, write the ledger, and only then noise.
 
-A update is sensitive until it has passed here. Read this file with an attacker in mind: under
+An update is sensitive until it has passed here. Read this file with an attacker in mind: under
 privacy nothing that it returns or leaves out may depend on one client's update, except through the
 noised sum.
 """
@@ -12,20 +12,27 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from aulait.core.cohort import Cohort
 from aulait.core.errors import PrivacyError, require
 from aulait.core.types import ClientUpdate, ReleasedSum, Tensors
-from aulait.privacy.accounting import Accountant, Event, PrivacyConfig
-from aulait.privacy.intake import ExpectedShapes, Refused, Tally, Transform, sift, unsplit
-from aulait.privacy.ledger import Ledger, Line
-from aulait.privacy.noise import Noise
-from aulait.privacy.promise import kept
+from aulait.privacy.accounting import Accountant, Event
+from aulait.privacy.clipping import ClippedSum
+from aulait.privacy.config import PrivacyConfig
+from aulait.privacy.ledger import Ledger
+from aulait.privacy.ledger_line import LedgerLine, Sampling
+from aulait.privacy.mechanisms import Mechanism, find_mechanism
+from aulait.privacy.noise import NoiseSource
 from aulait.privacy.record_level import RecordMechanism
+from aulait.privacy.update_checks import ExpectedShapes, Rejections, UpdateChecks, unsplit
 
 LARGEST_NORM = 1e4
+
+Transform = Callable[[ClientUpdate], Tensors]
+Weights = Literal["uniform", "size"]
 
 
 class BudgetSpent(PrivacyError):  # noqa: N818
@@ -33,18 +40,62 @@ class BudgetSpent(PrivacyError):  # noqa: N818
     what there is."""
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What is public about a release; ``terms`` of a release whose noise the sites have added,
-    record by record."""
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """What is decided about a release before any update is seen; all of it public.
+
+    Attributes:
+        stage: "synthesis" or "train".
+        round: counted from 1 in its stage.
+        role: roles of all clients that may update: "local", or "proxy+local".
+        bound: L2 bound of what one unit adds, > 0, under privacy finite; it must not depend on
+            private data. For the unit "record": C, the bound of what the sites clip.
+        noise_multiplier: sigma / sensitivity, finite, >= 0; without privacy it is not used.
+        planned: number of clients the sum is planned for, at least 1.
+        template: names and shapes of the sum.
+        sampling_rate: probability with which each client took part (Poisson); 1 is everyone. For
+            the unit "record" it is not used: every round counts for every record.
+    """
 
     stage: str
     round: int
     role: str
     bound: float
-    event: Event
+    noise_multiplier: float
     planned: int
-    record_mechanism: RecordMechanism | None = None
+    template: Tensors
+    sampling_rate: float = 1.0
+
+    @classmethod
+    def of_cohort(cls, cohort: Cohort, *, stage: str, bound: float, template: Tensors) -> Release:
+        """The release of a round's cohort."""
+        return cls(stage=stage, round=cohort.round, role=cohort.role, bound=bound,
+                   noise_multiplier=cohort.noise_multiplier, planned=cohort.planned,
+                   template=template, sampling_rate=cohort.sampling_rate)
+
+
+@dataclass(frozen=True)
+class KnownSites:
+    """What is known of the sites.
+
+    Attributes:
+        proxies: names of the sites on the server; their updates are public.
+        largest_norm: an update longer than this is rejected where no clipping shortens it (without
+            privacy, or with the unit "record", whose updates are public).
+    """
+
+    proxies: frozenset[str] = frozenset()
+    largest_norm: float = LARGEST_NORM
+
+
+@dataclass(frozen=True)
+class _Charge:
+    """A release with its mechanism: what the accounts are charged and the ledger says."""
+
+    release: Release
+    mechanism: str
+    event: Event
+    sampling_rate: float
 
 
 class PrivateAggregator:
@@ -56,27 +107,33 @@ class PrivateAggregator:
         accountant: accounts of all roles, holding what the ledger holds (``ledger.replay``); None
             only without privacy.
         noise: where the noise comes from.
-        proxies: names of the sites on the server; their updates are public.
-        largest_norm: a share longer than this is refused where no clipping shortens it (without
-            privacy, or with the unit "record", whose updates are public).
-        terms: with the unit "record", what a round may ask of any record; every round is charged by
-            them.
+        sites: which sites are public, and how long an update may be.
+        record_mechanism: with the unit "record", what a round may ask of any record; every round is
+            charged by it.
+
+    Attributes:
+        noise_state: stage -> what the mechanism remembers of its noise in that stage, by name; as
+            secret as the noise.
 
     Raises:
         PrivacyError: the parts together do not keep the promise.
     """
 
     def __init__(
-        self, config: PrivacyConfig, ledger: Ledger, accountant: Accountant | None, noise: Noise,
-        proxies: frozenset[str], largest_norm: float = LARGEST_NORM,
-        record_mechanism: RecordMechanism | None = None,
+        self, config: PrivacyConfig, ledger: Ledger, accountant: Accountant | None,
+        noise: NoiseSource, sites: KnownSites, record_mechanism: RecordMechanism | None = None,
     ) -> None:
         self.config, self.record_mechanism = config, record_mechanism
-        self._limit = largest_norm if config.off or config.unit == "record" else math.inf
-        self._ledger, self._noise, self._proxies = ledger, noise, frozenset(proxies)
+        self.noise_state: dict[str, Tensors] = {}
+        limited = config.off or config.unit == "record"
+        self._largest_norm = sites.largest_norm if limited else math.inf
+        self._ledger, self._noise, self._proxies = ledger, noise, frozenset(sites.proxies)
         self._roles_of: dict[str, frozenset[str]] = {}
         if not config.off:
-            self._accountant = kept(config, ledger, accountant, noise, record_mechanism)
+            self._accountant = _checked(config, accountant)
+            _check_noise(config, noise)
+            _check_unit(config, record_mechanism)
+            _check_ledger(config, ledger)
 
     @property
     def private(self) -> bool:
@@ -84,292 +141,283 @@ class PrivateAggregator:
         return not self.config.off
 
     def release(
-        self,
-        updates: Iterable[ClientUpdate],
-        *,
-        stage: str,
-        round: int,
-        role: str,
-        bound: float,
-        noise_multiplier: float,
-        planned: int,
-        template: Tensors,
-        sampling_rate: float = 1.0,
-        weights: Literal["uniform", "size"] = "uniform",
-        expected_shapes: ExpectedShapes | None = None,
-        transform: Transform | None = None,
+        self, updates: Iterable[ClientUpdate], release: Release, *, weights: Weights = "uniform",
+        expected_shapes: ExpectedShapes | None = None, transform: Transform | None = None,
     ) -> ReleasedSum:
         """The sum over clients, one update in memory at a time; the order of the updates does not
         matter.
 
-        Not counted are: proxies, the second update of a client, and shares that differ from their
-            form in names or
-        shapes or hold anything but finite float32 numbers. Under privacy every summand is clipped
-        to ``bound``, the ledger line is on disk before noise is drawn, every coordinate of ``like``
-        gets noise even if nobody replied, and nothing else comes out. The accounting neglects the
-        rounding of the float64 sum (relative 1e-16 per client).
+        Not counted are: proxies, the second update of a client, and updates that differ from what
+        is expected in names or shapes or hold anything but finite float32 numbers. Under privacy
+        every summand is clipped to the bound, the ledger line is on disk before noise is drawn,
+        every coordinate of the template gets noise even if nobody replied, and nothing else comes
+        out. The accounting neglects the rounding of the float64 sum (relative 1e-16 per client).
 
         Args:
             updates: sensitive.
-            stage: "synthesis" or "train".
-            round: counted from 1 in its stage.
-            role: roles of all clients that may update: "local", or "proxy+local".
-            bound: L2 bound of one client's summand, > 0, under privacy finite; it must not depend
-                on private data.
-            noise_multiplier: sigma / sensitivity, finite, >= 0; without privacy it is not used.
-            planned: public number of clients the sum is planned for, at least 1.
-            like: names and shapes of the sum; public.
-            sampling_rate: probability with which each client took part (Poisson); 1 is everyone.
-            weights: "size" weighs a update by its records over the mean; without privacy only.
-            forms: client -> names and shapes its share must have; None: those of ``like``. Others
-                are refused.
-            become: what a sound update adds to the sum, with the names and shapes of ``like``; it
-                may look at public things and at that one update only. None: the share itself.
+            release: what was decided about it.
+            weights: "size" weighs an update by its records over the mean; without privacy only.
+            expected_shapes: client -> names and shapes its update must have; None: those of the
+                template. Others are rejected.
+            transform: what a valid update adds to the sum, with the names and shapes of the
+                template; it may look at public things and at that one update only. None: the
+                update itself.
 
         Returns:
             Totals, float32, CPU. Without privacy also who was counted with which weight, mean
-            diagnostics, refusals.
+            diagnostics, rejections.
 
         Raises:
             BudgetSpent: a role would exceed its budget.
             PrivacyError: a condition of the guarantee is not met.
         """
-        require(bound > 0, PrivacyError,
-                f"clip bound is {bound}, expected a number > 0; set privacy.clip")
-        tally = Tally({name: torch.zeros(template[name].shape, dtype=torch.float64)
-                       for name in sorted(template)})
-        sound = self._sound(updates, expected_shapes or template, expected_shapes is not None,
-                            tally.refused)
+        _check_bound(release)
+        total = ClippedSum.zero(release.template)
+        valid = self._valid(updates, release, expected_shapes, total)
         if self.config.off:
-            for update in sound:
-                tally.add(update, transform(update) if transform else update.tensors, bound,
-                          update.weight
-                          if weights == "size" else 1.0)
-            mean = tally.mean_weight()
-            counted = {client: weight / mean for client, weight in tally.weights.items()}
-            total = {name: (value / mean).to(torch.float32) for name, value in tally.total.items()}
-            return ReleasedSum(total, max(1, len(counted)), 0.0, tally.mean_info(),
-                            tuple(sorted(tally.refused)), counted)
-        text = (
-            f"weights = '{weights}' found, expected 'uniform' under privacy; change it, or set "
-            "privacy.off = true"
-        )
-        require(weights == "uniform", PrivacyError, text)
-        text = (
-            "a release that protects clients found where privacy.unit = 'record'; use a method of "
-            "that unit, as 'dplora'"
-        )
-        require(self.config.unit == "client", PrivacyError, text)
-        request = _Request(stage, round, role, bound, Event(noise_multiplier, sampling_rate),
-                           planned)
-        self._check(request)
-        for update in sound:
-            self._check_roles(update, role)
-            tally.add(update, transform(update) if transform else update.tensors, bound, 1.0)
-        line = self._charge(request)
-        noise = self._noise.at(line.release)
-        noised = {name: total + noise.gaussian(tuple(total.shape), line.sigma) for name,
-                  total in tally.total.items()}
+            for update in valid:
+                total.add(update, transform(update) if transform else update.tensors,
+                          release.bound, update.weight if weights == "size" else 1.0)
+            return total.weighted(private=False)
+        require(weights == "uniform", PrivacyError,
+                f"weights = '{weights}' found, expected 'uniform' under privacy; change it, or set "
+                "privacy.off = true")
+        require(self.config.unit == "client", PrivacyError,
+                "a release that protects clients found where privacy.unit = 'record'; use a method "
+                "of that unit, as 'dplora'")
+        mechanism = find_mechanism(self.config.mechanism, "client")
+        event = mechanism.event(release.noise_multiplier, release.sampling_rate, 1)
+        charge = _Charge(release, self.config.mechanism, event, release.sampling_rate)
+        self._check(charge, mechanism)
+        for update in valid:
+            self._check_roles(update, release.role)
+            total.add(update, transform(update) if transform else update.tensors, release.bound,
+                      1.0)
+        line = self._charge(charge, mechanism)
+        noised, self.noise_state[release.stage] = mechanism.add_noise(
+            total.total, line.sigma, self._noise.at(line.release),
+            self.noise_state.get(release.stage, {}))
         return ReleasedSum({name: value.to(torch.float32) for name, value in noised.items()},
-                           planned,
-                        line.sigma)
+                           release.planned, line.sigma)
 
     def release_records(
-        self,
-        ask: Callable[[], Iterable[ClientUpdate]],
-        *,
-        stage: str,
-        round: int,
-        role: str,
-        bound: float,
-        noise_multiplier: float,
-        planned: int,
-        template: Tensors,
-        expected_shapes: ExpectedShapes,
-        weights: Literal["uniform", "size"] = "uniform",
+        self, ask: Callable[[], Iterable[ClientUpdate]], release: Release,
+        expected_shapes: ExpectedShapes, *, weights: Weights = "uniform",
     ) -> ReleasedSum:
-        """The sum of updates that carry their own noise, for the unit "record"; see ``records``.
+        """The sum of updates that carry their own noise, for the unit "record".
 
-        Such a update is out as soon as a site sends it, so the line is on disk *before* anybody is
+        Such an update is out as soon as a site sends it, so the line is on disk *before* anybody is
         asked, and a round is charged even if nobody answers. After that nothing costs: updates may
-        be weighed by the sites' public sizes, and who was refused may be told. Their diagnostics
+        be weighed by the sites' public sizes, and who was rejected may be told. Their diagnostics
         carry no noise and are dropped.
 
-        Args: as ``release``, but for these.
+        Args:
             ask: gets the updates; called once, after the charge. The requests must not ask for less
-                noise, more steps or more frequent sampling than ``terms`` and ``noise_multiplier``
-                say.
-            bound: C, the bound of what the sites clip, > 0, under privacy finite and public.
-            forms: client that was asked -> names and shapes of its share; others are refused.
-            weights: "size" weighs a update by its records over the mean.
+                noise, more steps or more frequent sampling than ``record_mechanism`` and the
+                release say.
+            release: what was decided about it.
+            expected_shapes: client that was asked -> names and shapes of its update; others are
+                rejected.
+            weights: "size" weighs an update by its records over the mean.
 
-        Returns: totals, float32, CPU, over the number counted (at least 1); ``noise_std`` is 0, the
+        Returns:
+            Totals, float32, CPU, over the number counted (at least 1); ``noise_std`` is 0, the
             aggregator adds none.
-        Raises: as ``release``; then nobody was asked.
+
+        Raises:
+            BudgetSpent, PrivacyError: as ``release``; then nobody was asked.
         """
-        require(bound > 0, PrivacyError,
-                f"clip bound is {bound}, expected a number > 0; set privacy.clip")
+        _check_bound(release)
         if not self.config.off:
-            text = (
-                "a release that protects records found where privacy.unit = 'client'; use a method "
-                "of that unit, as 'ffa'"
-            )
-            require(self.record_mechanism is not None, PrivacyError, text)
-            assert self.record_mechanism is not None
-            request = _Request(stage, round, role, bound,
-                               self.record_mechanism.event(noise_multiplier),
-                               planned, self.record_mechanism)
-            self._check(request)
-            self._charge(request)
-        tally = Tally({name: torch.zeros(template[name].shape, dtype=torch.float64)
-                       for name in sorted(template)})
-        for update in self._sound(ask(), expected_shapes, True, tally.refused):
+            self._charge_records(release)
+        total = ClippedSum.zero(release.template)
+        for update in self._valid(ask(), release, expected_shapes, total):
             if not self.config.off:
-                self._check_roles(update, role)
-            tally.add(update, update.tensors, math.inf, update.weight if weights == "size" else 1.0)
-        mean = tally.mean_weight()
-        counted = {client: weight / mean for client, weight in tally.weights.items()}
-        total = {name: (value / mean).to(torch.float32) for name, value in tally.total.items()}
-        info = tally.mean_info() if self.config.off else {}
-        return ReleasedSum(total, max(1, len(counted)), 0.0, info, tuple(sorted(tally.refused)),
-                        counted)
+                self._check_roles(update, release.role)
+            total.add(update, update.tensors, math.inf,
+                      update.weight if weights == "size" else 1.0)
+        return total.weighted(private=not self.config.off)
 
     def admit(
         self, updates: Iterable[ClientUpdate], template: Tensors,
         expected_shapes: ExpectedShapes | None = None,
         alternate_shapes: ExpectedShapes | None = None
-    ) -> tuple[list[ClientUpdate], Refused]:
-        """Replies of proxies, which are public: no noise and no cost.
+    ) -> tuple[list[ClientUpdate], Rejections]:
+        """Updates of proxies, which are public: no noise and no cost.
 
         Returns:
-            (sound updates in the order of client names, (client, reason) of the others).
+            (valid updates in the order of client names, (client, reason) of the others).
 
         Raises:
-            PrivacyError: a update does not come from a proxy.
+            PrivacyError: an update does not come from a proxy.
         """
         received = list(updates)
         for update in received:
-            text = (
-                f"client '{update.client}' is not a proxy, expected public replies only; use "
-                "door.release"
-            )
-            require(update.client in self._proxies, PrivacyError, text)
-        refused: list[tuple[str, str]] = []
-        kept = list(sift(received, expected_shapes or template, expected_shapes is not None,
-                         frozenset(), math.inf, refused,
-                         alternate_shapes))
-        return sorted(kept, key=lambda update: update.client), tuple(sorted(refused))
+            require(update.client in self._proxies, PrivacyError,
+                    f"client '{update.client}' is not a proxy, expected public replies only; use "
+                    "aggregator.release")
+        checks = UpdateChecks(template, expected_shapes, alternate_shapes)
+        rejected: list[tuple[str, str]] = []
+        valid = list(checks.valid(received, rejected))
+        return sorted(valid, key=lambda update: update.client), tuple(sorted(rejected))
 
     def collect(
         self, updates: Iterable[ClientUpdate], method: str, instead: str,
-        expected_shapes: ExpectedShapes,
-        refused: list[tuple[str, str]],
+        expected_shapes: ExpectedShapes, rejected: list[tuple[str, str]],
         alternate_shapes: ExpectedShapes | None = None,
     ) -> Iterator[ClientUpdate]:
-        """Single sound updates as they come; only when privacy is off.
+        """Single valid updates as they come; only when privacy is off.
 
         Args:
             updates: sensitive.
             method: name of the method that needs them, for the message.
             instead: name of the nearest method that works on sums.
-            forms: client -> names and shapes its share must have.
-            refused: (client, reason) of those that are left out are added to it.
-            also: client -> a second form that is as good (a client may prune itself).
+            expected_shapes: client -> names and shapes its update must have.
+            rejected: (client, reason) of those that are left out are added to it.
+            alternate_shapes: client -> second names and shapes that are as good (a client may prune
+                itself).
 
         Raises:
             PrivacyError: privacy is on.
         """
-        text = (
-            f"'{method}' reads single replies, which privacy forbids; use '{instead}', or set "
-            "privacy.off = true"
-        )
-        require(self.config.off, PrivacyError, text)
-        return sift(updates, expected_shapes, True, self._proxies, self._limit, refused,
-                    alternate_shapes)
+        require(self.config.off, PrivacyError,
+                f"'{method}' reads single replies, which privacy forbids; use '{instead}', or set "
+                "privacy.off = true")
+        checks = UpdateChecks({}, expected_shapes, alternate_shapes, self._proxies,
+                              self._largest_norm)
+        return checks.valid(updates, rejected)
 
-    def _sound(self, updates: Iterable[ClientUpdate], form: Any, each: bool,
-               refused: list[tuple[str, str]]) -> Iterator[ClientUpdate]:
-        return sift(updates if self.config.off else unsplit(updates), form, each, self._proxies,
-                    self._limit, refused)
+    def _valid(self, updates: Iterable[ClientUpdate], release: Release,
+               expected_shapes: ExpectedShapes | None, total: ClippedSum) -> Iterator[ClientUpdate]:
+        """Valid updates of clients as they come; the others are noted in the sum."""
+        checks = UpdateChecks(release.template, expected_shapes, forbidden=self._proxies,
+                              largest_norm=self._largest_norm)
+        return checks.valid(updates if self.config.off else unsplit(updates), total.rejected)
 
-    def _check(self, request: _Request) -> None:
-        """Conditions of the guarantee that can be seen without looking at a update."""
-        text = (
-            f"clip bound is {request.bound}, expected a finite number under privacy; set "
-            "privacy.clip"
-        )
-        require(math.isfinite(request.bound), PrivacyError, text)
-        text = f"planned cohort is {request.planned}, expected at least 1; check the federation"
-        require(request.planned >= 1, PrivacyError, text)
-        sampled = (
-            request.event.sampling_rate < 1.0
-            or (request.record_mechanism is not None and request.record_mechanism.mechanism
-                == "dp-sgd")
-        )
-        text = (
-            "relation 'replace' with Poisson sampling found, expected full participation; use "
-            "'add-remove'"
-        )
-        require(self.config.relation == "add-remove" or not sampled, PrivacyError, text)
+    def _charge_records(self, release: Release) -> None:
+        """Account for a release of updates whose noise the sites add."""
+        terms = self.record_mechanism
+        if terms is None:
+            raise PrivacyError(
+                "a release that protects records found where privacy.unit = 'client'; use a method "
+                "of that unit, as 'ffa'")
+        mechanism = find_mechanism(terms.mechanism, "record")
+        charge = _Charge(release, terms.mechanism, terms.event(release.noise_multiplier),
+                         terms.rate)
+        self._check(charge, mechanism)
+        self._charge(charge, mechanism, terms.steps)
+
+    def _check(self, charge: _Charge, mechanism: Mechanism) -> None:
+        """Conditions of the guarantee that can be seen without looking at an update."""
+        release, relation = charge.release, self.config.relation
+        require(math.isfinite(release.bound), PrivacyError,
+                f"clip bound is {release.bound}, expected a finite number under privacy; set "
+                "privacy.clip")
+        require(release.planned >= 1, PrivacyError,
+                f"planned cohort is {release.planned}, expected at least 1; check the federation")
+        accounted = relation in mechanism.relations and (
+            relation == "add-remove" or charge.event.sampling_rate == charge.sampling_rate == 1.0)
+        require(accounted, PrivacyError,
+                f"relation '{relation}' with Poisson sampling or mechanism '{charge.mechanism}' "
+                "found, expected full participation; use 'add-remove'")
         for role in self._accountant.budget:
-            text = (
-                f"role '{role}' is charged differently in ledger and accountant; replay the ledger "
-                "once at the start"
-            )
             agree = self._accountant.events(role) == Counter(self._ledger.events(role))
-            require(agree, PrivacyError, text)
+            require(agree, PrivacyError,
+                    f"role '{role}' is charged differently in ledger and accountant; replay the "
+                    "ledger once at the start")
 
     def _check_roles(self, update: ClientUpdate, role: str) -> None:
         """A client may not appear under roles that do not meet: its releases would be spread over
         two accounts."""
         named = frozenset(self._accountant.roles(role))
         possible = self._roles_of.get(update.client, named) & named
-        text = (
-            f"client '{update.client}' replies as '{role}' but had another role; name all roles "
-            "('proxy+local')"
-        )
-        require(bool(possible), PrivacyError, text)
+        require(bool(possible), PrivacyError,
+                f"client '{update.client}' replies as '{role}' but had another role; name all "
+                "roles ('proxy+local')")
         self._roles_of[update.client] = possible
 
-    def _charge(self, request: _Request) -> Line:
+    def _charge(self, charge: _Charge, mechanism: Mechanism, steps: int = 1) -> LedgerLine:
         """Check the budget, put the line on disk, charge the accounts."""
-        accountant, event = self._accountant, request.event
+        accountant, release, relation = self._accountant, charge.release, self.config.relation
+        assert relation is not None
         spent = {role: accountant.spent(role) for role in accountant.budget}
-        for role in accountant.roles(request.role):
-            would, budget = accountant.would_spend(role, event), accountant.budget[role]
+        for role in accountant.roles(release.role):
+            would, budget = accountant.would_spend(role, charge.event), accountant.budget[role]
             if not would <= budget:
                 raise BudgetSpent(
                     f"role '{role}' has spent epsilon {spent[role]:.4g} and would spend "
-                    f"{would:.4g}, "
-                    f"its budget is {budget:.4g}; stop here, or start a new run with fewer "
-                    "releases or more noise"
-                )
+                    f"{would:.4g}, its budget is {budget:.4g}; stop here, or start a new run with "
+                    "fewer releases or more noise")
             spent[role] = would
-        record_mechanism, rate = request.record_mechanism, event.sampling_rate
-        factor = 2.0 if self.config.relation == "replace" else 1.0
-        sensitivity = (
-            factor * request.bound if record_mechanism is None
-            else record_mechanism.sensitivity(request.bound)
-        )
-        line = Line(
+        sensitivity, rate = mechanism.sensitivity(release.bound, relation), charge.sampling_rate
+        line = LedgerLine(
             release=len(self._ledger.lines) + 1,
-            stage=request.stage,
-            round=request.round,
-            role=request.role,
-            mechanism="gaussian" if record_mechanism is None else record_mechanism.mechanism,
+            stage=release.stage,
+            round=release.round,
+            role=release.role,
+            mechanism=charge.mechanism,
             sensitivity=sensitivity,
-            sigma=event.noise_multiplier * sensitivity,
-            noise_multiplier=event.noise_multiplier,
-            planned=request.planned,
-            sampling={"kind": "all"} if rate == 1.0 else {"kind": "poisson", "rate": rate},
+            sigma=release.noise_multiplier * sensitivity,
+            noise_multiplier=release.noise_multiplier,
+            planned=release.planned,
+            sampling=Sampling(kind="all") if rate == 1.0 else Sampling(kind="poisson", rate=rate),
             epsilon=spent,
             delta=accountant.delta,
-            relation=str(self.config.relation),
+            relation=relation,
             unit=self.config.unit,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
-            private=self._noise.private and event.noise_multiplier > 0,
-            steps=event.steps,
+            private=self._noise.private and release.noise_multiplier > 0,
+            steps=steps,
         )
+        # A resumed run charges what it reads in the ledger.
+        require(line.event == charge.event, PrivacyError,
+                f"mechanism '{charge.mechanism}' is accounted differently in ledger and accountant")
         self._ledger.append(line)
-        accountant.add(request.role, event)
+        accountant.add(release.role, charge.event)
         return line
+
+
+def _check_bound(release: Release) -> None:
+    require(release.bound > 0, PrivacyError,
+            f"clip bound is {release.bound}, expected a number > 0; set privacy.clip")
+
+
+def _checked(config: PrivacyConfig, accountant: Accountant | None) -> Accountant:
+    """The accountant, once it keeps the promise."""
+    if accountant is None or config.delta is None or config.relation is None:
+        raise PrivacyError("privacy is on without an accountant, delta or relation; write them, or "
+                           "privacy.off = true")
+    require(config.trust == "server", PrivacyError,
+            'trust = "secure" is not available yet; use trust = "server"')
+    require(accountant.delta == config.delta, PrivacyError,
+            f"accountant has delta {accountant.delta}, expected privacy.delta = {config.delta}; "
+            "build it from that")
+    promised = math.inf if config.epsilon is None else config.epsilon
+    for role, budget in accountant.budget.items():
+        require(budget <= promised, PrivacyError,
+                f"role '{role}' has budget {budget}, expected at most privacy.epsilon = "
+                f"{promised}; lower it")
+    return accountant
+
+
+def _check_noise(config: PrivacyConfig, noise: NoiseSource) -> None:
+    require(noise.private or config.noise_seed is not None, PrivacyError,
+            "the noise is seeded but privacy.noise_seed is not set; set it (the run is not "
+            "private) or use SystemNoise")
+
+
+def _check_unit(config: PrivacyConfig, record_mechanism: RecordMechanism | None) -> None:
+    require((record_mechanism is not None) == (config.unit == "record"), PrivacyError,
+            f"privacy.unit = '{config.unit}' {'with' if record_mechanism else 'without'} terms for "
+            "records; give terms for 'record' only")
+
+
+def _check_ledger(config: PrivacyConfig, ledger: Ledger) -> None:
+    """A resumed run goes on under the promise that it was started with."""
+    promised = (config.delta, config.relation, config.unit)
+    for line in ledger.lines:
+        require((line.delta, line.relation, line.unit) == promised, PrivacyError,
+                f"ledger release {line.release} has delta {line.delta}, relation "
+                f"'{line.relation}' and unit '{line.unit}', expected {config.delta}, "
+                f"'{config.relation}' and '{config.unit}'; resume with the settings the run was "
+                "started with")

@@ -1,22 +1,23 @@
-"""The length of a share and its shortening to a bound: this is what fixes the sensitivity of a sum
-over clients."""
+"""The length of an update, its shortening to a bound, and the sum of shortened ones: this fixes the
+sensitivity of a sum over clients."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from aulait.core.errors import PrivacyError, require
-from aulait.core.types import Tensors
+from aulait.core.types import ClientUpdate, Info, ReleasedSum, Tensors
 
 # The factor is made smaller by this much, which is far above the rounding error of a float64 norm.
 _MARGIN = 1e-9
 
 
-def norm(share: Tensors) -> float:
-    """L2 norm of all tensors of a share together, computed in float64.
+def norm(update: Tensors) -> float:
+    """L2 norm of all tensors of an update together, computed in float64.
 
     The entries are divided by the largest one first, so that squares can neither overflow nor
     vanish.
@@ -24,25 +25,25 @@ def norm(share: Tensors) -> float:
     Returns:
         The norm, at least 0; inf or nan when an entry is infinite or not a number.
     """
-    values = [share[name].detach().to("cpu", torch.float64) for name in sorted(share)]
+    values = [update[name].detach().to("cpu", torch.float64) for name in sorted(update)]
     largest = max((_largest(value) for value in values), default=0.0)
     if largest == 0.0 or not math.isfinite(largest):
         return largest
     return largest * math.sqrt(sum(float(((value / largest) ** 2).sum()) for value in values))
 
 
-def clip(share: Tensors, bound: float) -> Tensors:
-    """The share, multiplied by min(1, bound / norm).
+def clip(update: Tensors, bound: float) -> Tensors:
+    """The update, multiplied by min(1, bound / norm).
 
     ``norm`` of the result is at most ``bound``, also after rounding: entries are rounded toward
     zero, never away.
 
     Args:
-        share: name -> tensor of floating numbers.
-        bound: the largest allowed L2 norm, at least 0; inf returns the share as it is.
+        update: name -> tensor of floating numbers.
+        bound: the largest allowed L2 norm, at least 0; inf returns the update as it is.
 
     Returns:
-        Name -> tensor in the order of sorted names. A share within the bound keeps its tensors; a
+        Name -> tensor in the order of sorted names. An update within the bound keeps its tensors; a
         shortened one is float64 where it was float64 and float32 elsewhere.
 
     Raises:
@@ -52,17 +53,73 @@ def clip(share: Tensors, bound: float) -> Tensors:
     require(bound >= 0, PrivacyError,
             f"clip bound is {bound}, expected a number >= 0; set privacy.clip")
     if bound == math.inf:
-        return {name: share[name] for name in sorted(share)}
-    length = norm(share)
+        return {name: update[name] for name in sorted(update)}
+    length = norm(update)
     require(
-        all(math.isfinite(_largest(value)) for value in share.values()),
+        all(math.isfinite(_largest(value)) for value in update.values()),
         PrivacyError,
-        "a share holds NaN or infinity, which no factor can bound; refuse it before clipping",
+        "an update holds NaN or infinity, which no factor can bound; reject it before clipping",
     )
     if length <= bound:
-        return {name: share[name] for name in sorted(share)}
+        return {name: update[name] for name in sorted(update)}
     factor = bound / length * (1.0 - _MARGIN)
-    return {name: _scaled(share[name], factor) for name in sorted(share)}
+    return {name: _scaled(update[name], factor) for name in sorted(update)}
+
+
+@dataclass
+class ClippedSum:
+    """A running sum over clients in float64, with who is in it.
+
+    Attributes:
+        total: the sum, by name; sensitive.
+        weights: client -> its weight in the sum.
+        info: diagnostic -> its values over the updates that have it.
+        rejected: (client, reason) of updates that were not counted.
+    """
+
+    total: Tensors
+    weights: dict[str, float] = field(default_factory=dict)
+    info: dict[str, list[float]] = field(default_factory=dict)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def zero(cls, template: Tensors) -> ClippedSum:
+        """The sum over nobody, with the names and shapes of ``template``."""
+        return cls({name: torch.zeros(template[name].shape, dtype=torch.float64)
+                    for name in sorted(template)})
+
+    def add(self, update: ClientUpdate, summand: Tensors, bound: float, weight: float) -> None:
+        """Clip one client's summand to the bound and add it; one that overflowed on the way is
+        rejected, not raised."""
+        if not all(bool(torch.isfinite(value.detach()).all()) for value in summand.values()):
+            self.rejected.append((update.client, "what it adds is not finite"))
+            return
+        clipped = clip(summand, bound)
+        require(norm(clipped) <= bound, PrivacyError,
+                "a clipped update exceeds its bound; report this as a defect")
+        for name, total in self.total.items():
+            total += clipped[name].detach().to("cpu", torch.float64) * weight
+        self.weights[update.client] = weight
+        for name, value in update.info.items():
+            self.info.setdefault(name, []).append(float(value))
+
+    def weighted(self, private: bool) -> ReleasedSum:
+        """The sum in units of the mean weight, over the number counted (at least 1), without noise.
+
+        Args:
+            private: leave out the diagnostics, which carry no noise.
+        """
+        mean = (sum(self.weights.values()) / len(self.weights) if self.weights else 0.0) or 1.0
+        counted = {client: weight / mean for client, weight in self.weights.items()}
+        total = {name: (value / mean).to(torch.float32) for name, value in self.total.items()}
+        return ReleasedSum(total, max(1, len(counted)), 0.0, {} if private else self._mean_info(),
+                           tuple(sorted(self.rejected)), counted)
+
+    def _mean_info(self) -> Info:
+        """Mean of every diagnostic over the updates that have it; bytes on the wire are counted
+        elsewhere."""
+        return {name: sum(values) / len(values) for name, values in sorted(self.info.items())
+                if not name.startswith("wire_")}
 
 
 def _largest(value: Tensor) -> float:

@@ -49,7 +49,7 @@ from aulait.privacy.accounting import Event
 
 if TYPE_CHECKING:  # the plan and the command line need no torch
     from aulait.core.types import Tensors
-    from aulait.privacy.noise import Noise
+    from aulait.privacy.noise import NoiseSource
 
 Unit = Literal["client", "record"]
 Relation = Literal["add-remove", "replace"]
@@ -75,7 +75,7 @@ class Mechanism(Protocol):
         """The release as the accountant counts it."""
 
     def add_noise(
-        self, total: Tensors, sigma: float, source: Noise, state: Tensors
+        self, total: Tensors, sigma: float, source: NoiseSource, state: Tensors
     ) -> tuple[Tensors, Tensors]:
         """The sum with noise, float64, and what the mechanism remembers; ``total`` is sensitive."""
 
@@ -99,7 +99,7 @@ class Gaussian:
         return Event(noise_multiplier, sampling_rate, steps)
 
     def add_noise(
-        self, total: Tensors, sigma: float, source: Noise, state: Tensors
+        self, total: Tensors, sigma: float, source: NoiseSource, state: Tensors
     ) -> tuple[Tensors, Tensors]:
         """Independent noise, tensor by tensor in the order of ``total``; nothing is remembered."""
         noised = {name: value + source.gaussian(tuple(value.shape), sigma)

@@ -20,7 +20,7 @@ from torch import Tensor
 from aulait.core.errors import PrivacyError, require
 
 
-class Noise(Protocol):
+class NoiseSource(Protocol):
     """Where the aggregator takes its noise from.
 
     Attributes:
@@ -32,7 +32,7 @@ class Noise(Protocol):
     def private(self) -> bool:
         """Whether nobody can predict the noise."""
 
-    def at(self, release: int) -> Noise:
+    def at(self, release: int) -> NoiseSource:
         """The source for one release, so that a resumed run draws what the interrupted one would
         have drawn."""
 

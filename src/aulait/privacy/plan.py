@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aulait.core.errors import PrivacyError, require
-from aulait.privacy.accounting import Event, PrivacyConfig, calibrate, epsilon, split_budget
-from aulait.privacy.ledger import Line
+from aulait.privacy.accounting import Event, calibrate, epsilon, split_budget
+from aulait.privacy.config import PrivacyConfig
+from aulait.privacy.ledger_line import LedgerLine
 from aulait.privacy.mechanisms import find_mechanism
 
 ROLES = ("proxy", "local", "split")
@@ -103,7 +104,7 @@ class PrivacyPlan:
             return 0.0
         return next((r.noise_multiplier for r in self.releases if r.stage == stage), math.inf)
 
-    def check(self, stage: str, round: int, lines: Sequence[Line]) -> None:
+    def check(self, stage: str, round: int, lines: Sequence[LedgerLine]) -> None:
         """Hold what a round has released against the plan.
 
         Args:
@@ -127,7 +128,7 @@ class PrivacyPlan:
                     f"{where} has release {line.release} with {text}; the privacy plan was another")
 
     def _compared(
-        self, stage: str, round: int, release: PlannedRelease, line: Line
+        self, stage: str, round: int, release: PlannedRelease, line: LedgerLine
     ) -> tuple[dict[str, object], dict[str, object]]:
         """What a ledger line says, and what the plan says, by the same names."""
         told: dict[str, object] = {

@@ -8,34 +8,18 @@ role has spent what the worst of its clients has spent. The number of records of
 as public (it fixes the sampling rate), and a person with several records is protected only one
 record at a time.
 
-Two mechanisms, both at the site:
-
-``dp-sgd``: every record of the site is in a step's batch with probability q, on its own (Poisson).
-The gradient of each
-    of them is clipped to C, the sum gets N(0, z² C² I). Adding or removing a record moves the sum
-    by at most C: a Poisson sampled Gaussian mechanism with noise multiplier z. Abadi et al., "Deep
-        Learning with Differential Privacy", CCS 2016.
-``gaussian-batch``: the gradient of the mean loss of one batch, its A part and its B part clipped to
-C each *as a whole*, each
-    with N(0, sigma² C² I). Whatever changes, each part stays in its ball of radius C, so it moves
-    by at most 2C, the two together by at most 2√2 C: z = sigma / (2√2), the same as two releases of
-    sigma/2. It holds for both relations. It is not an average over records: the batch does not make
-    the noise smaller. No amplification by sampling is counted: for secret, independent Poisson
-    batches it could be proven (the divergence of Gaussian mixtures is jointly convex), but the rule
-    says only "a mini-batch", which in practice is a pass in an order that need not be secret.
+The built-in mechanisms, "dp-sgd" and "gaussian-batch", stand in ``aulait.privacy.mechanisms``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from aulait.core.errors import PrivacyError, require
-from aulait.privacy.accounting import Event, PrivacyConfig
-
-Mechanism = Literal["dp-sgd", "gaussian-batch"]
+from aulait.privacy.accounting import Event
+from aulait.privacy.config import PrivacyConfig
+from aulait.privacy.mechanisms import Relation, find_mechanism
 
 
 @dataclass(frozen=True)
@@ -44,38 +28,38 @@ class RecordMechanism:
     for every site.
 
     Attributes:
-        mechanism: "dp-sgd" or "gaussian-batch".
+        mechanism: name of a mechanism of the unit "record".
         steps: the most noised steps of a client in a round.
-        rate: the largest probability with which a record is in a step's batch; 1 for
-            "gaussian-batch".
+        rate: the largest probability with which a record is in a step's batch; 1 for a mechanism
+            without amplification by sampling.
 
     Raises:
         PrivacyError: sampling is claimed for a mechanism for which none is accounted.
     """
 
-    mechanism: Mechanism
+    mechanism: str
     steps: int
     rate: float = 1.0
 
     def __post_init__(self) -> None:
-        text = (
-            f"sampling rate {self.rate} with mechanism 'gaussian-batch' found, expected 1: no "
-            "amplification is proven for it"
-        )
-        require(self.mechanism == "dp-sgd" or self.rate == 1.0, PrivacyError, text)
+        mechanism = find_mechanism(self.mechanism, "record")
+        require(mechanism.amplified or self.rate == 1.0, PrivacyError,
+                f"sampling rate {self.rate} with mechanism '{self.mechanism}' found, expected 1: "
+                "no amplification is proven for it")
 
     def event(self, noise_multiplier: float) -> Event:
         """A round as the accountant counts it."""
-        return Event(noise_multiplier, self.rate, self.steps)
+        mechanism = find_mechanism(self.mechanism)
+        return mechanism.event(noise_multiplier, self.rate, self.steps)
 
-    def sensitivity(self, bound: float) -> float:
+    def sensitivity(self, bound: float, relation: Relation) -> float:
         """L2 distance by which one record moves what gets the noise, when ``bound`` is C."""
-        return bound if self.mechanism == "dp-sgd" else 2.0 * math.sqrt(2.0) * bound
+        return find_mechanism(self.mechanism).sensitivity(bound, relation)
 
 
-def worst(mechanism: Mechanism, clients: Sequence[tuple[int, int, int]],
+def worst(mechanism: str, clients: Sequence[tuple[int, int, int]],
           most: float = 1.0) -> RecordMechanism:
-    """RecordMechanism that hold for every client: the most steps and the largest rate, be they of
+    """What holds for every client: the most steps and the largest rate, be they of
     one client or of two.
 
     Args:
@@ -84,11 +68,12 @@ def worst(mechanism: Mechanism, clients: Sequence[tuple[int, int, int]],
         most: the largest rate that any of them may use, in (0, 1].
     """
     rates = [min(most, batch / records) for records, _, batch in clients if records > 0]
-    rate = max(rates, default=most) if mechanism == "dp-sgd" else 1.0
+    amplified = find_mechanism(mechanism, "record").amplified
+    rate = max(rates, default=most) if amplified else 1.0
     return RecordMechanism(mechanism, max((steps for _, steps, _ in clients), default=1), rate)
 
 
-def problems(privacy: PrivacyConfig, method: str, unit: str, mechanism: Mechanism | None,
+def problems(privacy: PrivacyConfig, method: str, unit: str, mechanism: str | None,
              voting: bool) -> list[str]:
     """One line for every contradiction between the unit of privacy and the rest of the experiment.
 
@@ -119,10 +104,13 @@ def problems(privacy: PrivacyConfig, method: str, unit: str, mechanism: Mechanis
             "privacy.clip = 'proxies' found, expected a number with privacy.unit = 'record', where "
             "it bounds gradients; "
                      "set privacy.clip")
-    if mechanism == "dp-sgd" and privacy.relation == "replace":
-        found.append(
-            "privacy.relation = 'replace' found, expected 'add-remove': batches are Poisson "
-            "samples; change it")
+    if privacy.relation is not None and mechanism is not None:
+        known = find_mechanism(mechanism, "record")
+        if privacy.relation not in known.relations:
+            reason = "batches are Poisson samples" if known.amplified else "it holds for no other"
+            found.append(
+                f"privacy.relation = '{privacy.relation}' found with mechanism '{mechanism}', "
+                f"expected '{' or '.join(known.relations)}': {reason}; change it")
     if voting:
         found.append(
             "privacy.unit = 'record' found together with clients that vote, whose votes protect "

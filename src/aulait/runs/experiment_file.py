@@ -26,7 +26,7 @@ from aulait.federation.tiers import FederationConfig
 from aulait.methods import METHODS
 from aulait.methods.contract import AnyMethod, server_site
 from aulait.models.loading import AdapterConfig, ModelConfig
-from aulait.privacy.accounting import PrivacyConfig
+from aulait.privacy.config import PrivacyConfig
 from aulait.synthesis.private_evolution import SynthesisConfig
 from aulait.tracking import boards
 from aulait.tracking.boards import TrackConfig

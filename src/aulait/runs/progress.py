@@ -11,8 +11,9 @@ import torch
 
 from aulait.core.types import Adapter, Site
 from aulait.methods.contract import Ask, State
-from aulait.privacy.accounting import Accountant, PrivacyConfig
-from aulait.privacy.aggregator import PrivateAggregator
+from aulait.privacy.accounting import Accountant
+from aulait.privacy.aggregator import KnownSites, PrivateAggregator
+from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
 from aulait.runfolder.run_folder import RunFolder
@@ -133,13 +134,13 @@ def open_books(house: House, ledger: Ledger) -> Books:
         assert privacy.delta is not None
         accountant = Accountant(privacy.delta, house.privacy_plan.budget)
         ledger.replay(accountant)
-    proxies = frozenset((*_names("proxy"), *_names("reference")))
-    train = PrivateAggregator(privacy, ledger, accountant, noise, proxies,
-                              house.settings.federation.max_norm,
-                 record_mechanism=house.record_mechanism)
+    sites = KnownSites(frozenset((*_names("proxy"), *_names("reference"))),
+                       house.settings.federation.max_norm)
+    train = PrivateAggregator(privacy, ledger, accountant, noise, sites, house.record_mechanism)
     exact = synthesis.votes == "exact" and not privacy.off
     votes = (
-        PrivateAggregator(PrivacyConfig(off=True), ledger, None, noise, proxies) if exact else train
+        PrivateAggregator(PrivacyConfig(off=True), ledger, None, noise,
+                          KnownSites(sites.proxies)) if exact else train
     )
     return Books(ledger, accountant, votes, train)
 

@@ -24,7 +24,7 @@ from aulait.models import loading
 from aulait.models.generation import TextModel
 from aulait.models.loading import Base
 from aulait.privacy import record_level as records
-from aulait.privacy.accounting import PrivacyConfig
+from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.plan import PrivacyPlan
 from aulait.resources.devices import keep_freed_memory
 from aulait.runs import placement

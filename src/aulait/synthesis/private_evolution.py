@@ -29,7 +29,7 @@ from aulait.core.cohort import Cohort
 from aulait.core.seeds import Seeds
 from aulait.core.types import ClientUpdate, Info, Record, Site, VoteRequest, nbytes
 from aulait.methods.contract import Ask
-from aulait.privacy.aggregator import PrivateAggregator
+from aulait.privacy.aggregator import PrivateAggregator, Release
 from aulait.synthesis import selection
 from aulait.synthesis.embedding import Embedder, votes
 from aulait.synthesis.population import State as State
@@ -76,10 +76,8 @@ def step(
         updates = list(ask(requests))
         client_s = time.perf_counter() - started
         released = aggregator.release(
-            updates, stage="synthesis", round=cohort.round, role=cohort.role, bound=bound,
-            planned=cohort.planned,
-            noise_multiplier=cohort.noise_multiplier, template={"votes": votes_J},
-            sampling_rate=cohort.sampling_rate)
+            updates, Release.of_cohort(cohort, stage="synthesis", bound=bound,
+                                       template={"votes": votes_J}))
         votes_J, std = released.total["votes"], released.noise_std
         # bytes of the planned cohort: how many really replied is private
         heard = cohort.planned if aggregator.private else len(updates)

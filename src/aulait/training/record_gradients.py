@@ -35,7 +35,7 @@ from aulait.core.errors import DataError, ModelError, PrivacyError, install, req
 from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record
 from aulait.privacy import clipping as clip
-from aulait.privacy.noise import Noise, SeededNoise, SystemNoise
+from aulait.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from aulait.training.batches import collate
 from aulait.training.stacked import Stack
 from aulait.training.trainer import Learner, Trained, optimizer_of
@@ -126,7 +126,7 @@ def train(learner: Learner, work: PrivateWork) -> Trained:
     """
     require(bool(work.records), DataError,
             "a site has no records to train on; give it some or leave it out")
-    noise: Noise = SystemNoise() if work.noise_seed is None else SeededNoise(work.noise_seed)
+    noise: NoiseSource = SystemNoise() if work.noise_seed is None else SeededNoise(work.noise_seed)
     device = learner.base.device
     factors = {n: (_own(a, device), _own(b, device)) for n, (a, b) in work.start.factors.items()}
     leaves = [leaf for pair in factors.values() for leaf in work.trainable.of(pair)]
@@ -196,7 +196,7 @@ class _Step:
     def __init__(
         self, learner: Learner, work: PrivateWork,
         factors: dict[str, tuple[nn.Parameter, nn.Parameter]],
-        leaves: list[nn.Parameter], noise: Noise,
+        leaves: list[nn.Parameter], noise: NoiseSource,
     ) -> None:
         self.learner, self.work, self.leaves, self.noise = learner, work, leaves, noise
         self.factors = factors

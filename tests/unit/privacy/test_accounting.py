@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 from tests.oracle import gaussian
 
 from aulait.core.errors import PrivacyError
-from aulait.privacy.accounting import (
-    Accountant,
-    Event,
-    PrivacyConfig,
-    calibrate,
-    epsilon,
-    split_budget,
-)
+from aulait.privacy.accounting import Accountant, Event, calibrate, epsilon, split_budget
+from aulait.privacy.config import PrivacyConfig
 
 # Noise multipliers of T full-participation releases (rows T, delta; columns epsilon).
 TABLE = {

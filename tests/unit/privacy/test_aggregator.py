@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from tests.oracle import gaussian
 
 from aulait.core.errors import PrivacyError
 from aulait.core.types import ClientUpdate
-from aulait.privacy.accounting import Accountant, Event, PrivacyConfig, calibrate
-from aulait.privacy.aggregator import BudgetSpent, PrivateAggregator
+from aulait.privacy.accounting import Accountant, Event, calibrate
+from aulait.privacy.aggregator import BudgetSpent, KnownSites, PrivateAggregator, Release
+from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
 
@@ -38,16 +40,18 @@ def aggregator(noise=None, ledger=None, budget=None, proxies=(), **config):
     accountant = Accountant(DELTA, budget or {"local": math.inf, "proxy": math.inf})
     ledger = ledger or Ledger(None)
     ledger.replay(accountant)
-    return PrivateAggregator(PrivacyConfig(**config), ledger, accountant, noise or NoNoise(), frozenset(proxies))
+    return PrivateAggregator(PrivacyConfig(**config), ledger, accountant, noise or NoNoise(), KnownSites(frozenset(proxies)))
 
 
-def open_door(proxies=()):
-    return PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, NoNoise(), frozenset(proxies))
+def without_privacy(proxies=()):
+    return PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, NoNoise(), KnownSites(frozenset(proxies)))
 
 
 def release(through, updates, template=LIKE, **changes):
     arguments = dict(stage="train", round=1, role="local", bound=1.0, noise_multiplier=1.0, planned=5, template=template)
-    return through.release(updates, **{**arguments, **changes})
+    names = {f.name for f in fields(Release)}
+    named = {key: changes.pop(key) for key in [*changes] if key not in names}
+    return through.release(updates, Release(**{**arguments, **changes}), **named)
 
 
 def update(client, seed=0, size=1.0, template=LIKE, **more):
@@ -158,7 +162,7 @@ def test_no_noise_is_not_private():
 # --- order, refusals -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [aggregator, open_door])
+@pytest.mark.parametrize("make", [aggregator, without_privacy])
 def test_order_of_replies_does_not_matter(make):
     updates = [update(f"c{i}", i, 10.0**i) for i in range(8)]
     one, two = release(make(), updates, bound=1e3), release(make(), updates[::-1], bound=1e3)
@@ -185,12 +189,12 @@ def bad_replies():
     ]
 
 
-@pytest.mark.parametrize("make", [aggregator, open_door])
+@pytest.mark.parametrize("make", [aggregator, without_privacy])
 def test_bad_replies_are_refused_and_the_others_count(make):
     good = [update("g1", 1, 0.1), update("g2", 2, 0.1)]
     released = release(make(proxies=["p"]), [*bad_replies(), good[0], update("g1", 9), good[1]])
     assert_near(flat(released.total), flat(good[0].tensors) + flat(good[1].tensors), 1e-6)
-    if make is open_door:
+    if make is without_privacy:
         assert [client for client, _ in released.refused] == sorted([r.client for r in bad_replies()] + ["g1"])
         assert dict(released.refused)["g1"] == "replied twice"
         assert released.planned == 2
@@ -205,7 +209,7 @@ def test_low_precision_replies_count():
 def test_replies_are_not_changed_and_not_aliased():
     mine = update("a", 1)
     before = flat(mine.tensors).clone()
-    released = release(open_door(), [mine], bound=math.inf)
+    released = release(without_privacy(), [mine], bound=math.inf)
     released.total["A"].add_(1.0)
     assert torch.equal(flat(mine.tensors), before)
 
@@ -216,8 +220,8 @@ def test_replies_are_not_changed_and_not_aliased():
 def test_a_summand_that_overflows_is_left_out_and_the_round_goes_on():
     big = ClientUpdate("b", {name: torch.full_like(value, 1e30) for name, value in LIKE.items()})
     square = lambda r: {name: value * value for name, value in r.tensors.items()}  # noqa: E731
-    for through in (aggregator(), open_door()):
-        through._limit = math.inf
+    for through in (aggregator(), without_privacy()):
+        through._largest_norm = math.inf
         alone = release(through, [update("a")], transform=square)
         both = release(through, [update("a"), big], transform=square)
         assert torch.equal(flat(alone.total), flat(both.total))
@@ -225,7 +229,7 @@ def test_a_summand_that_overflows_is_left_out_and_the_round_goes_on():
 
 
 def test_without_privacy():
-    through = open_door()
+    through = without_privacy()
     updates = [update("b", 1, weight=30, info={"loss": 1.0, "s": 2.0}), update("a", 2, weight=10, info={"loss": 3.0})]
     plain = release(through, updates, bound=math.inf, planned=99)
     one, two = flat(updates[0].tensors), flat(updates[1].tensors)
@@ -259,7 +263,7 @@ def test_only_proxies_are_admitted():
     assert refused == (("p2", "replied twice"),)
     assert through.admit([bad], LIKE) == ([], (("p2", "A holds NaN or infinity"),))
     assert ledger.lines == ()
-    for make in (through, open_door(["p1"])):
+    for make in (through, without_privacy(["p1"])):
         with pytest.raises(PrivacyError, match="'c' is not a proxy"):
             make.admit([update("p1"), update("c")], LIKE)
 
@@ -343,7 +347,7 @@ def test_poisson_sampling_is_recorded_and_cheaper():
     ledger = Ledger(None)
     release(aggregator(ledger=ledger), [], sampling_rate=0.1)
     (line,) = ledger.lines
-    assert line.sampling == {"kind": "poisson", "rate": 0.1}
+    assert line.sampling.model_dump() == {"kind": "poisson", "rate": 0.1}
     assert 0 < line.epsilon["local"] < gaussian.epsilon_of([1.0], DELTA)
     with pytest.raises(PrivacyError, match="replace"):
         release(aggregator(relation="replace"), [], sampling_rate=0.1)
@@ -370,7 +374,7 @@ def test_wrong_arguments_raise_and_cost_nothing(changes):
 def test_parts_that_do_not_fit_are_refused():
     config = PrivacyConfig(epsilon=1.0, delta=DELTA, relation="add-remove")
     sound = Accountant(DELTA, {"local": 1.0})
-    PrivateAggregator(config, Ledger(None), sound, SystemNoise(), frozenset())
+    PrivateAggregator(config, Ledger(None), sound, SystemNoise(), KnownSites(frozenset()))
     for settings_, accountant in [
         (config, None),
         (config, Accountant(1e-6, {"local": 1.0})),
@@ -380,7 +384,7 @@ def test_parts_that_do_not_fit_are_refused():
         (PrivacyConfig(epsilon=1.0, delta=DELTA, relation="replace", trust="secure"), sound),
     ]:
         with pytest.raises(PrivacyError):
-            PrivateAggregator(settings_, Ledger(None), accountant, SystemNoise(), frozenset())
+            PrivateAggregator(settings_, Ledger(None), accountant, SystemNoise(), KnownSites(frozenset()))
     used = Ledger(None)
     release(aggregator(ledger=used), [])
     with pytest.raises(PrivacyError, match="resume with the settings"):
@@ -393,9 +397,9 @@ def test_an_accountant_that_forgot_the_ledger_is_refused():
     config = PrivacyConfig(noise_multiplier=1.0, delta=DELTA, relation="add-remove")
     forgetful = Accountant(DELTA, {"local": math.inf})
     with pytest.raises(PrivacyError, match="replay"):
-        release(PrivateAggregator(config, ledger, forgetful, NoNoise(), frozenset()), [])
+        release(PrivateAggregator(config, ledger, forgetful, NoNoise(), KnownSites(frozenset())), [])
     forgetful.add("local", Event(1.0))
-    release(PrivateAggregator(config, ledger, forgetful, NoNoise(), frozenset()), [])
+    release(PrivateAggregator(config, ledger, forgetful, NoNoise(), KnownSites(frozenset())), [])
 
 
 def test_a_client_cannot_spread_its_releases_over_two_accounts():
@@ -412,4 +416,4 @@ def test_a_split_client_never_passes_a_private_door():
     split = update("a", info={"wire_up_bytes": 10.0, "wire_down_bytes": 10.0})
     with pytest.raises(PrivacyError, match=r"'a' is split.*use 'local' or 'proxy'"):
         release(aggregator(), [update("b"), split])
-    assert release(open_door(), [update("b"), split]).counted.keys() == {"a", "b"}
+    assert release(without_privacy(), [update("b"), split]).counted.keys() == {"a", "b"}

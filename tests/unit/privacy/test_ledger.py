@@ -3,25 +3,29 @@
 import json
 import math
 import os
-from dataclasses import replace
 
 import pytest
 
 from aulait.core.errors import PrivacyError
 from aulait.privacy.accounting import Accountant, Event
-from aulait.privacy.ledger import Ledger, Line
+from aulait.privacy.ledger import Ledger
+from aulait.privacy.ledger_line import LedgerLine
 
-LINE = Line(
+LINE = LedgerLine(
     release=1, stage="train", round=1, role="local", mechanism="gaussian", sensitivity=0.5, sigma=1.5,
     noise_multiplier=3.0, planned=10, sampling={"kind": "all"}, epsilon={"local": 1.25, "proxy": math.inf}, delta=1e-5,
     relation="add-remove", unit="client", time="2026-01-01T00:00:00+00:00", private=True,
 )
 
 
+def changed(**values):
+    return LedgerLine(**LINE.model_dump() | values)
+
+
 def written(path, count):
     ledger = Ledger(path)
     for number in range(1, count + 1):
-        ledger.append(replace(LINE, release=number))
+        ledger.append(changed( release=number))
     return path
 
 
@@ -35,7 +39,7 @@ def test_round_trip(path):
     assert first.lines == ()
     assert not path.exists()
     first.append(LINE)
-    sampled = replace(LINE, release=2, role="proxy+local", sampling={"kind": "poisson", "rate": 0.25})
+    sampled = changed( release=2, role="proxy+local", sampling={"kind": "poisson", "rate": 0.25})
     first.append(sampled)
     assert [json.loads(text)["epsilon"] for text in path.read_text().splitlines()] == [{"local": 1.25, "proxy": None}] * 2
     again = Ledger(path)
@@ -56,7 +60,7 @@ def test_synchronised_before_append_returns(path, monkeypatch):
     ledger = Ledger(path)
     ledger.append(LINE)
     assert synced == [str(path), str(path.parent)]
-    ledger.append(replace(LINE, release=2))
+    ledger.append(changed( release=2))
     assert synced[2:] == [str(path)]
 
 
@@ -69,7 +73,7 @@ def test_torn_last_line_is_set_aside(path, cut):
     assert [line.release for line in ledger.lines] == [1, 2]
     assert path.read_bytes() == data[:start]
     assert path.with_suffix(".torn").read_bytes() == data[start : start + cut] + b"\n"
-    ledger.append(replace(LINE, release=3))
+    ledger.append(changed( release=3))
     assert [line.release for line in Ledger(path).lines] == [1, 2, 3]
 
 
@@ -79,7 +83,7 @@ def test_whole_line_without_line_feed_is_kept(path):
     ledger = Ledger(path)
     assert len(ledger.lines) == 2
     assert path.read_bytes() == data
-    ledger.append(replace(LINE, release=3))
+    ledger.append(changed( release=3))
     assert len(Ledger(path).lines) == 3
 
 
@@ -118,7 +122,7 @@ def test_numbers_must_follow(path):
     for target in (path, None):
         ledger = Ledger(target)
         with pytest.raises(PrivacyError, match="1 is expected"):
-            ledger.append(replace(LINE, release=2))
+            ledger.append(changed( release=2))
         ledger.append(LINE)
         with pytest.raises(PrivacyError, match="2 is expected"):
             ledger.append(LINE)
@@ -133,7 +137,7 @@ def test_two_writers_are_noticed(path):
     assert len(Ledger(path).lines) == 1
     path.unlink()
     with pytest.raises(PrivacyError):
-        one.append(replace(LINE, release=2))
+        one.append(changed( release=2))
 
 
 def test_failed_write_stops_all_later_ones(path, monkeypatch):
@@ -145,10 +149,10 @@ def test_failed_write_stops_all_later_ones(path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
-        ledger.append(replace(LINE, release=2))
+        ledger.append(changed( release=2))
     monkeypatch.undo()
     with pytest.raises(PrivacyError, match="a write failed"):
-        ledger.append(replace(LINE, release=2))
+        ledger.append(changed( release=2))
     assert len(ledger.lines) == 1
     assert len(Ledger(path).lines) == 2  # what may be on disk is counted when the run resumes
 
@@ -163,4 +167,4 @@ def test_failed_write_stops_all_later_ones(path, monkeypatch):
 )
 def test_impossible_lines_cannot_be_made(change):
     with pytest.raises(PrivacyError):
-        replace(LINE, **change)
+        changed( **change)

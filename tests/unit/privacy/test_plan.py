@@ -14,8 +14,10 @@ from aulait.core.errors import PrivacyError
 from aulait.core.types import ReleasedSum
 from aulait.engines.inline import connect
 from aulait.methods import METHODS
-from aulait.privacy.accounting import Accountant, Event, PrivacyConfig, epsilon
+from aulait.privacy.accounting import Accountant, Event, epsilon
+from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
+from aulait.privacy.ledger_line import LedgerLine
 from aulait.privacy.mechanisms import MECHANISMS, Gaussian, find_mechanism
 from aulait.privacy.plan import ReleaseSchedule, plan_privacy
 from aulait.runs import loop
@@ -117,13 +119,11 @@ def three_rounds(**changes):
 
 
 def line_of(plan, round=1, **changes):
-    from aulait.privacy.ledger import Line
-
     (release,) = plan.releases
     values = dict(release=round, stage="train", round=round, role="local", mechanism="gaussian", sensitivity=0.5,
                   sigma=0.5 * release.noise_multiplier, noise_multiplier=release.noise_multiplier, planned=3, sampling={"kind": "all"},
                   epsilon={"local": 1.0}, delta=1e-3, relation="add-remove", unit="client", time="2026-01-01T00:00:00+00:00", private=True)
-    return Line(**values | changes)
+    return LedgerLine(**values | changes)
 
 
 def test_a_round_of_the_plan_passes():
@@ -168,7 +168,7 @@ class Silent:
             released: ReleasedSum | None = None
             for _ in range(self.times):
                 released = real(aggregator, list(updates), *more, **named)
-            return released or ReleasedSum({n: t.clone() for n, t in (named.get("template") or more[0].template).items()}, 3, 0.0)
+            return released or ReleasedSum({n: t.clone() for n, t in more[0].template.items()}, 3, 0.0)
         return release
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -23,9 +22,11 @@ from aulait.methods import dplora
 from aulait.methods.contract import RunContext, Server
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
-from aulait.privacy.accounting import Accountant, Event, PrivacyConfig, calibrate, epsilon
-from aulait.privacy.aggregator import BudgetSpent, PrivateAggregator
+from aulait.privacy.accounting import Accountant, Event, calibrate, epsilon
+from aulait.privacy.aggregator import BudgetSpent, KnownSites, PrivateAggregator, Release
+from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
+from aulait.privacy.ledger_line import LedgerLine
 from aulait.privacy.noise import SeededNoise, SystemNoise
 from aulait.privacy.record_level import RecordMechanism, problems, worst
 from aulait.runs import loop
@@ -45,12 +46,13 @@ def aggregator(record_mechanism=SGD, ledger=None, noise=None, budget=math.inf, *
     ledger = ledger or Ledger(None)
     accountant = Accountant(DELTA, {"local": budget})
     ledger.replay(accountant)
-    return PrivateAggregator(config, ledger, accountant, noise or SystemNoise(), frozenset({"p"}), record_mechanism=record_mechanism)
+    return PrivateAggregator(config, ledger, accountant, noise or SystemNoise(), KnownSites(frozenset({"p"})), record_mechanism=record_mechanism)
 
 
 def release(through, ask, **changes):
-    arguments = dict(stage="train", round=1, role="local", bound=0.5, noise_multiplier=1.0, planned=3, template=LIKE, expected_shapes=FORMS)
-    return through.release_records(ask, **(arguments | changes))
+    arguments = dict(stage="train", round=1, role="local", bound=0.5, noise_multiplier=1.0, planned=3, template=LIKE)
+    weights = {key: changes.pop(key) for key in [*changes] if key == "weights"}
+    return through.release_records(ask, Release(**arguments | changes), FORMS, **weights)
 
 
 def update(client, value=1.0, **more):
@@ -95,7 +97,7 @@ def test_steps_are_counted_one_by_one():
 def test_the_literal_rule_is_two_groups_of_sensitivity_two_c():
     """z = sigma / (2√2): the two groups together, or one after the other with sigma / 2 each."""
     sigma, c = 2.0, 10.0
-    z = sigma * c / BATCH.sensitivity(c)
+    z = sigma * c / BATCH.sensitivity(c, "replace")
     assert z == pytest.approx(sigma / (2 * math.sqrt(2)))
     together, one_by_one = epsilon([BATCH.event(z)] * 50, DELTA), epsilon([Event(sigma / 2)] * 100, DELTA)
     assert together == pytest.approx(one_by_one, rel=1e-6)
@@ -114,8 +116,8 @@ def test_two_clipped_gradients_are_never_further_apart_than_the_sensitivity():
         apart = math.hypot(*(norm({"g": one["g"].double() - two["g"].double()}) for one, two in zip(*pair, strict=True)))
         far = max(far, apart)
     opposite = math.hypot(*(norm({"g": torch.tensor([0.7]) - torch.tensor([-0.7])}) for _ in "AB"))
-    assert far <= opposite <= BATCH.sensitivity(0.7) * (1 + 1e-6)
-    assert opposite == pytest.approx(BATCH.sensitivity(0.7))
+    assert far <= opposite <= BATCH.sensitivity(0.7, "replace") * (1 + 1e-6)
+    assert opposite == pytest.approx(BATCH.sensitivity(0.7, "replace"))
 
 
 def test_the_worst_client_pays_for_its_role():
@@ -157,7 +159,7 @@ def test_the_literal_line_says_what_it_is():
         ledger = Ledger(None)
         release(aggregator(BATCH, ledger, relation=relation), lambda: [], noise_multiplier=2.0)
         (line,) = ledger.lines
-        assert (line.mechanism, line.sampling, line.relation) == ("gaussian-batch", {"kind": "all"}, relation)
+        assert (line.mechanism, line.sampling.kind, line.relation) == ("gaussian-batch", "all", relation)
         assert line.sensitivity == pytest.approx(2 * math.sqrt(2) * 0.5)
         assert line.event == Event(2.0, 1.0, 1)
 
@@ -192,7 +194,7 @@ def bad_replies():
     ]
 
 
-@pytest.mark.parametrize("make", [aggregator, lambda: PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset({"p"}))])
+@pytest.mark.parametrize("make", [aggregator, lambda: PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), KnownSites(frozenset({"p"})))])
 def test_a_bad_reply_is_refused_and_the_round_goes_on(make):
     good = [update("a", 1.0, info={"train_loss": 3.0}), update("b", 2.0)]
     released = release(make(), lambda: [*bad_replies(), good[0], update("a", 7.0), good[1]])
@@ -207,15 +209,15 @@ def test_a_bad_reply_is_refused_and_the_round_goes_on(make):
 def test_units_do_not_mix(tmp_path):
     arguments = dict(stage="train", round=1, role="local", bound=1.0, noise_multiplier=1.0, planned=1, template=LIKE)
     with pytest.raises(PrivacyError, match="protects clients"):
-        aggregator().release([], **arguments)
-    client = PrivateAggregator(ON.model_copy(update={"unit": "client"}), Ledger(None), Accountant(DELTA, {"local": math.inf}), SystemNoise(), frozenset())
+        aggregator().release([], Release(**arguments))
+    client = PrivateAggregator(ON.model_copy(update={"unit": "client"}), Ledger(None), Accountant(DELTA, {"local": math.inf}), SystemNoise(), KnownSites(frozenset()))
     with pytest.raises(PrivacyError, match="protects records"):
         release(client, lambda: [])
     with pytest.raises(PrivacyError, match="terms"):
         aggregator(record_mechanism=None)
     ledger = Ledger(None)
-    client = PrivateAggregator(ON.model_copy(update={"unit": "client"}), ledger, Accountant(DELTA, {"local": math.inf}), SystemNoise(), frozenset())
-    client.release([], **arguments)
+    client = PrivateAggregator(ON.model_copy(update={"unit": "client"}), ledger, Accountant(DELTA, {"local": math.inf}), SystemNoise(), KnownSites(frozenset()))
+    client.release([], Release(**arguments))
     with pytest.raises(PrivacyError, match="unit 'client'"):
         aggregator(ledger=ledger)
 
@@ -244,9 +246,9 @@ def test_lines_that_cannot_be(tmp_path):
     for change in ({"unit": "client"}, {"mechanism": "gaussian"}, {"steps": 0}, {"steps": 1.0}, {"unit": "person"}, {"steps": True},
                    {"mechanism": "gaussian-batch"}):
         with pytest.raises(PrivacyError):
-            replace(line, **change)
+            LedgerLine(**line.model_dump() | change)
     path = tmp_path / "ledger.jsonl"
-    Ledger(path).append(replace(line, unit="client", mechanism="gaussian", steps=1))
+    Ledger(path).append(LedgerLine(**line.model_dump() | {"unit": "client", "mechanism": "gaussian", "sampling": {"kind": "all"}, "steps": 1}))
     old = json.loads(path.read_text())
     del old["steps"]  # a ledger from before there were steps
     path.write_text(json.dumps(old) + "\n")
@@ -301,7 +303,7 @@ def federation(base, config, privacy, z=1.0, proxies=()):
     accountant = None if privacy.off else Accountant(DELTA, {"local": math.inf})
     record_mechanism = None if privacy.off else dplora.record_mechanism(config, [sites["ann"], sites["barb"]])
     noise = SystemNoise() if privacy.noise_seed is None else SeededNoise(privacy.noise_seed)
-    through = PrivateAggregator(privacy, ledger, accountant, noise, frozenset(proxies), record_mechanism=record_mechanism)
+    through = PrivateAggregator(privacy, ledger, accountant, noise, KnownSites(frozenset(proxies)), record_mechanism=record_mechanism)
     requests, updates = [], []
 
     def ask(some):

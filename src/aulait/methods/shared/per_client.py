@@ -21,7 +21,7 @@ from aulait.core.types import ClientUpdate, Info, Tensors, TrainRequest
 from aulait.methods.contract import Server
 from aulait.methods.shared.traffic import Meter
 from aulait.methods.shared.weighted_mean import MixtureConfig
-from aulait.privacy.intake import ExpectedShapes
+from aulait.privacy.update_checks import ExpectedShapes
 
 
 class Singles:

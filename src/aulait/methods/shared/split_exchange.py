@@ -24,7 +24,7 @@ from aulait.methods.contract import Ask
 from aulait.methods.shared import client_update
 from aulait.methods.shared.traffic import Meter
 from aulait.privacy.aggregator import PrivateAggregator
-from aulait.privacy.intake import ExpectedShapes
+from aulait.privacy.update_checks import ExpectedShapes
 from aulait.training.activation_codec import decode
 
 MOST_STEPS = 100_000  # of a round; what a client does after that does not count

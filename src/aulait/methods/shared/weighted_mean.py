@@ -41,7 +41,8 @@ from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.shared.server_optimizer import ServerConfig, apply
 from aulait.methods.shared.traffic import Meter, planned, planned_traffic
 from aulait.privacy import clipping, postprocessing
-from aulait.privacy.accounting import PrivacyConfig
+from aulait.privacy.aggregator import Release
+from aulait.privacy.config import PrivacyConfig
 
 
 class MixtureConfig(BaseModel):
@@ -133,10 +134,8 @@ def mixed_mean(
     meter = Meter(sent, cohort)
     if cohort.local or cohort.planned:
         released = aggregator.release(
-            meter.up(ask(meter.local) if meter.local else []), stage="train", round=cohort.round,
-            role=cohort.role, bound=bound,
-            noise_multiplier=cohort.noise_multiplier, planned=cohort.planned, template=template,
-            sampling_rate=cohort.sampling_rate,
+            meter.up(ask(meter.local) if meter.local else []),
+            Release.of_cohort(cohort, stage="train", bound=bound, template=template),
             weights=config.weights, expected_shapes=expected_shapes, transform=transform)
         terms.append((config.local_weight, denoise(aggregator.config, released, public)))
         clients = planned(cohort) if aggregator.private else released.counted

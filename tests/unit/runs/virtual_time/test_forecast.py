@@ -45,12 +45,12 @@ def test_arithmetic_of_a_round_is_that_of_the_real_round(folder, tables):
     cohort, _ = loop._cohort(house, 1, {}, None)
     if house.base.prefix is not None:
         house.base.prefix.most_bytes = 0  # what leading bare blocks said is remembered in a real run; the model counts it anew
-    from aulait.privacy.accounting import PrivacyConfig
-    from aulait.privacy.aggregator import PrivateAggregator
+    from aulait.privacy.aggregator import KnownSites, PrivateAggregator
+    from aulait.privacy.config import PrivacyConfig
     from aulait.privacy.ledger import Ledger
     from aulait.privacy.noise import SystemNoise
 
-    aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), frozenset())
+    aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), KnownSites(frozenset()))
     with FlopCounterMode(display=False) as counter:
         method.step(config, house.context, state, cohort, Server(ask, aggregator))
     told = sum(cost.flop * times for cost, times in forecasts._training(house))

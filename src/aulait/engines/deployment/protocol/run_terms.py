@@ -23,7 +23,7 @@ from aulait.evaluation.losses import EvaluateConfig
 from aulait.methods import METHODS
 from aulait.methods.contract import AnyMethod, RunContext
 from aulait.models.loading import AdapterConfig, ModelConfig
-from aulait.privacy.accounting import PrivacyConfig
+from aulait.privacy.config import PrivacyConfig
 from aulait.runs.experiment_file import Settings
 from aulait.training.activation_codec import Wire
 from aulait.training.trainer import TrainConfig

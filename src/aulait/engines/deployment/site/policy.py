@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.core.errors import AulaitError
 from aulait.methods import METHODS
-from aulait.privacy.accounting import Event, PrivacyConfig, epsilon
+from aulait.privacy.accounting import Event, epsilon
+from aulait.privacy.config import PrivacyConfig
 
 if TYPE_CHECKING:
     from aulait.methods.contract import AnyMethod

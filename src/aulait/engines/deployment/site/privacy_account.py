@@ -90,7 +90,10 @@ class SiteAccount:
                 "records only; refused")
         assert isinstance(method, RecordMethod)
         own = method.record_mechanism(config, [site])
-        multiplier = sigma / own.sensitivity(float(clip))
+        relation = brief.privacy.relation
+        if relation is None:
+            raise PrivacyError("a brief without privacy.relation found; refused")
+        multiplier = sigma / own.sensitivity(float(clip), relation)
         event, limit = own.event(multiplier), self._limit
         if (
             (promised := brief.privacy.noise_multiplier) is not None

@@ -1,0 +1,160 @@
+"""A line of the ledger: one release, checked, as it stands on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from aulait.core.errors import PrivacyError, require
+from aulait.privacy.accounting import Event
+from aulait.privacy.mechanisms import Relation, Unit, find_mechanism
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+
+
+class Sampling(BaseModel):
+    """Whether every unit takes part, or each with probability ``rate`` on its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["all", "poisson"]
+    rate: Finite | None = None
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Self:
+        if (self.rate is None) != (self.kind == "all"):
+            raise ValueError("a rate belongs to the kind poisson and to no other")
+        return self
+
+
+class LedgerLine(BaseModel):
+    """One release.
+
+    Attributes:
+        release: number of the release, from 1, without gaps.
+        stage: "synthesis" or "train".
+        round: round of the stage.
+        role: roles of the clients it may hold, as "proxy" or "proxy+local"; each of them is
+            charged.
+        mechanism: name of the mechanism: "gaussian", noise on a sum over clients; for records, at
+            every site: "dp-sgd", noise on the sum of clipped gradients of single records, or
+            "gaussian-batch", noise on the clipped gradient of a whole batch; or a third party's.
+        sensitivity: L2 sensitivity of what gets the noise, > 0; with relation "replace" it holds
+            the factor 2.
+        sigma: standard deviation of the noise on every coordinate of it.
+        noise_multiplier: sigma / sensitivity.
+        planned: public number of clients it was planned for.
+        sampling: of the unit.
+        epsilon: role -> epsilon so far, this release included; inf in memory is null on disk.
+        delta: delta of that epsilon.
+        relation: "add-remove" or "replace".
+        unit: what is protected: "client" or "record"; of the clients of a role the line is true of
+            the worst one.
+        time: when it was written, ISO 8601, UTC.
+        private: false when the noise can be predicted (seeded) or is zero.
+        steps: noised mechanisms in the release, each with its own sampling; 1 for the unit
+            "client".
+
+    Raises:
+        PrivacyError: a value is missing, not finite, or contradicts another one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    release: Count
+    stage: str
+    round: Annotated[int, Field(strict=True)]
+    role: str
+    mechanism: str
+    sensitivity: Annotated[Finite, Field(gt=0)]
+    sigma: Finite
+    noise_multiplier: Finite
+    planned: Annotated[int, Field(strict=True)] | Finite
+    sampling: Sampling
+    epsilon: Mapping[str, Annotated[float, Field(ge=0)]]
+    delta: Finite
+    relation: Relation
+    unit: Unit
+    time: str
+    private: Annotated[bool, Field(strict=True)]
+    steps: Count = 1
+
+    def __init__(self, **values: Any) -> None:
+        """See the class."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            raise PrivacyError(
+                f"release {values.get('release')} of the ledger has impossible values "
+                f"({'.'.join(map(str, fault['loc'])) or 'line'}: {fault['msg']}), expected a sound "
+                "line; restore the file") from error
+
+    @field_validator("epsilon", mode="before")
+    @classmethod
+    def _no_number_is_infinite(cls, epsilon: object) -> object:
+        if not isinstance(epsilon, Mapping):
+            return epsilon
+        return {role: math.inf if spent is None else spent for role, spent in epsilon.items()}
+
+    @field_serializer("epsilon")
+    def _infinite_is_no_number(self, epsilon: Mapping[str, float]) -> dict[str, float | None]:
+        return {role: None if spent == math.inf else spent for role, spent in epsilon.items()}
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        mechanism = find_mechanism(self.mechanism, self.unit)
+        sound = (
+            math.isclose(self.sigma, self.noise_multiplier * self.sensitivity, rel_tol=1e-9)
+            and (self.sampling.kind == "all" or mechanism.amplified)
+            and (self.steps == 1 or self.unit == "record")
+        )
+        require(sound, PrivacyError, f"release {self.release} of the ledger contradicts itself, "
+                "expected a sound line; restore the file")
+        assert self.event is not None  # building it checks the noise multiplier and the rate
+        return self
+
+    @property
+    def event(self) -> Event:
+        """The release as the accountant counts it."""
+        rate = 1.0 if self.sampling.rate is None else float(self.sampling.rate)
+        mechanism = find_mechanism(self.mechanism)
+        return mechanism.event(float(self.noise_multiplier), rate, self.steps)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The single roles that are charged."""
+        return tuple(self.role.split("+"))
+
+    def encoded(self) -> bytes:
+        """One JSON object and a line feed."""
+        return json.dumps(self.model_dump(exclude_none=True), allow_nan=False).encode() + b"\n"
+
+    @classmethod
+    def decoded(cls, raw: bytes) -> Self:
+        """The line that these bytes are.
+
+        Raises:
+            PrivacyError: they are none.
+        """
+        try:
+            values = json.loads(raw, parse_constant=_no_number)
+            return cls(**values)
+        except (ValueError, TypeError) as error:
+            raise PrivacyError(f"no ledger line: {error}") from error
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is not a finite number")
