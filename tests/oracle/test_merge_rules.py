@@ -82,7 +82,8 @@ class Clients:
         return updates
 
 
-def close(found, wanted, what="", relative=1e-5, **more):
+def close(found, wanted, what="", relative=1e-4, **more):
+    """The sums of thirty clients may be far smaller than their terms, of which the rounding is."""
     assert_near(found, wanted, relative, what=what, **more)
 
 
@@ -132,14 +133,14 @@ def check(rule: str, clients: Clients, before, after) -> None:
             a, b = (t.astype(np.float64) for t in factors_of(before, layer))
             scale = world.alpha / world.rank
             held = [(p, base - scale * b[:, : own.shape[0]] @ a[: own.shape[0]] + scale * other.astype(np.float64) @ own) for p, own, other in terms]
-            close(found[layer], sum(p * update for p, update in held), layer, 1e-4)  # the folds of clients nearly cancel
+            close(found[layer], sum(p * update for p, update in held), layer)
             pair = methods.fedit(terms, world.rank, (a, b))
             close(factors_of(after, layer)[0], pair[0], layer)
             close(factors_of(after, layer)[1], pair[1], layer)
             if not world.ranks:  # the paper's own formula: what W0 moves by
                 moved = (found[layer].numpy() - scale * pair[1] @ pair[0]) - (base - scale * b @ a)
                 size = max(np.abs(base).max(), np.abs(found[layer].numpy()).max())  # of what was subtracted
-                close(moved, methods.fedex_residual(terms, world.alpha), layer, 1e-4, size=size)
+                close(moved, methods.fedex_residual(terms, world.alpha), layer, size=size)
         else:
             pair = methods.lorafair(terms, world.rank, 0.01, factors_of(before, layer))
             close(factors_of(after, layer)[0], pair[0], layer)
@@ -286,7 +287,7 @@ def test_server_optimisers_entry_by_entry(kind, seed, lr, beta1, beta2, tau):
     for update in updates:
         after, moments = server_optimizer.apply(config, after, {"x": update}, moments)
     wanted = averaging.serve(kind, theta["x"].numpy(), [u.numpy() for u in updates], lr=lr, beta1=beta1, beta2=beta2, tau=tau, decay=0.05)
-    close(after["x"], wanted)
+    close(after["x"], wanted, relative=3e-5)
 
 
 @pytest.mark.parametrize("kind", ["momentum", "nesterov"])
@@ -301,7 +302,7 @@ def test_momentum_is_that_of_torch_on_the_negative_update(kind):
         ours, moments = server_optimizer.apply(config, ours, {"x": update}, moments)
         theirs.grad = -update
         optimizer.step()
-    close(ours["x"], theirs)
+    close(ours["x"], theirs, relative=1e-5)
 
 
 def test_parameters_that_no_update_names_keep_their_values_and_moments():
