@@ -90,7 +90,7 @@ def test_a_new_file_is_noticed_and_a_meant_key_does_not_count(tmp_path, capsys):
     change(after / "result.json", '{"time', '{"schema_version": 1, "time')
     one, two = recorded(tmp_path / "one", before), recorded(tmp_path / "two", after)
     assert golden.main(["compare", str(one), str(two)]) == 0
-    assert "meant (" in capsys.readouterr().out
+    assert "meant, 1 times: a run folder" in capsys.readouterr().out
     assert golden.main(["compare", str(two), str(one)]) == 1  # only its arrival is meant
     (after / "notes.txt").write_text("more")
     assert golden.main(["compare", str(one), str(recorded(tmp_path / "three", after))]) == 1
