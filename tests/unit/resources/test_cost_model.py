@@ -141,7 +141,7 @@ def test_memory_is_the_peak_that_the_profiler_sees(bases, kind, layers, trainabl
 @pytest.mark.parametrize("kind", ["brew", "llama", "t5"])
 def test_memory_of_what_is_kept_for_the_backward_pass(bases, kind):
     base = bases[kind]
-    ranks, forward, _ = stepped(base, "AB")
+    ranks, forward, _ = stepped(base, Trainable.AB)
     body, batch = model_shape(base), rows_of(base)[1]
     found = cost_model.lora_step(body, batch, ranks)
     factors = sum(RANK * (m + n) for m, n in targets(base, AdapterConfig()).values())
