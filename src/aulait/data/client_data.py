@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -189,7 +188,7 @@ def _distinct(records: set[Record]) -> list[Record]:
     return list(first.values())
 
 
-def _record(fields: Mapping[str, Any], config: DataConfig) -> Record:
+def _record(fields: Mapping[str, object], config: DataConfig) -> Record:
     label = None if config.label is None else sources.name(fields, config.label)
     if config.prompt is None or config.response is None:
         return Record(sources.text(fields, config.text), None, label)
@@ -246,7 +245,7 @@ def _public(config: DataConfig, faults: Faults) -> tuple[str, ...] | tuple[Recor
     """Public texts, or pairs where the data have prompts and the public source has too."""
     if not config.public:
         return ()
-    found, wrong = public.read(config.public, config.public_text, None if config.public_plain
+    found, wrong = public.read_public(config.public, config.public_text, None if config.public_plain
                                else data_settings.pair(config))
     for place, fault in wrong:
         faults.add(place, fault)

@@ -96,7 +96,8 @@ def problems(config: DataConfig) -> list[str]:
          f"data.partition is '{config.partition}' without data.clients; expected how many clients "
          "to make"),
         (config.partition != "dirichlet" or config.label is not None,
-         "data.partition is 'dirichlet' without data.label; expected the field to deal by; name it"),
+         "data.partition is 'dirichlet' without data.label; expected the field to deal by; name "
+         "it"),
     ]
     found = [text for good, text in checks if not good]
     if config.source != AT_SITES:

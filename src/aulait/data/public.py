@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from aulait.core.errors import DataError, require
 from aulait.core.types import Record
 from aulait.data import sources
 
-Made = TypeVar("Made")
-Faults = list[tuple[str, str]]
+Parsed = TypeVar("Parsed")
+PublicFaults = list[tuple[str, str]]
 
 
-def read(source: str, field: str, pair: tuple[str, str] | None) -> tuple[tuple[str,
-        ...] | tuple[Record, ...], Faults]:
+def read_public(source: str, field: str, pair: tuple[str, str] | None,
+                ) -> tuple[tuple[str, ...] | tuple[Record, ...], PublicFaults]:
     """Distinct public texts, all of one kind, in an order that depends on their content only and
     favours none.
 
@@ -49,10 +49,10 @@ def _place(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _rows(source: str, field: str, make: Callable[[Mapping[str, Any]], Made]) -> tuple[set[Made],
-        Faults]:
-    found: set[Made] = set()
-    wrong: Faults = []
+def _rows(source: str, field: str, make: Callable[[Mapping[str, object]], Parsed],
+          ) -> tuple[set[Parsed], PublicFaults]:
+    found: set[Parsed] = set()
+    wrong: PublicFaults = []
     for row in sources.rows(source, field):
         try:
             if row.fields is None:

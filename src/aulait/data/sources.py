@@ -24,7 +24,7 @@ from aulait.core.registry import Registry
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 # a source by name: called without arguments, gives one mapping of fields a row
-SOURCES: Registry[Callable[[], Iterable[Mapping[str, Any]]]] = Registry("source", {
+SOURCES: Registry[Callable[[], Iterable[Mapping[str, object]]]] = Registry("source", {
     "docstrings": "aulait.data.builtin:docstrings",
     "stdlib": "aulait.data.builtin:standard_library",
 }, lambda source: "" if callable(source) else "it cannot be called")
@@ -33,7 +33,7 @@ _FIELD_CHARACTERS = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """One row as it was found.
 
     Attributes:
@@ -43,7 +43,7 @@ class Row(NamedTuple):
     """
 
     place: str
-    fields: Mapping[str, Any] | None
+    fields: Mapping[str, object] | None
     fault: str = ""
 
 
@@ -73,7 +73,7 @@ def problem(source: str, suffixes: tuple[str, ...] = SUFFIXES) -> str | None:
     )
 
 
-def rows(source: str, text_field: str = "text") -> Iterator[Row]:
+def rows(source: str, text_field: str = "text") -> Iterator[SourceRow]:
     """All rows of a source in their order.
 
     Args:
@@ -89,7 +89,7 @@ def rows(source: str, text_field: str = "text") -> Iterator[Row]:
     if source.startswith("hf:"):
         return _hub_rows(source)
     if _is_name(source):
-        return (Row(f"{source} row {n}", fields)
+        return (SourceRow(f"{source} row {n}", fields)
                 for n, fields in enumerate(SOURCES.find(source)(), 1))
     path = Path(source).expanduser()
     if path.suffix.lower() == ".txt":
@@ -104,7 +104,7 @@ def is_file(source: str) -> bool:
     return not source.startswith("hf:") and not _is_name(source)
 
 
-def text(fields: Mapping[str, Any], field: str) -> str:
+def text(fields: Mapping[str, object], field: str) -> str:
     """A text that is not empty.
 
     Raises:
@@ -122,7 +122,7 @@ def text(fields: Mapping[str, Any], field: str) -> str:
     return value
 
 
-def name(fields: Mapping[str, Any], field: str) -> str:
+def name(fields: Mapping[str, object], field: str) -> str:
     """A client or a label: a text, or a number written as text; ``ValueError`` as for ``text``."""
     value = fields.get(field)
     return str(value) if isinstance(value, int | float) else text(fields, field)
@@ -147,7 +147,7 @@ def _unreadable(source: object, error: Exception) -> DataError:
         f"data source '{source}' cannot be read ({type(error).__name__}: {reason}); check the file")
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[SourceRow]:
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -155,27 +155,28 @@ def _json_rows(path: Path) -> Iterator[Row]:
         try:
             fields = json.loads(line.decode())
         except UnicodeDecodeError:
-            yield Row(place, None, "not UTF-8")
+            yield SourceRow(place, None, "not UTF-8")
         except (ValueError, RecursionError):
-            yield Row(place, None, "not JSON")
+            yield SourceRow(place, None, "not JSON")
         else:
             if isinstance(fields, dict):
-                yield Row(place, fields)
+                yield SourceRow(place, fields)
             else:
-                yield Row(place, None, f"found {type(fields).__name__}, expected a JSON object")
+                yield SourceRow(place, None,
+                                f"found {type(fields).__name__}, expected a JSON object")
 
 
-def _text_rows(path: Path, text_field: str) -> Iterator[Row]:
+def _text_rows(path: Path, text_field: str) -> Iterator[SourceRow]:
     for number, line in _lines(path):
         if not line.strip():
             continue
         try:
-            yield Row(f"{path.name} line {number}", {text_field: line.decode().strip()})
+            yield SourceRow(f"{path.name} line {number}", {text_field: line.decode().strip()})
         except UnicodeDecodeError:
-            yield Row(f"{path.name} line {number}", None, "not UTF-8")
+            yield SourceRow(f"{path.name} line {number}", None, "not UTF-8")
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path) -> Iterator[SourceRow]:
     # The csv module's limit of 131,072 characters would tear a long text into false rows; it can
     # only be set globally.
     csv.field_size_limit(max(_FIELD_CHARACTERS, csv.field_size_limit()))
@@ -190,19 +191,19 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Row(_span(path, first, reader.line_num), None, f"not CSV ({error})")
+            yield SourceRow(_span(path, first, reader.line_num), None, f"not CSV ({error})")
             continue
         if not header:
             header = values
         elif not values:
             continue
         elif not _is_unicode("".join(values)):
-            yield Row(_span(path, first, reader.line_num), None, "not UTF-8")
+            yield SourceRow(_span(path, first, reader.line_num), None, "not UTF-8")
         elif len(values) != len(header):
             reason = f"found {len(values)} columns, expected {len(header)}"
-            yield Row(_span(path, first, reader.line_num), None, reason)
+            yield SourceRow(_span(path, first, reader.line_num), None, reason)
         else:
-            yield Row(f"{path.name} line {first}", dict(zip(header, values, strict=True)))
+            yield SourceRow(f"{path.name} line {first}", dict(zip(header, values, strict=True)))
 
 
 def _span(path: Path, first: int, last: int) -> str:
@@ -217,7 +218,7 @@ def _is_unicode(value: str) -> bool:
     return True
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[SourceRow]:
     import pyarrow as arrow  # type: ignore[import-untyped]
     import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
@@ -227,12 +228,13 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches():
                 for fields in _values(batch):
                     number += 1
-                    yield Row(f"{path.name} row {number}", fields, "" if fields else "not UTF-8")
+                    yield SourceRow(f"{path.name} row {number}", fields, "" if fields
+                                    else "not UTF-8")
     except (OSError, arrow.ArrowException) as error:
         raise _unreadable(path, error) from error
 
 
-def _values(batch: Any) -> list[dict[str, Any] | None]:
+def _values(batch: Any) -> list[dict[str, object] | None]:
     try:
         return list(batch.to_pylist())
     # one broken value fails the whole batch: look at its rows one at a time
@@ -240,14 +242,14 @@ def _values(batch: Any) -> list[dict[str, Any] | None]:
         return [_one_value(batch.slice(index, 1)) for index in range(batch.num_rows)]
 
 
-def _one_value(batch: Any) -> dict[str, Any] | None:
+def _one_value(batch: Any) -> dict[str, object] | None:
     try:
         return dict(batch.to_pylist()[0])
     except UnicodeDecodeError:
         return None
 
 
-def _hub_rows(source: str) -> Iterator[Row]:
+def _hub_rows(source: str) -> Iterator[SourceRow]:
     dataset, config, split = _hub_parts(source[3:])
     folder = Path(dataset).expanduser()
     try:
@@ -267,7 +269,7 @@ def _hub_rows(source: str) -> Iterator[Row]:
             "Hugging Face hub or a local folder; check its name, the split and the network"
         ) from error
     for number, fields in enumerate(table, 1):
-        yield Row(f"{source} row {number}", fields)
+        yield SourceRow(f"{source} row {number}", fields)
 
 
 def _hub_parts(written: str) -> tuple[str, str | None, str]:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -72,7 +71,7 @@ class Evaluation:
     tokens: int
     task: dict[str, float] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The fields by name, those of the task beside the others, for JSON."""
         fields = asdict(self)
         scores = fields.pop("task")

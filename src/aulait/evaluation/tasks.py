@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -321,7 +321,7 @@ def _pass(base: Base, prefixes: Sequence[Sequence[int]], tree: _Tree) -> Tensor:
     at_PS = torch.cat([length_P[:, None] - 1,
         (width + torch.arange(len(tree.tokens), device=device)).expand(len(prefixes), -1)], dim=1)
     own_P1 = torch.arange(len(prefixes), device=device)[:, None]
-    given: dict[str, Any] = {"input_ids": ids_PL, "attention_mask": mask_PLL[:, None],
+    given: dict[str, object] = {"input_ids": ids_PL, "attention_mask": mask_PLL[:, None],
                              "position_ids": place_PL, "use_cache": False}
     if base.split_head:
         out = base.model.get_output_embeddings()(base.model.get_decoder()(**given)[0][own_P1,

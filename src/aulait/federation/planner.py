@@ -22,7 +22,7 @@ from aulait.resources import cost_model
 from aulait.resources.cost_model import Batch, Cost, ModelShape
 from aulait.resources.links import round_trip_s
 
-Ranks = Callable[[int], Mapping[str, int]]
+RanksByLargest = Callable[[int], Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Demand:
     model_shape: ModelShape
     dtype: str
     trainable: Trainable
-    ranks: Ranks
+    ranks: RanksByLargest
     steps: int
     row: tuple[int, int, int]
     travels: Callable[[int], tuple[int, int]]
@@ -128,7 +128,8 @@ def split(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -
     """The front of the model at the client, the rest at the server; one exchange in every step."""
     assert demand.cut is not None
     step = cost_model.split_step(demand.model_shape, cost_model.Cut(demand.cut, demand.wire_bytes),
-                                 demand.batch(batch), demand.ranks(rank), trainable=demand.trainable,
+                                 demand.batch(batch), demand.ranks(rank),
+                                 trainable=demand.trainable,
                                  dtype=demand.dtype)
     up, down = demand.front(rank)
     own_s = steps * cost_model.seconds(step.client, profile, demand.dtype)

@@ -150,8 +150,8 @@ def _of_one(tier: TierConfig, private: bool) -> list[str]:
     if tier.placement == "auto" and tier.machine is None:
         found.append(
             f"federation.tier '{tier.name}': placement = 'auto' needs to know the machine; set "
-            "machine to one of "
-                     f"{', '.join(profiles.PRESETS)}, or to a profile saved by 'aulait probe --out'")
+            f"machine to one of {', '.join(profiles.PRESETS)}, or to a profile saved by 'aulait "
+            "probe --out'")
     if tier.machine is None and (tier.link or tier.availability < 1 or tier.dropout or tier.spread):
         found.append(
             f"federation.tier '{tier.name}': link, availability, dropout and spread belong to a "

@@ -15,7 +15,7 @@ import shutil
 import tomllib
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import torch
@@ -23,8 +23,11 @@ import torch
 from aulait.core.errors import ConfigError, DataError, ModelError, require
 from aulait.models.loading import BREW
 
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def settings(run: Path, table: str = "model") -> dict[str, Any]:
+
+def settings(run: Path, table: str = "model") -> dict[str, object]:
     """A table of a finished run's settings.
 
     Raises:
@@ -39,8 +42,8 @@ def settings(run: Path, table: str = "model") -> dict[str, Any]:
         f"found no finished run in {run}, expected a folder with config.toml and adapter/; finish "
         "the run",
     )
-    tree: dict[str, Any] = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
-    found: dict[str, Any] = tree.get(table, {})
+    found: dict[str, object] = tomllib.loads(
+        (run / "config.toml").read_text(encoding="utf-8")).get(table, {})
     return found
 
 
@@ -71,7 +74,7 @@ def adapter(run: Path, client: str | None = None) -> Path:
 
 
 def load(run: Path, *, adapted: bool = True, client: str | None = None,
-         device: str | torch.device = "cpu") -> tuple[Any, Any]:
+         device: str | torch.device = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model of a run, with an adapter folded in unless ``adapted`` is false, and its
     tokenizer.
 
@@ -109,7 +112,7 @@ def load(run: Path, *, adapted: bool = True, client: str | None = None,
     return whole.to(device).eval(), tokenizer
 
 
-def _folded(base: Any, folder: Path) -> Any:
+def _folded(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The base with every weight W replaced by W + (alpha / R) · B A."""
     from peft import PeftModel
 

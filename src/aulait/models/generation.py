@@ -10,15 +10,16 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from aulait.core.errors import ModelError, require
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 DROP_SHARE = 0.75  # ended rows are taken out of a batch when at most this share of it is left
 
@@ -57,7 +58,7 @@ class TextModel:
         device: where the model lies.
     """
 
-    model: Any  # PreTrainedModel, or a PEFT model around one
+    model: PreTrainedModel  # PreTrainedModel, or a PEFT model around one
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
 
@@ -170,7 +171,7 @@ def extend(
 
 
 @contextmanager
-def frozen(model: Any) -> Iterator[None]:
+def frozen(model: PreTrainedModel) -> Iterator[None]:
     """The model without dropout and gradients, put back as it was afterwards."""
     training = model.training
     model.eval()
@@ -223,7 +224,7 @@ def _extended(writer: TextModel, prompts: list[list[int]], draws: Draws) -> list
         nonlocal mask_BT
         if given is not first:
             mask_BT = torch.cat([mask_BT, torch.ones_like(given)], dim=1)
-        extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        extra: dict[str, object] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         if "position_ids" in takes:
             extra["position_ids"] = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)[:, -given.shape[1] :]
         out: Tensor = model(input_ids=given, attention_mask=mask_BT, past_key_values=cache,
@@ -266,7 +267,7 @@ def _answered(writer: TextModel, prompts: list[list[int]], draws: Draws) -> list
     return _drawn(read, keep, start, draws)
 
 
-def decoder_start(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+def decoder_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that a decoder begins with."""
     known = [getattr(getattr(model, "generation_config", None), "decoder_start_token_id", None),
              getattr(model.config, "decoder_start_token_id", None), tokenizer.bos_token_id,
@@ -315,9 +316,9 @@ def _generated(writer: TextModel, prompts: list[list[int]], draws: Draws) -> lis
     """
     how, device = draws.how, writer.device
     ids_BT, mask_BT = _padded(prompts, writer.pad, device, left=True)
-    drawn = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p,
-             "top_k": how.top_k}
-    manner: dict[str, Any] = drawn if how.temperature > 0 else {"do_sample": False}
+    drawn: dict[str, object] = {"do_sample": True, "temperature": how.temperature,
+                                "top_p": how.top_p, "top_k": how.top_k}
+    manner = drawn if how.temperature > 0 else {"do_sample": False}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(draws.uniform_BT[:, 0].sum().item() / len(prompts) * 2**53))
         out = writer.model.generate(ids_BT, attention_mask=mask_BT,

@@ -6,10 +6,13 @@ sampling time.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PretrainedConfig
 
 CHUNK_TOKENS = 64
 
@@ -53,7 +56,7 @@ def _moved(past: Tensor, like: Tensor, old: int, room: int) -> Tensor:
     return buffer
 
 
-def roomy_cache(config: Any) -> DynamicCache:
+def roomy_cache(config: PretrainedConfig) -> DynamicCache:
     """An empty cache for a model with this configuration; sliding-window and other special layers
     stay as they are."""
     cache = DynamicCache(config=config)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,6 +27,10 @@ from aulait.core.types import Adapter
 from aulait.models import prefix_cache as prefix
 from aulait.models.multi_lora_linear import SharedLinear
 from aulait.models.prefix_cache import Prefix
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 ATTENTION = frozenset(
     ["q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "q", "k", "v", "o", "query", "key", "value",
@@ -91,8 +95,8 @@ class Base:
             allow it.
     """
 
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     device: torch.device
     config: ModelConfig
     slots: dict[str, SharedLinear] = field(default_factory=dict)
@@ -126,12 +130,13 @@ def load(config: ModelConfig) -> Base:
     return base
 
 
-def _fetch(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
+def _fetch(config: ModelConfig, device: torch.device,
+           ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     name = BREW if config.name == "brew" else config.name
     auto = AutoModelForCausalLM if config.kind == "causal" else AutoModelForSeq2SeqLM
-    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
+    options: dict[str, object] = {"dtype": getattr(torch, config.dtype)}
     if config.quant:
         options["quantization_config"] = _quantisation(config.quant)
         options["device_map"] = {"": device}
@@ -151,7 +156,7 @@ def _fetch(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
     return (model if config.quant else model.to(device)), tokenizer
 
 
-def _quantisation(quant: str) -> Any:
+def _quantisation(quant: str) -> QuantizationConfigMixin:
     try:
         import bitsandbytes  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
         from transformers import BitsAndBytesConfig

@@ -8,7 +8,7 @@ billions of parameters can be costed on a laptop.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from aulait.core.errors import ModelError, require
 from aulait.models.loading import AdapterConfig, Base, is_linear, shape_of, targets
 from aulait.resources.cost_model import Block, ModelShape
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def model_shape(base: Base) -> ModelShape:
@@ -29,7 +32,7 @@ def model_shape(base: Base) -> ModelShape:
     return _counted(base.model, shapes, base.config.kind, base.split_head, weight_bytes)
 
 
-def from_config(config: Any, dtype: str = "float32") -> ModelShape:
+def from_config(config: PretrainedConfig, dtype: str = "float32") -> ModelShape:
     """The model shape of the model that a transformers configuration describes; no weight is made
     or loaded.
 
@@ -58,7 +61,7 @@ def from_config(config: Any, dtype: str = "float32") -> ModelShape:
                     weight_bytes)
 
 
-def _counted(model: Any, shapes: Mapping[str, tuple[int, int]], kind: Literal["causal", "seq2seq"],
+def _counted(model: PreTrainedModel, shapes: Mapping[str, tuple[int, int]], kind: Literal["causal", "seq2seq"],
              split_head: bool,
              weight_bytes: int) -> ModelShape:
     config = model.config.get_text_config(decoder=True)
@@ -77,7 +80,7 @@ def _counted(model: Any, shapes: Mapping[str, tuple[int, int]], kind: Literal["c
     )
 
 
-def _blocks(shapes: Mapping[str, tuple[int, int]], config: Any, kind: str) -> Iterable[Block]:
+def _blocks(shapes: Mapping[str, tuple[int, int]], config: PretrainedConfig, kind: str) -> Iterable[Block]:
     """Layers grouped by the first number in their names, per side, the encoder's blocks first."""
     grouped: dict[tuple[bool, int], dict[str, tuple[int, int]]] = {}
     for name, (m, n) in shapes.items():
@@ -97,7 +100,7 @@ def _blocks(shapes: Mapping[str, tuple[int, int]], config: Any, kind: str) -> It
                     decoder and kind == "seq2seq")
 
 
-def _embeddings(model: Any, shapes: Mapping[str, tuple[int, int]]) -> Iterable[Tensor]:
+def _embeddings(model: PreTrainedModel, shapes: Mapping[str, tuple[int, int]]) -> Iterable[Tensor]:
     """Input embeddings of tokens and positions; those inside blocks are biases of the attention,
     not embeddings."""
     prefixes = {".".join(name.split(".")[: next(i for i, p in enumerate(name.split("."))

@@ -89,7 +89,8 @@ class Span(NamedTuple):
     given: bool | None = None
 
 
-def lora_step(model_shape: ModelShape, batch: Batch, ranks: Mapping[str, int], *, trainable: Trainable = Trainable.AB,
+def lora_step(model_shape: ModelShape, batch: Batch, ranks: Mapping[str, int], *,
+              trainable: Trainable = Trainable.AB,
               dtype: str = "float32",
               blocks: tuple[int, int] | None = None) -> Cost:
     """One optimiser step of LoRA: forward, loss, backward, clipping, AdamW on the factors.
@@ -342,7 +343,7 @@ def seconds(cost: Cost, profile: Profile, dtype: str = "float32") -> float:
     if not rate:
         raise ConfigError(
             f"machine '{profile.name}' has no flop_per_s for '{dtype}' nor for 'float32' (found: "
-                          f"{', '.join(profile.flop_per_s) or 'none'}); measure it by: aulait probe")
+            f"{', '.join(profile.flop_per_s) or 'none'}); measure it by: aulait probe")
     per_byte_s = 1 / profile.memory_bytes_per_s if profile.memory_bytes_per_s else 0.0
     if profile.device == "cpu":
         return (

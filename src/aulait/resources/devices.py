@@ -34,7 +34,7 @@ SHAPES: Final = {
 }
 COPIED: Final = {"cpu": (8, 2**24), "cuda": (4, 2**28)}  # results made in a row, bytes of each
 
-Clock = Callable[[], float]
+Stopwatch = Callable[[], float]
 
 PEAKS: Final[tuple[tuple[frozenset[str], dict[str, float]], ...]] = tuple(
     (frozenset(words.split()), {"float32": full, **{name: half for name in halves.split()}})
@@ -167,7 +167,7 @@ def _wait(device: str) -> None:
         torch.mps.synchronize()
 
 
-def _spent(work: Callable[[], Any], device: str, clock: Clock) -> float:
+def _spent(work: Callable[[], object], device: str, clock: Stopwatch) -> float:
     _wait(device)
     started = clock()
     work()
@@ -175,7 +175,7 @@ def _spent(work: Callable[[], Any], device: str, clock: Clock) -> float:
     return clock() - started
 
 
-def _median(work: Callable[[], Any], device: str, budget_s: float, clock: Clock) -> float:
+def _median(work: Callable[[], object], device: str, budget_s: float, clock: Stopwatch) -> float:
     """Median seconds of the work after one warm-up: until the budget is spent, at least once."""
     _spent(work, device, clock)
     times = [_spent(work, device, clock)]
@@ -184,7 +184,7 @@ def _median(work: Callable[[], Any], device: str, budget_s: float, clock: Clock)
     return statistics.median(times)
 
 
-def _products(dtype: torch.dtype, device: str, budget_s: float, clock: Clock) -> float:
+def _products(dtype: torch.dtype, device: str, budget_s: float, clock: Stopwatch) -> float:
     """FLOP/s over the products of a step, forward and backward; every shape does the same number of
     FLOP (harmonic mean)."""
     per_flop_s = []
@@ -204,7 +204,7 @@ def _filled(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.randn(*shape, generator=generator).to(device=device, dtype=dtype)
 
 
-def _bandwidth(device: str, budget_s: float, clock: Clock) -> float:
+def _bandwidth(device: str, budget_s: float, clock: Stopwatch) -> float:
     """Bytes read and written a second by copies into results made anew, all held until the last one
     is made."""
     count, size = COPIED["cpu" if device == "cpu" else "cuda"]
@@ -249,7 +249,7 @@ class _Small(nn.Module):
         return y + torch.bmm(low, self.factors[2 * i + 1]).view(y.shape)
 
 
-def _operation(device: str, budget_s: float, clock: Clock) -> float:
+def _operation(device: str, budget_s: float, clock: Stopwatch) -> float:
     """Seconds of one operation of a step so small that nothing else counts: forward, backward and
     AdamW, Python's share included."""
     blocks = nn.Sequential(*(_Small(device) for _ in range(4)))

@@ -98,7 +98,7 @@ LINKS: Final[Mapping[str, Link]] = {
     "datacenter": _link(9400, 9400, 0.5, 6e-6, f"10 Gbit/s both ways; {_ETHERNET}",
                         "6e-6 kWh/GB: our estimate, five ports of 5 W each at 10 Gbit/s"),
 }
-"""Name -> usual link. Typical figures to plan with; measure your own with ``aulait probe --link``."""
+"""Name -> usual link. Typical figures to plan with; measure yours with ``aulait probe --link``."""
 
 
 def transfer_s(size_bytes: float, bytes_per_s: float, latency_s: float = 0.0) -> float:

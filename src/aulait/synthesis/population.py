@@ -101,7 +101,7 @@ class Text:
         """Prompt and text together, as embedded and as shown."""
         return self.record.full
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The fields by name, for JSON; no prompt where there is none."""
         return {key: value for key, value in asdict(self).items()
                 if key != "prompt" or value is not None}
@@ -153,7 +153,7 @@ class State:
     pool: tuple[Text, ...]
     winners: tuple[Text, ...] = ()
 
-    def dump(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, object]:
         """For the checkpoint."""
         return asdict(self)
 

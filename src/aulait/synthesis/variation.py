@@ -13,7 +13,7 @@ from aulait.core.seeds import Seeds
 from aulait.core.types import Record
 from aulait.models.generation import Sampling, TextModel
 
-Made = TypeVar("Made")
+Drawn = TypeVar("Drawn")
 REDRAWS = 3  # further tries for a text that came out empty or too short
 SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*(?=\s|$)|\n")
 
@@ -148,11 +148,11 @@ def clean(text: str, ended: bool, start: int = 0) -> str:
 
 
 def redrawn(
-    draw: Callable[[list[int], int, int], Sequence[Made]],
-    accept: Callable[[int, Made], bool],
+    draw: Callable[[list[int], int, int], Sequence[Drawn]],
+    accept: Callable[[int, Drawn], bool],
     count: int,
     seed: int,
-) -> list[Made | None]:
+) -> list[Drawn | None]:
     """``count`` texts or pairs; those not accepted are drawn again, up to ``REDRAWS`` times, then
     None.
 
@@ -162,7 +162,7 @@ def redrawn(
         count: texts wanted.
         seed: every attempt gets its own seed from it.
     """
-    texts: list[Made | None] = [None] * count
+    texts: list[Drawn | None] = [None] * count
     missing = list(range(count))
     for attempt in range(1 + REDRAWS):
         if not missing:

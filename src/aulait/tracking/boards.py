@@ -40,7 +40,7 @@ EXPECTED = (
 # unless told not to.
 MLFLOW = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
           "MLFLOW_DISABLE_TELEMETRY": "true"}
-Line = Mapping[str, Any]
+RoundValues = Mapping[str, Any]
 
 
 class TrackConfig(BaseModel):
@@ -92,14 +92,14 @@ def problems(config: TrackConfig) -> list[str]:
     return found
 
 
-def scalars(line: Line) -> dict[str, float]:
+def scalars(line: RoundValues) -> dict[str, float]:
     """Tag -> number of a line of rounds.jsonl; ``stage`` and ``round`` become the tag's head and
     the step."""
     return dict(_numbers(str(line.get("stage", "run")), {key: value for key, value in line.items()
         if key not in ("stage", "round")}))
 
 
-def _numbers(head: str, table: Line) -> Iterator[tuple[str, float]]:
+def _numbers(head: str, table: RoundValues) -> Iterator[tuple[str, float]]:
     for key, value in table.items():
         # what every tracker accepts as a name
         tag = f"{head}/{re.sub('[^A-Za-z0-9_. -]', '_', str(key))}"
@@ -116,7 +116,7 @@ class Board(Protocol):
     def count(self) -> int:
         """Lines that it holds."""
 
-    def write(self, number: int, line: Line) -> None:
+    def write(self, number: int, line: RoundValues) -> None:
         """Add a line; ``number`` counts from 1."""
 
     def close(self, status: str) -> None:
@@ -139,7 +139,7 @@ class TensorBoard:
         """Lines written by this process: all there are, because the folder began empty."""
         return self._count
 
-    def write(self, number: int, line: Line) -> None:
+    def write(self, number: int, line: RoundValues) -> None:
         """Add a line and put it on disk."""
         for tag, value in scalars(line).items():
             self._writer.add_scalar(tag, value, int(line.get("round", number)))
@@ -180,7 +180,7 @@ class MLflow:
         """Lines that the server has."""
         return int(self._client.get_run(self._id).data.metrics.get(COUNTER, 0))
 
-    def write(self, number: int, line: Line) -> None:
+    def write(self, number: int, line: RoundValues) -> None:
         """Send a line."""
         now_ms, step = int(1000 * time.time()), int(line.get("round", number))
         metrics = [self._metric(tag, value, now_ms, step) for tag, value in scalars(line).items()]
@@ -234,7 +234,7 @@ class Tracker:
             except Exception as refusal:
                 self._tell(name, refusal)
 
-    def kept(self, lines: Sequence[Line]) -> None:
+    def kept(self, lines: Sequence[RoundValues]) -> None:
         """Pass on the lines of rounds.jsonl that a board lacks. Never raises: tracking is no reason
         to stop a run.
 
@@ -248,7 +248,7 @@ class Tracker:
                 self._counts.pop(name, None)  # what arrived of the last line is asked for again
                 self._tell(name, error)
 
-    def _bring(self, name: str, lines: Sequence[Line]) -> None:
+    def _bring(self, name: str, lines: Sequence[RoundValues]) -> None:
         if name not in self._boards:
             self._boards[name] = self._makers[name]()
         board = self._boards[name]
