@@ -23,7 +23,7 @@ from transformers import (
 from aulait.core import lora
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Record
-from aulait.models.loading import Base, ModelConfig, load
+from aulait.models.loading import Base, ModelConfig, load_base
 
 VOCABULARY = 259
 _IDS: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -70,7 +70,7 @@ def write(folder: Path, kind: str) -> Path:
 def tiny(folder: Path, kind: str = "llama", context: int = 24) -> Base:
     """A loaded tiny base."""
     words = "seq2seq" if kind == "t5" else "causal"
-    return load(ModelConfig(name=str(write(folder, kind)), kind=words, context=context, device="cpu"))
+    return load_base(ModelConfig(name=str(write(folder, kind)), kind=words, context=context, device="cpu"))
 
 
 def filled(shapes: lora.Shapes, rank: int, alpha: float = 4.0, seed: int = 0, size: float = 0.1) -> Adapter:

@@ -24,7 +24,7 @@ from aulait.core.seeds import Seeds
 from aulait.core.types import Profile, Record
 from aulait.evaluation.losses import EvaluateConfig, evaluate
 from aulait.models.generation import Sampling, TextModel, encode, extend, opening
-from aulait.models.loading import AdapterConfig, Base, ModelConfig, load, targets
+from aulait.models.loading import AdapterConfig, Base, ModelConfig, load_base, targets
 from aulait.models.shape import model_shape
 from aulait.resources import cost_model as cost
 from aulait.resources import devices
@@ -87,7 +87,7 @@ def predict(sizes: Sizes = FULL, repetitions: int = 3, keep: bool = True) -> dic
     """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     kept = keep and devices.keep_freed_memory()
-    base = load(ModelConfig(device="cpu"))
+    base = load_base(ModelConfig(device="cpu"))
     found, seen = [], []
     for case in _cases(base, sizes):
         row, profiles = _measured(case, repetitions, sizes.constants_s, clock)
@@ -114,14 +114,14 @@ def _measured(case: Case, repetitions: int, constants_s: float,
               clock: Clock) -> tuple[dict[str, Any], list[Profile]]:
     """A row of the table, and the constants seen on the way."""
     case.work()
-    profiles = [devices.measure(device="cpu", budget_s=constants_s, clock=clock)]
+    profiles = [devices.measure_device(device="cpu", budget_s=constants_s, clock=clock)]
     measured_s: list[float] = []
     predicted_s: list[float] = []
     while len(measured_s) < repetitions and sum(measured_s) < ENOUGH_S:
         started = clock()
         case.work()
         measured_s.append(clock() - started)
-        profiles.append(devices.measure(device="cpu", budget_s=constants_s, clock=clock))
+        profiles.append(devices.measure_device(device="cpu", budget_s=constants_s, clock=clock))
         predicted_s.append(statistics.fmean(cost.seconds(case.cost, machine)
             for machine in profiles[-2:]))
     spent = case.cost
@@ -189,7 +189,7 @@ def _evaluation(learner: Learner, body: ModelShape) -> Case:
 
 def _embedding(texts: int) -> Case:
     """Long texts by the built-in embedder, which remembers nothing here."""
-    tokens, made = 128, embedding.load("minilm", capacity=0)
+    tokens, made = 128, embedding.load_embedder("minilm", capacity=0)
     words = [" ".join(["word"] * 200 + [str(i)]) for i in range(texts)]
     return Case(f"embedding, {texts} x {tokens} tokens", cost.embedding(22_700_000, made.width,
         texts, tokens), lambda: made.embed(words))

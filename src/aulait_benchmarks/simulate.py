@@ -176,7 +176,8 @@ def _batches(house: House, trainable: Trainable, rounds: int) -> tuple[Passes, i
 def _work(house: House, name: str, start: Adapter, trainable: Trainable, round: int) -> Work:
     """What a site is asked to do in a round, as the methods write it."""
     site, seed = house.sites[name], house.seeds.integer("batches", round, name)
-    return Work(start, site.train, trainable, site.plan.steps, site.plan.batch, house.settings.train.lr,
+    return Work(start, site.train, trainable, site.plan.steps, site.plan.batch,
+                house.settings.train.lr,
                 seed)
 
 
@@ -205,17 +206,17 @@ def _plain(house: House, trainable: Trainable, batches: Passes) -> float:
 def _counting() -> Iterator[list[str]]:
     """Names of the base models loaded inside; ``model.load`` is put back afterwards."""
     loads: list[str] = []
-    real = loading.load
+    real = loading.load_base
 
     def load(config: loading.ModelConfig) -> loading.Base:
         loads.append(config.name)
         return real(config)
 
-    loading.load = load
+    loading.load_base = load
     try:
         yield loads
     finally:
-        loading.load = real
+        loading.load_base = real
 
 
 def _wait(house: House) -> None:

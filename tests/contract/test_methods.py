@@ -88,7 +88,7 @@ def tiny_base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def brew():
-    return loading.load(ModelConfig(context=24, device="cpu"))
+    return loading.load_base(ModelConfig(context=24, device="cpu"))
 
 
 # -- form ------------------------------------------------------------------------------------------------------

@@ -295,14 +295,14 @@ def generator(seed=0):
 @settings(max_examples=60, deadline=None)
 @given(votes=votes_lists, keep=st.integers(1, 12))
 def test_rank_keeps_those_with_most_votes(votes, keep):
-    kept = selection.rank(torch.tensor(votes), keep)
+    kept = selection.rank_candidates(torch.tensor(votes), keep)
     assert len(kept) == len(set(kept)) == min(keep, len(votes))
     left = [votes[j] for j in range(len(votes)) if j not in kept]
     assert not left or min(votes[j] for j in kept) >= max(left)
 
 
 def test_rank_breaks_ties_by_number():
-    assert selection.rank(torch.tensor([1.0, 3.0, 3.0, 1.0]), 3) == [1, 2, 0]
+    assert selection.rank_candidates(torch.tensor([1.0, 3.0, 3.0, 1.0]), 3) == [1, 2, 0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -310,7 +310,7 @@ def test_rank_breaks_ties_by_number():
 def test_sample_draws_only_above_the_threshold_and_never_breaks(votes, keep, threshold, seed):
     tensor = torch.tensor(votes)
     keep = min(keep, len(votes))
-    kept = selection.sample(tensor, keep, threshold, generator(seed))
+    kept = selection.sample_candidates(tensor, keep, threshold, generator(seed))
     above = {j for j in range(len(votes)) if float((tensor[j].double() - threshold).clamp(min=0)) > 0}
     assert len(kept) == keep
     if above:
@@ -320,13 +320,13 @@ def test_sample_draws_only_above_the_threshold_and_never_breaks(votes, keep, thr
 
 
 def test_sample_follows_the_votes_above_the_threshold():
-    drawn = Counter(selection.sample(torch.tensor([11.0, 31.0, 1.0]), 4000, 1.0, generator()))
+    drawn = Counter(selection.sample_candidates(torch.tensor([11.0, 31.0, 1.0]), 4000, 1.0, generator()))
     assert drawn[2] == 0
     assert drawn[0] / 4000 == pytest.approx(0.25, abs=6 * math.sqrt(0.25 * 0.75 / 4000))
 
 
 def test_the_uniform_fallback_is_uniform():
-    drawn = Counter(j for seed in range(600) for j in selection.sample(torch.full((4,), -3.0), 2, 1.0, generator(seed)))
+    drawn = Counter(j for seed in range(600) for j in selection.sample_candidates(torch.full((4,), -3.0), 2, 1.0, generator(seed)))
     for j in range(4):
         assert drawn[j] / 600 == pytest.approx(0.5, abs=6 * math.sqrt(0.25 / 600))
 
@@ -356,7 +356,7 @@ def test_geometry_keeps_the_minority_that_rank_drops():
     majority = torch.nn.functional.normalize(torch.tensor([[1.0, 0.01 * i] for i in range(10)]), dim=1)
     points = torch.cat([majority, torch.tensor([[-1.0, 0.0]])])
     votes = torch.tensor([8.0 + i for i in range(10)] + [5.0])
-    assert 10 not in selection.rank(votes, 4)
+    assert 10 not in selection.rank_candidates(votes, 4)
     assert 10 in selection.geometry(votes, points, 4, 0.0, 1.0, generator())
 
 

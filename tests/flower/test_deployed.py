@@ -274,7 +274,7 @@ def test_tiers_that_measured_their_machines_leave_the_others_their_shares(tmp_pa
     tiny_run.write_data(tmp_path)
     told = {"name": "gpu", "placement": "local", "machine": "measured", "share": 0.5}, {"name": "old", "placement": "local", "machine": "laptop", "share": 0.5}
     settings = tiny_run.settings(tmp_path, federation={"tier": list(told)}, engine={"name": "flower"})
-    profile = json.loads(profiles.dump(profiles.profile("laptop")))
+    profile = json.loads(profiles.dump_profile(profiles.profile("laptop")))
     roll = {f"c{k}": {"profile": profile} for k in range(8)}
     before = tiers.members(settings.federation.tier, sorted(roll), Seeds(settings.run.seed))
     planned = planned_by(settings, roll, tmp_path)

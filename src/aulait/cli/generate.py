@@ -12,7 +12,7 @@ from aulait.cli.options import ClientOption, JsonOption, RunArgument
 from aulait.core.errors import ConfigError
 from aulait.models import exported
 from aulait.models.generation import Sampling, TextModel
-from aulait.synthesis.prefix_variation import sample
+from aulait.synthesis.prefix_variation import sample_texts
 
 
 def generate(  # noqa: PLR0913 (the options of a command)
@@ -41,12 +41,13 @@ def generate(  # noqa: PLR0913 (the options of a command)
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         answers = exported.settings(run, "data").get("prompt") is not None
-        model, tokenizer = exported.load(run, adapted=not base, client=client, device=device)
+        model, tokenizer = exported.load_exported(run, adapted=not base, client=client,
+            device=device)
         # a causal model has learnt to answer after a new line, an encoder-decoder reads the prompt
         # as it is
         asked = f"{prompt}\n" if answers and not model.config.is_encoder_decoder else prompt
         writer = TextModel(model, tokenizer, torch.device(device))
-        (text,) = sample(writer, [asked], Sampling(tokens, temperature), seed)
+        (text,) = sample_texts(writer, [asked], Sampling(tokens, temperature), seed)
     if as_json:
         terminal.document(
             {

@@ -13,7 +13,7 @@ from aulait.cli.options import FileArgument, JsonOption, SetOption
 from aulait.cli.run import malformed
 from aulait.reporting import numbers as n
 from aulait.reporting import story
-from aulait.resources.devices import measure
+from aulait.resources.devices import measure_device
 from aulait.runs import experiment_file, setup
 from aulait.runs.plan_summary import outlook
 from aulait.runs.virtual_time.forecast import forecast
@@ -49,7 +49,7 @@ def plan(
         malformed(house.corpus.malformed)
         found = outlook(house)
         if here:
-            found["here"] = forecast(house, measure())
+            found["here"] = forecast(house, measure_device())
     if as_json:
         terminal.document(found)
     else:

@@ -21,7 +21,7 @@ from aulait.resources import capacity, devices, energy, profiles
 from aulait.resources.capacity import SHAPES, Task, precision
 from aulait.resources.links import measure_link, serve_echo
 from aulait.resources.meters import Meter
-from aulait.resources.profiles import PRECISIONS, PRESETS, dump
+from aulait.resources.profiles import PRECISIONS, PRESETS, dump_profile
 
 DEVICES = ("cpu", "cuda", "mps")
 LOAD_S = 1.0
@@ -78,7 +78,7 @@ def probe(  # noqa: PLR0913 (the options of a command)
         terminal.note(f"measuring for about {seconds + 5:.0f} s{_busy()}")
         found = _measured(_precisions(dtype, device), device, seconds, link, power)
     if out is not None:
-        out.write_text(dump(found["machine"]), encoding="utf-8")
+        out.write_text(dump_profile(found["machine"]), encoding="utf-8")
     if as_json:
         terminal.document({"profile": asdict(found.pop("machine")), **found, "saved": out})
     else:
@@ -121,7 +121,7 @@ def _measured(kinds: tuple[str, ...], device: str | None, seconds: float, link: 
     profile itself."""
     # first: it fails at once where nobody answers
     wire = None if link is None else measure_link(link)
-    machine = devices.measure(dtypes=kinds, device=device, budget_s=seconds)
+    machine = devices.measure_device(dtypes=kinds, device=device, budget_s=seconds)
     if wire is not None:
         machine = replace(machine, up_bytes_per_s=wire[0], down_bytes_per_s=wire[1],
                           latency_s=wire[2])

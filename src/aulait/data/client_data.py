@@ -86,7 +86,7 @@ class Faults:
         )
 
 
-def load(config: DataConfig, seeds: Seeds) -> Corpus:
+def load_clients(config: DataConfig, seeds: Seeds) -> Corpus:
     """Read, check, deduplicate, partition, split and cap.
 
     Random, from ``seeds``: the made-up clients of a partition, which clients are kept and which
@@ -110,7 +110,7 @@ def load(config: DataConfig, seeds: Seeds) -> Corpus:
     left_out = len(groups) - len(kept)
     kept = _choose(kept, left_out, config, seeds)
     apart = _apart(kept, config, seeds)
-    clients = {name: split(name, kept[name], config, seeds) for name in sorted(kept)
+    clients = {name: split_holdout(name, kept[name], config, seeds) for name in sorted(kept)
                if name not in apart}
     if config.pooled:
         parts = [(part.train, part.holdout) for part in clients.values()]
@@ -140,7 +140,7 @@ def own(config: DataConfig, name: str, seeds: Seeds) -> ClientData:
             f"data.source '{config.source}' has {len(records)} distinct records of "
             f"'{name}', expected at least {config.min_records}; check data.source and data.client "
             "of the site file")
-    return split(name, records, config, seeds)
+    return split_holdout(name, records, config, seeds)
 
 
 def at_sites(config: DataConfig, names: Mapping[str, int]) -> Corpus:
@@ -166,7 +166,8 @@ def gather(config: DataConfig, faults: Faults) -> Clients:
             faults.add(row.place, row.fault)
             continue
         try:
-            records = found[sources.name(row.fields, config.client) if data_settings.named(config)
+            records = found[sources.name_field(row.fields, config.client)
+                            if data_settings.named(config)
                             else EVERYONE]
             records.add(_record(row.fields, config))
         except ValueError as error:
@@ -189,10 +190,11 @@ def _distinct(records: set[Record]) -> list[Record]:
 
 
 def _record(fields: Mapping[str, object], config: DataConfig) -> Record:
-    label = None if config.label is None else sources.name(fields, config.label)
+    label = None if config.label is None else sources.name_field(fields, config.label)
     if config.prompt is None or config.response is None:
-        return Record(sources.text(fields, config.text), None, label)
-    return Record(sources.text(fields, config.response), sources.text(fields, config.prompt), label)
+        return Record(sources.text_field(fields, config.text), None, label)
+    return Record(sources.text_field(fields, config.response),
+                  sources.text_field(fields, config.prompt), label)
 
 
 def _choose(kept: Clients, left_out: int, config: DataConfig, seeds: Seeds) -> Clients:
@@ -217,10 +219,10 @@ def _apart(kept: Clients, config: DataConfig, seeds: Seeds) -> dict[str, tuple[R
     """The unseen clients and the records they are evaluated on."""
     whole = config.model_copy(update={"holdout": 0.0})  # the cap alone
     names = unseen(list(kept), config.unseen, 1 if config.pooled else 2, seeds)
-    return {name: split(name, kept[name], whole, seeds).train for name in names}
+    return {name: split_holdout(name, kept[name], whole, seeds).train for name in names}
 
 
-def split(name: str, records: list[Record], config: DataConfig, seeds: Seeds) -> ClientData:
+def split_holdout(name: str, records: list[Record], config: DataConfig, seeds: Seeds) -> ClientData:
     """Hold-out first, then the cap on both parts; ``records`` are distinct and sorted."""
     cap, part = config.records_per_client, config.holdout
     held = min(max(1, round(len(records) * part)), len(records) - 1) if part > 0 else 0

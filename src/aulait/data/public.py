@@ -34,11 +34,12 @@ def read_public(source: str, field: str, pair: tuple[str, str] | None,
     """
     if pair is not None:
         prompt, response = pair
-        pairs, wrong = _rows(source, field, lambda fields: Record(sources.text(fields, response),
-            sources.text(fields, prompt)))
+        pairs, wrong = _rows(source, field,
+                             lambda fields: Record(sources.text_field(fields, response),
+            sources.text_field(fields, prompt)))
         if pairs:
             return tuple(sorted(pairs, key=lambda pair: _place(pair.full))), wrong
-    texts, wrong = _rows(source, field, lambda fields: sources.text(fields, field))
+    texts, wrong = _rows(source, field, lambda fields: sources.text_field(fields, field))
     require(bool(texts), DataError,
             f"data.public '{source}': found no text in field '{field}'; give texts or public = ''")
     return tuple(sorted(texts, key=_place)), wrong

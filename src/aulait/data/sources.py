@@ -104,7 +104,7 @@ def is_file(source: str) -> bool:
     return not source.startswith("hf:") and not _is_name(source)
 
 
-def text(fields: Mapping[str, object], field: str) -> str:
+def text_field(fields: Mapping[str, object], field: str) -> str:
     """A text that is not empty.
 
     Raises:
@@ -122,10 +122,10 @@ def text(fields: Mapping[str, object], field: str) -> str:
     return value
 
 
-def name(fields: Mapping[str, object], field: str) -> str:
+def name_field(fields: Mapping[str, object], field: str) -> str:
     """A client or a label: a text, or a number written as text; ``ValueError`` as for ``text``."""
     value = fields.get(field)
-    return str(value) if isinstance(value, int | float) else text(fields, field)
+    return str(value) if isinstance(value, int | float) else text_field(fields, field)
 
 
 def _is_name(source: str) -> bool:

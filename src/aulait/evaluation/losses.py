@@ -180,7 +180,7 @@ def _task(
     scores: list[dict[str, float]] = []
     for worn, records in groups.values():
         with wearing(learner.base, worn):
-            scores += tasks.measure(learner.base, records, config, choices, config.rows, right)
+            scores += tasks.measure_task(learner.base, records, config, choices, config.rows, right)
     named = {"rank": ("accuracy",), "rouge": (*tasks.ROUGES, "exact_match"),
              "exact": ("exact_match",)}[config.task]
     means = {name: sum(score[name] for score in scores) / len(scores) if scores else math.nan

@@ -63,7 +63,7 @@ def fair(holdout: Mapping[str, Sequence[Record]], most: int | None) -> list[tupl
     return [(name, holdout[name][turn]) for turn, name in turns[:most]]
 
 
-def measure(
+def measure_task(
     base: Base, records: Sequence[Record], config: TaskConfig, choices: Sequence[str] = (),
     rows: int = 32,
     right: Mapping[str, Sequence[str]] | None = None,
@@ -89,10 +89,10 @@ def measure(
             "record has no prompt, expected a prompt and a response; set data.prompt and "
             "data.response, or task = 'none'")
     if config.task == "rank":
-        found = rank(base, records, choices, config.rank_by)
+        found = rank_choices(base, records, choices, config.rank_by)
         return [{"accuracy": float(guess == record.text)} for guess,
                 record in zip(found, records, strict=True)]
-    texts = write(base, records, config.max_new_tokens, rows)
+    texts = write_answers(base, records, config.max_new_tokens, rows)
     pairs = [(record.text, text) for record, text in zip(records, texts, strict=True)]
     exact = [{"exact_match": float(normal(wanted) == normal(text))} for wanted, text in pairs]
     if config.task == "exact":
@@ -121,7 +121,8 @@ def rouge(pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
 
 
 @torch.no_grad()
-def write(base: Base, records: Sequence[Record], max_new_tokens: int, rows: int = 32) -> list[str]:
+def write_answers(base: Base, records: Sequence[Record], max_new_tokens: int,
+                  rows: int = 32) -> list[str]:
     """The greedy text after every prompt. A prompt that leaves no room for the text loses its
     beginning, not its first token."""
     encode, seq2seq = Encoder(base), base.config.kind == "seq2seq"
@@ -137,7 +138,7 @@ def write(base: Base, records: Sequence[Record], max_new_tokens: int, rows: int 
 
 
 @torch.no_grad()
-def rank(base: Base, records: Sequence[Record], choices: Sequence[str],
+def rank_choices(base: Base, records: Sequence[Record], choices: Sequence[str],
          by: Literal["mean", "sum"] = "mean") -> list[str]:
     """The most probable choice after every record's prompt; of equals the first in alphabetical
     order.

@@ -174,7 +174,7 @@ def fits(found: Assignment, profile: Profile) -> bool:
     return profile.memory_bytes is None or found.memory_bytes <= profile.memory_bytes
 
 
-def choose(
+def choose_placement(
     demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int], batch: int
 ) -> Assignment | str:
     """The best way for a machine to take part, or why there is none.
@@ -292,7 +292,7 @@ def _takes(found: Assignment, profile: Profile, dial: ComputeConfig) -> str:
     """What of a machine is not enough."""
     parts = []
     if not fits(found, profile):
-        parts.append(f"{size(found.memory_bytes)} of {size(profile.memory_bytes or 0)}")
+        parts.append(f"{size_text(found.memory_bytes)} of {size_text(profile.memory_bytes or 0)}")
     if not _in_time(found, dial):
         parts.append(f"{found.round_s:,.3g} s of {dial.round_s:g} s")
     return " and ".join(parts) or "less than it has"
@@ -318,11 +318,13 @@ def _nearest(demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Seque
             needs.append(f"{placement}: {hindered}")
             continue
         found = WAYS[placement](demand, profile, ranks[-1], least, 1)
-        needs.append(f"{placement} takes {size(found.memory_bytes)} and {found.round_s:,.3g} s")
+        needs.append(
+            f"{placement} takes {size_text(found.memory_bytes)} and {found.round_s:,.3g} s")
         if fits(found, profile):
             dials.append(found.round_s)
     limit = (
-        f"{size(profile.memory_bytes)} of memory" if profile.memory_bytes else "memory not known"
+        f"{size_text(profile.memory_bytes)} of memory" if profile.memory_bytes
+        else "memory not known"
     )
     dial_text = f", compute.round_s = {dial.round_s:g}" if dial.round_s else ""
     nearest = (f"nearest: compute.round_s = {_up(min(dials)):g}" if dials
@@ -339,6 +341,6 @@ def _up(value: float) -> float:
     return float(f"{math.ceil(value / unit) * unit:.6g}")
 
 
-def size(size_bytes: float) -> str:
+def size_text(size_bytes: float) -> str:
     """Bytes for people."""
     return f"{size_bytes / 1e9:.3g} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.3g} MB"

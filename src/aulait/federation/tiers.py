@@ -70,8 +70,8 @@ class TierConfig(BaseModel):
             return None
         assert self.machine is not None
         return (
-            profiles.find(self.machine) if self.link is None
-            else profiles.linked(profiles.find(self.machine), self.link)
+            profiles.find_profile(self.machine) if self.link is None
+            else profiles.linked(profiles.find_profile(self.machine), self.link)
         )
 
 
@@ -192,7 +192,8 @@ def _of_sampling(federation: FederationConfig, compute: ComputeConfig, private: 
                      "decides who else counts, which no accountant covers); change it, or use "
                      "compute.deadline_s")
     try:
-        found += [f"compute.server: {line}" for line in _unfit(profiles.find(compute.server))
+        found += [f"compute.server: {line}"
+                  for line in _unfit(profiles.find_profile(compute.server))
                   if "link" not in line]
     except ConfigError as error:
         found.append(f"compute.server: {error}")

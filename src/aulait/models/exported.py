@@ -73,7 +73,7 @@ def adapter(run: Path, client: str | None = None) -> Path:
     return known[client]
 
 
-def load(run: Path, *, adapted: bool = True, client: str | None = None,
+def load_exported(run: Path, *, adapted: bool = True, client: str | None = None,
          device: str | torch.device = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model of a run, with an adapter folded in unless ``adapted`` is false, and its
     tokenizer.
@@ -145,7 +145,7 @@ def export(run: Path, to: Path, *, merge: bool, client: str | None = None) -> li
         f"--to {to} already holds something; expected a new or empty folder; choose another"
     )
     if merge:
-        model, tokenizer = load(run, client=client)
+        model, tokenizer = load_exported(run, client=client)
         to.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(to)
         tokenizer.save_pretrained(to)

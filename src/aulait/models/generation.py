@@ -293,7 +293,7 @@ def _drawn(
     # which rows of the batch are still computed
     rows = torch.arange(len(given), device=given.device)
     for step in range(int(most_B.max())):
-        token_B = choose(read(given), draws.how, draws.uniform_BT[rows, step])
+        token_B = choose_tokens(read(given), draws.how, draws.uniform_BT[rows, step])
         # A row that has ended stays ended, whatever is drawn for it until it is dropped.
         written_BT[rows, step] = torch.where(torch.isin(token_B, ends) | ~alive_B[rows], -1,
             token_B)
@@ -332,7 +332,7 @@ def _generated(writer: TextModel, prompts: list[list[int]], draws: Draws) -> lis
     return found
 
 
-def choose(logits_BV: Tensor, how: Sampling, uniform_B: Tensor) -> Tensor:
+def choose_tokens(logits_BV: Tensor, how: Sampling, uniform_B: Tensor) -> Tensor:
     """One token for every row, (B,) int64: the likeliest at temperature 0, else drawn by one
     uniform number each.
 

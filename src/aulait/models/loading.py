@@ -109,7 +109,7 @@ class Base:
         return sum(p.numel() for p in self.model.parameters())
 
 
-def load(config: ModelConfig) -> Base:
+def load_base(config: ModelConfig) -> Base:
     """Load, freeze and wrap a base model.
 
     Raises:
@@ -126,7 +126,7 @@ def load(config: ModelConfig) -> Base:
     base = Base(model, tokenizer, device, config)
     wrap(base)
     base.split_head = config.kind == "causal" and _head_splits(base)
-    base.prefix = prefix.of(model.get_decoder()) if base.split_head else None
+    base.prefix = prefix.prefix_of(model.get_decoder()) if base.split_head else None
     return base
 
 

@@ -170,7 +170,7 @@ def standing(decoder: Any, blocks: Sequence[nn.Module], name: str = "layers") ->
         setattr(decoder, name, own)
 
 
-def of(decoder: Any) -> Prefix | None:
+def prefix_of(decoder: Any) -> Prefix | None:
     """The memory of a decoder; None where its blocks are not found, or where states depend on more
     than the tokens before them.
 

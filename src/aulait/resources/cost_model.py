@@ -37,7 +37,7 @@ from aulait.resources.block_cost import (
     stage,
 )
 from aulait.resources.cost_types import Batch, Block, Cost, ModelShape, Parts, Split, both, parts_of
-from aulait.resources.cost_types import total as total_of
+from aulait.resources.cost_types import total_cost as total_of
 
 __all__ = [
     "ModelShape", "Batch", "Block", "Cost", "Cut", "Span", "Split", "embedding", "evaluation",

@@ -145,7 +145,7 @@ def both(one: tuple[float, float, float], other: tuple[float, float, float]) -> 
     return one[0] + other[0], one[1] + other[1], one[2] + other[2]
 
 
-def total(model_flop: float, memory_bytes: float, parts: Parts) -> Cost:
+def total_cost(model_flop: float, memory_bytes: float, parts: Parts) -> Cost:
     """A cost from its parts, empty ones left out."""
     parts = {name: own for name, own in parts.items() if any(own)}
     flop, moved, operations = (sum(part[i] for part in parts.values()) for i in range(3))

@@ -57,7 +57,8 @@ and H200 SXM) and of the GA102 and AD102 architecture papers (RTX 3090, 4090): d
 without TF32, half precision with float32 accumulation."""
 
 
-def measure(dtypes: Sequence[str] = ("float32",), device: str | None = None, budget_s: float = 3.0,
+def measure_device(dtypes: Sequence[str] = ("float32",), device: str | None = None,
+                   budget_s: float = 3.0,
             clock: Callable[[], float] = time.perf_counter) -> Profile:
     """The profile of this machine, measured now with the threads that torch is set to.
 
@@ -87,7 +88,7 @@ def measure(dtypes: Sequence[str] = ("float32",), device: str | None = None, bud
             f"device '{kind}' is not there ({str(error).splitlines()[0][:100]}); expected 'cpu' or "
             "another one") from error
     slice_s = budget_s / (len(dtypes) + 2)
-    found = name(kind)
+    found = device_name(kind)
     return Profile(
         name=found,
         device=kind,
@@ -107,7 +108,7 @@ def peak(name: str) -> dict[str, float]:
     return next((dict(figures) for known, figures in PEAKS if known <= words), {})
 
 
-def name(device: str = "cpu") -> str:
+def device_name(device: str = "cpu") -> str:
     """What the processor or the GPU calls itself."""
     if device == "cuda":
         return str(torch.cuda.get_device_name())

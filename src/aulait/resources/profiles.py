@@ -22,8 +22,9 @@ from aulait.core.errors import ConfigError, did_you_mean
 from aulait.core.types import Profile
 from aulait.resources.links import LINKS, Link
 
-__all__ = ["LINKS", "PRESETS", "SHARES", "USUAL_LINK", "Link", "dump", "find", "joules_per_byte",
-           "like", "linked", "load", "profile"]
+__all__ = ["LINKS", "PRESETS", "SHARES", "USUAL_LINK", "Link", "dump_profile", "find_profile",
+           "joules_per_byte",
+           "like", "linked", "load_profile", "profile"]
 
 PRECISIONS: Final = ("float32", "bfloat16", "float16")
 DEVICES: Final = ("cpu", "cuda", "mps")
@@ -148,7 +149,7 @@ def profile(name: str, link: str | None = None, **overrides: Any) -> Profile:
     return _checked({**_plain(made), **overrides}, f"machine '{name}'") if overrides else made
 
 
-def find(name_or_path: str) -> Profile:
+def find_profile(name_or_path: str) -> Profile:
     """The machine behind ``machine = ...`` of an experiment file: a preset, or a profile saved by
     ``aulait probe --out``.
 
@@ -158,7 +159,7 @@ def find(name_or_path: str) -> Profile:
         ConfigError: there is no such preset or file, or the file holds no profile.
     """
     if name_or_path.endswith(".json") or "/" in name_or_path or "\\" in name_or_path:
-        return load(name_or_path)
+        return load_profile(name_or_path)
     if name_or_path not in PRESETS:
         raise ConfigError(
             f"machine '{name_or_path}' is unknown; {did_you_mean(name_or_path, PRESETS)} "
@@ -188,12 +189,12 @@ def like(machine: Profile) -> Profile | None:
     return min(same, key=lambda made: abs(math.log(made.flop_per_s["float32"] / speed)))
 
 
-def dump(machine: Profile) -> str:
+def dump_profile(machine: Profile) -> str:
     """The profile as JSON, one key a line; ``load`` reads it back equal."""
     return json.dumps(_plain(machine), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def load(path: str | Path) -> Profile:
+def load_profile(path: str | Path) -> Profile:
     """A profile that ``dump`` wrote.
 
     Raises:

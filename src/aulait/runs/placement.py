@@ -147,7 +147,7 @@ def check_cut(settings: Settings, base: Base) -> None:
 
 def _auto(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -> Assignment | str:
     ranks = planner.halvings(plan.rank) if settings.method.TRAITS.unequal_ranks else (plan.rank,)
-    return planner.choose(demand, profile, settings.compute, ranks, plan.batch)
+    return planner.choose_placement(demand, profile, settings.compute, ranks, plan.batch)
 
 
 def _written(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -> Assignment | str:
@@ -168,9 +168,10 @@ def _written(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -
     advice = (f"rank = {nearest.rank} and batch = {nearest.batch}" if nearest is not None
               and plan.placement != "proxy"
               else "placement = 'auto', or a machine with more memory")
-    return (f"placement = '{plan.placement}' takes {planner.size(found.memory_bytes)} at rank "
+    return (f"placement = '{plan.placement}' takes {planner.size_text(found.memory_bytes)} at rank "
             f"{plan.rank} and batch {plan.batch}, machine "
-            f"'{profile.name}' has {planner.size(profile.memory_bytes or 0)}; nearest that fits: "
+            f"'{profile.name}' has {planner.size_text(profile.memory_bytes or 0)}; nearest that "
+            "fits: "
             f"{advice}")
 
 
@@ -192,13 +193,14 @@ def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
     crowd = sum(len(them.members.get(t.name, ())) for t in federation.tier
                 if t.placement in ("split", "auto"))
     return Demand(
-        model_shape=them.model_shape, dtype=settings.model.dtype, trainable=settings.method.TRAITS.trains,
+        model_shape=them.model_shape, dtype=settings.model.dtype,
+        trainable=settings.method.TRAITS.trains,
         ranks=ranks, steps=plan.steps,
         row=_row(them, plan), travels=_travels(them, shapes, ranks),
         front=_travels(them, front, ranks),
         vote=_vote(settings, min(synthesis.pool, max(1, len(them.public)))) if votes else None,
         cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire],
-        server=profiles.find(settings.compute.server),
+        server=profiles.find_profile(settings.compute.server),
         crowd=max(1, round(part * crowd)), rows_at_once=settings.train.rows_at_once,
         no_split=no_split, no_proxy="" if learns
         else "proxy needs public texts (data.public) and synthesis.proxies")
@@ -211,7 +213,7 @@ def _vote(settings: Settings, pool: int) -> tuple[cost_model.Cost, tuple[int, in
     return own + cost_model.voting(capped, pool, width), (4 * pool, 4 * pool * width)
 
 
-def _travels(them: Federation, shapes: Shapes, ranks: planner.Ranks) -> Callable[[int],
+def _travels(them: Federation, shapes: Shapes, ranks: planner.RanksByLargest) -> Callable[[int],
         tuple[int, int]]:
     """Rank -> bytes (up, down) of a client's factors in a round by the method's own formula, all
     clients alike."""

@@ -101,7 +101,8 @@ class SentenceEmbedder:
             self._memory.popitem(last=False)
 
 
-def load(name: str, device: str = "cpu", max_tokens: int = 128, capacity: int = 50_000) -> Embedder:
+def load_embedder(name: str, device: str = "cpu", max_tokens: int = 128,
+                  capacity: int = 50_000) -> Embedder:
     """An embedder by name.
 
     Args:
@@ -160,7 +161,7 @@ def _sentence_embedder(name: str, source: str, device: str, max_tokens: int,
     return SentenceEmbedder(name, model.eval(), capacity)
 
 
-def nearest(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: int = 1) -> Tensor:
+def nearest_candidates(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: int = 1) -> Tensor:
     """Indices of the nearest candidates of every vector: (B, neighbours) int64, nearest first.
 
     The distance is L2, computed in float64 pair by pair: a matrix product would round equal
@@ -203,5 +204,5 @@ def votes(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: int = 1) -> Ten
     Sensitive if the vectors are: no clipping and no noise is applied here. Raises what ``nearest``
         raises.
     """
-    chosen_BN = nearest(vectors_BD, candidates_JD, neighbours)
+    chosen_BN = nearest_candidates(vectors_BD, candidates_JD, neighbours)
     return torch.bincount(chosen_BN.flatten(), minlength=candidates_JD.shape[0]).to(torch.float32)

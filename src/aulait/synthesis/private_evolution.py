@@ -181,11 +181,11 @@ def _select(config: SynthesisConfig, votes_J: Tensor, embeddings_JD: Tensor, std
     if config.selection == "random":
         return selection.uniform(len(votes_J), keep, generator)
     if config.selection == "sample":
-        return selection.sample(votes_J, keep, config.threshold * std, generator)
+        return selection.sample_candidates(votes_J, keep, config.threshold * std, generator)
     if config.selection == "geometry":
         threshold = selection.geometry_threshold(std, config.rounds, len(votes_J))
         return selection.geometry(votes_J, embeddings_JD, keep, threshold, config.reach, generator)
-    return selection.rank(votes_J, keep)
+    return selection.rank_candidates(votes_J, keep)
 
 
 def _breed(config: SynthesisConfig, parents: Sequence[Text], round: int, variation: Variation,

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 
-def rank(votes_J: Tensor, keep: int) -> list[int]:
+def rank_candidates(votes_J: Tensor, keep: int) -> list[int]:
     """The ``keep`` candidates with the most votes, ties to the lower number (Xie et al., ICML
     2024)."""
     order = sorted(range(len(votes_J)), key=lambda j: (-float(votes_J[j]), j))
     return order[:keep]
 
 
-def sample(votes_J: Tensor, keep: int, threshold: float, generator: torch.Generator) -> list[int]:
+def sample_candidates(votes_J: Tensor, keep: int, threshold: float,
+                      generator: torch.Generator) -> list[int]:
     """Draw ``keep`` times with probability proportional to max(votes - threshold, 0) (Hou et al.,
     ICML 2024).
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from aulait.core.errors import ModelError, did_you_mean, require
-from aulait.models.loading import ATTENTION, BREW, Base, ModelConfig, load, wrap
+from aulait.models.loading import ATTENTION, BREW, Base, ModelConfig, load_base, wrap
 from aulait.models.shape import from_config
 from aulait.resources.cost_model import ModelShape
 
@@ -101,7 +101,7 @@ def base(member: Member, dtype: str, device: str, context: int) -> Base:
     kind: Any = "seq2seq" if found.is_encoder_decoder else "causal"
     config = ModelConfig(name=member.name, kind=kind, dtype=dtype, device=device, context=context)
     if not member.sizes:
-        return load(config)
+        return load_base(config)
     from transformers import AutoModelForSeq2SeqLM
 
     place = (

@@ -108,7 +108,7 @@ def edge(scope: Scope, tell: Callable[[str], None] = lambda _: None,
         None stands for what is not known or does not fit.
     """
     tell("measuring this machine")
-    real = profile or device.measure((scope.dtype,))
+    real = profile or device.measure_device((scope.dtype,))
     here, power_basis = _powered(replace(real, name=NAME), scope.power_w)
     works = [Work.of(member, scope.rank, scope.lengths)
              for member in members(scope.family, scope.model)]

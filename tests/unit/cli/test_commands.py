@@ -525,9 +525,9 @@ def test_bench_loads_the_base_once():
     from aulait.models import loading
     from aulait_benchmarks import simulate
 
-    real = loading.load
+    real = loading.load_base
     found = simulate.simulate(clients=2, repetitions=3, steps=1, batch=2)
-    assert loading.load is real
+    assert loading.load_base is real
     assert found["base_loads"] == 1
     for each in found["methods"].values():
         assert each["ratio_to_floor"] == pytest.approx(each["floor_tokens_per_s"] / each["aulait_tokens_per_s"])

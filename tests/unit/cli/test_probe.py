@@ -35,8 +35,8 @@ def test_a_machine_is_measured_saved_and_found_again(tmp_path):
         result = call(*SHORT, "--link", url, "--power", 30, "--out", path, "--json")
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)
-    saved = profiles.find(str(path))
-    assert told["profile"] == json.loads(profiles.dump(saved))
+    saved = profiles.find_profile(str(path))
+    assert told["profile"] == json.loads(profiles.dump_profile(saved))
     assert 1e8 < saved.flop_per_s["float32"] < 1e14
     assert 1e7 < saved.memory_bytes < 1e14
     assert saved.up_bytes_per_s > 1e5
@@ -60,7 +60,7 @@ def test_the_page_has_units_and_says_what_is_not_known(monkeypatch):
         return Profile(name="Card", device="cuda", flop_per_s={"float32": 2e12, "bfloat16": 3e13}, peak_flop_per_s={"bfloat16": 6e13},
                        memory_bytes=10**10, memory_bytes_per_s=1.5e11, operation_s=7e-6, source="measured")
 
-    monkeypatch.setattr("aulait.resources.devices.measure", measure)
+    monkeypatch.setattr("aulait.resources.devices.measure_device", measure)
     result = call(*SHORT, "--dtype", " bfloat16,float32,bfloat16")
     assert result.exit_code == 0, result.stderr
     assert asked == [(("bfloat16", "float32"), "cpu", 0.2)]
@@ -85,7 +85,7 @@ def test_common_sizes_are_those_of_the_models_they_are_named_after():
     known = {"brew": 6_622_464, "1B": 1_235_814_400, "3B": 3_212_749_824, "8B": 8_030_261_248}  # as the models' pages tell
     assert {name: counted[name].parameters for name in known} == known
     assert counted["8B"].weight_bytes == 2 * 8_030_261_248
-    need = [one["local"]["memory_bytes"] for one in probe._carried(profiles.find("h100"))]
+    need = [one["local"]["memory_bytes"] for one in probe._carried(profiles.find_profile("h100"))]
     assert need == sorted(need)
 
 

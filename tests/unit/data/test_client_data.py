@@ -19,7 +19,7 @@ from aulait.core.errors import DataError
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
 from aulait.data import builtin, sources
-from aulait.data.client_data import EVERYONE, NAMED_ROWS, Corpus, DataConfig, load, problems
+from aulait.data.client_data import EVERYONE, NAMED_ROWS, Corpus, DataConfig, load_clients, problems
 from aulait.data.partitions import deal
 
 SEEDS = Seeds(3)
@@ -39,7 +39,7 @@ def jsonl(path: Path, rows: list[dict]) -> str:
 
 
 def read(source: str, seeds: Seeds = SEEDS, **more) -> Corpus:
-    return load(DataConfig(**({"source": source, "public": ""} | more)), seeds)
+    return load_clients(DataConfig(**({"source": source, "public": ""} | more)), seeds)
 
 
 def texts(records) -> list[str]:
@@ -418,7 +418,7 @@ def test_each_bad_setting_is_one_line(settings, words):
     assert found[0].startswith(words)
     assert "\n" not in found[0]
     with pytest.raises(DataError, match=r"^data\.|^found only one"):
-        load(DataConfig(**settings), SEEDS)
+        load_clients(DataConfig(**settings), SEEDS)
 
 
 def test_missing_fields_name_the_nearest(tmp_path):
@@ -527,7 +527,7 @@ def test_docstrings_are_a_federation():
     assert max(Counter(name.split(".")[0] for name in counts).values()) <= 5
     assert len({row["text"] for row in rows}) == len(rows)
     assert all(40 <= len(row["text"]) <= 500 for row in rows)
-    corpus = load(DataConfig(), SEEDS)
+    corpus = load_clients(DataConfig(), SEEDS)
     assert len(corpus.clients) == 60
     assert len(corpus.public) >= 1_000
     assert corpus.malformed == ()

@@ -60,7 +60,7 @@ def test_scores_equal_the_slow_loop(base, rows, worn):
 
 
 def test_brew_equals_the_slow_loop():
-    brew = loading.load(ModelConfig(context=24, device="cpu"))
+    brew = loading.load_base(ModelConfig(context=24, device="cpu"))
     holdout = {"a": (Record("Return the sum of two numbers."),), "b": (Record("Read a file."), Record("x = y", "Assign:"))}
     scores = evaluate(Learner(brew, TrainConfig()), None, holdout, EvaluateConfig())
     assert scores.as_dict() == pytest.approx(by_hand(brew, None, holdout, 4), rel=1e-4)
@@ -108,7 +108,7 @@ def test_task_scores_stand_beside_the_losses(base, task):
     each = []
     for name, some in holdout.items():
         with loading.wearing(base, [adapters[name]]):
-            each += tasks.measure(base, some, config, choices)
+            each += tasks.measure_task(base, some, config, choices)
     means = {name: sum(e[name] for e in each) / 5 for name in names - {"bleu"}}
     assert scores.task == {**means, **({"bleu": bleu.corpus(each)} if task == "rouge" else {}), "count": 5}
     assert evaluate(learner, None, holdout, EvaluateConfig(task=task, task_records=3), choices).task["count"] == 3

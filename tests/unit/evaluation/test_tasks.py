@@ -87,7 +87,7 @@ def test_long_prompts_and_choices_are_cut_as_in_training(bases, kind):
 def test_rank_takes_the_most_probable_choice(bases, kind, by):
     base = bases(kind)
     with worn(base, 2.0):
-        found = tasks.rank(base, PROMPTS, [*CHOICES[::-1], "ab"], by)
+        found = tasks.rank_choices(base, PROMPTS, [*CHOICES[::-1], "ab"], by)
         sums, counts = tasks.whole(base, Encoder(base), PROMPTS, CHOICES)
     best = (sums / counts if by == "mean" else sums).argmax(dim=1)
     assert found == [CHOICES[i] for i in best.tolist()]
@@ -106,29 +106,29 @@ def test_models_that_cannot_take_a_tree_are_read_whole(bases, monkeypatch):
 
     with worn(base):
         assert tasks.packs(base)
-        wanted = tasks.rank(base, PROMPTS, CHOICES)
+        wanted = tasks.rank_choices(base, PROMPTS, CHOICES)
         monkeypatch.setattr(base.model.get_decoder(), "forward", deaf)
         assert not tasks.packs(base)
-        assert tasks.rank(base, PROMPTS, CHOICES) == wanted
+        assert tasks.rank_choices(base, PROMPTS, CHOICES) == wanted
 
 
 def test_rank_names_what_is_wrong(bases):
     base = bases("llama")
     with pytest.raises(DataError, match="1 of 4 held-out responses are not among the 7 choices"):
-        tasks.rank(base, PROMPTS, [choice for choice in CHOICES if choice != "b"])
+        tasks.rank_choices(base, PROMPTS, [choice for choice in CHOICES if choice != "b"])
     with pytest.raises(DataError, match="the data have 1001 different responses, expected at most 1000"):
-        tasks.rank(base, PROMPTS[:0], [str(i) for i in range(1001)])
-    assert tasks.rank(base, [], CHOICES) == []
+        tasks.rank_choices(base, PROMPTS[:0], [str(i) for i in range(1001)])
+    assert tasks.rank_choices(base, [], CHOICES) == []
 
 
 def test_accuracy_is_one_for_a_right_guess(bases):
     base = bases("llama")
-    guesses = tasks.rank(base, PROMPTS, CHOICES)
+    guesses = tasks.rank_choices(base, PROMPTS, CHOICES)
     right = [Record(guess, record.prompt) for guess, record in zip(guesses, PROMPTS, strict=True)]
     config = tasks.TaskConfig(task="rank")
-    assert tasks.measure(base, right, config, CHOICES) == [{"accuracy": 1.0}] * 4
+    assert tasks.measure_task(base, right, config, CHOICES) == [{"accuracy": 1.0}] * 4
     other = next(choice for choice in CHOICES if choice != guesses[0])
-    assert tasks.measure(base, [Record(other, right[0].prompt)], config, CHOICES) == [{"accuracy": 0.0}]
+    assert tasks.measure_task(base, [Record(other, right[0].prompt)], config, CHOICES) == [{"accuracy": 0.0}]
 
 
 # --- texts
@@ -156,35 +156,35 @@ def test_texts_are_greedy_whatever_is_read_together(bases, kind):
     some = [*PROMPTS, Record("x", "a prompt so long that its beginning has to go")]
     with worn(base):
         wanted = [greedy(base, record.prompt, 12) for record in some]
-        assert tasks.write(base, some, 12, rows=3) == wanted
+        assert tasks.write_answers(base, some, 12, rows=3) == wanted
     assert len(set(wanted)) > 1
 
 
 def test_a_text_gets_at_most_half_the_context(bases):
     base = bases("llama", 24)
     wanted = [greedy(base, record.prompt, 12) for record in PROMPTS]
-    assert tasks.write(base, PROMPTS, 400) == wanted
+    assert tasks.write_answers(base, PROMPTS, 400) == wanted
 
 
 def test_encoder_decoders_write_too(bases):
-    assert len(tasks.write(bases("t5"), PROMPTS, 5)) == 4
+    assert len(tasks.write_answers(bases("t5"), PROMPTS, 5)) == 4
 
 
 def test_text_scores(bases, monkeypatch):
     texts = iter(["The cat sat on the mat", "a  CAT\n", "cats running"] * 2)
-    monkeypatch.setattr(tasks, "write", lambda base, some, most, rows: [next(texts) for _ in some])
+    monkeypatch.setattr(tasks, "write_answers", lambda base, some, most, rows: [next(texts) for _ in some])
     some = [Record("the cat lay on the mat", "?"), Record("a cat", "?"), Record("a cat ran", "?")]
-    found = tasks.measure(bases("llama"), some, tasks.TaskConfig(task="rouge"))
+    found = tasks.measure_task(bases("llama"), some, tasks.TaskConfig(task="rouge"))
     # 5 of 6 words in order; all; one stem of two (precision) and of three (recall).
     assert [score["rouge_l"] for score in found] == pytest.approx([5 / 6, 1.0, 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)])
     assert [score["exact_match"] for score in found] == [0.0, 1.0, 0.0]
-    assert tasks.measure(bases("llama"), some, tasks.TaskConfig(task="exact")) == [{"exact_match": x} for x in (0.0, 1.0, 0.0)]
+    assert tasks.measure_task(bases("llama"), some, tasks.TaskConfig(task="exact")) == [{"exact_match": x} for x in (0.0, 1.0, 0.0)]
 
 
 @pytest.mark.parametrize("task", ["rank", "rouge", "exact"])
 def test_a_task_needs_prompts(bases, task):
     with pytest.raises(DataError, match=f"evaluate.task is '{task}' and a held-out record has no prompt"):
-        tasks.measure(bases("llama"), records(2), tasks.TaskConfig(task=task), ["a"])
+        tasks.measure_task(bases("llama"), records(2), tasks.TaskConfig(task=task), ["a"])
 
 
 # --- which records

@@ -46,7 +46,7 @@ RANKS = (8, 4, 2, 1)
 
 
 def test_a_large_machine_gets_the_whole_share():
-    found = planner.choose(demand(), machine(1e13, link=1e9), ComputeConfig(), RANKS, 4)
+    found = planner.choose_placement(demand(), machine(1e13, link=1e9), ComputeConfig(), RANKS, 4)
     assert (found.placement, found.rank, found.steps, found.batch, found.why) == ("local", 8, 8, 4, "fits whole")
 
 
@@ -55,7 +55,7 @@ def test_a_large_machine_gets_the_whole_share():
        batch=st.integers(1, 16))
 def test_nothing_planned_exceeds_memory_or_dial(flop, memory, link, dial, batch):
     profile, asked = machine(flop, memory, link), ComputeConfig(round_s=dial)
-    found = planner.choose(demand(), profile, asked, RANKS, batch)
+    found = planner.choose_placement(demand(), profile, asked, RANKS, batch)
     if isinstance(found, str):
         assert "nearest" in found
         return
@@ -72,7 +72,7 @@ def test_nothing_planned_exceeds_memory_or_dial(flop, memory, link, dial, batch)
 @given(flop=st.floats(1e8, 1e12), memory=st.integers(10**6, 10**8), dial=st.floats(0.05, 10.0))
 def test_a_better_machine_never_reads_less(flop, memory, dial):
     def work(profile):
-        found = planner.choose(demand(), profile, ComputeConfig(round_s=dial), RANKS, 4)
+        found = planner.choose_placement(demand(), profile, ComputeConfig(round_s=dial), RANKS, 4)
         return -1 if isinstance(found, str) else 0 if found.placement == "proxy" else found.steps * found.batch
 
     own = work(machine(flop, memory))
@@ -85,7 +85,7 @@ def test_the_choice_is_the_best_of_all_that_are_possible():
     for flop in (1e8, 1e9, 1e10):
         for dial in (0.3, 1.0, 5.0):
             profile, asked = machine(flop, link=1e5), ComputeConfig(round_s=dial)
-            found = planner.choose(demand(cut=None, no_split="not here"), profile, asked, RANKS, 4)
+            found = planner.choose_placement(demand(cut=None, no_split="not here"), profile, asked, RANKS, 4)
             every = [planner.local(demand(), profile, rank, steps, batch) for rank in RANKS for steps in range(1, 9) for batch in (4, 2, 1)]
             possible = [one for one in every if one.memory_bytes <= profile.memory_bytes and one.round_s <= dial]
             if not possible:
@@ -100,7 +100,7 @@ def test_a_machine_that_holds_only_the_front_is_split():
     whole = planner.local(demand(), machine(), 1, 1, 1).memory_bytes
     front = planner.split(demand(), machine(), 1, 1, 1).memory_bytes
     assert front < whole
-    found = planner.choose(demand(), machine(memory_bytes=int((front + whole) / 2)), ComputeConfig(), RANKS, 4)
+    found = planner.choose_placement(demand(), machine(memory_bytes=int((front + whole) / 2)), ComputeConfig(), RANKS, 4)
     assert found.placement == "split"
     assert "local takes" in found.why
 
@@ -109,20 +109,20 @@ def test_a_machine_that_holds_no_part_votes_and_says_why():
     votes = planner.proxy(demand(), machine(), 1, 1, 1).memory_bytes
     front = planner.split(demand(), machine(), 1, 1, 1).memory_bytes
     assert votes < front
-    found = planner.choose(demand(), machine(memory_bytes=int((votes + front) / 2)), ComputeConfig(), RANKS, 4)
+    found = planner.choose_placement(demand(), machine(memory_bytes=int((votes + front) / 2)), ComputeConfig(), RANKS, 4)
     assert found.placement == "proxy"
     assert "local takes" in found.why
 
 
 def test_an_impossible_plan_is_one_line_with_the_nearest_settings_that_work():
     asked = ComputeConfig(round_s=1e-6)
-    found = planner.choose(demand(), machine(), asked, RANKS, 4)
+    found = planner.choose_placement(demand(), machine(), asked, RANKS, 4)
     assert isinstance(found, str)
     assert "\n" not in found
     assert "compute.round_s = 1e-06" in found
     nearest = float(found.rpartition("compute.round_s = ")[2])
-    assert not isinstance(planner.choose(demand(), machine(), ComputeConfig(round_s=nearest), RANKS, 4), str)
-    tiny = planner.choose(demand(), machine(memory_bytes=1000), ComputeConfig(), RANKS, 4)
+    assert not isinstance(planner.choose_placement(demand(), machine(), ComputeConfig(round_s=nearest), RANKS, 4), str)
+    tiny = planner.choose_placement(demand(), machine(memory_bytes=1000), ComputeConfig(), RANKS, 4)
     assert isinstance(tiny, str)
     assert "a machine with more memory" in tiny
 
@@ -135,7 +135,7 @@ def test_a_crowd_of_split_clients_waits_for_the_server():
     assert crowded.server_s == pytest.approx(2 * 3 * cost_model.seconds(full, body.server))
     assert crowded.compute_s - crowded.server_s == pytest.approx(alone.compute_s - alone.server_s)
     slow = machine(memory_bytes=10**9)
-    found = planner.choose(demand(crowd=1000, server=machine(1e8)), slow, ComputeConfig(round_s=alone.round_s), RANKS, 4)
+    found = planner.choose_placement(demand(crowd=1000, server=machine(1e8)), slow, ComputeConfig(round_s=alone.round_s), RANKS, 4)
     assert isinstance(found, str) or found.placement != "split"
 
 
@@ -143,7 +143,7 @@ def test_under_privacy_nobody_is_split():
     whole = planner.local(demand(), machine(), 1, 1, 1).memory_bytes
     front = planner.split(demand(), machine(), 1, 1, 1).memory_bytes
     between = machine(memory_bytes=int((front + whole) / 2))
-    found = planner.choose(demand(cut=None, no_split="split is refused under privacy"), between, ComputeConfig(), RANKS, 4)
+    found = planner.choose_placement(demand(cut=None, no_split="split is refused under privacy"), between, ComputeConfig(), RANKS, 4)
     assert not isinstance(found, str)
     assert found.placement == "proxy"
 
@@ -165,10 +165,10 @@ def test_seconds_by_hand():
 def test_auto_takes_only_what_is_allowed():
     front = planner.split(demand(), machine(), 1, 1, 1).memory_bytes
     whole = planner.local(demand(), machine(), 1, 1, 1).memory_bytes
-    found = planner.choose(demand(), machine(memory_bytes=int((front + whole) / 2)), ComputeConfig(allowed=("local", "proxy")), RANKS, 4)
+    found = planner.choose_placement(demand(), machine(memory_bytes=int((front + whole) / 2)), ComputeConfig(allowed=("local", "proxy")), RANKS, 4)
     assert not isinstance(found, str)
     assert found.placement == "proxy"
-    none = planner.choose(demand(), machine(memory_bytes=1000), ComputeConfig(allowed=("local",)), RANKS, 4)
+    none = planner.choose_placement(demand(), machine(memory_bytes=1000), ComputeConfig(allowed=("local",)), RANKS, 4)
     assert isinstance(none, str)
     assert "split: not in compute.allowed" in none
 
@@ -176,7 +176,7 @@ def test_auto_takes_only_what_is_allowed():
 def test_a_split_share_says_what_the_whole_model_would_have_read():
     slow = machine(flop_per_s=2e8, link=1e8)
     local = planner.local(demand(), slow, 1, 8, 4).round_s
-    found = planner.choose(demand(), slow, ComputeConfig(round_s=local / 2), RANKS, 4)
+    found = planner.choose_placement(demand(), slow, ComputeConfig(round_s=local / 2), RANKS, 4)
     assert not isinstance(found, str)
     assert found.placement == "split"
     assert "records a round, the whole model" in found.why

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def brew():
-    return loading.load(ModelConfig(context=24, device="cpu"))
+    return loading.load_base(ModelConfig(context=24, device="cpu"))
 
 
 def said(base, adapter: Adapter | None) -> torch.Tensor:
@@ -174,14 +174,14 @@ def test_layers_that_do_not_exist(layers, folder):
 def test_an_unknown_id_without_network_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"model\.name = 'nobody/nothing-at-all' cannot be loaded") as caught:
-        loading.load(ModelConfig(name="nobody/nothing-at-all"))
+        loading.load_base(ModelConfig(name="nobody/nothing-at-all"))
     assert "\n" not in str(caught.value)
     assert "expected 'brew'" in str(caught.value)
 
 
 def test_a_folder_without_a_model_is_one_clear_line(tmp_path):
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
-        loading.load(ModelConfig(name=str(tmp_path)))
+        loading.load_base(ModelConfig(name=str(tmp_path)))
     assert "\n" not in str(caught.value)
 
 

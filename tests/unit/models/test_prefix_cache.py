@@ -239,7 +239,7 @@ def test_other_models_have_no_such_memory(kind, folder):
 
 
 def test_brew_remembers():
-    brew = loading.load(ModelConfig(context=24, device="cpu"))
+    brew = loading.load_base(ModelConfig(context=24, device="cpu"))
     learner, adapter = Learner(brew, TrainConfig()), filled(loading.targets(brew, AdapterConfig(layers=2)), 2)
     texts = {"a": (Record("Return the sum of two numbers."), Record("Open a file."))}
     with forgetful(brew):

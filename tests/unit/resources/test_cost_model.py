@@ -14,7 +14,7 @@ from transformers import T5Config
 from aulait.core.errors import ConfigError
 from aulait.core.factors import Trainable
 from aulait.core.types import Profile
-from aulait.models.loading import AdapterConfig, ModelConfig, load, targets
+from aulait.models.loading import AdapterConfig, ModelConfig, load_base, targets
 from aulait.models.shape import from_config, model_shape
 from aulait.resources import cost_model
 from aulait.resources.cost_model import Batch, Block, Cost, ModelShape
@@ -28,7 +28,7 @@ ROWS, TOKENS, SOURCE, RANK = 3, 32, 20, 4
 def bases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bases")
     found = {kind: tiny_bases.tiny(folder, kind, 64) for kind in tiny_bases.CONFIGS}
-    found["brew"] = load(ModelConfig(device="cpu"))
+    found["brew"] = load_base(ModelConfig(device="cpu"))
     for base in found.values():
         if base.prefix:
             base.prefix.most_bytes = 0  # nothing is remembered: every block runs
@@ -220,7 +220,7 @@ def test_generation_counts_what_is_run(bases):
 def test_embedding_counts_what_is_run():
     from aulait.synthesis import embedding
 
-    made = embedding.load("minilm", capacity=0)
+    made = embedding.load_embedder("minilm", capacity=0)
     words = [" ".join(["word"] * 60 + [str(i)]) for i in range(3)]
     tokens = made._model.tokenize(words)["input_ids"].shape[1]  # type: ignore[attr-defined]
     counted = flops.executed(lambda: made.embed(words))

@@ -19,12 +19,12 @@ from aulait_benchmarks import cost
 
 @pytest.fixture(scope="module")
 def measured() -> Profile:
-    return devices.measure(device="cpu", budget_s=0.5)
+    return devices.measure_device(device="cpu", budget_s=0.5)
 
 
 def test_a_measured_profile(measured):
     assert measured.device == "cpu"
-    assert measured.name == devices.name() != ""
+    assert measured.name == devices.device_name() != ""
     assert 1e8 < measured.flop_per_s["float32"] < 1e14
     assert 1e7 < measured.memory_bytes_per_s < 1e13
     assert 1e-7 < measured.operation_s < 1e-2
@@ -48,12 +48,12 @@ def test_products_are_as_fast_as_they_are_here(measured):
 
 
 def test_precisions_and_devices():
-    assert set(devices.measure(("float32", "bfloat16"), "cpu", 0.1).flop_per_s) == {"float32", "bfloat16"}
+    assert set(devices.measure_device(("float32", "bfloat16"), "cpu", 0.1).flop_per_s) == {"float32", "bfloat16"}
     with pytest.raises(DeviceError, match="precision 'float99' is unknown"):
-        devices.measure(("float99",))
+        devices.measure_device(("float99",))
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="device 'cuda' is not there"):
-            devices.measure(device="cuda")
+            devices.measure_device(device="cuda")
 
 
 def test_memory_is_the_smaller_of_machine_and_control_group(tmp_path):

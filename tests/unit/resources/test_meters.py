@@ -120,7 +120,7 @@ def test_the_core_works_without_zeus(monkeypatch):
     try:
         assert energy.counters().found == ()
         assert ".[energy]" in energy.counters().note
-        with Meter(profiles.find("raspberry-pi-5")) as measured:
+        with Meter(profiles.find_profile("raspberry-pi-5")) as measured:
             pass
         assert measured.reading.energy_source == "modelled from 9.8 W"
     finally:

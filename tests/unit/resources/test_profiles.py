@@ -104,14 +104,14 @@ def test_a_preset_can_be_changed_and_what_is_wrong_is_named():
 def test_a_profile_is_saved_and_found_again(tmp_path):
     path = tmp_path / "site.json"
     for made in (Profile(), profiles.PRESETS["h100"], Profile(name="ä", flop_per_s={"float32": 1 / 3}, memory_bytes=7, source="measured")):
-        path.write_text(profiles.dump(made), encoding="utf-8")
-        assert profiles.load(path) == made
-        assert profiles.find(str(path)) == made
-    assert profiles.find("phone") is profiles.PRESETS["phone"]
+        path.write_text(profiles.dump_profile(made), encoding="utf-8")
+        assert profiles.load_profile(path) == made
+        assert profiles.find_profile(str(path)) == made
+    assert profiles.find_profile("phone") is profiles.PRESETS["phone"]
     with pytest.raises(ConfigError, match=r"machine 'fone' is unknown; did you mean 'phone'\?.*\.json"):
-        profiles.find("fone")
+        profiles.find_profile("fone")
     with pytest.raises(ConfigError, match=r"found no machine profile at .*nowhere.json"):
-        profiles.find(str(tmp_path / "nowhere.json"))
+        profiles.find_profile(str(tmp_path / "nowhere.json"))
 
 
 @pytest.mark.parametrize(("text", "said"), [
@@ -124,7 +124,7 @@ def test_a_damaged_profile_is_refused(tmp_path, text, said):
     path = tmp_path / "bad.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
-        profiles.load(path)
+        profiles.load_profile(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -214,6 +214,6 @@ def test_the_echo_server_has_limits_and_listens_on_loopback():
 
 
 def test_numbers_in_json_are_those_in_the_table():
-    saved = json.loads(profiles.dump(profiles.PRESETS["a100"]))
+    saved = json.loads(profiles.dump_profile(profiles.PRESETS["a100"]))
     assert saved["memory_bytes"] == 78_000_000_000
     assert math.isclose(saved["flop_per_s"]["bfloat16"], 0.8 * 312e12)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.closeness import assert_near
 
 from aulait.core.errors import ConfigError, DataError, ModelError
-from aulait.synthesis.embedding import SentenceEmbedder, load, nearest, votes
+from aulait.synthesis.embedding import SentenceEmbedder, load_embedder, nearest_candidates, votes
 
 TEXTS = [
     "The patient reports chest pain since Monday.",
@@ -24,7 +24,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def minilm() -> SentenceEmbedder:
-    embedder = load("minilm")
+    embedder = load_embedder("minilm")
     assert isinstance(embedder, SentenceEmbedder)
     return embedder
 
@@ -55,15 +55,15 @@ def test_vectors_have_unit_length_and_carry_meaning(minilm: SentenceEmbedder) ->
 
 
 def test_order_and_company_do_not_change_a_vector(minilm: SentenceEmbedder) -> None:
-    together = load("minilm", capacity=0).embed(TEXTS)
-    backwards = load("minilm", capacity=0).embed(TEXTS[::-1]).flip(0)
+    together = load_embedder("minilm", capacity=0).embed(TEXTS)
+    backwards = load_embedder("minilm", capacity=0).embed(TEXTS[::-1]).flip(0)
     alone = torch.cat([minilm.embed([text]) for text in TEXTS])
     assert_near(together, backwards, 1e-4)
     assert_near(together, alone, 1e-4)
 
 
 def test_long_texts_are_cut_at_max_tokens() -> None:
-    short = load("minilm", max_tokens=8)
+    short = load_embedder("minilm", max_tokens=8)
     same = short.embed(["one two three four five six seven eight", "one two three four five six and then something else"])
     assert_near(same[0], same[1], 1e-4)
 
@@ -94,20 +94,20 @@ def test_more_texts_than_the_memory_holds_all_come_back() -> None:
 
 def test_unknown_name_is_one_clear_line_offline() -> None:
     with pytest.raises(ModelError) as caught:
-        load("nobody/has-made-this")
+        load_embedder("nobody/has-made-this")
     message = str(caught.value)
     assert "nobody/has-made-this" in message
     assert "path" in message
     assert "\n" not in message
     with pytest.raises(ModelError, match="expected 'minilm'"):
-        load("/no/such/folder")
+        load_embedder("/no/such/folder")
 
 
 def test_settings_out_of_range() -> None:
     with pytest.raises(ConfigError, match="max_tokens is 2"):
-        load("minilm", max_tokens=2)
+        load_embedder("minilm", max_tokens=2)
     with pytest.raises(ConfigError, match="capacity is -1"):
-        load("minilm", capacity=-1)
+        load_embedder("minilm", capacity=-1)
 
 
 def slow_nearest(vectors: np.ndarray, candidates: np.ndarray, neighbours: int) -> list[list[int]]:
@@ -130,7 +130,7 @@ def test_nearest_and_votes_equal_the_oracle_with_ties(rows: int, count: int, wid
     vectors, candidates = draw.integers(-1, 2, (rows, width)), draw.integers(-1, 2, (count, width))
     vectors_t, candidates_t = torch.tensor(vectors).float().reshape(rows, width), torch.tensor(candidates).float()
     expected = slow_nearest(vectors, candidates, neighbours)
-    assert nearest(vectors_t, candidates_t, neighbours).tolist() == expected
+    assert nearest_candidates(vectors_t, candidates_t, neighbours).tolist() == expected
     counts = votes(vectors_t, candidates_t, neighbours)
     assert counts.dtype == torch.float32
     assert counts.tolist() == [sum(row.count(j) for row in expected) for j in range(count)]
@@ -141,14 +141,14 @@ def test_equal_candidates_tie_exactly_in_many_dimensions() -> None:
     generator = torch.Generator().manual_seed(0)
     one = torch.randn(37, 384, generator=generator)
     vectors = torch.randn(1500, 384, generator=generator)  # more than one block of rows
-    assert int(nearest(vectors, torch.cat([one, one, one])).max()) < 37
-    assert torch.equal(nearest(vectors, torch.cat([one, one]), 2), torch.cat([nearest(vectors, one), nearest(vectors, one) + 37], 1))
+    assert int(nearest_candidates(vectors, torch.cat([one, one, one])).max()) < 37
+    assert torch.equal(nearest_candidates(vectors, torch.cat([one, one]), 2), torch.cat([nearest_candidates(vectors, one), nearest_candidates(vectors, one) + 37], 1))
 
 
 def test_nearest_refuses_what_does_not_fit() -> None:
     with pytest.raises(ConfigError, match="3 neighbours"):
-        nearest(torch.zeros(1, 2), torch.zeros(2, 2), 3)
+        nearest_candidates(torch.zeros(1, 2), torch.zeros(2, 2), 3)
     with pytest.raises(DataError, match="width 3"):
-        nearest(torch.zeros(1, 3), torch.zeros(2, 2))
+        nearest_candidates(torch.zeros(1, 3), torch.zeros(2, 2))
     with pytest.raises(DataError, match="finite"):
         votes(torch.tensor([[float("nan"), 0.0]]), torch.zeros(2, 2))

@@ -318,7 +318,7 @@ ROWS = [{"client": f"c{i % 2}", "talk": f"talk {i}", "note": f"note {i}"} for i 
 
 def read(tmp_path, public: list[dict[str, Any]], **more: Any):
     sources = {"source": str(jsonl(tmp_path / "own.jsonl", ROWS)), "public": str(jsonl(tmp_path / "public.jsonl", public))}
-    return client_data.load(DataConfig(**sources, prompt="talk", response="note", **more), Seeds(0))
+    return client_data.load_clients(DataConfig(**sources, prompt="talk", response="note", **more), Seeds(0))
 
 
 def test_public_rows_with_both_fields_are_pairs_whatever_else_they_hold(tmp_path):

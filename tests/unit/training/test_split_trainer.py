@@ -149,7 +149,7 @@ def test_a_front_that_trains_nothing_is_returned_nothing(bases):
 
 
 def test_brew_at_every_cut():
-    brew = loading.load(ModelConfig(context=24, device="cpu"))
+    brew = loading.load_base(ModelConfig(context=24, device="cpu"))
     shapes = loading.targets(brew, AdapterConfig(targets="attention"))
     texts = (Record("Return the sum of two numbers."), Record("Open a file and read its lines."), Record("A set of names."))
     work = Work(filled(shapes, 2, size=0.02), texts, Trainable.AB, 2, 2, 1e-3, 3)

@@ -67,7 +67,7 @@ def test_many_sites_together_equal_each_alone_and_the_plain_loop(base, ranks, tr
 
 
 def test_brew_equals_the_plain_loop():
-    brew = loading.load(ModelConfig(context=24, device="cpu"))
+    brew = loading.load_base(ModelConfig(context=24, device="cpu"))
     brew.prefix = None  # remembered states are read without padding: other last bits, which AdamW's first steps enlarge
     shapes = loading.targets(brew, AdapterConfig(targets="attention", layers=2))
     texts = (Record("Return the sum of two numbers."), Record("Open a file and read its lines."), Record("A set of names."))

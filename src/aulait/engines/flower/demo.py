@@ -102,7 +102,8 @@ def demonstrate(folder: Path, say: Say, *, small: bool = False) -> Compared:
 
 def _rows(records: int) -> dict[str, list[dict[str, Any]]]:
     """Built-in texts of five clients under the names of the five sites."""
-    corpus = client_data.load(client_data.DataConfig(records_per_client=records, holdout=0.0),
+    corpus = client_data.load_clients(client_data.DataConfig(records_per_client=records,
+        holdout=0.0),
                               Seeds(0))
     clients = [client for client in corpus.clients.values()
                if len(client.train) == records][: len(SITES)]

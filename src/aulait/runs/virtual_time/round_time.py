@@ -78,7 +78,7 @@ def takes(house: House, tier: str) -> Assignment:
 
 def server(house: House) -> Profile:
     """The server's machine."""
-    return profiles.find(house.settings.compute.server)
+    return profiles.find_profile(house.settings.compute.server)
 
 
 def _timed(house: House) -> bool:

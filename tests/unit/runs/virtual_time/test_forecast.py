@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from aulait.core.types import Profile
 from aulait.engines import inline
 from aulait.methods.contract import Server
-from aulait.resources.devices import measure
+from aulait.resources.devices import measure_device
 from aulait.runs import loop
 from aulait.runs.setup import Workshop, assemble
 from aulait.runs.virtual_time import forecast as forecasts
@@ -70,7 +70,7 @@ def test_more_rounds_and_slower_machines_take_longer(folder):
 def test_seconds_on_this_machine_are_of_the_right_size(folder, tmp_path):
     """Within a factor of 3 on whatever machine runs the tests, however busy; docs/log.md has the figures of a quiet one (25 percent)."""
     settings = made(folder, train={"rounds": 3, "steps": 4, "batch": 4})
-    told = forecast(assemble(settings, WORKSHOP), measure(budget_s=1.0))
+    told = forecast(assemble(settings, WORKSHOP), measure_device(budget_s=1.0))
     started = time.perf_counter()
     result = loop.run(settings, tmp_path / "run", inline.connect, workshop=WORKSHOP)
     assert time.perf_counter() - started < 60

@@ -40,7 +40,7 @@ class ModelCache:
         """The base; one at a time is held."""
         if self._base is None or self._base[0] != config:
             self._base = None
-            self._base = (config, loading.load(config))
+            self._base = (config, loading.load_base(config))
             self.loads += 1
             if self._base[1].device.type == "cpu":
                 keep_freed_memory()
@@ -50,7 +50,7 @@ class ModelCache:
         """The embedder; it remembers the vectors of texts it has seen."""
         key = (name, most_tokens)
         if key not in self._embedders:
-            self._embedders[key] = embedding.load(name, "cpu", max_tokens=most_tokens)
+            self._embedders[key] = embedding.load_embedder(name, "cpu", max_tokens=most_tokens)
         return self._embedders[key]
 
     def clear(self) -> bool:
