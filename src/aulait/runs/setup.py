@@ -146,7 +146,7 @@ class House:
         name, device = self.settings.synthesis.embedder, str(self.base.device)
         most = self.settings.synthesis.max_tokens
         made: Embedder = self.workshop.once("embedder", (name, device, most),
-            lambda: embedding.load(name, device, max_tokens=most))
+            lambda: embedding.load_embedder(name, device, max_tokens=most))
         return made
 
     def variation(self) -> Variation:
@@ -181,12 +181,12 @@ def assemble(settings: Settings, workshop: Workshop,
     apart = settings.data.model_copy(update={"pooled": False})
     corpus: Corpus = client_data.at_sites(apart,
         elsewhere) if elsewhere is not None else workshop.once(
-        "corpus", (apart, seeds), lambda: client_data.load(apart, seeds))
+        "corpus", (apart, seeds), lambda: client_data.load_clients(apart, seeds))
     require(bool(corpus.clients), DataError, "no client has enough records; lower data.min_records")
     if not settings.privacy.off:
         problems = settings.privacy.problems(len(corpus.clients))
         require(not problems, ConfigError, "\n".join(problems))
-    base: Base = workshop.once("base", settings.model, lambda: loading.load(settings.model))
+    base: Base = workshop.once("base", settings.model, lambda: loading.load_base(settings.model))
     if base.device.type == "cpu":
         keep_freed_memory()
     shapes = loading.targets(base, settings.adapter)

@@ -15,7 +15,7 @@ from torch import Tensor
 from aulait.core.errors import ConfigError, ModelError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
-from aulait.models.generation import Sampling, TextModel, choose, decode, encode, frozen
+from aulait.models.generation import Sampling, TextModel, choose_tokens, decode, encode, frozen
 from aulait.synthesis import prefix_variation
 from aulait.synthesis.generator import load_text_model
 from aulait.synthesis.variation import GenerateConfig, Variation, pair_will_do, redrawn, will_do
@@ -196,7 +196,7 @@ class MaskFill:
         uniform_B = torch.rand(len(at_B), generator=generator, dtype=torch.float64).to(self._device)
         how = Sampling(temperature=self._config.temperature, top_p=self._config.top_p,
                        top_k=self._config.top_k)
-        return choose(logits_BV, how, uniform_B)
+        return choose_tokens(logits_BV, how, uniform_B)
 
     def _encoded(self, text: str) -> list[int]:
         """Tokens of the text without special ones, cut to what the model can read."""
@@ -239,6 +239,6 @@ def build(config: GenerateConfig, model: Callable[[], TextModel]) -> MaskFill:
     require(config.filler is not None, ConfigError,
             "kind 'mask' has no filler; give the id or path of a masked model")
     base = model()
-    writer = None if base.answers else prefix_variation.build(config, lambda: base)
+    writer = None if base.answers else prefix_variation.build_generator(config, lambda: base)
     filler = load_text_model(str(config.filler), base.device, masked=True)
     return MaskFill(filler.model, filler.tokenizer, config, filler.device, writer)

@@ -24,7 +24,7 @@ from aulait.synthesis.variation import (
 )
 
 
-def sample(writer: TextModel, prompts: Sequence[str], how: Sampling, seed: int = 0,
+def sample_texts(writer: TextModel, prompts: Sequence[str], how: Sampling, seed: int = 0,
            add_bos: bool = True) -> list[str]:
     """The continuation of every prompt, in order, without the prompt and without special tokens.
 
@@ -194,7 +194,7 @@ class PrefixResample:
         return texts
 
 
-def build(config: GenerateConfig, model: Callable[[], TextModel]) -> PrefixResample:
+def build_generator(config: GenerateConfig, model: Callable[[], TextModel]) -> PrefixResample:
     """See ``GENERATORS``."""
     writer = model()
     return PrefixResample(writer.model, writer.tokenizer, config, writer.device)

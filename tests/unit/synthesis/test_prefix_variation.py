@@ -17,7 +17,7 @@ from torch import Tensor
 
 import aulait
 from aulait.core.errors import ConfigError, ModelError
-from aulait.models.generation import Sampling, TextModel, choose, extend, plain
+from aulait.models.generation import Sampling, TextModel, choose_tokens, extend, plain
 from aulait.synthesis import prefix_variation
 from aulait.synthesis.generator import build_generator
 from aulait.synthesis.mask_variation import MaskFill
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 def sample(model: Any, tokenizer: Any, prompts: Sequence[str], seed: int = 0, add_bos: bool = True, **how: Any) -> list[str]:
     """``prefix_variation.sample`` on this processor."""
-    return prefix_variation.sample(TextModel(model, tokenizer, CPU), prompts, Sampling(**how), seed, add_bos)
+    return prefix_variation.sample_texts(TextModel(model, tokenizer, CPU), prompts, Sampling(**how), seed, add_bos)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_choose_draws_from_the_distribution_asked_for() -> None:
 
     def shares(**settings: float) -> list[float]:
         how = Sampling(**{"top_p": 1.0, "top_k": 0, **settings})  # type: ignore[arg-type]
-        return (torch.bincount(choose(logits, how, uniform), minlength=4) / 20000).tolist()
+        return (torch.bincount(choose_tokens(logits, how, uniform), minlength=4) / 20000).tolist()
 
     assert shares() == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=1e-3)
     assert shares(top_k=2) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=1e-3)
@@ -178,7 +178,7 @@ def test_choose_agrees_with_hugging_faces_filters() -> None:
     kept = [set(row.isfinite().nonzero()[:, 0].tolist()) for row in filtered]
     drawn: list[set[int]] = [set() for _ in range(50)]
     for value in torch.linspace(0, 1 - 1e-9, 4000, dtype=torch.float64):
-        tokens = choose(logits, Sampling(temperature=1.3, top_p=0.8, top_k=12), value.expand(50))
+        tokens = choose_tokens(logits, Sampling(temperature=1.3, top_p=0.8, top_k=12), value.expand(50))
         for row, token in zip(drawn, tokens.tolist(), strict=True):
             row.add(token)
     assert drawn == kept

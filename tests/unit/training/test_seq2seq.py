@@ -67,7 +67,7 @@ def bases(tmp_path_factory):
 
     def get(kind: str = "t5", context: int = 24) -> Base:
         if (kind, context) not in known:
-            known[kind, context] = loading.load(ModelConfig(name=str(written(folder, kind)), kind="seq2seq", context=context, device="cpu"))
+            known[kind, context] = loading.load_base(ModelConfig(name=str(written(folder, kind)), kind="seq2seq", context=context, device="cpu"))
         return known[kind, context]
 
     return get
@@ -199,12 +199,12 @@ def test_texts_are_those_of_hugging_faces_greedy_search(bases, kind, worn):
     base = bases(kind)
     adapters = [filled(loading.targets(base, AdapterConfig()), 2, size=0.5)] if worn else []
     with loading.wearing(base, adapters):
-        found = tasks.write(base, SOME, 12, rows=3)
+        found = tasks.write_answers(base, SOME, 12, rows=3)
         for record, text in zip(SOME, found, strict=True):
             given = base.tokenizer(record.prompt, return_tensors="pt")
             ids = base.model.generate(**given, max_new_tokens=12, do_sample=False, num_beams=1)[0]
             assert text == base.tokenizer.decode(until_the_end(ids[1:].tolist()), skip_special_tokens=True)
-            assert text == tasks.write(base, [record], 12)[0]
+            assert text == tasks.write_answers(base, [record], 12)[0]
     assert any(found)
 
 
@@ -246,7 +246,7 @@ def test_draws_do_not_depend_on_the_batch(bases):
 def test_ranking_is_by_the_probability_of_every_choice(bases, kind, by):
     base, choices = bases(kind), ["ab", "abc", "b", "x y", "zebra"]
     with loading.wearing(base, [filled(loading.targets(base, AdapterConfig()), 2, size=0.5)]):
-        found = tasks.rank(base, SOME, choices, by)
+        found = tasks.rank_choices(base, SOME, choices, by)
         for record, guess in zip(SOME, found, strict=True):
             given = base.tokenizer(record.prompt, return_tensors="pt")
             score = {}
@@ -262,15 +262,15 @@ def test_ranking_is_by_the_probability_of_every_choice(bases, kind, by):
 def test_ranking_encodes_a_prompt_once(bases, monkeypatch):
     base, read = bases(), []
     monkeypatch.setattr(base.model.encoder, "forward", counted(base.model.encoder.forward, read))
-    tasks.rank(base, SOME, ["abc", "b", "x y", "zebra"])
+    tasks.rank_choices(base, SOME, ["abc", "b", "x y", "zebra"])
     assert [rows for rows, _ in read] == [1] * 4
 
 
 def test_three_rouges_and_exact_match(bases, monkeypatch):
-    monkeypatch.setattr(tasks, "write", lambda *rest: ["the cat sat down", "Yes."])
+    monkeypatch.setattr(tasks, "write_answers", lambda *rest: ["the cat sat down", "Yes."])
     some = [Record("the cat sat on the mat", "p"), Record("yes.", "q")]
     names = ("rouge_1", "rouge_2", "rouge_l", "exact_match")
-    first, second = ([score[name] for name in names] for score in tasks.measure(bases(), some, tasks.TaskConfig(task="rouge")))
+    first, second = ([score[name] for name in names] for score in tasks.measure_task(bases(), some, tasks.TaskConfig(task="rouge")))
     assert first == pytest.approx([2 * 3 / (6 + 4), 2 * 2 / (5 + 3), 2 * 3 / (6 + 4), 0.0])
     assert second == [1.0, 0.0, 1.0, 1.0]
 
@@ -392,7 +392,7 @@ def test_peft_loads_the_adapter_and_gives_the_same_logits(run, tmp_path):
 def test_generate_answers_as_the_evaluation_does(run):
     path, _ = run
     found = json.loads(call("generate", path, "Doctor: How are you?", "--tokens", 8, "--temperature", 0, "--json"))
-    net, tokenizer = exported.load(path)
+    net, tokenizer = exported.load_exported(path)
     given = tokenizer("Doctor: How are you?", return_tensors="pt")
     ids = net.generate(**given, max_new_tokens=8, do_sample=False)[0]
     assert found["text"] == tokenizer.decode(until_the_end(ids[1:].tolist()), skip_special_tokens=True)
