@@ -234,11 +234,11 @@ class MaskFill:
         return ids_BT, mask_BT, start
 
 
-def build(config: GenerateConfig, model: Callable[[], TextModel]) -> MaskFill:
+def build_mask(config: GenerateConfig, model: Callable[[], TextModel]) -> MaskFill:
     """See ``GENERATORS``; free texts are written by the model of the experiment where it can."""
     require(config.filler is not None, ConfigError,
             "kind 'mask' has no filler; give the id or path of a masked model")
     base = model()
-    writer = None if base.answers else prefix_variation.build_generator(config, lambda: base)
+    writer = None if base.answers else prefix_variation.build_prefix(config, lambda: base)
     filler = load_text_model(str(config.filler), base.device, masked=True)
     return MaskFill(filler.model, filler.tokenizer, config, filler.device, writer)

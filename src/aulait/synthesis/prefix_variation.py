@@ -194,7 +194,7 @@ class PrefixResample:
         return texts
 
 
-def build_generator(config: GenerateConfig, model: Callable[[], TextModel]) -> PrefixResample:
+def build_prefix(config: GenerateConfig, model: Callable[[], TextModel]) -> PrefixResample:
     """See ``GENERATORS``."""
     writer = model()
     return PrefixResample(writer.model, writer.tokenizer, config, writer.device)

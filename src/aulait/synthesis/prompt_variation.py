@@ -219,7 +219,7 @@ def chat_with(model: Any, tokenizer: Any, config: GenerateConfig,
     return chat
 
 
-def build(config: GenerateConfig, model: Callable[[], TextModel]) -> Prompted:
+def build_prompt(config: GenerateConfig, model: Callable[[], TextModel]) -> Prompted:
     """See ``GENERATORS``; with a URL no model is loaded here."""
     if config.url is not None:
         return Prompted(chat_at(config), config)

@@ -122,9 +122,9 @@ class BuildGenerator(Protocol):
 
 
 GENERATORS: Registry[BuildGenerator] = Registry("generator", {
-    "prefix": "aulait.synthesis.prefix_variation:build",
-    "mask": "aulait.synthesis.mask_variation:build",
-    "prompt": "aulait.synthesis.prompt_variation:build",
+    "prefix": "aulait.synthesis.prefix_variation:build_prefix",
+    "mask": "aulait.synthesis.mask_variation:build_mask",
+    "prompt": "aulait.synthesis.prompt_variation:build_prompt",
 }, lambda build: "" if callable(build) else "it cannot be called")
 Chat = Callable[[list[str], int], list[str]]  # prompts and a seed to one answer for each
 
