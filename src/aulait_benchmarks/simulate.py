@@ -34,7 +34,7 @@ from aulait.resources.meters import peak_of_process
 from aulait.runs.experiment_file import build
 from aulait.runs.setup import House, Workshop, assemble
 from aulait.training.batches import collate, scored
-from aulait.training.trainer import Work, draws
+from aulait.training.trainer import LocalTraining, draws
 
 METHODS = {"ffa": Trainable.B, "fedit": Trainable.AB}
 Passes = list[list[list[Record]]]
@@ -173,12 +173,12 @@ def _batches(house: House, trainable: Trainable, rounds: int) -> tuple[Passes, i
     return passes, tokens
 
 
-def _work(house: House, name: str, start: Adapter, trainable: Trainable, round: int) -> Work:
+def _work(house: House, name: str, start: Adapter, trainable: Trainable,
+          round: int) -> LocalTraining:
     """What a site is asked to do in a round, as the methods write it."""
     site, seed = house.sites[name], house.seeds.integer("batches", round, name)
-    return Work(start, site.train, trainable, site.plan.steps, site.plan.batch,
-                house.settings.train.lr,
-                seed)
+    return LocalTraining(start, site.train, trainable, site.plan.steps, site.plan.batch,
+                         house.settings.train.lr, seed)
 
 
 def _plain(house: House, trainable: Trainable, batches: Passes) -> float:

@@ -31,7 +31,14 @@ from aulait.core.errors import ConfigError, PrivacyError
 from aulait.core.factors import FactorName
 from aulait.core.types import ClientUpdate, nbytes
 from aulait.methods import METHODS
-from aulait.methods.contract import State
+from aulait.methods.contract import (
+    Method,
+    PersonalMethod,
+    RecordMethod,
+    State,
+    server_site,
+)
+from aulait.methods.description import SECTIONS
 from aulait.methods.shared import weighted_mean
 from aulait.models import loading
 from aulait.models.loading import ModelConfig
@@ -101,8 +108,7 @@ def test_there_are_methods():
 @pytest.mark.parametrize("method", EVERY)
 def test_the_module_says_what_it_is(method):
     module = METHODS.find(method)
-    for word in ("what:", "source:", "travels:", "privacy:", "differs:"):
-        assert word in module.__doc__, f"{method} lacks '{word}' in its docstring"
+    assert all(f"\n{section}: " in module.__doc__ for section in SECTIONS)
     for name in ("what", "source", "up", "down", "privacy", "differs"):
         assert getattr(module.TRAITS, name), name
     assert module.Config().model_config["frozen"]
@@ -114,7 +120,12 @@ def test_the_module_says_what_it_is(method):
 def test_what_a_method_says_of_itself_fits_together(method):
     traits = TRAITS[method]
     assert traits.exact in ("yes", "no", "at equal ranks")
-    assert traits.personal == hasattr(METHODS.find(method), "personal")
+    module = METHODS.find(method)
+    assert isinstance(module, Method)
+    assert traits.personal == isinstance(module, PersonalMethod)
+    assert (traits.unit == "record") == isinstance(module, RecordMethod)
+    assert (server_site(module) == "server") == (method == "splitlora")
+    assert module.Config.__name__ != "Config", "a name of its own"
     assert not traits.secure or traits.private, "a server that needs sums only can add noise to them"
     if not traits.private:
         assert TRAITS[traits.instead].private

@@ -11,12 +11,12 @@ from tests.contract.federation import LR, ON, WIDE, Federation, dense, distance,
 from tests.tiny_bases import filled, records, tiny
 
 from aulait.core import lora
-from aulait.core.factors import Trainable
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Plan, Site, TrainRequest
 from aulait.evaluation.losses import EvaluateConfig, evaluate
 from aulait.methods import METHODS, fdlora
 from aulait.methods.shared import client_update, fusion
+from aulait.methods.shared.fusion import FusionSearch
 from aulait.runs import client_state
 
 PERSONAL = [name for name in METHODS.names() if METHODS.find(name).TRAITS.personal]
@@ -145,7 +145,8 @@ def test_alone_is_training_by_oneself_round_after_round(tiny_base):
         adapter = lora.from_tensors(lora.leading(first, run.context.rank_of(name)), run.alpha, 2)
         for number in (1, 2, 3):
             request = TrainRequest(name, number, {}, {"lr": LR / number})
-            ((_, done),) = client_update.train([request], [site], run.context, run.learner, lambda *_, start=adapter: start, Trainable.AB)
+            training = client_update.local_training([request], [site], run.context, lambda *_, start=adapter: start)
+            ((_, done),) = client_update.train([request], training, run.learner)
             adapter = done.adapter
         assert_learnt_alike(dense(own[name]), dense(adapter), 2e-3)
 
@@ -227,7 +228,7 @@ def test_the_fusion_is_never_worse_than_either_adapter_their_mean_or_the_base(ti
     run = real(tiny_base, "fdlora", clients=("ann",))
     own, shared = (filled(run.shapes, 2, alpha=4.0, seed=10 * seed + k, size=0.4) for k in (1, 2))
     some = records(4, seed)
-    weights = fusion.best_weights(run.learner, own, shared, some, 0.05, 1.5, tries)
+    weights = fusion.best_weights(run.learner, own, shared, some, FusionSearch(0.05, 1.5, tries))
 
     def objective(w):
         return loss(run.learner, fusion.fused(own, shared, w), some) + 0.05 * (abs(w[0]) + abs(w[1])) / 2
@@ -240,16 +241,16 @@ def test_the_fusion_leaves_the_line_between_the_two_adapters(monkeypatch):
     """The weights need not sum to 1: with a valley at (0.9, 0.6) the search goes there."""
     monkeypatch.setattr(fusion, "fused", lambda own, shared, w: w)
     monkeypatch.setattr(fusion, "evaluate", lambda learner, w, *_: type("E", (), {"loss": (w[0] - 0.9) ** 2 + (w[1] - 0.6) ** 2}))
-    found = fusion.best_weights(None, None, None, (1,), 0.0, 1.5, 60)
+    found = fusion.best_weights(None, None, None, (1,), FusionSearch(0.0, 1.5, 60))
     assert found == pytest.approx((0.9, 0.6), abs=0.02)
-    assert fusion.best_weights(None, None, None, (1,), 10.0, 1.5, 60) == pytest.approx((0.0, 0.0), abs=0.02)  # a large L1 term gives the base
+    assert fusion.best_weights(None, None, None, (1,), FusionSearch(10.0, 1.5, 60)) == pytest.approx((0.0, 0.0), abs=0.02)  # a large L1 term gives the base
 
 
 def test_the_fusion_stays_within_its_bound_and_its_tries(monkeypatch):
     asked = []
     monkeypatch.setattr(fusion, "fused", lambda own, shared, w: w)
     monkeypatch.setattr(fusion, "evaluate", lambda learner, w, *_: asked.append(w) or type("E", (), {"loss": -w[0] - w[1]}))
-    found = fusion.best_weights(None, None, None, (1,), 0.0, 0.7, 30)
+    found = fusion.best_weights(None, None, None, (1,), FusionSearch(0.0, 0.7, 30))
     assert max(abs(v) for w in asked for v in w) <= 0.7
     assert len(asked) <= 30
     assert found == pytest.approx((0.7, 0.7), abs=0.05)

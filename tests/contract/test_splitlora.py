@@ -24,7 +24,7 @@ from aulait.runfolder.run_folder import RunFolder
 from aulait.runs.progress import Progress
 from aulait.training import split_model
 from aulait.training.split_trainer import travelled
-from aulait.training.trainer import Learner, TrainConfig, Work
+from aulait.training.trainer import Learner, LocalTraining, TrainConfig
 
 SERVER = splitlora.SERVER
 KINDS = ["llama", "gpt2", "t5"]
@@ -42,7 +42,7 @@ def make(bases):
     def build(kind: str = "llama", train: dict | None = None, options: dict | None = None, plans: dict | None = None, **more) -> Federation:
         base = bases(kind)
         run = Federation("splitlora", learner=Learner(base, TrainConfig(**train or {})), shapes=dict(loading.targets(base, AdapterConfig())),
-                         options={"cut": split_model.possible(base)[0]} | (options or {}), **more)
+                         options={"cut": split_model.possible_cuts(base)[0]} | (options or {}), **more)
         for name, own in run.sites.items():
             texts = records(len(own.train), ord(name[0]) + ord(name[-1]), kind == "t5")
             run.sites[name] = replace(own, train=texts, plan=replace(own.plan, **(plans or {}).get(name, {})))
@@ -51,10 +51,10 @@ def make(bases):
     return build
 
 
-def work(run: Federation, name: str, state, round: int = 1) -> Work:
+def work(run: Federation, name: str, state, round: int = 1) -> LocalTraining:
     """What this client does in a round, as one that trains whole."""
     site = run.sites[name]
-    return Work(run.result(state), site.train, Trainable.AB, site.plan.steps, site.plan.batch, LR / round, run.context.seeds.integer("batches", round, name))
+    return LocalTraining(run.result(state), site.train, Trainable.AB, site.plan.steps, site.plan.batch, LR / round, run.context.seeds.integer("batches", round, name))
 
 
 # -- what is computed ------------------------------------------------------------------------------------------

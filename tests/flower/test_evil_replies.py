@@ -24,7 +24,7 @@ from aulait.engines.deployment.site.handler import SiteHandler
 from aulait.models import loading
 from aulait.training import split_model
 from aulait.training.activation_codec import Activations
-from aulait.training.trainer import Learner, TrainConfig, Work
+from aulait.training.trainer import Learner, LocalTraining, TrainConfig
 
 NAMES = [f"c{k}" for k in range(6)]
 EVIL = NAMES[2:]
@@ -197,10 +197,10 @@ def test_texts_of_strangers_are_made_plain():
 ])
 def test_what_a_split_site_sends_is_looked_at_before_it_meets_the_model(told):
     learner = Learner(base(), TrainConfig())
-    width = split_model.width(base())
+    width = split_model.hidden_width(base())
     told = {name: t if t.shape[-1:] != (288,) else t.new_full((*t.shape[:-1], width), float(t.flatten()[0])) for name, t in told.items()}
     start = lora.initial(loading.targets(base(), ADAPTER), 1, ADAPTER.alpha, Seeds(1))
-    work = Work(start, (), Trainable.AB, 2, 2, 1e-3, 1)
+    work = LocalTraining(start, (), Trainable.AB, 2, 2, 1e-3, 1)
     made = tensor_codec.body(told)
     halves = RemoteSplitLearner(learner, 2, "float32", ["c0", "c1"], 1, lambda sent: {
         name: Packet({"kind": "split", "tensors": made.listed}, made.raw) for name in sent})

@@ -18,6 +18,7 @@ from tests.oracle import averaging, methods
 
 from aulait.core import lora
 from aulait.core.types import ClientUpdate
+from aulait.methods.contract import State
 from aulait.methods.shared import server_optimizer
 
 ABSOLUTE = ("flora", "fedex", "lorafair", "hetlora")  # these answer factors, the others changes of factors
@@ -280,14 +281,13 @@ def test_server_optimisers_entry_by_entry(kind, seed, lr, beta1, beta2, tau):
     config = server_optimizer.ServerConfig(server=kind, server_lr=lr, momentum=beta1, beta2=beta2, tau=tau, server_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
     theta = {"x": torch.randn(3, 2, generator=generator)}
-    moments = server_optimizer.start(config, theta)
-    assert len(moments) == {"plain": 0, "momentum": 1, "nesterov": 1}.get(kind, 2)
+    state = server_optimizer.initial_state(config, theta)
+    assert len(state.tensors) == 1 + {"plain": 0, "momentum": 1, "nesterov": 1}.get(kind, 2)
     updates = [torch.randn(3, 2, generator=generator) * 10 ** (-k) for k in range(4)]
-    after = theta
     for update in updates:
-        after, moments = server_optimizer.apply(config, after, {"x": update}, moments)
+        state = State(state.round + 1, server_optimizer.server_step(config, state, {"x": update}))
     wanted = averaging.serve(kind, theta["x"].numpy(), [u.numpy() for u in updates], lr=lr, beta1=beta1, beta2=beta2, tau=tau, decay=0.05)
-    close(after["x"], wanted, relative=3e-5)
+    close(state.factors["x"], wanted, relative=3e-5)
 
 
 @pytest.mark.parametrize("kind", ["momentum", "nesterov"])
@@ -296,21 +296,22 @@ def test_momentum_is_that_of_torch_on_the_negative_update(kind):
     generator = torch.Generator().manual_seed(0)
     ours = {"x": torch.randn(3, 2, generator=generator)}
     theirs = torch.nn.Parameter(ours["x"].clone())
-    optimizer, moments = torch.optim.SGD([theirs], lr=0.3, momentum=0.8, nesterov=kind == "nesterov"), server_optimizer.start(config, ours)
+    optimizer = torch.optim.SGD([theirs], lr=0.3, momentum=0.8, nesterov=kind == "nesterov")
+    state = server_optimizer.initial_state(config, ours)
     for _ in range(5):
         update = torch.randn(3, 2, generator=generator)
-        ours, moments = server_optimizer.apply(config, ours, {"x": update}, moments)
+        state = State(state.round + 1, server_optimizer.server_step(config, state, {"x": update}))
         theirs.grad = -update
         optimizer.step()
-    close(ours["x"], theirs, relative=1e-5)
+    close(state.factors["x"], theirs, relative=1e-5)
 
 
 def test_parameters_that_no_update_names_keep_their_values_and_moments():
     config = server_optimizer.ServerConfig(server="adamw", server_decay=0.5)
     theta = {"x": torch.ones(2), "y": torch.ones(2)}
-    moments = server_optimizer.start(config, theta)
-    after, kept = server_optimizer.apply(config, theta, {"x": torch.ones(2)}, moments)
+    state = server_optimizer.initial_state(config, theta)
+    after = server_optimizer.server_step(config, state, {"x": torch.ones(2)})
     assert torch.equal(after["y"], theta["y"])
-    assert torch.equal(kept["m/y"], moments["m/y"])
+    assert torch.equal(after["m/y"], state.tensors["m/y"])
     assert not torch.equal(after["x"], theta["x"])
     assert torch.equal(theta["x"], torch.ones(2))

@@ -337,7 +337,7 @@ def test_7_the_fused_adapter_is_never_worse_than_the_personal_or_the_global_one(
 
     monkeypatch.setattr(fusion, "fused", lambda own, shared, w: w)
     monkeypatch.setattr(fusion, "evaluate", lambda learner, w, *_: SimpleNamespace(loss=objective(w) - 0.05 * (abs(w[0]) + abs(w[1]))))
-    found = fusion.best_weights(None, None, None, (1,), 0.05, 1.5, 40)
+    found = fusion.best_weights(None, None, None, (1,), fusion.FusionSearch(0.05, 1.5, 40))
     assert objective(found) <= min(objective((0.0, 1.0)), objective((1.0, 0.0))) + 1e-12
     assert math.dist(found, valley) < 0.06
 

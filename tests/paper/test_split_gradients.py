@@ -19,9 +19,9 @@ from aulait.models import loading
 from aulait.models.loading import AdapterConfig
 from aulait.training import split_model
 from aulait.training.batches import collate
-from aulait.training.split_trainer import Back, Front, SplitLearner
+from aulait.training.split_trainer import ClientHalf, ModelCut, ServerHalf, SplitLearner
 from aulait.training.stacked import Stack
-from aulait.training.trainer import Learner, TrainConfig, Work, draws
+from aulait.training.trainer import Learner, LocalTraining, TrainConfig, draws
 
 SGD = {"optimizer": "sgd", "max_grad_norm": 0.0}
 SIZES = {"ann": 8, "bob": 2, "cat": 4}
@@ -38,7 +38,7 @@ def bases(tmp_path_factory):
 def federation(base, train, **more) -> Federation:
     """Records of one length, so that every client's mean loss is a mean over equally many tokens."""
     run = Federation("splitlora", learner=Learner(base, TrainConfig(**train)), shapes=dict(loading.targets(base, AdapterConfig())),
-                     sizes=SIZES, **{"options": {"cut": split_model.possible(base)[0]}} | more)
+                     sizes=SIZES, **{"options": {"cut": split_model.possible_cuts(base)[0]}} | more)
     for name, site in run.sites.items():
         letters = [chr(97 + (ord(name[0]) * 7 + 3 * i) % 26) for i in range(len(site.train) * 9)]
         texts = ["".join(letters[9 * i : 9 * i + 9]) for i in range(len(site.train))]
@@ -57,7 +57,7 @@ def batches(run: Federation) -> dict[str, list[Record]]:
     found = {}
     for name in run.clients:
         site = run.sites[name]
-        plan = draws(Work(None, site.train, Trainable.AB, 1, 2, LR, run.context.seeds.integer("batches", 1, name)),
+        plan = draws(LocalTraining(None, site.train, Trainable.AB, 1, 2, LR, run.context.seeds.integer("batches", 1, name)),
                      [len(run.learner.encode(r)[0]) for r in site.train])
         found[name] = [site.train[i] for i in plan[0]]
     return found
@@ -77,13 +77,13 @@ def test_6_split_gradients_equal_whole_gradients(bases, kind):
     """One client, the same batch, no dropout: every factor on both sides of the cut, to the rounding of float32."""
     base = bases(kind)
     run = federation(base, SGD, clients=("ann",))
-    state, after = begun(run), split_model.possible(base)[0]
+    state, after = begun(run), split_model.possible_cuts(base)[0]
     start, (records,) = from_tensors(state.tensors, run.alpha), batches(run).values()
-    work = Work(start, tuple(records), Trainable.AB, 1, 2, RATE, 0)
-    front = Front(run.learner, [work], after, "float32")
-    back = Back(base, run.learner.config, [start], work, after, "float32", True)
+    work = LocalTraining(start, tuple(records), Trainable.AB, 1, 2, RATE, 0)
+    front = ClientHalf(run.learner, [work], ModelCut(after, "float32"))
+    back = ServerHalf(base, run.learner.config, [start], work, ModelCut(after, "float32"), True)
     returned, _, _ = back.backward(front.forward(0))
-    found = {name: leaf.grad[0].clone() for name, leaf in zip(back.names, back.stack.leaves, strict=True)}
+    found = {str(name): leaf.grad[0].clone() for name, leaf in zip(back.names, back.stack.leaves, strict=True)}
     front.backward(returned)  # a step of SGD, so that the gradient is what was taken away
     found |= {name: (state.tensors[name] - t) / RATE for name, t in to_tensors(front.stack.take(0)).items()}
     wanted = gradient(run, state, records)
@@ -125,7 +125,7 @@ def test_6_each_client_counts_once_after_its_last_update(bases):
     ended = [update.tensors for update in run.updates if update.client in run.clients and "labels" not in update.tensors]
     assert len(ended) == 3
     for name, value in after.tensors.items():
-        if split_model.in_front(FactorName.parse(name).layer, 1):
+        if split_model.in_client_half(FactorName.parse(name).layer, 1):
             assert_near(value, sum(own[name] for own in ended) / 3, 1e-6, what=name)
     kept = {name: run.sites[name].memory["kept"]["after"] for name in run.clients}
     assert all(torch.equal(kept[name][n], own[n]) for name, own in zip(run.clients, ended, strict=True) for n in own if n != "square")
@@ -143,5 +143,5 @@ def test_6_the_bytes_of_a_step_are_batch_times_tokens_times_width_times_four_and
         down = [nbytes(o.tensors) for o in run.requests if o.client == name]
         assert up == [2 * tokens * WIDTH * 4 + 2 * tokens * 4, factors + 4]
         assert down == [factors, 2 * tokens * WIDTH * 4 + 4]
-    (done,) = SplitLearner(run.learner, 1, private=False).train([Work(from_tensors(state.tensors, 4.0), run.sites["ann"].train, Trainable.AB, 1, 2, LR, 0)])
+    (done,) = SplitLearner(run.learner, 1, private=False).train([LocalTraining(from_tensors(state.tensors, 4.0), run.sites["ann"].train, Trainable.AB, 1, 2, LR, 0)])
     assert (done.up_bytes, done.down_bytes) == (2 * tokens * (WIDTH + 1) * 4 + 4, 2 * tokens * WIDTH * 4 + 4)

@@ -1,32 +1,29 @@
 """The contract of a method: a state and a few functions, nothing that calls back up.
 
-A round is ``sample -> plan -> order -> answer -> release -> merge -> record``. The loop owns time;
-a method owns the
-middle: it writes requests, asks, lets the aggregator release, and merges. A method is a module with
-these
-names:
+A round is ``sample -> plan -> request -> update -> release -> merge -> record``. The loop owns
+time; a method owns the middle: it writes requests, asks for updates, lets the aggregator release
+their sum, and merges. A method is a module with these names:
 
     Config    frozen pydantic model of the method's own settings ([algorithm] without its name)
-    TRAITS    a ``Traits`` value: what the tables of ``aulait list`` and the report print
-    init      (config, setting) -> State
+    TRAITS    what the tables print and the code decides by, from ``description.described``
+    init      (config, context) -> State
     step      (config, context, state, cohort, server) -> (State, Info)
-    answer    (requests, sites, setting, learner) -> updates, in the order given
-    result    (setting, state) -> Adapter, what is evaluated and exported
-    travels   (config, setting, round, client, sites) -> (bytes up, bytes down) of one client: the
-    formula of the docstring
+    answer    (requests, sites, context, learner) -> updates, in the order given
+    result    (context, state) -> Adapter, what is evaluated and exported
+    travels   (config, context, round, client, sites) -> (bytes up, bytes down) of one client: the
+              formulas that TRAITS shows, as numbers
 
-and, where clients keep adapters of their own, one more:
-
-    personal  (config, setting, state, sites, learner, final) -> client name -> Adapter that this
-    client uses
+``Method`` is this as a type. What only some methods can is a small type of its own:
+``PersonalMethod`` (clients keep adapters of their own), ``RecordMethod`` (single records are
+protected) and ``ServerSiteMethod`` (a site at the server takes part in every exchange).
 
 ``answer`` takes many sites because sites of one process train together in one pass over the shared
-base; the answer to one order depends on that order, its site and the seed alone (contract test), so
-a lone site in another building computes the same update.
+base; the update for one request depends on that request, its site and the seed alone (contract
+test), so a lone site in another building computes the same update.
 
 A toy: clients send the mean length of their records, the server keeps the noisy mean.
 
-    def init(config, setting):
+    def init(config, context):
         return State(0, {"mean": torch.zeros(1)})
 
     def step(config, context, state, cohort, server):
@@ -45,12 +42,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
 
+from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.factors import Trainable
 from aulait.core.lora import Shapes
 from aulait.core.seeds import Seeds
 from aulait.core.types import (
@@ -62,6 +59,7 @@ from aulait.core.types import (
     Tensors,
     TrainRequest,
 )
+from aulait.methods.description import Traits
 from aulait.privacy import record_level
 from aulait.privacy.aggregator import PrivateAggregator
 from aulait.training.trainer import Learner
@@ -97,6 +95,18 @@ class RunContext:
         own = self.ranks.get(client)
         return (lambda layer: self.rank) if own is None else own.__getitem__
 
+    def initial(self) -> Adapter:
+        """The start that all share: A random from the run's seed, B zero, of rank R."""
+        return lora.initial(self.shapes, self.rank, self.alpha, self.seeds)
+
+    def adapter(self, tensors: Tensors) -> Adapter:
+        """The adapter of these factors at the common scale alpha / R, whatever their rank."""
+        return lora.from_tensors(tensors, self.alpha, self.rank)
+
+    def leading(self, tensors: Tensors, client: str) -> Tensors:
+        """The leading ranks of factors that a client can afford."""
+        return lora.leading(tensors, self.rank_of(client))
+
 
 @dataclass(frozen=True)
 class Server:
@@ -118,53 +128,17 @@ class State:
 
     Attributes:
         round: rounds done.
-        tensors: everything the method must remember, by name.
+        tensors: everything the method must remember, by name: the factors that it trains, and what
+            else it needs under tags (``lora.tagged``).
     """
 
     round: int
     tensors: Tensors
 
-
-@dataclass(frozen=True)
-class Traits:
-    """What a method is, for tables and reports.
-
-    Attributes:
-        what: one sentence.
-        source: authors, title, venue, year, link.
-        up: bytes a client sends in a round, as a formula.
-        down: bytes a client receives in a round, as a formula.
-        privacy: what is summed and its sensitivity, or why it is refused.
-        differs: where it differs from the paper.
-        unequal_ranks: whether tiers may have different ranks.
-        exact: whether the merge equals the mean of the clients' dense updates: "yes", "no", or "at
-            equal ranks".
-        private: whether client-level differential privacy is offered.
-        secure: whether the server needs sums only, so that secure aggregation can hide single
-            updates.
-        instead: the nearest method under privacy, where it is not offered.
-        trains: the factors that clients train.
-        personal: whether clients end with adapters of their own.
-        unit: what its privacy protects: "client" or "record".
-        splits: whether a client may hold the front of the model alone: so where clients train by
-            ``Learner.train`` only.
-    """
-
-    what: str
-    source: str
-    up: str
-    down: str
-    privacy: str
-    differs: str
-    unequal_ranks: bool
-    exact: Literal["yes", "no", "at equal ranks"]
-    private: bool
-    secure: bool
-    instead: str = ""
-    trains: Trainable = Trainable.AB
-    personal: bool = False
-    unit: str = "client"
-    splits: bool = True
+    @property
+    def factors(self) -> Tensors:
+        """The trained factors, without what is filed under tags."""
+        return lora.untagged(self.tensors)
 
 
 @runtime_checkable

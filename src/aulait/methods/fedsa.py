@@ -1,15 +1,18 @@
 """FedSA-LoRA: A and B are trained, only A is shared; every client keeps a B of its own.
 
-what: the server averages A, which learns what clients have in common; B stays at its client.
-source: Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning", ICLR
-2025, arXiv 2410.01463.
-travels: up and down 4 · sum over layers r_k N bytes a client and round; B never travels.
-privacy: the sum over clients of the change of A, each clipped in L2 to C: sensitivity C. The
-    personal B never leaves its site and is no part of what is released; a personal adapter is as
-    sensitive as the client's text.
-differs: the reference code lets all simulated clients write one B; here each site has its own. The
-    shared result is the averaged A with B = 0, which predicts as the base does: what counts are the
-    personal adapters. Unequal ranks are nested columns.
+A learns what clients have in common, B stays at its client and is no part of what is released; a
+personal adapter is as sensitive as the client's text. The reference code lets all simulated clients
+write one B. The shared result is the averaged A with B = 0, which predicts as the base does: what
+counts are the personal adapters.
+
+what: A is averaged, B stays with its client
+source: Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR 2025,
+    arXiv 2410.01463
+travels: up 4 sum r_k N; down 4 sum r_k N
+privacy: sum of changes of A, each clipped to C; sensitivity C; B never leaves its site
+differs: every site has a B of its own also in a simulation; unequal ranks are nested columns
+unequal ranks: yes
+exact: no
 """
 
 from __future__ import annotations
@@ -22,40 +25,29 @@ from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.factors import Factor, FactorName, Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
-from aulait.methods.contract import RunContext, Server, State, Traits
+from aulait.methods.contract import RunContext, Server, State
+from aulait.methods.description import Abilities, described
 from aulait.methods.shared import client_update
-from aulait.methods.shared.server_optimizer import start
-from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round, trained
+from aulait.methods.shared.server_optimizer import initial_state
+from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round
 from aulait.training.trainer import Learner
 
-TRAITS = Traits(
-    what="A is averaged, B stays with its client",
-    source="Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR "
-           "2025, arXiv 2410.01463",
-    up="4 sum r_k N",
-    down="4 sum r_k N",
-    privacy="sum of changes of A, each clipped to C; sensitivity C; B never leaves its site",
-    differs="every site has a B of its own also in a simulation; unequal ranks are nested columns",
-    unequal_ranks=True,
-    exact="no",
-    private=True,
-    secure=True,
-    personal=True,
-)
+TRAITS = described(__name__, __doc__, Abilities(personal=True))
 
 
-class Config(AveragingConfig):
+class FedSAConfig(AveragingConfig):
     """``[algorithm] name = "fedsa"``."""
 
 
-def init(config: Config, context: RunContext) -> State:
+Config = FedSAConfig
+
+
+def init(config: FedSAConfig, context: RunContext) -> State:
     """A random."""
-    theta = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
-        context.seeds), Trainable.A)
-    return State(0, theta | start(config, theta))
+    return initial_state(config, lora.to_tensors(context.initial(), Trainable.A))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+def step(config: FedSAConfig, context: RunContext, state: State, cohort: Cohort,
          server: Server) -> tuple[State, Info]:
     """Send A, average what comes back."""
     return mixed_round(config, context, state, cohort, server)
@@ -63,12 +55,14 @@ def step(config: Config, context: RunContext, state: State, cohort: Cohort,
 
 def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
            learner: Learner) -> list[ClientUpdate]:
-    """Local steps from the sent A and the site's own B; the share is the change of A, B is
+    """Local steps from the sent A and the site's own B; the update is the change of A, and B is
     remembered."""
-    done = client_update.train(
-        requests, sites, context, learner,
-        lambda request, site: _joined(context, site.name, request.tensors,
-                                    client_update.recall(site, request.round)), Trainable.AB)
+    def start(request: TrainRequest, site: Site) -> Adapter:
+        own = client_update.recall(site, request.round)
+        return _joined(context, site.name, request.tensors, own)
+
+    training = client_update.local_training(requests, sites, context, start)
+    done = client_update.train(requests, training, learner)
     for request, site, (_, after) in zip(requests, sites, done, strict=True):
         client_update.keep(site, request.round, lora.to_tensors(after.adapter, Trainable.B))
     return client_update.changes(sites, done, Trainable.A)
@@ -76,27 +70,22 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
 
 def result(context: RunContext, state: State) -> Adapter:
     """The averaged A, with B zero: the base."""
-    return _joined(context, "", trained(state), {})
+    return _joined(context, "", state.factors, {})
 
 
-def personal(
-    config: Config, context: RunContext, state: State, sites: Sequence[Site], learner: Learner,
-    final: bool
-) -> dict[str, Adapter]:
+def personal(config: FedSAConfig, context: RunContext, state: State, sites: Sequence[Site],
+             learner: Learner, final: bool) -> dict[str, Adapter]:
     """The averaged A with each client's own B."""
-    theta = trained(state)
-    return {
-        site.name: _joined(context, site.name, lora.leading(theta, context.rank_of(site.name)),
-                           client_update.recall(site, state.round + 1))
-        for site in sites
-    }
+    return {site.name: _joined(context, site.name, context.leading(state.factors, site.name),
+                               client_update.recall(site, state.round + 1))
+            for site in sites}
 
 
-def travels(config: Config, context: RunContext, round: int, name: str,
+def travels(config: FedSAConfig, context: RunContext, round: int, client: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    return client_update.factor_bytes(context, name, Trainable.A), client_update.factor_bytes(
-        context, name, Trainable.A)
+    own = client_update.factor_bytes(context, client, Trainable.A)
+    return own, own
 
 
 def _joined(context: RunContext, name: str, shared: Tensors, own: Tensors) -> Adapter:
@@ -104,4 +93,4 @@ def _joined(context: RunContext, name: str, shared: Tensors, own: Tensors) -> Ad
     rank = context.rank_of(name)
     zero = {str(FactorName(layer, Factor.B)): torch.zeros(m, rank(layer))
             for layer, (m, _) in context.shapes.items()}
-    return lora.from_tensors(shared | zero | own, context.alpha, context.rank)
+    return context.adapter(shared | zero | own)

@@ -1,93 +1,91 @@
 """FLoRA: the clients' factors stacked, so that the product of the stacks is the mean of the
-products; folded into the base.
+products; folded into the base weights.
 
-what: A = [p_1 s_1 A_1; ...; p_K s_K A_K], B = [B_1, ..., B_K], W0 <- W0 + B A; every round begins
-with fresh adapters.
-source: Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank
-    Adaptations", NeurIPS 2024, arXiv 2409.05976.
-travels: up 4 · sum over layers r_k (M + N) bytes; down nothing in the first round, then 4 · sum
-    (sum_j r_j) (M + N), j all sites of the round before, proxies among them; 4 · sum M N for a
-    client that missed a round.
-privacy: refused under client-level privacy: a stack shows every client's factors. Nearest: 'ffa',
-exact as well.
-differs: the scale s_k = alpha / r_k is folded into A, so any ranks may meet; a client that missed a
-    round is sent the whole update. Fresh adapters are drawn from the run's seed.
+A = [p_1 s_1 A_1; ...; p_K s_K A_K], B = [B_1, ..., B_K], W0 <- W0 + B A. The scale s_k =
+alpha / r_k is folded into A, so any ranks may meet. Every round begins with fresh adapters, drawn
+from the run's seed.
+
+Down travel the stacks of all sites j of the round before, proxies among them; a client that missed
+a round is sent the whole update, 4 · sum M N bytes. A stack shows every client's factors, so
+client-level privacy is refused; 'ffa' is exact as well.
+
+what: factors stacked and folded into the base, fresh adapters in every round
+source: Wang et al., FLoRA, NeurIPS 2024, arXiv 2409.05976
+travels: up 4 sum r_k (M + N); down 4 sum (sum_j r_j) (M + N) after the first round
+privacy: refused: a stack shows every client's factors
+differs: any scales may meet; a client that missed a round is sent the whole update
+unequal ranks: yes
+exact: yes
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.factors import Trainable
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
-from aulait.methods.contract import RunContext, Server, State, Traits
+from aulait.methods.contract import RunContext, Server, State
+from aulait.methods.description import Abilities, described
 from aulait.methods.shared import base_folding, client_update
-from aulait.methods.shared.per_client import Singles
-from aulait.methods.shared.weighted_mean import MixtureConfig
+from aulait.methods.shared.mixture import MixtureConfig
+from aulait.methods.shared.per_client import SingleReading, SingleUpdates
 from aulait.training.trainer import Learner
 
-TRAITS = Traits(
-    what="factors stacked and folded into the base, fresh adapters in every round",
-    source="Wang et al., FLoRA, NeurIPS 2024, arXiv 2409.05976",
-    up="4 sum r_k (M + N)",
-    down="4 sum (sum_j r_j) (M + N) after the first round",
-    privacy="refused: a stack shows every client's factors",
-    differs="any scales may meet; a client that missed a round is sent the whole update",
-    unequal_ranks=True,
-    exact="yes",
-    private=False,
-    secure=False,
-    instead="ffa",
-)
+TRAITS = described(__name__, __doc__, Abilities(private=False, secure=False, instead="ffa"))
 
 
-class Config(MixtureConfig):
+class FLoRAConfig(MixtureConfig):
     """``[algorithm] name = "flora"``."""
 
 
-def init(config: Config, context: RunContext) -> State:
+Config = FLoRAConfig
+
+
+def init(config: FLoRAConfig, context: RunContext) -> State:
     """Nothing folded yet."""
     return State(0, {})
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+def step(config: FLoRAConfig, context: RunContext, state: State, cohort: Cohort,
          server: Server) -> tuple[State, Info]:
-    """Send the last stack, ask for trained factors, stack them."""
-    requests = [TrainRequest(name, cohort.round, base_folding.sent(state, name), {"lr": cohort.lr})
-              for name in cohort.everyone]
-    shape = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
-        context.seeds))
-    expected_shapes = {request.client: lora.leading(shape, context.rank_of(request.client))
-                       for request in requests}
-    singles = Singles(config, cohort, server, requests, expected_shapes, "flora",
-                      TRAITS.instead)
-    terms = [(weight, lora.from_tensors(update.tensors, context.alpha)) for weight,
-             update in singles]
-    stack = {layer: (torch.zeros(1, n), torch.zeros(m, 1)) for layer,
-             (m, n) in context.shapes.items()}
-    if singles.total > 0:
+    """Send the last merge, ask for trained factors, stack them."""
+    sent = [TrainRequest(name, cohort.round, base_folding.merges_for(state, name),
+                         {"lr": cohort.lr}) for name in cohort.everyone]
+    full = lora.to_tensors(context.initial())
+    shapes = {name: context.leading(full, name) for name in cohort.everyone}
+    updates = SingleUpdates(config, cohort, server, sent,
+                            SingleReading("flora", TRAITS.instead, shapes))
+    terms = [(weight, lora.from_tensors(update.tensors, context.alpha))
+             for weight, update in updates]
+    merge = {layer: (torch.zeros(1, n), torch.zeros(m, 1))
+             for layer, (m, n) in context.shapes.items()}
+    if updates.total > 0:
         for layer in context.shapes:
-            a = torch.cat([weight / singles.total * term.scale(layer) * term.factors[layer][0]
-                           for weight, term in terms])
-            stack[layer] = (a, torch.cat([term.factors[layer][1] for _, term in terms], dim=1))
-    norm = lora.norm(Adapter(stack, 1.0, 1))
-    return State(cohort.round, base_folding.folded(state, stack, singles.clients)), singles.told(
-        update_norm=norm)
+            a_RN = torch.cat([weight / updates.total * own.scale(layer) * own.factors[layer][0]
+                              for weight, own in terms])
+            b_MR = torch.cat([own.factors[layer][1] for _, own in terms], dim=1)
+            merge[layer] = (a_RN, b_MR)
+    norm = lora.norm(Adapter(merge, 1.0, 1))
+    after = base_folding.after_merge(state, merge, updates.clients)
+    return State(cohort.round, after), updates.metrics(norm)
 
 
 def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
            learner: Learner) -> list[ClientUpdate]:
-    """Fold what was sent, train a fresh adapter on it; the share is A and B."""
-    wholes: list[object] = [whole or None for whole in base_folding.received(requests, sites)]
-    done = client_update.train(requests, sites, context, learner, lambda request,
-                               site: _fresh(context, request.round, site.name), Trainable.AB, fold=wholes)
-    return [client_update.update(site, lora.to_tensors(after.adapter), after) for site,
-            (_, after) in zip(sites, done, strict=True)]
+    """Fold what was sent, train a fresh adapter on it; the update is A and B."""
+    wholes = base_folding.dense_updates(requests, sites)
+    training = client_update.local_training(
+        requests, sites, context,
+        lambda request, site: _fresh(context, request.round, site.name))
+    training = [replace(own, fold=whole or None)
+                for own, whole in zip(training, wholes, strict=True)]
+    return client_update.trained_factors(
+        sites, client_update.train(requests, training, learner))
 
 
 def result(context: RunContext, state: State) -> Adapter:
@@ -95,17 +93,17 @@ def result(context: RunContext, state: State) -> Adapter:
     return base_folding.as_adapter(context, state)
 
 
-def travels(config: Config, context: RunContext, round: int, name: str,
+def travels(config: FLoRAConfig, context: RunContext, round: int, client: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client that took part in the round before."""
     stacked = {layer: sum(context.rank_of(site)(layer) for site in sites)
                for layer in context.shapes}
-    return client_update.factor_bytes(context, name), base_folding.stack_bytes(context, round,
-        stacked)
+    return (client_update.factor_bytes(context, client),
+            base_folding.merge_bytes(context, round, stacked))
 
 
 def _fresh(context: RunContext, round: int, name: str) -> Adapter:
     """A random, B zero, at the client's ranks; a draw of its own for every client and round."""
     seeds = Seeds(context.seeds.integer("flora", round, name))
     first = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha, seeds))
-    return lora.from_tensors(lora.leading(first, context.rank_of(name)), context.alpha)
+    return lora.from_tensors(context.leading(first, name), context.alpha)

@@ -1,59 +1,51 @@
 """HetLoRA: unequal ranks by zero padding, weights by the norm of the update, and clients that prune
 themselves.
 
-what: A = sum p_k pad(A_k), B = sum p_k pad(B_k) with p_k = S_k / sum S_j, S_k = ||B_k A_k||_F; a
-    client's loss holds lambda · sum over layers ||B[:, t:]||_F ||A[t:, :]||_F, t = floor(gamma r),
-    and where that tail has shrunk during its steps the client goes on with rank max(r_min,
-    floor(gamma r)).
-source: Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models",
-    EMNLP 2024, arXiv 2401.06432.
-travels: up and down 4 · sum over layers r_k (M + N) bytes a client and round, r_k the client's rank
-at that time.
-privacy: refused under client-level privacy: weights that depend on the norm of the update have no
-    useful sensitivity. The nearest method is 'fedit', whose unequal ranks are nested columns with
-    public weights.
-differs: the norm of S_k is taken over all layers together, with their scale. The tail of rank r is
-    one column for r <= 100 at gamma = 0.99, so each pruning removes one rank. All clients work at
-    the scale alpha / R.
+A = sum p_k pad(A_k), B = sum p_k pad(B_k) with p_k = S_k / sum S_j, S_k = ||B_k A_k||_F over all
+layers together, with their scale. A client's loss holds lambda · sum over layers ||B[:, t:]||_F
+||A[t:, :]||_F, t = floor(gamma r), and where that tail has shrunk during its steps the client goes
+on with rank max(r_min, floor(gamma r)). The tail of rank r is one column for r <= 100 at gamma =
+0.99, so each pruning removes one rank. All clients work at the scale alpha / R; in the formulas r_k
+is the client's rank at that time.
+
+Weights that depend on the norm of the update have no useful sensitivity, so client-level privacy is
+refused; the unequal ranks of 'fedit' are nested columns with public weights.
+
+what: zero padding, weights by the norm of the update, regularised tails, clients prune their own
+    rank
+source: Cho et al., Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models,
+    EMNLP 2024, arXiv 2401.06432
+travels: up 4 sum r_k (M + N); down 4 sum r_k (M + N)
+privacy: refused: weights depend on the norms of single updates
+differs: one norm over all layers
+unequal ranks: yes
+exact: no
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from pydantic import Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
-from aulait.methods.contract import RunContext, Server, State, Traits
+from aulait.methods.contract import RunContext, Server, State
+from aulait.methods.description import Abilities, described
 from aulait.methods.shared import client_update
-from aulait.methods.shared.per_client import Singles
-from aulait.methods.shared.server_optimizer import apply, start
-from aulait.methods.shared.weighted_mean import AveragingConfig, requests, trained
+from aulait.methods.shared.per_client import SingleReading, SingleUpdates
+from aulait.methods.shared.server_optimizer import initial_state, server_step
+from aulait.methods.shared.weighted_mean import AveragingConfig, factor_requests
 from aulait.privacy import clipping
 from aulait.training.trainer import Learner, Penalty
 
-TRAITS = Traits(
-    what="zero padding, weights by the norm of the update, regularised tails, clients prune their "
-         "own rank",
-    source="Cho et al., Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation "
-           "Models, EMNLP 2024, arXiv 2401.06432",
-    up="4 sum r_k (M + N)",
-    down="4 sum r_k (M + N)",
-    privacy="refused: weights depend on the norms of single updates",
-    differs="one norm over all layers",
-    unequal_ranks=True,
-    exact="no",
-    private=False,
-    secure=False,
-    instead="fedit",
-)
+TRAITS = described(__name__, __doc__, Abilities(private=False, secure=False, instead="fedit"))
 
 
-class Config(AveragingConfig):
+class HetLoRAConfig(AveragingConfig):
     """``[algorithm] name = "hetlora"``.
 
     Attributes:
@@ -69,88 +61,78 @@ class Config(AveragingConfig):
     prune: bool = True
 
 
-def init(config: Config, context: RunContext) -> State:
+Config = HetLoRAConfig
+
+
+def init(config: HetLoRAConfig, context: RunContext) -> State:
     """The common start: A random, B zero."""
-    theta = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
-        context.seeds))
-    return State(0, theta | start(config, theta))
+    return initial_state(config, lora.to_tensors(context.initial()))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+def step(config: HetLoRAConfig, context: RunContext, state: State, cohort: Cohort,
          server: Server) -> tuple[State, Info]:
     """Send leading ranks, weigh what comes back by its norm, note who pruned itself."""
-    theta = trained(state)
-    told = {"lr": cohort.lr, "tail": config.tail, "keep": config.keep, "rank_min": config.rank_min,
-            "prune": config.prune}
+    theta = state.factors
+    settings = {"lr": cohort.lr, "tail": config.tail, "keep": config.keep,
+                "rank_min": config.rank_min, "prune": config.prune}
     sent = []
-    for request in requests(context, cohort, theta):
+    for request in factor_requests(context, cohort, theta):
         rank = ranks(config, context, state, request.client)
-        sent.append(TrainRequest(request.client, request.round,
-                          lora.leading(request.tensors, rank.__getitem__), told))
-    expected_shapes = {request.client: request.tensors for request in sent}
-    pruned = (
-        {name: lora.leading(form, _pruned(config, form).__getitem__) for name,
-         form in expected_shapes.items()} if config.prune else expected_shapes
-    )
-    singles = Singles(config, cohort, server, sent, expected_shapes, "hetlora",
-                      TRAITS.instead, pruned)
-    total = {name: torch.zeros(t.shape, dtype=torch.float64) for name, t in theta.items()}
-    norms, counts = 0.0, {name: t for name, t in state.tensors.items()
-                          if name.startswith("pruned/")}
-    for weight, update in singles:
-        adapter = lora.from_tensors(update.tensors, context.alpha, context.rank)
-        strength = weight * lora.norm(adapter)
+        own = lora.leading(request.tensors, rank.__getitem__)
+        sent.append(TrainRequest(request.client, request.round, own, settings))
+    shapes = {request.client: request.tensors for request in sent}
+    pruned_shapes = {
+        name: lora.leading(own, _pruned(config, own).__getitem__) for name, own in shapes.items()
+    } if config.prune else shapes
+    updates = SingleUpdates(config, cohort, server, sent, SingleReading(
+        "hetlora", TRAITS.instead, shapes, pruned_shapes))
+    total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in theta.items()}
+    norms, pruned = 0.0, lora.under("pruned", state.tensors)
+    for weight, update in updates:
+        strength = weight * lora.norm(context.adapter(update.tensors))
         norms += strength
         for name, value in lora.placed(update.tensors, theta).items():
             total[name] += strength * value.double()
-        if _smaller(update.tensors, expected_shapes[update.client]):
-            counts[f"pruned/{update.client}"] = (
-                counts.get(f"pruned/{update.client}", torch.zeros(1)) + 1
-            )
-    moments = {name: t for name, t in state.tensors.items()
-               if "/" in name and not name.startswith("pruned/")}
-    mean_update = {name: (t / norms).float() - theta[name] if norms
-                   else torch.zeros_like(theta[name])
-              for name, t in total.items()}
-    after, kept = apply(config, theta, mean_update, moments)
-    return State(cohort.round,
-        after | kept | counts), singles.told(update_norm=clipping.norm(mean_update),
-            pruned=len(counts))
+        if _smaller(update.tensors, shapes[update.client]):
+            pruned[update.client] = pruned.get(update.client, torch.zeros(1)) + 1
+    mean = {name: (value / norms).float() - theta[name] if norms else torch.zeros_like(theta[name])
+            for name, value in total.items()}
+    after = server_step(config, state, mean) | lora.tagged("pruned", pruned)
+    return State(cohort.round, after), updates.metrics(clipping.norm(mean), pruned=len(pruned))
 
 
 def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
            learner: Learner) -> list[ClientUpdate]:
-    """Local steps with the tail in the loss; the share is A and B, shortened where the tail has
+    """Local steps with the tail in the loss; the update is A and B, shortened where the tail has
     shrunk."""
-    told = requests[0].settings
-    penalty = Penalty(tail=told["tail"], keep=told["keep"]) if told["tail"] else None
-    done = client_update.train(
-        requests, sites, context, learner, lambda request,
-        _: lora.from_tensors(request.tensors, context.alpha, context.rank), Trainable.AB,
-        penalty=penalty)
-    config = Config(keep=told["keep"], rank_min=told["rank_min"])
+    settings = requests[0].settings
+    keep = settings["keep"]
+    penalty = Penalty(tail=settings["tail"], keep=keep) if settings["tail"] else None
+    training = [replace(own, penalty=penalty) for own in client_update.local_training(
+        requests, sites, context, client_update.sent_factors(context))]
+    config = HetLoRAConfig(keep=keep, rank_min=settings["rank_min"])
     updates = []
-    for site, (before, after) in zip(sites, done, strict=True):
-        share = lora.to_tensors(after.adapter)
-        if told["prune"] and _tail(share, told["keep"]) < _tail(lora.to_tensors(before),
-                told["keep"]):
-            share = lora.leading(share, _pruned(config, share).__getitem__)
-        updates.append(client_update.update(site, share, after))
+    for site, (before, after) in zip(
+            sites, client_update.train(requests, training, learner), strict=True):
+        own = lora.to_tensors(after.adapter)
+        if settings["prune"] and _tail(own, keep) < _tail(lora.to_tensors(before), keep):
+            own = lora.leading(own, _pruned(config, own).__getitem__)
+        updates.append(client_update.update_of(site, own, after))
     return updates
 
 
 def result(context: RunContext, state: State) -> Adapter:
     """The merged factors."""
-    return lora.from_tensors(trained(state), context.alpha, context.rank)
+    return context.adapter(state.factors)
 
 
-def travels(config: Config, context: RunContext, round: int, name: str,
+def travels(config: HetLoRAConfig, context: RunContext, round: int, client: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client before any pruning: an upper bound."""
-    return client_update.factor_bytes(context, name), client_update.factor_bytes(context, name)
+    return client_update.factor_bytes(context, client), client_update.factor_bytes(context, client)
 
 
-def ranks(config: Config, context: RunContext, state: State, name: str) -> dict[str, int]:
+def ranks(config: HetLoRAConfig, context: RunContext, state: State, name: str) -> dict[str, int]:
     """Layer -> the rank a client has left."""
     times = int(state.tensors.get(f"pruned/{name}", torch.zeros(1)))
     left = {layer: context.rank_of(name)(layer) for layer in context.shapes}
@@ -159,18 +141,18 @@ def ranks(config: Config, context: RunContext, state: State, name: str) -> dict[
     return left
 
 
-def _shorter(config: Config, rank: int) -> int:
+def _shorter(config: HetLoRAConfig, rank: int) -> int:
     return min(rank, max(config.rank_min, int(config.keep * rank)))
 
 
-def _pruned(config: Config, factors: Tensors) -> dict[str, int]:
+def _pruned(config: HetLoRAConfig, factors: Tensors) -> dict[str, int]:
     """Layer -> rank after one pruning."""
     return {layer: _shorter(config, a_RN.shape[0])
             for layer, (a_RN, _) in lora.from_tensors(factors, 1.0).factors.items()}
 
 
-def _smaller(share: Tensors, form: Tensors) -> bool:
-    return any(share[name].shape != form[name].shape for name in form)
+def _smaller(tensors: Tensors, sent: Tensors) -> bool:
+    return any(tensors[name].shape != sent[name].shape for name in sent)
 
 
 def _tail(factors: Tensors, keep: float) -> float:

@@ -1,18 +1,21 @@
 """SA-FedLoRA: a first stage that holds clients near the global adapter, then a rank that anneals
 from round to round.
 
-what: initiating stage (t <= T_init): loss + mu/2 ||theta - theta_s||^2 at the full rank; annealing
-    stage: rank r(t) = r_min + (r_max - r_min) f(u), u = (t - T_init) / (T - T_init), f cosine,
-        cubic or exponential; whenever the
-    rank falls, the averaged product is cut by its exact SVD. A client works at min(r_k, r(t)).
-source: Yang et al., "SA-FedLora: Adaptive Parameter Allocation for Efficient Federated Learning
-    with LoRA Tuning", 2024, arXiv 2405.09394. Only the abstract was available: every formula here
-    is our reading of it.
-travels: up and down 4 · sum over layers min(r_k, r(t)) (M + N) bytes a client and round.
-privacy: the sum over clients of the change of A and B, each clipped in L2 to C: sensitivity C; the
-    schedule is public and the SVD post-processing.
-differs: not a reproduction. Factors are averaged as in FedIT (the server optimiser is plain), and
-    after the cut both factors carry the roots of the singular values.
+Initiating stage (t <= T_init): loss + mu/2 ||theta - theta_s||^2 at the full rank. Annealing stage:
+rank r(t) = r_min + (r_max - r_min) f(u), u = (t - T_init) / (T - T_init), f cosine, cubic or
+exponential; whenever the rank falls, the averaged product is cut by its exact SVD, after which both
+factors carry the roots of the singular values. A client works at min(r_k, r(t)). Factors are
+averaged as in FedIT, with a plain server optimiser. Only the abstract was available: every formula
+here is our reading of it.
+
+what: held near the global adapter at first, then at a rank that anneals from round to round
+source: Yang et al., SA-FedLora, 2024, arXiv 2405.09394 (abstract only)
+travels: up 4 sum min(r_k, r(t)) (M + N); down 4 sum min(r_k, r(t)) (M + N)
+privacy: sum of changes of A and B, each clipped to C; sensitivity C; schedule public, SVD
+    post-processing
+differs: our reading of an abstract; no reproduction
+unequal ranks: yes
+exact: no
 """
 
 from __future__ import annotations
@@ -26,7 +29,6 @@ from pydantic import Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.factors import Trainable
 from aulait.core.types import (
     Adapter,
     ClientRequest,
@@ -36,34 +38,22 @@ from aulait.core.types import (
     Tensors,
     TrainRequest,
 )
-from aulait.methods.contract import RunContext, Server, State, Traits
+from aulait.methods.contract import RunContext, Server, State
+from aulait.methods.description import Abilities, described
 from aulait.methods.shared import client_update
+from aulait.methods.shared.mixture import MixtureConfig
 from aulait.methods.shared.weighted_mean import (
     AveragingConfig,
-    MixtureConfig,
-    alive,
     mixed_round,
-    trained,
+    revived,
 )
 from aulait.models.low_rank import Merge
 from aulait.training.trainer import Learner, Penalty
 
-TRAITS = Traits(
-    what="held near the global adapter at first, then at a rank that anneals from round to round",
-    source="Yang et al., SA-FedLora, 2024, arXiv 2405.09394 (abstract only)",
-    up="4 sum min(r_k, r(t)) (M + N)",
-    down="4 sum min(r_k, r(t)) (M + N)",
-    privacy="sum of changes of A and B, each clipped to C; sensitivity C; schedule public, SVD "
-            "post-processing",
-    differs="our reading of an abstract; no reproduction",
-    unequal_ranks=True,
-    exact="no",
-    private=True,
-    secure=True,
-)
+TRAITS = described(__name__, __doc__, Abilities())
 
 
-class Config(MixtureConfig):
+class SAFedLoRAConfig(MixtureConfig):
     """``[algorithm] name = "safedlora"``.
 
     Attributes:
@@ -79,25 +69,27 @@ class Config(MixtureConfig):
     schedule: Literal["cosine", "cubic", "exponential"] = "cosine"
 
 
-def init(config: Config, context: RunContext) -> State:
+Config = SAFedLoRAConfig
+
+
+def init(config: SAFedLoRAConfig, context: RunContext) -> State:
     """The common start: A random, B zero."""
-    return State(0, lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha,
-        context.seeds)))
+    return State(0, lora.to_tensors(context.initial()))
 
 
-def step(config: Config, context: RunContext, state: State, cohort: Cohort,
+def step(config: SAFedLoRAConfig, context: RunContext, state: State, cohort: Cohort,
          server: Server) -> tuple[State, Info]:
     """Cut to the rank of the round where it has fallen, then one averaged round at that rank."""
     rank = rank_at(config, context, cohort.round)
-    theta = trained(state)
+    theta = state.factors
     if rank < rank_at(config, context, cohort.round - 1):
         theta = _cut(context, theta, rank)
     first = cohort.round <= _initiating(config, context)
-    told = {"proximal": config.proximal if first else 0.0}
+    more = {"proximal": config.proximal if first else 0.0}
 
     def asking(requests: Sequence[ClientRequest]) -> Iterable[ClientUpdate]:
-        return server.ask([TrainRequest(o.client, o.round, o.tensors, {**o.settings, **told})
-                    for o in requests])
+        return server.ask([replace(request, settings={**request.settings, **more})
+                           for request in requests])
 
     small = replace(context, ranks=_capped(context, rank, cohort))
     averaging = AveragingConfig(local_weight=config.local_weight, weights=config.weights)
@@ -108,29 +100,30 @@ def step(config: Config, context: RunContext, state: State, cohort: Cohort,
 
 def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
            learner: Learner) -> list[ClientUpdate]:
-    """Local steps from the sent factors, held near them in the first stage; the share is the change
-    of A and B."""
+    """Local steps from the sent factors, held near them in the first stage; the update is the
+    change of A and B."""
     proximal = requests[0].settings["proximal"]
-    done = client_update.train(
-        requests, sites, context, learner, lambda request,
-        _: lora.from_tensors(request.tensors, context.alpha, context.rank), Trainable.AB,
-        penalty=Penalty(proximal=proximal) if proximal else None)
-    return client_update.changes(sites, done, Trainable.AB)
+    penalty = Penalty(proximal=proximal) if proximal else None
+    training = [replace(own, penalty=penalty) for own in client_update.local_training(
+        requests, sites, context, client_update.sent_factors(context))]
+    return client_update.changes(sites, client_update.train(requests, training, learner))
 
 
 def result(context: RunContext, state: State) -> Adapter:
     """The averaged factors; columns beyond the rank of the last round are zero."""
-    return lora.from_tensors(trained(state), context.alpha, context.rank)
+    return context.adapter(state.factors)
 
 
-def travels(config: Config, context: RunContext, round: int, name: str,
+def travels(config: SAFedLoRAConfig, context: RunContext, round: int, client: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    small = replace(context, ranks={name: _at_most(context, name, rank_at(config, context, round))})
-    return client_update.factor_bytes(small, name), client_update.factor_bytes(small, name)
+    rank = rank_at(config, context, round)
+    small = replace(context, ranks={client: _at_most(context, client, rank)})
+    own = client_update.factor_bytes(small, client)
+    return own, own
 
 
-def rank_at(config: Config, context: RunContext, round: int) -> int:
+def rank_at(config: SAFedLoRAConfig, context: RunContext, round: int) -> int:
     """r(t): the largest rank of a round, counted from 1."""
     most, before = context.rank, _initiating(config, context)
     least = min(most, config.rank_min or max(1, most // 4))
@@ -145,7 +138,7 @@ def rank_at(config: Config, context: RunContext, round: int) -> int:
     return max(least, int(shape[config.schedule]() + 0.5))
 
 
-def _initiating(config: Config, context: RunContext) -> int:
+def _initiating(config: SAFedLoRAConfig, context: RunContext) -> int:
     return int(config.initiating * context.rounds + 0.5)
 
 
@@ -156,7 +149,7 @@ def _cut(context: RunContext, theta: Tensors, rank: int) -> Tensors:
     merge.add(1.0, Adapter(lora.from_tensors(theta, 1.0).factors, 1.0, 1))
     # alpha = rank: the scale of the result is 1
     best = merge.truncated(rank, float(rank), "symmetric")
-    return alive(context, lora.placed(lora.to_tensors(best), theta), rank)
+    return revived(context, lora.placed(lora.to_tensors(best), theta), rank)
 
 
 def _capped(context: RunContext, rank: int, cohort: Cohort) -> dict[str, dict[str, int]]:

@@ -30,7 +30,7 @@ from aulait.resources.cost_model import ModelShape
 from aulait.runs.experiment_file import Settings
 from aulait.training import split_model
 from aulait.training.batches import Encoder
-from aulait.training.trainer import Work, draws
+from aulait.training.trainer import LocalTraining, draws
 
 LOOKED_AT = 50  # clients whose batches are looked at to know how long a row is
 
@@ -142,7 +142,7 @@ def any_demand(house: Any) -> Demand:
 def check_cut(settings: Settings, base: Base) -> None:
     """Raise ModelError when a tier is split and the base cannot be cut where the settings say."""
     if any(tier.placement == "split" for tier in settings.federation.tier):
-        split_model.check(base, settings.compute.cut)
+        split_model.check_cut(base, settings.compute.cut)
 
 
 def _auto(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -> Assignment | str:
@@ -179,7 +179,7 @@ def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
     """The work of a full share of a tier."""
     settings, shapes = them.settings, them.shapes
     synthesis, no_split, depth = settings.synthesis, them.no_split, settings.compute.cut
-    front = {} if no_split else {layer: shapes[layer] for layer in split_model.front(shapes, depth)}
+    front = {} if no_split else {layer: shapes[layer] for layer in split_model.client_layers(shapes, depth)}
     learns = synthesis.proxies != "absent" and bool(them.public)
     votes = (
         learns and synthesis.proxies in ("synthetic", "noise") and synthesis.selection != "random"
@@ -245,7 +245,7 @@ def _no_split(settings: Settings, base: Base) -> str:
             if not settings.data.pooled else "data.pooled has no sites"
         )
     try:
-        split_model.check(base, settings.compute.cut)
+        split_model.check_cut(base, settings.compute.cut)
     except ModelError as error:
         return str(error)
     return ""
@@ -292,7 +292,7 @@ def widths(settings: Settings, encode: Encoder, records: Sequence[Record], plan:
     """(longest row, longest source, scored positions of a row) of every step that a site draws with
     a seed."""
     coded = [encode(record) for record in records]
-    work = Work(Adapter({}, 1.0), tuple(records), Trainable.B, plan.steps, plan.batch, 0.0, seed)
+    work = LocalTraining(Adapter({}, 1.0), tuple(records), Trainable.B, plan.steps, plan.batch, 0.0, seed)
     return [padded([coded[i] for i in step], settings.model.kind)
             for step in draws(work, [len(ids) for ids, _ in coded])]
 

@@ -91,7 +91,7 @@ def _trainable(house: House, name: str) -> int:
     """Numbers that a client trains on its own machine: of a split one, those before the cut."""
     context = house.context
     if house.sites[name].plan.placement == "split":
-        front = split_model.front(context.shapes, house.settings.compute.cut)
+        front = split_model.client_layers(context.shapes, house.settings.compute.cut)
         context = replace(context, shapes={layer: context.shapes[layer] for layer in front})
     return factor_bytes(context, name, house.settings.method.TRAITS.trains) // 4
 

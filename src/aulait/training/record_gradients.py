@@ -1,11 +1,10 @@
 """Local LoRA steps of one site that protect its single records: DP-SGD, DP-LoRA's own rule, and
 their controls.
 
-Gradients record by record cost one backward pass: the base wears one copy of the site's factors
-*per record*
-(``stacking``), so the gradient of the copies is the stack of the records' gradients. Opacus clips
-and sums them and takes the step; noise and sampling are ours, because they must not be guessed:
-torch's CPU generator keeps 32 bits of a seed.
+Gradients record by record cost one backward pass: the base carries one copy of the site's factors
+*per record* (``stacked``), so the gradient of the copies is the stack of the records' gradients.
+Opacus clips and sums them and takes the step; noise and sampling are ours, because they must not be
+guessed: torch's CPU generator keeps 32 bits of a seed.
 
 Everything a site has after its steps is a function of the start, public numbers, and noised sums. A
 record whose gradient is not finite counts as a zero gradient; an empty batch still gets its noise.
@@ -13,17 +12,16 @@ Not accounted, as everywhere: rounding (records of a batch are padded to one len
 each other's last digits: 1e-7, in bfloat16 1e-3) and time.
 
 Sources: Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1; Liu et al.,
-"Differentially
-Private Low-Rank Adaptation of Large Language Model Using Federated Learning", arXiv 2312.17493;
-Yousefpour et al., "Opacus", 2021. Shape letters: B records of a batch · R rank · M out features · N
-in features.
+"Differentially Private Low-Rank Adaptation of Large Language Model Using Federated Learning", arXiv
+2312.17493; Yousefpour et al., "Opacus", 2021.
+Shape letters: B records of a batch · R rank · M out features · N in features.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -45,7 +43,7 @@ MARGIN = 1e-5  # far above the rounding of a float32 norm
 
 
 @dataclass(frozen=True)
-class PrivateWork:
+class PrivateTraining:
     """The private training one site is asked to do.
 
     Attributes:
@@ -84,17 +82,12 @@ class PrivateWork:
     most: float = 1.0
 
     def __post_init__(self) -> None:
-        sound = (
-            self.clip > 0 and 0 <= self.sigma < math.inf
-            and (self.sigma == 0 or math.isfinite(self.clip))
-        )
-        text = (
-            f"clip = {self.clip} with sigma = {self.sigma} found, expected clip > 0 and finite "
-            "where there is noise; set privacy.clip"
-        )
-        require(sound, PrivacyError, text)
-        text = f"largest sampling rate is {self.most}, expected a number in (0, 1]; correct it"
-        require(0 < self.most <= 1, PrivacyError, text)
+        bounded = self.clip > 0 and (self.sigma == 0 or math.isfinite(self.clip))
+        require(bounded and 0 <= self.sigma < math.inf, PrivacyError,
+                f"clip = {self.clip} with sigma = {self.sigma} found, expected clip > 0 and finite "
+                "where there is noise; set privacy.clip")
+        require(0 < self.most <= 1, PrivacyError,
+                f"largest sampling rate is {self.most}, expected a number in (0, 1]; correct it")
 
     @property
     def private(self) -> bool:
@@ -112,13 +105,13 @@ class PrivateWork:
         return self.rate * len(self.records)
 
 
-def train(learner: Learner, work: PrivateWork) -> Trained:
+def train_privately(learner: Learner, work: PrivateTraining) -> Trained:
     """The site's steps.
 
     Returns:
-        The adapter, protected as far as ``work.private`` says; loss (mean over steps that saw a
-        record, nan if none did), tokens and the norm of a step's gradient (before the noise), which
-        are sensitive in any case.
+        The adapter, protected as far as ``PrivateTraining.private`` says; loss (mean over steps
+        that saw a record, nan if none did), tokens and the norm of a step's gradient (before the
+        noise), which are sensitive in any case.
 
     Raises:
         DataError: the site has no records.
@@ -130,15 +123,15 @@ def train(learner: Learner, work: PrivateWork) -> Trained:
     device = learner.base.device
     factors = {n: (_own(a, device), _own(b, device)) for n, (a, b) in work.start.factors.items()}
     leaves = [leaf for pair in factors.values() for leaf in work.trainable.of(pair)]
-    step = (_ByRecord if work.mode == "records" else _ByBatch)(learner, work, factors, leaves,
-        noise)
+    live = _LiveFactors(learner, work, factors, leaves, noise)
+    step = _RecordSteps(live) if work.mode == "records" else _BatchStep(live)
     losses, tokens, norms = [], 0, 0.0
     for batch in batches(work):
         loss, count, norm = step(batch)
         losses += [loss] if batch else []
         tokens, norms = tokens + count, norms + norm
-    done = {name: (a.detach().cpu().clone(), b.detach().cpu().clone()) for name,
-            (a, b) in factors.items()}
+    done = {name: (a.detach().cpu().clone(), b.detach().cpu().clone())
+            for name, (a, b) in factors.items()}
     mean = sum(losses) / len(losses) if losses else math.nan
     return Trained(Adapter(done, work.start.alpha, work.start.rank), mean, tokens,
                    norms / work.steps)
@@ -149,7 +142,7 @@ def _own(factor: Tensor, device: torch.device) -> nn.Parameter:
     return nn.Parameter(factor.detach().to(device, torch.float32, copy=True))
 
 
-def batches(work: PrivateWork) -> list[list[Record]]:
+def batches(work: PrivateTraining) -> list[list[Record]]:
     """The records of every step; who is in them is secret where privacy counts on it.
 
     With mode "records" each record on its own with probability ``rate`` (Poisson), anew in every
@@ -185,21 +178,28 @@ def gradients(learner: Learner, start: Adapter, records: Sequence[Record],
     loss_B.sum().backward()  # type: ignore[no-untyped-call]
     found = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
              for leaf in stack.leaves]
-    sound_B = torch.stack([g.square().flatten(1).sum(1) for g in found]).sum(0).isfinite()
-    return [torch.where(sound_B.view(-1, 1, 1), g, 0.0)
-            for g in found], loss_B.detach().tolist(), int(count_B.sum())
+    finite_B = torch.stack([g.square().flatten(1).sum(1) for g in found]).sum(0).isfinite()
+    return ([torch.where(finite_B.view(-1, 1, 1), g, 0.0) for g in found],
+            loss_B.detach().tolist(), int(count_B.sum()))
 
 
-class _Step:
-    """What both modes share: the site's live factors and how to read gradients off them."""
+@dataclass(frozen=True)
+class _LiveFactors:
+    """The site's factors while they train, and how to read gradients off them.
 
-    def __init__(
-        self, learner: Learner, work: PrivateWork,
-        factors: dict[str, tuple[nn.Parameter, nn.Parameter]],
-        leaves: list[nn.Parameter], noise: NoiseSource,
-    ) -> None:
-        self.learner, self.work, self.leaves, self.noise = learner, work, leaves, noise
-        self.factors = factors
+    Attributes:
+        learner: the base.
+        work: what the site is asked to do.
+        factors: layer -> (A, B), parameters.
+        leaves: the trained ones of them.
+        noise: where noise comes from.
+    """
+
+    learner: Learner
+    work: PrivateTraining
+    factors: Mapping[str, tuple[nn.Parameter, nn.Parameter]]
+    leaves: list[nn.Parameter]
+    noise: NoiseSource
 
     def gradients(self, records: Sequence[Record]) -> tuple[list[Tensor], list[float], int]:
         """As the function of that name, at the current factors."""
@@ -212,62 +212,69 @@ class _Step:
         return self.noise.gaussian(tuple(like.shape), self.work.sigma).to(like)
 
 
-class _ByRecord(_Step):
+class _RecordSteps:
     """DP-SGD: Opacus clips record by record, our noise goes on the sum, its optimiser steps on sum
     / expected."""
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
-        self.optimizer = _optimizer(self.leaves, self.learner, self.work, self.drawn)
+    def __init__(self, live: _LiveFactors) -> None:
+        self._live = live
+        self._optimizer = _optimizer(live)
 
     def __call__(self, batch: Sequence[Record]) -> tuple[float, int, float]:
         """One step; a batch too large for one pass is taken in pieces, as Opacus'
         BatchMemoryManager does."""
-        size = self.learner.config.rows_at_once
+        live, norm = self._live, 0.0
+        size = live.learner.config.rows_at_once
         pieces = [batch[i : i + size] for i in range(0, len(batch), size)] or [batch]
         losses: list[float] = []
         tokens = 0
         for number, piece in enumerate(pieces, start=1):
             if piece:
-                found, loss_B, count = self.gradients(piece)
+                found, loss_B, count = live.gradients(piece)
                 losses, tokens = losses + loss_B, tokens + count
             else:
-                found = [leaf.new_zeros(0, *leaf.shape) for leaf in self.leaves]
-            for leaf, gradient in zip(self.leaves, found, strict=True):
+                found = [leaf.new_zeros(0, *leaf.shape) for leaf in live.leaves]
+            for leaf, gradient in zip(live.leaves, found, strict=True):
                 leaf.grad_sample = gradient  # type: ignore[attr-defined]
-            self.optimizer.signal_skip_step(number < len(pieces))
-            self.optimizer.step()
+            self._optimizer.signal_skip_step(number < len(pieces))
+            self._optimizer.step()
             if number == len(pieces):
-                norm = clip.norm({str(i): leaf.summed_grad for i, leaf in enumerate(self.leaves)})  # type: ignore[attr-defined]
-            self.optimizer.zero_grad(set_to_none=True)
+                norm = clip.norm({str(i): leaf.summed_grad  # type: ignore[attr-defined]
+                                  for i, leaf in enumerate(live.leaves)})
+            self._optimizer.zero_grad(set_to_none=True)
         return sum(losses) / max(1, len(losses)), tokens, norm
 
 
-class _ByBatch(_Step):
+class _BatchStep:
     """DP-LoRA as written: g · min(1, C / ||g||) + N(0, sigma²), for the A group and the B group; a
     plain step."""
+
+    def __init__(self, live: _LiveFactors) -> None:
+        self._live = live
 
     @torch.no_grad()
     def __call__(self, batch: Sequence[Record]) -> tuple[float, int, float]:
         """One step on the gradient of the mean loss over the batch's records."""
-        size, work = self.learner.config.rows_at_once, self.work
-        total = [torch.zeros_like(leaf) for leaf in self.leaves]
+        live, work = self._live, self._live.work
+        size = live.learner.config.rows_at_once
+        total = [torch.zeros_like(leaf) for leaf in live.leaves]
         losses: list[float] = []
         tokens = 0
         for i in range(0, len(batch), size):
             with torch.enable_grad():
-                found, loss_B, count = self.gradients(batch[i : i + size])
+                found, loss_B, count = live.gradients(batch[i : i + size])
             total = [t + g.sum(0) / len(batch) for t, g in zip(total, found, strict=True)]
             losses, tokens = losses + loss_B, tokens + count
-        norms = []
-        for group in range(len(work.trainable.factors)):
-            members = {str(i): total[i] for i in range(group, len(total), len(work.trainable.factors))}
+        norms, groups = [], len(work.trainable.factors)
+        for group in range(groups):
+            members = {str(i): total[i] for i in range(group, len(total), groups)}
             norms.append(clip.norm(members))
-            sound = math.isfinite(norms[-1])
-            clipped = clip.clip({i: g if sound else torch.zeros_like(g) for i,
-                                 g in members.items()}, work.clip)
+            finite = math.isfinite(norms[-1])
+            clipped = clip.clip({i: g if finite else torch.zeros_like(g)
+                                 for i, g in members.items()}, work.clip)
             for name, g in clipped.items():
-                self.leaves[int(name)].sub_(work.lr * (g + self.drawn(g) if work.sigma > 0 else g))
+                noised = g + live.drawn(g) if work.sigma > 0 else g
+                live.leaves[int(name)].sub_(work.lr * noised)
         return sum(losses) / max(1, len(losses)), tokens, math.hypot(*norms)
 
 
@@ -279,22 +286,25 @@ def missing(mechanism: str | None) -> list[str]:
             f"{install('dpsgd')}"]
 
 
-def _optimizer(leaves: list[nn.Parameter], learner: Learner, work: PrivateWork, drawn: Any) -> Any:
+def _optimizer(live: _LiveFactors) -> Any:  # Opacus has no types
     """Opacus' optimiser around AdamW or SGD, with noise from our source instead of its
     generator."""
     require(not (lines := missing("dp-sgd")), ModelError, "; ".join(lines))
-    from opacus.optimizers import DPOptimizer
+    from opacus.optimizers import DPOptimizer  # optional: only this mechanism needs it
 
-    class Noised(DPOptimizer):  # type: ignore[misc]
+    work = live.work
+
+    class NoisedOptimizer(DPOptimizer):  # type: ignore[misc]
         def add_noise(self) -> None:
             """The sum of clipped gradients plus N(0, sigma²); nothing is drawn for a control
             without noise."""
             for leaf in self.params:
                 total = leaf.summed_grad
-                leaf.grad = (total + drawn(total) if work.sigma > 0
-                             else total.clone()).view_as(leaf)
+                noised = total + live.drawn(total) if work.sigma > 0 else total.clone()
+                leaf.grad = noised.view_as(leaf)
 
-    inner = optimizer_of(leaves, learner.config, work.lr)
+    inner = optimizer_of(live.leaves, live.learner.config, work.lr)
     # A little below C, because Opacus clips in float32; the noise is that of C itself.
-    return Noised(inner, noise_multiplier=work.sigma / work.clip,
-                  max_grad_norm=work.clip * (1 - MARGIN), expected_batch_size=work.expected)
+    return NoisedOptimizer(inner, noise_multiplier=work.sigma / work.clip,
+                           max_grad_norm=work.clip * (1 - MARGIN),
+                           expected_batch_size=work.expected)

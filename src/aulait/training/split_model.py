@@ -24,7 +24,7 @@ from aulait.training.batches import IGNORE, Rows, scored
 _UNFIT = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
 
 
-def possible(base: Base) -> tuple[int, ...]:
+def possible_cuts(base: Base) -> tuple[int, ...]:
     """After how many blocks the model may be cut; each half keeps at least one.
 
     Raises:
@@ -41,14 +41,14 @@ def possible(base: Base) -> tuple[int, ...]:
     return tuple(range(1, len(getattr(decoder, name))))
 
 
-def check(base: Base, after: int) -> None:
+def check_cut(base: Base, after: int) -> None:
     """Whether the model may be cut here, and whether its halves, one after the other, say what the
     whole says.
 
     Raises:
         ModelError: not so; the message names the possible values.
     """
-    values = possible(base)
+    values = possible_cuts(base)
     require(bool(values), ModelError,
             f"{base.config.name} has one block and cannot be cut; use 'local' or 'proxy'")
     kinds = (
@@ -63,7 +63,7 @@ def check(base: Base, after: int) -> None:
             "'local' or 'proxy' for such a model")
 
 
-def in_front(layer: str, after: int) -> bool:
+def in_client_half(layer: str, after: int) -> bool:
     """Whether a layer lies before the cut, by its name: numbered below ``after``, or in an encoder.
 
     Raises:
@@ -80,17 +80,17 @@ def in_front(layer: str, after: int) -> bool:
     return number < after
 
 
-def front(layers: Iterable[str], after: int) -> tuple[str, ...]:
+def client_layers(layers: Iterable[str], after: int) -> tuple[str, ...]:
     """Those of the layers that lie before the cut, in the order given."""
-    return tuple(layer for layer in layers if in_front(layer, after))
+    return tuple(layer for layer in layers if in_client_half(layer, after))
 
 
-def width(base: Base) -> int:
+def hidden_width(base: Base) -> int:
     """D of the hidden states at the cut."""
     return int(base.model.config.hidden_size)
 
 
-def enter(base: Base, after: int, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+def client_forward(base: Base, after: int, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
     """Hidden states (B, T, D) that leave the front, with their graph.
 
     Args:
@@ -111,7 +111,7 @@ def enter(base: Base, after: int, ids_BT: Tensor, mask_BT: Tensor | None = None)
     return keeper.held
 
 
-def leave(
+def server_forward(
     base: Base, after: int, hidden_BTD: Tensor, labels_BT: Tensor, mask_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The back's logits (X, V), target ids (X,) and row numbers (X,) of all positions that carry
@@ -159,7 +159,7 @@ def _joins(base: Base, after: int) -> bool:
     ids = torch.arange(4, device=base.device)[None] + 3
     mask = torch.ones_like(ids) if base.config.kind == "seq2seq" else None
     try:
-        parts = leave(base, after, enter(base, after, ids, mask), ids, mask)[0]
+        parts = server_forward(base, after, client_forward(base, after, ids, mask), ids, mask)[0]
     except _UNFIT:
         return False
     if mask is not None:

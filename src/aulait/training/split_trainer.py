@@ -1,5 +1,4 @@
-"""Two halves of a cut model that train together by messages: the front at the clients, the back at
-the server.
+"""Two halves of a cut model that train together by messages: one at the clients, one at the server.
 
 They share no graph of gradients. In a step a client sends hidden states and labels; the server
 answers with the gradient of the client's loss at these states; each half then has the gradient of
@@ -7,24 +6,26 @@ its own factors. Clipping is over the whole gradient of a client, of which each 
 so each sends the other its squared norm, one number, before either makes its step: then split
 equals monolithic training to rounding, also where the bound binds.
 
-What crosses the wall of a client with B rows, T the longest row of *its* batch (padding for other
-sites is not sent):
+What a client with B rows exchanges with the server, T the longest row of *its* batch (padding for
+other sites is not sent):
 
-    up, a step      hidden (B, T, D) on the wire · labels 4 B T · (sequence to sequence: lengths 4
-    B, labels 4 B T') · norm 4
-    down, a step    gradient (B, T, D) on the wire, where the front trains anything · norm 4
+    up, a step      hidden (B, T, D) on the wire · labels 4 B T · norm 4
+                    (sequence to sequence: lengths 4 B · labels 4 B T')
+    down, a step    gradient (B, T, D) on the wire, where the client's half trains anything · norm 4
 
 Labels are -100 where there is no loss, so the server does not see a prompt's tokens; their states
 it sees. None of this is private: states of single records leave the site, and their texts can be
 guessed from them.
 
-Source: Lin et al., "SplitLoRA", 2024, arXiv 2407.00952. Shape letters: K sites · B sequences of a
-site · T tokens · D width.
+Source: Lin et al., "SplitLoRA", 2024, arXiv 2407.00952.
+Shape letters: K sites · B sequences of a site · T tokens · D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -48,9 +49,9 @@ from aulait.training.batches import IGNORE, collate
 from aulait.training.stacked import Penalty, Stack
 from aulait.training.trainer import (
     Learner,
+    LocalTraining,
     TrainConfig,
     Trained,
-    Work,
     draws,
     optimizer_of,
     shorten,
@@ -61,7 +62,20 @@ NUMBER_BYTES = 4  # a squared norm, a label, a length
 REASON = "activations of single records leave the site; use 'local' or 'proxy'"
 
 
-class Half:
+@dataclass(frozen=True)
+class ModelCut:
+    """Where a model is cut, and how what crosses the cut travels.
+
+    Attributes:
+        after: blocks before the cut.
+        wire: how states and gradients travel.
+    """
+
+    after: int
+    wire: Wire
+
+
+class ModelHalf:
     """Factors of K sites on one side of the cut, with their optimiser.
 
     Attributes:
@@ -70,23 +84,23 @@ class Half:
     """
 
     def __init__(self, base: Base, config: TrainConfig, starts: Sequence[Adapter],
-                 layers: Sequence[str], work: Work) -> None:
+                 layers: Sequence[str], training: LocalTraining) -> None:
         own = [Adapter({name: start.factors[name] for name in layers}, start.alpha, start.rank)
                for start in starts]
         self.base = base
-        self.stack = Stack.of(own, work.trainable, base.device)
+        self.stack = Stack.of(own, training.trainable, base.device)
         self.names = [FactorName(layer, factor) for layer in layers
-                      for factor in work.trainable.factors]
-        self._starts, self._config, self._penalty = own, config, work.penalty
-        self._optimizer = optimizer_of(self.stack.leaves, config, work.lr) if self.names else None
+                      for factor in training.trainable.factors]
+        self._starts, self._config, self._penalty = own, config, training.penalty
+        self._optimizer = (
+            optimizer_of(self.stack.leaves, config, training.lr) if self.names else None)
 
     def penalty(self) -> list[Tensor]:
         """What the method adds to the loss on this side; nothing, or one number."""
         terms: Penalty | None = self._penalty
-        return (
-            [self.stack.penalty(terms)] if terms is not None and (terms.proximal or terms.tail)
-            and self.names else []
-        )
+        if terms is None or not (terms.proximal or terms.tail) or not self.names:
+            return []
+        return [self.stack.penalty(terms)]
 
     def squares(self) -> Tensor:
         """Squared norms of the sites' gradients on this side (K,)."""
@@ -103,8 +117,8 @@ class Half:
         return norm_K
 
     def moments(self, k: int) -> Tensors:
-        """The optimiser's memory of site k at its own ranks: "m/..." and "v/..." of every leaf, "t"
-        the steps made; {} of SGD."""
+        """The optimiser's memory of site k at its own ranks: every leaf's moments under the tags m
+        and v, "t" the steps made; {} of SGD."""
         found: Tensors = {}
         for name, leaf in zip(self.names, self.stack.leaves, strict=True):
             state = self._optimizer.state[leaf] if self._optimizer is not None else {}
@@ -116,57 +130,56 @@ class Half:
         return found
 
     def resume(self, moments: Sequence[Tensors]) -> None:
-        """Go on with what ``moments`` told of every site, all after the same number of steps;
-        nothing told is a fresh start."""
+        """Go on with the ``moments`` of every site, all after the same number of steps; without
+        them the optimiser starts afresh."""
         if self._optimizer is None or "t" not in moments[0]:
             return
         for name, leaf in zip(self.names, self.stack.leaves, strict=True):
-            like = {f"{kind}/{name}": leaf[0] for kind in "mv"}
-            padded = [placed({n: own[n] for n in like}, like) for own in moments]
-            first, second = (torch.stack([own[n] for own in padded]).to(leaf.device) for n in like)
+            template = {f"{kind}/{name}": leaf[0] for kind in "mv"}
+            padded = [placed({n: own[n] for n in template}, template) for own in moments]
+            first, second = (
+                torch.stack([own[n] for own in padded]).to(leaf.device) for n in template)
             self._optimizer.state[leaf] = {"step": moments[0]["t"].reshape(()).clone(),
-                "exp_avg": first, "exp_avg_sq": second}
+                                           "exp_avg": first, "exp_avg_sq": second}
 
 
-class Front(Half):
+class ClientHalf(ModelHalf):
     """The clients' half: embedding, first blocks, records and their draws, the factors of those
     blocks.
 
     Args:
         learner: base, settings and encoded records.
-        works: one per site, of equal steps, batch, part, learning rate and penalty.
-        after: blocks before the cut.
-        wire: how states travel.
+        training: one per site, of equal steps, batch, factors, learning rate and penalty.
+        cut: where the model is cut, and how states travel.
     """
 
-    def __init__(self, learner: Learner, works: Sequence[Work], after: int, wire: Wire) -> None:
-        layers = split_model.front(works[0].start.factors, after)
-        super().__init__(learner.base, learner.config, [work.start for work in works], layers,
-                         works[0])
-        self._learner, self._works, self._after, self._wire = learner, works, after, wire
-        self._plans = [draws(work, [len(learner.encode(r)[0]) for r in work.records])
-                       for work in works]
+    def __init__(self, learner: Learner, training: Sequence[LocalTraining], cut: ModelCut) -> None:
+        layers = split_model.client_layers(training[0].start.factors, cut.after)
+        super().__init__(learner.base, learner.config, [own.start for own in training], layers,
+                         training[0])
+        self._learner, self._training, self._cut = learner, training, cut
+        self._plans = [draws(own, learner.lengths(own.records)) for own in training]
         self._hidden = torch.empty(0)
 
     def forward(self, step: int) -> list[Activations]:
         """Read the batches of a step, counted from 0; a message of every site."""
-        batches = [[work.records[i] for i in plan[step]] for work,
-                   plan in zip(self._works, self._plans, strict=True)]
+        batches = [[own.records[i] for i in plan[step]]
+                   for own, plan in zip(self._training, self._plans, strict=True)]
         rows = collate(self.base, self._learner.encode,
                        [record for batch in batches for record in batch])
-        with self.stack.worn(self.base):
-            self._hidden = split_model.enter(self.base, self._after, rows.ids if rows.source is None
-                else rows.source, rows.mask)
+        with self.stack.applied_to(self.base):
+            ids_BT = rows.ids if rows.source is None else rows.source
+            self._hidden = split_model.client_forward(self.base, self._cut.after, ids_BT, rows.mask)
         sent, batch = [], len(batches[0])
         for k, own in enumerate(batches):
             at, (states, targets) = slice(k * batch, (k + 1) * batch), widths(self._learner, own)
             lengths = None if rows.mask is None else rows.mask[at].sum(1).int()
-            sent.append(Activations(encode(self._hidden[at, :states], self._wire),
+            sent.append(Activations(encode(self._hidden[at, :states], self._cut.wire),
                                     rows.labels[at, :targets].int(), lengths))
         return sent
 
     def backward(self, returned: Sequence[Gradients]) -> Tensor:
-        """Gradients of the front's factors, and its step; the squared norms (K,) that the server
+        """Gradients of this half's factors, and its step; the squared norms (K,) that the server
         needs for its own."""
         if self.names:
             parts = [part for own in returned for part in decode(own.hidden)]
@@ -181,27 +194,53 @@ class Front(Half):
         return square_K
 
 
-class Back(Half):
+class HalfFactors(Protocol):
+    """The factors of one half, as they are read after the last step."""
+
+    @property
+    def factors(self) -> Mapping[str, object]:
+        """By layer."""
+
+    def take(self, k: int) -> Adapter:
+        """Those of site k."""
+
+
+class ClientSide(Protocol):
+    """The clients' half wherever it is: ``ClientHalf`` in this process, or at the sites."""
+
+    @property
+    def names(self) -> Sequence[FactorName]:
+        """Of its trained factors."""
+
+    @property
+    def stack(self) -> HalfFactors:
+        """Its factors."""
+
+    def forward(self, step: int) -> list[Activations]:
+        """As ``ClientHalf.forward``."""
+
+    def backward(self, returned: Sequence[Gradients]) -> Tensor:
+        """As ``ClientHalf.backward``."""
+
+
+class ServerHalf(ModelHalf):
     """The server's half: last blocks, head and loss, the factors of those blocks.
 
     Args:
         base: the model.
         config: of the optimiser.
         starts: adapters of K sites; or one that serves them all.
-        work: part, learning rate and penalty.
-        after: blocks before the cut.
-        wire: how gradients travel.
-        wanted: whether the clients' fronts train anything, so that gradients travel at all.
+        training: factors, learning rate and penalty.
+        cut: where the model is cut, and how gradients travel.
+        wanted: whether the clients' halves train anything, so that gradients travel at all.
     """
 
-    def __init__(
-        self, base: Base, config: TrainConfig, starts: Sequence[Adapter], work: Work, after: int,
-        wire: Wire, wanted: bool
-    ) -> None:
-        front = set(split_model.front(starts[0].factors, after))
-        super().__init__(base, config, starts, [layer for layer in starts[0].factors
-            if layer not in front], work)
-        self._after, self._wire, self._wanted = after, wire, wanted
+    def __init__(self, base: Base, config: TrainConfig, starts: Sequence[Adapter],
+                 training: LocalTraining, cut: ModelCut, wanted: bool) -> None:
+        of_clients = set(split_model.client_layers(starts[0].factors, cut.after))
+        layers = [layer for layer in starts[0].factors if layer not in of_clients]
+        super().__init__(base, config, starts, layers, training)
+        self._cut, self._wanted = cut, wanted
 
     def backward(self, sent: Sequence[Activations],
                  weights: Sequence[float] | None = None) -> tuple[list[Gradients], Tensor, Tensor]:
@@ -214,51 +253,52 @@ class Back(Half):
                 site's returned gradient is always that of its own loss.
 
         Returns:
-            What every site is told, mean losses (K,), numbers of scored tokens (K,).
+            What every site is returned, mean losses (K,), numbers of scored tokens (K,).
         """
         device, counts = self.base.device, [len(own.labels) for own in sent]
         rows = [row for own in sent for row in decode(own.hidden)]
         hidden = pad_sequence(rows, batch_first=True).to(device,
-            self.base.model.dtype).requires_grad_(self._wanted or not self.names)
+                                                           self.base.model.dtype)
+        hidden.requires_grad_(self._wanted or not self.names)
         labels = pad_sequence([row.long() for own in sent for row in own.labels], batch_first=True,
                               padding_value=IGNORE).to(device)
         lengths = [own.lengths for own in sent if own.lengths is not None]
-        mask = (
-            (torch.arange(hidden.shape[1], device=device)[None] < torch.cat(lengths).to(device)[:,
-                None]).long() if lengths else None
-        )
-        with self.stack.worn(self.base):
-            out, target, row = split_model.leave(self.base, self._after, hidden, labels, mask)
+        mask = None
+        if lengths:
+            place_1T = torch.arange(hidden.shape[1], device=device)[None]
+            mask = (place_1T < torch.cat(lengths).to(device)[:, None]).long()
+        with self.stack.applied_to(self.base):
+            out, target, row = split_model.server_forward(
+                self.base, self._cut.after, hidden, labels, mask)
         site = torch.repeat_interleave(torch.arange(len(sent), device=device),
-            torch.tensor(counts, device=device))[row]
+                                       torch.tensor(counts, device=device))[row]
         each = torch.nn.functional.cross_entropy(out, target, reduction="none")
         zero_K = torch.zeros(len(sent), device=device)
         count_K = zero_K.index_add(0, site, torch.ones_like(each))
         loss_K = zero_K.index_add(0, site, each) / count_K.clamp(min=1)
         weight_K = (
-            torch.ones_like(loss_K) if weights is None else torch.tensor(weights, device=device)
-        )
+            torch.ones_like(loss_K) if weights is None else torch.tensor(weights, device=device))
         torch.autograd.backward([(weight_K * loss_K).sum(), *self.penalty()])
         square_K = self.squares().expand(len(sent))
-        parts = (
-            torch.split(hidden.grad, counts) if hidden.grad is not None and self._wanted
-            else [None] * len(sent)
-        )
-        told = []
+        parts: Sequence[Tensor | None] = [None] * len(sent)
+        if hidden.grad is not None and self._wanted:
+            parts = torch.split(hidden.grad, counts)
+        returned = []
         for own, part, weight, square in zip(sent, parts, weight_K, square_K, strict=True):
             tokens = own.hidden["data"].shape[1]
-            told.append(Gradients({} if part is None else encode(part[:, :tokens].float() / weight,
-                self._wire), square.reshape(1)))
-        return told, loss_K.detach(), count_K
+            gradient = {} if part is None else encode(part[:, :tokens].float() / weight,
+                                                      self._cut.wire)
+            returned.append(Gradients(gradient, square.reshape(1)))
+        return returned, loss_K.detach(), count_K
 
 
 class SplitLearner(Learner):
-    """Trains sites whose model is cut, each with a back of its own at the server; otherwise as
+    """Trains sites whose model is cut, each with a server's half of its own; otherwise as
     ``Learner``.
 
     Args:
         learner: base, settings and encoded records, shared.
-        after: blocks of the front.
+        after: blocks before the cut.
         wire: how states and gradients travel.
         private: whether the run promises privacy.
 
@@ -272,39 +312,39 @@ class SplitLearner(Learner):
         require(not private, PrivacyError,
                 f"a split client found under privacy: {REASON}, or set privacy.off = true")
         coded_bytes(0, 0, 0, wire)
-        split_model.check(learner.base, after)
+        split_model.check_cut(learner.base, after)
         self.base, self.config, self.encode = learner.base, learner.config, learner.encode
-        self.after, self.wire = after, wire
+        self.cut = ModelCut(after, wire)
 
-    def front(self, works: Sequence[Work]) -> Front:
-        """The clients' half of K works; here, in the same process."""
-        return Front(self, works, self.after, self.wire)
+    def client_half(self, training: Sequence[LocalTraining]) -> ClientSide:
+        """The clients' half of K sites; here, in the same process."""
+        return ClientHalf(self, training, self.cut)
 
-    def _together(self, works: Sequence[Work]) -> list[Trained]:
-        """K works in one pass per step on either side of the cut."""
-        first, clients = works[0], len(works)
-        front = self.front(works)
-        back = Back(self.base, self.config, [work.start for work in works], first, self.after,
-                    self.wire, bool(front.names))
+    def _together(self, training: Sequence[LocalTraining]) -> list[Trained]:
+        """K sites in one pass per step on either side of the cut."""
+        first, clients = training[0], len(training)
+        client_half = self.client_half(training)
+        server_half = ServerHalf(self.base, self.config, [own.start for own in training], first,
+                                 self.cut, bool(client_half.names))
         losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
         up, down = [0] * clients, [0] * clients
         with folded(self.base, first.fold):
             for step in range(first.steps):
-                sent = front.forward(step)
-                returned, loss_K, count_K = back.backward(sent)
-                norms += back.update(front.backward(returned)).cpu()
+                sent = client_half.forward(step)
+                returned, loss_K, count_K = server_half.backward(sent)
+                norms += server_half.update(client_half.backward(returned)).cpu()
                 losses, tokens = losses + loss_K.cpu(), tokens + count_K.cpu()
                 for k in range(clients):
                     up[k] += nbytes(sent[k].tensors()) + NUMBER_BYTES
                     down[k] += nbytes(returned[k].hidden) + NUMBER_BYTES
         done = []
-        for k, work in enumerate(works):
-            halves = {**front.stack.take(k).factors, **back.stack.take(k).factors}
-            adapter = Adapter({layer: halves[layer] for layer in work.start.factors},
-                              work.start.alpha, work.start.rank)
+        for k, own in enumerate(training):
+            halves = {**client_half.stack.take(k).factors, **server_half.stack.take(k).factors}
+            adapter = Adapter({layer: halves[layer] for layer in own.start.factors},
+                              own.start.alpha, own.start.rank)
             done.append(Trained(adapter, float(losses[k] / first.steps), int(tokens[k]),
-                                float(norms[k] / first.steps),
-                                up[k], down[k], frozenset(front.stack.factors)))
+                                float(norms[k] / first.steps), up[k], down[k],
+                                frozenset(client_half.stack.factors)))
         return done
 
 
@@ -312,11 +352,9 @@ def fault(base: Base, sent: Activations) -> str | None:
     """What is wrong with a client's message that decodes, before it meets the model; None if
     nothing is."""
     states, labels = decode(sent.hidden), sent.labels
-    if states.ndim != 3 or states.shape[-1] != split_model.width(base) or 0 in states.shape:
-        return (
-            f"states of shape {tuple(states.shape)}, expected (rows, tokens, "
-            f"{split_model.width(base)})"
-        )
+    if states.ndim != 3 or states.shape[-1] != split_model.hidden_width(base) or 0 in states.shape:
+        return (f"states of shape {tuple(states.shape)}, expected (rows, tokens, "
+                f"{split_model.hidden_width(base)})")
     seq2seq = base.config.kind == "seq2seq"
     if labels.dtype != torch.int32 or labels.ndim != 2 or len(labels) != len(states):
         return "labels of another shape than the states"
@@ -342,23 +380,22 @@ def widths(learner: Learner, batch: Sequence[Record]) -> tuple[int, int]:
     return longest, longest
 
 
-def travelled(learner: Learner, works: Sequence[Work], after: int,
+def travelled(learner: Learner, training: Sequence[LocalTraining], after: int,
               wire: Wire) -> list[tuple[int, int]]:
-    """Bytes up and down of every work's steps, by the formula at the head of this file; the seeded
+    """Bytes up and down of every site's steps, by the formula at the head of this file; the seeded
     draws are repeated, nothing is trained.
 
     The factors that the method sends before and after the steps are not among them: their bytes are
-        the method's own
-    formula (``travels``), on the layers of the front alone.
+    the method's own formula (``travels``), on the layers of the clients' half alone.
     """
     found = []
-    for work in works:
-        trains, rows = bool(work.trainable and split_model.front(work.start.factors, after)), work.batch
-        seq2seq = learner.base.config.kind == "seq2seq"
+    for own in training:
+        trains = bool(split_model.client_layers(own.start.factors, after))
+        rows, seq2seq = own.batch, learner.base.config.kind == "seq2seq"
         up = down = 0
-        for step in draws(work, [len(learner.encode(r)[0]) for r in work.records]):
-            states, targets = widths(learner, [work.records[i] for i in step])
-            coded = coded_bytes(rows, states, split_model.width(learner.base), wire)
+        for step in draws(own, learner.lengths(own.records)):
+            states, targets = widths(learner, [own.records[i] for i in step])
+            coded = coded_bytes(rows, states, split_model.hidden_width(learner.base), wire)
             up += coded + NUMBER_BYTES * (rows * targets + (rows if seq2seq else 0) + 1)
             down += (coded if trains else 0) + NUMBER_BYTES
         found.append((up, down))

@@ -1,7 +1,7 @@
 """Factors of K sites side by side, so that one pass over the frozen base trains them all.
 
 Sites of lower rank than their neighbours are padded with zeros, layer by layer. Padded factors have
-zero gradients and stay zero, so the result is that of training alone (test: unit/test_train.py).
+zero gradients and stay zero, so the result is that of training alone (test: unit/training/test_trainer.py).
 
 Shape letters: K sites · M out · N in · R rank.
 """
@@ -69,8 +69,8 @@ class Stack:
         return stack
 
     @contextmanager
-    def worn(self, base: Base) -> Iterator[None]:
-        """Let the base wear the stacks, so that gradients reach the stacks themselves."""
+    def applied_to(self, base: Base) -> Iterator[None]:
+        """Apply the stacks to the base, so that gradients reach the stacks themselves."""
         for name, (a, b) in self.factors.items():
             base.slots[name].worn = (a, b, self.scales[name])
         try:

@@ -1,9 +1,9 @@
 """Local LoRA steps for many sites at once over one shared frozen base.
 
 The sites of a pass are independent: each has its own factors, its own batches, its own optimiser
-moments and its own
-gradient clipping. They share only the frozen matrix products, which is what makes a federation cost
-no more than one plain training of the same tokens (``stacking`` lays their factors side by side).
+moments and its own gradient clipping. They share only the frozen matrix products, which is what
+makes a federation cost no more than one plain training of the same tokens (``stacked`` lays their
+factors side by side).
 
 Shape letters: K sites · B sequences of a site in a step · T tokens.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -72,7 +72,7 @@ def learning_rate(config: TrainConfig, round: int) -> float:
 
 
 @dataclass(frozen=True)
-class Work:
+class LocalTraining:
     """The training one site is asked to do.
 
     Attributes:
@@ -108,10 +108,11 @@ class Trained:
         loss: mean over steps of the training loss, nats a token. Sensitive.
         tokens: tokens read, padding not counted.
         updates: norm of the step's gradient before clipping, mean over steps. Sensitive.
-        up_bytes: that the site sent during the steps, where the model is cut (``split``); else 0.
+        up_bytes: that the site sent during the steps, where the model is cut (``split_trainer``);
+            else 0.
         down_bytes: that it received during the steps; else 0.
-        front: where the model is cut, the layers whose factors the site has; the others never cross
-            its wall.
+        client_layers: where the model is cut, the layers whose factors the site has; the others
+            stay at the server.
     """
 
     adapter: Adapter
@@ -120,31 +121,32 @@ class Trained:
     updates: float
     up_bytes: int = 0
     down_bytes: int = 0
-    front: frozenset[str] = frozenset()
+    client_layers: frozenset[str] = frozenset()
 
 
 Advance = Callable[[int], None]
 
 
-def draws(work: Work, records: Sequence[int]) -> list[list[int]]:
+def draws(training: LocalTraining, lengths: Sequence[int]) -> list[list[int]]:
     """Record numbers of every step: passes over all records in seeded order, cut into steps of
     ``batch``.
 
     Args:
-        work: steps, batch and seed.
-        records: the length in tokens of every record. The draws of a round are sorted into steps of
-            similar length so that sites padded together waste little; the steps themselves are then
-            in an order of their own.
+        training: steps, batch and seed.
+        lengths: of every record, in tokens. The draws of a round are sorted into steps of similar
+            length so that sites padded together waste little; the steps themselves are then in an
+            order of their own.
     """
-    generator = torch.Generator().manual_seed(work.seed)
-    need = work.steps * work.batch
+    generator = torch.Generator().manual_seed(training.seed)
+    need = training.steps * training.batch
     order: list[int] = []
     while len(order) < need:
-        order += torch.randperm(len(records), generator=generator).tolist()
-    order = sorted(order[:need], key=lambda i: (records[i], i))
-    steps = [order[i : i + work.batch] for i in range(0, need, work.batch)]
-    mixed = torch.randperm(work.steps, generator=torch.Generator().manual_seed(work.steps)).tolist()
-    return [steps[i] for i in mixed]
+        order += torch.randperm(len(lengths), generator=generator).tolist()
+    order = sorted(order[:need], key=lambda i: (lengths[i], i))
+    steps = [order[i : i + training.batch] for i in range(0, need, training.batch)]
+    # every site of equal steps mixes them alike, so that its neighbours' lengths stay similar
+    mixing = torch.Generator().manual_seed(training.steps)
+    return [steps[i] for i in torch.randperm(training.steps, generator=mixing).tolist()]
 
 
 class Learner:
@@ -155,62 +157,67 @@ class Learner:
         self.config = config
         self.encode = Encoder(base)
 
-    def train(self, works: Sequence[Work], advance: Advance | None = None) -> list[Trained]:
-        """Do all works, those of equal shape together; results in the order given.
+    def lengths(self, records: Sequence[Record]) -> list[int]:
+        """Tokens of every record, cut to the context."""
+        return [len(self.encode(record)[0]) for record in records]
+
+    def train(self, training: Sequence[LocalTraining],
+              advance: Advance | None = None) -> list[Trained]:
+        """Train all sites, those of equal shape together; results in the order given.
 
         Args:
-            works: one per site.
-            advance: told how many works are finished, for a progress bar.
+            training: one per site.
+            advance: is given how many sites more are finished, for a progress bar.
 
         Raises:
             DataError: a site has no records.
         """
-        for work in works:
-            require(bool(work.records), DataError,
+        for own in training:
+            require(bool(own.records), DataError,
                     "a site has no records to train on; give it some or leave it out")
         done: dict[int, Trained] = {}
-        for some in self.passes(works):
-            done.update(zip(some, self._together([works[i] for i in some]), strict=True))
+        for some in self.passes(training):
+            done.update(zip(some, self._together([training[i] for i in some]), strict=True))
             if advance is not None:
                 advance(len(some))
-        return [done[i] for i in range(len(works))]
+        return [done[i] for i in range(len(training))]
 
-    def passes(self, works: Sequence[Work]) -> list[list[int]]:
-        """Which works share a pass: those of equal shape on equal weights, similar lengths
+    def passes(self, training: Sequence[LocalTraining]) -> list[list[int]]:
+        """Which sites share a pass: those of equal shape on equal weights, similar lengths
         together, to pad little."""
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for index, work in enumerate(works):
-            key = (work.steps, work.batch, work.trainable, work.lr, work.penalty, None
-                   if work.fold is None else id(work.fold))
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for index, own in enumerate(training):
+            key = (own.steps, own.batch, own.trainable, own.lr, own.penalty,
+                   None if own.fold is None else id(own.fold))
             groups.setdefault(key, []).append(index)
         shared = []
         for members in groups.values():
-            size = max(1, self.config.rows_at_once // works[members[0]].batch)
-            members = sorted(members, key=lambda i: (self._length(works[i]), i))
+            size = max(1, self.config.rows_at_once // training[members[0]].batch)
+            members = sorted(members, key=lambda i: (self._mean_length(training[i]), i))
             shared += [members[i : i + size] for i in range(0, len(members), size)]
         return shared
 
-    def _length(self, work: Work) -> float:
+    def _mean_length(self, training: LocalTraining) -> float:
         """Mean tokens of a site's records."""
-        return sum(len(self.encode(record)[0]) for record in work.records) / len(work.records)
+        return sum(self.lengths(training.records)) / len(training.records)
 
-    def _together(self, works: Sequence[Work]) -> list[Trained]:
-        """K works of equal steps, batch, part, learning rate, penalty and fold in one pass per
+    def _together(self, training: Sequence[LocalTraining]) -> list[Trained]:
+        """K sites of equal steps, batch, factors, learning rate, penalty and fold in one pass per
         step."""
-        first, clients = works[0], len(works)
-        stack = Stack.of([work.start for work in works], first.trainable, self.base.device)
+        first, clients = training[0], len(training)
+        stack = Stack.of([own.start for own in training], first.trainable, self.base.device)
         optimizer = optimizer_of(stack.leaves, self.config, first.lr)
-        plans = [draws(work, [len(self.encode(r)[0]) for r in work.records]) for work in works]
+        plans = [draws(own, self.lengths(own.records)) for own in training]
         losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
         with folded(self.base, first.fold):
             for step in range(first.steps):
-                rows = collate(self.base, self.encode,
-                    [w.records[i] for w, p in zip(works, plans, strict=True) for i in p[step]])
+                rows = collate(self.base, self.encode, [
+                    own.records[i] for own, plan in zip(training, plans, strict=True)
+                    for i in plan[step]])
                 loss_K, tokens_K = self.losses(rows, stack, clients)
-                objective = (
-                    loss_K.sum() if first.penalty is None
-                    else loss_K.sum() + stack.penalty(first.penalty)
-                )
+                objective = loss_K.sum()
+                if first.penalty is not None:
+                    objective = objective + stack.penalty(first.penalty)
                 objective.backward()  # type: ignore[no-untyped-call]
                 norm_K = squares(stack.leaves, clients).sqrt()
                 shorten(stack.leaves, norm_K, self.config.max_grad_norm)
@@ -219,16 +226,13 @@ class Learner:
                 optimizer.zero_grad(set_to_none=True)
                 losses += loss_K.detach().cpu()
                 tokens += tokens_K.cpu()
-        return [
-            Trained(stack.take(k), float(losses[k] / first.steps), int(tokens[k]),
-                    float(norms[k] / first.steps))
-            for k in range(clients)
-        ]
+        return [Trained(stack.take(k), float(losses[k] / first.steps), int(tokens[k]),
+                        float(norms[k] / first.steps)) for k in range(clients)]
 
     def losses(self, rows: Rows, stack: Stack, clients: int) -> tuple[Tensor, Tensor]:
         """Mean loss of each of K sites (K,), or of K single rows, over its own tokens, and its
         number of tokens (K,)."""
-        with stack.worn(self.base):
+        with stack.applied_to(self.base):
             out, target, row = scored(self.base, rows)
         site = row // (len(rows.ids) // clients)
         each = torch.nn.functional.cross_entropy(out, target, reduction="none")

@@ -18,7 +18,7 @@ from aulait.core.types import Adapter, Record
 from aulait.evaluation.losses import EvaluateConfig, evaluate
 from aulait.models import loading, peft_export
 from aulait.models.loading import BREW, AdapterConfig, ModelConfig
-from aulait.training.trainer import Learner, TrainConfig, Work
+from aulait.training.trainer import Learner, LocalTraining, TrainConfig
 
 IDS = torch.tensor([[1, 70, 71, 72, 73, 74], [1, 90, 91, 92, 93, 94]])
 
@@ -55,7 +55,7 @@ def test_any_architecture_trains_scores_exports_and_peft_agrees(kind, folder, tm
     learner = Learner(base, TrainConfig(steps=1, batch=2))
     texts = records(3, prompt=kind == "t5")
     start = filled(shapes, 2)
-    done = learner.train([Work(start, texts, Trainable.AB, 2, 2, 1e-2, 5)])[0]
+    done = learner.train([LocalTraining(start, texts, Trainable.AB, 2, 2, 1e-2, 5)])[0]
     moved = [float((done.adapter.factors[n][i] - start.factors[n][i]).abs().max()) for n in shapes for i in (0, 1)]
     assert min(moved) > 0, "a factor of some layer was never reached by the gradient"
     scores = evaluate(learner, done.adapter, {"c": texts}, EvaluateConfig())
@@ -135,7 +135,7 @@ def test_nothing_of_the_base_learns(folder):
     base = tiny(folder)
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     start = filled(loading.targets(base, AdapterConfig()), 2)
-    Learner(base, TrainConfig()).train([Work(start, records(4), Trainable.AB, 2, 2, 1e-1, 0)])
+    Learner(base, TrainConfig()).train([LocalTraining(start, records(4), Trainable.AB, 2, 2, 1e-1, 0)])
     assert all(torch.equal(value, before[name]) for name, value in base.model.state_dict().items())
     assert not any(p.requires_grad for p in base.model.parameters())
 

@@ -15,7 +15,7 @@ from aulait.core.types import Record
 from aulait.evaluation.losses import EvaluateConfig, evaluate
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig, ModelConfig
-from aulait.training.trainer import Learner, TrainConfig, Work
+from aulait.training.trainer import Learner, LocalTraining, TrainConfig
 
 _DEEP = {**_IDS, **_WIDE, "num_hidden_layers": 4, "intermediate_size": 24, "num_key_value_heads": 1}
 DEEP = {
@@ -54,9 +54,9 @@ def forgetful(base):
         base.prefix = kept
 
 
-def works(base, layers, sites: int = 4, **more) -> list[Work]:
+def works(base, layers, sites: int = 4, **more) -> list[LocalTraining]:
     shapes = loading.targets(base, AdapterConfig(layers=layers))
-    return [Work(filled(shapes, 1 + site % 2, seed=site), records(5, site, prompt=site % 2 == 1), Trainable.AB, 3, 2, 1e-2, site, **more)
+    return [LocalTraining(filled(shapes, 1 + site % 2, seed=site), records(5, site, prompt=site % 2 == 1), Trainable.AB, 3, 2, 1e-2, site, **more)
             for site in range(sites)]
 
 
@@ -68,7 +68,7 @@ def apart(left, right) -> float:
 
 def factors(some) -> tuple:
     """Of works, those they start from; of what was trained, those it ended with."""
-    return tuple((one.start if isinstance(one, Work) else one.adapter).factors for one in some)
+    return tuple((one.start if isinstance(one, LocalTraining) else one.adapter).factors for one in some)
 
 
 def assert_same(found, wanted, some) -> None:
@@ -202,7 +202,7 @@ def test_states_first_seen_in_inference_can_be_trained_on(base):
     texts = records(4)
     with torch.inference_mode():
         evaluate(learner, works(base, 1)[0].start, {"a": texts}, EvaluateConfig())
-    assert learner.train([Work(works(base, 1)[0].start, texts, Trainable.AB, 1, 4, 1e-2, 0)])
+    assert learner.train([LocalTraining(works(base, 1)[0].start, texts, Trainable.AB, 1, 4, 1e-2, 0)])
     assert base.prefix.computed == 4
 
 
@@ -221,7 +221,7 @@ def test_a_model_that_cannot_be_cut_reads_everything(base, fault, monkeypatch):
 
     monkeypatch.setattr(last, "forward", forward)
     texts = (Record("abcdef"), Record("xyz"))
-    one = [Work(works(base, 1)[0].start, texts, Trainable.AB, 1, 2, 1e-2, 0)]
+    one = [LocalTraining(works(base, 1)[0].start, texts, Trainable.AB, 1, 2, 1e-2, 0)]
     learner = Learner(base, TrainConfig(optimizer="sgd"))
     with forgetful(base):
         wanted = learner.train(one)
@@ -235,7 +235,7 @@ def test_other_models_have_no_such_memory(kind, folder):
     base = tiny(folder, kind)
     assert base.prefix is None
     start = filled(loading.targets(base, AdapterConfig(layers=1)), 2)
-    assert Learner(base, TrainConfig()).train([Work(start, records(3, prompt=kind == "t5"), Trainable.AB, 1, 2, 1e-2, 0)])
+    assert Learner(base, TrainConfig()).train([LocalTraining(start, records(3, prompt=kind == "t5"), Trainable.AB, 1, 2, 1e-2, 0)])
 
 
 def test_brew_remembers():

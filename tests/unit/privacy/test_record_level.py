@@ -341,8 +341,8 @@ def test_a_round_of_every_mode(base, mode):
 
 def test_controls_and_seeded_noise_draw_the_same_batches(base, monkeypatch):
     seen = []
-    inner = dplora.train
-    monkeypatch.setattr(dplora, "train", lambda lea, work: (seen.append(work), inner(lea, work))[1])
+    inner = dplora.train_privately
+    monkeypatch.setattr(dplora, "train_privately", lambda lea, work: (seen.append(work), inner(lea, work))[1])
     off = PrivacyConfig(off=True, clip=0.5)
     federation(base, dplora.Config(noise="none"), off)
     federation(base, dplora.Config(noise="none", clip="none"), off)

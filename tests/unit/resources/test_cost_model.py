@@ -53,7 +53,7 @@ def stepped(base, trainable, **adapter):
     optimizer = torch.optim.AdamW(stack.leaves)
 
     def forward():
-        with stack.worn(base):
+        with stack.applied_to(base):
             out, target, _ = scored(base, rows)
         return torch.nn.functional.cross_entropy(out, target)
 
@@ -111,13 +111,13 @@ def test_flop_of_both_halves(bases, kind):
         return hidden
 
     def front():
-        with stack.worn(base):
+        with stack.applied_to(base):
             out = run(decoder.embed_tokens(rows.ids), decoder.layers[:cut])
         out.backward(torch.ones_like(out))
 
     def back():
         given = torch.zeros(ROWS, TOKENS, model_shape(base).width, requires_grad=True)
-        with stack.worn(base):
+        with stack.applied_to(base):
             hidden = decoder.norm(run(given, decoder.layers[cut:]))[:, : TOKENS - 1]
         torch.nn.functional.cross_entropy(base.model.get_output_embeddings()(hidden).flatten(0, 1), rows.ids[:, 1:].flatten()).backward()
 

@@ -20,7 +20,7 @@ from aulait.models.loading import AdapterConfig
 from aulait.privacy.noise import SeededNoise, SystemNoise
 from aulait.training import record_gradients
 from aulait.training.batches import collate, scored
-from aulait.training.record_gradients import PrivateWork, batches, gradients, train
+from aulait.training.record_gradients import PrivateTraining, batches, gradients, train_privately
 from aulait.training.trainer import Learner, TrainConfig
 
 pytest.importorskip("opacus")
@@ -44,13 +44,13 @@ def learner(base, **config) -> Learner:
     return Learner(base, TrainConfig(**{"optimizer": "sgd", **config}))
 
 
-def work(base, **changes) -> PrivateWork:
+def work(base, **changes) -> PrivateTraining:
     fields = dict(start=filled(shapes(base), 2), records=records(8), trainable=Trainable.AB, steps=2, batch=4, lr=0.5, mode="records", clip=0.1,
                   sigma=0.0, seed=3)
-    return PrivateWork(**(fields | changes))
+    return PrivateTraining(**(fields | changes))
 
 
-def moved(one: PrivateWork, done: Adapter, trainable: Trainable | None = None) -> torch.Tensor:
+def moved(one: PrivateTraining, done: Adapter, trainable: Trainable | None = None) -> torch.Tensor:
     change = lora.subtract(lora.to_tensors(done, trainable or one.trainable), lora.to_tensors(one.start, trainable or one.trainable))
     return torch.cat([change[name].double().flatten() for name in sorted(change)])
 
@@ -118,14 +118,14 @@ def test_a_gradient_that_is_not_finite_counts_as_zero(base):
     found, _, _ = gradients(learner(base), broken, records(3), Trainable.AB)
     assert all(bool(torch.isfinite(g).all()) for g in found)
     for mode in ("records", "batch"):
-        done = train(learner(base), work(base, start=broken, mode=mode, lr=0.1, sigma=0.0))
+        done = train_privately(learner(base), work(base, start=broken, mode=mode, lr=0.1, sigma=0.0))
         assert moved(work(base, start=broken), done.adapter).abs().max() == 0.0
 
 
 # -- clipping ------------------------------------------------------------------------------------------------------
 
 
-def expected_step(base, one: PrivateWork, batch) -> torch.Tensor:
+def expected_step(base, one: PrivateTraining, batch) -> torch.Tensor:
     """A step written down slowly: clip every record's gradient, all factors together, and sum."""
     total = None
     for record in batch:
@@ -143,7 +143,7 @@ def test_a_step_is_the_sum_of_clipped_gradients_over_the_expected_batch(base, tr
     one = work(base, trainable=trainable, steps=1, clip=0.05)
     (batch,) = batches(one)
     assert len(batch) > 2
-    done = train(learner(base, rows_at_once=rows), one)
+    done = train_privately(learner(base, rows_at_once=rows), one)
     wanted = -one.lr * expected_step(base, one, batch) / one.batch
     assert_learnt_alike(moved(one, done.adapter), wanted, 1e-3)
     if trainable == "B":
@@ -153,7 +153,7 @@ def test_a_step_is_the_sum_of_clipped_gradients_over_the_expected_batch(base, tr
 def test_one_record_moves_the_sum_by_at_most_the_bound(base):
     texts = records(6)
     for gone in range(6):
-        many, few = (train(learner(base), replace(work(base, steps=1, clip=0.02, lr=1.0), records=r, batch=len(r))) for r in (
+        many, few = (train_privately(learner(base), replace(work(base, steps=1, clip=0.02, lr=1.0), records=r, batch=len(r))) for r in (
             texts, texts[:gone] + texts[gone + 1 :]))
         one = work(base)
         # A step is the sum over the expected number, which is six and five here.
@@ -164,10 +164,10 @@ def test_one_record_moves_the_sum_by_at_most_the_bound(base):
 
 def test_the_whole_batch_is_clipped_group_by_group(base):
     one = work(base, mode="batch", steps=1, clip=0.01, lr=1.0)
-    done = train(learner(base), one)
+    done = train_privately(learner(base), one)
     for trainable in (Trainable.A, Trainable.B):
         assert float(moved(one, done.adapter, trainable).norm()) == pytest.approx(0.01, rel=1e-3)
-    free = train(learner(base), replace(one, clip=math.inf))
+    free = train_privately(learner(base), replace(one, clip=math.inf))
     (batch,) = batches(one)
     found, _, _ = gradients(learner(base), one.start, batch, Trainable.AB)
     names = [f"{layer}.{letter}" for layer in one.start.factors for letter in "AB"]
@@ -184,7 +184,7 @@ def test_the_whole_batch_is_clipped_group_by_group(base):
 def test_the_noise_has_the_standard_deviation_it_should(base, mode, noise_seed):
     wide = filled(loading.targets(base, AdapterConfig()), 8)
     one = work(base, start=wide, mode=mode, steps=1, sigma=3.0, clip=1e-6, lr=1.0, noise_seed=noise_seed)
-    noise = moved(one, train(learner(base), one).adapter) * (4 if mode == "records" else 1)
+    noise = moved(one, train_privately(learner(base), one).adapter) * (4 if mode == "records" else 1)
     assert float(noise.std()) == pytest.approx(3.0, rel=6 / math.sqrt(2 * len(noise)))
     assert abs(float(noise.mean())) < 6 * 3.0 / math.sqrt(len(noise))
 
@@ -194,7 +194,7 @@ def test_the_literal_noise_is_the_square_root_of_the_parameters_times_sigma_time
     assert math.sqrt(14.15e6) * 2 * 10 == pytest.approx(75_240, rel=1e-3)
     wide = filled(loading.targets(base, AdapterConfig()), 8)
     one = work(base, start=wide, mode="batch", steps=1, sigma=2.0 * 10.0, clip=10.0, lr=1.0)
-    done = train(learner(base), one).adapter
+    done = train_privately(learner(base), one).adapter
     for trainable in (Trainable.A, Trainable.B):
         count = sum(t.numel() for t in lora.to_tensors(wide, trainable).values())
         assert float(moved(one, done, trainable).norm()) == pytest.approx(math.sqrt(count) * 20.0, rel=0.1)
@@ -205,7 +205,7 @@ def test_noise_comes_from_the_system_unless_it_is_seeded(base):
     assert one.private
     assert not seeded.private
     assert not work(base).private
-    runs = [moved(one, train(learner(base), w).adapter) for w in (one, one, seeded, seeded, replace(seeded, noise_seed=8))]
+    runs = [moved(one, train_privately(learner(base), w).adapter) for w in (one, one, seeded, seeded, replace(seeded, noise_seed=8))]
     assert not torch.equal(runs[0], runs[1])
     assert torch.equal(runs[2], runs[3])
     assert not torch.equal(runs[3], runs[4])
@@ -219,7 +219,7 @@ def test_torch_generators_are_not_used_for_what_must_be_secret(base, monkeypatch
     first = batches(work(base, sigma=1.0, steps=40))
     torch.manual_seed(0)
     assert batches(work(base, sigma=1.0, steps=40)) != first
-    train(learner(base), work(base, sigma=1.5, steps=3))
+    train_privately(learner(base), work(base, sigma=1.5, steps=3))
     assert drawn == [1.5] * 3 * 2 * len(shapes(base))
     assert torch.equal(*(torch.rand(3, generator=torch.Generator().manual_seed(s)) for s in (5, 5 + 2**32)))  # why: 32 bits only
 
@@ -257,11 +257,11 @@ def test_a_small_site_takes_all_its_records_and_never_more_often_than_accounted(
 def test_an_empty_batch_still_gets_its_noise(base, optimizer):
     one = work(base, steps=1, most=1e-12, sigma=1.0)
     assert batches(one) == [[]]
-    done = train(learner(base, optimizer=optimizer), one)
+    done = train_privately(learner(base, optimizer=optimizer), one)
     assert math.isnan(done.loss)
     assert done.tokens == 0
     assert float((moved(one, done.adapter) != 0).double().mean()) > 0.99
-    silent = train(learner(base), replace(one, sigma=0.0))
+    silent = train_privately(learner(base), replace(one, sigma=0.0))
     assert not moved(one, silent.adapter).any()
 
 
@@ -270,7 +270,7 @@ def test_the_controls_share_the_batches(base, monkeypatch):
     inner = record_gradients.gradients
     monkeypatch.setattr(record_gradients, "gradients", lambda lea, start, texts, trainable: (seen.append(tuple(texts)), inner(lea, start, texts, trainable))[1])
     for change in ({"clip": 0.1}, {"clip": math.inf}, {"clip": 0.1, "sigma": 1.0, "noise_seed": 1}, {"trainable": Trainable.B}):
-        train(learner(base), work(base, steps=5, **change))
+        train_privately(learner(base), work(base, steps=5, **change))
     quarter = len(seen) // 4
     assert seen[:quarter] == seen[quarter : 2 * quarter] == seen[2 * quarter : 3 * quarter] == seen[3 * quarter :]
 
@@ -278,13 +278,13 @@ def test_the_controls_share_the_batches(base, monkeypatch):
 def test_without_clip_and_noise_it_is_plain_training(base):
     """Full batches: one SGD step on the mean gradient, as any trainer would do."""
     one = work(base, clip=math.inf, steps=1, batch=8)
-    done = train(learner(base), one)
+    done = train_privately(learner(base), one)
     found, _, _ = gradients(learner(base), one.start, one.records, Trainable.AB)
     names = [f"{layer}.{letter}" for layer in one.start.factors for letter in "AB"]
     mean = {n: g.double().mean(0) for n, g in zip(names, found, strict=True)}
     wanted = torch.cat([-one.lr * mean[n].flatten() for n in sorted(names)])
     assert_learnt_alike(moved(one, done.adapter), wanted, 1e-3)
-    assert train(learner(base, optimizer="adamw"), work(base, clip=math.inf, steps=20, batch=8, lr=3e-2)).loss < done.loss
+    assert train_privately(learner(base, optimizer="adamw"), work(base, clip=math.inf, steps=20, batch=8, lr=3e-2)).loss < done.loss
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------
@@ -292,19 +292,19 @@ def test_without_clip_and_noise_it_is_plain_training(base):
 
 def test_refusals(base, monkeypatch):
     with pytest.raises(DataError, match="no records"):
-        train(learner(base), replace(work(base), records=()))
+        train_privately(learner(base), replace(work(base), records=()))
     for bad in ({"clip": math.inf, "sigma": 1.0}, {"clip": 0.0}, {"sigma": -1.0}, {"sigma": math.nan}, {"clip": math.nan}, {"most": 0.0}):
         with pytest.raises(PrivacyError):
             work(base, **bad)
     monkeypatch.setitem(sys.modules, "opacus", None)
     with pytest.raises(ModelError, match=r"\.\[dpsgd\]"):
-        train(learner(base), work(base))
+        train_privately(learner(base), work(base))
 
 
 def test_the_adapter_keeps_its_scale_and_its_length_on_the_cpu(base):
     start = filled(shapes(base), 2)
     one = work(base, start=Adapter(start.factors, start.alpha, 8))
-    done = train(learner(base), one).adapter
+    done = train_privately(learner(base), one).adapter
     assert (done.alpha, done.rank) == (start.alpha, 8)
     assert all(t.device.type == "cpu" and not t.requires_grad for t in lora.to_tensors(done).values())
 

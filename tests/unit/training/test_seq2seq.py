@@ -37,7 +37,7 @@ from aulait.runs.setup import Workshop, assemble
 from aulait.synthesis.generator import build_generator
 from aulait.synthesis.variation import GenerateConfig
 from aulait.training.batches import IGNORE, Encoder, collate, too_long
-from aulait.training.trainer import Learner, TrainConfig, Work, draws
+from aulait.training.trainer import Learner, LocalTraining, TrainConfig, draws
 
 BART = BartConfig(
     vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None,
@@ -113,12 +113,12 @@ def test_without_a_prompt_the_encoder_still_reads_something(bases):
 # -- training ------------------------------------------------------------------------------------------------------------
 
 
-def work(base: Base, site: int) -> Work:
+def work(base: Base, site: int) -> LocalTraining:
     shapes = loading.targets(base, AdapterConfig(targets="attention"))
-    return Work(filled(shapes, 2, alpha=4.0 + site, seed=site), records(5, site, prompt=True), Trainable.AB, 3, 2, 1e-2, 10 + site)
+    return LocalTraining(filled(shapes, 2, alpha=4.0 + site, seed=site), records(5, site, prompt=True), Trainable.AB, 3, 2, 1e-2, 10 + site)
 
 
-def plain(base: Base, one: Work) -> tuple[Any, float]:
+def plain(base: Base, one: LocalTraining) -> tuple[Any, float]:
     """The same steps by peft and Hugging Face's own loss."""
     tokenizer = base.tokenizer
     net = get_peft_model(bare(base), plain_training._config(one.start))

@@ -24,7 +24,7 @@ from aulait.engines import inline
 from aulait.methods import METHODS, fedit
 from aulait.methods.contract import RunContext
 from aulait.methods.shared import client_update
-from aulait.methods.shared.traffic import Meter
+from aulait.methods.shared.traffic import TrafficCount
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.training import split_model
@@ -38,15 +38,16 @@ from aulait.training.activation_codec import (
 )
 from aulait.training.split_trainer import (
     REASON,
-    Back,
-    Front,
+    ClientHalf,
+    ModelCut,
+    ServerHalf,
     SplitLearner,
     fault,
     travelled,
     widths,
 )
 from aulait.training.stacked import Penalty
-from aulait.training.trainer import Learner, TrainConfig, Work, draws
+from aulait.training.trainer import Learner, LocalTraining, TrainConfig, draws
 
 WIDTH = 16  # of the tiny bases
 HALVES = ["llama", "gpt2", "t5"]
@@ -62,16 +63,16 @@ def bases(folder):
     return cache(lambda kind: tiny(folder, kind))
 
 
-def works(base, ranks=(1, 3, 2), trainable=Trainable.AB, steps=4, **more) -> list[Work]:
+def works(base, ranks=(1, 3, 2), trainable=Trainable.AB, steps=4, **more) -> list[LocalTraining]:
     shapes = loading.targets(base, AdapterConfig())
     prompt = base.config.kind == "seq2seq"
-    return [Work(filled(shapes, rank, alpha=4.0 + i, seed=i), records(5, i, prompt), trainable, steps, 2, 1e-2, 10 + i, **more)
+    return [LocalTraining(filled(shapes, rank, alpha=4.0 + i, seed=i), records(5, i, prompt), trainable, steps, 2, 1e-2, 10 + i, **more)
             for i, rank in enumerate(ranks)]
 
 
 def split(base, wire="float32", **config) -> tuple[Learner, SplitLearner]:
     whole = Learner(base, TrainConfig(**config))
-    return whole, SplitLearner(whole, split_model.possible(base)[0], wire, private=False)
+    return whole, SplitLearner(whole, split_model.possible_cuts(base)[0], wire, private=False)
 
 
 def apart(left, right) -> float:
@@ -139,11 +140,11 @@ def test_a_front_that_trains_nothing_is_returned_nothing(bases):
     base = bases("llama")
     last = loading.targets(base, AdapterConfig(layers=1))
     whole, halves = split(base)
-    work = Work(filled(last, 2), records(5), Trainable.AB, 3, 2, 1e-2, 1)
+    work = LocalTraining(filled(last, 2), records(5), Trainable.AB, 3, 2, 1e-2, 1)
     (left,), (right,) = whole.train([work]), halves.train([work])
     # the whole remembers states of bare blocks, read without padding
     assert_learnt_alike(right.adapter, left.adapter, 2e-3, start=work.start)
-    assert right.front == frozenset()
+    assert right.client_layers == frozenset()
     assert right.down_bytes == 3 * 4
     assert travelled(whole, [work], 1, "float32") == [(right.up_bytes, right.down_bytes)]
 
@@ -152,14 +153,14 @@ def test_brew_at_every_cut():
     brew = loading.load_base(ModelConfig(context=24, device="cpu"))
     shapes = loading.targets(brew, AdapterConfig(targets="attention"))
     texts = (Record("Return the sum of two numbers."), Record("Open a file and read its lines."), Record("A set of names."))
-    work = Work(filled(shapes, 2, size=0.02), texts, Trainable.AB, 2, 2, 1e-3, 3)
+    work = LocalTraining(filled(shapes, 2, size=0.02), texts, Trainable.AB, 2, 2, 1e-3, 3)
     whole = Learner(brew, TrainConfig())
     (left,) = whole.train([work])
-    assert split_model.possible(brew) == (1, 2, 3, 4, 5)
-    for after in split_model.possible(brew):
+    assert split_model.possible_cuts(brew) == (1, 2, 3, 4, 5)
+    for after in split_model.possible_cuts(brew):
         (right,) = SplitLearner(whole, after, private=False).train([work])
         assert_learnt_alike(right.adapter, left.adapter, 2e-3, start=work.start)
-        assert len(right.front) == after * len(shapes) // 6
+        assert len(right.client_layers) == after * len(shapes) // 6
 
 
 # -- the halves are apart --------------------------------------------------------------------------------------
@@ -180,12 +181,12 @@ def test_each_half_works_without_the_weights_of_the_other(folder, kind):
     for base, mine in ((own, True), (other, False)):
         for name, value in base.model.named_parameters():
             inside = any(part.isdigit() for part in name.split("."))
-            if (split_model.in_front(name, split_model.possible(base)[0]) != mine) if inside else (kind == "llama" and ("embed" in name) != mine):
+            if (split_model.in_client_half(name, split_model.possible_cuts(base)[0]) != mine) if inside else (kind == "llama" and ("embed" in name) != mine):
                 value.data.fill_(math.nan)
-    after, config = split_model.possible(own)[0], TrainConfig()
+    after, config = split_model.possible_cuts(own)[0], TrainConfig()
     some = works(own, ranks=(2, 1))
-    front = Front(Learner(own, config), some, after, "float32")
-    back = Back(other, config, [work.start for work in some], some[0], after, "float32", True)
+    front = ClientHalf(Learner(own, config), some, ModelCut(after, "float32"))
+    back = ServerHalf(other, config, [work.start for work in some], some[0], ModelCut(after, "float32"), True)
     for step in range(some[0].steps):
         sent = [Activations.of(sent_by_post(message.tensors())) for message in front.forward(step)]
         returned, _, _ = back.backward(sent)
@@ -201,7 +202,7 @@ def test_messages_carry_no_graph_and_no_tokens_of_a_prompt(bases):
     learner = Learner(base, TrainConfig())
     asked = tuple(Record("abc", prompt="secret") for _ in range(2))
     work = replace(works(base, ranks=(2,))[0], records=asked)
-    (sent,) = Front(learner, [work], 1, "float32").forward(0)
+    (sent,) = ClientHalf(learner, [work], ModelCut(1, "float32")).forward(0)
     assert not any(t.requires_grad or t.grad_fn for t in sent.tensors().values())
     ids, given = learner.encode(asked[0])
     assert sent.labels.tolist() == [[-100] * given + ids[given:]] * 2
@@ -211,7 +212,7 @@ def test_the_blocks_are_back_in_place_after_an_error(bases):
     base = bases("gpt2")
     blocks = base.model.get_decoder().h
     with pytest.raises(RuntimeError):
-        split_model.leave(base, 1, torch.zeros(1, 3, WIDTH + 1), torch.ones(1, 3, dtype=torch.long))
+        split_model.server_forward(base, 1, torch.zeros(1, 3, WIDTH + 1), torch.ones(1, 3, dtype=torch.long))
     assert base.model.get_decoder().h is blocks
 
 
@@ -226,7 +227,7 @@ def test_the_moments_of_a_half_can_be_taken_away_and_brought_back(bases):
 
     def halves(starts):
         again = [replace(work, start=start) for work, start in zip(some, starts, strict=True)]
-        return Front(learner, again, 1, "float32"), Back(base, learner.config, starts, some[0], 1, "float32", True)
+        return ClientHalf(learner, again, ModelCut(1, "float32")), ServerHalf(base, learner.config, starts, some[0], ModelCut(1, "float32"), True)
 
     first = halves([work.start for work in some])
     one(*first, 0)
@@ -255,7 +256,7 @@ def test_what_travels_is_what_was_foretold_and_what_the_formula_says(bases, kind
     base = bases(kind)
     whole, halves = split(base, wire)
     some = works(base)
-    foretold = travelled(whole, some, halves.after, wire)
+    foretold = travelled(whole, some, halves.cut.after, wire)
     for work, done, told in zip(some, halves.train(some), foretold, strict=True):
         up = down = 0
         for step in draws(work, [len(whole.encode(r)[0]) for r in work.records]):
@@ -343,10 +344,10 @@ def test_a_cut_that_cannot_be_is_one_clear_error(bases):
     for kind, wrong, said in (("llama", (0, 2, 9), "expected 1 for"), ("gpt2", (0, 2), "expected 1 for"), ("t5", (1, 3), "expected 2 for")):
         for after in wrong:
             with pytest.raises(ModelError, match=f"cut = {after} found, {said}"):
-                split_model.check(bases(kind), after)
-        split_model.check(bases(kind), split_model.possible(bases(kind))[0])
+                split_model.check_cut(bases(kind), after)
+        split_model.check_cut(bases(kind), split_model.possible_cuts(bases(kind))[0])
     with pytest.raises(ModelError, match="the whole encoder is the client's"):
-        split_model.check(bases("t5"), 1)
+        split_model.check_cut(bases("t5"), 1)
 
 
 def test_a_model_that_says_something_else_in_two_parts_is_refused(folder):
@@ -356,17 +357,17 @@ def test_a_model_that_says_something_else_in_two_parts_is_refused(folder):
     block.forward = lambda hidden, **more: forward(hidden + base.model.get_decoder().embed_tokens.seen, **more)
     base.model.get_decoder().embed_tokens.register_forward_hook(lambda module, given, out: setattr(module, "seen", out))
     with pytest.raises(ModelError, match="does not say what it says whole"):
-        split_model.check(base, 1)
+        split_model.check_cut(base, 1)
 
 
 def test_layers_by_name():
-    assert split_model.in_front("model.layers.0.mlp.up_proj", 1)
-    assert not split_model.in_front("transformer.h.3.attn.c_attn", 3)
-    assert split_model.in_front("model.decoder.layers.1.fc1", 2)
-    assert split_model.in_front("encoder.block.5.layer.0.q", 2)
-    assert not split_model.in_front("decoder.block.0.layer.0.q", 2)
+    assert split_model.in_client_half("model.layers.0.mlp.up_proj", 1)
+    assert not split_model.in_client_half("transformer.h.3.attn.c_attn", 3)
+    assert split_model.in_client_half("model.decoder.layers.1.fc1", 2)
+    assert split_model.in_client_half("encoder.block.5.layer.0.q", 2)
+    assert not split_model.in_client_half("decoder.block.0.layer.0.q", 2)
     with pytest.raises(ModelError, match="lies in no block"):
-        split_model.in_front("model.project_in", 2)
+        split_model.in_client_half("model.project_in", 2)
 
 
 def test_nothing_is_split_under_privacy(bases):
@@ -419,7 +420,7 @@ def test_a_split_client_is_one_role_among_others_in_every_method(bases, method, 
     (run, found), (_, wanted) = runs
     assert_learnt_alike(dense(run.result(found)), dense(run.result(wanted)), 2e-3)
     assert len(seen) == 2
-    front = replace(run.context, shapes={layer: run.context.shapes[layer] for layer in split_model.front(run.context.shapes, 1)})
+    front = replace(run.context, shapes={layer: run.context.shapes[layer] for layer in split_model.client_layers(run.context.shapes, 1)})
     for number, works in enumerate(seen, start=1):
         factors = [run.module.travels(run.config, front if n in splits else run.context, number, n, run.clients) for n in run.clients]
         steps = travelled(learner, works, 1, "float32")
@@ -432,23 +433,23 @@ def test_the_meter_counts_what_crossed_the_wall_of_a_split_client(bases):
     base, learner = bases("llama"), Learner(bases("llama"), TrainConfig())
     sites, context, theta = world(base, {"ann": "local", "bob": "split"})
     requests = [TrainRequest(n, 1, theta, {"lr": 1e-2}) for n in sites]
-    meter = Meter(requests, Cohort(round=1, local=tuple(sites), proxies={}, planned=2))
-    list(meter.up(inline.connect(sites, fedit, context, learner, None, cut=1, private=False)(meter.local)))
-    front = {layer: context.shapes[layer] for layer in split_model.front(context.shapes, 1)}
+    traffic = TrafficCount(requests, Cohort(round=1, local=tuple(sites), proxies={}, planned=2))
+    list(traffic.counted(inline.connect(sites, fedit, context, learner, None, cut=1, private=False)(traffic.local)))
+    front = {layer: context.shapes[layer] for layer in split_model.client_layers(context.shapes, 1)}
     factors = client_update.factor_bytes(replace(context, shapes=front), "bob")
     start = fedit.result(context, fedit.init(fedit.Config(), context))
-    work = Work(start, sites["bob"].train, Trainable.AB, 2, 2, 1e-2, context.seeds.integer("batches", 1, "bob"))
+    work = LocalTraining(start, sites["bob"].train, Trainable.AB, 2, 2, 1e-2, context.seeds.integer("batches", 1, "bob"))
     ((up, down),) = travelled(learner, [work], 1, "float32")
-    assert meter.told() == {"up_bytes": nbytes(theta) + up + factors, "down_bytes": nbytes(theta) + down + factors}
+    assert traffic.metrics() == {"up_bytes": nbytes(theta) + up + factors, "down_bytes": nbytes(theta) + down + factors}
 
 
 @pytest.mark.parametrize("bad", [{"wire_up_bytes": "many", "wire_down_bytes": 1.0}, {"wire_up_bytes": -1.0, "wire_down_bytes": 1.0},
                                  {"wire_up_bytes": math.nan, "wire_down_bytes": 1.0}, {"wire_up_bytes": 1.0}])
 def test_the_meter_does_not_believe_what_is_no_count(bad):
-    meter = Meter([TrainRequest("ann", 1, {"x": torch.zeros(2)})], Cohort(round=1, local=("ann",), proxies={}, planned=1))
-    (update,) = meter.up([ClientUpdate("ann", {"x": torch.zeros(3)}, 1.0, bad)])
+    traffic = TrafficCount([TrainRequest("ann", 1, {"x": torch.zeros(2)})], Cohort(round=1, local=("ann",), proxies={}, planned=1))
+    (update,) = traffic.counted([ClientUpdate("ann", {"x": torch.zeros(3)}, 1.0, bad)])
     assert update.info == bad
-    assert meter.told() == {"up_bytes": 12, "down_bytes": 8}
+    assert traffic.metrics() == {"up_bytes": 12, "down_bytes": 8}
 
 
 def test_a_split_site_is_refused_without_a_cut_and_unless_privacy_is_said_to_be_off(bases):

@@ -18,7 +18,7 @@ from aulait.core.types import Adapter
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
 from aulait.training.stacked import Penalty, Stack
-from aulait.training.trainer import Learner, TrainConfig, Work
+from aulait.training.trainer import Learner, LocalTraining, TrainConfig
 
 SHAPES = {"x": (5, 3), "y": (4, 7)}
 CPU = torch.device("cpu")
@@ -125,9 +125,9 @@ def test_a_site_in_a_pass_feels_its_own_penalty_only():
             assert not all_of_them[k].narrow(axis - 1, rank, leaf.shape[axis] - rank).any()
 
 
-def work(base, site: int, rank: int, penalty: Penalty | None) -> Work:
+def work(base, site: int, rank: int, penalty: Penalty | None) -> LocalTraining:
     shapes = loading.targets(base, AdapterConfig(targets=("q_proj", "v_proj")))
-    return Work(filled(shapes, rank, alpha=4.0, seed=site), records(4, site), Trainable.AB, 3, 2, 1e-2, 10 + site, penalty)
+    return LocalTraining(filled(shapes, rank, alpha=4.0, seed=site), records(4, site), Trainable.AB, 3, 2, 1e-2, 10 + site, penalty)
 
 
 @pytest.mark.parametrize("penalty", [Penalty(proximal=5.0), Penalty(tail=2.0, keep=0.5)])

@@ -18,7 +18,7 @@ from aulait.models import loading
 from aulait.models.loading import BREW, AdapterConfig, ModelConfig
 from aulait.training.batches import IGNORE, Encoder, collate, scored, too_long
 from aulait.training.stacked import Stack
-from aulait.training.trainer import Learner, TrainConfig, Work, draws, learning_rate
+from aulait.training.trainer import Learner, LocalTraining, TrainConfig, draws, learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def base(folder):
     return tiny(folder)
 
 
-def work(base, site: int, rank: int = 2, trainable: Trainable = Trainable.AB, prompt: bool = False, steps: int = 2) -> Work:
+def work(base, site: int, rank: int = 2, trainable: Trainable = Trainable.AB, prompt: bool = False, steps: int = 2) -> LocalTraining:
     shapes = loading.targets(base, AdapterConfig(targets=("q_proj", "v_proj", "down_proj")))
-    return Work(filled(shapes, rank, alpha=4.0 + site, seed=site), records(5, site, prompt), trainable, steps, 2, 1e-2, 10 + site)
+    return LocalTraining(filled(shapes, rank, alpha=4.0 + site, seed=site), records(5, site, prompt), trainable, steps, 2, 1e-2, 10 + site)
 
 
 def apart(left: Adapter, right: Adapter) -> float:
@@ -72,7 +72,7 @@ def test_brew_equals_the_plain_loop():
     shapes = loading.targets(brew, AdapterConfig(targets="attention", layers=2))
     texts = (Record("Return the sum of two numbers."), Record("Open a file and read its lines."), Record("A set of names."))
     learner = Learner(brew, TrainConfig())
-    one = Work(filled(shapes, 2, size=0.02), texts, Trainable.AB, 2, 2, 1e-3, 3)
+    one = LocalTraining(filled(shapes, 2, size=0.02), texts, Trainable.AB, 2, 2, 1e-3, 3)
     done = learner.train([one])[0]
     batches = [[texts[i] for i in step] for step in draws(one, [len(learner.encode(r)[0]) for r in texts])]
     plain, loss = plain_training.train(BREW, one.start, batches, part=Trainable.AB, lr=1e-3, optimizer="adamw", max_grad_norm=1.0)
@@ -133,14 +133,14 @@ def test_rows_at_once_changes_nothing_but_speed(base):
 
 def test_training_lowers_the_loss(base):
     learner = Learner(base, TrainConfig())
-    one = Work(filled(loading.targets(base, AdapterConfig()), 4), records(2), Trainable.AB, 30, 2, 3e-2, 0)
-    first = learner.train([Work(**{**one.__dict__, "steps": 1})])[0].loss
+    one = LocalTraining(filled(loading.targets(base, AdapterConfig()), 4), records(2), Trainable.AB, 30, 2, 3e-2, 0)
+    first = learner.train([LocalTraining(**{**one.__dict__, "steps": 1})])[0].loss
     assert learner.train([one])[0].loss < first - 0.05
 
 
 def test_nobody_trains_on_nothing(base):
     with pytest.raises(DataError, match="no records"):
-        Learner(base, TrainConfig()).train([Work(filled({"x": (2, 2)}, 1), (), Trainable.AB, 1, 1, 1e-3, 0)])
+        Learner(base, TrainConfig()).train([LocalTraining(filled({"x": (2, 2)}, 1), (), Trainable.AB, 1, 1, 1e-3, 0)])
 
 
 def test_no_works_is_no_answer(base):
@@ -237,19 +237,19 @@ def test_too_long_counts_before_the_cut(base):
 
 
 def test_draws_pass_over_all_records_before_any_repeats():
-    one = Work(Adapter({}, 1.0), (), Trainable.AB, 5, 2, 1e-3, 4)
+    one = LocalTraining(Adapter({}, 1.0), (), Trainable.AB, 5, 2, 1e-3, 4)
     steps = draws(one, [7] * 5)
     assert [len(step) for step in steps] == [2] * 5
     drawn = sorted(i for step in steps for i in step)
     assert drawn == sorted([0, 1, 2, 3, 4] * 2)
     assert steps == draws(one, [7] * 5)
-    few = [draws(Work(Adapter({}, 1.0), (), Trainable.AB, 1, 2, 1e-3, seed), [7] * 5)[0] for seed in range(40)]
+    few = [draws(LocalTraining(Adapter({}, 1.0), (), Trainable.AB, 1, 2, 1e-3, seed), [7] * 5)[0] for seed in range(40)]
     assert {i for step in few for i in step} == set(range(5))
 
 
 def test_draws_put_similar_lengths_into_a_step():
     lengths = [3, 30, 4, 31, 5, 32]
-    steps = draws(Work(Adapter({}, 1.0), (), Trainable.AB, 3, 2, 1e-3, 0), lengths)
+    steps = draws(LocalTraining(Adapter({}, 1.0), (), Trainable.AB, 3, 2, 1e-3, 0), lengths)
     assert sorted(sorted(lengths[i] for i in step) for step in steps) == [[3, 4], [5, 30], [31, 32]]
 
 
@@ -265,7 +265,7 @@ def test_a_dense_update_needs_no_rank(base):
     one = work(base, 0, rank=2)
     wide = Adapter({n: lora.pad(a, b, 4) for n, (a, b) in one.start.factors.items()}, one.start.alpha * 2)
     learner = Learner(base, TrainConfig())
-    done, same = learner.train([one, Work(**{**one.__dict__, "start": wide})])
+    done, same = learner.train([one, LocalTraining(**{**one.__dict__, "start": wide})])
     assert done.loss == pytest.approx(same.loss, rel=1e-5)
 
 

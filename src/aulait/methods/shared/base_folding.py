@@ -1,14 +1,12 @@
-"""Updates that are folded into the base: every site holds the same growing dense update G beside
-the frozen weights.
+"""Merges that are folded into the base weights: every site holds the same growing dense update G
+beside the frozen weights.
 
 The server sends each merge once, as stacked factors, to the sites that followed so far; a site that
 missed a round is sent the whole of G. A site remembers G, so every round costs it one stack. In a
-simulation the sites share one G in
-memory: what is equal is stored once.
+simulation the sites share one G in memory: what is equal is stored once.
 
 State names: ``whole/<layer>`` is G (M, N), ``stack/<layer>.A`` and ``.B`` the last merge (float32),
-``seen/<client>`` the
-last round a client answered soundly.
+``seen/<client>`` the last round a client answered with a valid update.
 """
 
 from __future__ import annotations
@@ -24,25 +22,23 @@ from aulait.core.types import Adapter, Site, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, State
 from aulait.methods.shared import client_update
 
-Stack = Mapping[str, tuple[Tensor, Tensor]]
+StackedFactors = Mapping[str, tuple[Tensor, Tensor]]  # layer -> (A, B) whose product is the merge
 
 
-def sent(state: State, name: str) -> Tensors:
-    """What a client must fold before the next round: nothing at first, the last stack, or the whole
+def merges_for(state: State, client: str) -> Tensors:
+    """What a client must fold before the next round: nothing at first, the last merge, or the whole
     of G."""
     if state.round == 0:
         return {}
-    kind = (
-        "stack/" if int(state.tensors.get(f"seen/{name}", torch.zeros(1))) == state.round
-        else "whole/"
-    )
-    return {key: t for key, t in state.tensors.items() if key.startswith(kind)}
+    seen = int(state.tensors.get(f"seen/{client}", torch.zeros(1)))
+    tag = "stack" if seen == state.round else "whole"
+    return lora.tagged(tag, lora.under(tag, state.tensors))
 
 
-def folded(state: State, stack: Stack, seen: Iterable[str]) -> Tensors:
-    """The state's folding part after a merge: G plus the stack, and who is up to date."""
-    after = {key: t for key, t in state.tensors.items() if key.startswith("seen/")}
-    for layer, (a_RN, b_MR) in stack.items():
+def after_merge(state: State, merge: StackedFactors, seen: Iterable[str]) -> Tensors:
+    """The state's folding part after a merge: G plus the merge, and who is up to date."""
+    after = lora.tagged("seen", lora.under("seen", state.tensors))
+    for layer, (a_RN, b_MR) in merge.items():
         dense_update = b_MR @ a_RN
         before = state.tensors.get(f"whole/{layer}")
         after[f"whole/{layer}"] = dense_update if before is None else before + dense_update
@@ -51,36 +47,36 @@ def folded(state: State, stack: Stack, seen: Iterable[str]) -> Tensors:
     return after | {f"seen/{name}": torch.tensor([state.round + 1.0]) for name in seen}
 
 
-def received(requests: Sequence[TrainRequest], sites: Sequence[Site]) -> list[Tensors]:
-    """G of every site before the round of its order, remembered from now on; equal ones are one
+def dense_updates(requests: Sequence[TrainRequest], sites: Sequence[Site]) -> list[Tensors]:
+    """G of every site before the round of its request, remembered from now on; equal ones are one
     object.
 
     Raises:
-        WireError: a stack came to a site that does not hold what it adds to.
+        WireError: a merge came to a site that does not hold what it adds to.
     """
     made: dict[tuple[int, ...], Tensors] = {}
     found = []
     for request, site in zip(requests, sites, strict=True):
         before = client_update.recall(site, request.round)
         news = {tag: lora.under(tag, request.tensors) for tag in ("whole", "stack")}
-        key = (id(before) if before else 0, *(id(t) for own in news.values() for t in own.values()))
+        ids = (id(value) for own in news.values() for value in own.values())
+        key = (id(before) if before else 0, *ids)
         if key not in made:
-            made[key] = _after(before, news, request)
+            made[key] = _with_news(before, news, request)
         client_update.keep(site, request.round, made[key])
         found.append(made[key])
     return found
 
 
-def _after(before: Tensors, news: Mapping[str, Tensors], request: TrainRequest) -> Tensors:
-    """G after what the site was sent: the whole of it, or one merge more."""
+def _with_news(before: Tensors, news: Mapping[str, Tensors], request: TrainRequest) -> Tensors:
+    """G after what the site was sent: the whole of it, one merge more, or nothing."""
     if news["whole"]:
         return news["whole"]
     if not news["stack"]:
         return before
     require(bool(before) or request.round == 2, WireError,
             f"client '{request.client}' was sent the merge of round {request.round - 1} and has "
-            "none "
-            "before it; send it the whole update")
+            "none before it; send it the whole update")
     merged = lora.dense(lora.from_tensors(news["stack"], 1.0, 1))
     return {layer: update + before[layer] if before else update
             for layer, update in merged.items()}
@@ -96,10 +92,9 @@ def as_adapter(context: RunContext, state: State) -> Adapter:
     return Adapter(factors, 1.0, 1)
 
 
-def stack_bytes(context: RunContext, round: int, rank: Mapping[str, int]) -> int:
+def merge_bytes(context: RunContext, round: int, rank: Mapping[str, int]) -> int:
     """4 · sum over layers of R (M + N) for the merge of the round before; nothing in the first
     round."""
-    return (
-        0 if round == 1 else 4 * sum(rank[layer] * (m + n) for layer,
-            (m, n) in context.shapes.items())
-    )
+    if round == 1:
+        return 0
+    return 4 * sum(rank[layer] * (m + n) for layer, (m, n) in context.shapes.items())

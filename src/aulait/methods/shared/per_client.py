@@ -1,17 +1,16 @@
 """The mixed round of methods whose server must read single updates: no sum is enough, so
 client-level privacy is refused.
 
-Replies come one at a time with their unnormalised weights, local clients first: w for a local
-client (w · n_k with
-weights = "size"), c_j for a proxy that stands for c_j clients (times the mean n_k with "size"). A
-method adds them to running sums and divides by ``total`` at the end, so that the server's memory
-does not grow with the number of clients.
+Updates come one at a time with their unnormalised weights, local clients first: w for a local
+client (w · n_k with weights = "size"), c_j for a proxy that stands for c_j clients (times the mean
+n_k with "size"). A method adds them to running sums and divides by ``total`` at the end, so that
+the server's memory does not grow with the number of clients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -19,13 +18,30 @@ from aulait.core.cohort import Cohort
 from aulait.core.factors import FactorName
 from aulait.core.types import ClientUpdate, Info, Tensors, TrainRequest
 from aulait.methods.contract import Server
-from aulait.methods.shared.traffic import Meter
-from aulait.methods.shared.weighted_mean import MixtureConfig
+from aulait.methods.shared.mixture import MixtureConfig
+from aulait.methods.shared.traffic import TrafficCount
 from aulait.privacy.update_checks import ExpectedShapes
 
 
-class Singles:
-    """Weighted updates of a cohort, and afterwards what can be told about them.
+@dataclass(frozen=True)
+class SingleReading:
+    """How a method reads single updates.
+
+    Attributes:
+        method: its name, for the aggregator's message under privacy.
+        instead: the nearest method that works under privacy.
+        expected_shapes: site -> names and shapes of its update.
+        alternate_shapes: site -> other shapes that its update may have; None for none.
+    """
+
+    method: str
+    instead: str
+    expected_shapes: ExpectedShapes
+    alternate_shapes: ExpectedShapes | None = None
+
+
+class SingleUpdates:
+    """Weighted updates of a cohort, and afterwards the round's metrics.
 
     Args:
         config: weights of local against proxied clients, and by size.
@@ -33,10 +49,7 @@ class Singles:
         server: gets the updates; its aggregator refuses under privacy, and refuses bad updates
             one by one.
         sent: the requests of all sites of the cohort.
-        forms: site -> names and shapes of its share.
-        method: name of the method, for the aggregator's message.
-        instead: the nearest method that works under privacy.
-        pruned: site -> a second form that its share may have.
+        reading: what the updates must look like.
 
     Attributes:
         total: sum of the weights so far.
@@ -44,23 +57,20 @@ class Singles:
         refused: (client, reason) of the others.
     """
 
-    def __init__(
-        self, config: MixtureConfig, cohort: Cohort, server: Server,
-        sent: Sequence[TrainRequest],
-        expected_shapes: ExpectedShapes, method: str, instead: str,
-        pruned: ExpectedShapes | None = None,
-    ) -> None:
+    def __init__(self, config: MixtureConfig, cohort: Cohort, server: Server,
+                 sent: Sequence[TrainRequest], reading: SingleReading) -> None:
         self.total = 0.0
         self.clients: list[str] = []
         self.refused: list[tuple[str, str]] = []
-        self._config, self._cohort, self._ask = config, cohort, server.ask
-        self._meter = Meter(sent, cohort)
+        self._config, self._cohort, self._server = config, cohort, server
+        self._reading = reading
+        self._traffic = TrafficCount(sent, cohort)
         self._diagnostics: dict[str, list[float]] = {}
-        self._proxies = [request for request in sent if request.client in cohort.proxies]
+        self._for_proxies = [request for request in sent if request.client in cohort.proxies]
         self._counted_proxies = 0
-        self._local = server.aggregator.collect(self._answers(), method, instead, expected_shapes,
-            self.refused, pruned)
-        self._door, self._forms, self._pruned = server.aggregator, expected_shapes, pruned
+        self._local = server.aggregator.collect(
+            self._answers(), reading.method, reading.instead, reading.expected_shapes,
+            self.refused, reading.alternate_shapes)
 
     def __iter__(self) -> Iterator[tuple[float, ClientUpdate]]:
         sizes = []
@@ -68,35 +78,35 @@ class Singles:
             size = update.weight if self._config.weights == "size" else 1.0
             sizes.append(size)
             for name, value in update.info.items():
-                if name.startswith("wire_"):  # counted by the meter
-                    continue
-                self._diagnostics.setdefault(name, []).append(float(value))
+                if not name.startswith("wire_"):  # those are counted as traffic
+                    self._diagnostics.setdefault(name, []).append(float(value))
             yield self._counted(self._config.local_weight * size, update)
         mean = sum(sizes) / len(sizes) if sizes else 1.0
-        from_proxies = self._ask(self._proxies) if self._proxies else ()
-        for update in self._door.admit(from_proxies, {}, self._forms, self._pruned)[0]:
+        from_proxies = self._server.ask(self._for_proxies) if self._for_proxies else ()
+        admitted, _ = self._server.aggregator.admit(
+            from_proxies, {}, self._reading.expected_shapes, self._reading.alternate_shapes)
+        for update in admitted:
             self._counted_proxies += 1
             yield self._counted(self._cohort.proxies[update.client] * mean, update)
 
     def _answers(self) -> Iterator[ClientUpdate]:
         """Nobody is asked before the aggregator has agreed."""
-        if self._meter.local:
-            yield from self._meter.up(self._ask(self._meter.local))
+        if self._traffic.local:
+            yield from self._traffic.counted(self._server.ask(self._traffic.local))
 
     def _counted(self, weight: float, update: ClientUpdate) -> tuple[float, ClientUpdate]:
         self.total += weight
         self.clients.append(update.client)
         return weight, update
 
-    def told(self, **more: Any) -> Info:
-        """What can be told about the round, once all updates are through."""
-        means = {name: sum(values) / len(values) for name,
-                 values in sorted(self._diagnostics.items())}
+    def metrics(self, update_norm: float, **more: float) -> Info:
+        """The round's metrics, once all updates are through; ``more`` are the method's own."""
+        means = {name: sum(values) / len(values)
+                 for name, values in sorted(self._diagnostics.items())}
+        refused = [f"{client}: {reason}" for client, reason in sorted(self.refused)]
         return {"clip_bound": None, "proxies": self._counted_proxies, "noise_std": 0.0,
-                "signal_to_noise": None,
-                "refused": len(self.refused), "refused_clients": [f"{client}: {reason}" for client,
-                    reason in sorted(self.refused)],
-                **means, **self._meter.told(), **more}
+                "signal_to_noise": None, "refused": len(refused), "refused_clients": refused,
+                **means, **self._traffic.metrics(), "update_norm": update_norm, **more}
 
 
 class FactorMean:
@@ -104,15 +114,15 @@ class FactorMean:
     update at a time.
 
     Args:
-        like: names and shapes at the largest rank; also the values of columns that nobody owns.
+        template: names and shapes at the largest rank; also the values of columns that nobody owns.
     """
 
     def __init__(self, template: Tensors) -> None:
-        self._like = template
-        self._sums = {name: torch.zeros(t.shape, dtype=torch.float64) for name,
-                      t in template.items()}
-        self._weights = {name: torch.zeros(t.shape[_rank_axis(name)], dtype=torch.float64) for name,
-                         t in template.items()}
+        self._template = template
+        self._sums = {name: torch.zeros(value.shape, dtype=torch.float64)
+                      for name, value in template.items()}
+        self._weights = {name: torch.zeros(value.shape[_rank_axis(name)], dtype=torch.float64)
+                         for name, value in template.items()}
 
     def add(self, weight: float, factors: Tensors) -> None:
         """Add the leading columns of one update."""
@@ -125,10 +135,9 @@ class FactorMean:
         """The mean, float32."""
         found = {}
         for name, total in self._sums.items():
-            count_R = self._weights[name]
-            count = count_R.unsqueeze(1 - _rank_axis(name))
+            count = self._weights[name].unsqueeze(1 - _rank_axis(name))
             found[name] = torch.where(count > 0, total / count.clamp(min=1e-300),
-                                      self._like[name].double()).float()
+                                      self._template[name].double()).float()
         return found
 
 

@@ -1,11 +1,11 @@
 """What the server does with the merged update: add it, or treat it as a gradient.
 
 The update d of a round is a mean of client updates (theta_k - theta), so theta + d is plain
-averaging.
+averaging. Everything here is post-processing of released values: it costs no privacy.
+
 Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 2 (FedAdagrad,
-FedAdam, FedYogi); FedAvgM:
-Hsu et al., 2019; Nesterov momentum as the outer step of DiLoCo, Douillard et al., 2023; AdamW:
-decoupled decay. All of it is post-processing of released values: it costs no privacy.
+FedAdam, FedYogi); FedAvgM: Hsu et al., 2019; Nesterov momentum as the outer step of DiLoCo,
+Douillard et al., 2023; AdamW: decoupled decay.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from aulait.core import lora
 from aulait.core.types import Tensors
+from aulait.methods.contract import State
 
 ADAPTIVE = ("adagrad", "adam", "adamw", "yogi")
+
 
 class ServerConfig(BaseModel):
     """The server optimiser.
@@ -42,40 +45,38 @@ class ServerConfig(BaseModel):
     server_decay: float = Field(0.0, ge=0)
 
 
-def start(config: ServerConfig, template: Tensors) -> Tensors:
-    """Moments before the first round, under the names ``m/...`` and ``v/...``."""
-    moments: Tensors = {}
+def initial_state(config: ServerConfig, theta: Tensors) -> State:
+    """The state before the first round: the parameters, and moments under the tags m and v."""
+    tensors = dict(theta)
     if config.server != "plain":
-        moments |= {f"m/{name}": torch.zeros_like(t) for name, t in template.items()}
+        tensors |= lora.tagged("m", {n: torch.zeros_like(t) for n, t in theta.items()})
     if config.server in ADAPTIVE:
-        moments |= {f"v/{name}": torch.full_like(t, config.tau**2) for name, t in template.items()}
-    return moments
+        tensors |= lora.tagged("v", {n: torch.full_like(t, config.tau**2)
+                                     for n, t in theta.items()})
+    return State(0, tensors)
 
 
-def apply(config: ServerConfig, theta: Tensors, mean_update: Tensors,
-          moments: Tensors) -> tuple[Tensors,
-        Tensors]:
-    """New parameters and new moments after one merged update; parameters that are not in it stay as
-    they are."""
-    after, kept = dict(theta), dict(moments)
+def server_step(config: ServerConfig, state: State, mean_update: Tensors) -> Tensors:
+    """The state's tensors after one merged update: new parameters and new moments. Parameters that
+    are not in the update stay as they are."""
+    after = dict(state.tensors)
     for name, d in mean_update.items():
         if config.server in ADAPTIVE:
-            m = kept[f"m/{name}"] = (
-                config.momentum * moments[f"m/{name}"] + (1 - config.momentum) * d
-            )
-            v = kept[f"v/{name}"] = _second(config, moments[f"v/{name}"], d)
+            m = after[f"m/{name}"] = (
+                config.momentum * after[f"m/{name}"] + (1 - config.momentum) * d)
+            v = after[f"v/{name}"] = _second_moment(config, after[f"v/{name}"], d)
             step = m / (v.sqrt() + config.tau)
         elif config.server == "plain":
             step = d
         else:
-            m = kept[f"m/{name}"] = config.momentum * moments[f"m/{name}"] + d
+            m = after[f"m/{name}"] = config.momentum * after[f"m/{name}"] + d
             step = m if config.server == "momentum" else d + config.momentum * m
         decay = config.server_lr * config.server_decay if config.server == "adamw" else 0.0
-        after[name] = (1 - decay) * theta[name] + config.server_lr * step
-    return after, kept
+        after[name] = (1 - decay) * after[name] + config.server_lr * step
+    return after
 
 
-def _second(config: ServerConfig, v: Tensor, d: Tensor) -> Tensor:
+def _second_moment(config: ServerConfig, v: Tensor, d: Tensor) -> Tensor:
     """The second moment of the adaptive optimisers."""
     square = d.square()
     if config.server == "adagrad":

@@ -15,7 +15,7 @@ from aulait.resources.meters import peak_of_process
 from aulait.runs.placement import any_demand, padded, widths
 from aulait.runs.setup import House
 from aulait.runs.virtual_time.round_time import breeding, proxy_count, proxy_plan
-from aulait.training.trainer import AT_ONCE, Work, draws
+from aulait.training.trainer import AT_ONCE, LocalTraining, draws
 
 
 def forecast(house: House, machine: Profile) -> dict[str, float]:
@@ -84,7 +84,7 @@ def _training(house: House) -> Iterator[tuple[Cost, float]]:
 def _passes(house: House, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]:
     encode, kind = house.learner.encode, house.settings.model.kind
     trainable = house.settings.method.TRAITS.trains
-    works = [Work(Adapter({}, 1.0), site.train, trainable, site.plan.steps, site.plan.batch, 0.0,
+    works = [LocalTraining(Adapter({}, 1.0), site.train, trainable, site.plan.steps, site.plan.batch, 0.0,
                   house.seeds.integer("batches", 1, site.name))
              for site in sites]
     for members in house.learner.passes(works):

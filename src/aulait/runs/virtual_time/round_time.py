@@ -18,7 +18,7 @@ from aulait.runs.placement import Place, any_demand
 from aulait.runs.setup import House
 from aulait.runs.virtual_time.clock import Clock, Stint
 from aulait.training import split_model, split_trainer
-from aulait.training.trainer import Work
+from aulait.training.trainer import LocalTraining
 
 
 def travelled(house: House, name: str) -> tuple[int, int]:
@@ -43,10 +43,10 @@ def exchanged(house: House, names: Sequence[str], round: int) -> tuple[int, int]
     """
     settings, context = house.settings, house.context
     after, wire = settings.compute.cut, settings.compute.wire
-    front = {layer: context.shapes[layer] for layer in split_model.front(context.shapes, after)}
+    front = {layer: context.shapes[layer] for layer in split_model.client_layers(context.shapes, after)}
     start = lora.initial(context.shapes, context.rank, context.alpha, context.seeds)
     trainable = settings.method.TRAITS.trains
-    works = [Work(start, house.sites[n].train, trainable, house.sites[n].plan.steps,
+    works = [LocalTraining(start, house.sites[n].train, trainable, house.sites[n].plan.steps,
                   house.sites[n].plan.batch, 0.0,
                   context.seeds.integer("batches", round, n)) for n in names]
     steps = split_trainer.travelled(house.learner, works, after, wire)

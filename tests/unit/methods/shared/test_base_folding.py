@@ -22,7 +22,7 @@ from aulait.methods.contract import RunContext, State
 from aulait.methods.shared.base_folding import as_adapter
 from aulait.models import loading, peft_export
 from aulait.models.loading import AdapterConfig, ModelConfig
-from aulait.training.trainer import Learner, TrainConfig, Work
+from aulait.training.trainer import Learner, LocalTraining, TrainConfig
 
 IDS = torch.tensor([[1, 70, 71, 72, 73, 74], [1, 90, 91, 92, 93, 94]])
 
@@ -135,7 +135,7 @@ def test_training_on_a_fold_is_training_on_a_base_with_those_weights(kind, folde
     held, start, texts = filled(shapes, 2, seed=1), lora.initial(shapes, 2, 4.0, Seeds(5)), records(4)
     fold = lora.dense(held)
     copies = {name: t.clone() for name, t in fold.items()}
-    work = Work(start, texts, Trainable.AB, 1, 4, 1e-2, 3)
+    work = LocalTraining(start, texts, Trainable.AB, 1, 4, 1e-2, 3)
     on_fold = learner.train([replace(work, fold=fold)])[0]
     scored = evaluate(learner, held, {"c": texts}, EvaluateConfig()).loss
     assert on_fold.loss == pytest.approx(scored, rel=1e-5)
@@ -151,7 +151,7 @@ def test_sites_on_different_folds_do_not_share_a_pass_and_sites_on_one_do(folder
     base = tiny(folder)
     shapes = loading.targets(base, AdapterConfig(targets=("q_proj",)))
     one, other = ({name: torch.full(shape, v) for name, shape in shapes.items()} for v in (0.1, 0.2))
-    works = [Work(filled(shapes, 2), records(3), Trainable.AB, 1, 1, 1e-2, 3, fold=fold) for fold in (one, other, one, None)]
+    works = [LocalTraining(filled(shapes, 2), records(3), Trainable.AB, 1, 1, 1e-2, 3, fold=fold) for fold in (one, other, one, None)]
     learner = Learner(base, TrainConfig())
     assert sorted(sorted(some) for some in learner.passes(works)) == [[0, 2], [1], [3]]
     for work, done in zip(works, learner.train(works), strict=True):

@@ -27,7 +27,7 @@ from aulait.training import split_model
 from aulait.training.activation_codec import Activations, Gradients, Wire, decode, encode
 from aulait.training.batches import IGNORE
 from aulait.training.split_trainer import SplitLearner, fault
-from aulait.training.trainer import Learner, Work
+from aulait.training.trainer import Advance, Learner, LocalTraining, Trained
 
 Exchange = Callable[[Mapping[str, tuple[dict[str, Any], Tensors]]], Mapping[str, Packet]]
 
@@ -54,12 +54,12 @@ class RemoteSplitLearner(SplitLearner):
         self._of: dict[int, str] = {}
         self.lost: dict[str, str] = {}
 
-    def train(self, works: Sequence[Work], advance: Any = None) -> Any:
+    def train(self, works: Sequence[LocalTraining], advance: Advance | None = None) -> list[Trained]:
         """As ``Learner.train``; works are those of the clients, in their order."""
         self._of = {id(work): name for work, name in zip(works, self._clients, strict=True)}
         return super().train(works, advance)
 
-    def front(self, works: Sequence[Work]) -> Any:
+    def client_half(self, works: Sequence[LocalTraining]) -> RemoteFront:
         """The fronts of some works, by name."""
         return RemoteFront(self, works, [self._of[id(work)] for work in works], self._round,
                            self._exchange)
@@ -86,12 +86,12 @@ class RemoteFront:
         stack: their factors.
     """
 
-    def __init__(self, learner: RemoteSplitLearner, works: Sequence[Work], clients: Sequence[str],
-                 round: int, exchange: Exchange) -> None:
+    def __init__(self, learner: RemoteSplitLearner, works: Sequence[LocalTraining],
+                 clients: Sequence[str], round: int, exchange: Exchange) -> None:
         self._learner, self._works, self._clients, self._round, self._exchange = (
             learner, works, clients, round, exchange
         )
-        layers = split_model.front(works[0].start.factors, learner.after)
+        layers = split_model.client_layers(works[0].start.factors, learner.cut.after)
         self.stack = _Stack([work.start for work in works], layers)
         self.names = [FactorName(layer, factor) for layer in layers
                       for factor in works[0].trainable.factors]
@@ -126,7 +126,7 @@ class RemoteFront:
                 "seed": work.seed, "alpha": start.alpha, "rank": start.rank,
                 "penalty": asdict(work.penalty) if work.penalty else None}
         tensors = {f"{FACTOR}{name}": t for name, t in lora.to_tensors(start).items()}
-        front = split_model.front(dict.fromkeys(work.fold or ()), self._learner.after)
+        front = split_model.client_layers(dict.fromkeys(work.fold or ()), self._learner.cut.after)
         return head, tensors | {f"{FOLD}{layer}": (work.fold or {})[layer] for layer in front}
 
     def _hear(self, answers: Mapping[str, Packet]) -> None:
@@ -172,9 +172,9 @@ class RemoteFront:
 
     def _empty(self, k: int) -> Activations:
         """A batch without a token that counts."""
-        rows, width = self._works[k].batch, split_model.width(self._learner.base)
+        rows, width = self._works[k].batch, split_model.hidden_width(self._learner.base)
         seq2seq = self._learner.base.config.kind == "seq2seq"
         lengths = torch.ones(rows, dtype=torch.int32) if seq2seq else None
         nothing = torch.full((rows, 1), IGNORE, dtype=torch.int32)
-        return Activations(encode(torch.zeros(rows, 1, width), self._learner.wire), nothing,
+        return Activations(encode(torch.zeros(rows, 1, width), self._learner.cut.wire), nothing,
                            lengths)

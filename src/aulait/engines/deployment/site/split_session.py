@@ -27,14 +27,14 @@ from aulait.engines.deployment.protocol.tensor_codec import FACTOR, FOLD, Stamp
 from aulait.engines.deployment.site.load_session import SiteSession
 from aulait.models.loading import folded
 from aulait.training.activation_codec import Gradients
-from aulait.training.split_trainer import Front
+from aulait.training.split_trainer import ClientHalf, ModelCut
 from aulait.training.stacked import Penalty
-from aulait.training.trainer import Work
+from aulait.training.trainer import LocalTraining
 
 
 @dataclass
 class _Session:
-    front: Front
+    front: ClientHalf
     steps: int
     held: ExitStack  # dense updates in the base's weights, for as long as the round goes on
     done: int = 0
@@ -132,14 +132,14 @@ def _begin(packet: Packet, sent: Tensors, house: SiteSession) -> _Session:
                 and tuple(dense.shape) == tuple(house.context.shapes[layer]), WireError,
                 f"a dense update of '{layer[:80]}' does not fit the model")
     penalty = head.get("penalty")
-    work = Work(Adapter(factors, float(head["alpha"]), rank), house.records.train, Trainable(str(part)),
+    work = LocalTraining(Adapter(factors, float(head["alpha"]), rank), house.records.train, Trainable(str(part)),
                 brief.steps, brief.batch, float(head["lr"]),
                 int(head["seed"]),
                 None if penalty is None
                 else Penalty(**{key: float(value) for key, value in penalty.items()}), fold)
     held = ExitStack()
     held.enter_context(folded(house.base, fold))
-    return _Session(Front(house.learner, [work], brief.cut, brief.wire), brief.steps, held)
+    return _Session(ClientHalf(house.learner, [work], ModelCut(brief.cut, brief.wire)), brief.steps, held)
 
 
 def _positive(value: Any) -> bool:
