@@ -1,7 +1,7 @@
 """Factors of K sites side by side, so that one pass over the frozen base trains them all.
 
 Sites of lower rank than their neighbours are padded with zeros, layer by layer. Padded factors have
-zero gradients and stay zero, so the result is that of training alone (test: unit/training/test_trainer.py).
+zero gradients and stay zero, so the result is that of training alone (test_trainer.py).
 
 Shape letters: K sites · M out · N in · R rank.
 """
@@ -47,7 +47,8 @@ class Stack:
         leaves: the trained ones of these tensors.
     """
 
-    def __init__(self, starts: Sequence[Adapter], trainable: Trainable, device: torch.device) -> None:
+    def __init__(self, starts: Sequence[Adapter], trainable: Trainable,
+                 device: torch.device) -> None:
         self._starts = list(starts)
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
         self.scales: dict[str, Tensor] = {}
