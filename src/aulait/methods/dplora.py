@@ -100,7 +100,7 @@ def record_mechanism(config: DPLoRAConfig, sites: Sequence[Site]) -> record_leve
             "privacy.off = true"
         )
         require(getattr(config, name) != "none", PrivacyError, text)
-    return record_level.worst(mechanism(config),
+    return record_level.worst_case(mechanism(config),
         [(len(site.train), site.plan.steps, site.plan.batch) for site in sites], config.max_rate)
 
 

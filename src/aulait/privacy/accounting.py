@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -54,12 +54,16 @@ class Event:
                 f"{self.steps} steps in a release, expected at least 1; correct it")
 
 
-def epsilon(events: Sequence[Event], delta: float) -> float:
+def epsilon(events: Iterable[Event] | Mapping[Event, int], delta: float) -> float:
     """The smallest epsilon for which all events together, in any order, are (epsilon,
     delta)-private.
 
     Exact with full participation (one Gaussian, 1/z^2 summed over events); with Poisson sampling an
     upper bound on a fine grid, for "add-remove".
+
+    Args:
+        events: one by one, or event -> how often.
+        delta: in (0, 1).
 
     Returns:
         Epsilon, at least 0; 0 without events, inf when an event has no noise.

@@ -16,9 +16,11 @@ object. It must provide what ``Mechanism`` lists:
 
 ``noise_multiplier`` is sigma / sensitivity. Nothing but ``add_noise`` sees a sum, and ``add_noise``
 may draw from ``source`` only. ``state`` holds what a mechanism with correlated noise remembers of
-its own earlier noise, by name; it is empty before the first release of a run, it is as secret as
-the noise, and it is saved with the run's checkpoint. Under the unit "record" the sites add the
-noise step by step (``aulait.training.record_gradients``) and the aggregator adds none.
+its own earlier noise, tensors by name; it is empty before the first release of a stage, it is as
+secret as the noise, and it is saved with the run's checkpoint until the run is done. A round that
+was interrupted is drawn again from the state before it, and is accounted again. Under the unit
+"record" the sites add the noise step by step (``aulait.training.record_gradients``) and the
+aggregator adds none.
 
 A toy, whole: Gaussian noise whose noised sum is rounded to a public grid, which is post-processing
 and costs nothing.

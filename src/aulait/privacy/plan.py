@@ -8,6 +8,7 @@ promised, what is spent and what is told cannot drift apart.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class ReleaseSchedule:
     stage: str
     rounds: int
     role: str
-    mechanism: str = "gaussian"
+    mechanism: str
     bound: float | None = None
     sampling_rate: float = 1.0
     steps: int = 1
@@ -72,9 +73,9 @@ class PlannedRelease(ReleaseSchedule):
         return None if self.sensitivity is None else self.noise_multiplier * self.sensitivity
 
     @property
-    def events(self) -> list[Event]:
+    def events(self) -> Counter[Event]:
         """All rounds as the accountant counts them."""
-        return [self.event(self.noise_multiplier)] * self.rounds
+        return Counter({self.event(self.noise_multiplier): self.rounds})
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,11 @@ def plan_privacy(
 
 def _epsilon(releases: Sequence[PlannedRelease], role: str, delta: float) -> float:
     """Epsilon of one role after all releases."""
-    return epsilon([event for release in releases if role in release.roles
-                    for event in release.events], delta)
+    events: Counter[Event] = Counter()
+    for release in releases:
+        if role in release.roles:
+            events += release.events
+    return epsilon(events, delta)
 
 
 def _multipliers(config: PrivacyConfig, schedules: Sequence[ReleaseSchedule]) -> list[float]:
@@ -212,6 +216,6 @@ def _calibrated(schedule: ReleaseSchedule, target: float, delta: float) -> float
     """The noise multiplier with which all rounds of one stage stay within the target."""
     multiplier = calibrate(target, delta, schedule.rounds * schedule.steps, schedule.sampling_rate)
     # A mechanism may cost more than the Gaussian of its noise multiplier; the built-in ones do not.
-    while epsilon([schedule.event(multiplier)] * schedule.rounds, delta) > target:
+    while epsilon(Counter({schedule.event(multiplier): schedule.rounds}), delta) > target:
         multiplier *= 1.01
     return multiplier

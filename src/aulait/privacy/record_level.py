@@ -57,7 +57,7 @@ class RecordMechanism:
         return find_mechanism(self.mechanism).sensitivity(bound, relation)
 
 
-def worst(mechanism: str, clients: Sequence[tuple[int, int, int]],
+def worst_case(mechanism: str, clients: Sequence[tuple[int, int, int]],
           most: float = 1.0) -> RecordMechanism:
     """What holds for every client: the most steps and the largest rate, be they of
     one client or of two.
@@ -73,7 +73,7 @@ def worst(mechanism: str, clients: Sequence[tuple[int, int, int]],
     return RecordMechanism(mechanism, max((steps for _, steps, _ in clients), default=1), rate)
 
 
-def problems(privacy: PrivacyConfig, method: str, unit: str, mechanism: str | None,
+def unit_problems(privacy: PrivacyConfig, method: str, unit: str, mechanism: str | None,
              voting: bool) -> list[str]:
     """One line for every contradiction between the unit of privacy and the rest of the experiment.
 

@@ -71,6 +71,7 @@ def run(
     progress = Progress.load(folder)
     progress.clock_s = started
     books = open_books(house, Ledger(path / "ledger.jsonl"))
+    books.train.noise_state = progress.noise_state
     watch("prepare", 1, 1, f"{len(house.sites)} clients")
     if not progress.base_eval:
         progress.base_eval = base_scores(house)

@@ -31,7 +31,7 @@ def privacy_plan(
     if voters and not exact and settings.synthesis.rounds:
         schedules.append(ReleaseSchedule(
             stage="synthesis", rounds=settings.synthesis.rounds,
-            role=vote_role(settings, trainers),
+            role=vote_role(settings, trainers), mechanism=settings.privacy.mechanism,
             bound=vote_bound(settings.data.records_per_client)))
     if trainers and settings.train.rounds and _sends(settings, trainers[0], context):
         schedules.append(_training(settings, record_mechanism))
@@ -55,7 +55,7 @@ def _training(settings: Settings, record_mechanism: RecordMechanism | None) -> R
     privacy, federation = settings.privacy, settings.federation
     bound = None if privacy.clip == "proxies" else float(privacy.clip) * privacy.clip_scale
     rate = federation.rate if federation.sampling == "poisson" else 1.0
-    mechanism, steps = "gaussian", 1
+    mechanism, steps = privacy.mechanism, 1
     if record_mechanism is not None:  # every round counts for every record, whoever is drawn
         mechanism = record_mechanism.mechanism
         rate, steps = record_mechanism.rate, record_mechanism.steps

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from aulait.core.types import Adapter, Site
+from aulait.core.types import Adapter, Site, Tensors
 from aulait.methods.contract import Ask, State
 from aulait.privacy.accounting import Accountant
 from aulait.privacy.aggregator import KnownSites, PrivateAggregator
@@ -48,6 +48,8 @@ class Progress:
         personal: adapters of clients' own after the last round; made again when a run is resumed
             after it.
         clock_s: when the seconds were last counted.
+        noise_state: stage -> what the privacy mechanism remembers of its noise; the aggregator's
+            own dictionary once it is bound. Secret, and not saved when the run is done.
     """
 
     stage: str = "synthesis"
@@ -61,6 +63,7 @@ class Progress:
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
     personal: dict[str, Adapter] = field(default_factory=dict)
     clock_s: float = field(default_factory=time.perf_counter)
+    noise_state: dict[str, Tensors] = field(default_factory=dict)
 
     def add(self, **amounts: float | None) -> None:
         """Add to the totals."""
@@ -92,7 +95,10 @@ class Progress:
                 "stopped": self.stopped}
         stored, remembered = memory.packed(self.memory)
         own = {f"state/{name}": t for name, t in self.state.tensors.items()} if self.state else {}
-        folder.checkpoint({**own, **stored, "none": torch.zeros(1)},
+        noise = {} if self.stage == "done" else {
+            f"noise/{stage}/{name}": t for stage, tensors in self.noise_state.items()
+            for name, t in tensors.items()}
+        folder.checkpoint({**own, **stored, **noise, "none": torch.zeros(1)},
                           {**held, "trained": self.state is not None, "memory": remembered})
 
     @staticmethod
@@ -110,9 +116,14 @@ class Progress:
                if name.startswith("state/")}
         state = State(held["round"], own) if held["trained"] else None
         remembered = memory.unpacked(tensors, held["memory"])
+        noise: dict[str, Tensors] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("noise/"):
+                _, stage, name = key.split("/", 2)
+                noise.setdefault(stage, {})[name] = tensor
         return Progress(held["stage"], synthesis, state, texts, held["totals"], held["base_eval"],
                         held["last_eval"],
-                        held["stopped"], remembered)
+                        held["stopped"], remembered, noise_state=noise)
 
 
 @dataclass(frozen=True)

@@ -295,7 +295,7 @@ def _check_roles(house: House, here: bool) -> None:
     method = settings.method
     mechanism = (
         method.mechanism(settings.method_config) if isinstance(method, RecordMethod) else None)
-    problems = records.problems(settings.privacy, name, unit, mechanism, bool(house.voters))
+    problems = records.unit_problems(settings.privacy, name, unit, mechanism, bool(house.voters))
     # elsewhere the sites look for themselves
     problems += record_gradients.missing(mechanism) if here else []
     if unit == "record" and not settings.privacy.off:

@@ -58,7 +58,7 @@ def _stage_one_key(house: House) -> str:
     """All that determines stage 1: equal keys, equal first stage (up to the privacy noise)."""
     s = house.settings
     privacy = s.privacy.model_dump(include={"off", "epsilon", "noise_multiplier", "delta",
-        "relation", "noise_seed", "vote_fraction"})
+        "relation", "noise_seed", "vote_fraction", "mechanism"})
     synthesis = s.synthesis.model_dump(exclude={"proxies"})
     machines = [[t.name, t.machine, t.link, t.availability, t.dropout, t.spread]
                 for t in s.federation.tier if t.machine]

@@ -77,6 +77,15 @@ def test_torn_last_line_is_set_aside(path, cut):
     assert [line.release for line in Ledger(path).lines] == [1, 2, 3]
 
 
+def test_a_last_line_that_is_whole_and_not_sound_is_an_error_and_stays(path):
+    first, last = written(path, 2).read_bytes().splitlines(keepends=True)
+    data = first + last.replace(b'"gaussian"', b'"not-installed"').rstrip(b"\n")
+    path.write_bytes(data)
+    with pytest.raises(PrivacyError, match="not-installed"):
+        Ledger(path)
+    assert path.read_bytes() == data
+
+
 def test_whole_line_without_line_feed_is_kept(path):
     data = written(path, 2).read_bytes()
     path.write_bytes(data[:-1])

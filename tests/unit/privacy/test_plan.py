@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from tests import tiny_run
 
 from aulait.cli.account import recount
@@ -20,6 +21,7 @@ from aulait.privacy.ledger import Ledger
 from aulait.privacy.ledger_line import LedgerLine
 from aulait.privacy.mechanisms import MECHANISMS, Gaussian, find_mechanism
 from aulait.privacy.plan import ReleaseSchedule, plan_privacy
+from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import loop
 from aulait.runs.plan_summary import outlook
 from aulait.runs.setup import Workshop, assemble
@@ -115,7 +117,7 @@ def test_without_privacy_nothing_is_planned():
 
 
 def three_rounds(**changes):
-    return plan_privacy(PrivacyConfig(**CLIENT | changes), [ReleaseSchedule(stage="train", rounds=3, role="local", bound=0.5)])
+    return plan_privacy(PrivacyConfig(**CLIENT | changes), [ReleaseSchedule(stage="train", rounds=3, role="local", mechanism="gaussian", bound=0.5)])
 
 
 def line_of(plan, round=1, **changes):
@@ -211,3 +213,35 @@ def test_what_is_no_mechanism_of_the_unit_or_relation():
         plan_privacy(PrivacyConfig(**RECORD | {"relation": "replace"}),
                      [ReleaseSchedule(stage="train", rounds=1, role="local", mechanism="dp-sgd")])
     assert json.loads(json.dumps(find_mechanism("gaussian-batch").sensitivity(1.0, "replace"))) == pytest.approx(2 * math.sqrt(2))
+
+
+class Telescoping(Gaussian):
+    """Takes half of the last noise out again: it must remember it, also over a kill."""
+
+    def add_noise(self, total, sigma, source, state):
+        fresh = {name: source.gaussian(tuple(value.shape), sigma) for name, value in total.items()}
+        last = {name: state.get(name, torch.zeros_like(fresh[name])) for name in fresh}
+        return {name: total[name] + fresh[name] - last[name] / 2 for name in fresh}, fresh
+
+
+def test_a_mechanism_s_memory_of_its_noise_survives_an_interruption(data, shared):
+    if "telescoping" not in MECHANISMS:
+        MECHANISMS.register("telescoping")(Telescoping())
+    settings = tiny_run.settings(data, federation=LOCAL, privacy=CLIENT | {"noise_seed": 3, "mechanism": "telescoping"})
+    plain = tiny_run.settings(data, federation=LOCAL, privacy=CLIENT | {"noise_seed": 3})
+    run = lambda name, chosen, **more: loop.run(chosen, data / name, connect, workshop=tiny_run.fresh(shared), **more)  # noqa: E731
+    run("whole", settings)
+
+    def stop(stage, done, total, note):
+        if stage == "train" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("halves", settings, watch=stop)
+    run("halves", settings, resume=True)
+    run("plain", plain)
+    whole, halves, other = ((data / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("whole", "halves", "plain"))
+    assert whole == halves != other
+    assert {line.mechanism for line in Ledger(data / "halves" / "ledger.jsonl").lines} == {"telescoping"}
+    tensors, _ = RunFolder(data / "halves").restore()
+    assert not any(name.startswith("noise/") for name in tensors)

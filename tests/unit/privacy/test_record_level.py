@@ -28,7 +28,7 @@ from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.ledger_line import LedgerLine
 from aulait.privacy.noise import SeededNoise, SystemNoise
-from aulait.privacy.record_level import RecordMechanism, problems, worst
+from aulait.privacy.record_level import RecordMechanism, unit_problems, worst_case
 from aulait.runs import loop
 from aulait.runs.setup import Workshop
 from aulait.training.trainer import Learner, TrainConfig
@@ -121,11 +121,11 @@ def test_two_clipped_gradients_are_never_further_apart_than_the_sensitivity():
 
 
 def test_the_worst_client_pays_for_its_role():
-    record_mechanism = worst("dp-sgd", [(100, 4, 5), (20, 2, 5), (0, 9, 5)])
+    record_mechanism = worst_case("dp-sgd", [(100, 4, 5), (20, 2, 5), (0, 9, 5)])
     assert record_mechanism == RecordMechanism("dp-sgd", 9, 0.25)
-    assert worst("dp-sgd", [(3, 1, 8)]).rate == 1.0
-    assert worst("dp-sgd", [(3, 1, 8), (100, 1, 8)], 0.2).rate == 0.2
-    assert worst("gaussian-batch", [(100, 4, 5)]) == RecordMechanism("gaussian-batch", 4, 1.0)
+    assert worst_case("dp-sgd", [(3, 1, 8)]).rate == 1.0
+    assert worst_case("dp-sgd", [(3, 1, 8), (100, 1, 8)], 0.2).rate == 0.2
+    assert worst_case("gaussian-batch", [(100, 4, 5)]) == RecordMechanism("gaussian-batch", 4, 1.0)
     for records_, steps, batch in [(100, 4, 5), (20, 2, 5)]:
         own = epsilon([Event(1.0, batch / records_, steps)] * 5, DELTA)
         assert own <= epsilon([record_mechanism.event(1.0)] * 5, DELTA)
@@ -260,8 +260,8 @@ def test_lines_that_cannot_be(tmp_path):
 
 def test_contradictions_are_told():
     sound = ("dplora", "record", "dp-sgd", False)
-    assert problems(ON, *sound) == []
-    assert problems(PrivacyConfig(off=True), "ffa", "client", None, True) == []
+    assert unit_problems(ON, *sound) == []
+    assert unit_problems(PrivacyConfig(off=True), "ffa", "client", None, True) == []
     for privacy, arguments, word in [
         (ON, ("ffa", "client", None, False), "protect whole clients"),
         (ON.model_copy(update={"unit": "client"}), sound, "every record"),
@@ -270,10 +270,10 @@ def test_contradictions_are_told():
         (ON, ("dplora", "record", "dp-sgd", True), "vote"),
         (ON.model_copy(update={"shrink": "whole"}), sound, "shrink"),
     ]:
-        (line,) = problems(privacy, *arguments)
+        (line,) = unit_problems(privacy, *arguments)
         assert word in line
         assert "\n" not in line
-    assert problems(ON.model_copy(update={"relation": "replace"}), "dplora", "record", "gaussian-batch", False) == []
+    assert unit_problems(ON.model_copy(update={"relation": "replace"}), "dplora", "record", "gaussian-batch", False) == []
 
 
 def test_controls_are_not_private():

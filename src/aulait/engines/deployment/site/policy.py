@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from aulait.core.errors import AulaitError
+from aulait.core.errors import AulaitError, PrivacyError
 from aulait.methods import METHODS
-from aulait.privacy.accounting import Event, epsilon
 from aulait.privacy.config import PrivacyConfig
+from aulait.privacy.plan import PrivacyPlan, ReleaseSchedule, plan_privacy
+from aulait.privacy.record_level import RecordMechanism, unit_problems, worst_case
 
 if TYPE_CHECKING:
     from aulait.methods.contract import AnyMethod
@@ -30,6 +32,7 @@ Count = Annotated[int, Field(ge=1, le=2**53, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Role = Literal["local", "proxy", "split"]
 
+SITE = "site"  # the one role in a site's own account
 _TRAINS = ("local", "split")
 _COUNTED_RELEASES = 20_000  # more of them take minutes and gigabytes to count with sampling
 _COUNTED_NOISE = 0.3
@@ -112,27 +115,56 @@ def spends(brief: Any, noise_multiplier: float, records: int | None = None) -> f
     Raises:
         PrivacyError: a number is outside its range.
     """
-    privacy, event = brief.privacy, Event(noise_multiplier)
-    record = privacy.unit == "record"
-    steps = brief.steps if record else 1
-    updates = brief.rounds if brief.placement in _TRAINS else 0
-    votes = brief.synthesis_rounds if brief.votes else 0
-    releases = updates * steps + votes
-    whole = epsilon([Event(noise_multiplier, 1.0, releases)], privacy.delta) if releases else 0.0
-    if (
-        not record or not records or releases > _COUNTED_RELEASES or event.noise_multiplier
-        < _COUNTED_NOISE
-    ):
-        return whole
+    if brief.privacy.unit != "record":
+        return site_plan(brief, noise_multiplier, None).epsilon[SITE]
+    whole, sampled = (site_plan(brief, noise_multiplier, record_mechanism).epsilon[SITE]
+                      for record_mechanism in _of_records(brief, noise_multiplier, records))
+    return min(whole, sampled)
+
+
+def site_plan(brief: Any, noise_multiplier: float,
+              record_mechanism: RecordMechanism | None) -> PrivacyPlan:
+    """What the run of a brief releases about this site, each release with this noise multiplier.
+
+    Args:
+        brief: the run; its counts must be sound (``refusals`` names none of them).
+        noise_multiplier: noise over sensitivity, finite and > 0.
+        record_mechanism: with the unit "record", what a round asks of this site's records.
+
+    Raises:
+        PrivacyError: a number is outside its range.
+    """
+    told: PrivacyConfig = brief.privacy.model_copy(
+        update={"epsilon": None, "noise_multiplier": noise_multiplier})
+    schedules = []
+    if brief.votes and brief.synthesis_rounds:
+        schedules.append(ReleaseSchedule(stage="synthesis", rounds=brief.synthesis_rounds,
+                                         role=SITE, mechanism=told.mechanism))
+    if brief.placement in _TRAINS and brief.rounds:
+        training = ReleaseSchedule(stage="train", rounds=brief.rounds, role=SITE,
+                                   mechanism=told.mechanism)
+        if record_mechanism is not None:
+            training = replace(training, mechanism=record_mechanism.mechanism,
+                               sampling_rate=record_mechanism.rate, steps=record_mechanism.steps)
+        schedules.append(training)
+    return plan_privacy(told, schedules, roles=(SITE,))
+
+
+def _of_records(brief: Any, noise_multiplier: float,
+                records: int | None) -> tuple[RecordMechanism, RecordMechanism]:
+    """What a round asks of this site's records, without and with what their sampling is worth."""
     from aulait.methods.contract import RecordMethod  # imports torch
 
     method, config = _method(brief.algorithm)
-    if (not isinstance(method, RecordMethod) or method.mechanism(config) != "dp-sgd"
-            or brief.batch >= records or not updates):
-        return whole
-    sampled = Event(noise_multiplier, brief.batch / records, updates * steps)
-    return min(whole, epsilon([sampled, *([Event(noise_multiplier, 1.0, votes)] if votes else [])],
-                              privacy.delta))
+    if not isinstance(method, RecordMethod):
+        raise PrivacyError("privacy.unit = 'record' found with a method that does not offer it")
+    mechanism = method.mechanism(config)
+    whole = RecordMechanism(mechanism, brief.steps)
+    countable = brief.rounds * brief.steps <= _COUNTED_RELEASES and (
+        noise_multiplier >= _COUNTED_NOISE)
+    if not records or not countable:
+        return whole, whole
+    return whole, worst_case(mechanism, [(records, brief.steps, brief.batch)])
 
 
 def _names(limits: SitePolicy, brief: Any) -> list[str]:
@@ -286,7 +318,6 @@ def _privacy(limits: SitePolicy, brief: Any, sound: bool, records: int | None) -
 def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
     """A method that cannot keep the promise is refused here too, not only by an honest server."""
     from aulait.methods.contract import RecordMethod
-    from aulait.privacy import record_level as records
     from aulait.training import record_gradients
 
     name = _method_name(brief)
@@ -302,10 +333,8 @@ def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
         if isinstance(method, RecordMethod):
             mechanism = method.mechanism(config)
             method.record_mechanism(config, ())  # raises for the controls that add no noise
-        return (
-            records.problems(privacy, name, unit, mechanism,
-                             bool(brief.votes)) + record_gradients.missing(mechanism)
-        )
+        return [*unit_problems(privacy, name, unit, mechanism, bool(brief.votes)),
+                *record_gradients.missing(mechanism)]
     except AulaitError as error:
         return [str(error)]
     except ValueError:

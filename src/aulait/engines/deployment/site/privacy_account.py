@@ -19,10 +19,10 @@ from aulait.core.errors import PrivacyError, require
 from aulait.core.files import append_durably, sync_folder, writing
 from aulait.core.types import Site
 from aulait.engines.deployment.protocol.run_terms import RunTerms
+from aulait.engines.deployment.site.policy import SITE, site_plan
 from aulait.methods.contract import RecordMethod
-from aulait.privacy.accounting import Accountant, Event, epsilon
+from aulait.privacy.accounting import Accountant, Event
 
-ROLE = "site"
 CLIPS = (1e-6, 1e6)  # outside of them single precision rounds the noise or the gradients away
 
 
@@ -42,16 +42,16 @@ class SiteAccount:
         self._path = folder / "account.jsonl"
         told = brief.privacy
         assert told.delta is not None
-        self._limit, self._delta = min(most_epsilon, told.epsilon if told.epsilon is not None
-            else math.inf), told.delta
-        self._accountant = Accountant(told.delta, {ROLE: self._limit})
+        promised = math.inf if told.epsilon is None else told.epsilon
+        self._limit = min(most_epsilon, promised)
+        self._accountant = Accountant(told.delta, {SITE: self._limit})
         for event in _read(self._path):
-            self._accountant.add(ROLE, event)
+            self._accountant.add(SITE, event)
 
     @property
     def spent(self) -> float:
         """Epsilon so far."""
-        return self._accountant.spent(ROLE)
+        return self._accountant.spent(SITE)
 
     def charge(self, settings: Mapping[str, Any], site: Site, brief: RunTerms) -> None:
         """Check one order and write it down.
@@ -102,16 +102,13 @@ class SiteAccount:
             require(multiplier >= promised * (1 - 1e-6), PrivacyError,
                     f"an order with noise multiplier {multiplier:.4f} found, the brief promises "
                     f"{promised:.4f}; refused")
-            rounds = own.event(promised)
-            limit = min(limit,
-                epsilon([Event(promised, rounds.sampling_rate, rounds.steps * brief.rounds)],
-                        self._delta))
-        spends = self._accountant.would_spend(ROLE, event)
+            limit = min(limit, site_plan(brief, promised, own).epsilon[SITE])
+        spends = self._accountant.would_spend(SITE, event)
         require(spends <= limit * (1 + 1e-6), PrivacyError,
                 f"the order would bring this site's records to epsilon {spends:.3f}, allowed are "
                 f"{limit:.3f}; refused")
         self._append(event)
-        self._accountant.add(ROLE, event)
+        self._accountant.add(SITE, event)
 
     def _append(self, event: Event) -> None:
         line = (
