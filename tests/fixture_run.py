@@ -311,7 +311,7 @@ def virtual(
     whole: dict[str, Any] = {"total_s": 0.0, "energy_j": 0.0, "tiers": {}}
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     for line in lines:
-        told = clock.told(clock.round(list(stints), line["stage"], line["round"], server_s=server_s if line["stage"] == "synthesis" else 0.0))
+        told = clock.metrics(clock.round(list(stints), line["stage"], line["round"], server_s=server_s if line["stage"] == "synthesis" else 0.0))
         whole["total_s"] += told["round_s"]
         whole["energy_j"] += told["energy_j"]
         for name, own in told["tiers"].items():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from aulait.runs.experiment_file import Settings, build
-from aulait.runs.setup import Workshop
+from aulait.runs.prepared import SharedCache
 from aulait.synthesis.embedding import EMBEDDERS
 
 WORDS = ["read", "write", "open", "close", "file", "line", "name", "value", "list", "sum", "mean", "sort", "join", "split", "parse", "count"]
@@ -64,6 +64,6 @@ def settings(folder: Path, **tables: dict[str, Any]) -> Settings:
     return build(tree)
 
 
-def fresh(shared: Workshop) -> Workshop:
+def fresh(shared: SharedCache) -> SharedCache:
     """The loaded things without finished first stages, so that a run makes its own."""
-    return Workshop({key: thing for key, thing in shared.kept.items() if not key.startswith("stage-one")})
+    return SharedCache({key: thing for key, thing in shared.kept.items() if not key.startswith("stage-one")})

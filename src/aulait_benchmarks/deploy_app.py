@@ -60,11 +60,11 @@ class Side:
         experiment: its settings.
         keys: the server's keys folder.
         out: where its journal goes.
-        workshop: shares the base between both.
+        cache: shares the base between both.
     """
 
-    def __init__(self, grid: Grid, experiment: Path, keys: Path, out: Path, workshop: Any) -> None:
-        from aulait.engines.deployment.coordinator.engine import Engine
+    def __init__(self, grid: Grid, experiment: Path, keys: Path, out: Path, cache: Any) -> None:
+        from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
         from aulait.engines.deployment.coordinator.event_log import EventLog
         from aulait.engines.deployment.pki import keys as key_files
         from aulait.engines.deployment.protocol import signing
@@ -73,27 +73,27 @@ class Side:
         from aulait.privacy.ledger import Ledger
         from aulait.privacy.noise import SystemNoise
         from aulait.runs import experiment_file
-        from aulait.runs.setup import assemble
+        from aulait.runs.setup import prepare
 
         settings, roster = experiment_file.read(experiment), key_files.roster(keys)
         self._post, names = TimedTransport(grid, roster), sorted(roster)
         key = signing.load_private(keys / "order-key.pem")
-        self._engine = Engine(self._post, settings, key, secrets.token_hex(16), 1, EventLog(out))
+        self._engine = CoordinatorEngine(self._post, settings, key, secrets.token_hex(16), 1,
+                                         EventLog(out))
         self._engine.hello(len(names), WAIT_S, names)
-        self._house = assemble(settings, workshop, dict.fromkeys(names, 1))
-        self._engine.begin(self._house)
-        self._state = settings.method.init(settings.method_config, self._house.context)
+        self._run = prepare(settings, cache, dict.fromkeys(names, 1))
+        self._engine.begin(self._run)
+        self._state = settings.method.init(settings.method_config, self._run.context)
         self._door = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(),
             KnownSites())
-        self._ask = self._engine.connect(self._house.sites, settings.method, self._house.context,
-            self._house.learner, None)
+        self._ask = self._engine.connect(self._run, self._run.federation.sites)
 
     @property
     def formula(self) -> tuple[int, int]:
         """Bytes up and down of a client in a round, as the method's description says."""
-        house, settings = self._house, self._house.settings
-        found: tuple[int, int] = settings.method.travels(settings.method_config, house.context, 1,
-            house.trainers[0], house.trainers)
+        settings, trainers = self._run.settings, self._run.federation.trainers
+        found: tuple[int, int] = settings.method.travels(settings.method_config, self._run.context, 1,
+            trainers[0], trainers)
         return found
 
     def round(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Side:
         from aulait.core.cohort import Cohort
         from aulait.methods.contract import Server
 
-        settings, names = self._house.settings, self._house.trainers
+        settings, names = self._run.settings, self._run.federation.trainers
         told, moment = dict(self._engine.told), {"began": 0.0, "ended": 0.0}
         self._post.letters.clear()
 
@@ -113,7 +113,7 @@ class Side:
 
         cohort = Cohort(round=self._state.round + 1, local=names, proxies={}, planned=len(names),
                         lr=settings.train.lr)
-        self._state, _ = settings.method.step(settings.method_config, self._house.context,
+        self._state, _ = settings.method.step(settings.method_config, self._run.context,
             self._state, cohort, Server(ask, self._door))
         moved = {name: value - told[name] for name, value in self._engine.told.items()}
         return {**moment, **moved, "letters": list(self._post.letters.values())}
@@ -122,14 +122,14 @@ class Side:
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Rounds on demand: ``experiment`` is a folder of NAME.toml, ``out`` a folder of turns."""
-    from aulait.runs.setup import Workshop
+    from aulait.runs.prepared import SharedCache
 
     told = context.run_config
-    folder, experiments, workshop = Path(str(told["out"])), Path(
-        str(told["experiment"])), Workshop()
+    folder, experiments = Path(str(told["out"])), Path(str(told["experiment"]))
+    cache = SharedCache()
     names = sorted(path.stem for path in experiments.glob("*.toml"))
     sides = {name: Side(grid, experiments / f"{name}.toml", Path(str(told["keys"])), folder / name,
-                        workshop) for name in names}
+                        cache) for name in names}
     found: dict[str, Any] = {name: {"up": side.formula[0], "down": side.formula[1]} for name,
                              side in sides.items()}
     number = 0

@@ -22,7 +22,7 @@ from aulait.core.cohort import Cohort, everyone
 from aulait.core.factors import Trainable
 from aulait.core.lora import initial
 from aulait.core.types import Adapter, Record
-from aulait.engines.inline import connect
+from aulait.engines.inline import LocalClients
 from aulait.methods.contract import Server, State
 from aulait.models import loading
 from aulait.models.loading import wearing
@@ -32,7 +32,8 @@ from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.resources.meters import peak_of_process
 from aulait.runs.experiment_file import build
-from aulait.runs.setup import House, Workshop, assemble
+from aulait.runs.prepared import PreparedRun, SharedCache
+from aulait.runs.setup import prepare
 from aulait.training.batches import collate, scored
 from aulait.training.trainer import LocalTraining, draws
 
@@ -82,12 +83,12 @@ def simulate(
         base_loads, device, threads.
     """
     timings = {}
-    workshop = Workshop()
+    cache = SharedCache()
     with _counting() as loads:
         for name in METHODS:
-            house = _house(name, clients, steps, batch, workshop)
-            timings[name] = _timed(house, name, rounds, max(3, repetitions))
-        device = house.base.device
+            run = _prepared(name, clients, steps, batch, cache)
+            timings[name] = _timed(run, name, rounds, max(3, repetitions))
+        device = run.models.base.device
     methods = {name: timing.as_dict() for name, timing in timings.items()}
     slower = max(methods, key=lambda name: methods[name]["ratio_to_floor"])
     gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
@@ -106,7 +107,7 @@ def simulate(
     }
 
 
-def _house(name: str, clients: int, steps: int, batch: int, workshop: Workshop) -> House:
+def _prepared(name: str, clients: int, steps: int, batch: int, cache: SharedCache) -> PreparedRun:
     tree = {
         "run": {"name": "bench"},
         "model": {"context": 64},
@@ -117,50 +118,51 @@ def _house(name: str, clients: int, steps: int, batch: int, workshop: Workshop) 
         "train": {"steps": steps, "batch": batch},
         "privacy": {"off": True},
     }
-    return assemble(build(tree), workshop)
+    return prepare(build(tree), cache)
 
 
-def _timed(house: House, name: str, rounds: int, repetitions: int) -> Timing:
+def _timed(run: PreparedRun, name: str, rounds: int, repetitions: int) -> Timing:
     """Warm up both, then let them take turns."""
-    batches, tokens = _batches(house, METHODS[name], rounds)
-    _federated(house, rounds)
-    _plain(house, METHODS[name], batches)
+    batches, tokens = _batches(run, METHODS[name], rounds)
+    _federated(run, rounds)
+    _plain(run, METHODS[name], batches)
     spent_s: dict[bool, list[float]] = {True: [], False: []}
     for repetition in range(repetitions):
         for federated in (True, False) if repetition % 2 == 0 else (False, True):
-            _wait(house)
+            _wait(run)
             started = time.perf_counter()
             if federated:
-                _federated(house, rounds)
+                _federated(run, rounds)
             else:
-                _plain(house, METHODS[name], batches)
-            _wait(house)
+                _plain(run, METHODS[name], batches)
+            _wait(run)
             spent_s[federated].append(time.perf_counter() - started)
     return Timing(tokens, statistics.median(spent_s[True]), statistics.median(spent_s[False]))
 
 
-def _federated(house: House, rounds: int) -> State:
+def _federated(run: PreparedRun, rounds: int) -> State:
     """Rounds of the method over all sites; no evaluation, nothing on disk."""
-    method, config = house.settings.method, house.settings.method_config
-    ask = connect(house.sites, method, house.context, house.learner, None)
+    method, config = run.settings.method, run.settings.method_config
+    ask = LocalClients.of(run, run.federation.sites).ask
     aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(),
         KnownSites())
-    local = house.trainers
-    state: State = method.init(config, house.context)
+    local = run.federation.trainers
+    state: State = method.init(config, run.context)
     for round in range(1, rounds + 1):
         cohort = Cohort(round=round, local=everyone(local), proxies={}, planned=len(local),
-                        lr=house.settings.train.lr)
-        state, _ = method.step(config, house.context, state, cohort, Server(ask, aggregator))
+                        lr=run.settings.train.lr)
+        state, _ = method.step(config, run.context, state, cohort, Server(ask, aggregator))
     return state
 
 
-def _batches(house: House, trainable: Trainable, rounds: int) -> tuple[Passes, int]:
+def _batches(run: PreparedRun, trainable: Trainable, rounds: int) -> tuple[Passes, int]:
     """The rows of every pass of every group of sites, as ``Learner.train`` forms them, and their
     tokens."""
-    learner, passes, tokens = house.learner, [], 0
-    start = initial(house.context.shapes, house.context.rank, house.context.alpha, house.seeds)
+    learner, passes, tokens = run.models.learner, [], 0
+    start = initial(run.context.shapes, run.context.rank, run.context.alpha, run.context.seeds)
     for round in range(1, rounds + 1):
-        works = [_work(house, name, start, trainable, round) for name in everyone(house.trainers)]
+        works = [_work(run, name, start, trainable, round)
+                 for name in everyone(run.federation.trainers)]
         for members in learner.passes(works):
             some = [works[i] for i in members]
             orders = [draws(work, [len(learner.encode(r)[0]) for r in work.records])
@@ -173,19 +175,19 @@ def _batches(house: House, trainable: Trainable, rounds: int) -> tuple[Passes, i
     return passes, tokens
 
 
-def _work(house: House, name: str, start: Adapter, trainable: Trainable,
+def _work(run: PreparedRun, name: str, start: Adapter, trainable: Trainable,
           round: int) -> LocalTraining:
     """What a site is asked to do in a round, as the methods write it."""
-    site, seed = house.sites[name], house.seeds.integer("batches", round, name)
+    site, seed = run.federation.sites[name], run.context.seeds.integer("batches", round, name)
     return LocalTraining(start, site.train, trainable, site.plan.steps, site.plan.batch,
-                         house.settings.train.lr, seed)
+                run.settings.train.lr, seed)
 
 
-def _plain(house: House, trainable: Trainable, batches: Passes) -> float:
+def _plain(run: PreparedRun, trainable: Trainable, batches: Passes) -> float:
     """Plain training of one adapter: the floor. Returns the last loss."""
-    base, context, config = house.base, house.context, house.learner.config
+    base, context, config = run.models.base, run.context, run.models.learner.config
     loss = torch.zeros(())
-    with wearing(base, [initial(context.shapes, context.rank, context.alpha, house.seeds)]):
+    with wearing(base, [initial(context.shapes, context.rank, context.alpha, run.context.seeds)]):
         worn = [base.slots[name].worn for name in context.shapes]
         leaves = [leaf for own in worn if own is not None for leaf in trainable.of(own[:2])]
         for leaf in leaves:
@@ -193,7 +195,7 @@ def _plain(house: House, trainable: Trainable, batches: Passes) -> float:
         optimizer = torch.optim.AdamW(leaves, lr=config.lr, weight_decay=config.weight_decay)
         for group in batches:
             for records in group:
-                out, target, _ = scored(base, collate(base, house.learner.encode, records))
+                out, target, _ = scored(base, collate(base, run.models.learner.encode, records))
                 loss = torch.nn.functional.cross_entropy(out, target)
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(leaves, config.max_grad_norm)
@@ -219,10 +221,10 @@ def _counting() -> Iterator[list[str]]:
         loading.load_base = real
 
 
-def _wait(house: House) -> None:
+def _wait(run: PreparedRun) -> None:
     """Until the accelerator is idle."""
-    if house.base.device.type == "cuda":
-        torch.cuda.synchronize(house.base.device)
+    if run.models.base.device.type == "cuda":
+        torch.cuda.synchronize(run.models.base.device)
 
 
 def names() -> Sequence[str]:

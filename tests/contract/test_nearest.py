@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from aulait.core.seeds import Seeds
 from aulait.synthesis import private_evolution, selection
-from aulait.synthesis.private_evolution import State, SynthesisConfig, Text
+from aulait.synthesis.population import EvolutionState, SynthesisConfig, Text
+from aulait.synthesis.private_evolution import EvolutionContext
 
 
 def obvious(weight, closeness, count):
@@ -47,9 +48,9 @@ class Angles:
 
 
 def test_the_final_set_stands_near_the_winners_in_proportion_to_their_votes():
-    state = State(2, (), (Text("10", 1, votes=30.0), Text("80", 2, votes=10.0), Text("45", 2, votes=-3.0)))
+    state = EvolutionState(2, (), (Text("10", 1, votes=30.0), Text("80", 2, votes=10.0), Text("45", 2, votes=-3.0)))
     config = SynthesisConfig(expansion="nearest", texts=8, public_texts=90)
-    made = private_evolution.expand(config, state, None, Seeds(0), [str(d) for d in range(91)], Angles())
+    made = private_evolution.result(config, EvolutionContext(Seeds(0), [str(d) for d in range(91)], Angles(), None, 1.0), state)
     assert sum(t.parent == "10" for t in made) == 6
     assert {abs(int(t.text) - 10) <= 3 for t in made if t.parent == "10"} == {True}
     assert {abs(int(t.text) - 80) <= 1 for t in made if t.parent == "80"} == {True}

@@ -19,6 +19,7 @@ from tests.oracle import selection as oracle
 from aulait.core.cohort import Cohort
 from aulait.core.seeds import Seeds
 from aulait.core.types import Plan, Record, Site, VoteRequest
+from aulait.methods.contract import RunContext, Server
 from aulait.privacy import clipping
 from aulait.privacy.accounting import Accountant
 from aulait.privacy.aggregator import KnownSites, PrivateAggregator, Release
@@ -26,10 +27,12 @@ from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.synthesis import private_evolution, selection
-from aulait.synthesis.private_evolution import State, SynthesisConfig, Text
+from aulait.synthesis.population import EvolutionState, SynthesisConfig, Text
+from aulait.synthesis.private_evolution import EvolutionContext
 
 SEEDS = Seeds(5)
 OFF = PrivacyConfig(off=True)
+NO_CONTEXT = RunContext({}, 1, 1.0, SEEDS)
 ON = PrivacyConfig(noise_multiplier=1.0, delta=1e-5, relation="add-remove")
 WIDTH = 6
 
@@ -83,7 +86,7 @@ def ask_of(sites, embedder, heard=None):
     def ask(requests):
         if heard is not None:
             heard.extend(requests)
-        return private_evolution.answer(requests, [sites[request.client] for request in requests], embedder)
+        return private_evolution.answer(requests, [sites[request.client] for request in requests], NO_CONTEXT, embedder)
 
     return ask
 
@@ -93,8 +96,12 @@ def a_round(config, state, sites, *, writer=None, embedder=None, the_door=None, 
     cohort = Cohort(
         round=number or state.round + 1, local=tuple(sorted(sites)), proxies={}, planned=len(sites), noise_multiplier=z, role="proxy"
     )
-    return private_evolution.step(
-        config, state, cohort, ask or ask_of(sites, embedder), the_door or aggregator(), embedder, writer or Writer(), SEEDS, bound)
+    context = evolution(embedder=embedder, writer=writer, bound=bound)
+    return private_evolution.step(config, context, state, cohort, Server(ask or ask_of(sites, embedder), the_door or aggregator()))
+
+
+def evolution(public=(), *, embedder=None, writer=None, bound=10.0, seeds=SEEDS):
+    return EvolutionContext(seeds, public, embedder or PointEmbedder(), writer or Writer(), bound)
 
 
 PUBLIC = [f"{letter}{number} public" for letter in "abcdef" for number in range(4)]
@@ -108,7 +115,7 @@ def test_a_vote_goes_to_the_nearest_candidate():
     embedder = PointEmbedder()
     candidates = embedder.embed(["a", "b", "c", "f"])
     request = VoteRequest("s1", 1, {"embeddings": candidates}, {"neighbours": 1})
-    update = private_evolution.answer([request], [SITES["s1"]], embedder)[0]
+    update = private_evolution.answer([request], [SITES["s1"]], NO_CONTEXT, embedder)[0]
     assert update.tensors["votes"].tolist() == [2.0, 1.0, 0.0, 0.0]
     assert update.tensors.keys() == {"votes"}, "nothing else leaves the site: no distances, no texts"
     assert not update.info
@@ -117,13 +124,13 @@ def test_a_vote_goes_to_the_nearest_candidate():
 def test_a_prompt_is_part_of_what_is_embedded():
     embedder = PointEmbedder()
     owner = Site("s", SITES["s1"].plan, (Record("answer", prompt="question"),))
-    private_evolution.answer([VoteRequest("s", 1, {"embeddings": embedder.embed(["a"])}, {"neighbours": 1})], [owner], embedder)
+    private_evolution.answer([VoteRequest("s", 1, {"embeddings": embedder.embed(["a"])}, {"neighbours": 1})], [owner], NO_CONTEXT, embedder)
     assert embedder.asked[-1] == ["question\nanswer"]
 
 
 @pytest.mark.parametrize("neighbours", [1, 2, 3])
 def test_votes_sum_to_records_times_neighbours(neighbours):
-    _, info = a_round(SMALL.model_copy(update={"neighbours": neighbours}), State(0, tuple(Text(t, 0) for t in PUBLIC[:9])), SITES, bound=100.0)
+    _, info = a_round(SMALL.model_copy(update={"neighbours": neighbours}), EvolutionState(0, tuple(Text(t, 0) for t in PUBLIC[:9])), SITES, bound=100.0)
     assert sum(info["histogram"]) == pytest.approx(6 * neighbours)
     assert len(info["histogram"]) == 9
 
@@ -141,7 +148,7 @@ def test_removing_any_client_moves_the_sum_by_at_most_the_bound(clients, removed
     candidates = embedder.embed(["a", "b", "cc", "d", "e"])
     sites = {f"s{i}": site(f"s{i}", mine) for i, mine in enumerate(clients)}
     requests = [VoteRequest(n, 1, {"embeddings": candidates}, {"neighbours": neighbours}) for n in sites]
-    updates = private_evolution.answer(requests, list(sites.values()), embedder)
+    updates = private_evolution.answer(requests, list(sites.values()), NO_CONTEXT, embedder)
     gone = f"s{removed % len(clients)}"
 
     def released(some):
@@ -165,7 +172,7 @@ def test_the_bound_is_the_root_of_the_cap_and_spread_votes_are_whole():
 
 def test_the_released_votes_have_the_noise_of_the_ledger():
     """600 candidates, nobody votes: the histogram is the noise itself."""
-    state = State(0, tuple(Text(f"{chr(97 + i % 26)}{i}", 0) for i in range(600)))
+    state = EvolutionState(0, tuple(Text(f"{chr(97 + i % 26)}{i}", 0) for i in range(600)))
     ledger = Ledger(None)
     config = SynthesisConfig(rounds=1, candidates=100, variations=5)
     _, info = a_round(config, state, SITES, the_door=aggregator(ON, ledger), bound=2.0, ask=lambda requests: [], z=1.5)
@@ -176,12 +183,15 @@ def test_the_released_votes_have_the_noise_of_the_ledger():
 
 def test_one_ledger_event_for_each_vote_and_bytes_of_the_formula():
     ledger, heard, embedder = Ledger(None), [], PointEmbedder()
-    state, the_door = private_evolution.init(SMALL, PUBLIC, SEEDS), aggregator(ON, ledger)
+    state, the_door = private_evolution.init(SMALL, evolution(PUBLIC)), aggregator(ON, ledger)
     for _ in range(2):
         pool = len(state.pool)
         state, info = a_round(SMALL, state, SITES, the_door=the_door, ask=ask_of(SITES, embedder, heard), z=1.0)
         assert info["up_bytes"] == 3 * 4 * pool
         assert info["down_bytes"] == 3 * 4 * pool * WIDTH
+        if state.round == 1:
+            up, down = private_evolution.travels(SMALL, evolution(PUBLIC), 1, "s1", tuple(SITES))
+            assert (info["up_bytes"], info["down_bytes"]) == (3 * up, 3 * down)
     assert [(line.stage, line.round, line.role, line.planned) for line in ledger.lines] == [
         ("synthesis", 1, "proxy", 3), ("synthesis", 2, "proxy", 3)]
     assert {request.tensors.keys() == {"embeddings"} for request in heard} == {True}, "candidates travel as vectors only"
@@ -191,17 +201,17 @@ def test_one_ledger_event_for_each_vote_and_bytes_of_the_formula():
 
 
 def test_the_first_candidates_are_distinct_public_texts():
-    state = private_evolution.init(SMALL, PUBLIC, SEEDS)
+    state = private_evolution.init(SMALL, evolution(PUBLIC))
     assert len(state.pool) == SMALL.pool == 9
     assert len({text.text for text in state.pool}) == 9
     assert {text.text for text in state.pool} <= set(PUBLIC)
     assert {(text.round, text.parent) for text in state.pool} == {(0, None)}
-    assert private_evolution.init(SMALL, PUBLIC, SEEDS) == state != private_evolution.init(SMALL, PUBLIC, Seeds(6))
-    assert len(private_evolution.init(SMALL, PUBLIC[:4], SEEDS).pool) == 4
+    assert private_evolution.init(SMALL, evolution(PUBLIC)) == state != private_evolution.init(SMALL, evolution(PUBLIC, seeds=Seeds(6)))
+    assert len(private_evolution.init(SMALL, evolution(PUBLIC[:4])).pool) == 4
 
 
 def test_winners_are_kept_with_their_votes_and_bred():
-    state = State(0, tuple(Text(f"{letter}0", 0) for letter in "abcdef"))
+    state = EvolutionState(0, tuple(Text(f"{letter}0", 0) for letter in "abcdef"))
     after, info = a_round(SMALL, state, SITES)
     assert [(t.text, t.votes) for t in after.winners] == [("a0", 3.0), ("b0", 1.0), ("c0", 1.0)]
     assert after.round == 1
@@ -218,7 +228,7 @@ def test_winners_are_kept_with_their_votes_and_bred():
 
 
 def test_the_order_of_clients_is_irrelevant():
-    state = private_evolution.init(SMALL, PUBLIC, SEEDS)
+    state = private_evolution.init(SMALL, evolution(PUBLIC))
     embedder = PointEmbedder()
     turned = lambda requests: ask_of(SITES, embedder)(requests)[::-1]  # noqa: E731
     assert a_round(SMALL, state, SITES)[0] == a_round(SMALL, state, SITES, ask=turned)[0]
@@ -227,7 +237,7 @@ def test_the_order_of_clients_is_irrelevant():
 @pytest.mark.parametrize("share", ["all", "some"])
 def test_failed_children_are_dropped_never_replaced(share):
     fails = (lambda text, seed: True) if share == "all" else (lambda text, seed: text.startswith("a"))
-    state = State(0, tuple(Text(f"{letter}0", 0) for letter in "abcdef"))
+    state = EvolutionState(0, tuple(Text(f"{letter}0", 0) for letter in "abcdef"))
     after, _ = a_round(SMALL, state, SITES, writer=Writer(fails))
     children = [t for t in after.pool if t.parent]
     assert Counter(t.parent for t in children) == ({} if share == "all" else {"b0": 2, "c0": 2})
@@ -237,7 +247,7 @@ def test_failed_children_are_dropped_never_replaced(share):
 
 
 def test_a_round_after_every_child_failed_still_works():
-    state = State(0, tuple(Text(f"{letter}0", 0) for letter in "abcdef"))
+    state = EvolutionState(0, tuple(Text(f"{letter}0", 0) for letter in "abcdef"))
     for _ in range(3):
         state, info = a_round(SMALL, state, SITES, writer=Writer(lambda text, seed: True))
     assert state.round == 3
@@ -251,7 +261,7 @@ def test_random_selection_asks_no_client_and_costs_nothing():
     def ask(requests):
         raise AssertionError("the control arm asked a client")
 
-    state = private_evolution.init(SMALL, PUBLIC, SEEDS)
+    state = private_evolution.init(SMALL, evolution(PUBLIC))
     config = SMALL.model_copy(update={"selection": "random"})
     after, info = a_round(config, state, SITES, ask=ask, the_door=aggregator(ON, ledger), z=1.0)
     assert ledger.lines == ()
@@ -264,7 +274,7 @@ def test_lookahead_sends_the_mean_of_variations():
     """Of those that came out: "c" fails once, "b" always and is sent as it is."""
     heard, embedder, writer = [], PointEmbedder(), Writer()
     writer.fails = lambda text, seed: text[0] == "b" or (text[0] == "c" and len(writer.calls) == 1)
-    state = State(0, tuple(Text(f"{letter}0", 0) for letter in "abc"))
+    state = EvolutionState(0, tuple(Text(f"{letter}0", 0) for letter in "abc"))
     config = SMALL.model_copy(update={"lookahead": 3})
     a_round(config, state, SITES, writer=writer, embedder=embedder, ask=ask_of(SITES, PointEmbedder(), heard))
     sent = heard[0].tensors["embeddings"]
@@ -276,9 +286,9 @@ def test_lookahead_sends_the_mean_of_variations():
 
 
 def test_state_survives_the_checkpoint():
-    state = private_evolution.init(SMALL, PUBLIC, SEEDS)
+    state = private_evolution.init(SMALL, evolution(PUBLIC))
     state, _ = a_round(SMALL, state, SITES)
-    again = State.restore(json.loads(json.dumps(state.dump())))
+    again = EvolutionState.restore(json.loads(json.dumps(state.dump())))
     assert again == state
     assert a_round(SMALL, again, SITES)[0] == a_round(SMALL, state, SITES)[0]
 
@@ -334,7 +344,7 @@ def test_the_uniform_fallback_is_uniform():
 @pytest.mark.parametrize("selected", ["rank", "sample", "geometry"])
 def test_noise_that_drowns_all_votes_leaves_a_working_round(selected):
     config = SMALL.model_copy(update={"selection": selected, "threshold": 1e6})
-    after, info = a_round(config, private_evolution.init(config, PUBLIC, SEEDS), SITES, the_door=aggregator(ON), ask=lambda requests: [], z=5.0)
+    after, info = a_round(config, private_evolution.init(config, evolution(PUBLIC)), SITES, the_door=aggregator(ON), ask=lambda requests: [], z=5.0)
     assert 0 < len(after.winners) <= 3
     assert all(math.isfinite(t.votes) for t in after.winners)
     assert all(math.isfinite(v) for v in info["histogram"])
@@ -390,23 +400,23 @@ def test_the_geometry_threshold_by_hand():
 # -- the final set ---------------------------------------------------------------------------------------------
 
 
-def winners(*votes: float) -> State:
-    return State(2, (), tuple(Text(f"w{i}", 1, "p", v) for i, v in enumerate(votes)))
+def winners(*votes: float) -> EvolutionState:
+    return EvolutionState(2, (), tuple(Text(f"w{i}", 1, "p", v) for i, v in enumerate(votes)))
 
 
 @pytest.mark.parametrize("expansion", ["vary", "write", "keep"])
 @pytest.mark.parametrize("count", [1, 7, 40])
 def test_the_final_set_has_the_size_that_was_asked(expansion, count):
     config = SMALL.model_copy(update={"texts": count, "expansion": expansion})
-    made = private_evolution.expand(config, winners(5.0, 1.0, -2.0), Writer(), SEEDS)
+    made = private_evolution.result(config, evolution(writer=Writer()), winners(5.0, 1.0, -2.0))
     assert len(made) == count
-    assert made == private_evolution.expand(config, winners(5.0, 1.0, -2.0), Writer(), SEEDS)
+    assert made == private_evolution.result(config, evolution(writer=Writer()), winners(5.0, 1.0, -2.0))
 
 
 @pytest.mark.parametrize("expansion", ["vary", "keep"])
 def test_the_final_set_is_proportional_to_votes(expansion):
     config = SMALL.model_copy(update={"texts": 4000, "expansion": expansion})
-    made = private_evolution.expand(config, winners(30.0, 10.0, -5.0, 0.0), Writer(), SEEDS)
+    made = private_evolution.result(config, evolution(writer=Writer()), winners(30.0, 10.0, -5.0, 0.0))
     drawn = Counter(t.parent if expansion == "vary" else t.text for t in made)
     assert drawn["w0"] / 4000 == pytest.approx(0.75, abs=6 * math.sqrt(0.75 * 0.25 / 4000))
     assert drawn["w2"] == drawn["w3"] == 0
@@ -414,17 +424,17 @@ def test_the_final_set_is_proportional_to_votes(expansion):
 
 def test_failed_texts_of_the_final_set_are_drawn_again_never_replaced():
     writer = Writer(lambda text, seed: (seed + len(text)) % 2 == 0)
-    made = private_evolution.expand(SMALL.model_copy(update={"texts": 30}), winners(5.0, 1.0), writer, SEEDS)
+    made = private_evolution.result(SMALL.model_copy(update={"texts": 30}), evolution(writer=writer), winners(5.0, 1.0))
     assert len(made) <= 30
     assert all(t.text and not re.fullmatch(r"w\d", t.text) for t in made)
     assert {t.round for t in made} == {3}
-    assert private_evolution.expand(SMALL, winners(5.0), Writer(lambda text, seed: True), SEEDS) == []
+    assert private_evolution.result(SMALL, evolution(writer=Writer(lambda text, seed: True)), winners(5.0)) == []
 
 
 def test_writing_shows_examples_from_the_most_voted_first():
     writer = Writer()
     config = SMALL.model_copy(update={"expansion": "write"})
-    private_evolution.expand(config, winners(1e9, 0.0, -1.0), writer, SEEDS)
+    private_evolution.result(config, evolution(writer=writer), winners(1e9, 0.0, -1.0))
     assert writer.examples[0][0] == "w0"
     assert sorted(writer.examples[0]) == ["w0", "w1", "w2"]
 

@@ -18,14 +18,14 @@ from tests import tiny_run
 from tests.tiny_bases import write
 
 from aulait.core.errors import AulaitError, ConfigError
-from aulait.engines import inline
+from aulait.engines.inline import InlineEngine
 from aulait.models import peft_export
 from aulait.privacy.accounting import Accountant
 from aulait.privacy.ledger import Ledger
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import loop
+from aulait.runs.prepared import SharedCache
 from aulait.runs.progress import Progress
-from aulait.runs.setup import Workshop
 from aulait.synthesis import private_evolution
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ class Killer:
 
     def __init__(self, monkeypatch, at: int | None) -> None:
         self.at, self.seen = at, []
-        for owner, name in ((os, "replace"), (RunFolder, "append"), (Ledger, "append"), (peft_export, "export"), (private_evolution, "expand")):
+        for owner, name in ((os, "replace"), (RunFolder, "append"), (Ledger, "append"), (peft_export, "export"), (private_evolution, "result")):
             label = f"{getattr(owner, '__name__', owner)}.{name}"
             monkeypatch.setattr(owner, name, self._around(getattr(owner, name), label))
 
@@ -85,7 +85,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shared():
-    return Workshop()
+    return SharedCache()
 
 
 def experiment(place: Path, **tables):
@@ -93,11 +93,11 @@ def experiment(place: Path, **tables):
     return tiny_run.settings(place, **({"model": named} | tables))
 
 
-def go(settings, path: Path, shared: Workshop, resume: bool = False):
-    return loop.run(settings, path, inline.connect, resume=resume, workshop=tiny_run.fresh(shared))
+def go(settings, path: Path, shared: SharedCache, resume: bool = False):
+    return loop.run(settings, path, InlineEngine(), resume=resume, cache=tiny_run.fresh(shared))
 
 
-def killed_and_resumed(settings, path: Path, shared: Workshop, *moments: int):
+def killed_and_resumed(settings, path: Path, shared: SharedCache, *moments: int):
     """Kill at each of the moments in turn, each time of the resumed run, then let it finish."""
     labels = []
     for number, moment in enumerate(moments):
@@ -131,7 +131,7 @@ def whole(place, shared):
     """The run that nobody kills, and the moments at which it could have been."""
     with pytest.MonkeyPatch.context() as patch:
         counter = Killer(patch, None)
-        result = loop.run(experiment(place), place / "whole", inline.connect, workshop=shared)
+        result = loop.run(experiment(place), place / "whole", InlineEngine(), cache=shared)
     return place / "whole", result, counter.seen
 
 
@@ -203,15 +203,15 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(whole, place, shared, tmp
 def test_a_first_stage_taken_over_gives_the_same_run(whole, place, shared, tmp_path):
     """``shared`` holds the first stage of the whole run; also when the run is killed while it takes it over."""
     path, wanted, _ = whole
-    taken = loop.run(experiment(place), tmp_path / "taken", inline.connect, workshop=shared)
+    taken = loop.run(experiment(place), tmp_path / "taken", InlineEngine(), cache=shared)
     assert {line.get("reused") for line in RunFolder(tmp_path / "taken").lines()} == {True, None}
     assert (tmp_path / "taken/adapter/adapter_model.safetensors").read_bytes() == (path / "adapter/adapter_model.safetensors").read_bytes()
     assert {k: taken[k] for k in ("eval", "traffic")} == {k: wanted[k] for k in ("eval", "traffic")}
     with pytest.MonkeyPatch.context() as patch:
         Killer(patch, 7)
         with pytest.raises(Killed):
-            loop.run(experiment(place), tmp_path / "killed", inline.connect, workshop=shared)
-    loop.run(experiment(place), tmp_path / "killed", inline.connect, workshop=shared, resume=True)
+            loop.run(experiment(place), tmp_path / "killed", InlineEngine(), cache=shared)
+    loop.run(experiment(place), tmp_path / "killed", InlineEngine(), cache=shared, resume=True)
     assert (tmp_path / "killed/adapter/adapter_model.safetensors").read_bytes() == (path / "adapter/adapter_model.safetensors").read_bytes()
 
 
@@ -321,19 +321,20 @@ def test_a_torn_ledger_line_is_set_aside(private_moments, place, shared, tmp_pat
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from aulait.engines import inline
+from aulait.engines.inline import InlineEngine
 from aulait.runs import loop
-from aulait.runs.setup import Workshop, assemble
+from aulait.runs.prepared import SharedCache
+from aulait.runs.setup import prepare
 from tests import tiny_run
 
 folder, delays = Path(sys.argv[1]), [float(word) for word in sys.argv[2:]]
-settings, shop = tiny_run.settings(folder), Workshop()
-assemble(settings, shop)  # loaded once; every child is a process of its own from here
+settings, shop = tiny_run.settings(folder), SharedCache()
+prepare(settings, shop)  # loaded once; every child is a process of its own from here
 for delay in [*delays, None]:
     child = os.fork()
     if child == 0:
         try:
-            loop.run(settings, folder / "run", inline.connect, resume=True, workshop=shop)
+            loop.run(settings, folder / "run", InlineEngine(), resume=True, cache=shop)
         except BaseException as error:
             print("child:", repr(error), flush=True)
             os._exit(1)
@@ -351,10 +352,10 @@ for delay in [*delays, None]:
 def test_kill_9_at_any_time_and_resume(tmp_path):
     """Processes that are really killed, on brew; the last one finishes what they left."""
     tiny_run.write_data(tmp_path)
-    shop = Workshop()
-    wanted = loop.run(tiny_run.settings(tmp_path), tmp_path / "whole", inline.connect, workshop=shop)
+    shop = SharedCache()
+    wanted = loop.run(tiny_run.settings(tmp_path), tmp_path / "whole", InlineEngine(), cache=shop)
     started = time.perf_counter()
-    loop.run(tiny_run.settings(tmp_path), tmp_path / "timed", inline.connect, workshop=tiny_run.fresh(shop))
+    loop.run(tiny_run.settings(tmp_path), tmp_path / "timed", InlineEngine(), cache=tiny_run.fresh(shop))
     once = time.perf_counter() - started
     draw = random.Random(4)
     delays = [f"{draw.uniform(0.1, 0.6) * once:.3f}" for _ in range(4)]

@@ -16,7 +16,7 @@ from aulait.core import lora
 from aulait.core.errors import PrivacyError, WireError
 from aulait.core.factors import Trainable
 from aulait.core.types import nbytes
-from aulait.engines import inline
+from aulait.engines.inline import LocalClients
 from aulait.methods import splitlora
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
@@ -181,7 +181,7 @@ def test_stop_and_resume_equals_no_stop(make, moments, tmp_path):
 
 def test_through_the_engine_with_split_sites_it_is_the_same(make):
     run, wanted = make(plans={n: {"placement": "split"} for n in ("ann", "bob", "cat")}), make().rounds(2)
-    ask, state = inline.connect(run.sites, run.module, run.context, run.learner, None, cut=1, private=False), run.start()
+    ask, state = LocalClients(run.sites, run.module, run.context, run.learner, cut=1, private=False).ask, run.start()
     for _ in range(2):
         state, _ = run.round(state, ask=ask)
     assert apart(state, wanted) == 0.0

@@ -19,7 +19,7 @@ from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.seeds import Seeds
 from aulait.core.types import Plan, Site, Tensors
-from aulait.engines.deployment.coordinator.engine import Engine
+from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.event_log import EventLog
 from aulait.engines.deployment.coordinator.outbox import Delivery
 from aulait.engines.deployment.protocol import envelope as packets
@@ -127,14 +127,14 @@ def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dic
     settings = experiment_file.build({"engine": {"name": "flower", "wire": form, "deadline_s": 1000.0}, "privacy": {"off": True},
                              "algorithm": {"name": "fedit"}, "federation": {"tier": [{"name": "ward", "placement": "local"}]}})
     grid = LateGrid(folder / "share", listed)
-    engine = Engine(Transport(grid, names), settings, Ed25519PrivateKey.generate(), "a" * 32, 1, EventLog(folder))
+    engine = CoordinatorEngine(Transport(grid, names), settings, Ed25519PrivateKey.generate(), "a" * 32, 1, EventLog(folder))
     engine._briefs = {name: SimpleNamespace(digest="0" * 64) for name in names}
     context = RunContext(shapes=shapes(), rank=RANK, alpha=16.0, seeds=Seeds(0), rounds=1,
                       ranks={name: dict.fromkeys(shapes(), rank) for name, rank in ranks.items()})
     state = fedit.init(fedit.Config(), context)
     before = peak_of_process()
     everybody = {name: Site(name, Plan("ward", "local", rank=RANK, steps=1, batch=1), ()) for name in names}
-    ask = engine.connect(everybody, fedit, context, None, None)
+    ask = engine.connect(SimpleNamespace(settings=settings, context=context, models=SimpleNamespace(learner=None, embedder=None)), everybody)
     aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), KnownSites(frozenset()))
     cohort = Cohort(round=1, local=tuple(names), proxies={}, planned=sites, lr=1e-3)
     after, info = fedit.step(fedit.Config(), context, state, cohort, Server(ask, aggregator))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aulait.engines.deployment.coordinator.deployed_run import run as deployed_run
-from aulait.engines.deployment.coordinator.engine import Engine
+from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.event_log import EventLog
 from aulait.engines.deployment.coordinator.outbox import Delivery
 from aulait.engines.deployment.pki import keys
@@ -81,9 +81,9 @@ def site(folder: Path, name: str, rows: list[dict[str, Any]], **limits: Any) -> 
     return site_file.read(home / "site.toml")
 
 
-def engine(post: LocalTransport, settings: Any, folder: Path, out: Path, epoch: int = 1, run: str = "a" * 32) -> Engine:
+def engine(post: LocalTransport, settings: Any, folder: Path, out: Path, epoch: int = 1, run: str = "a" * 32) -> CoordinatorEngine:
     key = signing.load_private(server_keys(folder) / "order-key.pem")
-    return Engine(post, settings, key, run, epoch, EventLog(out))
+    return CoordinatorEngine(post, settings, key, run, epoch, EventLog(out))
 
 
 def deploy(post: LocalTransport, settings: Any, folder: Path, out: Path, *, epoch: int = 1, resume: bool = False, enrolled: Sequence[str] = ()) -> dict[str, Any]:

@@ -14,18 +14,18 @@ from tests.flower.local_transport import LocalTransport, deploy, site
 
 from aulait.core.errors import AulaitError, ConfigError
 from aulait.core.seeds import Seeds
-from aulait.engines import inline
 from aulait.engines.deployment.coordinator.deployed_run import planned_by
 from aulait.engines.deployment.protocol import envelope as packet
 from aulait.engines.deployment.protocol import tensor_codec
 from aulait.engines.deployment.protocol.tensor_codec import Stamp
 from aulait.engines.deployment.site.handler import SiteHandler
+from aulait.engines.inline import InlineEngine
 from aulait.federation import tiers
 from aulait.resources import profiles
 from aulait.runs import loop
-from aulait.runs.setup import Workshop
+from aulait.runs.prepared import SharedCache
 
-WORKSHOP = Workshop()
+CACHE = SharedCache()
 
 
 def logger(lines):
@@ -74,7 +74,7 @@ def test_sites_give_the_adapter_and_scores_of_one_process(places, method):
     own = five(places)
     alone = {"rounds": 3, "steps": 2, "batch": 2, "rows_at_once": 2}  # every site in a pass of its own, as on its own machine
     plain = tiny_run.settings(places, **tables(algorithm={"name": method}, train=alone))
-    here = loop.run(plain, places / "here", inline.connect, workshop=tiny_run.fresh(WORKSHOP))
+    here = loop.run(plain, places / "here", InlineEngine(), cache=tiny_run.fresh(CACHE))
     engine = {"name": "flower", "threads": 1, "wait_s": 5.0}
     away_settings = tiny_run.settings(places, **tables(algorithm={"name": method}, engine=engine, train=alone))
     post = LocalTransport(residents(places, own))

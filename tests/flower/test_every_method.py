@@ -10,15 +10,15 @@ from tests import tiny_run
 from tests.closeness import assert_same_adapters
 from tests.flower.local_transport import LocalTransport, deploy, site
 
-from aulait.engines import inline
 from aulait.engines.deployment.protocol import envelope
 from aulait.engines.deployment.site.handler import SiteHandler
+from aulait.engines.inline import InlineEngine
 from aulait.methods import METHODS
 from aulait.runs import experiment_file as _config  # noqa: F401  (files the methods)
 from aulait.runs import loop
-from aulait.runs.setup import Workshop
+from aulait.runs.prepared import SharedCache
 
-WORKSHOP = Workshop()
+CACHE = SharedCache()
 CLIENTS = ("c0", "c1", "c2")
 
 
@@ -34,7 +34,7 @@ def test_sites_give_the_adapter_of_one_process(tmp_path, method):
     placement = "split" if method == "splitlora" else "local"
     told = {"federation": {"tier": [{"name": "all", "placement": placement}]}, "algorithm": {"name": method},
             "train": {"rounds": 2, "steps": 2, "batch": 2, "rows_at_once": 2}, "evaluate": {"every": 2, "records_per_client": 1}, "compute": {"cut": 4}}
-    loop.run(tiny_run.settings(tmp_path, **told), tmp_path / "here", inline.connect, workshop=tiny_run.fresh(WORKSHOP))
+    loop.run(tiny_run.settings(tmp_path, **told), tmp_path / "here", InlineEngine(), cache=tiny_run.fresh(CACHE))
     residents = {name: SiteHandler(site(tmp_path, name, [row for row in rows if row["client"] == name]), lambda event, **fields: None) for name in CLIENTS}
     away = tiny_run.settings(tmp_path, **told, engine={"name": "flower", "threads": 1, "wait_s": 5.0})
     deploy(LocalTransport(residents), away, tmp_path, tmp_path / "away")

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from tests.closeness import assert_same_adapters
 from tests.flower.chaos import Chaos
 
-from aulait.engines import inline
 from aulait.engines.flower.loopback import COMMAND, Loopback, laid_out
+from aulait.engines.inline import InlineEngine
 from aulait.runs import experiment_file, loop
 
 NAMES = ("ward-a", "ward-b", "ward-c")
@@ -278,7 +278,7 @@ def point(site_file: Path, port: int) -> None:
 def alone(trial: Trial) -> Path:
     """The same run in this process; its folder."""
     out = trial.federation.folder / "alone" / trial.name
-    loop.run(experiment_file.read(trial.experiment), out, inline.connect)
+    loop.run(experiment_file.read(trial.experiment), out, InlineEngine())
     return out
 
 

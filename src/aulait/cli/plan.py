@@ -15,7 +15,8 @@ from aulait.reporting import numbers as n
 from aulait.reporting import story
 from aulait.resources.devices import measure_device
 from aulait.runs import experiment_file, setup
-from aulait.runs.plan_summary import outlook
+from aulait.runs.plan_summary import summarise_plan
+from aulait.runs.prepared import SharedCache
 from aulait.runs.virtual_time.forecast import forecast
 
 WORK = ("rank", "steps", "batch")
@@ -45,11 +46,11 @@ def plan(
     (aulait bench cost sets it against the clock).
     """
     with terminal.work(as_json):
-        house = setup.assemble(experiment_file.read(file, overrides or []), setup.Workshop())
-        malformed(house.corpus.malformed)
-        found = outlook(house)
+        run = setup.prepare(experiment_file.read(file, overrides or []), SharedCache())
+        malformed(run.federation.corpus.malformed)
+        found = summarise_plan(run)
         if here:
-            found["here"] = forecast(house, measure_device())
+            found["here"] = forecast(run, measure_device())
     if as_json:
         terminal.document(found)
     else:

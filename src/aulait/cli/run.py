@@ -15,8 +15,10 @@ from aulait.cli.options import FileArgument, JsonOption, OutOption, ResumeOption
 from aulait.cli.progress import Bar
 from aulait.core.errors import ConfigError
 from aulait.data.client_data import NAMED_ROWS
-from aulait.engines import inline
+from aulait.engines.inline import InlineEngine
 from aulait.runs import experiment_file, loop, setup
+from aulait.runs.prepared import SharedCache
+from aulait.runs.progress import Observer
 
 
 def run(
@@ -64,13 +66,13 @@ def carry_out(settings: Any, path: Path, resume: bool, again: Sequence[str]) -> 
     Returns:
         What result.json holds.
     """
-    workshop = setup.Workshop()
+    cache = SharedCache()
     try:
         with Bar() as bar:
             bar("prepare", 0, 1, "reading data, loading the base")
-            malformed(setup.assemble(settings, workshop).corpus.malformed)
-            return loop.run(settings, path, inline.connect, resume=resume, workshop=workshop,
-                            watch=bar)
+            malformed(setup.prepare(settings, cache).federation.corpus.malformed)
+            return loop.run(settings, path, InlineEngine(), resume=resume, cache=cache,
+                            observer=Observer(bar))
     except KeyboardInterrupt:
         begun = (path / "config.toml").is_file()
         raise KeyboardInterrupt(f"go on with: {shlex.join(again)}" if begun

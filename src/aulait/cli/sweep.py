@@ -13,6 +13,7 @@ from aulait.cli import terminal
 from aulait.cli.compare import show
 from aulait.cli.options import FileArgument, JsonOption, SetOption
 from aulait.core.errors import ConfigError
+from aulait.engines.inline import InlineEngine
 from aulait.reporting import numbers
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import sweep as engine
@@ -107,7 +108,7 @@ def _carry_out(engine: Any, work: Any, workers: int, folder: Path) -> list[Any]:
             )
 
     try:
-        outcomes: list[Any] = engine.run_all(work, workers, tell)
+        outcomes: list[Any] = engine.run_all(work, InlineEngine(), workers, tell)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"the same command with --out {folder} goes on where it stopped") from None

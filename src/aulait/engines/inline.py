@@ -7,12 +7,22 @@ are one role among others in every method whose clients train by ``Learner.train
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from aulait.core.errors import ConfigError, require
-from aulait.core.types import ClientRequest, ClientUpdate, Site, TrainRequest, VoteRequest
-from aulait.methods.contract import AnyMethod, Ask, RunContext
+from aulait.core.types import (
+    Adapter,
+    ClientRequest,
+    ClientUpdate,
+    Site,
+    TrainRequest,
+    VoteRequest,
+)
+from aulait.engines.contract import HeldOutScores, PreparedRun
+from aulait.methods.contract import AnyMethod, Ask, RunContext, State
+from aulait.runs.scoring import evaluate_here, personal_adapters
 from aulait.synthesis import private_evolution
 from aulait.synthesis.embedding import Embedder
 from aulait.training.activation_codec import Wire
@@ -20,56 +30,91 @@ from aulait.training.split_trainer import SplitLearner
 from aulait.training.trainer import AT_ONCE, Learner
 
 
-def connect(
-    sites: Mapping[str, Site], method: AnyMethod, context: RunContext, learner: Learner,
-    embedder: Embedder | None, *,
-    cut: int | None = None, wire: Wire = "float32", private: bool = True,
-) -> Ask:
-    """A way to get updates for requests from sites in this process.
+class InlineEngine:
+    """As ``Engine``: all records are here, and time is virtual where tiers name machines."""
 
-    Args:
+    clients: Mapping[str, int] | None = None
+    real_time = False
+
+    def connect(self, run: PreparedRun, sites: Mapping[str, Site]) -> Ask:
+        """A way to get updates from sites in this process."""
+        return LocalClients.of(run, sites).ask
+
+    def evaluate(self, run: PreparedRun, state: State | None, final: bool) -> HeldOutScores:
+        """Scores of the held-out records of this process."""
+        return evaluate_here(run, state, final)
+
+    def personal(self, run: PreparedRun, state: State) -> dict[str, Adapter]:
+        """Adapters of clients' own after the last round."""
+        return personal_adapters(run, state, final=True)
+
+
+@dataclass(frozen=True)
+class LocalClients:
+    """Sites of this process, the server's own among them.
+
+    Attributes:
         sites: by name; requests name the site they are for.
-        method: module whose ``answer`` handles requests of stage "train".
-        setting: what all sites know.
+        method: its ``answer`` handles requests of stage "train".
+        context: what all sites know.
         learner: the shared base.
-        embedder: for requests of stage "synthesis"; None when there are none.
-        cut: blocks of the front of sites of placement "split"; None where there are none.
-        wire: how their states and gradients travel.
+        embedder: gives the embedder for requests of stage "synthesis"; None when there are none.
+        cut: blocks of the client's half at sites of placement "split"; None where there are none.
+        wire: how their activations and gradients travel.
         private: whether the run promises privacy; then no site may be split.
-
-    Raises (when a split site is first asked to train):
-        ConfigError: no cut is given.
-        PrivacyError: the run promises privacy.
-        ModelError: the model cannot be cut there.
     """
 
-    @cache
-    def halves() -> SplitLearner:
-        """The learner of split sites."""
-        require(cut is not None, ConfigError,
-                "a client is split and no cut is given; say after how many blocks")
-        assert cut is not None
-        return SplitLearner(learner, cut, wire, private=private)
+    sites: Mapping[str, Site]
+    method: AnyMethod
+    context: RunContext
+    learner: Learner
+    embedder: Callable[[], Embedder] | None = None
+    cut: int | None = None
+    wire: Wire = "float32"
+    private: bool = True
 
-    def ask(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
+    @classmethod
+    def of(cls, run: PreparedRun, sites: Mapping[str, Site]) -> LocalClients:
+        """Some sites of a run."""
+        compute, private = run.settings.compute, not run.settings.privacy.off
+        return cls(sites, run.settings.method, run.context, run.models.learner,
+                   run.models.embedder, compute.cut, compute.wire, private)
+
+    @cached_property
+    def _split_learner(self) -> SplitLearner:
+        """The learner of split sites."""
+        require(self.cut is not None, ConfigError,
+                "a client is split and no cut is given; say after how many blocks")
+        assert self.cut is not None
+        return SplitLearner(self.learner, self.cut, self.wire, private=self.private)
+
+    def ask(self, requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
+        """Updates in the order of the requests; sites work while they are read, some at a time.
+
+        Raises:
+            ConfigError: a split site is asked to train, and no cut is given.
+            PrivacyError: a split site is asked to train, and the run promises privacy.
+            ModelError: the model cannot be cut there.
+        """
         for first in range(0, len(requests), AT_ONCE):
             some = requests[first : first + AT_ONCE]
-            chosen = [sites[request.client] for request in some]
+            chosen = [self.sites[request.client] for request in some]
             if votes := [request for request in some if isinstance(request, VoteRequest)]:
-                assert embedder is not None
-                yield from private_evolution.answer(votes, chosen, embedder)
+                assert self.embedder is not None
+                yield from private_evolution.answer(votes, chosen, self.context, self.embedder())
             else:
-                yield from answers([r for r in some if isinstance(r, TrainRequest)], chosen)
+                training = [request for request in some if isinstance(request, TrainRequest)]
+                yield from self._trained(training, chosen)
 
-    def answers(requests: Sequence[TrainRequest], chosen: Sequence[Site]) -> Iterator[ClientUpdate]:
+    def _trained(self, requests: Sequence[TrainRequest],
+                 sites: Sequence[Site]) -> Iterator[ClientUpdate]:
         """Sites of one kind together; updates in the order given."""
         found: dict[int, ClientUpdate] = {}
         for split in (True, False):
-            some = [i for i, site in enumerate(chosen) if (site.plan.placement == "split") == split]
+            some = [i for i, site in enumerate(sites) if (site.plan.placement == "split") == split]
             if some:
-                updates = method.answer([requests[i] for i in some], [chosen[i] for i in some],
-                                        context, halves() if split else learner)
+                updates = self.method.answer(
+                    [requests[i] for i in some], [sites[i] for i in some], self.context,
+                    self._split_learner if split else self.learner)
                 found.update(zip(some, updates, strict=True))
         yield from (found[i] for i in range(len(requests)))
-
-    return ask

@@ -14,6 +14,7 @@ from torch import Tensor
 from aulait.core.types import Tensors
 
 PREFIX = "memory/"
+Memories = dict[str, dict[str, Any]]  # client -> what its site remembers
 
 
 def packed(memory: Mapping[str, Mapping[str, Any]]) -> tuple[Tensors, dict[str, Any]]:
@@ -34,7 +35,7 @@ def packed(memory: Mapping[str, Mapping[str, Any]]) -> tuple[Tensors, dict[str, 
     return stored, {name: plain(own) for name, own in memory.items() if own}
 
 
-def unpacked(tensors: Tensors, remembered: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def unpacked(tensors: Tensors, remembered: Mapping[str, Any]) -> Memories:
     """The memories again; mappings of the very same tensors become one object."""
     made: dict[tuple[Any, ...], dict[str, Any]] = {}
 

@@ -27,7 +27,7 @@ from aulait.methods import METHODS
 from aulait.methods.contract import AnyMethod, server_site
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.privacy.config import PrivacyConfig
-from aulait.synthesis.private_evolution import SynthesisConfig
+from aulait.synthesis.population import SynthesisConfig
 from aulait.tracking import boards
 from aulait.tracking.boards import TrackConfig
 from aulait.training.activation_codec import Wire

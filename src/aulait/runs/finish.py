@@ -14,10 +14,11 @@ from aulait.models import peft_export
 from aulait.privacy.accounting import Accountant
 from aulait.runfolder import schema
 from aulait.runfolder.run_folder import RunFolder
-from aulait.runs import scoring
-from aulait.runs.progress import Progress, epsilons
-from aulait.runs.setup import House
-from aulait.runs.virtual_time import round_time
+from aulait.runs.books import epsilons
+from aulait.runs.experiment_file import Settings
+from aulait.runs.prepared import Federation, PreparedRun
+from aulait.runs.stage import Execution
+from aulait.runs.virtual_time import clock
 from aulait.synthesis import private_evolution
 
 PACKAGES = ("aulait", "torch", "transformers", "peft", "sentence-transformers", "dp-accounting")
@@ -35,32 +36,25 @@ def machine() -> dict[str, Any]:
     ).on_disk()
 
 
-def finish(house: House, folder: RunFolder, accountant: Accountant | None, progress: Progress,
-           watch: Any) -> dict[str, Any]:
-    """Write adapter/, result.json and report.html.
-
-    Args:
-        house: what ran.
-        folder: where to.
-        accountant: knows what was spent.
-        progress: the loop's last state.
-        watch: told about the last steps.
+def finish(execution: Execution) -> dict[str, Any]:
+    """Write adapter/, personal/, result.json and report.html.
 
     Returns:
         What result.json holds.
     """
-    watch("finish", 0, 2, "writing the adapter")
+    run, folder, progress = execution.run, execution.folder, execution.progress
+    execution.watch("finish", 0, 2, "writing the adapter")
     assert progress.state is not None  # a run ends after its first state
-    adapter = house.settings.method.result(house.context, progress.state)
-    peft_export.export(adapter, house.base, folder.path / "adapter")
-    own = progress.personal or scoring.personal(house, progress.state, final=True)
+    shared = run.settings.method.result(run.context, progress.state)
+    peft_export.export(shared, run.models.base, folder.path / "adapter")
+    own = progress.personal or execution.engine.personal(run, progress.state)
     for name, adapter in own.items():
-        peft_export.export(adapter, house.base, folder.path / "personal" / _folder(name))
-    result = _result(house, accountant, progress)
+        peft_export.export(adapter, run.models.base, folder.path / "personal" / _folder(name))
+    result = _result(execution)
     folder.write_json("result.json", result)
-    watch("finish", 1, 2, "writing the report")
+    execution.watch("finish", 1, 2, "writing the report")
     page(folder)
-    watch("finish", 2, 2, "")
+    execution.watch("finish", 2, 2, "")
     return result
 
 
@@ -77,11 +71,15 @@ def page(folder: RunFolder) -> None:
     reporting.write(folder.path)
 
 
-def _result(house: House, accountant: Accountant | None, progress: Progress) -> dict[str, Any]:
-    settings, totals = house.settings, progress.totals
-    both = {way: int(totals.get(f"synthesis_{way}", 0) + totals.get(f"train_{way}", 0))
-            for way in ("up_bytes", "down_bytes")}
-    clock = round_time.result(totals)
+def _result(execution: Execution) -> dict[str, Any]:
+    """What result.json holds."""
+    run, progress, secret = execution.run, execution.progress, execution.secret_seconds
+    settings, totals = run.settings, progress.totals
+    moved = {way: int(totals.get(f"synthesis_{way}", 0) + totals.get(f"train_{way}", 0))
+             for way in ("up_bytes", "down_bytes")}
+    seconds = {name: None if secret else totals.get(name, 0.0)
+               for name in ("wall_s", "synthesis_s", "train_s", "evaluate_s")}
+    virtual = clock.virtual_totals(totals)
     return schema.ResultFile(
         schema_version=schema.SCHEMA_VERSION,
         name=settings.run.name,
@@ -89,40 +87,38 @@ def _result(house: House, accountant: Accountant | None, progress: Progress) -> 
         algorithm=settings.algorithm["name"],
         engine=settings.engine.name,
         seed=settings.run.seed,
-        clients=len(house.sites),
+        clients=len(run.federation.sites),
         rounds=progress.state.round if progress.state else 0,
         base_eval=schema.Scores(**progress.base_eval),
         eval=schema.Scores(**progress.last_eval),
-        privacy=_privacy(house, accountant, progress.stopped),
-        traffic=schema.TrafficResult(**both),
-        time=schema.TimeResult(**{name: None if house.secret_time else totals.get(name, 0.0)
-            for name in ("wall_s", "synthesis_s", "train_s", "evaluate_s")}),
-        clock=None if clock is None else schema.VirtualClock(**clock),
+        privacy=_privacy(run, execution.books.accountant, progress.stopped),
+        traffic=schema.TrafficResult(**moved),
+        time=schema.TimeResult(**seconds),
+        clock=None if virtual is None else schema.VirtualClock(**virtual),
         versions={name: version(name) for name in PACKAGES},
-        tiers=_tiers(house),
-        synthesis=_synthesis(house, progress) if house.voting else None,
-        data={"source": settings.data.source, **_rows_left_out(house)},
+        tiers=_tiers(settings, run.federation),
+        synthesis=_synthesis(execution) if run.federation.breeds else None,
+        data={"source": settings.data.source, **_rows_left_out(settings, run.federation)},
     ).on_disk()
 
 
-def _rows_left_out(house: House) -> dict[str, Any]:
+def _rows_left_out(settings: Settings, federation: Federation) -> dict[str, Any]:
     """What the reader left out; counts over clients' rows stay on the terminal when privacy is
     on."""
-    if not house.settings.privacy.off:
+    if not settings.privacy.off:
         return {}
-    corpus = house.corpus
+    corpus = federation.corpus
     return {"malformed": list(corpus.malformed[:20]), "malformed_count": len(corpus.malformed),
             "left_out": corpus.left_out}
 
 
-def _privacy(house: House, accountant: Accountant | None,
+def _privacy(run: PreparedRun, accountant: Accountant | None,
              stopped: str | None) -> schema.PrivacyResult:
     """What was promised and spent. Epsilon is null where it is infinite or where a role does not
     exist."""
-    privacy = house.settings.privacy
-    exact = bool(house.privacy_plan.exact_roles)
+    privacy, exact = run.settings.privacy, bool(run.privacy.exact_roles)
     spent: dict[str, float | None] = {"proxy": None, "local": None, "split": None,
-        **epsilons(house, accountant)}
+                                      **epsilons(run, accountant)}
     known = [value for value in spent.values() if value is not None]
     return schema.PrivacyResult(
         off=privacy.off,
@@ -137,33 +133,35 @@ def _privacy(house: House, accountant: Accountant | None,
     )
 
 
-def _tiers(house: House) -> tuple[schema.TierResult, ...]:
+def _tiers(settings: Settings, federation: Federation) -> tuple[schema.TierResult, ...]:
+    """What the clients of every tier that has some did."""
     rows = []
-    for tier in house.settings.federation.tier:
-        plans = [site.plan for site in house.sites.values() if site.plan.tier == tier.name]
+    for tier in settings.federation.tier:
+        plans = [site.plan for site in federation.sites.values() if site.plan.tier == tier.name]
         if plans:
             rows.append(schema.TierResult(
                 name=tier.name, placement=plans[0].placement, clients=len(plans),
                 rank=plans[0].rank, steps=plans[0].steps, batch=plans[0].batch,
-                machine=tier.machine, reason=house.places[tier.name].why))
+                machine=tier.machine, reason=federation.tiers[tier.name].why))
     return tuple(rows)
 
 
-def _synthesis(house: House, progress: Progress) -> schema.SynthesisResult:
-    config, voters = house.settings.synthesis, len(house.voters)
-    rounds = max(1, progress.synthesis.round if progress.synthesis else 1)
-    each = voters * rounds
-    per = {way: progress.totals.get(f"synthesis_{way}_bytes", 0) / each if each else 0
-           for way in ("up", "down")}
+def _synthesis(execution: Execution) -> schema.SynthesisResult:
+    """What stage 1 made, and what it asked of a voter in a round."""
+    settings, progress = execution.run.settings, execution.progress
+    config, voters = settings.synthesis, len(execution.run.federation.voters)
+    votes = voters * max(1, progress.synthesis.round if progress.synthesis else 1)
+    mean_bytes = {way: progress.totals.get(f"synthesis_{way}_bytes", 0) / votes if votes else 0
+                  for way in ("up", "down")}
+    known_seconds = voters and not execution.secret_seconds
     return schema.SynthesisResult(
         rounds=config.rounds, candidates=config.pool,
         texts=sum(len(shard) for shard in progress.texts),
         voters=voters, selection=config.selection, generator=config.generator,
         kind=config.generate.kind,
-        vote_sensitivity=private_evolution.vote_bound(house.settings.data.records_per_client),
-        records_per_client=house.settings.data.records_per_client,
-        client_down_bytes_per_round=per["down"], client_up_bytes_per_round=per["up"],
+        vote_sensitivity=private_evolution.vote_bound(settings.data.records_per_client),
+        records_per_client=settings.data.records_per_client,
+        client_down_bytes_per_round=mean_bytes["down"],
+        client_up_bytes_per_round=mean_bytes["up"],
         down_formula="4 · J · D", up_formula="4 · J",
-        client_s_mean=progress.totals.get("client_s", 0.0) / voters
-        if voters and not house.secret_time else None,
-    )
+        client_s_mean=progress.totals.get("client_s", 0.0) / voters if known_seconds else None)

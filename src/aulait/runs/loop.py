@@ -1,55 +1,50 @@
-"""The straight line, written once: assemble, synthesise, train, finish. A method never calls back
-up.
+"""The straight line of a run, written once: prepare, then the rounds of both stages, then finish.
 
-    sample -> plan -> order -> answer -> release -> merge -> record
+    sample -> plan -> request -> update -> release -> merge -> record
+
+One thing runs the other way round than it reads: clients train lazily. The engine's ``ask`` gives an
+iterator, and the aggregator, which ``step`` calls, reads one update after the other from it. So the
+training of clients happens inside the aggregator's loop over updates, and one update at a time is
+in memory; with the unit "record" the aggregator charges the round before it asks the first client.
+Apart from that a method never calls back up: ``step`` is a function of values.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aulait.core.cohort import Cohort, everyone, poisson, some
 from aulait.core.types import Info
 from aulait.methods.contract import Server
 from aulait.privacy.aggregator import BudgetSpent
 from aulait.privacy.ledger import Ledger
 from aulait.runfolder.run_folder import RunFolder
-from aulait.runfolder.schema import TrainRound
 from aulait.runs import finish
+from aulait.runs.books import epsilons, open_books
 from aulait.runs.experiment_file import Settings, dump
-from aulait.runs.progress import Books, Connect, Progress, Watch, epsilons, open_books, silent
-from aulait.runs.proxies import noisy, proxies, server
-from aulait.runs.scoring import base_scores, scores
-from aulait.runs.setup import House, Judge, Workshop, assemble
-from aulait.runs.synthesis_stage import synthesise
-from aulait.runs.virtual_time import round_time
-from aulait.runs.virtual_time.clock import Clock, Outcome
-from aulait.tracking.boards import Tracker, on_terminal
-from aulait.training.trainer import learning_rate
+from aulait.runs.prepared import Engine, SharedCache
+from aulait.runs.progress import Observer, Progress
+from aulait.runs.setup import prepare
+from aulait.runs.stage import Execution, Stage, StateT
+from aulait.runs.synthesis_stage import SynthesisStage
+from aulait.runs.train_stage import TrainStage
+from aulait.tracking.boards import Tracker
+
+NOBODY = Observer()
 
 
-def run(
-    settings: Settings, path: Path, connect: Connect, *, resume: bool = False,
-    workshop: Workshop | None = None, watch: Watch = silent,
-    elsewhere: Mapping[str, int] | None = None, judge: Judge | None = None,
-    warn: Callable[[str], None] = on_terminal,
-) -> dict[str, Any]:
+def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
+        cache: SharedCache | None = None, observer: Observer = NOBODY) -> dict[str, Any]:
     """Run an experiment into a folder and return its result.
 
     Args:
         settings: the experiment.
         path: the run folder.
-        connect: engine: (sites, method, setting, learner, embedder) -> ask.
+        engine: reaches the clients.
         resume: go on with a run that was interrupted.
-        workshop: loaded things to share with other runs of this process.
-        watch: told (stage, done, total, note) for a progress bar.
-        elsewhere: in a deployment, its clients (``assemble``).
-        judge: scores their held-out records.
-        warn: told what the operator should see and what stops nothing, a line each.
+        cache: loaded things to share with other runs of this process.
+        observer: hears of the run while it goes.
 
     Returns:
         What result.json holds.
@@ -58,9 +53,9 @@ def run(
         AulaitError: bad settings, data or model, before any work; a broken privacy condition or a
             full disk at any time.
     """
-    started = time.perf_counter()
+    started, watch = time.perf_counter(), observer.watch
     watch("prepare", 0, 1, "reading data, loading the base")
-    house = replace(assemble(settings, workshop or Workshop(), elsewhere), judge=judge)
+    prepared = prepare(settings, cache or SharedCache(), engine.clients)
     folder = RunFolder(path)
     entered = folder.begin(dump(settings), finish.machine(), resume)
     done = folder.result() if entered else None
@@ -69,130 +64,58 @@ def run(
             finish.page(folder)
         return done
     progress = Progress.load(folder)
-    progress.clock_s = started
-    books = open_books(house, Ledger(path / "ledger.jsonl"))
+    progress.counted_s = started
+    books = open_books(prepared, Ledger(path / "ledger.jsonl"))
     books.train.noise_state = progress.noise_state
-    watch("prepare", 1, 1, f"{len(house.sites)} clients")
+    execution = Execution(prepared, engine, folder, books, progress, watch)
+    watch("prepare", 1, 1, f"{len(prepared.federation.sites)} clients")
     if not progress.base_eval:
-        progress.base_eval = base_scores(house)
-    with Tracker(settings.track, path, settings.run.name, warn) as tracker:
+        progress.base_eval = engine.evaluate(prepared, None, False).scores
+    with Tracker(settings.track, path, settings.run.name, observer.warn) as tracker:
         folder.kept = tracker.kept
         tracker.kept(folder.lines())
         if progress.stage == "synthesis":
-            synthesise(house, folder, books, progress, connect, watch)
+            carry_out(SynthesisStage(execution), execution)
         if progress.stage == "train":
-            train(house, folder, books, progress, connect, watch)
-    progress.add(wall_s=time.perf_counter() - progress.clock_s)
-    return finish.finish(house, folder, books.accountant, progress, watch)
+            carry_out(TrainStage(execution), execution)
+    progress.count_seconds()
+    return finish.finish(execution)
 
 
-def train(house: House, folder: RunFolder, books: Books, progress: Progress, connect: Connect,
-          watch: Watch) -> None:
-    """Stage 2: rounds of federated LoRA by local clients and proxies together."""
-    settings, method = house.settings, house.settings.method
-    extra, stands = proxies(house, progress.texts)
-    extra |= server(house)
-    progress.bind({**house.sites, **extra})
-    ask = connect({**house.sites, **extra}, method, house.context, house.learner, None,
-                  cut=settings.compute.cut,
-                  wire=settings.compute.wire, private=not settings.privacy.off)
-    if settings.synthesis.proxies == "noise":
-        ask = noisy(ask, house)
-    state = progress.state or method.init(settings.method_config, house.context)
-    rounds = settings.train.rounds
-    clock, beside_s = round_time.clock(house, "train"), round_time.proxies_s(house)
-    for round in range(state.round + 1, rounds + 1):
-        watch("train", round - 1, rounds, f"loss {progress.last_eval['loss']:.3f}"
-              if progress.last_eval else "")
-        started, released = time.perf_counter(), len(books.ledger.lines)
-        cohort, asked = _cohort(house, round, stands, clock)
-        outcome = _outcome(house, clock, cohort, asked, beside_s)
-        heard = round_time.punctual(ask, outcome.silent) if outcome else ask
+def carry_out(stage: Stage[StateT], execution: Execution) -> None:
+    """The rounds of a stage that are left, each on disk before the next begins; and what follows
+    the last."""
+    state = stage.begin()
+    if state is not None:
+        state = _rounds(stage, state, execution)
+    stage.end(state)
+
+
+def _rounds(stage: Stage[StateT], state: StateT, execution: Execution) -> StateT:
+    """The state after the last round; after the last that could be paid for, where the budget is
+    spent before."""
+    progress, folder = execution.progress, execution.folder
+    for round in range(state.round + 1, stage.rounds + 1):
+        execution.watch(stage.name, round - 1, stage.rounds, stage.note())
+        started = time.perf_counter()
+        planned, released = stage.plan(round), len(execution.books.ledger.lines)
+        server = Server(planned.on_time(stage.ask), stage.aggregator)
         try:
-            state, info = method.step(settings.method_config, house.context, state, cohort,
-                                      Server(heard, books.train))
+            # Clients train in here: the aggregator reads their updates one by one from ``ask``.
+            state, info = stage.step(state, planned.cohort, server)
         except BudgetSpent as spent:
             progress.stopped = str(spent)
             break
-        house.privacy_plan.check("train", round, books.ledger.lines[released:])
-        spent_s = time.perf_counter() - started
-        line: Info = {"stage": "train", "round": round, "wall_s": None if house.secret_time
-                      else spent_s, **info,
-                      "epsilon": epsilons(house, books.accountant)}
-        if clock and outcome:
-            line["clock"] = progress.tick(clock.told(_shown(house, clock, cohort, outcome,
-                beside_s)))
-        if round % settings.evaluate.every == 0 or round == rounds:
-            progress.last_eval = line["eval"] = scores(house, state, progress,
-                final=round == rounds)
-        folder.append(TrainRound.model_validate(line).on_disk())
-        progress.state = state
-        progress.add(train_s=spent_s, train_up_bytes=info.get("up_bytes"),
-                     train_down_bytes=info.get("down_bytes"),
-                     evaluate_s=time.perf_counter() - started - spent_s)
+        execution.run.privacy.check(stage.name, round, execution.books.ledger.lines[released:])
+        step_s = time.perf_counter() - started
+        line: Info = {"stage": stage.name, "round": round, "wall_s": step_s, **info,
+                      "epsilon": epsilons(execution.run, execution.books.accountant)}
+        if execution.secret_seconds:
+            line |= dict.fromkeys(stage.seconds)
+        if planned.virtual is not None:
+            line["clock"] = progress.add_virtual(planned.virtual.metrics())
+        line |= stage.measure(state, round)
+        folder.append(stage.line_type.model_validate(line).on_disk())
+        stage.keep(state, info, step_s, time.perf_counter() - started - step_s)
         progress.save(folder)
-    watch("train", rounds, rounds, "")
-    progress.state, progress.stage = state, "done"
-    if progress.stopped or not progress.last_eval:
-        progress.last_eval = scores(house, state, progress, final=True)
-    progress.save(folder)
-
-
-def _cohort(house: House, round: int, stands: Mapping[str, float],
-            clock: Clock | None) -> tuple[Cohort, tuple[str, ...]]:
-    """Who works and the public numbers of the release; and who would have been asked, those who are
-    away among them.
-
-    Who is away is in the planned number all the same. A fixed number is drawn from those who are
-    there.
-    """
-    federation, names = house.settings.federation, house.trainers
-    drawn, planned, rate = everyone(names), len(names), 1.0
-    if federation.sampling == "poisson":
-        drawn, rate = poisson(names, federation.rate, house.seeds, round,
-                              secret=not house.settings.privacy.off), federation.rate
-        planned = max(1, round_half(rate * len(names))) if names else 0
-    there = clock.present(drawn, "train", round) if clock else drawn
-    if federation.sampling == "fixed":
-        planned = max(1, round_half(federation.rate * len(names))) if names else 0
-        more = round_half(planned * (1 + house.settings.compute.over_selection))
-        drawn = there = some(there, min(more, len(there)), house.seeds, round)
-    # a proxied client would have been drawn as often
-    drawn_share = federation.rate if federation.sampling != "all" else 1.0
-    there_for = {name: drawn_share * clients for name, clients in stands.items()}
-    cohort = Cohort(round=round, local=there, proxies=there_for, planned=planned,
-                    sampling_rate=rate,
-                  noise_multiplier=house.privacy_plan.noise_multiplier("train"),
-                    lr=learning_rate(house.settings.train, round), population=everyone(names))
-    return cohort, drawn
-
-
-def _outcome(house: House, clock: Clock | None, cohort: Cohort, asked: Sequence[str],
-             beside_s: float) -> Outcome | None:
-    """A round of virtual time; with over-selection it ends when the planned number has answered,
-    else when all have."""
-    if clock is None:
-        return None
-    closing = cohort.planned if house.settings.compute.over_selection else None
-    return clock.round(asked, "train", cohort.round, planned=closing,
-                       server_s=beside_s + round_time.backs_s(house, asked))
-
-
-def _shown(house: House, clock: Clock, cohort: Cohort, outcome: Outcome,
-           beside_s: float) -> Outcome:
-    """The round of virtual time that is told: under privacy with secret sampling, that of another
-    cohort of the same law.
-
-    Slow-downs follow from the public seed, so the times of the real cohort would tell who was
-    drawn.
-    """
-    federation = house.settings.federation
-    if house.settings.privacy.off or federation.sampling != "poisson":
-        return outcome
-    stand_in = poisson(house.trainers, federation.rate, house.seeds, cohort.round, secret=False)
-    return _outcome(house, clock, cohort, stand_in, beside_s) or outcome
-
-
-def round_half(value: float) -> int:
-    """Nearest integer, halves up."""
-    return int(value + 0.5)
+    return state

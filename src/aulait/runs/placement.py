@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import islice
-from typing import Any
 
 from aulait.core.errors import ConfigError, ModelError, require
 from aulait.core.factors import Trainable
@@ -28,6 +27,8 @@ from aulait.resources import cost_model, profiles
 from aulait.resources.capacity import EMBEDDER
 from aulait.resources.cost_model import ModelShape
 from aulait.runs.experiment_file import Settings
+from aulait.runs.prepared import TierPlan
+from aulait.synthesis.private_evolution import vote_bytes
 from aulait.training import split_model
 from aulait.training.batches import Encoder
 from aulait.training.trainer import LocalTraining, draws
@@ -36,30 +37,7 @@ LOOKED_AT = 50  # clients whose batches are looked at to know how long a row is
 
 
 @dataclass(frozen=True)
-class Place:
-    """What the clients of a tier do.
-
-    Attributes:
-        plan: the work of each.
-        why: one clause.
-        profile: their machine; None where none is named.
-        costed: makes ``demand``, once.
-    """
-
-    plan: Plan
-    why: str
-    profile: Profile | None
-    costed: Callable[[], Demand]
-
-    @property
-    def demand(self) -> Demand:
-        """The work of a full share as the planner sees it; made when it is asked for, as not every
-        base can be costed."""
-        return self.costed()
-
-
-@dataclass(frozen=True)
-class Federation:
+class PlacementFacts:
     """What placing looks at, beside the tiers' own tables.
 
     Attributes:
@@ -70,6 +48,8 @@ class Federation:
         members: tier -> the records of each of its clients.
         public: public texts.
         seeds: of the run.
+        here: whether ``members`` are the clients' real records; they are not where those lie
+            elsewhere.
     """
 
     settings: Settings
@@ -79,6 +59,7 @@ class Federation:
     members: Mapping[str, Sequence[Sequence[Record]]]
     public: Sequence[str | Record]
     seeds: Seeds
+    here: bool
 
     @cached_property
     def model_shape(self) -> ModelShape:
@@ -91,55 +72,50 @@ class Federation:
         return _no_split(self.settings, self.base)
 
 
-def places(them: Federation) -> dict[str, Place]:
-    """Tier -> its place.
+def tier_plans(facts: PlacementFacts) -> dict[str, TierPlan]:
+    """Tier -> what its clients do.
 
     Raises:
         ConfigError: a machine can carry nothing, or not what the file says, or no round can end
             before the deadline; all such tiers, one line each.
     """
-    settings = them.settings
-    check_cut(settings, them.base)
-    found: dict[str, Place] = {}
+    settings = facts.settings
+    _check_cut(settings, facts.base)
+    found: dict[str, TierPlan] = {}
     problems, fastest_s = [], []
     for tier in settings.federation.tier:
         profile = tier.profile()
         plan = Plan(tier.name, "local" if tier.placement == "auto" else tier.placement,
                     tier.rank or settings.adapter.rank,
                     tier.steps or settings.train.steps, tier.batch or settings.train.batch)
-        place = Place(plan, "set in the experiment file", profile,
-                      cache(partial(_demand, them, plan, tier)))
-        if profile is not None and them.members.get(tier.name):
-            chosen = (_auto if tier.placement == "auto" else _written)(settings, place.demand,
+        made = TierPlan(plan, "set in the experiment file", profile,
+                        cache(partial(_demand, facts, plan, tier)))
+        if profile is not None and facts.members.get(tier.name):
+            chosen = (_auto if tier.placement == "auto" else _written)(settings, made.demand,
                 profile, plan)
             if isinstance(chosen, str):
                 problems.append(f"federation.tier '{tier.name}': {chosen}")
                 continue
             plan = replace(plan, placement=chosen.placement, rank=chosen.rank, steps=chosen.steps,
                            batch=chosen.batch)
-            place = replace(place, plan=plan, why=chosen.why)
+            made = replace(made, plan=plan, why=chosen.why)
             fastest_s += [chosen.round_s] if chosen.placement != "proxy" else []
-        found[tier.name] = place
-    deadline_s = settings.compute.deadline_s
-    if fastest_s and deadline_s is not None and deadline_s < min(fastest_s):
-        problems.append(
-            f"compute.deadline_s = {deadline_s:g} and no client answers so soon, the fastest tier "
-            f"needs {min(fastest_s):,.3g} "
-                        "s; raise it, or let clients do less (fewer steps, a smaller rank)")
+        found[tier.name] = made
+    problems += _too_slow(settings.compute.deadline_s, fastest_s)
     require(not problems, ConfigError, "\n".join(problems))
     return found
 
 
-def any_demand(house: Any) -> Demand:
-    """The work of a full share of the proxied clients, else of the first tier; its base and rows
-    stand for those of the server's work."""
-    places = house.places.values()
-    found: Demand = next((place for place in places if place.plan.placement == "proxy"),
-                         next(iter(places))).demand
-    return found
+def _too_slow(deadline_s: float | None, rounds_s: Sequence[float]) -> list[str]:
+    """A problem where no tier's round ends before the deadline."""
+    if not rounds_s or deadline_s is None or deadline_s >= min(rounds_s):
+        return []
+    return [f"compute.deadline_s = {deadline_s:g} and no client answers so soon, the fastest tier "
+            f"needs {min(rounds_s):,.3g} s; raise it, or let clients do less (fewer steps, a "
+            "smaller rank)"]
 
 
-def check_cut(settings: Settings, base: Base) -> None:
+def _check_cut(settings: Settings, base: Base) -> None:
     """Raise ModelError when a tier is split and the base cannot be cut where the settings say."""
     if any(tier.placement == "split" for tier in settings.federation.tier):
         split_model.check_cut(base, settings.compute.cut)
@@ -175,12 +151,12 @@ def _written(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -
             f"{advice}")
 
 
-def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
+def _demand(facts: PlacementFacts, plan: Plan, tier: TierConfig) -> Demand:
     """The work of a full share of a tier."""
-    settings, shapes = them.settings, them.shapes
-    synthesis, no_split, depth = settings.synthesis, them.no_split, settings.compute.cut
+    settings, shapes = facts.settings, facts.shapes
+    synthesis, no_split, depth = settings.synthesis, facts.no_split, settings.compute.cut
     front = {} if no_split else {layer: shapes[layer] for layer in split_model.client_layers(shapes, depth)}
-    learns = synthesis.proxies != "absent" and bool(them.public)
+    learns = synthesis.proxies != "absent" and bool(facts.public)
     votes = (
         learns and synthesis.proxies in ("synthetic", "noise") and synthesis.selection != "random"
     )
@@ -190,15 +166,15 @@ def _demand(them: Federation, plan: Plan, tier: TierConfig) -> Demand:
         (1 + settings.compute.over_selection) * federation.rate if federation.sampling != "all"
         else 1.0
     )
-    crowd = sum(len(them.members.get(t.name, ())) for t in federation.tier
+    crowd = sum(len(facts.members.get(t.name, ())) for t in federation.tier
                 if t.placement in ("split", "auto"))
     return Demand(
-        model_shape=them.model_shape, dtype=settings.model.dtype,
+        model_shape=facts.model_shape, dtype=settings.model.dtype,
         trainable=settings.method.TRAITS.trains,
         ranks=ranks, steps=plan.steps,
-        row=_row(them, plan), travels=_travels(them, shapes, ranks),
-        front=_travels(them, front, ranks),
-        vote=_vote(settings, min(synthesis.pool, max(1, len(them.public)))) if votes else None,
+        row=_row(facts, plan), travels=_travels(facts, shapes, ranks),
+        front=_travels(facts, front, ranks),
+        vote=_vote(settings, min(synthesis.pool, max(1, len(facts.public)))) if votes else None,
         cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire],
         server=profiles.find_profile(settings.compute.server),
         crowd=max(1, round(part * crowd)), rows_at_once=settings.train.rows_at_once,
@@ -210,15 +186,15 @@ def _vote(settings: Settings, pool: int) -> tuple[cost_model.Cost, tuple[int, in
     """The first round of votes, in which a client embeds its records; and bytes up and down."""
     capped, (_, width) = settings.data.records_per_client, EMBEDDER
     own = cost_model.embedding(*EMBEDDER, capped, settings.synthesis.max_tokens)
-    return own + cost_model.voting(capped, pool, width), (4 * pool, 4 * pool * width)
+    return own + cost_model.voting(capped, pool, width), vote_bytes(pool, width)
 
 
-def _travels(them: Federation, shapes: Shapes, ranks: planner.RanksByLargest) -> Callable[[int],
+def _travels(facts: PlacementFacts, shapes: Shapes, ranks: planner.RanksByLargest) -> Callable[[int],
         tuple[int, int]]:
     """Rank -> bytes (up, down) of a client's factors in a round by the method's own formula, all
     clients alike."""
-    settings = them.settings
-    clients = sum(len(own) for own in them.members.values())
+    settings = facts.settings
+    clients = sum(len(own) for own in facts.members.values())
     part = settings.federation.rate if settings.federation.sampling != "all" else 1.0
     names = tuple(f"client-{k}" for k in range(max(1, round(part * clients))))
 
@@ -226,7 +202,7 @@ def _travels(them: Federation, shapes: Shapes, ranks: planner.RanksByLargest) ->
     def travels(rank: int) -> tuple[int, int]:
         own = {layer: value for layer, value in ranks(rank).items() if layer in shapes}
         rounds, adapter = settings.train.rounds, settings.adapter
-        context = RunContext(shapes, adapter.rank, adapter.alpha, them.seeds, rounds,
+        context = RunContext(shapes, adapter.rank, adapter.alpha, facts.seeds, rounds,
                           dict.fromkeys(names, own))
         found: tuple[int, int] = settings.method.travels(settings.method_config, context,
             min(2, max(1, rounds)), names[0], names)
@@ -261,27 +237,24 @@ def ranks_of(shapes: Shapes, attention_rank: int | None) -> Callable[[int], Mapp
     return ranks
 
 
-def _row(them: Federation, plan: Plan) -> tuple[int, int, int]:
+def _row(facts: PlacementFacts, plan: Plan) -> tuple[int, int, int]:
     """(tokens, source tokens, scored positions) of one padded record: as set, of public texts under
     privacy, else of the clients' own."""
-    settings, seq2seq = them.settings, them.settings.model.kind == "seq2seq"
+    settings, seq2seq = facts.settings, facts.settings.model.kind == "seq2seq"
     longest = min(settings.compute.tokens or settings.model.context, settings.model.context)
     texts: list[list[Record]] = []
-    if (
-        settings.compute.tokens is None and settings.privacy.off and settings.engine.name
-        == "inline"
-    ):
-        everyone = (records for clients in them.members.values() for records in clients if records)
+    if settings.compute.tokens is None and settings.privacy.off and facts.here:
+        everyone = (records for clients in facts.members.values() for records in clients if records)
         texts = [list(records) for records in islice(everyone, LOOKED_AT)]
     elif settings.compute.tokens is None:
         some = [text if isinstance(text, Record) else Record(text)
-                for text in islice(them.public, 8 * plan.batch)]
+                for text in islice(facts.public, 8 * plan.batch)]
         texts = [some] if some and not (seq2seq and some[0].prompt is None) else []
     if not texts:
         return longest, longest if seq2seq else 0, longest
     found = [step for number, records in enumerate(texts)
-             for step in widths(settings, them.encode, records, plan,
-                                them.seeds.integer("widths", number))]
+             for step in widths(settings, facts.encode, records, plan,
+                                facts.seeds.integer("widths", number))]
     tokens, source, scored = (math.ceil(statistics.fmean(column))
                               for column in zip(*found, strict=True))
     return tokens, source, scored

@@ -1,79 +1,82 @@
-"""Sites on the server: what they learn from, and how many clients each stands for."""
+"""Sites on the server: what they learn from, and how many clients each represents."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from aulait.core.types import ClientRequest, ClientUpdate, Plan, Site, Tensors
-from aulait.methods.contract import Ask, server_site
+from aulait.core.seeds import Seeds
+from aulait.core.types import ClientRequest, ClientUpdate, Plan, Record, Site, Tensors
+from aulait.methods.contract import AnyMethod, Ask, server_site
 from aulait.privacy import clipping
-from aulait.runs.setup import House
+from aulait.runs.experiment_file import Settings
+from aulait.runs.prepared import Federation
 from aulait.synthesis import private_evolution
-from aulait.synthesis.population import text_of
-from aulait.synthesis.private_evolution import Text
+from aulait.synthesis.population import Text, text_of
 
 REFERENCES = 8
 
 
-def proxies(house: House, texts: Sequence[Sequence[Text]]) -> tuple[dict[str, Site],
-        dict[str, float]]:
-    """Sites on the server, and the number of clients each stands for (0 for those that only
-    calibrate the clip)."""
-    place = next((place for place in house.places.values() if place.plan.placement == "proxy"),
-                 None)
-    train = house.settings.train
+def proxies(settings: Settings, federation: Federation, seeds: Seeds,
+            texts: Sequence[Sequence[Text]]) -> tuple[dict[str, Site], dict[str, float]]:
+    """Sites on the server, and the number of clients each represents (0 for those that only
+    calibrate the clip).
+
+    Args:
+        settings: the experiment.
+        federation: whose proxied clients are represented.
+        seeds: of the run.
+        texts: the synthetic set, dealt to proxies.
+    """
+    tier, train = federation.proxy_tier, settings.train
+    steps, batch = (tier.plan.steps, tier.plan.batch) if tier else (train.steps, train.batch)
+    plan = Plan("proxy", "proxy", settings.adapter.rank, steps, batch)
     shards: list[Sequence[Text]] = list(texts)
-    steps, batch = (place.plan.steps, place.plan.batch) if place else (train.steps, train.batch)
-    plan = Plan("proxy", "proxy", house.context.rank, steps, batch)
-    stands = len(house.roles["proxy"]) / max(1, len(shards))
-    names = [f"proxy-{k:03d}" for k in range(len(shards))]
-    weights = {name: stands for name in names}
-    private = not house.settings.privacy.off
-    if private and not shards and house.settings.privacy.clip == "proxies" and house.corpus.public:
-        shards = [*public_shards(house, REFERENCES,
-                                 REFERENCES * house.settings.data.records_per_client)]
-        names = [f"reference-{k:03d}" for k in range(len(shards))]
-        weights = {name: 0.0 for name in names}
-    sites = {n: Site(n, plan, tuple(t.record for t in shard)) for n,
-             shard in zip(names, shards, strict=True) if shard}
-    return sites, {n: weights[n] for n in sites}
+    kind, each = "proxy", len(federation.roles["proxy"]) / max(1, len(shards))
+    public = federation.corpus.public
+    by_proxies = not settings.privacy.off and settings.privacy.clip == "proxies"
+    if by_proxies and not shards and public:
+        count = REFERENCES * settings.data.records_per_client
+        shards = [*public_shards(public, REFERENCES, count, seeds)]
+        kind, each = "reference", 0.0
+    sites = {f"{kind}-{k:03d}": Site(f"{kind}-{k:03d}", plan, tuple(text.record for text in shard))
+             for k, shard in enumerate(shards) if shard}
+    return sites, dict.fromkeys(sites, each)
 
 
-def server(house: House) -> dict[str, Site]:
-    """The site at the server that trains the back of a model cut in two, where the method has
+def server_sites(method: AnyMethod, rank: int) -> dict[str, Site]:
+    """The site at the server that trains the server's half of the model, where the method has
     one."""
-    name = server_site(house.settings.method)
-    return {name: Site(name, Plan("server", "local", house.context.rank, 1, 1), ())} if name else {}
+    name = server_site(method)
+    return {name: Site(name, Plan("server", "local", rank, 1, 1), ())} if name else {}
 
 
-def public_shards(house: House, count: int, texts: int) -> list[list[Text]]:
-    """Public texts, or pairs, dealt like synthetic ones."""
-    public = house.corpus.public
-    request = torch.randperm(len(public), generator=house.seeds.generator("public-shards"))[
-        :texts].tolist()
-    return private_evolution.shards([text_of(public[i], 0) for i in request], count, house.seeds)
+def public_shards(public: Sequence[str | Record], count: int, texts: int,
+                  seeds: Seeds) -> list[list[Text]]:
+    """Public texts, or pairs, dealt like synthetic ones: ``texts`` of them to ``count`` proxies."""
+    order = torch.randperm(len(public), generator=seeds.generator("public-shards"))[:texts]
+    return private_evolution.shards([text_of(public[i], 0) for i in order.tolist()], count, seeds)
 
 
-def noisy(ask: Ask, house: House) -> Ask:
+def scrambled(ask: Ask, seeds: Seeds) -> Ask:
     """The arm that replaces the proxies' updates by noise of the same norm."""
 
-    def answer(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
-        by_client = {request.client: request for request in requests}
+    def asking(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
+        by_client: Mapping[str, ClientRequest] = {request.client: request for request in requests}
         for update in ask(requests):
             request = by_client.get(update.client)
-            yield replace(update,
-                tensors=_scrambled(update, request, house)) if request and update.client.startswith(
-                    "proxy-") else update
+            if request is not None and update.client.startswith("proxy-"):
+                update = replace(update, tensors=_noise_like(update, request, seeds))
+            yield update
 
-    return answer
+    return asking
 
 
-def _scrambled(update: ClientUpdate, request: ClientRequest, house: House) -> Tensors:
-    generator = house.seeds.generator("noise-arm", request.round, request.client)
-    noise = {name: torch.randn(t.shape, generator=generator) for name,
-             t in sorted(update.tensors.items())}
+def _noise_like(update: ClientUpdate, request: ClientRequest, seeds: Seeds) -> Tensors:
+    generator = seeds.generator("noise-arm", request.round, request.client)
+    noise = {name: torch.randn(t.shape, generator=generator)
+             for name, t in sorted(update.tensors.items())}
     scale = clipping.norm(update.tensors) / clipping.norm(noise)
     return {name: t * scale for name, t in noise.items()}

@@ -1,99 +1,102 @@
-"""Held-out scores of a run: of the bare base, of the shared adapter, of the clients' own adapters,
-on unseen clients."""
+"""Held-out scores of a run whose records lie in this process: of the bare base, of the shared
+adapter, of the clients' own adapters, on unseen clients."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from aulait.core.types import Adapter, Record
-from aulait.evaluation.losses import evaluate
+from aulait.evaluation.losses import EvaluateConfig, Worn, evaluate
 from aulait.methods.contract import PersonalMethod, State
-from aulait.runs.progress import Progress
-from aulait.runs.setup import House
-
-Worn = Adapter | Mapping[str, Adapter] | None
+from aulait.runs.prepared import HeldOutScores, PreparedRun, ScoreValues
+from aulait.training.trainer import Learner
 
 
-def base_scores(house: House) -> dict[str, Any]:
-    """Scores of the bare base, measured once for all runs of a process."""
-    settings = house.settings
-    if house.judge is not None:
-        return house.judge(house, None, False)
-    key = (settings.model, settings.data.model_copy(update={"pooled": False}), house.seeds,
-           settings.evaluate)
-    found: dict[str, Any] = house.workshop.once("base-eval", key, lambda: _all(house, None))
-    return found
+@dataclass(frozen=True)
+class HeldOutRecords:
+    """Records that are scored, and how.
 
-
-def scores(house: House, state: State, progress: Progress, final: bool) -> dict[str, Any]:
-    """Scores after a round, each client under the adapter it would use: its own where the method
-    makes one.
-
-    Args:
-        house: held-out records and the method.
-        state: of the method.
-        progress: keeps the personal adapters of the last round.
-        final: whether this is the last measurement; then personal methods also tell ``shared``, the
-            scores of the shared adapter, and unseen clients are scored (under the shared adapter:
-            they have no other).
+    Attributes:
+        learner: holds the base.
+        config: what is measured.
+        clients: client -> its held-out records.
+        unseen: client that takes no part -> its records.
+        responses: all responses there are, for the task "rank"; empty for other tasks.
     """
-    if house.judge is not None:
-        return house.judge(house, state, final)
-    shared = house.settings.method.result(house.context, state)
-    progress.personal = personal(house, state, final)
-    if not progress.personal:
-        return _all(house, shared, final)
-    own = {name: progress.personal.get(name, shared) for name in house.holdout}
-    found = _seen(house, own)
+
+    learner: Learner
+    config: EvaluateConfig
+    clients: Mapping[str, Sequence[Record]]
+    unseen: Mapping[str, Sequence[Record]]
+    responses: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: PreparedRun) -> HeldOutRecords:
+        """Those of a run."""
+        federation, config = run.federation, run.settings.evaluate
+        return cls(run.models.learner, config, federation.holdout, federation.corpus.unseen,
+                   _responses(run) if config.task == "rank" else ())
+
+    def scores(self, adapters: Worn) -> ScoreValues:
+        """Of the clients' held-out records."""
+        return self._measured(adapters, self.clients)
+
+    def unseen_scores(self, adapters: Worn) -> ScoreValues:
+        """Of the unseen clients' records, under ``unseen``; empty where there are none."""
+        return {"unseen": self._measured(adapters, self.unseen)} if self.unseen else {}
+
+    def _measured(self, adapters: Worn, records: Mapping[str, Sequence[Record]]) -> ScoreValues:
+        names = sorted(name for name in records if records[name])
+        measured = {name: records[name] for name in names[: self.config.clients]}
+        return evaluate(self.learner, adapters, measured, self.config, self.responses).as_dict()
+
+
+def evaluate_here(run: PreparedRun, state: State | None, final: bool) -> HeldOutScores:
+    """ScoreValues after a round, each client under the adapter that it would use: its own where the
+    method makes one. As ``Engine.evaluate``.
+
+    ScoreValues of the bare base are measured once for all runs of a process. Unseen clients are scored
+    with it and in the last measurement, under the shared adapter: they have no other.
+    """
+    settings = run.settings
+    if state is None:
+        key = (settings.model, settings.data.model_copy(update={"pooled": False}),
+               run.context.seeds, settings.evaluate)
+        return HeldOutScores(run.cache.once("base-eval", key, lambda: _base_scores(run)))
+    records, shared = HeldOutRecords.of(run), settings.method.result(run.context, state)
+    personal = personal_adapters(run, state, final)
+    own = {name: personal.get(name, shared) for name in run.federation.holdout}
+    scores = records.scores(own if personal else shared)
+    if final and personal:
+        scores["shared"] = records.scores(shared)
     if final:
-        found |= {"shared": _seen(house, shared), **_unseen(house, shared)}
-    return found
+        scores |= records.unseen_scores(shared)
+    return HeldOutScores(scores, personal)
 
 
-def personal(house: House, state: State, final: bool) -> dict[str, Adapter]:
-    """Adapters of the clients' own, where the method makes them."""
-    settings = house.settings
-    method = settings.method
-    # elsewhere they stay with their clients
-    if not isinstance(method, PersonalMethod) or house.judge is not None:
+def _base_scores(run: PreparedRun) -> ScoreValues:
+    records = HeldOutRecords.of(run)
+    return {**records.scores(None), **records.unseen_scores(None)}
+
+
+def personal_adapters(run: PreparedRun, state: State, final: bool) -> dict[str, Adapter]:
+    """Adapters of the clients' own, where the method makes them and their memory is here."""
+    method = run.settings.method
+    if not isinstance(method, PersonalMethod):
         return {}
-    sites = [house.sites[name] for name in house.trainers]
-    return method.personal(settings.method_config, house.context, state, sites, house.learner,
-                           final)
+    return method.personal(run.settings.method_config, run.context, state,
+                           run.federation.training_sites, run.models.learner, final)
 
 
-def _all(house: House, worn: Worn, unseen: bool = True) -> dict[str, Any]:
-    return {**_seen(house, worn), **(_unseen(house, worn) if unseen else {})}
-
-
-def _seen(house: House, worn: Worn) -> dict[str, Any]:
-    return _measured(house, worn, house.holdout)
-
-
-def _unseen(house: House, worn: Worn) -> dict[str, Any]:
-    records = house.corpus.unseen
-    return {"unseen": _measured(house, worn, records)} if records else {}
-
-
-def _measured(house: House, worn: Worn, records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-    names = sorted(name for name in records if records[name])
-    measured = {name: records[name] for name in names[: house.settings.evaluate.clients]}
-    return evaluate(house.learner, worn, measured, house.settings.evaluate,
-                    _choices(house)).as_dict()
-
-
-def _choices(house: House) -> tuple[str, ...]:
-    """All responses there are, for the task "rank": a closed set, taken as public."""
-    if house.settings.evaluate.task != "rank":
-        return ()
+def _responses(run: PreparedRun) -> tuple[str, ...]:
+    """All responses there are: a closed set, taken as public."""
 
     def gather() -> tuple[str, ...]:
-        clients = house.corpus.clients.values()
-        unseen = house.corpus.unseen.values()
-        known = {record.text for client in clients for record in (*client.train, *client.holdout)}
-        return tuple(sorted(known | {record.text for records in unseen for record in records}))
+        corpus = run.federation.corpus
+        own = {record.text for client in corpus.clients.values()
+               for record in (*client.train, *client.holdout)}
+        unseen = {record.text for records in corpus.unseen.values() for record in records}
+        return tuple(sorted(own | unseen))
 
-    found: tuple[str, ...] = house.workshop.once("choices", (house.settings.data, house.seeds),
-        gather)
-    return found
+    return run.cache.once("choices", (run.settings.data, run.context.seeds), gather)

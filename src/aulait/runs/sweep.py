@@ -19,9 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from aulait.core.errors import AulaitError, ConfigError, require
-from aulait.engines.inline import connect
 from aulait.runs.experiment_file import Settings, dump, read
+from aulait.runs.loop import run
+from aulait.runs.prepared import Engine, SharedCache
 
 Status = Literal["finished", "resumed", "skipped", "failed"]
 
@@ -51,7 +54,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What became of a job.
 
     Attributes:
@@ -74,7 +77,7 @@ class Outcome:
     wall_s: float | None = None
 
 
-Tell = Callable[[Outcome], None]
+Tell = Callable[[JobOutcome], None]
 
 
 def pieces(text: str, separators: str) -> list[str]:
@@ -178,53 +181,48 @@ def jobs(file: Path, arms: Sequence[Arm], seeds: Sequence[int], overrides: Seque
     return made
 
 
-def run_all(work: Sequence[Job], workers: int, tell: Tell) -> list[Outcome]:
+def run_all(work: Sequence[Job], engine: Engine, workers: int, tell: Tell) -> list[JobOutcome]:
     """Do all jobs; one that fails does not stop the others.
 
     Args:
         work: the jobs.
-        workers: processes; 1 is this one, with one workshop for all.
+        engine: reaches the clients of all of them; it is sent to the workers.
+        workers: processes; 1 is this one, with one cache for all.
         tell: told about every job that is done.
     """
     if workers <= 1:
-        return list(_told(_in_turn(work), tell))
-    return list(_told(_side_by_side(work, min(workers, len(work))), tell))
+        return list(_telling(_in_turn(work, engine), tell))
+    return list(_telling(_side_by_side(work, engine, min(workers, len(work))), tell))
 
 
-def _told(outcomes: Iterator[Outcome], tell: Tell) -> Iterator[Outcome]:
+def _telling(outcomes: Iterator[JobOutcome], tell: Tell) -> Iterator[JobOutcome]:
     for outcome in outcomes:
         tell(outcome)
         yield outcome
 
 
-def _in_turn(work: Sequence[Job]) -> Iterator[Outcome]:
-    from aulait.runs.setup import Workshop
-
-    workshop = Workshop()
+def _in_turn(work: Sequence[Job], engine: Engine) -> Iterator[JobOutcome]:
+    cache = SharedCache()
     for job in work:
-        yield run_one(job, workshop)
+        yield run_one(job, engine, cache)
 
 
-def run_one(job: Job, workshop: Any) -> Outcome:
+def run_one(job: Job, engine: Engine, cache: SharedCache) -> JobOutcome:
     """Do one job, or see that it is done; a failure becomes an outcome."""
-    from aulait.runs.loop import run
-
     if job.settings is None:
-        return Outcome(job.path, job.arm.label, job.seed, "failed", job.problem)
+        return JobOutcome(job.path, job.arm.label, job.seed, "failed", job.problem)
     try:
         done = _finished(job.path, job.settings)
         begun = (job.path / "config.toml").exists()
-        result = done or run(job.settings, job.path, connect, resume=begun, workshop=workshop)
+        result = done or run(job.settings, job.path, engine, resume=begun, cache=cache)
     except (AulaitError, OSError) as error:
-        return Outcome(job.path, job.arm.label, job.seed, "failed", str(error))
+        return JobOutcome(job.path, job.arm.label, job.seed, "failed", str(error))
     except Exception as error:  # a bug in one arm must not cost the night's other runs
-        return Outcome(job.path, job.arm.label, job.seed, "failed",
-                       f"{type(error).__name__}: {error}")
+        return JobOutcome(job.path, job.arm.label, job.seed, "failed",
+                          f"{type(error).__name__}: {error}")
     status: Status = "skipped" if done else "resumed" if begun else "finished"
-    return Outcome(
-        job.path, job.arm.label, job.seed, status, "", result["eval"].get("loss"),
-        result["time"].get("wall_s")
-    )
+    return JobOutcome(job.path, job.arm.label, job.seed, status, "", result["eval"].get("loss"),
+                      result["time"].get("wall_s"))
 
 
 def _finished(path: Path, settings: Settings) -> dict[str, Any] | None:
@@ -249,8 +247,8 @@ def _finished(path: Path, settings: Settings) -> dict[str, Any] | None:
     return found
 
 
-def _side_by_side(work: Sequence[Job], workers: int) -> Iterator[Outcome]:
-    """Processes with a workshop each. Runs of a seed stay together, because they share the first
+def _side_by_side(work: Sequence[Job], engine: Engine, workers: int) -> Iterator[JobOutcome]:
+    """Processes with a cache each. Runs of a seed stay together, because they share the first
     stage."""
     context = multiprocessing.get_context("spawn")
     done: Any = context.Queue()
@@ -259,8 +257,8 @@ def _side_by_side(work: Sequence[Job], workers: int) -> Iterator[Outcome]:
     threads = max(1, (os.cpu_count() or 1) // workers)
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read once, when a process loads its arithmetic
-    processes = [context.Process(target=_lane, args=(lane, threads, done), daemon=True)
-                 for lane in lanes]
+    processes = [context.Process(target=_lane, args=(lane, engine, threads, done),
+                                 daemon=True) for lane in lanes]
     try:
         for process in processes:
             process.start()
@@ -275,18 +273,16 @@ def _side_by_side(work: Sequence[Job], workers: int) -> Iterator[Outcome]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _lane(work: Sequence[Job], threads: int, done: Any) -> None:
+def _lane(work: Sequence[Job], engine: Engine, threads: int, done: Any) -> None:
     """One process of a sweep."""
-    import torch
-
     # an interrupt is for the parent, which ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    for outcome in _in_turn(work):
+    for outcome in _in_turn(work, engine):
         done.put(outcome)
 
 
-def _collected(work: Sequence[Job], processes: Sequence[Any], done: Any) -> Iterator[Outcome]:
+def _collected(work: Sequence[Job], processes: Sequence[Any], done: Any) -> Iterator[JobOutcome]:
     """Outcomes as they come; the jobs of a process that died have failed."""
     missing = {job.path: job for job in work}
     while missing:
@@ -300,7 +296,7 @@ def _collected(work: Sequence[Job], processes: Sequence[Any], done: Any) -> Iter
         missing.pop(outcome.path, None)
         yield outcome
     for job in missing.values():
-        yield Outcome(
+        yield JobOutcome(
             job.path,
             job.arm.label,
             job.seed,

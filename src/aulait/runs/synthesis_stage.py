@@ -1,128 +1,184 @@
-"""Stage 1 over time: vote and breed, write the final set, deal it to the proxies."""
+"""Stage 1: vote and breed, then write the final set and deal it to the proxies.
+
+A first stage that another run of this process made with the very same settings is taken over with
+its ledger.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from aulait.core.cohort import Cohort
-from aulait.privacy.aggregator import BudgetSpent
-from aulait.runfolder.run_folder import RunFolder
+from aulait.core.types import Info
+from aulait.methods.contract import Ask, Server
+from aulait.privacy.ledger_line import LedgerLine
 from aulait.runfolder.schema import SynthesisRound, SyntheticLine
+from aulait.runs.prepared import PreparedRun
 from aulait.runs.privacy_schedule import vote_role
-from aulait.runs.progress import Books, Connect, Progress, Watch, epsilons
 from aulait.runs.proxies import public_shards
-from aulait.runs.setup import House
-from aulait.runs.virtual_time import round_time
+from aulait.runs.stage import Execution, PlannedRound, VirtualRound
+from aulait.runs.train_stage import first_state
+from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.synthesis import private_evolution
+from aulait.synthesis.population import EvolutionState, Text
+from aulait.synthesis.private_evolution import EvolutionContext
 
 
-def synthesise(house: House, folder: RunFolder, books: Books, progress: Progress, connect: Connect,
-               watch: Watch) -> None:
-    """Stage 1: vote and breed, then write the final set and deal it to the proxies.
+@dataclass(frozen=True)
+class FinishedSynthesis:
+    """A first stage that other runs of this process may take over.
 
-    A first stage that another run of this process made with the very same settings is taken over
-    with its ledger.
+    Attributes:
+        texts: the synthetic set, dealt to proxies.
+        lines: of rounds.jsonl.
+        ledger: every line of the ledger.
+        totals: seconds and bytes.
+        state: after the last round.
     """
-    config, seeds, kept = house.settings.synthesis, house.seeds, house.workshop.kept
-    if house.voting:
-        started, key = time.perf_counter(), _stage_one_key(house)
-        if key in kept and progress.synthesis is None and not books.ledger.lines:
-            _take_over(kept[key], folder, books, progress)
-        else:
-            _evolve(house, folder, books, progress, connect, watch)
-            if progress.synthesis is not None and progress.synthesis.winners:
-                texts = private_evolution.expand(config, progress.synthesis, house.variation(),
-                    seeds, house.corpus.public, house.embedder())
-                progress.texts = private_evolution.shards(texts,
-                    min(config.proxy_count, len(house.roles["proxy"])), seeds)
-            progress.add(synthesis_s=time.perf_counter() - started)
-            if not progress.stopped:
-                kept[key] = {"texts": progress.texts, "lines": folder.lines(),
-                             "ledger": list(books.ledger.lines),
-                         "totals": dict(progress.totals), "synthesis": progress.synthesis}
-        folder.write_lines("synthetic.jsonl", [
-            SyntheticLine(**text.as_dict(), client=f"proxy-{k:03d}").on_disk()
-            for k, shard in enumerate(progress.texts) for text in shard])
-    elif house.roles["proxy"] and config.proxies == "public":
-        count = min(config.proxy_count, len(house.roles["proxy"]))
-        progress.texts = public_shards(house, count, config.texts)
-    progress.stage = "train"
-    progress.state = house.settings.method.init(house.settings.method_config, house.context)
-    progress.save(folder)
+
+    texts: list[list[Text]]
+    lines: list[dict[str, Any]]
+    ledger: list[LedgerLine]
+    totals: dict[str, float]
+    state: EvolutionState | None
 
 
-def _stage_one_key(house: House) -> str:
+class SynthesisStage:
+    """As ``Stage``, over the states of private evolution."""
+
+    name = "synthesis"
+    seconds = ("wall_s", "client_s")
+    line_type = SynthesisRound
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution, self._run = execution, execution.run
+        self._progress, self._config = execution.progress, execution.run.settings.synthesis
+        self._costs = RoundCosts.of(execution.run)
+        self._role = vote_role(execution.run.settings, bool(execution.run.federation.trainers))
+        self._started = time.perf_counter()
+        self.aggregator = execution.books.synthesis
+        self.rounds = self._config.rounds
+
+    @cached_property
+    def _context(self) -> EvolutionContext:
+        """Embedder and generator are loaded when the stage has rounds to do."""
+        run = self._run
+        bound = private_evolution.vote_bound(run.settings.data.records_per_client)
+        return EvolutionContext(run.context.seeds, run.federation.corpus.public,
+                                run.models.embedder(), run.models.generator(), bound)
+
+    @cached_property
+    def ask(self) -> Ask:
+        """Gets votes from clients."""
+        return self._execution.engine.connect(self._run, self._run.federation.sites)
+
+    def begin(self) -> EvolutionState | None:
+        """The state of the checkpoint, or public texts as first candidates; None where nobody
+        breeds, or where another run's first stage has been taken over."""
+        if not self._run.federation.breeds:
+            return None
+        done = self._run.cache.kept.get(_key(self._run))
+        fresh = self._progress.synthesis is None and not self._execution.books.ledger.lines
+        if isinstance(done, FinishedSynthesis) and fresh:
+            _take_over(done, self._execution)
+            return None
+        return self._progress.synthesis or private_evolution.init(self._config, self._context)
+
+    def note(self) -> str:
+        """Whether clients are asked."""
+        return "voting" if self._run.federation.voters else "breeding"
+
+    def plan(self, round: int) -> PlannedRound:
+        """All voters, timed where tiers name machines."""
+        voters, real_time = self._run.federation.voters, self._execution.engine.real_time
+        clock = None if real_time else self._costs.clock("synthesis", round)
+        available = clock.present(voters, "synthesis", round) if clock else voters
+        cohort = Cohort(round=round, local=available, proxies={}, planned=len(voters),
+                        noise_multiplier=self._run.privacy.noise_multiplier("synthesis"),
+                        role=self._role)
+        if clock is None:
+            return PlannedRound(cohort, None)
+        outcome = clock.round(voters, "synthesis", round, after_s=self._costs.breeding_s(round))
+        return PlannedRound(cohort, VirtualRound(clock, outcome, outcome))
+
+    def step(self, state: EvolutionState, cohort: Cohort,
+             server: Server) -> tuple[EvolutionState, Info]:
+        """One vote and one breeding."""
+        return private_evolution.step(self._config, self._context, state, cohort, server)
+
+    def measure(self, state: EvolutionState, round: int) -> Info:
+        """Nothing is measured: texts are no adapter."""
+        return {}
+
+    def keep(self, state: EvolutionState, info: Info, step_s: float, measure_s: float) -> None:
+        """The candidates, bytes and seconds."""
+        self._progress.synthesis = state
+        self._progress.add(synthesis_up_bytes=info.get("up_bytes"),
+                           synthesis_down_bytes=info.get("down_bytes"),
+                           client_s=info.get("client_s"))
+
+    def end(self, state: EvolutionState | None) -> None:
+        """Write the final set, deal it to the proxies, and begin stage 2."""
+        run, progress, config = self._run, self._progress, self._config
+        count = min(config.proxy_count, len(run.federation.roles["proxy"]))
+        if state is not None:
+            self._execution.watch("synthesis", self.rounds, self.rounds,
+                                  "writing the synthetic set")
+            self._write(state, count)
+        if run.federation.breeds:
+            self._execution.folder.write_lines("synthetic.jsonl", [
+                SyntheticLine(**text.as_dict(), client=f"proxy-{k:03d}").on_disk()
+                for k, shard in enumerate(progress.texts) for text in shard])
+        elif count and config.proxies == "public":
+            progress.texts = public_shards(run.federation.corpus.public, count, config.texts,
+                                           run.context.seeds)
+        progress.stage, progress.state = "train", first_state(run)
+        progress.save(self._execution.folder)
+
+    def _write(self, state: EvolutionState, count: int) -> None:
+        """The final set, for the proxies of this run and for other runs of this process."""
+        progress, books = self._progress, self._execution.books
+        progress.synthesis = state
+        if state.winners:
+            texts = private_evolution.result(self._config, self._context, state)
+            progress.texts = private_evolution.shards(texts, count, self._run.context.seeds)
+        progress.add(synthesis_s=time.perf_counter() - self._started)
+        if not progress.stopped:
+            self._run.cache.kept[_key(self._run)] = FinishedSynthesis(
+                progress.texts, self._execution.folder.lines(), list(books.ledger.lines),
+                dict(progress.totals), state)
+
+
+def _key(run: PreparedRun) -> str:
     """All that determines stage 1: equal keys, equal first stage (up to the privacy noise)."""
-    s = house.settings
+    s, sites = run.settings, run.federation.sites
     privacy = s.privacy.model_dump(include={"off", "epsilon", "noise_multiplier", "delta",
-        "relation", "noise_seed", "vote_fraction", "mechanism"})
-    synthesis = s.synthesis.model_dump(exclude={"proxies"})
+                                            "relation", "noise_seed", "vote_fraction",
+                                            "mechanism"})
     machines = [[t.name, t.machine, t.link, t.availability, t.dropout, t.spread]
                 for t in s.federation.tier if t.machine]
-    parts = [s.run.seed, s.model.model_dump(), s.data.model_dump(), list(house.roles["proxy"]),
-             house.privacy_plan.noise_multiplier("synthesis"), privacy, synthesis,
-             [machines, s.compute.model_dump(),
-              {n: site.plan.tier for n, site in house.sites.items()}] if machines else None,
+    virtual = [machines, s.compute.model_dump(), {n: own.plan.tier for n, own in sites.items()}]
+    parts = [s.run.seed, s.model.model_dump(), s.data.model_dump(),
+             list(run.federation.roles["proxy"]), run.privacy.noise_multiplier("synthesis"),
+             privacy, s.synthesis.model_dump(exclude={"proxies"}), virtual if machines else None,
              s.federation.max_norm, s.engine.threads]
     return "stage-one|" + json.dumps(parts, default=str)
 
 
-def _take_over(kept: Mapping[str, Any], folder: RunFolder, books: Books,
-               progress: Progress) -> None:
+def _take_over(done: FinishedSynthesis, execution: Execution) -> None:
     """Copy a first stage: its texts, its lines, and every ledger line, which this run's releases
     are added to."""
-    for line in kept["ledger"]:
-        books.ledger.append(line)
+    books, progress = execution.books, execution.progress
+    for entry in done.ledger:
+        books.ledger.append(entry)
         if books.accountant is not None:
-            books.accountant.add(line.role, line.event)
-    for line in kept["lines"]:
-        folder.append(SynthesisRound.model_validate({**line, "reused": True}).on_disk())
-    progress.texts, progress.totals, progress.synthesis = kept["texts"], dict(kept["totals"]), kept[
-        "synthesis"]
-
-
-def _evolve(house: House, folder: RunFolder, books: Books, progress: Progress, connect: Connect,
-            watch: Watch) -> None:
-    """The rounds of stage 1."""
-    config, seeds = house.settings.synthesis, house.seeds
-    embedder, variation = house.embedder(), house.variation()
-    ask = connect(house.sites, house.settings.method, house.context, house.learner, embedder)
-    state = progress.synthesis or private_evolution.init(config, house.corpus.public, seeds)
-    role = vote_role(house.settings, house.trainers)
-    bound = private_evolution.vote_bound(house.settings.data.records_per_client)
-    for round in range(state.round + 1, config.rounds + 1):
-        watch("synthesis", round - 1, config.rounds, "voting" if house.voters else "breeding")
-        started, released = time.perf_counter(), len(books.ledger.lines)
-        clock = round_time.clock(house, "synthesis", round)
-        there = clock.present(house.voters, "synthesis", round) if clock else house.voters
-        cohort = Cohort(round=round, local=there, proxies={}, planned=len(house.voters),
-                        noise_multiplier=house.privacy_plan.noise_multiplier("synthesis"),
-                        role=role)
-        outcome = (
-            clock.round(house.voters, "synthesis", round, after_s=round_time.breeding_s(house,
-                round)) if clock else None
-        )
-        heard = round_time.punctual(ask, outcome.silent) if outcome else ask
-        try:
-            state, info = private_evolution.step(config, state, cohort, heard, books.synthesis,
-                embedder, variation, seeds, bound)
-        except BudgetSpent as spent:
-            progress.stopped = str(spent)
-            break
-        house.privacy_plan.check("synthesis", round, books.ledger.lines[released:])
-        spent_s = time.perf_counter() - started
-        line = {"stage": "synthesis", "round": round, "wall_s": spent_s, **info,
-                "epsilon": epsilons(house, books.accountant)}
-        line |= dict.fromkeys(("wall_s", "client_s")) if house.secret_time else {}
-        if clock and outcome:
-            line["clock"] = progress.tick(clock.told(outcome))
-        folder.append(SynthesisRound.model_validate(line).on_disk())
-        progress.synthesis = state
-        progress.add(synthesis_up_bytes=info.get("up_bytes"),
-                     synthesis_down_bytes=info.get("down_bytes"), client_s=info.get("client_s"))
-        progress.save(folder)
-    watch("synthesis", config.rounds, config.rounds, "writing the synthetic set")
-    progress.synthesis = state
+            books.accountant.add(entry.role, entry.event)
+    for line in done.lines:
+        reused = SynthesisRound.model_validate({**line, "reused": True})
+        execution.folder.append(reused.on_disk())
+    progress.texts, progress.synthesis = done.texts, done.state
+    progress.totals = dict(done.totals)

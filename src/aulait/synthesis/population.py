@@ -140,7 +140,7 @@ def written(variation: Variation, examples: Sequence[Text], count: int, round: i
 
 
 @dataclass(frozen=True)
-class State:
+class EvolutionState:
     """What stage 1 carries from round to round.
 
     Attributes:
@@ -158,7 +158,7 @@ class State:
         return asdict(self)
 
     @staticmethod
-    def restore(saved: Mapping[str, Any]) -> State:
+    def restore(saved: Mapping[str, Any]) -> EvolutionState:
         """From the checkpoint."""
         texts = {key: tuple(Text(**text) for text in saved[key]) for key in ("pool", "winners")}
-        return State(saved["round"], **texts)
+        return EvolutionState(saved["round"], **texts)

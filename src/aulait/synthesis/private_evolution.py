@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,77 +28,97 @@ from torch import Tensor
 from aulait.core.cohort import Cohort
 from aulait.core.seeds import Seeds
 from aulait.core.types import ClientUpdate, Info, Record, Site, VoteRequest, nbytes
-from aulait.methods.contract import Ask
-from aulait.privacy.aggregator import PrivateAggregator, Release
+from aulait.methods.contract import RunContext, Server
+from aulait.privacy.aggregator import Release
 from aulait.synthesis import selection
 from aulait.synthesis.embedding import Embedder, votes
-from aulait.synthesis.population import State as State
-from aulait.synthesis.population import SynthesisConfig as SynthesisConfig
-from aulait.synthesis.population import Text as Text
-from aulait.synthesis.population import children, text_of, written
+from aulait.synthesis.population import (
+    EvolutionState,
+    SynthesisConfig,
+    Text,
+    children,
+    text_of,
+    written,
+)
 from aulait.synthesis.variation import Variation
 
 
-def init(config: SynthesisConfig, public: Sequence[str | Record], seeds: Seeds) -> State:
-    """The first candidates are J public texts, or public pairs; all that follow are of the same
-    kind."""
-    request = torch.randperm(len(public), generator=seeds.generator("public-start")).tolist()
-    return State(0, tuple(text_of(public[i], 0) for i in request[: config.pool]))
+@dataclass(frozen=True)
+class EvolutionContext:
+    """What the server knows before the first round of stage 1; all of it public.
 
-
-def step(
-    config: SynthesisConfig, state: State, cohort: Cohort, ask: Ask, aggregator: PrivateAggregator,
-    embedder: Embedder,
-    variation: Variation,
-    seeds: Seeds, bound: float,
-) -> tuple[State, Info]:
-    """One vote and one breeding.
-
-    Args:
-        config: settings.
-        state: the candidates.
-        cohort: the voters.
-        ask: gets updates for requests.
-        aggregator: releases the votes.
-        embedder: public texts to vectors.
-        variation: breeds children from texts.
+    Attributes:
         seeds: of the run.
+        public: public texts, or public pairs, to start from.
+        embedder: texts to vectors.
+        generator: breeds children from texts, and writes texts.
         bound: S, the L2 bound of a client's vote vector.
     """
-    voting = config.selection != "random"
-    embeddings_JD = _embed(config, state, embedder, variation, seeds) if voting else torch.empty(0)
-    votes_J, info, std = torch.zeros(len(state.pool)), {}, 0.0
-    if voting:
-        requests = [VoteRequest(n, cohort.round, {"embeddings": embeddings_JD},
-                        {"neighbours": config.neighbours})
-                  for n in cohort.local]
-        started = time.perf_counter()
-        updates = list(ask(requests))
-        client_s = time.perf_counter() - started
-        released = aggregator.release(
-            updates, Release.of_cohort(cohort, stage="synthesis", bound=bound,
-                                       template={"votes": votes_J}))
-        votes_J, std = released.total["votes"], released.noise_std
-        # bytes of the planned cohort: how many really replied is private
-        heard = cohort.planned if aggregator.private else len(updates)
-        info = {"up_bytes": heard * nbytes({"votes": votes_J}),
-                "down_bytes": sum(nbytes(o.tensors) for o in requests),
-                "client_s": client_s}
-    kept = _select(config, votes_J, embeddings_JD, std, seeds.generator("select", cohort.round))
+
+    seeds: Seeds
+    public: Sequence[str | Record]
+    embedder: Embedder
+    generator: Variation
+    bound: float
+
+
+def init(config: SynthesisConfig, context: EvolutionContext) -> EvolutionState:
+    """The first candidates are J public texts, or public pairs; all that follow are of the same
+    kind."""
+    public, generator = context.public, context.seeds.generator("public-start")
+    order = torch.randperm(len(public), generator=generator).tolist()
+    return EvolutionState(0, tuple(text_of(public[i], 0) for i in order[: config.pool]))
+
+
+def step(config: SynthesisConfig, context: EvolutionContext, state: EvolutionState, cohort: Cohort,
+         server: Server) -> tuple[EvolutionState, Info]:
+    """One vote and one breeding; without votes (selection "random") only the breeding."""
+    embeddings_JD, votes_J, std = torch.empty(0), torch.zeros(len(state.pool)), 0.0
+    info: Info = {}
+    if config.selection != "random":
+        embeddings_JD = _embed(config, context, state)
+        votes_J, std, info = _vote(config, context, embeddings_JD, cohort, server)
+    generator = context.seeds.generator("select", cohort.round)
+    kept = _select(config, votes_J, embeddings_JD, std, generator)
     parents = [replace(state.pool[j], votes=float(votes_J[j])) for j in kept]
-    pool = _breed(config, parents, cohort.round, variation, seeds)
+    pool = _breed(config, context, parents, cohort.round)
     unique = list({text.full: text for text in parents}.values())
-    told = {"candidates": len(state.pool), "kept": len(unique), "noise_std": std,
-            "histogram": votes_J.tolist(),
-            "winners": [text.as_dict() for text in sorted(unique, key=lambda t: -t.votes)[:8]],
-            "samples": [text.full for text in unique[:5]]}
-    return State(cohort.round, tuple(pool), (*state.winners, *unique)), info | told
+    metrics = {"candidates": len(state.pool), "kept": len(unique), "noise_std": std,
+               "histogram": votes_J.tolist(),
+               "winners": [text.as_dict() for text in sorted(unique, key=lambda t: -t.votes)[:8]],
+               "samples": [text.full for text in unique[:5]]}
+    after = EvolutionState(cohort.round, tuple(pool), (*state.winners, *unique))
+    return after, info | metrics
 
 
-def answer(requests: Sequence[VoteRequest], sites: Sequence[Site],
+def _vote(config: SynthesisConfig, context: EvolutionContext, embeddings_JD: Tensor, cohort: Cohort,
+          server: Server) -> tuple[Tensor, float, Info]:
+    """The released votes (J,), the standard deviation of their noise, and bytes and seconds."""
+    template = {"votes": torch.zeros(len(embeddings_JD))}
+    requests = [VoteRequest(name, cohort.round, {"embeddings": embeddings_JD},
+                            {"neighbours": config.neighbours}) for name in cohort.local]
+    started = time.perf_counter()
+    updates = list(server.ask(requests))
+    client_s = time.perf_counter() - started
+    released = server.aggregator.release(
+        updates, Release.of_cohort(cohort, stage="synthesis", bound=context.bound,
+                                   template=template))
+    # bytes of the planned cohort: how many really replied is private
+    counted = cohort.planned if server.aggregator.private else len(updates)
+    info = {"up_bytes": counted * nbytes(template),
+            "down_bytes": sum(nbytes(request.tensors) for request in requests),
+            "client_s": client_s}
+    return released.total["votes"], released.noise_std, info
+
+
+def answer(requests: Sequence[VoteRequest], sites: Sequence[Site], context: RunContext,
            embedder: Embedder) -> list[ClientUpdate]:
     """A client's votes: each of its records counts for its nearest candidates. The aggregator clips
-    them."""
+    them.
+
+    The embedder stands where the answers of methods have the trainer; nothing of ``context`` is
+    used.
+    """
     updates = []
     for request, site in zip(requests, sites, strict=True):
         own_BD = embedder.embed([record.full for record in site.train])
@@ -107,66 +127,68 @@ def answer(requests: Sequence[VoteRequest], sites: Sequence[Site],
     return updates
 
 
-def expand(
-    config: SynthesisConfig, state: State, variation: Variation, seeds: Seeds,
-    public: Sequence[str | Record] = (),
-    embedder: Embedder | None = None,
-) -> list[Text]:
+def result(config: SynthesisConfig, context: EvolutionContext, state: EvolutionState) -> list[Text]:
     """The final set: ``config.texts`` texts from the winners of all rounds, more from those with
-    more votes.
-
-    Args:
-        config: settings.
-        state: with the winners.
-        variation: writes texts.
-        seeds: of the run.
-        public: public texts, for expansion "nearest".
-        embedder: for expansion "nearest".
-    """
-    weight = (
-        torch.tensor([max(text.votes, 0.0) for text in state.winners], dtype=torch.float64) + 1e-9
-    )
+    more votes."""
+    votes_W = torch.tensor([text.votes for text in state.winners], dtype=torch.float64)
+    weight_W = votes_W.clamp(min=0.0) + 1e-9
+    seeds, generator = context.seeds, context.generator
     if config.expansion == "nearest":
-        assert embedder is not None
-        some = [text_of(source, 0) for source in public[: config.public_texts]]
-        closeness_WP = (
-            embedder.embed([text.full for text in state.winners]) @ embedder.embed([text.full
-                for text in some]).T
-        )
-        near = selection.nearest_public(weight, closeness_WP, config.texts)
-        return [replace(some[p], round=state.round + 1, parent=state.winners[w].full) for w,
-                p in near]
+        return _nearest(config, context, state, weight_W)
     if config.expansion == "write":
-        request = torch.multinomial(weight, len(weight), replacement=False,
+        order = torch.multinomial(weight_W, len(weight_W), replacement=False,
                                   generator=seeds.generator("expand")).tolist()
-        return written(variation, [state.winners[i] for i in request], config.texts,
-                       state.round + 1,
-                       seeds.integer("expand-write"))
+        return written(generator, [state.winners[i] for i in order], config.texts,
+                       state.round + 1, seeds.integer("expand-write"))
     texts: list[Text] = []
     for attempt in range(6):
         missing = config.texts - len(texts)
         if missing <= 0:
             break
-        drawn = torch.multinomial(weight, missing, replacement=True,
+        drawn = torch.multinomial(weight_W, missing, replacement=True,
                                   generator=seeds.generator("expand", attempt)).tolist()
         chosen = [state.winners[i] for i in drawn]
         if config.expansion == "keep":
             return chosen
-        texts += [child for child in children(variation, chosen, state.round + 1,
-            seeds.integer("expand-vary", attempt)) if child]
+        texts += [child for child in children(generator, chosen, state.round + 1,
+                                              seeds.integer("expand-vary", attempt)) if child]
     return texts
 
 
-def _embed(config: SynthesisConfig, state: State, embedder: Embedder, variation: Variation,
-           seeds: Seeds) -> Tensor:
+def _nearest(config: SynthesisConfig, context: EvolutionContext, state: EvolutionState,
+             weight_W: Tensor) -> list[Text]:
+    """The public texts nearest to the winners."""
+    some = [text_of(source, 0) for source in context.public[: config.public_texts]]
+    winners_WD = context.embedder.embed([text.full for text in state.winners])
+    closeness_WP = winners_WD @ context.embedder.embed([text.full for text in some]).T
+    near = selection.nearest_public(weight_W, closeness_WP, config.texts)
+    return [replace(some[p], round=state.round + 1, parent=state.winners[w].full) for w, p in near]
+
+
+def travels(config: SynthesisConfig, context: EvolutionContext, round: int, client: str,
+            sites: Sequence[str]) -> tuple[int, int]:
+    """Bytes that one client sends and receives in a vote, at most: later pools are smaller where
+    children failed. Equal for all clients."""
+    pool = min(config.pool, len(context.public)) if round == 1 else config.pool
+    return vote_bytes(pool, context.embedder.width)
+
+
+def vote_bytes(candidates: int, width: int) -> tuple[int, int]:
+    """Bytes up and down of one client's vote on J ``candidates`` embedded in D = ``width``
+    numbers."""
+    return 4 * candidates, 4 * candidates * width
+
+
+def _embed(config: SynthesisConfig, context: EvolutionContext, state: EvolutionState) -> Tensor:
     """Embeddings (J, D) of the candidates, or of what they are likely to become."""
+    embedder, seeds = context.embedder, context.seeds
     texts = [text.full for text in state.pool]
     if config.lookahead == 0:
         return embedder.embed(texts)
     total_JD, count_J1 = torch.zeros(len(texts), embedder.width), torch.zeros(len(texts), 1)
     for k in range(config.lookahead):
-        ahead = children(variation, state.pool, state.round, seeds.integer("lookahead", state.round,
-            str(k)))
+        ahead = children(context.generator, state.pool, state.round,
+                         seeds.integer("lookahead", state.round, str(k)))
         alive = {j: child.full for j, child in enumerate(ahead) if child}
         if alive:
             total_JD[list(alive)] += embedder.embed(list(alive.values()))
@@ -188,12 +210,12 @@ def _select(config: SynthesisConfig, votes_J: Tensor, embeddings_JD: Tensor, std
     return selection.rank_candidates(votes_J, keep)
 
 
-def _breed(config: SynthesisConfig, parents: Sequence[Text], round: int, variation: Variation,
-           seeds: Seeds) -> list[Text]:
+def _breed(config: SynthesisConfig, context: EvolutionContext, parents: Sequence[Text],
+           round: int) -> list[Text]:
     """Parents and their children; fewer than J when children failed."""
     repeated = [parent for parent in parents for _ in range(config.variations)]
-    bred = [child for child in children(variation, repeated, round, seeds.integer("vary", round))
-            if child]
+    seed = context.seeds.integer("vary", round)
+    bred = [child for child in children(context.generator, repeated, round, seed) if child]
     unique = {text.full: text for text in (*parents, *bred)}
     return list(unique.values())
 
@@ -206,5 +228,5 @@ def vote_bound(records_per_client: int) -> float:
 
 def shards(texts: Sequence[Text], count: int, seeds: Seeds) -> list[list[Text]]:
     """The synthetic set dealt to ``count`` proxies, at random, sizes differing by at most one."""
-    request = torch.randperm(len(texts), generator=seeds.generator("shards")).tolist()
-    return [[texts[i] for i in request[k::count]] for k in range(min(count, len(texts)))]
+    order = torch.randperm(len(texts), generator=seeds.generator("shards")).tolist()
+    return [[texts[i] for i in order[k::count]] for k in range(min(count, len(texts)))]

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from aulait.core.errors import ConfigError, require
+from aulait.engines.inline import InlineEngine
 from aulait.runs.experiment_file import build
-from aulait.runs.setup import Workshop
+from aulait.runs.prepared import SharedCache
 from aulait.runs.sweep import Arm, Job, run_one
 from aulait_benchmarks.edge.efficiency import rounds_to
 
@@ -28,7 +29,7 @@ NAMES: Mapping[str, str] = {"plain": "FedAvg", "momentum": "FedAvgM", "adam": "F
 
 
 @dataclass(frozen=True)
-class Federation:
+class FederationSize:
     """How large the federation is.
 
     Attributes:
@@ -54,12 +55,12 @@ class Federation:
     seed: int = 0
 
 
-QUICK = Federation(
+QUICK = FederationSize(
     clients=3, rounds=3, steps=2, batch=2, rates=(("plain", (1.0,)), ("momentum", (1.0,)),
         ("adam", (0.01,)), ("adamw", (0.01,))))
 
 
-def servers(size: Federation, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def servers(size: FederationSize, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Held-out loss after every round, for every optimiser.
 
     Args:
@@ -71,13 +72,13 @@ def servers(size: Federation, tell: Callable[[str], None] = lambda _: None) -> d
         by round, rates_tried with the last loss of each, rounds_to_fedavg: the first round at or
             below FedAvg's last loss, or None), and the settings.
     """
-    workshop, base_loss = Workshop(), 0.0
+    cache, base_loss = SharedCache(), 0.0
     arms: list[dict[str, Any]] = []
     for server, rates in size.rates:
         tried: dict[float, list[float]] = {}
         for rate in rates:
             tell(f"server optimiser {NAMES[server]} at {rate:g}")
-            base_loss, tried[rate] = _losses(size, server, rate, workshop)
+            base_loss, tried[rate] = _losses(size, server, rate, cache)
         best = min(tried, key=lambda rate: tried[rate][-1])
         last = [{"rate": rate, "last_loss": losses[-1]} for rate, losses in tried.items()]
         arms.append({"name": NAMES[server], "server": server, "rate": best, "losses": tried[best],
@@ -91,13 +92,13 @@ def servers(size: Federation, tell: Callable[[str], None] = lambda _: None) -> d
             "arms": arms, **told}
 
 
-def _losses(size: Federation, server: str, rate: float, workshop: Workshop) -> tuple[float,
-        list[float]]:
+def _losses(size: FederationSize, server: str, rate: float,
+            cache: SharedCache) -> tuple[float, list[float]]:
     """The base's held-out loss, and that after each round of one run."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "run"
         done = run_one(Job(Arm(server, ()), size.seed, path, build(_tree(size, server, rate))),
-                       workshop)
+                       InlineEngine(), cache)
         require(done.status != "failed", ConfigError,
                 f"the run with server '{server}' failed ({done.message}); try --no-servers")
         lines = [json.loads(line)
@@ -106,7 +107,7 @@ def _losses(size: Federation, server: str, rate: float, workshop: Workshop) -> t
     return float(base), [float(line["eval"]["loss"]) for line in lines if line["stage"] == "train"]
 
 
-def _tree(size: Federation, server: str, rate: float) -> dict[str, Any]:
+def _tree(size: FederationSize, server: str, rate: float) -> dict[str, Any]:
     """The experiment of one run."""
     return {
         "run": {"name": "edge", "seed": size.seed},

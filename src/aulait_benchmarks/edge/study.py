@@ -27,7 +27,7 @@ from aulait_benchmarks.edge.claims import claims
 from aulait_benchmarks.edge.measured_steps import measured
 from aulait_benchmarks.edge.modelled import Line, Work, lines, round_of
 from aulait_benchmarks.edge.reference_models import members
-from aulait_benchmarks.edge.server_optimizers import Federation
+from aulait_benchmarks.edge.server_optimizers import FederationSize
 from aulait_benchmarks.edge.step_timing import Lengths
 
 
@@ -72,7 +72,7 @@ class Scope:
     links: tuple[str, ...] = tuple(LINKS)
     power_w: float | None = None
     joules_per_byte: float | None = None
-    federation: Federation | None = field(default_factory=Federation)
+    federation: FederationSize | None = field(default_factory=FederationSize)
 
 
 QUICK = Scope(family="tiny", batches=(1, 2), device_batches=(1, 2, 4, 8), lengths=Lengths(32, 8),

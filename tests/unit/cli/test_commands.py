@@ -17,6 +17,7 @@ from tests.closeness import assert_near
 from typer.testing import CliRunner
 
 from aulait import cli
+from aulait.engines.inline import InlineEngine
 from aulait.methods import ffa
 from aulait.runs import sweep
 
@@ -389,10 +390,10 @@ def test_sweep_in_two_processes_does_all_jobs(experiment, tmp_path, monkeypatch)
 
     monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda kind: Context())
     monkeypatch.setattr(sweep.signal, "signal", lambda number, action: None)
-    monkeypatch.setattr(sweep, "run_one", lambda job, workshop: sweep.Outcome(job.path, job.arm.label, job.seed, "finished"))
+    monkeypatch.setattr(sweep, "run_one", lambda job, engine, cache: sweep.JobOutcome(job.path, job.arm.label, job.seed, "finished"))
     work = sweep.jobs(experiment, sweep.product(["train.lr=1e-3,2e-3,3e-3"]), [0, 1], (), tmp_path)
     threads = torch.get_num_threads()
-    outcomes = sweep.run_all(work, 4, seen.append)
+    outcomes = sweep.run_all(work, InlineEngine(), 4, seen.append)
     torch.set_num_threads(threads)
     assert sorted(o.path for o in outcomes) == sorted(job.path for job in work)
     assert outcomes == seen

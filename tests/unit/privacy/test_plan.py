@@ -13,7 +13,7 @@ from tests import tiny_run
 from aulait.cli.account import recount
 from aulait.core.errors import PrivacyError
 from aulait.core.types import ReleasedSum
-from aulait.engines.inline import connect
+from aulait.engines.inline import InlineEngine
 from aulait.methods import METHODS
 from aulait.privacy.accounting import Accountant, Event, epsilon
 from aulait.privacy.config import PrivacyConfig
@@ -23,8 +23,9 @@ from aulait.privacy.mechanisms import MECHANISMS, Gaussian, find_mechanism
 from aulait.privacy.plan import ReleaseSchedule, plan_privacy
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import loop
-from aulait.runs.plan_summary import outlook
-from aulait.runs.setup import Workshop, assemble
+from aulait.runs.plan_summary import summarise_plan
+from aulait.runs.prepared import SharedCache
+from aulait.runs.setup import prepare
 
 CLIENT = {"epsilon": 6.0, "delta": 1e-3, "relation": "add-remove", "clip": 0.5}
 RECORD = CLIENT | {"unit": "record"}
@@ -35,7 +36,7 @@ METHODS_FOR_CLIENTS = [name for name in METHODS.names() if METHODS.find(name).TR
 
 @pytest.fixture(scope="module")
 def shared():
-    return Workshop()
+    return SharedCache()
 
 
 @pytest.fixture
@@ -47,9 +48,8 @@ def data(tmp_path):
 def agreed(data, shared, rounds=2, **tables):
     """Run, and compare what plan, run, ledger and ``aulait account`` say of every role."""
     settings = tiny_run.settings(data, train={"rounds": rounds, "steps": 1}, evaluate={"records_per_client": 1, "every": 9}, **tables)
-    house = assemble(settings, shared)
-    planned = outlook(house)
-    result = loop.run(settings, data / "run", connect, workshop=tiny_run.fresh(shared))
+    planned = summarise_plan(prepare(settings, shared))
+    result = loop.run(settings, data / "run", InlineEngine(), cache=tiny_run.fresh(shared))
     ledger = Ledger(data / "run" / "ledger.jsonl")
     accountant = Accountant(settings.privacy.delta, dict.fromkeys(("proxy", "local", "split"), math.inf))
     ledger.replay(accountant)
@@ -98,8 +98,8 @@ def test_the_measured_case_of_the_questions_and_answers():
 
 def test_roles_whose_votes_are_exact_are_promised_nothing(data, shared):
     settings = tiny_run.settings(data, synthesis={"votes": "exact", "voters": "all"}, privacy=CLIENT)
-    plan = outlook(assemble(settings, shared))
-    result = loop.run(settings, data / "run", connect, workshop=tiny_run.fresh(shared))
+    plan = summarise_plan(prepare(settings, shared))
+    result = loop.run(settings, data / "run", InlineEngine(), cache=tiny_run.fresh(shared))
     assert plan["privacy"]["epsilon"] == {"proxy": None, "local": None}
     assert result["privacy"]["epsilon"] == {"proxy": None, "local": None, "split": None, "max": None}
     assert not result["privacy"]["private"]
@@ -181,7 +181,7 @@ def test_a_run_whose_method_strays_from_the_plan_is_stopped(data, shared, monkey
     monkeypatch.setattr(PrivateAggregator, "release", Silent(times)(PrivateAggregator.release))
     settings = tiny_run.settings(data, federation=LOCAL, privacy={k: v for k, v in CLIENT.items() if k != "epsilon"} | {"noise_multiplier": 1.0})
     with pytest.raises(PrivacyError, match=f"train round 1 has {times} lines in the ledger, expected 1"):
-        loop.run(settings, data / "run", connect, workshop=tiny_run.fresh(shared))
+        loop.run(settings, data / "run", InlineEngine(), cache=tiny_run.fresh(shared))
     assert not (data / "run" / "result.json").exists()
 
 
@@ -229,7 +229,7 @@ def test_a_mechanism_s_memory_of_its_noise_survives_an_interruption(data, shared
         MECHANISMS.register("telescoping")(Telescoping())
     settings = tiny_run.settings(data, federation=LOCAL, privacy=CLIENT | {"noise_seed": 3, "mechanism": "telescoping"})
     plain = tiny_run.settings(data, federation=LOCAL, privacy=CLIENT | {"noise_seed": 3})
-    run = lambda name, chosen, **more: loop.run(chosen, data / name, connect, workshop=tiny_run.fresh(shared), **more)  # noqa: E731
+    run = lambda name, chosen, **more: loop.run(chosen, data / name, InlineEngine(), cache=tiny_run.fresh(shared), **more)  # noqa: E731
     run("whole", settings)
 
     def stop(stage, done, total, note):

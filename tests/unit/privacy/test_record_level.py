@@ -17,7 +17,7 @@ from aulait.core.cohort import Cohort
 from aulait.core.errors import ConfigError, PrivacyError
 from aulait.core.seeds import Seeds
 from aulait.core.types import ClientUpdate, Plan, Site
-from aulait.engines.inline import connect
+from aulait.engines.inline import InlineEngine
 from aulait.methods import dplora
 from aulait.methods.contract import RunContext, Server
 from aulait.models import loading
@@ -30,7 +30,7 @@ from aulait.privacy.ledger_line import LedgerLine
 from aulait.privacy.noise import SeededNoise, SystemNoise
 from aulait.privacy.record_level import RecordMechanism, unit_problems, worst_case
 from aulait.runs import loop
-from aulait.runs.setup import Workshop
+from aulait.runs.prepared import SharedCache
 from aulait.training.trainer import Learner, TrainConfig
 
 DELTA = 1e-5
@@ -390,7 +390,7 @@ def test_proxies_train_without_noise_beside_the_clients(base):
 
 @pytest.fixture(scope="module")
 def shared():
-    return Workshop()
+    return SharedCache()
 
 
 @pytest.fixture
@@ -406,7 +406,7 @@ PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "relation": "add-remove", "unit": "rec
 @pytest.mark.parametrize("mode", ["dpsgd", "ffa", "literal"])
 def test_a_run_spends_its_budget_and_the_ledger_agrees(data, shared, mode):
     settings = tiny_run.settings(data, algorithm={"name": "dplora", "mode": mode, "server": "plain"}, federation=TIERS, privacy=PRIVATE)
-    result = loop.run(settings, data / "run", connect, workshop=tiny_run.fresh(shared))
+    result = loop.run(settings, data / "run", InlineEngine(), cache=tiny_run.fresh(shared))
     lines = [json.loads(line) for line in (data / "run" / "ledger.jsonl").read_text().splitlines()]
     assert len(lines) == 3
     assert {line["unit"] for line in lines} == {"record"}
@@ -428,5 +428,5 @@ def test_what_a_run_refuses(data, shared):
         ({"algorithm": {"name": "dplora", "server": "plain", "noise": "none"}, "privacy": PRIVATE}, "not private"),
     ]:
         with pytest.raises((ConfigError, PrivacyError), match=word):
-            loop.run(tiny_run.settings(data, **{"federation": TIERS, **tables}), data / "refused", connect, workshop=shared)
+            loop.run(tiny_run.settings(data, **{"federation": TIERS, **tables}), data / "refused", InlineEngine(), cache=shared)
         assert not (data / "refused" / "ledger.jsonl").exists()

@@ -8,14 +8,16 @@ import pytest
 from tests import tiny_run
 
 from aulait.core.errors import ConfigError, DataError
-from aulait.engines import inline
+from aulait.engines.inline import InlineEngine
 from aulait.runs import loop, proxies
-from aulait.runs.plan_summary import outlook
-from aulait.runs.setup import Workshop, assemble
-from aulait.runs.virtual_time import round_time
+from aulait.runs.plan_summary import summarise_plan
+from aulait.runs.prepared import SharedCache
+from aulait.runs.setup import prepare
+from aulait.runs.train_stage import draw_cohort
+from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.synthesis.population import Text
 
-WORKSHOP = Workshop()
+CACHE = SharedCache()
 TIERS = [
     {"name": "station", "count": 2, "placement": "local", "machine": "workstation"},
     {"name": "laptop", "count": 2, "placement": "split", "machine": "laptop", "link": "office"},
@@ -39,7 +41,7 @@ def made(folder, tiers=None, **tables):
 
 
 def run(folder, path, settings, **more):
-    return loop.run(settings, path, inline.connect, workshop=WORKSHOP, **more)
+    return loop.run(settings, path, InlineEngine(), cache=CACHE, **more)
 
 
 def lines(path):
@@ -50,7 +52,7 @@ def lines(path):
                                               ("fedex", "float32"), ("rolora", "float32"), ("lorafair", "float32")])
 def test_bytes_of_a_mixed_run_are_those_of_its_plan(folder, tmp_path, method, wire):
     settings = made(folder, algorithm={"name": method}, compute={"cut": 2, "wire": wire})
-    planned = outlook(assemble(settings, WORKSHOP))
+    planned = summarise_plan(prepare(settings, CACHE))
     result = run(folder, tmp_path / "run", settings)
     trained = [line for line in lines(tmp_path / "run") if line["stage"] == "train"]
     for way in ("up", "down"):
@@ -62,7 +64,7 @@ def test_bytes_of_a_mixed_run_are_those_of_its_plan(folder, tmp_path, method, wi
 
 def test_splitlora_sends_what_was_planned(folder, tmp_path):
     settings = made(folder, [{"name": "all", "placement": "split", "machine": "laptop"}], algorithm={"name": "splitlora"}, compute={"cut": 2})
-    planned = outlook(assemble(settings, WORKSHOP))["total"]
+    planned = summarise_plan(prepare(settings, CACHE))["total"]
     assert run(folder, tmp_path / "run", settings)["traffic"] == planned
 
 
@@ -84,7 +86,7 @@ def test_split_is_refused_under_privacy_with_the_reason(folder):
 def test_auto_never_splits_under_privacy(folder, tmp_path):
     tiers = [{"name": "small", "placement": "auto", "machine": str(little(tmp_path, 20_000_000))}]
     with pytest.raises(ConfigError, match="split is refused under privacy"):
-        assemble(made(folder, tiers, privacy={"off": False, "epsilon": 8.0, "delta": 1e-2, "relation": "add-remove"}, synthesis={"proxies": "absent"}), WORKSHOP)
+        prepare(made(folder, tiers, privacy={"off": False, "epsilon": 8.0, "delta": 1e-2, "relation": "add-remove"}, synthesis={"proxies": "absent"}), CACHE)
 
 
 def little(folder, memory_bytes):
@@ -98,10 +100,10 @@ def test_what_exceeds_a_machine_is_one_line_with_what_fits(folder, tmp_path):
     machine = str(little(tmp_path, 31_000_000))
     tiers = [{"name": "small", "placement": "local", "batch": 64, "machine": machine}]
     with pytest.raises(ConfigError) as caught:
-        assemble(made(folder, tiers), WORKSHOP)
+        prepare(made(folder, tiers), CACHE)
     assert "nearest that fits: rank = 2 and batch = " in str(caught.value)
     batch = int(str(caught.value).rpartition("batch = ")[2])
-    assert assemble(made(folder, [{**tiers[0], "batch": batch}]), WORKSHOP).sites
+    assert prepare(made(folder, [{**tiers[0], "batch": batch}]), CACHE).federation.sites
 
 
 def test_machines_make_the_same_run_places_aside(folder, tmp_path):
@@ -194,13 +196,13 @@ def test_bad_tiers_are_told_before_any_work(folder):
 
 def test_a_deadline_closes_rounds_and_one_that_nobody_can_meet_is_refused(folder, tmp_path):
     tiers = [{**SHAKY[0], "dropout": 0.0, "availability": 1.0}]
-    round_s = round_time.takes(assemble(made(folder, tiers), WORKSHOP), "phone").round_s
+    round_s = RoundCosts.of(prepare(made(folder, tiers), CACHE)).assignment("phone").round_s
     run(folder, tmp_path / "run", made(folder, tiers, compute={"deadline_s": round_s}))
     told = [line["clock"] for line in lines(tmp_path / "run")]
     assert any(clock["late"] for clock in told)
     assert all(clock["round_s"] <= round_s for clock in told)
     with pytest.raises(ConfigError, match="no client answers so soon"):
-        assemble(made(folder, tiers, compute={"deadline_s": round_s / 2}), WORKSHOP)
+        prepare(made(folder, tiers, compute={"deadline_s": round_s / 2}), CACHE)
 
 
 def test_virtual_time_does_not_tell_who_was_drawn_in_secret(folder, tmp_path):
@@ -217,15 +219,15 @@ def test_virtual_time_does_not_tell_who_was_drawn_in_secret(folder, tmp_path):
 
 def test_an_empty_tier_is_planned_and_a_name_of_the_server_is_refused(folder, tmp_path):
     tiers = [{"name": "none", "count": 0, "placement": "local", "machine": "laptop"}, {"name": "all", "placement": "local", "machine": "phone"}]
-    assert [tier["name"] for tier in outlook(assemble(made(folder, tiers), WORKSHOP))["tiers"]] == ["all"]
+    assert [tier["name"] for tier in summarise_plan(prepare(made(folder, tiers), CACHE))["tiers"]] == ["all"]
     with pytest.raises(ConfigError, match="asks for 7 clients, the data has 8"):
-        assemble(made(folder, [{"name": "a", "count": 7}, {"name": "b", "share": 0.0}]), WORKSHOP)
+        prepare(made(folder, [{"name": "a", "count": 7}, {"name": "b", "share": 0.0}]), CACHE)
     rows = [{"client": name, "text": f"{name} reads {word}."} for name in ("server", "other") for word in ("a file", "a line", "a name")]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = made(folder, [{"name": "all", "placement": "split", "machine": "laptop"}], algorithm={"name": "splitlora"},
                     data={"source": str(tmp_path / "data.jsonl")})
     with pytest.raises(DataError, match="'server' has the name of the server's own site"):
-        assemble(settings, WORKSHOP)
+        prepare(settings, CACHE)
 
 
 @pytest.mark.parametrize(("key", "value"), [("round_s", float("inf")), ("over_selection", float("nan")), ("allowed", ())])
@@ -245,9 +247,9 @@ def test_a_machine_without_a_link_is_refused_with_the_way_out(folder, tmp_path):
 def test_a_proxied_tier_that_was_chosen_lends_its_steps_to_the_proxies(folder, tmp_path):
     tiers = [{"name": "station", "count": 2, "machine": "workstation"},
              {"name": "weak", "placement": "auto", "machine": str(little(tmp_path, 200_000_000)), "steps": 1, "batch": 1}]
-    house = assemble(made(folder, tiers, compute={"allowed": ("proxy",)}), WORKSHOP)
-    assert house.places["weak"].plan.placement == "proxy"
-    sites, _ = proxies.proxies(house, [[Text("one two three", 0)]])
+    ready = prepare(made(folder, tiers, compute={"allowed": ("proxy",)}), CACHE)
+    assert ready.federation.tiers["weak"].plan.placement == "proxy"
+    sites, _ = proxies.proxies(ready.settings, ready.federation, ready.context.seeds, [[Text("one two three", 0)]])
     assert [(site.plan.steps, site.plan.batch) for site in sites.values()] == [(1, 1)]
 
 
@@ -257,16 +259,15 @@ def test_the_dial_counts_the_bytes_of_the_method(folder):
         for dial in (1.0, 2.0, 5.0):
             tiers = [{"name": "all", "placement": "auto", "machine": "laptop", "link": "3g"}]
             settings = made(folder, tiers, algorithm={"name": name}, compute={"round_s": dial, "allowed": ("local",)}, adapter={"rank": 8})
-            house = assemble(settings, WORKSHOP)
-            assert round_time.takes(house, "all").round_s <= dial * 1.01, (name, dial)
+            assert RoundCosts.of(prepare(settings, CACHE)).assignment("all").round_s <= dial * 1.01, (name, dial)
 
 
 def test_with_sampling_proxies_stand_for_the_share_of_a_cohort(folder):
     """A proxied client would have been drawn as often as a local one: their weights keep the proportion of the clients."""
     tiers = [{"name": "a", "count": 4, "machine": "laptop"}, {"name": "b", "placement": "proxy", "machine": "phone"}]
-    whole = assemble(made(folder, tiers), WORKSHOP)
-    half = assemble(made(folder, tiers, federation={"sampling": "fixed", "rate": 0.5}), WORKSHOP)
+    whole = prepare(made(folder, tiers), CACHE)
+    half = prepare(made(folder, tiers, federation={"sampling": "fixed", "rate": 0.5}), CACHE)
     stands = {"proxy-000": 4.0}
-    for house, local, proxied in ((whole, 4, 4.0), (half, 2, 2.0)):
-        cohort, _ = loop._cohort(house, 1, stands, None)
+    for ready, local, proxied in ((whole, 4, 4.0), (half, 2, 2.0)):
+        cohort, _ = draw_cohort(ready, 1, stands, None)
         assert (len(cohort.local), cohort.planned, dict(cohort.proxies)) == (local, local, {"proxy-000": proxied})

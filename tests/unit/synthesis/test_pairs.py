@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract.test_private_evolution import PointEmbedder, a_round, site
+from tests.contract.test_private_evolution import PointEmbedder, a_round, evolution, site
 from tests.tiny_bases import byte_tokenizer
 from tests.unit.data.test_client_data import jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
@@ -22,8 +22,8 @@ from aulait.models.generation import decode, encode
 from aulait.models.loading import BREW
 from aulait.synthesis import private_evolution
 from aulait.synthesis.mask_variation import MaskFill
+from aulait.synthesis.population import EvolutionState, SynthesisConfig, Text
 from aulait.synthesis.prefix_variation import PrefixResample
-from aulait.synthesis.private_evolution import State, SynthesisConfig, Text
 from aulait.synthesis.prompt_variation import Prompted
 from aulait.synthesis.variation import GenerateConfig
 
@@ -266,7 +266,7 @@ def owner(*letters: str):
 
 def test_pairs_are_embedded_whole_and_bred_as_pairs():
     embedder, writer = PointEmbedder(), PairWriter()
-    state = private_evolution.init(SMALL, OPEN, Seeds(5))
+    state = private_evolution.init(SMALL, evolution(OPEN))
     assert all(text.prompt is not None for text in state.pool)
     after, info = a_round(SMALL, state, {"s1": owner("a", "a", "b")}, writer=writer, embedder=embedder)
     assert embedder.asked[0] == [text.full for text in state.pool]
@@ -280,7 +280,7 @@ def test_pairs_are_embedded_whole_and_bred_as_pairs():
 
 
 def test_two_prompts_with_one_response_are_two_candidates():
-    state = State(0, (Text("yes", 0, prompt="a one"), Text("yes", 0, prompt="a two")))
+    state = EvolutionState(0, (Text("yes", 0, prompt="a one"), Text("yes", 0, prompt="a two")))
     after, info = a_round(SMALL.model_copy(update={"candidates": 2, "variations": 1}), state, {"s1": owner("a")}, writer=PairWriter())
     assert info["kept"] == 2
     assert {text.prompt for text in after.winners} == {"a one", "a two"}
@@ -288,17 +288,17 @@ def test_two_prompts_with_one_response_are_two_candidates():
 
 def test_failed_children_are_missing_and_the_ledger_of_pairs_can_be_saved():
     writer = PairWriter(lambda pair: pair.prompt.startswith("a"))
-    state = State(0, tuple(Text(pair.text, 0, prompt=pair.prompt) for pair in OPEN))
+    state = EvolutionState(0, tuple(Text(pair.text, 0, prompt=pair.prompt) for pair in OPEN))
     after, _ = a_round(SMALL, state, {"s1": owner("a", "b")}, writer=writer)
     assert not [text for text in after.pool if text.prompt.startswith("a") and text.prompt.endswith("+")]
-    assert State.restore(json.loads(json.dumps(after.dump()))) == after
+    assert EvolutionState.restore(json.loads(json.dumps(after.dump()))) == after
 
 
 @pytest.mark.parametrize("expansion", ["vary", "write", "keep", "nearest"])
 def test_the_final_set_is_of_pairs(expansion):
     config = SMALL.model_copy(update={"expansion": expansion})
     winners = tuple(Text(pair.text, 1, votes=float(5 - i), prompt=pair.prompt) for i, pair in enumerate(OPEN[:3]))
-    made = private_evolution.expand(config, State(2, (), winners), PairWriter(), Seeds(1), OPEN, PointEmbedder())
+    made = private_evolution.result(config, evolution(OPEN, writer=PairWriter(), seeds=Seeds(1)), EvolutionState(2, (), winners))
     assert len(made) == 8
     assert all(text.prompt is not None and text.record.prompt == text.prompt for text in made)
     if expansion == "nearest":

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from tests import tiny_run
 
 from aulait.core.errors import ConfigError
-from aulait.engines import inline
+from aulait.engines.inline import InlineEngine
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import experiment_file, loop
 from aulait.runs.experiment_file import build
@@ -179,12 +179,12 @@ def test_a_stopped_run_shows_no_dropped_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(RunFolder, "checkpoint", dying)
     with pytest.raises(KeyboardInterrupt):
-        loop.run(settings, run, inline.connect)
+        loop.run(settings, run, InlineEngine())
     lines = RunFolder(run).lines()
     assert (lines[-1]["stage"], lines[-1]["round"]) == ("train", 2)
     assert [step for step, _ in board(run)["train/wall_s"]] == [1]
     monkeypatch.setattr(RunFolder, "checkpoint", real)
-    loop.run(settings, run, inline.connect, resume=True)
+    loop.run(settings, run, InlineEngine(), resume=True)
     found, lines = board(run), RunFolder(run).lines()
     assert [step for step, _ in found["train/wall_s"]] == [1, 2, 3]
     assert [step for step, _ in found["synthesis/wall_s"]] == [1, 2]

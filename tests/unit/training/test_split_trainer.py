@@ -20,7 +20,7 @@ from aulait.core.errors import ConfigError, ModelError, PrivacyError, WireError
 from aulait.core.factors import Trainable
 from aulait.core.seeds import Seeds
 from aulait.core.types import ClientUpdate, Plan, Record, Site, TrainRequest, nbytes
-from aulait.engines import inline
+from aulait.engines.inline import LocalClients
 from aulait.methods import METHODS, fedit
 from aulait.methods.contract import RunContext
 from aulait.methods.shared import client_update
@@ -412,7 +412,7 @@ def test_a_split_client_is_one_role_among_others_in_every_method(bases, method, 
         run = Federation(method, learner=learner, shapes=dict(loading.targets(bases("llama"), AdapterConfig())),
                          clients=("ann", "bob", "cat", "dan"), sizes={"bob": 5})
         run.sites = {n: replace(s, plan=replace(s.plan, placement="split" if n in some else "local")) for n, s in run.sites.items()}
-        ask, state = inline.connect(run.sites, run.module, run.context, learner, None, cut=1, private=False), run.start()
+        ask, state = LocalClients(run.sites, run.module, run.context, learner, cut=1, private=False).ask, run.start()
         for _ in range(2):
             state, info = run.round(state, ask=ask)
             told.append(info)
@@ -434,7 +434,7 @@ def test_the_meter_counts_what_crossed_the_wall_of_a_split_client(bases):
     sites, context, theta = world(base, {"ann": "local", "bob": "split"})
     requests = [TrainRequest(n, 1, theta, {"lr": 1e-2}) for n in sites]
     traffic = TrafficCount(requests, Cohort(round=1, local=tuple(sites), proxies={}, planned=2))
-    list(traffic.counted(inline.connect(sites, fedit, context, learner, None, cut=1, private=False)(traffic.local)))
+    list(traffic.counted(LocalClients(sites, fedit, context, learner, cut=1, private=False).ask(traffic.local)))
     front = {layer: context.shapes[layer] for layer in split_model.client_layers(context.shapes, 1)}
     factors = client_update.factor_bytes(replace(context, shapes=front), "bob")
     start = fedit.result(context, fedit.init(fedit.Config(), context))
@@ -457,6 +457,6 @@ def test_a_split_site_is_refused_without_a_cut_and_unless_privacy_is_said_to_be_
     sites, context, theta = world(bases("llama"), {"bob": "split"})
     requests = [TrainRequest("bob", 1, theta, {"lr": 1e-2})]
     with pytest.raises(PrivacyError, match="activations of single records"):
-        list(inline.connect(sites, fedit, context, learner, None, cut=1)(requests))
+        list(LocalClients(sites, fedit, context, learner, cut=1).ask(requests))
     with pytest.raises(ConfigError, match="no cut"):
-        list(inline.connect(sites, fedit, context, learner, None, private=False)(requests))
+        list(LocalClients(sites, fedit, context, learner, private=False).ask(requests))

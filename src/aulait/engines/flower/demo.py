@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from aulait.core.errors import AulaitError, require
 from aulait.core.seeds import Seeds
 from aulait.data import client_data
-from aulait.engines import inline
 from aulait.engines.deployment.coordinator.event_log import read_table
 from aulait.engines.flower.loopback import Loopback, laid_out
+from aulait.engines.inline import InlineEngine
 from aulait.runs import experiment_file, loop
 
 SITES = {"ward-a": "local", "ward-b": "local", "clinic-c": "proxy", "clinic-d": "proxy",
@@ -92,7 +92,7 @@ def demonstrate(folder: Path, say: Say, *, small: bool = False) -> Compared:
         loads = _loads(loopback)
     say("the same run in one process ...")
     began = time.perf_counter()
-    here = loop.run(experiment_file.read(experiment), folder / "inline", inline.connect)
+    here = loop.run(experiment_file.read(experiment), folder / "inline", InlineEngine())
     seconds_inline = time.perf_counter() - began
     away = json.loads((folder / "deployed" / "result.json").read_text(encoding="utf-8"))
     losses = away["eval"]["loss"], here["eval"]["loss"]

@@ -64,7 +64,7 @@ def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal:
         AulaitError: as ``loop.run``; a site refuses, too few come, nobody answers.
     """
     from aulait.engines.deployment.coordinator import deployed_run
-    from aulait.engines.deployment.coordinator.engine import Engine
+    from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
     from aulait.engines.deployment.pki import keys
     from aulait.engines.deployment.protocol import signing
     from aulait.engines.flower.transport import FlowerTransport
@@ -75,8 +75,8 @@ def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal:
             f"engine.name = '{settings.engine.name}' found, expected 'flower'")
     roster = keys.roster(keys_folder)
     run, epoch = enter(out, resume)
-    engine = Engine(FlowerTransport(grid, roster), settings,
-                    signing.load_private(keys_folder / "order-key.pem"), run, epoch, journal)
+    key = signing.load_private(keys_folder / "order-key.pem")
+    engine = CoordinatorEngine(FlowerTransport(grid, roster), settings, key, run, epoch, journal)
     return deployed_run.run(engine, settings, out, sorted(roster), journal, resume=resume)
 
 

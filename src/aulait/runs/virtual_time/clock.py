@@ -1,16 +1,14 @@
 """The virtual clock: the time a real federation would take, its stragglers and dropouts included,
 by the run's seed.
 
-A round of a client is: order down, arithmetic, update up. Its arithmetic is slower or faster than
-planned by a factor of
-its own in every round (log-normal, mean 1); it may be away from the start, or be lost on the way.
-The round ends when the planned number has answered, when everybody has who still can, or at the
-deadline. Who answers in time depends on machines and seeds alone, never on data; under privacy the
-denominator stays the planned one.
+A round of a client is: request down, arithmetic, update up. Its arithmetic is slower or faster
+than planned by a factor of its own in every round (log-normal, mean 1); it may be away from the
+start, or be lost on the way. The round ends when the planned number has answered, when everybody
+has who still can, or at the deadline. Who answers in time depends on machines and seeds alone,
+never on data; under privacy the denominator stays the planned one.
 
 Source: the round with over-selection and a reporting deadline after Bonawitz et al., "Towards
-Federated Learning at
-Scale: System Design", MLSys 2019.
+Federated Learning at Scale: System Design", MLSys 2019.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ class Stint:
         energy_j: of the arithmetic; None where not known.
         idle_w: drawn while waiting for the others; None where not known.
         link_j: energy of the bytes on the link.
-        availability: chance that it is there at the start of a round.
+        availability: chance that it is available at the start of a round.
         dropout: chance that it is lost during a round.
         spread: standard deviation of the logarithm of its slow-down.
     """
@@ -53,14 +51,14 @@ class Stint:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RoundOutcome:
     """How a round went.
 
     Attributes:
         answered: clients whose updates count, sorted.
         late: clients that were still at work when the round ended.
         lost: clients that failed on the way.
-        away: clients that were not there, and were not asked.
+        away: clients that were not available, and were not asked.
         round_s: virtual seconds of the round.
         server_s: seconds the server worked, beside the clients and after them.
         busy_s: client -> seconds it worked, also where its update did not count.
@@ -94,29 +92,30 @@ class Clock:
         self._stints, self._seeds, self._deadline_s = stints, seeds, deadline_s
 
     def present(self, names: Sequence[str], stage: str, round: int) -> tuple[str, ...]:
-        """Those of the clients that are there at the start of a round, in the order given."""
+        """Those of the clients that are available at the start of a round, in the order given."""
         return tuple(name for name in names
                      if self._fate(stage, round, name)[0] < self._stints[name].availability)
 
     def round(
         self, asked: Sequence[str], stage: str, round: int, *, planned: int | None = None,
         server_s: float = 0.0, after_s: float = 0.0
-    ) -> Outcome:
+    ) -> RoundOutcome:
         """A round of virtual time.
 
         Args:
-            asked: clients that get an order; those of them that are away do not.
+            asked: clients that get a request; those of them that are away do not.
             stage: "synthesis" or "train".
             round: counted from 1 in its stage.
             planned: the round ends when so many have answered; None: when everybody has.
-            server_s: seconds the server works beside the clients (proxies, backs of split models);
+            server_s: seconds the server works beside the clients (proxies, server halves of split
+                models);
                 the round is no shorter.
             after_s: seconds the server works when the clients have answered.
         """
-        there = self.present(asked, stage, round)
+        available = self.present(asked, stage, round)
         arrivals: list[tuple[float, str]] = []
         failures: list[tuple[float, str]] = []
-        for name in there:
+        for name in available:
             stint, (_, fate, place, slow) = self._stints[name], self._fate(stage, round, name)
             took_s = stint.transfer_s + stint.compute_s * _slow_down(stint.spread, slow)
             if fate < stint.dropout:
@@ -139,11 +138,11 @@ class Clock:
                        *(name for _, name in failures)} - set(answered) - set(lost))
         busy_s = {name: min(when, min(closing_s, limit_s)) for when, name in arrivals} | {
             name: min(when, min(closing_s, limit_s)) for when, name in failures}
-        return Outcome(tuple(sorted(answered)), tuple(late), tuple(sorted(lost)),
-                       tuple(sorted(set(asked) - set(there))), round_s,
+        return RoundOutcome(tuple(sorted(answered)), tuple(late), tuple(sorted(lost)),
+                       tuple(sorted(set(asked) - set(available))), round_s,
                        server_s + after_s, busy_s)
 
-    def told(self, outcome: Outcome) -> dict[str, Any]:
+    def metrics(self, outcome: RoundOutcome) -> dict[str, Any]:
         """What rounds.jsonl says of a round: totals, and one entry a tier; seconds and joules are
         virtual."""
         tiers: dict[str, dict[str, float]] = {}
@@ -185,3 +184,28 @@ def _slow_down(spread: float, normal: float) -> float:
 def _nothing() -> dict[str, float]:
     return {"answered": 0, "late": 0, "lost": 0, "away": 0, "busy_s": 0.0, "idle_s": 0.0,
             "energy_j": 0.0, "link_j": 0.0}
+
+
+def amounts(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What a round of virtual time adds to a run's totals, by names that ``virtual_totals``
+    reads."""
+    added = {"clock|total_s": metrics["round_s"], "clock|energy_j": metrics["energy_j"]}
+    for tier, own in metrics["tiers"].items():
+        added |= {f"clock|{tier}|{key}": value for key, value in own.items()}
+    return added
+
+
+def virtual_totals(totals: Mapping[str, float]) -> dict[str, Any] | None:
+    """Virtual time of a whole run: {total_s, energy_j, idle_share, tiers}; None where there was
+    none."""
+    if "clock|total_s" not in totals:
+        return None
+    tiers: dict[str, dict[str, float]] = {}
+    for name, value in totals.items():
+        kind, _, rest = name.partition("|")
+        tier, bar, key = rest.rpartition("|")
+        if kind == "clock" and bar:
+            tiers.setdefault(tier, {})[key] = value
+    busy, idle = (sum(own[key] for own in tiers.values()) for key in ("busy_s", "idle_s"))
+    return {"total_s": totals["clock|total_s"], "energy_j": totals["clock|energy_j"],
+            "idle_share": idle / (busy + idle) if busy + idle else 0.0, "tiers": tiers}

@@ -12,13 +12,13 @@ from aulait.resources import cost_model
 from aulait.resources.capacity import EMBEDDER
 from aulait.resources.cost_model import Batch, Cost
 from aulait.resources.meters import peak_of_process
-from aulait.runs.placement import any_demand, padded, widths
-from aulait.runs.setup import House
-from aulait.runs.virtual_time.round_time import breeding, proxy_count, proxy_plan
+from aulait.runs.placement import padded, widths
+from aulait.runs.prepared import Federation, PreparedRun
+from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.training.trainer import AT_ONCE, LocalTraining, draws
 
 
-def forecast(house: House, machine: Profile) -> dict[str, float]:
+def forecast(run: PreparedRun, machine: Profile) -> dict[str, float]:
     """Seconds of stage 1, of training and of measuring losses (task metrics are left out), and the
     peak memory of the process.
 
@@ -27,106 +27,104 @@ def forecast(house: House, machine: Profile) -> dict[str, float]:
     proxies, which do not exist yet, are taken to be as long as public ones.
 
     Args:
-        house: what will run.
+        run: what will run.
         machine: this machine, measured.
 
     Returns:
         synthesis_s, train_s, evaluate_s, peak_bytes.
     """
-    steps = list(_training(house))
-    train_s = (
-        house.settings.train.rounds * sum(times * cost_model.seconds(step, machine,
-            house.settings.model.dtype) for step, times in steps)
-    )
-    measured = list(_measuring(house))
-    rounds, every = house.settings.train.rounds, house.settings.evaluate.every
+    settings, dtype = run.settings, run.settings.model.dtype
+    steps, measured = list(training_steps(run)), list(_measuring(run))
+    rounds, every = settings.train.rounds, settings.evaluate.every
     # the bare base, measured before, is not among result.json's seconds
-    times = len({*range(every, rounds + 1, every), rounds} - {0})
-    evaluate_s = (
-        times * sum(cost_model.seconds(one, machine, house.settings.model.dtype)
-                    for one in measured)
-    )
-    largest = max((one.memory_bytes for one, _ in steps), default=0.0)
-    largest = max([largest, *(one.memory_bytes for one in measured)])
-    weights = any_demand(house).model_shape.weight_bytes
-    embedder = cost_model.embedding(*EMBEDDER, 32, house.settings.synthesis.max_tokens).memory_bytes
-    return {"synthesis_s": _synthesis_s(house, machine), "train_s": train_s,
-            "evaluate_s": evaluate_s,
-            "peak_bytes": (peak_of_process() or 0) + max(0.0, largest - weights) + (embedder
-                if house.voting else 0.0)}
+    measurements = len({*range(every, rounds + 1, every), rounds} - {0})
+    round_s = sum(times * cost_model.seconds(step, machine, dtype) for step, times in steps)
+    measurement_s = sum(cost_model.seconds(one, machine, dtype) for one in measured)
+    largest = max((one.memory_bytes for one in (*(step for step, _ in steps), *measured)),
+                  default=0.0)
+    weights = run.federation.server_tier.demand.model_shape.weight_bytes
+    embedder = cost_model.embedding(*EMBEDDER, 32, settings.synthesis.max_tokens).memory_bytes
+    peak_bytes = (peak_of_process() or 0) + max(0.0, largest - weights)
+    return {"synthesis_s": _synthesis_s(run, machine), "train_s": rounds * round_s,
+            "evaluate_s": measurements * measurement_s,
+            "peak_bytes": peak_bytes + (embedder if run.federation.breeds else 0.0)}
 
 
-def _training(house: House) -> Iterator[tuple[Cost, float]]:
+def training_steps(run: PreparedRun) -> Iterator[tuple[Cost, float]]:
     """(cost, how often in a round) of the steps over the base in a round, as the trainer groups
     them."""
-    federation, trainers = house.settings.federation, house.trainers
+    federation, trainers = run.settings.federation, run.federation.training_sites
     if federation.sampling != "all":
         trainers = trainers[:: max(1, round(1 / federation.rate))]
     for first in range(0, len(trainers), AT_ONCE):
-        yield from _passes(house, [house.sites[name] for name in trainers[first : first + AT_ONCE]])
-    count = proxy_count(house)
-    if count:
-        plan = proxy_plan(house)
-        per_pass = max(1, house.settings.train.rows_at_once // plan.batch)
-        public = [[Record(text) if isinstance(text, str) else text
-                   for text in house.corpus.public[: 32 * plan.batch]]]
-        rows = [step for k in range(8) for step in widths(house.settings, house.learner.encode,
-            public[0], plan, k)]
-        tokens, source, scored = (math.ceil(statistics.fmean(column))
-                                  for column in zip(*rows, strict=True))
-        for sites in {min(per_pass, count), count % per_pass} - {0}:
-            often = count // per_pass if sites == min(per_pass, count) and count >= per_pass else 1
-            ranks = dict.fromkeys(house.shapes, house.context.rank)
-            yield _step(house, Batch(sites * plan.batch, tokens, source, scored),
-                        ranks), float(often * plan.steps)
+        yield from _passes(run, trainers[first : first + AT_ONCE])
+    costs = RoundCosts.of(run)
+    if not costs.proxy_count:
+        return
+    count, plan = costs.proxy_count, costs.proxy_plan
+    per_pass = max(1, run.settings.train.rows_at_once // plan.batch)
+    public = [Record(text) if isinstance(text, str) else text
+              for text in run.federation.corpus.public[: 32 * plan.batch]]
+    rows = [step for k in range(8)
+            for step in widths(run.settings, run.models.learner.encode, public, plan, k)]
+    tokens, source, scored = (math.ceil(statistics.fmean(column))
+                              for column in zip(*rows, strict=True))
+    ranks = dict.fromkeys(run.context.shapes, run.context.rank)
+    for sites in {min(per_pass, count), count % per_pass} - {0}:
+        often = count // per_pass if sites == min(per_pass, count) and count >= per_pass else 1
+        batch = Batch(sites * plan.batch, tokens, source, scored)
+        yield _step(run.federation, batch, ranks), float(often * plan.steps)
 
 
-def _passes(house: House, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]:
-    encode, kind = house.learner.encode, house.settings.model.kind
-    trainable = house.settings.method.TRAITS.trains
+def _passes(run: PreparedRun, sites: Sequence[Site]) -> Iterator[tuple[Cost, float]]:
+    """(cost, 1) of every step of the passes that some sites make together."""
+    learner, context = run.models.learner, run.context
+    encode, trainable = learner.encode, run.settings.method.TRAITS.trains
     works = [LocalTraining(Adapter({}, 1.0), site.train, trainable, site.plan.steps, site.plan.batch, 0.0,
-                  house.seeds.integer("batches", 1, site.name))
+                  context.seeds.integer("batches", 1, site.name))
              for site in sites]
-    for members in house.learner.passes(works):
+    for members in learner.passes(works):
         drawn = [[[encode(works[k].records[i]) for i in step]
                   for step in draws(works[k], [len(encode(r)[0]) for r in works[k].records])]
                  for k in members]
-        own = [house.context.rank_of(sites[k].name) for k in members]
-        ranks = {layer: max(rank(layer) for rank in own) for layer in house.shapes}
+        own = [context.rank_of(sites[k].name) for k in members]
+        ranks = {layer: max(rank(layer) for rank in own) for layer in context.shapes}
         for step in zip(*drawn, strict=True):
-            rows = [coded for own in step for coded in own]
-            tokens, source, scored = padded(rows, kind)
-            yield _step(house, Batch(len(rows), tokens, source, round(scored)), ranks), 1.0
+            rows = [coded for own_rows in step for coded in own_rows]
+            tokens, source, scored = padded(rows, run.settings.model.kind)
+            batch = Batch(len(rows), tokens, source, round(scored))
+            yield _step(run.federation, batch, ranks), 1.0
 
 
-def _step(house: House, batch: Batch, ranks: Mapping[str, int]) -> Cost:
-    demand = any_demand(house)
+def _step(federation: Federation, batch: Batch, ranks: Mapping[str, int]) -> Cost:
+    demand = federation.server_tier.demand
     return cost_model.lora_step(demand.model_shape, batch, ranks, trainable=demand.trainable,
                                 dtype=demand.dtype)
 
 
-def _measuring(house: House) -> Iterator[Cost]:
+def _measuring(run: PreparedRun) -> Iterator[Cost]:
     """Costs of the forward passes of one measurement."""
-    settings, demand = house.settings, any_demand(house)
-    kept = settings.evaluate.records_per_client
-    names = sorted(name for name in house.holdout
-                   if house.holdout[name])[: settings.evaluate.clients]
-    coded = sorted((house.learner.encode(r) for name in names for r in house.holdout[name][:kept]),
+    config, holdout = run.settings.evaluate, run.federation.holdout
+    encode, demand = run.models.learner.encode, run.federation.server_tier.demand
+    names = sorted(name for name in holdout if holdout[name])[: config.clients]
+    coded = sorted((encode(record) for name in names
+                    for record in holdout[name][: config.records_per_client]),
                    key=lambda pair: len(pair[0]))
-    for first in range(0, len(coded), settings.evaluate.rows):
-        some = coded[first : first + settings.evaluate.rows]
-        tokens, source, scored = padded(some, settings.model.kind)
+    ranks = dict.fromkeys(run.context.shapes, run.context.rank)
+    for first in range(0, len(coded), config.rows):
+        some = coded[first : first + config.rows]
+        tokens, source, scored = padded(some, run.settings.model.kind)
         batch = Batch(len(some), tokens, source, round(scored))
-        yield cost_model.evaluation(demand.model_shape, batch,
-                                    dict.fromkeys(house.shapes, house.context.rank), demand.dtype)
+        yield cost_model.evaluation(demand.model_shape, batch, ranks, demand.dtype)
 
 
-def _synthesis_s(house: House, machine: Profile) -> float:
+def _synthesis_s(run: PreparedRun, machine: Profile) -> float:
     """Embedding of records, votes, and the server's rounds."""
-    if not house.voting:
+    if not run.federation.breeds:
         return 0.0
-    config, capped = house.settings.synthesis, house.settings.data.records_per_client
-    read = cost_model.embedding(*EMBEDDER, len(house.voters) * capped, config.max_tokens)
-    rounds = [work for round in range(1, config.rounds + 1) for work in breeding(house, round)]
-    return sum(cost_model.seconds(work, machine, dtype) for work,
-               dtype in ((read, "float32"), *rounds))
+    config, capped = run.settings.synthesis, run.settings.data.records_per_client
+    read = cost_model.embedding(*EMBEDDER, len(run.federation.voters) * capped, config.max_tokens)
+    costs = RoundCosts.of(run)
+    rounds = [work for number in range(1, config.rounds + 1) for work in costs.breeding(number)]
+    return sum(cost_model.seconds(work, machine, dtype)
+               for work, dtype in ((read, "float32"), *rounds))

@@ -81,7 +81,7 @@ def test_the_fate_of_a_client_does_not_depend_on_who_else_is_asked():
 
 def test_what_is_told_adds_up():
     made = clock(a=Stint("x", 3.0, 1.0, energy_j=8.0, idle_w=2.0, link_j=0.5), b=Stint("y", 9.0, 1.0, energy_j=20.0, idle_w=1.0))
-    told = made.told(made.round(["a", "b"], "train", 1))
+    told = made.metrics(made.round(["a", "b"], "train", 1))
     assert told["round_s"] == 10.0
     assert told["tiers"]["x"] == {"answered": 1, "late": 0, "lost": 0, "away": 0, "busy_s": 4.0, "idle_s": 6.0, "energy_j": 8.0 + 12.0, "link_j": 0.5}
     assert told["energy_j"] == pytest.approx(20.0 + 20.0 + 0.5)

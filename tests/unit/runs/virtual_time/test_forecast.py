@@ -9,15 +9,16 @@ from tests import tiny_run
 from torch.utils.flop_counter import FlopCounterMode
 
 from aulait.core.types import Profile
-from aulait.engines import inline
+from aulait.engines.inline import InlineEngine
 from aulait.methods.contract import Server
 from aulait.resources.devices import measure_device
 from aulait.runs import loop
-from aulait.runs.setup import Workshop, assemble
-from aulait.runs.virtual_time import forecast as forecasts
-from aulait.runs.virtual_time.forecast import forecast
+from aulait.runs.prepared import SharedCache
+from aulait.runs.setup import prepare
+from aulait.runs.train_stage import draw_cohort
+from aulait.runs.virtual_time.forecast import forecast, training_steps
 
-WORKSHOP = Workshop()
+CACHE = SharedCache()
 MACHINE = Profile("toy", flop_per_s={"float32": 1e10}, memory_bytes=10**10, memory_bytes_per_s=1e10)
 
 
@@ -38,13 +39,14 @@ def made(folder, placement="local", **tables):
                                     {"algorithm": {"name": "ffa"}}])
 def test_arithmetic_of_a_round_is_that_of_the_real_round(folder, tables):
     """One round by a counter of torch's, within 5 percent."""
-    house = assemble(made(folder, **tables), WORKSHOP)
-    method, config = house.settings.method, house.settings.method_config
-    ask = inline.connect(house.sites, method, house.context, house.learner, None, private=False)
-    state = method.init(config, house.context)
-    cohort, _ = loop._cohort(house, 1, {}, None)
-    if house.base.prefix is not None:
-        house.base.prefix.most_bytes = 0  # what leading bare blocks said is remembered in a real run; the model counts it anew
+    run = prepare(made(folder, **tables), CACHE)
+    base, context = run.models.base, run.context
+    method, config = run.settings.method, run.settings.method_config
+    ask = InlineEngine().connect(run, run.federation.sites)
+    state = method.init(config, context)
+    cohort, _ = draw_cohort(run, 1, {}, None)
+    if base.prefix is not None:
+        base.prefix.most_bytes = 0  # what leading bare blocks said is remembered in a real run; the model counts it anew
     from aulait.privacy.aggregator import KnownSites, PrivateAggregator
     from aulait.privacy.config import PrivacyConfig
     from aulait.privacy.ledger import Ledger
@@ -52,26 +54,26 @@ def test_arithmetic_of_a_round_is_that_of_the_real_round(folder, tables):
 
     aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), KnownSites(frozenset()))
     with FlopCounterMode(display=False) as counter:
-        method.step(config, house.context, state, cohort, Server(ask, aggregator))
-    told = sum(cost.flop * times for cost, times in forecasts._training(house))
+        method.step(config, context, state, cohort, Server(ask, aggregator))
+    told = sum(cost.flop * times for cost, times in training_steps(run))
     assert told == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
 def test_more_rounds_and_slower_machines_take_longer(folder):
-    short, long = (forecast(assemble(made(folder, train={"rounds": n}), WORKSHOP), MACHINE) for n in (2, 4))
+    short, long = (forecast(prepare(made(folder, train={"rounds": n}), CACHE), MACHINE) for n in (2, 4))
     assert long["train_s"] == pytest.approx(2 * short["train_s"])
-    slow = forecast(assemble(made(folder, train={"rounds": 2}), WORKSHOP), Profile("slow", flop_per_s={"float32": 1e8}, memory_bytes_per_s=1e8))
+    slow = forecast(prepare(made(folder, train={"rounds": 2}), CACHE), Profile("slow", flop_per_s={"float32": 1e8}, memory_bytes_per_s=1e8))
     assert slow["train_s"] > 20 * short["train_s"]
     assert short["synthesis_s"] == 0.0
-    assert forecast(assemble(made(folder, "proxy"), WORKSHOP), MACHINE)["synthesis_s"] > 0
+    assert forecast(prepare(made(folder, "proxy"), CACHE), MACHINE)["synthesis_s"] > 0
 
 
 @pytest.mark.slow
 def test_seconds_on_this_machine_are_of_the_right_size(folder, tmp_path):
     """Within a factor of 3 on whatever machine runs the tests, however busy; docs/log.md has the figures of a quiet one (25 percent)."""
     settings = made(folder, train={"rounds": 3, "steps": 4, "batch": 4})
-    told = forecast(assemble(settings, WORKSHOP), measure_device(budget_s=1.0))
+    told = forecast(prepare(settings, CACHE), measure_device(budget_s=1.0))
     started = time.perf_counter()
-    result = loop.run(settings, tmp_path / "run", inline.connect, workshop=WORKSHOP)
+    result = loop.run(settings, tmp_path / "run", InlineEngine(), cache=CACHE)
     assert time.perf_counter() - started < 60
     assert told["train_s"] / 3 < result["time"]["train_s"] < 3 * told["train_s"]

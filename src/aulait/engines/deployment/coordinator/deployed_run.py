@@ -17,20 +17,21 @@ from typing import Any
 from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.core.files import replace_file
 from aulait.core.seeds import Seeds
-from aulait.engines.deployment.coordinator.engine import Engine
+from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.event_log import EventLog
-from aulait.engines.deployment.coordinator.site_scores import SiteEvaluator
 from aulait.federation import tiers
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import loop
 from aulait.runs.experiment_file import Settings
-from aulait.runs.setup import Workshop, assemble
+from aulait.runs.prepared import SharedCache
+from aulait.runs.progress import Observer
+from aulait.runs.setup import prepare
 
 ROLL = "serve/roll.json"
 
 
-def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], journal: EventLog, *,
-        resume: bool) -> dict[str, Any]:
+def run(engine: CoordinatorEngine, settings: Settings, out: Path, enrolled: Sequence[str],
+        journal: EventLog, *, resume: bool) -> dict[str, Any]:
     """Carry a run out with sites on other machines.
 
     Args:
@@ -50,26 +51,25 @@ def run(engine: Engine, settings: Settings, out: Path, enrolled: Sequence[str], 
     folder = RunFolder(out)
     roll = _roll(engine, settings, folder, enrolled)
     settings = planned_by(settings, roll, out)
-    names, workshop = sorted(roll), Workshop()
+    names, cache = sorted(roll), SharedCache()
     journal.progress("prepare", 0, 1, "loading the base")
-    house = assemble(settings, workshop, dict.fromkeys(names, 1))
+    prepared = prepare(settings, cache, dict.fromkeys(names, 1))
     held: dict[str, int] = (
         json.loads((out / "serve/records.json").read_text())
         if (out / "serve/records.json").is_file() else {}
     )
-    engine.begin(house, again=(out / "config.toml").is_file(), known=held)
+    engine.begin(prepared, again=(out / "config.toml").is_file(), known=held)
     folder.write_json("serve/records.json", engine.records)
     try:
-        return loop.run(settings, out, engine.connect, resume=resume, workshop=workshop,
-                        watch=journal.progress,
-                        elsewhere=dict(engine.records), judge=SiteEvaluator(engine.judge),
-                        warn=lambda text: journal.warning("tracking", reason=text))
+        observer = Observer(journal.progress,
+                            lambda text: journal.warning("tracking", reason=text))
+        return loop.run(settings, out, engine, resume=resume, cache=cache, observer=observer)
     finally:
         with contextlib.suppress(AulaitError):  # a full disk has its own line by now
             journal.event("travelled", **engine.told)
 
 
-def _roll(engine: Engine, settings: Settings, folder: RunFolder,
+def _roll(engine: CoordinatorEngine, settings: Settings, folder: RunFolder,
           enrolled: Sequence[str]) -> dict[str, Any]:
     """Who takes part, with what they told; on disk once it is settled."""
     path = folder.path / ROLL

@@ -17,33 +17,39 @@ from typing import Any
 
 from aulait.core.errors import AulaitError, WireError, require
 from aulait.core.log_files import plain_text, timestamp
-from aulait.core.types import ClientRequest, ClientUpdate, Record, Site, Tensors, TrainRequest
-from aulait.engines import inline
+from aulait.core.types import (
+    Adapter,
+    ClientRequest,
+    ClientUpdate,
+    Record,
+    Site,
+    Tensors,
+    TrainRequest,
+)
 from aulait.engines.deployment.coordinator.event_log import EventLog
 from aulait.engines.deployment.coordinator.outbox import Outbox, SentMessages, Transport
 from aulait.engines.deployment.coordinator.remote_split import RemoteSplitLearner
 from aulait.engines.deployment.coordinator.reorder_buffer import ReorderBuffer, in_order
-from aulait.engines.deployment.coordinator.site_scores import EvaluationTarget
+from aulait.engines.deployment.coordinator.site_scores import EvaluationTarget, SiteEvaluator
 from aulait.engines.deployment.protocol import run_terms as briefs
 from aulait.engines.deployment.protocol import tensor_codec as wire
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.protocol.tensor_codec import Body
-from aulait.methods.contract import AnyMethod, Ask, RunContext, server_site
+from aulait.engines.inline import LocalClients
+from aulait.methods.contract import Ask, State, server_site
 from aulait.models.fingerprint import fingerprint
 from aulait.runs.experiment_file import Settings
-from aulait.runs.setup import House
-from aulait.synthesis.embedding import Embedder
-from aulait.training.activation_codec import Wire
-from aulait.training.trainer import AT_ONCE, Learner
+from aulait.runs.prepared import HeldOutScores, PreparedRun
+from aulait.training.trainer import AT_ONCE
 
 HELLO_S = 120.0
 AGAIN_S = 15.0  # between two questions to a site that will not take part as it stands
 _TOLD = ("train_loss", "train_tokens")  # of a site's diagnostics, and only without privacy
 
 
-class Engine:
-    """Speaks with the sites of one run.
+class CoordinatorEngine:
+    """Speaks with the sites of one run; as ``Engine``.
 
     Args:
         post: carries packets.
@@ -67,6 +73,14 @@ class Engine:
         self._briefs: dict[str, RunTerms] = {}
         self.records: dict[str, int] = {}
         self.told = self._mail.told
+
+    real_time = True
+
+    @property
+    def clients(self) -> Mapping[str, int]:
+        """Sites that take part -> how many records each has told it has; 0 where that is
+        not known, or not to be."""
+        return dict(self.records)
 
     def hello(self, least: int, wait_s: float, expected: Sequence[str]) -> dict[str,
             dict[str, Any]]:
@@ -115,12 +129,12 @@ class Engine:
                 reason=f"{text} did not come before the run began; it takes no part")
         return facts
 
-    def begin(self, house: House, again: bool = False,
+    def begin(self, prepared: PreparedRun, again: bool = False,
               known: Mapping[str, int] | None = None) -> None:
         """Tell every site its brief.
 
         Args:
-            house: with every client's plan.
+            prepared: with every client's plan.
             again: whether the run has begun before; then a site that refuses is a client that does
                 not answer.
             known: records of sites, as they told before.
@@ -129,13 +143,13 @@ class Engine:
             AulaitError: a site refuses, in its own words; or fewer than ``engine.least_sites``
                 accept.
         """
-        mark = fingerprint(house.base)
-        self._briefs = {name: briefs.of(self._settings, house.context, site, run=self._run,
-            votes=name in house.voters, fingerprint=mark)
-                        for name, site in house.sites.items()}
+        mark = fingerprint(prepared.models.base)
+        self._briefs = {name: briefs.of(self._settings, prepared.context, site, run=self._run,
+            votes=name in prepared.federation.voters, fingerprint=mark)
+                        for name, site in prepared.federation.sites.items()}
         for name, own in self._briefs.items():
             self.journal.site(name, role=own.placement, tier=own.tier)
-        self.records = {name: (known or {}).get(name, 0) for name in house.sites}
+        self.records = {name: (known or {}).get(name, 0) for name in prepared.federation.sites}
         accepted, problems = 0, []
         for name, packet in self._tell(list(self._briefs), self._settings.engine.deadline_s):
             if packet.kind == "accepted":
@@ -160,17 +174,12 @@ class Engine:
                 self.records[name] = told
             yield name, packet
 
-    def connect(
-        self, sites: Mapping[str, Site], method: AnyMethod, context: RunContext, learner: Learner,
-        embedder: Embedder | None, *,
-        cut: int | None = None, wire: Wire = "float32", private: bool = True,
-    ) -> Ask:
+    def connect(self, run: PreparedRun, sites: Mapping[str, Site]) -> Ask:
         """A way to get updates: of clients from their sites, of the server's own sites from this
-        process; as ``inline.connect``."""
-        here = inline.connect({n: s for n, s in sites.items() if n not in self._briefs}, method,
-                              context, learner, embedder, cut=cut,
-                              wire=wire, private=private)
-        remote_split = server_site(method) is None
+        process."""
+        near_sites = {name: site for name, site in sites.items() if name not in self._briefs}
+        here = LocalClients.of(run, near_sites).ask
+        remote_split = server_site(run.settings.method) is None
 
         def ask(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
             away = [request for request in requests if request.client in self._briefs]
@@ -182,7 +191,7 @@ class Engine:
             near = iter(here([request for request in requests
                               if request.client not in self._briefs])
                         if len(away) < len(requests) else ())
-            early = [*near, *(self._halves(halved, sites, method, context, learner, cut, wire)
+            early = [*near, *(self._halves(halved, sites, run)
                               if halved else ())]
             heard = 0
             with ReorderBuffer(self.journal.folder) as spool:
@@ -199,6 +208,14 @@ class Engine:
                                   "--resume")
 
         return ask
+
+    def evaluate(self, run: PreparedRun, state: State | None, final: bool) -> HeldOutScores:
+        """Scores of the held-out records at the sites; under privacy of public texts."""
+        return HeldOutScores(SiteEvaluator(self.judge)(run, state, final))
+
+    def personal(self, run: PreparedRun, state: State) -> dict[str, Adapter]:
+        """None: they stay with their clients."""
+        return {}
 
     def judge(self, worn: Mapping[str, EvaluationTarget], round: int,
               more: Mapping[str, Any]) -> Iterator[tuple[str, Packet]]:
@@ -287,15 +304,10 @@ class Engine:
                 and self._settings.privacy.off}
         return ClientUpdate(update.client, update.tensors, update.weight, info)
 
-    def _halves(
-        self, requests: Sequence[TrainRequest], sites: Mapping[str, Site], method: AnyMethod,
-        context: RunContext,
-        learner: Learner, cut: int | None,
-        form: Wire,
-    ) -> Iterator[ClientUpdate]:
+    def _halves(self, requests: Sequence[TrainRequest], sites: Mapping[str, Site],
+                run: PreparedRun) -> Iterator[ClientUpdate]:
         """Replies of split clients: the method's answer runs here, the fronts at the sites."""
-        require(cut is not None, WireError, "a client is split and no cut is given")
-        assert cut is not None
+        compute = run.settings.compute
         if unknown := [request.client for request in requests if not self.records[request.client]]:
             # silent when its brief was sent
             list(self._tell(unknown, self._settings.engine.deadline_s))
@@ -304,10 +316,11 @@ class Engine:
                  for o in requests}
         for first in range(0, len(requests), AT_ONCE):
             some = list(requests[first : first + AT_ONCE])
-            halves = RemoteSplitLearner(learner, cut, form, [request.client for request in some],
-                                        some[0].round, self._steps)
-            for update in method.answer(some, [there[request.client] for request in some], context,
-                                       halves):
+            halves = RemoteSplitLearner(
+                run.models.learner, compute.cut, compute.wire, [o.client for o in some],
+                some[0].round, self._steps)
+            for update in run.settings.method.answer(
+                    some, [there[o.client] for o in some], run.context, halves):
                 if update.client not in halves.lost:
                     self.journal.site(update.client, state="answered", detail="")
                     yield update

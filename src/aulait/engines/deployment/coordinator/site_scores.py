@@ -15,7 +15,7 @@ from aulait.core.types import Adapter, Record, Tensors
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.evaluation.losses import EvaluateConfig, evaluate, summary
 from aulait.methods.contract import PersonalMethod, State
-from aulait.runs.setup import House
+from aulait.runs.prepared import PreparedRun
 
 PUBLIC_RECORDS = 64  # public texts that are scored under privacy
 LARGEST_SUM, MOST_METRICS = 1e15, 20  # that a site may tell
@@ -59,40 +59,40 @@ class SiteEvaluator:
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
 
-    def __call__(self, house: House, state: State | None, final: bool) -> dict[str, Any]:
+    def __call__(self, run: PreparedRun, state: State | None, final: bool) -> dict[str, Any]:
         """Scores under the method's state; of the bare base where it is None."""
-        settings = house.settings
-        shared = settings.method.result(house.context, state) if state is not None else None
-        names = sorted(house.sites)[: settings.evaluate.clients]
-        worn = _worn(house, state, shared, names, final)
+        settings = run.settings
+        shared = settings.method.result(run.context, state) if state is not None else None
+        names = sorted(run.federation.sites)[: settings.evaluate.clients]
+        worn = _worn(run, state, shared, names, final)
         answers = [packet for _, packet in self._ask(worn, state.round if state else 0,
             {"final": final})]
         if not settings.privacy.off:
-            return _public(house, shared)
+            return _public(run, shared)
         found = _scores(answers, "sums", settings.evaluate)
         if any("shared" in packet.head for packet in answers):
             found["shared"] = _scores(answers, "shared", settings.evaluate)
         return found
 
 
-def _worn(house: House, state: State | None, shared: Adapter | None, names: Sequence[str],
+def _worn(run: PreparedRun, state: State | None, shared: Adapter | None, names: Sequence[str],
           final: bool) -> Mapping[str, EvaluationTarget]:
     """What every client is to wear. A split client's own adapter is made here, where its memory is;
     the others make theirs."""
     if state is None or shared is None:
         return dict.fromkeys(names, EvaluationTarget("base", {}))
-    method = house.settings.method
+    method, sites = run.settings.method, run.federation.sites
     common = EvaluationTarget.adapter(shared)
     if not isinstance(method, PersonalMethod):
         return dict.fromkeys(names, common)
     own = EvaluationTarget("state", dict(state.tensors))
-    halves = [house.sites[name] for name in names if house.sites[name].plan.placement == "split"]
+    halves = [sites[name] for name in names if sites[name].plan.placement == "split"]
     made = (
-        method.personal(house.settings.method_config, house.context, state, halves, house.learner,
-                        final) if halves else {}
+        method.personal(run.settings.method_config, run.context, state, halves,
+                        run.models.learner, final) if halves else {}
     )
-    return {name: EvaluationTarget.adapter(made[name]) if name in made else own if name in house.trainers
-            else common for name in names}
+    return {name: EvaluationTarget.adapter(made[name]) if name in made else own
+            if name in run.federation.trainers else common for name in names}
 
 
 def _scores(answers: Sequence[Packet], key: str, config: EvaluateConfig) -> dict[str, Any]:
@@ -129,12 +129,12 @@ def _task(value: Any) -> dict[str, float]:
     return {name[:40]: float(told) for name, told in value.items()} if sound else {}
 
 
-def _public(house: House, worn: Adapter | None) -> dict[str, Any]:
+def _public(run: PreparedRun, worn: Adapter | None) -> dict[str, Any]:
     some = [text if isinstance(text, Record) else Record(text)
-            for text in house.corpus.public[:PUBLIC_RECORDS]]
-    config = house.settings.evaluate.model_copy(update={"task": "none",
+            for text in run.federation.corpus.public[:PUBLIC_RECORDS]]
+    config = run.settings.evaluate.model_copy(update={"task": "none",
         "records_per_client": PUBLIC_RECORDS})
-    found = evaluate(house.learner, worn, {"public": some}, config).as_dict()
+    found = evaluate(run.models.learner, worn, {"public": some}, config).as_dict()
     by_client = ("worst_client_loss", "mean_client_loss")
     return {key: value for key, value in found.items()
             if key not in by_client} | {"measured_on": "public texts"}

@@ -216,7 +216,8 @@ class SiteHandler:
                 raise Refused(
                     f"candidates of width {width} found, the embedder here has "
                     f"{house.embedder.width}; use the same one at both")
-            (update,) = private_evolution.answer([request], [site], house.embedder)
+            (update,) = private_evolution.answer([request], [site], house.context,
+                                                 house.embedder)
         else:
             if tenancy.account is not None:
                 tenancy.account.charge(request.settings, site, tenancy.brief)

@@ -1,0 +1,60 @@
+"""The books of a run: one ledger and one accountant, and the aggregators that write to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aulait.privacy.accounting import Accountant
+from aulait.privacy.aggregator import KnownSites, PrivateAggregator
+from aulait.privacy.config import PrivacyConfig
+from aulait.privacy.ledger import Ledger
+from aulait.privacy.noise import SeededNoise, SystemNoise
+from aulait.runs.prepared import PreparedRun
+from aulait.runs.privacy_schedule import record_mechanism
+
+MOST_PROXIES = 1000  # as synthesis.proxy_count allows
+
+
+@dataclass(frozen=True)
+class Books:
+    """One ledger and one accountant, and the aggregator of each stage that writes to them.
+
+    Attributes:
+        ledger: of the run folder.
+        accountant: knows what every role has spent; None where privacy is off.
+        synthesis: releases votes.
+        train: releases updates.
+    """
+
+    ledger: Ledger
+    accountant: Accountant | None
+    synthesis: PrivateAggregator
+    train: PrivateAggregator
+
+
+def open_books(run: PreparedRun, ledger: Ledger) -> Books:
+    """The books of a run, with every line that is already in the ledger charged."""
+    privacy, settings = run.settings.privacy, run.settings
+    noise = SystemNoise() if privacy.noise_seed is None else SeededNoise(privacy.noise_seed)
+    accountant = None
+    if not privacy.off:
+        assert privacy.delta is not None
+        accountant = Accountant(privacy.delta, run.privacy.budget)
+        ledger.replay(accountant)
+    proxies = frozenset(f"{kind}-{k:03d}" for kind in ("proxy", "reference")
+                        for k in range(MOST_PROXIES))
+    train = PrivateAggregator(
+        privacy, ledger, accountant, noise, KnownSites(proxies, settings.federation.max_norm),
+        record_mechanism(settings, run.federation.training_sites))
+    votes, exact = train, settings.synthesis.votes == "exact"
+    if exact and not privacy.off:
+        votes = PrivateAggregator(PrivacyConfig(off=True), ledger, None, noise, KnownSites(proxies))
+    return Books(ledger, accountant, votes, train)
+
+
+def epsilons(run: PreparedRun, accountant: Accountant | None) -> dict[str, float | None]:
+    """Epsilon spent so far by the roles that exist; None means infinite."""
+    spent: dict[str, float | None] = {
+        role: accountant.spent(role) if accountant is not None else None
+        for role, names in run.federation.roles.items() if names}
+    return spent | dict.fromkeys(run.privacy.exact_roles)

@@ -1,0 +1,96 @@
+"""What can only be checked once the data are read and every client has a role."""
+
+from __future__ import annotations
+
+from aulait.core.errors import ConfigError, DataError, require
+from aulait.methods.contract import RecordMethod, server_site
+from aulait.privacy import record_level
+from aulait.runs.experiment_file import Settings
+from aulait.runs.prepared import Federation
+from aulait.training import record_gradients
+
+
+def check_roles(settings: Settings, federation: Federation, here: bool) -> None:
+    """Raise what is wrong with the roles of a run's clients.
+
+    Args:
+        settings: the experiment.
+        federation: its clients.
+        here: whether their records are in this process.
+
+    Raises:
+        ConfigError, DataError, PrivacyError: in full sentences.
+    """
+    _check_names(settings, federation)
+    if federation.roles["proxy"] and settings.synthesis.proxies != "absent":
+        public = federation.corpus.public
+        require(bool(public), DataError,
+                "stage 1 needs public texts to start from and found none; set data.public")
+        _check_pairs(settings, isinstance(public[0], str))
+    _check_models(settings, federation)
+    if not federation.trainers and (not federation.roles["proxy"]
+                                    or settings.synthesis.proxies == "absent"):
+        raise ConfigError(
+            "nobody trains: no tier is local and proxies are absent; give a tier placement = "
+            "'local'")
+    if settings.federation.sampling == "poisson" and settings.synthesis.voters == "all":
+        raise ConfigError(
+            "synthesis.voters = 'all' with federation.sampling = 'poisson' is not accounted; use "
+            "sampling = 'all'")
+    _check_unit(settings, federation, here)
+
+
+def _check_names(settings: Settings, federation: Federation) -> None:
+    """Names of sites at the server are kept for them."""
+    reserved = [n for n in sorted(federation.sites) if n.startswith(("proxy-", "reference-"))]
+    require(not reserved, DataError,
+            f"client '{reserved[0] if reserved else ''}' has a name kept for sites of the server; "
+            "rename it (names may not begin with 'proxy-' or 'reference-')")
+    taken = server_site(settings.method)
+    require(taken not in federation.sites, DataError,
+            f"client '{taken}' has the name of the server's own site; rename it")
+
+
+def _check_pairs(settings: Settings, plain: bool) -> None:
+    """Proxies of clients with prompts learn from pairs, so stage 1 must start from pairs."""
+    own = settings.data
+    if own.prompt is None or not plain or (own.public_plain and settings.model.kind == "causal"):
+        return
+    other = (
+        "" if settings.model.kind == "seq2seq"
+        else ", or data.public_plain = true to let proxies learn from text without a prompt"
+    )
+    raise DataError(
+        f"data.public = '{own.public}' has plain texts and the data have prompts, expected rows "
+        f"with '{own.prompt}' and '{own.response}' so that stage 1 breeds pairs; set data.public "
+        f"to such a source{other}")
+
+
+def _check_models(settings: Settings, federation: Federation) -> None:
+    """A sequence-to-sequence base cannot continue texts, and needs prompts."""
+    seq2seq = (
+        settings.model.kind == "seq2seq" and settings.synthesis.generator == "base"
+        and settings.synthesis.generate.kind == "prefix"
+    )
+    require(not (federation.breeds and seq2seq), ConfigError,
+            "synthesis.generator = 'base' with synthesis.generate.kind = 'prefix' needs a "
+            "causal model and model.kind is 'seq2seq'; set synthesis.generator = 'brew' (built in) "
+            "or to the id or folder of another causal model, or kind to 'prompt' or 'mask'")
+    require(settings.model.kind == "causal" or settings.data.prompt is not None, ConfigError,
+            "model.kind is 'seq2seq' and the data are plain text, expected a prompt for the "
+            "encoder and a response for the decoder; set data.prompt and data.response")
+
+
+def _check_unit(settings: Settings, federation: Federation, here: bool) -> None:
+    """The method must be able to protect what ``privacy.unit`` names."""
+    method, unit = settings.method, settings.method.TRAITS.unit
+    mechanism = (
+        method.mechanism(settings.method_config) if isinstance(method, RecordMethod) else None)
+    problems = record_level.unit_problems(settings.privacy, settings.algorithm["name"], unit, mechanism,
+                                     bool(federation.voters))
+    # elsewhere the sites look for themselves
+    problems += record_gradients.missing(mechanism) if here else []
+    if unit == "record" and not settings.privacy.off:
+        count = sum(len(site.train) for site in federation.sites.values())
+        problems += settings.privacy.problems(count)
+    require(not problems, ConfigError, "\n".join(problems))

@@ -1,0 +1,174 @@
+"""Stage 2: rounds of federated LoRA by clients and proxies together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from aulait.core.cohort import Cohort, everyone, poisson, some
+from aulait.core.types import Info, Site
+from aulait.methods.contract import Ask, Server, State
+from aulait.runfolder.schema import TrainRound
+from aulait.runs.prepared import PreparedRun
+from aulait.runs.proxies import proxies, scrambled, server_sites
+from aulait.runs.stage import Execution, PlannedRound, VirtualRound
+from aulait.runs.virtual_time.clock import Clock, RoundOutcome
+from aulait.runs.virtual_time.round_time import RoundCosts
+from aulait.training.trainer import learning_rate
+
+
+class TrainStage:
+    """As ``Stage``, over the states of the chosen method."""
+
+    name = "train"
+    seconds = ("wall_s",)
+    line_type = TrainRound
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution, self._run = execution, execution.run
+        self._progress, self._settings = execution.progress, execution.run.settings
+        self._costs = RoundCosts.of(execution.run)
+        self.aggregator = execution.books.train
+        self.rounds = self._settings.train.rounds
+
+    @cached_property
+    def _server_sites(self) -> tuple[dict[str, Site], dict[str, float]]:
+        """Sites on the server, and the number of clients that each proxy represents."""
+        settings, context = self._settings, self._run.context
+        made, represented = proxies(settings, self._run.federation, context.seeds,
+                                    self._progress.texts)
+        return made | server_sites(settings.method, context.rank), represented
+
+    @cached_property
+    def ask(self) -> Ask:
+        """Gets updates from clients and from the server's own sites."""
+        sites = {**self._run.federation.sites, **self._server_sites[0]}
+        ask = self._execution.engine.connect(self._run, sites)
+        noise_arm = self._settings.synthesis.proxies == "noise"
+        return scrambled(ask, self._run.context.seeds) if noise_arm else ask
+
+    @cached_property
+    def _clock(self) -> Clock | None:
+        return None if self._execution.engine.real_time else self._costs.clock("train")
+
+    @cached_property
+    def _proxies_s(self) -> float:
+        return self._costs.proxies_s
+
+    def begin(self) -> State:
+        """The state of the checkpoint, or of the method before the first round."""
+        self._progress.bind({**self._run.federation.sites, **self._server_sites[0]})
+        return self._progress.state or first_state(self._run)
+
+    def note(self) -> str:
+        """The last held-out loss."""
+        scores = self._progress.last_eval
+        return f"loss {scores['loss']:.3f}" if scores else ""
+
+    def plan(self, round: int) -> PlannedRound:
+        """Draw the cohort, and time it where tiers name machines."""
+        cohort, asked = draw_cohort(self._run, round, self._server_sites[1], self._clock)
+        if self._clock is None:
+            return PlannedRound(cohort, None)
+        outcome = self._outcome(self._clock, cohort, asked)
+        shown = outcome
+        if (stand_in := self._shown(cohort, asked)) != asked:
+            shown = self._outcome(self._clock, cohort, stand_in)
+        return PlannedRound(cohort, VirtualRound(self._clock, outcome, shown))
+
+    def _outcome(self, clock: Clock, cohort: Cohort, asked: Sequence[str]) -> RoundOutcome:
+        """A round of virtual time; with over-selection it ends when the planned number has
+        answered, else when all have."""
+        closing = cohort.planned if self._settings.compute.over_selection else None
+        return clock.round(asked, "train", cohort.round, planned=closing,
+                           server_s=self._proxies_s + self._costs.server_halves_s(asked))
+
+    def _shown(self, cohort: Cohort, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """The clients whose round of virtual time is told: under privacy with secret sampling,
+        another cohort of the same law.
+
+        Slow-downs follow from the public seed, so the times of the real cohort would tell who was
+        drawn.
+        """
+        config = self._settings.federation
+        if self._settings.privacy.off or config.sampling != "poisson":
+            return asked
+        return poisson(self._run.federation.trainers, config.rate, self._run.context.seeds,
+                       cohort.round, secret=False)
+
+    def step(self, state: State, cohort: Cohort, server: Server) -> tuple[State, Info]:
+        """One round of the method."""
+        return self._settings.method.step(self._settings.method_config, self._run.context, state,
+                                          cohort, server)
+
+    def measure(self, state: State, round: int) -> Info:
+        """Held-out scores, after the last round and every so many."""
+        final = round == self.rounds
+        if not final and round % self._settings.evaluate.every:
+            return {}
+        self._evaluate(state, final)
+        return {"eval": self._progress.last_eval}
+
+    def _evaluate(self, state: State, final: bool) -> None:
+        found = self._execution.engine.evaluate(self._run, state, final)
+        self._progress.last_eval, self._progress.personal = found.scores, found.personal
+
+    def keep(self, state: State, info: Info, step_s: float, measure_s: float) -> None:
+        """The method's state, bytes and seconds."""
+        self._progress.state = state
+        self._progress.add(train_s=step_s, train_up_bytes=info.get("up_bytes"),
+                           train_down_bytes=info.get("down_bytes"), evaluate_s=measure_s)
+
+    def end(self, state: State | None) -> None:
+        """Measure a run that ended early."""
+        assert state is not None  # this stage always has rounds
+        self._execution.watch("train", self.rounds, self.rounds, "")
+        self._progress.state, self._progress.stage = state, "done"
+        if self._progress.stopped or not self._progress.last_eval:
+            self._evaluate(state, final=True)
+        self._progress.save(self._execution.folder)
+
+
+def draw_cohort(run: PreparedRun, round: int, represented: Mapping[str, float],
+                clock: Clock | None) -> tuple[Cohort, tuple[str, ...]]:
+    """Who works in a round and the public numbers of its release; and who would have been asked,
+    those who are away among them.
+
+    Who is away is in the planned number all the same. A fixed number is drawn from those who are
+    available.
+
+    Args:
+        run: its clients, and how they are sampled.
+        round: counted from 1.
+        represented: proxy -> the number of clients that it represents.
+        clock: says who is available; None: everybody is.
+    """
+    config, settings, seeds = run.settings.federation, run.settings, run.context.seeds
+    names = run.federation.trainers
+    drawn, planned, rate = everyone(names), len(names), 1.0
+    if config.sampling == "poisson":
+        drawn = poisson(names, config.rate, seeds, round, secret=not settings.privacy.off)
+        rate, planned = config.rate, max(1, round_half(config.rate * len(names))) if names else 0
+    available = clock.present(drawn, "train", round) if clock else drawn
+    if config.sampling == "fixed":
+        planned = max(1, round_half(config.rate * len(names))) if names else 0
+        more = round_half(planned * (1 + settings.compute.over_selection))
+        drawn = available = some(available, min(more, len(available)), seeds, round)
+    # a proxied client would have been drawn as often
+    share = config.rate if config.sampling != "all" else 1.0
+    cohort = Cohort(
+        round=round, local=available, planned=planned, sampling_rate=rate,
+        proxies={name: share * clients for name, clients in represented.items()},
+        noise_multiplier=run.privacy.noise_multiplier("train"),
+        lr=learning_rate(settings.train, round), population=everyone(names))
+    return cohort, drawn
+
+
+def first_state(run: PreparedRun) -> State:
+    """The method's state before the first round."""
+    return run.settings.method.init(run.settings.method_config, run.context)
+
+
+def round_half(value: float) -> int:
+    """Nearest integer, halves up."""
+    return int(value + 0.5)
