@@ -127,11 +127,9 @@ def split_budget(target: float, delta: float, votes: int, updates: int,
         PrivacyError: an argument is outside its range.
     """
     sound = min(votes, updates) >= 0 and votes + updates > 0 and 0 < vote_fraction < 1
-    text = (
-        f"{votes} votes and {updates} updates at fraction {vote_fraction}, expected >= 1 release "
-        "and fraction in (0, 1)"
-    )
-    require(sound, PrivacyError, f"{text}; check the rounds and privacy.vote_fraction")
+    require(sound, PrivacyError,
+            f"{votes} votes and {updates} updates at fraction {vote_fraction}, expected >= 1 "
+            "release and fraction in (0, 1); check the rounds and privacy.vote_fraction")
     share = 1.0 if updates == 0 else 0.0 if votes == 0 else vote_fraction
     single = _single(target, delta)
     z_vote = single * math.sqrt(votes / share) if votes else math.inf
@@ -158,11 +156,9 @@ class Accountant:
         self.delta = _delta(delta)
         self.budget = dict(budget)
         for role, limit in self.budget.items():
-            text = (
-                f"budget of role '{role}' is {limit}, expected one role and a number >= 0; check "
-                "privacy.epsilon"
-            )
-            require(limit >= 0 and "+" not in role, PrivacyError, text)
+            require(limit >= 0 and "+" not in role, PrivacyError,
+                    f"budget of role '{role}' is {limit}, expected one role and a number >= 0; "
+                    "check privacy.epsilon")
         self._events: dict[str, Counter[Event]] = {role: Counter() for role in self.budget}
 
     def roles(self, role: str) -> tuple[str, ...]:
@@ -173,10 +169,8 @@ class Accountant:
         """
         known = ", ".join(sorted(self.budget))
         for part in role.split("+"):
-            text = (
-                f"role '{part}' has no privacy account, expected one of: {known}; give it a budget"
-            )
-            require(part in self.budget, PrivacyError, text)
+            require(part in self.budget, PrivacyError, f"role '{part}' has no privacy account, "
+                    f"expected one of: {known}; give it a budget")
         return tuple(sorted(set(role.split("+"))))
 
     def events(self, role: str) -> Counter[Event]:
@@ -217,7 +211,7 @@ def _epsilon(groups: _Groups, delta: float) -> float:
     if mu > 1e4:  # epsilon above 5e7 is no privacy
         return math.inf
     if all(rate == 1.0 for _, rate, _ in groups):
-        import dp_accounting
+        import dp_accounting  # takes a second, and most commands do not need it
 
         return float(dp_accounting.get_epsilon_gaussian(1.0 / mu, delta))
     # Fine against the spread of one sampled loss, yet not too many points for its range; rounding
@@ -234,7 +228,7 @@ def _epsilon(groups: _Groups, delta: float) -> float:
 @lru_cache(maxsize=64)
 def _loss(z: float, rate: float, grid: float) -> PrivacyLossDistribution:
     """Privacy loss distribution of one release, rounded so that epsilon is never too small."""
-    from dp_accounting.pld import privacy_loss_distribution as losses
+    from dp_accounting.pld import privacy_loss_distribution as losses  # takes a second
 
     return losses.from_gaussian_mechanism(z, sampling_prob=rate, value_discretization_interval=grid)
 
@@ -244,7 +238,7 @@ def _single(target: float, delta: float) -> float:
     for rounding."""
     text = f"target epsilon is {target}, expected a finite number > 0; set privacy.epsilon"
     require(0 < target < math.inf, PrivacyError, text)
-    import dp_accounting
+    import dp_accounting  # takes a second, and most commands do not need it
 
     z = float(dp_accounting.get_sigma_gaussian(target, _delta(delta))) * (1.0 + 1e-9)
     while dp_accounting.get_epsilon_gaussian(z * (1.0 - 1e-12), delta) > target:

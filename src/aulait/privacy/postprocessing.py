@@ -1,7 +1,8 @@
 """Post-processing of released sums that costs no privacy: a public subspace, and shrinkage by the
 known noise.
 
-Shape letters: D coordinates of a flattened share · K public updates · S dimensions of the subspace.
+Shape letters: D coordinates of a flattened update · K public updates · S dimensions of the
+subspace.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from aulait.core.types import Tensors
 _SMALLEST_ENERGY = 1e-10
 
 
-def flatten(share: Tensors) -> Tensor:
-    """All tensors of a share in the order of sorted names as one vector of shape (D,), float64, on
-    the CPU."""
-    parts = [share[name].detach().to("cpu", torch.float64).reshape(-1) for name in sorted(share)]
+def flatten(update: Tensors) -> Tensor:
+    """All tensors of an update in the order of sorted names as one vector of shape (D,), float64,
+    on the CPU."""
+    parts = [update[name].detach().to("cpu", torch.float64).reshape(-1) for name in sorted(update)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 def unflatten(vector: Tensor, template: Tensors) -> Tensors:
-    """The vector of shape (D,) cut into the names, shapes and types of ``like``."""
+    """The vector of shape (D,) cut into the names, shapes and types of ``template``."""
     names = sorted(template)
     parts = vector.split_with_sizes([template[name].numel() for name in names])
     return {
@@ -51,11 +52,9 @@ def basis(public_updates: Sequence[Tensors], k: int) -> Tensor:
     Raises:
         DataError: there is no update or k is below 1.
     """
-    text = (
-        f"{len(public_updates)} public updates for {k} directions, expected at least one of each; "
-        "add a proxy"
-    )
-    require(len(public_updates) > 0 and k >= 1, DataError, text)
+    require(len(public_updates) > 0 and k >= 1, DataError,
+            f"{len(public_updates)} public updates for {k} directions, expected at least one of "
+            "each; add a proxy")
     U_DK = torch.stack([flatten(update) for update in public_updates], dim=1)
     energy_K, V_KK = torch.linalg.eigh(U_DK.T @ U_DK)
     energy_K, V_KK = energy_K.flip(0), V_KK.flip(1)
@@ -66,9 +65,9 @@ def basis(public_updates: Sequence[Tensors], k: int) -> Tensor:
     return Q_DS
 
 
-def project(share: Tensors, basis: Tensor) -> Tensors:
-    """The part of a share inside the span of ``basis`` (D, S); names, shapes and types stay."""
-    return unflatten(basis @ (basis.T @ flatten(share)), share)
+def project(update: Tensors, basis: Tensor) -> Tensors:
+    """The part of an update inside the span of ``basis`` (D, S); names, shapes and types stay."""
+    return unflatten(basis @ (basis.T @ flatten(update)), update)
 
 
 def shrink(total: Tensors, noise_std: float, blocks: bool, basis: Tensor | None = None) -> Tensors:

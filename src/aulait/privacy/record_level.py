@@ -58,9 +58,9 @@ class RecordMechanism:
 
 
 def worst_case(mechanism: str, clients: Sequence[tuple[int, int, int]],
-          most: float = 1.0) -> RecordMechanism:
-    """What holds for every client: the most steps and the largest rate, be they of
-    one client or of two.
+               most: float = 1.0) -> RecordMechanism:
+    """What holds for every client: the most steps and the largest rate, be they of one client or of
+    two.
 
     Args:
         mechanism: what the sites do.
@@ -74,7 +74,7 @@ def worst_case(mechanism: str, clients: Sequence[tuple[int, int, int]],
 
 
 def unit_problems(privacy: PrivacyConfig, method: str, unit: str, mechanism: str | None,
-             voting: bool) -> list[str]:
+                  voting: bool) -> list[str]:
     """One line for every contradiction between the unit of privacy and the rest of the experiment.
 
     Args:
@@ -89,21 +89,17 @@ def unit_problems(privacy: PrivacyConfig, method: str, unit: str, mechanism: str
         return []
     if privacy.unit != unit:
         offered = (
-            "give every record its own protection" if unit == "record" else "protect whole clients"
-        )
-        text = (
-            f"privacy.unit = '{privacy.unit}' found, but updates of '{method}' {offered}; set "
-            f"privacy.unit = '{unit}'"
-        )
-        return [f"{text}, or choose a method of that unit (record: 'dplora'; client: 'ffa')"]
+            "give every record its own protection" if unit == "record" else "protect whole clients")
+        return [f"privacy.unit = '{privacy.unit}' found, but updates of '{method}' {offered}; set "
+                f"privacy.unit = '{unit}', or choose a method of that unit (record: 'dplora'; "
+                "client: 'ffa')"]
     if unit == "client":
         return []
     found = []
     if privacy.clip == "proxies":
         found.append(
             "privacy.clip = 'proxies' found, expected a number with privacy.unit = 'record', where "
-            "it bounds gradients; "
-                     "set privacy.clip")
+            "it bounds gradients; set privacy.clip")
     if privacy.relation is not None and mechanism is not None:
         known = find_mechanism(mechanism, "record")
         if privacy.relation not in known.relations:
@@ -114,11 +110,10 @@ def unit_problems(privacy: PrivacyConfig, method: str, unit: str, mechanism: str
     if voting:
         found.append(
             "privacy.unit = 'record' found together with clients that vote, whose votes protect "
-            "clients, not records; "
-                     "set synthesis.proxies = 'public' or 'absent', or make every tier local")
+            "clients, not records; set synthesis.proxies = 'public' or 'absent', or make every "
+            "tier local")
     if privacy.subspace or privacy.shrink != "none":
         found.append(
             "privacy.subspace or privacy.shrink found, expected neither with privacy.unit = "
-            "'record': the noise is in the steps, "
-                     "not in the sum; remove them")
+            "'record': the noise is in the steps, not in the sum; remove them")
     return found
