@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from aulait import reporting
 from aulait.cli import terminal
 from aulait.cli.options import JsonOption
 from aulait.core.errors import DataError
 from aulait.reporting import columns, measures, numbers, pace
+from aulait.reporting.grouping import comparison_rows
+from aulait.reporting.report import write_comparison
 
 
 def compare(
@@ -39,18 +40,18 @@ def compare(
     the end of the first measured round at or below it.
     """
     folders = expanded(runs)
-    rows = reporting.table(folders, target_loss)
+    rows = comparison_rows(folders, target_loss)
     if target_loss is not None and not any("virtual_s" in row for row in rows):
         terminal.note(
             "--target-loss changes nothing: no finished run has virtual time; give every "
             "federation.tier a machine")
     if out is not None:
-        reporting.compare(folders, out, target_loss)
+        write_comparison(folders, out, target_loss)
     if as_json:
         used = next((row["target_loss"] for row in rows if row.get("target_loss") is not None),
                     None)
         page = None if out is None else str(out)
-        terminal.document({"ranked_by": measures.headline(rows).key, "target_loss": used,
+        terminal.document({"ranked_by": measures.ranking_measure(rows).key, "target_loss": used,
                            "rows": rows, "page": page})
         return
     show(rows)
@@ -86,22 +87,22 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """The table on stdout, the best arm first."""
-    found = columns.columns(rows)
+    found = columns.comparison_columns(rows)
     lines = [[column.cells[i].replace(numbers.INFINITE, "infinite") for column in found]
              for i in range(len(rows))]
-    measure = measures.headline(rows)
+    measure = measures.ranking_measure(rows)
     title = (
         f"arms, {'highest' if measure.rising else 'lowest'} {measure.name} first; mean ± deviation "
         "over seeds"
     )
     terminal.table(title, [column.title for column in found], lines,
-                   right=range(columns.names(found), len(found)))
+                   right=range(columns.leading_word_columns(found), len(found)))
     own = sorted({row["algorithm"] for row in rows if row["personal"]})
     if own:
         terminal.paragraph(
             f"{', '.join(own)}: scores of the clients' own adapters; 'shared' is the adapter that "
             "all have in common.")
-    if pace.explained(rows):
+    if pace.target_explained(rows):
         terminal.paragraph(
-            f"{pace.explained(rows)} Virtual time is modelled from the tiers' machines; "
+            f"{pace.target_explained(rows)} Virtual time is modelled from the tiers' machines; "
             "--target-loss sets another loss.")

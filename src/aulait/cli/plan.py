@@ -100,7 +100,7 @@ def _print_machines(found: dict[str, Any]) -> None:
             "a client's round on its tier's machine, modelled; of votes for proxied clients "
             f"(server: {found['server']['machine']})",
             ("tier", "machine", "compute", "link", "memory", "energy"),
-            [(t["name"], story.machine(t),
+            [(t["name"], story.machine_name(t["machine"]),
               *(_or_unknown(t[key], n.duration) for key in ("compute_s_round", "transfer_s_round")),
               _memory(t), _or_unknown(t["energy_j_round"], n.energy)) for t in tiers],
             right=(2, 3, 4, 5),

@@ -47,7 +47,7 @@ PowerOption = Annotated[float | None, typer.Option("--power", min=0.1, metavar="
                                              "before what counters say.")]
 
 
-def probe(  # noqa: PLR0913 (the options of a command)
+def probe(
     link: LinkOption = None,
     out: ProfileOption = None,
     dtype: DtypeOption = None,

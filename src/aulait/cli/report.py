@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from aulait import reporting as page
 from aulait.cli import terminal
 from aulait.cli.options import JsonOption, RunArgument
+from aulait.reporting.report import write_report
 
 
 def report(run: RunArgument, as_json: JsonOption = False) -> None:
     """Write RUN/report.html, one self-contained page, from what is in the folder."""
-    path = page.write(run)
+    path = write_report(run)
     if as_json:
         terminal.document({"report": str(path)})
     else:

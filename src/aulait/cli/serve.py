@@ -21,7 +21,7 @@ from aulait.engines.flower import processes, serving
 from aulait.runs import experiment_file
 
 
-def serve(  # noqa: PLR0913 (the options of a command)
+def serve(
     file: FileArgument,
     keys: Annotated[Path, typer.Option("--keys", metavar="DIR",
         help="The server's keys and roster: aulait keys server.")],

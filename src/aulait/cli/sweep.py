@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from aulait import reporting
 from aulait.cli import terminal
 from aulait.cli.compare import show
 from aulait.cli.options import FileArgument, JsonOption, SetOption
 from aulait.core.errors import ConfigError
 from aulait.engines.inline import InlineEngine
 from aulait.reporting import numbers
+from aulait.reporting.grouping import comparison_rows
+from aulait.reporting.report import write_comparison
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import sweep as engine
 
@@ -37,7 +38,7 @@ JobsOption = Annotated[int,
     typer.Option("--jobs", min=1, help="Runs at a time, each in a process of its own.")]
 
 
-def sweep(  # noqa: PLR0913 (the options of a command)
+def sweep(
     file: FileArgument,
     over: OverOption = None,
     arm: ArmOption = None,
@@ -120,7 +121,7 @@ def _compared(paths: list[Path], folder: Path) -> list[dict[str, Any]]:
     if not paths:
         return []
     ordered = sorted(paths)
-    rows = reporting.table(ordered)
+    rows = comparison_rows(ordered)
     RunFolder(folder).write_json("table.json", {"rows": rows})
-    reporting.compare(ordered, folder / "compare.html")
+    write_comparison(ordered, folder / "compare.html")
     return rows

@@ -12,12 +12,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from aulait.core.errors import AulaitError
 
 JsonTree: TypeAlias = "bool | int | float | str | list[JsonTree] | dict[str, JsonTree] | None"
 """What a JSON parser makes of a text."""
+
+LARGEST_NUMBER: Final = 1e100
+"""A reader of a run folder takes no number beyond it: no run could measure one."""
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o666, durable: bool = True) -> Path:

@@ -9,31 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import fmean
-from typing import Any, Final
+from typing import Final
 
 from aulait.reporting import clock_figures, markup, numbers, story
-from aulait.reporting.folder import Run, Table, number, words
-from aulait.reporting.markup import Html, Section
+from aulait.reporting.folder import RunFiles
+from aulait.reporting.markup import PageTable, PlacedFigure, Section
+from aulait.reporting.values import number
 from aulait.reporting.virtual import (
-    KEYS,
-    STAGES,
-    Spent,
-    asked,
+    OUTCOMES,
+    STAGE_NAMES,
+    SUMMED,
+    VirtualTime,
     deadline_s,
-    spent,
-    state,
-    ticks,
-    tiers,
+    requests_received,
+    round_outcome,
+    tier_sums,
+    timed_rounds,
+    virtual_time_of,
 )
+from aulait.runfolder.schema import TierResult, VirtualClock
 
 ALIKE: Final = 0.98
 """Two tiers whose clients' mean times differ by less than this share are equally slow."""
 
 
-def section(run: Run) -> Section | None:
+def virtual_time_section(run: RunFiles) -> Section | None:
     """Virtual time in words, by tier, by round, and the loss over it; None where no tier names a
     machine."""
-    found = spent(run)
+    found = virtual_time_of(run)
     if found is None:
         return None
     low, high = 110 + 34 * len(found.tiers), 300
@@ -47,39 +50,40 @@ def section(run: Run) -> Section | None:
         ("loss-time", "Loss on held-out text over virtual time", high,
          clock_figures.loss_time(run)),
     ]
-    places = [markup.chart(name, title, height) for name, title, height, figure in shown if figure]
-    body = markup.join(*map(markup.paragraph, sentences(run, found)), _table(run, found),
-                       markup.columns(*places) if places else "", markup.note(_legend(found)))
-    return Section("clock", "Virtual time", body, {name: figure for name, _, _, figure in shown
-        if figure})
+    charts = [PlacedFigure(name, title, figure, height)
+              for name, title, height, figure in shown if figure]
+    return markup.section(
+        "clock", "Virtual time", charts, sentences=virtual_time_sentences(run, found),
+        tiers=_tiers_table(run, found),
+        unknown_power=any(own["energy_j"] == 0 < own["busy_s"] for own in found.tiers.values()))
 
 
-def sentences(run: Run, found: Spent) -> list[str]:
+def virtual_time_sentences(run: RunFiles, found: VirtualTime) -> list[str]:
     """What the clock says, in two paragraphs: length, waiting, energy; the straggler, rounds that
     did not go well."""
-    stages = [line["stage"] for line, _ in ticks(run)]
-    each = [f"{numbers.counted(stages.count(stage), 'round')} of {name}" for stage, name in STAGES
-            if stage in stages]
+    stages = [line.stage for line, _ in timed_rounds(run)]
+    each = [f"{numbers.counted(stages.count(stage), 'round')} of {name}"
+            for stage, name in STAGE_NAMES.items() if stage in stages]
     text = f"A federation of these machines would have taken {numbers.duration(found.total_s)}"
     text += f" for {' and '.join(each)}" if each else ""
     text += (
         f"; its clients spent {numbers.percent(found.idle_share)} of their time in rounds waiting"
     )
-    text += f" and used {energy(found.energy_j)}, links included" if found.energy_j else ""
+    text += f" and used {energy_if_known(found.energy_j)}, links included" if found.energy_j else ""
     return [f"{text}. This is modelled, not measured.",
             " ".join((*_straggler(run), *_incidents(run)))]
 
 
-def energy(value: Any, busy_s: float = 1.0) -> str:
+def energy_if_known(value: object, busy_s: float = 1.0) -> str:
     """Joules as text; none after work stands for a machine whose power is not known."""
     if number(value) == 0:
         return "not known" if busy_s > 0 else "–"
     return numbers.energy(value)
 
 
-def _straggler(run: Run) -> list[str]:
+def _straggler(run: RunFiles) -> list[str]:
     """Which tier the others waited for, and when it was no tier that they waited for."""
-    told = [(means, number(clock.get("round_s")) or 0.0) for _, clock in ticks(run)
+    told = [(means, clock.round_s or 0.0) for _, clock in timed_rounds(run)
             if (means := _means(clock))]
     several = [means for means, _ in told if len(means) > 1]
     slow = [(name, means) for means in several if (name := _slowest(means)) is not None]
@@ -112,8 +116,8 @@ def _straggler(run: Run) -> list[str]:
     return found
 
 
-def _incidents(run: Run) -> list[str]:
-    states = [state(clock, deadline_s(run)) for _, clock in ticks(run)]
+def _incidents(run: RunFiles) -> list[str]:
+    states = [round_outcome(clock, deadline_s(run)) for _, clock in timed_rounds(run)]
     late, bare = states.count("closed at the deadline"), states.count("nobody answered")
     found = []
     if late:
@@ -127,11 +131,12 @@ def _incidents(run: Run) -> list[str]:
     )
 
 
-def _means(clock: Table) -> dict[str, float]:
+def _means(clock: VirtualClock) -> dict[str, float]:
     """Tier -> seconds that a client of it was at work in this round, on average; tiers that were
     not asked are left out."""
-    return {name: own["busy_s"] / asked(own) for name, own in tiers(clock).items()
-            if asked(own) > 0}
+    sums = {name: tier_sums(own) for name, own in clock.tiers.items()}
+    return {name: own["busy_s"] / requests_received(own) for name, own in sums.items()
+            if requests_received(own) > 0}
 
 
 def _slowest(means: Mapping[str, float]) -> str | None:
@@ -140,23 +145,23 @@ def _slowest(means: Mapping[str, float]) -> str | None:
     return first if means[second] < ALIKE * means[first] else None
 
 
-def _table(run: Run, found: Spent) -> Html:
-    rows = {str(tier.get("name")): tier for tier in run.tiers}
+def _tiers_table(run: RunFiles, found: VirtualTime) -> PageTable:
+    tiers = {str(tier.name): tier for tier in run.result.tiers}
     everyone = sum(own["busy_s"] for own in found.tiers.values())
-    head = ["tier", "clients", "machine", "placement", *KEYS[:4], "at work", "waiting", "energy",
+    head = ["tier", "clients", "machine", "placement", *OUTCOMES, "at work", "waiting", "energy",
             "link energy"]
-    lines = []
-    for name in dict.fromkeys((*rows, *found.tiers)):
-        tier, own = rows.get(name, {}), found.tiers.get(name, dict.fromkeys(KEYS, 0.0))
+    rows = []
+    for name in dict.fromkeys((*tiers, *found.tiers)):
+        tier = tiers.get(name, TierResult())
+        own = found.tiers.get(name, dict.fromkeys(SUMMED, 0.0))
         busy_s, idle_s = own["busy_s"], own["idle_s"]
-        clients = number(tier.get("clients"))
-        lines.append([
-            name, "–" if clients is None else numbers.count(clients), story.machine(tier) or "–",
-            words(tier.get("placement")) or "–",
-            *(numbers.count(own[key]) for key in KEYS[:4]), _part(busy_s, everyone),
+        rows.append([
+            name, numbers.or_dash(tier.clients, numbers.count),
+            story.machine_name(tier.machine) or "–", tier.placement or "–",
+            *(numbers.count(own[key]) for key in OUTCOMES), _part(busy_s, everyone),
             _part(idle_s, busy_s + idle_s),
-            energy(own["energy_j"], busy_s), energy(own["link_j"], 0.0)])
-    return markup.table(head, lines, words=(0, 2, 3))
+            energy_if_known(own["energy_j"], busy_s), energy_if_known(own["link_j"], 0.0)])
+    return PageTable(head, rows, words=(0, 2, 3))
 
 
 def _part(part_s: float, whole_s: float) -> str:
@@ -164,29 +169,4 @@ def _part(part_s: float, whole_s: float) -> str:
     return (
         f"{numbers.duration(part_s)} ({numbers.percent(part_s / whole_s, 0)})"
         if part_s > 0 and whole_s > 0 else "–"
-    )
-
-
-def _legend(found: Spent) -> str:
-    text = (
-        "At work and waiting are times of all clients of the tier in all rounds, summed; time on "
-        "the link is at work. In brackets: the "
-    )
-    text += (
-        "tier's share of all clients' work, and the share of its own time that it waited. Energy "
-        "is that of computing and waiting, "
-    )
-    text += (
-        "without the link's. Waiting is from a client's own end to the end of the round, and costs "
-        "the machine's idle power. Late: "
-    )
-    text += (
-        "still at work when the round was closed, so that the work was in vain; lost: failed on "
-        "the way; away: not there at the start "
-    )
-    text += "and not asked."
-    unknown = any(own["energy_j"] == 0 < own["busy_s"] for own in found.tiers.values())
-    return (
-        text + (" Where the power of a machine is not known its energy counts as none in the total."
-                if unknown else "")
     )

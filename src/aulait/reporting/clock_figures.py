@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from aulait.reporting import figures, numbers, virtual
-from aulait.reporting.folder import Run, at, number
-from aulait.reporting.virtual import Spent
+from aulait.reporting.figures import PlotlyFigure
+from aulait.reporting.folder import RunFiles
+from aulait.reporting.virtual import VirtualTime
+from aulait.runfolder.schema import RoundLine
 
 STATES: Final = {
     "everybody answered": ("@soft", ""),
@@ -20,13 +22,13 @@ STATES: Final = {
 """How a round ended -> colour and hatching."""
 
 
-Series = Mapping[str, tuple[Sequence[float], str, str]]
+BarSeries = Mapping[str, tuple[Sequence[float], str, str]]
 
 
-def _bars(tiers: Sequence[str], series: Series, title: str, hover: str,
-          **more: Any) -> figures.Figure:
+def _bars(tiers: Sequence[str], series: BarSeries, title: str, hover: str,
+          **more: object) -> PlotlyFigure:
     """Lying stacked bars, one for each tier; series: name -> (values, colour, hatching)."""
-    names = [figures.label(name, 40) for name in tiers]
+    names = [figures.plot_label(name, 40) for name in tiers]
     data = [{"type": "bar", "orientation": "h", "name": name, "x": list(values), "y": names,
              "hovertemplate": hover,
              "marker": {"color": color, "line": {"width": 0},
@@ -38,14 +40,19 @@ def _bars(tiers: Sequence[str], series: Series, title: str, hover: str,
         showlegend=True)}
 
 
-def tier_time(found: Spent) -> figures.Figure | None:
+def round_label(line: RoundLine) -> str:
+    """The number of a round as a label of an axis; a question mark where it is missing."""
+    return "?" if line.round is None else figures.plot_label(line.round, 8)
+
+
+def tier_time(found: VirtualTime) -> PlotlyFigure | None:
     """Mean seconds of a client in a round it was asked in: at work and waiting."""
-    asked = {name: own for name, own in found.tiers.items() if virtual.asked(own) > 0}
+    asked = {name: own for name, own in found.tiers.items() if virtual.requests_received(own) > 0}
     if not asked:
         return None
-    means = {key: [own[key] / virtual.asked(own) for own in asked.values()]
+    means = {key: [own[key] / virtual.requests_received(own) for own in asked.values()]
              for key in ("busy_s", "idle_s")}
-    unit, scale = virtual.timed(max(map(sum, zip(*means.values(), strict=True))))
+    unit, scale = virtual.time_unit(max(map(sum, zip(*means.values(), strict=True))))
     series = {name: ([value / scale for value in means[key]], color, "")
               for name, key, color in (("at work", "busy_s", "@accent"),
                                        ("waiting", "idle_s", "@soft"))}
@@ -53,9 +60,9 @@ def tier_time(found: Spent) -> figures.Figure | None:
                  f"%{{y}}: %{{x:,.3~g}} {unit}<extra>%{{fullData.name}}</extra>")
 
 
-def tier_replies(found: Spent) -> figures.Figure | None:
+def tier_replies(found: VirtualTime) -> PlotlyFigure | None:
     """Shares of the orders of each tier; late ones are work in vain."""
-    sums = {name: virtual.asked(own) + own["away"] for name, own in found.tiers.items()}
+    sums = {name: virtual.requests_received(own) + own["away"] for name, own in found.tiers.items()}
     named = {name: own for name, own in found.tiers.items() if sums[name] > 0}
     if not named:
         return None
@@ -68,19 +75,19 @@ def tier_replies(found: Spent) -> figures.Figure | None:
                  tickformat=".0%", range=[0, 1.02])
 
 
-def round_time(run: Run) -> figures.Figure | None:
+def round_time(run: RunFiles) -> PlotlyFigure | None:
     """A bar for each round, coloured by how it ended, with the deadline as a line."""
-    found = [(line, clock, length_s) for line, clock in virtual.ticks(run)
-             if (length_s := number(clock.get("round_s"))) is not None]
+    found = [(line, clock, length_s) for line, clock in virtual.timed_rounds(run)
+             if (length_s := clock.round_s) is not None]
     if not found:
         return None
-    limit_s, names = virtual.deadline_s(run), dict(virtual.STAGES)
-    unit, scale = virtual.timed(max(length_s for *_, length_s in found))
-    x = [[names[line["stage"]] for line, *_ in found], [figures.label(line.get("round", "?"), 8)
-        for line, *_ in found]]
-    said = [", ".join(f"{numbers.count(clock.get(key))} {key}" for key in virtual.KEYS[:4]) for _,
-            clock, _ in found]
-    ended = [virtual.state(clock, limit_s) for _, clock, _ in found]
+    limit_s, names = virtual.deadline_s(run), virtual.STAGE_NAMES
+    unit, scale = virtual.time_unit(max(length_s for *_, length_s in found))
+    x = [[names[line.stage or ""] for line, *_ in found],
+         [round_label(line) for line, *_ in found]]
+    said = [", ".join(f"{numbers.count(getattr(clock, key))} {key}" for key in virtual.OUTCOMES)
+            for _, clock, _ in found]
+    ended = [virtual.round_outcome(clock, limit_s) for _, clock, _ in found]
     tall = {name: [s / scale if own == name else None for (*_, s),
                    own in zip(found, ended, strict=True)] for name in STATES}
     data = [{"type": "bar", "name": name, "x": x, "y": tall[name], "text": said,
@@ -93,7 +100,7 @@ def round_time(run: Run) -> figures.Figure | None:
                           tickangle=0)
     near = limit_s is not None and limit_s <= 1.5 * max(length_s for *_, length_s in found)
     marks = (
-        {} if limit_s is None or not near else figures.marked(limit_s / scale,
+        {} if limit_s is None or not near else figures.marked_height(limit_s / scale,
             f"deadline {numbers.duration(limit_s)}")
     )
     up = figures.axis(unit, rangemode="tozero")
@@ -101,17 +108,16 @@ def round_time(run: Run) -> figures.Figure | None:
         showlegend=True, **marks)}
 
 
-def loss_time(run: Run) -> figures.Figure | None:
+def loss_time(run: RunFiles) -> PlotlyFigure | None:
     """Held-out loss by virtual time since the start, with the time of synthesis as a band and the
     base model as a line."""
-    points = virtual.losses(run)
+    points = virtual.losses_over_time(run)
     if not points:
         return None
-    unit, scale = virtual.timed(points[-1][1])
-    first = number(at(run.result, "base_eval", "loss"))
-    before = [number(clock.get("total_s")) for line, clock in virtual.ticks(run)
-              if line["stage"] == "synthesis"]
-    figure = figures.curve([(seconds / scale, loss) for _, seconds, loss in points], first)
+    unit, scale = virtual.time_unit(points[-1][1])
+    first = run.result.base_eval.loss
+    before = [line.clock.total_s for line in run.synthesis if line.clock is not None]
+    figure = figures.measure_curve([(seconds / scale, loss) for _, seconds, loss in points], first)
     line, layout = figure["data"][0], figure["layout"]
     line["text"] = [numbers.count(r) for r, *_ in points]
     line["hovertemplate"] = f"%{{x:,.3~g}} {unit}, round %{{text}}: %{{y:.3f}}<extra></extra>"
@@ -126,7 +132,7 @@ def loss_time(run: Run) -> figures.Figure | None:
     return figure
 
 
-def _stage_one(until: float) -> figures.Figure:
+def _stage_one(until: float) -> PlotlyFigure:
     band = {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "x0": 0, "x1": until,
             "layer": "below"}
     return {**band, "fillcolor": "@band", "line": {"width": 0}}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from aulait.reporting import measures, numbers
-from aulait.reporting.grouping import OTHERS
-
-Row = Mapping[str, Any]
+from aulait.reporting.grouping import BESIDE
+from aulait.reporting.measures import ComparisonRow
+from aulait.reporting.numbers import Style
 
 
 @dataclass(frozen=True)
@@ -21,19 +20,19 @@ class Column:
     cells: tuple[str, ...]
 
 
-def columns(rows: Sequence[Row], timed: bool = True) -> list[Column]:
+def comparison_columns(rows: Sequence[ComparisonRow], timed: bool = True) -> list[Column]:
     """The arm; scores, first the one that rows are ranked by; what they cost; more scores. What no
     row has is left out.
 
     ``timed``: with virtual time among the costs.
     """
-    lead = measures.headline(rows)
+    lead = measures.ranking_measure(rows)
     first = list(dict.fromkeys((lead, *measures.TASKS, measures.LOSS)))
     beside = [(f"{other}_{m.key}", f"{other} {m.name}", m.style)
-              for m in dict.fromkeys((lead, measures.LOSS)) for other in OTHERS]
+              for m in dict.fromkeys((lead, measures.LOSS)) for other in BESIDE]
     last = [(m.key, m.name, m.style) for m in measures.ALWAYS if m not in first]
 
-    def shown(scores: Sequence[tuple[str, str, Any]]) -> list[Column]:
+    def shown(scores: Sequence[tuple[str, str, Style]]) -> list[Column]:
         return [_scores(rows, *score) for score in scores if any(row.get(score[0]) is not None
             for row in rows)]
 
@@ -46,32 +45,32 @@ def columns(rows: Sequence[Row], timed: bool = True) -> list[Column]:
         _costs("MB up", rows, "up_bytes"),
         _costs("MB down", rows, "down_bytes"),
         Column("seconds", tuple(_plain(row.get("wall_s")) for row in rows)),
-        *(virtual(rows) if timed else ()),
+        *(virtual_time_columns(rows) if timed else ()),
         *shown(last),
     ]
 
 
-def names(found: Sequence[Column]) -> int:
+def leading_word_columns(found: Sequence[Column]) -> int:
     """How many of the first columns hold words."""
     return sum(column.title in ("arm", "method") for column in found)
 
 
-def arm(rows: Sequence[Row]) -> Column:
+def arm_column(rows: Sequence[ComparisonRow]) -> Column:
     """The labels of the arms."""
     return Column("arm", tuple(str(row["arm"]) for row in rows))
 
 
-def _names(rows: Sequence[Row]) -> list[Column]:
+def _names(rows: Sequence[ComparisonRow]) -> list[Column]:
     """The arm, and the method where the arms' labels do not say it."""
     told = all(set(re.split(r"[\s=]", str(row["arm"]))) & {str(row["algorithm"])} for row in rows)
     return (
-        [arm(rows)] if told
-        else [arm(rows), Column("method", tuple(str(row["algorithm"]) for row in rows))]
+        [arm_column(rows)] if told
+        else [arm_column(rows), Column("method", tuple(str(row["algorithm"]) for row in rows))]
     )
 
 
-def _scores(rows: Sequence[Row], key: str, title: str, style: Any) -> Column:
-    def cell(row: Row) -> str:
+def _scores(rows: Sequence[ComparisonRow], key: str, title: str, style: Style) -> Column:
+    def cell(row: ComparisonRow) -> str:
         if row.get(key) is not None:
             return numbers.spread(row[key], row.get(f"{key}_std"), style)
         return "–" if row["n"] else "not finished"
@@ -79,12 +78,12 @@ def _scores(rows: Sequence[Row], key: str, title: str, style: Any) -> Column:
     return Column(title, tuple(map(cell, rows)))
 
 
-def _costs(title: str, rows: Sequence[Row], key: str) -> Column:
+def _costs(title: str, rows: Sequence[ComparisonRow], key: str) -> Column:
     return Column(title, tuple("–" if row.get(key) is None else _plain(row[key] / 1e6)
                                for row in rows))
 
 
-def virtual(rows: Sequence[Row]) -> list[Column]:
+def virtual_time_columns(rows: Sequence[ComparisonRow]) -> list[Column]:
     """Virtual time, where a row has it: to the target loss, until the end, waiting, energy."""
     aim = next((row["target_loss"] for row in rows if row.get("target_loss") is not None), None)
     columns = [
@@ -101,7 +100,7 @@ def virtual(rows: Sequence[Row]) -> list[Column]:
     return [*until, *columns] if any(row.get("virtual_s") is not None for row in rows) else []
 
 
-def _until(row: Row) -> str:
+def _until(row: ComparisonRow) -> str:
     """Mean seconds to the target with the least and the most, and how many seeds reached it where
     not all did."""
     told = row.get("time_to_target_s")
@@ -116,15 +115,15 @@ def _until(row: Row) -> str:
     )
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return "–" if value is None else numbers.significant(value)
 
 
-def _count(row: Row) -> str:
+def _count(row: ComparisonRow) -> str:
     return f"{row['n']}" + (f" (+{row['unfinished']} unfinished)" if row["unfinished"] else "")
 
 
-def _epsilon(row: Row) -> str:
+def _epsilon(row: ComparisonRow) -> str:
     """An epsilon with what it protects, where that is not a client."""
     void = "" if row["private"] or row["epsilon_max"] is None else " (void)"
     unit = f" a {row['unit']}" if row["epsilon_max"] is not None and row["unit"] != "client" else ""

@@ -7,36 +7,36 @@ An arm of the label "name=fedit preset=uniform" and the method fedit has the set
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, Final
+from typing import Final
 
 from aulait.reporting import figures
-from aulait.reporting.measures import Measure
+from aulait.reporting.figures import PlotlyFigure
+from aulait.reporting.measures import ComparisonRow, Measure
 
-Row = Mapping[str, Any]
 COLORS: Final = 8
 SYMBOLS: Final = ("circle", "square", "diamond", "cross")
 
 
-def color(index: int) -> str:
+def series_color(index: int) -> str:
     """A colour of the style sheet, over and over."""
     return f"@c{index % COLORS}"
 
 
-def setting(row: Row) -> str:
+def arm_setting(row: ComparisonRow) -> str:
     """What the label of an arm says besides its method."""
     method = str(row["algorithm"])
     return " ".join(word for word in str(row["arm"]).split()
                     if method not in (word, word.partition("=")[2]))
 
 
-def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """RunContext -> its rows, at most one a method; empty where the labels do not tell methods and
+def rows_by_setting(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonRow]]:
+    """Setting -> its rows, at most one a method; empty where the labels do not tell methods and
     settings apart."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[ComparisonRow]] = {}
     for row in rows:
-        found.setdefault(setting(row), []).append(row)
+        found.setdefault(arm_setting(row), []).append(row)
     common = set.intersection(*(set(name.split()) for name in found)) if len(found) > 1 else set()
     found = {" ".join(word for word in name.split() if word not in common): group for name,
              group in found.items()}
@@ -44,11 +44,11 @@ def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found if clear and any(len(group) > 1 for group in found.values()) else {}
 
 
-def dots(rows: Sequence[Row], measure: Measure) -> figures.Figure:
+def arm_dots(rows: Sequence[ComparisonRow], measure: Measure) -> PlotlyFigure:
     """The mean of every arm in one measure, with its deviation, and the base model as a dashed
     line."""
     shown = [row for row in rows if row.get(measure.key) is not None]
-    groups = grouped(shown)
+    groups = rows_by_setting(shown)
     if groups:
         many = len(groups) > 1
         data = [_trace([str(row["algorithm"]) for row in group], group, measure, i,
@@ -58,7 +58,7 @@ def dots(rows: Sequence[Row], measure: Measure) -> figures.Figure:
         many = False
         data = [_trace([str(row["arm"])], [row], measure, i, str(row["arm"])) for i,
                 row in enumerate(shown)]
-    order = [figures.label(name, 40)
+    order = [figures.plot_label(name, 40)
              for name in dict.fromkeys(str(row["algorithm" if groups else "arm"]) for row in shown)]
     y = figures.axis(autorange="reversed", type="category", categoryorder="array",
                      categoryarray=order)
@@ -66,41 +66,40 @@ def dots(rows: Sequence[Row], measure: Measure) -> figures.Figure:
              if row.get(f"base_{measure.key}") is not None]
     base = fmean(bases) if bases else None
     title = measure.name if measure.rising else f"{measure.name}, nats per token"
-    x = figures.axis(title, tickformat=".0%" if measure.rising else "",
+    x = figures.axis(title, tickformat=measure.tick_format,
                      **_range(shown, measure, base))
     more = {"showlegend": True, "scattermode": "group", "scattergap": 0.3} if many else {}
     return {"data": data, "layout": figures.layout(x, y, **more, **_base_line(base, many))}
 
 
-def height(rows: Sequence[Row], measure: Measure) -> int:
+def arm_dots_height(rows: Sequence[ComparisonRow], measure: Measure) -> int:
     """Pixels that the figure needs."""
     shown = [row for row in rows if row.get(measure.key) is not None]
-    groups = grouped(shown)
+    groups = rows_by_setting(shown)
     lines = len({row["algorithm"] for row in shown}) if groups else len(shown)
     return 120 + lines * max(34, 16 * len(groups))
 
 
-def _trace(names: Sequence[str], rows: Sequence[Row], measure: Measure, index: int,
-           name: str) -> figures.Figure:
-    style = ".1%" if measure.rising else ".3f"
+def _trace(names: Sequence[str], rows: Sequence[ComparisonRow], measure: Measure, index: int,
+           name: str) -> PlotlyFigure:
     errors = [row.get(f"{measure.key}_std") or 0.0 for row in rows]
     return {
         "type": "scatter",
         "mode": "markers",
         "orientation": "h",
         "offsetgroup": str(index),
-        "name": figures.label(name, 40),
+        "name": figures.plot_label(name, 40),
         "x": [row[measure.key] for row in rows],
-        "y": [figures.label(text, 40) for text in names],
-        "error_x": {"type": "data", "array": errors, "color": color(index), "thickness": 1.5,
+        "y": [figures.plot_label(text, 40) for text in names],
+        "error_x": {"type": "data", "array": errors, "color": series_color(index), "thickness": 1.5,
                     "width": 5},
-        "marker": {"color": color(index), "size": 10,
+        "marker": {"color": series_color(index), "size": 10,
                    "symbol": SYMBOLS[index // COLORS % len(SYMBOLS)]},
-        "hovertemplate": f"%{{y}}: %{{x:{style}}}<extra>%{{fullData.name}}</extra>",
+        "hovertemplate": f"%{{y}}: %{{x:{measure.hover_format}}}<extra>%{{fullData.name}}</extra>",
     }
 
 
-def _range(rows: Sequence[Row], measure: Measure, base: float | None) -> figures.Figure:
+def _range(rows: Sequence[ComparisonRow], measure: Measure, base: float | None) -> PlotlyFigure:
     """From the least to the greatest of all values with their bars, and some room."""
     ends = [row[measure.key] + sign * (row.get(f"{measure.key}_std") or 0.0) for row in rows
             for sign in (-1, 1)]
@@ -109,7 +108,7 @@ def _range(rows: Sequence[Row], measure: Measure, base: float | None) -> figures
     return {"range": [min(ends) - room, max(ends) + room]} if room > 0 else {}
 
 
-def _base_line(base: float | None, legend: bool) -> figures.Figure:
+def _base_line(base: float | None, legend: bool) -> PlotlyFigure:
     """The base model's mean over the arms; named in the legend, or above the line where there is
     none."""
     if base is None:

@@ -2,8 +2,8 @@
 sheet.
 
 The page's script puts the colour of the present theme in place of "@accent" and its like, under
-keys that end in "color" only. Labels that come from a run folder must go through `label`: plotly
-reads markup in labels.
+keys that end in "color" only. Labels that come from a run folder must go through `plot_label`:
+plotly reads markup in labels.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import html
 from collections.abc import Sequence
 from typing import Any, Final
 
-Figure = dict[str, Any]
+PlotlyFigure = dict[str, Any]
+"""A figure or a part of one, as plotly.js takes it."""
 
 ROLES: Final = {"proxy": ("@accent", "solid"), "local": ("@ink", "solid"),
                 "split": ("@quiet", "dash")}
 """Colour and dash of a role, the same in all figures."""
 
 
-def label(text: Any, limit: int = 60) -> str:
+def plot_label(text: object, limit: int = 60) -> str:
     """A text from outside as a label: short, and with no markup for plotly to read."""
     short = str(text) if len(str(text)) <= limit else str(text)[: limit - 1] + "…"
     return html.escape(short.replace("\n", " "), quote=False)
 
 
-def axis(title: str = "", **more: Any) -> Figure:
+def axis(title: str = "", **more: object) -> PlotlyFigure:
     """An axis in the page's manner: a hairline grid, no box."""
     return {
         "title": {"text": title, "standoff": 8, "font": {"size": 12, "color": "@quiet"}},
@@ -38,7 +39,7 @@ def axis(title: str = "", **more: Any) -> Figure:
     }
 
 
-def layout(x: Figure, y: Figure, **more: Any) -> Figure:
+def layout(x: PlotlyFigure, y: PlotlyFigure, **more: object) -> PlotlyFigure:
     """The layout that all figures share."""
     return {
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -55,8 +56,8 @@ def layout(x: Figure, y: Figure, **more: Any) -> Figure:
     }
 
 
-def curve(points: Sequence[tuple[float, float]], first: float | None, percent: bool = False,
-          shared: float | None = None) -> Figure:
+def measure_curve(points: Sequence[tuple[float, float]], first: float | None, percent: bool = False,
+          shared: float | None = None) -> PlotlyFigure:
     """One measure by round, with the base model's value as a dashed line.
 
     Args:
@@ -81,10 +82,11 @@ def curve(points: Sequence[tuple[float, float]], first: float | None, percent: b
     values = values if shared is None else [*values, shared]
     marks, reach = ({}, {}) if first is None else _base_line(values, first, percent)
     y = axis(tickformat=".1%" if percent else "", **reach)
-    return {"data": data, "layout": layout(axis("round", **whole(rounds)), y, **marks)}
+    return {"data": data, "layout": layout(axis("round", **whole_ticks(rounds)), y, **marks)}
 
 
-def _base_line(values: Sequence[float], first: float, percent: bool) -> tuple[Figure, Figure]:
+def _base_line(values: Sequence[float], first: float,
+               percent: bool) -> tuple[PlotlyFigure, PlotlyFigure]:
     """The base model's value as a dashed line with its name, and a range of the axis that has room
     for both."""
     reach = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": first, "y1": first}
@@ -102,7 +104,7 @@ def _base_line(values: Sequence[float], first: float, percent: bool) -> tuple[Fi
     return marks, {"range": [least - room, most + room]} if room > 0 else {}
 
 
-def marked(value: float, text: str) -> Figure:
+def marked_height(value: float, text: str) -> PlotlyFigure:
     """A dashed line across the figure at a height, with its name above it."""
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
     near = {"xref": "paper", "x": 1, "xanchor": "right", "y": value, "yanchor": "bottom",
@@ -113,7 +115,7 @@ def marked(value: float, text: str) -> Figure:
     }
 
 
-def _open_circle(at_round: float, value: float, style: str) -> Figure:
+def _open_circle(at_round: float, value: float, style: str) -> PlotlyFigure:
     return {
         "type": "scatter",
         "mode": "markers",
@@ -124,7 +126,7 @@ def _open_circle(at_round: float, value: float, style: str) -> Figure:
     }
 
 
-def whole(values: Sequence[float]) -> Figure:
+def whole_ticks(values: Sequence[float]) -> PlotlyFigure:
     """Ticks at whole numbers only, and room for a single point."""
     if not values:
         return {}
@@ -133,8 +135,8 @@ def whole(values: Sequence[float]) -> Figure:
     return {"range": [low - 0.4, high + 0.4], "dtick": gap, "tick0": low, "showgrid": False}
 
 
-def steps(series: dict[str, tuple[list[float], list[float]]],
-          notes: dict[str, list[str]]) -> Figure:
+def epsilon_steps(series: dict[str, tuple[list[float], list[float]]],
+          notes: dict[str, list[str]]) -> PlotlyFigure:
     """Epsilon so far by release, a staircase for each role.
 
     Args:
@@ -148,7 +150,7 @@ def steps(series: dict[str, tuple[list[float], list[float]]],
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": label(role),
+                "name": plot_label(role),
                 "x": releases,
                 "y": values,
                 "text": notes[role],
@@ -159,12 +161,13 @@ def steps(series: dict[str, tuple[list[float], list[float]]],
             }
         )
     everywhere = [x for releases, _ in series.values() for x in releases]
-    x = axis("release", **whole(everywhere))
+    x = axis("release", **whole_ticks(everywhere))
     return {"data": data, "layout": layout(x, axis("ε so far", rangemode="tozero"),
         showlegend=True)}
 
 
-def votes(histogram: Sequence[float], kept: int | None, noise_std: float | None) -> Figure:
+def vote_bars(histogram: Sequence[float], kept: int | None,
+              noise_std: float | None) -> PlotlyFigure:
     """The noised votes of all candidates, most votes first, over the band of plus and minus one
     noise deviation.
 
@@ -188,7 +191,7 @@ def votes(histogram: Sequence[float], kept: int | None, noise_std: float | None)
                                  "votes<extra></extra>",
             }
         )
-    marks: dict[str, Any] = {}
+    marks: PlotlyFigure = {}
     if noise_std:
         band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -noise_std,
                 "y1": noise_std, "layer": "above"}
@@ -203,18 +206,18 @@ def votes(histogram: Sequence[float], kept: int | None, noise_std: float | None)
         **marks)}
 
 
-def stacks(stages: list[str], rounds: list[str], series: dict[str, list[float | None]],
-           unit: str) -> Figure:
+def stacked_bars(stages: list[str], rounds: list[str], series: dict[str, list[float | None]],
+           unit: str) -> PlotlyFigure:
     """Bars by stage and round, one colour for each series, in the given unit."""
     colors = ("@accent", "@soft", "@quiet")
     data = [
         {
             "type": "bar",
-            "name": label(name),
+            "name": plot_label(name),
             "x": [stages, rounds],
             "y": values,
             "marker": {"color": colors[index % len(colors)], "line": {"width": 0}},
-            "hovertemplate": f"%{{x}}: %{{y:,.3~g}} {unit}<extra>{label(name)}</extra>",
+            "hovertemplate": f"%{{x}}: %{{y:,.3~g}} {unit}<extra>{plot_label(name)}</extra>",
         }
         for index, (name, values) in enumerate(series.items())
     ]

@@ -1,35 +1,41 @@
 """Reads a run folder as it is: what is missing or broken becomes a remark, never a crash.
 
 Everything in a run folder is untrusted: a value may have the wrong kind, a line may be cut off. The
-readers here
-only promise the outer shape (tables are tables, lines are tables); `number` and `words` check the
-leaves.
+models of ``runfolder.schema`` hold what fits; the settings in config.toml are a tree that the
+functions of ``values`` read.
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from aulait.core.errors import DataError
+from aulait.core.files import JsonTree
+from aulait.runfolder.schema import (
+    FileModel,
+    LedgerEntry,
+    MachineFile,
+    ResultFile,
+    RoundLine,
+    SynthesisRound,
+    SyntheticLine,
+    TrainRound,
+)
 
-Table = Mapping[str, Any]
-
-MISSING: Final = object()
-"""Stands for a key that is not there; null is a value (an infinite epsilon, for one)."""
-
-LARGEST: Final = 1e100
+ConfigTree = Mapping[str, object]
+Model = TypeVar("Model", bound=FileModel)
 
 FILES: Final = ("config.toml", "machine.json", "result.json", "rounds.jsonl", "ledger.jsonl",
                 "synthetic.jsonl")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFiles:
     """What a run folder holds.
 
     Attributes:
@@ -38,33 +44,31 @@ class Run:
         config: config.toml as a tree; empty when missing or not TOML.
         machine: machine.json.
         result: result.json.
-        rounds: lines of rounds.jsonl, both stages.
+        synthesis: lines of rounds.jsonl of stage 1, in file order.
+        training: those of stage 2.
         ledger: lines of ledger.jsonl, in the order of release.
         synthetic: lines of synthetic.jsonl.
         remarks: one sentence for every file that could not be read in full.
     """
 
     path: Path
-    config_text: str | None
-    config: Table
-    machine: Table
-    result: Table
-    rounds: tuple[Table, ...]
-    ledger: tuple[Table, ...]
-    synthetic: tuple[Table, ...]
-    remarks: tuple[str, ...]
-
-    def stage(self, name: str) -> tuple[Table, ...]:
-        """The lines of one stage ("synthesis" or "train") in file order."""
-        return tuple(line for line in self.rounds if line.get("stage") == name)
+    config_text: str | None = None
+    config: ConfigTree = field(default_factory=dict)
+    machine: MachineFile = field(default_factory=MachineFile)
+    result: ResultFile = field(default_factory=ResultFile)
+    synthesis: tuple[SynthesisRound, ...] = ()
+    training: tuple[TrainRound, ...] = ()
+    ledger: tuple[LedgerEntry, ...] = ()
+    synthetic: tuple[SyntheticLine, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
-    def tiers(self) -> tuple[Table, ...]:
-        """The tiers of the federation as the run resolved them."""
-        return tables(self.result.get("tiers"))
+    def rounds(self) -> tuple[RoundLine, ...]:
+        """The lines of both stages, synthesis first."""
+        return (*self.synthesis, *self.training)
 
 
-def read(path: Path) -> Run:
+def read_run(path: Path) -> RunFiles:
     """Reads a run folder.
 
     Raises:
@@ -77,63 +81,32 @@ def read(path: Path) -> Run:
         raise DataError(
             f"found no run in {path}, expected one of {', '.join(FILES)}; give the folder of a run")
     remarks: list[str] = []
-    config_text = _text(path / "config.toml")
-    return Run(
-        path=path,
-        config_text=config_text,
-        config=_toml(config_text, remarks),
-        machine=_json(path / "machine.json", remarks),
-        result=_json(path / "result.json", remarks),
-        rounds=_lines(path / "rounds.jsonl", remarks),
-        ledger=_lines(path / "ledger.jsonl", remarks),
-        synthetic=_lines(path / "synthetic.jsonl", remarks),
-        remarks=tuple(remarks),
+    config_text = _text_of(path / "config.toml")
+    config = _toml_tree(config_text, remarks)
+    machine = MachineFile.fitting(_json_object(path / "machine.json", remarks))
+    result = ResultFile.fitting(_json_object(path / "result.json", remarks))
+    rounds = _json_lines(path / "rounds.jsonl", remarks)
+    stages = {name: [line for line in rounds if line.get("stage") == name]
+              for name in ("synthesis", "train")}
+    return RunFiles(
+        path, config_text, config, machine, result,
+        _fitting(SynthesisRound, stages["synthesis"]),
+        _fitting(TrainRound, stages["train"]),
+        _fitting(LedgerEntry, _json_lines(path / "ledger.jsonl", remarks)),
+        _fitting(SyntheticLine, _json_lines(path / "synthetic.jsonl", remarks)),
+        tuple(remarks),
     )
 
 
-def at(tree: Any, *keys: str, default: Any = None) -> Any:
-    """The value under a path of keys; `default` when a step is missing or not a table."""
-    for key in keys:
-        if not isinstance(tree, Mapping) or key not in tree:
-            return default
-        tree = tree[key]
-    return tree
+def _fitting(model: type[Model], lines: list[dict[str, JsonTree]]) -> tuple[Model, ...]:
+    return tuple(map(model.fitting, lines))
 
 
-def number(value: Any) -> float | None:
-    """A number, or None for anything else: text, null, true, NaN, infinity, or beyond what any run
-    could measure."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if -LARGEST <= value <= LARGEST else None
-
-
-def words(value: Any) -> str | None:
-    """A non-empty text, or None for anything else."""
-    return value if isinstance(value, str) and value.strip() else None
-
-
-def tables(value: Any) -> tuple[Table, ...]:
-    """The tables in a list; empty for anything else."""
-    return tuple(item for item in sequence(value) if isinstance(item, Mapping))
-
-
-def sequence(value: Any) -> tuple[Any, ...]:
-    """The items of a list; empty for anything else."""
-    return tuple(value) if isinstance(value, list | tuple) else ()
-
-
-def total(values: Iterable[Any]) -> float | None:
-    """The sum of the numbers among the values; None when there is not one."""
-    found = [n for n in map(number, values) if n is not None]
-    return sum(found) if found else None
-
-
-def _text(path: Path) -> str | None:
+def _text_of(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
-def _toml(text: str | None, remarks: list[str]) -> Table:
+def _toml_tree(text: str | None, remarks: list[str]) -> ConfigTree:
     try:
         return tomllib.loads(text) if text is not None else {}
     except (ValueError, RecursionError):
@@ -141,28 +114,30 @@ def _toml(text: str | None, remarks: list[str]) -> Table:
         return {}
 
 
-def _json(path: Path, remarks: list[str]) -> Table:
-    text = _text(path)
+def _json_object(path: Path, remarks: list[str]) -> dict[str, JsonTree]:
+    text = _text_of(path)
     if text is None:
         return {}
-    value = _parse(text)
+    value = _parsed_json(text)
     if isinstance(value, dict):
         return value
     remarks.append(f"{path.name} could not be read as JSON.")
     return {}
 
 
-def _lines(path: Path, remarks: list[str]) -> tuple[Table, ...]:
-    values = [_parse(line) for line in (_text(path) or "").split("\n") if line.strip()]
-    found = tuple(value for value in values if isinstance(value, dict))
+def _json_lines(path: Path, remarks: list[str]) -> list[dict[str, JsonTree]]:
+    values = [_parsed_json(line) for line in (_text_of(path) or "").split("\n") if line.strip()]
+    found = [value for value in values if isinstance(value, dict)]
     if len(found) < len(values):
         remarks.append(
             f"{path.name}: {len(values) - len(found)} of {len(values)} lines could not be read.")
     return found
 
 
-def _parse(text: str) -> Any:
+def _parsed_json(text: str) -> JsonTree:
+    """What the text says; None, which no file of a run is, where it is not JSON."""
     try:
-        return json.loads(text)
+        value: JsonTree = json.loads(text)
+        return value
     except (ValueError, RecursionError):
-        return MISSING
+        return None

@@ -9,15 +9,18 @@ from statistics import fmean, stdev
 from typing import Any, Final
 
 from aulait.reporting import pace, story
-from aulait.reporting.arms import grouped, method
-from aulait.reporting.folder import MISSING, Run, at, number, read, words
-from aulait.reporting.measures import ALWAYS, LOSS, TASKS, ranked
+from aulait.reporting.arms import method_name, runs_by_arm
+from aulait.reporting.folder import RunFiles, read_run
+from aulait.reporting.measures import ALWAYS, LOSS, TASKS, ranked_rows
+from aulait.runfolder.schema import Scores
 
-OTHERS: Final = ("shared", "unseen")
-"""Scores beside those of the clients: of the shared adapter where clients have their own, and on unseen clients."""
+BESIDE: Final = ("shared", "unseen")
+"""Scores beside those of the clients: of the shared adapter where clients have their own, and on
+unseen clients."""
 
 
-def table(runs: Sequence[Path], target_loss: float | None = None) -> list[dict[str, Any]]:
+def comparison_rows(runs: Sequence[Path],
+                    target_loss: float | None = None) -> list[dict[str, Any]]:
     """One row for each arm, means and sample standard deviations over its runs; the best arm first.
 
     Best is the highest task metric where every finished arm has the same one, or else the lowest
@@ -38,89 +41,93 @@ def table(runs: Sequence[Path], target_loss: float | None = None) -> list[dict[s
         they were measured also accuracy, rouge_l, rouge_1, rouge_2 and exact_match with base_
         before them, and shared_ and unseen_ before these and the loss. Where finished runs have
         virtual time also target_loss, time_to_target_s {mean, min, max, reached, of}, virtual_s,
-        idle_share and energy_j (see ``pace.row``).
+        idle_share and energy_j (see ``pace.virtual_time_row``).
 
     Raises:
         DataError: a path is not a run folder.
     """
-    return rows(grouped(map(read, runs)), target_loss)
+    return rows_of_arms(runs_by_arm(map(read_run, runs)), target_loss)
 
 
-def rows(groups: Mapping[str, Sequence[Run]], target_loss: float | None = None) -> list[dict[str,
-        Any]]:
-    """The rows of all arms, the best first; see `table`."""
-    every = [run for members in groups.values() for run in finished(members)]
-    aim = pace.target(every) if target_loss is None else target_loss
-    return ranked([{**row(name, members), **pace.row(finished(members), aim)} for name,
-                   members in groups.items()])
+def rows_of_arms(groups: Mapping[str, Sequence[RunFiles]],
+                 target_loss: float | None = None) -> list[dict[str, Any]]:
+    """The rows of all arms, the best first; see `comparison_rows`."""
+    every = [run for members in groups.values() for run in finished_runs(members)]
+    aim = pace.default_target(every) if target_loss is None else target_loss
+    return ranked_rows([{**_arm_row(name, members),
+                         **pace.virtual_time_row(finished_runs(members), aim)}
+                        for name, members in groups.items()])
 
 
-def finished(members: Iterable[Run]) -> list[Run]:
+def finished_runs(members: Iterable[RunFiles]) -> list[RunFiles]:
     """The runs with a held-out loss at their end."""
-    return [run for run in members if number(at(run.result, "eval", "loss")) is not None]
+    return [run for run in members if run.result.eval.loss is not None]
 
 
-def row(name: str, members: Sequence[Run]) -> dict[str, Any]:
-    """The row of one arm without its virtual time; see `table`."""
-    done = finished(members)
-    seeds = sorted({int(seed) for run in done
-                    if (seed := number(run.result.get("seed"))) is not None})
+def largest_epsilon(run: RunFiles) -> float | None:
+    """A run's largest epsilon; infinity for null or privacy off, None when it is not recorded."""
+    spent = run.result.privacy.epsilon
+    if story.is_off(run) or (spent.max is None and spent.records("max")):
+        return math.inf
+    return spent.max
+
+
+def _arm_row(name: str, members: Sequence[RunFiles]) -> dict[str, Any]:
+    """The row of one arm without its virtual time; see `comparison_rows`."""
+    done = finished_runs(members)
+    results = [run.result for run in done]
     found: dict[str, Any] = {
         "arm": name,
-        "algorithm": ", ".join(sorted({method(run) for run in members})),
+        "algorithm": ", ".join(sorted({method_name(run) for run in members})),
         "n": len(done),
-        "seeds": seeds,
+        "seeds": sorted({int(result.seed) for result in results if result.seed is not None}),
         "unfinished": len(members) - len(done),
     }
     for measure in ALWAYS:
-        found |= _summary(measure.key, (at(run.result, "eval", measure.key) for run in done))
-    found |= _more(done)
-    for key, path in (("up_bytes", "traffic"), ("down_bytes", "traffic"), ("wall_s", "time")):
-        found |= _summary(key, (at(run.result, path, key) for run in done))
-    found["base_loss"] = _summary("base", (at(run.result, "base_eval", "loss") for run in done))[
-        "base"]
-    found["unit"] = (
-        ", ".join(sorted({words(at(run.result, "privacy", "unit")) or "client" for run in done}))
-        or None
-    )
-    found["personal"] = any(story.is_personal(run) for run in done)
-    spent = [epsilon(run) for run in done]
-    largest = max(spent) if spent and None not in spent else None  # type: ignore[type-var]
-    found["epsilon_max"] = largest if largest is not None and math.isfinite(largest) else None
-    found["private"] = bool(done) and all(_private(run) for run in done)
+        found |= _summary(measure.key, (result.eval.value(measure.key) for result in results))
+    found |= _more_scores(done)
+    found |= _summary("up_bytes", (result.traffic.up_bytes for result in results))
+    found |= _summary("down_bytes", (result.traffic.down_bytes for result in results))
+    found |= _summary("wall_s", (result.time.wall_s for result in results))
+    found["base_loss"] = _mean(result.base_eval.loss for result in results)
+    units = sorted({result.privacy.unit or "client" for result in results})
+    found["unit"] = ", ".join(units) or None
+    found["personal"] = any(map(story.is_personal, done))
+    spent = [largest_epsilon(run) for run in done]
+    known = [value for value in spent if value is not None and math.isfinite(value)]
+    found["epsilon_max"] = float(max(known)) if known and len(known) == len(spent) else None
+    found["private"] = bool(done) and all(map(_is_private, done))
     return found
 
 
-def _more(done: Sequence[Run]) -> dict[str, float | None]:
+def _more_scores(done: Sequence[RunFiles]) -> dict[str, float | None]:
     """Scores that only some runs have."""
     found: dict[str, float | None] = {}
     for measure in TASKS:
-        found |= _summary(measure.key, (at(run.result, "eval", measure.key) for run in done))
-        found[f"base_{measure.key}"] = _summary("base", (at(run.result, "base_eval", measure.key)
-            for run in done))["base"]
-    for other in OTHERS:
+        found |= _summary(measure.key, (run.result.eval.value(measure.key) for run in done))
+        found[f"base_{measure.key}"] = _mean(run.result.base_eval.value(measure.key)
+                                             for run in done)
+    beside = {"shared": [run.result.eval.shared or Scores() for run in done],
+              "unseen": [run.result.eval.unseen or Scores() for run in done]}
+    for other in BESIDE:
         for measure in (LOSS, *TASKS):
-            found |= _summary(f"{other}_{measure.key}", (at(run.result, "eval", other, measure.key)
-                for run in done))
+            found |= _summary(f"{other}_{measure.key}",
+                              (scores.value(measure.key) for scores in beside[other]))
     return {key: value for key, value in found.items()
             if found[key.removesuffix("_std")] is not None}
 
 
-def epsilon(run: Run) -> float | None:
-    """A run's largest epsilon; infinity for null or privacy off, None when it is not recorded."""
-    value = (
-        None if story.is_off(run) else at(run.result, "privacy", "epsilon", "max", default=MISSING)
-    )
-    return math.inf if value is None else number(value)
-
-
-def _private(run: Run) -> bool:
-    spent = epsilon(run)
+def _is_private(run: RunFiles) -> bool:
+    spent = largest_epsilon(run)
     guarded = spent is not None and math.isfinite(spent)
     return guarded and not story.is_seeded(run) and not any(story.exact_releases(run))
 
 
-def _summary(name: str, values: Iterable[Any]) -> dict[str, float | None]:
-    found = [n for n in map(number, values) if n is not None]
-    mean = fmean(found) if found else None
-    return {name: mean, f"{name}_std": stdev(found) if len(found) > 1 else None}
+def _mean(values: Iterable[float | None]) -> float | None:
+    return _summary("all", values)["all"]
+
+
+def _summary(name: str, values: Iterable[float | None]) -> dict[str, float | None]:
+    found = [value for value in values if value is not None]
+    return {name: fmean(found) if found else None,
+            f"{name}_std": stdev(found) if len(found) > 1 else None}

@@ -8,7 +8,7 @@ from collections import defaultdict
 from statistics import NormalDist
 from typing import Final
 
-from aulait.reporting.folder import Run, at, number, words
+from aulait.reporting.folder import RunFiles
 
 FALSE_ALARM: Final = 0.01
 """The share of innocent cases the attacker of the report is willing to accuse."""
@@ -43,7 +43,7 @@ def gaussian_detection(mu: float, false_alarm: float = FALSE_ALARM) -> float:
     return _NORMAL.cdf(_NORMAL.inv_cdf(false_alarm) + mu)
 
 
-def gaussian_mu(run: Run) -> float | None:
+def gaussian_mu(run: RunFiles) -> float | None:
     """The largest mu of any role, from the ledger, without credit for sampling; None when the
     ledger cannot tell.
 
@@ -57,15 +57,15 @@ def gaussian_mu(run: Run) -> float | None:
         return None
     squares: dict[str, float] = defaultdict(float)
     for line in run.ledger:
-        multiplier = number(line.get("noise_multiplier")) or 0.0
-        steps = number(line.get("steps", 1)) or 0.0
-        plain = (words(line.get("unit")), words(line.get("mechanism"))) in _GAUSSIAN
+        multiplier = line.noise_multiplier or 0.0
+        steps = line.steps_taken or 0.0
+        plain = (line.unit, line.mechanism) in _GAUSSIAN
         if not plain or steps < 1 or not 1e-3 < multiplier < 1e6:
             return None
-        for role in (words(line.get("role")) or "").split("+"):
+        for role in (line.role or "").split("+"):
             squares[role] += steps * multiplier**-2
     mu = math.sqrt(max(squares.values()))
-    return mu if _explains(mu, number(at(run.result, "privacy", "epsilon", "max")), run) else None
+    return mu if _explains(mu, run.result.privacy.epsilon.max, run) else None
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
@@ -76,10 +76,10 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
     return near if far == 0 else near - math.exp(epsilon + math.log(far))
 
 
-def _explains(mu: float, epsilon: float | None, run: Run) -> bool:
+def _explains(mu: float, epsilon: float | None, run: RunFiles) -> bool:
     """A mu that is too small for the reported epsilon means that lines are missing: better say
     nothing then."""
-    delta = number(at(run.result, "privacy", "delta"))
+    delta = run.result.privacy.delta
     return (
         epsilon is not None and bool(delta) and gaussian_delta(epsilon, mu) >= 0.5 * (delta or 0.0)
     )

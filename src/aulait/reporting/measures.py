@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aulait.reporting import numbers
-from aulait.reporting.folder import at, number
+from aulait.reporting.numbers import Style
+from aulait.runfolder.schema import Scores
+
+ComparisonRow = Mapping[str, Any]
+"""An arm in a comparison, as `grouping.comparison_rows` and the command line give it: names,
+numbers, None, and seconds to a loss as a table of their own."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,18 @@ class Measure:
 
     key: str
     name: str
-    style: Callable[[Any], str]
+    style: Style
     rising: bool = False
+
+    @property
+    def tick_format(self) -> str:
+        """How an axis of this measure writes its ticks; empty for plotly's own way."""
+        return ".0%" if self.rising else ""
+
+    @property
+    def hover_format(self) -> str:
+        """How a point of this measure is written under the pointer."""
+        return ".1%" if self.rising else ".3f"
 
 
 LOSS: Final = Measure("loss", "loss", numbers.loss)
@@ -47,24 +62,24 @@ TASKS: Final = (
 """The task metrics, the leading one first; a run has those of its ``evaluate.task`` or none."""
 
 
-def task(scores: Any) -> Measure | None:
+def leading_task(scores: Scores) -> Measure | None:
     """The leading task metric among the scores; None when no task was measured."""
-    return next((measure for measure in TASKS if number(at(scores, measure.key)) is not None), None)
+    return next((measure for measure in TASKS if scores.value(measure.key) is not None), None)
 
 
-def headline(rows: Sequence[Mapping[str, Any]]) -> Measure:
+def ranking_measure(rows: Sequence[ComparisonRow]) -> Measure:
     """What rows are ranked by: a task metric that every finished row has, or else the loss."""
     done = [row for row in rows if row.get("loss") is not None]
     shared = (m for m in TASKS if done and all(row.get(m.key) is not None for row in done))
     return next(shared, LOSS)
 
 
-def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows by their headline, the best first; unfinished ones last; equal ones in the order
+def ranked_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows by their ranking measure, the best first; unfinished ones last; equal ones in the order
     given."""
-    measure = headline(rows)
+    measure = ranking_measure(rows)
 
-    def place(row: Mapping[str, Any]) -> tuple[bool, float]:
+    def place(row: ComparisonRow) -> tuple[bool, float]:
         value = row.get(measure.key)
         return (value is None, 0.0 if value is None else -float(value) if measure.rising
                 else float(value))

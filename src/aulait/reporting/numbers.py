@@ -4,9 +4,12 @@ said otherwise."""
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
-from aulait.reporting.folder import MISSING, number
+from aulait.reporting.values import number
+
+Style = Callable[[object], str]
 
 NOT_RECORDED: Final = "not recorded"
 INFINITE: Final = "∞"
@@ -17,18 +20,18 @@ _SIZES: Final = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _ENERGIES: Final = (("GJ", 1e9), ("MJ", 1e6), ("kJ", 1e3))
 
 
-def count(value: Any) -> str:
+def count(value: object) -> str:
     """A whole number with thousands separators."""
     found = number(value)
     return NOT_RECORDED if found is None else f"{round(found):,}"
 
 
-def counted(value: Any, one: str) -> str:
+def counted(value: object, one: str) -> str:
     """A whole number with its noun: "1 client", "2 clients"."""
     return f"{count(value)} {one}" if number(value) == 1 else f"{count(value)} {one}s"
 
 
-def significant(value: Any, digits: int = 3) -> str:
+def significant(value: object, digits: int = 3) -> str:
     """A number with at least `digits` significant digits, separators above a thousand, a power of
     ten when tiny."""
     found = number(value)
@@ -42,7 +45,7 @@ def significant(value: Any, digits: int = 3) -> str:
     return f"{found:,.{max(0, digits - 1 - order)}f}"
 
 
-def power(value: Any, digits: int = 2) -> str:
+def power(value: object, digits: int = 2) -> str:
     """A number as a power of ten: 1e-5 is "10⁻⁵", 2.5e-6 is "2.5 × 10⁻⁶"."""
     found = number(value)
     if found is None:
@@ -55,25 +58,25 @@ def power(value: Any, digits: int = 2) -> str:
     return ten if mantissa == "1" else f"{mantissa} × {ten}"
 
 
-def loss(value: Any) -> str:
+def loss(value: object) -> str:
     """A loss in nats per token, three decimals."""
     found = number(value)
     return NOT_RECORDED if found is None else f"{found:.3f}"
 
 
-def perplexity(value: Any) -> str:
+def perplexity(value: object) -> str:
     """A perplexity, one decimal."""
     found = number(value)
     return NOT_RECORDED if found is None else f"{found:,.1f}"
 
 
-def percent(value: Any, digits: int = 1) -> str:
+def percent(value: object, digits: int = 1) -> str:
     """A fraction as a percentage."""
     found = number(value)
     return NOT_RECORDED if found is None else f"{100 * found:.{digits}f}{SPACE}%"
 
 
-def size(value: Any) -> str:
+def size(value: object) -> str:
     """A number of bytes in decimal units, three significant digits."""
     found = number(value)
     if found is None:
@@ -81,7 +84,7 @@ def size(value: Any) -> str:
     return _scaled(found, _SIZES) or f"{found:,.0f}{SPACE}B"
 
 
-def energy(value: Any) -> str:
+def energy(value: object) -> str:
     """An energy in joules, three significant digits."""
     found = number(value)
     return (
@@ -96,7 +99,7 @@ def _scaled(value: float, units: tuple[tuple[str, float], ...]) -> str:
                  if abs(value) >= 0.9995 * scale), "")
 
 
-def duration(value: Any) -> str:
+def duration(value: object) -> str:
     """A time in seconds, told in the two largest units that matter."""
     found = number(value)
     if found is None:
@@ -112,23 +115,28 @@ def duration(value: Any) -> str:
     return f"{minutes // 60:,}{SPACE}h {minutes % 60}{SPACE}min"
 
 
-def epsilon(value: Any) -> str:
-    """An epsilon: null and infinity are "∞", a missing one is "not recorded"."""
+def epsilon(value: object) -> str:
+    """An epsilon: None and infinity are "∞", what is no number is "not recorded"."""
     if value is None or value == math.inf:
         return INFINITE
-    found = None if value is MISSING else number(value)
+    found = number(value)
     return (
         NOT_RECORDED if found is None else f"{found:,.2f}" if found >= 0.1 or found == 0
         else significant(found)
     )
 
 
-def delta(value: Any) -> str:
+def delta(value: object) -> str:
     """A delta as a power of ten."""
     return power(value)
 
 
-def spread(mean: Any, deviation: Any, style: Any) -> str:
+def or_dash(value: object, style: Style) -> str:
+    """A value in its style; a dash where it is no number."""
+    return "–" if number(value) is None else style(value)
+
+
+def spread(mean: object, deviation: object, style: Style) -> str:
     """A mean and its standard deviation, each in the given style; the mean alone when there is no
     deviation."""
-    return str(style(mean)) if number(deviation) is None else f"{style(mean)} ± {style(deviation)}"
+    return style(mean) if number(deviation) is None else f"{style(mean)} ± {style(deviation)}"

@@ -8,40 +8,44 @@ from statistics import fmean
 from typing import Any, Final
 
 from aulait.reporting import dots, figures, numbers, virtual
-from aulait.reporting.folder import Run
+from aulait.reporting.figures import PlotlyFigure
+from aulait.reporting.folder import RunFiles
+from aulait.reporting.measures import ComparisonRow
 
 DASHES: Final = ("solid", "dash", "dot", "dashdot")
 
 
-def target(runs: Iterable[Run]) -> float | None:
+def default_target(runs: Iterable[RunFiles]) -> float | None:
     """The loss that arms are timed to unless one is given: the largest of the runs' smallest
     losses.
 
     Every seed of every arm reaches it, so no mean leaves out the slow ones. None where no run has
     losses over virtual time.
     """
-    smallest = [min(loss for *_, loss in points) for run in runs if (points := virtual.losses(run))]
+    smallest = [min(loss for *_, loss in points) for run in runs
+                if (points := virtual.losses_over_time(run))]
     return max(smallest, default=None)
 
 
-def reached_s(run: Run, target_loss: float) -> float | None:
+def reached_s(run: RunFiles, target_loss: float) -> float | None:
     """Virtual seconds at the end of the first measured round whose loss is at or below the target;
     None if never."""
-    return next((seconds for _, seconds, loss in virtual.losses(run) if loss <= target_loss), None)
+    points = virtual.losses_over_time(run)
+    return next((seconds for _, seconds, loss in points if loss <= target_loss), None)
 
 
-def row(runs: Sequence[Run], target_loss: float | None) -> dict[str, Any]:
+def virtual_time_row(runs: Sequence[RunFiles], target_loss: float | None) -> dict[str, Any]:
     """What the runs of one arm add to its row; empty where none of them has virtual time.
 
     Returns:
         target_loss, and time_to_target_s {mean, min, max over the seeds that reached it; reached;
         of: the seeds with losses over virtual time}. Means over the seeds under virtual_s,
-            idle_share and energy_j (None: not recorded).
+        idle_share and energy_j (None: not recorded).
     """
-    spent = [found for run in runs if (found := virtual.spent(run)) is not None]
+    spent = [found for run in runs if (found := virtual.virtual_time_of(run)) is not None]
     if not spent:
         return {}
-    timed = [run for run in runs if virtual.losses(run)]
+    timed = [run for run in runs if virtual.losses_over_time(run)]
     times = [s for run in timed if target_loss is not None
              and (s := reached_s(run, target_loss)) is not None]
     ends = (
@@ -57,7 +61,7 @@ def row(runs: Sequence[Run], target_loss: float | None) -> dict[str, Any]:
     }
 
 
-def explained(rows: Sequence[Mapping[str, Any]]) -> str:
+def target_explained(rows: Sequence[ComparisonRow]) -> str:
     """What the seconds to a loss in the rows mean; empty where there are none."""
     aim = next((row["target_loss"] for row in rows if row.get("target_loss") is not None), None)
     if aim is None:
@@ -65,45 +69,51 @@ def explained(rows: Sequence[Mapping[str, Any]]) -> str:
     told = [row["time_to_target_s"] for row in rows if "time_to_target_s" in row]
     every = all(own["reached"] == own["of"] for own in told)
     whose = "which every run reaches" if every else "which not every run reaches"
-    return (f"Virtual seconds to loss {numbers.loss(aim)}, {whose}: at the end of the first "
-            "measured round at or below it, nothing is "
-            "interpolated; mean over the seeds that reached it, the least and the most in brackets.")
+    return (
+        f"Virtual seconds to loss {numbers.loss(aim)}, {whose}: at the end of the first measured "
+        "round at or below it, nothing is interpolated; mean over the seeds that reached it, the "
+        "least and the most in brackets."
+    )
 
 
-def figure(groups: Mapping[str, Sequence[Run]], target_loss: float | None) -> figures.Figure | None:
+def loss_over_time(groups: Mapping[str, Sequence[RunFiles]],
+                   target_loss: float | None) -> PlotlyFigure | None:
     """Loss over virtual time: one line an arm, the mean over its seeds, with bars from the least to
     the most; None without any."""
     curves = {name: found for name, runs in groups.items() if (found := _rounds(runs))}
     if not curves:
         return None
-    unit, scale = virtual.timed(max(seconds for points in curves.values() for at_round in points
+    unit, scale = virtual.time_unit(max(seconds for points in curves.values() for at_round in points
         for seconds, _ in at_round))
     data = [_line(name, index, curves[name], unit, scale) for index, name in enumerate(groups)
             if name in curves]
-    marks = {} if target_loss is None else figures.marked(target_loss, f"target {target_loss:.3f}")
+    marks = (
+        {} if target_loss is None
+        else figures.marked_height(target_loss, f"target {target_loss:.3f}")
+    )
     axes = (figures.axis(f"virtual {unit}", rangemode="tozero", showgrid=False),
             figures.axis("loss, nats per token"))
     return {"data": data, "layout": figures.layout(*axes, showlegend=True, **marks)}
 
 
-def _rounds(runs: Sequence[Run]) -> list[list[tuple[float, float]]]:
+def _rounds(runs: Sequence[RunFiles]) -> list[list[tuple[float, float]]]:
     """(seconds, loss) of every seed, round by round; only rounds that all seeds have, so that a
     mean is over all of them."""
     seeds = [{r: (seconds, loss) for r, seconds, loss in points} for run in runs
-             if (points := virtual.losses(run))]
+             if (points := virtual.losses_over_time(run))]
     common = set.intersection(*map(set, seeds)) if seeds else set()
     return [[seed[r] for seed in seeds] for r in sorted(common)]
 
 
 def _line(name: str, index: int, points: Sequence[Sequence[tuple[float, float]]], unit: str,
-          scale: float) -> figures.Figure:
-    color = dots.color(index)
+          scale: float) -> PlotlyFigure:
+    color = dots.series_color(index)
     times, losses = ([[pair[i] / (scale if i == 0 else 1.0) for pair in at_round]
                       for at_round in points] for i in (0, 1))
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": figures.label(name, 40),
+        "name": figures.plot_label(name, 40),
         "x": [fmean(values) for values in times],
         "y": [fmean(values) for values in losses],
         "error_x": _range(times, color),
@@ -114,7 +124,7 @@ def _line(name: str, index: int, points: Sequence[Sequence[tuple[float, float]]]
     }
 
 
-def _range(values: Sequence[Sequence[float]], color: str) -> figures.Figure:
+def _range(values: Sequence[Sequence[float]], color: str) -> PlotlyFigure:
     """Bars from the least to the most of each."""
     above, below = [max(v) - fmean(v) for v in values], [fmean(v) - min(v) for v in values]
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": color,

@@ -14,16 +14,14 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 
 from plotly.offline import get_plotlyjs
 
 from aulait.core.files import replace_file
-from aulait.reporting import markup
-from aulait.reporting.markup import Html, Section
+from aulait.reporting.markup import Markup, Section, embedded_json, rendered
 
 
-def page(title: str, subtitle: str, opening: Html, sections: Sequence[Section]) -> str:
+def whole_page(title: str, subtitle: str, opening: Markup, sections: Sequence[Section]) -> str:
     """The whole page as text.
 
     Args:
@@ -32,43 +30,38 @@ def page(title: str, subtitle: str, opening: Html, sections: Sequence[Section]) 
         opening: what stands before the first section.
         sections: the sections in order; the names of their figures differ from one another.
     """
-    charts = {name: figure for section in sections for name, figure in section.figures.items()}
     plotly, script = _plotly(), _asset("page.js")
-    return Template(_asset("page.html")).substitute(
+    return rendered(
+        "page.html.j2",
         policy=_policy(plotly, script),
-        title=markup.safe(title),
-        subtitle=markup.safe(subtitle),
+        title=title,
+        subtitle=subtitle,
         style=_asset("style.css"),
-        contents="".join(f'<a href="#{s.slug}">{markup.safe(s.title)}</a>' for s in sections),
         opening=opening,
-        sections="\n".join(
-            f'<section id="{s.slug}"><h2>{markup.safe(s.title)}</h2>{s.body}</section>'
-            for s in sections
-        ),
-        figures=markup.embedded(charts),
+        sections=sections,
+        figures=embedded_json({name: figure for section in sections
+                               for name, figure in section.figures.items()}),
         plotly=plotly,
         script=script,
     )
 
 
-def save(path: Path, text: str) -> Path:
+def save_page(path: Path, text: str) -> Path:
     """Writes a page in one piece: readers see the old file or the new one, never half of it."""
     return replace_file(path, text.encode("utf-8"), durable=False)
 
 
-def banners(found: Sequence[tuple[str, str]]) -> Html:
-    """Warnings and remarks above everything else."""
-    return Html("".join(f'<p class="banner {kind}" role="alert">{markup.safe(text)}</p>' for kind,
-                        text in found))
+def opening_of(lead: Sequence[str], *, banners: Sequence[tuple[str, str]] = (),
+               tiles: Sequence[tuple[str, str, str]] = (), remarks: Sequence[str] = ()) -> Markup:
+    """What stands before the first section.
 
-
-def tiles(found: Sequence[tuple[str, str, str]]) -> Html:
-    """A strip of key figures: name, value, remark."""
-    items = "".join(
-        f"<div><dt>{markup.safe(name)}</dt><dd>{markup.safe(value)}<small>{markup.safe(remark)}</small></dd></div>"
-        for name, value, remark in found
-    )
-    return Html(f'<dl class="tiles">{items}</dl>')
+    Args:
+        lead: the sentences that open the page, a paragraph each.
+        banners: (kind, text): "alarm" or "remark", shown above everything else.
+        tiles: (name, value, remark): the large figures under the sentences.
+        remarks: set off below the sentences.
+    """
+    return rendered("opening.html.j2", lead=lead, banners=banners, tiles=tiles, remarks=remarks)
 
 
 def _policy(*scripts: str) -> str:
@@ -80,9 +73,9 @@ def _policy(*scripts: str) -> str:
 
 
 @cache
-def _plotly() -> str:
-    return str(get_plotlyjs()).replace("\r\n", "\n").replace("</script", "<\\/script")
+def _plotly() -> Markup:
+    return Markup(str(get_plotlyjs()).replace("\r\n", "\n").replace("</script", "<\\/script"))
 
 
-def _asset(name: str) -> str:
-    return (files("aulait.reporting") / "templates" / name).read_text(encoding="utf-8")
+def _asset(name: str) -> Markup:
+    return Markup((files("aulait.reporting") / "templates" / name).read_text(encoding="utf-8"))

@@ -4,11 +4,12 @@ what, the ledger."""
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from aulait.reporting import figures, markup, numbers, story
-from aulait.reporting.folder import MISSING, Run, at, number, words
-from aulait.reporting.markup import Html, Section
+from aulait.reporting.folder import RunFiles
+from aulait.reporting.markup import PageTable, PlacedFigure, Section
+from aulait.reporting.values import value_at, words
+from aulait.runfolder.schema import SamplingEntry
 
 UNITS = {"client": "one client with everything it holds", "record": "one record of one client"}
 RELATIONS = {
@@ -23,180 +24,103 @@ ROLES = {
 }
 
 
-def section(run: Run) -> Section:
+def privacy_section(run: RunFiles) -> Section:
     """Privacy in plain words, epsilon by role over the releases, the ledger, and who is trusted
     with what."""
-    chart, charts = _staircase(run)
-    body = markup.join(
-        _split(run),
-        _promise(run),
-        markup.subtitle(f"What that means for one {unit(run)}"),
-        *(markup.paragraph(sentence) for sentence in story.attack(run)),
-        markup.subtitle("How the budget was spent"),
-        chart,
-        _ledger(run),
-        markup.subtitle("Who is trusted with what"),
-        _trust(run),
-    )
-    return Section("privacy", "Privacy", body, charts)
-
-
-def _split(run: Run) -> Html:
-    """What leaves the site of a split client; nothing where there is none. Split exists without
-    privacy only."""
     clients = story.placements(run).get("split")
-    if clients is None:
-        return Html("")
-    whose = "1 client" if clients == 1 else f"{numbers.count(clients)} clients"
-    text = (
-        "Split: activations leave the site. In every step the server received, record by record, "
-        f"the hidden states of {whose} "
-    )
-    text += (
-        "and the tokens that the model had to predict. Texts can be read or guessed from them; no "
-        "ε covers that, no noise hides it, "
-    )
-    text += "and a split placement exists only with privacy off."
-    return Html(f'<p class="banner alarm" role="alert">{markup.safe(text)}</p>')
+    spent = run.result.privacy.epsilon.max
+    return markup.section(
+        "privacy", "Privacy", _staircase(run),
+        split_clients="" if clients is None else numbers.counted(clients, "client"),
+        promised=run.result.records("privacy"), facts=_facts(run),
+        epsilons=PageTable(["role", "a client that", "ε"],
+                           [[role, text, _epsilon(run, role)] for role, text in ROLES.items()],
+                           words=(0, 1)),
+        off=story.is_off(run), unit=protected_unit(run),
+        times=numbers.significant(math.exp(spent), 2) if spent is not None and spent < 700 else "",
+        attack=story.attack_sentences(run), ledger=_ledger_table(run),
+        releases=numbers.counted(len(run.ledger), "release"), trust=_trust_table(run))
 
 
-def unit(run: Run) -> str:
+def protected_unit(run: RunFiles) -> str:
     """What is protected: "client" or "record", as the ledger says; without one, as the result
     says."""
-    lines = {words(line.get("unit")) for line in run.ledger}
-    told = next(iter(lines)) if len(lines) == 1 else words(at(run.result, "privacy", "unit"))
+    lines = {line.unit for line in run.ledger}
+    told = next(iter(lines)) if len(lines) == 1 else run.result.privacy.unit
     return told or "client"
 
 
-def _promise(run: Run) -> Html:
-    privacy = run.result.get("privacy")
-    if not isinstance(privacy, dict):
-        return markup.absent("The guarantee")
-    relation = words(privacy.get("relation"))
-    protected = UNITS.get(unit(run), unit(run))
-    compared = RELATIONS.get(relation or "", relation or numbers.NOT_RECORDED)
-    delta, off = number(privacy.get("delta")), story.is_off(run)
+def _facts(run: RunFiles) -> list[tuple[str, str]]:
+    """The terms of the promise."""
+    privacy, unit = run.result.privacy, protected_unit(run)
+    relation, delta = privacy.relation or "", privacy.delta
     odds = f", about 1 in {numbers.count(1 / delta)}" if delta and 1e-15 < delta < 1 else ""
-    facts = [
-        ("what is protected", protected),
-        ("two runs are compared", compared),
-        ("δ, what the promise may leak besides ε", "–" if off else f"{numbers.delta(delta)}{odds}"),
+    return [
+        ("what is protected", UNITS.get(unit, unit)),
+        ("two runs are compared", RELATIONS.get(relation, relation or numbers.NOT_RECORDED)),
+        ("δ, what the promise may leak besides ε",
+         "–" if story.is_off(run) else f"{numbers.delta(delta)}{odds}"),
     ]
-    rows = [[role, text, _epsilon(run, role)] for role, text in ROLES.items()]
-    listed = markup.table(["role", "a client that", "ε"], rows, words=(0, 1))
-    return markup.join(markup.pairs(facts), listed, markup.note(_meaning(run)))
 
 
-def _meaning(run: Run) -> str:
-    """The definition of differential privacy with this run's number in it."""
-    if story.is_off(run):
-        return "Privacy was off: values were released as they are, without noise."
-    spent = number(at(run.result, "privacy", "epsilon", "max"))
-    times = (
-        f", here {numbers.significant(math.exp(spent), 2)} times," if spent is not None
-        and spent < 700 else ""
-    )
-    text = (
-        f"Nothing that was released is more than e to the power of ε times{times} as likely with a "
-        f"{unit(run)} "
-    )
-    text += (
-        "as without it, apart from δ. Smaller is safer. A client pays only for the roles it has."
-    )
-    if unit(run) == "record":
-        text += (
-            " How many records a client has is public; a person with several records is protected "
-            "one record at a time."
-        )
-    return text
-
-
-def _epsilon(run: Run, role: str) -> str:
-    value = at(run.result, "privacy", "epsilon", role, default=MISSING)
-    if story.is_off(run):
-        return numbers.INFINITE if story.has_role(run, role) else "no such client"
-    if value is None and not story.has_role(run, role):
+def _epsilon(run: RunFiles, role: str) -> str:
+    spent, there = run.result.privacy.epsilon, story.has_role(run, role)
+    if not there and (story.is_off(run) or (spent.records(role) and spent.value(role) is None)):
         return "no such client"
-    return numbers.epsilon(value)
+    return numbers.INFINITE if story.is_off(run) else story.epsilon_text(run, role)
 
 
-def _staircase(run: Run) -> tuple[Html, dict[str, Any]]:
+def _staircase(run: RunFiles) -> list[PlacedFigure]:
+    """Epsilon by release; nothing where no line tells it."""
     series: dict[str, tuple[list[float], list[float]]] = {}
     notes: dict[str, list[str]] = {}
     for index, line in enumerate(run.ledger, start=1):
-        release = number(line.get("release"))
-        where = figures.label(f"{line.get('stage', '?')}, round {line.get('round', '?')}")
+        round = "?" if line.round is None else line.round
+        where = figures.plot_label(f"{line.stage or '?'}, round {round}")
         for role in story.ROLE_ORDER:
-            spent = number(at(line, "epsilon", role))
+            spent = line.epsilon.value(role)
             if spent is not None:
                 releases, values = series.setdefault(role, ([], []))
-                releases.append(index if release is None else release)
+                releases.append(index if line.release is None else line.release)
                 values.append(spent)
                 notes.setdefault(role, []).append(where)
     if not series:
-        return markup.absent("Epsilon by release"), {}
-    return markup.chart("epsilon", "ε so far, by role, after every release", 260), {
-        "epsilon": figures.steps(series, notes)
-    }
+        return []
+    title = "ε so far, by role, after every release"
+    return [PlacedFigure("epsilon", title, figures.epsilon_steps(series, notes), 260)]
 
 
-def _ledger(run: Run) -> Html:
-    if not run.ledger:
-        return markup.absent("The ledger")
+def _ledger_table(run: RunFiles) -> PageTable:
+    """A row for each release, with the roles that any line charges."""
+    roles = [role for role in story.ROLE_ORDER
+             if any(line.epsilon.records(role) and line.epsilon.value(role) != 0
+                    for line in run.ledger)]
     head = ["no.", "stage", "round", "role", "mechanism", "sensitivity", "σ", "σ / sensitivity",
-            "planned"]
-    roles = [role for role in story.ROLE_ORDER if any(at(line, "epsilon", role, default=0) != 0
-        for line in run.ledger)]
-    head += ["steps", "sampling", *(f"ε {role}" for role in roles), "time"]
-    rows = []
-    for line in run.ledger:
-        stage, role, mechanism, time = (words(line.get(key)) or "–"
-            for key in ("stage", "role", "mechanism", "time"))
-        scale = [numbers.significant(line.get(key))
-                 for key in ("sensitivity", "sigma", "noise_multiplier")]
-        start = [numbers.count(line.get("release")), stage, numbers.count(line.get("round")), role,
-                 mechanism]
-        sampled = [numbers.count(line.get("planned")), numbers.count(line.get("steps", 1)),
-                   _sampling(line.get("sampling"))]
-        so_far = [numbers.epsilon(at(line, "epsilon", role, default=MISSING)) for role in roles]
-        rows.append([*start, *scale, *sampled, *so_far, time[:19].replace("T", " ")])
-    listed = markup.table(head, rows, words=(1, 3, 4, 10))
-    return markup.folded(f"The ledger: {numbers.counted(len(rows), 'release')}", listed)
+            "planned", "steps", "sampling", *(f"ε {role}" for role in roles), "time"]
+    rows = [[numbers.count(line.release), line.stage or "–", numbers.count(line.round),
+             line.role or "–", line.mechanism or "–", numbers.significant(line.sensitivity),
+             numbers.significant(line.sigma), numbers.significant(line.noise_multiplier),
+             numbers.count(line.planned), numbers.count(line.steps_taken), _sampling(line.sampling),
+             *(numbers.epsilon(line.epsilon.value(role)) if line.epsilon.records(role)
+               else numbers.NOT_RECORDED for role in roles),
+             (line.time or "–")[:19].replace("T", " ")]
+            for line in run.ledger]
+    return PageTable(head, rows, words=(1, 3, 4, 10))
 
 
-def _sampling(value: Any) -> str:
-    kind = words(at(value, "kind"))
-    rate = number(at(value, "rate"))
+def _sampling(sampling: SamplingEntry) -> str:
+    kind, rate = sampling.kind, sampling.rate
     shown = "everyone" if kind == "all" else kind or numbers.NOT_RECORDED
     return shown if rate is None else f"{shown}, rate {numbers.significant(rate)}"
 
 
-def _trust(run: Run) -> Html:
-    trust = words(at(run.result, "privacy", "trust")) or words(at(run.config, "privacy", "trust"))
-    off = story.is_off(run)
-    if off:
-        server, cover = "every client's votes and updates as they are", "none: privacy was off"
-    elif unit(run) == "record":
-        server = "each client's updates, with the noise that the client added to its own gradients"
-        cover = (
-            "ε and δ above, for each of its records" if not story.is_seeded(run)
-            else "none: the noise was seeded"
-        )
-    elif trust == "server":
-        server, cover = (
-            "each client's clipped votes and updates, before the noise is added",
-            "a contract, not ε: it is trusted",
-        )
-    elif trust == "secure":
-        server = "only the sum over the cohort, with the noise that the clients added"
-        cover = "ε, as long as enough clients follow the protocol"
-    else:
-        server, cover = numbers.NOT_RECORDED, numbers.NOT_RECORDED
+def _trust_table(run: RunFiles) -> PageTable:
+    """Who sees what, and what protects a client from it."""
     covered = (
-        "none: privacy was off" if off else "none: the noise was seeded" if story.is_seeded(run)
-        else "ε and δ above"
+        "none: privacy was off" if story.is_off(run)
+        else "none: the noise was seeded" if story.is_seeded(run) else "ε and δ above"
     )
-    kept = "its own texts, which never leave it"
+    kept, (server, cover) = "its own texts, which never leave it", _seen_by_server(run)
     if "split" in story.placements(run):
         kept += " as they are; of split clients activations and labels do"
         server += "; of split clients the activations and labels of every record"
@@ -206,24 +130,38 @@ def _trust(run: Run) -> Html:
         ["the other sites", "the orders: adapters, candidate texts", covered],
         ["whoever gets the adapter, the synthetic texts or the ledger", "released values only",
          covered],
-        [
-            "readers of this page",
-            *_readers(run),
-        ],
+        ["readers of this page", *_seen_by_readers(run)],
     ]
-    return markup.table(["who", "sees", "what protects a client from it"], rows, words=(0, 1, 2))
+    return PageTable(["who", "sees", "what protects a client from it"], rows, words=(0, 1, 2))
 
 
-def _readers(run: Run) -> tuple[str, str]:
+def _seen_by_server(run: RunFiles) -> tuple[str, str]:
+    """What the server sees of a client, and what protects the client from that."""
+    trust = run.result.privacy.trust or words(value_at(run.config, "privacy", "trust"))
+    if story.is_off(run):
+        return "every client's votes and updates as they are", "none: privacy was off"
+    if protected_unit(run) == "record":
+        return (
+            "each client's updates, with the noise that the client added to its own gradients",
+            "none: the noise was seeded" if story.is_seeded(run)
+            else "ε and δ above, for each of its records"
+        )
+    if trust == "server":
+        return ("each client's clipped votes and updates, before the noise is added",
+                "a contract, not ε: it is trusted")
+    if trust == "secure":
+        return ("only the sum over the cohort, with the noise that the clients added",
+                "ε, as long as enough clients follow the protocol")
+    return numbers.NOT_RECORDED, numbers.NOT_RECORDED
+
+
+def _seen_by_readers(run: RunFiles) -> tuple[str, str]:
     """What readers of the page see beyond the released values, and what protects a client from
     that."""
     if not story.is_deployed(run):
-        return (
-            "besides these, the held-out loss and accuracy of a simulation",
-            "none for those figures"
-        )
-    if story.texts(run) == story.HELD_OUT:
-        return "besides these, sums over sites of held-out loss and accuracy", (
-            "none for those figures"
-        )
+        return ("besides these, the held-out loss and accuracy of a simulation",
+                "none for those figures")
+    if story.evaluated_texts(run) == story.HELD_OUT:
+        return ("besides these, sums over sites of held-out loss and accuracy",
+                "none for those figures")
     return "nothing besides these; scores are those on public text", "ε and δ above"

@@ -4,260 +4,197 @@ settings."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from aulait.reporting import figures, markup, measures, numbers, scores, story
-from aulait.reporting.folder import MISSING, Run, Table, at, number, sequence, total, words
-from aulait.reporting.markup import Html, Section
+from aulait.reporting.clock_figures import round_label
+from aulait.reporting.figures import PlotlyFigure
+from aulait.reporting.folder import RunFiles
+from aulait.reporting.markup import PageTable, PlacedFigure, Section
+from aulait.reporting.numbers import Style
+from aulait.reporting.values import number, sum_of, value_at
+from aulait.reporting.virtual import STAGE_NAMES
+from aulait.runfolder.schema import SynthesisResult, TrainRound
 
 PLACES = {
     "local": "on its own machine",
     "split": "front of the model at the site, rest on the server; activations leave the site",
     "proxy": "on the server",
 }
-STAGES = (("synthesis", "1 · synthesis", "synthesis_s"), ("train", "2 · training", "train_s"))
 
 
-def tiers(run: Run) -> Section:
+def tiers_section(run: RunFiles) -> Section:
     """The tiers, their placement and the share of clients with each placement."""
     rows = story.tier_rows(run)
-    if not rows:
-        return Section("tiers", "Who did what, and where", markup.absent("Tiers and placements"))
     head = ["tier", "placement", "clients", "rank", "steps", "batch", "machine", "reason"]
-    if not any(map(story.machine, run.tiers)):
+    if not any(story.machine_name(tier.machine) for tier in run.result.tiers):
         head, rows = [*head[:6], head[7]], [[*row[:6], row[7]] for row in rows]
-    body = markup.join(_bar(story.placements(run)), markup.table(head, rows, words=(0, 1, 6, 7)),
-                       _unequal(run))
-    return Section("tiers", "Who did what, and where", body)
+    shares = story.placements(run)
+    places = [{"name": name, "weight": f"{clients:g}", "meaning": PLACES[name],
+               "clients": numbers.counted(clients, "client"),
+               "share": numbers.percent(clients / sum(shares.values()), 0)}
+              for name, clients in shares.items()]
+    full, found = number(value_at(run.config, "adapter", "rank")), story.different_ranks(run)
+    unequal = found - {numbers.count(full)} if full is not None else len(found) > 1
+    return markup.section(
+        "tiers", "Who did what, and where", tiers=PageTable(head, rows, words=(0, 1, 6, 7)),
+        placements=places, unequal=unequal,
+        whole_rank="" if full is None else f" of {numbers.count(full)}")
 
 
-def _unequal(run: Run) -> Html:
-    """A line about unequal ranks, where there are some."""
-    full = at(run.config, "adapter", "rank")
-    found = story.ranks(run)
-    if not found or found == {numbers.count(full)} or (len(found) == 1 and number(full) is None):
-        return Html("")
-    whole = f" of {numbers.count(full)}" if number(full) is not None else ""
-    text = (
-        f"Ranks are unequal: where a tier's rank is smaller than the adapter's{whole}, a client "
-        "trains the leading columns only."
-    )
-    return markup.note(text)
-
-
-def _bar(shares: dict[str, float]) -> Html:
-    everyone = sum(shares.values())
-    if not everyone:
-        return Html("")
-    pieces = "".join(
-        f'<span class="{place}" style="flex-grow:{clients:g}"></span>' for place,
-        clients in shares.items()
-    )
-    keys = "".join(
-        f'<li><i class="{place}"></i><b>{place}</b> {PLACES[place]}: '
-        f'{numbers.counted(clients, "client")}'
-        f" ({numbers.percent(clients / everyone, 0)})</li>"
-        for place, clients in shares.items()
-    )
-    return Html(f'<div class="bar" aria-hidden="true">{pieces}</div><ul class="keys">{keys}</ul>')
-
-
-def learning(run: Run) -> Section:
+def learning_section(run: RunFiles) -> Section:
     """The final scores, held-out loss and accuracy by round, refused replies, and the rounds one by
     one."""
-    lines = run.stage("train")
-    charts = _curves(run, lines)
-    warning = story.measured(run)
-    if story.is_personal(run):
-        warning += (
-            " The open circle is the shared adapter after the last round; a method that makes "
-            "personal adapters "
-        )
-        warning += "in the last round only was measured under the shared adapter before."
-    places = [markup.chart(name, title) for name, (title, _) in charts.items()]
-    curves = (
-        markup.join(markup.columns(*places), markup.note(warning)) if places
-        else markup.absent("Evaluation by round")
-    )
-    rounds = (
-        markup.folded("Round by round", _rounds(lines)) if lines
-        else markup.absent("Training rounds")
-    )
-    body = markup.join(scores.table(run), curves, scores.refused(run), rounds)
-    return Section("learning", "What the model learnt", body,
-                   {name: figure for name, (_, figure) in charts.items()})
+    refused = scores.refusals(run)
+    shown = list(refused.items())[:scores.SHOWN]
+    more = len(refused) - len(shown)
+    return markup.section(
+        "learning", "What the model learnt", _curves(run),
+        scores=scores.scores_table(run), personal=story.is_personal(run),
+        unseen=run.result.eval.unseen is not None, measuring=story.measuring_explained(run),
+        refused=PageTable(["client", "reason", "rounds"],
+                          [[client, reason, ", ".join(rounds)]
+                           for (client, reason), rounds in shown], words=(0, 1, 2)),
+        refused_count=numbers.count(scores.refused_replies(run)),
+        refused_more=f"{more:,}" if more else "",
+        rounds=_rounds_table(run.training))
 
 
-def _curves(run: Run, lines: Sequence[Table]) -> dict[str, tuple[str, figures.Figure]]:
-    """Name -> (title, figure) of every measure that has points."""
-    task = measures.task(run.result.get("eval"))
+def _curves(run: RunFiles) -> list[PlacedFigure]:
+    """A figure for every measure that has points."""
+    task = measures.leading_task(run.result.eval)
     shown = [("Loss on held-out text, nats per token", measures.LOSS),
              ("Tokens guessed right", measures.TOKENS)]
     shown += [(f"{task.name[0].upper()}{task.name[1:]} in the task", task)] if task else []
-    found = {}
+    found = []
     for title, measure in shown:
-        points = _points(lines, measure.key)
+        points = [(line.round, value) for line in run.training
+                  if line.round is not None
+                  and (value := line.eval.value(measure.key)) is not None]
         if points:
-            first, after = (number(at(run.result, *path, measure.key))
-                            for path in (("base_eval",), ("eval", "shared")))
-            found[f"curve-{measure.key}"] = (title, figures.curve(points, first, measure.rising,
-                after))
+            shared = run.result.eval.shared
+            figure = figures.measure_curve(
+                points, run.result.base_eval.value(measure.key), measure.rising,
+                None if shared is None else shared.value(measure.key))
+            found.append(PlacedFigure(f"curve-{measure.key}", title, figure))
     return found
 
 
-def _points(lines: Iterable[Table], key: str) -> list[tuple[float, float]]:
-    found = [(number(line.get("round")), number(at(line, "eval", key))) for line in lines]
-    return [(r, value) for r, value in found if r is not None and value is not None]
-
-
-def _rounds(lines: Sequence[Table]) -> Html:
+def _rounds_table(lines: Sequence[TrainRound]) -> PageTable:
     """A row for each round; a column that no round has is left out."""
-    columns: list[tuple[str, tuple[str, ...], Any]] = [
-        ("round", ("round",), numbers.count),
-        ("at sites", ("local_clients",), numbers.count),
-        ("proxies", ("proxies",), numbers.count),
-        ("refused", ("refused",), numbers.count),
-        ("clip bound", ("clip_bound",), numbers.significant),
-        ("noise std", ("noise_std",), numbers.significant),
-        ("signal / noise", ("signal_to_noise",), numbers.significant),
-        ("update norm", ("update_norm",), numbers.significant),
-        ("train loss", ("train_loss",), numbers.significant),
-        ("held-out loss", ("eval", "loss"), numbers.loss),
-        *((m.name, ("eval", m.key), m.style) for m in (measures.TOKENS, *measures.TASKS)),
-        ("time", ("wall_s",), numbers.duration),
+    columns: list[tuple[str, Style, list[float | None]]] = [
+        ("round", numbers.count, [line.round for line in lines]),
+        ("at sites", numbers.count, [line.local_clients for line in lines]),
+        ("proxies", numbers.count, [line.proxies for line in lines]),
+        ("refused", numbers.count, [line.refused for line in lines]),
+        ("clip bound", numbers.significant, [line.clip_bound for line in lines]),
+        ("noise std", numbers.significant, [line.noise_std for line in lines]),
+        ("signal / noise", numbers.significant, [line.signal_to_noise for line in lines]),
+        ("update norm", numbers.significant, [line.update_norm for line in lines]),
+        ("train loss", numbers.significant, [line.train_loss for line in lines]),
+        ("held-out loss", numbers.loss, [line.eval.loss for line in lines]),
+        *((m.name, m.style, [line.eval.value(m.key) for line in lines])
+          for m in (measures.TOKENS, *measures.TASKS)),
+        ("time", numbers.duration, [line.wall_s for line in lines]),
     ]
-    kept = [column for column in columns if any(number(at(line, *column[1])) is not None
-        for line in lines)]
-    rows = [[_or_dash(at(line, *path), style) for _, path, style in kept] for line in lines]
-    return markup.table([name for name, *_ in kept], rows, words=())
+    kept = [(name, [numbers.or_dash(value, style) for value in values])
+            for name, style, values in columns if any(value is not None for value in values)]
+    rows = list(zip(*(cells for _, cells in kept), strict=True)) if kept else [()] * len(lines)
+    return PageTable([name for name, _ in kept], rows, words=())
 
 
-def _or_dash(value: Any, style: Any) -> str:
-    return "–" if number(value) is None else str(style(value))
-
-
-def cost(run: Run) -> Section:
+def cost_section(run: RunFiles) -> Section:
     """Bytes and seconds by stage, and what a client of stage 1 has to carry."""
-    rows, charts, parts = [], {}, []
-    for stage, name, clock in STAGES:
-        lines = run.stage(stage)
+    result = run.result
+    rows = []
+    for name, lines, told_s in (("1 · synthesis", run.synthesis, result.time.synthesis_s),
+                                ("2 · training", run.training, result.time.train_s)):
         if lines:
-            up, down = (total(line.get(key) for line in lines)
-                        for key in ("up_bytes", "down_bytes"))
-            seconds = number(at(run.result, "time", clock))
-            seconds = total(line.get("wall_s") for line in lines) if seconds is None else seconds
-            rows.append(
-                [name, numbers.count(len(lines)), numbers.size(up), numbers.size(down),
-                 numbers.duration(seconds)]
-            )
-    traffic, wall = run.result.get("traffic"), at(run.result, "time", "wall_s")
-    whole = [numbers.size(at(traffic, "up_bytes")), numbers.size(at(traffic, "down_bytes")),
-             numbers.duration(wall)]
-    rows.append(["whole run", "", *whole])
-    if run.rounds:
-        charts = {"bytes": _bytes_chart(run), "seconds": _seconds_chart(run)}
-        bars = (markup.chart("bytes", "Bytes on the wire by round, all clients together", 260),)
-        parts.append(markup.columns(*bars, markup.chart("seconds", "Seconds by round", 260)))
-    head = ["stage", "rounds", "up to the server", "down to the sites", "time"]
-    remark = (
-        "The whole run also counts the first evaluation, loading and saving; its bytes are those "
-        "of all rounds."
-    )
-    body = markup.join(markup.table(head, rows), markup.note(remark), *parts, _client_cost(run))
-    return Section("cost", "What it took", body, charts)
+            seconds = sum_of(line.wall_s for line in lines) if told_s is None else told_s
+            rows.append([name, numbers.count(len(lines)),
+                         numbers.size(sum_of(line.up_bytes for line in lines)),
+                         numbers.size(sum_of(line.down_bytes for line in lines)),
+                         numbers.duration(seconds)])
+    rows.append(["whole run", "", numbers.size(result.traffic.up_bytes),
+                 numbers.size(result.traffic.down_bytes), numbers.duration(result.time.wall_s)])
+    charts = [
+        PlacedFigure("bytes", "Bytes on the wire by round, all clients together",
+                     _bytes_chart(run), 260),
+        PlacedFigure("seconds", "Seconds by round", figures.stacked_bars(
+            *_stages_and_rounds(run), {"seconds": [line.wall_s for line in run.rounds]}, "s"), 260),
+    ]
+    facts = result.synthesis
+    return markup.section(
+        "cost", "What it took", charts if run.rounds else (),
+        stages=PageTable(["stage", "rounds", "up to the server", "down to the sites", "time"],
+                         rows),
+        client_cost=None if facts is None else _client_cost(facts),
+        candidates=numbers.count(facts.candidates) if facts and facts.candidates else "",
+        proxied="proxy" in story.placements(run))
 
 
-def _axes(run: Run) -> tuple[list[Table], list[str], list[str]]:
-    lines = [line for stage, *_ in STAGES for line in run.stage(stage)]
-    names = {"synthesis": "synthesis", "train": "training"}
-    return lines, [names[line["stage"]] for line in lines], [figures.label(line.get("round", "?"),
-        8) for line in lines]
+def _stages_and_rounds(run: RunFiles) -> tuple[list[str], list[str]]:
+    """The two lines of labels under bars by round."""
+    return [STAGE_NAMES[line.stage or ""] for line in run.rounds], list(map(round_label,
+        run.rounds))
 
 
-def _bytes_chart(run: Run) -> figures.Figure:
-    lines, stages, rounds = _axes(run)
-    both = {"up": "up_bytes", "down": "down_bytes"}
-    values = {name: [number(line.get(key)) for line in lines] for name, key in both.items()}
+def _bytes_chart(run: RunFiles) -> PlotlyFigure:
+    values = {"up": [line.up_bytes for line in run.rounds],
+              "down": [line.down_bytes for line in run.rounds]}
     largest = max((value for series in values.values() for value in series if value is not None),
                   default=0.0)
     unit, scale = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if largest >= s),
                        ("B", 1.0))
-    scaled = {name: [None if v is None else v / scale for v in series] for name,
-              series in values.items()}
-    return figures.stacks(stages, rounds, scaled, unit)
+    scaled = {name: [None if v is None else v / scale for v in series]
+              for name, series in values.items()}
+    return figures.stacked_bars(*_stages_and_rounds(run), scaled, unit)
 
 
-def _seconds_chart(run: Run) -> figures.Figure:
-    lines, stages, rounds = _axes(run)
-    return figures.stacks(stages, rounds,
-                          {"seconds": [number(line.get("wall_s")) for line in lines]}, "s")
+def _client_cost(facts: SynthesisResult) -> PageTable:
+    """What a round of stage 1 asks of one client, measured and as formulas."""
+    unknown = numbers.NOT_RECORDED
+    rows = [
+        ["down, each round", numbers.size(facts.client_down_bytes_per_round),
+         facts.down_formula or unknown],
+        ["up, each round", numbers.size(facts.client_up_bytes_per_round),
+         facts.up_formula or unknown],
+        ["computing, each round", numbers.duration(facts.client_s_mean),
+         "embed once, then compare"],
+    ]
+    return PageTable(["", "measured", "formula"], rows, words=(0, 2))
 
 
-def _client_cost(run: Run) -> Html:
-    facts = run.result.get("synthesis")
-    heading = markup.subtitle("What stage 1 asks of one client")
-    if not isinstance(facts, dict):
-        return (
-            markup.join(heading, markup.absent("Stage 1")) if "proxy" in story.placements(run)
-            else Html("")
-        )
-    rows = []
-    for name, key in (("down, each round", "down"), ("up, each round", "up")):
-        measured = numbers.size(facts.get(f"client_{key}_bytes_per_round"))
-        rows.append([name, measured, words(facts.get(f"{key}_formula")) or numbers.NOT_RECORDED])
-    rows.append(["computing, each round", numbers.duration(facts.get("client_s_mean")),
-                 "embed once, then compare"])
-    offered = number(facts.get("candidates"))
-    legend = (
-        markup.note(f"J is the number of candidates, here {numbers.count(offered)}.") if offered
-        else Html("")
-    )
-    return markup.join(heading, markup.table(["", "measured", "formula"], rows, words=(0, 2)),
-                       legend)
-
-
-def settings(run: Run) -> Section:
+def settings_section(run: RunFiles) -> Section:
     """The experiment file, the machine, the data and the versions."""
-    if run.config_text is None:
-        config = markup.absent("config.toml")
-    else:
-        config = markup.folded("config.toml", markup.verbatim(run.config_text))
-    blocks = [config]
-    for title, tree in (
-        ("Data", run.result.get("data")),
-        ("Machine", run.machine),
-        ("Versions", run.result.get("versions")),
-    ):
-        rows = _flat(tree)
-        blocks.append(
-            markup.folded(title, markup.table(["", ""], rows, words=(0, 1))) if rows
-            else markup.absent(title)
-        )
-    return Section("settings", "Settings, machine, versions", markup.join(*blocks))
+    trees = (("Data", run.result.data), ("Machine", run.machine.on_disk()),
+             ("Versions", run.result.versions))
+    return markup.section(
+        "settings", "Settings, machine, versions", config=run.config_text,
+        blocks=[(title, PageTable(["", ""], _flat_rows(tree), words=(0, 1)))
+                for title, tree in trees])
 
 
-def _flat(tree: Any, prefix: str = "") -> list[list[str]]:
+def _flat_rows(tree: Mapping[str, object], prefix: str = "") -> list[list[str]]:
     """A tree as rows (dotted key, value)."""
-    if not isinstance(tree, dict):
-        return []
     rows: list[list[str]] = []
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        rows += _flat(value, f"{name}.") if isinstance(value,
-            dict) and value else [[name, _plain(name, value)]]
+        rows += _flat_rows(value, f"{name}.") if isinstance(value, dict) and value else [
+            [name, _fact(name, value)]]
     return rows
 
 
-def _plain(name: str, value: Any) -> str:
+def _fact(name: str, value: object) -> str:
+    """A value of a JSON file as a person writes it."""
     if number(value) is not None:
         if name.endswith("_bytes"):
             return numbers.size(value)
         return f"{value:,}" if isinstance(value, int) else numbers.significant(value, 4)
-    if value is None or value is MISSING:
+    if value is None:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if sequence(value) and all(isinstance(item, str) for item in value):
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return ", ".join(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

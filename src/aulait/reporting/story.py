@@ -3,10 +3,8 @@ alone."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from aulait.reporting import measures, numbers
-from aulait.reporting.folder import MISSING, Run, Table, at, number, tables, total, words
+from aulait.reporting.folder import RunFiles
 from aulait.reporting.guarantee import (
     FALSE_ALARM,
     NEARLY_ALWAYS,
@@ -14,62 +12,65 @@ from aulait.reporting.guarantee import (
     gaussian_detection,
     gaussian_mu,
 )
+from aulait.reporting.measures import Measure
+from aulait.reporting.numbers import Style
+from aulait.reporting.values import number, sum_of, value_at
+from aulait.runfolder.schema import Scores, TierResult
 
 ROLE_ORDER = ("proxy", "local", "split")
 
 HELD_OUT = "held-out text"
 
 
-def placements(run: Run) -> dict[str, float]:
+def placements(run: RunFiles) -> dict[str, float]:
     """Clients by placement, in the order local, split, proxy; only those that have clients."""
     found = {
-        place: total(tier.get("clients") for tier in run.tiers if tier.get("placement") == place)
-        or 0
+        place: sum_of(tier.clients for tier in run.result.tiers if tier.placement == place) or 0
         for place in ("local", "split", "proxy")
     }
     return {place: clients for place, clients in found.items() if clients > 0}
 
 
-def has_role(run: Run, role: str) -> bool:
+def has_role(run: RunFiles, role: str) -> bool:
     """Whether some client had this role; true when the tiers are not recorded."""
-    return role == "max" or not run.tiers or role in placements(run)
+    return role == "max" or not run.result.tiers or role in placements(run)
 
 
-def is_off(run: Run) -> bool:
+def is_off(run: RunFiles) -> bool:
     """Whether privacy was switched off."""
-    return at(run.result, "privacy", "off", default=at(run.config, "privacy", "off")) is True
+    privacy = run.result.privacy
+    told = privacy.off if privacy.records("off") else value_at(run.config, "privacy", "off")
+    return told is True
 
 
-def is_seeded(run: Run) -> bool:
+def is_seeded(run: RunFiles) -> bool:
     """Whether the noise came from a seed, so that anyone with the seed can take it away again.
 
     The flag "private" is also false without any noise; that is another warning (`exact_releases`).
     """
     if is_off(run):
         return False
-    seeded = any(line.get("private") is False and line.get("sigma") != 0 for line in run.ledger)
-    return (
-        seeded or (at(run.result, "privacy", "private") is False and not any(exact_releases(run)))
-    )
+    seeded = any(line.private is False and line.sigma != 0 for line in run.ledger)
+    return seeded or (run.result.privacy.private is False and not any(exact_releases(run)))
 
 
-def is_personal(run: Run) -> bool:
+def is_personal(run: RunFiles) -> bool:
     """Whether clients ended with adapters of their own, so that the final scores are those of their
     own adapters."""
-    return number(at(run.result, "eval", "shared", "loss")) is not None
+    shared = run.result.eval.shared
+    return shared is not None and shared.loss is not None
 
 
-def exact_releases(run: Run) -> tuple[bool, bool]:
+def exact_releases(run: RunFiles) -> tuple[bool, bool]:
     """Whether (votes, updates) of clients were released without noise although privacy was on."""
     if is_off(run):
         return False, False
-    bare = [line.get("stage") for line in run.ledger if line.get("sigma") == 0]
-    voters = at(run.result, "synthesis", "voters")
-    quiet = any(line.get("noise_std") == 0 for line in run.stage("synthesis")) and voters != 0
+    bare = [line.stage for line in run.ledger if line.sigma == 0]
+    quiet = any(line.noise_std == 0 for line in run.synthesis) and not _without_voters(run)
     return quiet or "synthesis" in bare, any(stage != "synthesis" for stage in bare)
 
 
-def banners(run: Run) -> list[tuple[str, str]]:
+def warning_banners(run: RunFiles) -> list[tuple[str, str]]:
     """What must be seen first: ("alarm" or "remark", text), worst first."""
     found = []
     votes, updates = exact_releases(run)
@@ -103,11 +104,11 @@ def banners(run: Run) -> list[tuple[str, str]]:
             "sensitive as the text of its client."
         )
         found.append(("remark", text))
-    if at(run.result, "privacy", "stopped_early"):
-        done, planned = rounds_done(run), at(run.config, "train", "rounds")
+    if run.result.privacy.stopped_early:
+        done, planned = rounds_done(run), number(value_at(run.config, "train", "rounds"))
         share = (
             f" after {numbers.count(done)} of {numbers.counted(planned, 'round')}"
-            if number(planned) else ""
+            if planned else ""
         )
         text = (
             f"The privacy budget stopped the run early{share}: the next release would have "
@@ -117,22 +118,21 @@ def banners(run: Run) -> list[tuple[str, str]]:
     return found
 
 
-def rounds_done(run: Run) -> float | None:
+def rounds_done(run: RunFiles) -> float | None:
     """Training rounds that took place."""
-    lines = run.stage("train")
-    return float(len(lines)) if lines else number(run.result.get("rounds"))
+    return float(len(run.training)) if run.training else run.result.rounds
 
 
-def sentences(run: Run) -> tuple[str, str, str]:
+def lead_sentences(run: RunFiles) -> tuple[str, str, str]:
     """Who took part and where; what it brought; what it cost."""
     return _who(run), _gain(run), _cost(run)
 
 
-def _who(run: Run) -> str:
-    clients, done = run.result.get("clients"), rounds_done(run)
-    if number(clients) is None:
+def _who(run: RunFiles) -> str:
+    clients, done = run.result.clients, rounds_done(run)
+    if clients is None:
         return f"How many clients took part is {numbers.NOT_RECORDED}."
-    method = words(run.result.get("algorithm"))
+    method = run.result.algorithm
     where = f" in {numbers.counted(done, 'round')}" if done is not None else ""
     start = (
         f"{numbers.counted(clients, 'client')} took part{where}{f' of {method}' if method else ''}"
@@ -144,7 +144,7 @@ def _who(run: Run) -> str:
     )
 
 
-def _work(place: str, clients: float, run: Run) -> str:
+def _work(place: str, clients: float, run: RunFiles) -> str:
     one = clients == 1
     if place == "local":
         return f"trained on {'its own machine' if one else 'their own machines'}"
@@ -155,59 +155,53 @@ def _work(place: str, clients: float, run: Run) -> str:
         )
     votes = "votes" if is_off(run) or is_seeded(run) or exact_releases(run)[0] else "private votes"
     choice = (
-        "" if at(run.result, "synthesis", "voters") == 0
+        "" if _without_voters(run)
         else f" that {'it' if one else 'they'} chose by {votes}"
     )
     return f"{'was' if one else 'were'} stood for on the server by synthetic text{choice}"
 
 
-def _gain(run: Run) -> str:
-    before, after = at(run.result, "base_eval", default={}), at(run.result, "eval", default={})
-    if number(at(after, "loss")) is None:
+def _gain(run: RunFiles) -> str:
+    before, after = run.result.base_eval, run.result.eval
+    if after.loss is None:
         return f"What the run brought is {numbers.NOT_RECORDED}."
-    loss = _change(f"the loss on {texts(run)}", at(before, "loss"), at(after, "loss"), numbers.loss)
-    perplexity = _arrow(at(before, "perplexity"), at(after, "perplexity"), numbers.perplexity)
-    inside = f" (perplexity {perplexity})" if number(at(after, "perplexity")) is not None else ""
+    loss = _change(f"the loss on {evaluated_texts(run)}", before.loss, after.loss, numbers.loss)
+    perplexity = _arrow(before.perplexity, after.perplexity, numbers.perplexity)
+    inside = f" (perplexity {perplexity})" if after.perplexity is not None else ""
     text = loss[0].upper() + loss[1:] + inside
-    if number(at(after, "token_accuracy")) is not None:
-        text += " and " + _change(
-            "the share of tokens guessed right",
-            at(before, "token_accuracy"),
-            at(after, "token_accuracy"),
-            numbers.percent,
-        )
+    if after.token_accuracy is not None:
+        text += " and " + _change("the share of tokens guessed right", before.token_accuracy,
+                                  after.token_accuracy, numbers.percent)
     text += _task(before, after)
     text += ", each client under its own adapter" if is_personal(run) else ""
-    worst = number(at(after, "worst_client_loss"))
+    worst = after.worst_client_loss
     return text + (
         f"; the client that fares worst ends at a loss of {numbers.loss(worst)}."
         if worst is not None else "."
     )
 
 
-def _task(before: Any, after: Any) -> str:
-    measure = measures.task(after)
+def _task(before: Scores, after: Scores) -> str:
+    measure = measures.leading_task(after)
     if measure is None:
         return ""
-    return (
-        "; " + _change(f"the {measure.name} in the task", at(before, measure.key),
-                       at(after, measure.key), measure.style)
-    )
+    return "; " + _change(f"the {measure.name} in the task", before.value(measure.key),
+                          after.value(measure.key), measure.style)
 
 
-def is_deployed(run: Run) -> bool:
+def is_deployed(run: RunFiles) -> bool:
     """Whether the clients were other machines."""
-    return run.result.get("engine") == "flower"
+    return run.result.engine == "flower"
 
 
-def measured(run: Run) -> str:
+def measuring_explained(run: RunFiles) -> str:
     """Who measured the scores, on what, and what that tells."""
     if not is_deployed(run):
         return ("All of this is measured by the simulation on held-out text of all clients, "
-                "outside the door and without noise. "
+                "outside the aggregator and without noise. "
                 "In a deployment nobody holds that text together, and these figures are not "
                 "released.")
-    if texts(run) != HELD_OUT:
+    if evaluated_texts(run) != HELD_OUT:
         return ("Measured by the server on public text: what the sites measure on their own "
                 "held-out text stays at each site, "
                 "in its own log. Public text may resemble the synthetic; a gain here need not be a "
@@ -218,73 +212,68 @@ def measured(run: Run) -> str:
     )
 
 
-def texts(run: Run) -> str:
+def evaluated_texts(run: RunFiles) -> str:
     """What the scores were measured on: held-out text, or public text where the sites keep their
     own measurements."""
-    return "public text" if at(run.result, "eval", "measured_on") is not None else HELD_OUT
+    return "public text" if run.result.eval.measured_on is not None else HELD_OUT
 
 
-def _change(what: str, before: Any, after: Any, style: Any) -> str:
-    first, last = number(before), number(after)
+def _change(what: str, first: float | None, last: float | None, style: Style) -> str:
     if first is None or last is None:
-        return f"{what} is {style(after)}"
+        return f"{what} is {style(last)}"
     if style(first) == style(last):
         return f"{what} stayed at {style(last)}"
     return f"{what} {'fell' if last < first else 'rose'} from {style(first)} to {style(last)}"
 
 
-def _arrow(before: Any, after: Any, style: Any) -> str:
-    return style(after) if number(before) is None else f"{style(before)} → {style(after)}"
+def _arrow(before: float | None, after: float | None, style: Style) -> str:
+    return style(after) if before is None else f"{style(before)} → {style(after)}"
 
 
-def _cost(run: Run) -> str:
-    epsilon = at(run.result, "privacy", "epsilon", "max", default=MISSING)
-    delta = at(run.result, "privacy", "delta")
-    spoken = f"ε = {numbers.epsilon(epsilon)}"
-    at_delta = f" at δ = {numbers.delta(delta)}" if number(delta) else ""
+def _cost(run: RunFiles) -> str:
+    privacy, traffic, wall_s = run.result.privacy, run.result.traffic, run.result.time.wall_s
+    spoken = f"ε = {epsilon_text(run, 'max')}"
+    at_delta = f" at δ = {numbers.delta(privacy.delta)}" if privacy.delta else ""
     if is_off(run):
         price = f"Nothing bounds what was learnt about a client (ε = {numbers.INFINITE})"
-    elif epsilon is MISSING:
+    elif not privacy.epsilon.records("max"):
         price = f"What it cost in privacy is {numbers.NOT_RECORDED}"
-    elif number(epsilon) is None or any(exact_releases(run)):
+    elif privacy.epsilon.max is None or any(exact_releases(run)):
         price = f"What was learnt about a client has no finite bound (ε = {numbers.INFINITE})"
     elif is_seeded(run):
         price = (
             f"What was learnt about a client has no bound (with honest noise: {spoken}{at_delta})"
         )
     else:
-        unit = words(at(run.result, "privacy", "unit")) or "client"
-        price = f"It cost a {unit} at most {spoken}{at_delta}"
-    up, down = (at(run.result, "traffic", key) for key in ("up_bytes", "down_bytes"))
-    traffic = f"; {numbers.size(up)} went up to the server and {numbers.size(down)} came down"
-    wall = at(run.result, "time", "wall_s")
-    took = f", in {numbers.duration(wall)}" if number(wall) is not None else ""
-    return (
-        price + (traffic if number(up) is not None and number(down) is not None else "") + took
-        + _virtual(run) + "."
+        price = f"It cost a {privacy.unit or 'client'} at most {spoken}{at_delta}"
+    up, down = traffic.up_bytes, traffic.down_bytes
+    moved = (
+        f"; {numbers.size(up)} went up to the server and {numbers.size(down)} came down"
+        if up is not None and down is not None else ""
     )
+    took = f", in {numbers.duration(wall_s)}" if wall_s is not None else ""
+    return f"{price}{moved}{took}{_virtual(run)}."
 
 
-def _virtual(run: Run) -> str:
+def _virtual(run: RunFiles) -> str:
     """How long the real federation would have taken; empty where the tiers name no machines."""
-    length_s = number(at(run.result, "clock", "total_s"))
-    if length_s is None:
+    clock = run.result.clock
+    if clock is None or clock.total_s is None:
         return ""
     return (
-        f"; on its own machines the federation would have taken {numbers.duration(length_s)}, by "
-        "the cost model"
+        "; on its own machines the federation would have taken "
+        f"{numbers.duration(clock.total_s)}, by the cost model"
     )
 
 
-def attack(run: Run) -> list[str]:
+def attack_sentences(run: RunFiles) -> list[str]:
     """What epsilon means for one client, as sentences for someone who approves runs."""
-    epsilon = number(at(run.result, "privacy", "epsilon", "max"))
-    delta = number(at(run.result, "privacy", "delta"))
+    epsilon, delta = run.result.privacy.epsilon.max, run.result.privacy.delta
     if is_off(run) or is_seeded(run) or any(
         exact_releases(run)) or epsilon is None or delta is None:
         return ["For this run there is no such bound: assume that an attacker can tell with "
                 "certainty who took part."]
-    unit = words(at(run.result, "privacy", "unit")) or "client"
+    unit = run.result.privacy.unit or "client"
     question = (
         "a given client took part" if unit == "client" else f"a given {unit} was among the data"
     )
@@ -322,60 +311,77 @@ def _and(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def key_figures(run: Run) -> list[tuple[str, str, str]]:
+def key_figures(run: RunFiles) -> list[tuple[str, str, str]]:
     """The four figures under the sentences: (name, value, remark)."""
-    before, after = at(run.result, "base_eval", default={}), at(run.result, "eval", default={})
-    privacy = at(run.result, "privacy", default={})
-    epsilon = None if is_off(run) else at(privacy, "epsilon", "max", default=MISSING)
-    up, down = (at(run.result, "traffic", key) for key in ("up_bytes", "down_bytes"))
-    shared = at(after, "shared")
-    first = f"base model {numbers.loss(at(before, 'loss'))}"
-    first += f", shared adapter {numbers.loss(at(shared, 'loss'))}" if is_personal(run) else ""
-    told = measures.task(after) or measures.TOKENS
-    guessed = f"base model {told.style(at(before, told.key))}"
-    guessed += f", shared adapter {told.style(at(shared, told.key))}" if is_personal(run) else ""
-    delta = f"δ = {numbers.delta(at(privacy, 'delta'))}" if not is_off(run) else "privacy off"
-    both = total((up, down))
+    before, after, own = run.result.base_eval, run.result.eval, is_personal(run)
+    told = measures.leading_task(after) or measures.TOKENS
+    up, down = run.result.traffic.up_bytes, run.result.traffic.down_bytes
+    both = sum_of((up, down))
+
+    def beside(measure: Measure) -> str:
+        """The base model's value, and the shared adapter's where clients have their own."""
+        text = f"base model {measure.style(before.value(measure.key))}"
+        shared = after.shared or Scores()
+        return f"{text}, shared adapter {measure.style(shared.value(measure.key))}" if own else text
+
+    off = is_off(run)
+    delta = "privacy off" if off else f"δ = {numbers.delta(run.result.privacy.delta)}"
     return [
-        ("held-out loss" if texts(run) == HELD_OUT else "loss on public text",
-         numbers.loss(at(after, "loss")), first),
-        (told.name, told.style(at(after, told.key)), guessed),
-        ("ε, at most", numbers.epsilon(epsilon), "noise was seeded" if is_seeded(run) else delta),
-        ("traffic", numbers.size(both), f"↑ {numbers.size(up)}  ↓ {numbers.size(down)}"
-         if both is not None else ""),
+        ("held-out loss" if evaluated_texts(run) == HELD_OUT else "loss on public text",
+         numbers.loss(after.loss), beside(measures.LOSS)),
+        (told.name, told.style(after.value(told.key)), beside(told)),
+        ("ε, at most", numbers.INFINITE if off else epsilon_text(run, "max"),
+         "noise was seeded" if is_seeded(run) else delta),
+        ("traffic", numbers.size(both),
+         "" if both is None else f"↑ {numbers.size(up)}  ↓ {numbers.size(down)}"),
     ]
 
 
-def tier_rows(run: Run) -> list[list[str]]:
+def epsilon_text(run: RunFiles, role: str) -> str:
+    """The epsilon of a role as the result has it: "∞" for null, "not recorded" where it is
+    missing."""
+    spent = run.result.privacy.epsilon
+    return numbers.epsilon(spent.value(role)) if spent.records(role) else numbers.NOT_RECORDED
+
+
+def tier_rows(run: RunFiles) -> list[list[str]]:
     """The tiers as rows of words and figures."""
-    rows = []
-    for tier in tables(run.result.get("tiers")):
-        counts = [numbers.count(tier.get("clients")), rank(run, tier),
-                  *(numbers.count(tier.get(key)) for key in ("steps", "batch"))]
-        text = [words(tier.get(key)) or numbers.NOT_RECORDED for key in ("name", "placement")]
-        rows.append([*text, *counts, machine(tier) or "–", words(tier.get("reason")) or ""])
-    return rows
+    return [[tier.name or numbers.NOT_RECORDED, tier.placement or numbers.NOT_RECORDED,
+             numbers.count(tier.clients), rank_text(run, tier), numbers.count(tier.steps),
+             numbers.count(tier.batch), machine_name(tier.machine) or "–", tier.reason or ""]
+            for tier in run.result.tiers]
 
 
-def machine(tier: Table) -> str | None:
+def machine_name(named: str | None) -> str | None:
     """A tier's machine: a preset, or the file name of a profile; None where none is named."""
-    name = words(tier.get("machine"))
-    return None if name is None else name.replace("\\", "/").rstrip("/").rpartition("/")[2] or name
+    if named is None:
+        return None
+    return named.replace("\\", "/").rstrip("/").rpartition("/")[2] or named
 
 
-def rank(run: Run, tier: Table) -> str:
+def rank_text(run: RunFiles, tier: TierResult) -> str:
     """The rank of a tier, with that of attention layers where it differs."""
-    written = [t for t in tables(at(run.config, "federation", "tier"))
-               if t.get("name") == tier.get("name")]
-    attention = number(tier.get("attention_rank", written[0].get("attention_rank") if written
-                                else None))
-    full = numbers.count(tier.get("rank"))
+    attention = tier.attention_rank if tier.records("attention_rank") else _written_rank(run, tier)
+    full = numbers.count(tier.rank)
     return (
-        full if attention is None or attention == number(tier.get("rank"))
+        full if attention is None or attention == tier.rank
         else f"{full} (attention {numbers.count(attention)})"
     )
 
 
-def ranks(run: Run) -> set[str]:
+def different_ranks(run: RunFiles) -> set[str]:
     """The different ranks of the tiers."""
-    return {rank(run, tier) for tier in run.tiers if number(tier.get("rank")) is not None}
+    return {rank_text(run, tier) for tier in run.result.tiers if tier.rank is not None}
+
+
+def _written_rank(run: RunFiles, tier: TierResult) -> float | None:
+    """The rank of attention layers that the settings give a tier; None where they give none."""
+    listed = value_at(run.config, "federation", "tier")
+    for written in listed if isinstance(listed, list) else ():
+        if isinstance(written, dict) and written.get("name") == tier.name:
+            return number(written.get("attention_rank"))
+    return None
+
+
+def _without_voters(run: RunFiles) -> bool:
+    return run.result.synthesis is not None and run.result.synthesis.voters == 0

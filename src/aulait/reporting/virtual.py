@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from aulait.reporting.folder import Run, Table, at, number, total
+from aulait.reporting.folder import RunFiles
+from aulait.reporting.values import number, sum_of, value_at
+from aulait.runfolder.schema import RoundLine, TierClock, VirtualClock
 
-KEYS: Final = ("answered", "late", "lost", "away", "busy_s", "idle_s", "energy_j", "link_j")
-STAGES: Final = (("synthesis", "synthesis"), ("train", "training"))
+OUTCOMES: Final = ("answered", "late", "lost", "away")
+"""How a client's round can end."""
+
+SUMMED: Final = (*OUTCOMES, "busy_s", "idle_s", "energy_j", "link_j")
+STAGE_NAMES: Final = {"synthesis": "synthesis", "train": "training"}
 
 
 @dataclass(frozen=True)
-class Spent:
+class VirtualTime:
     """Virtual time of a run.
 
     Attributes:
@@ -24,7 +29,7 @@ class Spent:
         energy_j: of all clients, links included; None when it is not recorded.
         idle_share: the part of the clients' time in rounds that they waited; None when it is not
             recorded.
-        tiers: tier -> sums over its clients and rounds, by the names in KEYS.
+        tiers: tier -> sums over its clients and rounds, by the names in SUMMED.
     """
 
     total_s: float | None
@@ -33,76 +38,70 @@ class Spent:
     tiers: Mapping[str, Mapping[str, float]]
 
 
-def ticks(run: Run) -> list[tuple[Table, Table]]:
+def timed_rounds(run: RunFiles) -> list[tuple[RoundLine, VirtualClock]]:
     """(line, its clock) of all rounds that have virtual time, synthesis first."""
-    lines = [line for stage, _ in STAGES for line in run.stage(stage)]
-    return [(line, line["clock"]) for line in lines if isinstance(line.get("clock"), Mapping)]
+    return [(line, line.clock) for line in run.rounds if line.clock is not None]
 
 
-def spent(run: Run) -> Spent | None:
+def virtual_time_of(run: RunFiles) -> VirtualTime | None:
     """Virtual time of the whole run, of an unfinished one of its rounds so far; None where it has
     none."""
-    told, rounds = run.result.get("clock"), [clock for _, clock in ticks(run)]
-    if not isinstance(told, Mapping) and not rounds:
+    whole, rounds = run.result.clock, [clock for _, clock in timed_rounds(run)]
+    if whole is None and not rounds:
         return None
-    listed = [told] if isinstance(told, Mapping) else rounds
-    there = {name for clock in listed for name in tiers(clock)}
+    listed = rounds if whole is None else [whole]
+    there = {name for clock in listed for name in clock.tiers}
     # in the order of the experiment, not of their first answer
-    first = [str(tier.get("name")) for tier in run.tiers]
-    sums_of = {name: dict.fromkeys(KEYS, 0.0) for name in dict.fromkeys((*first, *sorted(there)))
-               if name in there}
+    order = dict.fromkeys((*(str(tier.name) for tier in run.result.tiers), *sorted(there)))
+    sums = {name: dict.fromkeys(SUMMED, 0.0) for name in order if name in there}
     for clock in listed:
-        for name, own in tiers(clock).items():
-            for key, value in own.items():
-                sums_of[name][key] += value
-    busy, idle = (sum(own[key] for own in sums_of.values()) for key in ("busy_s", "idle_s"))
-    share = number(at(told, "idle_share"))
+        for name, own in clock.tiers.items():
+            for key, value in tier_sums(own).items():
+                sums[name][key] += value
+    busy, idle = (sum(own[key] for own in sums.values()) for key in ("busy_s", "idle_s"))
+    share = None if whole is None else whole.idle_share
     share = idle / (busy + idle) if share is None and busy + idle > 0 else share
-    length_s = number(at(told, "total_s"))
-    length_s = total(clock.get("round_s") for clock in rounds) if length_s is None else length_s
-    return Spent(length_s, total(clock.get("energy_j") for clock in listed), share, sums_of)
+    length_s = None if whole is None else whole.total_s
+    length_s = sum_of(clock.round_s for clock in rounds) if length_s is None else length_s
+    return VirtualTime(length_s, sum_of(clock.energy_j for clock in listed), share, sums)
 
 
-def losses(run: Run) -> list[tuple[float, float, float]]:
+def losses_over_time(run: RunFiles) -> list[tuple[float, float, float]]:
     """(round, virtual seconds since the start, held-out loss) of the training rounds that were
     measured."""
-    paths = (("round",), ("clock", "total_s"), ("eval", "loss"))
-    found = [tuple(number(at(line, *path)) for path in paths) for line in run.stage("train")]
-    return [(r, s, loss) for r, s, loss in found if r is not None and s is not None
-            and loss is not None]
+    found = [(line.round, line.clock.total_s, line.eval.loss)
+             for line in run.training if line.clock is not None]
+    return [(r, s, loss) for r, s, loss in found
+            if r is not None and s is not None and loss is not None]
 
 
-def state(clock: Table, limit_s: float | None) -> str:
+def round_outcome(clock: VirtualClock, limit_s: float | None) -> str:
     """How a round ended, in words; ``limit_s``: the deadline, None where there is none."""
-    answered, late, lost, length_s = (number(clock.get(key)) or 0.0
-        for key in ("answered", "late", "lost", "round_s"))
-    if answered <= 0:
+    late, lost = clock.late or 0.0, clock.lost or 0.0
+    if (clock.answered or 0.0) <= 0:
         return "nobody answered" if late > 0 or lost > 0 else "no client at work"
     if late > 0:
-        closed = limit_s is not None and length_s >= limit_s * (1 - 1e-9)
+        closed = limit_s is not None and (clock.round_s or 0.0) >= limit_s * (1 - 1e-9)
         return "closed at the deadline" if closed else "closed when enough had answered"
     return "some were lost" if lost > 0 else "everybody answered"
 
 
-def deadline_s(run: Run) -> float | None:
+def deadline_s(run: RunFiles) -> float | None:
     """Virtual seconds after which a round is closed; None where there is no such limit."""
-    return number(at(run.config, "compute", "deadline_s"))
+    return number(value_at(run.config, "compute", "deadline_s"))
 
 
-def tiers(clock: Any) -> dict[str, dict[str, float]]:
-    """Tier -> its numbers, those that are missing as 0."""
-    listed = at(clock, "tiers", default={})
-    found = listed.items() if isinstance(listed, Mapping) else ()
-    return {str(name): {key: number(own.get(key)) or 0.0 for key in KEYS} for name, own in found
-            if isinstance(own, Mapping)}
+def tier_sums(own: TierClock) -> dict[str, float]:
+    """The numbers of a tier by the names in SUMMED, those that are missing as 0."""
+    return {key: float(getattr(own, key) or 0.0) for key in SUMMED}
 
 
-def asked(own: Mapping[str, float]) -> float:
-    """Orders that reached a client."""
+def requests_received(own: Mapping[str, float]) -> float:
+    """Requests that reached a client, of the sums of a tier."""
     return own["answered"] + own["late"] + own["lost"]
 
 
-def timed(largest_s: float) -> tuple[str, float]:
+def time_unit(largest_s: float) -> tuple[str, float]:
     """The unit that seconds of this size are told in, and how many seconds it has."""
     units: tuple[tuple[str, float], ...] = (("h", 3600.0), ("min", 60.0))
     return next(((name, scale) for name, scale in units if largest_s >= 2 * scale), ("s", 1.0))

@@ -23,13 +23,10 @@ from pydantic import (
     ValidationInfo,
 )
 
-from aulait.core.files import JsonTree, plain_json
+from aulait.core.files import LARGEST_NUMBER, JsonTree, plain_json
 
 SCHEMA_VERSION: Final = 1
 """Of result.json; a folder without the number is older, and may lack keys of today."""
-
-LARGEST: Final = 1e100
-"""A reader takes no number beyond it: no run could measure one."""
 
 READING: Final = "reading"
 
@@ -41,7 +38,7 @@ def _as_number(value: object, info: ValidationInfo) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("no number")
-    if info.context == READING and not -LARGEST <= value <= LARGEST:
+    if info.context == READING and not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
         raise ValueError("no number that a run could measure")
     return value if isinstance(value, int) or math.isfinite(value) else None
 
@@ -77,9 +74,9 @@ class FileModel(BaseModel):
             try:
                 return cls.model_validate(tree, context=READING)
             except ValidationError as error:
-                # from behind, so that places in lists stay true
-                for fault in reversed(error.errors(include_url=False, include_context=False)):
-                    _leave_out(tree, fault["loc"])
+                places = [_place_of(tree, fault["loc"]) for fault in error.errors()]
+                for place in reversed(dict.fromkeys(places)):  # so that places in lists stay true
+                    _leave_out(tree, place)
 
     def on_disk(self) -> dict[str, Any]:
         """The keys that were given, as plain JSON values."""
@@ -91,21 +88,29 @@ class FileModel(BaseModel):
         return key in self.model_fields_set
 
 
-def _leave_out(tree: JsonTree, place: tuple[str | int, ...]) -> None:
-    """Take the innermost value on the way to a place out of a tree."""
-    holder: JsonTree = None
-    last: str | int | None = None
-    for key in place:
+def _place_of(tree: JsonTree, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The part of a location that leads to a value; the rest names an alternative of a type."""
+    for depth, key in enumerate(location):
         if isinstance(tree, dict) and key in tree:
-            holder, last, tree = tree, key, tree[str(key)]
-        elif isinstance(tree, list) and isinstance(key, int) and key < len(tree):
-            holder, last, tree = tree, key, tree[key]
+            tree = tree[str(key)]
+        elif isinstance(tree, list) and isinstance(key, int):
+            tree = tree[key]
         else:
-            break  # the rest names an alternative of a type, not a place
-    if isinstance(holder, dict):
-        holder.pop(str(last), None)
-    elif isinstance(holder, list) and isinstance(last, int):
-        del holder[last]
+            return location[:depth]
+    return location
+
+
+def _leave_out(tree: JsonTree, place: tuple[str | int, ...]) -> None:
+    """Take the value at a place out of a tree."""
+    for key in place[:-1]:
+        if isinstance(tree, dict):
+            tree = tree[str(key)]
+        elif isinstance(tree, list):
+            tree = tree[int(key)]
+    if isinstance(tree, dict):
+        del tree[str(place[-1])]
+    elif isinstance(tree, list):
+        del tree[int(place[-1])]
 
 
 class Scores(FileModel):
@@ -284,6 +289,7 @@ class RoundLine(FileModel):
     up_bytes: Number = None
     down_bytes: Number = None
     noise_std: Number = None
+    refused: Number = None
     epsilon: EpsilonByRole = EpsilonByRole()
     clock: VirtualClock | None = None
     reused: StrictBool | None = None
@@ -305,7 +311,6 @@ class TrainRound(RoundLine):
 
     local_clients: Number = None
     proxies: Number = None
-    refused: Number = None
     refused_clients: tuple[str, ...] = ()
     clip_bound: Number = None
     signal_to_noise: Number = None
@@ -322,7 +327,8 @@ class SamplingEntry(FileModel):
 
 
 class LedgerEntry(FileModel):
-    """A line of ledger.jsonl for readers that check nothing; ``privacy.ledger`` writes it."""
+    """A line of ledger.jsonl for readers, who take what fits; a run writes and checks it as
+    ``privacy.ledger_line.LedgerLine``."""
 
     release: Number = None
     stage: Words = None
@@ -341,6 +347,11 @@ class LedgerEntry(FileModel):
     time: Words = None
     private: StrictBool | None = None
     steps: Number = None
+
+    @property
+    def steps_taken(self) -> float | None:
+        """Noised mechanisms in the release: 1 in a line from before they were counted."""
+        return self.steps if self.records("steps") else 1
 
 
 class MachineFile(FileModel):

@@ -12,6 +12,7 @@ import torch
 
 from aulait.models import peft_export
 from aulait.privacy.accounting import Accountant
+from aulait.reporting.report import write_report
 from aulait.runfolder import schema
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs.books import epsilons
@@ -66,9 +67,7 @@ def _folder(client: str) -> str:
 
 def page(folder: RunFolder) -> None:
     """Write report.html of a finished run."""
-    from aulait import reporting
-
-    reporting.write(folder.path)
+    write_report(folder.path)
 
 
 def _result(execution: Execution) -> dict[str, Any]:

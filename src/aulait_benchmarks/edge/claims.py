@@ -7,16 +7,20 @@ from the document alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-Document = Mapping[str, Any]
-EDGE = ("phone", "raspberry-pi-5", "jetson-orin")
-REFERENCE = "a100"
+from aulait_benchmarks.edge.document import (
+    EDGE_DEVICES,
+    REFERENCE_DEVICE,
+    StudyDocument,
+    StudyLine,
+    rounds_on_usual_links,
+)
+
 ADAPTIVE = ("FedAdam", "FedAdamW")
 
 
-def claims(document: Document) -> list[dict[str, str]]:
+def claims_in_shape(document: StudyDocument) -> list[dict[str, str]]:
     """Claim, answer and the evidence in one sentence, for the four claims in shape."""
     found = (
         ("Adaptive server optimisers converge faster than FedAvg", adaptive(document)),
@@ -29,7 +33,7 @@ def claims(document: Document) -> list[dict[str, str]]:
             (answer, evidence) in found]
 
 
-def adaptive(document: Document) -> tuple[str, str]:
+def adaptive(document: StudyDocument) -> tuple[str, str]:
     """Whether the adaptive optimisers reach FedAvg's last loss in fewer rounds and are ahead of it
     in the mean over the rounds."""
     if not document.get("servers"):
@@ -54,7 +58,7 @@ def adaptive(document: Document) -> tuple[str, str]:
                     f"each{_at_ends(arms)}.")
 
 
-def _at_ends(arms: Mapping[str, Mapping[str, Any]]) -> str:
+def _at_ends(arms: Mapping[str, StudyLine]) -> str:
     """Says for how many optimisers the largest rate tried was the best, so that a larger one might
     be better still."""
     ends = sum(len(arm["rates_tried"]) > 1 and arm["rate"] == max(each["rate"]
@@ -62,12 +66,13 @@ def _at_ends(arms: Mapping[str, Mapping[str, Any]]) -> str:
     return f" (the largest one tried for {ends} of {len(arms)})" if ends else ""
 
 
-def communication(document: Document) -> tuple[str, str]:
+def communication(document: StudyDocument) -> tuple[str, str]:
     """Whether most rounds at the edge, on each machine's usual link, spend more than half their
     joules on communication."""
     parts, won = [], []
     for way, said in (("lora", "LoRA"), ("full", "full fine-tuning")):
-        mine = [line for line in usual(document, EDGE) if line["way"] == way]
+        mine = [line for line in rounds_on_usual_links(document)
+                if line["device"] in EDGE_DEVICES and line["way"] == way]
         shares = [line["communication_share"] for line in mine
                   if line["communication_share"] is not None]
         if shares:
@@ -85,11 +90,11 @@ def communication(document: Document) -> tuple[str, str]:
     )
 
 
-def saturation(document: Document) -> tuple[str, str]:
+def saturation(document: StudyDocument) -> tuple[str, str]:
     """Whether the best MFU of every edge machine is below the A100's, and whether bandwidth bounds
     it there."""
-    reference = _best(document, REFERENCE)
-    edge = {name: line for name in EDGE if (line := _best(document, name)) is not None}
+    reference = _best(document, REFERENCE_DEVICE)
+    edge = {name: line for name in EDGE_DEVICES if (line := _best(document, name)) is not None}
     if reference is None or not edge:
         return "not shown", "The machines of the comparison were left out."
     top = reference["mfu_actual"]
@@ -99,16 +104,16 @@ def saturation(document: Document) -> tuple[str, str]:
     said = ", ".join(f"{name} {100 * line['mfu_actual']:.0f} % (bound by {_said(line['bound'])})"
                      for name, line in edge.items())
     return answer, (
-        f"Best MFU of executed FLOP: {said}; {REFERENCE} {100 * top:.0f} % (bound by "
+        f"Best MFU of executed FLOP: {said}; {REFERENCE_DEVICE} {100 * top:.0f} % (bound by "
         f"{_said(reference['bound'])}). All are "
                     "modelled, and the share of its peak that a machine can sustain is a figure of "
                     "its preset.")
 
 
-def feasible(document: Document) -> tuple[str, str]:
+def feasible(document: StudyDocument) -> tuple[str, str]:
     """Whether the largest model that fits an edge machine's memory is larger with LoRA."""
-    largest: dict[str, dict[str, Any]] = {}
-    for name in EDGE:
+    largest: dict[str, dict[str, StudyLine | None]] = {}
+    for name in EDGE_DEVICES:
         fits = {way: [line for line in document["devices"] if line["device"] == name
                       and line["way"] == way and line["fits"]]
                 for way in ("lora", "full")}
@@ -117,8 +122,8 @@ def feasible(document: Document) -> tuple[str, str]:
                              for way, found in fits.items()}
     if not largest:
         return "not shown", "The machines of the comparison were left out."
-    sizes = {name: tuple(0 if pair[way] is None else pair[way]["parameters"]
-                         for way in ("lora", "full")) for name, pair in largest.items()}
+    sizes = {name: tuple(0 if line is None else line["parameters"] for line in pair.values())
+             for name, pair in largest.items()}
     gained = [name for name, (lora, full) in sizes.items() if lora > full]
     answer = "yes" if len(gained) == len(sizes) else "partly" if gained else "no"
     said = "; ".join(f"{name}: {_named(pair['lora'])} with LoRA, {_named(pair['full'])} without"
@@ -126,14 +131,7 @@ def feasible(document: Document) -> tuple[str, str]:
     return answer, f"Largest size that fits, at any batch: {said}."
 
 
-def usual(document: Document, names: Sequence[str]) -> list[Mapping[str, Any]]:
-    """Rounds of some machines on their usual links."""
-    links = document["usual_links"]
-    return [line for line in document["rounds"] if line["device"] in names
-            and line["link"] == links.get(line["device"])]
-
-
-def _best(document: Document, name: str) -> Mapping[str, Any] | None:
+def _best(document: StudyDocument, name: str) -> StudyLine | None:
     """The line with the highest MFU of executed FLOPs on a machine."""
     found = [line for line in document["devices"] if line["device"] == name
              and line["mfu_actual"] is not None]
@@ -145,5 +143,5 @@ def _said(bound: str) -> str:
             "operations": "starting operations"}[bound]
 
 
-def _named(line: Mapping[str, Any] | None) -> str:
+def _named(line: StudyLine | None) -> str:
     return "none" if line is None else str(line["model"])

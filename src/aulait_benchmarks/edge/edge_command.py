@@ -15,6 +15,7 @@ from aulait.core.files import plain_json
 from aulait.reporting import numbers as n
 from aulait.reporting import page
 from aulait_benchmarks.edge import edge_page, step_timing, study
+from aulait_benchmarks.edge.document import StudyLine
 from aulait_benchmarks.edge.study import Scope
 
 EdgeOutOption = Annotated[
@@ -90,7 +91,7 @@ def scope(options: EdgeOptions, quick: bool, repetitions: int) -> Scope:
     return start if quick else replace(start, repetitions=repetitions)
 
 
-def measure(asked: Scope, out: Path | None) -> dict[str, Any]:
+def measure(asked: Scope, out: Path | None) -> StudyLine:
     """The document of ``study.edge``, also written to a folder where one is given."""
     document = study.edge(asked, terminal.note)
     if out is not None:
@@ -106,15 +107,15 @@ def _numbers(text: str, option: str, expected: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def write(document: dict[str, Any], out: Path) -> Path:
+def write(document: StudyLine, out: Path) -> Path:
     """``edge.json`` and ``edge.html`` in a folder; the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain_json(document), indent=1, ensure_ascii=False)
-    page.save(out / "edge.json", text + "\n")
-    return page.save(out / "edge.html", edge_page.html(json.loads(text)))
+    page.save_page(out / "edge.json", text + "\n")
+    return page.save_page(out / "edge.html", edge_page.study_page(json.loads(text)))
 
 
-def show(document: dict[str, Any]) -> None:
+def show(document: StudyLine) -> None:
     """Steps of this machine, and the study's claims, in the terminal."""
     rows = [
         (line["model"], line["way"], line["batch"], line["basis"], n.duration(line["step_s"])

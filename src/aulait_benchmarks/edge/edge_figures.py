@@ -3,30 +3,30 @@ marks are modelled."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from aulait.reporting import figures
-from aulait.reporting.dots import color
-from aulait.reporting.figures import Figure, axis, label, layout
+from aulait.reporting.dots import series_color
+from aulait.reporting.figures import PlotlyFigure, axis, layout, plot_label
+from aulait_benchmarks.edge.document import StudyLine
 
-Line = Mapping[str, Any]
 PARTS: Final = {"load": "batch load", "forward": "forward", "loss": "loss", "backward": "backward",
                 "optimizer": "optimiser"}
 WAYS: Final = {"lora": "LoRA", "full": "full"}
 DASHES: Final = {"lora": "solid", "full": "dot"}
 
 
-def parts(lines: Sequence[Line]) -> Figure:
+def step_parts(lines: Sequence[StudyLine]) -> PlotlyFigure:
     """Stacked bars of one model's step: a group for each batch, LoRA beside full; one hatched bar
     where it is modelled."""
     shown = sorted(lines, key=lambda line: (line["batch"], line["way"] == "full"))
     x = [[f"batch {line['batch']}" for line in shown], [WAYS[line["way"]] for line in shown]]
     measured = any(line["part_s"] for line in shown)
-    data: list[Figure] = []
+    data: list[PlotlyFigure] = []
     for number, (part, name) in enumerate(PARTS.items() if measured else ()):
         values = [line["part_s"][part] if line["part_s"] else None for line in shown]
-        data.append(_bar(x, values, name, {"color": color(number), "line": {"width": 0}}))
+        data.append(_bar(x, values, name, {"color": series_color(number), "line": {"width": 0}}))
     if any(not line["part_s"] for line in shown):
         hatched = {"color": "@paper", "line": {"width": 1, "color": "@quiet"},
                    "pattern": {"shape": "/", "fgcolor": "@quiet", "size": 6}}
@@ -38,13 +38,14 @@ def parts(lines: Sequence[Line]) -> Figure:
         showlegend=True)}
 
 
-def _bar(x: Any, values: Sequence[float | None], name: str, marker: Figure) -> Figure:
+def _bar(x: list[list[str]], values: Sequence[float | None], name: str,
+         marker: PlotlyFigure) -> PlotlyFigure:
     return {"type": "bar", "name": name, "x": x, "y": list(values), "marker": marker,
             "hovertemplate": f"%{{x}}: %{{y:.3~g}} s<extra>{name}</extra>"}
 
 
-def by_batch(lines: Sequence[Line], machines: Sequence[str], key: str, title: str,
-             logarithmic: bool = False) -> Figure:
+def measure_by_batch(lines: Sequence[StudyLine], machines: Sequence[str], key: str, title: str,
+                     logarithmic: bool = False) -> PlotlyFigure:
     """One measure by batch, a curve for each machine; measured points are filled, modelled ones
     open."""
     percent = not logarithmic
@@ -56,12 +57,12 @@ def by_batch(lines: Sequence[Line], machines: Sequence[str], key: str, title: st
             symbols = ["circle" if line["basis"] == "measured" else "circle-open" for line in mine]
             some = any(line["basis"] == "measured" for line in mine)
             data.append({
-                "type": "scatter", "mode": "lines+markers", "name": label(machine),
+                "type": "scatter", "mode": "lines+markers", "name": plot_label(machine),
                 "x": [line["batch"] for line in mine],
                 "y": [line[key] for line in mine], "text": [line["basis"] for line in mine],
-                "line": {"color": color(number), "width": 2.5 if some else 1.5, "dash": "solid"
-                         if some else "dot"},
-                "marker": {"color": color(number), "size": 8, "symbol": symbols},
+                "line": {"color": series_color(number), "width": 2.5 if some else 1.5,
+                         "dash": "solid" if some else "dot"},
+                "marker": {"color": series_color(number), "size": 8, "symbol": symbols},
                 "hovertemplate": f"batch %{{x}}: %{{y:{'.1%' if percent else '.3~g'}}} "
                                  f"(%{{text}})<extra>%{{fullData.name}}</extra>"})
     batches = sorted({line["batch"] for line in lines})
@@ -74,7 +75,7 @@ def by_batch(lines: Sequence[Line], machines: Sequence[str], key: str, title: st
     return {"data": data, "layout": layout(across, up, showlegend=True)}
 
 
-def granularity(rounds: Sequence[Line], links: Sequence[str]) -> Figure:
+def granularity_by_link(rounds: Sequence[StudyLine], links: Sequence[str]) -> PlotlyFigure:
     """G by link on one machine: a colour for each model, LoRA solid, full dotted; a line where
     computing equals communicating."""
     data = []
@@ -87,11 +88,12 @@ def granularity(rounds: Sequence[Line], links: Sequence[str]) -> Figure:
                 symbols = [("circle" if way == "lora" else "square") + (""
                     if line["basis"] == "measured" else "-open") for line in mine]
                 data.append({
-                    "type": "scatter", "mode": "lines+markers", "name": label(f"{model}, {said}"),
+                    "type": "scatter", "mode": "lines+markers",
+                    "name": plot_label(f"{model}, {said}"),
                     "x": [line["link"] for line in mine],
                     "y": [line["granularity"] for line in mine],
-                    "line": {"color": color(number), "width": 1.5, "dash": DASHES[way]},
-                    "marker": {"color": color(number), "size": 8, "symbol": symbols},
+                    "line": {"color": series_color(number), "width": 1.5, "dash": DASHES[way]},
+                    "marker": {"color": series_color(number), "size": 8, "symbol": symbols},
                     "text": [line["basis"] for line in mine],
                     "hovertemplate": "%{x}: G = %{y:.3~g}, steps "
                                      "%{text}<extra>%{fullData.name}</extra>"})
@@ -106,7 +108,7 @@ def granularity(rounds: Sequence[Line], links: Sequence[str]) -> Figure:
         annotations=[note])}
 
 
-def servers(arms: Sequence[Line], base_loss: float) -> Figure:
+def loss_by_round(arms: Sequence[StudyLine], base_loss: float) -> PlotlyFigure:
     """Held-out loss by round, a curve for each server optimiser, all from the base's loss at round
     0."""
     data = []
@@ -114,22 +116,22 @@ def servers(arms: Sequence[Line], base_loss: float) -> Figure:
         losses = [base_loss, *arm["losses"]]
         data.append({
             "type": "scatter", "mode": "lines+markers",
-            "name": label(f"{arm['name']}, rate {arm['rate']:g}"),
+            "name": plot_label(f"{arm['name']}, rate {arm['rate']:g}"),
             "x": list(range(len(losses))), "y": losses,
-            "line": {"color": color(number), "width": 2,
+            "line": {"color": series_color(number), "width": 2,
                      "dash": ("solid", "dash", "solid", "dot")[number % 4]},
-            "marker": {"color": color(number), "size": 6, "symbol": ("circle", "square", "diamond",
-                "cross")[number % 4]},
+            "marker": {"color": series_color(number), "size": 6,
+                       "symbol": ("circle", "square", "diamond", "cross")[number % 4]},
             "hovertemplate": "round %{x}: %{y:.3f}<extra>%{fullData.name}</extra>"})
-    across = axis("round", **figures.whole([0, len(arms[0]["losses"])] if arms else []))
+    across = axis("round", **figures.whole_ticks([0, len(arms[0]["losses"])] if arms else []))
     return {"data": data, "layout": layout(across, axis("held-out loss, nats a token"),
         showlegend=True)}
 
 
-def energy(rounds: Sequence[Line]) -> Figure:
+def energy_shares(rounds: Sequence[StudyLine]) -> PlotlyFigure:
     """Where the joules of a round go, in percent: a group for each machine, LoRA beside full."""
     shown = [line for line in rounds if line["communication_share"] is not None]
-    x = [[f"{label(line['device'])}<br>{label(line['link'])}" for line in shown],
+    x = [[f"{plot_label(line['device'])}<br>{plot_label(line['link'])}" for line in shown],
          [WAYS[line["way"]] for line in shown]]
     totals = [line["computing_j"] + (line["waiting_j"] or 0.0) + line["network_j"]
               for line in shown]

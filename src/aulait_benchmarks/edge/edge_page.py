@@ -6,37 +6,57 @@ Reads the JSON document of ``aulait_benchmarks.edge.study.edge`` and nothing els
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from aulait.reporting import markup, numbers, page
-from aulait.reporting.markup import Html, Section
+from aulait.reporting import numbers, page
+from aulait.reporting.markup import PageTable, PlacedFigure, Section, rendered
+from aulait.reporting.numbers import Style
 from aulait_benchmarks.edge import edge_figures as draw
 from aulait_benchmarks.edge import edge_reading as reading
+from aulait_benchmarks.edge.document import (
+    HERE,
+    StudyDocument,
+    StudyLine,
+    rounds_on_usual_links,
+)
 
-Document = Mapping[str, Any]
 STUDY = (
     "Woisetschlaeger et al., “Federated Fine-Tuning of LLMs on the Very Edge: The Good, the Bad, "
     "the Ugly”, DEEM 2024"
 )
-HERE = "this machine"
 
 
-def html(document: Document) -> str:
+def study_page(document: StudyDocument) -> str:
     """The whole page, self-contained.
 
     Args:
-        document: as ``bench_edge.edge`` returns it, or read back from its JSON.
+        document: as ``study.edge`` returns it, or read back from its JSON.
     """
     sections = [_claims(document), _steps(document), _mfu(document), _efficiency(document),
                 _granularity(document)]
     sections += [_servers(document)] if document.get("servers") else []
     sections += [_energy(document), _method(document)]
-    return page.page("Fine-tuning at the very edge", _subtitle(document), _opening(document),
-                     sections)
+    said = (
+        f"Figures in the shape of those of {STUDY}. The numbers of the study are not public to us: "
+        "only the shape is compared. Steps of this machine are measured where it could; everything "
+        "else is modelled from counted work and published figures of machines and links. Filled "
+        "marks and coloured stacks are measured, open marks and hatched bars are modelled."
+    )
+    opening = page.opening_of([], banners=[("remark", said)], tiles=reading.key_figures(document))
+    return page.whole_page("Fine-tuning at the very edge", _subtitle(document), opening, sections)
 
 
-def _subtitle(document: Document) -> str:
+def _section(slug: str, title: str, charts: Sequence[PlacedFigure] = (),
+             **parts: object) -> Section:
+    """A section; its parts: lead (a sentence), shown (a table), note, and folded with
+    folded_title (a table that the reader opens)."""
+    missing = dict.fromkeys(("lead", "shown", "note", "folded", "folded_title"))
+    body = rendered("edge_section.html.j2", package="aulait_benchmarks.edge",
+                    charts=charts, **{**missing, **parts})
+    return Section(slug, title, body, {chart.name: chart.figure for chart in charts})
+
+
+def _subtitle(document: StudyDocument) -> str:
     names = ", ".join(model["name"] for model in document["models"])
     lengths = document["settings"]["lengths"]
     return (
@@ -45,37 +65,26 @@ def _subtitle(document: Document) -> str:
     )
 
 
-def _opening(document: Document) -> Html:
-    said = (f"Figures in the shape of those of {STUDY}. The numbers of the study are not public to "
-            "us: only the shape is compared. Steps "
-            "of this machine are measured where it could; everything else is modelled from counted "
-            "work and published figures of machines "
-            "and links. Filled marks and coloured stacks are measured, open marks and hatched bars "
-            "are modelled.")
-    return markup.join(page.banners([("remark", said)]), page.tiles(reading.tiles(document)))
-
-
-def _claims(document: Document) -> Section:
+def _claims(document: StudyDocument) -> Section:
     rows = [[each["claim"], each["answer"], each["evidence"]] for each in document["claims"]]
-    body = markup.table(["what the study claims, in shape", "here", "what this run shows"], rows,
-                        words=(0, 1, 2), wide=True)
-    return Section("claims", "The study's claims, and this run", body)
+    head = ["what the study claims, in shape", "here", "what this run shows"]
+    return _section("claims", "The study's claims, and this run",
+                    shown=PageTable(head, rows, words=(0, 1, 2), wide=True))
 
 
-def _steps(document: Document) -> Section:
-    charts, places = {}, []
+def _steps(document: StudyDocument) -> Section:
+    charts = []
     for number, model in enumerate(model["name"] for model in document["models"]):
         mine = [line for line in document["steps"] if line["model"] == model]
         if any(line["step_s"] is not None for line in mine):
-            charts[f"parts-{number}"] = draw.parts(mine)
-            places.append(markup.chart(f"parts-{number}",
-                f"{model}, {numbers.count(mine[0]['parameters'])} weights: {_bases(mine)}", 300))
-    lines = markup.folded("All steps of this machine", _step_table(document))
-    body = markup.join(markup.paragraph(reading.steps(document)), markup.columns(*places), lines)
-    return Section("steps", "(a) Where a step's time goes on this machine", body, charts)
+            title = f"{model}, {numbers.count(mine[0]['parameters'])} weights: {_bases(mine)}"
+            charts.append(PlacedFigure(f"parts-{number}", title, draw.step_parts(mine), 300))
+    return _section("steps", "(a) Where a step's time goes on this machine", charts,
+                    lead=reading.steps_sentence(document), folded=_step_table(document),
+                    folded_title="All steps of this machine")
 
 
-def _bases(lines: Sequence[Mapping[str, Any]]) -> str:
+def _bases(lines: Sequence[StudyLine]) -> str:
     many = sum(line["basis"] == "measured" for line in lines)
     missing = (
         "; gaps do not fit the memory" if any(line["step_s"] is None for line in lines) else ""
@@ -86,157 +95,155 @@ def _bases(lines: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _step_table(document: Document) -> Html:
+def _step_table(document: StudyDocument) -> PageTable:
+    columns: list[tuple[str, str, Style]] = [
+        ("step", "step_s", numbers.duration),
+        ("as modelled", "predicted_s", numbers.duration),
+        ("tokens/s", "tokens_per_s", numbers.significant),
+        ("MFU, model", "mfu_model", numbers.percent),
+        ("MFU, actual", "mfu_actual", numbers.percent),
+        ("peak of the process", "peak_bytes", numbers.size),
+        ("as modelled", "predicted_bytes", numbers.size),
+    ]
     rows = [[line["model"], draw.WAYS[line["way"]], numbers.count(line["batch"]), line["basis"],
-             _or(line["step_s"], numbers.duration),
-             _or(line["predicted_s"], numbers.duration),
-             _or(line["tokens_per_s"], numbers.significant),
-             _or(line["mfu_model"], numbers.percent), _or(line["mfu_actual"], numbers.percent),
-             _or(line.get("peak_bytes"), numbers.size), numbers.size(line["predicted_bytes"]),
+             *(numbers.or_dash(line.get(key), style) for _, key, style in columns),
              line.get("reason", "")] for line in document["steps"]]
-    head = ["model", "", "batch", "basis", "step", "as modelled", "tokens/s", "MFU, model",
-            "MFU, actual", "peak of the process",
-            "as modelled", "why it is modelled"]
-    return markup.table(head, rows, words=(0, 1, 3, 11))
+    head = ["model", "", "batch", "basis", *(title for title, *_ in columns), "why it is modelled"]
+    return PageTable(head, rows, words=(0, 1, 3, 11))
 
 
-def _or(value: Any, style: Any) -> str:
-    return "–" if value is None else str(style(value))
+def _by_batch(document: StudyDocument, way: str) -> list[StudyLine]:
+    """Steps of the shown model on all machines."""
+    model = reading.shown_model(document)
+    return [line for line in (*document["steps"], *document["devices"])
+            if line["model"] == model and line["way"] == way]
 
 
-def _every(document: Document) -> list[Any]:
-    return [*document["steps"], *document["devices"]]
-
-
-def _machines(document: Document) -> list[str]:
+def _machines(document: StudyDocument) -> list[str]:
     return [HERE, *document["settings"]["devices"]]
 
 
-def _mfu(document: Document) -> Section:
-    model = reading.shown_model(document)
-    lines = [line for line in _every(document) if line["model"] == model and line["way"] == "lora"]
-    charts = {"mfu-model": draw.by_batch(lines, _machines(document), "mfu_model", "MFU, model"),
-              "mfu-actual": draw.by_batch(lines, _machines(document), "mfu_actual", "MFU, actual")}
-    places = markup.columns(markup.chart("mfu-model", f"{model}, LoRA: 6 N FLOP over the peak",
-        360),
-                            markup.chart("mfu-actual",
-                                         f"{model}, LoRA: executed FLOP over the peak", 360))
+def _mfu(document: StudyDocument) -> Section:
+    model, lines, machines = (
+        reading.shown_model(document), _by_batch(document, "lora"), _machines(document)
+    )
+    charts = [PlacedFigure(f"mfu-{kind}", f"{model}, LoRA: {what} FLOP over the peak",
+                           draw.measure_by_batch(lines, machines, f"mfu_{kind}", f"MFU, {kind}"),
+                           360)
+              for kind, what in (("model", "6 N"), ("actual", "executed"))]
     known = bool(document["machine"]["peak_flop_per_s"])
     here = (
         "" if known
         else " For this machine, whose data sheet is not known, it is what a large matrix product "
              "was measured to sustain."
     )
-    remark = (f"The peak is that of the data sheet at the precision in use.{here} LoRA leaves out "
-              "the gradients "
-              "of frozen weights, so its model MFU can exceed the actual one by half, and 100 %.")
-    return Section("mfu", "(b) MFU by batch", markup.join(markup.paragraph(reading.mfu(document)),
-        places, markup.note(remark)), charts)
+    note = (
+        f"The peak is that of the data sheet at the precision in use.{here} LoRA leaves out the "
+        "gradients of frozen weights, so its model MFU can exceed the actual one by half, and "
+        "100 %."
+    )
+    return _section("mfu", "(b) MFU by batch", charts, lead=reading.mfu_sentence(document),
+                    note=note)
 
 
-def _efficiency(document: Document) -> Section:
-    model, charts, places = reading.shown_model(document), {}, []
-    for way, said in draw.WAYS.items():
-        lines = [line for line in _every(document) if line["model"] == model and line["way"] == way]
-        charts[f"joule-{way}"] = draw.by_batch(lines, _machines(document), "tokens_per_joule",
-            "tokens a joule", logarithmic=True)
-        places.append(markup.chart(f"joule-{way}", f"{model}, {said}", 360))
+def _efficiency(document: StudyDocument) -> Section:
+    model, machines = reading.shown_model(document), _machines(document)
+    charts = [PlacedFigure(f"joule-{way}", f"{model}, {said}",
+                           draw.measure_by_batch(_by_batch(document, way), machines,
+                                                 "tokens_per_joule", "tokens a joule",
+                                                 logarithmic=True), 360)
+              for way, said in draw.WAYS.items()]
     basis = sorted({str(line["energy_basis"]) for line in document["steps"]
                     if line["energy_basis"]})
-    here = "; ".join(basis) or "not known"
-    remark = (
-        f"Energy of this machine: {here}. Energy of the others: the preset's power under load, "
-        "times seconds."
+    note = (
+        f"Energy of this machine: {'; '.join(basis) or 'not known'}. Energy of the others: the "
+        "preset's power under load, times seconds."
     )
-    body = markup.join(markup.paragraph(reading.efficiency(document)), markup.columns(*places),
-                       markup.note(remark))
-    return Section("efficiency", "(c) Energy efficiency by batch", body, charts)
+    return _section("efficiency", "(c) Energy efficiency by batch", charts,
+                    lead=reading.efficiency_sentence(document), note=note)
 
 
-def _granularity(document: Document) -> Section:
-    charts, places = {}, []
+def _granularity(document: StudyDocument) -> Section:
     slowest = {link: max(line["communicating_s"] for line in document["rounds"]
-                         if line["link"] == link) for link in
-               document["settings"]["links"]}
+                         if line["link"] == link)
+               for link in document["settings"]["links"]}
     links = sorted(slowest, key=lambda link: -slowest[link])
+    charts = []
     for number, machine in enumerate(reading.two_machines(document)):
         mine = [line for line in document["rounds"] if line["device"] == machine]
         if any(line["granularity"] for line in mine):
-            charts[f"granularity-{number}"] = draw.granularity(mine, links)
-            places.append(markup.chart(f"granularity-{number}", f"{machine}, over modelled links",
-                                       420))
+            charts.append(PlacedFigure(f"granularity-{number}", f"{machine}, over modelled links",
+                                       draw.granularity_by_link(mine, links), 420))
     head = ["model", "weights", "LoRA factors, one way", "all weights, one way", "times as many"]
-    ratios = {model["name"]: 4 * model["parameters"] / model["adapter_bytes"]
-              for model in document["models"]}
     sizes = [[model["name"], numbers.count(model["parameters"]),
-              numbers.size(model["adapter_bytes"]),
-              numbers.size(4 * model["parameters"]), numbers.significant(ratios[model["name"]])]
-              for model in document["models"]]
-    body = markup.join(markup.paragraph(reading.granularity(document)), markup.columns(*places),
-                       markup.table(head, sizes),
-                       markup.note(
-                           "Bytes are those of float32; a machine that trains all weights in "
-                           "bfloat16 sends half as many."))
-    return Section("granularity", "(d) Granularity: computing over communicating", body, charts)
+              numbers.size(model["adapter_bytes"]), numbers.size(4 * model["parameters"]),
+              numbers.significant(4 * model["parameters"] / model["adapter_bytes"])]
+             for model in document["models"]]
+    note = (
+        "Bytes are those of float32; a machine that trains all weights in bfloat16 sends half as "
+        "many."
+    )
+    return _section("granularity", "(d) Granularity: computing over communicating", charts,
+                    lead=reading.granularity_sentence(document), shown=PageTable(head, sizes),
+                    note=note)
 
 
-def _servers(document: Document) -> Section:
+def _servers(document: StudyDocument) -> Section:
     found = document["servers"]
-    places = markup.chart("servers",
-        f"held-out loss of {found['base']} with LoRA, {found['clients']} clients: measured", 340)
+    title = f"held-out loss of {found['base']} with LoRA, {found['clients']} clients: measured"
+    chart = PlacedFigure("servers", title,
+                         draw.loss_by_round(found["arms"], found["base_loss"]), 340)
     rows = [[arm["name"], f"{each['rate']:g}" + (" (shown)" if each["rate"] == arm["rate"] else ""),
              numbers.loss(each["last_loss"])]
             for arm in found["arms"] for each in arm["rates_tried"]]
-    remark = (f"{found['rounds']} rounds of {found['steps']} steps of {found['batch']} on "
-              f"{found['data']}, method {found['algorithm']}, "
-              "one seed. Each optimiser is shown at the rate with the lowest last loss of those "
-              "tried. The study fine-tunes FLAN-T5 on "
-              "SAMSum and tells ROUGE-1; here it is a small causal model and the loss.")
-    body = markup.join(markup.paragraph(reading.servers(document)), places, markup.note(remark),
-                       markup.folded("Rates tried",
-                           markup.table(["optimiser", "rate", "loss after the last round"], rows)))
-    return Section("servers", "(e) Server optimisers by round", body,
-                   {"servers": draw.servers(found["arms"], found["base_loss"])})
+    note = (
+        f"{found['rounds']} rounds of {found['steps']} steps of {found['batch']} on "
+        f"{found['data']}, method {found['algorithm']}, one seed. Each optimiser is shown at the "
+        "rate with the lowest last loss of those tried. The study fine-tunes FLAN-T5 on SAMSum and "
+        "tells ROUGE-1; here it is a small causal model and the loss."
+    )
+    return _section("servers", "(e) Server optimisers by round", [chart],
+                    lead=reading.servers_sentence(document), note=note, folded_title="Rates tried",
+                    folded=PageTable(["optimiser", "rate", "loss after the last round"], rows))
 
 
-def _energy(document: Document) -> Section:
+def _energy(document: StudyDocument) -> Section:
     model = reading.shown_model(document)
-    mine = [line for line in reading.on_usual_links(document) if line["model"] == model]
-    remark = ("Computing: the machine's power under load. Waiting: its idle power while the link "
-              "works. Network: all bytes both ways, "
-              "times the joules a byte of that link (averages of whole networks; estimates differ "
-              "tenfold; set your own with "
-              "--joules-per-byte). A way that does not fit a machine's memory has no bar.")
-    place = markup.chart("energy",
+    mine = [line for line in rounds_on_usual_links(document) if line["model"] == model]
+    title = (
         f"{model}, a round on each machine's usual link: modelled, except measured steps of this "
-        "machine", 360)
-    body = markup.join(markup.paragraph(reading.energy(document)), place, markup.note(remark))
-    return Section("energy", "(f) Energy of a round: computing or network", body,
-                   {"energy": draw.energy(mine)})
+        "machine"
+    )
+    note = (
+        "Computing: the machine's power under load. Waiting: its idle power while the link works. "
+        "Network: all bytes both ways, times the joules a byte of that link (averages of whole "
+        "networks; estimates differ tenfold; set your own with --joules-per-byte). A way that does "
+        "not fit a machine's memory has no bar."
+    )
+    return _section("energy", "(f) Energy of a round: computing or network",
+                    [PlacedFigure("energy", title, draw.energy_shares(mine), 360)],
+                    lead=reading.energy_sentence(document), note=note)
 
 
-def _method(document: Document) -> Section:
-    scope, ratio = document["settings"], document["model_ratio"]
-    here = document["machine"]
+def _method(document: StudyDocument) -> Section:
+    scope, ratio, here = document["settings"], document["model_ratio"], document["machine"]
     speed = numbers.significant(here["flop_per_s"][scope["dtype"]] / 1e9)
     rows = [
         ["this machine",
-            f"{here['device']}, {numbers.counted(here['threads'], 'thread')}, torch "
-            f"{here['torch']}, {speed} GFLOP/s of "
-         f"{scope['dtype']} in a large matrix product"],
+         f"{here['device']}, {numbers.counted(here['threads'], 'thread')}, torch {here['torch']}, "
+         f"{speed} GFLOP/s of {scope['dtype']} in a large matrix product"],
         ["a step",
-            "tokenise and pad, forward, loss, backward, clip and AdamW; medians of at most "
-            f"{scope['repetitions']} steps after one "
-         "to warm up"],
+         "tokenise and pad, forward, loss, backward, clip and AdamW; medians of at most "
+         f"{scope['repetitions']} steps after one to warm up"],
         ["a round",
-            f"{scope['steps']} steps of {scope['round_batch']} rows, or as many rows in smaller "
-            "steps; the model down and up once"],
-        ["the model of time", "not compared: nothing was measured" if ratio is None else
+         f"{scope['steps']} steps of {scope['round_batch']} rows, or as many rows in smaller "
+         "steps; the model down and up once"],
+        ["the model of time",
+         "not compared: nothing was measured" if ratio is None else
          f"measured over modelled seconds on this machine: median {ratio['median']:.2f}, "
-         f"{ratio['least']:.2f} to {ratio['greatest']:.2f} "
-         f"over {ratio['steps']} measured steps; this machine's modelled steps are multiplied by "
-         "the median, other machines' are not"],
+         f"{ratio['least']:.2f} to {ratio['greatest']:.2f} over {ratio['steps']} measured steps; "
+         "this machine's modelled steps are multiplied by the median, other machines' are not"],
         ["weights",
          "random, by the published sizes; the time of a step does not depend on their values"],
     ]
-    return Section("method", "How it was found", markup.table(["", ""], rows, words=(0, 1)))
+    return _section("method", "How it was found", shown=PageTable(["", ""], rows, words=(0, 1)))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 from aulait.reporting import numbers
+from aulait_benchmarks.edge.document import (
+    EDGE_DEVICE,
+    HERE,
+    REFERENCE_DEVICE,
+    StudyDocument,
+    StudyLine,
+    rounds_on_usual_links,
+)
 
-Document = Mapping[str, Any]
-Line = Mapping[str, Any]
-HERE = "this machine"
-REFERENCE = ("jetson-orin", "a100")
 GAIN = 0.05  # of MFU by doubling the batch: below it the curve counts as flat
 
 
-def shown_model(document: Document) -> str:
+def shown_model(document: StudyDocument) -> str:
     """The model of the figures by batch: the largest that was measured with LoRA here, else the
     smallest."""
     measured = [line for line in document["steps"] if line["basis"] == "measured"
@@ -24,22 +27,16 @@ def shown_model(document: Document) -> str:
                else document["models"][0]["name"])
 
 
-def two_machines(document: Document) -> list[str]:
+def two_machines(document: StudyDocument) -> list[str]:
     """The machines of the granularity figure: this one, and the study's edge device or the first
     preset there is."""
     devices = document["settings"]["devices"]
-    return [HERE, *(["jetson-orin"] if "jetson-orin" in devices else list(devices)[:1])]
+    return [HERE, *([EDGE_DEVICE] if EDGE_DEVICE in devices else list(devices)[:1])]
 
 
-def on_usual_links(document: Document) -> list[Line]:
-    """Rounds of every machine on its usual link."""
-    return [line for line in document["rounds"]
-            if line["link"] == document["usual_links"].get(line["device"])]
-
-
-def tiles(document: Document) -> list[tuple[str, str, str]]:
+def key_figures(document: StudyDocument) -> list[tuple[str, str, str]]:
     """Name, value and remark of the four key figures."""
-    lines, rounds = document["steps"], on_usual_links(document)
+    lines, rounds = document["steps"], rounds_on_usual_links(document)
     measured = [line for line in lines if line["basis"] == "measured"]
     fastest = max(measured, key=lambda line: line["tokens_per_s"], default=None)
     ratio = document["model_ratio"]
@@ -59,7 +56,7 @@ def tiles(document: Document) -> list[tuple[str, str, str]]:
     ]
 
 
-def steps(document: Document) -> str:
+def steps_sentence(document: StudyDocument) -> str:
     """Of figure (a)."""
     measured = {(line["model"], line["batch"], line["way"]): line for line in document["steps"]
                 if line["basis"] == "measured"}
@@ -80,10 +77,10 @@ def steps(document: Document) -> str:
             f"is {_part(largest['lora'])} with {numbers.percent(shares['lora'], 0)}.")
 
 
-def mfu(document: Document) -> str:
+def mfu_sentence(document: StudyDocument) -> str:
     """Of figure (b)."""
     said = []
-    for name in (HERE, *REFERENCE):
+    for name in (HERE, EDGE_DEVICE, REFERENCE_DEVICE):
         found = _curve(document, name, "mfu_actual")
         if found:
             best = max(found, key=lambda line: line["mfu_actual"])
@@ -111,7 +108,7 @@ def _flat_from(curve: Sequence[tuple[int, float]]) -> int | None:
     return flat
 
 
-def efficiency(document: Document) -> str:
+def efficiency_sentence(document: StudyDocument) -> str:
     """Of figure (c)."""
     best = {}
     for name in (HERE, *document["settings"]["devices"]):
@@ -132,7 +129,7 @@ def efficiency(document: Document) -> str:
             f"{_joule(low)}{here}.")
 
 
-def granularity(document: Document) -> str:
+def granularity_sentence(document: StudyDocument) -> str:
     """Of figure (d)."""
     found = [line for line in document["rounds"] if line["granularity"] is not None]
     ruled = {way: [line["granularity"] < 1 for line in found if line["way"] == way]
@@ -149,7 +146,7 @@ def granularity(document: Document) -> str:
             f"machines and links{middle}.")
 
 
-def servers(document: Document) -> str:
+def servers_sentence(document: StudyDocument) -> str:
     """Of figure (e)."""
     arms = document["servers"]["arms"]
     plain = next(arm for arm in arms if arm["server"] == "plain")
@@ -163,10 +160,10 @@ def servers(document: Document) -> str:
     )
 
 
-def energy(document: Document) -> str:
+def energy_sentence(document: StudyDocument) -> str:
     """Of figure (f)."""
-    mine = [line for line in on_usual_links(document) if line["model"] == shown_model(document)
-            and line["communication_share"] is not None]
+    mine = [line for line in rounds_on_usual_links(document)
+            if line["model"] == shown_model(document) and line["communication_share"] is not None]
     said = []
     for way, name in (("full", "all weights are sent"), ("lora", "LoRA factors are sent")):
         shares = sorted((line["communication_share"], line["device"]) for line in mine
@@ -174,14 +171,15 @@ def energy(document: Document) -> str:
         if shares:
             (low, least), (high, most) = shares[0], shares[-1]
             said.append(
-                f"{numbers.percent(low)} ({least}) to {numbers.percent(high)} ({most}) where {name}")
+                f"{numbers.percent(low)} ({least}) to {numbers.percent(high)} ({most}) where "
+                f"{name}")
     return (
         f"Of a round's energy, communication takes {', and '.join(said)}." if said
         else "No round's energy is known."
     )
 
 
-def _curve(document: Document, machine: str, key: str) -> list[Line]:
+def _curve(document: StudyDocument, machine: str, key: str) -> list[StudyLine]:
     """Lines of the shown model with LoRA on a machine, by batch, that have a value."""
     found = [line for line in (*document["steps"], *document["devices"])
              if (line["device"], line["model"], line["way"]) == (machine, shown_model(document),
@@ -189,7 +187,7 @@ def _curve(document: Document, machine: str, key: str) -> list[Line]:
     return sorted(found, key=lambda line: int(line["batch"]))
 
 
-def _way(line: Line) -> str:
+def _way(line: StudyLine) -> str:
     return "LoRA" if line["way"] == "lora" else "full"
 
 
@@ -198,7 +196,7 @@ def _part(name: str) -> str:
         if name != "loss" else "the loss")
 
 
-def _joule(line: Line) -> str:
+def _joule(line: StudyLine) -> str:
     return (
         f"{numbers.significant(line['tokens_per_joule'])} "
         f"({line['basis'] if line['basis'] == 'modelled' else 'measured time'})"

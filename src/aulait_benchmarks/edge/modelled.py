@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from aulait.core.lora import Shapes
 from aulait.core.types import Profile
@@ -17,16 +16,16 @@ from aulait.resources import cost_model as cost
 from aulait.resources.cost_model import Batch, Cost, ModelShape
 from aulait.resources.links import LINKS, transfer_s
 from aulait_benchmarks.edge import efficiency as metrics
+from aulait_benchmarks.edge.document import StudyLine
 from aulait_benchmarks.edge.reference_models import Member, adapted, counted
 from aulait_benchmarks.edge.step_timing import Lengths, Way
 
 WAYS: tuple[Way, ...] = ("lora", "full")
 BYTES = cost.SIZES
-Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Work:
+class StudyModel:
     """What is trained: one size of a model.
 
     Attributes:
@@ -44,7 +43,7 @@ class Work:
     lengths: Lengths
 
     @classmethod
-    def of(cls, member: Member, rank: int, lengths: Lengths) -> Work:
+    def of(cls, member: Member, rank: int, lengths: Lengths) -> StudyModel:
         """Counted from the configuration; no weights are made."""
         body = counted(member)
         return cls(member, body, adapted(body), rank, lengths)
@@ -95,7 +94,7 @@ def peak(profile: Profile, dtype: str) -> float | None:
     return profile.peak_flop_per_s.get(dtype) or profile.flop_per_s.get(dtype)
 
 
-def modelled(work: Work, way: Way, batch: int, profile: Profile, dtype: str) -> Line:
+def modelled(work: StudyModel, way: Way, batch: int, profile: Profile, dtype: str) -> StudyLine:
     """One step on a machine; seconds and joules are None where it does not fit the machine's
     memory."""
     need = work.cost(way, batch, dtype)
@@ -111,11 +110,11 @@ def modelled(work: Work, way: Way, batch: int, profile: Profile, dtype: str) -> 
     return line | rates(work, need, batch, step_s, energy_j, peak(profile, dtype))
 
 
-def rates(work: Work, need: Cost, batch: int, step_s: float | None, energy_j: float | None,
-          peak_flop_per_s: float | None) -> Line:
+def rates(work: StudyModel, need: Cost, batch: int, step_s: float | None, energy_j: float | None,
+          peak_flop_per_s: float | None) -> StudyLine:
     """The metrics of a step that took so many seconds and joules."""
     tokens = work.tokens(batch)
-    told: Line = {"tokens": tokens, "step_s": step_s, "energy_j": energy_j,
+    told: StudyLine = {"tokens": tokens, "step_s": step_s, "energy_j": energy_j,
                   "model_flop": need.model_flop, "flop": need.flop}
     if step_s is None:
         return told | dict.fromkeys(("tokens_per_s", "mfu_model", "mfu_actual", "tokens_per_joule"))
@@ -139,8 +138,8 @@ def bound(need: Cost, profile: Profile, dtype: str) -> str:
     return max(taken_s, key=lambda part: taken_s[part])
 
 
-def round_of(line: Line, work: Work, profile: Profile, link: str, rows: int,
-             joules_per_byte: float | None) -> Line:
+def round_of(line: StudyLine, work: StudyModel, profile: Profile, link: str, rows: int,
+             joules_per_byte: float | None) -> StudyLine:
     """A federated round in steps of a line: computing, communicating, granularity, and where the
     joules go.
 
@@ -157,7 +156,7 @@ def round_of(line: Line, work: Work, profile: Profile, link: str, rows: int,
     transfers_s = sum(transfer_s(size_bytes, rate, over.latency_s)
                       for rate in (over.down_bytes_per_s, over.up_bytes_per_s))
     per_byte = over.joules_per_byte if joules_per_byte is None else joules_per_byte
-    told: Line = {key: line[key] for key in ("device", "dtype", "model", "parameters", "way",
+    told: StudyLine = {key: line[key] for key in ("device", "dtype", "model", "parameters", "way",
         "batch", "basis", "fits")}
     told |= {"link": link, "steps": steps, "up_bytes": size_bytes, "down_bytes": size_bytes,
              "communicating_s": transfers_s}
@@ -177,7 +176,8 @@ def round_of(line: Line, work: Work, profile: Profile, link: str, rows: int,
     return told | {"computing_j": computing_j, "communication_share": share}
 
 
-def lines(works: Sequence[Work], profiles: Sequence[Profile], batches: Sequence[int]) -> list[Line]:
+def lines_of_presets(works: Sequence[StudyModel], profiles: Sequence[Profile],
+                     batches: Sequence[int]) -> list[StudyLine]:
     """Every model, way and batch on every machine."""
     return [modelled(work, way, batch, profile, precision(profile))
             for profile in profiles for work in works for way in WAYS for batch in batches]

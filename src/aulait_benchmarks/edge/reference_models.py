@@ -9,10 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
 
 from aulait.core.errors import ModelError, did_you_mean, require
 from aulait.models.loading import ATTENTION, BREW, Base, ModelConfig, load_base, wrap
@@ -34,22 +43,24 @@ class Member:
     sizes: Mapping[str, int]
 
 
-def _t5(name: str, width: int, inner: int, heads: int, blocks: int, vocabulary: int = 32128,
+def _t5(name: str, sizes: tuple[int, int, int, int], vocabulary: int = 32128,
         head: int = 64) -> Member:
-    return Member(name, {"d_model": width, "d_ff": inner, "num_heads": heads, "num_layers": blocks,
-                         "d_kv": head, "vocab_size": vocabulary})
+    """``sizes``: width, inner width, heads, blocks."""
+    keys = ("d_model", "d_ff", "num_heads", "num_layers")
+    return Member(name, {**dict(zip(keys, sizes, strict=True)), "d_kv": head,
+                         "vocab_size": vocabulary})
 
 
 FAMILIES: Mapping[str, tuple[Member, ...]] = {
     "flan-t5": (
-        _t5("FLAN-T5 small", 512, 1024, 6, 8),
-        _t5("FLAN-T5 base", 768, 2048, 12, 12),
-        _t5("FLAN-T5 large", 1024, 2816, 16, 24),
-        _t5("FLAN-T5 XL", 2048, 5120, 32, 24),
+        _t5("FLAN-T5 small", (512, 1024, 6, 8)),
+        _t5("FLAN-T5 base", (768, 2048, 12, 12)),
+        _t5("FLAN-T5 large", (1024, 2816, 16, 24)),
+        _t5("FLAN-T5 XL", (2048, 5120, 32, 24)),
     ),
     "tiny": (
-        _t5("tiny", 32, 64, 2, 2, vocabulary=512, head=16),
-        _t5("less tiny", 64, 128, 2, 4, vocabulary=512, head=32),
+        _t5("tiny", (32, 64, 2, 2), vocabulary=512, head=16),
+        _t5("less tiny", (64, 128, 2, 4), vocabulary=512, head=32),
     ),
 }
 
@@ -67,14 +78,12 @@ def members(family: str, model: str | None = None) -> tuple[Member, ...]:
     return FAMILIES[family]
 
 
-def configuration(member: Member) -> Any:
+def configuration(member: Member) -> PretrainedConfig:
     """The transformers configuration of a size; no weights are made.
 
     Raises:
         ModelError: the id or path cannot be read.
     """
-    from transformers import AutoConfig, T5Config
-
     if member.sizes:
         return T5Config(**member.sizes, feed_forward_proj="gated-gelu", dropout_rate=0.0,
                         decoder_start_token_id=0,
@@ -84,8 +93,8 @@ def configuration(member: Member) -> Any:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model '{member.name}' cannot be read ({str(error).splitlines()[0][:120]}); expected "
-            "'brew', a folder "
-                         "with config.json, or a Hugging Face id and a network to reach it") from error
+            "'brew', a folder with config.json, or a Hugging Face id and a network to reach it"
+        ) from error
 
 
 def base(member: Member, dtype: str, device: str, context: int) -> Base:
@@ -98,12 +107,10 @@ def base(member: Member, dtype: str, device: str, context: int) -> Base:
         context: tokens of a sequence.
     """
     found = configuration(member)
-    kind: Any = "seq2seq" if found.is_encoder_decoder else "causal"
-    config = ModelConfig(name=member.name, kind=kind, dtype=dtype, device=device, context=context)
+    config = ModelConfig(name=member.name, dtype=dtype, device=device, context=context,
+                         kind="seq2seq" if found.is_encoder_decoder else "causal")
     if not member.sizes:
         return load_base(config)
-    from transformers import AutoModelForSeq2SeqLM
-
     place = (
         torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto"
         else torch.device(device)
@@ -120,13 +127,8 @@ def base(member: Member, dtype: str, device: str, context: int) -> Base:
     return made
 
 
-def _numbered_words(vocabulary: int) -> Any:
+def _numbered_words(vocabulary: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose words are "w3", "w4", ...: token i is the word of its number."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
-
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{number}": number
         for number in range(3, vocabulary)}
     inner = Tokenizer(WordLevel(words, unk_token="<unk>"))

@@ -15,13 +15,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aulait.core.errors import ConfigError, require
 from aulait.engines.inline import InlineEngine
 from aulait.runs.experiment_file import build
 from aulait.runs.prepared import SharedCache
 from aulait.runs.sweep import Arm, Job, run_one
+from aulait_benchmarks.edge.document import StudyLine
 from aulait_benchmarks.edge.efficiency import rounds_to
 
 NAMES: Mapping[str, str] = {"plain": "FedAvg", "momentum": "FedAvgM", "adam": "FedAdam",
@@ -60,7 +60,7 @@ QUICK = FederationSize(
         ("adam", (0.01,)), ("adamw", (0.01,))))
 
 
-def servers(size: FederationSize, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def server_losses(size: FederationSize, tell: Callable[[str], None] = lambda _: None) -> StudyLine:
     """Held-out loss after every round, for every optimiser.
 
     Args:
@@ -73,7 +73,7 @@ def servers(size: FederationSize, tell: Callable[[str], None] = lambda _: None) 
             below FedAvg's last loss, or None), and the settings.
     """
     cache, base_loss = SharedCache(), 0.0
-    arms: list[dict[str, Any]] = []
+    arms: list[StudyLine] = []
     for server, rates in size.rates:
         tried: dict[float, list[float]] = {}
         for rate in rates:
@@ -107,7 +107,7 @@ def _losses(size: FederationSize, server: str, rate: float,
     return float(base), [float(line["eval"]["loss"]) for line in lines if line["stage"] == "train"]
 
 
-def _tree(size: FederationSize, server: str, rate: float) -> dict[str, Any]:
+def _tree(size: FederationSize, server: str, rate: float) -> dict[str, object]:
     """The experiment of one run."""
     return {
         "run": {"name": "edge", "seed": size.seed},

@@ -41,6 +41,14 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class StepRows:
+    """The rows of one step: how many, and the tokens of each."""
+
+    count: int
+    lengths: Lengths
+
+
+@dataclass(frozen=True)
 class Timed:
     """Medians over repetitions after one step to warm up.
 
@@ -93,20 +101,19 @@ def texts(base: Base, lengths: Lengths, count: int, seed: int = 0) -> list[Recor
     return [Record(words(lengths.target), prompt=words(lengths.source)) for _ in range(count)]
 
 
-def timed(base: Base, way: Way, adapter: Adapter, batch: int, lengths: Lengths, repetitions: int,
-          seconds: float) -> Timed:
+def timed_step(base: Base, adapter: Adapter, rows: StepRows, way: Way, repetitions: int,
+               seconds: float) -> Timed:
     """Time the parts of a step.
 
     Args:
         base: the model. Full fine-tuning changes its weights: take it for nothing else afterwards.
+        adapter: what is applied and trained by "lora".
+        rows: how many, and their tokens.
         way: "lora" trains the adapter's factors, "full" every weight of the base.
-        adapter: what is worn and trained by "lora".
-        batch: rows of a step.
-        lengths: tokens of a row.
         repetitions: steps to time, at least 1.
         seconds: after so many no further step is begun; one step after the first is always timed.
     """
-    records, encode = texts(base, lengths, batch), Cut(base, lengths)
+    records, encode = texts(base, rows.lengths, rows.count), Cut(base, rows.lengths)
     with ExitStack() as stack:
         if way == "lora":
             stack.enter_context(wearing(base, [adapter]))

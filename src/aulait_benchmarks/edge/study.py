@@ -11,10 +11,9 @@ here, no token is padding.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -23,9 +22,10 @@ from aulait.resources import devices as device
 from aulait.resources.links import LINKS
 from aulait.resources.profiles import PRESETS, USUAL_LINK, like
 from aulait_benchmarks.edge import server_optimizers
-from aulait_benchmarks.edge.claims import claims
-from aulait_benchmarks.edge.measured_steps import measured
-from aulait_benchmarks.edge.modelled import Line, Work, lines, round_of
+from aulait_benchmarks.edge.claims import claims_in_shape
+from aulait_benchmarks.edge.document import HERE, StudyLine
+from aulait_benchmarks.edge.measured_steps import MeasuringPlan, measured_lines
+from aulait_benchmarks.edge.modelled import StudyModel, lines_of_presets, round_of
 from aulait_benchmarks.edge.reference_models import members
 from aulait_benchmarks.edge.server_optimizers import FederationSize
 from aulait_benchmarks.edge.step_timing import Lengths
@@ -78,11 +78,10 @@ class Scope:
 QUICK = Scope(family="tiny", batches=(1, 2), device_batches=(1, 2, 4, 8), lengths=Lengths(32, 8),
               repetitions=2, minutes=0.3,
               federation=server_optimizers.QUICK)
-NAME = "this machine"
 
 
 def edge(scope: Scope, tell: Callable[[str], None] = lambda _: None,
-         profile: Profile | None = None) -> dict[str, Any]:
+         profile: Profile | None = None) -> StudyLine:
     """All measurements and models as one document.
 
     Args:
@@ -100,26 +99,27 @@ def edge(scope: Scope, tell: Callable[[str], None] = lambda _: None,
         "operations": what takes most of the modelled step), model_flop, flop, tokens_per_s,
         mfu_model, mfu_actual, energy_j (a step), energy_basis, tokens_per_joule; on this machine
         also peak_bytes (process or GPU), reason (why it was not measured) and scaled_by (see
-        ``edge_steps.measured``). ``rounds``: of each machine, model, way and link: steps,
+        ``measured_steps.measured_lines``). ``rounds``: of each machine, model, way and link: steps,
         computing_s, up_bytes, down_bytes, communicating_s, granularity, computing_j, waiting_j,
         network_j, communication_share, joules_per_byte. ``usual_links``: machine -> link.
         ``model_ratio``: measured over predicted seconds, median, least and greatest, or None.
-        ``servers``: see ``edge_servers.servers``, or None. ``claims``: claim, answer, evidence.
+        ``servers``: see ``server_optimizers.server_losses``, or None. ``claims``: claim, answer,
+        evidence.
         None stands for what is not known or does not fit.
     """
     tell("measuring this machine")
     real = profile or device.measure_device((scope.dtype,))
-    here, power_basis = _powered(replace(real, name=NAME), scope.power_w)
-    works = [Work.of(member, scope.rank, scope.lengths)
+    here, power_basis = _powered(replace(real, name=HERE), scope.power_w)
+    works = [StudyModel.of(member, scope.rank, scope.lengths)
              for member in members(scope.family, scope.model)]
-    steps = measured(works, here, scope.batches, scope.dtype, scope.repetitions, 60 * scope.minutes,
-                     tell)
+    plan = MeasuringPlan(here, scope.dtype, scope.repetitions, 60 * scope.minutes)
+    steps = measured_lines(works, scope.batches, plan, tell)
     for line in steps:
         if power_basis and str(line["energy_basis"]).startswith("modelled"):
             line["energy_basis"] = power_basis
     presets = [PRESETS[name] for name in scope.devices]
-    others = lines(works, presets, scope.device_batches)
-    found: dict[str, Any] = {
+    others = lines_of_presets(works, presets, scope.device_batches)
+    found: StudyLine = {
         "name": "edge",
         "machine": dataclasses.asdict(here) | {"power_basis": power_basis,
             "torch": torch.__version__, "processor": real.name,
@@ -131,11 +131,12 @@ def edge(scope: Scope, tell: Callable[[str], None] = lambda _: None,
         "steps": steps,
         "devices": others,
         "rounds": _rounds(scope, works, [here, *presets], [*steps, *others]),
-        "usual_links": {NAME: "home"} | {name: USUAL_LINK[name] for name in scope.devices},
+        "usual_links": {HERE: "home"} | {name: USUAL_LINK[name] for name in scope.devices},
         "model_ratio": _ratio(steps),
-        "servers": server_optimizers.servers(scope.federation, tell) if scope.federation else None,
+        "servers": server_optimizers.server_losses(scope.federation, tell)
+                   if scope.federation else None,
     }
-    return found | {"claims": claims(found)}
+    return found | {"claims": claims_in_shape(found)}
 
 
 def _powered(here: Profile, power_w: float | None) -> tuple[Profile, str]:
@@ -149,8 +150,8 @@ def _powered(here: Profile, power_w: float | None) -> tuple[Profile, str]:
     return replace(here, power_w=nearest.power_w, idle_w=nearest.idle_w), basis
 
 
-def _rounds(scope: Scope, works: Sequence[Work], machines: Sequence[Profile],
-            every: Sequence[Line]) -> list[Line]:
+def _rounds(scope: Scope, works: Sequence[StudyModel], machines: Sequence[Profile],
+            every: Sequence[StudyLine]) -> list[StudyLine]:
     """A round for each machine, model, way and link, in steps of ``round_batch`` rows, or fewer
     where memory ends."""
     told = []
@@ -164,7 +165,8 @@ def _rounds(scope: Scope, works: Sequence[Work], machines: Sequence[Profile],
     return told
 
 
-def _step_of_round(every: Sequence[Line], machine: str, model: str, way: str, batch: int) -> Line:
+def _step_of_round(every: Sequence[StudyLine], machine: str, model: str, way: str,
+                   batch: int) -> StudyLine:
     """The line of the largest batch up to the round's that fits, else that of the smallest
     batch."""
     found = [line for line in every if (line["device"], line["model"], line["way"]) == (machine,
@@ -174,7 +176,7 @@ def _step_of_round(every: Sequence[Line], machine: str, model: str, way: str, ba
                default=min(found, key=lambda line: line["batch"]))
 
 
-def _ratio(steps: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+def _ratio(steps: Sequence[StudyLine]) -> dict[str, float] | None:
     """Measured over predicted seconds of the measured steps."""
     found = [line["step_s"] / line["predicted_s"] for line in steps if line["basis"] == "measured"]
     return (

@@ -13,13 +13,24 @@ import pytest
 from tests.fixture_run import virtual, write_run
 from typer.testing import CliRunner
 
-from aulait import cli, reporting
+from aulait import cli
 from aulait.cli import compare as comparing
 from aulait.cli import ending
 from aulait.cli import plan as planning
-from aulait.reporting import clock, clock_figures, columns, numbers, pace, privacy, sections, story
+from aulait.reporting import (
+    clock,
+    clock_figures,
+    columns,
+    numbers,
+    pace,
+    privacy,
+    report,
+    sections,
+    story,
+)
 from aulait.reporting import virtual as reading
-from aulait.reporting.folder import Run, read
+from aulait.reporting.folder import RunFiles, read_run
+from aulait.runfolder.schema import VirtualClock
 
 TIERS = ({"name": "quick", "placement": "local", "clients": 2, "machine": "server"},
          {"name": "slow", "placement": "split", "clients": 1, "machine": "/home/x/profiles/old phone.json"},
@@ -46,7 +57,7 @@ ROUNDS = [
 LOSSES = {1: 4.0, 2: 3.5, 4: 3.6, 5: 3.2}
 
 
-def counted(folder: Path, *, result: dict[str, Any] | None = None, change: Callable[[dict[str, Any]], None] | None = None) -> Run:
+def counted(folder: Path, *, result: dict[str, Any] | None = None, change: Callable[[dict[str, Any]], None] | None = None) -> RunFiles:
     """A run whose clock is ROUNDS; with ``result`` as the clock of result.json."""
 
     def tiers(tree: dict[str, Any]) -> None:
@@ -61,7 +72,7 @@ def counted(folder: Path, *, result: dict[str, Any] | None = None, change: Calla
     (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     with (folder / "config.toml").open("a", encoding="utf-8") as file:
         file.write("\n[compute]\ndeadline_s = 20.0\n")
-    return read(folder)
+    return read_run(folder)
 
 
 def cells(markup: str) -> list[list[str]]:
@@ -77,22 +88,22 @@ def plain(text: str) -> str:
 
 
 def test_totals_are_those_of_the_result_or_else_of_the_rounds(tmp_path: Path) -> None:
-    found = reading.spent(counted(tmp_path / "half"))
+    found = reading.virtual_time_of(counted(tmp_path / "half"))
     assert found is not None
     assert (found.total_s, found.energy_j) == (97.0, 42.0)
     assert found.tiers["quick"] == {"answered": 7, "late": 2, "lost": 1, "away": 0, "busy_s": 82.0, "idle_s": 102.0, "energy_j": 82.0, "link_j": 2.5}
     assert found.idle_share == pytest.approx((102 + 9) / (82 + 102 + 33 + 9))
-    whole = reading.spent(counted(tmp_path / "done", result={"total_s": 500.0, "energy_j": 9.0, "idle_share": 0.25, "tiers": {"quick": tier(1.0, 3.0)}}))
+    whole = reading.virtual_time_of(counted(tmp_path / "done", result={"total_s": 500.0, "energy_j": 9.0, "idle_share": 0.25, "tiers": {"quick": tier(1.0, 3.0)}}))
     assert whole is not None
     assert (whole.total_s, whole.energy_j, whole.idle_share, set(whole.tiers)) == (500.0, 9.0, 0.25, {"quick"})
-    assert reading.spent(read(write_run(tmp_path / "without"))) is None
+    assert reading.virtual_time_of(read_run(write_run(tmp_path / "without"))) is None
 
 
 def test_words_tell_length_waiting_straggler_and_what_went_wrong(tmp_path: Path) -> None:
     run = counted(tmp_path / "run")
-    found = reading.spent(run)
+    found = reading.virtual_time_of(run)
     assert found is not None
-    first, second = map(plain, clock.sentences(run, found))
+    first, second = map(plain, clock.virtual_time_sentences(run, found))
     assert first.startswith("A federation of these machines would have taken 1 min 37 s for 1 round of synthesis and 5 rounds of training;")
     assert "49.1 % of their time in rounds waiting and used 42.0 J" in first
     assert "modelled, not measured" in first
@@ -109,19 +120,19 @@ def test_equal_tiers_have_no_straggler_and_single_ones_wait_for_none(tmp_path: P
     alone = told(10.0, 10.0, a=tier(9.0, 1.0))
     for tick, expected in ((alike, "No tier held up the others"), (alone, "only one tier was at work")):
         (run.path / "rounds.jsonl").write_text(json.dumps({"stage": "train", "round": 1, "clock": tick}), encoding="utf-8")
-        again = read(run.path)
-        found = reading.spent(again)
+        again = read_run(run.path)
+        found = reading.virtual_time_of(again)
         assert found is not None
-        text = " ".join(clock.sentences(again, found))
+        text = " ".join(clock.virtual_time_sentences(again, found))
         assert expected in text
         assert "straggler" not in text
 
 
 def test_rounds_are_told_apart_by_how_they_ended(tmp_path: Path) -> None:
     run = counted(tmp_path / "run")
-    ends = [reading.state(tick, 20.0) for _, _, tick in ROUNDS]
+    ends = [reading.round_outcome(VirtualClock(**tick), 20.0) for _, _, tick in ROUNDS]
     assert ends == ["everybody answered", "everybody answered", "closed at the deadline", "some were lost", "nobody answered", "no client at work"]
-    assert reading.state(ROUNDS[2][2], None) == "closed when enough had answered"
+    assert reading.round_outcome(VirtualClock(**ROUNDS[2][2]), None) == "closed when enough had answered"
     figure = clock_figures.round_time(run)
     assert figure is not None
     assert {name for trace in figure["data"] for name in [trace["name"]]} == set(ends)
@@ -133,7 +144,7 @@ def test_rounds_are_told_apart_by_how_they_ended(tmp_path: Path) -> None:
 
 
 def test_the_table_has_every_tier_with_machine_placement_and_shares(tmp_path: Path) -> None:
-    section = clock.section(counted(tmp_path / "run"))
+    section = clock.virtual_time_section(counted(tmp_path / "run"))
     assert section is not None
     head, *rows = cells(section.body)
     assert head == ["tier", "clients", "machine", "placement", "answered", "late", "lost", "away", "at work", "waiting", "energy", "link energy"]
@@ -144,7 +155,7 @@ def test_the_table_has_every_tier_with_machine_placement_and_shares(tmp_path: Pa
 
 
 def test_bars_are_means_of_a_clients_round_and_shares_of_answers(tmp_path: Path) -> None:
-    found = reading.spent(counted(tmp_path / "run"))
+    found = reading.virtual_time_of(counted(tmp_path / "run"))
     assert found is not None
     time, updates = clock_figures.tier_time(found), clock_figures.tier_replies(found)
     assert time is not None
@@ -157,20 +168,20 @@ def test_bars_are_means_of_a_clients_round_and_shares_of_answers(tmp_path: Path)
 
 def test_loss_is_drawn_over_seconds_since_the_start_after_synthesis(tmp_path: Path) -> None:
     run = counted(tmp_path / "run")
-    assert reading.losses(run) == [(1.0, 40.0, 4.0), (2.0, 60.0, 3.5), (4.0, 92.0, 3.6), (5.0, 97.0, 3.2)]
+    assert reading.losses_over_time(run) == [(1.0, 40.0, 4.0), (2.0, 60.0, 3.5), (4.0, 92.0, 3.6), (5.0, 97.0, 3.2)]
     figure = clock_figures.loss_time(run)
     assert figure is not None
     assert (figure["data"][0]["x"], figure["data"][0]["text"]) == ([40.0, 60.0, 92.0, 97.0], ["1", "2", "4", "5"])
     assert [(s["x0"], s["x1"]) for s in figure["layout"]["shapes"] if s["type"] == "rect"] == [(0, 30.0)]
-    assert [reading.timed(s) for s in (119.0, 120.0, 7199.0, 7200.0)] == [("s", 1.0), ("min", 60.0), ("min", 60.0), ("h", 3600.0)]
+    assert [reading.time_unit(s) for s in (119.0, 120.0, 7199.0, 7200.0)] == [("s", 1.0), ("min", 60.0), ("min", 60.0), ("h", 3600.0)]
 
 
 def test_pages_with_and_without_a_clock(tmp_path: Path) -> None:
     bare = write_run(tmp_path / "bare")
-    assert 'id="clock"' not in reporting.write(bare).read_text(encoding="utf-8")
-    assert "own machines the federation" not in story.sentences(read(bare))[2]
+    assert 'id="clock"' not in report.write_report(bare).read_text(encoding="utf-8")
+    assert "own machines the federation" not in story.lead_sentences(read_run(bare))[2]
     folder = virtual(write_run(tmp_path / "run"), deadline_s=30.0)
-    text = plain(reporting.write(folder).read_text(encoding="utf-8"))
+    text = plain(report.write_report(folder).read_text(encoding="utf-8"))
     assert 'id="clock"' in text
     length = numbers.duration(json.loads((folder / "result.json").read_text(encoding="utf-8"))["clock"]["total_s"])
     assert f"on its own machines the federation would have taken {plain(length)}, by the cost model." in text
@@ -190,26 +201,26 @@ def test_a_broken_clock_breaks_no_page(tmp_path: Path) -> None:
     for value in (None, "text", [], {}, {"tiers": []}, {"tiers": {"a": 3}}, {"tiers": {"<b>": {}}}, {"total_s": -1, "tiers": 1}, "leaves", 3):
         for name, text in originals.items():
             (folder / name).write_text("\n".join(json.dumps(twist(json.loads(line), value)) for line in text.splitlines()), encoding="utf-8")
-        page = reporting.write(folder).read_text(encoding="utf-8")
+        page = report.write_report(folder).read_text(encoding="utf-8")
         assert ('id="clock"' in page) == (isinstance(value, dict) or value == "leaves")
         assert "<b>" not in page.partition('id="clock"')[2].partition("</section>")[0]
-        reporting.compare([folder, folder], tmp_path / "compare.html")
+        report.write_comparison([folder, folder], tmp_path / "compare.html")
 
 
 def test_tiers_name_machines_and_split_is_said_to_leak(tmp_path: Path) -> None:
     run = counted(tmp_path / "run")
-    head, *rows = cells(sections.tiers(run).body)
+    head, *rows = cells(sections.tiers_section(run).body)
     assert head[6:] == ["machine", "reason"]
     assert [row[6] for row in rows] == ["server", "old phone.json", "–"]
-    assert 'class="split"' in sections.tiers(run).body
-    body = plain(privacy.section(run).body)
+    assert 'class="split"' in sections.tiers_section(run).body
+    body = plain(privacy.privacy_section(run).body)
     assert "Split: activations leave the site." in body
     assert "of 1 client and the tokens" in body
     assert "never leave it as they are; of split clients activations and labels do" in body
-    other = read(write_run(tmp_path / "other"))
-    assert "Split" not in privacy.section(other).body
-    assert "which never leave it<" in privacy.section(other).body
-    assert cells(sections.tiers(other).body)[0][5:] == ["batch", "reason"]
+    other = read_run(write_run(tmp_path / "other"))
+    assert "Split" not in privacy.privacy_section(other).body
+    assert "which never leave it<" in privacy.privacy_section(other).body
+    assert cells(sections.tiers_section(other).body)[0][5:] == ["batch", "reason"]
 
 
 # several runs
@@ -244,7 +255,7 @@ def first_at(folder: Path, target: float) -> float | None:
 
 
 def test_the_default_target_is_reached_by_every_run_at_a_measured_round(arms: list[Path]) -> None:
-    rows = {row["arm"]: row for row in reporting.table(arms)}
+    rows = {row["arm"]: row for row in report.comparison_rows(arms)}
     assert "time_to_target_s" not in rows["none"]
     assert rows["quick"]["target_loss"] == rows["slow"]["target_loss"] == pytest.approx(3.5)  # the worse seed of the worse arm
     target = rows["quick"]["target_loss"]
@@ -260,31 +271,31 @@ def test_the_default_target_is_reached_by_every_run_at_a_measured_round(arms: li
 
 
 def test_a_given_target_that_some_or_none_reach(arms: list[Path]) -> None:
-    rows = {row["arm"]: row for row in reporting.table(arms, 3.05)}
+    rows = {row["arm"]: row for row in report.comparison_rows(arms, 3.05)}
     assert rows["quick"]["time_to_target_s"] == {"mean": None, "min": None, "max": None, "reached": 0, "of": 2}
     assert rows["slow"]["time_to_target_s"]["reached"] == 1
-    found = {column.title: column.cells for column in columns.columns(list(rows.values()))}
+    found = {column.title: column.cells for column in columns.comparison_columns(list(rows.values()))}
     cell = dict(zip(found["arm"], found["virtual seconds to loss 3.050"], strict=True))
     assert cell["none"] == "–"
     assert cell["quick"] == "not reached"
     assert cell["slow"].endswith(", 1 of 2 seeds")
-    assert "which not every run reaches" in pace.explained(list(rows.values()))
-    assert "virtual seconds" not in {column.title for column in columns.columns(list(rows.values()), timed=False)}
+    assert "which not every run reaches" in pace.target_explained(list(rows.values()))
+    assert "virtual seconds" not in {column.title for column in columns.comparison_columns(list(rows.values()), timed=False)}
 
 
 def test_a_line_is_the_mean_over_seeds_in_time_and_loss(arms: list[Path], tmp_path: Path) -> None:
-    runs = [read(folder) for folder in arms]
-    figure = pace.figure({"none": runs[:1], "quick": runs[1:3]}, 3.5)
+    runs = [read_run(folder) for folder in arms]
+    figure = pace.loss_over_time({"none": runs[:1], "quick": runs[1:3]}, 3.5)
     assert figure is not None
     (line,) = figure["data"]
     assert line["x"] == [10.5, 21.0, 42.0, 63.0, 84.0, 105.0]  # rounds 1, 2, 4, 6, 8, 10 at 10 and 11 s
     assert line["error_x"]["array"] == line["error_x"]["arrayminus"] == [0.5, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert line["y"][-1] == pytest.approx(3.45)
     assert line["error_y"]["array"][-1] == pytest.approx(0.05)
-    page = plain(reporting.compare(arms, tmp_path / "page.html", 3.3).read_text(encoding="utf-8"))
+    page = plain(report.write_comparison(arms, tmp_path / "page.html", 3.3).read_text(encoding="utf-8"))
     assert "Virtual seconds to loss 3.300" in page
     assert "target 3.300" in page
-    without = reporting.compare(arms[:1], tmp_path / "without.html").read_text(encoding="utf-8")
+    without = report.write_comparison(arms[:1], tmp_path / "without.html").read_text(encoding="utf-8")
     assert 'id="virtual"' not in without
 
 
@@ -294,7 +305,7 @@ def test_runs_whose_tiers_differ_are_told_apart_by_what_differs(tmp_path: Path) 
         tiers = '{ name = "big", machine = "server" }, { name = "small", machine = "phone", placement = "' + placement + '" }'
         with (folder / "config.toml").open("a", encoding="utf-8") as file:
             file.write(f"[federation]\ntier = [{tiers}]\n")
-    assert [row["arm"] for row in reporting.table(folders)] == ["cafe placement=local", "cafe placement=proxy"]
+    assert [row["arm"] for row in report.comparison_rows(folders)] == ["cafe placement=local", "cafe placement=proxy"]
 
 
 def test_compare_in_the_terminal_and_as_json(arms: list[Path], tmp_path: Path) -> None:
@@ -343,4 +354,4 @@ def test_plan_prints_machines_and_what_the_simulation_takes_here(capsys: pytest.
 @pytest.mark.parametrize(("value", "shown"), [(0.0, "0 J"), (12.345, "12.3 J"), (999.9, "1.00 kJ"), (4.2e6, "4.20 MJ"), (None, "not recorded")])
 def test_energies(value: float | None, shown: str) -> None:
     assert plain(numbers.energy(value)) == shown
-    assert clock.energy(0.0) == "not known"
+    assert clock.energy_if_known(0.0) == "not known"

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fixture_run import write_run
+from jinja2 import UndefinedError
+from tests.fixture_run import personal, refuse, virtual, write_run
 
 from aulait import reporting
 from aulait.core.errors import DataError
-from aulait.reporting import numbers
-from aulait.reporting.folder import read
-from aulait.reporting.markup import embedded, safe, table
+from aulait.reporting import numbers, report
+from aulait.reporting.folder import read_run
+from aulait.reporting.markup import PageTable, embedded_json, section
 
 NASTY = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)>'
+
+
+KEYWORDS = {"synthesis", "train", "proxy", "local", "split", "rank", "client", "add-remove"}
 
 
 class Reader(HTMLParser):
@@ -30,6 +34,7 @@ class Reader(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
         self.tags: list[str] = []
+        self.open_ids: set[str | None] = set()
         self.outside: list[str] = []
         self.handlers: list[str] = []
         self.json = ""
@@ -38,6 +43,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.open_ids.add(dict(attrs).get("id"))
         for name, value in attrs:
             if name in ("src", "href", "srcset", "action", "data", "poster", "formaction") and not (
                 value or ""
@@ -73,12 +79,11 @@ def parsed(page: Path) -> Reader:
 
 def poison(tree: Any) -> Any:
     """Puts the nasty text in place of every text of a tree that is not a keyword of the format."""
-    keep = {"synthesis", "train", "proxy", "local", "split", "rank", "client", "add-remove"}
     if isinstance(tree, dict):
         return {key: poison(value) for key, value in tree.items()} | {NASTY: NASTY}
     if isinstance(tree, list):
         return [poison(item) for item in tree]
-    return NASTY if isinstance(tree, str) and tree not in keep else tree
+    return NASTY if isinstance(tree, str) and tree not in KEYWORDS else tree
 
 
 def test_every_text_of_a_run_is_escaped(tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ def test_every_text_of_a_run_is_escaped(tmp_path: Path) -> None:
     (folder / "config.toml").write_text(
         f"[run]\nname = '''{NASTY}'''\n[model]\nname = '''{NASTY}'''\n", encoding="utf-8"
     )
-    for page in (reporting.write(folder), reporting.compare([folder], tmp_path / "compare.html")):
+    for page in (report.write_report(folder), report.write_comparison([folder], tmp_path / "compare.html")):
         reader = parsed(page)
         assert reader.tags.count("script") == 3
         assert "img" not in reader.tags
@@ -101,13 +106,13 @@ def test_every_text_of_a_run_is_escaped(tmp_path: Path) -> None:
 
 
 def test_chart_data_cannot_close_its_script() -> None:
-    text = embedded({"a": "</script><!--", "b": "\u2028&", "c": math.nan, "d": [math.inf, 1.5]})
+    text = embedded_json({"a": "</script><!--", "b": "\u2028&", "c": math.nan, "d": [math.inf, 1.5]})
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"a": "</script><!--", "b": "\u2028&", "c": None, "d": [None, 1.5]}
 
 
 def test_the_page_fetches_nothing_and_runs_only_its_own_scripts(tmp_path: Path) -> None:
-    page = reporting.write(write_run(tmp_path / "run"))
+    page = report.write_report(write_run(tmp_path / "run"))
     reader = parsed(page)
     text = page.read_text(encoding="utf-8")
     assert page.name == "report.html"
@@ -125,7 +130,7 @@ def test_every_chart_has_its_place_and_plotly_accepts_it(tmp_path: Path) -> None
 
     first = write_run(tmp_path / "a")
     second = write_run(tmp_path / "b", seed=1, off=True, arm="off")
-    for page in (reporting.write(first), reporting.compare([first, second], tmp_path / "compare.html")):
+    for page in (report.write_report(first), report.write_comparison([first, second], tmp_path / "compare.html")):
         charts = json.loads(parsed(page).json)
         places = set(re.findall(r'data-figure="([^"]+)"', page.read_text(encoding="utf-8")))
         assert places == set(charts)
@@ -135,7 +140,7 @@ def test_every_chart_has_its_place_and_plotly_accepts_it(tmp_path: Path) -> None
 
 def test_colours_named_in_figures_exist_in_both_themes(tmp_path: Path) -> None:
     style = Path(reporting.__file__).with_name("templates").joinpath("style.css").read_text(encoding="utf-8")
-    text = reporting.write(write_run(tmp_path / "run")).read_text(encoding="utf-8")
+    text = report.write_report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
     for name in set(re.findall(r'"@(\w+)"', parsed(tmp_path / "run" / "report.html").json)) | {
         f"c{i}" for i in range(8)
     }:
@@ -156,14 +161,14 @@ def test_a_missing_or_broken_file_is_tolerated(tmp_path: Path, name: str, conten
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_text(content, encoding="utf-8")
-    text = parsed(reporting.write(folder)).text
+    text = parsed(report.write_report(folder)).text
     assert "not recorded" in text
-    parsed(reporting.compare([folder], tmp_path / "compare.html"))
+    parsed(report.write_comparison([folder], tmp_path / "compare.html"))
 
 
 def test_a_lonely_config_is_enough(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("", encoding="utf-8")
-    text = parsed(reporting.write(tmp_path)).text
+    text = parsed(report.write_report(tmp_path)).text
     assert "What the run brought is not recorded." in text
     assert "The ledger: not recorded." in text
 
@@ -181,25 +186,25 @@ def test_wrong_kinds_everywhere_are_tolerated(tmp_path: Path) -> None:
         for name, text in originals.items():
             lines = [json.dumps(twist(json.loads(line), value)) for line in text.splitlines()[:20]]
             (folder / name).write_text("\n".join(lines), encoding="utf-8")
-        parsed(reporting.write(folder))
-        parsed(reporting.compare([folder, folder], tmp_path / "compare.html"))
+        parsed(report.write_report(folder))
+        parsed(report.write_comparison([folder, folder], tmp_path / "compare.html"))
 
 
 def test_a_cut_line_is_counted_and_said(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     with (folder / "rounds.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"stage": "tra')
-    assert read(folder).remarks == ("rounds.jsonl: 1 of 16 lines could not be read.",)
-    assert "1 of 16 lines could not be read" in parsed(reporting.write(folder)).text
+    assert read_run(folder).remarks == ("rounds.jsonl: 1 of 16 lines could not be read.",)
+    assert "1 of 16 lines could not be read" in parsed(report.write_report(folder)).text
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found no folder"):
-        reporting.write(tmp_path / "nowhere")
+        report.write_report(tmp_path / "nowhere")
     with pytest.raises(DataError, match="found no run in"):
-        reporting.write(tmp_path)
+        report.write_report(tmp_path)
     with pytest.raises(DataError, match="found no run to compare"):
-        reporting.compare([], tmp_path / "out.html")
+        report.write_comparison([], tmp_path / "out.html")
 
 
 def test_a_run_without_proxies_has_no_stage_one_sections(tmp_path: Path) -> None:
@@ -211,15 +216,53 @@ def test_a_run_without_proxies_has_no_stage_one_sections(tmp_path: Path) -> None
     lines = [line for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines() if '"train"' in line]
     (folder / "rounds.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (folder / "synthetic.jsonl").unlink()
-    text = reporting.write(folder).read_text(encoding="utf-8")
+    text = report.write_report(folder).read_text(encoding="utf-8")
     assert 'id="votes"' not in text
     assert 'id="learning"' in text
 
 
 def test_tables_escape_their_cells() -> None:
-    assert "<td" in table(["a"], [["<b>"]])
-    assert "<b>" not in table(["<b>"], [["<b>"]])
-    assert safe(safe("<")) == "&lt;"
+    body = section("runs", "The runs", runs=PageTable(["<b>"], [["<i>"]])).body
+    assert '<th class="words">&lt;b&gt;</th>' in body
+    assert '<td class="words">&lt;i&gt;</td>' in body
+
+
+def test_a_value_that_a_template_asks_for_and_does_not_get_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="runs"):
+        section("runs", "The runs")
+
+
+@pytest.mark.parametrize("text", [NASTY, "\"' onmouseover=alert(1) x='", "{{ 7 * 7 }}{% raw %}", "</style><style>", "]]>--><!--", "&lt;&amp;"])
+def test_hostile_texts_pass_through_every_section(tmp_path: Path, text: str) -> None:
+    """Every text of every file, in a run that has every section: also as tier, client, reason, sample and parent."""
+
+    def hostile(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: hostile(value) for key, value in tree.items()}
+        if isinstance(tree, list):
+            return [hostile(item) for item in tree]
+        return text if isinstance(tree, str) and tree not in KEYWORDS else tree
+
+    folder = virtual(write_run(tmp_path / "run", off=True, change=personal), deadline_s=30.0)
+    refuse(folder, {2: [f"{text}: {text}"]})
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".jsonl"):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            path.write_text("\n".join(json.dumps(hostile(json.loads(line))) for line in lines), encoding="utf-8")
+    (folder / "config.toml").write_text(f"[model]\nname = {json.dumps(text)}\n", encoding="utf-8")
+    plain, found = tmp_path / "plain", {}
+    virtual(write_run(plain, off=True, change=personal), deadline_s=30.0)
+    refuse(plain, {2: ["a: b"]})
+    for name, path in (("hostile", folder), ("plain", plain)):
+        found[name] = [parsed(report.write_report(path)), parsed(report.write_comparison([path, path], tmp_path / f"{name}.html"))]
+    sections = ("tiers", "learning", "privacy", "votes", "samples", "clock", "cost", "settings")
+    assert {tag for tag in found["hostile"][0].open_ids if tag in sections} == set(sections)
+    for hostile_page, plain_page in zip(found["hostile"], found["plain"], strict=True):
+        assert set(hostile_page.tags) <= set(plain_page.tags)
+        assert hostile_page.tags.count("script") == 3
+        assert (hostile_page.outside, hostile_page.handlers) == ([], [])
+        assert text in hostile_page.text
+        assert json.loads(hostile_page.json)
 
 
 # figures in text

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from aulait import reporting
-from aulait.privacy import ledger
+from aulait.privacy.ledger_line import LedgerLine
+from aulait.reporting import report
 from aulait.runfolder.schema import (
     EpsilonByRole,
     LedgerEntry,
@@ -46,7 +45,7 @@ def test_a_writer_is_held_to_the_types(wrong: dict[str, object]) -> None:
 def test_a_reader_leaves_out_what_does_not_fit_and_nothing_else() -> None:
     found = ResultFile.fitting({
         "name": " ", "seed": "3", "clients": 4, "own": [1], "stopped": 1,
-        "privacy": {"off": "yes", "delta": 1e-5, "epsilon": {"max": "x", "local": 1e200, "proxy": None, "split": 2}},
+        "privacy": {"off": "yes", "stopped_early": 3, "delta": 1e-5, "epsilon": {"max": "x", "local": 1e200, "proxy": None, "split": 2}},
         "tiers": [3, {"name": 5, "rank": 2}, "a", {}], "clock": [1], "base_eval": None, "eval": {"loss": math.nan, "accuracy": 0.5},
     })
     assert found.on_disk() == {
@@ -69,7 +68,7 @@ def test_a_reader_takes_any_tree() -> None:
 
 
 def test_an_entry_has_the_fields_of_a_line_of_the_ledger() -> None:
-    assert set(LedgerEntry.model_fields) == {field.name for field in fields(ledger.Line)}
+    assert set(LedgerEntry.model_fields) == set(LedgerLine.model_fields)
 
 
 def test_an_old_run_folder_is_read_in_full(tmp_path: Path) -> None:
@@ -83,10 +82,10 @@ def test_an_old_run_folder_is_read_in_full(tmp_path: Path) -> None:
             assert kind.fitting(json.loads(text)).on_disk() == json.loads(text)
     for path in OLD.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    page = reporting.write(tmp_path).read_text(encoding="utf-8")
+    page = report.write_report(tmp_path).read_text(encoding="utf-8")
     assert "8 clients took part in 2 rounds of ffa: 3 trained on their own machines and 5 were stood for" in page
     assert "Not all of this run could be read" not in page
-    (row,) = reporting.table([tmp_path, tmp_path])
+    (row,) = report.comparison_rows([tmp_path, tmp_path])
     assert (row["n"], row["unit"], row["mean_client_loss"], row["loss"]) == (2, "client", None, pytest.approx(raw["eval"]["loss"]))
 
 

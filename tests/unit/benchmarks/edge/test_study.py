@@ -23,8 +23,10 @@ from aulait_benchmarks.edge import (
     study,
 )
 from aulait_benchmarks.edge import edge_page as page
-from aulait_benchmarks.edge.modelled import Work
-from aulait_benchmarks.edge.step_timing import PARTS, Lengths
+from aulait_benchmarks.edge.document import rounds_on_usual_links
+from aulait_benchmarks.edge.measured_steps import MeasuringPlan
+from aulait_benchmarks.edge.modelled import StudyModel
+from aulait_benchmarks.edge.step_timing import PARTS, Lengths, StepRows
 from aulait_benchmarks.edge.study import QUICK
 
 HERE = Profile("test", "cpu", {"float32": 1e10}, {}, 8 * 10**9, 1e10, 1e-5, power_w=10.0, idle_w=2.0)
@@ -62,7 +64,7 @@ def test_an_unknown_family_or_model_is_one_line(tmp_path):
 def test_a_timed_step_reads_rows_of_the_asked_length_and_leaves_a_bare_frozen_base(tmp_path, kind):
     base = tiny(tmp_path, kind, context=24)
     adapter = step_timing.worn_for(base, 2)
-    took = step_timing.timed(base, "lora", adapter, 3, Lengths(7, 4), 2, 60.0)
+    took = step_timing.timed_step(base, adapter, StepRows(3, Lengths(7, 4)), "lora", 2, 60.0)
     assert took.source_lengths == (7, 7, 7)
     assert took.target_lengths == (4, 4, 4)
     assert tuple(took.part_s) == PARTS
@@ -77,15 +79,15 @@ def test_lora_leaves_the_base_as_it_was_and_full_changes_it(tmp_path):
     base = tiny(tmp_path, "t5", context=24)
     before = [weight.clone() for weight in base.model.parameters()]
     adapter = step_timing.worn_for(base, 2)
-    step_timing.timed(base, "lora", adapter, 1, Lengths(5, 3), 1, 60.0)
+    step_timing.timed_step(base, adapter, StepRows(1, Lengths(5, 3)), "lora", 1, 60.0)
     assert all(weight.equal(old) for weight, old in zip(base.model.parameters(), before, strict=True))
-    step_timing.timed(base, "full", adapter, 1, Lengths(5, 3), 1, 60.0)
+    step_timing.timed_step(base, adapter, StepRows(1, Lengths(5, 3)), "full", 1, 60.0)
     assert not any(weight.equal(old) for weight, old in zip(base.model.parameters(), before, strict=True) if weight.dim() == 2)
 
 
 def test_the_budget_ends_repetitions_after_one(tmp_path):
     base = tiny(tmp_path, "t5", context=24)
-    assert step_timing.timed(base, "lora", step_timing.worn_for(base, 2), 1, Lengths(5, 3), 50, 0.0).repetitions == 1
+    assert step_timing.timed_step(base, step_timing.worn_for(base, 2), StepRows(1, Lengths(5, 3)), "lora", 50, 0.0).repetitions == 1
 
 
 def test_every_step_is_measured_or_says_why_not(document):
@@ -107,18 +109,18 @@ def test_every_step_is_measured_or_says_why_not(document):
 
 
 def test_without_time_or_memory_everything_is_modelled():
-    works = [Work.of(reference_models.members("tiny")[0], 8, Lengths(12, 6))]
-    hurried = measured_steps.measured(works, HERE, (1,), "float32", 1, 0.0, lambda _: None)
+    works = [StudyModel.of(reference_models.members("tiny")[0], 8, Lengths(12, 6))]
+    hurried = measured_steps.measured_lines(works, (1,), MeasuringPlan(HERE, "float32", 1, 0.0), lambda _: None)
     assert {line["basis"] for line in hurried} == {"modelled"}
     assert all("too long" in line["reason"] for line in hurried)
-    small = measured_steps.measured(works, replace(HERE, memory_bytes=1000), (1,), "float32", 1, 30.0, lambda _: None)
+    small = measured_steps.measured_lines(works, (1,), MeasuringPlan(replace(HERE, memory_bytes=1000), "float32", 1, 30.0), lambda _: None)
     assert all(line["step_s"] is None and not line["fits"] and "GB" in line["reason"] for line in small)
 
 
 def test_modelled_steps_of_this_machine_follow_its_measured_ones(document):
     ratio = document["model_ratio"]["median"]
-    works = [Work.of(reference_models.members("tiny")[0], 8, Lengths(12, 6))]
-    assert {line["scaled_by"] for line in measured_steps.measured(works, HERE, (1,), "float32", 1, 0.0, lambda _: None)} == {1.0}
+    works = [StudyModel.of(reference_models.members("tiny")[0], 8, Lengths(12, 6))]
+    assert {line["scaled_by"] for line in measured_steps.measured_lines(works, (1,), MeasuringPlan(HERE, "float32", 1, 0.0), lambda _: None)} == {1.0}
     case = measured_steps.Case(works[0], "lora", 1, modelled.modelled(works[0], "lora", 1, HERE, "float32"))
     scaled = measured_steps._reasoned(case, False, HERE, 2.5)
     assert scaled["step_s"] == pytest.approx(2.5 * scaled["predicted_s"])
@@ -138,7 +140,7 @@ def test_the_power_that_is_given_wins():
 
 
 def test_a_round_by_hand():
-    work = Work.of(reference_models.members("tiny")[0], 8, Lengths(12, 6))
+    work = StudyModel.of(reference_models.members("tiny")[0], 8, Lengths(12, 6))
     machine = PRESETS["jetson-orin"]
     line = modelled.modelled(work, "full", 4, machine, "bfloat16")
     told = modelled.round_of(line, work, machine, "office", 10, 1e-6)
@@ -224,13 +226,13 @@ def test_the_page_has_every_figure_and_names_its_basis(document):
             for name, server, last in (("FedAvg", "plain", 4.0), ("FedAdam", "adam", 3.9))]
     served = document | {"servers": {"base": "brew", "data": "docstrings", "algorithm": "fedit", "clients": 2, "rounds": 2, "steps": 1, "batch": 1,
                                      "base_loss": 5.0, "arms": arms}}
-    text = page.html(served)
+    text = page.study_page(served)
     for figure in ("parts-0", "parts-1", "mfu-model", "mfu-actual", "joule-lora", "joule-full", "granularity-0", "granularity-1", "servers", "energy"):
         assert text.count(f'data-figure="{figure}"') == 1
     assert "not public to us" in text
     assert "modelled" in text
     assert "measured" in text
-    assert 'data-figure="servers"' not in page.html(document)
+    assert 'data-figure="servers"' not in page.study_page(document)
 
 
 def test_a_reading_follows_the_numbers(document):
@@ -238,18 +240,18 @@ def test_a_reading_follows_the_numbers(document):
     for line in changed["steps"]:
         line["basis"], line["part_s"] = "measured", dict.fromkeys(PARTS, 1.0) | {"backward": 6.0 if line["way"] == "full" else 2.0}
         line["step_s"] = sum(line["part_s"].values())
-    said = edge_reading.steps(changed)
+    said = edge_reading.steps_sentence(changed)
     assert "takes 1.67 times a LoRA step" in said
     assert "the backward pass with 60" in said
     for line in changed["rounds"]:
         line["granularity"] = 0.5 if line["way"] == "full" else 50.0
-    assert "LoRA raises G by a factor of 100 to 100" in edge_reading.granularity(changed)
-    assert f"in 0 of {sum(line['way'] == 'lora' for line in changed['rounds'])} that send LoRA" in edge_reading.granularity(changed)
+    assert "LoRA raises G by a factor of 100 to 100" in edge_reading.granularity_sentence(changed)
+    assert f"in 0 of {sum(line['way'] == 'lora' for line in changed['rounds'])} that send LoRA" in edge_reading.granularity_sentence(changed)
 
 
 def test_rounds_are_told_on_usual_links(document):
     assert document["usual_links"]["phone"] == USUAL_LINK["phone"]
-    assert {line["link"] for line in edge_reading.on_usual_links(document) if line["device"] == "phone"} == {USUAL_LINK["phone"]}
+    assert {line["link"] for line in rounds_on_usual_links(document) if line["device"] == "phone"} == {USUAL_LINK["phone"]}
 
 
 def test_the_command(monkeypatch, tmp_path, document):
@@ -273,10 +275,10 @@ def test_the_command(monkeypatch, tmp_path, document):
 
 @pytest.mark.slow
 def test_the_server_optimisers_share_their_start(tmp_path):
-    from aulait_benchmarks.edge.server_optimizers import Federation, servers
+    from aulait_benchmarks.edge.server_optimizers import FederationSize, server_losses
 
-    size = Federation(clients=2, rounds=2, steps=1, batch=2, rates=(("plain", (1.0,)), ("momentum", (1.0,)), ("adam", (0.01, 0.02))))
-    found = servers(size)
+    size = FederationSize(clients=2, rounds=2, steps=1, batch=2, rates=(("plain", (1.0,)), ("momentum", (1.0,)), ("adam", (0.01, 0.02))))
+    found = server_losses(size)
     plain, momentum, adam = found["arms"]
     assert plain["losses"][0] == pytest.approx(momentum["losses"][0])
     assert plain["losses"] != adam["losses"]

@@ -21,7 +21,9 @@ from aulait.core.log_files import plain_text
 from aulait.core.process_lock import lock_is_held
 from aulait.engines.deployment.coordinator.event_log import FOLDER, read_table
 from aulait.reporting import folder
-from aulait.reporting.folder import Run, at, number, words
+from aulait.reporting.folder import RunFiles
+from aulait.reporting.values import number, sum_of, value_at, words
+from aulait.runfolder.schema import RoundLine
 
 TAIL_BYTES = 256 * 1024
 WARNINGS = 5
@@ -48,23 +50,24 @@ def read(run: Path) -> dict[str, Any]:
     serve, found = run / FOLDER, _run(run)
     outcome, progress = read_table(serve / "outcome.json"), read_table(serve / "progress.json")
     stage, done, rounds = _place(found, progress)
-    off = at(found.config, "privacy", "off")
+    off = value_at(found.config, "privacy", "off")
     return {
         "path": str(run),
-        "name": _plain(at(found.config, "run", "name")) or run.resolve().name,
-        "engine": _plain(at(found.config, "engine", "name")) or ("flower" if serve.is_dir()
+        "name": _plain(value_at(found.config, "run", "name")) or run.resolve().name,
+        "engine": _plain(value_at(found.config, "engine", "name")) or ("flower" if serve.is_dir()
             else "inline"),
         "state": _state(run, found, outcome),
         "stage": stage, "round": done, "rounds": rounds, "note": _plain(progress.get("note")),
         "progress_s": _age(progress.get("time")) if progress else _touched(run / "rounds.jsonl"),
         "private": not off if isinstance(off, bool) else None,
-        "delta": number(at(found.config, "privacy", "delta")),
-        "budget": number(at(found.config, "privacy", "epsilon")),
+        "delta": number(value_at(found.config, "privacy", "delta")),
+        "budget": number(value_at(found.config, "privacy", "epsilon")),
         "epsilon": epsilon(found),
-        "loss": next((value for line in reversed(found.rounds)
-                      if (value := number(at(line, "eval", "loss"))) is not None), None),
-        **{key: int(folder.total(line.get(key) for line in found.rounds) or 0)
-           for key in ("up_bytes", "down_bytes", "refused")},
+        "loss": next((line.eval.loss for line in reversed(found.training)
+                      if line.eval.loss is not None), None),
+        "up_bytes": int(sum_of(line.up_bytes for line in found.rounds) or 0),
+        "down_bytes": int(sum_of(line.down_bytes for line in found.rounds) or 0),
+        "refused": int(sum_of(line.refused for line in found.rounds) or 0),
         "sites": [_site(name, facts) for name, facts in read_table(serve / "sites.json").items()
                   if isinstance(facts, Mapping)],
         "warnings": warnings(serve / "log.jsonl"),
@@ -72,13 +75,13 @@ def read(run: Path) -> dict[str, Any]:
     }
 
 
-def epsilon(run: Run) -> dict[str, float | None]:
+def epsilon(run: RunFiles) -> dict[str, float | None]:
     """Epsilon spent by role, None for infinite: the largest that the ledger or a round ever told,
     for it only grows."""
     spent: dict[str, float] = {}
-    for line in (*run.ledger, *run.rounds):
-        told = line.get("epsilon")
-        for role, value in told.items() if isinstance(told, Mapping) else ():
+    told = [*(line.epsilon for line in run.ledger), *(line.epsilon for line in run.rounds)]
+    for by_role in told:
+        for role, value in by_role.on_disk().items():
             known = math.inf if value is None else number(value)
             if known is not None:
                 name = _plain(role) or "?"
@@ -101,33 +104,34 @@ def warnings(log: Path, most: int = WARNINGS) -> list[dict[str, Any]]:
     return found[-most:]
 
 
-def _run(run: Path) -> Run:
+def _run(run: Path) -> RunFiles:
     """The folder; one that a server has only just begun has no file of a run yet."""
     if (run / FOLDER).is_dir() and not any((run / name).is_file() for name in folder.FILES):
-        return Run(run, None, {}, {}, {}, (), (), (), ())
-    return folder.read(run)
+        return RunFiles(run)
+    return folder.read_run(run)
 
 
-def _state(run: Path, found: Run, outcome: Mapping[str, Any]) -> str:
+def _state(run: Path, found: RunFiles, outcome: Mapping[str, Any]) -> str:
     if lock_is_held(run / FOLDER / "lock"):
         return "running"
     if outcome.get("ok") is False:
         return "failed"
-    if found.result:
+    if found.result.model_fields_set:
         return "finished"
     return "dead" if (run / FOLDER).is_dir() else "unknown"
 
 
-def _place(found: Run, progress: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
+def _place(found: RunFiles,
+           progress: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
     """Stage, rounds done, rounds of the stage: what the server told, else the last line of
     rounds.jsonl."""
     if words(progress.get("stage")):
         done, rounds = number(progress.get("done")), number(progress.get("total"))
         return _plain(progress["stage"]), None if done is None else int(
             done), None if rounds is None else int(rounds)
-    last = next(iter(found.rounds[-1:]), {})
-    stage, done = words(last.get("stage")), number(last.get("round"))
-    rounds = number(at(found.config, STAGES.get(stage or "", ""), "rounds"))
+    last = found.rounds[-1] if found.rounds else RoundLine()
+    stage, done = last.stage, last.round
+    rounds = number(value_at(found.config, STAGES.get(stage or "", ""), "rounds"))
     return _plain(stage), None if done is None else int(done), None if rounds is None else int(
         rounds)
 
