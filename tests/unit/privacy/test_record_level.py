@@ -369,7 +369,7 @@ def test_a_site_does_no_more_than_is_accounted(base):
     request = requests[0]
     assert request.settings["most_rate"] == pytest.approx(2 / 8)
     small = Site("ann", Plan("t", "local", 2, 9, 50), records(3))
-    work = dplora._work(request, small, context)
+    work = dplora._training(request, small, context)
     assert (work.rate, work.steps) == (pytest.approx(0.25), 2)
 
 
