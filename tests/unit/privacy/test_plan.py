@@ -25,6 +25,7 @@ from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import loop
 from aulait.runs.plan_summary import summarise_plan
 from aulait.runs.prepared import SharedCache
+from aulait.runs.progress import Observer
 from aulait.runs.setup import prepare
 
 CLIENT = {"epsilon": 6.0, "delta": 1e-3, "relation": "add-remove", "clip": 0.5}
@@ -237,7 +238,7 @@ def test_a_mechanism_s_memory_of_its_noise_survives_an_interruption(data, shared
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run("halves", settings, watch=stop)
+        run("halves", settings, observer=Observer(stop))
     run("halves", settings, resume=True)
     run("plain", plain)
     whole, halves, other = ((data / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("whole", "halves", "plain"))
