@@ -99,7 +99,9 @@ class Tree:
                 if isinstance(node, ast.ClassDef):
                     found[node.name].add(name)
             for node in tree.body:
-                targets = node.targets if isinstance(node, ast.Assign) else []
+                # a second name for a class is no second type: Config = FedITConfig
+                named_again = isinstance(node, ast.Assign) and isinstance(node.value, ast.Name)
+                targets = node.targets if isinstance(node, ast.Assign) and not named_again else []
                 for target in targets:
                     if isinstance(target, ast.Name) and re.match(r"_?[A-Z]\w*[a-z]", target.id):
                         found[target.id].add(name)

@@ -2,10 +2,9 @@
 in bytes with a scale a token.
 
 A coded tensor is a few tensors by name: "data" always; "unit" for "float16" and "int8", a power of
-two that brings the
-largest value near the top of half precision, so that large states do not overflow and small
-gradients do not vanish; "scale" for "int8", in half precision and units, one for every token.
-Nothing else travels.
+two that brings the largest value near the top of half precision, so that large states do not
+overflow and small gradients do not vanish; "scale" for "int8", in half precision and units, one for
+every token. Nothing else travels.
 
 Errors, with m the largest absolute value of the whole tensor and m_t that of the token:
 "float32" none · "float16" at most max(|x| / 2^11, m / 2^38) · "int8" at most m_t / 253 + m / 2^37.
@@ -39,7 +38,7 @@ class Activations:
         hidden: coded states at the cut (B, T, D).
         labels: token ids (B, T) of int32, -100 where there is no loss; of a decoder with its own
             width.
-        lengths: real tokens of every row (B,) of int32, where an encoder is the front; else None.
+        lengths: real tokens of every row (B,) of int32, where the client has an encoder; else None.
     """
 
     hidden: Tensors
@@ -64,8 +63,8 @@ class Gradients:
     """What the server returns in a step.
 
     Attributes:
-        hidden: coded gradient of the client's loss at its states (B, T, D); empty where the front
-            trains nothing.
+        hidden: coded gradient of the client's loss at its states (B, T, D); empty where the
+            client's half trains nothing.
         square: squared norm of the back's gradient, (1,).
     """
 
@@ -104,9 +103,9 @@ def decode(coded: Tensors) -> Tensor:
         if data.dtype == torch.int8 and scale is not None and scale.shape == data.shape[
             :-1] and len(coded) == 3:
             return data.float() * (scale.float() * unit).unsqueeze(-1)
-    told = {name: (str(part.dtype), tuple(part.shape)) for name, part in coded.items()}
+    found = {name: (str(part.dtype), tuple(part.shape)) for name, part in coded.items()}
     raise WireError(
-        f"coded hidden states have the parts {told}; expected 'data', with 'unit' in float16 and "
+        f"coded hidden states have the parts {found}; expected 'data', with 'unit' in float16 and "
         "'unit' and 'scale' in int8")
 
 

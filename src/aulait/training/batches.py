@@ -119,14 +119,14 @@ def collate(base: Base, encode: Encoder, records: Sequence[Record]) -> Rows:
     )
 
 
-def scored(base: Base, rows: Rows, told: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def scored(base: Base, rows: Rows, encoded: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (X, V), target ids (X,) and row numbers (X,) of all X positions that carry loss.
 
-    ``told`` is the encoder's output for ``rows.source`` where it is known already.
+    ``encoded`` is the encoder's output for ``rows.source`` where it is known already.
     """
     if rows.source is not None:
         ahead = base.model.prepare_decoder_input_ids_from_labels(rows.labels)
-        given = {"input_ids": rows.source} if told is None else {"encoder_outputs": (told,)}
+        given = {"input_ids": rows.source} if encoded is None else {"encoder_outputs": (encoded,)}
         full = base.model(**given, attention_mask=rows.mask, decoder_input_ids=ahead,
                           use_cache=False).logits
         chosen = rows.labels != IGNORE

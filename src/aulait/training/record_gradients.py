@@ -91,7 +91,7 @@ class PrivateTraining:
 
     @property
     def private(self) -> bool:
-        """Whether the result may be told to others."""
+        """Whether the result may leave the site."""
         return self.sigma > 0 and self.noise_seed is None
 
     @property

@@ -1,9 +1,9 @@
-"""A model cut after one of its blocks: the front belongs to a client, the back to the server.
+"""A model cut after one of its blocks: one half belongs to a client, the other to the server.
 
-The front of a causal model is its embedding and the blocks before the cut; the back is the other
-blocks, the final norm and the head. Of a sequence-to-sequence model of T5's kind the front is the
-whole encoder, the back the decoder. Both halves are run on one base in memory: blocks of the other
-half are stood in for, each in its place.
+The client's half of a causal model is its embedding and the blocks before the cut; the server's
+half is the other blocks, the final norm and the head. Of a sequence-to-sequence model of T5's kind
+the client has the whole encoder, the server the decoder. Both halves are run on one base in memory:
+each block of the other half is replaced by one that does nothing.
 
 Shape letters: B sequences · T tokens · D width · X scored positions · V vocabulary.
 """
@@ -91,11 +91,11 @@ def hidden_width(base: Base) -> int:
 
 
 def client_forward(base: Base, after: int, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-    """Hidden states (B, T, D) that leave the front, with their graph.
+    """Hidden states (B, T, D) at the end of the client's half, with their graph.
 
     Args:
-        base: wears the front's factors.
-        after: blocks of the front.
+        base: the factors of the client's half are applied to it.
+        after: blocks before the cut.
         ids_BT: right-padded tokens; of a sequence-to-sequence model those of the encoder.
         mask_BT: 1 where the encoder's tokens are real; None for a causal model.
     """
@@ -118,15 +118,15 @@ def server_forward(
     loss; see ``rows.scored``.
 
     Args:
-        base: wears the back's factors.
-        after: blocks of the front.
-        hidden_BTD: what left the front.
+        base: the factors of the server's half are applied to it.
+        after: blocks before the cut.
+        hidden_BTD: states at the cut.
         labels_BT: token ids, -100 where there is no loss; of a sequence-to-sequence model those of
             the decoder.
         mask_BT: 1 where the encoder's tokens are real; None for a causal model.
     """
     if base.config.kind == "seq2seq":
-        return scored(base, Rows(labels_BT, labels_BT, labels_BT, mask_BT), told=hidden_BTD)
+        return scored(base, Rows(labels_BT, labels_BT, labels_BT, mask_BT), encoded=hidden_BTD)
     ahead = torch.cat([labels_BT[:, 1:], labels_BT.new_full((len(labels_BT), 1), IGNORE)], dim=1)
     chosen = ahead != IGNORE
     decoder, name = _decoder(base)
@@ -155,7 +155,7 @@ def _decoder(base: Base) -> tuple[Any, str]:
 
 @torch.no_grad()
 def _joins(base: Base, after: int) -> bool:
-    """Whether front and back in a row give the logits of the whole model, on four tokens."""
+    """Whether one half after the other gives the logits of the whole model, on four tokens."""
     ids = torch.arange(4, device=base.device)[None] + 3
     mask = torch.ones_like(ids) if base.config.kind == "seq2seq" else None
     try:

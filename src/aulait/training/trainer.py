@@ -84,8 +84,8 @@ class LocalTraining:
         lr: learning rate.
         seed: of the order in which records are drawn.
         penalty: added to the loss of every step; None for none.
-        fold: layer -> dense update (M, N) that the frozen weights hold during the work; None for
-            the bare base.
+        fold: layer -> dense update (M, N) that is folded into the base weights during the steps;
+            None for the bare base.
     """
 
     start: Adapter

@@ -266,8 +266,16 @@ def test_list_names_methods_with_their_traits():
 
 def test_every_method_has_its_row_in_the_page_of_methods():
     page = (Path(__file__).resolve().parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")
-    rows = {line.split("`")[1] for line in page.split("\n## ")[0].splitlines() if line.startswith("| `")}
-    assert rows == {method["name"] for method in told("list")["methods"]}
+    rows = [line.strip("| ").split(" | ") for line in page.split("\n## ")[0].splitlines() if line.startswith("| `")]
+    methods = {f"`{method['name']}`": method for method in told("list")["methods"]}
+    assert {name for name, *_ in rows} == set(methods)
+    for name, _, _, _, exact, unequal, privacy in rows:
+        method = methods[name]
+        assert exact.startswith(method["exact"]), name
+        assert (unequal == "no") == (not method["unequal_ranks"]), name
+        nearest = f"refused; nearest `{method['instead']}`"
+        assert (privacy == nearest) == (not method["private"] and method["unit"] == "client"), name
+        assert privacy.startswith(("refused", "nothing is released", method["unit"])), name
 
 
 def test_list_fits_on_100_columns():
