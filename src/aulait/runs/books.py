@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from aulait.privacy.accounting import Accountant
 from aulait.privacy.aggregator import KnownSites, PrivateAggregator
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
-from aulait.runs.prepared import PreparedRun
+from aulait.runs.prepared import Books, PreparedRun
 from aulait.runs.privacy_schedule import record_mechanism
 
 MOST_PROXIES = 1000  # as synthesis.proxy_count allows
-
-
-@dataclass(frozen=True)
-class Books:
-    """One ledger and one accountant, and the aggregator of each stage that writes to them.
-
-    Attributes:
-        ledger: of the run folder.
-        accountant: knows what every role has spent; None where privacy is off.
-        synthesis: releases votes.
-        train: releases updates.
-    """
-
-    ledger: Ledger
-    accountant: Accountant | None
-    synthesis: PrivateAggregator
-    train: PrivateAggregator
 
 
 def open_books(run: PreparedRun, ledger: Ledger) -> Books:

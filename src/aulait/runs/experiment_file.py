@@ -33,6 +33,8 @@ from aulait.tracking.boards import TrackConfig
 from aulait.training.activation_codec import Wire
 from aulait.training.trainer import TrainConfig
 
+DEPLOYED = ("flower",)  # engines whose clients are on other machines
+
 
 class RunConfig(BaseModel):
     """``[run]``.
@@ -72,6 +74,11 @@ class EngineConfig(BaseModel):
     wait_s: float = Field(600.0, ge=0, allow_inf_nan=False)
     least_sites: int = Field(1, ge=1)
     wire: Wire = "float32"
+
+    @property
+    def deployed(self) -> bool:
+        """Whether the clients are on other machines, with their records."""
+        return self.name in DEPLOYED
 
 
 class Settings(BaseModel):
@@ -139,7 +146,7 @@ def build(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Settings:
     merged = {key: value for key, value in tree.items()}
     for override in overrides:
         merged = _override(merged, override)
-    if isinstance(merged.get("engine"), Mapping) and merged["engine"].get("name") == "flower":
+    if isinstance(merged.get("engine"), Mapping) and merged["engine"].get("name") in DEPLOYED:
         # whatever lies here, the sites' own records are used
         merged["data"] = {**merged.get("data", {}), "source": AT_SITES}
     if isinstance(merged.get("algorithm"), Mapping):
@@ -234,7 +241,7 @@ def check(settings: Settings) -> list[str]:
         problems.append(
             "privacy.relation = 'replace' with federation.sampling = 'poisson' is not accounted; "
             "use 'add-remove'")
-    problems += _check_deployed(settings) if settings.engine.name == "flower" else [
+    problems += _check_deployed(settings) if settings.engine.deployed else [
         f"federation.tier '{tier.name}': machine = '{tiers.MEASURED}' is measured by the sites of "
         "a deployment; name a preset here"
         for tier in settings.federation.tier if tier.machine == tiers.MEASURED]
@@ -266,7 +273,7 @@ def _check_deployed(settings: Settings) -> list[str]:
         (settings.privacy.noise_seed is not None,
          "privacy.noise_seed makes noise that can be repeated; remove it in a deployment"),
     ]
-    return [f"engine.name = 'flower': {text}" for found, text in cases if found]
+    return [f"engine.name = '{settings.engine.name}': {text}" for found, text in cases if found]
 
 
 def _check_method(settings: Settings) -> list[str]:

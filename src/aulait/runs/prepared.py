@@ -10,21 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from aulait.core.types import Adapter, Placement, Plan, Profile, Record, Site
 from aulait.data.client_data import Corpus
 from aulait.federation.planner import Demand
 from aulait.methods.contract import Ask, RunContext, State
 from aulait.models.loading import Base
+from aulait.privacy.accounting import Accountant
+from aulait.privacy.aggregator import PrivateAggregator
+from aulait.privacy.ledger import Ledger
 from aulait.privacy.plan import PrivacyPlan
 from aulait.runs.experiment_file import Settings
+from aulait.runs.progress import ScoreValues
 from aulait.synthesis.embedding import Embedder
 from aulait.synthesis.variation import Variation
 from aulait.training.trainer import Learner
 
 T = TypeVar("T")
-ScoreValues = dict[str, Any]  # as ``eval`` stands in rounds.jsonl and in result.json
 
 
 @dataclass
@@ -149,6 +152,27 @@ class PreparedRun:
     federation: Federation
     privacy: PrivacyPlan
     cache: SharedCache
+
+    def first_state(self) -> State:
+        """The method's state before the first round."""
+        return self.settings.method.init(self.settings.method_config, self.context)
+
+
+@dataclass(frozen=True)
+class Books:
+    """One ledger and one accountant, and the aggregator of each stage that writes to them.
+
+    Attributes:
+        ledger: of the run folder.
+        accountant: knows what every role has spent; None where privacy is off.
+        synthesis: releases votes.
+        train: releases updates.
+    """
+
+    ledger: Ledger
+    accountant: Accountant | None
+    synthesis: PrivateAggregator
+    train: PrivateAggregator
 
 
 @dataclass(frozen=True)

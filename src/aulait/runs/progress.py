@@ -13,12 +13,12 @@ from aulait.core.types import Adapter, Site, Tensors
 from aulait.methods.contract import State
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import client_state
-from aulait.runs.prepared import ScoreValues
 from aulait.runs.virtual_time import clock
 from aulait.synthesis.population import EvolutionState, Text
 from aulait.tracking.boards import on_terminal
 
-Watch = Callable[[str, int, int, str], None]  # stage, rounds done, rounds in all, a note
+ScoreValues = dict[str, Any]  # as ``eval`` stands in rounds.jsonl and in result.json
+RunWatch = Callable[[str, int, int, str], None]  # stage, rounds done, rounds in all, a note
 
 
 def unwatched(stage: str, done: int, total: int, note: str) -> None:
@@ -34,7 +34,7 @@ class Observer:
         warn: is told what the operator should see and what stops nothing, a line each.
     """
 
-    watch: Watch = unwatched
+    watch: RunWatch = unwatched
     warn: Callable[[str], None] = on_terminal
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from aulait.core.types import Adapter, Record
 from aulait.evaluation.losses import EvaluateConfig, Worn, evaluate
 from aulait.methods.contract import PersonalMethod, State
-from aulait.runs.prepared import HeldOutScores, PreparedRun, ScoreValues
+from aulait.runs.prepared import HeldOutScores, PreparedRun
+from aulait.runs.progress import ScoreValues
 from aulait.training.trainer import Learner
 
 

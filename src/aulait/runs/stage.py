@@ -11,11 +11,9 @@ from aulait.methods.contract import Ask, Server
 from aulait.privacy.aggregator import PrivateAggregator
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runfolder.schema import RoundLine
-from aulait.runs.books import Books
-from aulait.runs.prepared import Engine, PreparedRun
-from aulait.runs.progress import Progress, Watch
-from aulait.runs.virtual_time.clock import Clock, RoundOutcome
-from aulait.runs.virtual_time.round_time import received_on_time
+from aulait.runs.prepared import Books, Engine, PreparedRun
+from aulait.runs.progress import Progress, RunWatch
+from aulait.runs.virtual_time.clock import Clock, RoundOutcome, received_on_time
 
 
 class RoundState(Protocol):
@@ -47,7 +45,7 @@ class Execution:
     folder: RunFolder
     books: Books
     progress: Progress
-    watch: Watch
+    watch: RunWatch
 
     @property
     def secret_seconds(self) -> bool:

@@ -21,7 +21,6 @@ from aulait.runs.prepared import PreparedRun
 from aulait.runs.privacy_schedule import vote_role
 from aulait.runs.proxies import public_shards
 from aulait.runs.stage import Execution, PlannedRound, VirtualRound
-from aulait.runs.train_stage import first_state
 from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.synthesis import private_evolution
 from aulait.synthesis.population import EvolutionState, Text
@@ -136,7 +135,7 @@ class SynthesisStage:
         elif count and config.proxies == "public":
             progress.texts = public_shards(run.federation.corpus.public, count, config.texts,
                                            run.context.seeds)
-        progress.stage, progress.state = "train", first_state(run)
+        progress.stage, progress.state = "train", run.first_state()
         progress.save(self._execution.folder)
 
     def _write(self, state: EvolutionState, count: int) -> None:

@@ -58,7 +58,7 @@ class TrainStage:
     def begin(self) -> State:
         """The state of the checkpoint, or of the method before the first round."""
         self._progress.bind({**self._run.federation.sites, **self._server_sites[0]})
-        return self._progress.state or first_state(self._run)
+        return self._progress.state or self._run.first_state()
 
     def note(self) -> str:
         """The last held-out loss."""
@@ -162,11 +162,6 @@ def draw_cohort(run: PreparedRun, round: int, represented: Mapping[str, float],
         noise_multiplier=run.privacy.noise_multiplier("train"),
         lr=learning_rate(settings.train, round), population=everyone(names))
     return cohort, drawn
-
-
-def first_state(run: PreparedRun) -> State:
-    """The method's state before the first round."""
-    return run.settings.method.init(run.settings.method_config, run.context)
 
 
 def round_half(value: float) -> int:

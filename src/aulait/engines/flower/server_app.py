@@ -71,7 +71,7 @@ def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal:
     from aulait.runs import experiment_file
 
     settings = experiment_file.read(experiment)
-    require(settings.engine.name == "flower", ConfigError,
+    require(settings.engine.deployed, ConfigError,
             f"engine.name = '{settings.engine.name}' found, expected 'flower'")
     roster = keys.roster(keys_folder)
     run, epoch = enter(out, resume)

@@ -3,15 +3,15 @@ clock made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from aulait.core import lora
-from aulait.core.types import ClientRequest, ClientUpdate, Plan, Profile
+from aulait.core.types import Plan, Profile
 from aulait.federation import planner
 from aulait.federation.planner import Assignment
 from aulait.federation.tiers import TierConfig
-from aulait.methods.contract import Ask, RunContext
+from aulait.methods.contract import RunContext
 from aulait.resources import cost_model, profiles
 from aulait.resources.capacity import EMBEDDER
 from aulait.runs.experiment_file import Settings
@@ -202,13 +202,3 @@ def _stint(own: TierPlan, took: Assignment, config: TierConfig) -> Stint:
     return Stint(config.name, took.compute_s, took.transfer_s, took.energy_j, own.profile.idle_w,
                  (took.up_bytes + took.down_bytes) * joules, config.availability, config.dropout,
                  config.spread)
-
-
-def received_on_time(ask: Ask, silent: frozenset[str]) -> Ask:
-    """Ask all but those whose updates will not count: they are lost, or come too late."""
-
-    def asking(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
-        due = [request for request in requests if request.client not in silent]
-        return iter(ask(due)) if due else iter(())
-
-    return asking
