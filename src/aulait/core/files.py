@@ -19,6 +19,9 @@ from aulait.core.errors import AulaitError
 JsonTree: TypeAlias = "bool | int | float | str | list[JsonTree] | dict[str, JsonTree] | None"
 """What a JSON parser makes of a text."""
 
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON object whose reader knows the kinds of its values."""
+
 LARGEST_NUMBER: Final = 1e100
 """A reader of a run folder takes no number beyond it: no run could measure one."""
 
@@ -96,17 +99,17 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def json_document(value: Mapping[str, Any]) -> bytes:
+def json_document(value: Mapping[str, object]) -> bytes:
     """A JSON object as the content of a file: indented, with its last line feed."""
     return (json.dumps(plain_json(value), indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def json_line(value: Mapping[str, Any]) -> bytes:
+def json_line(value: Mapping[str, object]) -> bytes:
     """A JSON object as one line of a file, with its line feed."""
     return (json.dumps(plain_json(value), ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def plain_json(value: Any) -> Any:
+def plain_json(value: object) -> object:
     """Plain JSON values: infinite and undefined numbers become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-PlotlyFigure = dict[str, Any]
+from aulait.core.files import JsonObject
+
+PlotlyFigure = JsonObject
 """A figure or a part of one, as plotly.js takes it."""
 
 ROLES: Final = {"proxy": ("@accent", "solid"), "local": ("@ink", "solid"),

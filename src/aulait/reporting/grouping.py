@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Final
+from typing import Final
 
 from aulait.reporting import pace, story
 from aulait.reporting.arms import method_name, runs_by_arm
 from aulait.reporting.folder import RunFiles, read_run
-from aulait.reporting.measures import ALWAYS, LOSS, TASKS, ranked_rows
+from aulait.reporting.measures import ALWAYS, LOSS, TASKS, ComparisonRow, ranked_rows
 from aulait.runfolder.schema import Scores
 
 BESIDE: Final = ("shared", "unseen")
@@ -20,7 +20,7 @@ unseen clients."""
 
 
 def comparison_rows(runs: Sequence[Path],
-                    target_loss: float | None = None) -> list[dict[str, Any]]:
+                    target_loss: float | None = None) -> list[ComparisonRow]:
     """One row for each arm, means and sample standard deviations over its runs; the best arm first.
 
     Best is the highest task metric where every finished arm has the same one, or else the lowest
@@ -50,7 +50,7 @@ def comparison_rows(runs: Sequence[Path],
 
 
 def rows_of_arms(groups: Mapping[str, Sequence[RunFiles]],
-                 target_loss: float | None = None) -> list[dict[str, Any]]:
+                 target_loss: float | None = None) -> list[ComparisonRow]:
     """The rows of all arms, the best first; see `comparison_rows`."""
     every = [run for members in groups.values() for run in finished_runs(members)]
     aim = pace.default_target(every) if target_loss is None else target_loss
@@ -72,11 +72,11 @@ def largest_epsilon(run: RunFiles) -> float | None:
     return spent.max
 
 
-def _arm_row(name: str, members: Sequence[RunFiles]) -> dict[str, Any]:
+def _arm_row(name: str, members: Sequence[RunFiles]) -> ComparisonRow:
     """The row of one arm without its virtual time; see `comparison_rows`."""
     done = finished_runs(members)
     results = [run.result for run in done]
-    found: dict[str, Any] = {
+    found: ComparisonRow = {
         "arm": name,
         "algorithm": ", ".join(sorted({method_name(run) for run in members})),
         "n": len(done),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from aulait.core.files import JsonObject
 from aulait.reporting import numbers
 from aulait.reporting.numbers import Style
 from aulait.runfolder.schema import Scores
 
-ComparisonRow = Mapping[str, Any]
+ComparisonRow = JsonObject
 """An arm in a comparison, as `grouping.comparison_rows` and the command line give it: names,
 numbers, None, and seconds to a loss as a table of their own."""
 
@@ -74,7 +75,7 @@ def ranking_measure(rows: Sequence[ComparisonRow]) -> Measure:
     return next(shared, LOSS)
 
 
-def ranked_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def ranked_rows(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """Rows by their ranking measure, the best first; unfinished ones last; equal ones in the order
     given."""
     measure = ranking_measure(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any, Final
+from typing import Final
 
 from aulait.reporting import dots, figures, numbers, virtual
 from aulait.reporting.figures import PlotlyFigure
@@ -34,7 +34,7 @@ def reached_s(run: RunFiles, target_loss: float) -> float | None:
     return next((seconds for _, seconds, loss in points if loss <= target_loss), None)
 
 
-def virtual_time_row(runs: Sequence[RunFiles], target_loss: float | None) -> dict[str, Any]:
+def virtual_time_row(runs: Sequence[RunFiles], target_loss: float | None) -> ComparisonRow:
     """What the runs of one arm add to its row; empty where none of them has virtual time.
 
     Returns:

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save
 
 from aulait.core.errors import AulaitError, ConfigError
-from aulait.core.files import append_durably, json_document, json_line, replace_file, writing
+from aulait.core.files import (
+    JsonObject,
+    append_durably,
+    json_document,
+    json_line,
+    replace_file,
+    writing,
+)
 from aulait.core.types import Tensors
 
 NEEDED_BYTES = 64 * 1024 * 1024
-Kept = Callable[[list[dict[str, Any]]], None]
+LinesListener = Callable[[list[JsonObject]], None]
 
 
 class RunFolder:
@@ -34,9 +40,9 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.kept: Kept = lambda lines: None
+        self.kept: LinesListener = lambda lines: None
 
-    def begin(self, config: str, machine: Mapping[str, Any], resume: bool) -> bool:
+    def begin(self, config: str, machine: Mapping[str, object], resume: bool) -> bool:
         """Make the folder, or enter it again.
 
         Args:
@@ -62,7 +68,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._space()
             if held.exists():
-                differing = changed(held.read_text(encoding="utf-8"), config)
+                differing = differing_settings(held.read_text(encoding="utf-8"), config)
                 if differing:
                     raise ConfigError(
                         f"run folder {self.path} was started with other settings ({differing}); "
@@ -79,19 +85,18 @@ class RunFolder:
         if free < NEEDED_BYTES:
             raise AulaitError(
                 f"run folder {self.path} has no space left ({free // 2**20} MiB free); expected at "
-                "least "
-                f"{NEEDED_BYTES // 2**20} MiB; free some space or choose another --out"
+                f"least {NEEDED_BYTES // 2**20} MiB; free some space or choose another --out"
             )
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a file atomically."""
         self._replace(name, text.encode("utf-8"))
 
-    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+    def write_json(self, name: str, value: Mapping[str, object]) -> None:
         """Replace a JSON file atomically."""
         self._replace(name, json_document(value))
 
-    def write_lines(self, name: str, lines: list[Mapping[str, Any]]) -> None:
+    def write_lines(self, name: str, lines: Sequence[Mapping[str, object]]) -> None:
         """Replace a JSON-lines file atomically."""
         self._replace(name, b"".join(map(json_line, lines)))
 
@@ -101,12 +106,12 @@ class RunFolder:
             target.parent.mkdir(parents=True, exist_ok=True)
             replace_file(target, content)
 
-    def append(self, line: Mapping[str, Any]) -> None:
+    def append(self, line: Mapping[str, object]) -> None:
         """Add a line to rounds.jsonl, durable when this returns."""
         with writing(self.path):
             append_durably(self.path / "rounds.jsonl", json_line(line), undo=True)
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[JsonObject]:
         """The whole lines of rounds.jsonl; a torn last line is left out."""
         path = self.path / "rounds.jsonl"
         if not path.exists():
@@ -114,7 +119,7 @@ class RunFolder:
         raw = path.read_bytes().split(b"\n")[:-1]
         return [json.loads(line) for line in raw]
 
-    def checkpoint(self, tensors: Tensors, progress: Mapping[str, Any]) -> None:
+    def checkpoint(self, tensors: Tensors, progress: Mapping[str, object]) -> None:
         """Save the state of the run together with the number of lines in rounds.jsonl."""
         lines = self.lines()
         held = dict(progress) | {"lines": len(lines)}
@@ -122,7 +127,7 @@ class RunFolder:
         self._replace("checkpoint/state.safetensors", content)
         self.kept(lines)
 
-    def restore(self) -> tuple[Tensors, dict[str, Any]] | None:
+    def restore(self) -> tuple[Tensors, JsonObject] | None:
         """The last checkpoint, with rounds.jsonl cut to it; None when there is none."""
         path = self.path / "checkpoint" / "state.safetensors"
         if not path.exists():
@@ -131,14 +136,17 @@ class RunFolder:
             return None
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-            progress: dict[str, Any] = json.loads(file.metadata()["progress"])
-        self.write_lines("rounds.jsonl", [*self.lines()[: progress["lines"]]])
+            progress: JsonObject = json.loads(file.metadata()["progress"])
+        self.write_lines("rounds.jsonl", self.lines()[: progress["lines"]])
         return tensors, progress
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> JsonObject | None:
         """result.json of a finished run, else None."""
         path = self.path / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        found: JsonObject = json.loads(path.read_text(encoding="utf-8"))
+        return found
 
 
 def _apart(tensors: Tensors) -> Tensors:
@@ -155,7 +163,7 @@ def _apart(tensors: Tensors) -> Tensors:
     return apart
 
 
-def changed(before: str, after: str) -> str:
+def differing_settings(before: str, after: str) -> str:
     """The first few lines that differ, or an empty string. How long sites are waited for and who is
     told may change."""
     old, new = _lasting(before), _lasting(after)

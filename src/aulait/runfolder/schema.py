@@ -12,7 +12,7 @@ without bound.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Final, Self
 
 from pydantic import (
     BaseModel,
@@ -23,7 +23,7 @@ from pydantic import (
     ValidationInfo,
 )
 
-from aulait.core.files import LARGEST_NUMBER, JsonTree, plain_json
+from aulait.core.files import LARGEST_NUMBER, JsonObject, JsonTree, plain_json
 
 SCHEMA_VERSION: Final = 1
 """Of result.json; a folder without the number is older, and may lack keys of today."""
@@ -78,10 +78,10 @@ class FileModel(BaseModel):
                 for place in reversed(dict.fromkeys(places)):  # so that places in lists stay true
                     _leave_out(tree, place)
 
-    def on_disk(self) -> dict[str, Any]:
+    def on_disk(self) -> JsonObject:
         """The keys that were given, as plain JSON values."""
-        found: dict[str, Any] = plain_json(self.model_dump(exclude_unset=True))
-        return found
+        given = self.model_dump(exclude_unset=True)
+        return {key: plain_json(value) for key, value in given.items()}
 
     def records(self, key: str) -> bool:
         """Whether the file has the key, be it with null."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-StudyLine = dict[str, Any]
+from aulait.core.files import JsonObject
+
+StudyLine = JsonObject
 """A step or a round of the document: a plain JSON object, as ``study.edge`` describes it."""
 
-StudyDocument = Mapping[str, Any]
+StudyDocument = JsonObject
 """What ``study.edge`` returns, or what is read back from its JSON."""
 
 HERE: Final = "this machine"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from aulait.cli import terminal
 from aulait.core.errors import ConfigError, require
-from aulait.core.files import plain_json
+from aulait.core.files import JsonObject, plain_json
 from aulait.reporting import numbers as n
 from aulait.reporting import page
 from aulait_benchmarks.edge import edge_page, step_timing, study
@@ -74,7 +74,7 @@ def scope(options: EdgeOptions, quick: bool, repetitions: int) -> Scope:
         ConfigError: an option cannot be read.
     """
     start = study.QUICK if quick else study.Scope()
-    chosen: dict[str, Any] = {
+    chosen: JsonObject = {
         "family": options.family, "model": options.model, "minutes": options.minutes,
         "power_w": options.watts, "joules_per_byte": options.joules_per_byte}
     if options.batches is not None:

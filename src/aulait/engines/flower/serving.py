@@ -28,7 +28,7 @@ from aulait.engines.deployment.coordinator.event_log import FOLDER, EventLog, re
 from aulait.engines.deployment.pki import keys as key_files
 from aulait.engines.flower import processes
 from aulait.engines.flower.hardening import supported
-from aulait.runfolder.run_folder import RunFolder, changed
+from aulait.runfolder.run_folder import RunFolder, differing_settings
 from aulait.runs import experiment_file, finish
 
 Watch = Callable[[str, int, int, str], None]
@@ -210,7 +210,7 @@ def finished(settings: Any, run: Path, resume: bool) -> dict[str, Any] | None:
         f"run folder {run} already holds a run; add --resume to go on with it, or choose another "
         "--out")
     held = run / EXPERIMENT
-    require(not held.is_file() or not changed(held.read_text(encoding="utf-8"),
+    require(not held.is_file() or not differing_settings(held.read_text(encoding="utf-8"),
         experiment_file.dump(settings)), ConfigError,
             f"run folder {run} was started with other settings ({EXPERIMENT}); resume with the "
             "same file, or choose another --out")
