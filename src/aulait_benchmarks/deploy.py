@@ -284,7 +284,8 @@ def _part(
     asked = next((at for at in times if letter["sent"] <= at <= letter["heard"]), None)
     if asked is None:
         raise AulaitError(
-            f"the log of node {letter['node']} does not tell when it asked for a message; see logs/")
+            f"the log of node {letter['node']} does not tell when it asked for a message; see "
+            "logs/")
     work = sum(end - begin for begin, end in works.get(name, ()) if letter["sent"] <= begin
                and end <= letter["heard"])
     return asked - letter["sent"], letter["heard"] - asked, work

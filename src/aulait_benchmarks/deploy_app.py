@@ -92,8 +92,8 @@ class Side:
     def formula(self) -> tuple[int, int]:
         """Bytes up and down of a client in a round, as the method's description says."""
         settings, trainers = self._run.settings, self._run.federation.trainers
-        found: tuple[int, int] = settings.method.travels(settings.method_config, self._run.context, 1,
-            trainers[0], trainers)
+        found: tuple[int, int] = settings.method.travels(
+            settings.method_config, self._run.context, 1, trainers[0], trainers)
         return found
 
     def round(self) -> dict[str, Any]:

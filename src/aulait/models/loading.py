@@ -246,7 +246,8 @@ def _last_blocks(base: Base, count: int) -> set[str]:
         stacks[stack].append(number)
     most = max(map(len, stacks.values()), default=0)
     require(0 < count <= most, ModelError,
-        f"adapter.layers = {count}; expected 'all' or 1 to {most}, the blocks of {base.config.name}")
+            f"adapter.layers = {count}; expected 'all' or 1 to {most}, the blocks of "
+            f"{base.config.name}")
     return {name for name, (stack, number) in places.items() if number in stacks[stack][-count:]}
 
 

@@ -61,8 +61,8 @@ def from_config(config: PretrainedConfig, dtype: str = "float32") -> ModelShape:
                     weight_bytes)
 
 
-def _counted(model: PreTrainedModel, shapes: Mapping[str, tuple[int, int]], kind: Literal["causal", "seq2seq"],
-             split_head: bool,
+def _counted(model: PreTrainedModel, shapes: Mapping[str, tuple[int, int]],
+             kind: Literal["causal", "seq2seq"], split_head: bool,
              weight_bytes: int) -> ModelShape:
     config = model.config.get_text_config(decoder=True)
     blocks = tuple(_blocks(shapes, config, kind))
@@ -80,7 +80,8 @@ def _counted(model: PreTrainedModel, shapes: Mapping[str, tuple[int, int]], kind
     )
 
 
-def _blocks(shapes: Mapping[str, tuple[int, int]], config: PretrainedConfig, kind: str) -> Iterable[Block]:
+def _blocks(shapes: Mapping[str, tuple[int, int]], config: PretrainedConfig,
+            kind: str) -> Iterable[Block]:
     """Layers grouped by the first number in their names, per side, the encoder's blocks first."""
     grouped: dict[tuple[bool, int], dict[str, tuple[int, int]]] = {}
     for name, (m, n) in shapes.items():
