@@ -84,7 +84,8 @@ def exchange(grid, nodes, raw):
         if len(heard) < len(letters):
             time.sleep(0.1)
     ended = time.time()
-    return {"began": began, "ended": ended, "letters": [{**told, "heard": heard[name]} for name, told in letters.items()]}
+    told = [{**told, "heard": heard[name]} for name, told in letters.items()]
+    return {"began": began, "ended": ended, "letters": told}
 
 
 @app.main()
