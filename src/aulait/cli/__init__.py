@@ -12,9 +12,9 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand
 
-from aulait import __version__
 from aulait.cli.terminal import Commands, PlainCommand
 from aulait.core.errors import ConfigError, install
+from aulait.core.version import PACKAGE_VERSION
 
 
 class Listed(NamedTuple):
@@ -136,7 +136,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"aulait {__version__}")
+        typer.echo(f"aulait {PACKAGE_VERSION}")
         raise typer.Exit
 
 

@@ -10,7 +10,8 @@ import typer
 
 from aulait.cli import terminal
 from aulait.cli.options import JsonOption
-from aulait.cli.run import carry_out, fresh, show
+from aulait.cli.run import carry_out, show
+from aulait.runfolder.naming import fresh_folder
 from aulait.runs import experiment_file
 
 
@@ -30,7 +31,7 @@ def demo(
 
     with terminal.work(as_json), as_file(files("aulait") / "cli" / "demo.toml") as file:
         settings = experiment_file.read(file)
-        path = out or fresh(settings.run.name)
+        path = out or fresh_folder(settings.run.name)
         begun = (path / "config.toml").is_file()
         result = carry_out(settings, path, begun, ["aulait", "demo", "--out", str(path)])
     show(result, path, as_json)

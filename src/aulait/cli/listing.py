@@ -19,7 +19,7 @@ from aulait.resources import links, profiles
 from aulait.synthesis.embedding import EMBEDDERS
 from aulait.synthesis.variation import GENERATORS
 
-Thing = TypeVar("Thing")
+Catalogued = TypeVar("Catalogued")
 FILES = {
     "PATH": "a .jsonl, .jsonl.gz, .csv or .parquet file",
     "hf:DATASET": "a Hugging Face dataset, from the hub or a folder",
@@ -91,7 +91,7 @@ def known() -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     is broken and left out."""
     broken: list[str] = []
 
-    def every(registry: Registry[Thing]) -> dict[str, Thing]:
+    def every(registry: Registry[Catalogued]) -> dict[str, Catalogued]:
         """The built-in things of a kind by name, then those of other distributions."""
         added, lines = registry.third_party()
         broken.extend(lines)

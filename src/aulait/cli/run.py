@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from aulait.cli.progress import Bar
 from aulait.core.errors import ConfigError
 from aulait.data.client_data import NAMED_ROWS
 from aulait.engines.inline import InlineEngine
+from aulait.runfolder.naming import fresh_folder
 from aulait.runs import experiment_file, loop, setup
 from aulait.runs.prepared import SharedCache
 from aulait.runs.progress import Observer
@@ -40,7 +39,7 @@ def run(
         )
     with terminal.work(as_json):
         settings = experiment_file.read(file, overrides or [])
-        path = out or fresh(settings.run.name)
+        path = out or fresh_folder(settings.run.name)
         again = [
             "aulait",
             "run",
@@ -94,13 +93,3 @@ def show(result: dict[str, Any], path: Path, as_json: bool) -> None:
         terminal.document({**result, "path": str(path), "report": str(path / "report.html")})
     else:
         ending(result, path)
-
-
-def fresh(name: str) -> Path:
-    """A folder runs/NAME-DATE-TIME that does not exist yet."""
-    label = re.sub(r"[^\w.=-]+", "-", name).strip("-.") or "run"
-    stem = f"{label}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    path, number = Path("runs") / stem, 2
-    while path.exists():
-        path, number = Path("runs") / f"{stem}-{number}", number + 1
-    return path

@@ -14,10 +14,11 @@ import typer
 from aulait.cli import terminal
 from aulait.cli.options import FileArgument, JsonOption, ResumeOption, SetOption
 from aulait.cli.progress import Bar
-from aulait.cli.run import fresh, show
+from aulait.cli.run import show
 from aulait.core.errors import ConfigError
 from aulait.engines.deployment.coordinator import prometheus_export as metrics
 from aulait.engines.flower import processes, serving
+from aulait.runfolder.naming import fresh_folder
 from aulait.runs import experiment_file
 
 
@@ -58,7 +59,7 @@ def serve(
             "leave --resume out")
     with terminal.work(as_json), stopped_like_interrupted():
         settings = experiment_file.read(file, [*(overrides or []), "engine.name=flower"])
-        path = out or fresh(settings.run.name)
+        path = out or fresh_folder(settings.run.name)
         if insecure:
             terminal.fail(
                 "INSECURE: no TLS; whatever sites send can be read and changed on the way. For "

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aulait import __version__
 from aulait.core.errors import ConfigError, WireError
 from aulait.core.types import Placement, Site
+from aulait.core.version import PACKAGE_VERSION
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import Stamp, digest
 from aulait.evaluation.losses import EvaluateConfig
@@ -59,7 +59,7 @@ class RunTerms(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     version: int = VERSION
-    package: str = __version__
+    package: str = PACKAGE_VERSION
     run: str = Field(pattern=r"^[0-9a-f]{32}$")
     name: str = Field(max_length=200)
     client: str

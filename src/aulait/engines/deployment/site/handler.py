@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from aulait import __version__
 from aulait.core.errors import AulaitError, DataError, WireError
 from aulait.core.types import ClientRequest, TrainRequest, VoteRequest
+from aulait.core.version import PACKAGE_VERSION
 from aulait.engines.deployment.protocol import run_terms as brief
 from aulait.engines.deployment.protocol import signing, tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
@@ -137,14 +137,14 @@ class SiteHandler:
             raise Refused(
                 f"messages of version {packet.head.get('version')!r} found, this site speaks "
                 f"{brief.VERSION} "
-                          f"(aulait {__version__})")
+                          f"(aulait {PACKAGE_VERSION})")
         try:
             profile = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         except (ValueError, OSError) as error:
             raise DataError(
                 f"{path} is no JSON ({error}); measure again by 'aulait probe --out', or remove it") from error
         return Packet({"kind": "facts", **stamp.head(), "client": self._file.site.name,
-                       "version": brief.VERSION, "package": __version__,
+                       "version": brief.VERSION, "package": PACKAGE_VERSION,
                        "roles": list(limits.roles), "methods": list(limits.methods),
                        "privacy": limits.privacy,
                        "models": sorted(self._file.models),

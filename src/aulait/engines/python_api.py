@@ -1,0 +1,169 @@
+"""The Python API: what the commands run, plan, sweep and compare do, without what they print.
+
+    import aulait
+
+    done = aulait.run("experiments/cafe.toml", {"train.rounds": 3, "privacy.epsilon": 4.0})
+    print(done.path, done.result.eval.loss)
+
+Everything runs in this process, as with ``aulait run``. Nothing is printed but what libraries
+print.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from aulait.core.errors import ConfigError, DataError, require
+from aulait.core.files import JsonTree
+from aulait.engines.inline import InlineEngine
+from aulait.reporting.grouping import comparison_rows
+from aulait.reporting.report import write_comparison
+from aulait.runfolder.naming import fresh_folder
+from aulait.runfolder.schema import ResultFile
+from aulait.runs import experiment_file, loop, setup
+from aulait.runs import sweep as sweeps
+from aulait.runs.experiment_file import Settings
+from aulait.runs.plan_summary import summarise_plan
+from aulait.runs.prepared import SharedCache
+from aulait.runs.sweep import JobOutcome
+
+Overrides = Mapping[str, object] | Sequence[str]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that is over.
+
+    Attributes:
+        path: its folder; report.html is in it.
+        result: what result.json holds. A value that is not known, or an epsilon without bound, is
+            None.
+    """
+
+    path: Path
+    result: ResultFile
+
+
+def run(experiment: Settings | Path | str, overrides: Overrides = (), *,
+        out: Path | str | None = None, resume: bool = False) -> FinishedRun:
+    """Run an experiment: the two stages, the evaluation, the report.
+
+    Args:
+        experiment: a TOML file, or settings.
+        overrides: of a file's keys, as {"train.rounds": 3} or ["train.rounds=3"].
+        out: the run folder; None makes runs/NAME-DATE-TIME.
+        resume: go on with the interrupted run in ``out``.
+
+    Raises:
+        AulaitError: bad settings, data or model, before any work; a broken privacy condition at any
+            time.
+    """
+    settings = _settings(experiment, overrides)
+    path = fresh_folder(settings.run.name) if out is None else Path(out)
+    loop.run(settings, path, InlineEngine(), resume=resume)
+    return load_run(path)
+
+
+def plan(experiment: Settings | Path | str, overrides: Overrides = ()) -> dict[str, JsonTree]:
+    """Placement, work, bytes, FLOPs, seconds, memory, joules and epsilon of every tier, as
+    ``aulait plan --json`` prints them. The base is loaded and nothing is trained.
+
+    Args:
+        experiment, overrides: as of ``run``.
+
+    Raises:
+        AulaitError: bad settings, data or model.
+    """
+    return summarise_plan(setup.prepare(_settings(experiment, overrides), SharedCache()))
+
+
+def sweep(file: Path | str, over: Mapping[str, Sequence[object]], *, out: Path | str,
+          seeds: Sequence[int] = (0,), overrides: Overrides = (),
+          jobs: int = 1) -> list[JobOutcome]:
+    """Run all combinations of some settings with all seeds; what is finished in ``out`` is skipped.
+
+    Args:
+        file: the experiment.
+        over: setting -> its values, as {"algorithm.name": ["ffa", "fedit"]}.
+        out: folder of the run folders.
+        seeds: of every combination.
+        overrides: of the file's keys, for all runs.
+        jobs: processes; 1 is this one.
+
+    Returns:
+        What became of every run: its folder, and why it failed where it did.
+
+    Raises:
+        ConfigError: the settings of all runs are wrong, or two would share a folder.
+    """
+    arms = sweeps.product(
+        [f"{key}={','.join(_toml(value) for value in values)}" for key, values in over.items()])
+    work = sweeps.jobs(Path(file), arms, seeds, _written(overrides), Path(out))
+    return sweeps.run_all(work, InlineEngine(), jobs, lambda outcome: None)
+
+
+def compare(runs: Sequence[FinishedRun | Path | str],
+            page: Path | str | None = None) -> list[dict[str, JsonTree]]:
+    """One row for each arm, mean and spread over its seeds, the best arm first.
+
+    Args:
+        runs: finished runs, or their folders.
+        page: also write the comparison as this HTML file.
+
+    Raises:
+        DataError: a folder holds no run.
+    """
+    paths = [one.path if isinstance(one, FinishedRun) else Path(one) for one in runs]
+    if page is not None:
+        write_comparison(paths, Path(page))
+    return comparison_rows(paths)
+
+
+def load_run(folder: Path | str) -> FinishedRun:
+    """A finished run, from its folder.
+
+    Raises:
+        DataError: there is no finished run in it.
+    """
+    path = Path(folder)
+    require((path / "result.json").is_file(), DataError,
+            f"found no result.json in {path}, expected a finished run; check the path or finish "
+            "the run")
+    try:
+        tree = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path / 'result.json'} is not JSON ({error}), expected what a run "
+                        "writes; restore it from a copy") from error
+    require(isinstance(tree, dict), DataError,
+            f"{path / 'result.json'} is no JSON object, expected what a run writes; restore it")
+    return FinishedRun(path, ResultFile.fitting(tree))
+
+
+def _settings(experiment: Settings | Path | str, overrides: Overrides) -> Settings:
+    """The settings of a file with its overrides, or those that were given."""
+    if isinstance(experiment, Settings):
+        require(not overrides, ConfigError, "found settings together with overrides, expected "
+                "overrides of a file alone; change the settings themselves")
+        return experiment
+    return experiment_file.read(Path(experiment), _written(overrides))
+
+
+def _written(overrides: Overrides) -> list[str]:
+    """Overrides as ``--set`` takes them."""
+    if isinstance(overrides, Mapping):
+        return [f"{key}={_toml(value)}" for key, value in overrides.items()]
+    return list(overrides)
+
+
+def _toml(value: object) -> str:
+    """A value in TOML, on one line."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{json.dumps(k)} = {_toml(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()

@@ -1,0 +1,113 @@
+"""``import aulait``: each name with a run of seconds; torch is not there before one is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from tests import tiny_run
+
+import aulait
+from aulait.core.errors import ConfigError, DataError
+from aulait.runs import experiment_file
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"train.rounds": 1, "synthesis.proxies": "absent"}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("api")
+    tiny_run.write_data(folder)
+    path = folder / "tiny.toml"
+    path.write_text(experiment_file.dump(tiny_run.settings(folder)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(file: Path) -> aulait.FinishedRun:
+    return aulait.run(file, SMALL, out=file.parent / "run")
+
+
+def test_import_is_light_and_wrong_names_are_no_attributes() -> None:
+    code = ("import sys, aulait; assert aulait.__version__; "
+            "assert not {'torch', 'pydantic', 'transformers'} & set(sys.modules); "
+            "assert aulait.Settings().run.name; assert 'torch' in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        aulait.nothing  # noqa: B018
+    assert all(getattr(aulait, name) is not None for name in aulait.__all__)
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert aulait.__version__ == project["version"]
+
+
+def test_run_gives_its_folder_and_typed_result(done: aulait.FinishedRun) -> None:
+    assert (done.path / "report.html").is_file()
+    assert done.result.name == "tiny"
+    assert done.result.rounds == 1
+    assert done.result.eval.loss is not None
+    assert done.result.privacy.off is True
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_run_again(
+        file: Path, done: aulait.FinishedRun) -> None:
+    with pytest.raises(ConfigError, match="already holds a run"):
+        aulait.run(file, SMALL, out=done.path)
+    assert aulait.run(file, SMALL, out=done.path, resume=True) == done
+
+
+def test_settings_are_an_experiment_too(file: Path, tmp_path: Path,
+                                        done: aulait.FinishedRun) -> None:
+    settings = experiment_file.read(file, ["train.rounds=1", "synthesis.proxies=absent"])
+    assert isinstance(settings, aulait.Settings)
+    assert aulait.run(settings, out=tmp_path / "run").result.eval == done.result.eval
+    with pytest.raises(ConfigError, match="settings together with overrides"):
+        aulait.run(settings, {"train.rounds": 2})
+
+
+def test_the_default_folder_is_named_after_the_run(
+        file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = aulait.run(file, [*(f"{key}={value}" for key, value in SMALL.items()),
+                              "train.rounds=0", "run.name=a b"])
+    assert found.path.parent == Path("runs")
+    assert found.path.name.startswith("a-b-2")
+
+
+def test_load_run_reads_what_run_gave(done: aulait.FinishedRun, tmp_path: Path) -> None:
+    assert aulait.load_run(str(done.path)) == done
+    with pytest.raises(DataError, match=r"no result\.json"):
+        aulait.load_run(tmp_path)
+    for text, message in (("{", "is not JSON"), ("[]", "no JSON object")):
+        (tmp_path / "result.json").write_text(text)
+        with pytest.raises(DataError, match=message):
+            aulait.load_run(tmp_path)
+
+
+def test_plan_foretells_the_bytes_of_the_run(file: Path, done: aulait.FinishedRun) -> None:
+    found = aulait.plan(file, SMALL)
+    assert found["rounds"]["train"] == 1
+    assert found["total"]["up_bytes"] == done.result.traffic.up_bytes
+    privacy = {"epsilon": 8.0, "delta": 1e-2, "relation": "add-remove", "clip": 0.1}
+    private = aulait.plan(file, {**SMALL, "privacy": privacy})
+    assert private["privacy"]["epsilon"]["local"] == pytest.approx(8.0, rel=1e-2)
+
+
+def test_sweep_and_compare(file: Path, tmp_path: Path) -> None:
+    outcomes = aulait.sweep(file, {"train.lr": [1e-3, 1e-2], "algorithm": [{"name": "fedit"}]},
+                            seeds=[0, 1], overrides=SMALL, out=tmp_path / "runs")
+    assert [outcome.status for outcome in outcomes] == ["finished"] * 4
+    again = aulait.sweep(file, {"train.lr": [1e-3, 1e-2], "algorithm": [{"name": "fedit"}]},
+                         seeds=[0, 1], overrides=SMALL, out=tmp_path / "runs")
+    assert [outcome.status for outcome in again] == ["skipped"] * 4
+    rows = aulait.compare([outcome.path for outcome in outcomes], page=tmp_path / "page.html")
+    assert sorted(row["n"] for row in rows) == [2, 2]
+    assert (tmp_path / "page.html").is_file()
+    single = aulait.compare([aulait.load_run(outcomes[0].path)])
+    assert [row["n"] for row in single] == [1]
