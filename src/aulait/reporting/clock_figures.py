@@ -61,7 +61,7 @@ def tier_time(found: VirtualTime) -> PlotlyFigure | None:
 
 
 def tier_replies(found: VirtualTime) -> PlotlyFigure | None:
-    """Shares of the orders of each tier; late ones are work in vain."""
+    """Shares of each tier's requests by how they ended; late ones are work in vain."""
     sums = {name: virtual.requests_received(own) + own["away"] for name, own in found.tiers.items()}
     named = {name: own for name, own in found.tiers.items() if sums[name] > 0}
     if not named:

@@ -127,7 +127,7 @@ def _trust_table(run: RunFiles) -> PageTable:
     rows = [
         ["the site itself", kept, "its own walls"],
         ["the server", server, cover],
-        ["the other sites", "the orders: adapters, candidate texts", covered],
+        ["the other sites", "the requests: adapters, candidate texts", covered],
         ["whoever gets the adapter, the synthetic texts or the ledger", "released values only",
          covered],
         ["readers of this page", *_seen_by_readers(run)],
