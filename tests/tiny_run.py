@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from aulait.runs.experiment_file import Settings, build
+from aulait.runs.experiment_file import Settings, build_settings
 from aulait.runs.prepared import SharedCache
 from aulait.synthesis.embedding import EMBEDDERS
 
@@ -61,7 +61,7 @@ def settings(folder: Path, **tables: dict[str, Any]) -> Settings:
     }
     for name, table in tables.items():
         tree[name] = table if name == "privacy" or (name == "algorithm" and "name" in table) else tree.get(name, {}) | table
-    return build(tree)
+    return build_settings(tree)
 
 
 def fresh(shared: SharedCache) -> SharedCache:

@@ -75,7 +75,7 @@ class Side:
         from aulait.runs import experiment_file
         from aulait.runs.setup import prepare
 
-        settings, roster = experiment_file.read(experiment), key_files.roster(keys)
+        settings, roster = experiment_file.read_settings(experiment), key_files.roster(keys)
         self._post, names = TimedTransport(grid, roster), sorted(roster)
         key = signing.load_private(keys / "order-key.pem")
         self._engine = CoordinatorEngine(self._post, settings, key, secrets.token_hex(16), 1,

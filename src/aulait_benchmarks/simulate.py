@@ -31,7 +31,7 @@ from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.resources.meters import peak_of_process
-from aulait.runs.experiment_file import build
+from aulait.runs.experiment_file import build_settings
 from aulait.runs.prepared import PreparedRun, SharedCache
 from aulait.runs.setup import prepare
 from aulait.training.batches import collate, scored
@@ -118,7 +118,7 @@ def _prepared(name: str, clients: int, steps: int, batch: int, cache: SharedCach
         "train": {"steps": steps, "batch": batch},
         "privacy": {"off": True},
     }
-    return prepare(build(tree), cache)
+    return prepare(build_settings(tree), cache)
 
 
 def _timed(run: PreparedRun, name: str, rounds: int, repetitions: int) -> Timing:

@@ -293,10 +293,10 @@ def test_a_tier_that_affords_less_than_the_adapter_is_refused_where_ranks_must_b
     tiers = [tier | ({"placement": "split"} if method == "splitlora" else {}) for tier in tiers]
     tree = {"algorithm": {"name": method}, "adapter": {"rank": 4}, "federation": {"tier": tiers}, "privacy": {"off": True}}
     if TRAITS[method].unequal_ranks:
-        experiment_file.build(tree)
+        experiment_file.build_settings(tree)
     else:
         with pytest.raises(ConfigError, match="needs one rank"):
-            experiment_file.build(tree)
+            experiment_file.build_settings(tree)
 
 
 @pytest.mark.parametrize("method", EXACT)
@@ -487,11 +487,11 @@ def test_a_method_that_reads_single_replies_is_refused_before_anybody_is_asked(m
 def test_the_settings_refuse_privacy_with_such_a_method_and_name_another(method):
     tree = {"algorithm": {"name": method}, "privacy": {"epsilon": 8.0, "delta": 1e-5, "relation": "add-remove"}}
     if TRAITS[method].private:
-        experiment_file.build(tree)
+        experiment_file.build_settings(tree)
         return
     with pytest.raises(ConfigError, match=f"use '{TRAITS[method].instead}', or privacy.off = true"):
-        experiment_file.build(tree)
-    experiment_file.build(tree | {"privacy": {"off": True}})
+        experiment_file.build_settings(tree)
+    experiment_file.build_settings(tree | {"privacy": {"off": True}})
 
 
 @each_releasing

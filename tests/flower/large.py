@@ -124,7 +124,7 @@ def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dic
     (folder / "share").write_bytes(made.raw)
     listed = made.listed
     del share, made
-    settings = experiment_file.build({"engine": {"name": "flower", "wire": form, "deadline_s": 1000.0}, "privacy": {"off": True},
+    settings = experiment_file.build_settings({"engine": {"name": "flower", "wire": form, "deadline_s": 1000.0}, "privacy": {"off": True},
                              "algorithm": {"name": "fedit"}, "federation": {"tier": [{"name": "ward", "placement": "local"}]}})
     grid = LateGrid(folder / "share", listed)
     engine = CoordinatorEngine(Transport(grid, names), settings, Ed25519PrivateKey.generate(), "a" * 32, 1, EventLog(folder))

@@ -43,7 +43,7 @@ def test_flwr_run_carries_a_run_out(tmp_path):
     run = tmp_path / "run"
     settings = tiny_run.settings(tmp_path, federation={"tier": [{"name": "all", "placement": "local"}]}, train={"rounds": 1, "steps": 1, "batch": 2},
                                  engine={"name": "flower", "threads": 1, "wait_s": 120.0, "least_sites": 2, "deadline_s": 120.0})
-    (tmp_path / "experiment.toml").write_text(experiment_file.dump(settings))
+    (tmp_path / "experiment.toml").write_text(experiment_file.dump_settings(settings))
     home = tmp_path / "home"
     around = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0",
               "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

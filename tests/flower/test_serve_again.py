@@ -31,7 +31,7 @@ def run(tmp_path, monkeypatch):
     experiment.write_text(tomli_w.dumps(TREE))
     path = write_run(tmp_path / "run")
     (path / "serve").mkdir()
-    (path / "serve" / "experiment.toml").write_text(experiment_file.dump(experiment_file.read(experiment)))
+    (path / "serve" / "experiment.toml").write_text(experiment_file.dump_settings(experiment_file.read_settings(experiment)))
     (path / "serve" / "outcome.json").write_text('{"ok": true}')
     (path / "serve" / "superlink.db").write_text("messages")
     (path / "report.html").write_text("kept")

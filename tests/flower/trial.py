@@ -278,7 +278,7 @@ def point(site_file: Path, port: int) -> None:
 def alone(trial: Trial) -> Path:
     """The same run in this process; its folder."""
     out = trial.federation.folder / "alone" / trial.name
-    loop.run(experiment_file.read(trial.experiment), out, InlineEngine())
+    loop.run(experiment_file.read_settings(trial.experiment), out, InlineEngine())
     return out
 
 

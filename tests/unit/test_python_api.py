@@ -23,7 +23,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("api")
     tiny_run.write_data(folder)
     path = folder / "tiny.toml"
-    path.write_text(experiment_file.dump(tiny_run.settings(folder)))
+    path.write_text(experiment_file.dump_settings(tiny_run.settings(folder)))
     return path
 
 
@@ -64,7 +64,7 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_run_again(
 
 def test_settings_are_an_experiment_too(file: Path, tmp_path: Path,
                                         done: aulait.FinishedRun) -> None:
-    settings = experiment_file.read(file, ["train.rounds=1", "synthesis.proxies=absent"])
+    settings = experiment_file.read_settings(file, ["train.rounds=1", "synthesis.proxies=absent"])
     assert isinstance(settings, aulait.Settings)
     assert aulait.run(settings, out=tmp_path / "run").result.eval == done.result.eval
     with pytest.raises(ConfigError, match="settings together with overrides"):

@@ -30,7 +30,7 @@ def demo(
     """
 
     with terminal.work(as_json), as_file(files("aulait") / "cli" / "demo.toml") as file:
-        settings = experiment_file.read(file)
+        settings = experiment_file.read_settings(file)
         path = out or fresh_folder(settings.run.name)
         begun = (path / "config.toml").is_file()
         result = carry_out(settings, path, begun, ["aulait", "demo", "--out", str(path)])

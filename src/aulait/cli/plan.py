@@ -46,7 +46,7 @@ def plan(
     (aulait bench cost sets it against the clock).
     """
     with terminal.work(as_json):
-        run = setup.prepare(experiment_file.read(file, overrides or []), SharedCache())
+        run = setup.prepare(experiment_file.read_settings(file, overrides or []), SharedCache())
         malformed(run.federation.corpus.malformed)
         found = summarise_plan(run)
         if here:

@@ -38,7 +38,7 @@ def run(
             "leave --resume out"
         )
     with terminal.work(as_json):
-        settings = experiment_file.read(file, overrides or [])
+        settings = experiment_file.read_settings(file, overrides or [])
         path = out or fresh_folder(settings.run.name)
         again = [
             "aulait",

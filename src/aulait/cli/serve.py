@@ -58,7 +58,7 @@ def serve(
             f"--resume found {found}, expected the folder of an interrupted run; add --out RUN, or "
             "leave --resume out")
     with terminal.work(as_json), stopped_like_interrupted():
-        settings = experiment_file.read(file, [*(overrides or []), "engine.name=flower"])
+        settings = experiment_file.read_settings(file, [*(overrides or []), "engine.name=flower"])
         path = out or fresh_folder(settings.run.name)
         if insecure:
             terminal.fail(

@@ -53,14 +53,14 @@ def sweep(
 
     Example: aulait sweep cafe.toml --over algorithm.name=ffa,fedit --seeds 0,1,2 --out runs/methods
     """
-    arms = [*engine.product(over or []), *(engine.named(text) for text in arm or [])]
+    arms = [*engine.arms_over(over or []), *(engine.named_arm(text) for text in arm or [])]
     if not arms:
         raise ConfigError("the sweep has no arm; add --over key=v1,v2 or --arm 'label: key=value'")
     with terminal.work(as_json):
         folder = (
             out or Path("runs") / f"{file.stem}-sweep-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
         )
-        work = engine.jobs(file, arms, _numbers(seeds), overrides or [], folder)
+        work = engine.sweep_jobs(file, arms, _numbers(seeds), overrides or [], folder)
         outcomes = _carry_out(engine, work, jobs, folder)
         rows = _compared([o.path for o in outcomes if o.status != "failed"], folder)
     _show(outcomes, rows, folder, as_json)

@@ -101,9 +101,9 @@ def sweep(file: Path | str, over: Mapping[str, Sequence[object]], *, out: Path |
     Raises:
         ConfigError: the settings of all runs are wrong, or two would share a folder.
     """
-    arms = sweeps.product(
+    arms = sweeps.arms_over(
         [f"{key}={','.join(_toml(value) for value in values)}" for key, values in over.items()])
-    work = sweeps.jobs(Path(file), arms, seeds, _written(overrides), Path(out))
+    work = sweeps.sweep_jobs(Path(file), arms, seeds, _written(overrides), Path(out))
     return sweeps.run_all(work, InlineEngine(), jobs, lambda outcome: None)
 
 
@@ -150,7 +150,7 @@ def _settings(experiment: Settings | Path | str, overrides: Overrides) -> Settin
         require(not overrides, ConfigError, "found settings together with overrides, expected "
                 "overrides of a file alone; change the settings themselves")
         return experiment
-    return experiment_file.read(Path(experiment), _written(overrides))
+    return experiment_file.read_settings(Path(experiment), _written(overrides))
 
 
 def _written(overrides: Overrides) -> list[str]:

@@ -86,7 +86,8 @@ def _check_unit(settings: Settings, federation: Federation, here: bool) -> None:
     method, unit = settings.method, settings.method.TRAITS.unit
     mechanism = (
         method.mechanism(settings.method_config) if isinstance(method, RecordMethod) else None)
-    problems = record_level.unit_problems(settings.privacy, settings.algorithm["name"], unit, mechanism,
+    problems = record_level.unit_problems(settings.privacy, settings.algorithm["name"], unit,
+        mechanism,
                                      bool(federation.voters))
     # elsewhere the sites look for themselves
     problems += record_gradients.missing(mechanism) if here else []

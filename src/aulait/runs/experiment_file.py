@@ -120,7 +120,7 @@ class Settings(BaseModel):
         return self.run.arm or self.run.name
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> Settings:
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     """Settings of an experiment file with overrides such as ``train.rounds=3``.
 
     Raises:
@@ -134,11 +134,11 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Settings:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"experiment file {path} is not TOML: {error}") from error
-    return build(tree, overrides)
+    return build_settings(tree, overrides)
 
 
-def build(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Settings:
-    """Settings of a nested mapping; checked as ``check`` does.
+def build_settings(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Settings:
+    """Settings of a nested mapping; checked as ``settings_problems`` does.
 
     Raises:
         ConfigError: all problems, one a line.
@@ -160,7 +160,7 @@ def build(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Settings:
     except ValidationError as error:
         problems += [_explain(item) for item in error.errors()]
     if settings is not None:
-        problems += check(settings)
+        problems += settings_problems(settings)
     if problems or settings is None:
         raise ConfigError("\n".join(problems))
     return settings
@@ -216,7 +216,7 @@ def _known(place: Sequence[Any]) -> list[str]:
     return list(model.model_fields)
 
 
-def check(settings: Settings) -> list[str]:
+def settings_problems(settings: Settings) -> list[str]:
     """Problems that can be seen without reading data or loading a model, one line each."""
     private = not settings.privacy.off
     problems = (
@@ -323,11 +323,12 @@ def _check_method(settings: Settings) -> list[str]:
             "adapter.rank, or lower the tier's rank")
     if not settings.privacy.off and not traits.private and traits.unit == "client":
         problems.append(
-            f"algorithm '{name}' is {traits.privacy}; use '{traits.instead}', or privacy.off = true")
+            f"algorithm '{name}' is {traits.privacy}; use '{traits.instead}', or "
+            "privacy.off = true")
     return problems
 
 
-def dump(settings: Settings) -> str:
+def dump_settings(settings: Settings) -> str:
     """The resolved settings as TOML; the run can be repeated from it."""
     tree = settings.model_dump(mode="python")
     tree["algorithm"] = {"name": settings.algorithm["name"], **settings.method_config.model_dump()}

@@ -2,11 +2,11 @@
 
     sample -> plan -> request -> update -> release -> merge -> record
 
-One thing runs the other way round than it reads: clients train lazily. The engine's ``ask`` gives an
-iterator, and the aggregator, which ``step`` calls, reads one update after the other from it. So the
-training of clients happens inside the aggregator's loop over updates, and one update at a time is
-in memory; with the unit "record" the aggregator charges the round before it asks the first client.
-Apart from that a method never calls back up: ``step`` is a function of values.
+One thing runs the other way round than it reads: clients train lazily. The engine's ``ask`` gives
+an iterator, and the aggregator, which ``step`` calls, reads one update after the other from it. So
+the training of clients happens inside the aggregator's loop over updates, and one update at a time
+is in memory; with the unit "record" the aggregator charges the round before it asks the first
+client. Apart from that a method never calls back up: ``step`` is a function of values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aulait.privacy.ledger import Ledger
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import finish
 from aulait.runs.books import epsilons, open_books
-from aulait.runs.experiment_file import Settings, dump
+from aulait.runs.experiment_file import Settings, dump_settings
 from aulait.runs.prepared import Engine, SharedCache
 from aulait.runs.progress import Observer, Progress
 from aulait.runs.setup import prepare
@@ -57,7 +57,7 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
     watch("prepare", 0, 1, "reading data, loading the base")
     prepared = prepare(settings, cache or SharedCache(), engine.clients)
     folder = RunFolder(path)
-    entered = folder.begin(dump(settings), finish.machine(), resume)
+    entered = folder.begin(dump_settings(settings), finish.machine(), resume)
     done = folder.result() if entered else None
     if done is not None:
         if not (path / "report.html").exists():  # killed between result and page

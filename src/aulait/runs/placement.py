@@ -1,5 +1,5 @@
-"""From settings and the loaded base to a place for every tier: set in the file, or planned for its
-machine."""
+"""From settings and the loaded base to the work of every tier's clients: set in the file, or
+planned for their machine."""
 
 from __future__ import annotations
 
@@ -145,39 +145,34 @@ def _written(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -
               and plan.placement != "proxy"
               else "placement = 'auto', or a machine with more memory")
     return (f"placement = '{plan.placement}' takes {planner.size_text(found.memory_bytes)} at rank "
-            f"{plan.rank} and batch {plan.batch}, machine "
-            f"'{profile.name}' has {planner.size_text(profile.memory_bytes or 0)}; nearest that "
-            "fits: "
-            f"{advice}")
+            f"{plan.rank} and batch {plan.batch}, machine '{profile.name}' has "
+            f"{planner.size_text(profile.memory_bytes or 0)}; nearest that fits: {advice}")
 
 
 def _demand(facts: PlacementFacts, plan: Plan, tier: TierConfig) -> Demand:
     """The work of a full share of a tier."""
     settings, shapes = facts.settings, facts.shapes
     synthesis, no_split, depth = settings.synthesis, facts.no_split, settings.compute.cut
-    front = {} if no_split else {layer: shapes[layer] for layer in split_model.client_layers(shapes, depth)}
+    client_half = () if no_split else split_model.client_layers(shapes, depth)
     learns = synthesis.proxies != "absent" and bool(facts.public)
     votes = (
         learns and synthesis.proxies in ("synthetic", "noise") and synthesis.selection != "random"
     )
     ranks = ranks_of(shapes, tier.attention_rank)
-    federation = settings.federation
-    part = (
-        (1 + settings.compute.over_selection) * federation.rate if federation.sampling != "all"
-        else 1.0
-    )
-    crowd = sum(len(facts.members.get(t.name, ())) for t in federation.tier
-                if t.placement in ("split", "auto"))
+    sampled, over = settings.federation.sampling != "all", 1 + settings.compute.over_selection
+    share = over * settings.federation.rate if sampled else 1.0
+    crowd = sum(len(facts.members.get(other.name, ())) for other in settings.federation.tier
+                if other.placement in ("split", "auto"))
     return Demand(
         model_shape=facts.model_shape, dtype=settings.model.dtype,
         trainable=settings.method.TRAITS.trains,
         ranks=ranks, steps=plan.steps,
         row=_row(facts, plan), travels=_travels(facts, shapes, ranks),
-        front=_travels(facts, front, ranks),
+        front=_travels(facts, {layer: shapes[layer] for layer in client_half}, ranks),
         vote=_vote(settings, min(synthesis.pool, max(1, len(facts.public)))) if votes else None,
         cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire],
         server=profiles.find_profile(settings.compute.server),
-        crowd=max(1, round(part * crowd)), rows_at_once=settings.train.rows_at_once,
+        crowd=max(1, round(share * crowd)), rows_at_once=settings.train.rows_at_once,
         no_split=no_split, no_proxy="" if learns
         else "proxy needs public texts (data.public) and synthesis.proxies")
 
@@ -189,8 +184,8 @@ def _vote(settings: Settings, pool: int) -> tuple[cost_model.Cost, tuple[int, in
     return own + cost_model.voting(capped, pool, width), vote_bytes(pool, width)
 
 
-def _travels(facts: PlacementFacts, shapes: Shapes, ranks: planner.RanksByLargest) -> Callable[[int],
-        tuple[int, int]]:
+def _travels(facts: PlacementFacts, shapes: Shapes,
+             ranks: planner.RanksByLargest) -> Callable[[int], tuple[int, int]]:
     """Rank -> bytes (up, down) of a client's factors in a round by the method's own formula, all
     clients alike."""
     settings = facts.settings
@@ -204,9 +199,9 @@ def _travels(facts: PlacementFacts, shapes: Shapes, ranks: planner.RanksByLarges
         rounds, adapter = settings.train.rounds, settings.adapter
         context = RunContext(shapes, adapter.rank, adapter.alpha, facts.seeds, rounds,
                           dict.fromkeys(names, own))
-        found: tuple[int, int] = settings.method.travels(settings.method_config, context,
-            min(2, max(1, rounds)), names[0], names)
-        return found
+        # the second round stands for all: in the first some methods send less
+        round = min(2, max(1, rounds))
+        return settings.method.travels(settings.method_config, context, round, names[0], names)
 
     return travels
 
@@ -265,7 +260,8 @@ def widths(settings: Settings, encode: Encoder, records: Sequence[Record], plan:
     """(longest row, longest source, scored positions of a row) of every step that a site draws with
     a seed."""
     coded = [encode(record) for record in records]
-    work = LocalTraining(Adapter({}, 1.0), tuple(records), Trainable.B, plan.steps, plan.batch, 0.0, seed)
+    work = LocalTraining(Adapter({}, 1.0), tuple(records), Trainable.B, plan.steps, plan.batch, 0.0,
+                         seed)
     return [padded([coded[i] for i in step], settings.model.kind)
             for step in draws(work, [len(ids) for ids, _ in coded])]
 
@@ -274,7 +270,7 @@ def padded(rows: Sequence[tuple[list[int], int]], kind: str) -> tuple[int, int, 
     """(longest row, longest source, mean scored positions of a row) of encoded records in one
     pass."""
     if kind == "seq2seq":
-        return max(len(ids) - n for ids, n in rows), max(n for _,
-            n in rows), statistics.fmean(len(ids) - n for ids, n in rows)
-    return max(len(ids) for ids, _ in rows), 0, statistics.fmean(len(ids) - max(n, 1) for ids,
-        n in rows)
+        return (max(len(ids) - n for ids, n in rows), max(n for _, n in rows),
+                statistics.fmean(len(ids) - n for ids, n in rows))
+    return max(len(ids) for ids, _ in rows), 0, statistics.fmean(
+        len(ids) - max(n, 1) for ids, n in rows)

@@ -218,8 +218,8 @@ class Engine(Protocol):
         """
 
     def evaluate(self, run: PreparedRun, state: State | None, final: bool) -> HeldOutScores:
-        """ScoreValues of held-out records, wherever they lie, under what ``state`` of the method gives;
-        of the bare base where it is None.
+        """Scores of held-out records, wherever they lie, under what ``state`` of the method
+        gives; of the bare base where it is None.
 
         ``final`` says that this is the last measurement: then personal methods also tell
         ``shared``, the scores of the shared adapter.

@@ -39,7 +39,8 @@ def privacy_plan(
 
 
 def vote_role(settings: Settings, trainers: bool) -> str:
-    """The roles that a vote is charged to; ``trainers`` says whether there are clients that train."""
+    """The roles that a vote is charged to; ``trainers`` says whether there are clients that
+    train."""
     return "proxy+local" if settings.synthesis.voters == "all" and trainers else "proxy"
 
 

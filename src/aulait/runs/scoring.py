@@ -54,11 +54,11 @@ class HeldOutRecords:
 
 
 def evaluate_here(run: PreparedRun, state: State | None, final: bool) -> HeldOutScores:
-    """ScoreValues after a round, each client under the adapter that it would use: its own where the
+    """Scores after a round, each client under the adapter that it would use: its own where the
     method makes one. As ``Engine.evaluate``.
 
-    ScoreValues of the bare base are measured once for all runs of a process. Unseen clients are scored
-    with it and in the last measurement, under the shared adapter: they have no other.
+    Scores of the bare base are measured once for all runs of a process. Unseen clients are
+    scored with it and in the last measurement, under the shared adapter: they have no other.
     """
     settings = run.settings
     if state is None:

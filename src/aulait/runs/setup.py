@@ -82,7 +82,8 @@ def _corpus(settings: Settings, unpooled: DataConfig, seeds: Seeds, cache: Share
     """The data as read, or what is known of data that lie elsewhere."""
     corpus = (
         client_data.at_sites(unpooled, elsewhere) if elsewhere is not None
-        else cache.once("corpus", (unpooled, seeds), lambda: client_data.load_clients(unpooled, seeds))
+        else cache.once("corpus", (unpooled, seeds), lambda: client_data.load_clients(unpooled,
+            seeds))
     )
     require(bool(corpus.clients), DataError, "no client has enough records; lower data.min_records")
     if not settings.privacy.off:

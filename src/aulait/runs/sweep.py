@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from aulait.core.errors import AulaitError, ConfigError, require
-from aulait.runs.experiment_file import Settings, dump, read
+from aulait.runs.experiment_file import Settings, dump_settings, read_settings
 from aulait.runs.loop import run
 from aulait.runs.prepared import Engine, SharedCache
 
@@ -80,7 +80,7 @@ class JobOutcome:
 Tell = Callable[[JobOutcome], None]
 
 
-def pieces(text: str, separators: str) -> list[str]:
+def separated(text: str, separators: str) -> list[str]:
     """The parts between separators that stand outside brackets and quotes, without outer white
     space or empty parts."""
     parts, depth, quote, current = [], 0, "", ""
@@ -101,7 +101,7 @@ def pieces(text: str, separators: str) -> list[str]:
     return [part.strip() for part in (*parts, current) if part.strip()]
 
 
-def product(over: Sequence[str]) -> list[Arm]:
+def arms_over(over: Sequence[str]) -> list[Arm]:
     """Arms of all combinations of ``key=v1,v2``; the first key varies slowest. Labels use the key's
     last word.
 
@@ -111,7 +111,7 @@ def product(over: Sequence[str]) -> list[Arm]:
     choices: list[tuple[str, list[str]]] = []
     for text in over:
         key, _, values = text.partition("=")
-        found = pieces(values, ",")
+        found = separated(values, ",")
         require(
             bool(key.strip() and found),
             ConfigError,
@@ -131,14 +131,14 @@ def product(over: Sequence[str]) -> list[Arm]:
     return arms
 
 
-def named(text: str) -> Arm:
+def named_arm(text: str) -> Arm:
     """The arm of ``label: key=value key=value``.
 
     Raises:
         ConfigError: there is no label, or a word is not ``key=value``.
     """
     label, found, rest = text.partition(":")
-    overrides = tuple(pieces(rest, " \t\n"))
+    overrides = tuple(separated(rest, " \t\n"))
     sound = bool(found and label.strip()) and all("=" in override for override in overrides)
     require(
         sound,
@@ -149,7 +149,7 @@ def named(text: str) -> Arm:
     return Arm(label.strip(), overrides)
 
 
-def jobs(file: Path, arms: Sequence[Arm], seeds: Sequence[int], overrides: Sequence[str],
+def sweep_jobs(file: Path, arms: Sequence[Arm], seeds: Sequence[int], overrides: Sequence[str],
          out: Path) -> list[Job]:
     """All runs, seed by seed; settings of every one checked before any work.
 
@@ -161,7 +161,8 @@ def jobs(file: Path, arms: Sequence[Arm], seeds: Sequence[int], overrides: Seque
         path = out / f"{re.sub(r'[^A-Za-z0-9_.=+-]+', '_', arm.label).strip('_.') or 'arm'}-s{seed}"
         labels = (f"run.seed={seed}", f"run.arm={json.dumps(arm.label)}")
         try:
-            made.append(Job(arm, seed, path, read(file, (*overrides, *arm.overrides, *labels))))
+            made.append(Job(arm, seed, path,
+                            read_settings(file, (*overrides, *arm.overrides, *labels))))
         except ConfigError as error:
             made.append(Job(arm, seed, path, None, str(error)))
     paths = [job.path for job in made]
@@ -235,7 +236,7 @@ def _finished(path: Path, settings: Settings) -> dict[str, Any] | None:
         return None
     same = (
         (path / "config.toml").is_file()
-        and (path / "config.toml").read_text(encoding="utf-8") == dump(settings)
+        and (path / "config.toml").read_text(encoding="utf-8") == dump_settings(settings)
     )
     require(
         same,

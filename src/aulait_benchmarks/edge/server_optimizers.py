@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aulait.core.errors import ConfigError, require
 from aulait.engines.inline import InlineEngine
-from aulait.runs.experiment_file import build
+from aulait.runs.experiment_file import build_settings
 from aulait.runs.prepared import SharedCache
 from aulait.runs.sweep import Arm, Job, run_one
 from aulait_benchmarks.edge.document import StudyLine
@@ -97,7 +97,8 @@ def _losses(size: FederationSize, server: str, rate: float,
     """The base's held-out loss, and that after each round of one run."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "run"
-        done = run_one(Job(Arm(server, ()), size.seed, path, build(_tree(size, server, rate))),
+        done = run_one(Job(Arm(server, ()), size.seed, path,
+                           build_settings(_tree(size, server, rate))),
                        InlineEngine(), cache)
         require(done.status != "failed", ConfigError,
                 f"the run with server '{server}' failed ({done.message}); try --no-servers")

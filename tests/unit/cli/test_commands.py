@@ -372,13 +372,13 @@ def test_sweep_runs_skips_resumes_and_survives_a_bad_arm(experiment, tmp_path):
 
 
 def test_sweep_splits_values_outside_brackets_and_quotes():
-    assert sweep.pieces('[0.1, 0.2],"a,b",c', ",") == ["[0.1, 0.2]", '"a,b"', "c"]
-    arms = sweep.product(["train.lr=1e-3,3e-3", "adapter.rank=4,8"])
+    assert sweep.separated('[0.1, 0.2],"a,b",c', ",") == ["[0.1, 0.2]", '"a,b"', "c"]
+    arms = sweep.arms_over(["train.lr=1e-3,3e-3", "adapter.rank=4,8"])
     assert [arm.label for arm in arms] == ["lr=1e-3 rank=4", "lr=1e-3 rank=8", "lr=3e-3 rank=4", "lr=3e-3 rank=8"]
     assert arms[1].overrides == ("train.lr=1e-3", "adapter.rank=8")
-    same = sweep.product(["run.name=a", "model.name=b"])
+    same = sweep.arms_over(["run.name=a", "model.name=b"])
     assert same[0].label == "run.name=a model.name=b"
-    arm = sweep.named('all local: federation.tier=[{name = "a", share = 1.0}] train.lr=1e-3')
+    arm = sweep.named_arm('all local: federation.tier=[{name = "a", share = 1.0}] train.lr=1e-3')
     assert arm == sweep.Arm("all local", ('federation.tier=[{name = "a", share = 1.0}]', "train.lr=1e-3"))
 
 
@@ -399,7 +399,7 @@ def test_sweep_in_two_processes_does_all_jobs(experiment, tmp_path, monkeypatch)
     monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda kind: Context())
     monkeypatch.setattr(sweep.signal, "signal", lambda number, action: None)
     monkeypatch.setattr(sweep, "run_one", lambda job, engine, cache: sweep.JobOutcome(job.path, job.arm.label, job.seed, "finished"))
-    work = sweep.jobs(experiment, sweep.product(["train.lr=1e-3,2e-3,3e-3"]), [0, 1], (), tmp_path)
+    work = sweep.sweep_jobs(experiment, sweep.arms_over(["train.lr=1e-3,2e-3,3e-3"]), [0, 1], (), tmp_path)
     threads = torch.get_num_threads()
     outcomes = sweep.run_all(work, InlineEngine(), 4, seen.append)
     torch.set_num_threads(threads)
@@ -475,7 +475,7 @@ def test_demo_settings_keep_what_the_page_promises():
 
     from aulait.runs import experiment_file
 
-    settings = experiment_file.read(Path(str(files("aulait") / "cli" / "demo.toml")))
+    settings = experiment_file.read_settings(Path(str(files("aulait") / "cli" / "demo.toml")))
     assert settings.privacy.epsilon == 8.0
     assert settings.privacy.delta is not None
     assert settings.privacy.delta < 1 / 60

@@ -60,17 +60,17 @@ def test_another_rank_keeps_the_proportions_and_at_least_one(rank, wanted):
 @pytest.mark.parametrize("rank", [1, 8, 200])
 def test_a_preset_builds_and_comes_back_from_what_is_written(name, rank):
     """The resolved file holds preset and tiers; it can be run again as it is."""
-    settings = experiment_file.build(tree(name, rank))
+    settings = experiment_file.build_settings(tree(name, rank))
     assert len(settings.federation.tier) == 4
     assert max(tier.rank for tier in settings.federation.tier) == rank
-    again = experiment_file.build(tomllib.loads(experiment_file.dump(settings)))
+    again = experiment_file.build_settings(tomllib.loads(experiment_file.dump_settings(settings)))
     assert again.federation == settings.federation
-    assert experiment_file.dump(again) == experiment_file.dump(settings)
+    assert experiment_file.dump_settings(again) == experiment_file.dump_settings(settings)
 
 
 @each
 def test_clients_are_dealt_by_the_shares(name):
-    tiers = experiment_file.build(tree(name)).federation.tier
+    tiers = experiment_file.build_settings(tree(name)).federation.tier
     sizes = _sizes(tiers, 1613)
     assert sum(sizes) == 1613
     for tier, size in zip(tiers, sizes, strict=True):
@@ -78,33 +78,33 @@ def test_clients_are_dealt_by_the_shares(name):
 
 
 def test_the_rank_may_be_set_from_the_command_line():
-    settings = experiment_file.build(tree("uniform", 8), ["adapter.rank=40"])
+    settings = experiment_file.build_settings(tree("uniform", 8), ["adapter.rank=40"])
     assert [tier.rank for tier in settings.federation.tier] == [40, 40, 6, 2]
-    assert experiment_file.build(OFF, ["federation.preset=normal"]).federation.tier[0].rank == 8  # of the default adapter
+    assert experiment_file.build_settings(OFF, ["federation.preset=normal"]).federation.tier[0].rank == 8  # of the default adapter
 
 
 def test_without_a_preset_nothing_changes():
     for written in (OFF, OFF | {"federation": {"rate": 0.5}}, OFF | {"federation": {"preset": None}}):
         assert presets.expanded(written) == written
-        assert [tier.name for tier in experiment_file.build(written).federation.tier] == ["gpu", "laptop"]
+        assert [tier.name for tier in experiment_file.build_settings(written).federation.tier] == ["gpu", "laptop"]
 
 
 def test_an_unknown_preset_is_one_clear_line_with_the_nearest_name():
     with pytest.raises(ConfigError, match=r"federation\.preset 'unifrom' is unknown; did you mean 'uniform'\?") as caught:
-        experiment_file.build(tree("unifrom"))
+        experiment_file.build_settings(tree("unifrom"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("tiers", [[{"name": "a"}], [], [1], "gpu", [{"name": "type 4", "share": 0.25, "placement": "local", "rank": 9}]])
 def test_tiers_beside_a_preset_are_refused(tiers):
     with pytest.raises(ConfigError, match=r"federation\.preset and federation\.tier are both written; keep one"):
-        experiment_file.build(OFF | {"federation": {"preset": "uniform", "tier": tiers}})
+        experiment_file.build_settings(OFF | {"federation": {"preset": "uniform", "tier": tiers}})
 
 
 @pytest.mark.parametrize("broken", [{"adapter": "big"}, {"adapter": {"rank": "eight"}}, {"adapter": {"rank": 0}}])
 def test_other_mistakes_are_still_explained_where_a_preset_is_used(broken):
     with pytest.raises(ConfigError, match="adapter"):
-        experiment_file.build(OFF | {"federation": {"preset": "uniform"}} | broken)
+        experiment_file.build_settings(OFF | {"federation": {"preset": "uniform"}} | broken)
 
 
 def test_a_preset_needs_a_method_for_unequal_ranks():
@@ -112,4 +112,4 @@ def test_a_preset_needs_a_method_for_unequal_ranks():
     assert unequal
     for name in unequal:
         with pytest.raises(ConfigError, match="needs one rank"):
-            experiment_file.build({"privacy": {"off": True}, "algorithm": {"name": name}, "federation": {"preset": "uniform"}})
+            experiment_file.build_settings({"privacy": {"off": True}, "algorithm": {"name": name}, "federation": {"preset": "uniform"}})

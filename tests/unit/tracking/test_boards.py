@@ -12,7 +12,7 @@ from aulait.core.errors import ConfigError
 from aulait.engines.inline import InlineEngine
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import experiment_file, loop
-from aulait.runs.experiment_file import build
+from aulait.runs.experiment_file import build_settings
 from aulait.tracking import boards
 from aulait.tracking.boards import TrackConfig, Tracker, problems, scalars
 
@@ -149,19 +149,19 @@ def test_addresses_that_cannot_work(given, told):
 def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(boards, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
-        build({"privacy": {"off": True}, "track": {"tensorboard": True, "mlflow": "http://127.0.0.1:1"}})
+        build_settings({"privacy": {"off": True}, "track": {"tensorboard": True, "mlflow": "http://127.0.0.1:1"}})
     first, second = str(caught.value).splitlines()
     assert first.startswith("track.tensorboard = true needs the package tensorboard")
     assert second.startswith("track.mlflow needs the package mlflow-skinny")
     assert "pip install -e '.[track]'" in first
-    assert build({"privacy": {"off": True}}).track == TrackConfig()
+    assert build_settings({"privacy": {"off": True}}).track == TrackConfig()
 
 
 def test_unknown_keys_are_refused():
     with pytest.raises(ValidationError):
         TrackConfig(wandb=True)
     with pytest.raises(ConfigError, match=r"unknown key 'track.tensorbord'; .*tensorboard"):
-        build({"track": {"tensorbord": True}})
+        build_settings({"track": {"tensorbord": True}})
 
 
 def test_a_stopped_run_shows_no_dropped_line(tmp_path, monkeypatch):
@@ -193,4 +193,4 @@ def test_a_stopped_run_shows_no_dropped_line(tmp_path, monkeypatch):
         kept = [(line["round"], scalars(line)[tag]) for line in lines if tag in scalars(line)]
         assert [step for step, _ in values] == [step for step, _ in kept]
         assert [value for _, value in values] == pytest.approx([value for _, value in kept], rel=1e-6)  # event files hold 32 bits
-    assert "[track]" in experiment_file.dump(settings)
+    assert "[track]" in experiment_file.dump_settings(settings)

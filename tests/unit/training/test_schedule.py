@@ -2,7 +2,7 @@
 
 import pytest
 
-from aulait.runs.experiment_file import build
+from aulait.runs.experiment_file import build_settings
 from aulait.training.trainer import TrainConfig, learning_rate
 
 
@@ -18,6 +18,6 @@ def test_five_rounds(schedule, expected):
 
 
 def test_a_method_setting_alone_keeps_the_default_method():
-    settings = build({"privacy": {"off": True}}, ["algorithm.local_weight=2.0"])
+    settings = build_settings({"privacy": {"off": True}}, ["algorithm.local_weight=2.0"])
     assert settings.algorithm["name"] == "ffa"
     assert settings.method_config.local_weight == 2.0

@@ -409,14 +409,14 @@ def test_what_cannot_work_is_refused_before_any_work(tmp_path, more, message):
     data, base = made_up(tmp_path), written(tmp_path, "t5")
     words = overrides(data, base) + [f"{key}={json.dumps(value)}" for key, value in more.items()]
     with pytest.raises(AulaitError, match=re.escape(message)):
-        prepare(experiment_file.read(EXPERIMENT, words), SharedCache())
+        prepare(experiment_file.read_settings(EXPERIMENT, words), SharedCache())
 
 
 def test_a_causal_base_may_be_given_plain_texts_aloud(tmp_path):
     words = [*overrides(made_up(tmp_path), tmp_path), 'model={name="brew", context=64, device="cpu"}', 'data.public="stdlib"']
     with pytest.raises(AulaitError, match=r"or data\.public_plain = true"):
-        prepare(experiment_file.read(EXPERIMENT, words), SharedCache())
-    run = prepare(experiment_file.read(EXPERIMENT, [*words, "data.public_plain=true"]), SharedCache())
+        prepare(experiment_file.read_settings(EXPERIMENT, words), SharedCache())
+    run = prepare(experiment_file.read_settings(EXPERIMENT, [*words, "data.public_plain=true"]), SharedCache())
     assert all(isinstance(text, str) for text in run.federation.corpus.public)
 
 
@@ -426,4 +426,4 @@ def test_an_encoder_decoder_without_prompts_is_refused(tmp_path):
             "data": {"source": str(tmp_path / "train.jsonl"), "client": "section_header", "text": "section_text", "public": ""},
             "federation": {"tier": [{"name": "all"}]}, "privacy": {"off": True}}
     with pytest.raises(AulaitError, match=r"model\.kind is 'seq2seq' and the data are plain text"):
-        prepare(experiment_file.build(tree), SharedCache())
+        prepare(experiment_file.build_settings(tree), SharedCache())

@@ -92,7 +92,7 @@ def demonstrate(folder: Path, say: Say, *, small: bool = False) -> Compared:
         loads = _loads(loopback)
     say("the same run in one process ...")
     began = time.perf_counter()
-    here = loop.run(experiment_file.read(experiment), folder / "inline", InlineEngine())
+    here = loop.run(experiment_file.read_settings(experiment), folder / "inline", InlineEngine())
     seconds_inline = time.perf_counter() - began
     away = json.loads((folder / "deployed" / "result.json").read_text(encoding="utf-8"))
     losses = away["eval"]["loss"], here["eval"]["loss"]

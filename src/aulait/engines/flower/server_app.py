@@ -70,7 +70,7 @@ def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal:
     from aulait.engines.flower.transport import FlowerTransport
     from aulait.runs import experiment_file
 
-    settings = experiment_file.read(experiment)
+    settings = experiment_file.read_settings(experiment)
     require(settings.engine.deployed, ConfigError,
             f"engine.name = '{settings.engine.name}' found, expected 'flower'")
     roster = keys.roster(keys_folder)

@@ -177,7 +177,7 @@ def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume:
         journal = EventLog(run)
         (folder / "outcome.json").unlink(missing_ok=True)
         (folder / "progress.json").unlink(missing_ok=True)
-        RunFolder(run).write_text(EXPERIMENT, experiment_file.dump(settings))
+        RunFolder(run).write_text(EXPERIMENT, experiment_file.dump_settings(settings))
         link.register(roster)
         places = {"experiment": str(run.absolute() / EXPERIMENT), "out": str(run.absolute()),
                   "keys": str(keys.absolute())}
@@ -211,7 +211,7 @@ def finished(settings: Any, run: Path, resume: bool) -> dict[str, Any] | None:
         "--out")
     held = run / EXPERIMENT
     require(not held.is_file() or not differing_settings(held.read_text(encoding="utf-8"),
-        experiment_file.dump(settings)), ConfigError,
+        experiment_file.dump_settings(settings)), ConfigError,
             f"run folder {run} was started with other settings ({EXPERIMENT}); resume with the "
             "same file, or choose another --out")
     # a server that is about to end

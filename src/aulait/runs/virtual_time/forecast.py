@@ -80,7 +80,8 @@ def _passes(run: PreparedRun, sites: Sequence[Site]) -> Iterator[tuple[Cost, flo
     """(cost, 1) of every step of the passes that some sites make together."""
     learner, context = run.models.learner, run.context
     encode, trainable = learner.encode, run.settings.method.TRAITS.trains
-    works = [LocalTraining(Adapter({}, 1.0), site.train, trainable, site.plan.steps, site.plan.batch, 0.0,
+    works = [LocalTraining(Adapter({}, 1.0), site.train, trainable, site.plan.steps,
+                           site.plan.batch, 0.0,
                   context.seeds.integer("batches", 1, site.name))
              for site in sites]
     for members in learner.passes(works):

@@ -152,7 +152,8 @@ class RoundCosts:
         if config.generator == "base":
             rows, tokens = config.generate.batch, config.generate.max_tokens
             prompt = int(tokens * sum(config.generate.keep) / 2)
-            one = cost_model.generation(demand.model_shape, rows, prompt, tokens - prompt, demand.dtype)
+            one = cost_model.generation(demand.model_shape, rows, prompt, tokens - prompt,
+                                        demand.dtype)
             found.append((one * (self._written(round) / rows), demand.dtype))
         return found
 
