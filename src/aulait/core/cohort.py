@@ -50,8 +50,8 @@ def everyone(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def poisson(names: Sequence[str], rate: float, seeds: Seeds, round: int, secret: bool) -> tuple[str,
-        ...]:
+def poisson_sample(names: Sequence[str], rate: float, seeds: Seeds, round: int,
+                   secret: bool) -> tuple[str, ...]:
     """Each client on its own with probability ``rate``.
 
     Args:
@@ -71,9 +71,8 @@ def poisson(names: Sequence[str], rate: float, seeds: Seeds, round: int, secret:
     return tuple(name for name, value in zip(sorted(names), draw, strict=True) if value < rate)
 
 
-def some(names: Sequence[str], count: int, seeds: Seeds, round: int) -> tuple[str, ...]:
+def fixed_sample(names: Sequence[str], count: int, seeds: Seeds, round: int) -> tuple[str, ...]:
     """``count`` of the names without replacement, by the run's seed, sorted."""
     ordered = sorted(names)
-    drawn = torch.randperm(len(ordered), generator=seeds.generator("cohort", round)).tolist()[
-        :count]
-    return tuple(sorted(ordered[i] for i in drawn))
+    shuffled = torch.randperm(len(ordered), generator=seeds.generator("cohort", round)).tolist()
+    return tuple(sorted(ordered[i] for i in shuffled[:count]))

@@ -57,8 +57,8 @@ from aulait.privacy.aggregator import PrivateAggregator, Release
 from aulait.training.record_gradients import PrivateTraining, train_privately
 from aulait.training.trainer import Learner
 
-TRAITS = described(__name__, __doc__, Abilities(private=False, secure=False, instead="ffa",
-                                                  unit="record", splits=False))
+TRAITS = described(__name__, __doc__, Abilities(
+    private=False, secure=False, instead="ffa", unit="record", splits=False))
 
 
 class DPLoRAConfig(AveragingConfig):

@@ -42,11 +42,7 @@ from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.description import Abilities, described
 from aulait.methods.shared import client_update
 from aulait.methods.shared.mixture import MixtureConfig
-from aulait.methods.shared.weighted_mean import (
-    AveragingConfig,
-    mixed_round,
-    revived,
-)
+from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round, revived
 from aulait.models.low_rank import Merge
 from aulait.training.trainer import Learner, Penalty
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from aulait.core.cohort import Cohort, everyone, poisson, some
+from aulait.core.cohort import Cohort, everyone, fixed_sample, poisson_sample
 from aulait.core.types import Info, Site
 from aulait.methods.contract import Ask, Server, State
 from aulait.runfolder.schema import TrainRound
@@ -93,7 +93,7 @@ class TrainStage:
         config = self._settings.federation
         if self._settings.privacy.off or config.sampling != "poisson":
             return asked
-        return poisson(self._run.federation.trainers, config.rate, self._run.context.seeds,
+        return poisson_sample(self._run.federation.trainers, config.rate, self._run.context.seeds,
                        cohort.round, secret=False)
 
     def step(self, state: State, cohort: Cohort, server: Server) -> tuple[State, Info]:
@@ -147,13 +147,13 @@ def draw_cohort(run: PreparedRun, round: int, represented: Mapping[str, float],
     names = run.federation.trainers
     drawn, planned, rate = everyone(names), len(names), 1.0
     if config.sampling == "poisson":
-        drawn = poisson(names, config.rate, seeds, round, secret=not settings.privacy.off)
+        drawn = poisson_sample(names, config.rate, seeds, round, secret=not settings.privacy.off)
         rate, planned = config.rate, max(1, round_half(config.rate * len(names))) if names else 0
     available = clock.present(drawn, "train", round) if clock else drawn
     if config.sampling == "fixed":
         planned = max(1, round_half(config.rate * len(names))) if names else 0
         more = round_half(planned * (1 + settings.compute.over_selection))
-        drawn = available = some(available, min(more, len(available)), seeds, round)
+        drawn = available = fixed_sample(available, min(more, len(available)), seeds, round)
     # a proxied client would have been drawn as often
     share = config.rate if config.sampling != "all" else 1.0
     cohort = Cohort(

@@ -40,12 +40,12 @@ class Encoder:
         """Tokens of a record before any cut; of the longer side where prompt and text do not share
         the context."""
         ids, prefix = self._raw(record)
-        return (
-            max(len(prefix), len(ids)) if self._base.config.kind == "seq2seq"
-            else len(prefix) + len(ids)
-        )
+        if self._base.config.kind == "seq2seq":
+            return max(len(prefix), len(ids))
+        return len(prefix) + len(ids)
 
     def _raw(self, record: Record) -> tuple[list[int], list[int]]:
+        """Token ids of the text, and of what stands before it without loss, neither cut."""
         tok = self._base.tokenizer
         seq2seq = self._base.config.kind == "seq2seq"
         begin = [tok.bos_token_id] if tok.bos_token_id is not None else []
@@ -58,8 +58,8 @@ class Encoder:
         if seq2seq:
             target = encode(record.text)
             # an encoder must have something to look at, or its attention is not a number
-            return target + ([] if target[-1:] == end else end), encode(record.prompt
-                or "") or end or [tok.pad_token_id]
+            source = encode(record.prompt or "") or end or [tok.pad_token_id]
+            return target + ([] if target[-1:] == end else end), source
         prefix = begin + (encode(record.prompt + "\n") if record.prompt is not None else [])
         return encode(record.text) + end, prefix
 
@@ -74,12 +74,12 @@ class Encoder:
         context = self._base.config.context
         if self._base.config.kind == "seq2seq":
             ended = prefix[-1:] == [self._base.tokenizer.eos_token_id] and len(prefix) > context
-            prefix, ids = prefix[: context - 1] + prefix[-1:] if ended else prefix[:context], ids[
-                :context]
+            prefix = prefix[: context - 1] + prefix[-1:] if ended else prefix[:context]
+            ids = ids[:context]
         elif len(prefix) + len(ids) > context:
-            keep = (
-                max(context - len(ids), context // 2) if record.prompt is not None else len(prefix)
-            )
+            keep = len(prefix)
+            if record.prompt is not None:
+                keep = max(context - len(ids), context // 2)
             prefix = (prefix[:1] + prefix[1:][-(keep - 1):]) if len(prefix) > keep else prefix
             ids = ids[: context - len(prefix)]
         return prefix + ids, len(prefix)
@@ -139,8 +139,8 @@ def scored(base: Base, rows: Rows, encoded: Tensor | None = None) -> tuple[Tenso
     return out, target, chosen.nonzero()[:, 0]
 
 
-def too_long(encode: Encoder, context: int, records: Sequence[Record]) -> Iterator[tuple[Record,
-        int]]:
+def too_long(encode: Encoder, context: int,
+             records: Sequence[Record]) -> Iterator[tuple[Record, int]]:
     """Records whose tokens exceed the context, with their length."""
     for record in records:
         length = encode.length(record)

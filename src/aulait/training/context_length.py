@@ -10,8 +10,8 @@ from aulait.data.client_data import ClientData
 from aulait.training.batches import Encoder, too_long
 
 
-def fitted(how: str, context: int, encode: Encoder, clients: Mapping[str, ClientData]) -> dict[str,
-        ClientData]:
+def fitted(how: str, context: int, encode: Encoder,
+           clients: Mapping[str, ClientData]) -> dict[str, ClientData]:
     """Treat texts of more than ``context`` tokens as ``how`` (``data.too_long``) says.
 
     Raises:
@@ -24,9 +24,8 @@ def fitted(how: str, context: int, encode: Encoder, clients: Mapping[str, Client
     if how == "error":
         raise DataError(
             f"{len(long)} of {len(everything)} texts are longer than model.context = {context} "
-            "tokens (longest "
-            f"{max(n for _, n in long)}); set data.too_long = 'cut' or 'drop', or a larger "
-            "model.context")
+            f"tokens (longest {max(n for _, n in long)}); set data.too_long = 'cut' or 'drop', or "
+            "a larger model.context")
     drop = {record for record, _ in long}
 
     def keep(records: Sequence[Record]) -> tuple[Record, ...]:

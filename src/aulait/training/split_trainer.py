@@ -255,10 +255,29 @@ class ServerHalf(ModelHalf):
         Returns:
             What every site is returned, mean losses (K,), numbers of scored tokens (K,).
         """
-        device, counts = self.base.device, [len(own.labels) for own in sent]
+        hidden, loss_K, count_K = self._losses(sent)
+        weight_K = (
+            torch.ones_like(loss_K) if weights is None
+            else torch.tensor(weights, device=self.base.device))
+        torch.autograd.backward([(weight_K * loss_K).sum(), *self.penalty()])
+        square_K = self.squares().expand(len(sent))
+        parts: Sequence[Tensor | None] = [None] * len(sent)
+        if hidden.grad is not None and self._wanted:
+            parts = torch.split(hidden.grad, [len(own.labels) for own in sent])
+        returned = []
+        for own, part, weight, square in zip(sent, parts, weight_K, square_K, strict=True):
+            tokens = own.hidden["data"].shape[1]
+            gradient = {} if part is None else encode(part[:, :tokens].float() / weight,
+                                                      self._cut.wire)
+            returned.append(Gradients(gradient, square.reshape(1)))
+        return returned, loss_K.detach(), count_K
+
+    def _losses(self, sent: Sequence[Activations]) -> tuple[Tensor, Tensor, Tensor]:
+        """The states of all sites, which gather the gradient, mean losses (K,) with their graph,
+        and numbers of scored tokens (K,)."""
+        device = self.base.device
         rows = [row for own in sent for row in decode(own.hidden)]
-        hidden = pad_sequence(rows, batch_first=True).to(device,
-                                                           self.base.model.dtype)
+        hidden = pad_sequence(rows, batch_first=True).to(device, self.base.model.dtype)
         hidden.requires_grad_(self._wanted or not self.names)
         labels = pad_sequence([row.long() for own in sent for row in own.labels], batch_first=True,
                               padding_value=IGNORE).to(device)
@@ -270,26 +289,12 @@ class ServerHalf(ModelHalf):
         with self.stack.applied_to(self.base):
             out, target, row = split_model.server_forward(
                 self.base, self._cut.after, hidden, labels, mask)
-        site = torch.repeat_interleave(torch.arange(len(sent), device=device),
-                                       torch.tensor(counts, device=device))[row]
+        counts = torch.tensor([len(own.labels) for own in sent], device=device)
+        site = torch.repeat_interleave(torch.arange(len(sent), device=device), counts)[row]
         each = torch.nn.functional.cross_entropy(out, target, reduction="none")
         zero_K = torch.zeros(len(sent), device=device)
         count_K = zero_K.index_add(0, site, torch.ones_like(each))
-        loss_K = zero_K.index_add(0, site, each) / count_K.clamp(min=1)
-        weight_K = (
-            torch.ones_like(loss_K) if weights is None else torch.tensor(weights, device=device))
-        torch.autograd.backward([(weight_K * loss_K).sum(), *self.penalty()])
-        square_K = self.squares().expand(len(sent))
-        parts: Sequence[Tensor | None] = [None] * len(sent)
-        if hidden.grad is not None and self._wanted:
-            parts = torch.split(hidden.grad, counts)
-        returned = []
-        for own, part, weight, square in zip(sent, parts, weight_K, square_K, strict=True):
-            tokens = own.hidden["data"].shape[1]
-            gradient = {} if part is None else encode(part[:, :tokens].float() / weight,
-                                                      self._cut.wire)
-            returned.append(Gradients(gradient, square.reshape(1)))
-        return returned, loss_K.detach(), count_K
+        return hidden, zero_K.index_add(0, site, each) / count_K.clamp(min=1), count_K
 
 
 class SplitLearner(Learner):
