@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     ValidationError,
     field_serializer,
     field_validator,
@@ -91,14 +92,18 @@ class LedgerLine(BaseModel):
     private: Annotated[bool, Field(strict=True)]
     steps: Count = 1
 
-    def __init__(self, **values: Any) -> None:
-        """See the class."""
+    @model_validator(mode="wrap")
+    @classmethod
+    def _a_fault_is_a_privacy_error(
+        cls, values: object, handler: ModelWrapValidatorHandler[Self]
+    ) -> Self:
         try:
-            super().__init__(**values)
+            return handler(values)
         except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
+            fault = error.errors(include_url=False, include_input=False)[0]
+            number = values.get("release") if isinstance(values, Mapping) else None
             raise PrivacyError(
-                f"release {values.get('release')} of the ledger has impossible values "
+                f"release {number} of the ledger has impossible values "
                 f"({'.'.join(map(str, fault['loc'])) or 'line'}: {fault['msg']}), expected a sound "
                 "line; restore the file") from error
 
@@ -150,9 +155,8 @@ class LedgerLine(BaseModel):
             PrivacyError: they are none.
         """
         try:
-            values = json.loads(raw, parse_constant=_no_number)
-            return cls(**values)
-        except (ValueError, TypeError) as error:
+            return cls.model_validate(json.loads(raw, parse_constant=_no_number))
+        except ValueError as error:
             raise PrivacyError(f"no ledger line: {error}") from error
 
 

@@ -317,8 +317,8 @@ def _privacy(limits: SitePolicy, brief: Any, sound: bool, records: int | None) -
 
 def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
     """A method that cannot keep the promise is refused here too, not only by an honest server."""
-    from aulait.methods.contract import RecordMethod
-    from aulait.training import record_gradients
+    from aulait.methods.contract import RecordMethod  # imports torch
+    from aulait.training import record_gradients  # imports torch
 
     name = _method_name(brief)
     if name is None:
