@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from aulait.core.factors import Trainable
+from aulait.resources.cost_types import Trains
+
 # Numbers read and written for one token by the operations around the products, forward and
 # backward.
 # two norms and two residual sums; backward also joins the gradients of parallel layers
@@ -126,7 +129,7 @@ class BlockPass(NamedTuple):
         rows: sequences.
         tokens: of a row in this block.
         source: of a row in the encoder, for cross attention.
-        part: "A", "B" or "AB" for LoRA, "full" for all weights, "" for a forward pass only.
+        trains: of LoRA the trained factors, "full" for all weights, "" for a forward pass only.
         size: bytes of an activation.
     """
 
@@ -135,7 +138,7 @@ class BlockPass(NamedTuple):
     rows: int
     tokens: int
     source: int
-    part: str
+    trains: Trains
     size: int
 
 
@@ -149,23 +152,24 @@ def block_work(layers: tuple[Layer, ...], run: BlockPass, live: bool,
         live: whether the states that enter ask for a gradient.
         source_live: whether those of the encoder do.
     """
-    width, attention, rows, tokens, source, part, size = run
+    width, attention, rows, tokens, source, trains, size = run
     n, total = rows * tokens, BlockWork()
     entering = {0: live, 1: live, 2: live, 3: source_live, 4: live, 5: live, 6: live}
     for layer in layers:
         count = rows * source if layer.stage == 3 else n
         asks = entering[layer.stage]
-        total += _layer(layer, count, part, size, asks)
-        if part and (layer.rank or part == "full" or asks):
+        total += _layer(layer, count, trains, size, asks)
+        if trains and (layer.rank or trains == "full" or asks):
             for later in range(layer.stage + 1, 7):
                 # The cross query does not feed the cross keys; both feed what comes out.
                 if (layer.stage, later) not in ((0, 3), (1, 3), (2, 3)):
                     entering[later] = True
-    out_live = bool(part) and (entering[6] or any(layer.rank for layer in layers) or part == "full")
+    out_live = bool(trains) and (
+        entering[6] or any(layer.rank for layer in layers) or trains == "full")
     stages = {layer.stage for layer in layers}
     for reads, leads in ((tokens, 1), (source, 4)):
         if leads in stages:
-            total += _attention(run, reads, bool(part) and entering[leads])
+            total += _attention(run, reads, bool(trains) and entering[leads])
     inner = max((layer.n for layer in layers if layer.stage == 6), default=0)
     gated = sum(layer.stage == 5 for layer in layers) > 1
     around = [PASSES_D[i] * width + PASSES_W[i] * attention + PASSES_H[i] * inner for i in (0, 1)]
@@ -178,15 +182,16 @@ def block_work(layers: tuple[Layer, ...], run: BlockPass, live: bool,
     )
 
 
-def _layer(layer: Layer, n: int, part: str, size: int, asks: bool) -> BlockWork:
+def _layer(layer: Layer, n: int, trains: Trains, size: int, asks: bool) -> BlockWork:
     """A linear layer with its adapter; ``asks``: whether its input asks for a gradient."""
     _, m, k, rank = layer
-    whole, full = 2.0 * n * m * k, part == "full"
-    times = 1 + (asks and bool(part)) + full
+    whole, full = 2.0 * n * m * k, trains == "full"
+    times = 1 + (asks and bool(trains)) + full
     products = (times * whole, times * float(size) * (n * (m + k) + m * k), 0.0)
-    trains_a, trains_b = rank > 0 and part in ("A", "AB"), rank > 0 and part in ("B", "AB")
+    trains_a, trains_b = (
+        rank > 0 and trains in (own, Trainable.AB) for own in (Trainable.A, Trainable.B))
     down, up = 2.0 * n * rank * k, 2.0 * n * rank * m
-    asks = asks and bool(part)
+    asks = asks and bool(trains)
     flop = (down + up) + up * ((trains_a or asks) + trains_b) + down * (asks + trains_a)
     inward, outward = n * (k + rank), n * (m + rank)
     moved = 0.0
@@ -195,7 +200,7 @@ def _layer(layer: Layer, n: int, part: str, size: int, asks: bool) -> BlockWork:
             (inward + outward + 3 * n * m) + outward * ((trains_a or asks) + trains_b) + inward
             * (asks + trains_a) + 3 * n * k * asks
         )
-    backward = rank > 0 and bool(part) and not full
+    backward = rank > 0 and bool(trains) and not full
     started = (LAYER_OPERATIONS[0] if rank else 0.0) + (LAYER_OPERATIONS[1] if backward else 0.0)
     # q, k and v share one input; the other inputs are kept once each. Only a gradient of A, or of
     # the weights, needs them.

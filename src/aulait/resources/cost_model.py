@@ -36,7 +36,17 @@ from aulait.resources.block_cost import (
     layers_of,
     stage,
 )
-from aulait.resources.cost_types import Batch, Block, Cost, ModelShape, Parts, Split, both, parts_of
+from aulait.resources.cost_types import (
+    Batch,
+    Block,
+    Cost,
+    ModelShape,
+    Parts,
+    Split,
+    Trains,
+    both,
+    parts_of,
+)
 from aulait.resources.cost_types import total_cost as total_of
 
 __all__ = [
@@ -156,7 +166,7 @@ def split_step(model_shape: ModelShape, cut: Cut, batch: Batch, ranks: Mapping[s
 
 
 @lru_cache(maxsize=4096)
-def _step(model_shape: ModelShape, batch: Batch, ranks: tuple[tuple[str, int], ...], part: str,
+def _step(model_shape: ModelShape, batch: Batch, ranks: tuple[tuple[str, int], ...], trains: Trains,
           dtype: str,
           span: Span) -> Cost:
     """The work of the blocks of a span."""
@@ -166,7 +176,7 @@ def _step(model_shape: ModelShape, batch: Batch, ranks: tuple[tuple[str, int], .
             f"blocks = ({first}, {last}) of {len(model_shape.blocks)}; expected 0 <= first < last "
             "<= "
             f"{len(model_shape.blocks)}")
-    size, full, chosen = _size(dtype), part == "full", dict(ranks)
+    size, full, chosen = _size(dtype), trains == "full", dict(ranks)
     total = BlockWork()
     known: dict[tuple[object, ...], BlockWork] = {}
     live = {"decoder": full, "encoder": full}
@@ -176,7 +186,8 @@ def _step(model_shape: ModelShape, batch: Batch, ranks: tuple[tuple[str, int], .
         # runs elsewhere; its adapter decides whether its output asks for a gradient
         if number < first:
             live[block.side] = (
-                live[block.side] or (bool(part) and any(chosen.get(name) for name in block.layers))
+                live[block.side]
+                or (bool(trains) and any(chosen.get(name) for name in block.layers))
             )
             continue
         own = layers_of(tuple((name, *shape, chosen.get(name, 0)) for name,
@@ -186,11 +197,11 @@ def _step(model_shape: ModelShape, batch: Batch, ranks: tuple[tuple[str, int], .
             reads = batch.tokens if block.side == "decoder" else batch.source
             run = BlockPass(model_shape.width, block.attention_width, batch.rows, reads,
                             batch.source,
-                            part, size)
+                            trains, size)
             known[key] = block_work(own, run, live[block.side], live["encoder"])
         total += known[key]
         live[block.side] = known[key].live
-    ends, logits_bytes = _ends(model_shape, batch, span, part, size, any(live.values()))
+    ends, logits_bytes = _ends(model_shape, batch, span, trains, size, any(live.values()))
     inner = matrices(model_shape, Span(0, len(model_shape.blocks)))
     rest = model_shape.parameters - model_shape.embedding_parameters - inner
     tail = rest * batch.rows * batch.tokens if last == len(model_shape.blocks) else 0.0
@@ -207,11 +218,11 @@ def _step(model_shape: ModelShape, batch: Batch, ranks: tuple[tuple[str, int], .
             else total.adapter) + 12
         * trained
     )
-    return total_of((6.0 if part else 2.0) * (total.matrix_tokens + tail),
+    return total_of((6.0 if trains else 2.0) * (total.matrix_tokens + tail),
                     held + total.kept_bytes + logits_bytes, parts)
 
 
-def _ends(model_shape: ModelShape, batch: Batch, span: Span, part: str, size: int,
+def _ends(model_shape: ModelShape, batch: Batch, span: Span, trains: Trains, size: int,
           live: bool) -> tuple[Parts, float]:
     """Embedding, head and loss where the span has them: their parts, and the bytes of the logits at
     the peak."""
@@ -222,17 +233,18 @@ def _ends(model_shape: ModelShape, batch: Batch, span: Span, part: str, size: in
                   ENDS_OPERATIONS[0] / 2)
     if span[1] == len(model_shape.blocks):
         positions = rows * (batch.scored if model_shape.split_head else batch.tokens)
-        times = 1 + (bool(part) and live) + (part == "full")
+        times = 1 + (bool(trains) and live) + (trains == "full")
         logits = float(positions) * model_shape.vocabulary
         products = (2.0 * times * logits * width, float(size) * times * model_shape.vocabulary
                     * width,
                     0.0)
         packing = (0.0, PACKING_PASSES * products[1], 0.0)
-        runs = HEAD_PASSES[0] + (HEAD_PASSES[1] if part else 0.0)
+        runs = HEAD_PASSES[0] + (HEAD_PASSES[1] if trains else 0.0)
         moved = 4 * runs * logits + size * 4.0 * rows * batch.tokens * width
         passes = both(passes,
-                      (0.0, moved, ENDS_OPERATIONS[0] / 2 + (ENDS_OPERATIONS[1] if part else 0.0)))
-        logits_bytes = 4 * (3.0 if part else 2.0) * logits
+                      (0.0, moved,
+                       ENDS_OPERATIONS[0] / 2 + (ENDS_OPERATIONS[1] if trains else 0.0)))
+        logits_bytes = 4 * (3.0 if trains else 2.0) * logits
     return {"products": products, "passes": passes, "packing": packing}, logits_bytes
 
 

@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from aulait.core.factors import Trainable
+
+# what a step trains: factors of LoRA, all weights, or nothing (a forward pass only)
+Trains = Trainable | Literal["full", ""]
 Parts = Mapping[str, tuple[float, float, float]]
 
 
