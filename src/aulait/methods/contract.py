@@ -59,6 +59,7 @@ from aulait.core.types import (
     Tensors,
     TrainRequest,
 )
+from aulait.methods import METHODS
 from aulait.methods.description import Traits
 from aulait.privacy import record_level
 from aulait.privacy.aggregator import PrivateAggregator
@@ -177,6 +178,16 @@ class Method(Protocol[ConfigT]):
 # The settings belong to the module that they were read for; a type cannot say which, once the
 # method is chosen by its name.
 AnyMethod = Method[Any]
+
+
+def find_method(name: str) -> AnyMethod:
+    """The module of a method.
+
+    Raises:
+        ConfigError: nothing has that name, or a third party's module is broken.
+    """
+    method: AnyMethod = METHODS.find(name)
+    return method
 
 
 @runtime_checkable

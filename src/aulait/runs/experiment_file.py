@@ -23,8 +23,7 @@ from aulait.federation import tiers
 from aulait.federation.config import ComputeConfig
 from aulait.federation.presets import expanded
 from aulait.federation.tiers import FederationConfig
-from aulait.methods import METHODS
-from aulait.methods.contract import AnyMethod, server_site
+from aulait.methods.contract import AnyMethod, find_method, server_site
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.privacy.config import PrivacyConfig
 from aulait.synthesis.population import SynthesisConfig
@@ -102,7 +101,7 @@ class Settings(BaseModel):
     @property
     def method(self) -> AnyMethod:
         """The module of the chosen method."""
-        return METHODS.find(self.algorithm["name"])
+        return find_method(self.algorithm["name"])
 
     @property
     def method_config(self) -> BaseModel:

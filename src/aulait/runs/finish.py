@@ -1,4 +1,4 @@
-"""The end of a run: the adapter, the numbers, the facts about the machine, the page."""
+"""The end of a run: the adapters, the numbers, the facts about the machine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import torch
 
 from aulait.models import peft_export
 from aulait.privacy.accounting import Accountant
-from aulait.reporting.report import write_report
 from aulait.runfolder import schema
-from aulait.runfolder.run_folder import RunFolder
 from aulait.runs.books import epsilons
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import Federation, PreparedRun
@@ -38,7 +36,7 @@ def machine() -> dict[str, Any]:
 
 
 def finish(execution: Execution) -> dict[str, Any]:
-    """Write adapter/, personal/, result.json and report.html.
+    """Write adapter/, personal/ and result.json.
 
     Returns:
         What result.json holds.
@@ -53,9 +51,6 @@ def finish(execution: Execution) -> dict[str, Any]:
         peft_export.export(adapter, run.models.base, folder.path / "personal" / _folder(name))
     result = _result(execution)
     folder.write_json("result.json", result)
-    execution.watch("finish", 1, 2, "writing the report")
-    page(folder)
-    execution.watch("finish", 2, 2, "")
     return result
 
 
@@ -63,11 +58,6 @@ def _folder(client: str) -> str:
     """A folder name for a client: no separators, and no name that means another folder."""
     plain = quote(client, safe=" ()@+,=-_.")
     return plain.replace(".", "%2E") if set(plain) <= {"."} else plain
-
-
-def page(folder: RunFolder) -> None:
-    """Write report.html of a finished run."""
-    write_report(folder.path)
 
 
 def _result(execution: Execution) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from aulait.core.types import Info
 from aulait.methods.contract import Server
 from aulait.privacy.aggregator import BudgetSpent
 from aulait.privacy.ledger import Ledger
+from aulait.reporting.report import write_report
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import finish
 from aulait.runs.books import epsilons, open_books
@@ -61,7 +62,7 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
     done = folder.result() if entered else None
     if done is not None:
         if not (path / "report.html").exists():  # killed between result and page
-            finish.page(folder)
+            write_report(path)
         return done
     progress = Progress.load(folder)
     progress.counted_s = started
@@ -79,7 +80,11 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
         if progress.stage == "train":
             carry_out(TrainStage(execution), execution)
     progress.count_seconds()
-    return finish.finish(execution)
+    result = finish.finish(execution)
+    watch("finish", 1, 2, "writing the report")
+    write_report(path)
+    watch("finish", 2, 2, "")
+    return result
 
 
 def carry_out(stage: Stage[StateT], execution: Execution) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from aulait.core.cohort import Cohort
-from aulait.core.types import Info
+from aulait.core.types import ClientRequest, ClientUpdate, Info
 from aulait.methods.contract import Ask, Server
 from aulait.privacy.aggregator import PrivateAggregator
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runfolder.schema import RoundLine
 from aulait.runs.prepared import Books, Engine, PreparedRun
 from aulait.runs.progress import Progress, RunWatch
-from aulait.runs.virtual_time.clock import Clock, RoundOutcome, received_on_time
+from aulait.runs.virtual_time.clock import Clock, RoundOutcome
 
 
 class RoundState(Protocol):
@@ -85,6 +86,16 @@ class PlannedRound:
     def on_time(self, ask: Ask) -> Ask:
         """Asks only those whose updates will count."""
         return ask if self.virtual is None else received_on_time(ask, self.virtual.outcome.silent)
+
+
+def received_on_time(ask: Ask, silent: frozenset[str]) -> Ask:
+    """Ask all but those whose updates will not count: they are lost, or come too late."""
+
+    def asking(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
+        due = [request for request in requests if request.client not in silent]
+        return iter(ask(due)) if due else iter(())
+
+    return asking
 
 
 class Stage(Protocol[StateT]):

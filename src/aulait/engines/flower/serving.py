@@ -28,8 +28,9 @@ from aulait.engines.deployment.coordinator.event_log import FOLDER, EventLog, re
 from aulait.engines.deployment.pki import keys as key_files
 from aulait.engines.flower import processes
 from aulait.engines.flower.hardening import supported
+from aulait.reporting.report import write_report
 from aulait.runfolder.run_folder import RunFolder, differing_settings
-from aulait.runs import experiment_file, finish
+from aulait.runs import experiment_file
 
 Watch = Callable[[str, int, int, str], None]
 EXPERIMENT: Final = f"{FOLDER}/experiment.toml"
@@ -218,7 +219,7 @@ def finished(settings: Any, run: Path, resume: bool) -> dict[str, Any] | None:
     if not (run / "result.json").exists() or lock_is_held(run / FOLDER / "lock"):
         return None
     if not (run / "report.html").exists():  # killed between result and page
-        finish.page(RunFolder(run))
+        write_report(run)
     result = _result(run)
     if read_table(run / FOLDER / "outcome.json").get("ok") is not True:  # killed before it was told
         EventLog(run).outcome(True, rounds=result["rounds"])

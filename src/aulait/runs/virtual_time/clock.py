@@ -14,15 +14,13 @@ Federated Learning at Scale: System Design", MLSys 2019.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from aulait.core.seeds import Seeds
-from aulait.core.types import ClientRequest, ClientUpdate
-from aulait.methods.contract import Ask
 
 
 @dataclass(frozen=True)
@@ -211,13 +209,3 @@ def virtual_totals(totals: Mapping[str, float]) -> dict[str, Any] | None:
     busy, idle = (sum(own[key] for own in tiers.values()) for key in ("busy_s", "idle_s"))
     return {"total_s": totals["clock|total_s"], "energy_j": totals["clock|energy_j"],
             "idle_share": idle / (busy + idle) if busy + idle else 0.0, "tiers": tiers}
-
-
-def received_on_time(ask: Ask, silent: frozenset[str]) -> Ask:
-    """Ask all but those whose updates will not count: they are lost, or come too late."""
-
-    def asking(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
-        due = [request for request in requests if request.client not in silent]
-        return iter(ask(due)) if due else iter(())
-
-    return asking

@@ -20,8 +20,7 @@ from aulait.core.version import PACKAGE_VERSION
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.tensor_codec import Stamp, digest
 from aulait.evaluation.losses import EvaluateConfig
-from aulait.methods import METHODS
-from aulait.methods.contract import AnyMethod, RunContext
+from aulait.methods.contract import AnyMethod, RunContext, find_method
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.privacy.config import PrivacyConfig
 from aulait.runs.experiment_file import Settings
@@ -94,7 +93,7 @@ class RunTerms(BaseModel):
     @property
     def method(self) -> AnyMethod:
         """The module of the method."""
-        return METHODS.find(str(self.algorithm.get("name")))
+        return find_method(str(self.algorithm.get("name")))
 
     @property
     def method_config(self) -> Any:

@@ -344,7 +344,7 @@ def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
 
 def _method(algorithm: Any) -> tuple[AnyMethod, BaseModel]:
     """The module of a method and its settings."""
-    method = METHODS.find(algorithm["name"])
+    method: AnyMethod = METHODS.find(algorithm["name"])
     return method, method.Config(**{key: value for key, value in algorithm.items()
         if key != "name"})
 
