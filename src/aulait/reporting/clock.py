@@ -98,10 +98,9 @@ def _straggler(run: RunFiles) -> list[str]:
         quick = min(each, key=lambda tier: each[tier])
         found.append(
             f"The straggler was “{name}”: in {names.count(name)} of "
-            f"{numbers.counted(len(several), 'round')} with several tiers "
-                     f"its clients were the slowest, on average {numbers.duration(each[name])} at "
-                     "work against "
-                     f"{numbers.duration(each[quick])} in “{quick}”.")
+            f"{numbers.counted(len(several), 'round')} with several tiers its clients were the "
+            f"slowest, on average {numbers.duration(each[name])} at work against "
+            f"{numbers.duration(each[quick])} in “{quick}”.")
     elif several:
         found.append("No tier held up the others: their clients were equally slow.")
     elif told:
@@ -110,9 +109,8 @@ def _straggler(run: RunFiles) -> list[str]:
     if behind:
         found.append(
             f"In {numbers.counted(behind, 'round')} even the slowest tier was at work for less "
-            "than half of the time on average: "
-                     "there clients waited for the server (new candidates, proxies) or for a few "
-                     "slow ones among themselves.")
+            "than half of the time on average: there clients waited for the server (new "
+            "candidates, proxies) or for a few slow ones among themselves.")
     return found
 
 

@@ -72,50 +72,34 @@ def exact_releases(run: RunFiles) -> tuple[bool, bool]:
 
 def warning_banners(run: RunFiles) -> list[tuple[str, str]]:
     """What must be seen first: ("alarm" or "remark", text), worst first."""
-    found = []
     votes, updates = exact_releases(run)
-    if is_off(run):
-        text = (
-            "Privacy was off. Nothing limits what the model, the synthetic texts and this page "
-            "reveal about a client."
-        )
-        found.append(("alarm", text))
-    if is_seeded(run):
-        text = (
-            "Not private: the noise was seeded. Whoever knows the seed can subtract it; use this "
-            "run for tests only."
-        )
-        found.append(("alarm", text))
-    if votes:
-        text = (
-            "The votes were exact. They carried no noise, so the synthetic texts are not covered "
-            "by any guarantee."
-        )
-        found.append(("alarm", text))
-    if updates:
-        text = (
-            "Some updates were released without noise. They are not covered by any guarantee; the "
-            "ledger names them."
-        )
-        found.append(("alarm", text))
-    if is_personal(run):
-        text = (
-            "Clients ended with adapters of their own. No ε covers a personal adapter: it is as "
-            "sensitive as the text of its client."
-        )
-        found.append(("remark", text))
-    if run.result.privacy.stopped_early:
-        done, planned = rounds_done(run), number(value_at(run.config, "train", "rounds"))
-        share = (
-            f" after {numbers.count(done)} of {numbers.counted(planned, 'round')}"
-            if planned else ""
-        )
-        text = (
-            f"The privacy budget stopped the run early{share}: the next release would have "
-            "exceeded it."
-        )
-        found.append(("remark", text))
-    return found
+    alarms = (
+        (is_off(run), "Privacy was off. Nothing limits what the model, the synthetic texts and "
+                      "this page reveal about a client."),
+        (is_seeded(run), "Not private: the noise was seeded. Whoever knows the seed can subtract "
+                         "it; use this run for tests only."),
+        (votes, "The votes were exact. They carried no noise, so the synthetic texts are not "
+                "covered by any guarantee."),
+        (updates, "Some updates were released without noise. They are not covered by any "
+                  "guarantee; the ledger names them."),
+    )
+    remarks = (
+        (is_personal(run), "Clients ended with adapters of their own. No ε covers a personal "
+                           "adapter: it is as sensitive as the text of its client."),
+        (run.result.privacy.stopped_early,
+         f"The privacy budget stopped the run early{_rounds_of_all(run)}: the next release would "
+         "have exceeded it."),
+    )
+    return [*(("alarm", text) for holds, text in alarms if holds),
+            *(("remark", text) for holds, text in remarks if holds)]
+
+
+def _rounds_of_all(run: RunFiles) -> str:
+    """How far a run came that ended early; empty where its plan is not recorded."""
+    planned = number(value_at(run.config, "train", "rounds"))
+    if not planned:
+        return ""
+    return f" after {numbers.count(rounds_done(run))} of {numbers.counted(planned, 'round')}"
 
 
 def rounds_done(run: RunFiles) -> float | None:
