@@ -23,7 +23,7 @@ from aulait.privacy.accounting import Accountant, Event
 from aulait.privacy.clipping import ClippedSum
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
-from aulait.privacy.ledger_line import LedgerLine, Sampling
+from aulait.privacy.ledger_line import LedgerLine, UnitSampling
 from aulait.privacy.mechanisms import Mechanism, find_mechanism
 from aulait.privacy.noise import NoiseSource
 from aulait.privacy.record_level import RecordMechanism
@@ -360,7 +360,7 @@ class PrivateAggregator:
             sigma=release.noise_multiplier * sensitivity,
             noise_multiplier=release.noise_multiplier,
             planned=release.planned,
-            sampling=Sampling(kind="all") if rate == 1.0 else Sampling(kind="poisson", rate=rate),
+            sampling=UnitSampling.at_rate(rate),
             epsilon=spent,
             delta=accountant.delta,
             relation=relation,

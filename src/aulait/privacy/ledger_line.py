@@ -22,16 +22,21 @@ from aulait.core.errors import PrivacyError, require
 from aulait.privacy.accounting import Event
 from aulait.privacy.mechanisms import Relation, Unit, find_mechanism
 
-Count = Annotated[int, Field(ge=1, strict=True)]
+WholeNumber = Annotated[int, Field(ge=1, strict=True)]
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
 
-class Sampling(BaseModel):
+class UnitSampling(BaseModel):
     """Whether every unit takes part, or each with probability ``rate`` on its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["all", "poisson"]
     rate: Finite | None = None
+
+    @classmethod
+    def at_rate(cls, rate: float) -> Self:
+        """Every unit with this probability; 1 is all of them."""
+        return cls(kind="all") if rate == 1.0 else cls(kind="poisson", rate=rate)
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> Self:
@@ -74,7 +79,7 @@ class LedgerLine(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    release: Count
+    release: WholeNumber
     stage: str
     round: Annotated[int, Field(strict=True)]
     role: str
@@ -83,14 +88,14 @@ class LedgerLine(BaseModel):
     sigma: Finite
     noise_multiplier: Finite
     planned: Annotated[int, Field(strict=True)] | Finite
-    sampling: Sampling
+    sampling: UnitSampling
     epsilon: Mapping[str, Annotated[float, Field(ge=0)]]
     delta: Finite
     relation: Relation
     unit: Unit
     time: str
     private: Annotated[bool, Field(strict=True)]
-    steps: Count = 1
+    steps: WholeNumber = 1
 
     @model_validator(mode="wrap")
     @classmethod
