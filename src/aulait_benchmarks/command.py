@@ -26,7 +26,7 @@ _EDGE = (
 )
 
 
-def bench(  # noqa: PLR0913 (the options of a command)
+def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"{_NAMES} {_EDGE}")],
     repetitions: Annotated[
         int | None,

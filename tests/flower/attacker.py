@@ -8,15 +8,14 @@ from typing import Any
 
 from tests import tiny_run
 from tests.flower.local_transport import server_keys, site
+from tests.flower.wire import Seen, made
 
 from aulait.core import lora
 from aulait.core.seeds import Seeds
-from aulait.core.types import TrainRequest, VoteRequest
-from aulait.engines.deployment.protocol import run_terms as briefs
-from aulait.engines.deployment.protocol import signing, tensor_codec
+from aulait.engines.deployment.protocol import run_terms, signing, tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.messages import Stamp
 from aulait.engines.deployment.protocol.run_terms import RunTerms
-from aulait.engines.deployment.protocol.tensor_codec import Stamp
 from aulait.engines.deployment.site.handler import SiteHandler
 from aulait.engines.deployment.site.load_session import ModelCache
 from aulait.evaluation.losses import EvaluateConfig
@@ -26,7 +25,7 @@ from aulait.privacy.config import PrivacyConfig
 from aulait.training.trainer import TrainConfig
 
 assert tiny_run  # registers the embedder "words"
-SHELF = ModelCache()
+CACHE = ModelCache()
 RUN = "b" * 32
 MODEL = ModelConfig(name="brew", context=24)
 ADAPTER = AdapterConfig(rank=1, targets="attention", layers=2)
@@ -37,13 +36,13 @@ ROWS = [{"text": f"{a} told {b} of {c}."} for a, b, c in zip(SECRETS, SECRETS[1:
 
 def base():
     """The base, loaded once for all tests."""
-    return SHELF.base(MODEL)
+    return CACHE.base(MODEL)
 
 
 def told(**changes: Any) -> dict[str, Any]:
-    """A brief as it travels; nothing in it is checked."""
+    """Terms as they travel; nothing in them is checked."""
     plain: dict[str, Any] = {
-        "version": briefs.VERSION, "package": "x", "run": RUN, "name": "attack", "client": "ward", "tier": "gpu", "placement": "local",
+        "version": run_terms.VERSION, "package": "x", "run": RUN, "name": "attack", "client": "ward", "tier": "gpu", "placement": "local",
         "rank": 1, "steps": 1, "batch": 2, "ranks": None, "votes": False, "exact_votes": False, "rounds": 3, "synthesis_rounds": 0,
         "seed": 1, "model": MODEL.model_dump(mode="json"), "adapter": ADAPTER.model_dump(mode="json"),
         "train": TrainConfig().model_dump(mode="json"), "evaluate": EvaluateConfig().model_dump(mode="json"),
@@ -69,43 +68,56 @@ class Attacker:
         self.file = site(folder, "ward", ROWS if rows is None else rows, **limits)
         self.key = signing.load_private(server_keys(folder) / "order-key.pem")
         self.lines: list[dict[str, Any]] = []
-        self.brief = ""
+        self.terms = ""
         self._number = 0
         self.restart()
 
     def restart(self) -> None:
         """The site's worker begins anew, with what is on its disk."""
-        self.resident = SiteHandler(self.file, lambda event, **fields: self.lines.append({"event": event, **fields}))
-        self.resident._shelf = SHELF
+        self.handler = SiteHandler(self.file, lambda event, **fields: self.lines.append({"event": event, **fields}), CACHE)
 
     def stamp(self, epoch: int = 1, number: int | None = None) -> Stamp:
         self._number = self._number + 1 if number is None else number
         return Stamp(RUN, epoch, self._number)
 
+    def address(self, **changes: Any) -> dict[str, Any]:
+        """What every message of the run bears."""
+        return {**self.stamp().fields, "client": "ward", "terms": self.terms} | changes
+
+    def hello(self) -> Packet:
+        return made({"kind": "hello", **self.stamp().fields, "client": "ward", "version": run_terms.VERSION})
+
     def signed(self, packet: Packet, key: Any = None) -> Packet:
         return Packet(packet.head, packet.body, signing.sign(key or self.key, packet.content()))
 
-    def tell(self, **changes: Any) -> Packet:
-        """A brief; its digest is that of later requests."""
+    def tell(self, **changes: Any) -> Seen:
+        """Terms; their digest is that of later requests."""
         plain = told(**changes)
-        packet = Packet({"kind": "brief", **self.stamp().head(), "client": "ward", "brief": plain})
-        answer = self.resident.answer(self.signed(packet))
+        answer = self.ask(made({"kind": "terms", **self.stamp().fields, "client": "ward", "told": plain}))
         if answer.kind == "accepted":
-            self.brief = RunTerms.model_validate(plain).digest
+            self.terms = RunTerms.model_validate(plain).digest
         return answer
 
-    def order(self, stage: str = "train", round: int = 1, tensors: Any = None, stamp: Stamp | None = None, **settings: Any) -> Packet:
-        """An order, not yet signed."""
+    def request(self, stage: str = "train", round: int = 1, tensors: Any = None, stamp: Stamp | None = None, **settings: Any) -> Packet:
+        """A request, not yet signed."""
         sent = start() if tensors is None else tensors
-        asked = (VoteRequest if stage == "synthesis" else TrainRequest)("ward", round, sent, {"lr": 1e-3} | settings)
-        made = tensor_codec.request(asked, stamp or self.stamp(), self.brief, tensor_codec.body(sent))
-        return Packet({**made.head, "stage": stage}, made.body)
+        head = {"kind": {"train": "train", "synthesis": "vote"}.get(stage, stage), **(stamp or self.stamp()).fields, "client": "ward",
+                "terms": self.terms, "round": round, "settings": {"lr": 1e-3} | settings}
+        return made(head, tensor_codec.pack_tensors(sent).raw)
 
-    def ask(self, packet: Packet) -> Packet:
+    def evaluation(self, **changes: Any) -> Packet:
+        """Ask for scores, not yet signed."""
+        return made({"kind": "evaluate", **self.address(), "what": "base", "round": 0} | changes)
+
+    def ask(self, packet: Packet) -> Seen:
         """What the site says to a packet that is signed now."""
-        return self.resident.answer(self.signed(packet))
+        return self.answer(self.signed(packet))
 
-    def refused(self, answer: Packet, *words: str) -> None:
+    def answer(self, packet: Packet) -> Seen:
+        """What the site says to a packet as it is."""
+        return Seen(self.handler.answer(packet))
+
+    def refused(self, answer: Seen, *words: str) -> None:
         """It said no, logged it, and told nothing of its records."""
         assert answer.kind == "refusal", answer.head
         assert set(answer.head) == {"kind", "run", "epoch", "number", "reason", "why"}
@@ -117,11 +129,11 @@ class Attacker:
 
 
 def start() -> Any:
-    """Factors that an order may carry."""
+    """Factors that a request may carry."""
     return lora.to_tensors(lora.initial(targets(base(), ADAPTER), 1, ADAPTER.alpha, Seeds(1)))
 
 
-def silent(packet: Packet) -> None:
+def silent(packet: Seen) -> None:
     """No word of the records is in it."""
     text = json.dumps(packet.head) + packet.body.decode("latin-1")
     assert not any(secret in text for secret in SECRETS)

@@ -6,6 +6,7 @@ true answer; anything else: honest.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def query(message: Message, context: Context) -> Message:
     for _ in range(2 if fault == "twice" else 1):
         with local_socket.calling(Path(os.environ["AULAIT_SOCKET"]), None) as connection:
             local_socket.send_raw(connection, raw)
-            answer = envelope.dumps(local_socket.receive(connection, 2**31))
-    if envelope.kind_of(raw, 2**31) == "order" and fault in ("garbage", "torn"):
+            answer = envelope.packet_bytes(local_socket.receive(connection, 2**31))
+    if json.loads(envelope.head_of(raw, 2**31))["kind"] == "train" and fault in ("garbage", "torn"):
         answer = os.urandom(len(answer)) if fault == "garbage" else answer[: len(answer) // 2]
         return Message(RecordDict({flwr_records.NAME: ArrayRecord({flwr_records.FRONT: flwr_records.array(answer)})}), reply_to=message)
-    return Message(flwr_records.records(envelope.loads(answer, 2**31)), reply_to=message)
+    return Message(flwr_records.records(envelope.packet_from(answer, 2**31)), reply_to=message)

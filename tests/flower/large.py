@@ -21,11 +21,10 @@ from aulait.core.seeds import Seeds
 from aulait.core.types import Plan, Site, Tensors
 from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.event_log import EventLog
-from aulait.engines.deployment.coordinator.outbox import Delivery
+from aulait.engines.deployment.coordinator.outbox import Delivery, Outbox, RunIdentity
 from aulait.engines.deployment.protocol import envelope as packets
 from aulait.engines.deployment.protocol import tensor_codec
-from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.deployment.protocol.messages import Message, UpdateAnswer
 from aulait.engines.flower import flwr_records
 from aulait.engines.flower.transport import FlowerTransport
 from aulait.methods import fedit
@@ -68,8 +67,8 @@ class LateGrid:
     Answers exist only from the moment they are pulled, so that the sites' own memory is not counted.
     """
 
-    def __init__(self, share: Path, listed: list[list[Any]]) -> None:
-        self.share, self.listed = share, listed
+    def __init__(self, share: Path) -> None:
+        self.share = share
         self.heads: dict[str, dict[str, Any]] = {}
         self.pushed, self.pulled = 0, 0
 
@@ -78,37 +77,37 @@ class LateGrid:
 
         for message in messages:
             front = message.content[flwr_records.NAME][flwr_records.FRONT].data
-            seal = packets.opened(front[: packets.START], LIMIT)
-            letter = f"letter-{len(self.heads)}"
-            self.heads[letter] = json.loads(front[packets.START + seal.signature_bytes :])
+            frame = packets.frame_of(front[: packets.START], LIMIT)
+            message_id = f"message-{len(self.heads)}"
+            self.heads[message_id] = json.loads(front[packets.START + frame.signature_bytes :])
             self.pushed += sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
-            yield letter
+            yield message_id
 
-    def pull_messages(self, letters):
-        first, last = "letter-0", self.pulled >= len(self.heads) - 1
-        there = [letter for letter in letters if (letter == first) == last]
+    def pull_messages(self, message_ids):
+        first, last = "message-0", self.pulled >= len(self.heads) - 1
+        there = [message_id for message_id in message_ids if (message_id == first) == last]
         self.pulled += len(there)
         yield from map(self.answer, there)
 
-    def answer(self, letter):
-        head = self.heads[letter]
-        told = {"kind": "reply", **Stamp.of(head).head(), "client": head["client"], "weight": 1.0, "info": {}, "error": 0.0, "tensors": self.listed}
-        content = flwr_records.records(Packet(told, self.share.read_bytes()))
-        return SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=letter), has_error=lambda: False, content=content)
+    def answer(self, message_id):
+        head = self.heads[message_id]
+        told = UpdateAnswer(run=head["run"], epoch=head["epoch"], number=head["number"], client=head["client"], weight=1.0, info={})
+        content = flwr_records.records(Message(told, self.share.read_bytes()).packet())
+        return SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=message_id), has_error=lambda: False, content=content)
 
 
-class Transport(FlowerTransport):
+class ToAll(FlowerTransport):
     """To everybody that there is."""
 
     def __init__(self, grid: LateGrid, names: list[str]) -> None:
         super().__init__(grid, {})
         self.names = names
 
-    def there(self):
+    def connected(self):
         return {name: k + 1 for k, name in enumerate(self.names)}
 
-    def collect(self, letters, limit):
-        for message in self._grid.pull_messages(letters):
+    def collect(self, message_ids, limit):
+        for message in self._grid.pull_messages(message_ids):
             yield Delivery(message.metadata.reply_to_message_id, flwr_records.packet(message.content, limit))
 
 
@@ -120,15 +119,14 @@ def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dic
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     names = [f"site-{k:02d}" for k in range(sites)]
     share = adapter(1)
-    made = tensor_codec.body(share, form)
-    (folder / "share").write_bytes(made.raw)
-    listed = made.listed
-    del share, made
+    (folder / "share").write_bytes(tensor_codec.pack_tensors(share, form).raw)
+    del share
     settings = experiment_file.build_settings({"engine": {"name": "flower", "wire": form, "deadline_s": 1000.0}, "privacy": {"off": True},
                              "algorithm": {"name": "fedit"}, "federation": {"tier": [{"name": "ward", "placement": "local"}]}})
-    grid = LateGrid(folder / "share", listed)
-    engine = CoordinatorEngine(Transport(grid, names), settings, Ed25519PrivateKey.generate(), "a" * 32, 1, EventLog(folder))
-    engine._briefs = {name: SimpleNamespace(digest="0" * 64) for name in names}
+    grid = LateGrid(folder / "share")
+    identity = RunIdentity(Ed25519PrivateKey.generate(), "a" * 32, 1)
+    engine = CoordinatorEngine(Outbox(ToAll(grid, names), identity, EventLog(folder)), settings)
+    engine.participants.terms = {name: SimpleNamespace(digest="0" * 64) for name in names}
     context = RunContext(shapes=shapes(), rank=RANK, alpha=16.0, seeds=Seeds(0), rounds=1,
                       ranks={name: dict.fromkeys(shapes(), rank) for name, rank in ranks.items()})
     state = fedit.init(fedit.Config(), context)
@@ -140,7 +138,7 @@ def one_round(sites: int, form: str, folder: Path, ranks: dict[str, int]) -> dic
     after, info = fedit.step(fedit.Config(), context, state, cohort, Server(ask, aggregator))
     moved = max(float((after.tensors[name] - state.tensors[name]).abs().max()) for name in state.tensors)
     return {"sites": sites, "wire": form, "peak_bytes": peak_of_process(), "before_bytes": before, "moved": moved, "refused": info["refused"],
-            "up_bytes": engine.told["received_bytes"], "down_bytes": engine.told["sent_bytes"], "pushed_bytes": grid.pushed,
+            "up_bytes": engine.traffic["received_bytes"], "down_bytes": engine.traffic["sent_bytes"], "pushed_bytes": grid.pushed,
             "adapter_bytes": sum(t.numel() * 4 for t in lora.leading(state.tensors, lambda _: RANK).values())}
 
 

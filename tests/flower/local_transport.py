@@ -1,4 +1,4 @@
-"""A network in one process: packets go to residents as bytes and come back as bytes; faults can be put in between."""
+"""A network in one process: packets go to handlers as bytes and come back as bytes; faults can be put in between."""
 
 from __future__ import annotations
 
@@ -7,56 +7,58 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aulait.engines.deployment.coordinator.deployed_run import run as deployed_run
+from tests.flower.wire import Seen, seen
+
+from aulait.engines.deployment.coordinator.deployed_run import run_deployed
 from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.event_log import EventLog
-from aulait.engines.deployment.coordinator.outbox import Delivery
+from aulait.engines.deployment.coordinator.outbox import Delivery, Outbox, RunIdentity
 from aulait.engines.deployment.pki import keys
-from aulait.engines.deployment.protocol import envelope, signing
-from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol import signing
+from aulait.engines.deployment.protocol.envelope import Packet, packet_bytes, packet_from
 from aulait.engines.deployment.site import site_file
 from aulait.engines.deployment.site.handler import SiteHandler
 
 LIMIT = 2**31
-Fault = Callable[[str, Packet, bytes], bytes | None]
+Fault = Callable[[str, Seen, bytes], bytes | None]
 
 
-def honest(name: str, asked: Packet, answer: bytes) -> bytes | None:
+def honest(name: str, asked: Seen, answer: bytes) -> bytes | None:
     """What came back, as it is."""
     return answer
 
 
 class LocalTransport:
-    """Residents by name; ``fault(name, asked, answer)`` gives what arrives, None for nothing."""
+    """Handlers by name; ``fault(name, asked, answer)`` gives what arrives, None for nothing."""
 
-    def __init__(self, residents: dict[str, SiteHandler], fault: Fault = honest) -> None:
-        self.residents, self.fault = residents, fault
+    def __init__(self, handlers: dict[str, SiteHandler], fault: Fault = honest) -> None:
+        self.handlers, self.fault = handlers, fault
         self.boxes: dict[str, bytes | None] = {}
-        self.asked: list[tuple[str, Packet]] = []
+        self.asked: list[tuple[str, Seen]] = []
         self.gone: set[str] = set()
 
-    def there(self) -> dict[str, int]:
-        return {name: k for k, name in enumerate(sorted(self.residents)) if name not in self.gone}
+    def connected(self) -> dict[str, int]:
+        return {name: k for k, name in enumerate(sorted(self.handlers)) if name not in self.gone}
 
-    def send(self, address: int, sent: Packet, body: Any, ttl_s: float) -> str | None:
-        name = sorted(self.residents)[address]
-        arrived = envelope.loads(envelope.dumps(sent), LIMIT)
+    def send(self, address: int, packet: Packet, body: Any, wait_s: float) -> str | None:
+        name = sorted(self.handlers)[address]
+        arrived = seen(packet_bytes(packet))
         self.asked.append((name, arrived))
-        letter = f"letter-{len(self.asked)}"
-        self.boxes[letter] = self.fault(name, arrived, envelope.dumps(self.residents[name].answer(arrived)))
-        return letter
+        message_id = f"message-{len(self.asked)}"
+        self.boxes[message_id] = self.fault(name, arrived, packet_bytes(self.handlers[name].answer(arrived.packet)))
+        return message_id
 
-    def body(self, raw: bytes) -> bytes:
+    def shared_body(self, raw: bytes) -> bytes:
         return raw
 
-    def collect(self, letters: Sequence[str], limit: int):
-        for letter in letters:
-            raw = self.boxes.pop(letter, None)
+    def collect(self, message_ids: Sequence[str], limit: int):
+        for message_id in message_ids:
+            raw = self.boxes.pop(message_id, None)
             if raw is not None:
                 try:
-                    yield Delivery(letter, envelope.loads(raw, limit))
+                    yield Delivery(message_id, packet_from(raw, limit))
                 except Exception as error:
-                    yield Delivery(letter, None, str(error))
+                    yield Delivery(message_id, None, str(error))
 
 
 def server_keys(folder: Path) -> Path:
@@ -81,15 +83,16 @@ def site(folder: Path, name: str, rows: list[dict[str, Any]], **limits: Any) -> 
     return site_file.read(home / "site.toml")
 
 
-def engine(post: LocalTransport, settings: Any, folder: Path, out: Path, epoch: int = 1, run: str = "a" * 32) -> CoordinatorEngine:
+def engine(transport: LocalTransport, settings: Any, folder: Path, out: Path, epoch: int = 1) -> CoordinatorEngine:
     key = signing.load_private(server_keys(folder) / "order-key.pem")
-    return CoordinatorEngine(post, settings, key, run, epoch, EventLog(out))
+    return CoordinatorEngine(Outbox(transport, RunIdentity(key, "a" * 32, epoch), EventLog(out)), settings)
 
 
-def deploy(post: LocalTransport, settings: Any, folder: Path, out: Path, *, epoch: int = 1, resume: bool = False, enrolled: Sequence[str] = ()) -> dict[str, Any]:
+def deploy(transport: LocalTransport, settings: Any, folder: Path, out: Path, *, epoch: int = 1, resume: bool = False,
+           enrolled: Sequence[str] = ()) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
-    made = engine(post, settings, folder, out, epoch)
+    made = engine(transport, settings, folder, out, epoch)
     try:
-        return deployed_run(made, settings, out, sorted(enrolled or post.residents), made.journal, resume=resume)
+        return run_deployed(made, settings, out, sorted(enrolled or transport.handlers), resume=resume)
     finally:
-        made.journal.flush()
+        made.event_log.flush()

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 from tests import tiny_run
 from tests.closeness import assert_learnt_alike, assert_same_adapters, products, relative_error
+from tests.flower import wire
 from tests.flower.local_transport import LocalTransport, deploy, site
 
 from aulait.core.errors import AulaitError, ConfigError
 from aulait.core.seeds import Seeds
 from aulait.engines.deployment.coordinator.deployed_run import planned_by
-from aulait.engines.deployment.protocol import envelope as packet
-from aulait.engines.deployment.protocol import tensor_codec
-from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.deployment.protocol import messages, tensor_codec
+from aulait.engines.deployment.protocol.envelope import packet_bytes
 from aulait.engines.deployment.site.handler import SiteHandler
 from aulait.engines.inline import InlineEngine
 from aulait.federation import tiers
@@ -51,7 +51,7 @@ def five(folder):
     return {name: [row for row in rows if row["client"] == name] for name in sorted({row["client"] for row in rows})}
 
 
-def residents(folder, own, lines=None, **limits):
+def handlers(folder, own, lines=None, **limits):
     lines = [] if lines is None else lines
     return {name: SiteHandler(site(folder, name, rows, **limits), logger(lines)) for name, rows in own.items()}
 
@@ -77,21 +77,21 @@ def test_sites_give_the_adapter_and_scores_of_one_process(places, method):
     here = loop.run(plain, places / "here", InlineEngine(), cache=tiny_run.fresh(CACHE))
     engine = {"name": "flower", "threads": 1, "wait_s": 5.0}
     away_settings = tiny_run.settings(places, **tables(algorithm={"name": method}, engine=engine, train=alone))
-    post = LocalTransport(residents(places, own))
+    post = LocalTransport(handlers(places, own))
     away = deploy(post, away_settings, places, places / "away")
     (same_products if method == "flora" else same)(places / "here", places / "away")
     for key in ("loss", "token_accuracy", "worst_client_loss", "mean_client_loss"):
         assert away["eval"][key] == pytest.approx(here["eval"][key], rel=1e-5), key
         assert away["base_eval"][key] == pytest.approx(here["base_eval"][key], rel=1e-5), key
     assert away["traffic"] == here["traffic"]
-    assert all(resident.facts["loads"] == 1 for resident in post.residents.values())
+    assert all(handler.facts.loads == 1 for handler in post.handlers.values())
     kinds = {packet.kind for name, packet in post.asked if name == "c2"}
-    assert kinds == {"hello", "brief", "order", "evaluate"}
-    assert not any(packet.kind == "order" and packet.head["stage"] == "train" for name, packet in post.asked if name in ("c2", "c3"))
-    assert {packet.kind for name, packet in post.asked if name == "c4"} == {"hello", "brief", "split", "evaluate"}
+    assert kinds == {"hello", "terms", "vote", "evaluate"}
+    assert not any(packet.kind == "train" for name, packet in post.asked if name in ("c2", "c3"))
+    assert {packet.kind for name, packet in post.asked if name == "c4"} == {"hello", "terms", "split_begin", "split_step", "evaluate"}
 
 
-def test_under_privacy_nothing_of_a_site_is_told_but_what_the_door_releases(places):
+def test_under_privacy_nothing_of_a_site_is_told_but_what_the_aggregator_releases(places):
     own = five(places)
     tiers = [{"name": "gpu", "clients": ["c0", "c1", "c4"], "placement": "local"}, {"name": "laptop", "clients": ["c2", "c3"], "placement": "proxy"}]
     privacy = {"noise_multiplier": 1.0, "delta": 1e-5, "relation": "add-remove"}
@@ -100,21 +100,21 @@ def test_under_privacy_nothing_of_a_site_is_told_but_what_the_door_releases(plac
     answers = []
 
     def seen(name, asked, answer):
-        answers.append((name, asked.kind, packet.loads(answer, 2**31)))
+        answers.append((name, asked.kind, wire.seen(answer)))
         return answer
 
-    post = LocalTransport(residents(places, own, lines, privacy=True, epsilon=100.0), seen)
+    post = LocalTransport(handlers(places, own, lines, privacy=True, epsilon=100.0), seen)
     result = deploy(post, tiny_run.settings(places, **tables(federation={"tier": tiers}, algorithm={"name": "ffa"}, privacy=privacy, engine=engine)), places, places / "away")
     for _, kind, answer in answers:
-        allowed = {"hello": {"facts"}, "brief": {"accepted"}, "order": {"reply"}, "evaluate": {"sums"}}[kind]
+        allowed = {"hello": {"facts"}, "terms": {"accepted"}, "train": {"update"}, "vote": {"update"}, "evaluate": {"scores"}}[kind]
         assert answer.kind in allowed
-        if kind == "brief":
+        if kind == "terms":
             assert answer.head["records"] is None
-        if kind == "order":
+        if kind in ("train", "vote"):
             assert answer.head["info"] == {}
             assert answer.head["weight"] == 1.0
         if kind == "evaluate":
-            assert set(answer.head) == {"kind", "run", "epoch", "number", "client"}
+            assert (answer.head["sums"], answer.head["shared"], answer.head["task"]) == (None, None, None)
             assert not answer.body
     assert {line["event"] for line in lines} >= {"measured", "answered"}  # at the sites
     assert result["eval"]["measured_on"] == "public texts"
@@ -133,7 +133,7 @@ def test_a_run_goes_on_where_the_coordinator_died_and_sites_stand_where_they_sto
     engine = {"name": "flower", "threads": 1, "wait_s": 5.0}
     tiers = [{"name": "gpu", "placement": "local"}]
     settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, algorithm={"name": "fedsa"}, engine=engine))
-    whole = deploy(LocalTransport(residents(places, own)), settings, places, places / "whole")
+    whole = deploy(LocalTransport(handlers(places, own)), settings, places, places / "whole")
     for name in own:
         shutil.rmtree(places / name)
 
@@ -141,14 +141,14 @@ def test_a_run_goes_on_where_the_coordinator_died_and_sites_stand_where_they_sto
         pass
 
     def dies(name, asked, answer):
-        if asked.kind == "order" and asked.head["round"] == 2 and name == "c3":
+        if asked.kind == "train" and asked.head["round"] == 2 and name == "c3":
             raise Died
         return answer
 
     with pytest.raises(Died):
-        deploy(LocalTransport(residents(places, own), dies), settings, places, places / "torn")
+        deploy(LocalTransport(handlers(places, own), dies), settings, places, places / "torn")
     lines = []
-    post = LocalTransport(residents(places, own, lines))  # the sites were restarted too: all they know is on their disks
+    post = LocalTransport(handlers(places, own, lines))  # the sites were restarted too: all they know is on their disks
     again = deploy(post, settings, places, places / "torn", epoch=2, resume=True)
     same(places / "whole", places / "torn")
     assert again["eval"]["loss"] == pytest.approx(whole["eval"]["loss"], rel=1e-5)
@@ -161,17 +161,17 @@ def test_a_message_that_comes_twice_gets_the_same_bytes_and_an_older_one_is_refu
     lines, first = [], {}
 
     def twice(name, asked, answer):
-        if asked.kind in ("order", "evaluate"):
-            again = packet.dumps(post.residents[name].answer(asked))
+        if asked.kind in ("train", "evaluate"):
+            again = packet_bytes(post.handlers[name].answer(asked.packet))
             assert again == answer
             old = first.setdefault(name, asked)
             if old is not asked:
-                late = post.residents[name].answer(old)
+                late = wire.Seen(post.handlers[name].answer(old.packet))
                 assert late.kind == "refusal"
                 assert late.head["why"] == "past"
         return answer
 
-    post = LocalTransport(residents(places, own, lines), twice)
+    post = LocalTransport(handlers(places, own, lines), twice)
     tiers = [{"name": "gpu", "placement": "local"}]
     engine = {"name": "flower", "threads": 1, "wait_s": 5.0}
     settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 2, "steps": 1, "batch": 2}, engine=engine))
@@ -186,22 +186,22 @@ def test_a_silent_site_is_left_out_and_nobody_at_all_stops_the_run_with_one_line
     settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 2, "steps": 1, "batch": 2}, engine=engine))
 
     def lost(name, asked, answer):
-        return None if asked.kind == "order" and (name == "c1" or asked.head["round"] == 2) else answer
+        return None if asked.kind == "train" and (name == "c1" or asked.head["round"] == 2) else answer
 
     with pytest.raises(AulaitError, match="none of 5 sites answered") as caught:
-        deploy(LocalTransport(residents(places, own), lost), settings, places, places / "away")
+        deploy(LocalTransport(handlers(places, own), lost), settings, places, places / "away")
     assert "\n" not in str(caught.value)
     rounds = [json.loads(line) for line in (places / "away" / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in rounds] == [1]
     sites = json.loads((places / "away" / "serve" / "sites.json").read_text())
     assert sites["c1"]["state"] == "silent"
     patient = settings.model_copy(update={"engine": settings.engine.model_copy(update={"deadline_s": 1.0, "least_sites": 3})})
-    done = deploy(LocalTransport(residents(places, own)), patient, places, places / "away", epoch=2, resume=True)
+    done = deploy(LocalTransport(handlers(places, own)), patient, places, places / "away", epoch=2, resume=True)
     assert done["rounds"] == 2, "how long sites are waited for may change"
 
 
 @pytest.mark.parametrize("name_of_it", ["c1", "c4"])
-def test_a_site_that_missed_its_brief_is_told_and_asked_again(places, name_of_it):
+def test_a_site_that_missed_its_terms_is_told_and_asked_again(places, name_of_it):
     """One that trains, and one that is split."""
     own = five(places)
     tiers = [{"name": "half", "clients": ["c4"], "placement": "split"}, {"name": "gpu", "placement": "local"}]
@@ -211,16 +211,16 @@ def test_a_site_that_missed_its_brief_is_told_and_asked_again(places, name_of_it
 
     class Late(LocalTransport):
         def send(self, address, sent, body, wait_s):
-            name = sorted(self.residents)[address]
-            if sent.kind == "brief" and name == name_of_it and name not in missed:
+            name = sorted(self.handlers)[address]
+            if wire.Seen(sent).kind == "terms" and name == name_of_it and name not in missed:
                 missed.add(name)
                 return None
             return super().send(address, sent, body, wait_s)
 
-    deploy(Late(residents(places, own)), settings, places, places / "late")
+    deploy(Late(handlers(places, own)), settings, places, places / "late")
     for name in own:
         shutil.rmtree(places / name)
-    deploy(LocalTransport(residents(places, own)), settings, places, places / "prompt")
+    deploy(LocalTransport(handlers(places, own)), settings, places, places / "prompt")
     assert missed == {name_of_it}
     same(places / "late", places / "prompt")
 
@@ -232,18 +232,18 @@ def test_a_run_does_not_begin_without_the_least_number_of_sites_and_says_who_wou
     settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 1, "steps": 1, "batch": 2}, engine=engine))
 
     def forgetful(name, asked, answer):
-        return None if asked.kind == "brief" and name in ("c0", "c3") else answer
+        return None if asked.kind == "terms" and name in ("c0", "c3") else answer
 
     def older(name, asked, answer):
         if asked.kind != "hello" or name not in ("c0", "c3"):
             return answer
-        return packet.dumps(tensor_codec.refusal(Stamp.of(asked.head), "messages of version 1 found, this site speaks 9"))
+        return packet_bytes(messages.refusal(asked.stamp, "messages of version 1 found, this site speaks 9").packet())
 
-    with pytest.raises(AulaitError, match=r"3 sites took their brief within 0\.3 s, expected at least 4"):
-        deploy(LocalTransport(residents(places, own), forgetful), settings, places, places / "brief")
-    assert not (places / "brief" / "rounds.jsonl").exists()
+    with pytest.raises(AulaitError, match=r"3 sites took their terms within 0\.3 s, expected at least 4"):
+        deploy(LocalTransport(handlers(places, own), forgetful), settings, places, places / "terms")
+    assert not (places / "terms" / "rounds.jsonl").exists()
     with pytest.raises(AulaitError, match=r"missing: c0 \(messages of version 1 found, this site speaks 9\), c3"):
-        deploy(LocalTransport(residents(places, own), older), settings, places, places / "hello")
+        deploy(LocalTransport(handlers(places, own), older), settings, places, places / "hello")
 
 
 def test_a_split_round_that_was_cut_off_leaves_nothing_in_the_base(places):
@@ -256,17 +256,17 @@ def test_a_split_round_that_was_cut_off_leaves_nothing_in_the_base(places):
 
     class Dies(LocalTransport):
         def send(self, address, sent, body, wait_s):
-            if sent.kind == "split" and sent.head["round"] == 2 and sent.head["do"] == "go":
+            if wire.Seen(sent).kind == "split_step" and wire.Seen(sent).head["round"] == 2:
                 raise KeyboardInterrupt
             return super().send(address, sent, body, wait_s)
 
-    there = residents(places, own)
+    there = handlers(places, own)
     with pytest.raises(KeyboardInterrupt):
         deploy(Dies(there), settings, places, places / "away")
     deploy(LocalTransport(there), settings, places, places / "away", epoch=2, resume=True)
     for name in own:
         shutil.rmtree(places / name)
-    deploy(LocalTransport(residents(places, own)), settings, places, places / "calm")
+    deploy(LocalTransport(handlers(places, own)), settings, places, places / "calm")
     same_products(places / "away", places / "calm")
 
 
@@ -294,9 +294,9 @@ def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, nar
     for form in ("float32", narrow):
         engine = {"name": "flower", "threads": 1, "wait_s": 1.0, "wire": form}
         settings = tiny_run.settings(places, **tables(federation={"tier": tiers}, train={"rounds": 2, "steps": 1, "batch": 2}, engine=engine))
-        post = LocalTransport(residents(places, own))
+        post = LocalTransport(handlers(places, own))
         deploy(post, settings, places, places / form)
-        sizes[form] = sum(len(asked.body) for _, asked in post.asked if asked.kind == "order")
+        sizes[form] = sum(tensor_codec.data_bytes(asked.body) for _, asked in post.asked if asked.kind == "train")
         for name in own:
             shutil.rmtree(places / name)
     assert sizes[narrow] < 0.55 * sizes["float32"]
@@ -306,9 +306,9 @@ def test_narrower_adapters_arrive_within_their_error_and_fewer_bytes(places, nar
 
 def test_a_site_with_another_base_says_so_before_any_work(places):
     own = five(places)
-    post = LocalTransport(residents(places, own))
-    for resident in post.residents.values():
-        resident._shelf.base = changed(resident._shelf.base)
+    post = LocalTransport(handlers(places, own))
+    for handler in post.handlers.values():
+        handler._cache.base = changed(handler._cache.base)
     engine = {"name": "flower", "threads": 1, "wait_s": 1.0}
     with pytest.raises(AulaitError, match="site 'c0': failed"):
         deploy(post, tiny_run.settings(places, **tables(engine=engine)), places, places / "away")

@@ -8,9 +8,9 @@ import pytest
 from safetensors.torch import load_file
 from tests import tiny_run
 from tests.closeness import assert_same_adapters
+from tests.flower import wire
 from tests.flower.local_transport import LocalTransport, deploy, site
 
-from aulait.engines.deployment.protocol import envelope
 from aulait.engines.deployment.site.handler import SiteHandler
 from aulait.engines.inline import InlineEngine
 from aulait.methods import METHODS
@@ -35,9 +35,9 @@ def test_sites_give_the_adapter_of_one_process(tmp_path, method):
     told = {"federation": {"tier": [{"name": "all", "placement": placement}]}, "algorithm": {"name": method},
             "train": {"rounds": 2, "steps": 2, "batch": 2, "rows_at_once": 2}, "evaluate": {"every": 2, "records_per_client": 1}, "compute": {"cut": 4}}
     loop.run(tiny_run.settings(tmp_path, **told), tmp_path / "here", InlineEngine(), cache=tiny_run.fresh(CACHE))
-    residents = {name: SiteHandler(site(tmp_path, name, [row for row in rows if row["client"] == name]), lambda event, **fields: None) for name in CLIENTS}
+    handlers = {name: SiteHandler(site(tmp_path, name, [row for row in rows if row["client"] == name]), lambda event, **fields: None) for name in CLIENTS}
     away = tiny_run.settings(tmp_path, **told, engine={"name": "flower", "threads": 1, "wait_s": 5.0})
-    deploy(LocalTransport(residents), away, tmp_path, tmp_path / "away")
+    deploy(LocalTransport(handlers), away, tmp_path, tmp_path / "away")
     one, two = adapter(tmp_path / "here"), adapter(tmp_path / "away")
     assert_same_adapters(one, two)
     here, there = (json.loads((tmp_path / run / "result.json").read_text()) for run in ("here", "away"))
@@ -54,7 +54,7 @@ def test_records_are_protected_by_the_site_itself(tmp_path, mode):
     tiny_run.write_data(tmp_path)
     rows = [row for row in map(json.loads, (tmp_path / "data.jsonl").read_text().splitlines()) if row["client"] in CLIENTS]
     lines = []
-    residents = {name: SiteHandler(site(tmp_path, name, [row for row in rows if row["client"] == name], privacy=True, epsilon=50.0, delta=0.05),
+    handlers = {name: SiteHandler(site(tmp_path, name, [row for row in rows if row["client"] == name], privacy=True, epsilon=50.0, delta=0.05),
                                 lambda event, **fields: lines.append({"event": event, **fields})) for name in CLIENTS}
     settings = tiny_run.settings(
         tmp_path, federation={"tier": [{"name": "all", "placement": "local"}]}, algorithm={"name": "dplora", "mode": mode},
@@ -64,15 +64,15 @@ def test_records_are_protected_by_the_site_itself(tmp_path, mode):
     heads = []
 
     def seen(name, asked, answer):
-        heads.extend([envelope.loads(answer, 2**31).head] if asked.kind == "order" else [])
+        heads.extend([wire.seen(answer).head] if asked.kind in ("train", "vote") else [])
         return answer
 
-    result = deploy(LocalTransport(residents, seen), settings, tmp_path, tmp_path / "away")
+    result = deploy(LocalTransport(handlers, seen), settings, tmp_path, tmp_path / "away")
     assert result["rounds"] == 2
     assert result["privacy"]["private"] is True
     assert len(heads) == 2 * len(CLIENTS)
     for head in heads:
-        assert set(head) == {"kind", "run", "epoch", "number", "client", "weight", "info", "error", "tensors"}
+        assert set(head) == {"kind", "run", "epoch", "number", "client", "weight", "info", "error"}
         assert head["info"] == {}
         assert head["weight"] == json.loads((tmp_path / "away" / "serve" / "records.json").read_text())[head["client"]]
     for name in CLIENTS:

@@ -8,18 +8,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests import tiny_run
-from tests.flower.attacker import ADAPTER, SHELF, base
+from tests.flower.attacker import ADAPTER, CACHE, base
 from tests.flower.local_transport import LocalTransport, deploy, site
+from tests.flower.wire import made, remade, seen, with_tensors
 
 from aulait.core import lora
 from aulait.core.errors import AulaitError, WireError
 from aulait.core.factors import Trainable
 from aulait.core.log_files import plain_text
 from aulait.core.seeds import Seeds
-from aulait.engines.deployment.coordinator.remote_split import RemoteFront, RemoteSplitLearner
-from aulait.engines.deployment.protocol import envelope, tensor_codec
-from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.deployment.coordinator.remote_split import (
+    RemoteClients,
+    RemoteFront,
+    RemoteSplitLearner,
+)
+from aulait.engines.deployment.protocol import messages
+from aulait.engines.deployment.protocol.envelope import Packet, packet_bytes, packet_from
 from aulait.engines.deployment.site.handler import SiteHandler
 from aulait.models import loading
 from aulait.training import split_model
@@ -40,23 +44,19 @@ def places(tmp_path):
     return tmp_path, {name: [row for row in rows if row["client"] == name] for name in NAMES}
 
 
-def remade(answer, **head):
-    """An answer with another head, its checksum right."""
-    old = envelope.loads(answer, 2**31)
-    return envelope.dumps(Packet({**old.head, **head}, old.body))
-
-
-def with_tensors(answer, change):
-    old = envelope.loads(answer, 2**31)
-    made = tensor_codec.body({name: change(tensor) for name, tensor in tensor_codec.tensors(old.head["tensors"], old.body).items()})
-    return envelope.dumps(Packet({**old.head, "tensors": made.listed}, made.raw))
-
-
-def raw_head(answer, head: bytes):
+def raw_head(head: bytes):
     """An answer whose head is these bytes, written by hand."""
-    import hashlib
+    return packet_bytes(Packet(head))
 
-    return envelope.MAGIC + envelope._LENGTHS.pack(len(head), 0, 0) + hashlib.sha256(head).digest() + head
+
+def listed(table, data: bytes = b""):
+    """A body by hand: safetensors' list of tensors and their numbers."""
+    text = json.dumps(table).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def with_body(answer, body: bytes):
+    return packet_bytes(Packet(seen(answer).packet.head, body))
 
 
 FAULTS = [
@@ -64,28 +64,29 @@ FAULTS = [
     ("another shape", lambda a, _: with_tensors(a, lambda t: torch.zeros(3, 3))),
     ("whole numbers", lambda a, _: with_tensors(a, lambda t: t.to(torch.int64))),
     ("far too long", lambda a, _: with_tensors(a, lambda t: t + 1e30)),
-    ("no tensors", lambda a, _: remade(a, tensors=[])),
+    ("no tensors", lambda a, _: with_body(a, b"")),
     ("another's name", lambda a, _: remade(a, client="c0")),
     ("another message", lambda a, asked: remade(a, number=asked.head["number"] + 1)),
     ("another run", lambda a, _: remade(a, run="f" * 32)),
-    ("more than it sent", lambda a, _: remade(a, tensors=[["x", "float32", [2**40]]])),
-    ("overflow of a shape", lambda a, _: remade(a, tensors=[["x", "float32", [2**52, 2**52, 0]]])),
-    ("a weight of 400 digits", lambda a, _: raw_head(a, json.dumps(envelope.loads(a, 2**31).head | {"weight": 0}).encode().replace(
+    ("more than it sent", lambda a, _: with_body(a, listed({"000000||x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, bytes(8)))),
+    ("overflow of a shape", lambda a, _: with_body(a, listed({"000000||x": {"dtype": "F32", "shape": [2**52, 2**52, 0], "data_offsets": [0, 0]}}))),
+    ("a weight of 400 digits", lambda a, _: raw_head(json.dumps(seen(a).head | {"weight": 0}).encode().replace(
         b'"weight": 0', b'"weight": ' + b"9" * 400))),
     ("info that is no number", lambda a, _: remade(a, info={"x": "<script>"})),
-    ("a head 700 deep", lambda a, _: raw_head(a, DEEP)),
+    ("a head 700 deep", lambda a, _: raw_head(DEEP)),
     ("garbage", lambda a, _: b"\0" * 4000),
     ("cut", lambda a, _: a[:-7]),
     ("changed", lambda a, _: a[:-7] + bytes(7)),
-    ("a refusal that steers the terminal", lambda a, asked: envelope.dumps(
-        tensor_codec.refusal(Stamp.of(asked.head), "\x1b[2J\x1b]0;owned\x07 all is well\n[red]error"))),
-    ("scores instead of a reply", lambda a, _: remade(a, kind="sums", sums=[0.0, 1.0, 1.0])),
-    ("sixty-four megabytes", lambda a, _: envelope.dumps(Packet(envelope.loads(a, 2**31).head, bytes(2**26)))),
+    ("a refusal that steers the terminal", lambda a, asked: packet_bytes(
+        messages.refusal(asked.stamp, "\x1b[2J\x1b]0;owned\x07 all is well\n[red]error").packet())),
+    ("scores instead of an update", lambda a, asked: packet_bytes(made({"kind": "scores", **asked.stamp.fields, "client": seen(a).head["client"],
+                                                                        "sums": [0.0, 1.0, 1.0]}))),
+    ("sixty-four megabytes", lambda a, _: with_body(a, bytes(2**26))),
     ("nothing", lambda a, _: None),
-    ("a kind that is no word", lambda a, _: remade(a, tensors=[["x", [], [1]]])),
-    ("a shape that is no list", lambda a, _: remade(a, tensors=[["x", "float32", {}]])),
-    ("a tensor that is a number", lambda a, _: remade(a, tensors=[7])),
-    ("a head that is a list", lambda a, _: raw_head(a, b"[]")),
+    ("a kind that is no word", lambda a, _: with_body(a, listed({"000000||x": {"dtype": [], "shape": [1], "data_offsets": [0, 4]}}, bytes(4)))),
+    ("a shape that is no list", lambda a, _: with_body(a, listed({"000000||x": {"dtype": "F32", "shape": {}, "data_offsets": [0, 4]}}, bytes(4)))),
+    ("a tensor that is a number", lambda a, _: with_body(a, listed({"000000||x": 7}))),
+    ("a head that is a list", lambda a, _: raw_head(b"[]")),
 ]
 SCORES = [{"sums": [1e308, 1e308, 1e-300]}, {"sums": "x"}, {"sums": None, "task": {"count": "many", "x": []}}, {"sums": [-1.0, 0, 0]}]
 
@@ -93,14 +94,12 @@ SCORES = [{"sums": [1e308, 1e308, 1e-300]}, {"sums": "x"}, {"sums": None, "task"
 def run(places, name, fault, **tables):
     folder, own = places
     lines: list = []
-    residents = {client: SiteHandler(site(folder / name, client, rows), lambda event, **fields: lines.append(event)) for client, rows in own.items()}
-    for resident in residents.values():
-        resident._shelf = SHELF
+    handlers = {client: SiteHandler(site(folder / name, client, rows), lambda event, **fields: lines.append(event), CACHE) for client, rows in own.items()}
     settings = tiny_run.settings(
         folder, **{"federation": {"tier": [{"name": "gpu", "clients": NAMES, "placement": "local"}]}, "algorithm": {"name": "fedit"},
                    "engine": {"name": "flower", "threads": 1, "wait_s": 5.0, "deadline_s": 0.2},
                    "train": {"rounds": 6, "steps": 1, "batch": 2, "rows_at_once": 2}, "evaluate": {"records_per_client": 1, "every": 6}} | tables)
-    result = deploy(LocalTransport(residents, fault), settings, folder / name, folder / name / "run")
+    result = deploy(LocalTransport(handlers, fault), settings, folder / name, folder / name / "run")
     return result, load_file(folder / name / "run" / "adapter" / "adapter_model.safetensors")
 
 
@@ -112,14 +111,14 @@ def test_evil_sites_are_left_out_and_named_and_the_others_are_as_if_they_had_dro
             return answer
         if asked.kind == "evaluate":
             return remade(answer, **SCORES[EVIL.index(name)])
-        if asked.kind != "order":
+        if asked.kind != "train":
             return answer
         number = (asked.head["round"] - 1) * len(EVIL) + EVIL.index(name)
         done.append((name, asked.head["round"], FAULTS[number][0]))
         return FAULTS[number][1](answer, asked)
 
     def silent(name, asked, answer):
-        return None if name in EVIL and asked.kind in ("order", "evaluate") else answer
+        return None if name in EVIL and asked.kind in ("train", "evaluate") else answer
 
     found, adapter = run(places, "evil", evil)
     expected, other = run(places, "silent", silent)
@@ -152,7 +151,7 @@ def test_what_a_site_tells_of_itself_changes_neither_the_run_nor_its_record(plac
     lies = {"wire_up_bytes": 0, "wire_down_bytes": 1e9, "refused": 7, "refused_clients": 0, "stage": 0.5, "round": 9, "epsilon": 0}
 
     def lying(name, asked, answer):
-        return remade(answer, info=lies) if name in EVIL and asked.kind == "order" else answer
+        return remade(answer, info=lies) if name in EVIL and asked.kind == "train" else answer
 
     expected, honest = run(places, "honest", lambda name, asked, answer: answer, **tables)
     found, adapter = run(places, "lying", lying, **tables)
@@ -168,7 +167,7 @@ def test_what_a_site_tells_of_itself_changes_neither_the_run_nor_its_record(plac
 def test_a_site_that_refuses_is_told_in_one_harmless_line(places):
     def refuses(name, asked, answer):
         words = "\x1b[2J\x1b]0;owned\x07 line\nline " + "x" * 10_000
-        return envelope.dumps(tensor_codec.refusal(Stamp.of(asked.head), words)) if (name, asked.kind) == ("c3", "brief") else answer
+        return packet_bytes(messages.refusal(asked.stamp, words).packet()) if (name, asked.kind) == ("c3", "terms") else answer
 
     with pytest.raises(AulaitError) as stopped:
         run(places, "refused", refuses)
@@ -201,10 +200,10 @@ def test_what_a_split_site_sends_is_looked_at_before_it_meets_the_model(told):
     told = {name: t if t.shape[-1:] != (288,) else t.new_full((*t.shape[:-1], width), float(t.flatten()[0])) for name, t in told.items()}
     start = lora.initial(loading.targets(base(), ADAPTER), 1, ADAPTER.alpha, Seeds(1))
     work = LocalTraining(start, (), Trainable.AB, 2, 2, 1e-3, 1)
-    made = tensor_codec.body(told)
-    halves = RemoteSplitLearner(learner, 2, "float32", ["c0", "c1"], 1, lambda sent: {
-        name: Packet({"kind": "split", "tensors": made.listed}, made.raw) for name in sent})
-    front = RemoteFront(halves, [work, work], ["c0", "c1"], 1, halves._exchange)
+    clients = RemoteClients(["c0", "c1"], 1, lambda name: {"run": "a" * 32, "epoch": 1, "number": 1, "client": name, "terms": ""},
+                            lambda sent: {name: told for name in sent})
+    halves = RemoteSplitLearner(learner, 2, "float32", clients)
+    front = RemoteFront(halves, [work, work], ["c0", "c1"], clients)
     sent = front.forward(0)
     assert set(halves.lost) == {"c0", "c1"}
     assert all("does not fit" in reason for reason in halves.lost.values()), "the operator is told why"
@@ -213,6 +212,6 @@ def test_what_a_split_site_sends_is_looked_at_before_it_meets_the_model(told):
 
 
 def test_an_answer_beyond_the_limit_is_not_read():
-    large = envelope.dumps(Packet({"kind": "reply"}, bytes(2000)))
+    large = packet_bytes(made({"kind": "update"}, bytes(2000)))
     with pytest.raises(WireError, match="expected at most 1,000"):
-        envelope.loads(large, 1000)
+        packet_from(large, 1000)

@@ -23,6 +23,7 @@ from tests import tiny_run
 from tests.flower import trial as trials
 from tests.flower.local_transport import LocalTransport, deploy, site
 from tests.flower.trial import PRIVATE, Federation
+from tests.flower.wire import Seen
 
 from aulait.engines.deployment.coordinator.outbox import Delivery
 from aulait.engines.deployment.site.handler import SiteHandler
@@ -204,11 +205,11 @@ def test_a_split_site_that_dies_or_hangs_sits_its_round_out_and_takes_part_again
         run = pair.begin("split", federation={"tier": tiers}, adapter={"layers": "all"}, algorithm={"name": "fedit"},
                          synthesis={"proxies": "absent"}, engine=short(pair), train={"rounds": 3, "steps": 2})
         run.serve()
-        run.asked("train", 0, "split")
+        run.asked("train", 0, "split_step")
         pair.kill(B)
         pair.join(B)
         run.until(lambda: len(run.rounds()) == 1, "the end of a round whose split site died")
-        run.asked("train", 1, "split")
+        run.asked("train", 1, "split_step")
         hung = pair.loopback.running[B].pid
         os.kill(hung, signal.SIGSTOP)
         run.until(lambda: len(run.rounds()) == 2, "the end of a round whose split site hangs")
@@ -340,13 +341,13 @@ def test_answers_that_come_twice_or_after_their_round_count_once(tmp_path):
 
         last: ClassVar[dict] = {}
 
-        def collect(self, letters, limit):
-            for heard in super().collect(letters, limit):
-                name = heard.packet.head.get("client", "")
-                yield from (Delivery(heard.letter + "-old", old.packet) for old in [self.last.get(name)] if old)
+        def collect(self, message_ids, limit):
+            for heard in super().collect(message_ids, limit):
+                name = Seen(heard.packet).head.get("client", "")
+                yield from (Delivery(heard.message_id + "-old", old.packet) for old in [self.last.get(name)] if old)
                 yield heard
                 yield heard
-                yield Delivery(heard.letter, self.last[name].packet) if name in self.last else heard
+                yield Delivery(heard.message_id, self.last[name].packet) if name in self.last else heard
                 self.last[name] = heard
 
     for where, kind in (("plain", LocalTransport), ("echo", Echo)):

@@ -18,10 +18,9 @@ from tests.flower import toy_processes as toy
 
 from aulait.core.types import ClientUpdate, TrainRequest
 from aulait.engines.deployment.pki import keys
-from aulait.engines.deployment.protocol import envelope as packets
-from aulait.engines.deployment.protocol import tensor_codec
-from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.deployment.protocol import messages, tensor_codec
+from aulait.engines.deployment.protocol.envelope import Packet, packet_bytes
+from aulait.engines.deployment.protocol.messages import Stamp
 from aulait.engines.deployment.site import local_socket, worker
 from aulait.engines.flower import flwr_records, serving
 from aulait.training.activation_codec import coded_bytes
@@ -68,17 +67,19 @@ def through_the_socket(folder, packet):
 def test_an_order_and_a_reply_pass_within_the_error_of_their_wire(tmp_path, form):
     sent = large.adapter()
     assert sum(t.numel() * 4 for t in sent.values()) == ADAPTER_BYTES == 45_088_768
-    made = tensor_codec.body(sent, form)
-    exact = sum(-(-coded_bytes(1, t.shape[0], t.shape[1], form) // 8) * 8 for t in sent.values())
-    assert exact <= len(made.raw) <= exact + 24 * len(sent), "no more than the formula of the wire and padding"
-    request = tensor_codec.read_order(flwr_records.packet(flwr_records.records(tensor_codec.request(TrainRequest("ward", 1, sent, {"lr": 1e-3}), STAMP, "0" * 64, made)), large.LIMIT))
-    within(request.tensors, sent, form)
-    update = tensor_codec.update(ClientUpdate("ward", sent, 1.0), STAMP, form)
-    assert update.head["error"] <= BOUND[form]
-    assert (update.head["error"] > 0) == (form != "float32")
-    back = flwr_records.packet(flwr_records.records(through_the_socket(tmp_path / "s", update)), large.LIMIT)
-    within(tensor_codec.read_reply(back).tensors, sent, form)
-    print(f"{form}: {len(made.raw):,} bytes, error {update.head['error']:.3g} of the largest, bound {BOUND[form]:.3g}")
+    made = tensor_codec.pack_tensors(sent, form)
+    exact = sum(coded_bytes(1, t.shape[0], t.shape[1], form) for t in sent.values())
+    assert tensor_codec.data_bytes(made.raw) == exact, "the formula of the wire"
+    assert len(made.raw) <= exact + 400 * len(sent), "and a line for every tensor"
+    asked = messages.request_message(TrainRequest("ward", 1, sent, {"lr": 1e-3}), STAMP, "0" * 64, made).packet()
+    arrived = flwr_records.packet(flwr_records.records(asked), large.LIMIT)
+    within(messages.client_request(messages.read_request(arrived)).tensors, sent, form)
+    update = messages.update_message(ClientUpdate("ward", sent, 1.0), STAMP, form)
+    assert update.head.error <= BOUND[form]
+    assert (update.head.error > 0) == (form != "float32")
+    back = flwr_records.packet(flwr_records.records(through_the_socket(tmp_path / "s", update.packet())), large.LIMIT)
+    within(messages.client_update(messages.read_answer(back)).tensors, sent, form)
+    print(f"{form}: {len(made.raw):,} bytes, error {update.head.error:.3g} of the largest, bound {BOUND[form]:.3g}")
 
 
 def peak(sites, form):
@@ -117,13 +118,13 @@ def test_orders_with_the_same_numbers_share_their_bytes(tmp_path, monkeypatch, i
     """Methods hand every client views of its own of one state; a body for each would fill the server."""
     monkeypatch.setattr(large, "shapes", lambda: {"q": (6, 4), "v": (2, 4)})
     monkeypatch.setattr(large, "RANK", 4)
-    made, body = [], tensor_codec.body
+    made, body = [], tensor_codec.pack_tensors
 
     def counted(tensors, form="float32"):
         made.append(1)
         return body(tensors, form)
 
-    monkeypatch.setattr(tensor_codec, "body", counted)
+    monkeypatch.setattr(tensor_codec, "pack_tensors", counted)
     monkeypatch.setattr("aulait.engines.deployment.coordinator.outbox.SOON_S", 0.0)
     found = large.one_round(5, "float32", tmp_path, ranks)
     assert found["refused"] == len(ranks), "the sites of the test always answer at full rank"
@@ -135,7 +136,7 @@ import json, os, time
 from pathlib import Path
 from flwr.serverapp import ServerApp
 from aulait.engines.deployment.pki import keys
-from aulait.engines.deployment.protocol import envelope as packet
+from aulait.engines.deployment.protocol.envelope import packet_from
 from aulait.engines.flower.transport import FlowerTransport
 
 app = ServerApp()
@@ -145,11 +146,11 @@ def main(grid, context):
     folder = Path(context.run_config["folder"])
     post = FlowerTransport(grid, keys.roster(Path(context.run_config["keys"])))
     found = {}
-    while len(there := post.there()) < 2:
+    while len(there := post.connected()) < 2:
         time.sleep(0.2)
     for form in ("float32", "float16", "int8"):
-        sent = packet.loads((folder / form).read_bytes(), 2**31)
-        began, body = time.time(), post.body(sent.body)
+        sent = packet_from((folder / form).read_bytes(), 2**31)
+        began, body = time.time(), post.shared_body(sent.body)
         letters = [post.send(node, sent, body, 600.0) for node in there.values()]
         pushed = time.time()
         answers = []
@@ -157,7 +158,7 @@ def main(grid, context):
             for heard in post.collect([letter for letter in letters if letter not in answers], 2**31):
                 assert heard.packet is not None, heard.fault
                 assert len(heard.packet.body) == len(sent.body)
-                answers.append(heard.letter)
+                answers.append(heard.message_id)
             time.sleep(0.1)
         found[form] = {"seconds": time.time() - began, "push_s": pushed - began, "bytes": len(sent.body), "answers": len(answers)}
     status = Path(f"/proc/{os.getpid()}/status").read_text()
@@ -198,9 +199,9 @@ def test_it_passes_through_real_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(serving, "_APP_START_S", 600.0)
     with serving.start_link(server, folder, "127.0.0.1", port) as link:
         for form in ("float32", "float16", "int8"):
-            made = tensor_codec.body(large.adapter(), form)
-            request = tensor_codec.request(TrainRequest("ward", 1, {}, {}), STAMP, "0" * 64, made)
-            (folder / form).write_bytes(packets.dumps(Packet(request.head, made.raw)))
+            made = tensor_codec.pack_tensors(large.adapter(), form)
+            request = messages.request_message(TrainRequest("ward", 1, {}, {}), STAMP, "0" * 64, made)
+            (folder / form).write_bytes(packet_bytes(request.packet()))
         link.register(keys.roster(server))
         with JoinedAll(sites):
             link.submit(app, {"folder": str(folder), "keys": str(server)})

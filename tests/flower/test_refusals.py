@@ -19,12 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.flower import attacker
 from tests.flower.attacker import PRIVATE, RUN, SECRETS, Attacker
+from tests.flower.wire import Seen, made
 
 from aulait.core.errors import DeviceError, WireError
 from aulait.engines.deployment.pki import keys
-from aulait.engines.deployment.protocol import envelope, signing, tensor_codec
-from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.deployment.protocol import envelope, messages, signing, tensor_codec
+from aulait.engines.deployment.protocol.envelope import Packet, packet_from
+from aulait.engines.deployment.protocol.messages import Stamp
 from aulait.engines.deployment.site import local_socket, worker
 from aulait.engines.deployment.site import site_file as site_files
 from aulait.engines.flower import flwr_records
@@ -37,82 +38,105 @@ def enemy(tmp_path):
     return Attacker(tmp_path)
 
 
-# Whose order it is
+# Whose message it is
 
 
-def test_an_order_without_the_coordinators_signature_is_refused(enemy, tmp_path):
+def test_a_message_without_the_coordinators_signature_is_refused(enemy, tmp_path):
     keys.server(tmp_path / "other", ["localhost"])
     stranger = signing.load_private(tmp_path / "other" / "order-key.pem")
-    hello = Packet({"kind": "hello", **enemy.stamp().head(), "client": "ward", "version": 1})
+    hello = enemy.hello()
     good = enemy.signed(hello)
     for forged in (hello, enemy.signed(hello, stranger), Packet(hello.head, b"", good.signature[:-1]), Packet(hello.head, b"", bytes(64)),
-                   Packet({**hello.head, "version": 2}, b"", good.signature), Packet(hello.head, b"more", good.signature)):
-        enemy.refused(enemy.resident.answer(forged), "not signed by the coordinator")
-    assert enemy.resident.answer(good).kind == "facts"
-    assert not enemy.resident._runs, "nothing was loaded"
+                   made(Seen(hello).head | {"version": 9}, b"", good.signature), Packet(hello.head, b"more", good.signature)):
+        enemy.refused(enemy.answer(forged), "not signed by the coordinator")
+    assert enemy.answer(good).kind == "facts"
+    assert not enemy.handler._runs, "nothing was loaded"
 
 
-def test_a_signed_order_for_another_client_and_of_an_unknown_kind_is_refused(enemy):
-    for client in ("ward-b", "", None, "*", ["ward"]):
-        enemy.refused(enemy.ask(Packet({"kind": "brief", **enemy.stamp().head(), "client": client, "brief": {}})), "for another client")
-    enemy.refused(enemy.ask(Packet({"kind": "health", **enemy.stamp().head(), "client": "ward"})), "of kind 'health'")
-    enemy.refused(enemy.ask(Packet({"kind": "rm -rf", **enemy.stamp().head(), "client": "ward"})), "of kind 'rm -rf'")
+def test_a_signed_message_for_another_client_and_of_an_unknown_kind_is_refused(enemy):
+    for client in ("ward-b", "", "*"):
+        enemy.refused(enemy.ask(made(Seen(enemy.hello()).head | {"client": client})), "for another client")
+    for client in (None, ["ward"], 7):
+        enemy.refused(enemy.ask(made(Seen(enemy.hello()).head | {"client": client})), "not valid: hello.client")
+    for kind in ("health", "rm -rf", "facts", None, 7):
+        enemy.refused(enemy.ask(made(Seen(enemy.hello()).head | {"kind": kind})), "a message is not valid")
+
+
+def test_a_field_that_is_missing_unknown_or_of_another_kind_is_refused(enemy):
+    enemy.tell()
+    good = Seen(enemy.request())
+    for key in good.head:
+        if key not in ("run", "epoch", "number"):
+            enemy.refused(enemy.ask(made({name: value for name, value in good.head.items() if name != key} | enemy.stamp().fields, good.body)),
+                          "not valid")
+    for change in ({"more": 1}, {"round": "1"}, {"round": 1.0}, {"round": True}, {"round": None}, {"round": 2**31}, {"settings": []},
+                   {"terms": 7}, {"settings": {"x": 10**30}}):
+        enemy.refused(enemy.ask(made(good.head | enemy.stamp().fields | change, good.body)), "not valid")
+    for raw in (b"NaN", b"1e999", b"-Infinity", b"9" * 400, b"[" * 40 + b"]" * 40, b"[" * 999, b'"\\ud800"', b"\xff"):
+        head = made(good.head | enemy.stamp().fields).head.replace(b'"lr": 0.001', b'"lr": ' + raw)
+        answer = enemy.answer(enemy.signed(Packet(head, good.body))) if b"\xff" not in raw and raw not in (
+            b"[" * 999, b'"\\ud800"') else None
+        if answer is None:  # no stamp can be read of what is no JSON
+            with pytest.raises(WireError, match="stamp"):
+                enemy.answer(enemy.signed(Packet(head, good.body)))
+        else:
+            enemy.refused(answer, "not valid")
 
 
 def test_a_head_or_a_body_that_changed_on_the_way_is_refused(enemy):
     assert enemy.tell().kind == "accepted"
-    sent = enemy.signed(enemy.order())
-    for changed in (Packet({**sent.head, "settings": {"lr": 1.0}}, sent.body, sent.signature),
-                    Packet({**sent.head, "round": 2}, sent.body, sent.signature),
+    sent = enemy.signed(enemy.request())
+    for changed in (made(Seen(sent).head | {"settings": {"lr": 1.0}}, sent.body, sent.signature),
+                    made(Seen(sent).head | {"round": 2}, sent.body, sent.signature),
                     Packet(sent.head, sent.body[:-1] + b"\x01", sent.signature), Packet(sent.head, b"", sent.signature)):
-        enemy.refused(enemy.resident.answer(changed), "not signed")
-    assert enemy.resident.answer(sent).kind == "reply"
+        enemy.refused(enemy.answer(changed), "not signed")
+    assert enemy.answer(sent).kind == "update"
 
 
 def test_an_old_message_is_not_worked_on_again(enemy):
     enemy.tell()
-    first = enemy.signed(enemy.order(stamp=Stamp(RUN, 2, 5)))
-    answer = enemy.resident.answer(first)
-    assert answer.kind == "reply"
-    again = enemy.resident.answer(first)
-    assert envelope.dumps(again) == envelope.dumps(answer)
+    first = enemy.signed(enemy.request(stamp=Stamp(RUN, 2, 5)))
+    answer = enemy.answer(first)
+    assert answer.kind == "update"
+    again = enemy.answer(first)
+    assert again.packet == answer.packet
     assert enemy.lines[-1]["event"] == "repeated"
-    other = enemy.resident.answer(enemy.signed(enemy.order(stamp=Stamp(RUN, 2, 5), lr=50.0)))
+    other = enemy.answer(enemy.signed(enemy.request(stamp=Stamp(RUN, 2, 5), lr=50.0)))
     enemy.refused(other, "is past")  # a repeated number with another body is no repetition
     for past in (Stamp(RUN, 2, 4), Stamp(RUN, 1, 99)):
-        enemy.refused(enemy.resident.answer(enemy.signed(enemy.order(stamp=past))), "is past")
+        enemy.refused(enemy.answer(enemy.signed(enemy.request(stamp=past))), "is past")
     enemy.restart()
-    assert envelope.dumps(enemy.resident.answer(first)) == envelope.dumps(answer), "also after the site has started anew"
-    enemy.refused(enemy.resident.answer(enemy.signed(enemy.order(stamp=Stamp(RUN, 1, 99)))), "is past")
+    assert enemy.answer(first).packet == answer.packet, "also after the site has started anew"
+    enemy.refused(enemy.answer(enemy.signed(enemy.request(stamp=Stamp(RUN, 1, 99)))), "is past")
 
 
 # What a run is
 
 
-def test_a_run_has_one_brief(enemy):
-    enemy.refused(enemy.ask(enemy.order()), "send its brief")
+def test_a_run_has_one_set_of_terms(enemy):
+    enemy.refused(enemy.ask(enemy.request()), "send its terms")
     assert enemy.tell().kind == "accepted"
-    enemy.refused(enemy.tell(rounds=99), "told another brief before")
-    order = enemy.order()
-    for brief in ("", "0" * 64, None, 7):
-        enemy.refused(enemy.ask(Packet({**order.head, "brief": brief}, order.body)), "by another brief")
+    enemy.refused(enemy.tell(rounds=99), "told other terms before")
+    request = Seen(enemy.request())
+    for terms in ("", "0" * 64):
+        enemy.refused(enemy.ask(made(request.head | {"terms": terms}, request.body)), "by other terms")
     enemy.restart()
-    enemy.refused(enemy.tell(rounds=99), "told another brief before")
+    enemy.refused(enemy.tell(rounds=99), "told other terms before")
 
 
 @pytest.mark.parametrize("path", ["../../own.jsonl", "/etc/passwd", "own.jsonl\0", "~/notes.jsonl", "hf:some/dataset", "."])
-def test_no_path_of_a_brief_is_followed(enemy, tmp_path, path):
+def test_no_path_of_the_terms_is_followed(enemy, tmp_path, path):
     before = sorted(tmp_path.rglob("*"))
     enemy.refused(enemy.tell(model__name=path), "model", "asked for")
     enemy.refused(enemy.tell(embedder=path, votes=True, synthesis_rounds=1), "embedder", "asked for")
     enemy.refused(enemy.tell(client=path), "this site is 'ward'")
-    enemy.refused(enemy.tell(run=path), "not sound")
+    enemy.refused(enemy.tell(run=path), "not valid")
     enemy.refused(enemy.tell(algorithm={"name": path}))
-    enemy.refused(enemy.tell(data={"source": path}), "not sound")
-    enemy.refused(enemy.tell(source=path), "not sound")
+    enemy.refused(enemy.tell(data={"source": path}), "not valid")
+    enemy.refused(enemy.tell(source=path), "not valid")
     with pytest.raises(WireError, match="stamp"):
-        enemy.ask(Packet({"kind": "brief", "run": path, "epoch": 1, "number": 1, "client": "ward", "brief": attacker.told()}))
-    assert not enemy.resident._runs, "nothing was loaded"
+        enemy.ask(made({"kind": "terms", "run": path, "epoch": 1, "number": 1, "client": "ward", "told": attacker.told()}))
+    assert not enemy.handler._runs, "nothing was loaded"
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -120,8 +144,8 @@ def test_a_tensor_named_as_a_path_goes_nowhere(enemy, tmp_path):
     enemy.tell()
     before = {path for path in tmp_path.rglob("*") if "state" not in path.parts}
     for name in ("../../x.A", "/tmp/x.B", "a\0b"):
-        answer = enemy.ask(enemy.order(tensors=attacker.start() | {name: torch.zeros(1, 1)}))
-        assert answer.kind in ("reply", "refusal")
+        answer = enemy.ask(enemy.request(tensors=attacker.start() | {name: torch.zeros(1, 1)}))
+        assert answer.kind in ("update", "refusal")
         attacker.silent(answer)
     assert {path for path in tmp_path.rglob("*") if "state" not in path.parts} == before
 
@@ -150,11 +174,11 @@ def test_a_tensor_named_as_a_path_goes_nowhere(enemy, tmp_path):
     ({"rank": 1}, {"adapter__rank": 2}, "rank"),
     ({"rank": 1}, {"ranks": {"a": 9}}, "rank"),
 ])
-def test_a_brief_beyond_a_limit_is_refused_before_anything_is_loaded(tmp_path, limits, changes, words):
+def test_terms_beyond_a_limit_is_refused_before_anything_is_loaded(tmp_path, limits, changes, words):
     enemy = Attacker(tmp_path, **limits)
     enemy.refused(enemy.tell(**changes), words)
-    assert not enemy.resident._runs, "nothing was loaded"
-    enemy.refused(enemy.ask(enemy.order()), "send its brief")
+    assert not enemy.handler._runs, "nothing was loaded"
+    enemy.refused(enemy.ask(enemy.request()), "send its terms")
     assert not (enemy.file.site.state / "runs").exists()
 
 
@@ -163,74 +187,74 @@ def test_limits_that_were_lowered_hold_for_a_run_that_goes_on(tmp_path):
     assert enemy.tell().kind == "accepted"
     enemy.file = enemy.file.model_copy(update={"limits": enemy.file.limits.model_copy(update={"privacy": True})})
     enemy.restart()
-    enemy.refused(enemy.ask(enemy.order()), "demands privacy")
+    enemy.refused(enemy.ask(enemy.request()), "demands privacy")
 
 
-# What an order asks
+# What a request asks
 
 
-def test_an_order_beyond_its_brief_is_refused(enemy):
+def test_a_request_beyond_its_terms_is_refused(enemy):
     enemy.tell()
     steep = {name: torch.zeros(5 if name.endswith("A") else t.shape[0], t.shape[1] if name.endswith("A") else 5)
              for name, t in attacker.start().items()}
     nan = {name: torch.full_like(t, float("nan")) for name, t in attacker.start().items()}
     wide = {name: torch.zeros(3, 3) for name in attacker.start()}
-    for order, words in (
-        (enemy.order("synthesis", tensors={"embeddings": torch.zeros(4, 8)}, neighbours=1), "does not vote"),
-        (enemy.order("delete"), "stage"), (enemy.order(round=0), "round"), (enemy.order(round=4), "the brief has 3"),
-        (enemy.order(steps=10**6), "steps"), (enemy.order(batch=10**6), "batch"), (enemy.order(rank=10**6), "rank"),
-        (enemy.order(lr=1e9), "lr"), (enemy.order(lr=-1.0), "lr"), (enemy.order(more="x" * 20_000), "plain finite"),
-        (enemy.order(tensors=steep), "rank 5"), (enemy.order(tensors=nan), "NaN"), (enemy.order(tensors=wide), "does not fit"),
-        (Packet({"kind": "split", **enemy.stamp().head(), "client": "ward", "brief": enemy.brief, "stage": "train", "round": 1,
-                 "do": "begin", "tensors": []}), "asked for activations"),
+    for request, words in (
+        (enemy.request("synthesis", tensors={"embeddings": torch.zeros(4, 8)}, neighbours=1), "does not vote"),
+        (enemy.request("delete"), "not valid"), (enemy.request(round=0), "round"), (enemy.request(round=4), "the terms have 3"),
+        (enemy.request(steps=10**6), "steps"), (enemy.request(batch=10**6), "batch"), (enemy.request(rank=10**6), "rank"),
+        (enemy.request(lr=1e9), "lr"), (enemy.request(lr=-1.0), "lr"), (enemy.request(more="x" * 20_000), "plain finite"),
+        (enemy.request(tensors=steep), "rank 5"), (enemy.request(tensors=nan), "NaN"), (enemy.request(tensors=wide), "does not fit"),
+        (split_begin(enemy), "asked for activations"),
     ):
-        enemy.refused(enemy.ask(order), words)
-    assert enemy.ask(enemy.order()).kind == "reply"
+        enemy.refused(enemy.ask(request), words)
+    assert enemy.ask(enemy.request()).kind == "update"
 
 
 def test_a_proxy_is_not_made_to_train(enemy):
     enemy.tell(placement="proxy", votes=True, synthesis_rounds=1)
-    enemy.refused(enemy.ask(enemy.order()), "asked to train")
-    vote = enemy.order("synthesis", tensors={"embeddings": torch.randn(4, 8)}, neighbours=1)
+    enemy.refused(enemy.ask(enemy.request()), "asked to train")
+    vote = enemy.request("synthesis", tensors={"embeddings": torch.randn(4, 8)}, neighbours=1)
     answer = enemy.ask(vote)
-    assert answer.kind == "reply", enemy.lines[-1]
-    enemy.refused(enemy.ask(enemy.order("synthesis", 2, {"embeddings": torch.randn(4, 8)}, neighbours=1)), "the brief has 1")
+    assert answer.kind == "update", enemy.lines[-1]
+    enemy.refused(enemy.ask(enemy.request("synthesis", 2, {"embeddings": torch.randn(4, 8)}, neighbours=1)), "the terms have 1")
     for tensors, neighbours in (({}, 1), ({"embeddings": torch.randn(4)}, 1), ({"embeddings": torch.randn(4, 8)}, 5),
                                 ({"embeddings": torch.randn(4, 7)}, 1), ({"embeddings": torch.randn(4, 8), "x": torch.zeros(1)}, 1)):
-        enemy.refused(enemy.ask(enemy.order("synthesis", 1, tensors, neighbours=neighbours)))
+        enemy.refused(enemy.ask(enemy.request("synthesis", 1, tensors, neighbours=neighbours)))
 
 
 def test_a_site_that_measures_nothing_says_so_and_a_private_one_keeps_its_scores(tmp_path):
     enemy = Attacker(tmp_path / "a", evaluate=False)
     enemy.tell()
-
-    def asked():
-        return Packet({"kind": "evaluate", **enemy.stamp().head(), "client": "ward", "brief": enemy.brief, "what": "base", "round": 0,
-                       "stage": "train", "tensors": []})
-
-    enemy.refused(enemy.ask(asked()), "measures nothing")
+    enemy.refused(enemy.ask(enemy.evaluation()), "measures nothing")
     enemy = Attacker(tmp_path / "b", privacy=True)
     enemy.tell(privacy=PRIVATE)
-    answer = enemy.ask(asked())
-    assert set(answer.head) == {"kind", "run", "epoch", "number", "client"}, "no score leaves under privacy"
+    answer = enemy.ask(enemy.evaluation())
+    assert set(answer.head) == {"kind", "run", "epoch", "number", "client", "sums", "shared", "task"}
+    assert (answer.head["sums"], answer.head["shared"], answer.head["task"]) == (None, None, None), "no score leaves under privacy"
     assert any(line["event"] == "measured" and line["loss"] > 0 for line in enemy.lines)
 
 
-def test_split_rounds_end_with_the_brief(tmp_path):
+def split_begin(enemy, **changes):
+    """A message that begins a split round with no factors, not yet signed."""
+    return made({"kind": "split_begin", **enemy.address(), "round": 1, "steps": 1, "batch": 2, "part": "AB", "lr": 1e-3, "seed": 1,
+                 "alpha": 1.0, "rank": 1, "penalty": None} | changes)
+
+
+def test_split_rounds_end_with_the_terms(tmp_path):
     enemy = Attacker(tmp_path)
     enemy.tell(placement="split")
-
-    def begin(**changes):
-        return Packet({"kind": "split", **enemy.stamp().head(), "client": "ward", "brief": enemy.brief, "stage": "train", "round": 1,
-                       "do": "begin", "tensors": []} | changes)
-
-    enemy.refused(enemy.ask(begin(round=4)), "outside the 3")
-    enemy.refused(enemy.ask(begin(round=0)), "outside the 3")
-    enemy.refused(enemy.ask(begin(steps=99)), "other work than the brief")
-    enemy.refused(enemy.ask(begin(do="go", step=0)), "not going on here")
+    enemy.refused(enemy.ask(split_begin(enemy, round=4)), "outside the 3")
+    enemy.refused(enemy.ask(split_begin(enemy, round=0)), "outside the 3")
+    for change in ({"steps": 99}, {"batch": 99}, {"seed": 7}):
+        enemy.refused(enemy.ask(split_begin(enemy, **change)), "other work than the terms")
+    for change in ({"part": "C"}, {"lr": -1.0}, {"lr": "x"}, {"alpha": -1.0}, {"rank": 0}, {"penalty": {"x": 1.0}}, {"do": "begin"}):
+        enemy.refused(enemy.ask(split_begin(enemy, **change)), "not valid")
+    step = made({"kind": "split_step", **enemy.address(), "round": 1, "step": 0})
+    enemy.refused(enemy.ask(step), "not going on here")
     enemy = Attacker(tmp_path / "private", privacy=True)
     enemy.tell(privacy=PRIVATE)
-    enemy.refused(enemy.ask(begin()), "without privacy")
+    enemy.refused(enemy.ask(split_begin(enemy)), "without privacy")
 
 
 # Its own account
@@ -241,7 +265,7 @@ RECORD = {"privacy": PRIVATE | {"unit": "record", "noise_multiplier": 2.0}, "alg
 
 def noised(enemy, round=1, **changes):
     told = {"mode": "dpsgd", "sigma": 2.0, "clip": 1.0, "protected": True, "most_rate": 1.0, "most_steps": 1} | changes
-    return enemy.ask(enemy.order(round=round, **{key: value for key, value in told.items() if value is not None}))
+    return enemy.ask(enemy.request(round=round, **{key: value for key, value in told.items() if value is not None}))
 
 
 @pytest.mark.parametrize("change", [
@@ -249,7 +273,7 @@ def noised(enemy, round=1, **changes):
     {"protected": False}, {"protected": None}, {"protected": 1}, {"noise_seed": 1}, {"mode": "literal"}, {"most_rate": None},
     {"most_rate": 2.0}, {"sigma": 0.02}, {"sigma": 1.9}, {"clip": 100.0},
 ])
-def test_an_order_with_less_noise_than_promised_is_refused_and_not_charged(tmp_path, change):
+def test_a_request_with_less_noise_than_promised_is_refused_and_not_charged(tmp_path, change):
     enemy = Attacker(tmp_path, privacy=True, epsilon=8.0)
     assert enemy.tell(**RECORD).kind == "accepted"
     answer = noised(enemy, **change)
@@ -262,7 +286,7 @@ def test_a_site_keeps_its_own_account_until_it_is_spent(tmp_path):
     enemy = Attacker(tmp_path, privacy=True, epsilon=8.0)
     assert enemy.tell(rounds=3, **RECORD).kind == "accepted"
     account, rounds = enemy.file.site.state / "runs" / RUN / "account.jsonl", 0
-    while (answer := noised(enemy, round=3)).kind == "reply":  # one round, asked for again and again
+    while (answer := noised(enemy, round=3)).kind == "update":  # one round, asked for again and again
         rounds += 1
         assert not answer.head["info"], "under privacy no diagnostics leave"
         assert len(account.read_text().splitlines()) == rounds
@@ -287,54 +311,101 @@ def framed(start: bytes, content: bytes = b"", **lengths: int) -> bytes:
     import hashlib
 
     sizes = [lengths.get("head", len(start)), lengths.get("signature", 0), lengths.get("body", len(content))]
-    return envelope.MAGIC + envelope._LENGTHS.pack(*sizes) + hashlib.sha256(start + content).digest() + start + content
+    return envelope.MAGIC + envelope.LENGTHS.pack(*sizes) + hashlib.sha256(start + content).digest() + start + content
 
 
 @pytest.mark.parametrize(("raw", "words"), [
     (b"", "ended before its head"), (b"GET / HTTP/1.1\r\n" * 10, "no message of aulait"),
-    (envelope.MAGIC[:-1] + b"\x09" + bytes(60), "layout 9"), (framed(b"{}", body=2**40), "expected at most"),
-    (framed(b"{}", head=2**31), "expected at most"), (framed(b"{}", signature=999), "expected at most"), (framed(b"{}", body=50), "ended early"),
-    (framed(b'{"kind":"a"}') + b"x", "behind its end"), (framed(b"{}")[:-1] + b"!", "checksum"), (framed(b"[]"), "no table with a 'kind'"),
-    (framed(b'{"kind": 7}'), "no table with a 'kind'"), (framed(b"\xff\xfe"), "no JSON"), (framed(b'{"kind":"a","x":NaN}'), "no JSON"),
-    (framed(b'{"kind":"a","x":1e999}'), "no JSON"), (framed(b'{"kind":"a","x":' + b"9" * 400 + b"}"), "no JSON"),
-    (framed(b'{"kind":"a","x":' + b"[" * 500 + b"]" * 500 + b"}"), "deep"), (framed(b'{"kind":"a","x":' + b"[" * 99999 + b"}"), "no JSON"),
-    (framed(b'{"kind":"a","x":"\\ud800"}'), "no JSON"),
+    (envelope.MAGIC[:-1] + b"\x01" + bytes(60), "layout 1, expected 2; run the same version of aulait on both sides"),
+    (framed(b"{}", body=2**40), "expected at most"), (framed(b"{}", head=2**31), "expected at most"),
+    (framed(b"{}", signature=999), "expected at most"), (framed(b"{}", body=50), "ended early"),
+    (framed(b'{"kind":"a"}') + b"x", "behind its end"), (framed(b"{}")[:-1] + b"!", "checksum"),
 ])
-def test_bytes_that_are_no_sound_packet_are_refused(raw, words):
+def test_bytes_that_are_no_packet_are_refused(raw, words):
     with pytest.raises(WireError, match=words):
-        envelope.loads(raw, 10_000_000)
+        packet_from(raw, 10_000_000)
 
 
-@pytest.mark.parametrize("listed", [
-    None, {}, [["a", "float32", [2]]], [["a", "float32", [2**60]]], [["a", "float32", [2**52, 2**52, 0]]], [["a", "object", [1]]],
-    [["a", "float32", [-1]]], [["a", "float32", [1.0]]], [["a", "float32", [True]]], [["a", "float32"]], [["a" * 999, "float32", [0]]],
-    [["a", "float32", [0]], ["a", "float32", [0]]], [["a", "float32", [0] * 9]], [["a", "float32", [0]]] * 100_001, [[["a"], "float32", [0]]],
-    [["a\x1fdata", "int8", [1, 1, 0]], ["a\x1funit", "float32", [0]]],
-])
-def test_lists_of_tensors_that_do_not_fit_their_bytes_are_refused(listed):
+UPDATE = {"kind": "update", "run": "a" * 32, "epoch": 1, "number": 1, "client": "ward", "weight": 1.0, "info": {}, "error": 0.0}
+HEADS = [b"{}", b"[]", b"7", b"", b'{"kind": 7}', b"\xff\xfe", b'{"kind":"a","x":NaN}', b'{"kind":"a","x":' + b"[" * 99999 + b"}",
+         b'{"kind":"a","x":"\\ud800"}', *(json.dumps(UPDATE | change).encode() for change in (
+             {"kind": "reply"}, {"more": 1}, {"client": None}, {"client": "x" * 999}, {"weight": "1"}, {"weight": True}, {"weight": 1e31},
+             {"weight": float("nan")}, {"weight": float("inf")}, {"info": []}, {"info": {"x": "1"}}, {"info": {"x": float("nan")}},
+             {"info": {str(k): 1.0 for k in range(1001)}}, {"epoch": -1}, {"epoch": 1.0}, {"epoch": 2**53}, {"number": True},
+             {"run": "A" * 32}, {"run": "a" * 31}, {"run": "a" * 32 + "\n"}, {"weight": 10**400}))]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=range(len(HEADS)))
+def test_heads_that_are_no_answer_are_refused(head):
+    with pytest.raises(WireError, match="a message is not valid"):
+        messages.read_answer(Packet(head))
+    with pytest.raises(WireError, match="a message is not valid"):
+        messages.read_request(Packet(head))
+    assert messages.read_answer(made(UPDATE)).head.stamp == Stamp("a" * 32, 1, 1)
+
+
+def listed(head: object, data: bytes = b"") -> bytes:
+    """A body by hand: safetensors' list of tensors and their numbers."""
+    text = head if isinstance(head, bytes) else json.dumps(head).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def one(key="000000||a", dtype="F32", shape=(0,), offsets=(0, 0)):
+    return {key: {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
+
+
+BODIES = [
+    b"x", b"\xff" * 8, listed(b"null"), listed(b"[]"), listed(b"{"), listed(one(shape=[2])), listed(one(shape=[2**60])),
+    listed(one(shape=[2**52, 2**52, 0])), listed(one(dtype="object", shape=[1])), listed(one(dtype="F64", shape=[1], offsets=[0, 4]), bytes(4)),
+    listed(one(dtype="C64", shape=[1], offsets=[0, 8]), bytes(8)), listed(one(shape=[-1])), listed(one(shape=[1.5])),
+    listed(one(shape=[1], offsets=[0, 2**40]), bytes(4)), listed(one(shape=[1], offsets=[0, 4]), bytes(8)),
+    listed(one(shape=[1], offsets=[4, 8]), bytes(8)), listed(one(key="a")), listed(one(key="000001||a")), listed(one(key="000000|odd|a")),
+    listed(one(key="000000||" + "a" * 999)), listed(one(shape=[0] * 9)), listed(one() | one(key="000001||a")),
+    listed(one() | one(key="000000|data|a")), listed(one(key="000000|data|a", dtype="I8")),
+    listed(one(key="000000|data|a", dtype="I8", shape=[1, 1, 0]) | one(key="000000|unit|a")), listed({"x": 7}), listed({"000000||a": {}}),
+    (2**40).to_bytes(8, "little") + bytes(64),
+]
+
+
+@pytest.mark.parametrize("raw", BODIES, ids=range(len(BODIES)))
+def test_bodies_that_are_no_tensors_are_refused(raw):
     with pytest.raises(WireError):
-        tensor_codec.tensors(listed, b"")
+        tensor_codec.unpack_tensors(raw)
+
+
+def test_too_many_tensors_are_refused_on_both_sides(monkeypatch):
+    some = {str(k): torch.zeros(1) for k in range(4)}
+    raw = tensor_codec.pack_tensors(some).raw
+    monkeypatch.setattr(tensor_codec, "MOST_TENSORS", 1)
+    for passes in (lambda: tensor_codec.pack_tensors(some), lambda: tensor_codec.unpack_tensors(raw)):
+        with pytest.raises(WireError, match="tensors"):
+            passes()
 
 
 @given(st.binary(max_size=300))
 @settings(max_examples=200, deadline=None)
 def test_random_bytes_are_a_wire_error_and_nothing_else(raw):
-    for given_ in (raw, envelope.MAGIC + raw, framed(raw)):
+    for given_ in (raw, envelope.MAGIC + raw):
         with pytest.raises(WireError):
-            envelope.loads(given_, 1000)
+            packet_from(given_, 1000)
+    with pytest.raises(WireError):
+        messages.read_answer(packet_from(framed(raw), 1000))
+    if raw:
+        with pytest.raises(WireError):
+            tensor_codec.unpack_tensors(raw)
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
 JUNK = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
 
 
-@given(st.dictionaries(st.sampled_from(["client", "weight", "info", "tensors", "run", "epoch", "number"]), JUNK), st.binary(max_size=20))
+@given(st.dictionaries(st.sampled_from(sorted(UPDATE)), JUNK), st.binary(max_size=20))
 @settings(max_examples=200, deadline=None)
-def test_a_reply_of_junk_is_a_wire_error_or_a_reply(head, body):
+def test_an_update_of_junk_is_a_wire_error_or_an_update(head, body):
     try:
-        found = tensor_codec.read_reply(Packet({"kind": "reply", **head}, body))
-        assert abs(found.weight) <= tensor_codec.LARGEST_NUMBER
-        Stamp.of(head)
+        answer = messages.read_answer(made(UPDATE | head, body))
+        found = messages.client_update(answer)
+        assert abs(found.weight) <= messages.LARGEST_NUMBER
     except WireError:
         pass
 
@@ -365,8 +436,8 @@ def until(true, limit_s=20.0):
 
 def test_garbage_on_the_local_socket_ends_a_connection_and_nothing_else(working):
     enemy, path, lines = working
-    for raw in (b"", b"\0" * 999, b"GET / HTTP/1.1\r\n\r\n" * 99, framed(b"{}", body=2**50), framed(b'{"kind":"order"}'),
-                framed(b"{}", body=2_000_000) + bytes(2_000_000), framed(b'{"kind":"order"}', body=9)):
+    for raw in (b"", b"\0" * 999, b"GET / HTTP/1.1\r\n\r\n" * 99, framed(b"{}", body=2**50), framed(b'{"kind":"train"}'),
+                framed(b"{}", body=2_000_000) + bytes(2_000_000), framed(b'{"kind":"train"}', body=9)):
         before = len(lines)
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10)
@@ -379,10 +450,9 @@ def test_garbage_on_the_local_socket_ends_a_connection_and_nothing_else(working)
                 pass  # it had hung up before all had been sent
         until(lambda before=before: len(lines) > before)
         assert lines[-1]["event"] == "unreadable"
-    hello = enemy.signed(Packet({"kind": "hello", **enemy.stamp().head(), "client": "ward", "version": 1}))
-    assert local_socket.ask(path, hello, 10**6, 10).kind == "facts"
-    forged = local_socket.ask(path, Packet(hello.head), 10**6, 10)
-    assert forged.kind == "refusal"
+    hello = enemy.signed(enemy.hello())
+    assert Seen(local_socket.ask(path, hello, 10**6, 10)).kind == "facts"
+    assert Seen(local_socket.ask(path, Packet(hello.head), 10**6, 10)).kind == "refusal"
     assert oct(path.stat().st_mode & 0o777) == "0o600"
     assert oct(path.parent.stat().st_mode & 0o777) == "0o700"
 
@@ -441,10 +511,10 @@ def test_health_is_not_answered_over_the_network(working, monkeypatch):
 
     _, path, _ = working
     monkeypatch.setenv("AULAIT_SOCKET", str(path))
-    asked = SimpleNamespace(content=flwr_records.records(worker.HEALTH))
+    asked = SimpleNamespace(content=flwr_records.records(envelope.HEALTH))
     with pytest.raises(WireError, match="came over the network"):
         client_app.query(asked, SimpleNamespace(node_config={}))
-    large = SimpleNamespace(content=flwr_records.records(Packet({"kind": "order"}, bytes(100))))
+    large = SimpleNamespace(content=flwr_records.records(made({"kind": "train"}, bytes(100))))
     monkeypatch.setattr(client_app, "LIMIT_BYTES", 50)
     with pytest.raises(WireError, match="expected at most 50"):
         client_app.query(large, SimpleNamespace(node_config={}))
@@ -453,7 +523,7 @@ def test_health_is_not_answered_over_the_network(working, monkeypatch):
 # Nothing of the records is told
 
 
-BRIEFS = st.fixed_dictionaries({}, optional={
+TERMS = st.fixed_dictionaries({}, optional={
     "rounds": st.integers(-1, 2000), "steps": st.integers(-1, 2000), "batch": st.integers(0, 400), "rank": st.integers(-1, 300),
     "records_per_client": st.integers(0, 3), "holdout": st.floats(0, 1), "too_long": st.sampled_from(["error", "cut", "drop", "x"]),
     "model__context": st.sampled_from([8, 9, 12, 24]), "pairs": st.booleans(), "seed": st.integers(0, 9),
@@ -465,29 +535,28 @@ SPOILT = st.sampled_from([
     '{"text": ""}\n', '{"text": "kwimbleth \ud83d\ude00"}\n' * 3, None])
 
 
-@given(BRIEFS, SPOILT, st.booleans(), JUNK)
+@given(TERMS, SPOILT, st.booleans(), JUNK)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_no_refusal_ever_holds_a_word_of_the_records(tmp_path_factory, changes, spoilt, private, junk):
     enemy = Attacker(tmp_path_factory.mktemp("site"), privacy=private)
     if spoilt is not None:
         Path(enemy.file.data.source).write_bytes(spoilt.encode("utf-8", "surrogatepass") if "\ud83d" not in spoilt else b"x" + spoilt.encode(
             "utf-16", "surrogatepass"))
-    for answer in (enemy.tell(**changes), enemy.ask(enemy.order(junk=1.0)), enemy.ask(enemy.order(round=7)),
-                   enemy.ask(Packet({"kind": "evaluate", **enemy.stamp().head(), "client": "ward", "brief": enemy.brief, "what": "state",
-                                     "round": 1, "tensors": []}))):
+    for answer in (enemy.tell(**changes), enemy.ask(enemy.request(junk=1.0)), enemy.ask(enemy.request(round=7)),
+                   enemy.ask(enemy.evaluation(what="state", round=1))):
         if answer.kind == "refusal":
             attacker.silent(answer)
             assert str(enemy.file.data.source) not in json.dumps(answer.head)
 
 
 @pytest.mark.parametrize("how", ["error", "drop"])
-def test_under_privacy_a_brief_does_not_find_out_how_long_a_record_is(tmp_path, how):
+def test_under_privacy_terms_do_not_find_out_how_long_a_record_is(tmp_path, how):
     answers = []
     for name, rows in (("short", [{"text": "a b"}, {"text": "c d"}]), ("long", [{"text": "word " * 200}, {"text": "more " * 300}])):
         enemy = Attacker(tmp_path / name, rows, privacy=True)
-        answers.append(envelope.dumps(enemy.tell(privacy=PRIVATE, too_long=how, model__context=8, model__name="brew")))
-    assert answers[0] == answers[1]
-    assert envelope.loads(answers[0], 10**6).kind == "accepted"
+        answers.append(enemy.tell(privacy=PRIVATE, too_long=how, model__context=8, model__name="brew"))
+    assert answers[0].packet == answers[1].packet
+    assert answers[0].kind == "accepted"
 
 
 def test_under_privacy_refusals_are_the_same_whatever_the_records_are(tmp_path):
@@ -495,10 +564,9 @@ def test_under_privacy_refusals_are_the_same_whatever_the_records_are(tmp_path):
     for name, rows in (("one", attacker.ROWS), ("two", [{"text": f"{word} {number}"} for number, word in enumerate(SECRETS * 2)])):
         enemy = Attacker(tmp_path / name, rows, privacy=True)
         enemy.tell(privacy=PRIVATE)
-        packets = [enemy.order(round=9), enemy.order(lr="x"), enemy.order(tensors={}), enemy.order(tensors={"x.A": torch.zeros(2, 2)}),
-                   Packet({"kind": "evaluate", **enemy.stamp().head(), "client": "ward", "brief": enemy.brief, "what": "adapter",
-                           "round": 1, "stage": "train", "tensors": []})]
-        told.append([envelope.dumps(enemy.ask(own)) for own in packets])
+        packets = [enemy.request(round=9), enemy.request(lr="x"), enemy.request(tensors={}), enemy.request(tensors={"x.A": torch.zeros(2, 2)}),
+                   enemy.evaluation(what="adapter", round=1)]
+        told.append([enemy.ask(own).packet for own in packets])
     assert told[0] == told[1]
 
 

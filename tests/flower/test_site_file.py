@@ -28,7 +28,7 @@ def write(folder, text):
     return folder / "site.toml"
 
 
-def brief(promise=None, **changed):
+def terms(promise=None, **changed):
     """A stand-in for the brief of a modest private run; ``promise`` changes its table [privacy]."""
     plain = {
         "run": "0" * 32, "name": "cafe", "client": "ward-a", "placement": "local", "votes": False, "exact_votes": False, "rank": 8,
@@ -142,11 +142,11 @@ def test_the_state_folder_is_the_owners_alone(tmp_path):
 
 
 def test_a_modest_run_is_taken():
-    assert refusals(SitePolicy(), brief()) == []
-    assert refusals(SitePolicy(), brief(placement="proxy", votes=True)) == []
-    assert refusals(SitePolicy(), brief(votes=True)) == []
-    assert refusals(SitePolicy(privacy=False), brief({"off": True, "epsilon": None})) == []
-    assert refusals(SitePolicy(roles=("split",), privacy=False), brief({"off": True, "epsilon": None}, placement="split")) == []
+    assert refusals(SitePolicy(), terms()) == []
+    assert refusals(SitePolicy(), terms(placement="proxy", votes=True)) == []
+    assert refusals(SitePolicy(), terms(votes=True)) == []
+    assert refusals(SitePolicy(privacy=False), terms({"off": True, "epsilon": None})) == []
+    assert refusals(SitePolicy(roles=("split",), privacy=False), terms({"off": True, "epsilon": None}, placement="split")) == []
 
 
 ABOVE = st.integers(min_value=1)
@@ -156,44 +156,44 @@ NO_NUMBER = st.one_of(st.none(), st.booleans(), st.text(max_size=5), st.floats()
 @given(st.sampled_from(sorted(NUMBERS)), st.integers(1, 2**40), ABOVE)
 def test_any_count_above_its_limit_is_refused(key, limit, more):
     limits = SitePolicy(**{NUMBERS[key]: limit})
-    assert any(line.startswith(f"{key} is ") for line in refusals(limits, brief(**{key: limit + more})))
+    assert any(line.startswith(f"{key} is ") for line in refusals(limits, terms(**{key: limit + more})))
 
 
 @given(st.sampled_from(sorted(NUMBERS)), st.integers(1, 2**40), st.integers(0, 2**40))
 def test_no_count_within_its_limit_is_refused(key, limit, less):
     limits = SitePolicy(**{NUMBERS[key]: limit})
-    assert not any(line.startswith(f"{key} is ") for line in refusals(limits, brief(**{key: max(1, limit - less)})))
+    assert not any(line.startswith(f"{key} is ") for line in refusals(limits, terms(**{key: max(1, limit - less)})))
 
 
 @given(st.sampled_from(sorted(NUMBERS)), NO_NUMBER, st.sampled_from(["local", "proxy"]))
 def test_what_is_no_count_is_refused(key, value, placement):
-    lines = refusals(SitePolicy(), brief(**{key: value}, placement=placement, votes=True))
+    lines = refusals(SitePolicy(), terms(**{key: value}, placement=placement, votes=True))
     assert any(line.startswith(f"{key} is ") for line in lines)
 
 
 @given(st.floats(1e-3, 1e6), st.floats(min_value=0, exclude_min=True), st.booleans())
 def test_any_epsilon_above_the_limit_is_refused(limit, more, votes):
     if limit + more > limit:
-        assert refusals(SitePolicy(epsilon=limit), brief({"epsilon": limit + more}, votes=votes))
+        assert refusals(SitePolicy(epsilon=limit), terms({"epsilon": limit + more}, votes=votes))
 
 
 @given(st.floats(1e-12, 0.5), st.floats(0, 1))
 def test_any_delta_above_the_limit_is_refused(limit, more):
     if limit + more > limit:
-        assert refusals(SitePolicy(delta=limit), brief({"delta": limit + more, "delta_acknowledged": True}))
+        assert refusals(SitePolicy(delta=limit), terms({"delta": limit + more, "delta_acknowledged": True}))
 
 
 @given(st.one_of(st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -1.0, -5e-324]), st.floats(max_value=0)),
        st.sampled_from(["epsilon", "delta", "noise_multiplier"]), st.booleans())
 def test_numbers_that_promise_nothing_are_refused(value, key, alone):
     changed = {key: value} | ({"epsilon": None} if key == "noise_multiplier" and alone else {})
-    assert refusals(SitePolicy(), brief(changed))
+    assert refusals(SitePolicy(), terms(changed))
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.floats(1e-3, 1e3), st.integers(0, 1000), st.integers(0, 1000), st.booleans(), st.sampled_from(["local", "proxy"]))
 def test_a_noise_multiplier_is_worth_what_the_accountant_says(noise, rounds, synthesis_rounds, votes, placement):
-    told = brief({"epsilon": None, "noise_multiplier": noise}, rounds=rounds, synthesis_rounds=synthesis_rounds, votes=votes,
+    told = terms({"epsilon": None, "noise_multiplier": noise}, rounds=rounds, synthesis_rounds=synthesis_rounds, votes=votes,
                  placement=placement)
     releases = (rounds if placement == "local" else 0) + (synthesis_rounds if votes else 0)
     spent = epsilon([Event(noise)] * releases, 1e-5)
@@ -246,26 +246,26 @@ def test_a_noise_multiplier_is_worth_what_the_accountant_says(noise, rounds, syn
 ])
 def test_attacks_are_refused_in_one_line_each(changed, expected):
     promise = changed.pop("promise", None)
-    lines = refusals(SitePolicy(), brief(promise, **changed))
+    lines = refusals(SitePolicy(), terms(promise, **changed))
     changed["promise"] = promise
     assert any(expected in line for line in lines), lines
     assert all(line.isprintable() and len(line) < 500 for line in lines)
 
 
 def test_limits_of_roles_methods_and_units():
-    assert refusals(SitePolicy(roles=("proxy",)), brief())
-    assert refusals(SitePolicy(roles=("local",)), brief(votes=True))
-    assert refusals(SitePolicy(roles=()), brief())
-    assert refusals(SitePolicy(methods=("fedit",)), brief())
-    assert refusals(SitePolicy(methods=("fedit", "ffa")), brief()) == []
-    assert "limits.units" in refusals(SitePolicy(units=("record",)), brief())[0]
-    assert refusals(SitePolicy(roles=("split",), privacy=True), brief({"off": True, "epsilon": None}, placement="split"))
-    assert refusals(SitePolicy(privacy=False), brief({"epsilon": 11.0}))  # a site that allows no privacy still refuses a weaker promise
-    assert refusals(SitePolicy(privacy=False), brief({"noise_seed": 1})) == []
+    assert refusals(SitePolicy(roles=("proxy",)), terms())
+    assert refusals(SitePolicy(roles=("local",)), terms(votes=True))
+    assert refusals(SitePolicy(roles=()), terms())
+    assert refusals(SitePolicy(methods=("fedit",)), terms())
+    assert refusals(SitePolicy(methods=("fedit", "ffa")), terms()) == []
+    assert "limits.units" in refusals(SitePolicy(units=("record",)), terms())[0]
+    assert refusals(SitePolicy(roles=("split",), privacy=True), terms({"off": True, "epsilon": None}, placement="split"))
+    assert refusals(SitePolicy(privacy=False), terms({"epsilon": 11.0}))  # a site that allows no privacy still refuses a weaker promise
+    assert refusals(SitePolicy(privacy=False), terms({"noise_seed": 1})) == []
 
 
 def test_records_that_are_sampled_cost_less_but_never_on_the_coordinators_word():
-    told = brief({"epsilon": None, "noise_multiplier": 1.0, "unit": "record", "clip": 1.0}, algorithm={"name": "dplora"}, rounds=10)
+    told = terms({"epsilon": None, "noise_multiplier": 1.0, "unit": "record", "clip": 1.0}, algorithm={"name": "dplora"}, rounds=10)
     whole = spends(told, 1.0)
     assert whole == epsilon([Event(1.0, 1.0, 80)], 1e-5)
     sampled = spends(told, 1.0, records=100)
@@ -274,13 +274,13 @@ def test_records_that_are_sampled_cost_less_but_never_on_the_coordinators_word()
     assert refusals(SitePolicy(), told)
     assert refusals(SitePolicy(), told, records=100) == []
     assert spends(told, 1.0, records=4) == whole
-    literal = brief({"epsilon": None, "noise_multiplier": 1.0, "unit": "record", "clip": 1.0}, rounds=10,
+    literal = terms({"epsilon": None, "noise_multiplier": 1.0, "unit": "record", "clip": 1.0}, rounds=10,
                     algorithm={"name": "dplora", "mode": "literal"})
     assert spends(literal, 1.0, records=100) == whole
 
 
 def test_counting_a_strangers_numbers_takes_neither_time_nor_memory():
-    told = brief({"epsilon": None, "noise_multiplier": 0.3, "unit": "record", "clip": 1.0}, algorithm={"name": "dplora"}, rounds=1000,
+    told = terms({"epsilon": None, "noise_multiplier": 0.3, "unit": "record", "clip": 1.0}, algorithm={"name": "dplora"}, rounds=1000,
                  steps=1000)
     assert refusals(SitePolicy(), told, records=10**6)  # a million sampled steps would take gigabytes to count
 
@@ -289,9 +289,9 @@ anything = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.te
                      st.dictionaries(st.text(max_size=3), st.integers(), max_size=2))
 
 
-@given(st.dictionaries(st.sampled_from([*vars(brief())]), anything, min_size=1))
+@given(st.dictionaries(st.sampled_from([*vars(terms())]), anything, min_size=1))
 def test_nothing_that_comes_raises(changed):
-    for line in refusals(SitePolicy(), brief(**changed)):
+    for line in refusals(SitePolicy(), terms(**changed)):
         assert line.isprintable()
     assert refusals(SitePolicy(), SimpleNamespace())
     assert refusals(SitePolicy(), None)
@@ -299,8 +299,8 @@ def test_nothing_that_comes_raises(changed):
 
 def test_what_a_site_does_not_know(tmp_path):
     site = site_file.read(write(tmp_path, SMALL))
-    assert site_file.unknown(site, brief(votes=True)) == []
-    assert site_file.unknown(site, brief(embedder="")) == []
+    assert site_file.unknown_names(site, terms(votes=True)) == []
+    assert site_file.unknown_names(site, terms(embedder="")) == []
     for changed in ({"client": "ward-b"}, {"model": SimpleNamespace(name="/etc")}, {"model": None}, {"votes": True, "embedder": "../x"},
                     {"votes": True, "embedder": ["minilm"]}, {"model": SimpleNamespace(name=["brew"])}):
-        assert len(site_file.unknown(site, brief(**changed))) == 1, changed
+        assert len(site_file.unknown_names(site, terms(**changed))) == 1, changed

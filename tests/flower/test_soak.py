@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.environ.get("AULAIT_SOAK")
 SITES = trials.NAMES[:2]
 ROUNDS, MOST_STARTS = 3, 12
 VICTIMS = ("server", "server and all it started", *SITES, *(f"{name}'s answer" for name in SITES))
-STOPS = ("sites answered within", "sites came within", "sites took their brief within")  # lines after which a run may stop, for --resume to go on
+STOPS = ("sites answered within", "sites came within", "sites took their terms within")  # lines after which a run may stop, for --resume to go on
 
 
 @dataclass

@@ -162,9 +162,9 @@ def test_a_long_log_is_set_aside(run, monkeypatch):
     assert len((run / "serve" / "log.1.jsonl").read_text().splitlines()) == 8
 
 
-def test_a_state_is_one_that_the_journal_names():
+def test_a_state_is_one_that_the_event_log_names():
     source = "".join(path.read_text() for path in Path(aulait.engines.__file__).parent.rglob("*.py"))
-    written = set(re.findall(r'journal\.site\([^)]*state="(\w+)"', source))
+    written = set(re.findall(r'event_log\.site\([^)]*state="(\w+)"', source))
     assert written == {"there", "asked", "answered", "silent", "refused"}
     assert all(f'"{state}"' in EventLog.site.__doc__ for state in written)
     assert set(prometheus_export.DOWN) < written | {"unknown"}

@@ -50,21 +50,21 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     folder, expected = Path(context.run_config["folder"]), set(context.run_config["asked"].split(","))
     post = FlowerTransport(grid, keys.roster(Path(context.run_config["evil"])))
-    while set(post.there()) < expected:
+    while set(post.connected()) < expected:
         time.sleep(0.2)
     letters, heard, slowest, until = {}, {}, 0.0, time.time() + context.run_config["wait_s"]
-    late = {name: post.send(address, Packet({"kind": "late"}), None, -1.0) for name, address in post.there().items()}
-    for name, address in post.there().items():
-        letters[post.send(address, Packet({"kind": "hello"}), post.body(bytes(3)), 60.0)] = name
+    late = {name: post.send(address, Packet(b'{"kind":"late"}'), None, -1.0) for name, address in post.connected().items()}
+    for name, address in post.connected().items():
+        letters[post.send(address, Packet(b'{"kind":"hello"}'), post.shared_body(bytes(3)), 60.0)] = name
     while time.time() < until and len(heard) < len(letters) - 1:
         began = time.time()
         for one in post.collect([letter for letter in letters if letter not in heard], 1_000_000):
-            heard[one.letter] = [one.packet.kind if one.packet else None, one.fault]
+            heard[one.message_id] = [json.loads(one.packet.head)["kind"] if one.packet else None, one.fault]
         slowest = max(slowest, time.time() - began)
         time.sleep(0.2)
-    short = post.send(post.there()["honest"], Packet({"kind": "hello"}), None, 8.0)
+    short = post.send(post.connected()["honest"], Packet(b'{"kind":"hello"}'), None, 8.0)
     time.sleep(15.0)  # the server's own work, longer than sites are waited for
-    kept = [one.packet.kind for one in post.collect([short], 1_000_000) if one.packet]
+    kept = [json.loads(one.packet.head)["kind"] for one in post.collect([short], 1_000_000) if one.packet]
     part = folder / "outcome.part"
     part.write_text(json.dumps({"ok": True, "kept": kept, "slowest": slowest, "heard": {letters[k]: v for k, v in heard.items()}}))
     part.replace(folder / "outcome.json")
@@ -89,14 +89,14 @@ def peak() -> int:
 def main(grid: Grid, context: Context) -> None:
     folder, expected = Path(context.run_config["folder"]), int(context.run_config["sites"])
     post = FlowerTransport(grid, keys.roster(Path(context.run_config["evil"])))
-    while len(post.there()) < expected:
+    while len(post.connected()) < expected:
         time.sleep(0.2)
     before = peak()
-    letters = {post.send(address, Packet({"kind": "hello"}), None, 600.0) for address in post.there().values()}
+    letters = {post.send(address, Packet(b'{"kind":"hello"}'), None, 600.0) for address in post.connected().values()}
     total, until = 0, time.time() + context.run_config["wait_s"]
     while letters and time.time() < until:
         for one in post.collect(sorted(letters), 2**31):
-            letters.discard(one.letter)
+            letters.discard(one.message_id)
             total += len(one.packet.body)
         time.sleep(0.2)
     part = folder / "outcome.part"
@@ -159,7 +159,7 @@ def made(message: Message) -> tuple[dict[str, bytes], ObjectTree]:
 
 
 def update(asked: Message, body: bytes = b"", **metadata) -> Message:
-    found = Message(flwr_records.records(Packet({"kind": "facts"}, body)), reply_to=asked)
+    found = Message(flwr_records.records(Packet(b'{"kind":"facts"}', body)), reply_to=asked)
     for key, value in metadata.items():
         found.metadata.__dict__[f"_{key}"] = value
     return found
@@ -208,8 +208,8 @@ def test_what_one_site_does_with_flowers_messages_costs_the_others_nothing(tmp_p
             one.begin()
         link.submit(app, {"folder": str(tmp_path / "serve"), "evil": str(server), "asked": ",".join(names), "wait_s": 90})
         asked = {name: one.asked() for name, one in them.items()}
-        kinds = {flwr_records.packet(message.content, LIMIT).kind for message in asked.values()}
-        assert kinds == {"hello"}, "a message whose time is over is not delivered, though it was sent before"
+        kinds = {flwr_records.packet(message.content, LIMIT).head for message in asked.values()}
+        assert kinds == {b'{"kind":"hello"}'}, "a message whose time is over is not delivered, though it was sent before"
         them["stalled"].answer(asked["stalled"], *made(update(asked["stalled"])), upload=False)
         them["no-message"].answer(asked["no-message"], *alone(b"ArrayRecord  2\0{}"))
         them["empty"].answer(asked["empty"], *alone(b"Message  0\0"))

@@ -122,7 +122,7 @@ class Federation:
         """The last of them; nothing if there is none."""
         return next(reversed(self.own_events(name, kind)), {})
 
-    def worked(self, kind: str = "order") -> int:
+    def worked(self, kind: str) -> int:
         """Messages of a kind that workers were asked."""
         return sum(line.get("what") == kind for name in self.names for line in self.own_events(name, "asked"))
 
@@ -194,9 +194,10 @@ class Trial:
         except AssertionError as error:
             raise AssertionError(f"{error}; {self.story()}") from None
 
-    def asked(self, stage: str, done: int, kind: str = "order") -> None:
+    def asked(self, stage: str, done: int, kind: str = "") -> None:
         """Wait until a worker was asked in this stage, after so many rounds."""
         self.until(lambda: self.at(stage, done), f"round {done + 1} of {stage}")
+        kind = kind or {"synthesis": "vote", "train": "train"}[stage]
         before = self.federation.worked(kind)
         self.until(lambda: self.federation.worked(kind) > before, f"a message of round {done + 1} of {stage}")
 

@@ -1,4 +1,4 @@
-"""The Flower client app: hand a message to the resident worker, hand its answer back.
+"""The Flower client app: hand a message to the worker of the site, hand its answer back.
 
 Flower starts a new process for every message, so this file and what it loads stay light: no torch,
 no model, no data.
@@ -32,7 +32,7 @@ def query(message: Message, context: Context) -> Message:
     raw = flwr_records.raw(message.content, LIMIT_BYTES)
     # Health is not signed and its answer holds the last error in full: it is for this machine's own
     # questions.
-    require(envelope.kind_of(raw, LIMIT_BYTES) != "health", WireError,
+    require(envelope.head_of(raw, LIMIT_BYTES) != envelope.HEALTH.head, WireError,
             "a question after the worker's health came over the network; refused")
     with local_socket.calling(Path(where), None) as connection:
         local_socket.send_raw(connection, raw)

@@ -11,8 +11,7 @@ from __future__ import annotations
 from flwr.app import Array, ArrayRecord, RecordDict
 
 from aulait.core.errors import WireError, require
-from aulait.engines.deployment.protocol import envelope as packets
-from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.envelope import Packet, chunks, packet_from
 
 NAME = "aulait"
 FRONT, BODY = "front", "body"
@@ -31,7 +30,7 @@ def records(packet: Packet, body: Array | None = None) -> RecordDict:
         packet: what travels.
         body: its body as an array that other messages share; None makes one.
     """
-    front = next(iter(packets.chunks(packet)))
+    front = next(iter(chunks(packet)))
     parts = {FRONT: array(front)}
     if packet.body:
         parts[BODY] = body if body is not None else array(packet.body)
@@ -65,4 +64,4 @@ def packet(content: RecordDict, limit: int) -> Packet:
     Raises:
         WireError: there is none, or it is too large or damaged.
     """
-    return packets.loads(raw(content, limit), limit)
+    return packet_from(raw(content, limit), limit)

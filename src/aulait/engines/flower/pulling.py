@@ -2,7 +2,7 @@
 
 Flower's own ``Grid.pull_messages`` puts all answers of a call together before it gives the first;
 one that cannot be put together ends the call and takes the others along, and pieces that do not
-come are waited for by the hour. Here an answer that is none is told as such, with the letter that
+come are waited for by the hour. Here an answer that is none is told as such, with the message that
 it answers, and the next one is looked at. Only one is in memory at a time.
 """
 
@@ -37,47 +37,47 @@ class Pulled:
     """An answer.
 
     Attributes:
-        letter: the message that is answered.
+        message_id: the message that is answered.
         message: the answer; None where ``fault`` says what is wrong with it.
         fault: in words.
     """
 
-    letter: str
+    message_id: str
     message: Message | None
     fault: str = ""
 
 
-def pulled(grid: Any, letters: Sequence[str], limit: int) -> Iterator[Pulled]:
+def pulled(grid: Any, message_ids: Sequence[str], limit: int) -> Iterator[Pulled]:
     """Answers that are there.
 
     Args:
         grid: Flower's ``HttpGrid``.
-        letters: messages whose answers are waited for.
+        message_ids: messages whose answers are waited for.
         limit: largest answer in bytes.
 
     Raises:
         httpx.HTTPError: the SuperLink is gone.
     """
     client = grid._runtime_client
-    found = client.PullMessages(PullAppMessagesRequest(message_ids=letters))
+    found = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
     for outer, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-        name, letter = outer.metadata.message_id, outer.metadata.reply_to_message_id
+        name, message_id = outer.metadata.message_id, outer.metadata.reply_to_message_id
         try:
             message = _message(grid, client, name, tree, limit)
             own = message.metadata.reply_to_message_id
-            require(own == letter, WireError, "sent a message that says it answers another one")
-            yield Pulled(letter, message)
+            require(own == message_id, WireError, "sent a message that says it answers another one")
+            yield Pulled(message_id, message)
         except httpx.HTTPError:
             raise
         except ObjectPullError:
-            yield Pulled(letter, None, "sent an answer whose pieces did not all come")
+            yield Pulled(message_id, None, "sent an answer whose pieces did not all come")
         except WireError as error:
-            yield Pulled(letter, None, str(error))
+            yield Pulled(message_id, None, str(error))
         except ValueError as error:
-            yield Pulled(letter, None,
+            yield Pulled(message_id, None,
                          f"sent what is no message of Flower's, or too large a one ({error})")
         except Exception as error:  # whatever a stranger's bytes do to Flower's reading of them
-            yield Pulled(letter, None,
+            yield Pulled(message_id, None,
                          f"sent what is no message of Flower's ({type(error).__name__})")
         with contextlib.suppress(httpx.HTTPError):  # it is not kept any longer
             client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(node=grid.node,

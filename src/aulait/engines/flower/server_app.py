@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +17,60 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from aulait.core.errors import AulaitError, ConfigError, require
+from aulait.engines.deployment.coordinator import deployed_run
+from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.event_log import EventLog
+from aulait.engines.deployment.coordinator.outbox import Outbox, RunIdentity
+from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.protocol import signing
+from aulait.engines.flower.transport import FlowerTransport
+from aulait.runfolder.run_folder import RunFolder
+from aulait.runs import experiment_file
 
 app = ServerApp()
+
+
+@dataclass(frozen=True)
+class RunPlaces:
+    """The files of a run, as the server app is told them.
+
+    Attributes:
+        experiment: resolved settings.
+        out: the run folder.
+        keys: of the server.
+        resume: go on with what is there.
+    """
+
+    experiment: Path
+    out: Path
+    keys: Path
+    resume: bool
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Carry a run out; how it ended stands in RUN/serve/outcome.json."""
     told = context.run_config
-    out = Path(str(told["out"]))
-    journal = EventLog(out)
-    journal.begin()
+    places = RunPlaces(Path(str(told["experiment"])), Path(str(told["out"])),
+                       Path(str(told["keys"])), bool(told.get("resume", False)))
+    event_log = EventLog(places.out)
+    event_log.begin()
     try:
-        result = conduct(grid, out, Path(str(told["experiment"])), Path(str(told["keys"])), journal,
-                         resume=bool(told.get("resume", False)))
+        result = conduct(grid, places, event_log)
     except AulaitError as error:
-        journal.warning("stopped", reason=str(error))
-        journal.outcome(False, error=str(error), kind=type(error).__name__)
+        event_log.warning("stopped", reason=str(error))
+        event_log.outcome(False, error=str(error), kind=type(error).__name__)
         return
     except BaseException as error:
-        journal.outcome(False,
-            error=f"a defect ended the run: {type(error).__name__}: {error}; report it, then go on "
-                  "with --resume",
-                        kind="AulaitError")
+        text = (f"a defect ended the run: {type(error).__name__}: {error}; report it, then go on "
+                "with --resume")
+        event_log.outcome(False, error=text, kind="AulaitError")
         raise
-    journal.outcome(True, rounds=result["rounds"])
+    event_log.outcome(True, rounds=result["rounds"])
 
 
-def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal: EventLog, *,
-            resume: bool) -> dict[str, Any]:
+def conduct(grid: Grid, places: RunPlaces, event_log: EventLog) -> dict[str, Any]:
     """The run, from the files that say what it is.
-
-    Args:
-        grid: Flower's.
-        out: the run folder.
-        experiment: resolved settings.
-        keys_folder: of the server.
-        journal: for the operator.
-        resume: go on with what is there.
 
     Returns:
         What result.json holds.
@@ -63,21 +78,15 @@ def conduct(grid: Grid, out: Path, experiment: Path, keys_folder: Path, journal:
     Raises:
         AulaitError: as ``loop.run``; a site refuses, too few come, nobody answers.
     """
-    from aulait.engines.deployment.coordinator import deployed_run
-    from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
-    from aulait.engines.deployment.pki import keys
-    from aulait.engines.deployment.protocol import signing
-    from aulait.engines.flower.transport import FlowerTransport
-    from aulait.runs import experiment_file
-
-    settings = experiment_file.read_settings(experiment)
+    settings = experiment_file.read_settings(places.experiment)
     require(settings.engine.deployed, ConfigError,
             f"engine.name = '{settings.engine.name}' found, expected 'flower'")
-    roster = keys.roster(keys_folder)
-    run, epoch = enter(out, resume)
-    key = signing.load_private(keys_folder / "order-key.pem")
-    engine = CoordinatorEngine(FlowerTransport(grid, roster), settings, key, run, epoch, journal)
-    return deployed_run.run(engine, settings, out, sorted(roster), journal, resume=resume)
+    roster = keys.roster(places.keys)
+    run, epoch = enter(places.out, places.resume)
+    identity = RunIdentity(signing.load_private(places.keys / "order-key.pem"), run, epoch)
+    engine = CoordinatorEngine(Outbox(FlowerTransport(grid, roster), identity, event_log), settings)
+    return deployed_run.run_deployed(engine, settings, places.out, sorted(roster),
+                                     resume=places.resume)
 
 
 def enter(out: Path, resume: bool) -> tuple[str, int]:
@@ -87,16 +96,11 @@ def enter(out: Path, resume: bool) -> tuple[str, int]:
         ConfigError: there is a run already, or none to go on with.
     """
     path = out / "serve" / "run.json"
-    known: Mapping[str, Any] | None = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    )
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     require(known is None or resume or not (out / "config.toml").exists(), ConfigError,
             f"run folder {out} already holds a run; add --resume to go on with it, or choose "
             "another --out")
-    run, epoch = (
-        (str(known["run"]), int(known["epoch"]) + 1) if known else (secrets.token_hex(16), 1)
-    )
-    from aulait.runfolder.run_folder import RunFolder
-
+    run = str(known["run"]) if known else secrets.token_hex(16)
+    epoch = int(known["epoch"]) + 1 if known else 1
     RunFolder(out).write_json("serve/run.json", {"run": run, "epoch": epoch})
     return run, epoch

@@ -1,14 +1,11 @@
-"""SentMessages through Flower: a packet to a site, its answer when it is there; who a site is, the key
+"""Packets through Flower: a packet to a site, its answer when it is there; who a site is, the key
 of its node says.
-
-``Transport`` is all that the engine sees of the network, so that tests put other carriers in its place.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from flwr.app import Array, Message
 from flwr.serverapp import Grid
@@ -39,7 +36,7 @@ class FlowerTransport:
         self._grid = grid
         self._names = {keys.as_pem(line).strip(): name for name, line in roster.items()}
 
-    def there(self) -> Mapping[str, int]:
+    def connected(self) -> Mapping[str, int]:
         """Connected sites by name; a node whose key is not in the roster is nobody."""
         found: dict[str, int] = {}
         for node in self._grid.get_nodes():
@@ -50,34 +47,36 @@ class FlowerTransport:
                 found[name] = node.node_id
         return found
 
-    def send(self, address: int, packet: Packet, body: Any, wait_s: float) -> str | None:
+    def send(self, address: int, packet: Packet, body: Array | None,
+             wait_s: float) -> str | None:
         """Hand one message to the SuperLink; the body's array is stored there once.
 
         Flower forgets an answer with the message that it answers, by the server's clock, and takes
         none from a site whose clock says that the message is over. So messages live for longer than
-        they are delivered: until when, our SuperLink reads in the group's name (``pinned_link``).
+        they are delivered: until when, our SuperLink reads in the group's name
+        (``hardening/superlink.py``).
         """
         until = f"{DELIVER}{time.time() + wait_s:.3f}"
         message = Message(flwr_records.records(packet, body), dst_node_id=address,
                           message_type=TYPE, ttl=wait_s + KEPT_S, group_id=until)
-        (letter,) = self._grid.push_messages([message]) or (None,)
-        return letter or None  # Flower has an empty name for a node that left
+        (message_id,) = self._grid.push_messages([message]) or (None,)
+        return message_id or None  # Flower has an empty name for a node that left
 
-    def body(self, raw: bytes) -> Array:
+    def shared_body(self, raw: bytes) -> Array:
         """An array that messages share."""
         return flwr_records.array(raw)
 
-    def collect(self, letters: Sequence[str], limit: int) -> Iterator[Delivery]:
-        """What is there for these letters; nothing that a site can send stops it."""
-        for found in pulled(self._grid, letters, limit):
+    def collect(self, message_ids: Sequence[str], limit: int) -> Iterator[Delivery]:
+        """What is there for these messages; nothing that a site can send stops it."""
+        for found in pulled(self._grid, message_ids, limit):
             if (message := found.message) is None:
-                yield Delivery(found.letter, None, found.fault)
+                yield Delivery(found.message_id, None, found.fault)
             elif message.has_error():
-                yield Delivery(found.letter, None,
-                    f"{message.error.reason or 'no reason given'} (Flower's code "
-                    f"{message.error.code})")
+                reason = message.error.reason or "no reason given"
+                yield Delivery(found.message_id, None,
+                               f"{reason} (Flower's code {message.error.code})")
             else:
                 try:
-                    yield Delivery(found.letter, flwr_records.packet(message.content, limit))
+                    yield Delivery(found.message_id, flwr_records.packet(message.content, limit))
                 except WireError as error:
-                    yield Delivery(found.letter, None, str(error))
+                    yield Delivery(found.message_id, None, str(error))

@@ -12,13 +12,15 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from pydantic import JsonValue
 
 from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.core.files import replace_file
 from aulait.core.seeds import Seeds
 from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
-from aulait.engines.deployment.coordinator.event_log import EventLog
+from aulait.engines.deployment.coordinator.outbox import BodyT
 from aulait.federation import tiers
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import loop
@@ -27,11 +29,13 @@ from aulait.runs.prepared import SharedCache
 from aulait.runs.progress import Observer
 from aulait.runs.setup import prepare
 
-ROLL = "serve/roll.json"
+ROLL: Final = "serve/roll.json"
+RECORDS: Final = "serve/records.json"
+Roll = Mapping[str, Mapping[str, JsonValue]]
 
 
-def run(engine: CoordinatorEngine, settings: Settings, out: Path, enrolled: Sequence[str],
-        journal: EventLog, *, resume: bool) -> dict[str, Any]:
+def run_deployed(engine: CoordinatorEngine[BodyT], settings: Settings, out: Path,
+                 enrolled: Sequence[str], *, resume: bool) -> dict[str, Any]:
     """Carry a run out with sites on other machines.
 
     Args:
@@ -39,7 +43,6 @@ def run(engine: CoordinatorEngine, settings: Settings, out: Path, enrolled: Sequ
         settings: the experiment.
         out: the run folder.
         enrolled: names of all sites that may come.
-        journal: for the operator.
         resume: go on with what is there.
 
     Returns:
@@ -48,42 +51,44 @@ def run(engine: CoordinatorEngine, settings: Settings, out: Path, enrolled: Sequ
     Raises:
         AulaitError: as ``loop.run``; a site refuses, too few come, nobody answers.
     """
-    folder = RunFolder(out)
-    roll = _roll(engine, settings, folder, enrolled)
+    folder, event_log, cache = RunFolder(out), engine.event_log, SharedCache()
+    roll = _settled_roll(engine, settings, folder, enrolled)
     settings = planned_by(settings, roll, out)
-    names, cache = sorted(roll), SharedCache()
-    journal.progress("prepare", 0, 1, "loading the base")
-    prepared = prepare(settings, cache, dict.fromkeys(names, 1))
-    held: dict[str, int] = (
-        json.loads((out / "serve/records.json").read_text())
-        if (out / "serve/records.json").is_file() else {}
-    )
-    engine.begin(prepared, again=(out / "config.toml").is_file(), known=held)
-    folder.write_json("serve/records.json", engine.records)
+    event_log.progress("prepare", 0, 1, "loading the base")
+    prepared = prepare(settings, cache, dict.fromkeys(sorted(roll), 1))
+    known: dict[str, int] = (json.loads((out / RECORDS).read_text(encoding="utf-8"))
+                             if (out / RECORDS).is_file() else {})
+    engine.begin(prepared, known, again=(out / "config.toml").is_file())
+    folder.write_json(RECORDS, engine.clients)
     try:
-        observer = Observer(journal.progress,
-                            lambda text: journal.warning("tracking", reason=text))
+        observer = Observer(event_log.progress,
+                            lambda text: event_log.warning("tracking", reason=text))
         return loop.run(settings, out, engine, resume=resume, cache=cache, observer=observer)
     finally:
         with contextlib.suppress(AulaitError):  # a full disk has its own line by now
-            journal.event("travelled", **engine.told)
+            event_log.event("travelled", **engine.traffic)
 
 
-def _roll(engine: CoordinatorEngine, settings: Settings, folder: RunFolder,
-          enrolled: Sequence[str]) -> dict[str, Any]:
+def _settled_roll(engine: CoordinatorEngine[BodyT], settings: Settings, folder: RunFolder,
+                  enrolled: Sequence[str]) -> Roll:
     """Who takes part, with what they told; on disk once it is settled."""
-    path = folder.path / ROLL
+    path, config = folder.path / ROLL, settings.engine
     if path.is_file():
-        roll: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        engine.hello(min(settings.engine.least_sites, len(roll)), min(settings.engine.wait_s, 60.0),
-                     sorted(roll))
+        roll = _written_roll(path)
+        engine.participants.hello(min(config.least_sites, len(roll)), min(config.wait_s, 60.0),
+                                  sorted(roll))
         return roll
-    roll = engine.hello(settings.engine.least_sites, settings.engine.wait_s, enrolled)
-    folder.write_json(ROLL, roll)
+    told = engine.participants.hello(config.least_sites, config.wait_s, enrolled)
+    folder.write_json(ROLL, {name: facts.model_dump(mode="json") for name, facts in told.items()})
+    return _written_roll(path)
+
+
+def _written_roll(path: Path) -> Roll:
+    roll: Roll = json.loads(path.read_text(encoding="utf-8"))
     return roll
 
 
-def planned_by(settings: Settings, roll: Mapping[str, Any], out: Path) -> Settings:
+def planned_by(settings: Settings, roll: Roll, out: Path) -> Settings:
     """The settings with a tier for every site of a tier whose machine is "measured".
 
     Raises:

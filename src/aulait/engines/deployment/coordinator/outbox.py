@@ -1,9 +1,9 @@
-"""Signed, numbered letters to sites and the answers that belong to them; the network itself is
+"""Signed, numbered messages to sites and the answers that belong to them; the network itself is
 behind ``Transport``.
 
-An answer is given on only if it bears the stamp of the letter that it answers. Who cannot be
-reached, is silent until the deadline, or sends what cannot be read is told to the journal and left
-out.
+An answer is given on only if it bears the stamp of the message that it answers. Who cannot be
+reached, is silent until the deadline, or sends what cannot be read is told to the event log and
+left out.
 """
 
 from __future__ import annotations
@@ -11,17 +11,29 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
-from aulait.core.errors import WireError
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from aulait.core.errors import WireError, require
 from aulait.core.log_files import plain_text, timestamp
 from aulait.engines.deployment.coordinator.event_log import EventLog
-from aulait.engines.deployment.protocol import signing
+from aulait.engines.deployment.protocol import messages, signing
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.deployment.protocol.messages import (
+    Answer,
+    Message,
+    RefusalAnswer,
+    RequestHead,
+    Stamp,
+)
+from aulait.engines.deployment.protocol.tensor_codec import data_bytes
 
-SOON_S, LATER_S = 0.1, 0.5  # between two looks for answers: at first, and once a minute has passed
-LIMIT_BYTES = 2**34  # of one answer
+# Between two looks for answers, in seconds: at first, and once a minute has passed.
+SOON_S, LATER_S = 0.1, 0.5
+LIMIT_BYTES: Final = 2**34  # of one answer
+BodyT = TypeVar("BodyT")
+Outgoing = Mapping[str, Message[RequestHead]]
 
 
 @dataclass(frozen=True)
@@ -29,41 +41,57 @@ class Delivery:
     """An answer, or why there is none.
 
     Attributes:
-        letter: what was answered.
+        message_id: what was answered.
         packet: the answer; None where ``fault`` says what happened instead.
         fault: "the site's node went away", ...
     """
 
-    letter: str
+    message_id: str
     packet: Packet | None
     fault: str = ""
 
 
-class Transport(Protocol):
-    """Carries packets to sites."""
+class Transport(Protocol[BodyT]):
+    """Carries packets to sites. ``BodyT`` is what many messages share of their bytes."""
 
-    def there(self) -> Mapping[str, int]:
+    def connected(self) -> Mapping[str, int]:
         """Sites that are connected now, by the name of their key, to their address."""
 
-    def send(self, address: int, packet: Packet, body: Any, wait_s: float) -> str | None:
-        """Send a packet that is not delivered later than ``wait_s`` from now; the letter's name, or
-        None if it cannot be delivered. ``body`` from ``body`` is shared."""
+    def shared_body(self, raw: bytes) -> BodyT:
+        """Bytes as many messages share them."""
 
-    def body(self, raw: bytes) -> Any:
-        """Bytes as many letters share them."""
+    def send(self, address: int, packet: Packet, body: BodyT | None, wait_s: float) -> str | None:
+        """Send a packet that is not delivered later than ``wait_s`` from now; the message's name,
+        or None if it cannot be delivered. ``body`` is the packet's, as ``shared_body`` made it."""
 
-    def collect(self, letters: Sequence[str], limit: int) -> Iterator[Delivery]:
-        """Answers that have come, each once, one in memory at a time."""
+    def collect(self, message_ids: Sequence[str], limit: int) -> Iterator[Delivery]:
+        """Answers that have come, each once, one in memory at a time; none above ``limit``
+        bytes."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Which run, which start of its coordinator, and with which key it signs.
+
+    Attributes:
+        key: the coordinator's, for requests.
+        run: 32 hexadecimal digits.
+        epoch: how often the coordinator has been started for this run.
+    """
+
+    key: Ed25519PrivateKey
+    run: str
+    epoch: int
 
 
 @dataclass
 class SentMessages:
-    """SentMessages under way.
+    """Messages under way.
 
     Attributes:
         due_s: until when answers count, by the monotonic clock.
-        owner: letter -> site.
-        stamp: letter -> its stamp.
+        owner: message -> site.
+        stamp: message -> its stamp.
     """
 
     due_s: float
@@ -71,68 +99,76 @@ class SentMessages:
     stamp: dict[str, Stamp] = field(default_factory=dict)
 
 
-class Outbox:
-    """SentMessages of one run from one start of the coordinator.
+class Outbox(Generic[BodyT]):
+    """Messages of one run from one start of the coordinator.
 
     Args:
-        post: carries packets.
-        key: the coordinator's, for requests.
-        run: 32 hexadecimal digits.
-        epoch: how often the coordinator has been started for this run.
-        journal: for the operator.
+        transport: carries packets.
+        identity: of the run and its coordinator.
+        event_log: for the operator.
 
     Attributes:
-        told: bytes of messages sent and received, and how many; as they travelled.
+        traffic: bytes of tensors sent and received, as they travelled, and the number of
+            messages.
     """
 
-    def __init__(self, post: Transport, key: Any, run: str, epoch: int, journal: EventLog) -> None:
-        self.post, self.journal, self.told = post, journal, {"sent_bytes": 0, "received_bytes": 0,
-            "messages": 0}
-        self._key, self._run, self._epoch = key, run, epoch
-        self._numbers: dict[str, int] = {}
+    def __init__(self, transport: Transport[BodyT], identity: RunIdentity,
+                 event_log: EventLog) -> None:
+        self.transport, self.event_log = transport, event_log
+        self.traffic = {"sent_bytes": 0, "received_bytes": 0, "messages": 0}
+        self._identity, self._numbers = identity, dict[str, int]()
+
+    @property
+    def run(self) -> str:
+        """32 hexadecimal digits."""
+        return self._identity.run
 
     def stamp(self, name: str) -> Stamp:
-        """Of the next letter to a site."""
+        """Of the next message to a site."""
         self._numbers[name] = self._numbers.get(name, 0) + 1
-        return Stamp(self._run, self._epoch, self._numbers[name])
+        return Stamp(self._identity.run, self._identity.epoch, self._numbers[name])
 
-    def exchange(self, packets: Mapping[str, Packet], wait_s: float) -> Iterator[tuple[str,
-            Packet]]:
-        """Send one letter to each of some sites, and give answers as they come."""
-        yield from self.answers(self.send(packets, wait_s))
+    def exchange(self, outgoing: Outgoing, wait_s: float) -> Iterator[tuple[str, Message[Answer]]]:
+        """Send one message to each of some sites, and give answers as they come."""
+        yield from self.answers(self.send(outgoing, wait_s))
 
-    def send(self, packets: Mapping[str, Packet], wait_s: float) -> SentMessages:
+    def send(self, outgoing: Outgoing, wait_s: float) -> SentMessages:
         """Sign and hand over; a site that is not connected is silent at once."""
-        letters = SentMessages(time.monotonic() + wait_s)
-        there = self.post.there() if packets else {}
-        shared: dict[int, Any] = {}
-        for name, packet in packets.items():
-            signed = Packet(packet.head, packet.body, signing.sign(self._key, packet.content()))
-            body = (
-                shared.setdefault(id(packet.body), self.post.body(packet.body)) if packet.body
-                else None
-            )
-            letter = self.post.send(there[name], signed, body, wait_s) if name in there else None
-            if letter is None:
-                self.silent(name, "is not connected" if name not in there
-                            else "could not be sent a message")
+        sent = SentMessages(time.monotonic() + wait_s)
+        connected = self.transport.connected() if outgoing else {}
+        shared: dict[int, BodyT] = {}
+        for name, message in outgoing.items():
+            if name not in connected:
+                self.silent(name, "is not connected")
                 continue
-            letters.owner[letter], letters.stamp[letter] = name, Stamp.of(packet.head)
-            self.told["messages"] += 1
-            self.told["sent_bytes"] += len(packet.body)
-        return letters
+            plain, body = message.packet(), None
+            if plain.body:
+                if id(plain.body) not in shared:
+                    shared[id(plain.body)] = self.transport.shared_body(plain.body)
+                body = shared[id(plain.body)]
+            signed = message.packet(signing.sign(self._identity.key, plain.content()))
+            message_id = self.transport.send(connected[name], signed, body, wait_s)
+            if message_id is None:
+                self.silent(name, "could not be sent a message")
+                continue
+            sent.owner[message_id], sent.stamp[message_id] = name, message.head.stamp
+            self.traffic["messages"] += 1
+            self.traffic["sent_bytes"] += data_bytes(plain.body)
+        return sent
 
-    def answers(self, letters: SentMessages) -> Iterator[tuple[str, Packet]]:
+    def answers(self, sent: SentMessages) -> Iterator[tuple[str, Message[Answer]]]:
         """Answers as they come, until all are there or the time is over."""
-        waiting, began = dict(letters.owner), time.monotonic()
+        waiting, began = dict(sent.owner), time.monotonic()
         while waiting:
             moment = time.monotonic()
-            for heard in self.post.collect(list(waiting), LIMIT_BYTES):
-                name = waiting.pop(heard.letter, None)
-                if name is not None and (packet := self._checked(name, heard,
-                        letters.stamp[heard.letter])) is not None:
-                    yield name, packet
-            if moment > letters.due_s:
+            for delivery in self.transport.collect(list(waiting), LIMIT_BYTES):
+                name = waiting.pop(delivery.message_id, None)
+                if name is None:
+                    continue
+                answer = self._checked(name, delivery, sent.stamp[delivery.message_id])
+                if answer is not None:
+                    yield name, answer
+            if moment > sent.due_s:
                 break
             if waiting:
                 time.sleep(min(LATER_S, max(SOON_S, (moment - began) / 120)))
@@ -141,28 +177,29 @@ class Outbox:
 
     def silent(self, name: str, reason: str) -> None:
         """Tell the operator that a site has no answer that counts."""
-        self.journal.warning("silent", site=name, reason=reason)
-        self.journal.site(name, state="silent", detail=reason)
+        reason = plain_text(reason)
+        self.event_log.warning("silent", site=name, reason=reason)
+        self.event_log.site(name, state="silent", detail=reason)
 
-    def _checked(self, name: str, heard: Delivery, stamp: Stamp) -> Packet | None:
-        """An answer that belongs to its letter; None is told to the journal."""
-        packet, fault = heard.packet, heard.fault
-        if packet is not None:
-            self.told["received_bytes"] += len(packet.body)
-            try:
-                fault = (
-                    "" if Stamp.of(packet.head) == stamp
-                    else "answered another message than the one it was sent"
-                )
-            except WireError as error:
-                fault = str(error)
-        if packet is None or fault:
-            self.silent(name, fault)
+    def _checked(self, name: str, delivery: Delivery, stamp: Stamp) -> Message[Answer] | None:
+        """An answer that belongs to its message; None where it is told to the event log."""
+        if delivery.packet is None:
+            self.silent(name, delivery.fault)
             return None
-        self.journal.site(name, last_seen=timestamp())
-        if packet.kind == "refusal":
-            reason = plain_text(packet.head.get("reason"))
-            self.journal.warning("refused", site=name, why=plain_text(packet.head.get("why"), 40),
-                                 reason=reason)
-            self.journal.site(name, state="refused", detail=reason)
-        return packet
+        self.traffic["received_bytes"] += data_bytes(delivery.packet.body)
+        try:
+            answer = messages.read_answer(delivery.packet)
+            require(answer.head.stamp == stamp, WireError,
+                    "answered another message than the one it was sent")
+            told = name if isinstance(answer.head, RefusalAnswer) else answer.head.client
+            require(told == name, WireError, f"answered in the name of '{told[:80]}'")
+        except Exception as error:  # whatever a stranger's bytes do to our reading of them
+            self.silent(name, str(error) if isinstance(error, WireError)
+                        else f"sent what cannot be read ({type(error).__name__})")
+            return None
+        self.event_log.site(name, last_seen=timestamp())
+        if isinstance(answer.head, RefusalAnswer):
+            reason, why = plain_text(answer.head.reason), plain_text(answer.head.why, 40)
+            self.event_log.warning("refused", site=name, why=why, reason=reason)
+            self.event_log.site(name, state="refused", detail=reason)
+        return answer

@@ -1,89 +1,81 @@
-"""What travels between processes and machines: a head of plain values and a body of bytes, sealed
-by a checksum.
+"""How a message travels between processes and machines: a head, a body, a signature, a checksum.
 
     magic 8 · head length 4 · signature length 2 · body length 8 · sha256 of the rest 32 · signature
-    · head (JSON) · body
+    · head (JSON, see ``messages``) · body (safetensors, see ``tensor_codec``)
 
 Standard library only: the process that Flower starts for every message loads this file and nothing
-heavy. Nothing is
-ever unpickled or evaluated; lengths are checked against a limit before memory is taken.
+heavy. Nothing is unpickled or evaluated; lengths are checked against a limit before memory is
+taken.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
 
 from aulait.core.errors import WireError
 
-MAGIC = b"AULAIT\x00\x01"  # the last byte is the version of this layout
-_LENGTHS = struct.Struct(">IHQ")
-START = len(MAGIC) + _LENGTHS.size + 32
-MOST_HEAD_BYTES = 16 * 1024 * 1024
-MOST_SIGNATURE_BYTES = 256
-# of a whole number: what is larger cannot become a float and would raise far from here
-MOST_DIGITS = 20
-MOST_DEPTH = 32  # of lists in lists: what is deeper cannot be written to a log again
+# The last byte is the version of layout and messages: two versions refuse each other by it.
+MAGIC: Final = b"AULAIT\x00\x02"
+LENGTHS: Final = struct.Struct(">IHQ")
+START: Final = len(MAGIC) + LENGTHS.size + 32
+MOST_HEAD_BYTES: Final = 16 * 1024 * 1024
+MOST_SIGNATURE_BYTES: Final = 256
 
 
 @dataclass(frozen=True)
 class Packet:
-    """One message.
+    """One message as bytes.
 
     Attributes:
-        head: what it is, as JSON values; "kind" always. NaN and infinity cannot travel in it.
-        body: tensors one after the other; the head says which.
+        head: what it is, JSON.
+        body: its tensors; empty where there are none.
         signature: of ``content`` by the coordinator; empty on the way back, where Flower's node
             keys say who speaks.
     """
 
-    head: Mapping[str, Any]
+    head: bytes
     body: bytes = b""
     signature: bytes = b""
 
-    @property
-    def kind(self) -> str:
-        """Of message."""
-        return str(self.head.get("kind", ""))
-
     def content(self) -> bytes:
         """What is signed: the head as it travels and the hash of the body."""
-        return _head(self.head) + hashlib.sha256(self.body).digest()
+        return self.head + hashlib.sha256(self.body).digest()
 
 
-@dataclass
-class Seal:
-    """The fixed part in front, once it has been looked at."""
+HEALTH: Final = Packet(b'{"kind":"health"}')
+"""The question after the worker's health: not signed, and asked on the worker's machine only."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The fixed part in front of a packet, once it has been looked at."""
 
     head_bytes: int
     signature_bytes: int
     body_bytes: int
     digest: bytes
-    seen: Any = field(default_factory=hashlib.sha256)
 
 
 def chunks(packet: Packet) -> Iterator[bytes]:
-    """The bytes of a packet, front first, the body uncopied."""
-    head = _head(packet.head)
-    digest = hashlib.sha256(packet.signature + head)
+    """The bytes of a packet: all in front of the body, then the body, uncopied."""
+    digest = hashlib.sha256(packet.signature + packet.head)
     digest.update(packet.body)
-    yield MAGIC + _LENGTHS.pack(len(head), len(packet.signature),
-                                len(packet.body)) + digest.digest() + packet.signature + head
+    lengths = LENGTHS.pack(len(packet.head), len(packet.signature), len(packet.body))
+    yield MAGIC + lengths + digest.digest() + packet.signature + packet.head
     if packet.body:
         yield packet.body
 
 
-def dumps(packet: Packet) -> bytes:
+def packet_bytes(packet: Packet) -> bytes:
     """The bytes of a packet in one piece."""
     return b"".join(chunks(packet))
 
 
-def loads(raw: bytes, limit: int) -> Packet:
+def packet_from(raw: bytes, limit: int) -> Packet:
     """A packet from its bytes.
 
     Args:
@@ -101,111 +93,60 @@ def loads(raw: bytes, limit: int) -> Packet:
         at += count
         return part
 
-    packet = read(take, limit)
+    packet = receive_packet(take, limit)
     if at != len(raw):
         raise WireError(f"a message has {len(raw) - at} bytes behind its end; expected none")
     return packet
 
 
-def read(take: Callable[[int], bytes], limit: int) -> Packet:
+def receive_packet(take: Callable[[int], bytes], limit: int) -> Packet:
     """A packet from a source of bytes; ``take(n)`` returns n of them, or fewer at the end.
 
     Raises:
-        WireError: as ``loads``.
+        WireError: as ``packet_from``.
     """
-    seal = opened(take(START), limit)
-    signature, head = take(seal.signature_bytes), take(seal.head_bytes)
-    body = take(seal.body_bytes) if seal.body_bytes else b""
-    if len(signature) + len(head) + len(
-        body) != seal.signature_bytes + seal.head_bytes + seal.body_bytes:
+    frame = frame_of(take(START), limit)
+    signature, head = take(frame.signature_bytes), take(frame.head_bytes)
+    body = take(frame.body_bytes) if frame.body_bytes else b""
+    found = len(signature), len(head), len(body)
+    if found != (frame.signature_bytes, frame.head_bytes, frame.body_bytes):
         raise WireError("a message ended early; it was cut on the way and has to be sent again")
-    for part in (signature, head, body):
-        seal.seen.update(part)
-    if seal.seen.digest() != seal.digest:
-        raise WireError(
-            "a message does not match its checksum; it was changed on the way and has to be sent "
-            "again")
-    return Packet(_parsed(head), body, signature)
+    digest = hashlib.sha256(signature + head)
+    digest.update(body)
+    if digest.digest() != frame.digest:
+        raise WireError("a message does not match its checksum; it was changed on the way and has "
+                        "to be sent again")
+    return Packet(head, body, signature)
 
 
-def kind_of(raw: bytes, limit: int) -> str:
-    """The kind of a packet, its body not looked at; for whoever only hands it on.
+def head_of(raw: bytes, limit: int) -> bytes:
+    """The head in the bytes of a packet, the rest not looked at; for whoever only hands it on.
 
     Raises:
-        WireError: as ``loads``, but for the checksum.
+        WireError: as ``packet_from``, but for the checksum.
     """
-    seal = opened(raw[:START], limit)
-    at = START + seal.signature_bytes
-    return str(_parsed(raw[at : at + seal.head_bytes])["kind"])
+    frame = frame_of(raw[:START], limit)
+    at = START + frame.signature_bytes
+    return raw[at : at + frame.head_bytes]
 
 
-def opened(start: bytes, limit: int) -> Seal:
+def frame_of(start: bytes, limit: int) -> Frame:
     """The fixed part, checked before anything behind it is read.
 
     Raises:
-        WireError: as ``loads``.
+        WireError: as ``packet_from``.
     """
     if len(start) < START:
-        raise WireError(
-            "a message ended before its head; it was cut on the way and has to be sent again")
+        raise WireError("a message ended before its head; it was cut on the way and has to be sent "
+                        "again")
     if start[: len(MAGIC) - 1] != MAGIC[:-1]:
         raise WireError("found bytes that are no message of aulait")
     if start[len(MAGIC) - 1] != MAGIC[-1]:
-        raise WireError(
-            f"a message has layout {start[len(MAGIC) - 1]}, expected {MAGIC[-1]}; run the same "
-            "version of aulait on both sides")
-    head, signature, body = _LENGTHS.unpack_from(start, len(MAGIC))
+        raise WireError(f"a message has layout {start[len(MAGIC) - 1]}, expected {MAGIC[-1]}; run "
+                        "the same version of aulait on both sides")
+    head, signature, body = LENGTHS.unpack_from(start, len(MAGIC))
     if head > MOST_HEAD_BYTES or signature > MOST_SIGNATURE_BYTES or head + body > limit:
-        raise WireError(
-            f"a message of {head + body:,} bytes found, expected at most {limit:,} (a head of "
-            f"{MOST_HEAD_BYTES:,}); raise the "
-                        "limit message_bytes, or send less")
-    return Seal(head, signature, body, start[-32:])
-
-
-def _head(head: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(head, sort_keys=True, allow_nan=False, ensure_ascii=False,
-                          separators=(",", ":")).encode()
-    except (TypeError, ValueError) as error:
-        raise WireError(f"the head of a message holds what JSON does not: {error}") from error
-
-
-def _parsed(raw: bytes) -> dict[str, Any]:
-    def refuse(text: str) -> Any:
-        raise ValueError(f"{text[:40]} is no number of a message")
-
-    def whole(text: str) -> int:
-        return int(text) if len(text) <= MOST_DIGITS else int(refuse(text))
-
-    def broken(text: str) -> float:
-        return float(text) if math.isfinite(float(text)) else float(refuse(text))
-
-    try:
-        head = json.loads(raw.decode("utf-8"), parse_constant=refuse, parse_int=whole,
-                          parse_float=broken)
-        _look_at(head)
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"the head of a message is no JSON: {error}") from error
-    if not isinstance(head, dict) or not isinstance(head.get("kind"), str):
-        raise WireError("the head of a message is no table with a 'kind'")
-    return head
-
-
-def _look_at(head: Any) -> None:
-    """Refuse what a later hand could not write down again: lists too deep, half characters.
-
-    Raises:
-        ValueError: there is such a thing.
-    """
-    level = [head]
-    for _ in range(MOST_DEPTH):
-        for value in level:
-            if isinstance(value, str) and not value.isascii():
-                value.encode()  # raises for half a character
-        inner = [part for value in level if isinstance(value, dict) for pair in value.items()
-                 for part in pair]
-        level = inner + [part for value in level if isinstance(value, list) for part in value]
-        if not level:
-            return
-    raise ValueError(f"lists more than {MOST_DEPTH} deep")
+        raise WireError(f"a message of {head + body:,} bytes found, expected at most {limit:,} (a "
+                        f"head of {MOST_HEAD_BYTES:,}); raise the limit message_bytes, or send "
+                        "less")
+    return Frame(head, signature, body, start[-32:])

@@ -1,24 +1,23 @@
-"""The brief: what a run is, told to a site once and kept by it; every later order names the brief
-that it belongs to.
+"""The terms of a run: told to a site once and kept by it; every later request names the terms that
+it belongs to.
 
-It holds what a site must know to do its work and to refuse it, and nothing else: no path, no
-address, no other client.
-A site checks it against its own limits before anything is loaded (``site_file.refusals``).
+They hold what a site must know to do its work and to refuse it, and nothing else: no path, no
+address, no other client. A site holds them against its own policy before anything is loaded
+(``site/policy.py``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from aulait.core.errors import ConfigError, WireError
 from aulait.core.types import Placement, Site
 from aulait.core.version import PACKAGE_VERSION
-from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.tensor_codec import Stamp, digest
 from aulait.evaluation.losses import EvaluateConfig
 from aulait.methods.contract import AnyMethod, RunContext, find_method
 from aulait.models.loading import AdapterConfig, ModelConfig
@@ -27,7 +26,7 @@ from aulait.runs.experiment_file import Settings
 from aulait.training.activation_codec import Wire
 from aulait.training.trainer import TrainConfig
 
-VERSION = 1  # of the messages between coordinator and site
+VERSION: Final = 2  # of the messages between coordinator and site
 
 
 class RunTerms(BaseModel):
@@ -103,30 +102,47 @@ class RunTerms(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Names this brief in requests."""
-        return digest(json.dumps(self.model_dump(mode="json", exclude={"package"}), sort_keys=True))
+        """Names these terms in requests; the package's version is no part of it."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"package"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
-    def packet(self, stamp: Stamp) -> Packet:
-        """As it travels, not yet signed."""
-        return Packet({"kind": "brief", **stamp.head(), "client": self.client,
-                       "brief": self.model_dump(mode="json")})
+    @field_validator("version", mode="before")
+    @classmethod
+    def _same_version(cls, value: object) -> object:
+        if value != VERSION:
+            raise ValueError(f"terms of version {str(value)[:20]} found, expected {VERSION}; run "
+                             "the same version of aulait on both sides")
+        return value
 
 
-def of(settings: Settings, context: RunContext, site: Site, *, run: str, votes: bool,
-       fingerprint: str) -> RunTerms:
-    """A client's brief.
+@dataclass(frozen=True)
+class RunFacts:
+    """What the coordinator knows of a run beside its settings.
+
+    Attributes:
+        run: 32 hexadecimal digits, of the run folder.
+        fingerprint: of the base.
+        voters: clients that vote in stage 1.
+    """
+
+    run: str
+    fingerprint: str
+    voters: tuple[str, ...]
+
+
+def terms_for(site: Site, settings: Settings, context: RunContext, facts: RunFacts) -> RunTerms:
+    """The terms of one client.
 
     Args:
-        settings: the experiment.
-        setting: what all sites know.
         site: the client, with its plan.
-        run: of the run folder.
-        votes: whether it votes in stage 1.
-        fingerprint: of the base.
+        settings: the experiment.
+        context: what all sites know.
+        facts: the rest.
     """
+    votes = site.name in facts.voters
     ranks = context.ranks.get(site.name)
     return RunTerms(
-        run=run, name=settings.run.name[:200], client=site.name, tier=site.plan.tier,
+        run=facts.run, name=settings.run.name[:200], client=site.name, tier=site.plan.tier,
         placement=site.plan.placement, rank=site.plan.rank,
         steps=site.plan.steps, batch=site.plan.batch, ranks=None if ranks is None else dict(ranks),
         votes=votes,
@@ -143,29 +159,37 @@ def of(settings: Settings, context: RunContext, site: Site, *, run: str, votes: 
         pairs=settings.data.prompt is not None, embedder=settings.synthesis.embedder,
         max_tokens=settings.synthesis.max_tokens,
         cut=settings.compute.cut, wire=settings.compute.wire, adapters=settings.engine.wire,
-        fingerprint=fingerprint)
+        fingerprint=facts.fingerprint)
 
 
-def read(value: Any) -> RunTerms:
-    """A brief from a message or a file, every field checked.
+def read_terms(kept: bytes) -> RunTerms:
+    """The terms that a site kept of a run.
 
     Raises:
-        WireError: it is none, or of another version.
+        WireError: they are damaged, or of another version.
     """
-    if isinstance(value, Mapping) and value.get("version") != VERSION:
-        raise WireError(
-            f"a brief of version {value.get('version')!r} found, expected {VERSION}; run the same "
-            "version of aulait on both "
-                        "sides")
     try:
-        brief = RunTerms.model_validate(value)
-        brief.method_config  # noqa: B018  (built once, so that wrong settings are found here)
-    except ConfigError as error:
-        raise WireError(f"a brief names what this version does not have: {error}") from error
+        return RunTerms.model_validate_json(kept)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise WireError(
-            f"a brief is not sound: {where}: {first['msg'].lower()} ({error.error_count()} "
-            "problems)") from error
-    return brief
+        raise WireError(f"the terms of a run are not valid: {first_problem(error)}") from error
+
+
+def check_method(terms: RunTerms) -> None:
+    """Build the method's settings once, so that wrong ones are found here.
+
+    Raises:
+        WireError: no such method in this version, or its settings are not valid.
+    """
+    try:
+        terms.method_config  # noqa: B018  (read for what it raises)
+    except ConfigError as error:
+        raise WireError(f"the terms name what this version does not have: {error}") from error
+    except ValidationError as error:
+        raise WireError(f"settings of the method are not valid: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where and what, on one line; never what was found there."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "as a whole"
+    return f"{where[:200]}: {first['msg'][:300]} ({error.error_count()} problems)"

@@ -1,44 +1,68 @@
 """The site's own judgement and work: a signed packet in, an answer out. No socket, no Flower, no
 clock of the coordinator's.
 
-Every packet but a question after the site's health must be signed by the coordinator and be for
-this client. What the coordinator is told when something fails never depends on the site's records:
-the reason goes to the site's own log.
+Every packet must be signed by the coordinator and be for this client. What the coordinator is told
+when something fails never depends on the site's records: the reason goes to the site's own log.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import torch
+from pydantic import JsonValue
 
 from aulait.core.errors import AulaitError, DataError, WireError
-from aulait.core.types import ClientRequest, TrainRequest, VoteRequest
+from aulait.core.types import TrainRequest, VoteRequest
 from aulait.core.version import PACKAGE_VERSION
-from aulait.engines.deployment.protocol import run_terms as brief
-from aulait.engines.deployment.protocol import signing, tensor_codec
+from aulait.engines.deployment.protocol import messages, run_terms, signing
 from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.messages import (
+    AcceptedAnswer,
+    Answer,
+    EvaluateMessage,
+    FactsAnswer,
+    HelloMessage,
+    Message,
+    Request,
+    ScoresAnswer,
+    SplitBegin,
+    SplitStep,
+    Stamp,
+    TermsMessage,
+    TrainMessage,
+    UpdateAnswer,
+    VoteMessage,
+)
 from aulait.engines.deployment.protocol.run_terms import RunTerms
-from aulait.engines.deployment.protocol.tensor_codec import Stamp
-from aulait.engines.deployment.site import kept_state, request_checks, site_file
+from aulait.engines.deployment.site import kept_state, policy, request_checks, site_file
 from aulait.engines.deployment.site.kept_state import KeptState
 from aulait.engines.deployment.site.load_session import ModelCache, SiteSession, load_session
 from aulait.engines.deployment.site.privacy_account import SiteAccount
 from aulait.engines.deployment.site.site_evaluation import measured
 from aulait.engines.deployment.site.site_file import SiteFile
-from aulait.engines.deployment.site.split_session import Sessions
+from aulait.engines.deployment.site.split_session import SplitSessions
 from aulait.synthesis import private_evolution
 
-Log = Callable[..., None]
-KINDS = ("hello", "brief", "order", "evaluate", "split")
+RunMessage = TrainMessage | VoteMessage | EvaluateMessage | SplitBegin | SplitStep
+
+
+class EventSink(Protocol):
+    """Where a site's events go: its own log."""
+
+    def __call__(self, event: str, /, **fields: object) -> None:
+        """An event with its fields."""
 
 
 class Refused(WireError):  # noqa: N818
-    """The site will not; the text may be told to the coordinator."""
+    """The site will not; the text may be told to the coordinator.
+
+    Attributes:
+        why: see ``RefusalAnswer``.
+    """
 
     def __init__(self, text: str, why: str = "refused") -> None:
         super().__init__(text)
@@ -46,15 +70,42 @@ class Refused(WireError):  # noqa: N818
 
 
 @dataclass
-class ActiveRun:
-    """A run that the site takes part in."""
+class HandlerFacts:
+    """What the worker's health tells of the handler; its names are those of ``aulait status``.
 
-    brief: RunTerms
-    digest: str
+    Attributes:
+        orders, refused: messages answered, and refused.
+        loads: how often a base was loaded.
+        run, stage, round: of the last message of a run.
+        last_error: of the last refusal or failure; sensitive.
+    """
+
+    orders: int = 0
+    refused: int = 0
+    loads: int = 0
+    run: str | None = None
+    stage: str | None = None
+    round: int | None = None
+    last_error: str | None = None
+
+
+@dataclass
+class ActiveRun:
+    """A run that the site takes part in.
+
+    Attributes:
+        terms: of the run.
+        kept: what is on disk of it.
+        account: of its noise, where the site adds it.
+        session: what is loaded for it; None until it is needed.
+        split: the split round that goes on.
+    """
+
+    terms: RunTerms
     kept: KeptState
     account: SiteAccount | None
-    house: SiteSession | None = None
-    sessions: Sessions = field(default_factory=Sessions)
+    session: SiteSession | None = None
+    split: SplitSessions = field(default_factory=SplitSessions)
 
 
 class SiteHandler:
@@ -62,202 +113,225 @@ class SiteHandler:
 
     Args:
         file: of the site.
-        log: (event, **fields) of the site's own log.
+        log: the site's own.
+        cache: of loaded models; None makes one.
 
     Attributes:
         facts: what is told about the worker's health.
     """
 
-    def __init__(self, file: SiteFile, log: Log) -> None:
+    def __init__(self, file: SiteFile, log: EventSink, cache: ModelCache | None = None) -> None:
         self._file, self._log = file, log
         self._key = signing.load_public(file.keys.orders)
-        self._shelf, self._runs = ModelCache(), dict[str, ActiveRun]()
-        self.facts: dict[str, Any] = {"orders": 0, "refused": 0, "loads": 0, "run": None,
-            "stage": None, "round": None, "last_error": None}
+        self._cache, self._runs = cache or ModelCache(), dict[str, ActiveRun]()
+        self.facts = HandlerFacts()
         if file.limits.threads:
             torch.set_num_threads(file.limits.threads)
 
     def answer(self, packet: Packet) -> Packet:
-        """The answer to a packet; never raises but for a packet without a stamp.
+        """The answer to a packet.
 
         Raises:
             WireError: there is no stamp to answer to.
         """
-        stamp = Stamp.of(packet.head)
+        stamp = messages.stamp_of(packet)
         try:
-            self._check(packet)
-            self._log("asked", kind=packet.kind, epoch=stamp.epoch, number=stamp.number,
-                      bytes=len(packet.body))
-            answer = (
-                self._hello(packet, stamp) if packet.kind == "hello"
-                else self._of_run(packet, stamp)
-            )
-            self.facts["orders"] += 1
+            answer = self._answer(packet, self._checked(packet))
+            self.facts.orders += 1
         except Refused as refused:
             answer = self._no(stamp, str(refused), refused.why, str(refused))
         except AulaitError as error:
-            answer = self._no(stamp,
-                f"failed ({type(error).__name__}); the reason is in the site's own log", "failed",
-                str(error))
-        except Exception as error:
+            told = f"failed ({type(error).__name__}); the reason is in the site's own log"
+            answer = self._no(stamp, told, "failed", str(error))
+        except Exception as error:  # a defect; the coordinator must not wait for an answer
             told = "failed by a defect; the reason is in the site's own log"
             answer = self._no(stamp, told, "failed", f"{type(error).__name__}: {error}")
-        self.facts["loads"] = self._shelf.loads
+        self.facts.loads = self._cache.loads
         return answer
 
     def rest(self) -> bool:
         """Let base and embedder go; whether any were held. Split sessions end."""
-        for tenancy in self._runs.values():
-            tenancy.sessions.clear()
+        for run in self._runs.values():
+            run.split.clear()
         self._runs.clear()  # what they remember is on disk
-        return self._shelf.clear()
+        return self._cache.clear()
 
-    def _check(self, packet: Packet) -> None:
-        """Whose it is, before anything else is looked at."""
+    def _checked(self, packet: Packet) -> Message[Request]:
+        """The message of a packet; whose it is is looked at before anything else.
+
+        Raises:
+            Refused: it is not signed by the coordinator, not for this client, or no message.
+        """
         if not packet.signature or not signing.verify(self._key, packet.content(),
-                packet.signature):
-            raise Refused(
-                "the message is not signed by the coordinator whose key this site holds "
-                "(keys.orders)")
-        if packet.head.get("client") != self._file.site.name:
+                                                      packet.signature):
+            raise Refused("the message is not signed by the coordinator whose key this site holds "
+                          "(keys.orders)")
+        try:
+            message = messages.read_request(packet)
+        except WireError as error:
+            raise Refused(str(error)) from error
+        if message.head.client != self._file.site.name:
             raise Refused(f"a message for another client came to '{self._file.site.name}'")
-        if packet.kind not in KINDS:
-            raise Refused(
-                f"a message of kind '{packet.kind[:40]}' found, expected one of {', '.join(KINDS)}")
+        return message
+
+    def _answer(self, packet: Packet, message: Message[Request]) -> Packet:
+        head = message.head
+        self._log("asked", kind=head.kind, epoch=head.epoch, number=head.number,
+                  bytes=len(packet.body))
+        if isinstance(head, HelloMessage):
+            return self._hello(head).packet()
+        if isinstance(head, TermsMessage):
+            return self._take_terms(head).packet()
+        return self._once(packet, Message(head, message.body))
 
     def _no(self, stamp: Stamp, told: str, why: str, own: str) -> Packet:
-        self.facts |= {"refused": self.facts["refused"] + 1, "last_error": own}
+        """A refusal: ``told`` goes to the coordinator, ``own`` to the site's log."""
+        self.facts.refused += 1
+        self.facts.last_error = own
         self._log("refused", why=why, reason=own, epoch=stamp.epoch, number=stamp.number)
-        return tensor_codec.refusal(stamp, told, why)
+        return messages.refusal(stamp, told, why).packet()
 
-    def _hello(self, packet: Packet, stamp: Stamp) -> Packet:
+    def _hello(self, head: HelloMessage) -> Message[FactsAnswer]:
         """Who is here and what it allows; nothing of its records."""
-        limits, path = self._file.limits, self._file.site.state / "profile.json"
-        if packet.head.get("version") != brief.VERSION:
-            raise Refused(
-                f"messages of version {packet.head.get('version')!r} found, this site speaks "
-                f"{brief.VERSION} "
-                          f"(aulait {PACKAGE_VERSION})")
-        try:
-            profile = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        except (ValueError, OSError) as error:
-            raise DataError(
-                f"{path} is no JSON ({error}); measure again by 'aulait probe --out', or remove it") from error
-        return Packet({"kind": "facts", **stamp.head(), "client": self._file.site.name,
-                       "version": brief.VERSION, "package": PACKAGE_VERSION,
-                       "roles": list(limits.roles), "methods": list(limits.methods),
-                       "privacy": limits.privacy,
-                       "models": sorted(self._file.models),
-                       "embedders": sorted(self._file.embedders), "profile": profile})
+        if head.version != run_terms.VERSION:
+            raise Refused(f"messages of version {head.version} found, this site speaks "
+                          f"{run_terms.VERSION} (aulait {PACKAGE_VERSION})")
+        limits = self._file.limits
+        return Message(FactsAnswer(
+            **head.stamp.fields, client=self._file.site.name,
+            version=run_terms.VERSION, package=PACKAGE_VERSION, roles=limits.roles,
+            methods=limits.methods, privacy=limits.privacy, models=tuple(sorted(self._file.models)),
+            embedders=tuple(sorted(self._file.embedders)), profile=self._profile()))
 
-    def _of_run(self, packet: Packet, stamp: Stamp) -> Packet:
-        if packet.kind == "brief":
-            return self._told(packet, stamp)
-        tenancy = self._tenancy(stamp.run, packet.head.get("brief"))
-        key, asked = None if packet.kind == "evaluate" else _round(packet), hashlib.sha256(
-            packet.content()).hexdigest()
-        with tenancy.kept.untouched():
+    def _profile(self) -> JsonValue:
+        """What ``aulait probe`` measured of this machine; None where it measured nothing."""
+        path = self._file.site.state / "profile.json"
+        try:
+            found: JsonValue = json.loads(path.read_text("utf-8")) if path.is_file() else None
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path} is no JSON ({error}); measure again by 'aulait probe --out', "
+                            "or remove it") from error
+        return found
+
+    def _take_terms(self, head: TermsMessage) -> Message[AcceptedAnswer]:
+        """Terms: held against the site's policy, then everything they need is loaded."""
+        given = head.told
+        try:
+            run_terms.check_method(given)
+        except WireError as error:
+            raise Refused(str(error)) from error
+        if given.run != head.run:
+            raise Refused("terms of another run than their message")
+        self._allow(given)
+        known = self._known(head.run)
+        if known is not None and known.terms.digest != given.digest:
+            raise Refused(f"run {head.run[:8]} was told other terms before; begin a new run for "
+                          "other settings")
+        run = known or self._enter(given)
+        session = self._load(run)
+        if known is None:
+            kept_state.write_terms(run.kept.folder, given)
+            self._runs[head.run] = run
+        # With the unit "record" the number of records is told with every update anyway.
+        public = given.privacy.off or given.privacy.unit == "record"
+        return Message(AcceptedAnswer(
+            **head.stamp.fields, client=given.client,
+            records=len(session.records.train) if public else None))
+
+    def _once(self, packet: Packet, message: Message[RunMessage]) -> Packet:
+        """The answer to a message of a run; the same bytes where it was answered before."""
+        head = message.head
+        run = self._run_of(head)
+        key = None if isinstance(head, EvaluateMessage) else kept_state.round_key(head)
+        asked = hashlib.sha256(packet.content()).hexdigest()
+        with run.kept.untouched():
             try:
-                answered = tenancy.kept.admit(stamp, key, asked)
+                answered = run.kept.admit(head.stamp, key, asked)
             except WireError as error:
                 raise Refused(str(error), "past") from error
             if answered is not None:
-                self._log("repeated", epoch=stamp.epoch, number=stamp.number)
+                self._log("repeated", epoch=head.epoch, number=head.number)
                 return answered
-            if tenancy.house is None:
-                self._settle(tenancy)
-            assert tenancy.house is not None
-            self.facts |= {"run": stamp.run, "stage": packet.head.get("stage"),
-                           "round": packet.head.get("round")}
-            if packet.kind != "split":  # a split round that something else interrupts has ended
-                for other in self._runs.values():
-                    other.sessions.clear()
-            work = {"order": self._order, "evaluate": self._evaluate,
-                    "split": self._split}[packet.kind]
-            answer = work(packet, stamp, tenancy, tenancy.house)
-            tenancy.kept.done(stamp, asked, answer)
+            session = run.session or self._load(run)
+            self.facts.run, self.facts.stage, self.facts.round = head.run, head.stage, head.round
+            answer = self._work(message, run, session).packet()
+            run.kept.done(head.stamp, asked, answer)
             return answer
 
-    def _told(self, packet: Packet, stamp: Stamp) -> Packet:
-        """A brief: held against the site's limits, then everything it needs is loaded."""
+    def _work(self, message: Message[RunMessage], run: ActiveRun,
+              session: SiteSession) -> Message[Answer]:
+        head = message.head
+        if isinstance(head, SplitBegin | SplitStep):
+            return self._split(Message(head, message.body), run, session)
+        for other in self._runs.values():  # a split round that something else interrupts has ended
+            other.split.clear()
+        if isinstance(head, EvaluateMessage):
+            return self._evaluate(Message(head, message.body), run, session)
+        return self._update(Message(head, message.body), run, session)
+
+    def _update(self, message: Message[TrainMessage | VoteMessage], run: ActiveRun,
+                session: SiteSession) -> Message[UpdateAnswer]:
+        """Train or vote."""
         try:
-            given = brief.read(packet.head.get("brief"))
+            request = messages.client_request(message)
         except WireError as error:
             raise Refused(str(error)) from error
-        if given.run != stamp.run:
-            raise Refused("a brief of another run than its message")
-        self._allow(given)
-        known = self._held(stamp.run)
-        if known is not None and known.digest != given.digest:
-            raise Refused(
-                f"run {stamp.run[:8]} was told another brief before; begin a new run for other "
-                "settings")
-        tenancy = known or self._enter(given)
-        self._settle(tenancy)
-        assert tenancy.house is not None
-        if known is None:
-            kept_state.write_brief(tenancy.kept.folder, given.model_dump(mode="json"))
-            self._runs[stamp.run] = tenancy
-        # then the number of records is told with every update
-        public = given.privacy.off or given.privacy.unit == "record"
-        return Packet({"kind": "accepted", **stamp.head(), "client": given.client,
-                       "records": len(tenancy.house.records.train) if public else None})
-
-    def _order(self, packet: Packet, stamp: Stamp, tenancy: ActiveRun, house: SiteSession) -> Packet:
-        request = _read(packet)
-        fault = request_checks.fault(request, tenancy.brief, self._file.limits,
-            house.context.shapes)
+        fault = request_checks.request_fault(request, run.terms, self._file.limits,
+                                             session.context.shapes)
         if fault is not None:
             raise Refused(fault)
-        site = house.site(tenancy.kept.memory)
+        site = session.site(run.kept.memory)
         if isinstance(request, VoteRequest):
             width = request.tensors["embeddings"].shape[1]
-            if width != house.embedder.width:
-                raise Refused(
-                    f"candidates of width {width} found, the embedder here has "
-                    f"{house.embedder.width}; use the same one at both")
-            (update,) = private_evolution.answer([request], [site], house.context,
-                                                 house.embedder)
+            if width != session.embedder.width:
+                raise Refused(f"candidates of width {width} found, the embedder here has "
+                              f"{session.embedder.width}; use the same one at both")
+            (update,) = private_evolution.answer([request], [site], session.context,
+                                                 session.embedder)
         else:
-            if tenancy.account is not None:
-                tenancy.account.charge(request.settings, site, tenancy.brief)
-            assert isinstance(request, TrainRequest)  # by its stage, as checked above
-            (update,) = tenancy.brief.method.answer([request], [site], house.context, house.learner)
-        private = not tenancy.brief.privacy.off
+            assert isinstance(request, TrainRequest)
+            if run.account is not None:
+                run.account.charge(request.settings, site, run.terms)
+            (update,) = run.terms.method.answer([request], [site], session.context,
+                                                session.learner)
         self._log("answered", stage=request.stage, round=request.round,
                   **{name: float(value) for name, value in update.info.items()})
-        # diagnostics and, where clients are protected, the number of records are nobody's business
-        if private:
-            weight = update.weight if tenancy.brief.privacy.unit == "record" else 1.0
+        if not run.terms.privacy.off:
+            # Diagnostics and, where clients are protected, the number of records stay here.
+            weight = update.weight if run.terms.privacy.unit == "record" else 1.0
             update = type(update)(update.client, update.tensors, weight)
-        return tensor_codec.update(update, stamp, tenancy.brief.adapters if request.stage == "train"
-                                  else "float32")
+        wire = run.terms.adapters if request.stage == "train" else "float32"
+        return messages.update_message(update, message.head.stamp, wire)
 
-    def _evaluate(self, packet: Packet, stamp: Stamp, tenancy: ActiveRun, house: SiteSession) -> Packet:
+    def _evaluate(self, message: Message[EvaluateMessage], run: ActiveRun,
+                  session: SiteSession) -> Message[ScoresAnswer]:
         if not self._file.limits.evaluate:
             raise Refused("this site measures nothing (limits.evaluate = false)")
-        found = measured(house, packet, tenancy.kept.memory, tenancy.kept.folder)
-        self._log("measured", round=packet.head.get("round"), **found["log"])
-        told = {} if not tenancy.brief.privacy.off else found["told"]  # under privacy it stays here
-        return Packet({"kind": "sums", **stamp.head(), "client": self._file.site.name, **told})
+        head = message.head
+        found = measured(session, message, run.kept.memory, run.kept.folder)
+        self._log("measured", round=head.round, loss=found.loss, what=head.what)
+        answer = ScoresAnswer(**head.stamp.fields, client=self._file.site.name)
+        if run.terms.privacy.off:  # else the scores stay here
+            answer = answer.model_copy(update={"sums": found.sums, "shared": found.shared,
+                                               "task": found.task})
+        return Message(answer)
 
-    def _split(self, packet: Packet, stamp: Stamp, tenancy: ActiveRun, house: SiteSession) -> Packet:
-        if not tenancy.brief.privacy.off or tenancy.brief.placement != "split":
-            raise Refused(
-                "asked for activations, and the brief does not say 'split' without privacy")
-        if packet.head.get("stage") != "train" or not 1 <= packet.head[
-            "round"] <= tenancy.brief.rounds:
-            raise Refused(f"a split round outside the {tenancy.brief.rounds} of the brief")
+    def _split(self, message: Message[SplitBegin | SplitStep], run: ActiveRun,
+               session: SiteSession) -> Message[messages.SplitStates]:
+        if not run.terms.privacy.off or run.terms.placement != "split":
+            raise Refused("asked for activations, and the terms do not say 'split' without privacy")
+        if not 1 <= message.head.round <= run.terms.rounds:
+            raise Refused(f"a split round outside the {run.terms.rounds} of the terms")
         try:
-            return tenancy.sessions.answer(packet, stamp, house)
+            return run.split.answer(message, session)
         except WireError as error:
             raise Refused(str(error)) from error
 
-    def _allow(self, given: RunTerms, records: int | None = None) -> None:
-        """Hold the limits of this site against a brief.
+    def _allow(self, terms: RunTerms, records: int | None = None) -> None:
+        """Hold the site's policy against terms.
 
         Args:
-            given: the brief.
+            terms: of a run.
             records: that the site trains on, where they have been read; before, the most that there
                 can be, so that what is refused then would be refused with fewer records too.
 
@@ -265,76 +339,57 @@ class SiteHandler:
             Refused: with every limit that is exceeded.
         """
         limits = self._file.limits
-        most = min(given.records_per_client, limits.records) if records is None else records
-        problems = [*site_file.unknown(self._file, given), *site_file.refusals(limits, given, most)]
+        most = min(terms.records_per_client, limits.records) if records is None else records
+        problems = [*site_file.unknown_names(self._file, terms),
+                    *policy.refusals(limits, terms, most)]
         if problems:
             raise Refused("; ".join(problems))
 
-    def _settle(self, tenancy: ActiveRun) -> None:
+    def _load(self, run: ActiveRun) -> SiteSession:
         """Load what a run needs, and let go of what other runs hold of another base: one base is in
         memory, whoever asks.
 
         Raises:
-            Refused: with the site's records the run goes beyond its limits.
+            Refused: with the site's records the run goes beyond its policy.
         """
         for other in self._runs.values():
-            # a split round in the middle holds its updates in the base's weights
-            other.sessions.clear()
-            if other.house is not None and other.brief.model != tenancy.brief.model:
-                other.house = None
-        tenancy.house = load_session(tenancy.brief, self._file, self._shelf)
-        self._allow(tenancy.brief, len(tenancy.house.records.train))
-        if tenancy.brief.too_long != "cut" and not tenancy.brief.privacy.off:
-            self._log("cut",
-                reason=f"under privacy long records are cut here, not '{tenancy.brief.too_long}'")
+            # A split round in the middle holds its updates in the base's weights.
+            other.split.clear()
+            if other.session is not None and other.terms.model != run.terms.model:
+                other.session = None
+        session = run.session = load_session(run.terms, self._file, self._cache)
+        self._allow(run.terms, len(session.records.train))
+        if run.terms.too_long != "cut" and not run.terms.privacy.off:
+            self._log("cut", reason="under privacy long records are cut here, not "
+                                    f"'{run.terms.too_long}'")
+        return session
 
-    def _tenancy(self, run: str, digest: Any) -> ActiveRun:
+    def _run_of(self, head: RunMessage) -> ActiveRun:
         """The run that a message belongs to.
 
         Raises:
-            Refused: this site does not know it, or by another brief.
+            Refused: this site does not know it, or by other terms.
         """
-        found = self._held(run)
+        found = self._known(head.run)
         if found is None:
-            raise Refused(f"run {run[:8]} is not known here; send its brief", "brief")
-        if found.digest != digest:
-            raise Refused(f"run {run[:8]} is known here by another brief")
+            raise Refused(f"run {head.run[:8]} is not known here; send its terms", "terms")
+        if found.terms.digest != head.terms:
+            raise Refused(f"run {head.run[:8]} is known here by other terms")
         return found
 
-    def _held(self, run: str) -> ActiveRun | None:
-        """A run that is known, from memory or from disk; the limits of today are held against it
+    def _known(self, run: str) -> ActiveRun | None:
+        """A run that is known, from memory or from disk; today's policy is held against it
         again."""
         if run not in self._runs:
-            told = kept_state.read_brief(self._file.site.state, run)
-            if told is None:
+            terms = kept_state.read_kept_terms(self._file.site.state, run)
+            if terms is None:
                 return None
-            given = brief.read(told)
-            self._allow(given)
-            self._runs[run] = self._enter(given)
+            self._allow(terms)
+            self._runs[run] = self._enter(terms)
         return self._runs[run]
 
-    def _enter(self, given: RunTerms) -> ActiveRun:
-        kept = kept_state.load(self._file.site.state, given.run)
-        record = given.privacy.unit == "record" and not given.privacy.off
-        account = SiteAccount(kept.folder, given, self._file.limits.epsilon) if record else None
-        return ActiveRun(given, given.digest, kept, account)
-
-
-def _round(packet: Packet) -> kept_state.Key:
-    """Stage and round of a message, as they order the site's memory.
-
-    Raises:
-        Refused: it names none.
-    """
-    stage, round = packet.head.get("stage"), packet.head.get("round")
-    if stage not in kept_state.STAGES or not isinstance(round, int) or isinstance(round,
-            bool) or not 0 <= round < 2**31:
-        raise Refused("a message without a sound stage and round")
-    return kept_state.STAGES.index(stage), round
-
-
-def _read(packet: Packet) -> ClientRequest:
-    try:
-        return tensor_codec.read_order(packet)
-    except WireError as error:
-        raise Refused(str(error)) from error
+    def _enter(self, terms: RunTerms) -> ActiveRun:
+        kept = kept_state.read_kept_state(self._file.site.state, terms.run)
+        record = terms.privacy.unit == "record" and not terms.privacy.off
+        account = SiteAccount(kept.folder, terms, self._file.limits.epsilon) if record else None
+        return ActiveRun(terms, kept, account)

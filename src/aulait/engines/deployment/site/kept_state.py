@@ -1,10 +1,10 @@
-"""What a site keeps of a run on its own disk, so that it may die at any moment: brief, memory
+"""What a site keeps of a run on its own disk, so that it may die at any moment: terms, memory
 before and after rounds, last answer.
 
 The coordinator may come back from its last checkpoint and ask for a round again. Then the site must
 stand where it stood before that round, whatever the method remembers; so the memory before the last
-two rounds is kept beside the present one. An order that was answered gets the same bytes again. One
-file, replaced atomically, decides; the answer's own file is written before it. All of it is
+two rounds is kept beside the present one. A request that was answered gets the same bytes again.
+One file, replaced atomically, decides; the answer's own file is written before it. All of it is
 sensitive: mode 0600 in a folder of mode 0700.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from safetensors.torch import save
 
 from aulait.core.errors import WireError, require
 from aulait.core.files import replace_file, writing
-from aulait.engines.deployment.protocol import envelope as packets
-from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.tensor_codec import Stamp
+from aulait.engines.deployment.protocol.envelope import Packet, packet_bytes, packet_from
+from aulait.engines.deployment.protocol.messages import RunHead, Stamp
+from aulait.engines.deployment.protocol.run_terms import RunTerms, read_terms
 from aulait.runs import client_state as memory
 
 STAGES = ("synthesis", "train")
-Key = tuple[int, int]  # stage by its place, round
+RoundKey = tuple[int, int]  # stage by its place, round
 _NOW = "now"
 
 
@@ -50,13 +50,13 @@ class KeptState:
 
     folder: Path
     memory: dict[str, Any] = field(default_factory=dict)
-    before: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    before: dict[RoundKey, dict[str, Any]] = field(default_factory=dict)
     epoch: int = 0
     number: int = 0
-    key: Key = (0, 0)
+    key: RoundKey = (0, 0)
     asked: str = ""
 
-    def admit(self, stamp: Stamp, key: Key | None, asked: str) -> Packet | None:
+    def admit(self, stamp: Stamp, key: RoundKey | None, asked: str) -> Packet | None:
         """Make ready for a message; the answer it had, where this very message was answered
         already.
 
@@ -122,30 +122,38 @@ class KeptState:
         """
         self.epoch, self.number, self.asked = stamp.epoch, stamp.number, asked
         old = sorted(self.folder.glob("answer-*"))
-        _write(self._named(stamp), packets.dumps(answer))
-        held = {_NOW: self.memory} | {f"{stage}.{round}": own for (stage, round),
-            own in self.before.items()}
-        stored, plain = memory.packed(held)
-        told = {"memory": plain, "rounds": [list(key) for key in self.before], "epoch": self.epoch,
-                "number": self.number,
-                "key": list(self.key), "asked": asked}
-        content = save({"none": torch.zeros(1)} | {name: tensor.detach().cpu().contiguous()
-            for name, tensor in stored.items()},
-                       metadata={"kept": json.dumps(told)})
-        _write(self.folder / "kept.safetensors", content)
+        _write(self._named(stamp), packet_bytes(answer))
+        _write(self.folder / "kept.safetensors", self._content())
         for path in old:
             if path != self._named(stamp):
                 path.unlink(missing_ok=True)
+
+    def _content(self) -> bytes:
+        """What is remembered, as one file."""
+        held = {_NOW: self.memory} | {f"{stage}.{round}": own
+                                      for (stage, round), own in self.before.items()}
+        stored, plain = memory.packed(held)
+        told = {"memory": plain, "rounds": [list(key) for key in self.before], "epoch": self.epoch,
+                "number": self.number, "key": list(self.key), "asked": self.asked}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
+        content: bytes = save({"none": torch.zeros(1)} | tensors,
+                              metadata={"kept": json.dumps(told)})
+        return content
 
     def _named(self, stamp: Stamp) -> Path:
         return self.folder / f"answer-{stamp.epoch}-{stamp.number}.bin"
 
     def _answer(self, stamp: Stamp) -> Packet | None:
         path = self._named(stamp)
-        return packets.loads(path.read_bytes(), 2**62) if path.exists() else None
+        return packet_from(path.read_bytes(), 2**62) if path.exists() else None
 
 
-def load(state: Path, run: str) -> KeptState:
+def round_key(head: RunHead) -> RoundKey:
+    """Stage and round of a message, as they order the site's memory."""
+    return STAGES.index(head.stage), head.round
+
+
+def read_kept_state(state: Path, run: str) -> KeptState:
     """What is kept of a run; nothing on the first day.
 
     Raises:
@@ -160,29 +168,26 @@ def load(state: Path, run: str) -> KeptState:
             told = json.loads((file.metadata() or {})["kept"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except Exception as error:
-        text = (
-            f"{path} is damaged ({type(error).__name__}); remove that file to take part without "
-            "its memory, not account.jsonl beside it"
-        )
-        raise WireError(text) from error
+        raise WireError(f"{path} is damaged ({type(error).__name__}); remove that file to take "
+                        "part without its memory, not account.jsonl beside it") from error
     held = memory.unpacked(tensors, told["memory"])
     kept.memory = held.get(_NOW, {})
-    kept.before = {(stage, round): held.get(f"{stage}.{round}", {}) for stage,
-                   round in told["rounds"]}
-    kept.epoch, kept.number, kept.key, kept.asked = told["epoch"], told["number"], (told["key"][0],
-        told["key"][1]), told["asked"]
+    kept.before = {(stage, round): held.get(f"{stage}.{round}", {})
+                   for stage, round in told["rounds"]}
+    kept.epoch, kept.number, kept.asked = told["epoch"], told["number"], told["asked"]
+    kept.key = told["key"][0], told["key"][1]
     return kept
 
 
-def write_brief(folder: Path, brief: Mapping[str, Any]) -> None:
-    """Keep a brief."""
-    _write(folder / "brief.json", json.dumps(brief, ensure_ascii=False).encode())
+def write_terms(folder: Path, terms: RunTerms) -> None:
+    """Keep the terms of a run."""
+    _write(folder / "terms.json", terms.model_dump_json().encode())
 
 
-def read_brief(state: Path, run: str) -> Any:
-    """The brief that was kept of a run; None if there is none."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        return json.loads((state / "runs" / run / "brief.json").read_text(encoding="utf-8"))
+def read_kept_terms(state: Path, run: str) -> RunTerms | None:
+    """The terms that were kept of a run; None if there are none that this version reads."""
+    with contextlib.suppress(FileNotFoundError, WireError):
+        return read_terms((state / "runs" / run / "terms.json").read_bytes())
     return None
 
 

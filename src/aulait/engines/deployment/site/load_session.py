@@ -66,24 +66,24 @@ class SiteSession:
     """One run at one site.
 
     Attributes:
-        brief: what was told.
+        terms: of the run.
         file: the site's own file.
         base: the frozen model.
         learner: trains on it.
-        setting: what all sites know.
+        context: what all sites know.
         records: training and held-out records; sensitive.
         plan: the work of a round.
-        shelf: for the embedder.
+        cache: for the embedder.
     """
 
-    brief: RunTerms
+    terms: RunTerms
     file: SiteFile
     base: Base
     learner: Learner
     context: RunContext
     records: ClientData
     plan: Plan
-    shelf: ModelCache
+    cache: ModelCache
 
     def site(self, memory: dict[str, Any]) -> Site:
         """The client with what it remembers."""
@@ -93,51 +93,50 @@ class SiteSession:
     @property
     def embedder(self) -> Embedder:
         """Of stage 1, under the name that the site's file gives it."""
-        return self.shelf.embedder(self.file.embedders[self.brief.embedder], self.brief.max_tokens)
+        return self.cache.embedder(self.file.embedders[self.terms.embedder], self.terms.max_tokens)
 
 
-def load_session(brief: RunTerms, file: SiteFile, shelf: ModelCache) -> SiteSession:
-    """Load what a brief needs; its names of base and embedder are those the site's file allows
+def load_session(terms: RunTerms, file: SiteFile, cache: ModelCache) -> SiteSession:
+    """Load what terms need; its names of base and embedder are those the site's file allows
     (checked before).
 
     Under privacy long records are cut whatever the run says: an error, or a site without records
-        left, would tell the
-    coordinator how long single records are, brief by brief.
+    left, would tell the coordinator how long single records are, run by run.
 
     Raises:
         DataError: the site's records do not do.
         ModelError: the base cannot be loaded, or is not the coordinator's.
     """
-    config = brief.model.model_copy(update={"name": file.models[brief.model.name],
+    config = terms.model.model_copy(update={"name": file.models[terms.model.name],
         "device": "auto"})
-    base = shelf.base(config)
+    base = cache.base(config)
     own = fingerprint(base)
-    require(own == brief.fingerprint, ModelError,
-            f"the base '{brief.model.name}' here has fingerprint {own}, the coordinator's has "
-            f"{brief.fingerprint}; put the same files at both, or correct [models] of the site file")
-    learner = Learner(base, brief.train)
-    name, seeds = file.site.name, Seeds(brief.seed)
-    found = client_data.own(_data(brief, file), name, seeds)
-    fit = fitted(brief.too_long if brief.privacy.off else "cut", brief.model.context,
+    require(own == terms.fingerprint, ModelError,
+            f"the base '{terms.model.name}' here has fingerprint {own}, the coordinator's has "
+            f"{terms.fingerprint}; put the same files at both, or correct [models] of the site file")
+    learner = Learner(base, terms.train)
+    name, seeds = file.site.name, Seeds(terms.seed)
+    found = client_data.own(_data(terms, file), name, seeds)
+    fit = fitted(terms.too_long if terms.privacy.off else "cut", terms.model.context,
                  learner.encode, {name: found})
     require(name in fit, DataError,
             "no record is left after data.too_long = 'drop'; raise model.context")
-    plan = Plan(brief.tier, brief.placement, brief.rank, brief.steps, brief.batch)
-    ranks = {} if brief.ranks is None else {name: brief.ranks}
-    shapes = loading.targets(base, brief.adapter)
-    context = RunContext(shapes, brief.adapter.rank, brief.adapter.alpha, seeds, brief.rounds,
+    plan = Plan(terms.tier, terms.placement, terms.rank, terms.steps, terms.batch)
+    ranks = {} if terms.ranks is None else {name: terms.ranks}
+    shapes = loading.targets(base, terms.adapter)
+    context = RunContext(shapes, terms.adapter.rank, terms.adapter.alpha, seeds, terms.rounds,
                          ranks)
-    return SiteSession(brief, file, base, learner, context, fit[name], plan, shelf)
+    return SiteSession(terms, file, base, learner, context, fit[name], plan, cache)
 
 
-def _data(brief: RunTerms, file: SiteFile) -> DataConfig:
+def _data(terms: RunTerms, file: SiteFile) -> DataConfig:
     """The site's own source and fields with the run's caps."""
     own = file.data
-    require(brief.pairs == (own.prompt is not None), DataError,
-            f"the run learns {'pairs' if brief.pairs else 'plain texts'} and [data] of "
-            f"the site file has {'none' if brief.pairs else 'a prompt'}; set prompt and response "
+    require(terms.pairs == (own.prompt is not None), DataError,
+            f"the run learns {'pairs' if terms.pairs else 'plain texts'} and [data] of "
+            f"the site file has {'none' if terms.pairs else 'a prompt'}; set prompt and response "
             "there, or leave them out")
     return DataConfig(source=own.source, client=own.client, text=own.text, prompt=own.prompt,
                       response=own.response, label=own.label,
-                      public="", records_per_client=brief.records_per_client, holdout=brief.holdout,
-                      min_records=1, too_long=brief.too_long)
+                      public="", records_per_client=terms.records_per_client, holdout=terms.holdout,
+                      min_records=1, too_long=terms.too_long)

@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aulait.core.errors import DeviceError, WireError, require
-from aulait.engines.deployment.protocol import envelope as packets
-from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.envelope import Packet, chunks, receive_packet
 
 MOST_PATH = 100  # bytes that a socket's name may have on every system
 _PIECE = 1 << 20
@@ -25,7 +24,7 @@ _PIECE = 1 << 20
 
 def send(connection: socket.socket, packet: Packet) -> None:
     """A packet, whole."""
-    for part in packets.chunks(packet):
+    for part in chunks(packet):
         connection.sendall(part)
 
 
@@ -50,7 +49,7 @@ def receive(connection: socket.socket, limit: int) -> Packet:
             found += part
         return bytes(found)
 
-    return packets.read(take, limit)
+    return receive_packet(take, limit)
 
 
 @contextlib.contextmanager

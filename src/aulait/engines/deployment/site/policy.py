@@ -1,7 +1,7 @@
 """What a site allows: the table ``[limits]`` of its file, and every line by which it turns a run
 down.
 
-The coordinator that sends a brief is not trusted here. Every number must be there, be of its kind
+The coordinator that sends terms is not trusted here. Every number must be there, be of its kind
 and be inside the limit; what cannot be understood is refused. A refusal never raises and never
 repeats more than a little of what came.
 
@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.core.errors import AulaitError, PrivacyError
+from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.methods import METHODS
+from aulait.methods.contract import AnyMethod, RecordMethod
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.plan import PrivacyPlan, ReleaseSchedule, plan_privacy
 from aulait.privacy.record_level import RecordMechanism, unit_problems, worst_case
-
-if TYPE_CHECKING:
-    from aulait.methods.contract import AnyMethod
+from aulait.training import record_gradients
 
 Count = Annotated[int, Field(ge=1, le=2**53, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
@@ -55,7 +56,7 @@ class SitePolicy(BaseModel):
         batch: most sequences in a step.
         rank: largest LoRA rank.
         message_bytes: largest message accepted.
-        idle_s: seconds without an order after which the base is unloaded.
+        idle_s: seconds without a message after which the base is unloaded.
         threads: processor threads; 0 leaves it to torch.
         evaluate: measure held-out records. Without privacy the sums are told to the server; with
             privacy they stay in the site's own log.
@@ -79,19 +80,19 @@ class SitePolicy(BaseModel):
     evaluate: Flag = True
 
 
-def refusals(limits: SitePolicy, brief: Any, records: int | None = None) -> list[str]:
+def refusals(limits: SitePolicy, terms: RunTerms, records: int | None = None) -> list[str]:
     """Why this site turns the run down, one line for every limit exceeded; empty when it takes
     part.
 
     Args:
         limits: of the site.
-        brief: what the coordinator says the run is; nothing in it is believed to be well made.
+        terms: what the coordinator says the run is; nothing in it is believed to be well made.
         records: how many records of this site would be used; sharpens the count where records are
             sampled. Sensitive, and in no line.
     """
-    found = _names(limits, brief) + _role(limits, brief) + _counts(limits, brief)
+    found = _names(limits, terms) + _role(limits, terms) + _counts(limits, terms)
     try:
-        found += _privacy(limits, brief, not found, records)
+        found += _privacy(limits, terms, not found, records)
     # whatever goes wrong in counting a stranger's numbers, the answer is no
     except Exception as error:
         found.append(
@@ -100,48 +101,48 @@ def refusals(limits: SitePolicy, brief: Any, records: int | None = None) -> list
     return found
 
 
-def spends(brief: Any, noise_multiplier: float, records: int | None = None) -> float:
-    """Epsilon at this site of all releases of a brief, each with this noise multiplier; an upper
+def spends(terms: RunTerms, noise_multiplier: float, records: int | None = None) -> float:
+    """Epsilon at this site of all releases of a run, each with this noise multiplier; an upper
     bound, inf where unknown.
 
     Sampling of clients is not believed, since only the server draws them. Sampling of records is
     the site's own, and counted when the number of records is known and the method samples them.
 
     Args:
-        brief: the run; its counts must be sound (``refusals`` names none of them).
+        terms: the run; its counts must be valid (``refusals`` names none of them).
         noise_multiplier: noise over sensitivity, finite and > 0.
         records: of this site.
 
     Raises:
         PrivacyError: a number is outside its range.
     """
-    if brief.privacy.unit != "record":
-        return site_plan(brief, noise_multiplier, None).epsilon[SITE]
-    whole, sampled = (site_plan(brief, noise_multiplier, record_mechanism).epsilon[SITE]
-                      for record_mechanism in _of_records(brief, noise_multiplier, records))
+    if terms.privacy.unit != "record":
+        return site_plan(terms, noise_multiplier, None).epsilon[SITE]
+    whole, sampled = (site_plan(terms, noise_multiplier, record_mechanism).epsilon[SITE]
+                      for record_mechanism in _of_records(terms, noise_multiplier, records))
     return min(whole, sampled)
 
 
-def site_plan(brief: Any, noise_multiplier: float,
+def site_plan(terms: RunTerms, noise_multiplier: float,
               record_mechanism: RecordMechanism | None) -> PrivacyPlan:
-    """What the run of a brief releases about this site, each release with this noise multiplier.
+    """What a run releases about this site, each release with this noise multiplier.
 
     Args:
-        brief: the run; its counts must be sound (``refusals`` names none of them).
+        terms: the run; its counts must be valid (``refusals`` names none of them).
         noise_multiplier: noise over sensitivity, finite and > 0.
         record_mechanism: with the unit "record", what a round asks of this site's records.
 
     Raises:
         PrivacyError: a number is outside its range.
     """
-    told: PrivacyConfig = brief.privacy.model_copy(
+    told: PrivacyConfig = terms.privacy.model_copy(
         update={"epsilon": None, "noise_multiplier": noise_multiplier})
     schedules = []
-    if brief.votes and brief.synthesis_rounds:
-        schedules.append(ReleaseSchedule(stage="synthesis", rounds=brief.synthesis_rounds,
+    if terms.votes and terms.synthesis_rounds:
+        schedules.append(ReleaseSchedule(stage="synthesis", rounds=terms.synthesis_rounds,
                                          role=SITE, mechanism=told.mechanism))
-    if brief.placement in _TRAINS and brief.rounds:
-        training = ReleaseSchedule(stage="train", rounds=brief.rounds, role=SITE,
+    if terms.placement in _TRAINS and terms.rounds:
+        training = ReleaseSchedule(stage="train", rounds=terms.rounds, role=SITE,
                                    mechanism=told.mechanism)
         if record_mechanism is not None:
             training = replace(training, mechanism=record_mechanism.mechanism,
@@ -150,28 +151,26 @@ def site_plan(brief: Any, noise_multiplier: float,
     return plan_privacy(told, schedules, roles=(SITE,))
 
 
-def _of_records(brief: Any, noise_multiplier: float,
+def _of_records(terms: RunTerms, noise_multiplier: float,
                 records: int | None) -> tuple[RecordMechanism, RecordMechanism]:
     """What a round asks of this site's records, without and with what their sampling is worth."""
-    from aulait.methods.contract import RecordMethod  # imports torch
-
-    method, config = _method(brief.algorithm)
+    method, config = _method(terms.algorithm)
     if not isinstance(method, RecordMethod):
         raise PrivacyError("privacy.unit = 'record' found with a method that does not offer it")
     mechanism = method.mechanism(config)
-    whole = RecordMechanism(mechanism, brief.steps)
-    countable = brief.rounds * brief.steps <= _COUNTED_RELEASES and (
+    whole = RecordMechanism(mechanism, terms.steps)
+    countable = terms.rounds * terms.steps <= _COUNTED_RELEASES and (
         noise_multiplier >= _COUNTED_NOISE)
     if not records or not countable:
         return whole, whole
-    return whole, worst_case(mechanism, [(records, brief.steps, brief.batch)])
+    return whole, worst_case(mechanism, [(records, terms.steps, terms.batch)])
 
 
-def _names(limits: SitePolicy, brief: Any) -> list[str]:
+def _names(limits: SitePolicy, terms: RunTerms) -> list[str]:
     """The run's number becomes a folder's name and its name is written to logs: both must be
     harmless."""
     found = []
-    run, name, method = _get(brief, "run"), _get(brief, "name"), _method_name(brief)
+    run, name, method = _get(terms, "run"), _get(terms, "name"), _method_name(terms)
     if not isinstance(run, str) or re.fullmatch(r"[0-9a-f]{32}", run) is None:
         found.append(
             f"run is {_shown(run)}, expected 32 hexadecimal digits; the coordinator is another "
@@ -182,7 +181,7 @@ def _names(limits: SitePolicy, brief: Any) -> list[str]:
             "the run")
     if method is None:
         found.append(
-            f"algorithm is {_shown(_get(brief, 'algorithm'))}, expected a table with a name; "
+            f"algorithm is {_shown(_get(terms, 'algorithm'))}, expected a table with a name; "
             "correct the experiment")
     elif limits.methods and method not in limits.methods:
         allowed = ", ".join(limits.methods)
@@ -192,11 +191,11 @@ def _names(limits: SitePolicy, brief: Any) -> list[str]:
     return found
 
 
-def _role(limits: SitePolicy, brief: Any) -> list[str]:
+def _role(limits: SitePolicy, terms: RunTerms) -> list[str]:
     """The work must be a role that the site said it takes; a vote is the work of a proxy, whoever
     casts it."""
     found, allowed = [], ", ".join(limits.roles) or "none"
-    placement, votes = _get(brief, "placement"), _get(brief, "votes")
+    placement, votes = _get(terms, "placement"), _get(terms, "votes")
     if not isinstance(placement, str) or placement not in ("local", "split", "proxy"):
         found.append(
             f"placement is {_shown(placement)}, expected local, split or proxy; correct the "
@@ -224,22 +223,22 @@ def _role(limits: SitePolicy, brief: Any) -> list[str]:
     return found
 
 
-def _counts(limits: SitePolicy, brief: Any) -> list[str]:
-    least = 1 if _get(brief, "placement") in _TRAINS else 0
+def _counts(limits: SitePolicy, terms: RunTerms) -> list[str]:
+    least = 1 if _get(terms, "placement") in _TRAINS else 0
     return [line for line in (
-        _count(brief, "records_per_client", 1, limits.records, "data.records_per_client",
+        _count(terms, "records_per_client", 1, limits.records, "data.records_per_client",
                "records"),
-        _count(brief, "rounds", 0, limits.rounds, "train.rounds", "rounds"),
-        _count(brief, "synthesis_rounds", 0, limits.rounds, "synthesis.rounds", "rounds"),
-        _count(brief, "steps", least, limits.steps, "the tier's steps", "steps"),
-        _count(brief, "batch", least, limits.batch, "the tier's batch", "batch"),
-        _count(brief, "rank", least, limits.rank, "the tier's rank", "rank"),
-    ) if line] + _ranks(limits, brief)
+        _count(terms, "rounds", 0, limits.rounds, "train.rounds", "rounds"),
+        _count(terms, "synthesis_rounds", 0, limits.rounds, "synthesis.rounds", "rounds"),
+        _count(terms, "steps", least, limits.steps, "the tier's steps", "steps"),
+        _count(terms, "batch", least, limits.batch, "the tier's batch", "batch"),
+        _count(terms, "rank", least, limits.rank, "the tier's rank", "rank"),
+    ) if line] + _ranks(limits, terms)
 
 
-def _ranks(limits: SitePolicy, brief: Any) -> list[str]:
+def _ranks(limits: SitePolicy, terms: RunTerms) -> list[str]:
     """A rank may also be hidden in the ranks of single layers, or in the adapter's."""
-    layers, adapter = _get(brief, "ranks"), _get(brief, "adapter")
+    layers, adapter = _get(terms, "ranks"), _get(terms, "adapter")
     told = [] if layers is None else list(layers.values()) if isinstance(layers, dict) else [layers]
     told += [] if adapter is None else [_get(adapter, "rank")]
     wrong = [rank for rank in told if type(rank) is not int or not 0 <= rank <= limits.rank]
@@ -248,8 +247,8 @@ def _ranks(limits: SitePolicy, brief: Any) -> list[str]:
             "limits.rank" for rank in wrong[:1]]
 
 
-def _count(brief: Any, key: str, least: int, most: int, setting: str, limit: str) -> str | None:
-    value = _get(brief, key)
+def _count(terms: RunTerms, key: str, least: int, most: int, setting: str, limit: str) -> str | None:
+    value = _get(terms, key)
     if type(value) is not int or value < least:  # a bool is no count
         return (
             f"{key} is {_shown(value)}, expected a whole number from {least} to {most}; correct "
@@ -263,8 +262,8 @@ def _count(brief: Any, key: str, least: int, most: int, setting: str, limit: str
     return None
 
 
-def _privacy(limits: SitePolicy, brief: Any, sound: bool, records: int | None) -> list[str]:
-    privacy = _get(brief, "privacy")
+def _privacy(limits: SitePolicy, terms: RunTerms, sound: bool, records: int | None) -> list[str]:
+    privacy = _get(terms, "privacy")
     if not isinstance(privacy, PrivacyConfig):
         return ["the run says nothing about privacy, expected its table [privacy]; the coordinator "
                 "is another version"]
@@ -286,7 +285,7 @@ def _privacy(limits: SitePolicy, brief: Any, sound: bool, records: int | None) -
     if limits.privacy and privacy.noise_seed is not None:
         found.append(
             "privacy.noise_seed is set: noise that can be computed again hides nothing; remove it")
-    if limits.privacy and _get(brief, "votes") is not False and _get(brief,
+    if limits.privacy and _get(terms, "votes") is not False and _get(terms,
             "exact_votes") is not False:
         found.append(
             "votes of the run are exact, or not said to carry noise; set synthesis.votes = "
@@ -300,11 +299,11 @@ def _privacy(limits: SitePolicy, brief: Any, sound: bool, records: int | None) -
         found.append(
             f"privacy.epsilon is {_shown(privacy.epsilon)}, this site allows at most "
             f"{limits.epsilon:g}; lower it")
-    found += _of_method(brief, privacy)
+    found += _of_method(terms, privacy)
     if privacy.epsilon is None and sound and not found:
         # one of the two is there, or ``found`` has a line
         assert privacy.noise_multiplier is not None
-        spent = spends(brief, privacy.noise_multiplier, records)
+        spent = spends(terms, privacy.noise_multiplier, records)
         if not spent <= limits.epsilon:
             told = f"{spent:.3g}" if math.isfinite(spent) else "no bound"
             found.append(
@@ -315,16 +314,13 @@ def _privacy(limits: SitePolicy, brief: Any, sound: bool, records: int | None) -
     return found
 
 
-def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
+def _of_method(terms: RunTerms, privacy: PrivacyConfig) -> list[str]:
     """A method that cannot keep the promise is refused here too, not only by an honest server."""
-    from aulait.methods.contract import RecordMethod  # imports torch
-    from aulait.training import record_gradients  # imports torch
-
-    name = _method_name(brief)
+    name = _method_name(terms)
     if name is None:
         return []  # named already
     try:
-        method, config = _method(brief.algorithm)
+        method, config = _method(terms.algorithm)
         unit = method.TRAITS.unit
         if unit == "client" and not method.TRAITS.private:
             return [f"method {_shown(name)} is {method.TRAITS.privacy}; use "
@@ -333,33 +329,33 @@ def _of_method(brief: Any, privacy: PrivacyConfig) -> list[str]:
         if isinstance(method, RecordMethod):
             mechanism = method.mechanism(config)
             method.record_mechanism(config, ())  # raises for the controls that add no noise
-        return [*unit_problems(privacy, name, unit, mechanism, bool(brief.votes)),
+        return [*unit_problems(privacy, name, unit, mechanism, bool(terms.votes)),
                 *record_gradients.missing(mechanism)]
     except AulaitError as error:
         return [str(error)]
     except ValueError:
-        return [f"settings of method {_shown(name)} are not sound; correct [algorithm] of the "
+        return [f"settings of method {_shown(name)} are not valid; correct [algorithm] of the "
                 "experiment"]
 
 
-def _method(algorithm: Any) -> tuple[AnyMethod, BaseModel]:
+def _method(algorithm: Mapping[str, Any]) -> tuple[AnyMethod, BaseModel]:
     """The module of a method and its settings."""
     method: AnyMethod = METHODS.find(algorithm["name"])
     return method, method.Config(**{key: value for key, value in algorithm.items()
         if key != "name"})
 
 
-def _method_name(brief: Any) -> str | None:
-    algorithm = _get(brief, "algorithm")
+def _method_name(terms: RunTerms) -> str | None:
+    algorithm = _get(terms, "algorithm")
     name = algorithm.get("name") if isinstance(algorithm, dict) else None
     return name if isinstance(name, str) and name.isprintable() and len(name) <= 64 else None
 
 
-def _get(brief: Any, key: str) -> Any:
-    return getattr(brief, key, None)
+def _get(terms: object, key: str) -> Any:
+    return getattr(terms, key, None)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A little of a stranger's value, on one line."""
     try:
         text = ascii(value)

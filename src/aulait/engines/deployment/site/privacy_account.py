@@ -1,8 +1,8 @@
 """A site's own account where it adds the noise itself (``privacy.unit = "record"``): it believes no
-order about its guarantee.
+request about its guarantee.
 
-Before it answers it computes from the order, its own number of records and its own steps what the
-answer spends, and refuses what would go beyond the promise of the brief (an epsilon, or a noise
+Before it answers it computes from the request, its own number of records and its own steps what the
+answer spends, and refuses what would go beyond the promise of the terms (an epsilon, or a noise
 multiplier for so many rounds) or its own limit. The line is on its disk before the answer leaves.
 """
 
@@ -31,16 +31,16 @@ class SiteAccount:
 
     Args:
         folder: of the run at the site.
-        brief: the promise.
+        terms: with the promise.
         most_epsilon: the site's own limit.
 
     Raises:
         PrivacyError: the file of the account is damaged.
     """
 
-    def __init__(self, folder: Path, brief: RunTerms, most_epsilon: float) -> None:
+    def __init__(self, folder: Path, terms: RunTerms, most_epsilon: float) -> None:
         self._path = folder / "account.jsonl"
-        told = brief.privacy
+        told = terms.privacy
         assert told.delta is not None
         promised = math.inf if told.epsilon is None else told.epsilon
         self._limit = min(most_epsilon, promised)
@@ -53,16 +53,16 @@ class SiteAccount:
         """Epsilon so far."""
         return self._accountant.spent(SITE)
 
-    def charge(self, settings: Mapping[str, Any], site: Site, brief: RunTerms) -> None:
-        """Check one order and write it down.
+    def charge(self, settings: Mapping[str, Any], site: Site, terms: RunTerms) -> None:
+        """Check one request and write it down.
 
         Args:
-            settings: of the order: "sigma", "clip", "protected", "most_rate", "most_steps".
+            settings: of the request: "sigma", "clip", "protected", "most_rate", "most_steps".
             site: with its records and plan.
-            brief: names the method, whose terms say what a round asks of a record.
+            terms: name the method, which says what a round asks of a record.
 
         Raises:
-            PrivacyError: the order asks for an answer that the promise does not cover; nothing was
+            PrivacyError: the request asks for an answer that the promise does not cover; nothing was
                 charged.
         """
         sigma, clip = settings.get("sigma"), settings.get("clip")
@@ -70,42 +70,42 @@ class SiteAccount:
             isinstance(value, int | float) and value is not True and 0 < value < math.inf
             for value in (sigma, clip))
         require(sound, PrivacyError,
-                "an order without noise of this site's own found, the brief promises it; refused")
+                "a request without noise of this site's own found, the terms promise it; refused")
         assert isinstance(sigma, int | float)
         assert isinstance(clip, int | float)
         text = (
-            f"an order with clip = {clip:g} found, expected {CLIPS[0]:g} to {CLIPS[1]:g}; refused"
+            f"a request with clip = {clip:g} found, expected {CLIPS[0]:g} to {CLIPS[1]:g}; refused"
         )
         require(CLIPS[0] <= clip <= CLIPS[1], PrivacyError, text)
-        config = brief.method_config
+        config = terms.method_config
         same = (
             settings.get("mode") == config.mode and settings.get("most_rate",
                 math.inf) <= config.max_rate
         )
         require(same, PrivacyError,
-            "an order of another mode or a larger sampling rate than the brief's found; refused")
-        method = brief.method
+            "a request of another mode or a larger sampling rate than the terms' found; refused")
+        method = terms.method
         require(isinstance(method, RecordMethod), PrivacyError,
-                "an order with noise of this site's own found, expected of a method that protects "
+                "a request with noise of this site's own found, expected of a method that protects "
                 "records only; refused")
         assert isinstance(method, RecordMethod)
         own = method.record_mechanism(config, [site])
-        relation = brief.privacy.relation
+        relation = terms.privacy.relation
         if relation is None:
-            raise PrivacyError("a brief without privacy.relation found; refused")
+            raise PrivacyError("terms without privacy.relation found; refused")
         multiplier = sigma / own.sensitivity(float(clip), relation)
         event, limit = own.event(multiplier), self._limit
         if (
-            (promised := brief.privacy.noise_multiplier) is not None
-            and brief.privacy.epsilon is None
+            (promised := terms.privacy.noise_multiplier) is not None
+            and terms.privacy.epsilon is None
         ):
             require(multiplier >= promised * (1 - 1e-6), PrivacyError,
-                    f"an order with noise multiplier {multiplier:.4f} found, the brief promises "
+                    f"a request with noise multiplier {multiplier:.4f} found, the terms promise "
                     f"{promised:.4f}; refused")
-            limit = min(limit, site_plan(brief, promised, own).epsilon[SITE])
+            limit = min(limit, site_plan(terms, promised, own).epsilon[SITE])
         spends = self._accountant.would_spend(SITE, event)
         require(spends <= limit * (1 + 1e-6), PrivacyError,
-                f"the order would bring this site's records to epsilon {spends:.3f}, allowed are "
+                f"the request would bring this site's records to epsilon {spends:.3f}, allowed are "
                 f"{limit:.3f}; refused")
         self._append(event)
         self._accountant.add(SITE, event)

@@ -1,13 +1,12 @@
-"""What an order may ask of a site, looked at before the order is obeyed: whose, which stage, which
-round, which numbers and shapes.
+"""What a request may ask of a site, looked at before any work: whose, which stage, which round,
+which numbers and shapes.
 
-The limits of the site's file were held against the brief; here the order is held against the brief.
+The site's policy was held against the terms; here the request is held against the terms.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
@@ -23,42 +22,46 @@ MOST_CANDIDATES = 1_000_000
 MOST_RATE = 100.0  # a learning rate above this is no learning rate
 
 
-def fault(request: ClientRequest, brief: RunTerms, limits: SitePolicy, shapes: Shapes) -> str | None:
-    """Why an order is refused, on one line that tells nothing of the site's records; None if it is
+def request_fault(request: ClientRequest, terms: RunTerms, limits: SitePolicy,
+                  shapes: Shapes) -> str | None:
+    """Why a request is refused, on one line that tells nothing of the site's records; None if it is
     in order."""
-    if request.client != brief.client:
-        return f"an order for '{request.client}' came to '{brief.client}'"
-    if request.stage not in ("synthesis", "train"):
-        return f"an order of stage '{request.stage[:40]}' found, expected 'synthesis' or 'train'"
-    if request.stage == "synthesis" and not brief.votes:
-        return "asked for a vote, and the brief says that this site does not vote"
-    alone = brief.placement == "local" or (
-        brief.placement == "split" and server_site(brief.method) is not None)
+    if request.stage == "synthesis" and not terms.votes:
+        return "asked for a vote, and the terms say that this site does not vote"
+    alone = terms.placement == "local" or (
+        terms.placement == "split" and server_site(terms.method) is not None)
     if request.stage == "train" and not alone:
-        return f"asked to train, and the brief says that this site is '{brief.placement}'"
-    most = brief.rounds if request.stage == "train" else brief.synthesis_rounds
+        return f"asked to train, and the terms say that this site is '{terms.placement}'"
+    most = terms.rounds if request.stage == "train" else terms.synthesis_rounds
     if not 1 <= request.round <= most:
-        return f"round {request.round} of {request.stage} found, the brief has {most}"
-    return _numbers(request, brief, limits) or _tensors(request, shapes, brief.adapter.rank)
+        return f"round {request.round} of {request.stage} found, the terms have {most}"
+    return (_numbers(request, limits) or _candidates(request)
+            or _tensors(request, shapes, terms.adapter.rank))
 
 
-def _numbers(request: ClientRequest, brief: RunTerms, limits: SitePolicy) -> str | None:
+def _numbers(request: ClientRequest, limits: SitePolicy) -> str | None:
+    """Settings are few, plain and within the site's policy."""
     settings = request.settings
     if len(settings) > MOST_SETTINGS or not all(_plain(value) for value in settings.values()):
-        return "an order with settings that are no plain finite values"
+        return "a request with settings that are no plain finite values"
     for name, most in (("steps", limits.steps), ("batch", limits.batch), ("rank", limits.rank),
                        ("lr", MOST_RATE)):
         value = settings.get(name)
         if isinstance(value, int | float) and not 0 <= value <= most:
-            return f"an order with {name} = {value:g}, allowed are at most {most:g}"
-    if request.stage == "synthesis":
-        neighbours = settings.get("neighbours")
-        embeddings = request.tensors.get("embeddings")
-        if embeddings is None or set(request.tensors) != {
-            "embeddings"} or embeddings.ndim != 2 or len(embeddings) > MOST_CANDIDATES:
-            return "a vote without one table of candidates"
-        if not isinstance(neighbours, int) or not 1 <= neighbours <= max(1, len(embeddings)):
-            return "a vote for more candidates than there are"
+            return f"a request with {name} = {value:g}, allowed are at most {most:g}"
+    return None
+
+
+def _candidates(request: ClientRequest) -> str | None:
+    """A vote is on one table of candidates (J, D), and for at most as many as there are."""
+    if request.stage != "synthesis":
+        return None
+    neighbours, table = request.settings.get("neighbours"), request.tensors.get("embeddings")
+    if table is None or len(request.tensors) != 1 or table.ndim != 2 or len(
+            table) > MOST_CANDIDATES:
+        return "a vote without one table of candidates"
+    if not isinstance(neighbours, int) or not 1 <= neighbours <= max(1, len(table)):
+        return "a vote for more candidates than there are"
     return None
 
 
@@ -84,11 +87,11 @@ def _tensors(request: ClientRequest, shapes: Shapes, rank: int) -> str | None:
                 )
             own = tensor.shape[factor.rank_axis]
             if not tag and own > rank:
-                return f"tensor '{name[:80]}' of rank {own} found, the brief has {rank}"
+                return f"tensor '{name[:80]}' of rank {own} found, the terms have {rank}"
     return None
 
 
-def _plain(value: Any, depth: int = 0) -> bool:
+def _plain(value: object, depth: int = 0) -> bool:
     if isinstance(value, bool | str | None):
         return not isinstance(value, str) or len(value) <= 10_000
     if isinstance(value, int | float):

@@ -7,80 +7,91 @@ its own log and tells nothing.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aulait.core import lora
-from aulait.core.errors import WireError, require
-from aulait.core.types import Adapter, Tensors
-from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.tensor_codec import tensors
+from aulait.core.types import Adapter
+from aulait.engines.deployment.protocol.messages import EvaluateMessage, Message
+from aulait.engines.deployment.protocol.tensor_codec import unpack_tensors
 from aulait.engines.deployment.site.load_session import SiteSession
 from aulait.evaluation.losses import evaluate, totals
 from aulait.methods.contract import PersonalMethod, State
 from aulait.models import peft_export
 
+Sums = tuple[float, float, float]
 
-def measured(house: SiteSession, packet: Packet, memory: dict[str, Any], folder: Path) -> dict[str,
-        Any]:
-    """What a site finds on its held-out records, and what it may keep.
+
+@dataclass(frozen=True)
+class SiteScores:
+    """What a site found; the coordinator may hear it without privacy.
+
+    Attributes:
+        sums: nats, tokens right and tokens, under what was asked.
+        shared: the same under the shared adapter, after the last round, where the site measured
+            its own.
+        task: metric -> value; None where there is no task.
+    """
+
+    sums: Sums
+    shared: Sums | None
+    task: dict[str, float] | None
+
+    @property
+    def loss(self) -> float | None:
+        """Nats a token; None without held-out tokens."""
+        return self.sums[0] / self.sums[2] if self.sums[2] else None
+
+
+def measured(session: SiteSession, message: Message[EvaluateMessage], memory: dict[str, Any],
+             folder: Path) -> SiteScores:
+    """What a site finds on its held-out records.
 
     Args:
-        house: of the run at the site.
-        packet: says what to wear: "base", "adapter", or the "state" of a method that makes personal
-            adapters.
+        session: of the run at the site.
+        message: says what is measured.
         memory: of the site.
         folder: of the run at the site; after the last round the adapter that this client would use
             is written there.
 
-    Returns:
-        "log": for the site's own log; "told": what the coordinator may hear without privacy.
-    """
-    found, shared, final = tensors(packet.head.get("tensors"),
-        packet.body), None, bool(packet.head.get("final"))
-    worn: Adapter | None = None
-    if packet.head.get("what") == "adapter":
-        worn = _given(packet, found)
-    elif packet.head.get("what") == "state":
-        state = State(int(packet.head["round"]), found)
-        shared = house.brief.method.result(house.context, state)
-        site = house.site(memory)
-        method = house.brief.method
-        own = (
-            method.personal(house.brief.method_config, house.context, state, [site],
-                            house.learner, final) if isinstance(method, PersonalMethod) else {})
-        worn = own.get(site.name, shared)
-    told = _sums(house, worn)
-    if shared is not None and final:
-        told["shared"] = _sums(house, shared)["sums"]
-    if final and worn is not None:
-        peft_export.export(worn, house.base, folder / "adapter")
-    nats, _, count = told["sums"]
-    return {"log": {"loss": nats / count if count else None, "what": packet.head.get("what")},
-            "told": told}
-
-
-def _given(packet: Packet, found: Tensors) -> Adapter:
-    """The adapter in a message.
-
     Raises:
-        WireError: its scale is no number.
+        WireError: the tensors cannot be read.
     """
-    alpha, rank = packet.head.get("alpha"), packet.head.get("rank")
-    sound = (
-        isinstance(alpha, int | float) and math.isfinite(alpha)
-        and (rank is None or (isinstance(rank, int) and rank > 0))
-    )
-    require(sound, WireError, "an adapter whose alpha or rank is no number")
-    return lora.from_tensors(found, float(packet.head["alpha"]), rank)
+    head = message.head
+    used, shared = _adapters(session, message, memory)
+    sums, task = _scores(session, used)
+    other = _scores(session, shared)[0] if shared is not None and head.final else None
+    if head.final and used is not None:
+        peft_export.export(used, session.base, folder / "adapter")
+    return SiteScores(sums, other, task)
 
 
-def _sums(house: SiteSession, worn: Adapter | None) -> dict[str, Any]:
-    name, config = house.brief.client, house.brief.evaluate
-    holdout = {name: house.records.holdout}
-    sums = totals(house.learner, worn, holdout, config).get(name, (0.0, 0.0, 0.0))
-    told: dict[str, Any] = {"sums": list(sums)}
-    if config.task != "none" and house.records.holdout:
-        scores = evaluate(house.learner, worn, holdout, config).task
-        told["task"] = {key: value for key, value in scores.items() if math.isfinite(value)}
-    return told
+def _adapters(session: SiteSession, message: Message[EvaluateMessage],
+              memory: dict[str, Any]) -> tuple[Adapter | None, Adapter | None]:
+    """The adapter that is measured, None for the bare base; and the shared one where that is
+    another."""
+    head = message.head
+    if head.what == "base":
+        return None, None
+    found = unpack_tensors(message.body)
+    if head.what == "adapter":
+        return lora.from_tensors(found, head.alpha, head.rank), None
+    terms, site = session.terms, session.site(memory)
+    state, method = State(head.round, found), terms.method
+    shared = method.result(session.context, state)
+    own: dict[str, Adapter] = {}
+    if isinstance(method, PersonalMethod):
+        own = method.personal(terms.method_config, session.context, state, [site], session.learner,
+                              head.final)
+    return own.get(site.name, shared), shared
+
+
+def _scores(session: SiteSession, used: Adapter | None) -> tuple[Sums, dict[str, float] | None]:
+    name, config = session.terms.client, session.terms.evaluate
+    holdout = {name: session.records.holdout}
+    sums = totals(session.learner, used, holdout, config).get(name, (0.0, 0.0, 0.0))
+    if config.task == "none" or not session.records.holdout:
+        return sums, None
+    scores = evaluate(session.learner, used, holdout, config).task
+    return sums, {key: float(value) for key, value in scores.items() if math.isfinite(value)}

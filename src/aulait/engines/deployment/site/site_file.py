@@ -19,9 +19,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.data import sources
+from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.protocol.site_names import address_problem, name_problem
-from aulait.engines.deployment.site.policy import SitePolicy as SitePolicy
-from aulait.engines.deployment.site.policy import refusals as refusals
+from aulait.engines.deployment.site.policy import SitePolicy
 from aulait.methods import METHODS
 
 _LARGEST_BYTES = 1 << 20
@@ -131,22 +131,22 @@ def read(path: Path) -> SiteFile:
     return _absolute(site, path.absolute().parent)
 
 
-def unknown(site: SiteFile, brief: Any) -> list[str]:
-    """Why a brief cannot be meant for this site: another client's, or it asks for a base or an
+def unknown_names(site: SiteFile, terms: RunTerms) -> list[str]:
+    """Why terms cannot be meant for this site: another client's, or it asks for a base or an
     embedder not named here."""
     found = []
-    if (client := getattr(brief, "client", None)) != site.site.name:
+    if (client := getattr(terms, "client", None)) != site.site.name:
         found.append(
-            f"client {_short(client)} in the brief, this site is '{site.site.name}'; the "
+            f"client {_short(client)} in the terms, this site is '{site.site.name}'; the "
             "coordinator has mixed up its roster")
-    model = getattr(getattr(brief, "model", None), "name", None)
+    model = getattr(getattr(terms, "model", None), "name", None)
     if not isinstance(model, str) or model not in site.models:
         known = ", ".join(site.models) or "none"
         found.append(
             f"model {_short(model)} asked for, this site has: {known}; set model.name to one, or "
             "ask for a line in [models]")
-    embedder = getattr(brief, "embedder", None)
-    if getattr(brief, "votes", None) is not False and (not isinstance(embedder, str)
+    embedder = getattr(terms, "embedder", None)
+    if getattr(terms, "votes", None) is not False and (not isinstance(embedder, str)
             or embedder not in site.embedders):
         known = ", ".join(site.embedders) or "none"
         found.append(

@@ -1,5 +1,5 @@
-"""The resident worker: one process of a site that holds base, embedder and records, and answers on
-a local socket.
+"""The worker of a site: one process that holds base, embedder and records, and answers on a local
+socket.
 
 Flower starts a process for every message; all of them talk to this one, so that the base is loaded
 once. One message is worked on at a time, questions after its health are answered meanwhile. Nothing
@@ -9,30 +9,29 @@ that arrives can end it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from aulait.core.errors import AulaitError, DeviceError
-from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.envelope import HEALTH, Packet
 from aulait.engines.deployment.site import local_socket
-from aulait.engines.deployment.site.handler import SiteHandler
+from aulait.engines.deployment.site.handler import EventSink, SiteHandler
 from aulait.engines.deployment.site.site_file import SiteFile
 from aulait.resources.meters import peak_of_process
 
-Log = Callable[..., None]
-HEALTH = Packet({"kind": "health"})
 HEALTH_BYTES = 1 << 20
 _TICK_S = 0.2
 _PATIENCE_S = 600.0  # for the bytes of a message, once it has begun
 
 
-def silent(event: str, **fields: Any) -> None:
+def silent(event: str, /, **fields: object) -> None:
     """Log nothing."""
 
 
@@ -47,25 +46,30 @@ def health(path: Path, timeout_s: float = 5.0) -> dict[str, Any]:
     Raises:
         DeviceError: none answers there.
     """
-    return dict(local_socket.ask(path, HEALTH, HEALTH_BYTES, timeout_s).head)
+    answer = local_socket.ask(path, HEALTH, HEALTH_BYTES, timeout_s)
+    try:
+        found: dict[str, Any] = json.loads(answer.head)
+    except ValueError as error:
+        raise DeviceError(f"the worker on {path} is of another version") from error
+    return found
 
 
 class Worker:
     """The process's state beside the site's own judgement."""
 
-    def __init__(self, site: SiteFile, log: Log) -> None:
+    def __init__(self, site: SiteFile, log: EventSink) -> None:
         self._site, self._log = site, log
-        self._resident = SiteHandler(site, log)
+        self._handler = SiteHandler(site, log)
         self._turn = threading.Lock()
         self._state, self._since, self._last = "unloaded", _now(), time.monotonic()
         self._last_order: str | None = None
 
     def facts(self) -> Packet:
-        """Health, as it travels."""
-        return Packet({"kind": "health", "name": self._site.site.name, "pid": os.getpid(),
-                       "since": self._since, "state": self._state,
-                       "last_order": self._last_order, "memory_bytes": peak_of_process(),
-                       **self._resident.facts})
+        """Health, as it travels; its names are those of ``aulait status``."""
+        own = {"kind": "health", "name": self._site.site.name, "pid": os.getpid(),
+               "since": self._since, "state": self._state, "last_order": self._last_order,
+               "memory_bytes": peak_of_process()}
+        return Packet(json.dumps(own | asdict(self._handler.facts)).encode())
 
     def attend(self, connection: socket.socket) -> None:
         """One message and its answer; whatever is wrong with it ends this connection and nothing
@@ -77,17 +81,17 @@ class Worker:
             try:
                 connection.settimeout(_PATIENCE_S)
                 packet = local_socket.receive(connection, self._site.limits.message_bytes)
-                answer = self.facts() if packet.kind == "health" else self._work(packet)
+                answer = self.facts() if packet.head == HEALTH.head else self._work(packet)
                 local_socket.send(connection, answer)
             except (AulaitError, OSError) as error:
-                self._resident.facts["last_error"] = str(error)
+                self._handler.facts.last_error = str(error)
                 self._log("unreadable", reason=str(error))
 
     def _work(self, packet: Packet) -> Packet:
         with self._turn:
             self._state, self._last_order = "working", _now()
             try:
-                return self._resident.answer(packet)
+                return self._handler.answer(packet)
             finally:
                 self._state, self._last = "idle", time.monotonic()
 
@@ -98,14 +102,14 @@ class Worker:
             and self._turn.acquire(blocking=False)
         ):
             try:
-                if self._resident.rest():
+                if self._handler.rest():
                     self._log("unloaded", idle_s=self._site.limits.idle_s)
                 self._state = "unloaded"
             finally:
                 self._turn.release()
 
 
-def serve(site: SiteFile, stop: threading.Event, log: Log = silent) -> None:
+def serve(site: SiteFile, stop: threading.Event, log: EventSink = silent) -> None:
     """Answer until ``stop`` is set.
 
     Args:

@@ -1,0 +1,428 @@
+"""The heads of all messages between coordinator and site: one union for each direction.
+
+pydantic reads them: a kind, a field, a number or a text that is not expected is a ``WireError``.
+What has tensors carries them in the body (``tensor_codec``). A site's answer bears the stamp of
+the message that it answers.
+
+    coordinator to site   hello · terms · train · vote · evaluate · split_begin · split_step
+    site to coordinator   facts · accepted · update · scores · split_states · refusal
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypedDict, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+)
+
+from aulait.core.errors import WireError
+from aulait.core.types import ClientRequest, ClientUpdate, Placement, TrainRequest, VoteRequest
+from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.run_terms import RunTerms, first_problem
+from aulait.engines.deployment.protocol.tensor_codec import Body, pack_tensors, unpack_tensors
+from aulait.training.activation_codec import Wire
+
+MOST_DEPTH: Final = 32  # of lists in lists: what is deeper cannot be written to a log again
+LARGEST_NUMBER: Final = 1e30  # as a weight or in diagnostics: many can be summed
+LARGEST_SUM: Final = 1e15  # of a site's scores
+FACTOR, FOLD = "factor/", "fold/"  # in front of names of tensors that begin a split round
+SENT = "sent/"  # in front of names of the parts of states that a split site sends
+
+
+def _finite(value: JsonValue, depth: int = 0) -> JsonValue:
+    """Values that a later hand can write down and compute with."""
+    if depth > MOST_DEPTH:
+        raise ValueError(f"lists more than {MOST_DEPTH} deep")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number that is not finite")
+    if isinstance(value, int) and abs(value) >= 2**64:
+        raise ValueError("a whole number of too many digits")
+    if isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            _finite(item, depth + 1)
+    return value
+
+
+Json = Annotated[JsonValue, AfterValidator(_finite)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Round = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+Name = Annotated[str, Field(max_length=200)]
+Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+Sum = Annotated[float, Field(ge=0, le=LARGEST_SUM)]
+Positive = Annotated[float, Field(ge=0)]
+
+
+class StampFields(TypedDict):
+    """The fields of a stamp in a head."""
+
+    run: str
+    epoch: int
+    number: int
+
+
+class RunFields(StampFields):
+    """The fields that every message of a run bears."""
+
+    client: str
+    terms: str
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Which message of which run this is.
+
+    Attributes:
+        run: 32 hexadecimal digits, one run folder.
+        epoch: how often the coordinator has been started for it.
+        number: of the message within the epoch and its client, counted from 1.
+    """
+
+    run: str
+    epoch: int
+    number: int
+
+    @property
+    def fields(self) -> StampFields:
+        """As a head bears it."""
+        return {"run": self.run, "epoch": self.epoch, "number": self.number}
+
+
+class Head(BaseModel):
+    """What every message bears: its stamp."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    run: str = Field(pattern=r"^[0-9a-f]{32}$")
+    epoch: Count
+    number: Count
+
+    @property
+    def stamp(self) -> Stamp:
+        """Run, epoch and number."""
+        return Stamp(self.run, self.epoch, self.number)
+
+
+class RequestHead(Head):
+    """A message of the coordinator; ``client`` is whom it is for."""
+
+    client: Name
+
+
+class RunHead(RequestHead):
+    """A message that belongs to a run whose terms the site knows.
+
+    Attributes:
+        terms: digest of these terms.
+        round: of the stage; 0 before the first.
+        stage: that the message belongs to.
+    """
+
+    terms: Name
+    round: Round
+    stage: ClassVar[str] = "train"
+
+
+class HelloMessage(RequestHead):
+    """Who is there, and what does it allow?"""
+
+    kind: Literal["hello"] = "hello"
+    version: int
+
+
+class TermsMessage(RequestHead):
+    """What a run is, told once."""
+
+    kind: Literal["terms"] = "terms"
+    told: RunTerms
+
+
+class TrainMessage(RunHead):
+    """Train and answer with an update; the tensors are what the method sends down."""
+
+    kind: Literal["train"] = "train"
+    settings: dict[str, Json]
+
+
+class VoteMessage(RunHead):
+    """Vote on candidates, given as embeddings."""
+
+    kind: Literal["vote"] = "vote"
+    settings: dict[str, Json]
+    stage: ClassVar[str] = "synthesis"
+
+
+class EvaluateMessage(RunHead):
+    """Measure held-out records under the base, an adapter, or one's own adapter of a state.
+
+    Attributes:
+        what: that is measured; the tensors are the adapter's or the state's.
+        alpha, rank: of an adapter.
+        final: the run is over; the site keeps the adapter it would use.
+    """
+
+    kind: Literal["evaluate"] = "evaluate"
+    what: Literal["base", "adapter", "state"]
+    alpha: float = 1.0
+    rank: Annotated[int, Field(ge=1)] | None = None
+    final: bool = False
+
+
+class SplitBegin(RunHead):
+    """Begin a round of split training; the tensors are factors and dense updates of the client
+    half.
+
+    Attributes:
+        steps, batch, part, lr, seed: the work, which must be that of the terms.
+        alpha, rank: of the factors.
+        penalty: terms that the method adds to the loss.
+    """
+
+    kind: Literal["split_begin"] = "split_begin"
+    steps: Count
+    batch: Count
+    part: Literal["A", "B", "AB"]
+    lr: Positive
+    seed: Seed
+    alpha: Positive
+    rank: Annotated[int, Field(ge=1)] | None = None
+    penalty: dict[Literal["proximal", "tail", "keep"], float] | None = None
+
+
+class SplitStep(RunHead):
+    """The gradients of a step of split training."""
+
+    kind: Literal["split_step"] = "split_step"
+    step: Count
+
+
+class FactsAnswer(Head):
+    """Who a site is and what it allows; nothing of its records.
+
+    Attributes:
+        version: of the messages.
+        package: of aulait.
+        roles, methods, privacy, models, embedders: of the site file.
+        profile: what ``aulait probe`` measured of the machine.
+    """
+
+    kind: Literal["facts"] = "facts"
+    client: Name
+    version: int
+    package: Name
+    roles: tuple[Placement, ...]
+    methods: tuple[Name, ...]
+    privacy: bool
+    models: tuple[Name, ...]
+    embedders: tuple[Name, ...]
+    profile: Json = None
+
+
+class AcceptedAnswer(Head):
+    """The site takes part. ``records``: how many it trains on; None where that is not told."""
+
+    kind: Literal["accepted"] = "accepted"
+    client: Name
+    records: Annotated[int, Field(gt=0, lt=2**31)] | None = None
+
+
+class UpdateAnswer(Head):
+    """A site's update or votes. Sensitive.
+
+    Attributes:
+        weight: number of records; 1 where it is not told.
+        info: diagnostics; empty under privacy.
+        error: that a narrower wire made.
+    """
+
+    kind: Literal["update"] = "update"
+    client: Name
+    weight: Number
+    info: Annotated[dict[Name, Number], Field(max_length=1000)]
+    error: Number = 0.0
+
+
+class ScoresAnswer(Head):
+    """Sums over a site's held-out records; all None under privacy.
+
+    Attributes:
+        sums: nats, tokens right and tokens, under what was asked.
+        shared: the same under the shared adapter, where the site measured its own.
+        task: metric -> value.
+    """
+
+    kind: Literal["scores"] = "scores"
+    client: Name
+    sums: tuple[Sum, Sum, Sum] | None = None
+    shared: tuple[Sum, Sum, Sum] | None = None
+    task: Annotated[dict[Annotated[str, Field(max_length=40)], Sum],
+                    Field(max_length=20)] | None = None
+
+
+class SplitStates(Head):
+    """States and labels of the next step, or the factors after the last."""
+
+    kind: Literal["split_states"] = "split_states"
+    client: Name
+
+
+class RefusalAnswer(Head):
+    """What a site answers instead.
+
+    Attributes:
+        reason: one line for the coordinator; it must not depend on the site's records.
+        why: "refused" by the site's policy, "terms" when it does not know the run, "past" or
+            "failed".
+    """
+
+    kind: Literal["refusal"] = "refusal"
+    reason: str
+    why: Name = "refused"
+
+
+Request = (HelloMessage | TermsMessage | TrainMessage | VoteMessage | EvaluateMessage | SplitBegin
+           | SplitStep)
+Answer = (FactsAnswer | AcceptedAnswer | UpdateAnswer | ScoresAnswer | SplitStates | RefusalAnswer)
+HeadT = TypeVar("HeadT", bound=Head, covariant=True)
+_REQUESTS: Final = TypeAdapter[Request](Annotated[Request, Field(discriminator="kind")])
+_ANSWERS: Final = TypeAdapter[Answer](Annotated[Answer, Field(discriminator="kind")])
+
+
+class _Stamped(BaseModel):
+    """The stamp of a message whose rest is not looked at yet."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    run: str = Field(pattern=r"^[0-9a-f]{32}$")
+    epoch: Count
+    number: Count
+
+
+@dataclass(frozen=True)
+class Message(Generic[HeadT]):
+    """A head with its tensors as bytes."""
+
+    head: HeadT
+    body: bytes = b""
+
+    def packet(self, signature: bytes = b"") -> Packet:
+        """As it travels."""
+        return Packet(self.head.model_dump_json().encode(), self.body, signature)
+
+
+def stamp_of(packet: Packet) -> Stamp:
+    """The stamp of a packet, its signature not looked at.
+
+    Raises:
+        WireError: it bears none.
+    """
+    try:
+        found = _Stamped.model_validate_json(packet.head)
+    except ValidationError as error:
+        raise WireError("a message bears no valid stamp (run, epoch, number)") from error
+    return Stamp(found.run, found.epoch, found.number)
+
+
+def read_request(packet: Packet) -> Message[Request]:
+    """What the coordinator says.
+
+    Raises:
+        WireError: it is no message of the coordinator's.
+    """
+    return Message(_read(_REQUESTS, packet), packet.body)
+
+
+def read_answer(packet: Packet) -> Message[Answer]:
+    """What a site answers.
+
+    Raises:
+        WireError: it is no answer.
+    """
+    return Message(_read(_ANSWERS, packet), packet.body)
+
+
+ModelT = TypeVar("ModelT")
+
+
+def _read(kinds: TypeAdapter[ModelT], packet: Packet) -> ModelT:
+    try:
+        return kinds.validate_json(packet.head)
+    except ValidationError as error:
+        raise WireError(f"a message is not valid: {first_problem(error)}") from error
+
+
+def request_message(asked: ClientRequest, stamp: Stamp, terms: str,
+                    body: Body) -> Message[TrainMessage | VoteMessage]:
+    """A request of a method or of the synthesis as it travels, not yet signed.
+
+    Args:
+        asked: the request.
+        stamp: which message it is.
+        terms: digest of the terms it belongs to.
+        body: its tensors.
+    """
+    kind = VoteMessage if isinstance(asked, VoteRequest) else TrainMessage
+    head = kind(**stamp.fields, client=asked.client, terms=terms, round=asked.round,
+                settings=plain_settings(asked.settings))
+    return Message(head, body.raw)
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Small numbers and words of a request, tuples as the lists that JSON has."""
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(own) for key, own in value.items()}
+        return [plain(own) for own in value] if isinstance(value, Sequence) and not isinstance(
+            value, str) else value
+
+    return {name: plain(value) for name, value in settings.items()}
+
+
+def client_request(message: Message[TrainMessage | VoteMessage]) -> ClientRequest:
+    """The request in a message.
+
+    Raises:
+        WireError: its tensors cannot be read.
+    """
+    head, kind = message.head, VoteRequest if message.head.kind == "vote" else TrainRequest
+    return kind(head.client, head.round, unpack_tensors(message.body), head.settings)
+
+
+def update_message(given: ClientUpdate, stamp: Stamp,
+                   wire: Wire = "float32") -> Message[UpdateAnswer]:
+    """An update as it travels. Sensitive.
+
+    Raises:
+        WireError: its weight is not finite, or its tensors cannot travel.
+    """
+    made = pack_tensors(given.tensors, wire)
+    info = {name: float(value) for name, value in given.info.items() if math.isfinite(float(value))}
+    try:
+        head = UpdateAnswer(**stamp.fields, client=given.client, weight=given.weight, info=info,
+                            error=made.error)
+    except ValidationError as error:
+        raise WireError("an update whose weight or diagnostics cannot travel") from error
+    return Message(head, made.raw)
+
+
+def client_update(message: Message[UpdateAnswer]) -> ClientUpdate:
+    """The update in an answer; what its tensors are worth is for the aggregator to judge.
+
+    Raises:
+        WireError: its tensors cannot be read.
+    """
+    head = message.head
+    return ClientUpdate(head.client, unpack_tensors(message.body), head.weight, head.info)
+
+
+def refusal(stamp: Stamp, reason: str, why: str = "refused") -> Message[RefusalAnswer]:
+    """What a site answers instead; see ``RefusalAnswer``."""
+    return Message(RefusalAnswer(**stamp.fields, reason=reason, why=why))
