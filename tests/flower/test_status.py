@@ -175,7 +175,7 @@ def test_a_state_is_one_that_the_event_log_names():
 
 def test_a_run_with_a_server(run):
     with Holding(run):
-        found = status.read(run)
+        found = status.read_status(run)
     assert (found["name"], found["engine"], found["state"]) == ("ward", "flower", "running")
     assert (found["stage"], found["round"], found["rounds"]) == ("train", 2, 10)
     assert 0 <= found["progress_s"] < 60
@@ -216,35 +216,35 @@ def test_outcomes(run):
     told = EventLog(run)
     told.outcome(False, error="the ledger cannot be written", kind="PrivacyError")
     answer = call(run)
-    assert (status.read(run)["state"], answer.exit_code) == ("failed", 1)
+    assert (status.read_status(run)["state"], answer.exit_code) == ("failed", 1)
     assert "the ledger cannot be written" in answer.stdout
     told.outcome(True)
     (run / "result.json").write_text('{"name": "ward"}')
-    assert (status.read(run)["state"], call(run).exit_code) == ("finished", 0)
+    assert (status.read_status(run)["state"], call(run).exit_code) == ("finished", 0)
 
 
 def test_a_server_that_has_just_begun(tmp_path):
     EventLog(tmp_path / "run")
     with Holding(tmp_path / "run"):
-        found = status.read(tmp_path / "run")
+        found = status.read_status(tmp_path / "run")
     assert (found["state"], found["stage"], found["epsilon"], found["sites"]) == ("running", None, {}, [])
     assert "none yet" in call(tmp_path / "run").stdout
 
 
 def test_an_inline_run(tmp_path):
     path = write_run(tmp_path / "inline")
-    found = status.read(path)
+    found = status.read_status(path)
     assert (found["engine"], found["state"], found["stage"], found["round"], found["rounds"]) == ("inline", "finished", "train", 10, 10)
     assert set(found["epsilon"]) >= {"proxy", "local"}
     (path / "result.json").unlink()
-    assert status.read(path)["state"] == "unknown"
+    assert status.read_status(path)["state"] == "unknown"
     assert call(path).exit_code == 0
 
 
 def test_infinite_epsilon_stays_infinite(run):
     with (run / "rounds.jsonl").open("a") as file:
         file.write('{"stage": "train", "round": 3, "epsilon": {"local": null}}\n{"stage": "tr')
-    assert status.read(run)["epsilon"] == {"local": None, "proxy": 1.5}
+    assert status.read_status(run)["epsilon"] == {"local": None, "proxy": 1.5}
     assert "infinite" in call(run).stdout
 
 
@@ -252,15 +252,15 @@ def test_infinite_epsilon_stays_infinite(run):
 def test_spoilt_files_stop_nothing(run, text):
     for name in ("sites.json", "progress.json", "outcome.json", "log.jsonl"):
         (run / "serve" / name).write_text(text)
-    status.read(run)
+    status.read_status(run)
     assert call(run).exit_code == 1
-    assert "aulait_site_up" in prometheus_export.text(run)
+    assert "aulait_site_up" in prometheus_export.metrics_text(run)
     EventLog(run)
 
 
 def test_no_run(tmp_path):
     with pytest.raises(DataError):
-        status.read(tmp_path)
+        status.read_status(tmp_path)
     answer = call(tmp_path / "nothing")
     assert answer.exit_code == 2
 
@@ -358,7 +358,7 @@ def parsed(text):
 
 def test_metrics_of_a_run(run):
     with Holding(run):
-        text = prometheus_export.text(run)
+        text = prometheus_export.metrics_text(run)
     found = parsed(text)
     assert found[("aulait_up",)] == 1
     assert (found[("aulait_round",)], found[("aulait_rounds",)], found[("aulait_loss",)]) == (2, 10, 3.5)
@@ -377,14 +377,14 @@ def test_metrics_of_a_run(run):
 
 def test_metrics_escape_what_they_are_told(run):
     EventLog(run).site('x"} 1\naulait_epsilon{role="a', role='b"c\\d', state="there")
-    found = parsed(prometheus_export.text(run))
+    found = parsed(prometheus_export.metrics_text(run))
     assert ("aulait_site_up", ("role", 'b"c\\d'), ("site", 'x"} 1?aulait_epsilon{role="a')) in found
     assert ("aulait_epsilon", ("role", "a")) not in found
 
 
 def test_metrics_without_privacy_are_infinite_and_a_dead_server_takes_its_sites_down(run):
     (run / "ledger.jsonl").write_text('{"epsilon": {"local": null}}\n')
-    found = parsed(prometheus_export.text(run))
+    found = parsed(prometheus_export.metrics_text(run))
     assert found["aulait_epsilon", ("role", "local")] == math.inf
     assert found[("aulait_up",)] == found["aulait_site_up", ("role", "local"), ("site", "ward-a")] == 0
     assert found["aulait_outcome", ("state", "dead")] == 1
@@ -400,7 +400,7 @@ def ask(address, path="/metrics", method="GET", **headers):
 
 
 def test_the_server_answers_one_question(run):
-    server = prometheus_export.serve(run, 0)
+    server = prometheus_export.MetricsServer(run, 0)
     try:
         answer, body = ask(server.address)
         assert answer.status == 200
@@ -414,7 +414,7 @@ def test_the_server_answers_one_question(run):
         assert ask(server.address, Host="elsewhere.example:9464")[0].status == 403
         assert ask(server.address, Host="localhost:9464")[0].status == 200
         with pytest.raises(ConfigError, match=r"^metrics port .* is taken, expected a free one; choose another --metrics$"):
-            prometheus_export.serve(run, server.address[1])
+            prometheus_export.MetricsServer(run, server.address[1])
     finally:
         server.close()
     with pytest.raises(OSError):
@@ -422,7 +422,7 @@ def test_the_server_answers_one_question(run):
 
 
 def test_the_server_waits_for_a_run(tmp_path):
-    server = prometheus_export.serve(tmp_path / "later", 0)
+    server = prometheus_export.MetricsServer(tmp_path / "later", 0)
     try:
         assert ask(server.address)[0].status == 503
         EventLog(tmp_path / "later")

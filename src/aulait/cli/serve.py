@@ -68,37 +68,37 @@ def serve(
                  str(port), "--out", str(path),
                  *(word for o in overrides or [] for word in ("--set", o)),
                  *(["--insecure"] if insecure else []), "--resume"]
-        result = carry_out(settings, path, again, keys=keys, host=host, port=port, resume=resume,
-                           insecure=insecure, metrics=metrics)
+        options = serving.ServerOptions(keys, host, port, resume, insecure)
+        result = carry_out(settings, path, again, options, metrics)
     show(result, path, as_json)
 
 
-def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | None,
-              **how: Any) -> dict[str, Any]:
+def carry_out(settings: experiment_file.Settings, path: Path, again: list[str],
+              options: serving.ServerOptions, metrics_port: int | None) -> dict[str, Any]:
     """Serve with a progress bar; an interrupt says how to go on.
 
     Args:
         settings: the experiment.
         path: the run folder.
         again: the words of the command that goes on with it.
-        metrics: port of loopback for Prometheus; None: none.
-        how: as ``aulait.engines.flower.serving.serve`` takes it.
+        options: how it is served.
+        metrics_port: of loopback for Prometheus; None: none.
 
     Returns:
         What result.json holds.
     """
-    done = serving.finished(settings, path, how["resume"])
+    done = serving.finished(settings, path, options.resume)
     if done is not None:
         terminal.note(f"the run in {path} is finished; nothing is left to do")
         return done
     try:
         with contextlib.ExitStack() as stack:
-            if metrics is not None:
-                stack.enter_context(measured(path, metrics))
+            if metrics_port is not None:
+                stack.enter_context(measured(path, metrics_port))
             terminal.note(
-                f"listening on {how['host']}:{how['port']} for the sites of {how['keys']}/roster; "
-                f"run folder {path}")
-            return serving.serve(settings, path, watch=stack.enter_context(Bar()), **how)
+                f"listening on {options.host}:{options.port} for the sites of "
+                f"{options.keys}/roster; run folder {path}")
+            return serving.serve(settings, path, options, stack.enter_context(Bar()))
     except KeyboardInterrupt:
         begun = (path / "config.toml").is_file()
         raise KeyboardInterrupt(f"go on with: {shlex.join(again)}" if begun
@@ -108,7 +108,7 @@ def carry_out(settings: Any, path: Path, again: list[str], *, metrics: int | Non
 @contextlib.contextmanager
 def measured(path: Path, port: int) -> Iterator[None]:
     """Metrics of the run as long as the block runs."""
-    server = metrics.serve(path, port)
+    server = metrics.MetricsServer(path, port)
     try:
         yield
     finally:

@@ -63,7 +63,7 @@ def of(path: Path) -> dict[str, Any]:
     """The status of a run folder, or with ``kind`` = "site" the health of the site whose file it
     is."""
     if path.is_dir():
-        return {"kind": "run", **reader.read(path)}
+        return {"kind": "run", **reader.read_status(path)}
     if not path.is_file():
         raise ConfigError(
             f"found nothing at {path}, expected a run folder or a site file; check the path")

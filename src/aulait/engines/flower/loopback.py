@@ -128,11 +128,8 @@ class Loopback:
 
 @contextlib.contextmanager
 def laid_out(
-    folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]],
-    limits: Mapping[str, Mapping[str, Any]] | None = None, *,
-    embedders: Mapping[str, str] | None = None, models: Mapping[str, str] | None = None,
-    fields: Mapping[str, str] | None = None,
-    host: str = "127.0.0.1",
+    folder: Path, rows: Mapping[str, Sequence[Mapping[str, str]]],
+    limits: Mapping[str, Mapping[str, Any]] | None = None, *, host: str = "127.0.0.1"
 ) -> Iterator[Loopback]:
     """Keys, sites and their data in a folder; everything started is ended on the way out.
 
@@ -141,8 +138,6 @@ def laid_out(
         rows: site -> its own rows.
         limits: site -> keys of ``[limits]``; by default runs without privacy are allowed, as
             "local" and "proxy".
-        embedders, models: of every site file; by default those of the template.
-        fields: keys of ``[data]`` beside the source.
         host: address of the server, in its certificate and in the site files.
     """
     port = processes.free_port()
@@ -159,9 +154,8 @@ def laid_out(
         allowed = {"privacy": False, "roles": ["local", "proxy"],
                    "threads": 1} | dict((limits or {}).get(name, {}))
         tables = {"site": {"name": name, "server": f"{host}:{port}", "state": "state"},
-                  "data": {"source": "own.jsonl", **(fields or {})},
-                  "models": dict(models or {"brew": "brew"}),
-                  "embedders": dict(embedders or {"minilm": "minilm"}), "limits": allowed}
+                  "data": {"source": "own.jsonl"}, "models": {"brew": "brew"},
+                  "embedders": {"minilm": "minilm"}, "limits": allowed}
         (home / "site.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
         sites[name] = home / "site.toml"
     loopback = Loopback(folder, host, port, sites)

@@ -31,6 +31,7 @@ from aulait.engines.flower.hardening import supported
 from aulait.reporting.report import write_report
 from aulait.runfolder.run_folder import RunFolder, differing_settings
 from aulait.runs import experiment_file
+from aulait.runs.experiment_file import Settings
 
 Watch = Callable[[str, int, int, str], None]
 EXPERIMENT: Final = f"{FOLDER}/experiment.toml"
@@ -146,17 +147,31 @@ def start_link(keys: Path | None, folder: Path, host: str, port: int) -> Iterato
             link.stop()
 
 
-def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume: bool,
-          insecure: bool, watch: Watch) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a run is served.
+
+    Attributes:
+        keys: the server's keys folder.
+        host, port: where sites join.
+        resume: go on with what is in the run folder.
+        insecure: without TLS, on loopback only.
+    """
+
+    keys: Path
+    host: str
+    port: int
+    resume: bool
+    insecure: bool
+
+
+def serve(settings: Settings, run: Path, options: ServerOptions, watch: Watch) -> dict[str, Any]:
     """One run over Flower, from the first process to the last.
 
     Args:
         settings: the experiment.
         run: its folder.
-        keys: the server's keys folder.
-        host, port: where sites join.
-        resume: go on with what is in the folder.
-        insecure: without TLS, on loopback only.
+        options: how it is served.
         watch: told of progress: stage, rounds done, rounds in all, remark.
 
     Returns:
@@ -165,6 +180,7 @@ def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume:
     Raises:
         AulaitError: what the server app ended with, in its own words, or the death of a process.
     """
+    keys, resume = options.keys, options.resume
     if (done := finished(settings, run, resume)) is not None:
         return done
     folder = run.absolute() / FOLDER
@@ -174,8 +190,9 @@ def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume:
         f"{keys} NAME FILE.pub"
     )
     require(bool(roster), ConfigError, text)
-    with start_link(None if insecure else keys, folder, host, port) as link:
-        journal = EventLog(run)
+    with start_link(None if options.insecure else keys, folder, options.host,
+                    options.port) as link:
+        event_log = EventLog(run)
         (folder / "outcome.json").unlink(missing_ok=True)
         (folder / "progress.json").unlink(missing_ok=True)
         RunFolder(run).write_text(EXPERIMENT, experiment_file.dump_settings(settings))
@@ -183,16 +200,16 @@ def serve(settings: Any, run: Path, keys: Path, *, host: str, port: int, resume:
         places = {"experiment": str(run.absolute() / EXPERIMENT), "out": str(run.absolute()),
                   "keys": str(keys.absolute())}
         number = link.submit(supported.app_folder(folder / "app"), {**places, "resume": resume})
-        journal.event("serving", address=link.address, sites=sorted(roster), flower_run=str(number),
-                      resume=resume, insecure=insecure)
-        outcome = follow(link, watch, _renewing(link, keys, journal))
-        journal.event("served", ok=outcome.get("ok") is True)
+        event_log.event("serving", address=link.address, sites=sorted(roster), flower_run=str(number),
+                      resume=resume, insecure=options.insecure)
+        outcome = follow(link, watch, _renewing(link, keys, event_log))
+        event_log.event("served", ok=outcome.get("ok") is True)
     if outcome.get("ok") is not True:
         raise _error(outcome)
     return _result(run)
 
 
-def finished(settings: Any, run: Path, resume: bool) -> dict[str, Any] | None:
+def finished(settings: Settings, run: Path, resume: bool) -> dict[str, Any] | None:
     """Look at the run folder before anything starts: what result.json holds where nothing is left
     to do, else None.
 
@@ -322,7 +339,7 @@ def _wait_for_the_last(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def _renewing(link: Link, keys: Path, journal: EventLog) -> Callable[[], None]:
+def _renewing(link: Link, keys: Path, event_log: EventLog) -> Callable[[], None]:
     """Sites enrolled or removed while the run goes on; a roster that cannot be read just now
     changes nothing."""
     said = {""}
@@ -333,7 +350,7 @@ def _renewing(link: Link, keys: Path, journal: EventLog) -> Callable[[], None]:
         except AulaitError as error:
             if str(error) not in said:
                 said.add(str(error))
-                journal.warning("roster_unchanged", error=str(error))
+                event_log.warning("roster_unchanged", error=str(error))
 
     return renew
 

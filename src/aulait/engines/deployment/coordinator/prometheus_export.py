@@ -1,11 +1,13 @@
-"""A run's status for Prometheus: its text format, and a small server that answers GET /metrics and
-nothing else.
+"""A run's status for Prometheus, and a small server that answers GET /metrics and nothing else.
 
 Everything is read from the run folder at every question, so that there is no state to go wrong. The
 counters sum rounds.jsonl: after a resume they may be a round lower, which Prometheus takes as a
 restart of the counter. The metrics name sites and tell when they answered: like RUN/serve they are
 the operator's, and the server listens on loopback unless told otherwise; it has no TLS and no
 password.
+
+Format, escaping and what a scraper may ask for are ``prometheus_client``'s, by its own request
+handler. Its own server (``start_http_server``) answers on every path and to every Host.
 """
 
 from __future__ import annotations
@@ -15,42 +17,49 @@ import math
 import threading
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import MetricsHandler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.exposition import generate_latest
 
 from aulait.core.errors import AulaitError, ConfigError
 from aulait.engines.deployment.coordinator import status
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 STAGES = ("prepare", "synthesis", "train", "finish")
-DOWN = ("unknown", "silent", "refused")  # of the states that EventLog.site names
+DOWN = ("unknown", "silent", "refused")  # of the states that ``EventLog.site`` names
 PATIENCE_S = 5.0
 
 
-def text(run: Path) -> str:
+class RunCollector:
+    """Tells ``prometheus_client`` where a run stands, anew at every question.
+
+    Args:
+        run: the run folder; it may not exist yet.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics.
+
+        Raises:
+            DataError: the path is no run folder.
+        """
+        return _families(status.read_status(self._run))
+
+
+def metrics_text(run: Path) -> str:
     """The status of a run in Prometheus' text format.
 
     Raises:
         DataError: the path is no run folder.
     """
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(status.read(run)))
-    return generate_latest(registry).decode("utf-8")
-
-
-class _Collector:
-    """Hands one status to the library, which formats and escapes."""
-
-    def __init__(self, found: dict[str, Any]) -> None:
-        self._found = found
-
-    def collect(self) -> Iterator[Metric]:
-        return _families(self._found)
+    return generate_latest(RunCollector(run)).decode("utf-8")
 
 
 def _families(found: dict[str, Any]) -> Iterator[Metric]:
@@ -79,8 +88,8 @@ def _families(found: dict[str, Any]) -> Iterator[Metric]:
                  [((site["name"],), site["last_seen_s"]) for site in sites], ("site",))
     yield _gauge("aulait_site_round", "Last round that a site was asked in",
                  [((site["name"],), site["round"]) for site in sites], ("site",))
-    for key, told in (("up_bytes", "Bytes of replies"), ("down_bytes", "Bytes of orders"),
-                      ("refused", "Replies left out of a merge")):
+    for key, told in (("up_bytes", "Bytes of updates"), ("down_bytes", "Bytes of requests"),
+                      ("refused", "Updates left out of a merge")):
         family = CounterMetricFamily(f"aulait_{key}", f"{told}, all rounds")
         family.add_metric((), found[key])
         yield family
@@ -96,27 +105,34 @@ def _gauge(name: str, told: str, samples: Iterable[tuple[tuple[str, ...], Any]],
     return family
 
 
-class Metrics:
+class MetricsServer:
     """A server of one run's metrics; it ends with the process or with ``close``.
+
+    Args:
+        run: the run folder; it may not exist yet.
+        port: 0 takes a free one.
+        host: an address of this machine.
 
     Attributes:
         address: host and port, the port also when 0 was asked for.
+
+    Raises:
+        ConfigError: the port is taken or may not be used.
     """
 
-    def __init__(self, run: Path, port: int, host: str) -> None:
+    def __init__(self, run: Path, port: int, host: str = "127.0.0.1") -> None:
+        class OfThisRun(_RunMetricsHandler):
+            registry = RunCollector(run)
+            hosts = frozenset({host, *LOOPBACK}) if host in LOOPBACK else frozenset()
+
         try:
-            self._server = _Server((host, port), _Handler)
+            self._server = _QuietServer((host, port), OfThisRun)
         except (OSError, OverflowError) as error:
-            reason = (
-                "is taken" if getattr(error, "errno", None) == errno.EADDRINUSE
-                else f"cannot be used ({error})"
-            )
-            raise ConfigError(
-                f"metrics port {host}:{port} {reason}, expected a free one; choose another "
-                "--metrics") from error
-        self._server.run = run
+            taken = getattr(error, "errno", None) == errno.EADDRINUSE
+            reason = "is taken" if taken else f"cannot be used ({error})"
+            raise ConfigError(f"metrics port {host}:{port} {reason}, expected a free one; choose "
+                              "another --metrics") from error
         self.address: tuple[str, int] = (host, self._server.server_address[1])
-        self._server.hosts = {host, *LOOPBACK} if host in LOOPBACK else set()
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2},
                          name="metrics", daemon=True).start()
 
@@ -126,56 +142,35 @@ class Metrics:
         self._server.server_close()
 
 
-def serve(run: Path, port: int, host: str = "127.0.0.1") -> Metrics:
-    """Answer GET /metrics about a run, from a thread.
-
-    Args:
-        run: the run folder; it may not exist yet.
-        port: 0 takes a free one.
-        host: an address of this machine.
-
-    Raises:
-        ConfigError: the port is taken or may not be used.
-    """
-    return Metrics(run, port, host)
-
-
-class _Server(ThreadingHTTPServer):
+class _QuietServer(ThreadingHTTPServer):
     daemon_threads = True
-    run: Path
-    hosts: set[str]
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         """A reader that hangs up is no event."""
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+class _RunMetricsHandler(MetricsHandler):
+    """``prometheus_client``'s own handler behind a check of path and Host.
+
+    Attributes:
+        hosts: names under which this machine may be asked; empty: any.
+    """
+
     server_version, sys_version = "aulait", ""
     timeout = PATIENCE_S
+    hosts: frozenset[str] = frozenset()
 
     def do_GET(self) -> None:
         if self.path.partition("?")[0] != "/metrics":
-            self._answer(HTTPStatus.NOT_FOUND, "only /metrics is here\n")
-        elif self.server.hosts and _host(self.headers.get("Host", "")) not in self.server.hosts:
-            # a web page whose name was made to point at this machine
-            self._answer(HTTPStatus.FORBIDDEN, "this address is for this machine alone\n")
+            self.send_error(HTTPStatus.NOT_FOUND, "only /metrics is here")
+        elif self.hosts and _host(self.headers.get("Host", "")) not in self.hosts:
+            # A web page whose name was made to point at this machine.
+            self.send_error(HTTPStatus.FORBIDDEN, "this address is for this machine alone")
         else:
             try:
-                self._answer(HTTPStatus.OK, text(self.server.run), CONTENT_TYPE_PLAIN_0_0_4)
+                super().do_GET()
             except (AulaitError, OSError):
-                self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "the run folder cannot be read yet\n")
-
-    def _answer(self, code: HTTPStatus, body: str, kind: str = "text/plain; charset=utf-8") -> None:
-        data = body.encode("utf-8", errors="replace")
-        self.send_response(code)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: a scrape is no event."""
+                self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, "the run folder cannot be read yet")
 
 
 def _host(header: str) -> str:

@@ -33,7 +33,7 @@ LONGEST = 300
 STAGES = {"synthesis": "synthesis", "train": "train"}
 
 
-def read(run: Path) -> dict[str, Any]:
+def read_status(run: Path) -> dict[str, Any]:
     """Where a run stands, as plain JSON values; None stands for what is not known.
 
     Returns:
