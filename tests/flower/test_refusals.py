@@ -174,7 +174,7 @@ def test_a_tensor_named_as_a_path_goes_nowhere(enemy, tmp_path):
     ({"rank": 1}, {"adapter__rank": 2}, "rank"),
     ({"rank": 1}, {"ranks": {"a": 9}}, "rank"),
 ])
-def test_terms_beyond_a_limit_is_refused_before_anything_is_loaded(tmp_path, limits, changes, words):
+def test_terms_beyond_a_limit_are_refused_before_anything_is_loaded(tmp_path, limits, changes, words):
     enemy = Attacker(tmp_path, **limits)
     enemy.refused(enemy.tell(**changes), words)
     assert not enemy.handler._runs, "nothing was loaded"

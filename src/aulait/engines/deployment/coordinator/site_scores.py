@@ -16,7 +16,7 @@ from aulait.engines.contract import PreparedRun
 from aulait.engines.deployment.protocol.messages import ScoresAnswer
 from aulait.evaluation.losses import evaluate, summary
 from aulait.methods.contract import PersonalMethod, State
-from aulait.runs.prepared import ScoreValues
+from aulait.runs.progress import ScoreValues
 
 PUBLIC_RECORDS: Final = 64  # public texts that are scored under privacy
 
