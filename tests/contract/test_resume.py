@@ -122,6 +122,23 @@ def same(path: Path, result, other: Path, wanted) -> None:
     assert not list(path.rglob("*.tmp"))
 
 
+def test_a_run_that_an_earlier_version_began_is_resumed_and_one_of_other_settings_is_not(place, shared, tmp_path):
+    """A key that has come since stands at its default in the folder's settings, too."""
+    settings = experiment(place)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        Killer(patch, 40)
+        go(settings, tmp_path / "run", shared)
+    config = tmp_path / "run" / "config.toml"
+    lines = config.read_text().splitlines(keepends=True)
+    without = [line for line in lines if not line.startswith("mechanism = ")]
+    assert len(without) < len(lines)
+    config.write_text("".join(without).replace("\nlr = ", "\nlr = 1"))
+    with pytest.raises(ConfigError, match="lr = "):
+        go(settings, tmp_path / "run", shared, resume=True)
+    config.write_text("".join(without))
+    assert go(settings, tmp_path / "run", shared, resume=True)["rounds"] == settings.train.rounds
+
+
 def untimed(path: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in TIMES} for line in RunFolder(path).lines()]
 

@@ -42,13 +42,15 @@ class RunFolder:
         self.path = path
         self.kept: LinesListener = lambda lines: None
 
-    def begin(self, config: str, machine: Mapping[str, object], resume: bool) -> bool:
+    def begin(self, config: str, machine: Mapping[str, object], resume: bool,
+              renewed: Callable[[str], str] = str) -> bool:
         """Make the folder, or enter it again.
 
         Args:
             config: the resolved settings as TOML.
             machine: facts about this machine.
             resume: go on with what is there.
+            renewed: gives the settings that an earlier version wrote with the keys of today.
 
         Returns:
             Whether there is something to go on with.
@@ -68,7 +70,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._space()
             if held.exists():
-                differing = differing_settings(held.read_text(encoding="utf-8"), config)
+                before = renewed(held.read_text(encoding="utf-8"))
+                differing = differing_settings(before, config)
                 if differing:
                     raise ConfigError(
                         f"run folder {self.path} was started with other settings ({differing}); "

@@ -334,6 +334,15 @@ def dump_settings(settings: Settings) -> str:
     return tomli_w.dumps(_plain(tree))
 
 
+def renewed_settings(text: str) -> str:
+    """The resolved settings that an earlier version wrote, with the keys that have come since at
+    their defaults; unchanged where today's version does not take them."""
+    try:
+        return dump_settings(build_settings(tomllib.loads(text)))
+    except (ConfigError, tomllib.TOMLDecodeError):
+        return text
+
+
 def _plain(node: Any) -> Any:
     """Nested plain values without None, which TOML lacks."""
     if isinstance(node, Mapping):

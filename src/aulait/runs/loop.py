@@ -23,7 +23,7 @@ from aulait.reporting.report import write_report
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import finish
 from aulait.runs.books import epsilons, open_books
-from aulait.runs.experiment_file import Settings, dump_settings
+from aulait.runs.experiment_file import Settings, dump_settings, renewed_settings
 from aulait.runs.prepared import Engine, SharedCache
 from aulait.runs.progress import Observer, Progress
 from aulait.runs.setup import prepare
@@ -58,7 +58,7 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
     watch("prepare", 0, 1, "reading data, loading the base")
     prepared = prepare(settings, cache or SharedCache(), engine.clients)
     folder = RunFolder(path)
-    entered = folder.begin(dump_settings(settings), finish.machine(), resume)
+    entered = folder.begin(dump_settings(settings), finish.machine(), resume, renewed_settings)
     done = folder.result() if entered else None
     if done is not None:
         if not (path / "report.html").exists():  # killed between result and page

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from aulait.core.errors import AulaitError, ConfigError, require
-from aulait.runs.experiment_file import Settings, dump_settings, read_settings
+from aulait.runs.experiment_file import Settings, dump_settings, read_settings, renewed_settings
 from aulait.runs.loop import run
 from aulait.runs.prepared import Engine, SharedCache
 
@@ -234,10 +234,9 @@ def _finished(path: Path, settings: Settings) -> dict[str, Any] | None:
     """
     if not (path / "result.json").is_file():
         return None
-    same = (
-        (path / "config.toml").is_file()
-        and (path / "config.toml").read_text(encoding="utf-8") == dump_settings(settings)
-    )
+    held = path / "config.toml"
+    same = held.is_file() and dump_settings(settings) in (
+        before := held.read_text(encoding="utf-8"), renewed_settings(before))
     require(
         same,
         ConfigError,
