@@ -39,6 +39,7 @@ MEANT = (
     (r".+/result\.json/schema_version", True, "a run folder says which schema it follows"),
     (r"json/list/mechanisms", True, "mechanisms of noise are registered and listed"),
     (r"json/plan dplora/privacy/epsilon/local", False, "the plan knew no sampling of records"),
+    (r".+/config\.toml/privacy/mechanism", True, "the mechanism of noise has a name"),
 )
 ABSENT = "absent"
 FRAME = re.compile("[\u2500-\u257f]")  # lines around a panel of a help page
