@@ -7,12 +7,13 @@ The names below are the Python API; torch is imported when one of them is first 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from aulait.core.version import PACKAGE_VERSION as __version__
+from aulait.core.version import PACKAGE_VERSION
 
 if TYPE_CHECKING:
     from aulait.engines.python_api import FinishedRun, compare, load_run, plan, run, sweep
     from aulait.runs.experiment_file import Settings
 
+__version__ = PACKAGE_VERSION
 __all__ = ["FinishedRun", "Settings", "__version__", "compare", "load_run", "plan", "run", "sweep"]
 
 

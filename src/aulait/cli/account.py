@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from aulait.cli import terminal
 from aulait.cli.options import JsonOption
+from aulait.cli.terminal import Document
 from aulait.core.errors import ConfigError, DataError, PrivacyError
 from aulait.privacy import accounting as arithmetic
 from aulait.privacy.accounting import Event
@@ -39,7 +40,7 @@ RateOption = Annotated[float,
         help="Probability with which a client, or a record in a step, takes part (Poisson).")]
 
 
-def account(
+def account(  # noqa: PLR0913 (the options of a command)
     run: RecountArgument = None,
     epsilon: EpsilonOption = None,
     noise_multiplier: NoiseOption = None,
@@ -127,13 +128,13 @@ def _check(run: Path, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _word(value: float | None, row: dict[str, Any]) -> str:
+def _word(value: float | None, row: Document) -> str:
     if row["absent"]:
         return "no release"
     return "infinite" if value is None or math.isinf(value) else f"{value:.4f}"
 
 
-def recount(run: Path) -> list[dict[str, Any]]:
+def recount(run: Path) -> list[Document]:
     """Epsilon of every role from the ledger alone, beside what result.json says. Changes no file.
 
     Raises:
@@ -158,8 +159,8 @@ def recount(run: Path) -> list[dict[str, Any]]:
 
 
 def _counted(
-    role: str, told: float | None, events: list[Event], privacy: dict[str, Any]
-) -> dict[str, Any]:
+    role: str, told: float | None, events: list[Event], privacy: Document
+) -> Document:
     """One role: what its releases amount to, and whether that is what was told."""
     # Exact votes leave no line: the roles that cast them say null, whatever else they released.
     off, exact = privacy["off"], privacy.get("exact_votes") and told is None

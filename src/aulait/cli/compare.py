@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from aulait.cli import terminal
 from aulait.cli.options import JsonOption
+from aulait.cli.terminal import Document
 from aulait.core.errors import DataError
 from aulait.reporting import columns, measures, numbers, pace
 from aulait.reporting.grouping import comparison_rows
@@ -39,7 +40,7 @@ def compare(
     methods in lines and settings in colours. Runs with virtual time are also timed to a loss: at
     the end of the first measured round at or below it.
     """
-    folders = expanded(runs)
+    folders = run_folders(runs)
     rows = comparison_rows(folders, target_loss)
     if target_loss is not None and not any("virtual_s" in row for row in rows):
         terminal.note(
@@ -63,7 +64,7 @@ def compare(
 BESIDE = ("compare.html", "table.json")
 
 
-def expanded(paths: Sequence[Path]) -> list[Path]:
+def run_folders(paths: Sequence[Path]) -> list[Path]:
     """The run folders among or directly below the paths, each once.
 
     Raises:
@@ -85,7 +86,7 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
     return list({path.resolve(): path for path in found}.values())
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
+def show(rows: Sequence[Document]) -> None:
     """The table on stdout, the best arm first."""
     found = columns.comparison_columns(rows)
     lines = [[column.cells[i].replace(numbers.INFINITE, "infinite") for column in found]

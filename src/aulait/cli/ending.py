@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from aulait.cli import terminal
+from aulait.cli.terminal import Document
 from aulait.reporting import numbers as n
 
 
-def ending(result: Mapping[str, Any], path: Path) -> None:
+def ending(result: Document, path: Path) -> None:
     """The short table after a run, the path of its report, and what to try next."""
     before, after = result["base_eval"], result["eval"]
     measures = (
@@ -49,7 +49,7 @@ def epsilon_in_words(value: float | None) -> str:
     return n.epsilon(value).replace(n.INFINITE, "infinite")
 
 
-def _guarantee(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _guarantee(result: Document) -> list[tuple[str, str]]:
     """Epsilon of every role that exists."""
     privacy = result["privacy"]
     if privacy["off"]:
@@ -72,7 +72,7 @@ def _seconds(spent: Mapping[str, float]) -> list[tuple[str, str]]:
     return [(f"time, {name}", n.duration(spent.get(key))) for name, key in parts]
 
 
-def _virtual(clock: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _virtual(clock: Document | None) -> list[tuple[str, str]]:
     """How long the federation would have taken, and how much of it its clients waited; nothing
     where no machine is named."""
     if not clock:

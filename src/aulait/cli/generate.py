@@ -15,7 +15,7 @@ from aulait.models.generation import Sampling, TextModel
 from aulait.synthesis.prefix_variation import sample_texts
 
 
-def generate(
+def generate(  # noqa: PLR0913 (the options of a command)
     run: RunArgument,
     prompt: Annotated[str,
                       typer.Argument(metavar="PROMPT", help="The text to continue or to answer.")],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from aulait.cli import terminal
 from aulait.cli.options import JsonOption
 from aulait.core.errors import ConfigError
 from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.pki.keys import Validity
 
 app = typer.Typer(
     name="keys",
@@ -161,7 +162,7 @@ def listing(folder: ServerKeysArgument, as_json: JsonOption = False) -> None:
         f"until {_day(made.authority)}")
 
 
-def _ends(made: Any) -> dict[str, str]:
+def _ends(made: Validity) -> dict[str, str]:
     return {"server_until": made.server.isoformat(), "authority_until": made.authority.isoformat()}
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from aulait.cli import terminal
 from aulait.cli.options import JsonOption
+from aulait.cli.terminal import Document
 from aulait.core.registry import Registry
 from aulait.data.sources import SOURCES
 from aulait.federation import presets
@@ -65,7 +66,7 @@ def catalogue(as_json: JsonOption = False) -> None:
     """List methods, federation presets, data sources, generators, embedders, task metrics, machines
     and links."""
     with terminal.work(as_json):
-        found, broken = known()
+        found, broken = catalogued()
     for line in broken:
         terminal.note(f"left out: {line}")
     if as_json:
@@ -86,7 +87,7 @@ def catalogue(as_json: JsonOption = False) -> None:
                        [(item["name"], item["what"]) for item in found[key]], width=WIDTH)
 
 
-def known() -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+def catalogued() -> tuple[dict[str, list[Document]], list[str]]:
     """Everything that has a name, as plain values; and a line about each third party's thing that
     is broken and left out."""
     broken: list[str] = []
@@ -133,7 +134,7 @@ def _link(own: Any) -> str:
     )
 
 
-def _row(method: dict[str, Any]) -> tuple[str, ...]:
+def _row(method: Document) -> tuple[str, ...]:
     offered = method["private"] or method["unit"] == "record"
     private = method["unit"] if offered else f"no → {method['instead']}"
     answers = [_yes(method[key]) for key in ("unequal_ranks", "secure", "personal")]
@@ -147,7 +148,7 @@ def _close(formula: str) -> str:
     return formula.replace(" + ", "+").replace(" (", "(")
 
 
-def _presets(found: list[dict[str, Any]]) -> None:
+def _presets(found: list[Document]) -> None:
     """Shares of the four client types, the smallest first."""
     types = {tier["name"]: tier for tier in reversed(found[0]["tiers"])}
     rows = []
@@ -161,12 +162,12 @@ def _presets(found: list[dict[str, Any]]) -> None:
         f"Ranks where adapter.rank is 200, in proportion elsewhere, at least 1: {ranks}.", WIDTH)
 
 
-def _rank(tier: dict[str, Any]) -> str:
+def _rank(tier: Document) -> str:
     attention = tier.get("attention_rank")
     return str(tier["rank"]) if attention is None else f"{tier['rank']} ({attention} in attention)"
 
 
-def _described(things: Mapping[str, object], where: str = "") -> list[dict[str, Any]]:
+def _described(things: Mapping[str, object], where: str = "") -> list[Document]:
     return [{"name": name, "what": _first_line(thing) + where} for name, thing in things.items()]
 
 
@@ -175,7 +176,7 @@ def _first_line(thing: object) -> str:
     return " ".join(text.replace("``", "").split()).rstrip(".")
 
 
-def _named(table: dict[str, str]) -> list[dict[str, Any]]:
+def _named(table: dict[str, str]) -> list[Document]:
     return [{"name": name, "what": what} for name, what in table.items()]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from aulait.cli import terminal
 from aulait.cli.ending import epsilon_in_words
 from aulait.cli.options import FileArgument, JsonOption, SetOption
 from aulait.cli.run import malformed
+from aulait.cli.terminal import Document
 from aulait.reporting import numbers as n
 from aulait.reporting import story
 from aulait.resources.devices import measure_device
@@ -57,7 +58,7 @@ def plan(
         _print(found)
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(found: Document) -> None:
     rounds, millions = found["rounds"], found["parameters"] / 1e6
     terminal.table(
         f"{found['name']}: {found['algorithm']} on {found['model']} ({millions:,.1f} M "
@@ -91,7 +92,7 @@ def _print(found: dict[str, Any]) -> None:
     _print_privacy(found)
 
 
-def _print_machines(found: dict[str, Any]) -> None:
+def _print_machines(found: Document) -> None:
     """What a round takes on the tiers' machines, where they are named; and the simulation on this
     one, where it is known."""
     tiers = [t for t in found["tiers"] if t["machine"] is not None]
@@ -122,7 +123,7 @@ def _print_machines(found: dict[str, Any]) -> None:
         terminal.say()
 
 
-def _memory(tier: dict[str, Any]) -> str:
+def _memory(tier: Document) -> str:
     """Bytes at the client, and of how many."""
     need, whole = tier["memory_bytes"], tier["machine_memory_bytes"]
     return (
@@ -131,11 +132,11 @@ def _memory(tier: dict[str, Any]) -> str:
     )
 
 
-def _or_unknown(value: Any, style: Callable[[Any], str]) -> str:
+def _or_unknown(value: float | None, style: Callable[[float], str]) -> str:
     return "not known" if value is None else style(value)
 
 
-def _flop(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _flop(found: Document) -> list[tuple[str, str, str]]:
     rows = [(t["name"], _work(t["flop_round_estimate"]), _work(t["flop_vote_estimate"]))
             for t in found["tiers"]]
     server = found["server"]
@@ -145,15 +146,15 @@ def _flop(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _work(flop: Any) -> str:
+def _work(flop: float | None) -> str:
     return "not known" if flop is None else f"{n.significant(flop / 1e9)} GFLOP" if flop else "none"
 
 
-def _size(size_bytes: Any) -> str:
+def _size(size_bytes: float | None) -> str:
     return "not known" if size_bytes is None else n.size(size_bytes) if size_bytes else "none"
 
 
-def _print_privacy(found: dict[str, Any]) -> None:
+def _print_privacy(found: Document) -> None:
     privacy = found["privacy"]
     if privacy["off"]:
         terminal.say("privacy  off: epsilon is infinite")

@@ -7,13 +7,14 @@ import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
 from aulait.cli import terminal
 from aulait.cli.options import JsonOption
+from aulait.cli.terminal import Document
 from aulait.core.errors import ConfigError, did_you_mean
 from aulait.core.types import Profile
 from aulait.reporting import numbers as n
@@ -47,7 +48,7 @@ PowerOption = Annotated[float | None, typer.Option("--power", min=0.1, metavar="
                                              "before what counters say.")]
 
 
-def probe(
+def probe(  # noqa: PLR0913 (the options of a command)
     link: LinkOption = None,
     out: ProfileOption = None,
     dtype: DtypeOption = None,
@@ -116,7 +117,7 @@ def _precisions(text: str | None, device: str | None) -> tuple[str, ...]:
 
 
 def _measured(kinds: tuple[str, ...], device: str | None, seconds: float, link: str | None,
-              power_w: float | None) -> dict[str, Any]:
+              power_w: float | None) -> Document:
     """Everything this command finds out, under the keys of its JSON document; ``machine`` is the
     profile itself."""
     # first: it fails at once where nobody answers
@@ -142,7 +143,7 @@ def _measured(kinds: tuple[str, ...], device: str | None, seconds: float, link: 
     }
 
 
-def _carried(machine: Profile) -> list[dict[str, Any]]:
+def _carried(machine: Profile) -> list[Document]:
     """For each common size: parameters, and memory, seconds and fit of every placement; empty where
     no speed fits."""
     found = []
@@ -150,7 +151,7 @@ def _carried(machine: Profile) -> list[dict[str, Any]]:
         shares = capacity.shares(machine, shape)
         best = next((share.placement for share in shares if share.fits is not False), None)
         parameters = capacity.model_shape(shape, "float32").parameters
-        each: dict[str, Any] = {
+        each: Document = {
             share.placement: {"memory_bytes": share.memory_bytes, "fits": share.fits,
                               "seconds": share.seconds} for share in shares}
         found.append({"base": name, "like": shape.like, "parameters": parameters, "best": best,
@@ -208,7 +209,7 @@ def _serve(address: str) -> None:
             terminal.note("echo server ended")
 
 
-def _print(found: dict[str, Any], out: Path | None) -> None:
+def _print(found: Document, out: Path | None) -> None:
     machine, energy, near = found["machine"], found["energy"], found["nearest"]
     traffic = machine.memory_bytes_per_s
     terminal.table(f"{machine.name} ({machine.device}), {machine.source}", ("", ""), [
@@ -242,7 +243,7 @@ def _print(found: dict[str, Any], out: Path | None) -> None:
         terminal.say(f"saved  {out}  (in a tier of an experiment file: machine = \"{out}\")")
 
 
-def _print_carried(found: dict[str, Any]) -> None:
+def _print_carried(found: Document) -> None:
     task, rows = Task(), []
     for one in found["carries"]:
         size = (
@@ -263,7 +264,7 @@ def _print_carried(found: dict[str, Any]) -> None:
         f"{task.candidates} candidates")
 
 
-def _cell(share: dict[str, Any]) -> str:
+def _cell(share: Document) -> str:
     """Memory, and the seconds where it fits."""
     memory = n.size(share["memory_bytes"])
     return (
@@ -286,7 +287,7 @@ def _link(machine: Profile) -> list[tuple[str, str]]:
     return [("link", f"{rates}, latency {1e3 * machine.latency_s:.3g} ms one way")]
 
 
-def _power(machine: Profile, energy: dict[str, Any]) -> str:
+def _power(machine: Profile, energy: Document) -> str:
     if machine.power_w is None:
         return "not known: runs tell no energy of this machine; --power W takes a meter's figure"
     rest = "" if machine.idle_w is None else f", {machine.idle_w:.3g} W at rest"

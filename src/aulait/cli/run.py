@@ -5,17 +5,18 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from aulait.cli import terminal
 from aulait.cli.ending import ending
 from aulait.cli.options import FileArgument, JsonOption, OutOption, ResumeOption, SetOption
 from aulait.cli.progress import Bar
+from aulait.cli.terminal import Document
 from aulait.core.errors import ConfigError
 from aulait.data.client_data import NAMED_ROWS
 from aulait.engines.inline import InlineEngine
 from aulait.runfolder.naming import fresh_folder
 from aulait.runs import experiment_file, loop, setup
+from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import SharedCache
 from aulait.runs.progress import Observer
 
@@ -53,7 +54,7 @@ def run(
     show(result, path, as_json)
 
 
-def carry_out(settings: Any, path: Path, resume: bool, again: Sequence[str]) -> dict[str, Any]:
+def carry_out(settings: Settings, path: Path, resume: bool, again: Sequence[str]) -> Document:
     """Run with a progress bar; an interrupt says how to go on.
 
     Args:
@@ -87,7 +88,7 @@ def malformed(lines: Sequence[str]) -> None:
             f"{'; '.join(lines[:3])}")
 
 
-def show(result: dict[str, Any], path: Path, as_json: bool) -> None:
+def show(result: Document, path: Path, as_json: bool) -> None:
     """The end of a run, as a table or as JSON."""
     if as_json:
         terminal.document({**result, "path": str(path), "report": str(path / "report.html")})

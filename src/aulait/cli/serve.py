@@ -7,7 +7,7 @@ import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,14 +15,16 @@ from aulait.cli import terminal
 from aulait.cli.options import FileArgument, JsonOption, ResumeOption, SetOption
 from aulait.cli.progress import Bar
 from aulait.cli.run import show
+from aulait.cli.terminal import Document
 from aulait.core.errors import ConfigError
 from aulait.engines.deployment.coordinator import prometheus_export as metrics
 from aulait.engines.flower import processes, serving
 from aulait.runfolder.naming import fresh_folder
 from aulait.runs import experiment_file
+from aulait.runs.experiment_file import Settings
 
 
-def serve(
+def serve(  # noqa: PLR0913 (the options of a command)
     file: FileArgument,
     keys: Annotated[Path, typer.Option("--keys", metavar="DIR",
         help="The server's keys and roster: aulait keys server.")],
@@ -73,8 +75,8 @@ def serve(
     show(result, path, as_json)
 
 
-def carry_out(settings: experiment_file.Settings, path: Path, again: list[str],
-              options: serving.ServerOptions, metrics_port: int | None) -> dict[str, Any]:
+def carry_out(settings: Settings, path: Path, again: list[str],
+              options: serving.ServerOptions, metrics_port: int | None) -> Document:
     """Serve with a progress bar; an interrupt says how to go on.
 
     Args:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,6 +14,7 @@ from aulait.cli import terminal
 from aulait.cli.ending import epsilon_in_words
 from aulait.cli.options import JsonOption
 from aulait.cli.progress import whole
+from aulait.cli.terminal import Document
 from aulait.core.errors import AulaitError, ConfigError
 from aulait.core.log_files import plain_text
 from aulait.engines.deployment.coordinator import status as reader
@@ -48,7 +48,7 @@ def status(
     """
     try:
         while True:
-            found = of(path)
+            found = status_of(path)
             _show(found, path, as_json, watch is not None)
             if watch is None or found["state"] in OVER:
                 break
@@ -59,7 +59,7 @@ def status(
         raise typer.Exit(1)
 
 
-def of(path: Path) -> dict[str, Any]:
+def status_of(path: Path) -> Document:
     """The status of a run folder, or with ``kind`` = "site" the health of the site whose file it
     is."""
     if path.is_dir():
@@ -70,7 +70,7 @@ def of(path: Path) -> dict[str, Any]:
     return {"kind": "site", **_site(path)}
 
 
-def _site(path: Path) -> dict[str, Any]:
+def _site(path: Path) -> Document:
     # loads torch, too slow for the health check of a run
     from aulait.engines.deployment.site import site_file, worker
 
@@ -83,7 +83,7 @@ def _site(path: Path) -> dict[str, Any]:
                 else str(error)}
 
 
-def _show(found: Mapping[str, Any], path: Path, as_json: bool, again: bool) -> None:
+def _show(found: Document, path: Path, as_json: bool, again: bool) -> None:
     # one line a look while it is watched
     if as_json:
         terminal.say(json.dumps(found, indent=None if again else 2, ensure_ascii=False,
@@ -97,7 +97,7 @@ def _show(found: Mapping[str, Any], path: Path, as_json: bool, again: bool) -> N
         _health(found, path)
 
 
-def _run(found: Mapping[str, Any], path: Path) -> None:
+def _run(found: Document, path: Path) -> None:
     terminal.table(f"{found['name']} ({found['engine']}): {STATES[found['state']]}", ("", ""),
                    _facts(found))
     if found["sites"]:
@@ -118,7 +118,7 @@ def _run(found: Mapping[str, Any], path: Path) -> None:
         terminal.say(f"go on with: aulait serve FILE --keys DIR --out {path} --resume")
 
 
-def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(found: Document) -> list[tuple[str, str]]:
     rows = []
     if found["stage"]:
         of_rounds = "" if found["rounds"] is None else f" of {n.count(found['rounds'])}"
@@ -146,7 +146,7 @@ def _ago(age_s: float | None) -> str:
     return "" if age_s is None else f"{whole(age_s)} ago"
 
 
-def _health(found: Mapping[str, Any], path: Path) -> None:
+def _health(found: Document, path: Path) -> None:
     if found["state"] == "not running":
         reason = f" ({found['last_error']})" if found["last_error"] else ""
         terminal.say(f"{found['name']} is not running{reason}; start: aulait join {path}")

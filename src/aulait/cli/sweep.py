@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from aulait.cli import terminal
 from aulait.cli.compare import show
 from aulait.cli.options import FileArgument, JsonOption, SetOption
+from aulait.cli.terminal import Document
 from aulait.core.errors import ConfigError
 from aulait.engines.inline import InlineEngine
 from aulait.reporting import numbers
 from aulait.reporting.grouping import comparison_rows
 from aulait.reporting.report import write_comparison
 from aulait.runfolder.run_folder import RunFolder
-from aulait.runs import sweep as engine
+from aulait.runs import sweep as sweeps
+from aulait.runs.sweep import Job, JobOutcome
 
 OverOption = Annotated[
     list[str] | None,
@@ -38,7 +41,7 @@ JobsOption = Annotated[int,
     typer.Option("--jobs", min=1, help="Runs at a time, each in a process of its own.")]
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 (the options of a command)
     file: FileArgument,
     over: OverOption = None,
     arm: ArmOption = None,
@@ -53,22 +56,23 @@ def sweep(
 
     Example: aulait sweep cafe.toml --over algorithm.name=ffa,fedit --seeds 0,1,2 --out runs/methods
     """
-    arms = [*engine.arms_over(over or []), *(engine.named_arm(text) for text in arm or [])]
+    arms = [*sweeps.arms_over(over or []), *(sweeps.named_arm(text) for text in arm or [])]
     if not arms:
         raise ConfigError("the sweep has no arm; add --over key=v1,v2 or --arm 'label: key=value'")
     with terminal.work(as_json):
         folder = (
             out or Path("runs") / f"{file.stem}-sweep-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
         )
-        work = engine.sweep_jobs(file, arms, _numbers(seeds), overrides or [], folder)
-        outcomes = _carry_out(engine, work, jobs, folder)
+        work = sweeps.sweep_jobs(file, arms, _numbers(seeds), overrides or [], folder)
+        outcomes = _carry_out(work, jobs, folder)
         rows = _compared([o.path for o in outcomes if o.status != "failed"], folder)
     _show(outcomes, rows, folder, as_json)
     if any(outcome.status == "failed" for outcome in outcomes):
         raise typer.Exit(1)
 
 
-def _show(outcomes: list[Any], rows: list[dict[str, Any]], folder: Path, as_json: bool) -> None:
+def _show(outcomes: Sequence[JobOutcome], rows: list[Document], folder: Path,
+          as_json: bool) -> None:
     if as_json:
         keys = ("label", "seed", "status", "message")
         told = [{"path": str(outcome.path), **{key: getattr(outcome, key) for key in keys}}
@@ -91,11 +95,11 @@ def _numbers(text: str) -> list[int]:
     return found
 
 
-def _carry_out(engine: Any, work: Any, workers: int, folder: Path) -> list[Any]:
+def _carry_out(work: Sequence[Job], workers: int, folder: Path) -> list[JobOutcome]:
     """Every run, with a line when it is done."""
     count = 0
 
-    def tell(outcome: Any) -> None:
+    def tell(outcome: JobOutcome) -> None:
         nonlocal count
         count += 1
         lead = f"{count}/{len(work)}  {outcome.label} seed {outcome.seed}"
@@ -109,14 +113,13 @@ def _carry_out(engine: Any, work: Any, workers: int, folder: Path) -> list[Any]:
             )
 
     try:
-        outcomes: list[Any] = engine.run_all(work, InlineEngine(), workers, tell)
+        return sweeps.run_all(work, InlineEngine(), workers, tell)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"the same command with --out {folder} goes on where it stopped") from None
-    return outcomes
 
 
-def _compared(paths: list[Path], folder: Path) -> list[dict[str, Any]]:
+def _compared(paths: list[Path], folder: Path) -> list[Document]:
     """The rows of the comparison, also written to table.json and compare.html."""
     if not paths:
         return []

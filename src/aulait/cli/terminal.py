@@ -24,13 +24,15 @@ from aulait.core.files import plain_json
 # click's UsageError, which newer typer carries inside itself
 USAGE: Any = typer.BadParameter.__mro__[1]
 INTERRUPTED = 130
+# What a command prints with --json: plain values, under keys that are a public interface.
+Document = dict[str, Any]
 
 
 class Commands(TyperGroup):
     """The command group: a problem becomes a red line on stderr and exit code 2, never a
     traceback."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:
         """Run a command; AULAIT_TRACEBACK=1 lets errors through as they are."""
         try:
             return super().invoke(ctx)
@@ -88,7 +90,7 @@ def say(text: str = "") -> None:
     typer.echo(text)
 
 
-def document(value: Any) -> None:
+def document(value: object) -> None:
     """The one JSON document of a command; what is not a number in JSON becomes null."""
     typer.echo(json.dumps(plain_json(value), indent=2, ensure_ascii=False, default=str))
 

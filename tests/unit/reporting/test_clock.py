@@ -321,7 +321,7 @@ def test_compare_in_the_terminal_and_as_json(arms: list[Path], tmp_path: Path) -
     assert "target 3.050" in (tmp_path / "page.html").read_text(encoding="utf-8")
     vain = runner.invoke(cli.app, ["compare", names[0], "--target-loss", "3.0"])
     assert "no finished run has virtual time" in vain.stderr
-    assert comparing.expanded([arms[0]]) == [arms[0]]
+    assert comparing.run_folders([arms[0]]) == [arms[0]]
 
 
 # the terminal
