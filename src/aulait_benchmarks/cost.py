@@ -22,7 +22,8 @@ from aulait.core.factors import Trainable
 from aulait.core.lora import initial
 from aulait.core.seeds import Seeds
 from aulait.core.types import Profile, Record
-from aulait.evaluation.losses import EvaluateConfig, evaluate
+from aulait.evaluation.config import EvaluateConfig
+from aulait.evaluation.losses import evaluate
 from aulait.models.generation import Sampling, TextModel, encode, extend, opening
 from aulait.models.loading import AdapterConfig, Base, ModelConfig, load_base, targets
 from aulait.models.shape import model_shape

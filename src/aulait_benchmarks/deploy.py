@@ -130,7 +130,7 @@ def measure(sizes: Sizes = FULL, out: Path | None = None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _ours(loopback: Loopback, sizes: Sizes) -> Iterator[tuple[Turns, serving.Link, int]]:
+def _ours(loopback: Loopback, sizes: Sizes) -> Iterator[tuple[Turns, serving.SuperLinkProcess, int]]:
     """A SuperLink with the benchmark's server app, and sites that have joined."""
     folder = loopback.folder
     (folder / "experiments").mkdir()

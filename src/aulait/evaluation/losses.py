@@ -14,36 +14,17 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 
 import torch
-from pydantic import Field
 
 from aulait.core.errors import DataError, require
 from aulait.core.types import Adapter, Record
 from aulait.evaluation import bleu, tasks
-from aulait.evaluation.tasks import TaskConfig
+from aulait.evaluation.config import EvaluateConfig as EvaluateConfig
 from aulait.models.loading import wearing
 from aulait.training.batches import collate, scored
 from aulait.training.trainer import Learner
 
 Worn = Adapter | Mapping[str, Adapter] | None
 Pair = tuple[str, Record]
-
-
-class EvaluateConfig(TaskConfig):
-    """``[evaluate]``: what is measured on held-out records; the settings of the task metric are
-    those of ``TaskConfig``.
-
-    Attributes:
-        every: rounds between two measurements; the last round is always measured.
-        records_per_client: held-out records used of each client for the losses.
-        rows: sequences in one pass.
-        clients: how many clients are measured, the first by name that have held-out records (unseen
-            ones likewise); None for all.
-    """
-
-    every: int = Field(1, ge=1)
-    records_per_client: int = Field(4, ge=1)
-    rows: int = Field(32, ge=1)
-    clients: int | None = Field(None, ge=1)
 
 
 @dataclass(frozen=True)

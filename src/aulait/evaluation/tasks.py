@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from aulait.core.errors import DataError, require
 from aulait.core.types import Record
 from aulait.evaluation import bleu
+from aulait.evaluation.config import TaskConfig
 from aulait.models.generation import Sampling, TextModel, decode, extend
 from aulait.models.loading import Base
 from aulait.training.batches import Encoder, collate, scored
@@ -32,28 +32,6 @@ PASS_TOKENS = 1_024  # of a packed pass: its attention mask has the square of th
 _PROBE = tuple(Record("", prompt) for prompt in ("a b", "c")), ("a", "a b", "b a")
 
 Choice = tuple[int, tuple[int, ...]]  # number of the choice, token ids with the end of sequence
-
-
-class TaskConfig(BaseModel):
-    """The task metric of ``[evaluate]``.
-
-    Attributes:
-        task: "none"; "rank": the response is one of few, accuracy of the most probable one;
-            "rouge": ROUGE-1, ROUGE-2 and ROUGE-L F1, corpus BLEU and exact match of a greedy text;
-            "exact": exact match of a greedy text, without regard to case and blanks.
-        task_records: held-out records measured in all, taken from the clients in turn. None: all.
-        rank_by: "mean" log-probability a token of a choice or its "sum"; both count the end of
-            sequence. The sum is the probability of the choice, which favours short ones in a model
-            that was not trained for the task.
-        max_new_tokens: longest greedy text, in tokens; at most half of ``model.context`` is given
-            to it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    task: Literal["none", "rank", "rouge", "exact"] = "none"
-    task_records: int | None = Field(None, ge=1)
-    rank_by: Literal["mean", "sum"] = "mean"
-    max_new_tokens: int = Field(48, ge=1)
 
 
 def fair(holdout: Mapping[str, Sequence[Record]], most: int | None) -> list[tuple[str, Record]]:

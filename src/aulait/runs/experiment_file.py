@@ -18,7 +18,7 @@ from aulait.core.errors import ConfigError, did_you_mean
 from aulait.data import client_data as data
 from aulait.data.client_data import DataConfig
 from aulait.data.config import AT_SITES
-from aulait.evaluation.losses import EvaluateConfig
+from aulait.evaluation.config import EvaluateConfig
 from aulait.federation import tiers
 from aulait.federation.config import ComputeConfig
 from aulait.federation.presets import expanded

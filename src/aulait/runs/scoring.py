@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aulait.core.types import Adapter, Record
-from aulait.evaluation.losses import EvaluateConfig, Worn, evaluate
+from aulait.evaluation.config import EvaluateConfig
+from aulait.evaluation.losses import Worn, evaluate
 from aulait.methods.contract import PersonalMethod, State
 from aulait.runs.prepared import HeldOutScores, PreparedRun
 from aulait.runs.progress import ScoreValues

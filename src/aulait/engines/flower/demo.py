@@ -11,7 +11,7 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from aulait.core.errors import AulaitError, require
 from aulait.core.seeds import Seeds
 from aulait.data import client_data
 from aulait.engines.deployment.coordinator.event_log import read_table
+from aulait.engines.deployment.site.site_log import Say
 from aulait.engines.flower.loopback import Loopback, laid_out
 from aulait.engines.inline import InlineEngine
 from aulait.runs import experiment_file, loop
@@ -30,7 +31,6 @@ from aulait.runs import experiment_file, loop
 SITES = {"ward-a": "local", "ward-b": "local", "clinic-c": "proxy", "clinic-d": "proxy",
          "edge-e": "split"}
 LIMIT_S = 900.0
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ _FULL_BYTES: Final = 2**20
 
 
 @dataclass
-class Link:
+class SuperLinkProcess:
     """A running SuperLink.
 
     Attributes:
@@ -103,7 +103,7 @@ class Link:
 
 
 @contextlib.contextmanager
-def start_link(keys: Path | None, folder: Path, host: str, port: int) -> Iterator[Link]:
+def start_link(keys: Path | None, folder: Path, host: str, port: int) -> Iterator[SuperLinkProcess]:
     """A SuperLink as long as the block runs; it answers when the block begins.
 
     Args:
@@ -137,7 +137,7 @@ def start_link(keys: Path | None, folder: Path, host: str, port: int) -> Iterato
                                     AULAIT_APP_LOCK=str(folder / "app.lock"))
         process = processes.start(_words(keys, folder, host, port), folder / "superlink.log",
                                   around)
-        link = Link(process, folder, f"{host}:{port}", supported.Control(f"127.0.0.1:{inner}",
+        link = SuperLinkProcess(process, folder, f"{host}:{port}", supported.Control(f"127.0.0.1:{inner}",
             secret))
         try:
             _wait(link, lambda: processes.answers(host, port) and processes.answers("127.0.0.1",
@@ -251,7 +251,7 @@ def _result(run: Path) -> dict[str, Any]:
     return result
 
 
-def follow(link: Link, watch: Watch, look: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def follow(link: SuperLinkProcess, watch: Watch, look: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Watch a submitted run until it has written its outcome, and give its process time to end.
 
     Args:
@@ -288,7 +288,7 @@ def follow(link: Link, watch: Watch, look: Callable[[], None] = lambda: None) ->
     return outcome
 
 
-def _last_words(link: Link, what: str) -> str:
+def _last_words(link: SuperLinkProcess, what: str) -> str:
     """Of a server app without an outcome; on a full disk it had nowhere to say so."""
     full = shutil.disk_usage(link.folder).free < _FULL_BYTES
     words = (
@@ -316,7 +316,7 @@ def _words(keys: Path | None, folder: Path, host: str, port: int) -> list[str]:
         for word in (flag, str(keys.absolute() / name)))]
 
 
-def _wait(link: Link, ready: Callable[[], bool], limit_s: float) -> None:
+def _wait(link: SuperLinkProcess, ready: Callable[[], bool], limit_s: float) -> None:
     until = time.monotonic() + limit_s
     while not ready():
         link.check()
@@ -339,7 +339,7 @@ def _wait_for_the_last(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def _renewing(link: Link, keys: Path, event_log: EventLog) -> Callable[[], None]:
+def _renewing(link: SuperLinkProcess, keys: Path, event_log: EventLog) -> Callable[[], None]:
     """Sites enrolled or removed while the run goes on; a roster that cannot be read just now
     changes nothing."""
     said = {""}

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aulait.core.types import Adapter, Record
-from aulait.evaluation.losses import EvaluateConfig, evaluate
+from aulait.evaluation.config import EvaluateConfig
+from aulait.evaluation.losses import evaluate
 from aulait.training.trainer import Learner
 
 

@@ -58,7 +58,7 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Round = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Name = Annotated[str, Field(max_length=200)]
-Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+WireNumber = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 Sum = Annotated[float, Field(ge=0, le=LARGEST_SUM)]
 Positive = Annotated[float, Field(ge=0)]
 
@@ -246,9 +246,9 @@ class UpdateAnswer(Head):
 
     kind: Literal["update"] = "update"
     client: Name
-    weight: Number
-    info: Annotated[dict[Name, Number], Field(max_length=1000)]
-    error: Number = 0.0
+    weight: WireNumber
+    info: Annotated[dict[Name, WireNumber], Field(max_length=1000)]
+    error: WireNumber = 0.0
 
 
 class ScoresAnswer(Head):

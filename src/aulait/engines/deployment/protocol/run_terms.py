@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from aulait.core.errors import ConfigError, WireError
 from aulait.core.types import Placement, Site
 from aulait.core.version import PACKAGE_VERSION
-from aulait.evaluation.losses import EvaluateConfig
+from aulait.evaluation.config import EvaluateConfig
 from aulait.methods.contract import AnyMethod, RunContext, find_method
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.privacy.config import PrivacyConfig

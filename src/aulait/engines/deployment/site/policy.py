@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.core.errors import AulaitError, PrivacyError
+from aulait.core.types import Placement
 from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.methods import METHODS
 from aulait.methods.contract import AnyMethod, RecordMethod
@@ -29,9 +30,8 @@ from aulait.privacy.plan import PrivacyPlan, ReleaseSchedule, plan_privacy
 from aulait.privacy.record_level import RecordMechanism, unit_problems, worst_case
 from aulait.training import record_gradients
 
-Count = Annotated[int, Field(ge=1, le=2**53, strict=True)]
+PolicyCount = Annotated[int, Field(ge=1, le=2**53, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
-Role = Literal["local", "proxy", "split"]
 
 SITE = "site"  # the one role in a site's own account
 _TRAINS = ("local", "split")
@@ -63,18 +63,18 @@ class SitePolicy(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    roles: tuple[Role, ...] = ("local", "proxy")
+    roles: tuple[Placement, ...] = ("local", "proxy")
     methods: tuple[str, ...] = ()
     privacy: Flag = True
     epsilon: float = Field(10.0, gt=0, strict=True)
     delta: float = Field(1e-3, gt=0, lt=1, strict=True)
     units: tuple[Literal["client", "record"], ...] = ("client", "record")
-    records: Count = 1000
-    rounds: Count = 1000
-    steps: Count = 1000
-    batch: Count = 256
-    rank: Count = 256
-    message_bytes: Count = 2**31
+    records: PolicyCount = 1000
+    rounds: PolicyCount = 1000
+    steps: PolicyCount = 1000
+    batch: PolicyCount = 256
+    rank: PolicyCount = 256
+    message_bytes: PolicyCount = 2**31
     idle_s: float = Field(900.0, gt=0, strict=True)
     threads: int = Field(0, ge=0, le=4096, strict=True)
     evaluate: Flag = True

@@ -45,7 +45,7 @@ def _printable(value: Any) -> Any:
     return value
 
 
-Text = Annotated[str, BeforeValidator(_printable)]
+PrintableText = Annotated[str, BeforeValidator(_printable)]
 Place = Annotated[Path, BeforeValidator(_printable)]
 
 
@@ -94,11 +94,11 @@ class SiteData(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    source: Text
-    text: Text = "text"
-    prompt: Text | None = None
-    response: Text | None = None
-    label: Text | None = None
+    source: PrintableText
+    text: PrintableText = "text"
+    prompt: PrintableText | None = None
+    response: PrintableText | None = None
+    label: PrintableText | None = None
     client: str = ""
 
 
@@ -109,8 +109,8 @@ class SiteFile(BaseModel):
     site: SiteTable
     keys: KeyFiles = KeyFiles()
     data: SiteData
-    models: dict[Text, Text] = {"brew": "brew"}
-    embedders: dict[Text, Text] = {"minilm": "minilm"}
+    models: dict[PrintableText, PrintableText] = {"brew": "brew"}
+    embedders: dict[PrintableText, PrintableText] = {"minilm": "minilm"}
     limits: SitePolicy = SitePolicy()
 
 

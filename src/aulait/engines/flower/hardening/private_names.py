@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Role = Literal["superlink", "supernode", "clientapp", "superexec", "serverapp", "coordinator"]
+FlowerProcess = Literal["superlink", "supernode", "clientapp", "superexec", "serverapp", "coordinator"]
 STOPS: Final = "the process ends at its start with code 78 and one line; aulait ends with that line"
 IMPORT: Final = "the command ends with an import error before anything is started"
 
@@ -32,16 +32,16 @@ class PrivateName:
 
     module: str
     name: str
-    roles: tuple[Role, ...]
+    roles: tuple[FlowerProcess, ...]
     use: str
     gone: str = STOPS
 
 
-_LINK: Final[tuple[Role, ...]] = ("superlink",)
-_NODE: Final[tuple[Role, ...]] = ("supernode",)
-_APP: Final[tuple[Role, ...]] = ("clientapp",)
-_RUNNER: Final[tuple[Role, ...]] = ("serverapp",)
-_COMMAND: Final[tuple[Role, ...]] = ("coordinator",)
+_LINK: Final[tuple[FlowerProcess, ...]] = ("superlink",)
+_NODE: Final[tuple[FlowerProcess, ...]] = ("supernode",)
+_APP: Final[tuple[FlowerProcess, ...]] = ("clientapp",)
+_RUNNER: Final[tuple[FlowerProcess, ...]] = ("serverapp",)
+_COMMAND: Final[tuple[FlowerProcess, ...]] = ("coordinator",)
 
 PRIVATE_NAMES: Final = (
     # the SuperLink
@@ -158,6 +158,6 @@ ATTRIBUTES: Final = {
 }
 
 
-def names_of(role: Role) -> list[PrivateName]:
+def names_of(role: FlowerProcess) -> list[PrivateName]:
     """The names that a process needs, in the order of the table."""
     return [own for own in PRIVATE_NAMES if role in own.roles]
