@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aulait.core.errors import ConfigError
 from aulait.engines.deployment.pki.site_template import site_file_text
-from aulait.engines.deployment.site import site_file
+from aulait.engines.deployment.site import policy, site_file
 from aulait.engines.deployment.site.policy import SitePolicy, refusals, spends
 from aulait.privacy.accounting import Event, epsilon
 from aulait.privacy.config import PrivacyConfig
@@ -299,8 +299,8 @@ def test_nothing_that_comes_raises(changed):
 
 def test_what_a_site_does_not_know(tmp_path):
     site = site_file.read(write(tmp_path, SMALL))
-    assert site_file.unknown_names(site, terms(votes=True)) == []
-    assert site_file.unknown_names(site, terms(embedder="")) == []
+    assert policy.unknown_names(site, terms(votes=True)) == []
+    assert policy.unknown_names(site, terms(embedder="")) == []
     for changed in ({"client": "ward-b"}, {"model": SimpleNamespace(name="/etc")}, {"model": None}, {"votes": True, "embedder": "../x"},
                     {"votes": True, "embedder": ["minilm"]}, {"model": SimpleNamespace(name=["brew"])}):
-        assert len(site_file.unknown_names(site, terms(**changed))) == 1, changed
+        assert len(policy.unknown_names(site, terms(**changed))) == 1, changed

@@ -38,7 +38,7 @@ from aulait.engines.deployment.protocol.messages import (
     VoteMessage,
 )
 from aulait.engines.deployment.protocol.run_terms import RunTerms
-from aulait.engines.deployment.site import kept_state, policy, request_checks, site_file
+from aulait.engines.deployment.site import kept_state, policy, request_checks
 from aulait.engines.deployment.site.kept_state import KeptState
 from aulait.engines.deployment.site.load_session import ModelCache, SiteSession, load_session
 from aulait.engines.deployment.site.privacy_account import SiteAccount
@@ -340,7 +340,7 @@ class SiteHandler:
         """
         limits = self._file.limits
         most = min(terms.records_per_client, limits.records) if records is None else records
-        problems = [*site_file.unknown_names(self._file, terms),
+        problems = [*policy.unknown_names(self._file, terms),
                     *policy.refusals(limits, terms, most)]
         if problems:
             raise Refused("; ".join(problems))

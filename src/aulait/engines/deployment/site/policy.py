@@ -1,5 +1,4 @@
-"""What a site allows: the table ``[limits]`` of its file, and every line by which it turns a run
-down.
+"""Every line by which a site turns a run down that asks for more than its ``SitePolicy`` allows.
 
 The coordinator that sends terms is not trusted here. Every number must be there, be of its kind
 and be inside the limit; what cannot be understood is refused. A refusal never raises and never
@@ -16,13 +15,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from aulait.core.errors import AulaitError, PrivacyError
-from aulait.core.types import Placement
 from aulait.engines.deployment.protocol.run_terms import RunTerms
+from aulait.engines.deployment.site.site_file import SiteFile, short_form
+from aulait.engines.deployment.site.site_policy import SitePolicy as SitePolicy
 from aulait.methods import METHODS
 from aulait.methods.contract import AnyMethod, RecordMethod
 from aulait.privacy.config import PrivacyConfig
@@ -30,54 +30,34 @@ from aulait.privacy.plan import PrivacyPlan, ReleaseSchedule, plan_privacy
 from aulait.privacy.record_level import RecordMechanism, unit_problems, worst_case
 from aulait.training import record_gradients
 
-PolicyCount = Annotated[int, Field(ge=1, le=2**53, strict=True)]
-Flag = Annotated[bool, Field(strict=True)]
-
 SITE = "site"  # the one role in a site's own account
 _TRAINS = ("local", "split")
 _COUNTED_RELEASES = 20_000  # more of them take minutes and gigabytes to count with sampling
 _COUNTED_NOISE = 0.3
 
 
-class SitePolicy(BaseModel):
-    """``[limits]`` of a site file; what a coordinator may ask of this site.
-
-    Attributes:
-        roles: "local" (trains here), "proxy" (votes on synthetic texts), "split" (the front of the
-            model is here).
-        methods: names of methods; empty: all.
-        privacy: refuse runs without privacy, with noise from a seed, with exact votes.
-        epsilon: the largest that a run may promise (or that its noise multiplier amounts to).
-        delta: the largest.
-        units: what a run may protect: "client", "record".
-        records: most records of this site that a run may use.
-        rounds: most rounds of a stage.
-        steps: most optimiser steps in a round.
-        batch: most sequences in a step.
-        rank: largest LoRA rank.
-        message_bytes: largest message accepted.
-        idle_s: seconds without a message after which the base is unloaded.
-        threads: processor threads; 0 leaves it to torch.
-        evaluate: measure held-out records. Without privacy the sums are told to the server; with
-            privacy they stay in the site's own log.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    roles: tuple[Placement, ...] = ("local", "proxy")
-    methods: tuple[str, ...] = ()
-    privacy: Flag = True
-    epsilon: float = Field(10.0, gt=0, strict=True)
-    delta: float = Field(1e-3, gt=0, lt=1, strict=True)
-    units: tuple[Literal["client", "record"], ...] = ("client", "record")
-    records: PolicyCount = 1000
-    rounds: PolicyCount = 1000
-    steps: PolicyCount = 1000
-    batch: PolicyCount = 256
-    rank: PolicyCount = 256
-    message_bytes: PolicyCount = 2**31
-    idle_s: float = Field(900.0, gt=0, strict=True)
-    threads: int = Field(0, ge=0, le=4096, strict=True)
-    evaluate: Flag = True
+def unknown_names(site: SiteFile, terms: RunTerms) -> list[str]:
+    """Why terms cannot be meant for this site: another client's, or it asks for a base or an
+    embedder not named here."""
+    found = []
+    if (client := getattr(terms, "client", None)) != site.site.name:
+        found.append(
+            f"client {short_form(client)} in the terms, this site is '{site.site.name}'; the "
+            "coordinator has mixed up its roster")
+    model = getattr(getattr(terms, "model", None), "name", None)
+    if not isinstance(model, str) or model not in site.models:
+        known = ", ".join(site.models) or "none"
+        found.append(
+            f"model {short_form(model)} asked for, this site has: {known}; set model.name to one, or "
+            "ask for a line in [models]")
+    embedder = getattr(terms, "embedder", None)
+    if getattr(terms, "votes", None) is not False and (not isinstance(embedder, str)
+            or embedder not in site.embedders):
+        known = ", ".join(site.embedders) or "none"
+        found.append(
+            f"embedder {short_form(embedder)} asked for, this site has: {known}; set "
+            "synthesis.embedder to one of them, or ask for a line in [embedders]")
+    return found
 
 
 def refusals(limits: SitePolicy, terms: RunTerms, records: int | None = None) -> list[str]:

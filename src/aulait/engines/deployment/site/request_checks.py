@@ -14,7 +14,7 @@ from aulait.core.factors import Factor, FactorName
 from aulait.core.lora import Shapes
 from aulait.core.types import ClientRequest
 from aulait.engines.deployment.protocol.run_terms import RunTerms
-from aulait.engines.deployment.site.policy import SitePolicy
+from aulait.engines.deployment.site.site_policy import SitePolicy
 from aulait.methods.contract import server_site
 
 MOST_SETTINGS = 1000

@@ -19,9 +19,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.data import sources
-from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.protocol.site_names import address_problem, name_problem
-from aulait.engines.deployment.site.policy import SitePolicy
+from aulait.engines.deployment.site.site_policy import SitePolicy
 from aulait.methods import METHODS
 
 _LARGEST_BYTES = 1 << 20
@@ -131,31 +130,6 @@ def read(path: Path) -> SiteFile:
     return _absolute(site, path.absolute().parent)
 
 
-def unknown_names(site: SiteFile, terms: RunTerms) -> list[str]:
-    """Why terms cannot be meant for this site: another client's, or it asks for a base or an
-    embedder not named here."""
-    found = []
-    if (client := getattr(terms, "client", None)) != site.site.name:
-        found.append(
-            f"client {_short(client)} in the terms, this site is '{site.site.name}'; the "
-            "coordinator has mixed up its roster")
-    model = getattr(getattr(terms, "model", None), "name", None)
-    if not isinstance(model, str) or model not in site.models:
-        known = ", ".join(site.models) or "none"
-        found.append(
-            f"model {_short(model)} asked for, this site has: {known}; set model.name to one, or "
-            "ask for a line in [models]")
-    embedder = getattr(terms, "embedder", None)
-    if getattr(terms, "votes", None) is not False and (not isinstance(embedder, str)
-            or embedder not in site.embedders):
-        known = ", ".join(site.embedders) or "none"
-        found.append(
-            f"embedder {_short(embedder)} asked for, this site has: {known}; set "
-            "synthesis.embedder to one of them, "
-                     "or ask for a line in [embedders]")
-    return found
-
-
 def absent(site: SiteFile) -> list[str]:
     """Files named in the site file that are not there, one line each with what to do."""
     advice = {"private": "make it: aulait keys site", "public": "make it: aulait keys site",
@@ -255,7 +229,7 @@ def _explain(item: Any) -> str:
     if item["type"] == "missing":
         return f"'{where}' is missing; write it, as in the file that aulait keys site makes"
     said = str(item["msg"]).removeprefix("Value error, ")
-    return f"{where} = {_short(item['input'])}: {said[:1].lower()}{said[1:]}; correct it"
+    return f"{where} = {short_form(item['input'])}: {said[:1].lower()}{said[1:]}; correct it"
 
 
 def _known(place: Sequence[Any]) -> list[str]:
@@ -266,7 +240,8 @@ def _known(place: Sequence[Any]) -> list[str]:
     )
 
 
-def _short(value: Any) -> str:
+def short_form(value: Any) -> str:
+    """A value of a file or of terms, short enough for a message."""
     text = (
         repr(value) if isinstance(value, str | int | float | bool | list | dict | None)
         else type(value).__name__

@@ -1,0 +1,53 @@
+"""What a site allows: the table ``[limits]`` of its file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from aulait.core.types import Placement
+
+PolicyCount = Annotated[int, Field(ge=1, le=2**53, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class SitePolicy(BaseModel):
+    """``[limits]`` of a site file; what a coordinator may ask of this site.
+
+    Attributes:
+        roles: "local" (trains here), "proxy" (votes on synthetic texts), "split" (the front of the
+            model is here).
+        methods: names of methods; empty: all.
+        privacy: refuse runs without privacy, with noise from a seed, with exact votes.
+        epsilon: the largest that a run may promise (or that its noise multiplier amounts to).
+        delta: the largest.
+        units: what a run may protect: "client", "record".
+        records: most records of this site that a run may use.
+        rounds: most rounds of a stage.
+        steps: most optimiser steps in a round.
+        batch: most sequences in a step.
+        rank: largest LoRA rank.
+        message_bytes: largest message accepted.
+        idle_s: seconds without a message after which the base is unloaded.
+        threads: processor threads; 0 leaves it to torch.
+        evaluate: measure held-out records. Without privacy the sums are told to the server; with
+            privacy they stay in the site's own log.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    roles: tuple[Placement, ...] = ("local", "proxy")
+    methods: tuple[str, ...] = ()
+    privacy: Flag = True
+    epsilon: float = Field(10.0, gt=0, strict=True)
+    delta: float = Field(1e-3, gt=0, lt=1, strict=True)
+    units: tuple[Literal["client", "record"], ...] = ("client", "record")
+    records: PolicyCount = 1000
+    rounds: PolicyCount = 1000
+    steps: PolicyCount = 1000
+    batch: PolicyCount = 256
+    rank: PolicyCount = 256
+    message_bytes: PolicyCount = 2**31
+    idle_s: float = Field(900.0, gt=0, strict=True)
+    threads: int = Field(0, ge=0, le=4096, strict=True)
+    evaluate: Flag = True
