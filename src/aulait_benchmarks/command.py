@@ -17,16 +17,15 @@ from aulait_benchmarks.edge import edge_command
 from aulait_benchmarks.edge.edge_command import EdgeOptions
 
 _NAMES = ("simulate: federated rounds against plain training of the same batches; aggregate: "
-          "FlexLoRA's merge against a dense SVD; "
-          "cost: the cost model against the clock; deploy: an exchange over Flower beside bare "
-          "Flower.")
+          "FlexLoRA's merge against a dense SVD; cost: the cost model against the clock; deploy: "
+          "an exchange over Flower beside bare Flower.")
 REPETITIONS, CLIENTS = 5, 16
 _EDGE = (
     "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
 )
 
 
-def bench(
+def bench(  # noqa: PLR0913 (the options of a command)
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"{_NAMES} {_EDGE}")],
     repetitions: Annotated[
         int | None,
@@ -200,10 +199,9 @@ def _show_cost(found: dict[str, Any]) -> None:
     ]
     machine = found["machine"]
     title = (f"cost model on {machine['name']}, {n.counted(found['threads'], 'thread')}, "
-             f"{found['clock']}: "
-             f"{machine['flop_per_s'] / 1e9:.3g} GFLOP/s, "
-             f"{n.size(machine['memory_bytes_per_s'])}/s, {1e6 * machine['operation_s']:.3g} us "
-             "an operation")
+             f"{found['clock']}: {machine['flop_per_s'] / 1e9:.3g} GFLOP/s, "
+             f"{n.size(machine['memory_bytes_per_s'])}/s, {1e6 * machine['operation_s']:.3g} us an "
+             "operation")
     terminal.table(title, ("work", "predicted", "measured", "ratio", "arithmetic", "traffic",
                            "operations"), rows, right=range(1, 7))
     terminal.say(f"{found['within']:.0%} of the ratios within 0.75 to 1.25")
@@ -231,8 +229,7 @@ def _show_deploy(found: dict[str, Any]) -> None:
     terminal.say(
         f"base loads: {loads}; a process that loads it takes "
         f"{n.duration(loading['import_s'] + loading['load_s'])}, so "
-                 f"{n.duration(loading['saved_s'])} saved in "
-                 f"{n.counted(loading['messages'], 'message')}")
+        f"{n.duration(loading['saved_s'])} saved in {n.counted(loading['messages'], 'message')}")
     same = all(moved[size][way] == moved[size][f"formula_{way}"] for size in ("small", "large")
                for way in ("down", "up"))
     more = " and ".join(f"{moved[f'flower_{way}'] / moved[f'bodies_{way}'] - 1:.2%} more {way}"

@@ -130,7 +130,8 @@ def measure(sizes: Sizes = FULL, out: Path | None = None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _ours(loopback: Loopback, sizes: Sizes) -> Iterator[tuple[Turns, serving.SuperLinkProcess, int]]:
+def _ours(loopback: Loopback, sizes: Sizes) -> Iterator[tuple[Turns, serving.SuperLinkProcess,
+        int]]:
     """A SuperLink with the benchmark's server app, and sites that have joined."""
     folder = loopback.folder
     (folder / "experiments").mkdir()
@@ -184,8 +185,8 @@ def _turns(ours: Turns, plain: Turns, formula: Mapping[str, Any], sizes: Sizes) 
 
 
 def _logs(loopback: Loopback) -> dict[str, Path]:
-    return {name: site_file.read(path).site.state / "supernode.log" for name,
-            path in loopback.sites.items()}
+    return {name: site_file.read(path).site.state / "supernode.log"
+            for name, path in loopback.sites.items()}
 
 
 def _prefixed(logs: Mapping[str, Path]) -> dict[str, Path]:
@@ -251,8 +252,8 @@ def _document(
     for size, own in rounds.items():
         parts = {who: [[_part(letter, seen, works) for letter in told["letters"]]
                        for told in own[who]] for who in ("aulait", "bare")}
-        flat = {who: [part for exchange in each for part in exchange] for who,
-                each in parts.items()}
+        flat = {who: [part for exchange in each for part in exchange]
+                for who, each in parts.items()}
         waits += [wait for each in flat.values() for wait, _, _ in each]
         beyond = {who: [statistics.fmean(rest - work for _, rest, work in exchange)
                         for exchange in each] for who, each in parts.items()}

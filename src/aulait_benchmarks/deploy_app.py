@@ -129,8 +129,8 @@ def main(grid: Grid, context: Context) -> None:
     names = sorted(path.stem for path in experiments.glob("*.toml"))
     sides = {name: Side(grid, experiments / f"{name}.toml", Path(str(told["keys"])), folder / name,
                         cache) for name in names}
-    found: dict[str, Any] = {name: {"up": side.formula[0], "down": side.formula[1]} for name,
-                             side in sides.items()}
+    found: dict[str, Any] = {name: {"up": side.formula[0], "down": side.formula[1]}
+                             for name, side in sides.items()}
     number = 0
     while True:
         put(folder / f"told-{number}.json", found)

@@ -148,8 +148,7 @@ class Turns:
         except TimeoutError:
             raise AulaitError(
                 f"no answer {self._number} within {limit_s:g} s; "
-                f"{processes.last_words(self._watched)}; "
-                              f"see {self._watched}") from None
+                f"{processes.last_words(self._watched)}; see {self._watched}") from None
 
 
 def put(path: Path, value: Any) -> None:

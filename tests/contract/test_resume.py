@@ -125,7 +125,7 @@ def same(path: Path, result, other: Path, wanted) -> None:
 def test_a_run_that_an_earlier_version_began_is_resumed_and_one_of_other_settings_is_not(place, shared, tmp_path):
     """A key that has come since stands at its default in the folder's settings, too."""
     settings = experiment(place)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):  # noqa: PT012
         Killer(patch, 40)
         go(settings, tmp_path / "run", shared)
     config = tmp_path / "run" / "config.toml"

@@ -73,8 +73,8 @@ def account(  # noqa: PLR0913 (the options of a command)
         )
     if delta is None or releases is None:
         raise ConfigError(
-            "account needs --delta and --releases; add both, for example --delta 1e-5 "
-            "--releases 10")
+            "account needs --delta and --releases; add both, for example --delta 1e-5 --releases "
+            "10")
     _convert(epsilon, noise_multiplier, delta, releases, rate, as_json)
 
 
@@ -122,8 +122,7 @@ def _check(run: Path, as_json: bool) -> None:
     if not agrees:
         terminal.fail(
             f"result.json of {run} and its ledger disagree by more than {TOLERANCE:.0%}, expected "
-            "the same epsilon; "
-            "trust the ledger and ask who changed the files"
+            "the same epsilon; trust the ledger and ask who changed the files"
         )
         raise typer.Exit(1)
 
@@ -150,8 +149,8 @@ def recount(run: Path) -> list[Document]:
         privacy = dict(json.loads(path.read_text(encoding="utf-8"))["privacy"])
         told = {role: privacy["epsilon"].get(role) for role in ("proxy", "local", "split")}
         ledger = _ledger(run / "ledger.jsonl")
-        return [_counted(role, epsilon, ledger.events(role), privacy) for role,
-                epsilon in told.items()]
+        return [_counted(role, epsilon, ledger.events(role), privacy)
+                for role, epsilon in told.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is malformed ({error!r}), expected what a run writes; restore it from a copy"

@@ -58,8 +58,8 @@ def _guarantee(result: Document) -> list[tuple[str, str]]:
     at = f"delta {privacy['delta']:g}"
     seeded = ", noise is seeded: not private" if privacy["noise_seeded"] else ""
     spent = {role: epsilon_in_words(privacy["epsilon"].get(role)) for role in roles}
-    return [(f"epsilon of {role} clients", f"{value} ({at}{seeded})") for role,
-            value in spent.items()]
+    return [(f"epsilon of {role} clients", f"{value} ({at}{seeded})")
+            for role, value in spent.items()]
 
 
 def _seconds(spent: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -63,8 +63,8 @@ def server(
     """
     if not host and not renew:
         raise ConfigError(
-            "keys server found no --host, expected the names under which sites reach the "
-            "server; add --host NAME_OR_IP")
+            "keys server found no --host, expected the names under which sites reach the server; "
+            "add --host NAME_OR_IP")
     made = (
         keys.renew(folder, host or (), days) if renew else keys.server(folder, host or (), days)
     )
@@ -139,8 +139,7 @@ def enrol(
     if gone:
         terminal.say(
             f"no longer enrolled as before: {', '.join(gone)}; a running server turns the old key "
-            "away and knows a new one"
-                     " when it starts again")
+            "away and knows a new one when it starts again")
 
 
 @app.command("list", cls=terminal.PlainCommand)

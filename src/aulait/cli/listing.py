@@ -111,8 +111,8 @@ def catalogued() -> tuple[dict[str, list[Document]], list[str]]:
         "mechanisms": [{"name": name, "what": f"{_first_line(thing)} (for a {thing.unit})"}
                        for name, thing in every(MECHANISMS).items()],
         "tasks": _named(TASKS),
-        "machines": [*({"name": name, "what": _machine(own)} for name,
-                       own in profiles.PRESETS.items()),
+        "machines": [*({"name": name, "what": _machine(own)}
+                       for name, own in profiles.PRESETS.items()),
                      {"name": "PATH.json", "what": "a profile that 'aulait probe --out' saved"}],
         "links": [{"name": name, "what": _link(own)} for name, own in links.LINKS.items()],
     }

@@ -62,8 +62,8 @@ def _print(found: Document) -> None:
     rounds, millions = found["rounds"], found["parameters"] / 1e6
     terminal.table(
         f"{found['name']}: {found['algorithm']} on {found['model']} ({millions:,.1f} M "
-        f"parameters), {n.counted(found['clients'], 'client')}, "
-        f"{rounds['synthesis']} + {rounds['train']} rounds",
+        f"parameters), {n.counted(found['clients'], 'client')}, {rounds['synthesis']} + "
+        f"{rounds['train']} rounds",
         ("tier", "clients", "placement", "why", "rank", "steps", "batch", "trainable"),
         [
             (t["name"], t["clients"], t["placement"], t["why"], *(t[k] or "" for k in WORK),

@@ -213,8 +213,8 @@ def _print(found: Document, out: Path | None) -> None:
     machine, energy, near = found["machine"], found["energy"], found["nearest"]
     traffic = machine.memory_bytes_per_s
     terminal.table(f"{machine.name} ({machine.device}), {machine.source}", ("", ""), [
-        *((f"{kind} products", _rate(speed, machine.peak_flop_per_s.get(kind))) for kind,
-          speed in machine.flop_per_s.items()),
+        *((f"{kind} products", _rate(speed, machine.peak_flop_per_s.get(kind)))
+          for kind, speed in machine.flop_per_s.items()),
         ("memory a run may fill", "not known" if machine.memory_bytes is None
          else n.size(machine.memory_bytes)),
         ("memory traffic", "not known" if traffic is None
@@ -254,8 +254,7 @@ def _print_carried(found: Document) -> None:
         rows.append((one["base"], SHAPES[one["base"]].like, size, *cells, one["best"] or "none"))
     terminal.table(
         f"what it could carry, estimated: memory and seconds of a training step of {task.rows} "
-        f"rows of {task.tokens} tokens, "
-        f"rank {task.rank}, {found['precision']}",
+        f"rows of {task.tokens} tokens, rank {task.rank}, {found['precision']}",
         ("base", "sizes of", "parameters", "local", f"split ({task.cut} blocks here)",
          "first that fits"), rows, right=(2,))
     proxy = found["carries"][0]["proxy"]

@@ -130,8 +130,8 @@ def _facts(found: Document) -> list[tuple[str, str]]:
     if found["private"] is False:
         rows.append(("epsilon", "infinite (privacy is off)"))
     else:
-        rows += [(f"epsilon of {role} clients", f"{epsilon_in_words(value)}{beside}") for role,
-                 value in found["epsilon"].items()]
+        rows += [(f"epsilon of {role} clients", f"{epsilon_in_words(value)}{beside}")
+                 for role, value in found["epsilon"].items()]
     if found["loss"] is not None:
         rows.append(("held-out loss (nats a token)", n.loss(found["loss"])))
     rows.append(("bytes up, down", f"{n.size(found['up_bytes'])}, {n.size(found['down_bytes'])}"))

@@ -19,13 +19,13 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from aulait.core.errors import AulaitError
-from aulait.core.files import plain_json
+from aulait.core.files import JsonObject, plain_json
 
 # click's UsageError, which newer typer carries inside itself
 USAGE: Any = typer.BadParameter.__mro__[1]
 INTERRUPTED = 130
 # What a command prints with --json: plain values, under keys that are a public interface.
-Document = dict[str, Any]
+Document = JsonObject
 
 
 class Commands(TyperGroup):

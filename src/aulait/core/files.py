@@ -22,6 +22,9 @@ JsonTree: TypeAlias = "bool | int | float | str | list[JsonTree] | dict[str, Jso
 JsonObject: TypeAlias = dict[str, Any]
 """A JSON object whose reader knows the kinds of its values."""
 
+JsonMapping: TypeAlias = Mapping[str, Any]
+"""The same, only read."""
+
 LARGEST_NUMBER: Final = 1e100
 """A reader of a run folder takes no number beyond it: no run could measure one."""
 

@@ -39,8 +39,8 @@ def initial(shapes: Shapes, rank: int, alpha: float, seeds: Seeds) -> Adapter:
 
 def dense(adapter: Adapter) -> Tensors:
     """The dense update (M, N) of every layer."""
-    return {name: adapter.scale(name) * (b_MR @ a_RN) for name,
-            (a_RN, b_MR) in adapter.factors.items()}
+    return {name: adapter.scale(name) * (b_MR @ a_RN)
+            for name, (a_RN, b_MR) in adapter.factors.items()}
 
 
 def norm(adapter: Adapter) -> float:

@@ -100,8 +100,8 @@ def load_clients(config: DataConfig, seeds: Seeds) -> Corpus:
     found = problems(config)
     require(not found, DataError, "; ".join(found))
     require(config.source != AT_SITES, DataError,
-            f"data.source = '{AT_SITES}' found, the records lie at the sites; run it by "
-            "'aulait serve', or name a source here")
+            f"data.source = '{AT_SITES}' found, the records lie at the sites; run it by 'aulait "
+            "serve', or name a source here")
     faults = Faults()
     groups = gather(config, faults)
     if config.partition != "natural":
@@ -137,9 +137,9 @@ def own(config: DataConfig, name: str, seeds: Seeds) -> ClientData:
     groups = gather(config, Faults())
     records = groups.get(name if data_settings.named(config) else EVERYONE, [])
     require(len(records) >= config.min_records, DataError,
-            f"data.source '{config.source}' has {len(records)} distinct records of "
-            f"'{name}', expected at least {config.min_records}; check data.source and data.client "
-            "of the site file")
+            f"data.source '{config.source}' has {len(records)} distinct records of '{name}', "
+            f"expected at least {config.min_records}; check data.source and data.client of the "
+            "site file")
     return split_holdout(name, records, config, seeds)
 
 

@@ -97,9 +97,8 @@ def unseen(clients: Sequence[str], asked: int | Sequence[str], smallest: int,
         DataError: fewer than ``smallest`` clients would be left, or a name is no client's.
     """
     require(not asked or len(clients) - count(asked) >= smallest, DataError,
-            f"data.unseen is {asked} and {len(clients)} "
-            f"clients were found, expected at least {smallest} to be left that take part; lower "
-            "data.unseen")
+            f"data.unseen is {asked} and {len(clients)} clients were found, expected at least "
+            f"{smallest} to be left that take part; lower data.unseen")
     if isinstance(asked, int):
         return sorted(sorted(clients, key=lambda name: (seeds.integer("unseen", client=name),
             name))[:asked])

@@ -265,8 +265,8 @@ def _hub_rows(source: str) -> Iterator[SourceRow]:
         reason = " ".join(str(error).split())[:300]
         raise DataError(
             f"data source '{source}' cannot be loaded ({type(error).__name__}: {reason}); expected "
-            "a dataset of the "
-            "Hugging Face hub or a local folder; check its name, the split and the network"
+            "a dataset of the Hugging Face hub or a local folder; check its name, the split and "
+            "the network"
         ) from error
     for number, fields in enumerate(table, 1):
         yield SourceRow(f"{source} row {number}", fields)

@@ -63,13 +63,12 @@ def measure_task(
             many choices.
     """
     require(all(record.prompt is not None for record in records), DataError,
-            f"evaluate.task is '{config.task}' and a held-out "
-            "record has no prompt, expected a prompt and a response; set data.prompt and "
-            "data.response, or task = 'none'")
+            f"evaluate.task is '{config.task}' and a held-out record has no prompt, expected a "
+            "prompt and a response; set data.prompt and data.response, or task = 'none'")
     if config.task == "rank":
         found = rank_choices(base, records, choices, config.rank_by)
-        return [{"accuracy": float(guess == record.text)} for guess,
-                record in zip(found, records, strict=True)]
+        return [{"accuracy": float(guess == record.text)}
+                for guess, record in zip(found, records, strict=True)]
     texts = write_answers(base, records, config.max_new_tokens, rows)
     pairs = [(record.text, text) for record, text in zip(records, texts, strict=True)]
     exact = [{"exact_match": float(normal(wanted) == normal(text))} for wanted, text in pairs]
@@ -77,8 +76,8 @@ def measure_task(
         return exact
     shared = [bleu.counts(text, sorted({record.text, *(right or {}).get(record.prompt or "", ())}))
               for record, text in zip(records, texts, strict=True)]
-    return [{**score, **other, **counts} for score, other,
-            counts in zip(rouge(pairs), exact, shared, strict=True)]
+    return [{**score, **other, **counts}
+            for score, other, counts in zip(rouge(pairs), exact, shared, strict=True)]
 
 
 def normal(text: str) -> str:
@@ -128,12 +127,11 @@ def rank_choices(base: Base, records: Sequence[Record], choices: Sequence[str],
     missing = sum(record.text not in names for record in records)
     require(not missing, DataError,
         f"evaluate.task is 'rank' and {missing} of {len(records)} held-out responses are not among "
-        "the "
-            f"{len(names)} choices, expected a closed set; give all responses as choices, or use "
-            "task = 'rouge' or 'exact'")
+        f"the {len(names)} choices, expected a closed set; give all responses as choices, or use "
+        "task = 'rouge' or 'exact'")
     require(len(names) <= MOST_CHOICES, DataError,
-            f"evaluate.task is 'rank' and the data have {len(names)} different responses, "
-            f"expected at most {MOST_CHOICES}; use task = 'rouge' or 'exact'")
+            f"evaluate.task is 'rank' and the data have {len(names)} different responses, expected "
+            f"at most {MOST_CHOICES}; use task = 'rouge' or 'exact'")
     if not records:
         return []
     likelihood = packed if packs(base) else whole

@@ -272,8 +272,7 @@ def _why(best: Assignment, whole: Assignment | None, full: Assignment, cut: int 
     if best.placement == "split" and whole is not None:
         read, could = best.steps * best.batch, whole.steps * whole.batch
         reason = (
-            f"the front {cut} blocks here read {read} records a round, the whole model "
-            f"{could}"
+            f"the front {cut} blocks here read {read} records a round, the whole model {could}"
         )
         reason += f" at rank {whole.rank}" if read == could else ""
     elif best.placement == "split":

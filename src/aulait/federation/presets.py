@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from aulait.core.errors import ConfigError, did_you_mean, require
+from aulait.core.files import JsonMapping, JsonObject
 from aulait.federation.tiers import TierConfig
 
 TYPES = {"type 1": (8, None), "type 2": (30, None), "type 3": (200, 30), "type 4": (200, None)}
@@ -30,7 +31,7 @@ SHARES = {
 }
 
 
-def tiers(name: str, rank: int) -> list[dict[str, Any]]:
+def tiers(name: str, rank: int) -> list[JsonObject]:
     """The tiers of a distribution for an adapter of a rank, the largest machines first.
 
     Raises:
@@ -43,14 +44,14 @@ def tiers(name: str, rank: int) -> list[dict[str, Any]]:
             strict=True)]):
         if not share:
             continue
-        tier: dict[str, Any] = {"name": label, "share": share, "placement": "local",
+        tier: JsonObject = {"name": label, "share": share, "placement": "local",
                                 "rank": _part(full, rank)}
         found.append(tier if attention is None
                      else tier | {"attention_rank": _part(attention, rank)})
     return found
 
 
-def expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
+def expanded(tree: JsonMapping) -> JsonObject:
     """The settings with the tiers of ``federation.preset`` in place, when there is one and no tiers
     are written.
 
@@ -71,7 +72,7 @@ def expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**tree, "federation": {**federation, "tier": made}}
 
 
-def _same(written: Any, made: list[dict[str, Any]]) -> bool:
+def _same(written: Any, made: list[JsonObject]) -> bool:
     """Whether written tiers are those of the preset, with nothing but defaults beside."""
     try:
         return [TierConfig(**tier) for tier in written] == [TierConfig(**tier) for tier in made]

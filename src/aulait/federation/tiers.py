@@ -113,8 +113,7 @@ def problems(federation: FederationConfig, compute: ComputeConfig, private: bool
     if named and len(named) < len(tiers):
         found.append(
             f"federation.tier '{next(n for n in labels if n not in named)}' has no machine and "
-            f"'{named[0]}' has one; "
-                     "give every tier a machine, or none (presets: "
+            f"'{named[0]}' has one; give every tier a machine, or none (presets: "
                      + ", ".join(profiles.PRESETS) + ")")
     if not named and (compute.deadline_s or compute.over_selection):
         found.append(
@@ -145,8 +144,8 @@ def _of_one(tier: TierConfig, private: bool) -> list[str]:
     if tier.placement == "split" and private:
         found.append(
             f"federation.tier '{tier.name}': placement = 'split' sends activations of single "
-            "records, which no sum over clients "
-                     "can hide; use 'local' or 'proxy', or privacy.off = true")
+            "records, which no sum over clients can hide; use 'local' or 'proxy', or privacy.off "
+            "= true")
     if tier.placement == "auto" and tier.machine is None:
         found.append(
             f"federation.tier '{tier.name}': placement = 'auto' needs to know the machine; set "
@@ -175,8 +174,7 @@ def _unfit(profile: Profile) -> list[str]:
     if not profile.up_bytes_per_s or not profile.down_bytes_per_s:
         found.append(
             f"machine '{profile.name}' has no link speed; set link to one of {', '.join(LINKS)}, "
-            "or measure it: "
-                     "'aulait probe --link'")
+            "or measure it: 'aulait probe --link'")
     return found
 
 
@@ -188,9 +186,8 @@ def _of_sampling(federation: FederationConfig, compute: ComputeConfig, private: 
     if compute.over_selection and federation.sampling != "fixed":
         found.append(
             "compute.over_selection needs federation.sampling = 'fixed', found "
-            f"'{federation.sampling}' (whoever comes first "
-                     "decides who else counts, which no accountant covers); change it, or use "
-                     "compute.deadline_s")
+            f"'{federation.sampling}' (whoever comes first decides who else counts, which no "
+            "accountant covers); change it, or use compute.deadline_s")
     try:
         found += [f"compute.server: {line}"
                   for line in _unfit(profiles.find_profile(compute.server))
@@ -212,7 +209,7 @@ def members(tiers: Sequence[TierConfig], clients: Sequence[str], seeds: Seeds) -
     unknown = sorted({*named} - {*clients})
     require(not unknown, ConfigError,
         f"federation.tier names client '{unknown[0] if unknown else ''}', which is not among the "
-            f"{len(clients)} there are; {did_you_mean(unknown[0], clients) if unknown else ''}")
+        f"{len(clients)} there are; {did_you_mean(unknown[0], clients) if unknown else ''}")
     require(len(set(named)) == len(named), ConfigError,
             f"a client is named by two tiers of federation.tier: {sorted(named)}; name it once")
     names = sorted({*clients} - {*named})

@@ -144,8 +144,8 @@ def _by_column(context: RunContext, theta: Tensors,
             )
             weights.setdefault(layer, torch.zeros(most))[: a_RN.shape[0]] += weight
     for weight, adapter in terms:
-        factors = {layer: (a, b / weights[layer][: a.shape[0]]) for layer,
-                   (a, b) in adapter.factors.items()}
+        factors = {layer: (a, b / weights[layer][: a.shape[0]])
+                   for layer, (a, b) in adapter.factors.items()}
         yield weight, Adapter(factors, adapter.alpha, adapter.rank)
     rest = {}
     for layer, weight_R in weights.items():

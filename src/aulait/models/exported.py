@@ -64,12 +64,11 @@ def adapter(run: Path, client: str | None = None) -> Path:
     known = clients(run)
     require(bool(known), ConfigError,
         f"--client '{client}': {run} holds no personal adapters, expected a run of a method that "
-        "makes "
-            "them (aulait list); leave --client out for the shared adapter")
+        "makes them (aulait list); leave --client out for the shared adapter")
     nearest = difflib.get_close_matches(client, known, n=1, cutoff=0.0)
     require(client in known, ConfigError,
-            f"--client '{client}' has no personal adapter in {run}, {len(known)} clients have; "
-            f"did you mean '{nearest[0] if nearest else ''}'?")
+            f"--client '{client}' has no personal adapter in {run}, {len(known)} clients have; did "
+            f"you mean '{nearest[0] if nearest else ''}'?")
     return known[client]
 
 

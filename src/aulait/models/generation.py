@@ -87,8 +87,8 @@ class Draws:
 
     how: Sampling
     stops: Sequence[int]
-    most_B: Tensor
-    uniform_BT: Tensor
+    most_B: Tensor  # noqa: N815
+    uniform_BT: Tensor  # noqa: N815
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:

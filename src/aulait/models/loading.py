@@ -150,8 +150,7 @@ def _fetch(config: ModelConfig, device: torch.device,
         )
         raise ModelError(
             f"model.name = '{config.name}' cannot be loaded ({reason}); expected 'brew', the path "
-            "of a folder with "
-            f"config.json, or a Hugging Face id and a network to reach it"
+            "of a folder with config.json, or a Hugging Face id and a network to reach it"
         ) from error
     return (model if config.quant else model.to(device)), tokenizer
 
@@ -227,8 +226,7 @@ def targets(base: Base, config: AdapterConfig) -> Shapes:
         for word in sorted(wanted - ATTENTION if config.targets == "attention" else wanted):
             require(any(word in (name, short[name]) for name in base.slots), ModelError,
                     f"adapter.targets names '{word}', which matches no linear layer of "
-                    f"{base.config.name}; "
-                    f"{did_you_mean(word, set(short.values()))}")
+                    f"{base.config.name}; {did_you_mean(word, set(short.values()))}")
         require(bool(chosen), ModelError,
                 f"adapter.targets = {config.targets!r} matches no linear layer of "
                 f"{base.config.name}; expected some of: {', '.join(sorted(set(short.values())))}")
@@ -239,8 +237,8 @@ def targets(base: Base, config: AdapterConfig) -> Shapes:
 
 def _last_blocks(base: Base, count: int) -> set[str]:
     """Layers of the last blocks of every stack: an encoder-decoder has two."""
-    places = {name: (stack, int(number)) for name in base.slots for stack,
-              number in re.findall(r"^(.*?)\.(\d+)\.", name)}
+    places = {name: (stack, int(number)) for name in base.slots
+              for stack, number in re.findall(r"^(.*?)\.(\d+)\.", name)}
     stacks: dict[str, list[int]] = {stack: [] for stack, _ in places.values()}
     for stack, number in sorted(set(places.values())):
         stacks[stack].append(number)

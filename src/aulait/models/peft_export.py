@@ -44,5 +44,5 @@ def _peft_config(adapter: Adapter, base: Base, ranks: Mapping[str, int], common:
         base_model_name_or_path=BREW if base.config.name == "brew" else base.config.name,
         inference_mode=True,
     ).to_dict()
-    return {key: sorted(value) if isinstance(value, set) else value for key,
-            value in config.items()}
+    return {key: sorted(value) if isinstance(value, set) else value
+            for key, value in config.items()}

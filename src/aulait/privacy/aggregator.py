@@ -417,7 +417,6 @@ def _check_ledger(config: PrivacyConfig, ledger: Ledger) -> None:
     promised = (config.delta, config.relation, config.unit)
     for line in ledger.lines:
         require((line.delta, line.relation, line.unit) == promised, PrivacyError,
-                f"ledger release {line.release} has delta {line.delta}, relation "
-                f"'{line.relation}' and unit '{line.unit}', expected {config.delta}, "
-                f"'{config.relation}' and '{config.unit}'; resume with the settings the run was "
-                "started with")
+                f"ledger release {line.release} has delta {line.delta}, relation '{line.relation}' "
+                f"and unit '{line.unit}', expected {config.delta}, '{config.relation}' and "
+                f"'{config.unit}'; resume with the settings the run was started with")

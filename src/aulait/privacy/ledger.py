@@ -80,8 +80,7 @@ class Ledger:
         if size != self._size_bytes:
             raise PrivacyError(
                 f"{path} has {size} bytes, expected {self._size_bytes}: another run wrote to it or "
-                "a write failed; "
-                "stop the other run and resume this one"
+                "a write failed; stop the other run and resume this one"
             )
         append_durably(path, data)
         self._size_bytes = size + len(data)

@@ -68,8 +68,8 @@ def tier_replies(found: VirtualTime) -> PlotlyFigure | None:
         return None
     looks = {"answered": ("@accent", ""), "late": ("@c4", ""), "lost": ("@alarm", "/"),
              "away": ("@soft", "")}
-    series = {kind: ([own[kind] / sums[name] for name, own in named.items()], *look) for kind,
-              look in looks.items()
+    series = {kind: ([own[kind] / sums[name] for name, own in named.items()], *look)
+              for kind, look in looks.items()
               if any(own[kind] for own in named.values())}
     return _bars(list(named), series, "", "%{y}: %{x:.1%}<extra>%{fullData.name}</extra>",
                  tickformat=".0%", range=[0, 1.02])

@@ -38,8 +38,8 @@ def rows_by_setting(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonR
     for row in rows:
         found.setdefault(arm_setting(row), []).append(row)
     common = set.intersection(*(set(name.split()) for name in found)) if len(found) > 1 else set()
-    found = {" ".join(word for word in name.split() if word not in common): group for name,
-             group in found.items()}
+    found = {" ".join(word for word in name.split() if word not in common): group
+             for name, group in found.items()}
     clear = all(len({row["algorithm"] for row in group}) == len(group) for group in found.values())
     return found if clear and any(len(group) > 1 for group in found.values()) else {}
 
@@ -56,8 +56,8 @@ def arm_dots(rows: Sequence[ComparisonRow], measure: Measure) -> PlotlyFigure:
                 for i, (name, group) in enumerate(groups.items())]
     else:
         many = False
-        data = [_trace([str(row["arm"])], [row], measure, i, str(row["arm"])) for i,
-                row in enumerate(shown)]
+        data = [_trace([str(row["arm"])], [row], measure, i, str(row["arm"]))
+                for i, row in enumerate(shown)]
     order = [figures.plot_label(name, 40)
              for name in dict.fromkeys(str(row["algorithm" if groups else "arm"]) for row in shown)]
     y = figures.axis(autorange="reversed", type="category", categoryorder="array",

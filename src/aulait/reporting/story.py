@@ -182,14 +182,12 @@ def measuring_explained(run: RunFiles) -> str:
     """Who measured the scores, on what, and what that tells."""
     if not is_deployed(run):
         return ("All of this is measured by the simulation on held-out text of all clients, "
-                "outside the aggregator and without noise. "
-                "In a deployment nobody holds that text together, and these figures are not "
-                "released.")
+                "outside the aggregator and without noise. In a deployment nobody holds that text "
+                "together, and these figures are not released.")
     if evaluated_texts(run) != HELD_OUT:
         return ("Measured by the server on public text: what the sites measure on their own "
-                "held-out text stays at each site, "
-                "in its own log. Public text may resemble the synthetic; a gain here need not be a "
-                "gain there.")
+                "held-out text stays at each site, in its own log. Public text may resemble the "
+                "synthetic; a gain here need not be a gain there.")
     return (
         "Measured by every site on its own held-out text and told to the server as sums, without "
         "noise."
@@ -245,8 +243,8 @@ def _virtual(run: RunFiles) -> str:
     if clock is None or clock.total_s is None:
         return ""
     return (
-        "; on its own machines the federation would have taken "
-        f"{numbers.duration(clock.total_s)}, by the cost model"
+        f"; on its own machines the federation would have taken {numbers.duration(clock.total_s)}, "
+        "by the cost model"
     )
 
 

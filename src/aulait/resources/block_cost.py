@@ -116,8 +116,8 @@ def layers_of(named: tuple[tuple[str, int, int, int], ...]) -> tuple[Layer, ...]
     last leads out."""
     found = [Layer(stage(name), m, n, rank) for name, m, n, rank in named]
     outward = max((i for i, layer in enumerate(found) if layer.stage == 6), default=-1)
-    return tuple(layer._replace(stage=5) if layer.stage == 6 and i != outward else layer for i,
-                 layer in enumerate(found))
+    return tuple(layer._replace(stage=5) if layer.stage == 6 and i != outward else layer
+                 for i, layer in enumerate(found))
 
 
 class BlockPass(NamedTuple):

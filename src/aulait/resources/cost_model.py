@@ -50,10 +50,22 @@ from aulait.resources.cost_types import (
 from aulait.resources.cost_types import total_cost as total_of
 
 __all__ = [
-    "ModelShape", "Batch", "Block", "Cost", "Cut", "Span", "Split", "embedding", "evaluation",
+    "Batch",
+    "Block",
+    "Cost",
+    "Cut",
+    "ModelShape",
+    "Span",
+    "Split",
+    "embedding",
+    "evaluation",
     "full_step",
-    "generation", "joules", "lora_step", "seconds",
-    "split_step", "voting",
+    "generation",
+    "joules",
+    "lora_step",
+    "seconds",
+    "split_step",
+    "voting",
 ]
 
 SIZES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -174,8 +186,7 @@ def _step(model_shape: ModelShape, batch: Batch, ranks: tuple[tuple[str, int], .
     if not 0 <= first < last <= len(model_shape.blocks):
         raise ConfigError(
             f"blocks = ({first}, {last}) of {len(model_shape.blocks)}; expected 0 <= first < last "
-            "<= "
-            f"{len(model_shape.blocks)}")
+            f"<= {len(model_shape.blocks)}")
     size, full, chosen = _size(dtype), trains == "full", dict(ranks)
     total = BlockWork()
     known: dict[tuple[object, ...], BlockWork] = {}
@@ -190,8 +201,8 @@ def _step(model_shape: ModelShape, batch: Batch, ranks: tuple[tuple[str, int], .
                 or (bool(trains) and any(chosen.get(name) for name in block.layers))
             )
             continue
-        own = layers_of(tuple((name, *shape, chosen.get(name, 0)) for name,
-                              shape in block.layers.items()))
+        own = layers_of(tuple((name, *shape, chosen.get(name, 0))
+                              for name, shape in block.layers.items()))
         key = (own, block.attention_width, block.side, live["decoder"], live["encoder"])
         if key not in known:
             reads = batch.tokens if block.side == "decoder" else batch.source
@@ -250,8 +261,8 @@ def _ends(model_shape: ModelShape, batch: Batch, span: Span, trains: Trains, siz
 
 def matrices(model_shape: ModelShape, span: Span) -> int:
     """Numbers in the weight matrices of blocks [first, last)."""
-    return sum(m * n for block in model_shape.blocks[span[0] : span[1]] for m,
-               n in block.layers.values())
+    return sum(m * n for block in model_shape.blocks[span[0] : span[1]]
+               for m, n in block.layers.values())
 
 
 def _share(model_shape: ModelShape, span: Span) -> float:

@@ -121,8 +121,8 @@ def round_trip_s(profile: Profile, down_bytes: float, up_bytes: float) -> float:
         if size_bytes and not rate:
             raise ConfigError(
                 f"machine '{profile.name}' has no link speed, expected one to send "
-                f"{size_bytes:,.0f} bytes over; name a link "
-                              f"({', '.join(LINKS)}), or measure it with aulait probe --link URL")
+                f"{size_bytes:,.0f} bytes over; name a link ({', '.join(LINKS)}), or measure it "
+                "with aulait probe --link URL")
     down_s = transfer_s(down_bytes, profile.down_bytes_per_s or 1.0, profile.latency_s)
     return down_s + transfer_s(up_bytes, profile.up_bytes_per_s or 1.0, profile.latency_s)
 
@@ -151,8 +151,7 @@ def measure_link(url: str, seconds: float = 2.0) -> tuple[float, float, float]:
     if not host or parts.scheme != "http" or seconds <= 0:
         raise ConfigError(
             f"found link '{url}' and {seconds:g} s, expected http://HOST:PORT and more than 0 s; "
-            "start the other end there "
-                          "with aulait probe --echo HOST:PORT")
+            "start the other end there with aulait probe --echo HOST:PORT")
     wire = HTTPConnection(host, port, timeout=_TIMEOUT_S)
     try:
         # the first also opens the connection
@@ -163,8 +162,8 @@ def measure_link(url: str, seconds: float = 2.0) -> tuple[float, float, float]:
     except (OSError, HTTPException) as error:
         raise WireError(
             f"found nobody to measure the link with at {url} "
-            f"({str(error) or type(error).__name__}), expected an echo server; "
-                        "start it there with aulait probe --echo HOST:PORT") from error
+            f"({str(error) or type(error).__name__}), expected an echo server; start it there with "
+            "aulait probe --echo HOST:PORT") from error
     finally:
         wire.close()
     return up, down, round_trip / 2

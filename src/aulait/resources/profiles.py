@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from aulait.core.errors import ConfigError, did_you_mean
+from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.types import Profile
 from aulait.resources.links import LINKS, Link
 
@@ -103,25 +104,22 @@ def _half(float32: float, both: float) -> dict[str, float]:
 PRESETS: Final[Mapping[str, Profile]] = {made.name: made for made in (
     _preset("phone", DataSheet("cpu", {"float32": 392e9}, 4e9, 76.8e9, 1.2e-5, 5, 0.5),
             "Qualcomm Snapdragon 8 Gen 3 (2023), processor cores only: 1 x 3.3 GHz with 32 FLOP a "
-            "cycle, 3 x 3.2 and 2 x 3.0 with 16, "
-            "2 x 2.3 with 8; LPDDR5X at 4800 MHz, 64 bit; 12 GB, of which an application gets "
-            "about 4; 5 W is what a phone sheds"),
+            "cycle, 3 x 3.2 and 2 x 3.0 with 16, 2 x 2.3 with 8; LPDDR5X at 4800 MHz, 64 bit; 12 "
+            "GB, of which an application gets about 4; 5 W is what a phone sheds"),
     _preset("raspberry-pi-5", DataSheet("cpu", {"float32": 153.6e9}, 6e9, 17.1e9, 2.5e-5, 9.8, 3.3),
             "Raspberry Pi 5, 8 GB (2023): 4 Cortex-A76 at 2.4 GHz, 16 FLOP a cycle; LPDDR4X-4267, "
-            "32 bit; power of the 4 GB board under "
-            "a stress test and idle as reported by J. Geerling (2024)"),
+            "32 bit; power of the 4 GB board under a stress test and idle as reported by J. "
+            "Geerling (2024)"),
     _preset("jetson-orin", DataSheet("cuda", _half(5.3e12, 42.5e12), 56e9, 204.8e9, 3e-5, 60, 15),
             "NVIDIA Jetson AGX Orin 64 GB, technical brief: 5.3 TFLOP/s float32, 170 sparse INT8 "
-            "TOPS of the GPU, a quarter of them dense "
-            "float16; 60 W module limit; memory is shared with the system"),
+            "TOPS of the GPU, a quarter of them dense float16; 60 W module limit; memory is shared "
+            "with the system"),
     _preset("laptop", DataSheet("cpu", {"float32": 844.8e9}, 10e9, 89.6e9, 7e-6, 45, 8),
             "AMD Ryzen 7 7840U (2023): 8 cores at the base clock of 3.3 GHz, 32 FLOP a cycle; "
-            "DDR5-5600, two channels; 16 GB; 28 W for the "
-            "processor and the rest of the laptop"),
+            "DDR5-5600, two channels; 16 GB; 28 W for the processor and the rest of the laptop"),
     _preset("workstation", DataSheet("cuda", _half(82.6e12, 165.2e12), 23e9, 1008e9, 7e-6, 550, 90),
             "NVIDIA GeForce RTX 4090 (2022): 82.6 TFLOP/s float32, 165.2 dense with float32 "
-            "accumulation, 24 GB, 1008 GB/s, 450 W, and "
-            "100 W for the computer around it"),
+            "accumulation, 24 GB, 1008 GB/s, 450 W, and 100 W for the computer around it"),
     _preset("a100", DataSheet("cuda", _half(19.5e12, 312e12), 78e9, 2039e9, 1e-5, 812, 180),
             "NVIDIA A100 SXM 80 GB data sheet: 19.5 and 312 TFLOP/s, 2039 GB/s, 400 W; an eighth "
             "of DGX A100's 6.5 kW maximum"),
@@ -162,9 +160,8 @@ def find_profile(name_or_path: str) -> Profile:
         return load_profile(name_or_path)
     if name_or_path not in PRESETS:
         raise ConfigError(
-            f"machine '{name_or_path}' is unknown; {did_you_mean(name_or_path, PRESETS)} "
-            "(or the path of a .json file that "
-                          "aulait probe --out saved)")
+            f"machine '{name_or_path}' is unknown; {did_you_mean(name_or_path, PRESETS)} (or the "
+            "path of a .json file that aulait probe --out saved)")
     return PRESETS[name_or_path]
 
 
@@ -206,8 +203,7 @@ def load_profile(path: str | Path) -> Profile:
     except OSError as error:
         raise ConfigError(
             f"found no machine profile at {path} ({error.strerror or error}), expected a file of "
-            "aulait probe --out; "
-                          "check the path") from error
+            "aulait probe --out; check the path") from error
     except ValueError as error:
         raise ConfigError(
             f"machine profile {path} is no JSON ({error}), expected a file of aulait probe --out; "
@@ -215,19 +211,18 @@ def load_profile(path: str | Path) -> Profile:
     if not isinstance(found, dict):
         raise ConfigError(
             f"machine profile {path} holds a {type(found).__name__}, expected a table of fields; "
-            "write it again with "
-                          "aulait probe --out")
+            "write it again with aulait probe --out")
     return _checked(found, f"machine profile {path}")
 
 
-def _plain(machine: Profile) -> dict[str, Any]:
+def _plain(machine: Profile) -> JsonObject:
     """Fields as plain values."""
     values = {field.name: getattr(machine, field.name) for field in dataclasses.fields(machine)}
-    return {key: dict(value) if isinstance(value, Mapping) else value for key,
-            value in values.items()}
+    return {key: dict(value) if isinstance(value, Mapping) else value
+            for key, value in values.items()}
 
 
-def _checked(values: Mapping[str, Any], whose: str) -> Profile:
+def _checked(values: JsonMapping, whose: str) -> Profile:
     """A profile whose fields exist and can be those of a machine."""
     known = [field.name for field in dataclasses.fields(Profile)]
     for key, value in values.items():

@@ -73,9 +73,9 @@ def _check_models(settings: Settings, federation: Federation) -> None:
         and settings.synthesis.generate.kind == "prefix"
     )
     require(not (federation.breeds and seq2seq), ConfigError,
-            "synthesis.generator = 'base' with synthesis.generate.kind = 'prefix' needs a "
-            "causal model and model.kind is 'seq2seq'; set synthesis.generator = 'brew' (built in) "
-            "or to the id or folder of another causal model, or kind to 'prompt' or 'mask'")
+            "synthesis.generator = 'base' with synthesis.generate.kind = 'prefix' needs a causal "
+            "model and model.kind is 'seq2seq'; set synthesis.generator = 'brew' (built in) or to "
+            "the id or folder of another causal model, or kind to 'prompt' or 'mask'")
     require(settings.model.kind == "causal" or settings.data.prompt is not None, ConfigError,
             "model.kind is 'seq2seq' and the data are plain text, expected a prompt for the "
             "encoder and a response for the decoder; set data.prompt and data.response")

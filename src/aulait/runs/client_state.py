@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
+from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.types import Tensors
 
 PREFIX = "memory/"
-Memories = dict[str, dict[str, Any]]  # client -> what its site remembers
+Memories = dict[str, JsonObject]  # client -> what its site remembers
 
 
-def packed(memory: Mapping[str, Mapping[str, Any]]) -> tuple[Tensors, dict[str, Any]]:
+def packed(memory: Mapping[str, JsonMapping]) -> tuple[Tensors, JsonObject]:
     """(tensors by number, plain values that name them) of the memories of all sites; sites that
     remember nothing are left out."""
     numbers: dict[int, int] = {}
@@ -35,11 +36,11 @@ def packed(memory: Mapping[str, Mapping[str, Any]]) -> tuple[Tensors, dict[str, 
     return stored, {name: plain(own) for name, own in memory.items() if own}
 
 
-def unpacked(tensors: Tensors, remembered: Mapping[str, Any]) -> Memories:
+def unpacked(tensors: Tensors, remembered: JsonMapping) -> Memories:
     """The memories again; mappings of the very same tensors become one object."""
-    made: dict[tuple[Any, ...], dict[str, Any]] = {}
+    made: dict[tuple[Any, ...], JsonObject] = {}
 
-    def full(node: Mapping[str, Any]) -> Any:
+    def full(node: JsonMapping) -> Any:
         if "tensor" in node:
             return tensors[f"{PREFIX}{node['tensor']}"]
         if "mapping" not in node:

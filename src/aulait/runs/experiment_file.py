@@ -15,6 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aulait.core.errors import ConfigError, did_you_mean
+from aulait.core.files import JsonMapping, JsonObject
 from aulait.data import client_data as data
 from aulait.data.client_data import DataConfig
 from aulait.data.config import AT_SITES
@@ -90,7 +91,7 @@ class Settings(BaseModel):
     data: DataConfig = DataConfig()
     federation: FederationConfig = FederationConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
-    algorithm: dict[str, Any] = {"name": "ffa"}
+    algorithm: JsonObject = {"name": "ffa"}
     train: TrainConfig = TrainConfig()
     compute: ComputeConfig = ComputeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -136,7 +137,7 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     return build_settings(tree, overrides)
 
 
-def build_settings(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Settings:
+def build_settings(tree: JsonMapping, overrides: Sequence[str] = ()) -> Settings:
     """Settings of a nested mapping; checked as ``settings_problems`` does.
 
     Raises:
@@ -165,7 +166,7 @@ def build_settings(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Se
     return settings
 
 
-def _override(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
+def _override(tree: JsonMapping, override: str) -> JsonObject:
     """The tree with ``a.b=value`` set; list entries by their index."""
     key, found, text = override.partition("=")
     if not found:
@@ -186,8 +187,8 @@ def _placed(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
             raise ConfigError(
                 f"--set {key}: '{head}' is not an index of a list of {len(node)}; expected 0 to "
                 f"{len(node) - 1}")
-        return [_placed(item, rest, value, key) if i == int(head) else item for i,
-                item in enumerate(node)]
+        return [_placed(item, rest, value, key) if i == int(head) else item
+                for i, item in enumerate(node)]
     branch = dict(node) if isinstance(node, Mapping) else {}
     branch[head] = _placed(branch.get(head, {}), rest, value, key)
     return branch
@@ -295,14 +296,12 @@ def _check_method(settings: Settings) -> list[str]:
     if server_site(settings.method) is not None and whole:
         problems.append(
             f"algorithm '{settings.algorithm['name']}' splits every client and federation.tier "
-            f"'{whole[0]}' is placed "
-                        "otherwise; set placement = 'split' for all, or use 'fedit', where split "
-                        "is one role among others")
+            f"'{whole[0]}' is placed otherwise; set placement = 'split' for all, or use 'fedit', "
+            "where split is one role among others")
     if not settings.method.TRAITS.splits and len(whole) < len(settings.federation.tier):
         problems.append(
             f"algorithm '{settings.algorithm['name']}' cannot have split clients: they do more "
-            "than training "
-                        "steps on the model; use placement = 'local', or 'fedit'")
+            "than training steps on the model; use placement = 'local', or 'fedit'")
     if getattr(config, "weights",
             "uniform") == "size" and not settings.privacy.off and settings.privacy.unit == "client":
         problems.append(
@@ -322,8 +321,8 @@ def _check_method(settings: Settings) -> list[str]:
             "adapter.rank, or lower the tier's rank")
     if not settings.privacy.off and not traits.private and traits.unit == "client":
         problems.append(
-            f"algorithm '{name}' is {traits.privacy}; use '{traits.instead}', or "
-            "privacy.off = true")
+            f"algorithm '{name}' is {traits.privacy}; use '{traits.instead}', or privacy.off = "
+            "true")
     return problems
 
 

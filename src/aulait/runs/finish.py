@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
-from typing import Any
 from urllib.parse import quote
 
 import torch
 
+from aulait.core.files import JsonObject
 from aulait.models import peft_export
 from aulait.privacy.accounting import Accountant
 from aulait.runfolder import schema
@@ -23,7 +23,7 @@ from aulait.synthesis import private_evolution
 PACKAGES = ("aulait", "torch", "transformers", "peft", "sentence-transformers", "dp-accounting")
 
 
-def machine() -> dict[str, Any]:
+def machine() -> JsonObject:
     """Facts about this machine that a reader of the numbers needs."""
     memory = (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
     ).on_disk()
 
 
-def finish(execution: Execution) -> dict[str, Any]:
+def finish(execution: Execution) -> JsonObject:
     """Write adapter/, personal/ and result.json.
 
     Returns:
@@ -60,7 +60,7 @@ def _folder(client: str) -> str:
     return plain.replace(".", "%2E") if set(plain) <= {"."} else plain
 
 
-def _result(execution: Execution) -> dict[str, Any]:
+def _result(execution: Execution) -> JsonObject:
     """What result.json holds."""
     run, progress, secret = execution.run, execution.progress, execution.secret_seconds
     settings, totals = run.settings, progress.totals
@@ -91,7 +91,7 @@ def _result(execution: Execution) -> dict[str, Any]:
     ).on_disk()
 
 
-def _rows_left_out(settings: Settings, federation: Federation) -> dict[str, Any]:
+def _rows_left_out(settings: Settings, federation: Federation) -> JsonObject:
     """What the reader left out; counts over clients' rows stay on the terminal when privacy is
     on."""
     if not settings.privacy.off:

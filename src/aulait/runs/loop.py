@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
+from aulait.core.files import JsonObject
 from aulait.core.types import Info
 from aulait.methods.contract import Server
 from aulait.privacy.aggregator import BudgetSpent
@@ -36,7 +36,7 @@ NOBODY = Observer()
 
 
 def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
-        cache: SharedCache | None = None, observer: Observer = NOBODY) -> dict[str, Any]:
+        cache: SharedCache | None = None, observer: Observer = NOBODY) -> JsonObject:
     """Run an experiment into a folder and return its result.
 
     Args:

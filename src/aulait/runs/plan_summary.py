@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from aulait.core.files import JsonObject
 from aulait.federation.tiers import TierConfig
 from aulait.methods.shared.client_update import factor_bytes
 from aulait.privacy.plan import PrivacyPlan
@@ -18,7 +18,7 @@ from aulait.synthesis.private_evolution import vote_bytes
 from aulait.training import split_model
 
 
-def summarise_plan(run: PreparedRun) -> dict[str, Any]:
+def summarise_plan(run: PreparedRun) -> JsonObject:
     """The plan of a run as plain values: tiers, server, releases, epsilon by role, totals."""
     settings, federation = run.settings, run.federation
     costs, votes = RoundCosts.of(run), _vote_costs(run)
@@ -72,7 +72,7 @@ def _vote_costs(run: PreparedRun) -> VoteCosts:
 
 
 def _tier(run: PreparedRun, costs: RoundCosts, votes: VoteCosts,
-          tier: TierConfig) -> dict[str, Any]:
+          tier: TierConfig) -> JsonObject:
     """What one client of a tier does, sends and receives, and what that takes on its machine."""
     federation, sampling = run.settings.federation, run.settings.federation.sampling
     own, sites = run.federation.tiers[tier.name], run.federation.sites.values()
@@ -115,7 +115,7 @@ def _trainable(run: PreparedRun, name: str) -> int:
     return factor_bytes(context, name, run.settings.method.TRAITS.trains) // 4
 
 
-def _machine(costs: RoundCosts, tier: str, trains: bool) -> dict[str, Any]:
+def _machine(costs: RoundCosts, tier: str, trains: bool) -> JsonObject:
     """Arithmetic of a round, and seconds, memory and energy on the tier's machine; None where no
     machine is named."""
     profile, found = costs.federation.tiers[tier].profile, costs.assignment(tier)
@@ -141,7 +141,7 @@ def _trained_bytes(run: PreparedRun, costs: RoundCosts, members: Sequence[str]) 
     return sum(up for up, _ in found), sum(down for _, down in found)
 
 
-def _server(run: PreparedRun, costs: RoundCosts) -> dict[str, Any]:
+def _server(run: PreparedRun, costs: RoundCosts) -> JsonObject:
     """The proxies' training on the server."""
     count = costs.proxy_count
     flop = count * costs.proxy_plan.steps * costs.proxy_step.flop if count else 0
@@ -154,7 +154,7 @@ def _server(run: PreparedRun, costs: RoundCosts) -> dict[str, Any]:
     }
 
 
-def _releases(plan: PrivacyPlan) -> list[dict[str, Any]]:
+def _releases(plan: PrivacyPlan) -> list[JsonObject]:
     """The planned releases: how many, how much noise."""
     return [
         {
@@ -168,7 +168,7 @@ def _releases(plan: PrivacyPlan) -> list[dict[str, Any]]:
     ]
 
 
-def _privacy(plan: PrivacyPlan, roles: Sequence[str]) -> dict[str, Any]:
+def _privacy(plan: PrivacyPlan, roles: Sequence[str]) -> JsonObject:
     """Epsilon that every role will have spent after the last round; null is infinite."""
     epsilon = {role: None if math.isinf(plan.epsilon[role]) else plan.epsilon[role]
                for role in roles}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 
+from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.types import Adapter, Site, Tensors
 from aulait.methods.contract import State
 from aulait.runfolder.run_folder import RunFolder
@@ -17,7 +17,7 @@ from aulait.runs.virtual_time import clock
 from aulait.synthesis.population import EvolutionState, Text
 from aulait.tracking.boards import on_terminal
 
-ScoreValues = dict[str, Any]  # as ``eval`` stands in rounds.jsonl and in result.json
+ScoreValues = JsonObject  # as ``eval`` stands in rounds.jsonl and in result.json
 RunWatch = Callable[[str, int, int, str], None]  # stage, rounds done, rounds in all, a note
 
 
@@ -83,7 +83,7 @@ class Progress:
         self.add(wall_s=now_s - self.counted_s)
         self.counted_s = now_s
 
-    def add_virtual(self, round_metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def add_virtual(self, round_metrics: JsonMapping) -> JsonObject:
         """Add a round of virtual time to the totals.
 
         Returns:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from aulait.core.cohort import Cohort
+from aulait.core.files import JsonObject
 from aulait.core.types import ClientRequest, ClientUpdate, Info
 from aulait.methods.contract import Ask, Server
 from aulait.privacy.aggregator import PrivateAggregator
@@ -70,7 +71,7 @@ class VirtualRound:
     outcome: RoundOutcome
     shown: RoundOutcome
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> JsonObject:
         """What rounds.jsonl says of it."""
         return self.clock.metrics(self.shown)
 

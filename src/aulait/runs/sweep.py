@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 
 from aulait.core.errors import AulaitError, ConfigError, require
+from aulait.core.files import JsonObject
 from aulait.runs.experiment_file import Settings, dump_settings, read_settings, renewed_settings
 from aulait.runs.loop import run
 from aulait.runs.prepared import Engine, SharedCache
@@ -124,8 +125,8 @@ def arms_over(over: Sequence[str]) -> list[Arm]:
     keys = [key for key, _ in choices]
     arms = []
     for chosen in itertools.product(*(values for _, values in choices)) if choices else []:
-        label = " ".join(f"{name}={value.strip(chr(34))}" for name,
-                         value in zip(names, chosen, strict=True))
+        label = " ".join(f"{name}={value.strip(chr(34))}"
+                         for name, value in zip(names, chosen, strict=True))
         arms.append(Arm(label,
                         tuple(f"{key}={value}" for key, value in zip(keys, chosen, strict=True))))
     return arms
@@ -226,7 +227,7 @@ def run_one(job: Job, engine: Engine, cache: SharedCache) -> JobOutcome:
                       result["time"].get("wall_s"))
 
 
-def _finished(path: Path, settings: Settings) -> dict[str, Any] | None:
+def _finished(path: Path, settings: Settings) -> JsonObject | None:
     """result.json of a finished run with these very settings.
 
     Raises:
@@ -243,7 +244,7 @@ def _finished(path: Path, settings: Settings) -> dict[str, Any] | None:
         f"run folder {path} holds a finished run with other settings; choose another --out, or "
         "remove it",
     )
-    found: dict[str, Any] = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    found: JsonObject = json.loads((path / "result.json").read_text(encoding="utf-8"))
     return found
 
 

@@ -10,9 +10,9 @@ import json
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from aulait.core.cohort import Cohort
+from aulait.core.files import JsonObject
 from aulait.core.types import Info
 from aulait.methods.contract import Ask, Server
 from aulait.privacy.ledger_line import LedgerLine
@@ -40,7 +40,7 @@ class FinishedSynthesis:
     """
 
     texts: list[list[Text]]
-    lines: list[dict[str, Any]]
+    lines: list[JsonObject]
     ledger: list[LedgerLine]
     totals: dict[str, float]
     state: EvolutionState | None

@@ -151,8 +151,8 @@ def _sentence_embedder(name: str, source: str, device: str, max_tokens: int,
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ModelError(
             f"embedder '{name}' cannot be loaded ({cause}); expected 'minilm', a "
-            "sentence-transformers id or a folder; "
-            "without network download the model elsewhere and give the path of its folder"
+            "sentence-transformers id or a folder; without network download the model elsewhere "
+            "and give the path of its folder"
         ) from error
     finally:
         if bars:

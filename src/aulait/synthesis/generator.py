@@ -64,8 +64,8 @@ def load_text_model(name: str, device: torch.device, masked: bool = False) -> Te
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ModelError(
             f"generator '{name}' cannot be loaded ({cause}); expected 'base', 'brew', a Hugging "
-            "Face id, a folder or a URL; without network download the model elsewhere and give the "
-            "path of its folder"
+            "Face id, a folder or a URL; without network download the model elsewhere and give "
+            "the path of its folder"
         ) from error
     finally:
         if bars:

@@ -116,8 +116,8 @@ class MaskFill:
                 rows = able[start : start + self._config.batch]
                 parts = [coded[indices[k]] for k in rows]
                 after = [len(x) + len(border) for x, _ in parts]
-                free = [[*(range(len(x)) if both else ()), *range(n, n + len(y))] for n,
-                        (x, y) in zip(after, parts, strict=True)]
+                free = [[*(range(len(x)) if both else ()), *range(n, n + len(y))]
+                        for n, (x, y) in zip(after, parts, strict=True)]
                 found = self.refill([x + border + y for x, y in parts], generator, free)
                 for k, ids, n, (x, _) in zip(rows, found, after, parts, strict=True):
                     prompt = (

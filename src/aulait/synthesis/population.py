@@ -3,12 +3,13 @@ saved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from aulait.core.files import JsonMapping
 from aulait.core.types import Record
 from aulait.synthesis.variation import GenerateConfig, Variation
 
@@ -123,8 +124,8 @@ def children(variation: Variation, parents: Sequence[Text], round: int,
         made = variation.vary_pairs([parent.record for parent in parents], seed)
     else:
         made = variation.vary([parent.text for parent in parents], seed)
-    return [text_of(child, round, parent.full) if child else None for child,
-            parent in zip(made, parents, strict=True)]
+    return [text_of(child, round, parent.full) if child else None
+            for child, parent in zip(made, parents, strict=True)]
 
 
 def written(variation: Variation, examples: Sequence[Text], count: int, round: int,
@@ -158,7 +159,7 @@ class EvolutionState:
         return asdict(self)
 
     @staticmethod
-    def restore(saved: Mapping[str, Any]) -> EvolutionState:
+    def restore(saved: JsonMapping) -> EvolutionState:
         """From the checkpoint."""
         texts = {key: tuple(Text(**text) for text in saved[key]) for key in ("pool", "winners")}
         return EvolutionState(saved["round"], **texts)

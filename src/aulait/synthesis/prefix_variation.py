@@ -65,8 +65,8 @@ class PrefixResample:
             not model.config.is_encoder_decoder,
             ModelError,
             "kind 'prefix' found an encoder-decoder model; expected a causal one; set "
-            "synthesis.generator to a causal model "
-            "('brew' is built in), or use kind 'prompt' or 'mask'",
+            "synthesis.generator to a causal model ('brew' is built in), or use kind 'prompt' or "
+            "'mask'",
         )
         self._writer = TextModel(model, tokenizer, torch.device(device))
         self._tokenizer, self._config = tokenizer, config
@@ -118,8 +118,8 @@ class PrefixResample:
             def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
                 texts = self._continued([parents[i] for i in indices], attempt_seed,
                                         [before[i] for i in indices])
-                return [Record(text, pairs[i].prompt) for i,
-                        text in zip(indices, texts, strict=True)]
+                return [Record(text, pairs[i].prompt)
+                        for i, text in zip(indices, texts, strict=True)]
 
             return redrawn(draw, lambda i, child: pair_will_do(child, self._config, pairs[i]),
                            len(pairs), seed)
@@ -144,8 +144,8 @@ class PrefixResample:
         None."""
         alive = [i for i, prompt in enumerate(prompts) if prompt is not None]
         shots = [self._documents([encode(self._tokenizer, examples[i].full)]) for i in alive]
-        asked = [shot + encode(self._tokenizer, f"{prompts[i]}\n") for shot,
-                 i in zip(shots, alive, strict=True)]
+        asked = [shot + encode(self._tokenizer, f"{prompts[i]}\n")
+                 for shot, i in zip(shots, alive, strict=True)]
 
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
             some = [asked[k] for k in indices]
@@ -179,8 +179,8 @@ class PrefixResample:
         generator = torch.Generator().manual_seed(Seeds(seed).integer("keep"))
         share = (low + (high - low) * torch.rand(len(parents), generator=generator,
             dtype=torch.float64)).tolist()
-        kept = [p[: max(0, min(int(s * len(p)), len(p) - 1))] for p,
-                s in zip(parents, share, strict=True)]
+        kept = [p[: max(0, min(int(s * len(p)), len(p) - 1))]
+                for p, s in zip(parents, share, strict=True)]
         able = [i for i, prefix in enumerate(kept) if before[i] or prefix]
         prompts = [before[i] + kept[i] for i in able]
         limits = [self._config.max_tokens - len(kept[i]) for i in able]

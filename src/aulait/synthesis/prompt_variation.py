@@ -94,8 +94,8 @@ class Prompted:
 
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[str]:
             turns = _drawn(len(indices), 1, len(TURNS), attempt_seed)
-            prompts = [VARY.format(turn=TURNS[t[0]], text=texts[i]) for i,
-                       t in zip(indices, turns, strict=True)]
+            prompts = [VARY.format(turn=TURNS[t[0]], text=texts[i])
+                       for i, t in zip(indices, turns, strict=True)]
             return self._answers(prompts, attempt_seed)
 
         return redrawn(draw, lambda i, child: will_do(child, self._config, (texts[i],)), len(texts),
@@ -124,8 +124,8 @@ class Prompted:
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
             turns = _drawn(len(indices), 1, len(TURNS), attempt_seed)
             form = VARY_PAIR if both else VARY_RESPONSE
-            asked = [form.format(turn=TURNS[t[0]], pair=_shown(pairs[i])) for i,
-                     t in zip(indices, turns, strict=True)]
+            asked = [form.format(turn=TURNS[t[0]], pair=_shown(pairs[i]))
+                     for i, t in zip(indices, turns, strict=True)]
             answers = self._answers(asked, attempt_seed)
             return [_parted(answer) if both else Record("" if any(mark in answer for mark in MARKS)
                 else answer, pairs[i].prompt)
@@ -162,8 +162,8 @@ class Prompted:
             "the chat function",
         )
         bare = [_bare(answer) for answer in answers]
-        return ["" if _bare(prompt) in answer else answer for answer,
-                prompt in zip(bare, prompts, strict=True)]
+        return ["" if _bare(prompt) in answer else answer
+                for answer, prompt in zip(bare, prompts, strict=True)]
 
 
 def _drawn(rows: int, columns: int, limit: int, seed: int) -> list[list[int]]:

@@ -79,8 +79,7 @@ def problems(config: TrackConfig) -> list[str]:
     if secret:  # the value is not repeated
         found.append(
             "track.mlflow holds a user or password, which config.toml would show; set "
-            "MLFLOW_TRACKING_USERNAME and "
-                     "MLFLOW_TRACKING_PASSWORD in the environment")
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment")
     elif not address.scheme or address.scheme == "file":
         found.append(
             f"track.mlflow = {config.mlflow!r} is no address that MLflow writes to; {EXPECTED}")

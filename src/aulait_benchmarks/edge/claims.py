@@ -29,8 +29,8 @@ def claims_in_shape(document: StudyDocument) -> list[dict[str, str]]:
          saturation(document)),
         ("Parameter-efficient tuning makes larger models feasible at the edge", feasible(document)),
     )
-    return [{"claim": claim, "answer": answer, "evidence": evidence} for claim,
-            (answer, evidence) in found]
+    return [{"claim": claim, "answer": answer, "evidence": evidence}
+            for claim, (answer, evidence) in found]
 
 
 def adaptive(document: StudyDocument) -> tuple[str, str]:
@@ -45,17 +45,15 @@ def adaptive(document: StudyDocument) -> tuple[str, str]:
     earlier = {name for name, at in reached.items()
                if at is not None and at < plain["rounds_to_fedavg"]}
     ahead = {name for name in ADAPTIVE if mean[name] < mean["FedAvg"]}
-    said = "; ".join(f"{name} in round {at}" if at else f"{name} in none of {rounds}" for name,
-                     at in reached.items())
+    said = "; ".join(f"{name} in round {at}" if at else f"{name} in none of {rounds}"
+                     for name, at in reached.items())
     best = min(arms.values(), key=lambda arm: arm["losses"][-1])
     answer = "yes" if earlier & ahead == set(ADAPTIVE) else "partly" if earlier | ahead else "no"
     means = ", ".join(f"{name} {mean[name]:.3f}" for name in ("FedAvg", *ADAPTIVE))
     return answer, (
         f"FedAvg's last held-out loss, {plain['losses'][-1]:.3f}, is reached by {said}; mean over "
-        f"the rounds: {means}; lowest "
-                    f"at the end: {best['name']}, {best['losses'][-1]:.3f}. One seed, and the best "
-                    "rate of a small grid for "
-                    f"each{_at_ends(arms)}.")
+        f"the rounds: {means}; lowest at the end: {best['name']}, {best['losses'][-1]:.3f}. One "
+        f"seed, and the best rate of a small grid for each{_at_ends(arms)}.")
 
 
 def _at_ends(arms: Mapping[str, StudyLine]) -> str:
@@ -105,9 +103,8 @@ def saturation(document: StudyDocument) -> tuple[str, str]:
                      for name, line in edge.items())
     return answer, (
         f"Best MFU of executed FLOP: {said}; {REFERENCE_DEVICE} {100 * top:.0f} % (bound by "
-        f"{_said(reference['bound'])}). All are "
-                    "modelled, and the share of its peak that a machine can sustain is a figure of "
-                    "its preset.")
+        f"{_said(reference['bound'])}). All are modelled, and the share of its peak that a machine "
+        "can sustain is a figure of its preset.")
 
 
 def feasible(document: StudyDocument) -> tuple[str, str]:

@@ -138,8 +138,8 @@ def energy_shares(rounds: Sequence[StudyLine]) -> PlotlyFigure:
     series = (("computing", "computing_j", "@accent"), ("waiting for the link", "waiting_j",
         "@soft"), ("network", "network_j", "@c1"))
     data = [{
-        "type": "bar", "name": name, "x": x, "y": [(line[key] or 0.0) / total for line,
-            total in zip(shown, totals, strict=True)],
+        "type": "bar", "name": name, "x": x, "y": [(line[key] or 0.0) / total
+            for line, total in zip(shown, totals, strict=True)],
         "marker": {"color": paint, "line": {"width": 0}},
         "customdata": [line[key] for line in shown],
         "hovertemplate": f"%{{x}}: %{{y:.1%}}, %{{customdata:,.3~g}} J<extra>{name}</extra>"}

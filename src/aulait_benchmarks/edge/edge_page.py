@@ -139,8 +139,8 @@ def _mfu(document: StudyDocument) -> Section:
     )
     note = (
         f"The peak is that of the data sheet at the precision in use.{here} LoRA leaves out the "
-        "gradients of frozen weights, so its model MFU can exceed the actual one by half, and "
-        "100 %."
+        "gradients of frozen weights, so its model MFU can exceed the actual one by half, and 100 "
+        "%."
     )
     return _section("mfu", "(b) MFU by batch", charts, lead=reading.mfu_sentence(document),
                     note=note)
@@ -199,8 +199,8 @@ def _servers(document: StudyDocument) -> Section:
     note = (
         f"{found['rounds']} rounds of {found['steps']} steps of {found['batch']} on "
         f"{found['data']}, method {found['algorithm']}, one seed. Each optimiser is shown at the "
-        "rate with the lowest last loss of those tried. The study fine-tunes FLAN-T5 on SAMSum and "
-        "tells ROUGE-1; here it is a small causal model and the loss."
+        "rate with the lowest last loss of those tried. The study fine-tunes FLAN-T5 on SAMSum "
+        "and tells ROUGE-1; here it is a small causal model and the loss."
     )
     return _section("servers", "(e) Server optimisers by round", [chart],
                     lead=reading.servers_sentence(document), note=note, folded_title="Rates tried",

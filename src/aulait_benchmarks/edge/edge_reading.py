@@ -70,11 +70,10 @@ def steps_sentence(document: StudyDocument) -> str:
     shares = {line["way"]: line["part_s"][largest[line["way"]]] / line["step_s"]
               for line in (lora, full)}
     return (f"A full step of {lora['model']} at batch {lora['batch']} takes "
-            f"{full['step_s'] / lora['step_s']:.2f} times a LoRA step "
-            f"(measured: {numbers.duration(full['step_s'])} and "
-            f"{numbers.duration(lora['step_s'])}); its largest part is "
-            f"{_part(largest['full'])} with {numbers.percent(shares['full'], 0)}, that of LoRA "
-            f"is {_part(largest['lora'])} with {numbers.percent(shares['lora'], 0)}.")
+            f"{full['step_s'] / lora['step_s']:.2f} times a LoRA step (measured: "
+            f"{numbers.duration(full['step_s'])} and {numbers.duration(lora['step_s'])}); its "
+            f"largest part is {_part(largest['full'])} with {numbers.percent(shares['full'], 0)}, "
+            f"that of LoRA is {_part(largest['lora'])} with {numbers.percent(shares['lora'], 0)}.")
 
 
 def mfu_sentence(document: StudyDocument) -> str:
@@ -141,9 +140,8 @@ def granularity_sentence(document: StudyDocument) -> str:
                    if way == "lora" and (device, model, link, "full") in both)
     middle = f"; LoRA raises G by a factor of {gains[0]:.3g} to {gains[-1]:.3g}" if gains else ""
     return (f"The link rules the round (G below 1) in {sum(ruled['full'])} of {len(ruled['full'])} "
-            "rounds that send all weights and in "
-            f"{sum(ruled['lora'])} of {len(ruled['lora'])} that send LoRA factors, over all "
-            f"machines and links{middle}.")
+            f"rounds that send all weights and in {sum(ruled['lora'])} of {len(ruled['lora'])} "
+            f"that send LoRA factors, over all machines and links{middle}.")
 
 
 def servers_sentence(document: StudyDocument) -> str:

@@ -78,8 +78,8 @@ def measured_lines(works: Sequence[StudyModel], batches: Sequence[int], plan: Me
         mine = [(number, cases[number]) for number in chosen if cases[number].work is work]
         found |= dict(_of_model(mine, plan, ends, ratios, tell))
     scale = median(ratios[1:] or [1.0])
-    return [found.get(number, _reasoned(case, number in chosen, profile, scale)) for number,
-            case in enumerate(cases)]
+    return [found.get(number, _reasoned(case, number in chosen, profile, scale))
+            for number, case in enumerate(cases)]
 
 
 def _calibrated(work: StudyModel, profile: Profile, dtype: str) -> float:

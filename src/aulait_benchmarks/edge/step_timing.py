@@ -131,8 +131,8 @@ def timed_step(base: Base, adapter: Adapter, rows: StepRows, way: Way, repetitio
             spent.append(_step(base, encode, records, leaves, optimizer))
     lines = spent[1:]
     coded = [encode(record) for record in records]
-    part_s = {part: statistics.median(line[number] for line in lines) for number,
-              part in enumerate(PARTS)}
+    part_s = {part: statistics.median(line[number] for line in lines)
+              for number, part in enumerate(PARTS)}
     return Timed(part_s, tuple(n for _, n in coded), tuple(len(ids) - n for ids, n in coded),
                  len(lines))
 

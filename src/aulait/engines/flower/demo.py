@@ -11,15 +11,14 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 from safetensors.torch import load_file
 
 from aulait.core.errors import AulaitError, require
+from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.seeds import Seeds
 from aulait.data import client_data
 from aulait.engines.deployment.coordinator.event_log import read_table
@@ -78,8 +77,8 @@ def demonstrate(folder: Path, say: Say, *, small: bool = False) -> Compared:
                           encoding="utf-8")
     experiment = folder / "experiment.toml"
     experiment.write_text(tomli_w.dumps(_experiment(everything, small)), encoding="utf-8")
-    roles = {name: {"roles": ["local", "proxy", "split"] if role == "split" else [role]} for name,
-             role in SITES.items()}
+    roles = {name: {"roles": ["local", "proxy", "split"] if role == "split" else [role]}
+             for name, role in SITES.items()}
     with laid_out(folder, rows, roles) as loopback:
         say(f"keys, certificate and {len(rows)} sites in {folder}; the server listens on "
             f"127.0.0.1:{loopback.port}")
@@ -100,18 +99,18 @@ def demonstrate(folder: Path, say: Say, *, small: bool = False) -> Compared:
                     seconds_inline, loads)
 
 
-def _rows(records: int) -> dict[str, list[dict[str, Any]]]:
+def _rows(records: int) -> dict[str, list[JsonObject]]:
     """Built-in texts of five clients under the names of the five sites."""
     corpus = client_data.load_clients(client_data.DataConfig(records_per_client=records,
         holdout=0.0),
                               Seeds(0))
     clients = [client for client in corpus.clients.values()
                if len(client.train) == records][: len(SITES)]
-    return {name: [{"client": name, "text": record.text} for record in client.train] for name,
-            client in zip(SITES, clients, strict=True)}
+    return {name: [{"client": name, "text": record.text} for record in client.train]
+            for name, client in zip(SITES, clients, strict=True)}
 
 
-def _experiment(everything: Path, small: bool) -> dict[str, Any]:
+def _experiment(everything: Path, small: bool) -> JsonObject:
     tiers = [{"name": role, "placement": role, "clients": [name for name, own in SITES.items()
         if own == role]}
              for role in ("local", "proxy", "split")]
@@ -159,11 +158,11 @@ def _served(loopback: Loopback, experiment: Path, out: Path, say: Say) -> None:
 def _loads(loopback: Loopback) -> dict[str, int]:
     from aulait.engines.deployment.site import site_file, worker
 
-    return {name: int((worker.running(site_file.read(path)) or {}).get("loads", -1)) for name,
-            path in loopback.sites.items()}
+    return {name: int((worker.running(site_file.read(path)) or {}).get("loads", -1))
+            for name, path in loopback.sites.items()}
 
 
-def _differing(folder: Path, away: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, ...]:
+def _differing(folder: Path, away: JsonMapping, here: JsonMapping) -> tuple[str, ...]:
     """What the reports are made of, beside the adapters."""
     scores = ((away[when][key], here[when][key]) for when in ("base_eval", "eval")
               for key in ("loss", "token_accuracy", "worst_client_loss", "mean_client_loss",

@@ -17,11 +17,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
 from aulait.core.errors import DeviceError, require
+from aulait.core.files import JsonMapping
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.site import site_file, worker
 from aulait.engines.flower import processes
@@ -129,7 +129,7 @@ class Loopback:
 @contextlib.contextmanager
 def laid_out(
     folder: Path, rows: Mapping[str, Sequence[Mapping[str, str]]],
-    limits: Mapping[str, Mapping[str, Any]] | None = None, *, host: str = "127.0.0.1"
+    limits: Mapping[str, JsonMapping] | None = None, *, host: str = "127.0.0.1"
 ) -> Iterator[Loopback]:
     """Keys, sites and their data in a folder; everything started is ended on the way out.
 

@@ -11,12 +11,12 @@ import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from aulait.core.errors import AulaitError, ConfigError, require
+from aulait.core.files import JsonObject
 from aulait.engines.deployment.coordinator import deployed_run
 from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.event_log import EventLog
@@ -69,7 +69,7 @@ def main(grid: Grid, context: Context) -> None:
     event_log.outcome(True, rounds=result["rounds"])
 
 
-def conduct(grid: Grid, places: RunPlaces, event_log: EventLog) -> dict[str, Any]:
+def conduct(grid: Grid, places: RunPlaces, event_log: EventLog) -> JsonObject:
     """The run, from the files that say what it is.
 
     Returns:

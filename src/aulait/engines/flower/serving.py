@@ -19,10 +19,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from aulait.core import errors
 from aulait.core.errors import AulaitError, ConfigError, require
+from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.process_lock import lock_is_held, only_process_of
 from aulait.engines.deployment.coordinator.event_log import FOLDER, EventLog, read_table
 from aulait.engines.deployment.pki import keys as key_files
@@ -32,6 +33,9 @@ from aulait.reporting.report import write_report
 from aulait.runfolder.run_folder import RunFolder, differing_settings
 from aulait.runs import experiment_file
 from aulait.runs.experiment_file import Settings
+
+if TYPE_CHECKING:
+    from aulait.engines.flower.hardening.control import Control
 
 Watch = Callable[[str, int, int, str], None]
 EXPERIMENT: Final = f"{FOLDER}/experiment.toml"
@@ -57,7 +61,7 @@ class SuperLinkProcess:
     process: subprocess.Popen[bytes]
     folder: Path
     address: str
-    control: supported.Control
+    control: Control
     _seen: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -119,6 +123,9 @@ def start_link(keys: Path | None, folder: Path, host: str, port: int) -> Iterato
         AulaitError: it did not start; its last words.
     """
     supported.supported()
+    # Flower is imported once it is known to be there; the error above says how to install it.
+    from aulait.engines.flower.hardening.control import Control
+
     text = (
         f"no keys folder and host {host} found, expected loopback where there is no TLS; give "
         "--keys, or --host 127.0.0.1"
@@ -137,8 +144,8 @@ def start_link(keys: Path | None, folder: Path, host: str, port: int) -> Iterato
                                     AULAIT_APP_LOCK=str(folder / "app.lock"))
         process = processes.start(_words(keys, folder, host, port), folder / "superlink.log",
                                   around)
-        link = SuperLinkProcess(process, folder, f"{host}:{port}", supported.Control(f"127.0.0.1:{inner}",
-            secret))
+        link = SuperLinkProcess(process, folder, f"{host}:{port}",
+                                Control(f"127.0.0.1:{inner}", secret))
         try:
             _wait(link, lambda: processes.answers(host, port) and processes.answers("127.0.0.1",
                 inner), _START_S)
@@ -165,7 +172,7 @@ class ServerOptions:
     insecure: bool
 
 
-def serve(settings: Settings, run: Path, options: ServerOptions, watch: Watch) -> dict[str, Any]:
+def serve(settings: Settings, run: Path, options: ServerOptions, watch: Watch) -> JsonObject:
     """One run over Flower, from the first process to the last.
 
     Args:
@@ -200,8 +207,8 @@ def serve(settings: Settings, run: Path, options: ServerOptions, watch: Watch) -
         places = {"experiment": str(run.absolute() / EXPERIMENT), "out": str(run.absolute()),
                   "keys": str(keys.absolute())}
         number = link.submit(supported.app_folder(folder / "app"), {**places, "resume": resume})
-        event_log.event("serving", address=link.address, sites=sorted(roster), flower_run=str(number),
-                      resume=resume, insecure=options.insecure)
+        event_log.event("serving", address=link.address, sites=sorted(roster),
+                        flower_run=str(number), resume=resume, insecure=options.insecure)
         outcome = follow(link, watch, _renewing(link, keys, event_log))
         event_log.event("served", ok=outcome.get("ok") is True)
     if outcome.get("ok") is not True:
@@ -209,7 +216,7 @@ def serve(settings: Settings, run: Path, options: ServerOptions, watch: Watch) -
     return _result(run)
 
 
-def finished(settings: Settings, run: Path, resume: bool) -> dict[str, Any] | None:
+def finished(settings: Settings, run: Path, resume: bool) -> JsonObject | None:
     """Look at the run folder before anything starts: what result.json holds where nothing is left
     to do, else None.
 
@@ -243,15 +250,16 @@ def finished(settings: Settings, run: Path, resume: bool) -> dict[str, Any] | No
     return result
 
 
-def _result(run: Path) -> dict[str, Any]:
+def _result(run: Path) -> JsonObject:
     """What result.json holds; the messages of sites in Flower's database go."""
     for path in (run / FOLDER).glob("superlink.db*"):
         path.unlink()
-    result: dict[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    result: JsonObject = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return result
 
 
-def follow(link: SuperLinkProcess, watch: Watch, look: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def follow(link: SuperLinkProcess, watch: Watch,
+           look: Callable[[], None] = lambda: None) -> JsonObject:
     """Watch a submitted run until it has written its outcome, and give its process time to end.
 
     Args:
@@ -262,7 +270,7 @@ def follow(link: SuperLinkProcess, watch: Watch, look: Callable[[], None] = lamb
     Raises:
         AulaitError: the SuperLink or the server app ended without an outcome.
     """
-    begun, alive, told, looked_s = time.monotonic(), False, dict[str, Any](), 0.0
+    begun, alive, told, looked_s = time.monotonic(), False, JsonObject(), 0.0
     while not (outcome := read_table(link.folder / "outcome.json")):
         link.check()
         lives = link.app_lives()
@@ -355,7 +363,7 @@ def _renewing(link: SuperLinkProcess, keys: Path, event_log: EventLog) -> Callab
     return renew
 
 
-def _error(outcome: Mapping[str, Any]) -> AulaitError:
+def _error(outcome: JsonMapping) -> AulaitError:
     """What the server app said, as the error that it was."""
     kind = getattr(errors, str(outcome.get("kind")), AulaitError)
     known = isinstance(kind, type) and issubclass(kind, AulaitError)

@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
+from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.seeds import Seeds
 
 
@@ -142,7 +142,7 @@ class Clock:
                        tuple(sorted(set(asked) - set(available))), round_s,
                        server_s + after_s, busy_s)
 
-    def metrics(self, outcome: RoundOutcome) -> dict[str, Any]:
+    def metrics(self, outcome: RoundOutcome) -> JsonObject:
         """What rounds.jsonl says of a round: totals, and one entry a tier; seconds and joules are
         virtual."""
         tiers: dict[str, dict[str, float]] = {}
@@ -186,7 +186,7 @@ def _nothing() -> dict[str, float]:
             "energy_j": 0.0, "link_j": 0.0}
 
 
-def amounts(metrics: Mapping[str, Any]) -> dict[str, float]:
+def amounts(metrics: JsonMapping) -> dict[str, float]:
     """What a round of virtual time adds to a run's totals, by names that ``virtual_totals``
     reads."""
     added = {"clock|total_s": metrics["round_s"], "clock|energy_j": metrics["energy_j"]}
@@ -195,7 +195,7 @@ def amounts(metrics: Mapping[str, Any]) -> dict[str, float]:
     return added
 
 
-def virtual_totals(totals: Mapping[str, float]) -> dict[str, Any] | None:
+def virtual_totals(totals: Mapping[str, float]) -> JsonObject | None:
     """Virtual time of a whole run: {total_s, energy_j, idle_share, tiers}; None where there was
     none."""
     if "clock|total_s" not in totals:

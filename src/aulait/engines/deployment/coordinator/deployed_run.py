@@ -12,12 +12,12 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import JsonValue
 
 from aulait.core.errors import AulaitError, ConfigError, require
-from aulait.core.files import replace_file
+from aulait.core.files import JsonObject, replace_file
 from aulait.core.seeds import Seeds
 from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.outbox import BodyT
@@ -35,7 +35,7 @@ Roll = Mapping[str, Mapping[str, JsonValue]]
 
 
 def run_deployed(engine: CoordinatorEngine[BodyT], settings: Settings, out: Path,
-                 enrolled: Sequence[str], *, resume: bool) -> dict[str, Any]:
+                 enrolled: Sequence[str], *, resume: bool) -> JsonObject:
     """Carry a run out with sites on other machines.
 
     Args:

@@ -15,20 +15,19 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from aulait.core.errors import AulaitError
-from aulait.core.files import json_document, replace_file, writing
+from aulait.core.files import JsonMapping, JsonObject, json_document, replace_file, writing
 from aulait.core.log_files import JsonLinesLog, short_json, timestamp
 
 FOLDER = "serve"
 PAUSE_S, SHORT_PAUSE_S = 0.5, 0.1
 
 
-def read_table(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> JsonObject:
     """A JSON object of RUN/serve; empty while the file is missing, spoilt or something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -80,8 +79,8 @@ class EventLog:
         Args:
             name: of the site, as the roster has it.
             facts: role, tier, state ("there", "asked", "answered", "silent" or "refused"),
-                last_seen (``timestamp()``, or seconds since 1970), round (the last that it was asked in),
-                detail.
+                last_seen (``timestamp()``, or seconds since 1970), round (the last that it was
+                asked in), detail.
         """
         with self._lock:
             before = self._sites.setdefault(name, {})
@@ -92,7 +91,8 @@ class EventLog:
 
     def progress(self, stage: str, done: int, total: int, note: str) -> None:
         """Write progress.json; the same four as a ``Watch`` is told, so that it can be one."""
-        self._json("progress.json", {"time": timestamp(), "stage": stage, "done": done, "total": total,
+        self._json("progress.json", {
+            "time": timestamp(), "stage": stage, "done": done, "total": total,
             "note": short_json(note)})
 
     def outcome(self, ok: bool, **fields: Any) -> None:
@@ -116,7 +116,7 @@ class EventLog:
         with writing(self.folder):
             (self.folder / "outcome.json").unlink(missing_ok=True)
 
-    def _json(self, name: str, value: Mapping[str, Any]) -> None:
+    def _json(self, name: str, value: JsonMapping) -> None:
         with self._lock, writing(self.folder):
             replace_file(self.folder / name, json_document(value))
 

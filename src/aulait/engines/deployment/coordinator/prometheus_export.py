@@ -26,6 +26,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 
 from aulait.core.errors import AulaitError, ConfigError
+from aulait.core.files import JsonObject
 from aulait.engines.deployment.coordinator import status
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -62,7 +63,7 @@ def metrics_text(run: Path) -> str:
     return generate_latest(RunCollector(run)).decode("utf-8")
 
 
-def _families(found: dict[str, Any]) -> Iterator[Metric]:
+def _families(found: JsonObject) -> Iterator[Metric]:
     at = found["stage"]
     sites, spent = found["sites"], found["epsilon"].items()
     up = found["state"] == "running"

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.log_files import plain_text
 from aulait.core.process_lock import lock_is_held
 from aulait.engines.deployment.coordinator.event_log import FOLDER, read_table
@@ -33,7 +34,7 @@ LONGEST = 300
 STAGES = {"synthesis": "synthesis", "train": "train"}
 
 
-def read_status(run: Path) -> dict[str, Any]:
+def read_status(run: Path) -> JsonObject:
     """Where a run stands, as plain JSON values; None stands for what is not known.
 
     Returns:
@@ -89,7 +90,7 @@ def epsilon(run: RunFiles) -> dict[str, float | None]:
     return {role: value if math.isfinite(value) else None for role, value in spent.items()}
 
 
-def warnings(log: Path, most: int = WARNINGS) -> list[dict[str, Any]]:
+def warnings(log: Path, most: int = WARNINGS) -> list[JsonObject]:
     """The last events of a log that an operator should see: those with the level "warning" or
     "error", or with an error."""
     found = []
@@ -111,7 +112,7 @@ def _run(run: Path) -> RunFiles:
     return folder.read_run(run)
 
 
-def _state(run: Path, found: RunFiles, outcome: Mapping[str, Any]) -> str:
+def _state(run: Path, found: RunFiles, outcome: JsonMapping) -> str:
     if lock_is_held(run / FOLDER / "lock"):
         return "running"
     if outcome.get("ok") is False:
@@ -122,7 +123,7 @@ def _state(run: Path, found: RunFiles, outcome: Mapping[str, Any]) -> str:
 
 
 def _place(found: RunFiles,
-           progress: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
+           progress: JsonMapping) -> tuple[str | None, int | None, int | None]:
     """Stage, rounds done, rounds of the stage: what the server told, else the last line of
     rounds.jsonl."""
     if words(progress.get("stage")):
@@ -136,7 +137,7 @@ def _place(found: RunFiles,
         rounds)
 
 
-def _site(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _site(name: str, facts: JsonMapping) -> JsonObject:
     at_round = number(facts.get("round"))
     return {"name": _plain(name) or "?",
             **{key: _plain(facts.get(key)) for key in ("role", "tier", "state", "detail")},
@@ -165,7 +166,7 @@ def _plain(value: Any) -> str | None:
     return plain_text(value, LONGEST) if isinstance(value, str) else None
 
 
-def _tail(path: Path) -> Iterable[Mapping[str, Any]]:
+def _tail(path: Path) -> Iterable[JsonMapping]:
     """The events at the end of a log; a first line cut by the tail, or a last one being written, is
     left out."""
     try:

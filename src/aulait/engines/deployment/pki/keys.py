@@ -181,8 +181,7 @@ def enrol(folder: Path, name: str, file: Path, replace: bool = False) -> list[st
     for other in owners[:1]:
         require(replace, ConfigError,
             f"the key of {file} is enrolled as '{other}', expected one name for a key; every site "
-            "makes its own "
-                "key, or rename this one: --replace")
+            "makes its own key, or rename this one: --replace")
     gone = sorted({*alike, *owners})
     for other in gone:  # first away, then there: whenever this stops, no key has two names
         if other != name:
@@ -271,7 +270,8 @@ def _elliptic(path: Path) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(signing.private_bytes(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(
-            f"{path} is no private key in PEM without a passphrase; restore it from a copy") from error
+            f"{path} is no private key in PEM without a passphrase; restore it from a "
+            "copy") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(
             f"{path} holds a key of another kind, expected one on an elliptic curve; restore it "

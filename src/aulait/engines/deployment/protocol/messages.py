@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from aulait.core.errors import WireError
+from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.types import ClientRequest, ClientUpdate, Placement, TrainRequest, VoteRequest
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.run_terms import RunTerms, first_problem
@@ -375,7 +376,7 @@ def request_message(asked: ClientRequest, stamp: Stamp, terms: str,
     return Message(head, body.raw)
 
 
-def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def plain_settings(settings: JsonMapping) -> JsonObject:
     """Small numbers and words of a request, tuples as the lists that JSON has."""
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):

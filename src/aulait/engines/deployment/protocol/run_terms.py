@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from aulait.core.errors import ConfigError, WireError
+from aulait.core.files import JsonObject
 from aulait.core.types import Placement, Site
 from aulait.core.version import PACKAGE_VERSION
 from aulait.evaluation.config import EvaluateConfig
@@ -77,7 +78,7 @@ class RunTerms(BaseModel):
     train: TrainConfig
     evaluate: EvaluateConfig
     privacy: PrivacyConfig
-    algorithm: dict[str, Any]
+    algorithm: JsonObject
     records_per_client: int = Field(ge=1)
     holdout: float = Field(ge=0, le=0.9)
     too_long: Literal["error", "cut", "drop"]

@@ -16,14 +16,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
 from aulait.core.errors import WireError, require
-from aulait.core.files import replace_file, writing
+from aulait.core.files import JsonObject, replace_file, writing
 from aulait.engines.deployment.protocol.envelope import Packet, packet_bytes, packet_from
 from aulait.engines.deployment.protocol.messages import RunHead, Stamp
 from aulait.engines.deployment.protocol.run_terms import RunTerms, read_terms
@@ -49,8 +48,8 @@ class KeptState:
     """
 
     folder: Path
-    memory: dict[str, Any] = field(default_factory=dict)
-    before: dict[RoundKey, dict[str, Any]] = field(default_factory=dict)
+    memory: JsonObject = field(default_factory=dict)
+    before: dict[RoundKey, JsonObject] = field(default_factory=dict)
     epoch: int = 0
     number: int = 0
     key: RoundKey = (0, 0)
@@ -83,9 +82,8 @@ class KeptState:
         if again:
             require(key in self.before, WireError,
                 f"round {key[1]} of {STAGES[key[0]]} is asked for again and the site remembers "
-                "from "
-                    f"round {min(self.before, default=self.key)[1]} on; resume from a newer "
-                    "checkpoint, or begin a new run")
+                f"from round {min(self.before, default=self.key)[1]} on; resume from a newer "
+                "checkpoint, or begin a new run")
             self.memory = copy.copy(self.before[key])
             self.before = {own: held for own, held in self.before.items() if own <= key}
         elif key > self.key:

@@ -4,9 +4,9 @@ Loaded once, kept while needed."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from aulait.core.errors import DataError, ModelError, require
+from aulait.core.files import JsonObject
 from aulait.core.seeds import Seeds
 from aulait.core.types import Plan, Site
 from aulait.data import client_data
@@ -85,7 +85,7 @@ class SiteSession:
     plan: Plan
     cache: ModelCache
 
-    def site(self, memory: dict[str, Any]) -> Site:
+    def site(self, memory: JsonObject) -> Site:
         """The client with what it remembers."""
         return Site(self.file.site.name, self.plan, self.records.train, self.records.holdout,
                     memory)
@@ -113,7 +113,8 @@ def load_session(terms: RunTerms, file: SiteFile, cache: ModelCache) -> SiteSess
     own = fingerprint(base)
     require(own == terms.fingerprint, ModelError,
             f"the base '{terms.model.name}' here has fingerprint {own}, the coordinator's has "
-            f"{terms.fingerprint}; put the same files at both, or correct [models] of the site file")
+            f"{terms.fingerprint}; put the same files at both, or correct [models] of the site "
+            "file")
     learner = Learner(base, terms.train)
     name, seeds = file.site.name, Seeds(terms.seed)
     found = client_data.own(_data(terms, file), name, seeds)
@@ -133,9 +134,9 @@ def _data(terms: RunTerms, file: SiteFile) -> DataConfig:
     """The site's own source and fields with the run's caps."""
     own = file.data
     require(terms.pairs == (own.prompt is not None), DataError,
-            f"the run learns {'pairs' if terms.pairs else 'plain texts'} and [data] of "
-            f"the site file has {'none' if terms.pairs else 'a prompt'}; set prompt and response "
-            "there, or leave them out")
+            f"the run learns {'pairs' if terms.pairs else 'plain texts'} and [data] of the site "
+            f"file has {'none' if terms.pairs else 'a prompt'}; set prompt and response there, or "
+            "leave them out")
     return DataConfig(source=own.source, client=own.client, text=own.text, prompt=own.prompt,
                       response=own.response, label=own.label,
                       public="", records_per_client=terms.records_per_client, holdout=terms.holdout,

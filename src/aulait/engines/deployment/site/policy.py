@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
 
 from aulait.core.errors import AulaitError, PrivacyError
+from aulait.core.files import JsonMapping
 from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site.site_file import SiteFile, short_form
 from aulait.engines.deployment.site.site_policy import SitePolicy as SitePolicy
@@ -48,8 +48,8 @@ def unknown_names(site: SiteFile, terms: RunTerms) -> list[str]:
     if not isinstance(model, str) or model not in site.models:
         known = ", ".join(site.models) or "none"
         found.append(
-            f"model {short_form(model)} asked for, this site has: {known}; set model.name to one, or "
-            "ask for a line in [models]")
+            f"model {short_form(model)} asked for, this site has: {known}; set model.name to one, "
+            "or ask for a line in [models]")
     embedder = getattr(terms, "embedder", None)
     if getattr(terms, "votes", None) is not False and (not isinstance(embedder, str)
             or embedder not in site.embedders):
@@ -76,7 +76,7 @@ def refusals(limits: SitePolicy, terms: RunTerms, records: int | None = None) ->
     # whatever goes wrong in counting a stranger's numbers, the answer is no
     except Exception as error:
         found.append(
-            f"the privacy of the run cannot be counted ({type(error).__name__}); expected a sound "
+            f"the privacy of the run cannot be counted ({type(error).__name__}); expected a valid "
             "promise; ask the coordinator")
     return found
 
@@ -198,8 +198,7 @@ def _role(limits: SitePolicy, terms: RunTerms) -> list[str]:
     elif votes and placement != "proxy" and "proxy" not in limits.roles:
         found.append(
             f"votes asked for, which is role 'proxy', and this site allows: {allowed}; set "
-            "synthesis.voters = 'proxy', "
-                     "or ask for limits.roles")
+            "synthesis.voters = 'proxy', or ask for limits.roles")
     return found
 
 
@@ -227,7 +226,8 @@ def _ranks(limits: SitePolicy, terms: RunTerms) -> list[str]:
             "limits.rank" for rank in wrong[:1]]
 
 
-def _count(terms: RunTerms, key: str, least: int, most: int, setting: str, limit: str) -> str | None:
+def _count(terms: RunTerms, key: str, least: int, most: int, setting: str,
+           limit: str) -> str | None:
     value = _get(terms, key)
     if type(value) is not int or value < least:  # a bool is no count
         return (
@@ -242,7 +242,7 @@ def _count(terms: RunTerms, key: str, least: int, most: int, setting: str, limit
     return None
 
 
-def _privacy(limits: SitePolicy, terms: RunTerms, sound: bool, records: int | None) -> list[str]:
+def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | None) -> list[str]:
     privacy = _get(terms, "privacy")
     if not isinstance(privacy, PrivacyConfig):
         return ["the run says nothing about privacy, expected its table [privacy]; the coordinator "
@@ -280,7 +280,7 @@ def _privacy(limits: SitePolicy, terms: RunTerms, sound: bool, records: int | No
             f"privacy.epsilon is {_shown(privacy.epsilon)}, this site allows at most "
             f"{limits.epsilon:g}; lower it")
     found += _of_method(terms, privacy)
-    if privacy.epsilon is None and sound and not found:
+    if privacy.epsilon is None and valid and not found:
         # one of the two is there, or ``found`` has a line
         assert privacy.noise_multiplier is not None
         spent = spends(terms, privacy.noise_multiplier, records)
@@ -288,9 +288,8 @@ def _privacy(limits: SitePolicy, terms: RunTerms, sound: bool, records: int | No
             told = f"{spent:.3g}" if math.isfinite(spent) else "no bound"
             found.append(
                 f"privacy.noise_multiplier is {privacy.noise_multiplier:g}, which amounts to "
-                f"epsilon {told} over the run, "
-                         f"this site allows at most {limits.epsilon:g}; raise it, or plan fewer "
-                         "rounds")
+                f"epsilon {told} over the run, this site allows at most {limits.epsilon:g}; raise "
+                "it, or plan fewer rounds")
     return found
 
 
@@ -318,7 +317,7 @@ def _of_method(terms: RunTerms, privacy: PrivacyConfig) -> list[str]:
                 "experiment"]
 
 
-def _method(algorithm: Mapping[str, Any]) -> tuple[AnyMethod, BaseModel]:
+def _method(algorithm: JsonMapping) -> tuple[AnyMethod, BaseModel]:
     """The module of a method and its settings."""
     method: AnyMethod = METHODS.find(algorithm["name"])
     return method, method.Config(**{key: value for key, value in algorithm.items()

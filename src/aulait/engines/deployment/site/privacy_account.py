@@ -11,12 +11,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from aulait.core.errors import PrivacyError, require
-from aulait.core.files import append_durably, sync_folder, writing
+from aulait.core.files import JsonMapping, append_durably, sync_folder, writing
 from aulait.core.types import Site
 from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site.policy import SITE, site_plan
@@ -53,7 +51,7 @@ class SiteAccount:
         """Epsilon so far."""
         return self._accountant.spent(SITE)
 
-    def charge(self, settings: Mapping[str, Any], site: Site, terms: RunTerms) -> None:
+    def charge(self, settings: JsonMapping, site: Site, terms: RunTerms) -> None:
         """Check one request and write it down.
 
         Args:
@@ -62,14 +60,14 @@ class SiteAccount:
             terms: name the method, which says what a round asks of a record.
 
         Raises:
-            PrivacyError: the request asks for an answer that the promise does not cover; nothing was
-                charged.
+            PrivacyError: the request asks for an answer that the promise does not cover; nothing
+                was charged.
         """
         sigma, clip = settings.get("sigma"), settings.get("clip")
-        sound = settings.get("protected") is True and "noise_seed" not in settings and all(
+        valid = settings.get("protected") is True and "noise_seed" not in settings and all(
             isinstance(value, int | float) and value is not True and 0 < value < math.inf
             for value in (sigma, clip))
-        require(sound, PrivacyError,
+        require(valid, PrivacyError,
                 "a request without noise of this site's own found, the terms promise it; refused")
         assert isinstance(sigma, int | float)
         assert isinstance(clip, int | float)
@@ -137,5 +135,4 @@ def _read(path: Path) -> list[Event]:
     except (ValueError, KeyError, TypeError) as error:
         raise PrivacyError(
             f"the account {path} is damaged, expected one JSON object a line; restore it, this run "
-            "cannot go on "
-                           "without") from error
+            "cannot go on without") from error

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aulait.core import lora
+from aulait.core.files import JsonObject
 from aulait.core.types import Adapter
 from aulait.engines.deployment.protocol.messages import EvaluateMessage, Message
 from aulait.engines.deployment.protocol.tensor_codec import unpack_tensors
@@ -44,7 +44,7 @@ class SiteScores:
         return self.sums[0] / self.sums[2] if self.sums[2] else None
 
 
-def measured(session: SiteSession, message: Message[EvaluateMessage], memory: dict[str, Any],
+def measured(session: SiteSession, message: Message[EvaluateMessage], memory: JsonObject,
              folder: Path) -> SiteScores:
     """What a site finds on its held-out records.
 
@@ -68,7 +68,7 @@ def measured(session: SiteSession, message: Message[EvaluateMessage], memory: di
 
 
 def _adapters(session: SiteSession, message: Message[EvaluateMessage],
-              memory: dict[str, Any]) -> tuple[Adapter | None, Adapter | None]:
+              memory: JsonObject) -> tuple[Adapter | None, Adapter | None]:
     """The adapter that is measured, None for the bare base; and the shared one where that is
     another."""
     head = message.head

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from aulait.core.errors import ConfigError, did_you_mean, require
+from aulait.core.files import JsonObject
 from aulait.data import sources
 from aulait.engines.deployment.protocol.site_names import address_problem, name_problem
 from aulait.engines.deployment.site.site_policy import SitePolicy
@@ -135,8 +136,8 @@ def absent(site: SiteFile) -> list[str]:
     advice = {"private": "make it: aulait keys site", "public": "make it: aulait keys site",
               "authority": "copy ca.pem of the coordinator",
               "orders": "copy order-key.pub of the coordinator"}
-    found = [f"keys.{key}: found no file {path}; {advice[key]}" for key,
-             path in dict(site.keys).items() if not path.is_file()]
+    found = [f"keys.{key}: found no file {path}; {advice[key]}"
+             for key, path in dict(site.keys).items() if not path.is_file()]
     if site.data.source.startswith("/") and not Path(site.data.source).is_file():
         found.append(
             f"data.source: found no file {site.data.source}; correct the path in the site file")
@@ -164,7 +165,7 @@ def own_state(site: SiteFile) -> Path:
     return path
 
 
-def _tree(path: Path) -> dict[str, Any]:
+def _tree(path: Path) -> JsonObject:
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -206,16 +207,16 @@ def _absolute(site: SiteFile, folder: Path) -> SiteFile:
         return Path(os.path.normpath(folder / Path(path).expanduser()))
 
     def named(table: Mapping[str, str]) -> dict[str, str]:
-        return {key: str(placed(value)) if value.startswith((".", "~", "/")) else value for key,
-                value in table.items()}
+        return {key: str(placed(value)) if value.startswith((".", "~", "/")) else value
+                for key, value in table.items()}
 
     source = (
         str(placed(site.data.source)) if sources.is_file(site.data.source) else site.data.source
     )
     return site.model_copy(update={
         "site": site.site.model_copy(update={"state": placed(site.site.state)}),
-        "keys": site.keys.model_copy(update={key: placed(path) for key,
-            path in dict(site.keys).items()}),
+        "keys": site.keys.model_copy(update={key: placed(path)
+            for key, path in dict(site.keys).items()}),
         "data": site.data.model_copy(update={"source": source}),
         "models": named(site.models), "embedders": named(site.embedders)})
 

@@ -17,9 +17,9 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from aulait.core.errors import AulaitError, DeviceError
+from aulait.core.files import JsonObject
 from aulait.engines.deployment.protocol.envelope import HEALTH, Packet
 from aulait.engines.deployment.site import local_socket
 from aulait.engines.deployment.site.handler import EventSink, SiteHandler
@@ -40,7 +40,7 @@ def socket_path(site: SiteFile) -> Path:
     return site.site.state / "worker.sock"
 
 
-def health(path: Path, timeout_s: float = 5.0) -> dict[str, Any]:
+def health(path: Path, timeout_s: float = 5.0) -> JsonObject:
     """What a running worker says of itself.
 
     Raises:
@@ -48,7 +48,7 @@ def health(path: Path, timeout_s: float = 5.0) -> dict[str, Any]:
     """
     answer = local_socket.ask(path, HEALTH, HEALTH_BYTES, timeout_s)
     try:
-        found: dict[str, Any] = json.loads(answer.head)
+        found: JsonObject = json.loads(answer.head)
     except ValueError as error:
         raise DeviceError(f"the worker on {path} is of another version") from error
     return found
@@ -134,7 +134,7 @@ def serve(site: SiteFile, stop: threading.Event, log: EventSink = silent) -> Non
     log("stopped")
 
 
-def running(site: SiteFile) -> dict[str, Any] | None:
+def running(site: SiteFile) -> JsonObject | None:
     """Health of a site's worker, or None where none runs."""
     try:
         return health(socket_path(site))

@@ -1,8 +1,8 @@
-"""Tools of the files ``pinned_*``: reach a name of Flower's or end, stand in front of its
+"""Tools of the files of this folder: reach a name of Flower's or end, stand in front of its
 listeners, end with the parent.
 
 Names of Flower's that are gone end the process at once: a measure that cannot be put in place must
-not be missing silently.
+not be missing silently. So private names are reached by ``part`` and not by an import at the top.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Final
+
+from aulait.engines.flower.hardening.private_names import PRIVATE_NAMES, FlowerObject, PrivateName
 
 PASS_HEADER: Final = "x-aulait-pass"
 REQUEST_BYTES: Final = 16 * 2**20
@@ -25,16 +27,27 @@ REQUEST_BYTES: Final = 16 * 2**20
 UNFIT: Final = 78
 """Exit code: Flower lacks a name that a measure needs."""
 DELIVER: Final = "until-"
-"""In front of the server's time until which a message is delivered, as the name of the message's group."""
+"""In front of the server's time until which a message is delivered; both are the name of its
+group."""
 _GRACE_S: Final = 2.0
 
-Scope = MutableMapping[str, Any]
-Call = Callable[..., Awaitable[Any]]
+Scope = MutableMapping[str, FlowerObject]
+Call = Callable[..., Awaitable[FlowerObject]]
 App = Callable[[Scope, Call, Call], Awaitable[None]]
 
 
-def part(module: str, name: str) -> Any:
-    """A name of Flower's, or the end of this process: see ``UNFIT``."""
+def part(module: str, name: str) -> FlowerObject:
+    """A private name of Flower's, or the end of this process: see ``UNFIT``.
+
+    Raises:
+        KeyError: it does not stand in ``private_names.py``.
+    """
+    if not any((own.module, own.name) == (module, name) for own in PRIVATE_NAMES):
+        raise KeyError(f"{module}.{name} is not in the table of private names")
+    return _found(module, name)
+
+
+def _found(module: str, name: str) -> FlowerObject:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
@@ -44,18 +57,17 @@ def part(module: str, name: str) -> Any:
         os._exit(UNFIT)
 
 
-def swap(module: str, name: str, new: Any) -> Any:
+def swap(module: str, name: str, new: FlowerObject) -> FlowerObject:
     """Put our own in the place of a name of Flower's; returns what was there."""
     old = part(module, name)
     setattr(importlib.import_module(module), name, new)
     return old
 
 
-def everything(names: Mapping[str, tuple[str, ...]]) -> None:
-    """Look for every name that is needed (module -> names) before anything is listened to."""
-    for module, wanted in names.items():
-        for name in wanted:
-            part(module, name)
+def require_names(names: Iterable[PrivateName]) -> None:
+    """Look for every name that is needed before anything is listened to."""
+    for own in names:
+        _found(own.module, own.name)
 
 
 class Pieces:
@@ -104,7 +116,7 @@ class Pieces:
         return total
 
 
-def tell(event: str, **fields: Any) -> None:
+def tell(event: str, **fields: FlowerObject) -> None:
     """One JSON line to the process above, over the pipe it gave us; its end is no reason to
     fail."""
     channel = os.environ.get("AULAIT_TELL")
@@ -181,19 +193,19 @@ def with_pass(secret: str) -> Callable[[str, dict[bytes, bytes]], int]:
     return check
 
 
-def clients(adjust: Callable[[Any], None]) -> None:
+def clients(adjust: Callable[[FlowerObject], None]) -> None:
     """Adjust every HTTP client that Flower makes in this process."""
-    kind: Any = part("flwr.supercore.protobuf.client", "ProtobufClient")
+    kind: FlowerObject = part("flwr.supercore.protobuf.client", "ProtobufClient")
     first = kind.__init__
 
-    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+    def made(self: FlowerObject, *args: FlowerObject, **kwargs: FlowerObject) -> None:
         first(self, *args, **kwargs)
         adjust(self._client)
 
     kind.__init__ = made
 
 
-def carry_pass(client: Any) -> None:
+def carry_pass(client: FlowerObject) -> None:
     """The client shows the pass; it speaks to one loopback address, and follows nobody elsewhere
     with it."""
     client.headers[PASS_HEADER] = os.environ["AULAIT_PASS"]

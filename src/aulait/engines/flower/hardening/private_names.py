@@ -11,9 +11,11 @@ in one place.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
-FlowerProcess = Literal["superlink", "supernode", "clientapp", "superexec", "serverapp", "coordinator"]
+FlowerProcess = Literal["superlink", "supernode", "clientapp", "superexec", "serverapp",
+                        "coordinator"]
+FlowerObject: TypeAlias = Any  # an object of Flower's own, whose type Flower does not publish
 STOPS: Final = "the process ends at its start with code 78 and one line; aulait ends with that line"
 IMPORT: Final = "the command ends with an import error before anything is started"
 

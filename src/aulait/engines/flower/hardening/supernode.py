@@ -1,74 +1,51 @@
-"""The inside of a SuperNode and of the process that it starts for a message: nothing that the
-server ships is run.
+"""The inside of a SuperNode: nothing that the server ships is fetched.
 
-- The bundle that the server ships is never fetched, installed or imported; the site's own app
-  always answers.
-- The run's configuration is not read; agent tasks and every other kind of task but a client app's
-  are refused.
+- The bundle that the server ships is never fetched, and the run's configuration is not read; agent
+  tasks and every other kind of task but a client app's are refused.
 - No redirect is followed, no answer unpacked, none larger than a limit read; a message is measured
   while it arrives.
 - The address for the site's own processes asks for a pass, so that no other account of the machine
   can answer for it.
-- An exception's text, which may hold data, stays in the site's log; the server is told that
-  something failed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
+
+import httpx
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Error, Message
 
 from aulait.engines.flower.hardening.patching import (
     REQUEST_BYTES,
     Pieces,
-    carry_pass,
     clients,
-    everything,
     guarded,
     part,
+    require_names,
     swap,
     tell,
     with_pass,
 )
+from aulait.engines.flower.hardening.private_names import FlowerObject, names_of
 
 _MAIN: Final = "flwr.supernode.main"
 _NODE: Final = "flwr.supernode.start_client_internal"
-_RUN: Final = "flwr.supernode.runtime.run_clientapp"
 _RETRY: Final = "flwr.supercore.retry.http_retry"
-_APP: Final = "flwr.supernode.cli.flwr_clientapp"
 _BUSY: Final = (429, 502, 503, 504)  # a proxy on the way speaks, or a server that starts
 _NOTHING: Final = sha256(b"").hexdigest()
-APP_NAMES: Final = {
-    _RUN: ("install_from_fab", "get_project_dir", "get_load_client_app_fn",
-           "install_app_dependencies"),
-    _APP: ("flwr_clientapp", "run_clientapp"),
-    "flwr.supercore.protobuf.client": ("ProtobufClient",),
-}
-NAMES: Final = {
-    **APP_NAMES,
-    _MAIN: ("create_app",),
-    "flwr.supernode.cli.flower_supernode": ("flower_supernode",),
-    _NODE: ("_pull_and_store_message", "_push_messages", "_init_connection", "_insert_message",
-            "get_fused_config_from_fab"),
-    _RETRY: ("MAX_RETRY_DELAY",),
-}
 # Flower's own 20 s would be waited out by every site after each restart of the server
 _LONGEST_RETRY_S: Final = 5
 
 
-def careful(client: Any) -> None:
+def careful(client: FlowerObject) -> None:
     """A site's client towards the server: sent nowhere else, unpacks nothing, reads a bounded
     answer, says when nobody answers."""
-    import httpx
-
     client.follow_redirects = False
     client.headers["accept-encoding"] = "identity"
 
@@ -85,7 +62,7 @@ def careful(client: Any) -> None:
     client.event_hooks["response"].append(bounded)
     first, away = client.send, set[str]()  # what an outage said so far
 
-    def send(request: httpx.Request, **options: Any) -> httpx.Response:
+    def send(request: httpx.Request, **options: FlowerObject) -> httpx.Response:
         try:
             response: httpx.Response = first(request, **options)
         except httpx.TransportError as error:
@@ -104,11 +81,9 @@ def careful(client: Any) -> None:
     client.send = send
 
 
-def _passing(error: Any, request: Any) -> Exception:
+def _passing(error: FlowerObject, request: FlowerObject) -> Exception:
     """Flower takes every word of TLS for a wrong certificate and never asks again; a connection
     that broke is tried again."""
-    import httpx
-
     text = str(error).lower()
     if "certificate" in text or ("ssl" not in text and "tls" not in text):
         return cast(Exception, error)
@@ -122,7 +97,7 @@ def supernode() -> None:
     When Flower's loop ends, so does the process: its listener's thread would keep alive a node that
     asks for nothing.
     """
-    everything(NAMES)
+    require_names(names_of("supernode"))
     made, pull, push = part(_MAIN, "create_app"), part(_NODE,
         "_pull_and_store_message"), part(_NODE, "_push_messages")
     swap(_MAIN, "create_app", lambda *args, **kwargs: guarded(made(*args, **kwargs),
@@ -134,7 +109,7 @@ def supernode() -> None:
         swap(_NODE, "_init_connection", _signed(part(_NODE, "_init_connection"), Path(key)))
     swap(_RETRY, "MAX_RETRY_DELAY", _LONGEST_RETRY_S)
     clients(careful)
-    code: Any = 1
+    code: FlowerObject = 1
     try:
         part("flwr.supernode.cli.flower_supernode", "flower_supernode")()
     except SystemExit as ended:
@@ -148,7 +123,7 @@ _known: set[int] = set()
 _asked: dict[str, str] = {}  # the message that is worked on
 
 
-def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | None:
+def _pulled(pull: Callable[..., int | None], given: dict[str, FlowerObject]) -> int | None:
     """Flower's next message, through narrowed callbacks: no bundle, only runs of a server app, a
     bounded size.
 
@@ -156,44 +131,41 @@ def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | Non
         pull: Flower's own function.
         given: its arguments.
     """
-    from flwr.supercore.constant import TaskType
-    from flwr.supercore.fab import Fab
-    from flwr.supercore.run import RunNotRunningException
-
-    node, seen = int(given["state"].get_node_id()), dict[str, Any]()
+    task_type, fab = part("flwr.supercore.constant", "TaskType"), part("flwr.supercore.fab", "Fab")
+    node, seen = int(given["state"].get_node_id()), dict[str, FlowerObject]()
     if node not in _known:
         _known.add(node)
         tell("connected", node=node)
     pieces = Pieces(int(os.environ["AULAIT_MESSAGE_BYTES"]))
 
-    def receive() -> Any:
+    def receive() -> FlowerObject:
         found = given["receive"]()
         seen["message"] = found[0] if found else None
         _asked["message"] = found[0].metadata.message_id if found else ""
         return found
 
-    def get_run(number: int) -> Any:
+    def get_run(number: int) -> FlowerObject:
         run = given["get_run"](number)
-        if run.primary_task_type not in (TaskType.SERVER_APP, TaskType.SERVER_APP.value, ""):
+        if run.primary_task_type not in (task_type.SERVER_APP, task_type.SERVER_APP.value, ""):
             tell("refused", what=f"a run of kind {str(run.primary_task_type)[:40]!r}")
-            raise RunNotRunningException
+            raise part("flwr.supercore.run", "RunNotRunningException")
         run.fab_hash = _NOTHING
         return run
 
-    def pull_object(number: int, object_id: str) -> Any:
+    def pull_object(number: int, object_id: str) -> FlowerObject:
         piece = given["pull_object"](number, object_id)
         pieces.add(object_id, piece)
         return piece
 
     ours = {"receive": receive, "get_run": get_run, "get_fab": lambda _digest,
-            _run: Fab(_NOTHING, b"", {}), "pull_object": pull_object}
+            _run: fab(_NOTHING, b"", {}), "pull_object": pull_object}
     run = pull(**(given | ours))
     if run is not None:
         pieces.joined()
     return _answer_too_large(given, seen["message"]) if pieces.over else run
 
 
-def _pushed(push: Callable[..., None], given: dict[str, Any]) -> None:
+def _pushed(push: Callable[..., None], given: dict[str, FlowerObject]) -> None:
     """Flower's sending of answers, until that to the message of this turn has gone.
 
     Flower sends once a turn what is there. An answer that was left over, because its server died
@@ -206,7 +178,7 @@ def _pushed(push: Callable[..., None], given: dict[str, Any]) -> None:
     """
     answered = set[str]()
 
-    def send(message: Any, *rest: Any) -> Any:
+    def send(message: FlowerObject, *rest: FlowerObject) -> FlowerObject:
         answered.add(message.metadata.reply_to_message_id)
         return given["send"](message, *rest)
 
@@ -214,11 +186,9 @@ def _pushed(push: Callable[..., None], given: dict[str, Any]) -> None:
         push(**(given | {"send": send}))
 
 
-def _answer_too_large(given: dict[str, Any], message: Any) -> int:
+def _answer_too_large(given: dict[str, FlowerObject], message: FlowerObject) -> int:
     """Tell the server that its message is too large, so that it need not wait for an answer;
     returns the run."""
-    from flwr.app import Error, Message
-
     tell("refused", what="a message above limits.message_bytes")
     reply = Message(Error(code=0, reason="the message is larger than this site accepts"),
                     reply_to=message)
@@ -226,60 +196,8 @@ def _answer_too_large(given: dict[str, Any], message: Any) -> int:
     return int(message.metadata.run_id)
 
 
-def _signed(connect: Callable[..., Any], key: Path) -> Callable[..., Any]:
+def _signed(connect: Callable[..., FlowerObject], key: Path) -> Callable[..., FlowerObject]:
     """Flower signs only over TLS; on loopback without it, a site still shows who it is."""
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-
-    private: Any = load_ssh_private_key(key.read_bytes(), None)
+    private: FlowerObject = load_ssh_private_key(key.read_bytes(), None)
     return lambda **given: connect(
         **(given | {"authentication_keys": (private, private.public_key())}))
-
-
-def clientapp(app: str) -> None:
-    """``flwr-clientapp`` that runs the app of this site, whatever was shipped.
-
-    Args:
-        app: as ``module:name``.
-    """
-    _without_front(_APP.rpartition(".")[0])
-    everything(APP_NAMES)
-    clients(carry_pass)
-    swap(_RUN, "install_from_fab", lambda *_args, **_options: None)
-    swap(_RUN, "get_project_dir", lambda *_args: "")
-    swap(_RUN, "install_app_dependencies", _never)
-    swap(_RUN, "get_load_client_app_fn", lambda **_options: lambda *_ids: _discreet(app))
-    part(_APP, "flwr_clientapp")()
-
-
-def _without_front(package: str) -> None:
-    """Let files of a package of Flower's be loaded without the package's own first file.
-
-    That one loads the whole SuperNode with its database, which a process that answers one message
-        never uses: a third of
-    the processor time of its start, at every message (``aulait bench deploy``).
-    """
-    # another Flower: what is missing is told by ``everything``
-    with contextlib.suppress(ImportError):
-        found = importlib.util.find_spec(package) if package not in sys.modules else None
-        if found is not None:
-            sys.modules[package] = importlib.util.module_from_spec(found)
-
-
-def _never(*_args: Any, **_options: Any) -> None:
-    raise RuntimeError("nothing is installed at a site")
-
-
-def _discreet(where: str) -> Callable[..., Any]:
-    """The site's app; what it says in an error stays in the log of the site."""
-    module, _, name = where.partition(":")
-    app = getattr(importlib.import_module(module), name)
-
-    def answer(message: Any, context: Any) -> Any:
-        try:
-            return app(message=message, context=context)
-        except Exception as error:
-            print(f"aulait: the app of this site failed: {type(error).__name__}: {error}",
-                  file=sys.stderr, flush=True)
-        raise RuntimeError("the site could not answer; its own log says why")
-
-    return answer

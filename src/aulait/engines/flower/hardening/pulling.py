@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import httpx
 from flwr.app import Message
@@ -27,6 +27,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 
 from aulait.core.errors import WireError, require
 from aulait.engines.flower.hardening.patching import Pieces
+from aulait.engines.flower.hardening.private_names import FlowerObject
 
 # our own SuperLink gives answers that are there as a whole; a plain one may give them before
 _PIECES_S: Final = 60.0
@@ -47,7 +48,7 @@ class Pulled:
     fault: str = ""
 
 
-def pulled(grid: Any, message_ids: Sequence[str], limit: int) -> Iterator[Pulled]:
+def pulled(grid: FlowerObject, message_ids: Sequence[str], limit: int) -> Iterator[Pulled]:
     """Answers that are there.
 
     Args:
@@ -84,7 +85,8 @@ def pulled(grid: Any, message_ids: Sequence[str], limit: int) -> Iterator[Pulled
                 run_id=grid.run.run_id, message_object_id=name))
 
 
-def _message(grid: Any, client: Any, name: str, tree: Any, limit: int) -> Message:
+def _message(grid: FlowerObject, client: FlowerObject, name: str, tree: FlowerObject,
+             limit: int) -> Message:
     """Pull all pieces of an answer and put them together, within the limit before and after."""
     piece, pieces = make_pull_object_fn_protobuf(client.PullObject, grid.node,
         grid.run.run_id), Pieces(limit)
