@@ -88,7 +88,7 @@ def _rounds(groups: Mapping[str, Sequence[RunFiles]]) -> Section:
         values: dict[float, list[float]] = defaultdict(list)
         for line in (line for run in members for line in run.training):
             if line.round is not None and line.eval.loss is not None:
-                values[line.round].append(line.eval.loss)
+                values[float(line.round)].append(line.eval.loss)
         if values:
             data.append(_loss_line(name, index, values))
     x = figures.axis("round", **figures.whole_ticks([x for trace in data for x in trace["x"]]))

@@ -81,7 +81,7 @@ def _staircase(run: RunFiles) -> list[PlacedFigure]:
             spent = line.epsilon.value(role)
             if spent is not None:
                 releases, values = series.setdefault(role, ([], []))
-                releases.append(index if line.release is None else line.release)
+                releases.append(index if line.release is None else float(line.release))
                 values.append(spent)
                 notes.setdefault(role, []).append(where)
     if not series:

@@ -68,7 +68,7 @@ def _curves(run: RunFiles) -> list[PlacedFigure]:
     shown += [(f"{task.name[0].upper()}{task.name[1:]} in the task", task)] if task else []
     found = []
     for title, measure in shown:
-        points = [(line.round, value) for line in run.training
+        points = [(float(line.round), value) for line in run.training
                   if line.round is not None
                   and (value := line.eval.value(measure.key)) is not None]
         if points:

@@ -71,7 +71,7 @@ def losses_over_time(run: RunFiles) -> list[tuple[float, float, float]]:
     measured."""
     found = [(line.round, line.clock.total_s, line.eval.loss)
              for line in run.training if line.clock is not None]
-    return [(r, s, loss) for r, s, loss in found
+    return [(float(r), s, loss) for r, s, loss in found
             if r is not None and s is not None and loss is not None]
 
 
