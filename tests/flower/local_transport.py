@@ -88,11 +88,10 @@ def engine(transport: LocalTransport, settings: Any, folder: Path, out: Path, ep
     return CoordinatorEngine(Outbox(transport, RunIdentity(key, "a" * 32, epoch), EventLog(out)), settings)
 
 
-def deploy(transport: LocalTransport, settings: Any, folder: Path, out: Path, *, epoch: int = 1, resume: bool = False,
-           enrolled: Sequence[str] = ()) -> dict[str, Any]:
+def deploy(transport: LocalTransport, settings: Any, folder: Path, out: Path, *, epoch: int = 1, resume: bool = False) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     made = engine(transport, settings, folder, out, epoch)
     try:
-        return run_deployed(made, settings, out, sorted(enrolled or transport.handlers), resume=resume)
+        return run_deployed(made, settings, out, sorted(transport.handlers), resume=resume)
     finally:
         made.event_log.flush()

@@ -19,11 +19,11 @@ from aulait_benchmarks import deploy, deploy_baseline
 
 MESSAGE = """
 import sys
-from aulait.engines.flower.hardening import supernode as pinned_site
-pinned_site.clients = lambda adjust: None
-real = pinned_site.part
-pinned_site.part = lambda module, name: (lambda: None) if name == "flwr_clientapp" else real(module, name)
-pinned_site.clientapp("aulait.engines.flower.client_app:app")
+from aulait.engines.flower.hardening import clientapp
+clientapp.clients = lambda adjust: None
+real = clientapp.part
+clientapp.part = lambda module, name: (lambda: None) if name == "flwr_clientapp" else real(module, name)
+clientapp.clientapp("aulait.engines.flower.client_app:app")
 import aulait.engines.flower.client_app
 import flwr.supernode.cli.flwr_clientapp
 print(*sorted({"torch", "transformers", "sqlalchemy", "alembic", "uvicorn", "aulait.engines.deployment.protocol.tensor_codec", "aulait.engines.deployment.site.handler"} & set(sys.modules)))

@@ -277,7 +277,8 @@ def test_a_site_refuses_every_task_but_a_client_app(tmp_path, name):
 
 
 def test_a_flower_without_a_name_ends_the_process_with_a_line(tmp_path):
-    program = "from aulait.engines.flower.hardening.patching import everything; everything({'flwr.app': ('Message', 'gone')})"
+    program = ("from aulait.engines.flower.hardening.patching import require_names; from aulait.engines.flower.hardening.private_names import "
+               "PrivateName; require_names([PrivateName('flwr.app', 'gone', ('superlink',), '')])")
     unfit = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert unfit.returncode == supported.UNFIT
     assert "flwr.app.gone, expected flwr>=1.41,<1.43" in unfit.stderr

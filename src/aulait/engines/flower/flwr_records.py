@@ -54,7 +54,8 @@ def raw(content: RecordDict, limit: int) -> bytes:
             "a message holds arrays of another kind, expected raw bytes")
     size = sum(len(part.data) for part in parts)
     require(size <= limit, WireError,
-        f"a message of {size:,} bytes found, expected at most {limit:,}; raise limits.message_bytes")
+            f"a message of {size:,} bytes found, expected at most {limit:,}; raise "
+            "limits.message_bytes")
     return b"".join(part.data for part in parts)
 
 

@@ -1,9 +1,9 @@
-"""A site joins: the resident worker in this process, Flower's SuperNode as a child that is started
-again whenever it ends.
+"""A site joins: the worker in this process, Flower's SuperNode as a child that is started again
+whenever it ends.
 
 The SuperNode connects outwards to the server; nothing listens for other machines here. What it may
-do is narrowed in ``pinned_site``. The private key stays in its file: it signs who this site is, and
-is read by the SuperNode alone.
+do is narrowed in ``hardening/supernode.py``. The private key stays in its file: it signs who this
+site is, and is read by the SuperNode alone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def join(site: SiteFile, insecure: bool, say: Say, stop: threading.Event, *,
         insecure: without TLS; the server must be on loopback.
         say: told of what happens, a line each.
         stop: set it to end everything.
-        work: the resident worker: answers until the event is set, and logs; None takes aulait's
+        work: the worker: answers until the event is set, and logs; None takes aulait's
             own.
         app: the client app that answers, as ``module:name``; never what a server ships.
 
@@ -89,8 +89,10 @@ def check(site: SiteFile, insecure: bool) -> None:
 def allows(site: SiteFile) -> list[str]:
     """What this site allows, in words, a line each."""
     limits = site.limits
-    noise = f"only runs with privacy: epsilon at most {limits.epsilon:g}, delta at most {limits.delta:g}" if limits.privacy else \
-        "RUNS WITHOUT PRIVACY TOO: what is learnt from the text may reach the server without noise"
+    noise = (
+        f"only runs with privacy: epsilon at most {limits.epsilon:g}, delta at most "
+        f"{limits.delta:g}" if limits.privacy else
+        "RUNS WITHOUT PRIVACY TOO: what is learnt from the text may reach the server without noise")
     return [
         f"site {site.site.name}, server {site.site.server}",
         f"roles: {', '.join(limits.roles)}; methods: {', '.join(limits.methods) or 'all'}; models: "
@@ -115,7 +117,8 @@ class SuperNode:
         unfit: why it cannot work at all; empty while it can.
     """
 
-    def __init__(self, site: SiteFile, state: Path, insecure: bool, note: SiteLog, app: str) -> None:
+    def __init__(self, site: SiteFile, state: Path, insecure: bool, note: SiteLog,
+                 app: str) -> None:
         self._site, self._state, self._insecure, self._note, self._app = (
             site, state, insecure, note, app
         )

@@ -104,8 +104,8 @@ def claim(host: str, port: int, wait_s: float) -> None:
             if time.monotonic() > until:
                 raise ConfigError(
                     f"cannot listen on {host}:{port} ({error.strerror or error}), expected a free "
-                    "port of this machine; "
-                                  "choose another with --host and --port, or end what listens there") from None
+                    "port of this machine; choose another with --host and --port, or end what "
+                    "listens there") from None
         time.sleep(0.2)
 
 

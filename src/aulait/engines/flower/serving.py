@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aulait.core import errors
 from aulait.core.errors import AulaitError, ConfigError, require
@@ -32,6 +32,9 @@ from aulait.reporting.report import write_report
 from aulait.runfolder.run_folder import RunFolder, differing_settings
 from aulait.runs import experiment_file
 from aulait.runs.experiment_file import Settings
+
+if TYPE_CHECKING:
+    from aulait.engines.flower.hardening.control import Control
 
 Watch = Callable[[str, int, int, str], None]
 EXPERIMENT: Final = f"{FOLDER}/experiment.toml"
@@ -57,7 +60,7 @@ class Link:
     process: subprocess.Popen[bytes]
     folder: Path
     address: str
-    control: supported.Control
+    control: Control
     _seen: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -119,6 +122,9 @@ def start_link(keys: Path | None, folder: Path, host: str, port: int) -> Iterato
         AulaitError: it did not start; its last words.
     """
     supported.supported()
+    # Flower is imported once it is known to be there; the error above says how to install it.
+    from aulait.engines.flower.hardening.control import Control
+
     text = (
         f"no keys folder and host {host} found, expected loopback where there is no TLS; give "
         "--keys, or --host 127.0.0.1"
@@ -137,7 +143,7 @@ def start_link(keys: Path | None, folder: Path, host: str, port: int) -> Iterato
                                     AULAIT_APP_LOCK=str(folder / "app.lock"))
         process = processes.start(_words(keys, folder, host, port), folder / "superlink.log",
                                   around)
-        link = Link(process, folder, f"{host}:{port}", supported.Control(f"127.0.0.1:{inner}",
+        link = Link(process, folder, f"{host}:{port}", Control(f"127.0.0.1:{inner}",
             secret))
         try:
             _wait(link, lambda: processes.answers(host, port) and processes.answers("127.0.0.1",
@@ -200,8 +206,8 @@ def serve(settings: Settings, run: Path, options: ServerOptions, watch: Watch) -
         places = {"experiment": str(run.absolute() / EXPERIMENT), "out": str(run.absolute()),
                   "keys": str(keys.absolute())}
         number = link.submit(supported.app_folder(folder / "app"), {**places, "resume": resume})
-        event_log.event("serving", address=link.address, sites=sorted(roster), flower_run=str(number),
-                      resume=resume, insecure=options.insecure)
+        event_log.event("serving", address=link.address, sites=sorted(roster),
+                        flower_run=str(number), resume=resume, insecure=options.insecure)
         outcome = follow(link, watch, _renewing(link, keys, event_log))
         event_log.event("served", ok=outcome.get("ok") is True)
     if outcome.get("ok") is not True:
@@ -333,7 +339,8 @@ def _wait_for_the_last(folder: Path) -> None:
     until = time.monotonic() + _PORT_WAIT_S
     while lock_is_held(folder / "app.lock"):
         text = (
-            f"found a server app of an earlier server at work in {folder}; end it, then try again"
+            f"found a server app of an earlier server at work in {folder}; end it, then try "
+            "again"
         )
         require(time.monotonic() < until, ConfigError, text)
         time.sleep(0.1)

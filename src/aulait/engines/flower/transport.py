@@ -16,7 +16,7 @@ from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.flower import flwr_records
 from aulait.engines.flower.hardening.patching import DELIVER
-from aulait.engines.flower.pulling import pulled
+from aulait.engines.flower.hardening.pulling import pulled
 
 TYPE = "query.aulait"
 # an answer that came in time is kept for so long while the coordinator is at its own work

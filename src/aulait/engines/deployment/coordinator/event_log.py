@@ -80,8 +80,8 @@ class EventLog:
         Args:
             name: of the site, as the roster has it.
             facts: role, tier, state ("there", "asked", "answered", "silent" or "refused"),
-                last_seen (``timestamp()``, or seconds since 1970), round (the last that it was asked in),
-                detail.
+                last_seen (``timestamp()``, or seconds since 1970), round (the last that it was
+                asked in), detail.
         """
         with self._lock:
             before = self._sites.setdefault(name, {})
@@ -92,7 +92,8 @@ class EventLog:
 
     def progress(self, stage: str, done: int, total: int, note: str) -> None:
         """Write progress.json; the same four as a ``Watch`` is told, so that it can be one."""
-        self._json("progress.json", {"time": timestamp(), "stage": stage, "done": done, "total": total,
+        self._json("progress.json", {
+            "time": timestamp(), "stage": stage, "done": done, "total": total,
             "note": short_json(note)})
 
     def outcome(self, ok: bool, **fields: Any) -> None:

@@ -72,7 +72,8 @@ class RemoteSplitLearner(SplitLearner):
         self._clients, self._name_of = clients, dict[int, str]()
         self.lost: dict[str, str] = {}
 
-    def train(self, works: Sequence[LocalTraining], advance: Advance | None = None) -> list[Trained]:
+    def train(self, works: Sequence[LocalTraining],
+              advance: Advance | None = None) -> list[Trained]:
         """As ``Learner.train``; works are those of the clients, in their order."""
         self._name_of = {id(work): name
                          for work, name in zip(works, self._clients.names, strict=True)}

@@ -271,7 +271,8 @@ def _elliptic(path: Path) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(signing.private_bytes(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(
-            f"{path} is no private key in PEM without a passphrase; restore it from a copy") from error
+            f"{path} is no private key in PEM without a passphrase; restore it from a "
+            "copy") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(
             f"{path} holds a key of another kind, expected one on an elliptic curve; restore it "

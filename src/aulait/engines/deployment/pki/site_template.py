@@ -5,10 +5,11 @@ from __future__ import annotations
 from aulait.core.errors import ConfigError, require
 from aulait.engines.deployment.protocol.site_names import address_problem, name_problem
 
-TEMPLATE = '''# What this site is and what it allows. It stays here; nobody else needs to read it. Paths are relative to this file.
+TEMPLATE = '''# What this site is and what it allows. It stays here; nobody else needs to read it.
+# Paths are relative to this file.
 
 [site]
-name = "@NAME@"                # as the coordinator enrols this site; also the client's name in the run
+name = "@NAME@"                # as the coordinator enrols this site; also the client's name
 server = "@SERVER@"            # HOST:PORT of the coordinator
 state = "state"                # folder, mode 0700: memory of runs, socket, log
 
@@ -16,13 +17,13 @@ state = "state"                # folder, mode 0700: memory of runs, socket, log
 private = "site-key"           # never leaves this machine
 public = "site-key.pub"        # send this one to the coordinator, which enrols it
 authority = "ca.pem"           # from the coordinator: by it this site knows the server
-orders = "order-key.pub"       # from the coordinator: by it this site verifies every order
+orders = "order-key.pub"       # from the coordinator: by it this site verifies every request
 
 [data]
 source = "notes.jsonl"         # .jsonl, .jsonl.gz, .csv, .parquet
-text = "text"                  # the field that is learnt; instead: prompt = "question" and response = "answer"
+text = "text"                  # the field that is learnt; or prompt = "q" and response = "a"
 # label = "label"              # a field with a public label
-client = ""                    # a field: only rows where it is the name above are read; "": every row is this site's
+client = ""                    # a field: only rows where it is the name above; "": all rows
 
 # The names a coordinator may ask for = what is loaded here: a built-in name, a Hugging Face id,
 # or a folder, which begins with ".", "~" or "/".
@@ -34,11 +35,12 @@ minilm = "minilm"
 
 # A run that asks for more than this is refused by this site, whatever the coordinator says.
 [limits]
-roles = ["local", "proxy"]     # "local": trains here; "proxy": votes on synthetic texts; "split": the model's front is here
+# "local": trains here; "proxy": votes on synthetic texts; "split": the client half of a split model
+roles = ["local", "proxy"]
 methods = []                   # names of methods; empty: all (aulait list)
 privacy = true                 # refuse runs without privacy
 epsilon = 10.0                 # largest epsilon of one run
-delta = 1e-3                   # largest delta; it should be far below one over the clients (or records) that are protected
+delta = 1e-3                   # largest delta; far below one over the protected clients or records
 units = ["client", "record"]   # what a run may protect
 records = 1000                 # most records of this site that a run may use
 rounds = 1000                  # most rounds of a stage
@@ -46,9 +48,10 @@ steps = 1000                   # most optimiser steps in a round
 batch = 256                    # most sequences in a step
 rank = 256                     # largest LoRA rank
 message_bytes = 2147483648     # largest message accepted
-idle_s = 900                   # the base is unloaded when no order came for so long
+idle_s = 900                   # the base is unloaded when no message came for so long
 threads = 0                    # processor threads; 0: torch's choice
-evaluate = true                # measure held-out records; without privacy the sums are told to the server, with it they stay here
+# Measure held-out records: without privacy the sums are told to the server, with it they stay here.
+evaluate = true
 '''
 
 

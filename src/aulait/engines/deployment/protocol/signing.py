@@ -1,7 +1,7 @@
 """Signed requests: the coordinator signs with an Ed25519 key, a site verifies with the public half.
 
-What is signed is a packet's digest, made elsewhere. A fixed prefix keeps a signature made for an
-order from meaning anything in another protocol, should the key ever be used there. Source: RFC
+What is signed is a packet's digest, made elsewhere. A fixed prefix keeps a signature made for a
+request from meaning anything in another protocol, should the key ever be used there. Source: RFC
 8032.
 """
 
@@ -25,12 +25,12 @@ _PUBLIC_LINE = re.compile(rb"ssh-ed25519 [A-Za-z0-9+/]+={0,2}(?: [^\r\n]*)?\r?\n
 
 
 def sign(key: Ed25519PrivateKey, content: bytes) -> bytes:
-    """The 64 bytes of a signature on the canonical bytes of an order."""
+    """The 64 bytes of a signature on the canonical bytes of a message."""
     return key.sign(_PREFIX + content)
 
 
 def verify(key: Ed25519PublicKey, content: bytes, signature: bytes) -> bool:
-    """Whether the owner of the key signed exactly this content as an order; False for anything
+    """Whether the owner of the key signed exactly this content as a request; False for anything
     else, never an error."""
     if not isinstance(signature, bytes) or len(signature) != SIGNATURE_BYTES:
         return False
@@ -51,7 +51,8 @@ def load_private(path: Path) -> Ed25519PrivateKey:
         key = serialization.load_pem_private_key(private_bytes(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(
-            f"{path} is no private key in PEM without a passphrase; make one: aulait keys server") from error
+            f"{path} is no private key in PEM without a passphrase; make one: aulait keys "
+            "server") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(
             f"{path} holds a key of another kind, expected Ed25519; give order-key.pem of aulait "

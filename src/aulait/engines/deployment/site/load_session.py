@@ -113,7 +113,8 @@ def load_session(terms: RunTerms, file: SiteFile, cache: ModelCache) -> SiteSess
     own = fingerprint(base)
     require(own == terms.fingerprint, ModelError,
             f"the base '{terms.model.name}' here has fingerprint {own}, the coordinator's has "
-            f"{terms.fingerprint}; put the same files at both, or correct [models] of the site file")
+            f"{terms.fingerprint}; put the same files at both, or correct [models] of the site "
+            "file")
     learner = Learner(base, terms.train)
     name, seeds = file.site.name, Seeds(terms.seed)
     found = client_data.own(_data(terms, file), name, seeds)

@@ -96,7 +96,7 @@ def refusals(limits: SitePolicy, terms: RunTerms, records: int | None = None) ->
     # whatever goes wrong in counting a stranger's numbers, the answer is no
     except Exception as error:
         found.append(
-            f"the privacy of the run cannot be counted ({type(error).__name__}); expected a sound "
+            f"the privacy of the run cannot be counted ({type(error).__name__}); expected a valid "
             "promise; ask the coordinator")
     return found
 
@@ -247,7 +247,8 @@ def _ranks(limits: SitePolicy, terms: RunTerms) -> list[str]:
             "limits.rank" for rank in wrong[:1]]
 
 
-def _count(terms: RunTerms, key: str, least: int, most: int, setting: str, limit: str) -> str | None:
+def _count(terms: RunTerms, key: str, least: int, most: int, setting: str,
+           limit: str) -> str | None:
     value = _get(terms, key)
     if type(value) is not int or value < least:  # a bool is no count
         return (
@@ -262,7 +263,7 @@ def _count(terms: RunTerms, key: str, least: int, most: int, setting: str, limit
     return None
 
 
-def _privacy(limits: SitePolicy, terms: RunTerms, sound: bool, records: int | None) -> list[str]:
+def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | None) -> list[str]:
     privacy = _get(terms, "privacy")
     if not isinstance(privacy, PrivacyConfig):
         return ["the run says nothing about privacy, expected its table [privacy]; the coordinator "
@@ -300,7 +301,7 @@ def _privacy(limits: SitePolicy, terms: RunTerms, sound: bool, records: int | No
             f"privacy.epsilon is {_shown(privacy.epsilon)}, this site allows at most "
             f"{limits.epsilon:g}; lower it")
     found += _of_method(terms, privacy)
-    if privacy.epsilon is None and sound and not found:
+    if privacy.epsilon is None and valid and not found:
         # one of the two is there, or ``found`` has a line
         assert privacy.noise_multiplier is not None
         spent = spends(terms, privacy.noise_multiplier, records)

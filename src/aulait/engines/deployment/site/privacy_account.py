@@ -62,14 +62,14 @@ class SiteAccount:
             terms: name the method, which says what a round asks of a record.
 
         Raises:
-            PrivacyError: the request asks for an answer that the promise does not cover; nothing was
-                charged.
+            PrivacyError: the request asks for an answer that the promise does not cover; nothing
+                was charged.
         """
         sigma, clip = settings.get("sigma"), settings.get("clip")
-        sound = settings.get("protected") is True and "noise_seed" not in settings and all(
+        valid = settings.get("protected") is True and "noise_seed" not in settings and all(
             isinstance(value, int | float) and value is not True and 0 < value < math.inf
             for value in (sigma, clip))
-        require(sound, PrivacyError,
+        require(valid, PrivacyError,
                 "a request without noise of this site's own found, the terms promise it; refused")
         assert isinstance(sigma, int | float)
         assert isinstance(clip, int | float)

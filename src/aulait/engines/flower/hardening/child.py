@@ -2,8 +2,9 @@
 WORD...``.
 
 The role is the name of Flower's executable, which is run by its own function once the holes that
-``pinned_site`` and ``pinned_link`` describe are closed. A role that has no business on this machine
-is refused. Every process ends soon after the one that started it, also when that one was killed.
+``supernode.py``, ``clientapp.py`` and ``superlink.py`` describe are closed. A role that has no
+business on this machine is refused. Every process ends soon after the one that started it, also
+when that one was killed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def main(words: list[str]) -> None:
     watch(os.getppid(), role in _LEADERS)
     app = rest.pop(0) if role in ("flwr-clientapp", "refuse") else ""
     sys.argv = [role, *rest]
+    # Each role loads its own file alone: the start of a client process is paid at every message.
     if role == "flower-superlink":
         from aulait.engines.flower.hardening.superlink import superlink
 
@@ -39,7 +41,7 @@ def main(words: list[str]) -> None:
 
         supernode()
     elif role == "flwr-clientapp":
-        from aulait.engines.flower.hardening.supernode import clientapp
+        from aulait.engines.flower.hardening.clientapp import clientapp
 
         clientapp(app)
     elif role == "flower-superexec":

@@ -1,8 +1,8 @@
-"""Tools of the files ``pinned_*``: reach a name of Flower's or end, stand in front of its
+"""Tools of the files of this folder: reach a name of Flower's or end, stand in front of its
 listeners, end with the parent.
 
 Names of Flower's that are gone end the process at once: a measure that cannot be put in place must
-not be missing silently.
+not be missing silently. So private names are reached by ``part`` and not by an import at the top.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
+
+from aulait.engines.flower.hardening.private_names import PRIVATE_NAMES, PrivateName
 
 PASS_HEADER: Final = "x-aulait-pass"
 REQUEST_BYTES: Final = 16 * 2**20
@@ -25,7 +27,8 @@ REQUEST_BYTES: Final = 16 * 2**20
 UNFIT: Final = 78
 """Exit code: Flower lacks a name that a measure needs."""
 DELIVER: Final = "until-"
-"""In front of the server's time until which a message is delivered, as the name of the message's group."""
+"""In front of the server's time until which a message is delivered; both are the name of its
+group."""
 _GRACE_S: Final = 2.0
 
 Scope = MutableMapping[str, Any]
@@ -34,7 +37,17 @@ App = Callable[[Scope, Call, Call], Awaitable[None]]
 
 
 def part(module: str, name: str) -> Any:
-    """A name of Flower's, or the end of this process: see ``UNFIT``."""
+    """A private name of Flower's, or the end of this process: see ``UNFIT``.
+
+    Raises:
+        KeyError: it does not stand in ``private_names.py``.
+    """
+    if not any((own.module, own.name) == (module, name) for own in PRIVATE_NAMES):
+        raise KeyError(f"{module}.{name} is not in the table of private names")
+    return _found(module, name)
+
+
+def _found(module: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
@@ -51,11 +64,10 @@ def swap(module: str, name: str, new: Any) -> Any:
     return old
 
 
-def everything(names: Mapping[str, tuple[str, ...]]) -> None:
-    """Look for every name that is needed (module -> names) before anything is listened to."""
-    for module, wanted in names.items():
-        for name in wanted:
-            part(module, name)
+def require_names(names: Iterable[PrivateName]) -> None:
+    """Look for every name that is needed before anything is listened to."""
+    for own in names:
+        _found(own.module, own.name)
 
 
 class Pieces:

@@ -6,9 +6,9 @@ answer in its place. Neither asks who calls. So:
 - the public address answers the Fleet API, whose every request is signed by a node key, to bodies
   of bounded size;
 - Control and Runtime API listen on loopback and ask for a pass that the processes of one run share;
-- a site that claims to be another site in a reply is turned away;
-- a reply is handed to the coordinator once all its pieces are here: whoever stops in the middle of
-  sending holds up nobody;
+- a site that claims to be another site in an answer is turned away;
+- an answer is handed to the coordinator once all its pieces are here: whoever stops in the middle
+  of sending holds up nobody;
 - a message is not delivered after the time that its sender gave it, so that a site that comes back
   begins with what counts;
 - a site that comes back before its last heartbeat has run out (60 s) is let in: its key says that
@@ -27,15 +27,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+import uvicorn
+from sqlalchemy import select
+
 from aulait.engines.flower.hardening.patching import (
     DELIVER,
     REQUEST_BYTES,
-    everything,
     guarded,
     part,
+    require_names,
     swap,
     with_pass,
 )
+from aulait.engines.flower.hardening.private_names import names_of
 
 _FLEET: Final = "/v1/fleet/"
 _LINK: Final = "flwr.superlink.cli.flower_superlink"
@@ -45,15 +49,6 @@ _STORED: Final = "flwr.supercore.state.schema.objectstore_models"
 _MESSAGES: Final = "flwr.supercore.state.schema.linkstate_models"
 _NODE_KEYS: Final = "flwr.superlink.routers.fleet.node_auth"
 _CLOCK_S: Final = 300
-NAMES: Final = {
-    _LINK: ("flower_superlink", "_run_superlink_http_api", "SuperLinkLifespan"),
-    "flwr.superlink.main": ("create_app",),
-    _HANDLERS: ("push_messages", "pull_messages", "activate_node"),
-    _RUNTIME: ("pull_messages",),
-    _STORED: ("StoredObject", "ObjectChild"),
-    _MESSAGES: ("MessageRes",),
-    _NODE_KEYS: ("SYSTEM_TIME_TOLERANCE", "TIMESTAMP_TOLERANCE"),
-}
 
 
 def fleet_only(path: str, headers: dict[bytes, bytes]) -> int:
@@ -68,15 +63,15 @@ def fleet_only(path: str, headers: dict[bytes, bytes]) -> int:
 
 
 def superlink() -> None:
-    """``flower-superlink`` with two doors: the Fleet API for everybody with a key, the rest for
+    """``flower-superlink`` with two listeners: the Fleet API for everybody with a key, the rest for
     this machine and this run."""
-    everything(NAMES)
+    require_names(names_of("superlink"))
     store, activate = part(_HANDLERS, "push_messages"), part(_HANDLERS, "activate_node")
 
     def own_replies(request: Any, state: Any) -> Any:
         if any(message.metadata.src_node_id != request.node.node_id
                for message in request.messages_list):
-            raise PermissionError("a site sent a reply in the name of another one")
+            raise PermissionError("a site sent an answer in the name of another one")
         return store(request=request, state=state)
 
     def back_again(request: Any, state: Any) -> Any:
@@ -92,7 +87,7 @@ def superlink() -> None:
     def whole(request: Any, state: Any, task: Any) -> Any:
         part_of_it = unfinished(state, list(request.message_ids))
         if part_of_it:
-            kept = [letter for letter in request.message_ids if letter not in part_of_it]
+            kept = [one for one in request.message_ids if one not in part_of_it]
             request = type(request)(message_ids=kept)
         return collect(request, state, task)
 
@@ -103,7 +98,7 @@ def superlink() -> None:
     # early by less than the one, late by less than both together
     swap(_NODE_KEYS, "SYSTEM_TIME_TOLERANCE", _CLOCK_S)
     swap(_NODE_KEYS, "TIMESTAMP_TOLERANCE", 0)
-    swap(_LINK, "_run_superlink_http_api", _two_doors)
+    swap(_LINK, "_run_superlink_http_api", _two_listeners)
     part(_LINK, "flower_superlink")()
 
 
@@ -139,29 +134,27 @@ def _over(group: str) -> bool:
         return False
 
 
-def unfinished(state: Any, letters: Sequence[str]) -> set[str]:
-    """Messages whose replies are announced and not here with all their pieces.
+def unfinished(state: Any, message_ids: Sequence[str]) -> set[str]:
+    """Messages whose answers are announced and not here with all their pieces.
 
     Args:
         state: Flower's, on its database.
-        letters: numbers of messages.
+        message_ids: of Flower.
     """
-    from sqlalchemy import select
-
     reply, stored, child = part(_MESSAGES, "MessageRes"), part(_STORED,
         "StoredObject"), part(_STORED, "ObjectChild")
     with state.session() as session:
         come = session.execute(select(reply.reply_to_message_id, reply.message_id).where(
-            reply.reply_to_message_id.in_(letters), reply.delivered_at == "")).all()
+            reply.reply_to_message_id.in_(message_ids), reply.delivered_at == "")).all()
     found = set[str]()
-    for letter, root in come:
+    for message_id, root in come:
         with state.object_store.session() as session:
             level, seen = [root], {root}
-            while level and letter not in found:
+            while level and message_id not in found:
                 here = session.scalars(select(stored.object_id).where(stored.object_id.in_(level),
                     stored.is_available == 1)).all()
                 if len(here) < len(level):
-                    found.add(letter)
+                    found.add(message_id)
                 below = session.scalars(
                     select(child.child_id).where(child.parent_id.in_(level))).all()
                 level = [name for name in set(below) if name not in seen]
@@ -169,10 +162,8 @@ def unfinished(state: Any, letters: Sequence[str]) -> set[str]:
     return found
 
 
-def _two_doors(lifespan_config: Any) -> None:
+def _two_listeners(lifespan_config: Any) -> None:
     """In place of Flower's one listener."""
-    import uvicorn
-
     inner_port = int(os.environ["AULAIT_INNER"])
     kind: Any = part(_LINK, "SuperLinkLifespan")
 

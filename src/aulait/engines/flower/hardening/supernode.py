@@ -1,65 +1,44 @@
-"""The inside of a SuperNode and of the process that it starts for a message: nothing that the
-server ships is run.
+"""The inside of a SuperNode: nothing that the server ships is fetched.
 
-- The bundle that the server ships is never fetched, installed or imported; the site's own app
-  always answers.
-- The run's configuration is not read; agent tasks and every other kind of task but a client app's
-  are refused.
+- The bundle that the server ships is never fetched, and the run's configuration is not read; agent
+  tasks and every other kind of task but a client app's are refused.
 - No redirect is followed, no answer unpacked, none larger than a limit read; a message is measured
   while it arrives.
 - The address for the site's own processes asks for a pass, so that no other account of the machine
   can answer for it.
-- An exception's text, which may hold data, stays in the site's log; the server is told that
-  something failed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, cast
 
+import httpx
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Error, Message
+
 from aulait.engines.flower.hardening.patching import (
     REQUEST_BYTES,
     Pieces,
-    carry_pass,
     clients,
-    everything,
     guarded,
     part,
+    require_names,
     swap,
     tell,
     with_pass,
 )
+from aulait.engines.flower.hardening.private_names import names_of
 
 _MAIN: Final = "flwr.supernode.main"
 _NODE: Final = "flwr.supernode.start_client_internal"
-_RUN: Final = "flwr.supernode.runtime.run_clientapp"
 _RETRY: Final = "flwr.supercore.retry.http_retry"
-_APP: Final = "flwr.supernode.cli.flwr_clientapp"
 _BUSY: Final = (429, 502, 503, 504)  # a proxy on the way speaks, or a server that starts
 _NOTHING: Final = sha256(b"").hexdigest()
-APP_NAMES: Final = {
-    _RUN: ("install_from_fab", "get_project_dir", "get_load_client_app_fn",
-           "install_app_dependencies"),
-    _APP: ("flwr_clientapp", "run_clientapp"),
-    "flwr.supercore.protobuf.client": ("ProtobufClient",),
-}
-NAMES: Final = {
-    **APP_NAMES,
-    _MAIN: ("create_app",),
-    "flwr.supernode.cli.flower_supernode": ("flower_supernode",),
-    _NODE: ("_pull_and_store_message", "_push_messages", "_init_connection", "_insert_message",
-            "get_fused_config_from_fab"),
-    _RETRY: ("MAX_RETRY_DELAY",),
-}
 # Flower's own 20 s would be waited out by every site after each restart of the server
 _LONGEST_RETRY_S: Final = 5
 
@@ -67,8 +46,6 @@ _LONGEST_RETRY_S: Final = 5
 def careful(client: Any) -> None:
     """A site's client towards the server: sent nowhere else, unpacks nothing, reads a bounded
     answer, says when nobody answers."""
-    import httpx
-
     client.follow_redirects = False
     client.headers["accept-encoding"] = "identity"
 
@@ -107,8 +84,6 @@ def careful(client: Any) -> None:
 def _passing(error: Any, request: Any) -> Exception:
     """Flower takes every word of TLS for a wrong certificate and never asks again; a connection
     that broke is tried again."""
-    import httpx
-
     text = str(error).lower()
     if "certificate" in text or ("ssl" not in text and "tls" not in text):
         return cast(Exception, error)
@@ -122,7 +97,7 @@ def supernode() -> None:
     When Flower's loop ends, so does the process: its listener's thread would keep alive a node that
     asks for nothing.
     """
-    everything(NAMES)
+    require_names(names_of("supernode"))
     made, pull, push = part(_MAIN, "create_app"), part(_NODE,
         "_pull_and_store_message"), part(_NODE, "_push_messages")
     swap(_MAIN, "create_app", lambda *args, **kwargs: guarded(made(*args, **kwargs),
@@ -156,10 +131,7 @@ def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | Non
         pull: Flower's own function.
         given: its arguments.
     """
-    from flwr.supercore.constant import TaskType
-    from flwr.supercore.fab import Fab
-    from flwr.supercore.run import RunNotRunningException
-
+    task_type, fab = part("flwr.supercore.constant", "TaskType"), part("flwr.supercore.fab", "Fab")
     node, seen = int(given["state"].get_node_id()), dict[str, Any]()
     if node not in _known:
         _known.add(node)
@@ -174,9 +146,9 @@ def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | Non
 
     def get_run(number: int) -> Any:
         run = given["get_run"](number)
-        if run.primary_task_type not in (TaskType.SERVER_APP, TaskType.SERVER_APP.value, ""):
+        if run.primary_task_type not in (task_type.SERVER_APP, task_type.SERVER_APP.value, ""):
             tell("refused", what=f"a run of kind {str(run.primary_task_type)[:40]!r}")
-            raise RunNotRunningException
+            raise part("flwr.supercore.run", "RunNotRunningException")
         run.fab_hash = _NOTHING
         return run
 
@@ -186,7 +158,7 @@ def _pulled(pull: Callable[..., int | None], given: dict[str, Any]) -> int | Non
         return piece
 
     ours = {"receive": receive, "get_run": get_run, "get_fab": lambda _digest,
-            _run: Fab(_NOTHING, b"", {}), "pull_object": pull_object}
+            _run: fab(_NOTHING, b"", {}), "pull_object": pull_object}
     run = pull(**(given | ours))
     if run is not None:
         pieces.joined()
@@ -217,8 +189,6 @@ def _pushed(push: Callable[..., None], given: dict[str, Any]) -> None:
 def _answer_too_large(given: dict[str, Any], message: Any) -> int:
     """Tell the server that its message is too large, so that it need not wait for an answer;
     returns the run."""
-    from flwr.app import Error, Message
-
     tell("refused", what="a message above limits.message_bytes")
     reply = Message(Error(code=0, reason="the message is larger than this site accepts"),
                     reply_to=message)
@@ -228,58 +198,6 @@ def _answer_too_large(given: dict[str, Any], message: Any) -> int:
 
 def _signed(connect: Callable[..., Any], key: Path) -> Callable[..., Any]:
     """Flower signs only over TLS; on loopback without it, a site still shows who it is."""
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-
     private: Any = load_ssh_private_key(key.read_bytes(), None)
     return lambda **given: connect(
         **(given | {"authentication_keys": (private, private.public_key())}))
-
-
-def clientapp(app: str) -> None:
-    """``flwr-clientapp`` that runs the app of this site, whatever was shipped.
-
-    Args:
-        app: as ``module:name``.
-    """
-    _without_front(_APP.rpartition(".")[0])
-    everything(APP_NAMES)
-    clients(carry_pass)
-    swap(_RUN, "install_from_fab", lambda *_args, **_options: None)
-    swap(_RUN, "get_project_dir", lambda *_args: "")
-    swap(_RUN, "install_app_dependencies", _never)
-    swap(_RUN, "get_load_client_app_fn", lambda **_options: lambda *_ids: _discreet(app))
-    part(_APP, "flwr_clientapp")()
-
-
-def _without_front(package: str) -> None:
-    """Let files of a package of Flower's be loaded without the package's own first file.
-
-    That one loads the whole SuperNode with its database, which a process that answers one message
-        never uses: a third of
-    the processor time of its start, at every message (``aulait bench deploy``).
-    """
-    # another Flower: what is missing is told by ``everything``
-    with contextlib.suppress(ImportError):
-        found = importlib.util.find_spec(package) if package not in sys.modules else None
-        if found is not None:
-            sys.modules[package] = importlib.util.module_from_spec(found)
-
-
-def _never(*_args: Any, **_options: Any) -> None:
-    raise RuntimeError("nothing is installed at a site")
-
-
-def _discreet(where: str) -> Callable[..., Any]:
-    """The site's app; what it says in an error stays in the log of the site."""
-    module, _, name = where.partition(":")
-    app = getattr(importlib.import_module(module), name)
-
-    def answer(message: Any, context: Any) -> Any:
-        try:
-            return app(message=message, context=context)
-        except Exception as error:
-            print(f"aulait: the app of this site failed: {type(error).__name__}: {error}",
-                  file=sys.stderr, flush=True)
-        raise RuntimeError("the site could not answer; its own log says why")
-
-    return answer
