@@ -79,17 +79,17 @@ class Tree:
 
         return list(max((longest(name) for name in self.files), key=len))
 
+    def inner_import_nodes(self, name: str) -> list[ast.Import | ast.ImportFrom]:
+        """The imports inside functions of a module."""
+        return [inner for node in ast.walk(self.trees[name])
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                for inner in ast.walk(node) if isinstance(inner, ast.Import | ast.ImportFrom)]
+
     def inner_imports(self) -> dict[str, list[str]]:
         """Module -> what it imports inside functions."""
-        found: dict[str, list[str]] = {}
-        for name, tree in self.trees.items():
-            here = [alias.name for node in ast.walk(tree)
-                    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-                    for inner in ast.walk(node) if isinstance(inner, ast.Import | ast.ImportFrom)
-                    for alias in inner.names]
-            if here:
-                found[name] = sorted(set(here))
-        return found
+        found = {name: sorted({alias.name for node in self.inner_import_nodes(name)
+                               for alias in node.names}) for name in self.trees}
+        return {name: here for name, here in found.items() if here}
 
     def type_names(self) -> dict[str, list[str]]:
         """Name of a class or of a type -> modules that define it, private ones included."""

@@ -219,6 +219,7 @@ def _is_unicode(value: str) -> bool:
 
 
 def _parquet_rows(path: Path) -> Iterator[SourceRow]:
+    # slow to import, and only this format needs it
     import pyarrow as arrow  # type: ignore[import-untyped]
     import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
@@ -253,6 +254,7 @@ def _hub_rows(source: str) -> Iterator[SourceRow]:
     dataset, config, split = _hub_parts(source[3:])
     folder = Path(dataset).expanduser()
     try:
+        # takes seconds to import
         import datasets
 
         if any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json")):

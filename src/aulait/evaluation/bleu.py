@@ -18,6 +18,7 @@ KEYS = ("system", "reference", *(f"right_{n}" for n in range(1, 5)),
 
 @cache
 def _metric() -> Any:
+    # slow to import, and only this metric needs it
     from sacrebleu.metrics.bleu import BLEU
 
     return BLEU()

@@ -88,6 +88,7 @@ def load_exported(run: Path, *, adapted: bool = True, client: str | None = None,
         ConfigError: the client has no adapter.
         ModelError: the base cannot be loaded, or the adapter does not fit it.
     """
+    # takes seconds to import
     import transformers
 
     model, folder = settings(run), adapter(run, client)
@@ -113,6 +114,7 @@ def load_exported(run: Path, *, adapted: bool = True, client: str | None = None,
 
 def _folded(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The base with every weight W replaced by W + (alpha / R) · B A."""
+    # takes seconds to import
     from peft import PeftModel
 
     with warnings.catch_warnings():

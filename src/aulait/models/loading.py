@@ -132,6 +132,7 @@ def load_base(config: ModelConfig) -> Base:
 
 def _fetch(config: ModelConfig, device: torch.device,
            ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    # takes seconds to import
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     name = BREW if config.name == "brew" else config.name
@@ -157,6 +158,7 @@ def _fetch(config: ModelConfig, device: torch.device,
 
 def _quantisation(quant: str) -> QuantizationConfigMixin:
     try:
+        # optional
         import bitsandbytes  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
         from transformers import BitsAndBytesConfig
     except ImportError as error:
@@ -170,6 +172,7 @@ def _quantisation(quant: str) -> QuantizationConfigMixin:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the loaders' own progress bars and advice; failures still raise."""
+    # takes seconds to import
     from transformers.utils import logging as chatter
 
     level = chatter.get_verbosity()

@@ -33,6 +33,7 @@ def export(adapter: Adapter, base: Base, folder: Path) -> None:
 
 def _peft_config(adapter: Adapter, base: Base, ranks: Mapping[str, int], common: int) -> dict[str,
         Any]:
+    # takes seconds to import
     from peft import LoraConfig, TaskType
 
     conv = any(type(base.slots[name].inner).__name__ == "Conv1D" for name in ranks)

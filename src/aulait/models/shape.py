@@ -43,6 +43,7 @@ def from_config(config: PretrainedConfig, dtype: str = "float32") -> ModelShape:
     Raises:
         ModelError: its linear layers do not lie in numbered blocks.
     """
+    # takes seconds to import
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))

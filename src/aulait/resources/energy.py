@@ -61,6 +61,7 @@ def counters() -> Counters:
 def _monitor() -> Any:
     """zeus's monitor of all counters, or a clause that says why there is none."""
     try:
+        # optional
         from zeus.monitor import ZeusMonitor
     except ImportError:
         return f"zeus, which reads energy counters, is not installed; {install('energy')}"

