@@ -22,6 +22,7 @@ from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.seeds import Seeds
 from aulait.data import client_data
 from aulait.engines.deployment.coordinator.event_log import read_table
+from aulait.engines.deployment.site import site_file, worker
 from aulait.engines.deployment.site.site_log import Say
 from aulait.engines.flower.loopback import Loopback, laid_out
 from aulait.engines.inline import InlineEngine
@@ -156,9 +157,7 @@ def _served(loopback: Loopback, experiment: Path, out: Path, say: Say) -> None:
 
 
 def _loads(loopback: Loopback) -> dict[str, int]:
-    # loads torch, which the rest here can do without
-    from aulait.engines.deployment.site import site_file, worker
-
+    """Site -> how often its worker loaded the base; -1 where none answers."""
     return {name: int((worker.running(site_file.read(path)) or {}).get("loads", -1))
             for name, path in loopback.sites.items()}
 
