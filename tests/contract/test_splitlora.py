@@ -221,7 +221,7 @@ def test_a_narrow_wire_learns_nearly_the_same(make, wire, slack):
 
 def test_under_privacy_it_is_refused_before_anybody_is_asked(make):
     run = make(privacy=ON)
-    with pytest.raises(PrivacyError, match=r"'splitlora' reads single replies.*use 'fedit'"):
+    with pytest.raises(PrivacyError, match=r"'splitlora' reads single updates.*use 'fedit'"):
         run.rounds(1)
     assert not run.requests
     assert run.ledger.lines == ()

@@ -45,7 +45,7 @@ LEGEND = (
     "the rank of client k, R adapter.rank.",
     "exact: the merge is the mean of the clients' dense updates. private: the unit of differential "
     "privacy, or the nearest method with it.",
-    "secure agg.: the server needs sums only, so secure aggregation can hide single replies "
+    "secure agg.: the server needs sums only, so secure aggregation can hide single updates "
     "(privacy.trust = 'secure' is not offered yet).",
 )
 NAMED = (

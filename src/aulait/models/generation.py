@@ -242,7 +242,7 @@ def _extended(writer: TextModel, prompts: list[list[int]], draws: Draws) -> list
 def _answered(writer: TextModel, prompts: list[list[int]], draws: Draws) -> list[list[int]]:
     """One batch through an encoder-decoder: the encoder once, then token by token with the caches
     of the decoder."""
-    # loads torch, which the rest here can do without
+    # loads transformers, which settings and commands can do without
     from aulait.models.key_cache import paired_cache
 
     model = writer.model

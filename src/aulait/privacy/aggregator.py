@@ -47,7 +47,7 @@ class Release:
     Attributes:
         stage: "synthesis" or "train".
         round: counted from 1 in its stage.
-        role: roles of all clients that may update: "local", or "proxy+local".
+        role: roles of all clients that may answer: "local", or "proxy+local".
         bound: L2 bound of what one unit adds, > 0, under privacy finite; it must not depend on
             private data. For the unit "record": C, the bound of what the sites clip.
         noise_multiplier: sigma / sensitivity, finite, >= 0; without privacy it is not used.
@@ -150,7 +150,7 @@ class PrivateAggregator:
         Not counted are: proxies, the second update of a client, and updates that differ from what
         is expected in names or shapes or hold anything but finite float32 numbers. Under privacy
         every summand is clipped to the bound, the ledger line is on disk before noise is drawn,
-        every coordinate of the template gets noise even if nobody replied, and nothing else comes
+        every coordinate of the template gets noise even if nobody answered, and nothing else comes
         out. The accounting neglects the rounding of the float64 sum (relative 1e-16 per client).
 
         Args:
@@ -254,7 +254,7 @@ class PrivateAggregator:
         received = list(updates)
         for update in received:
             require(update.client in self._proxies, PrivacyError,
-                    f"client '{update.client}' is not a proxy, expected public replies only; use "
+                    f"client '{update.client}' is not a proxy, expected public updates only; use "
                     "aggregator.release")
         checks = UpdateChecks(template, expected_shapes, alternate_shapes)
         rejected: list[tuple[str, str]] = []
@@ -281,7 +281,7 @@ class PrivateAggregator:
             PrivacyError: privacy is on.
         """
         require(self.config.off, PrivacyError,
-                f"'{method}' reads single replies, which privacy forbids; use '{instead}', or set "
+                f"'{method}' reads single updates, which privacy forbids; use '{instead}', or set "
                 "privacy.off = true")
         checks = UpdateChecks({}, expected_shapes, alternate_shapes, self._proxies,
                               self._largest_norm)
@@ -332,7 +332,7 @@ class PrivateAggregator:
         named = frozenset(self._accountant.roles(role))
         possible = self._roles_of.get(update.client, named) & named
         require(bool(possible), PrivacyError,
-                f"client '{update.client}' replies as '{role}' but had another role; name all "
+                f"client '{update.client}' answers as '{role}' but had another role; name all "
                 "roles ('proxy+local')")
         self._roles_of[update.client] = possible
 

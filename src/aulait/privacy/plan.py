@@ -19,6 +19,7 @@ from aulait.privacy.ledger_line import LedgerLine
 from aulait.privacy.mechanisms import find_mechanism
 
 ROLES = ("proxy", "local", "split")
+_DEARER = 500  # steps of one percent: up to 145 times the noise of the Gaussian mechanism
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +217,10 @@ def _calibrated(schedule: ReleaseSchedule, target: float, delta: float) -> float
     """The noise multiplier with which all rounds of one stage stay within the target."""
     multiplier = calibrate(target, delta, schedule.rounds * schedule.steps, schedule.sampling_rate)
     # A mechanism may cost more than the Gaussian of its noise multiplier; the built-in ones do not.
-    while epsilon(Counter({schedule.event(multiplier): schedule.rounds}), delta) > target:
+    for _ in range(_DEARER):
+        if epsilon(Counter({schedule.event(multiplier): schedule.rounds}), delta) <= target:
+            return multiplier
         multiplier *= 1.01
-    return multiplier
+    raise PrivacyError(
+        f"mechanism '{schedule.mechanism}' spends more than epsilon {target:g} at every noise up "
+        f"to multiplier {multiplier:.3g}; give a larger privacy.epsilon, or another mechanism")

@@ -205,6 +205,22 @@ def test_a_mechanism_of_a_third_party_is_planned_by_its_own_account():
     assert 5.8 < plan.epsilon["local"] <= 6.0
 
 
+class Hopeless(Gaussian):
+    """Accounted alike however much noise it adds."""
+
+    def event(self, noise_multiplier, sampling_rate, steps):
+        return Event(0.01, sampling_rate, steps)
+
+
+def test_a_mechanism_that_no_noise_brings_within_the_target_ends_in_one_line():
+    if "hopeless" not in MECHANISMS:
+        MECHANISMS.register("hopeless")(Hopeless())
+    schedule = ReleaseSchedule(stage="train", rounds=3, role="local", mechanism="hopeless",
+                               bound=1.0)
+    with pytest.raises(PrivacyError, match="'hopeless' spends more than epsilon 6 at every noise"):
+        plan_privacy(PrivacyConfig(**CLIENT), [schedule])
+
+
 def test_what_is_no_mechanism_of_the_unit_or_relation():
     with pytest.raises(PrivacyError, match="unknown"):
         find_mechanism("laplace-of-paris")

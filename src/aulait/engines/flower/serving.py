@@ -80,11 +80,21 @@ class SuperLinkProcess:
         """Start a run; returns Flower's number of it. Runs that an earlier server left behind are
         stopped first."""
         self.control.stop_all()
+        if not self.app_lives():  # the file tells from now on that this run's app has begun
+            self._app_lock.unlink(missing_ok=True)
         return self.control.submit(app_folder, run_config)
+
+    @property
+    def _app_lock(self) -> Path:
+        return self.folder / "app.lock"
+
+    def app_began(self) -> bool:
+        """Whether the server app of the submitted run has come so far as to take its lock."""
+        return self._app_lock.exists()
 
     def app_lives(self) -> bool:
         """Whether a server app holds its lock."""
-        return lock_is_held(self.folder / "app.lock")
+        return lock_is_held(self._app_lock)
 
     def check(self) -> None:
         """Raise when the SuperLink has ended.
@@ -270,16 +280,17 @@ def follow(link: SuperLinkProcess, watch: Watch,
     Raises:
         AulaitError: the SuperLink or the server app ended without an outcome.
     """
-    begun, alive, told, looked_s = time.monotonic(), False, JsonObject(), 0.0
+    begun, gone, told, looked_s = time.monotonic(), 0, JsonObject(), 0.0
     while not (outcome := read_table(link.folder / "outcome.json")):
         link.check()
-        lives = link.app_lives()
-        ended = alive and not lives and not read_table(link.folder / "outcome.json")
-        late = not alive and not lives and time.monotonic() - begun > _APP_START_S
+        began = link.app_began()
+        # Twice in a row, for the file is there a moment before its lock is taken.
+        gone = gone + 1 if began and not link.app_lives() else 0
+        ended = gone > 1 and not read_table(link.folder / "outcome.json")
+        late = not began and time.monotonic() - begun > _APP_START_S
         if ended or late:
             raise AulaitError(_last_words(link, "ended without a word" if ended
                 else "did not start"))
-        alive = alive or lives
         now = read_table(link.folder / "progress.json")
         if now and now != told:
             told = now

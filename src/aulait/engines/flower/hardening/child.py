@@ -33,17 +33,17 @@ def main(words: list[str]) -> None:
     sys.argv = [role, *rest]
     # Each role loads its own file alone: the start of a client process is paid at every message.
     if role == "flower-superlink":
-        # loads torch, which the rest here can do without
+        # the file of this role alone, as said above
         from aulait.engines.flower.hardening.superlink import superlink
 
         superlink()
     elif role == "flower-supernode":
-        # loads torch, which the rest here can do without
+        # the file of this role alone, as said above
         from aulait.engines.flower.hardening.supernode import supernode
 
         supernode()
     elif role == "flwr-clientapp":
-        # loads torch, which the rest here can do without
+        # the file of this role alone, as said above
         from aulait.engines.flower.hardening.clientapp import clientapp
 
         clientapp(app)
