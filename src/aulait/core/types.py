@@ -48,11 +48,14 @@ class Record:
         text: what is learnt: the whole text, or the response when there is a prompt.
         prompt: given before the text; it carries no loss. None for plain text.
         label: an optional public label (for partitions and control codes).
+        unit: whose record it is, where all records of one value are protected together
+            (``privacy.unit_field``); sensitive. None: the record is a unit of its own.
     """
 
     text: str
     prompt: str | None = None
     label: str | None = None
+    unit: str | None = None
 
     @property
     def full(self) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from aulait.core.errors import PrivacyError
-from aulait.privacy.mechanisms import find_mechanism
+from aulait.privacy.mechanisms import Relation, find_mechanism
 
 
 class PrivacyConfig(BaseModel):
@@ -21,10 +21,15 @@ class PrivacyConfig(BaseModel):
             ``noise_multiplier``.
         noise_multiplier: sigma divided by the sensitivity, of every release.
         delta: probability with which epsilon may fail.
-        relation: neighbouring federations differ by adding or removing one client (or record), or
-            by replacing one.
+        relation: neighbouring federations differ by adding or removing one client ("add-remove"),
+            by a record in whose place stands one that adds nothing ("zero-out", for the unit
+            "record", where the numbers of records are public), or by another in its place
+            ("replace").
         unit: what is protected: a "client" with all its records, or one "record"; the method must
             offer it.
+        unit_field: with the unit "record", the field of a row whose value names the unit, as
+            "patient": all records of one value at one client are one unit. None: every record is
+            one.
         mechanism: what adds the noise to a sum over clients, "gaussian" or the name of a third
             party's (``aulait.privacy.mechanisms``); with the unit "record" the method says it.
         trust: who adds the noise: the server, or (not available yet) the clients.
@@ -48,8 +53,9 @@ class PrivacyConfig(BaseModel):
     epsilon: float | None = None
     noise_multiplier: float | None = None
     delta: float | None = None
-    relation: Literal["add-remove", "replace"] | None = None
+    relation: Relation | None = None
     unit: Literal["client", "record"] = "client"
+    unit_field: str | None = None
     mechanism: str = "gaussian"
     trust: Literal["server", "secure"] = "server"
     clip: float | Literal["proxies"] = "proxies"
@@ -94,6 +100,10 @@ class PrivacyConfig(BaseModel):
             found.append(f"{text}; lower it, or set privacy.delta_acknowledged = true")
         if on:
             found += self._mechanism_problems()
+        if self.unit_field is not None and self.unit != "record":
+            found.append(
+                f"privacy.unit_field is '{self.unit_field}' with privacy.unit = '{self.unit}', "
+                "expected 'record'; set privacy.unit = 'record', or remove it")
         if self.trust == "secure":
             found.append('privacy.trust = "secure" is not available yet; use trust = "server"')
         for name in ("epsilon", "noise_multiplier", "clip", "clip_scale"):

@@ -54,7 +54,7 @@ if TYPE_CHECKING:  # the plan and the command line need no torch
     from aulait.privacy.noise import NoiseSource
 
 Unit = Literal["client", "record"]
-Relation = Literal["add-remove", "replace"]
+Relation = Literal["add-remove", "zero-out", "replace"]
 
 
 class Mechanism(Protocol):

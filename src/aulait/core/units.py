@@ -1,0 +1,34 @@
+"""Which records of a client are protected together.
+
+With ``privacy.unit = "record"`` a unit is one record, told by its content; with
+``privacy.unit_field`` all records of one value of that field are one unit. Everything that follows
+from a unit alone (its place in a hold-out, its gradient, its votes) is looked up by the unit's key,
+so that another unit more or less changes nothing about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aulait.core.types import Record
+
+RecordGroup = tuple[Record, ...]
+
+
+def unit_key(record: Record) -> str:
+    """Names the unit that a record belongs to; sensitive.
+
+    Records of the same prompt and text are the same unit, whatever their labels.
+    """
+    if record.unit is not None:
+        return f"unit|{record.unit}"
+    return f"record|{len(record.prompt or '')}|{record.prompt is None}|{record.prompt or ''}" \
+           f"{record.text}"
+
+
+def units(records: Iterable[Record]) -> list[RecordGroup]:
+    """The records unit by unit, units in the order of their first record."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(unit_key(record), []).append(record)
+    return [tuple(members) for members in found.values()]
