@@ -43,6 +43,56 @@ def gaussian_detection(mu: float, false_alarm: float = FALSE_ALARM) -> float:
     return _NORMAL.cdf(_NORMAL.inv_cdf(false_alarm) + mu)
 
 
+def success(epsilon: float, delta: float) -> float:
+    """The largest share of right guesses under (epsilon, delta), where presence and absence are
+    equally likely beforehand: (e^epsilon + delta) / (1 + e^epsilon).
+
+    It is half of 1 plus the largest total variation distance that (epsilon, delta) allows, which
+    randomised response attains (Kairouz, Oh and Viswanath, 2015).
+    """
+    if epsilon > 700:
+        return 1.0
+    odds = math.exp(epsilon)
+    return min(1.0, (odds + delta) / (1.0 + odds))
+
+
+def gaussian_success(mu: float) -> float:
+    """The same for Gaussian releases, exactly: Φ(mu / 2)."""
+    return _NORMAL.cdf(mu / 2)
+
+
+def best_success(epsilon: float | None, delta: float | None, mu: float | None) -> float:
+    """The smaller of the two bounds on the share of right guesses; 1 where there is none.
+
+    Args:
+        epsilon: of the role; None is infinite.
+        delta: of the run.
+        mu: of the role's Gaussian releases; None where they are not all Gaussian.
+    """
+    general = 1.0 if epsilon is None or delta is None else success(epsilon, delta)
+    return general if mu is None else min(general, gaussian_success(mu))
+
+
+def group_success(epsilon: float, delta: float, mu: float | None, size: int) -> float:
+    """The largest share of right guesses about ``size`` units of one site together.
+
+    Against (epsilon, delta) the group has (k epsilon, delta (e^(k epsilon) − 1) / (e^epsilon − 1))
+    (Vadhan, 2017), against Gaussian releases k mu (Dong, Roth and Su, 2022).
+    """
+    general = 1.0
+    if 0 < size * epsilon < 700:
+        general = success(size * epsilon, min(1.0, delta * math.expm1(size * epsilon)
+                                              / math.expm1(epsilon)))
+    return general if mu is None else min(general, gaussian_success(size * mu))
+
+
+def spread_success(epsilon: float, delta: float, mu: float | None, sites: int) -> float:
+    """The largest share of right guesses about somebody with one unit at each of ``sites`` sites,
+    whose releases compose: (s epsilon, s delta), or sqrt(s) mu."""
+    general = success(sites * epsilon, min(1.0, sites * delta))
+    return general if mu is None else min(general, gaussian_success(math.sqrt(sites) * mu))
+
+
 def gaussian_mu(run: RunFiles) -> float | None:
     """The largest mu of any role, from the ledger, without credit for sampling; None when the
     ledger cannot tell.
@@ -52,20 +102,34 @@ def gaussian_mu(run: RunFiles) -> float | None:
     ledger was read in full, and the mu it gives is large enough to explain the epsilon that the run
     reports.
     """
+    found = _mus(run)
+    mu = max(found.values(), default=None)
+    explained = mu is not None and _explains(mu, run.result.privacy.epsilon.max, run)
+    return mu if explained else None
+
+
+def role_mu(run: RunFiles, role: str) -> float | None:
+    """The mu of one role under the same conditions; None when the ledger cannot tell."""
+    mu = _mus(run).get(role)
+    explained = mu is not None and _explains(mu, run.result.privacy.epsilon.value(role), run)
+    return mu if explained else None
+
+
+def _mus(run: RunFiles) -> dict[str, float]:
+    """Role -> mu; empty when the ledger cannot tell."""
     readable = not any(remark.startswith("ledger.jsonl") for remark in run.remarks)
-    if not (run.ledger and readable):
-        return None
+    if not readable:
+        return {}
     squares: dict[str, float] = defaultdict(float)
     for line in run.ledger:
         multiplier = line.noise_multiplier or 0.0
         steps = line.steps_taken or 0.0
         plain = (line.unit, line.mechanism) in _GAUSSIAN
         if not plain or steps < 1 or not 1e-3 < multiplier < 1e6:
-            return None
+            return {}
         for role in (line.role or "").split("+"):
             squares[role] += steps * multiplier**-2
-    mu = math.sqrt(max(squares.values()))
-    return mu if _explains(mu, run.result.privacy.epsilon.max, run) else None
+    return {role: math.sqrt(square) for role, square in squares.items()}
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:

@@ -3,25 +3,11 @@ what, the ledger."""
 
 from __future__ import annotations
 
-import math
-
-from aulait.reporting import figures, markup, numbers, story
+from aulait.reporting import figures, markup, numbers, promise, story
 from aulait.reporting.folder import RunFiles
 from aulait.reporting.markup import PageTable, PlacedFigure, Section
 from aulait.reporting.values import value_at, words
 from aulait.runfolder.schema import SamplingEntry
-
-UNITS = {"client": "one client with everything it holds", "record": "one record of one client"}
-RELATIONS = {
-    "add-remove": "with and without it (add or remove one)",
-    "replace": "with it and with any other in its place (replace one)",
-}
-ROLES = {
-    "proxy": "voted on synthetic texts",
-    "local": "trained on its own machine",
-    "split": "trained together with the server",
-    "max": "any client",
-}
 
 
 def privacy_section(run: RunFiles) -> Section:
@@ -34,30 +20,22 @@ def privacy_section(run: RunFiles) -> Section:
         split_clients="" if clients is None else numbers.counted(clients, "client"),
         promised=run.result.records("privacy"), facts=_facts(run),
         epsilons=PageTable(["role", "a client that", "ε"],
-                           [[role, text, _epsilon(run, role)] for role, text in ROLES.items()],
+                           [[role, text, _epsilon(run, role)]
+                            for role, text in promise.ROLES.items()],
                            words=(0, 1)),
-        off=story.is_off(run), unit=protected_unit(run),
-        times=numbers.significant(math.exp(spent), 2) if spent is not None and spent < 700 else "",
+        off=story.is_off(run), unit=promise.one_unit(run), limits=promise.unit_limits(run),
+        times=promise.factor(spent),
         attack=story.attack_sentences(run), ledger=_ledger_table(run),
-        releases=numbers.counted(len(run.ledger), "release"), trust=_trust_table(run))
-
-
-def protected_unit(run: RunFiles) -> str:
-    """What is protected: "client" or "record", as the ledger says; without one, as the result
-    says."""
-    lines = {line.unit for line in run.ledger}
-    told = next(iter(lines)) if len(lines) == 1 else run.result.privacy.unit
-    return told or "client"
+        releases=numbers.counted(len(run.ledger), "release"), trust=trust_table(run))
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
     """The terms of the promise."""
-    privacy, unit = run.result.privacy, protected_unit(run)
-    relation, delta = privacy.relation or "", privacy.delta
+    delta = run.result.privacy.delta
     odds = f", about 1 in {numbers.count(1 / delta)}" if delta and 1e-15 < delta < 1 else ""
     return [
-        ("what is protected", UNITS.get(unit, unit)),
-        ("two runs are compared", RELATIONS.get(relation, relation or numbers.NOT_RECORDED)),
+        ("what is protected", promise.unit_explained(run)),
+        ("two runs are compared", promise.relation_explained(run)),
         ("δ, what the promise may leak besides ε",
          "–" if story.is_off(run) else f"{numbers.delta(delta)}{odds}"),
     ]
@@ -114,7 +92,7 @@ def _sampling(sampling: SamplingEntry) -> str:
     return shown if rate is None else f"{shown}, rate {numbers.significant(rate)}"
 
 
-def _trust_table(run: RunFiles) -> PageTable:
+def trust_table(run: RunFiles) -> PageTable:
     """Who sees what, and what protects a client from it."""
     covered = (
         "none: privacy was off" if story.is_off(run)
@@ -140,11 +118,12 @@ def _seen_by_server(run: RunFiles) -> tuple[str, str]:
     trust = run.result.privacy.trust or words(value_at(run.config, "privacy", "trust"))
     if story.is_off(run):
         return "every client's votes and updates as they are", "none: privacy was off"
-    if protected_unit(run) == "record":
+    if promise.protected_unit(run) == "record":
         return (
-            "each client's updates, with the noise that the client added to its own gradients",
+            "each client's updates and votes, with the noise that the client added itself, and "
+            "how many records it has",
             "none: the noise was seeded" if story.is_seeded(run)
-            else "ε and δ above, for each of its records"
+            else f"ε and δ above, for each of its {promise.one_unit(run)}s; none for their number"
         )
     if trust == "server":
         return ("each client's clipped votes and updates, before the noise is added",

@@ -3,15 +3,8 @@ alone."""
 
 from __future__ import annotations
 
-from aulait.reporting import measures, numbers
+from aulait.reporting import measures, numbers, promise
 from aulait.reporting.folder import RunFiles
-from aulait.reporting.guarantee import (
-    FALSE_ALARM,
-    NEARLY_ALWAYS,
-    detection,
-    gaussian_detection,
-    gaussian_mu,
-)
 from aulait.reporting.measures import Measure
 from aulait.reporting.numbers import Style
 from aulait.reporting.values import number, sum_of, value_at
@@ -227,7 +220,7 @@ def _cost(run: RunFiles) -> str:
             f"What was learnt about a client has no bound (with honest noise: {spoken}{at_delta})"
         )
     else:
-        price = f"It cost a {privacy.unit or 'client'} at most {spoken}{at_delta}"
+        price = f"It cost a {promise.one_unit(run)} at most {spoken}{at_delta}"
     up, down = traffic.up_bytes, traffic.down_bytes
     moved = (
         f"; {numbers.size(up)} went up to the server and {numbers.size(down)} came down"
@@ -249,44 +242,10 @@ def _virtual(run: RunFiles) -> str:
 
 
 def attack_sentences(run: RunFiles) -> list[str]:
-    """What epsilon means for one client, as sentences for someone who approves runs."""
-    epsilon, delta = run.result.privacy.epsilon.max, run.result.privacy.delta
-    if is_off(run) or is_seeded(run) or any(
-        exact_releases(run)) or epsilon is None or delta is None:
-        return ["For this run there is no such bound: assume that an attacker can tell with "
-                "certainty who took part."]
-    unit = run.result.privacy.unit or "client"
-    question = (
-        "a given client took part" if unit == "client" else f"a given {unit} was among the data"
-    )
-    bound = detection(epsilon, delta)
-    best = f"Take an attacker who sees all that was released and must decide whether {question}."
-    text = (
-        f"If it accepts to be wrong about {numbers.percent(FALSE_ALARM, 0)} of those that were not "
-        "there, "
-    )
-    text += f"it recognises at most {_rate(bound)} of those that were."
-    if bound >= NEARLY_ALWAYS:
-        text += (
-            f" That is practically always: taken alone, ε = {numbers.epsilon(epsilon)} promises "
-            "nothing against it."
-        )
-    found = [best, text]
-    mu = gaussian_mu(run)
-    sharp = gaussian_detection(mu) if mu is not None else 1.0
-    if sharp < bound - 0.005:
-        text = (
-            "The ledger allows a sharper statement, because every release was Gaussian with known "
-            "noise: "
-        )
-        found.append(text + f"the attacker recognises at most {_rate(sharp)}.")
-    guess = numbers.percent(FALSE_ALARM, 0)
-    return [*found,
-            f"For comparison: blind guessing at the same rate of false alarms recognises {guess}."]
-
-
-def _rate(share: float) -> str:
-    return numbers.percent(share, 0 if share >= 0.99995 else 2 if share >= NEARLY_ALWAYS else 1)
+    """What epsilon means for one unit, as sentences for someone who approves runs."""
+    if is_off(run) or is_seeded(run) or any(exact_releases(run)):
+        return [promise.no_bound()]
+    return promise.attack_sentences(run)
 
 
 def _and(parts: list[str]) -> str:

@@ -1,0 +1,135 @@
+"""The promise in words: what is protected, which runs are compared, and what the best attacker can
+do. The report and the dossier say these sentences; they stand here once."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from aulait.reporting import guarantee, numbers
+from aulait.reporting.folder import RunFiles
+from aulait.reporting.values import value_at, words
+
+RELATIONS: Final = {
+    "add-remove": "with and without it (add or remove one)",
+    "zero-out": "with it and with a null record in its place, which adds nothing (zero-out); how "
+                "many there are stays the same and is public",
+    "replace": "with it and with any other in its place (replace one)",
+}
+ROLES: Final = {
+    "proxy": "voted on synthetic texts",
+    "local": "trained on its own machine",
+    "split": "trained together with the server",
+    "max": "any client",
+}
+
+
+def protected_unit(run: RunFiles) -> str:
+    """What is protected: "client" or "record", as the ledger says; without one, as the result
+    says."""
+    lines = {line.unit for line in run.ledger}
+    told = next(iter(lines)) if len(lines) == 1 else run.result.privacy.unit
+    return told or "client"
+
+
+def unit_field(run: RunFiles) -> str | None:
+    """The field whose value names the unit; None where a unit is one record, or a client."""
+    if protected_unit(run) != "record":
+        return None
+    return words(value_at(run.config, "privacy", "unit_field"))
+
+
+def one_unit(run: RunFiles) -> str:
+    """The unit as a noun of a sentence: "client", "record", or "unit" where a field names it."""
+    return "unit" if unit_field(run) else protected_unit(run)
+
+
+def unit_explained(run: RunFiles) -> str:
+    """What one unit is."""
+    unit, field = protected_unit(run), unit_field(run)
+    if field:
+        return f"all records of one value of the field “{field}” at one client, together"
+    known = {"client": "one client with everything it holds", "record": "one record of one client"}
+    return known.get(unit, unit)
+
+
+def unit_limits(run: RunFiles) -> str:
+    """What the promise for one unit leaves out; empty for whole clients."""
+    if protected_unit(run) != "record":
+        return ""
+    field = unit_field(run)
+    return (
+        f"How many records and units a client has is public; whoever appears under two values of "
+        f"“{field}”, or at two clients, is protected one at a time. " if field else
+        "How many records a client has is public; a person with several records is protected one "
+        "record at a time. "
+    ) + "Every role pays for the unit that fares worst among its clients."
+
+
+def relation_explained(run: RunFiles) -> str:
+    """Which two runs are compared."""
+    relation = run.result.privacy.relation or ""
+    return RELATIONS.get(relation, relation or numbers.NOT_RECORDED)
+
+
+def question(run: RunFiles) -> str:
+    """What an attacker must decide."""
+    noun = one_unit(run)
+    return "a given client took part" if noun == "client" else f"a given {noun} was among the data"
+
+
+def attack_sentences(run: RunFiles) -> list[str]:
+    """What epsilon means for one unit, as sentences for someone who approves runs; for a run whose
+    releases all carry secret noise."""
+    epsilon, delta = run.result.privacy.epsilon.max, run.result.privacy.delta
+    if epsilon is None or delta is None:
+        return [no_bound()]
+    bound = guarantee.detection(epsilon, delta)
+    best = (
+        f"Take an attacker who sees all that was released and must decide whether {question(run)}.")
+    text = (
+        "If it accepts to be wrong about "
+        f"{numbers.percent(guarantee.FALSE_ALARM, 0)} of those that were not there, it recognises "
+        f"at most {rate(bound)} of those that were."
+    )
+    if bound >= guarantee.NEARLY_ALWAYS:
+        text += (
+            f" That is practically always: taken alone, ε = {numbers.epsilon(epsilon)} promises "
+            "nothing against it."
+        )
+    found = [best, text]
+    mu = guarantee.gaussian_mu(run)
+    sharp = guarantee.gaussian_detection(mu) if mu is not None else 1.0
+    if sharp < bound - 0.005:
+        found.append(
+            "The ledger allows a sharper statement, because every release was Gaussian with known "
+            f"noise: the attacker recognises at most {rate(sharp)}.")
+    guess = numbers.percent(guarantee.FALSE_ALARM, 0)
+    return [*found,
+            f"For comparison: blind guessing at the same rate of false alarms recognises {guess}.",
+            even_odds(guarantee.best_success(epsilon, delta, mu))]
+
+
+def even_odds(success: float) -> str:
+    """The attacker's best success where presence and absence are equally likely beforehand."""
+    return (
+        "If both answers are equally likely beforehand, the best possible guess is right in at "
+        f"most {rate(success)} of cases; a coin is right in 50{numbers.SPACE}%.")
+
+
+def no_bound() -> str:
+    """What is said where nothing bounds the attacker."""
+    return ("For this run there is no such bound: assume that an attacker can tell with certainty "
+            "who took part.")
+
+
+def rate(share: float) -> str:
+    """A share of cases as a percentage, with digits enough to tell it from certainty."""
+    digits = 0 if share >= 0.99995 else 2 if share >= guarantee.NEARLY_ALWAYS else 1
+    return numbers.percent(share, digits)
+
+
+def factor(epsilon: float | None) -> str:
+    """e to the power of epsilon; empty where no figure holds it."""
+    return (
+        numbers.significant(math.exp(epsilon), 2) if epsilon is not None and epsilon < 700 else "")
