@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import tiny_run
-from tests.flower.local_transport import server_keys, site
+from tests.flower.local_transport import server_keys, site, site_keys
 from tests.flower.wire import Seen, made
 
 from aulait.core import lora
@@ -61,10 +61,13 @@ class Attacker:
     Args:
         folder: of the site and the keys.
         rows: the site's records.
+        keyed: it has a key, by which it signs receipts of its account.
         limits: of the site file.
     """
 
-    def __init__(self, folder: Path, rows: list[dict[str, Any]] | None = None, **limits: Any) -> None:
+    def __init__(self, folder: Path, rows: list[dict[str, Any]] | None = None, keyed: bool = False, **limits: Any) -> None:
+        if keyed:
+            site_keys(folder / "ward", "ward")
         self.file = site(folder, "ward", ROWS if rows is None else rows, **limits)
         self.key = signing.load_private(server_keys(folder) / "order-key.pem")
         self.lines: list[dict[str, Any]] = []

@@ -13,6 +13,7 @@ from aulait.engines.deployment.coordinator.deployed_run import run_deployed
 from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.event_log import EventLog
 from aulait.engines.deployment.coordinator.outbox import Delivery, Outbox, RunIdentity
+from aulait.engines.deployment.coordinator.receipt_book import ReceiptBook
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.protocol import signing
 from aulait.engines.deployment.protocol.envelope import Packet, packet_bytes, packet_from
@@ -67,6 +68,18 @@ def server_keys(folder: Path) -> Path:
     return folder / "server"
 
 
+def site_keys(home: Path, name: str) -> None:
+    """The site's own key, by which it signs receipts of its account; without it there are none."""
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "site-key").exists():
+        keys.site(home, name)
+
+
+def receipt_book(folder: Path, out: Path, names: Sequence[str]) -> ReceiptBook:
+    """The coordinator's, for sites with keys."""
+    return ReceiptBook(server_keys(folder), out / "serve", {name: keys.public_line(folder / name / "site-key.pub") for name in names})
+
+
 def site(folder: Path, name: str, rows: list[dict[str, Any]], **limits: Any) -> site_file.SiteFile:
     """A site's folder with its file, its own rows and the coordinator's public key."""
     home = folder / name
@@ -84,8 +97,10 @@ def site(folder: Path, name: str, rows: list[dict[str, Any]], **limits: Any) -> 
 
 
 def engine(transport: LocalTransport, settings: Any, folder: Path, out: Path, epoch: int = 1) -> CoordinatorEngine:
-    key = signing.load_private(server_keys(folder) / "order-key.pem")
-    return CoordinatorEngine(Outbox(transport, RunIdentity(key, "a" * 32, epoch), EventLog(out)), settings)
+    key, event_log = signing.load_private(server_keys(folder) / "order-key.pem"), EventLog(out)
+    kept = all((folder / name / "site-key.pub").is_file() for name in transport.handlers)
+    book = receipt_book(folder, out, sorted(transport.handlers)) if kept else None
+    return CoordinatorEngine(Outbox(transport, RunIdentity(key, "a" * 32, epoch), event_log, book), settings)
 
 
 def deploy(transport: LocalTransport, settings: Any, folder: Path, out: Path, *, epoch: int = 1, resume: bool = False) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from aulait.engines.deployment.protocol.envelope import Packet, packet_from
 from aulait.engines.deployment.protocol.messages import Stamp
 from aulait.engines.deployment.site import local_socket, worker
 from aulait.engines.deployment.site import site_file as site_files
+from aulait.engines.deployment.site.lifetime_account import account_path
 from aulait.engines.flower import flwr_records
 
 SOURCE = Path(envelope.__file__).parents[2]
@@ -230,7 +231,7 @@ def test_a_site_that_measures_nothing_says_so_and_a_private_one_keeps_its_scores
     enemy = Attacker(tmp_path / "b", privacy=True)
     enemy.tell(privacy=PRIVATE)
     answer = enemy.ask(enemy.evaluation())
-    assert set(answer.head) == {"kind", "run", "epoch", "number", "client", "sums", "shared", "task"}
+    assert set(answer.head) == {"kind", "run", "epoch", "number", "client", "receipt", "sums", "shared", "task"}
     assert (answer.head["sums"], answer.head["shared"], answer.head["task"]) == (None, None, None), "no score leaves under privacy"
     assert any(line["event"] == "measured" and line["loss"] > 0 for line in enemy.lines)
 
@@ -279,13 +280,13 @@ def test_a_request_with_less_noise_than_promised_is_refused_and_not_charged(tmp_
     answer = noised(enemy, **change)
     enemy.refused(answer, "failed (PrivacyError); the reason is in the site's own log")
     assert "refused" in enemy.lines[-1]["reason"]
-    assert not (enemy.file.site.state / "runs" / RUN / "account.jsonl").exists()
+    assert not list(enemy.file.site.state.glob("account/*")), "nothing was charged"
 
 
 def test_a_site_keeps_its_own_account_until_it_is_spent(tmp_path):
     enemy = Attacker(tmp_path, privacy=True, epsilon=8.0)
     assert enemy.tell(rounds=3, **RECORD).kind == "accepted"
-    account, rounds = enemy.file.site.state / "runs" / RUN / "account.jsonl", 0
+    account, rounds = account_path(enemy.file.site.state, enemy.file.data.source), 0
     while (answer := noised(enemy, round=3)).kind == "update":  # one round, asked for again and again
         rounds += 1
         assert not answer.head["info"], "under privacy no diagnostics leave"
@@ -316,7 +317,7 @@ def framed(start: bytes, content: bytes = b"", **lengths: int) -> bytes:
 
 @pytest.mark.parametrize(("raw", "words"), [
     (b"", "ended before its head"), (b"GET / HTTP/1.1\r\n" * 10, "no message of aulait"),
-    (envelope.MAGIC[:-1] + b"\x01" + bytes(60), "layout 1, expected 2; run the same version of aulait on both sides"),
+    (envelope.MAGIC[:-1] + b"\x01" + bytes(60), "layout 1, expected 3; run the same version of aulait on both sides"),
     (framed(b"{}", body=2**40), "expected at most"), (framed(b"{}", head=2**31), "expected at most"),
     (framed(b"{}", signature=999), "expected at most"), (framed(b"{}", body=50), "ended early"),
     (framed(b'{"kind":"a"}') + b"x", "behind its end"), (framed(b"{}")[:-1] + b"!", "checksum"),

@@ -21,6 +21,7 @@ from aulait.engines.deployment.coordinator import deployed_run
 from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.event_log import EventLog
 from aulait.engines.deployment.coordinator.outbox import Outbox, RunIdentity
+from aulait.engines.deployment.coordinator.receipt_book import ReceiptBook
 from aulait.engines.deployment.pki import keys
 from aulait.engines.deployment.protocol import signing
 from aulait.engines.flower.transport import FlowerTransport
@@ -84,7 +85,9 @@ def conduct(grid: Grid, places: RunPlaces, event_log: EventLog) -> JsonObject:
     roster = keys.roster(places.keys)
     run, epoch = enter(places.out, places.resume)
     identity = RunIdentity(signing.load_private(places.keys / "order-key.pem"), run, epoch)
-    engine = CoordinatorEngine(Outbox(FlowerTransport(grid, roster), identity, event_log), settings)
+    receipts = ReceiptBook(places.keys, event_log.folder, roster)
+    outbox = Outbox(FlowerTransport(grid, roster), identity, event_log, receipts)
+    engine = CoordinatorEngine(outbox, settings)
     return deployed_run.run_deployed(engine, settings, places.out, sorted(roster),
                                      resume=places.resume)
 

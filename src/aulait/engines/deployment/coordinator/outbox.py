@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from aulait.core.errors import WireError, require
 from aulait.core.log_files import plain_text, timestamp
 from aulait.engines.deployment.coordinator.event_log import EventLog
+from aulait.engines.deployment.coordinator.receipt_book import ReceiptBook
 from aulait.engines.deployment.protocol import messages, signing
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.messages import (
@@ -27,6 +28,7 @@ from aulait.engines.deployment.protocol.messages import (
     RequestHead,
     Stamp,
 )
+from aulait.engines.deployment.protocol.receipts import Receipt
 from aulait.engines.deployment.protocol.tensor_codec import data_bytes
 
 # Between two looks for answers, in seconds: at first, and once a minute has passed.
@@ -92,11 +94,13 @@ class SentMessages:
         due_s: until when answers count, by the monotonic clock.
         owner: message -> site.
         stamp: message -> its stamp.
+        shown: message -> the receipt of the site's account that it showed.
     """
 
     due_s: float
     owner: dict[str, str] = field(default_factory=dict)
     stamp: dict[str, Stamp] = field(default_factory=dict)
+    shown: dict[str, Receipt | None] = field(default_factory=dict)
 
 
 class Outbox(Generic[BodyT]):
@@ -106,6 +110,7 @@ class Outbox(Generic[BodyT]):
         transport: carries packets.
         identity: of the run and its coordinator.
         event_log: for the operator.
+        receipts: of the sites' accounts; None keeps and shows none.
 
     Attributes:
         traffic: bytes of tensors sent and received, as they travelled, and the number of
@@ -113,8 +118,8 @@ class Outbox(Generic[BodyT]):
     """
 
     def __init__(self, transport: Transport[BodyT], identity: RunIdentity,
-                 event_log: EventLog) -> None:
-        self.transport, self.event_log = transport, event_log
+                 event_log: EventLog, receipts: ReceiptBook | None = None) -> None:
+        self.transport, self.event_log, self._receipts = transport, event_log, receipts
         self.traffic = {"sent_bytes": 0, "received_bytes": 0, "messages": 0}
         self._identity, self._numbers = identity, dict[str, int]()
 
@@ -141,6 +146,8 @@ class Outbox(Generic[BodyT]):
             if name not in connected:
                 self.silent(name, "is not connected")
                 continue
+            shown = self._receipts.newest(name) if self._receipts else None
+            message = Message(message.head.model_copy(update={"receipt": shown}), message.body)
             plain, body = message.packet(), None
             if plain.body:
                 if id(plain.body) not in shared:
@@ -152,6 +159,7 @@ class Outbox(Generic[BodyT]):
                 self.silent(name, "could not be sent a message")
                 continue
             sent.owner[message_id], sent.stamp[message_id] = name, message.head.stamp
+            sent.shown[message_id] = shown
             self.traffic["messages"] += 1
             self.traffic["sent_bytes"] += data_bytes(plain.body)
         return sent
@@ -165,7 +173,7 @@ class Outbox(Generic[BodyT]):
                 name = waiting.pop(delivery.message_id, None)
                 if name is None:
                     continue
-                answer = self._checked(name, delivery, sent.stamp[delivery.message_id])
+                answer = self._checked(name, delivery, sent)
                 if answer is not None:
                     yield name, answer
             if moment > sent.due_s:
@@ -175,13 +183,25 @@ class Outbox(Generic[BodyT]):
         for name in waiting.values():
             self.silent(name, "gave no answer before the deadline")
 
+    def _keep_receipt(self, name: str, shown: Receipt | None, head: Answer) -> None:
+        """Keep what an answer says of its site's account.
+
+        Raises:
+            WireError: the account was turned back.
+        """
+        if self._receipts is None or isinstance(head, RefusalAnswer):
+            return
+        if text := self._receipts.take(name, shown, head.receipt):
+            self.event_log.warning("account", site=name, reason=text)
+
     def silent(self, name: str, reason: str) -> None:
         """Tell the operator that a site has no answer that counts."""
         reason = plain_text(reason)
         self.event_log.warning("silent", site=name, reason=reason)
         self.event_log.site(name, state="silent", detail=reason)
 
-    def _checked(self, name: str, delivery: Delivery, stamp: Stamp) -> Message[Answer] | None:
+    def _checked(self, name: str, delivery: Delivery,
+                 sent: SentMessages) -> Message[Answer] | None:
         """An answer that belongs to its message; None where it is told to the event log."""
         if delivery.packet is None:
             self.silent(name, delivery.fault)
@@ -189,10 +209,11 @@ class Outbox(Generic[BodyT]):
         self.traffic["received_bytes"] += data_bytes(delivery.packet.body)
         try:
             answer = messages.read_answer(delivery.packet)
-            require(answer.head.stamp == stamp, WireError,
+            require(answer.head.stamp == sent.stamp[delivery.message_id], WireError,
                     "answered another message than the one it was sent")
             told = name if isinstance(answer.head, RefusalAnswer) else answer.head.client
             require(told == name, WireError, f"answered in the name of '{told[:80]}'")
+            self._keep_receipt(name, sent.shown[delivery.message_id], answer.head)
         except Exception as error:  # whatever a stranger's bytes do to our reading of them
             self.silent(name, str(error) if isinstance(error, WireError)
                         else f"sent what cannot be read ({type(error).__name__})")

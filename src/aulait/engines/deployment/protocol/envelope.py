@@ -19,7 +19,7 @@ from typing import Final
 from aulait.core.errors import WireError
 
 # The last byte is the version of layout and messages: two versions refuse each other by it.
-MAGIC: Final = b"AULAIT\x00\x02"
+MAGIC: Final = b"AULAIT\x00\x03"
 LENGTHS: Final = struct.Struct(">IHQ")
 START: Final = len(MAGIC) + LENGTHS.size + 32
 MOST_HEAD_BYTES: Final = 16 * 1024 * 1024

@@ -29,6 +29,7 @@ from aulait.core.errors import WireError
 from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.types import ClientRequest, ClientUpdate, Placement, TrainRequest, VoteRequest
 from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.receipts import Receipt
 from aulait.engines.deployment.protocol.run_terms import RunTerms, first_problem
 from aulait.engines.deployment.protocol.tensor_codec import Body, pack_tensors, unpack_tensors
 from aulait.training.activation_codec import Wire
@@ -114,9 +115,27 @@ class Head(BaseModel):
 
 
 class RequestHead(Head):
-    """A message of the coordinator; ``client`` is whom it is for."""
+    """A message of the coordinator.
+
+    Attributes:
+        client: whom it is for.
+        receipt: the newest one that the coordinator has of this site's account.
+    """
 
     client: Name
+    receipt: Receipt | None = None
+
+
+class AnswerHead(Head):
+    """An answer of a site that is no refusal.
+
+    Attributes:
+        client: who answers.
+        receipt: the state of the site's account after the answer; None from a site without a key.
+    """
+
+    client: Name
+    receipt: Receipt | None = None
 
 
 class RunHead(RequestHead):
@@ -206,7 +225,7 @@ class SplitStep(RunHead):
     step: Count
 
 
-class FactsAnswer(Head):
+class FactsAnswer(AnswerHead):
     """Who a site is and what it allows; nothing of its records.
 
     Attributes:
@@ -217,7 +236,6 @@ class FactsAnswer(Head):
     """
 
     kind: Literal["facts"] = "facts"
-    client: Name
     version: int
     package: Name
     roles: tuple[Placement, ...]
@@ -228,15 +246,14 @@ class FactsAnswer(Head):
     profile: Json = None
 
 
-class AcceptedAnswer(Head):
+class AcceptedAnswer(AnswerHead):
     """The site takes part. ``records``: how many it trains on; None where that is not told."""
 
     kind: Literal["accepted"] = "accepted"
-    client: Name
     records: Annotated[int, Field(gt=0, lt=2**31)] | None = None
 
 
-class UpdateAnswer(Head):
+class UpdateAnswer(AnswerHead):
     """A site's update or votes. Sensitive.
 
     Attributes:
@@ -246,13 +263,12 @@ class UpdateAnswer(Head):
     """
 
     kind: Literal["update"] = "update"
-    client: Name
     weight: WireNumber
     info: Annotated[dict[Name, WireNumber], Field(max_length=1000)]
     error: WireNumber = 0.0
 
 
-class ScoresAnswer(Head):
+class ScoresAnswer(AnswerHead):
     """Sums over a site's held-out records; all None under privacy.
 
     Attributes:
@@ -262,18 +278,16 @@ class ScoresAnswer(Head):
     """
 
     kind: Literal["scores"] = "scores"
-    client: Name
     sums: tuple[Sum, Sum, Sum] | None = None
     shared: tuple[Sum, Sum, Sum] | None = None
     task: Annotated[dict[Annotated[str, Field(max_length=40)], Sum],
                     Field(max_length=20)] | None = None
 
 
-class SplitStates(Head):
+class SplitStates(AnswerHead):
     """States and labels of the next step, or the factors after the last."""
 
     kind: Literal["split_states"] = "split_states"
-    client: Name
 
 
 class RefusalAnswer(Head):

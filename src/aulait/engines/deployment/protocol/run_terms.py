@@ -27,7 +27,7 @@ from aulait.runs.experiment_file import Settings
 from aulait.training.activation_codec import Wire
 from aulait.training.trainer import TrainConfig
 
-VERSION: Final = 2  # of the messages between coordinator and site
+VERSION: Final = 3  # of the messages between coordinator and site
 
 
 class RunTerms(BaseModel):

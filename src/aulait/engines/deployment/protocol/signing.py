@@ -7,6 +7,7 @@ request from meaning anything in another protocol, should the key ever be used t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -39,6 +40,12 @@ def verify(key: Ed25519PublicKey, content: bytes, signature: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def fingerprint(key: Ed25519PublicKey) -> str:
+    """Names the owner of a key of requests: 16 hexadecimal digits."""
+    raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return hashlib.sha256(raw).hexdigest()[:16]
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:

@@ -10,19 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from pydantic import JsonValue
 
-from aulait.core.errors import AulaitError, DataError, WireError
+from aulait.core.errors import AulaitError, DataError, PrivacyError, WireError
 from aulait.core.types import TrainRequest, VoteRequest
 from aulait.core.version import PACKAGE_VERSION
-from aulait.engines.deployment.protocol import messages, run_terms, signing
+from aulait.engines.deployment.protocol import messages, receipts, run_terms, signing
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.messages import (
     AcceptedAnswer,
-    Answer,
+    AnswerHead,
     EvaluateMessage,
     FactsAnswer,
     HelloMessage,
@@ -37,9 +38,11 @@ from aulait.engines.deployment.protocol.messages import (
     UpdateAnswer,
     VoteMessage,
 )
+from aulait.engines.deployment.protocol.receipts import Receipt
 from aulait.engines.deployment.protocol.run_terms import RunTerms
-from aulait.engines.deployment.site import kept_state, policy, request_checks
+from aulait.engines.deployment.site import kept_state, old_accounts, policy, request_checks
 from aulait.engines.deployment.site.kept_state import KeptState
+from aulait.engines.deployment.site.lifetime_account import LifetimeAccount
 from aulait.engines.deployment.site.load_session import ModelCache, SiteSession, load_session
 from aulait.engines.deployment.site.privacy_account import SiteAccount
 from aulait.engines.deployment.site.site_evaluation import measured
@@ -96,14 +99,14 @@ class ActiveRun:
     Attributes:
         terms: of the run.
         kept: what is on disk of it.
-        account: of its noise, where the site adds it.
+        account: of what it has been given.
         session: what is loaded for it; None until it is needed.
         split: the split round that goes on.
     """
 
     terms: RunTerms
     kept: KeptState
-    account: SiteAccount | None
+    account: SiteAccount
     session: SiteSession | None = None
     split: SplitSessions = field(default_factory=SplitSessions)
 
@@ -123,6 +126,7 @@ class SiteHandler:
     def __init__(self, file: SiteFile, log: EventSink, cache: ModelCache | None = None) -> None:
         self._file, self._log = file, log
         self._key = signing.load_public(file.keys.orders)
+        self._identity = receipts.identity(file.site.name, file.keys.private)
         self._cache, self._runs = cache or ModelCache(), dict[str, ActiveRun]()
         self.facts = HandlerFacts()
         if file.limits.threads:
@@ -172,6 +176,7 @@ class SiteHandler:
             raise Refused(str(error)) from error
         if message.head.client != self._file.site.name:
             raise Refused(f"a message for another client came to '{self._file.site.name}'")
+        self._witnessed(message.head.receipt)
         return message
 
     def _answer(self, packet: Packet, message: Message[Request]) -> Packet:
@@ -179,9 +184,9 @@ class SiteHandler:
         self._log("asked", kind=head.kind, epoch=head.epoch, number=head.number,
                   bytes=len(packet.body))
         if isinstance(head, HelloMessage):
-            return self._hello(head).packet()
+            return self._receipted(self._hello(head)).packet()
         if isinstance(head, TermsMessage):
-            return self._take_terms(head).packet()
+            return self._receipted(self._take_terms(head)).packet()
         return self._once(packet, Message(head, message.body))
 
     def _no(self, stamp: Stamp, told: str, why: str, own: str) -> Packet:
@@ -254,12 +259,12 @@ class SiteHandler:
                 return answered
             session = run.session or self._load(run)
             self.facts.run, self.facts.stage, self.facts.round = head.run, head.stage, head.round
-            answer = self._work(message, run, session).packet()
+            answer = self._receipted(self._work(message, run, session)).packet()
             run.kept.done(head.stamp, asked, answer)
             return answer
 
     def _work(self, message: Message[RunMessage], run: ActiveRun,
-              session: SiteSession) -> Message[Answer]:
+              session: SiteSession) -> Message[AnswerHead]:
         head = message.head
         if isinstance(head, SplitBegin | SplitStep):
             return self._split(Message(head, message.body), run, session)
@@ -281,6 +286,7 @@ class SiteHandler:
         if fault is not None:
             raise Refused(fault)
         site = session.site(run.kept.memory)
+        run.account.charge_run()
         if isinstance(request, VoteRequest):
             width = request.tensors["embeddings"].shape[1]
             if width != session.embedder.width:
@@ -290,7 +296,7 @@ class SiteHandler:
                                                  session.embedder)
         else:
             assert isinstance(request, TrainRequest)
-            if run.account is not None:
+            if run.terms.privacy.unit == "record" and not run.terms.privacy.off:
                 run.account.charge(request.settings, site, run.terms)
             (update,) = run.terms.method.answer([request], [site], session.context,
                                                 session.learner)
@@ -312,6 +318,7 @@ class SiteHandler:
         self._log("measured", round=head.round, loss=found.loss, what=head.what)
         answer = ScoresAnswer(**head.stamp.fields, client=self._file.site.name)
         if run.terms.privacy.off:  # else the scores stay here
+            run.account.charge_run()
             answer = answer.model_copy(update={"sums": found.sums, "shared": found.shared,
                                                "task": found.task})
         return Message(answer)
@@ -322,6 +329,7 @@ class SiteHandler:
             raise Refused("asked for activations, and the terms do not say 'split' without privacy")
         if not 1 <= message.head.round <= run.terms.rounds:
             raise Refused(f"a split round outside the {run.terms.rounds} of the terms")
+        run.account.charge_run()
         try:
             return run.split.answer(message, session)
         except WireError as error:
@@ -359,6 +367,13 @@ class SiteHandler:
                 other.session = None
         session = run.session = load_session(run.terms, self._file, self._cache)
         self._allow(run.terms, len(session.records.train))
+        try:
+            run.account.room(len(session.records.train))
+        except PrivacyError as error:
+            # How much has been spent is for this site to know.
+            self._log("spent", reason=str(error))
+            raise Refused("the run would go beyond what this site gives in its lifetime; ask it "
+                          "for limits.lifetime_epsilon, or promise less") from error
         if run.terms.too_long != "cut" and not run.terms.privacy.off:
             self._log("cut", reason="under privacy long records are cut here, not "
                                     f"'{run.terms.too_long}'")
@@ -390,6 +405,39 @@ class SiteHandler:
 
     def _enter(self, terms: RunTerms) -> ActiveRun:
         kept = kept_state.read_kept_state(self._file.site.state, terms.run)
-        record = terms.privacy.unit == "record" and not terms.privacy.off
-        account = SiteAccount(kept.folder, terms, self._file.limits.epsilon) if record else None
-        return ActiveRun(terms, kept, account)
+        return ActiveRun(terms, kept, SiteAccount(self._lifetime, terms, self._file.limits))
+
+    @cached_property
+    def _lifetime(self) -> LifetimeAccount:
+        """The account of the site's data source; what an older version kept is taken over once."""
+        state, source = self._file.site.state, self._file.data.source
+        old_accounts.take_over(state, source)
+        return LifetimeAccount(state, source, signing.fingerprint(self._key))
+
+    def _witnessed(self, shown: Receipt | None) -> None:
+        """Hold this site's account against the receipt that the coordinator shows.
+
+        Raises:
+            Refused: the account is an older copy, or has another history.
+        """
+        if shown is None or self._identity is None or not self._identity.is_own(shown):
+            return
+        account = self._lifetime
+        if shown.account != self._identity.account_name(self._file.data.source):
+            return  # of another data source
+        if account.sequence < shown.sequence:
+            raise Refused(f"the account of this site has {account.sequence} charges and its own "
+                          f"receipt shows {shown.sequence}: STATE/account is an old copy or was "
+                          "deleted; restore the newest one at the site")
+        if account.head_at(shown.sequence) != shown.head:
+            raise Refused("the account of this site has another history than its own receipt of "
+                          f"charge {shown.sequence} shows; restore the newest copy of "
+                          "STATE/account at the site")
+
+    def _receipted(self, answer: Message[AnswerHead]) -> Message[AnswerHead]:
+        """An answer with the receipt of the account as it stands."""
+        if self._identity is None:
+            return answer
+        name = self._identity.account_name(self._file.data.source)
+        receipt = self._identity.signed(name, self._lifetime.sequence, self._lifetime.head)
+        return Message(answer.head.model_copy(update={"receipt": receipt}), answer.body)

@@ -96,11 +96,17 @@ def spends(terms: RunTerms, noise_multiplier: float, records: int | None = None)
     Raises:
         PrivacyError: a number is outside its range.
     """
+    return told_plan(terms, noise_multiplier, records).epsilon[SITE]
+
+
+def told_plan(terms: RunTerms, noise_multiplier: float, records: int | None) -> PrivacyPlan:
+    """What a run releases about this site, counted with the sampling of records where that is worth
+    something; see ``spends``."""
     if terms.privacy.unit != "record":
-        return site_plan(terms, noise_multiplier, None).epsilon[SITE]
-    whole, sampled = (site_plan(terms, noise_multiplier, record_mechanism).epsilon[SITE]
+        return site_plan(terms, noise_multiplier, None)
+    whole, sampled = (site_plan(terms, noise_multiplier, record_mechanism)
                       for record_mechanism in _of_records(terms, noise_multiplier, records))
-    return min(whole, sampled)
+    return min(whole, sampled, key=lambda plan: plan.epsilon[SITE])
 
 
 def site_plan(terms: RunTerms, noise_multiplier: float,

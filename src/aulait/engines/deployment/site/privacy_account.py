@@ -1,58 +1,97 @@
-"""A site's own account where it adds the noise itself (``privacy.unit = "record"``): it believes no
-request about its guarantee.
+"""A site's account of one run: it believes no request about its guarantee.
 
-Before it answers it computes from the request, its own number of records and its own steps what the
-answer spends, and refuses what would go beyond the promise of the terms (an epsilon, or a noise
-multiplier for so many rounds) or its own limit. The line is on its disk before the answer leaves.
+Where the site adds the noise itself (``privacy.unit = "record"``) it computes, before it answers,
+from the request, its own number of records and its own steps what the answer spends. It refuses
+what would go beyond the promise of the terms (an epsilon, or a noise multiplier for so many
+rounds), beyond its own limit for a run, or beyond the lifetime account of its data source. Where
+the server adds the noise a run is charged once, with what it promises. The charge is on disk before
+the answer leaves.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from pathlib import Path
+from dataclasses import replace
 
 from aulait.core.errors import PrivacyError, require
-from aulait.core.files import JsonMapping, append_durably, sync_folder, writing
+from aulait.core.files import JsonMapping
 from aulait.core.types import Site
 from aulait.engines.deployment.protocol.run_terms import RunTerms
-from aulait.engines.deployment.site.policy import SITE, site_plan
+from aulait.engines.deployment.site.lifetime_account import Charge, LifetimeAccount
+from aulait.engines.deployment.site.policy import SITE, site_plan, told_plan
+from aulait.engines.deployment.site.site_policy import SitePolicy
 from aulait.methods.contract import RecordMethod
-from aulait.privacy.accounting import Accountant, Event
+from aulait.privacy.accounting import Accountant, Event, calibrate
 
 CLIPS = (1e-6, 1e6)  # outside of them single precision rounds the noise or the gradients away
+_ROUNDING = 1 + 1e-6
 
 
 class SiteAccount:
-    """What this site's records have spent in one run.
+    """What this site has spent in one run, and in its lifetime.
 
     Args:
-        folder: of the run at the site.
+        lifetime: the account of the site's data source, over all runs.
         terms: with the promise.
-        most_epsilon: the site's own limit.
-
-    Raises:
-        PrivacyError: the file of the account is damaged.
+        limits: of the site.
     """
 
-    def __init__(self, folder: Path, terms: RunTerms, most_epsilon: float) -> None:
-        self._path = folder / "account.jsonl"
+    def __init__(self, lifetime: LifetimeAccount, terms: RunTerms, limits: SitePolicy) -> None:
+        self._lifetime, self._terms, self._limits = lifetime, terms, limits
         told = terms.privacy
-        assert told.delta is not None
-        promised = math.inf if told.epsilon is None else told.epsilon
-        self._limit = min(most_epsilon, promised)
-        self._accountant = Accountant(told.delta, {SITE: self._limit})
-        for event in _read(self._path):
-            self._accountant.add(SITE, event)
+        self._limit = min(limits.epsilon, math.inf if told.epsilon is None else told.epsilon)
+        self._accountant = Accountant(told.delta or 0.5, {SITE: self._limit})
+        for charge in lifetime.of_run(terms.run):
+            if charge.event is not None:
+                self._accountant.add(SITE, charge.event)
 
     @property
     def spent(self) -> float:
-        """Epsilon so far."""
+        """Epsilon of the run's events so far."""
         return self._accountant.spent(SITE)
 
+    def room(self, records: int | None = None) -> None:
+        """Look whether the whole run, as its terms promise it, still fits into the lifetime
+        account; nothing is charged.
+
+        Args:
+            records: that the site trains on; None where they have not been read.
+
+        Raises:
+            PrivacyError: it does not.
+        """
+        privacy = self._terms.privacy
+        if privacy.off or self._lifetime.of_run(self._terms.run):
+            return  # of a run that goes on each charge is looked at
+        if privacy.unit == "client":
+            self._fits([self._run_charge()])
+        elif privacy.epsilon is not None and privacy.delta is not None:
+            # A forecast: one event that spends what is promised.
+            event = Event(calibrate(privacy.epsilon, privacy.delta, 1))
+            self._fits([self._event_charge(event, "")])
+        elif privacy.noise_multiplier is not None:
+            plan = told_plan(self._terms, privacy.noise_multiplier, records)
+            events = [replace(event, steps=event.steps * count) for release in plan.releases
+                      for event, count in release.events.items()]
+            self._fits([self._event_charge(event, "") for event in events])
+
+    def charge_run(self) -> None:
+        """Charge the promise of a run whose noise is the server's, or that has none, at its first
+        answer; later ones are paid.
+
+        Raises:
+            PrivacyError: the lifetime account does not cover it; nothing was charged.
+        """
+        if self._terms.privacy.unit == "record" and not self._terms.privacy.off:
+            return  # each answer is charged
+        if self._lifetime.of_run(self._terms.run):
+            return
+        charge = self._run_charge()
+        self._fits([charge])
+        self._lifetime.add(charge)
+
     def charge(self, settings: JsonMapping, site: Site, terms: RunTerms) -> None:
-        """Check one request and write it down.
+        """Check one request for training with noise of the site's own, and charge it.
 
         Args:
             settings: of the request: "sigma", "clip", "protected", "most_rate", "most_steps".
@@ -92,47 +131,62 @@ class SiteAccount:
         if relation is None:
             raise PrivacyError("terms without privacy.relation found; refused")
         multiplier = sigma / own.sensitivity(float(clip), relation)
-        event, limit = own.event(multiplier), self._limit
+        limit = math.inf
         if (
-            (promised := terms.privacy.noise_multiplier) is not None
+            (told := terms.privacy.noise_multiplier) is not None
             and terms.privacy.epsilon is None
         ):
-            require(multiplier >= promised * (1 - 1e-6), PrivacyError,
+            require(multiplier >= told / _ROUNDING, PrivacyError,
                     f"a request with noise multiplier {multiplier:.4f} found, the terms promise "
-                    f"{promised:.4f}; refused")
-            limit = min(limit, site_plan(terms, promised, own).epsilon[SITE])
-        spends = self._accountant.would_spend(SITE, event)
-        require(spends <= limit * (1 + 1e-6), PrivacyError,
+                    f"{told:.4f}; refused")
+            limit = site_plan(terms, told, own).epsilon[SITE]
+        self.charge_event(own.event(multiplier), "train", limit)
+
+    def charge_event(self, event: Event, stage: str, limit: float = math.inf) -> None:
+        """Charge one noised answer about this site's records, before it is sent.
+
+        Args:
+            event: what the answer spends.
+            stage: "synthesis" or "train".
+            limit: largest epsilon of the run after it, beside the promise and the site's own limit.
+
+        Raises:
+            PrivacyError: the run's promise, the site's limit or its lifetime account does not cover
+                it; nothing was charged.
+        """
+        limit, spends = min(limit, self._limit), self._accountant.would_spend(SITE, event)
+        require(spends <= limit * _ROUNDING, PrivacyError,
                 f"the request would bring this site's records to epsilon {spends:.3f}, allowed are "
                 f"{limit:.3f}; refused")
-        self._append(event)
+        charge = self._event_charge(event, stage)
+        self._fits([charge])
+        self._lifetime.add(charge)
         self._accountant.add(SITE, event)
 
-    def _append(self, event: Event) -> None:
-        line = (
-            json.dumps({"noise_multiplier": event.noise_multiplier, "rate": event.sampling_rate,
-                        "steps": event.steps}) + "\n"
-        )
-        with writing(self._path.parent):
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            new = not self._path.exists()
-            append_durably(self._path, line.encode(), mode=0o600, undo=True)
-            if new:
-                sync_folder(self._path.parent)
+    def _fits(self, charges: list[Charge]) -> None:
+        """Hold the lifetime account with these charges against its limits."""
+        if not charges or charges[0].unit == "none":
+            return
+        unit, limits = charges[0].unit, self._limits
+        after = self._lifetime.spent(unit, charges)
+        require(after.epsilon <= limits.lifetime_epsilon * _ROUNDING, PrivacyError,
+                f"the lifetime account of unit '{unit}' would come to epsilon {after.epsilon:.3f}, "
+                f"allowed are {limits.lifetime_epsilon:g} (limits.lifetime_epsilon); refused")
+        require((after.delta or 0.0) <= limits.lifetime_delta * _ROUNDING, PrivacyError,
+                f"the lifetime account of unit '{unit}' would come to delta {after.delta:.3g}, "
+                f"allowed are {limits.lifetime_delta:g} (limits.lifetime_delta); refused")
 
+    def _run_charge(self) -> Charge:
+        privacy = self._terms.privacy
+        if privacy.off:
+            return Charge(run=self._terms.run, unit="none")
+        spends = privacy.epsilon
+        if spends is None:
+            assert privacy.noise_multiplier is not None
+            spends = told_plan(self._terms, privacy.noise_multiplier, None).epsilon[SITE]
+        return Charge(run=self._terms.run, unit="client", delta=privacy.delta, epsilon=spends)
 
-def _read(path: Path) -> list[Event]:
-    """The events on disk. A last line without its end was never answered and is cut off."""
-    if not path.exists():
-        return []
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if whole != raw:
-        os.truncate(path, len(whole))
-    try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        return [Event(line["noise_multiplier"], line["rate"], line["steps"]) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
-        raise PrivacyError(
-            f"the account {path} is damaged, expected one JSON object a line; restore it, this run "
-            "cannot go on without") from error
+    def _event_charge(self, event: Event, stage: str) -> Charge:
+        return Charge(run=self._terms.run, unit="record", delta=self._terms.privacy.delta,
+                      noise_multiplier=event.noise_multiplier, rate=event.sampling_rate,
+                      steps=event.steps, stage=stage)

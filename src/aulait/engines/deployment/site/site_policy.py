@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aulait.core.types import Placement
 
@@ -22,6 +22,9 @@ class SitePolicy(BaseModel):
         privacy: refuse runs without privacy, with noise from a seed, with exact votes.
         epsilon: the largest that a run may promise (or that its noise multiplier amounts to).
         delta: the largest.
+        lifetime_epsilon: the largest of all runs together, of any coordinator, on one data source;
+            clients and records are counted apart. Not written: twice ``epsilon``.
+        lifetime_delta: the largest of all runs together. Not written: twice ``delta``.
         units: what a run may protect: "client", "record".
         records: most records of this site that a run may use.
         rounds: most rounds of a stage.
@@ -41,6 +44,8 @@ class SitePolicy(BaseModel):
     privacy: Flag = True
     epsilon: float = Field(10.0, gt=0, strict=True)
     delta: float = Field(1e-3, gt=0, lt=1, strict=True)
+    lifetime_epsilon: float = Field(20.0, gt=0, strict=True)
+    lifetime_delta: float = Field(2e-3, gt=0, lt=1, strict=True)
     units: tuple[Literal["client", "record"], ...] = ("client", "record")
     records: PolicyCount = 1000
     rounds: PolicyCount = 1000
@@ -51,3 +56,15 @@ class SitePolicy(BaseModel):
     idle_s: float = Field(900.0, gt=0, strict=True)
     threads: int = Field(0, ge=0, le=4096, strict=True)
     evaluate: Flag = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _two_runs(cls, told: object) -> object:
+        """A lifetime that is not written is two of the largest runs."""
+        if not isinstance(told, dict):
+            return told
+        more = {f"lifetime_{key}": 2 * told[key] for key in ("epsilon", "delta")
+                if type(told.get(key)) in (int, float)}
+        if "lifetime_delta" in more:
+            more["lifetime_delta"] = min(more["lifetime_delta"], 0.999)
+        return more | told
