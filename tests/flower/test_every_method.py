@@ -72,10 +72,10 @@ def test_records_are_protected_by_the_site_itself(tmp_path, mode):
     assert result["privacy"]["private"] is True
     assert len(heads) == 2 * len(CLIENTS)
     for head in heads:
-        assert set(head) == {"kind", "run", "epoch", "number", "client", "weight", "info", "error"}
+        assert set(head) == {"kind", "run", "epoch", "number", "client", "receipt", "weight", "info", "error"}
         assert head["info"] == {}
         assert head["weight"] == json.loads((tmp_path / "away" / "serve" / "records.json").read_text())[head["client"]]
     for name in CLIENTS:
-        accounts = list((tmp_path / name / "state" / "runs").glob("*/account.jsonl"))
+        accounts = list((tmp_path / name / "state" / "account").glob("*.jsonl"))
         assert len(accounts[0].read_text().splitlines()) == 2
     assert result["privacy"]["epsilon"]["local"] <= 20.0 + 1e-6

@@ -167,7 +167,7 @@ def read_kept_state(state: Path, run: str) -> KeptState:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except Exception as error:
         raise WireError(f"{path} is damaged ({type(error).__name__}); remove that file to take "
-                        "part without its memory, not account.jsonl beside it") from error
+                        "part without its memory") from error
     held = memory.unpacked(tensors, told["memory"])
     kept.memory = held.get(_NOW, {})
     kept.before = {(stage, round): held.get(f"{stage}.{round}", {})
