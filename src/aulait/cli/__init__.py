@@ -47,6 +47,9 @@ COMMANDS = {
         "first."),
     "report": Listed("Compare", "aulait.cli.report:report",
         "Write RUN/report.html, one self-contained page, from what is in the folder."),
+    "dossier": Listed("Start", "aulait.cli.dossier:dossier",
+        "Write one printable page for the person who approves a run: before it from its plan, "
+        "after it from its ledger."),
     "generate": Listed("Use a finished run", "aulait.cli.generate:generate",
         "Continue a prompt with what a run has learnt, or answer it where the run's data had "
         "prompts."),

@@ -30,13 +30,13 @@ def whole_page(title: str, subtitle: str, opening: Markup, sections: Sequence[Se
         opening: what stands before the first section.
         sections: the sections in order; the names of their figures differ from one another.
     """
-    plotly, script = _plotly(), _asset("page.js")
+    plotly, script = _plotly(), asset("page.js")
     return rendered(
         "page.html.j2",
         policy=_policy(plotly, script),
         title=title,
         subtitle=subtitle,
-        style=_asset("style.css"),
+        style=asset("style.css"),
         opening=opening,
         sections=sections,
         figures=embedded_json({name: figure for section in sections
@@ -77,5 +77,6 @@ def _plotly() -> Markup:
     return Markup(str(get_plotlyjs()).replace("\r\n", "\n").replace("</script", "<\\/script"))
 
 
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
+    """A style sheet or script of the templates, as it is."""
     return Markup((files("aulait.reporting") / "templates" / name).read_text(encoding="utf-8"))

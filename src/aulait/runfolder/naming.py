@@ -7,10 +7,14 @@ from datetime import datetime
 from pathlib import Path
 
 
+def folder_label(name: str) -> str:
+    """The name of a run as a part of a file's name."""
+    return re.sub(r"[^\w.=-]+", "-", name).strip("-.") or "run"
+
+
 def fresh_folder(name: str) -> Path:
     """A folder runs/NAME-DATE-TIME that does not exist yet."""
-    label = re.sub(r"[^\w.=-]+", "-", name).strip("-.") or "run"
-    stem = f"{label}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    stem = f"{folder_label(name)}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     path, number = Path("runs") / stem, 2
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1

@@ -264,6 +264,7 @@ class ResultFile(FileModel):
     time: TimeResult = TimeResult()
     clock: VirtualClock | None = None
     versions: dict[str, object] = {}
+    base_fingerprint: Words = None
     tiers: tuple[TierResult, ...] = ()
     synthesis: SynthesisResult | None = None
     data: dict[str, object] = {}

@@ -43,12 +43,15 @@ class RunConfig(BaseModel):
         name: of the run folder and the report.
         seed: of everything but privacy noise.
         arm: label under which runs of several seeds are grouped; None takes the name.
+        purpose: what the model is for, and for whom, in words for the person who approves the run
+            (``aulait dossier``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = "cafe"
     seed: int = Field(0, ge=0)
     arm: str | None = None
+    purpose: str | None = Field(None, max_length=2000)
 
 
 class EngineConfig(BaseModel):

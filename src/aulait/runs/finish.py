@@ -11,6 +11,7 @@ import torch
 
 from aulait.core.files import JsonObject
 from aulait.models import peft_export
+from aulait.models.fingerprint import fingerprint
 from aulait.privacy.accounting import Accountant
 from aulait.runfolder import schema
 from aulait.runs.books import epsilons
@@ -85,7 +86,8 @@ def _result(execution: Execution) -> JsonObject:
         time=schema.TimeResult(**seconds),
         clock=None if virtual is None else schema.VirtualClock(**virtual),
         versions={name: version(name) for name in PACKAGES},
-        tiers=_tiers(settings, run.federation),
+        base_fingerprint=fingerprint(run.models.base),
+        tiers=tier_results(settings, run.federation),
         synthesis=_synthesis(execution) if run.federation.breeds else None,
         data={"source": settings.data.source, **_rows_left_out(settings, run.federation)},
     ).on_disk()
@@ -122,7 +124,7 @@ def _privacy(run: PreparedRun, accountant: Accountant | None,
     )
 
 
-def _tiers(settings: Settings, federation: Federation) -> tuple[schema.TierResult, ...]:
+def tier_results(settings: Settings, federation: Federation) -> tuple[schema.TierResult, ...]:
     """What the clients of every tier that has some did."""
     rows = []
     for tier in settings.federation.tier:

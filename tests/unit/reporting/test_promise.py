@@ -25,7 +25,7 @@ def record_run(folder: Path, field: str | None = None, relation: str = "zero-out
     """A run that protects records (or units of a field), as far as its words go."""
     write_run(folder, change=lambda result: result["privacy"].update(unit="record", relation=relation))
     lines = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
-    changed = [{**line, "unit": "record", "relation": relation} for line in lines]
+    changed = [{**line, "unit": "record", "relation": relation, "mechanism": "dp-sgd"} for line in lines]
     (folder / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
     if field:
         with (folder / "config.toml").open("a", encoding="utf-8") as file:

@@ -1,0 +1,125 @@
+"""A run before it begins, in the form of a run folder that was read: its settings, its roles, the
+planned releases as ledger lines. What a dossier says of it is then said as of a finished run."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+from aulait.core.version import PACKAGE_VERSION
+from aulait.models.fingerprint import fingerprint
+from aulait.privacy.accounting import Event, epsilon
+from aulait.privacy.plan import PlannedRelease, PrivacyPlan
+from aulait.reporting.dossier import DossierSubject, SentBytes
+from aulait.reporting.folder import RunFiles
+from aulait.runfolder import schema
+from aulait.runs.experiment_file import dump_settings
+from aulait.runs.finish import tier_results
+from aulait.runs.plan_summary import summarise_plan
+from aulait.runs.prepared import PreparedRun
+
+
+def planned_run(run: PreparedRun, file: Path) -> DossierSubject:
+    """The subject of a run that is prepared.
+
+    Args:
+        run: nothing of it has been trained.
+        file: the experiment file.
+    """
+    settings = run.settings
+    text = dump_settings(settings)
+    hashes = [
+        ("experiment file (SHA-256)", hashlib.sha256(file.read_bytes()).hexdigest()),
+        ("config.toml that the run will write (SHA-256)",
+         hashlib.sha256(text.encode()).hexdigest()),
+        ("base model (fingerprint)", fingerprint(run.models.base)),
+        ("aulait (version)", PACKAGE_VERSION),
+    ]
+    ledger = tuple(line for release in run.privacy.releases for line in _lines(run, release))
+    files = RunFiles(file.parent, text, tomllib.loads(text), result=_result(run),
+                     synthesis=_bare_votes(run), ledger=ledger)
+    return DossierSubject(files, True, settings.method.TRAITS.personal, _sent(run), hashes)
+
+
+def _result(run: PreparedRun) -> schema.ResultFile:
+    """What result.json would say before the first round."""
+    settings, federation = run.settings, run.federation
+    config = settings.synthesis
+    return schema.ResultFile(
+        name=settings.run.name, arm=settings.arm, algorithm=settings.algorithm["name"],
+        engine=settings.engine.name, seed=settings.run.seed, clients=len(federation.sites),
+        rounds=settings.train.rounds, privacy=_privacy(run.privacy, run),
+        tiers=tier_results(settings, federation),
+        synthesis=schema.SynthesisResult(
+            rounds=config.rounds, candidates=config.pool, voters=len(federation.voters),
+            selection=config.selection, generator=config.generator, kind=config.generate.kind)
+        if federation.breeds else None)
+
+
+def _privacy(plan: PrivacyPlan, run: PreparedRun) -> schema.PrivacyResult:
+    """What is promised; epsilon is null where it is infinite."""
+    spent = {role: None if math.isinf(plan.epsilon[role]) else plan.epsilon[role]
+             for role, names in run.federation.roles.items() if names}
+    config, known = plan.config, [value for value in spent.values() if value is not None]
+    bounded = len(known) == len(spent) and not plan.exact_roles
+    return schema.PrivacyResult(
+        off=config.off, unit=config.unit, relation=config.relation, delta=config.delta,
+        trust=config.trust, exact_votes=bool(plan.exact_roles),
+        noise_seeded=config.noise_seed is not None,
+        private=not config.off and config.noise_seed is None and not plan.exact_roles,
+        epsilon=schema.EpsilonByRole(**spent, max=max(known) if bounded and known else None))
+
+
+def _lines(run: PreparedRun, release: PlannedRelease) -> list[schema.LedgerEntry]:
+    """The lines that every round of a stage will write; the last one says what is then spent."""
+    config = run.privacy.config
+    rate = release.sampling_rate
+    planned = len(run.federation.voters if release.stage == "synthesis"
+                  else run.federation.trainers)
+    spent = _spent_after(run.privacy, release)
+    return [schema.LedgerEntry(
+        stage=release.stage, round=round, role=release.role, mechanism=release.mechanism,
+        sensitivity=release.sensitivity, sigma=release.sigma,
+        noise_multiplier=release.noise_multiplier, planned=planned, steps=release.steps,
+        sampling=schema.SamplingEntry(kind="all") if rate == 1.0
+        else schema.SamplingEntry(kind="poisson", rate=rate),
+        **({"epsilon": schema.EpsilonByRole(**spent)} if round == release.rounds else {}),
+        delta=config.delta, relation=config.relation, unit=config.unit,
+        private=config.noise_seed is None,
+    ) for round in range(1, release.rounds + 1)]
+
+
+def _spent_after(plan: PrivacyPlan, last: PlannedRelease) -> dict[str, float]:
+    """Role -> epsilon after the last round of a stage; the stages follow in their order."""
+    until = plan.releases[: plan.releases.index(last) + 1]
+    found = {}
+    for role in last.roles:
+        events: Counter[Event] = Counter()
+        for release in until:
+            if role in release.roles:
+                events += release.events
+        found[role] = epsilon(events, plan.config.delta or 0.0)
+    return found
+
+
+def _bare_votes(run: PreparedRun) -> tuple[schema.SynthesisRound, ...]:
+    """A round of votes without noise, where the votes are exact."""
+    return (schema.SynthesisRound(noise_std=0.0),) if run.privacy.exact_roles else ()
+
+
+def _sent(run: PreparedRun) -> list[SentBytes]:
+    """Bytes by the methods' own formulas, by tier."""
+    found = []
+    for tier in summarise_plan(run)["tiers"]:
+        vote_up, vote_down = tier["vote_up_bytes_run"], tier["vote_down_bytes_run"]
+        if tier["vote_up_bytes_round"]:
+            found.append(SentBytes(tier["name"], "votes", tier["clients"],
+                                   tier["vote_up_bytes_round"], vote_up, vote_down))
+        if tier["train_up_bytes_round"]:
+            found.append(SentBytes(tier["name"], "updates", tier["clients"],
+                                   tier["train_up_bytes_round"], tier["up_bytes_run"] - vote_up,
+                                   tier["down_bytes_run"] - vote_down))
+    return found
