@@ -67,10 +67,11 @@ def write(folder: Path, kind: str) -> Path:
     return path
 
 
-def tiny(folder: Path, kind: str = "llama", context: int = 24) -> Base:
+def tiny(folder: Path, kind: str = "llama", context: int = 24, dtype: str = "float32") -> Base:
     """A loaded tiny base."""
     words = "seq2seq" if kind == "t5" else "causal"
-    return load_base(ModelConfig(name=str(write(folder, kind)), kind=words, context=context, device="cpu"))
+    return load_base(ModelConfig(name=str(write(folder, kind)), kind=words, context=context, device="cpu",
+                                 dtype=dtype))
 
 
 def filled(shapes: lora.Shapes, rank: int, alpha: float = 4.0, seed: int = 0, size: float = 0.1) -> Adapter:

@@ -152,7 +152,9 @@ def at_sites(config: DataConfig, names: Mapping[str, int]) -> Corpus:
         names: client -> records that it may be known to have; 0 where that is not told.
     """
     faults = Faults()
-    clients = {name: ClientData((Record(""),) * names[name], ()) for name in sorted(names)}
+    # each of them is a unit of its own, as far as is known here
+    clients = {name: ClientData(tuple(Record("", unit=str(i)) for i in range(names[name])), ())
+               for name in sorted(names)}
     return Corpus(clients, _public(config, faults), faults.lines(), 0)
 
 

@@ -46,6 +46,7 @@ from aulait.core.errors import PrivacyError, require
 from aulait.core.factors import Trainable
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
+from aulait.core.units import units
 from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.description import Abilities, described
 from aulait.methods.shared import client_update
@@ -101,7 +102,8 @@ def record_mechanism(config: DPLoRAConfig, sites: Sequence[Site]) -> record_leve
         )
         require(getattr(config, name) != "none", PrivacyError, text)
     return record_level.worst_case(mechanism(config),
-        [(len(site.train), site.plan.steps, site.plan.batch) for site in sites], config.max_rate)
+        [(len(units(site.train)), site.plan.steps, site.plan.batch) for site in sites],
+        config.max_rate)
 
 
 def init(config: DPLoRAConfig, context: RunContext) -> State:

@@ -25,11 +25,12 @@ from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.ledger_line import LedgerLine, UnitSampling
 from aulait.privacy.mechanisms import Mechanism, find_mechanism
-from aulait.privacy.noise import NoiseSource
+from aulait.privacy.noise import NoiseSource, check_exact
 from aulait.privacy.record_level import RecordMechanism
 from aulait.privacy.update_checks import ExpectedShapes, Rejections, UpdateChecks, unsplit
 
 LARGEST_NORM = 1e4
+_MOST_UPDATES = 2.0**20  # in one private sum, so that it stays exact
 
 Transform = Callable[[ClientUpdate], Tensors]
 Weights = Literal["uniform", "size"]
@@ -151,7 +152,7 @@ class PrivateAggregator:
         is expected in names or shapes or hold anything but finite float32 numbers. Under privacy
         every summand is clipped to the bound, the ledger line is on disk before noise is drawn,
         every coordinate of the template gets noise even if nobody answered, and nothing else comes
-        out. The accounting neglects the rounding of the float64 sum (relative 1e-16 per client).
+        out. Sum and noise lie on one public grid (``aulait.privacy.noise``), where sums are exact.
 
         Args:
             updates: sensitive.
@@ -172,10 +173,9 @@ class PrivateAggregator:
             PrivacyError: a condition of the guarantee is not met.
         """
         _check_bound(release)
-        total = ClippedSum.zero(release.template)
-        valid = self._valid(updates, release, expected_shapes, total)
         if self.config.off:
-            for update in valid:
+            total = ClippedSum.zero(release.template)
+            for update in self._valid(updates, release, expected_shapes, total):
                 total.add(update, transform(update) if transform else update.tensors,
                           release.bound, update.weight if weights == "size" else 1.0)
             return total.weighted(private=False)
@@ -189,7 +189,8 @@ class PrivateAggregator:
         event = mechanism.event(release.noise_multiplier, release.sampling_rate, 1)
         charge = _Charge(release, self.config.mechanism, event, release.sampling_rate)
         self._check(charge, mechanism)
-        for update in valid:
+        total = ClippedSum.zero(release.template, self._grid(release, mechanism))
+        for update in self._valid(updates, release, expected_shapes, total):
             self._check_roles(update, release.role)
             total.add(update, transform(update) if transform else update.tensors, release.bound,
                       1.0)
@@ -293,6 +294,16 @@ class PrivateAggregator:
         checks = UpdateChecks(release.template, expected_shapes, forbidden=self._proxies,
                               largest_norm=self._largest_norm)
         return checks.valid(updates if self.config.off else unsplit(updates), total.rejected)
+
+    def _grid(self, release: Release, mechanism: Mechanism) -> float:
+        """The step of the grid on which this release's sum and noise lie; known before any update
+        is read."""
+        assert self.config.relation is not None
+        sigma = release.noise_multiplier * mechanism.sensitivity(release.bound,
+                                                                 self.config.relation)
+        step = self._noise.step(sigma)
+        check_exact(_MOST_UPDATES * release.bound, step)
+        return step
 
     def _charge_records(self, release: Release) -> None:
         """Account for a release of updates whose noise the sites add."""

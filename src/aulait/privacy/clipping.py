@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aulait.core.errors import PrivacyError, require
 from aulait.core.types import ClientUpdate, Info, ReleasedSum, Tensors
+from aulait.privacy.noise import toward_zero
 
 # The factor is made smaller by this much, which is far above the rounding error of a float64 norm.
 _MARGIN = 1e-9
@@ -72,25 +73,27 @@ class ClippedSum:
 
     Attributes:
         total: the sum, by name; sensitive.
+        step: of the grid on which the sum must lie, because its noise does; 0 is no grid.
         weights: client -> its weight in the sum.
         info: diagnostic -> its values over the updates that have it.
         rejected: (client, reason) of updates that were not counted.
     """
 
     total: Tensors
+    step: float = 0.0
     weights: dict[str, float] = field(default_factory=dict)
     info: dict[str, list[float]] = field(default_factory=dict)
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
     @classmethod
-    def zero(cls, template: Tensors) -> ClippedSum:
+    def zero(cls, template: Tensors, step: float = 0.0) -> ClippedSum:
         """The sum over nobody, with the names and shapes of ``template``."""
         return cls({name: torch.zeros(template[name].shape, dtype=torch.float64)
-                    for name in sorted(template)})
+                    for name in sorted(template)}, step)
 
     def add(self, update: ClientUpdate, summand: Tensors, bound: float, weight: float) -> None:
-        """Clip one client's summand to the bound and add it; one that overflowed on the way is
-        rejected, not raised."""
+        """Clip one client's summand to the bound, round it toward zero onto the grid and add it;
+        one that overflowed on the way is rejected, not raised."""
         if not all(bool(torch.isfinite(value.detach()).all()) for value in summand.values()):
             self.rejected.append((update.client, "what it adds is not finite"))
             return
@@ -98,7 +101,7 @@ class ClippedSum:
         require(norm(clipped) <= bound, PrivacyError,
                 "a clipped update exceeds its bound; report this as a defect")
         for name, total in self.total.items():
-            total += clipped[name].detach().to("cpu", torch.float64) * weight
+            total += toward_zero(clipped[name].detach().to("cpu"), self.step) * weight
         self.weights[update.client] = weight
         for name, value in update.info.items():
             self.info.setdefault(name, []).append(float(value))

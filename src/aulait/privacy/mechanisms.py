@@ -22,22 +22,25 @@ was interrupted is drawn again from the state before it, and is accounted again.
 "record" the sites add the noise step by step (``aulait.training.record_gradients``) and the
 aggregator adds none.
 
-A toy, whole: Gaussian noise whose noised sum is rounded to a public grid, which is post-processing
-and costs nothing.
+``total`` lies on the grid of ``sigma``, and ``source.gaussian`` gives multiples of that grid
+(``aulait.privacy.noise``); a mechanism that stays on it shows nothing by its lowest bits.
+
+A toy, whole: Gaussian noise of which nothing below one standard deviation is told, so that fewer
+bits need to travel; dropping them is post-processing and costs nothing.
 
     from aulait.privacy.mechanisms import Gaussian
 
-    class OnGrid(Gaussian):
+    class Coarse(Gaussian):
         def add_noise(self, total, sigma, source, state):
             noised, state = super().add_noise(total, sigma, source, state)
-            step = sigma / 64 or 1.0
+            step = sigma or 1.0
             return {name: (value / step).round() * step for name, value in noised.items()}, state
 
-    on_grid = OnGrid()
+    coarse = Coarse()
 
     # pyproject.toml
     [project.entry-points."aulait.mechanism"]
-    on-grid = "my_package:on_grid"
+    coarse = "my_package:coarse"
 """
 
 from __future__ import annotations
@@ -79,7 +82,8 @@ class Mechanism(Protocol):
     def add_noise(
         self, total: Tensors, sigma: float, source: NoiseSource, state: Tensors
     ) -> tuple[Tensors, Tensors]:
-        """The sum with noise, float64, and what the mechanism remembers; ``total`` is sensitive."""
+        """The sum with noise, float64, and what the mechanism remembers; ``total`` is sensitive
+        and lies on ``grid(sigma)``."""
 
 
 class Gaussian:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aulait.core.errors import ConfigError, DataError, require
+from aulait.core.units import units
 from aulait.methods.contract import RecordMethod, server_site
 from aulait.privacy import record_level
 from aulait.runs.experiment_file import Settings
@@ -10,13 +11,12 @@ from aulait.runs.prepared import Federation
 from aulait.training import record_gradients
 
 
-def check_roles(settings: Settings, federation: Federation, here: bool) -> None:
+def check_roles(settings: Settings, federation: Federation) -> None:
     """Raise what is wrong with the roles of a run's clients.
 
     Args:
         settings: the experiment.
         federation: its clients.
-        here: whether their records are in this process.
 
     Raises:
         ConfigError, DataError, PrivacyError: in full sentences.
@@ -37,7 +37,7 @@ def check_roles(settings: Settings, federation: Federation, here: bool) -> None:
         raise ConfigError(
             "synthesis.voters = 'all' with federation.sampling = 'poisson' is not accounted; use "
             "sampling = 'all'")
-    _check_unit(settings, federation, here)
+    _check_unit(settings, federation)
 
 
 def _check_names(settings: Settings, federation: Federation) -> None:
@@ -81,7 +81,7 @@ def _check_models(settings: Settings, federation: Federation) -> None:
             "encoder and a response for the decoder; set data.prompt and data.response")
 
 
-def _check_unit(settings: Settings, federation: Federation, here: bool) -> None:
+def _check_unit(settings: Settings, federation: Federation) -> None:
     """The method must be able to protect what ``privacy.unit`` names."""
     method, unit = settings.method, settings.method.TRAITS.unit
     mechanism = (
@@ -89,9 +89,8 @@ def _check_unit(settings: Settings, federation: Federation, here: bool) -> None:
     problems = record_level.unit_problems(settings.privacy, settings.algorithm["name"], unit,
         mechanism,
                                      bool(federation.voters))
-    # elsewhere the sites look for themselves
-    problems += record_gradients.missing(mechanism) if here else []
-    if unit == "record" and not settings.privacy.off:
-        count = sum(len(site.train) for site in federation.sites.values())
+    if settings.privacy.unit == "record" and not settings.privacy.off:
+        problems += record_gradients.precision_problems(settings.model.dtype)
+        count = sum(len(units(site.train)) for site in federation.sites.values())
         problems += settings.privacy.problems(count)
     require(not problems, ConfigError, "\n".join(problems))

@@ -72,7 +72,7 @@ def prepare(settings: Settings, cache: SharedCache,
                          settings.train.rounds, _ranks(settings, shapes, members, plans))
     holdout = {name: client.holdout for name, client in clients.items()}
     federation = _federation(settings, corpus, _sites(members, plans, training), plans, holdout)
-    check_roles(settings, federation, elsewhere is None)
+    check_roles(settings, federation)
     privacy = privacy_plan(settings, context, federation.voters, federation.training_sites)
     return PreparedRun(settings, context, models, federation, privacy, cache)
 

@@ -1,19 +1,23 @@
-"""Local LoRA steps of one site that protect its single records: DP-SGD, DP-LoRA's own rule, and
-their controls.
+"""Local LoRA steps of one site that protect its units: DP-SGD, DP-LoRA's own rule, and their
+controls.
 
-Gradients record by record cost one backward pass: the base carries one copy of the site's factors
-*per record* (``stacked``), so the gradient of the copies is the stack of the records' gradients.
-Opacus clips and sums them and takes the step; noise and sampling are ours, because they must not be
-guessed: torch's CPU generator keeps 32 bits of a seed.
+A unit is one record, or all records of one value of ``privacy.unit_field`` (``core.units``). The
+gradient of a unit is the sum of the gradients of its records, each computed in a pass of its own,
+without padding and with float32 weights. So it is a function of the unit, the factors and the
+machine, and of no other record: in a common pass, padding and the shapes of the kernels let records
+move one another's last digits, and a hostile start can blow these up beyond the bound.
+
+The gradient of a unit is clipped to C in float64, rounded toward zero onto the public grid of the
+noise and added; such sums are exact, so a unit more or less moves the sum by at most C
+(``aulait.privacy.noise``). The optimiser, float32, sees only the noised sum.
 
 Everything a site has after its steps is a function of the start, public numbers, and noised sums. A
 record whose gradient is not finite counts as a zero gradient; an empty batch still gets its noise.
-Not accounted, as everywhere: rounding (records of a batch are padded to one length, which moves
-each other's last digits: 1e-7, in bfloat16 1e-3) and time.
+Not accounted, as everywhere: time.
 
 Sources: Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1; Liu et al.,
 "Differentially Private Low-Rank Adaptation of Large Language Model Using Federated Learning", arXiv
-2312.17493; Yousefpour et al., "Opacus", 2021.
+2312.17493.
 Shape letters: B records of a batch · R rank · M out features · N in features.
 """
 
@@ -23,23 +27,31 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from aulait.core.errors import DataError, ModelError, PrivacyError, install, require
+from aulait.core.errors import DataError, PrivacyError, require
 from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record
+from aulait.core.units import RecordGroup, units
 from aulait.privacy import clipping as clip
-from aulait.privacy.noise import NoiseSource, SeededNoise, SystemNoise
+from aulait.privacy.noise import (
+    NoiseSource,
+    SeededNoise,
+    SystemNoise,
+    check_exact,
+    grid,
+    toward_zero,
+)
 from aulait.training.batches import collate
 from aulait.training.stacked import Stack
 from aulait.training.trainer import Learner, Trained, optimizer_of
 
 Mode = Literal["records", "batch"]
-MARGIN = 1e-5  # far above the rounding of a float32 norm
+PRECISION = "float32"  # of the base's weights; narrower ones round what records leave in common
 
 
 @dataclass(frozen=True)
@@ -48,12 +60,13 @@ class PrivateTraining:
 
     Attributes:
         start: the adapter to begin from; public.
-        records: what to learn from; sensitive, but for their number.
+        records: what to learn from; sensitive, but for the number of their units.
         trainable: factors that are trained: B, or both.
         steps: noised steps.
-        batch: expected records in a step; at most all of them.
+        batch: expected units in a step of mode "records", records in one of mode "batch"; at most
+            all of them.
         lr: learning rate.
-        mode: "records" clips every record's gradient, A and B together; "batch" clips the gradient
+        mode: "records" clips every unit's gradient, A and B together; "batch" clips the gradient
             of a whole batch, A and B apart, and takes a plain gradient step.
         clip: C, the bound of what is clipped; inf clips nothing (a control, not private).
         sigma: standard deviation of the noise on what was clipped; 0 adds none (a control, not
@@ -61,7 +74,7 @@ class PrivateTraining:
         seed: of the batches, where they need not be secret.
         noise_seed: makes noise and batches reproducible (not private); None takes the operating
             system's entropy for both, as long as there is noise.
-        most: largest probability with which a record may be in a batch of mode "records"; what is
+        most: largest probability with which a unit may be in a batch of mode "records"; what is
             accounted.
 
     Raises:
@@ -94,15 +107,20 @@ class PrivateTraining:
         """Whether the result may leave the site."""
         return self.sigma > 0 and self.noise_seed is None
 
+    @cached_property
+    def units(self) -> list[RecordGroup]:
+        """The records, unit by unit."""
+        return units(self.records)
+
     @property
     def rate(self) -> float:
-        """Probability with which each record is in a step's batch."""
-        return min(1.0, self.batch / len(self.records), self.most)
+        """Probability with which each unit is in a step's batch."""
+        return min(1.0, self.batch / len(self.units), self.most)
 
     @property
     def expected(self) -> float:
-        """Records in a step to expect: the public divisor of a step's sum."""
-        return self.rate * len(self.records)
+        """Units in a step to expect: the public divisor of a step's sum."""
+        return self.rate * len(self.units)
 
 
 def train_privately(learner: Learner, work: PrivateTraining) -> Trained:
@@ -115,10 +133,14 @@ def train_privately(learner: Learner, work: PrivateTraining) -> Trained:
 
     Raises:
         DataError: the site has no records.
-        ModelError: Opacus is missing.
+        PrivacyError: the base's weights are not float32, though there is noise.
     """
     require(bool(work.records), DataError,
             "a site has no records to train on; give it some or leave it out")
+    held = str(next(learner.base.model.parameters()).dtype).removeprefix("torch.")
+    require(work.sigma == 0 or held == PRECISION, PrivacyError,
+            f"a base in {held} found, expected {PRECISION} where single records are protected: "
+            f"narrower weights let records move one another; set model.dtype = '{PRECISION}'")
     noise: NoiseSource = SystemNoise() if work.noise_seed is None else SeededNoise(work.noise_seed)
     device = learner.base.device
     factors = {n: (_own(a, device), _own(b, device)) for n, (a, b) in work.start.factors.items()}
@@ -137,6 +159,15 @@ def train_privately(learner: Learner, work: PrivateTraining) -> Trained:
                    norms / work.steps)
 
 
+def precision_problems(dtype: str) -> list[str]:
+    """What is wrong with a base of this precision where single records are protected, one line
+    each."""
+    if dtype == PRECISION:
+        return []
+    return [f"model.dtype is '{dtype}' with privacy.unit = 'record', expected '{PRECISION}': "
+            f"narrower weights let records move one another; set model.dtype = '{PRECISION}'"]
+
+
 def _own(factor: Tensor, device: torch.device) -> nn.Parameter:
     """A copy to be trained; the start is others' too."""
     return nn.Parameter(factor.detach().to(device, torch.float32, copy=True))
@@ -145,16 +176,16 @@ def _own(factor: Tensor, device: torch.device) -> nn.Parameter:
 def batches(work: PrivateTraining) -> list[list[Record]]:
     """The records of every step; who is in them is secret where privacy counts on it.
 
-    With mode "records" each record on its own with probability ``rate`` (Poisson), anew in every
-    step. With mode "batch" ``batch`` records without repetition: nothing is counted on their being
-    secret, so a seed may draw them.
+    With mode "records" each unit on its own with probability ``rate`` (Poisson), anew in every
+    step, with all its records, one behind the other. With mode "batch" ``batch`` records without
+    repetition: nothing is counted on their being secret, so a seed may draw them.
     """
     if work.mode == "batch":
         source = random.Random(work.seed)
         return [source.sample(work.records, min(work.batch, len(work.records)))
                 for _ in range(work.steps)]
     secret: random.Random = random.SystemRandom() if work.private else random.Random(work.seed)
-    return [[record for record in work.records if secret.random() < work.rate]
+    return [[record for unit in work.units if secret.random() < work.rate for record in unit]
             for _ in range(work.steps)]
 
 
@@ -208,41 +239,54 @@ class _LiveFactors:
         return gradients(self.learner, now, records, self.work.trainable)
 
     def drawn(self, like: Tensor) -> Tensor:
-        """Noise for one tensor."""
-        return self.noise.gaussian(tuple(like.shape), self.work.sigma).to(like)
+        """Noise for one tensor, float64, on its device."""
+        return self.noise.gaussian(tuple(like.shape), self.work.sigma).to(like.device)
 
 
 class _RecordSteps:
-    """DP-SGD: Opacus clips record by record, our noise goes on the sum, its optimiser steps on sum
-    / expected."""
+    """DP-SGD: every unit's gradient clipped, their exact sum noised, and an ordinary optimiser's
+    step on noised sum / expected."""
 
     def __init__(self, live: _LiveFactors) -> None:
         self._live = live
-        self._optimizer = _optimizer(live)
+        self._optimizer = optimizer_of(live.leaves, live.learner.config, live.work.lr)
+        self._step = grid(live.work.sigma)
+        if math.isfinite(live.work.clip):
+            check_exact(len(live.work.units) * live.work.clip, self._step)
 
     def __call__(self, batch: Sequence[Record]) -> tuple[float, int, float]:
-        """One step; a batch too large for one pass is taken in pieces, as Opacus'
-        BatchMemoryManager does."""
-        live, norm = self._live, 0.0
-        size = live.learner.config.rows_at_once
-        pieces = [batch[i : i + size] for i in range(0, len(batch), size)] or [batch]
+        """One step."""
+        live = self._live
+        total = [torch.zeros(leaf.shape, dtype=torch.float64) for leaf in live.leaves]
         losses: list[float] = []
         tokens = 0
-        for number, piece in enumerate(pieces, start=1):
-            if piece:
-                found, loss_B, count = live.gradients(piece)
-                losses, tokens = losses + loss_B, tokens + count
-            else:
-                found = [leaf.new_zeros(0, *leaf.shape) for leaf in live.leaves]
-            for leaf, gradient in zip(live.leaves, found, strict=True):
-                leaf.grad_sample = gradient  # type: ignore[attr-defined]
-            self._optimizer.signal_skip_step(number < len(pieces))
-            self._optimizer.step()
-            if number == len(pieces):
-                norm = clip.norm({str(i): leaf.summed_grad  # type: ignore[attr-defined]
-                                  for i, leaf in enumerate(live.leaves)})
-            self._optimizer.zero_grad(set_to_none=True)
+        for unit in units(batch):
+            gradient, loss, count = self._gradient(unit)
+            for t, g in zip(total, gradient, strict=True):
+                t += g
+            losses, tokens = losses + loss, tokens + count
+        norm = clip.norm({str(i): t for i, t in enumerate(total)})
+        for leaf, t in zip(live.leaves, total, strict=True):
+            noised = t + live.drawn(t) if live.work.sigma > 0 else t
+            leaf.grad = (noised / live.work.expected).to(leaf)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
         return sum(losses) / max(1, len(losses)), tokens, norm
+
+    def _gradient(self, unit: RecordGroup) -> tuple[list[Tensor], list[float], int]:
+        """The clipped gradient of one unit on the grid, float64, CPU; losses of its records;
+        tokens."""
+        live = self._live
+        total = [torch.zeros(leaf.shape, dtype=torch.float64) for leaf in live.leaves]
+        losses: list[float] = []
+        tokens = 0
+        for record in unit:
+            found, loss, count = live.gradients([record])
+            for t, g in zip(total, found, strict=True):
+                t += g[0].to("cpu", torch.float64)
+            losses, tokens = losses + loss, tokens + count
+        clipped = clip.clip({f"{i:06d}": t for i, t in enumerate(total)}, live.work.clip)
+        return [toward_zero(t, self._step) for t in clipped.values()], losses, tokens
 
 
 class _BatchStep:
@@ -273,38 +317,8 @@ class _BatchStep:
             clipped = clip.clip({i: g if finite else torch.zeros_like(g)
                                  for i, g in members.items()}, work.clip)
             for name, g in clipped.items():
-                noised = g + live.drawn(g) if work.sigma > 0 else g
+                noised = g
+                if work.sigma > 0:
+                    noised = (toward_zero(g, grid(work.sigma)) + live.drawn(g)).to(g)
                 live.leaves[int(name)].sub_(work.lr * noised)
         return sum(losses) / max(1, len(losses)), tokens, math.hypot(*norms)
-
-
-def missing(mechanism: str | None) -> list[str]:
-    """What the steps of a mechanism need and is not installed here, one line each."""
-    if mechanism != "dp-sgd" or find_spec("opacus") is not None:
-        return []
-    return ["steps that protect single records need the package opacus and it is missing; "
-            f"{install('dpsgd')}"]
-
-
-def _optimizer(live: _LiveFactors) -> Any:  # Opacus has no types
-    """Opacus' optimiser around AdamW or SGD, with noise from our source instead of its
-    generator."""
-    require(not (lines := missing("dp-sgd")), ModelError, "; ".join(lines))
-    from opacus.optimizers import DPOptimizer  # optional: only this mechanism needs it
-
-    work = live.work
-
-    class NoisedOptimizer(DPOptimizer):  # type: ignore[misc]
-        def add_noise(self) -> None:
-            """The sum of clipped gradients plus N(0, sigma²); nothing is drawn for a control
-            without noise."""
-            for leaf in self.params:
-                total = leaf.summed_grad
-                noised = total + live.drawn(total) if work.sigma > 0 else total.clone()
-                leaf.grad = noised.view_as(leaf)
-
-    inner = optimizer_of(live.leaves, live.learner.config, work.lr)
-    # A little below C, because Opacus clips in float32; the noise is that of C itself.
-    return NoisedOptimizer(inner, noise_multiplier=work.sigma / work.clip,
-                           max_grad_norm=work.clip * (1 - MARGIN),
-                           expected_batch_size=work.expected)

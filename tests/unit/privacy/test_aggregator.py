@@ -31,6 +31,9 @@ class NoNoise:
     def at(self, release):
         return self
 
+    def step(self, std):
+        return 0.0
+
     def gaussian(self, shape, std):
         return torch.zeros(shape, dtype=torch.float64)
 
@@ -289,6 +292,9 @@ class Witness:
     def at(self, release):
         self.seen.append((release, len(self.path.read_text().splitlines())))
         return self
+
+    def step(self, std):
+        return 0.0
 
     def gaussian(self, shape, std):
         assert json.loads(self.path.read_text().splitlines()[-1])["sigma"] == std

@@ -1,6 +1,7 @@
 """Bounds that hold after rounding, and noise that has the distribution it claims."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from aulait.core.errors import PrivacyError
 from aulait.privacy import noise as noise_module
 from aulait.privacy.clipping import clip, norm
-from aulait.privacy.noise import SeededNoise, SystemNoise
+from aulait.privacy.noise import SeededNoise, SystemNoise, check_exact, grid, toward_zero
 
 
 def oracle_norm(share):
@@ -94,7 +95,7 @@ def test_system_noise_is_fresh_and_handles_every_shape():
     assert source.private
     assert source.at(5) is source
     first, second = source.at(1).gaussian((50,), 1.0), source.at(1).gaussian((50,), 1.0)
-    assert not torch.isin(first, second).any()
+    assert not torch.equal(first, second)
     assert source.gaussian((), 1.0).shape == ()
     assert source.gaussian((0, 3), 1.0).shape == (0, 3)
     assert source.gaussian((4,), 0.0).tolist() == [0.0] * 4
@@ -105,18 +106,92 @@ def test_system_noise_is_fresh_and_handles_every_shape():
             SeededNoise(0).gaussian((1,), std)
 
 
-@pytest.mark.parametrize("byte", [b"\x00", b"\xff"])
-def test_extreme_entropy_stays_finite(monkeypatch, byte):
+@pytest.mark.parametrize("byte", [b"\x00", b"\xff", b"\x5a"])
+def test_a_stuck_source_of_randomness_ends_in_one_line(monkeypatch, byte):
     monkeypatch.setattr(noise_module.os, "urandom", lambda count: byte * count)
-    x = SystemNoise().gaussian((8,), 1.0)
-    assert torch.isfinite(x).all()
-    assert float(x.abs().max()) <= 8.58
+    with pytest.raises(PrivacyError, match="repeats itself"):
+        SystemNoise().gaussian((8,), 1.0)
 
 
-def test_system_noise_uses_all_53_bits(monkeypatch):
-    words = np.array([1 << 63, 1 << 11, (1 << 64) - 1, 2047], dtype=np.uint64)
-    monkeypatch.setattr(noise_module.os, "urandom", lambda count: words.tobytes())
-    assert noise_module._uniforms(4).tolist() == [0.5 + 2.0**-53, 2.0**-52, 1.0, 2.0**-53]
+def test_uniforms_have_53_significant_bits_also_near_zero():
+    high = np.array([1 << 63, 0, (1 << 64) - 1, 0], dtype=np.uint64)
+    low = np.array([0, 1 << 63, (1 << 64) - 1, 0], dtype=np.uint64)
+    words = iter([high, low])
+    drawn = noise_module._uniforms(4, lambda count: next(words))
+    assert drawn.tolist() == [0.5, 2.0**-65, 1.0, 2.0**-128]
+
+
+# -- the public grid -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("std", "step"), [(1.0, 2.0**-20), (1.999, 2.0**-20), (2.0, 2.0**-19),
+                                           (0.75, 2.0**-21), (3e-9, 2.0**-49), (0.0, 0.0)])
+def test_the_grid_follows_from_the_noise_alone(std, step):
+    assert grid(std) == step
+
+
+@pytest.mark.parametrize("source", [SystemNoise(), SeededNoise(3)])
+@pytest.mark.parametrize("std", [1e-7, 0.3, 7.0, 1e6])
+def test_noise_is_a_multiple_of_the_grid(source, std):
+    steps = source.gaussian((500,), std) / grid(std)
+    assert torch.equal(steps, steps.round())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40), st.floats(1e-6, 1e6))
+def test_rounding_toward_zero_lengthens_nothing_and_is_exact(values, std):
+    """Against whole numbers: what is kept is a multiple, no entry grows, none moves by a step."""
+    step = grid(std)
+    held = toward_zero(torch.tensor(values), step)
+    for value, kept in zip(torch.tensor(values).tolist(), held.tolist(), strict=True):
+        steps = Fraction(kept) / Fraction(step)
+        assert steps.denominator == 1
+        assert abs(kept) <= abs(value)
+        assert Fraction(abs(value)) - Fraction(abs(kept)) < Fraction(step)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=60), st.floats(-9, 9))
+def test_sums_on_the_grid_are_exact_in_any_order_and_commute_with_rounding(values, noise):
+    step = grid(1.0)
+    summands = toward_zero(torch.tensor(values), step)
+    total = float(summands.sum())
+    assert Fraction(total) == sum((Fraction(v) for v in summands.tolist()), Fraction(0))
+    assert total == float(summands.flip(0).cumsum(0)[-1])
+    rounded = Fraction(round(Fraction(noise) / Fraction(step))) * Fraction(step)
+    both = Fraction(round((Fraction(total) + Fraction(noise)) / Fraction(step))) * Fraction(step)
+    # halves go to the even neighbour, which the sum may exchange
+    assert abs(both - (Fraction(total) + rounded)) in (0, Fraction(step))
+    if (Fraction(noise) / Fraction(step)).denominator != 2:
+        assert both == Fraction(total) + rounded
+
+
+def test_sums_that_would_not_be_exact_are_refused():
+    check_exact(1e3, grid(1.0))
+    check_exact(1e300, 0.0)
+    with pytest.raises(PrivacyError, match="2\\^53"):
+        check_exact(2.0**34, grid(1.0))
+
+
+def test_whole_numbers_have_the_probabilities_of_the_discrete_gaussian():
+    """Chi squared over all cells of a small sigma, where every probability can be written down."""
+    sigma, count = 1.3, 200_000
+    drawn = noise_module.discrete_gaussian(count, sigma, noise_module._system_words)
+    cells = np.arange(-5, 6)
+    weight = np.exp(-np.arange(-60.0, 61.0) ** 2 / (2 * sigma**2))
+    expected = count * np.exp(-(cells**2.0) / (2 * sigma**2)) / weight.sum()
+    seen = np.array([(drawn == cell).sum() for cell in cells])
+    chi = float(((seen - expected) ** 2 / expected).sum())
+    assert chi < 45  # ten degrees of freedom: probability 2e-6
+    assert np.abs(drawn).max() < 9
+
+
+def test_on_the_grid_it_is_the_rounded_normal_distribution():
+    """Kolmogorov and Smirnov against N(0, 1), far from the cells' width."""
+    drawn = np.sort(SystemNoise().gaussian((100_000,), 1.0).numpy())
+    ideal = np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in drawn])
+    distance = np.abs(ideal - (np.arange(len(drawn)) + 0.5) / len(drawn)).max()
+    assert distance < 2.7 / math.sqrt(len(drawn))  # probability 1e-6
 
 
 def test_seeded_noise_restarts_at_each_release():

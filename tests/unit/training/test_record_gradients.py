@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 
 import pytest
@@ -12,12 +11,13 @@ from tests.closeness import assert_learnt_alike, assert_near
 from tests.tiny_bases import filled, records, tiny
 
 from aulait.core import lora
-from aulait.core.errors import DataError, ModelError, PrivacyError
+from aulait.core.errors import DataError, PrivacyError
 from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record
+from aulait.core.units import units
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
-from aulait.privacy.noise import SeededNoise, SystemNoise
+from aulait.privacy.noise import SeededNoise, SystemNoise, grid
 from aulait.training import record_gradients
 from aulait.training.batches import collate, scored
 from aulait.training.record_gradients import PrivateTraining, batches, gradients, train_privately
@@ -290,15 +290,73 @@ def test_without_clip_and_noise_it_is_plain_training(base):
 # -- refusals ------------------------------------------------------------------------------------------------------
 
 
-def test_refusals(base, monkeypatch):
+def test_refusals(base):
     with pytest.raises(DataError, match="no records"):
         train_privately(learner(base), replace(work(base), records=()))
     for bad in ({"clip": math.inf, "sigma": 1.0}, {"clip": 0.0}, {"sigma": -1.0}, {"sigma": math.nan}, {"clip": math.nan}, {"most": 0.0}):
         with pytest.raises(PrivacyError):
             work(base, **bad)
-    monkeypatch.setitem(sys.modules, "opacus", None)
-    with pytest.raises(ModelError, match=r"\.\[dpsgd\]"):
-        train_privately(learner(base), work(base))
+
+
+def test_a_base_of_narrow_weights_is_refused_where_there_is_noise(folder):
+    narrow = tiny(folder, dtype="bfloat16")
+    with pytest.raises(PrivacyError, match=r"a base in bfloat16 found, expected float32"):
+        train_privately(learner(narrow), work(narrow, sigma=1.0))
+    assert not math.isnan(train_privately(learner(narrow), work(narrow)).loss)
+
+
+# -- units -----------------------------------------------------------------------------------------
+
+
+def of(unit: str, texts) -> tuple[Record, ...]:
+    return tuple(replace(text, unit=unit) for text in texts)
+
+
+def test_all_records_of_a_unit_are_drawn_together_and_clipped_as_one(base):
+    """Against a slow sum: one gradient a unit, of all its records, clipped once."""
+    texts = records(7)
+    held = (*of("anna", texts[:3]), *of("bert", texts[3:4]), *of("carl", texts[4:]))
+    one = work(base, records=held, batch=3, steps=1, clip=0.02, lr=1.0)
+    assert one.expected == 3
+    names = [f"{layer}.{letter}" for layer in one.start.factors for letter in "AB"]
+    total = 0.0
+    for unit in ("anna", "bert", "carl"):
+        found = [gradients(learner(base), one.start, [r], Trainable.AB)[0]
+                 for r in held if r.unit == unit]
+        flat = sum(torch.cat([dict(zip(names, g, strict=True))[n][0].double().flatten()
+                              for n in sorted(names)]) for g in found)
+        total = total + flat * min(1.0, 0.02 / float(flat.norm()))
+    assert_learnt_alike(moved(one, train_privately(learner(base), one).adapter), -total / 3, 1e-3)
+    for batch in batches(replace(one, batch=1, steps=50)):
+        assert len([r for r in batch if r.unit == "anna"]) in (0, 3)
+        assert len([r for r in batch if r.unit == "carl"]) in (0, 3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_a_unit_more_moves_the_exact_sum_by_at_most_the_bound_whatever_the_start(base, scale):
+    """The sum on the grid, by whole numbers: with a hostile start too, and in any company."""
+    texts = records(8)
+    start = filled(shapes(base), 2)
+    hostile = Adapter({n: (a * scale, b * scale) for n, (a, b) in start.factors.items()},
+                      start.alpha, start.rank)
+    one = work(base, start=hostile, sigma=2.0, clip=0.02)
+
+    def summed(some) -> torch.Tensor:
+        factors = {n: (torch.nn.Parameter(a.clone()), torch.nn.Parameter(b.clone()))
+                   for n, (a, b) in hostile.factors.items()}
+        live = record_gradients._LiveFactors(learner(base), one, factors,
+            [leaf for pair in factors.values() for leaf in pair], SystemNoise())
+        step = record_gradients._RecordSteps(live)
+        parts = [step._gradient(unit)[0] for unit in units(some)]
+        return sum(torch.cat([t.flatten() for t in part]) for part in parts)
+
+    whole = summed(texts)
+    for gone in range(8):
+        apart = whole - summed([*texts[gone + 1:], *texts[:gone]])
+        assert float(apart.norm()) <= 0.02
+        assert torch.equal(apart / grid(2.0), (apart / grid(2.0)).round())
+        alone = summed([texts[gone]])
+        assert torch.equal(apart, alone)  # no record changed another's part by a single bit
 
 
 def test_the_adapter_keeps_its_scale_and_its_length_on_the_cpu(base):

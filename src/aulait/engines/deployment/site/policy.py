@@ -314,8 +314,8 @@ def _of_method(terms: RunTerms, privacy: PrivacyConfig) -> list[str]:
         if isinstance(method, RecordMethod):
             mechanism = method.mechanism(config)
             method.record_mechanism(config, ())  # raises for the controls that add no noise
-        return [*unit_problems(privacy, name, unit, mechanism, bool(terms.votes)),
-                *record_gradients.missing(mechanism)]
+        precise = record_gradients.precision_problems(terms.model.dtype) if unit == "record" else []
+        return [*unit_problems(privacy, name, unit, mechanism, bool(terms.votes)), *precise]
     except AulaitError as error:
         return [str(error)]
     except ValueError:
