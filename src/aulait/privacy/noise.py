@@ -228,8 +228,9 @@ def _discrete_laplace(tries: int, scale: int, words: Callable[[int], _Words]) ->
     size = low + scale * high
     negative = (words(len(size)) & np.uint64(1)).astype(bool)
     kept = ~(negative & (size == 0.0))  # zero would be counted twice
-    signed: _Numbers = np.where(negative, -size, size)
-    return signed[kept]
+    size[negative] *= -1.0
+    signed: _Numbers = size[kept]
+    return signed
 
 
 def _below(count: int, bound: int, words: Callable[[int], _Words]) -> _Numbers:
