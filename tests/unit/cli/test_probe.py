@@ -144,7 +144,11 @@ def test_a_machine_with_counters_gets_its_power_measured(monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="ends the server by a signal")
 def test_the_echo_server_of_the_command_line_is_the_other_end():
-    server = subprocess.Popen([sys.executable, "-c", "from aulait.cli import main; main()", "probe", "--echo", "0"], stderr=subprocess.PIPE, text=True)
+    # a shell starts its background jobs with interrupts ignored, and children inherit that
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    server = subprocess.Popen(
+        [sys.executable, "-c", heard + "from aulait.cli import main; main()", "probe", "--echo",
+         "0"], stderr=subprocess.PIPE, text=True)
     try:
         url = server.stderr.readline().split()[3].rstrip(";")
         assert url.startswith("http://127.0.0.1:")
