@@ -132,7 +132,8 @@ class Federation:
             "round": number, "local": tuple(self.clients if clients is None else clients), "proxies": dict.fromkeys(standing, self.stands),
             "planned": len(self.clients), "noise_multiplier": 0.0 if self.privacy.off else 1.0, "lr": LR / number,
             "population": tuple(sorted(self.clients))} | more)
-        return self.module.step(self.config, self.context, state, cohort, Server(ask or self.ask, self.aggregator))
+        sealed = self.aggregator.sealing(ask or self.ask, planned=True)  # as the round loop does
+        return self.module.step(self.config, self.context, state, cohort, Server(sealed, self.aggregator))
 
     def rounds(self, count: int, state: State | None = None) -> State:
         state = state or self.start()

@@ -124,7 +124,7 @@ def step(config: DPLoRAConfig, context: RunContext, state: State, cohort: Cohort
         aggregator.admit(ask(for_proxies), theta, expected_shapes) if for_proxies else ([], ()))
     terms = [(cohort.proxies[update.client], update.tensors) for update in public]
     total = sum(weight for weight, _ in terms)
-    traffic = TrafficCount(sent, cohort)
+    traffic = TrafficCount(sent, cohort, expected_shapes)
     metrics: Info = {"proxies": len(public), "clip_bound": None if math.isinf(bound) else bound,
                      "mode": config.mode}
     if cohort.local or cohort.planned:

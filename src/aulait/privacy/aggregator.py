@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -18,7 +18,7 @@ import torch
 
 from aulait.core.cohort import Cohort
 from aulait.core.errors import PrivacyError, require
-from aulait.core.types import ClientUpdate, ReleasedSum, Tensors
+from aulait.core.types import ClientRequest, ClientUpdate, ReleasedSum, Tensors
 from aulait.privacy.accounting import Accountant, Event
 from aulait.privacy.clipping import ClippedSum
 from aulait.privacy.config import PrivacyConfig
@@ -27,6 +27,7 @@ from aulait.privacy.ledger_line import LedgerLine, UnitSampling
 from aulait.privacy.mechanisms import Mechanism, find_mechanism
 from aulait.privacy.noise import NoiseSource, check_exact
 from aulait.privacy.record_level import RecordMechanism
+from aulait.privacy.sealed import Seal, SealedUpdate, forgotten_after
 from aulait.privacy.update_checks import ExpectedShapes, Rejections, UpdateChecks, unsplit
 
 LARGEST_NORM = 1e4
@@ -126,6 +127,7 @@ class PrivateAggregator:
     ) -> None:
         self.config, self.record_mechanism = config, record_mechanism
         self.noise_state: dict[str, Tensors] = {}
+        self._seal = Seal()
         limited = config.off or config.unit == "record"
         self._largest_norm = sites.largest_norm if limited else math.inf
         self._ledger, self._noise, self._proxies = ledger, noise, frozenset(sites.proxies)
@@ -140,6 +142,46 @@ class PrivateAggregator:
     def private(self) -> bool:
         """Whether privacy is on."""
         return not self.config.off
+
+    def sealing(
+        self, ask: Callable[[Sequence[ClientRequest]], Iterable[ClientUpdate]], planned: bool
+    ) -> Callable[[Sequence[ClientRequest]], Iterable[ClientUpdate]]:
+        """What a method asks with in one round: under privacy it is given updates that only this
+        aggregator opens. Nobody is asked before the first update is read.
+
+        Proxies that are asked by themselves answer in the open. Whether an update is public is
+        decided by who was asked, not by the name that it bears.
+
+        Args:
+            ask: gets the updates.
+            planned: whether the privacy plan has a release in this round.
+
+        Returns:
+            As ``ask``. Reading from it raises PrivacyError where the unit is "record" and the
+            round is not charged yet; and where an update of a client holds tensors in a round
+            without a release.
+        """
+        if self.config.off:
+            return ask
+        before = len(self._ledger.lines)
+
+        def asking(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
+            public = all(request.client in self._proxies for request in requests)
+            charged = len(self._ledger.lines) > before
+            require(public or charged or not planned or self.config.unit == "client", PrivacyError,
+                    "clients are asked before the round is charged, expected the charge first as "
+                    "privacy.unit = 'record'; give server.ask(requests), unread, to the aggregator")
+            for update in ask(requests):
+                if public and update.client in self._proxies:
+                    yield update
+                    continue
+                require(planned or not update.tensors, PrivacyError,
+                        f"the update of client '{update.client}' holds tensors and the privacy "
+                        "plan has no release here, as the method's 'travels' says that clients "
+                        "send nothing; let it say what they send")
+                yield self._seal.close(update)
+
+        return asking
 
     def release(
         self, updates: Iterable[ClientUpdate], release: Release, *, weights: Weights = "uniform",
@@ -173,6 +215,8 @@ class PrivateAggregator:
             PrivacyError: a condition of the guarantee is not met.
         """
         _check_bound(release)
+        if transform is not None and not self.config.off:
+            transform = forgotten_after(transform)
         if self.config.off:
             total = ClippedSum.zero(release.template)
             for update in self._valid(updates, release, expected_shapes, total):
@@ -254,9 +298,10 @@ class PrivateAggregator:
         """
         received = list(updates)
         for update in received:
-            require(update.client in self._proxies, PrivacyError,
-                    f"client '{update.client}' is not a proxy, expected public updates only; use "
-                    "aggregator.release")
+            public = update.client in self._proxies and not isinstance(update, SealedUpdate)
+            require(public, PrivacyError,
+                    f"client '{update.client}' is not a proxy, or was asked together with clients, "
+                    "expected public updates only; use aggregator.release")
         checks = UpdateChecks(template, expected_shapes, alternate_shapes)
         rejected: list[tuple[str, str]] = []
         valid = list(checks.valid(received, rejected))
@@ -293,7 +338,9 @@ class PrivateAggregator:
         """Valid updates of clients as they come; the others are noted in the sum."""
         checks = UpdateChecks(release.template, expected_shapes, forbidden=self._proxies,
                               largest_norm=self._largest_norm)
-        return checks.valid(updates if self.config.off else unsplit(updates), total.rejected)
+        if self.config.off:
+            return checks.valid(updates, total.rejected)
+        return checks.valid(unsplit(self._seal.opened(updates)), total.rejected)
 
     def _grid(self, release: Release, mechanism: Mechanism) -> float:
         """The step of the grid on which this release's sum and noise lie; known before any update

@@ -106,6 +106,10 @@ class PrivacyPlan:
             return 0.0
         return next((r.noise_multiplier for r in self.releases if r.stage == stage), math.inf)
 
+    def has_release(self, stage: str, round: int) -> bool:
+        """Whether a round releases something under noise."""
+        return any(r.stage == stage and 1 <= round <= r.rounds for r in self.releases)
+
     def check(self, stage: str, round: int, lines: Sequence[LedgerLine]) -> None:
         """Hold what a round has released against the plan.
 

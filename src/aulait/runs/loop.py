@@ -104,7 +104,9 @@ def _rounds(stage: Stage[StateT], state: StateT, execution: Execution) -> StateT
         execution.watch(stage.name, round - 1, stage.rounds, stage.note())
         started = time.perf_counter()
         planned, released = stage.plan(round), len(execution.books.ledger.lines)
-        server = Server(planned.on_time(stage.ask), stage.aggregator)
+        ask = stage.aggregator.sealing(planned.on_time(stage.ask),
+                                       execution.run.privacy.has_release(stage.name, round))
+        server = Server(ask, stage.aggregator)
         try:
             # Clients train in here: the aggregator reads their updates one by one from ``ask``.
             state, info = stage.step(state, planned.cohort, server)

@@ -3,6 +3,8 @@
 Of a split client only the factors of its own half travel, beside the messages of every step: its
 update says how many bytes, under "wire_up_bytes" and "wire_down_bytes", which count in place of the
 sizes of request and update.
+
+A sealed update counts with the size that it must have: nobody here can look at it.
 """
 
 from __future__ import annotations
@@ -13,17 +15,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from aulait.core.cohort import Cohort
 from aulait.core.types import ClientUpdate, Info, Tensors, TrainRequest, nbytes
 from aulait.methods.contract import RunContext
+from aulait.privacy.sealed import SealedUpdate
+from aulait.privacy.update_checks import ExpectedShapes
 
 
 class TrafficCount:
     """Counts the bytes of requests and updates as they pass. Proxies are at the server: theirs do
     not count.
 
+    Args:
+        sent: all requests of the round.
+        cohort: who takes part.
+        expected_shapes: client -> names and shapes of its update, which give the bytes of one that
+            is sealed; None: such updates are not counted.
+
     Attributes:
         local: the requests to clients.
     """
 
-    def __init__(self, sent: Sequence[TrainRequest], cohort: Cohort) -> None:
+    def __init__(self, sent: Sequence[TrainRequest], cohort: Cohort,
+                 expected_shapes: ExpectedShapes | None = None) -> None:
+        self._expected_shapes = expected_shapes or {}
         self.local = [request for request in sent if request.client not in cohort.proxies]
         self._up_bytes = 0
         self._down_bytes = {request.client: nbytes(request.tensors) for request in self.local}
@@ -31,6 +43,10 @@ class TrafficCount:
     def counted(self, updates: Iterable[ClientUpdate]) -> Iterator[ClientUpdate]:
         """The updates, unchanged."""
         for update in updates:
+            if isinstance(update, SealedUpdate):
+                self._up_bytes += nbytes(self._expected_shapes.get(update.client, {}))
+                yield update
+                continue
             up, down = (update.info.get(f"wire_{way}_bytes") for way in ("up", "down"))
             if _is_count(up) and _is_count(down):
                 self._up_bytes += int(up or 0)

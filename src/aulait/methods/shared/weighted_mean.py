@@ -123,7 +123,7 @@ def mixed_mean(config: MixtureConfig, context: RunContext, cohort: Cohort, serve
     terms = [(cohort.proxies[own.client], own.tensors) for own in public]
     owned = {own.client: cohort.proxies[own.client] for own in public}
     metrics: Info = {"clip_bound": None if math.isinf(bound) else bound, "proxies": len(public)}
-    traffic = TrafficCount(averaging.sent, cohort)
+    traffic = TrafficCount(averaging.sent, cohort, expected_shapes)
     if cohort.local or cohort.planned:
         released = aggregator.release(
             traffic.counted(ask(traffic.local) if traffic.local else []),
