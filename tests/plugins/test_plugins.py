@@ -109,7 +109,7 @@ def installed(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(packages))
     for registry in (METHODS, GENERATORS, MECHANISMS):
         monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    for module in ("polyak", "word_order", "on_grid"):
+    for module in ("polyak", "word_order", "thresholded"):
         monkeypatch.delitem(sys.modules, module, raising=False)
 
 
@@ -161,7 +161,7 @@ def test_plugins_are_listed_and_a_broken_one_is_named_and_skipped(
     told = {kind: {item["name"]: item["what"] for item in found[kind]}
             for kind in ("generators", "mechanisms")}
     assert told["generators"]["word-order"].startswith("The words of a text in another order")
-    assert told["mechanisms"]["on-grid"].startswith("Gaussian noise, rounded to multiples")
+    assert told["mechanisms"]["thresholded"].startswith("Gaussian noise, and zero wherever")
     assert not {"undescribed", "absent"} & {method["name"] for method in found["methods"]}
     broken = [line for line in done.stderr.splitlines() if line.startswith("left out: ")]
     assert len(broken) == 2
@@ -203,32 +203,33 @@ def test_a_plugin_generator_writes_what_the_proxies_learn_from(
 
 
 def test_a_plugin_mechanism_makes_the_noise(experiment: Path, tmp_path: Path) -> None:
-    """One round of FFA from B = 0: the released B, times the number of clients, is on the grid."""
+    """One round of FFA from B = 0: the released B, times the number of clients, is zero or large."""
     settings = ("synthesis.proxies=absent", "train.rounds=1", "algorithm.name=ffa",
                 "algorithm.server=plain", "algorithm.server_lr=1.0")
-    for mechanism in ("on-grid", "gaussian"):
+    for mechanism in ("thresholded", "gaussian"):
         result = run(experiment, tmp_path / mechanism, PRIVATE.replace("MECHANISM", mechanism),
                      *settings)
         assert 7.9 < result["privacy"]["epsilon"]["local"] <= 8.0
-    (line,) = lines(tmp_path / "on-grid" / "ledger.jsonl")
-    assert line["mechanism"] == "on-grid"
-    assert CliRunner().invoke(cli.app, ["account", str(tmp_path / "on-grid")]).exit_code == 0
-    step = line["sigma"] / 64
-    off_grid = {
+    (line,) = lines(tmp_path / "thresholded" / "ledger.jsonl")
+    assert line["mechanism"] == "thresholded"
+    assert CliRunner().invoke(cli.app, ["account", str(tmp_path / "thresholded")]).exit_code == 0
+    within = {
         mechanism: torch.cat([
-            (steps - steps.round()).abs().flatten()
-            for name, tensor in factors(tmp_path / mechanism).items() if "lora_B" in name
-            for steps in [tensor.double() * line["planned"] / step]]).max()
-        for mechanism in ("on-grid", "gaussian")}
-    assert off_grid["on-grid"] < 1e-2 < 0.3 < off_grid["gaussian"]
+            (tensor.double() * line["planned"] / line["sigma"]).abs().flatten()
+            for name, tensor in factors(tmp_path / mechanism).items() if "lora_B" in name])
+        for mechanism in ("thresholded", "gaussian")}
+    released = within["thresholded"]
+    assert released[released > 0].min() > 2 * (1 - 1e-5)
+    assert 0.5 < float((released == 0).double().mean()) < 1.0
+    assert within["gaussian"][within["gaussian"] > 0].min() < 0.1
 
 
 @pytest.mark.parametrize(("setting", "message"), [
     ("algorithm.name=polyka", "algorithm 'polyka' is unknown; did you mean 'polyak'?"),
     ("synthesis.generate.kind=word-oder",
      "generator 'word-oder' is unknown; did you mean 'word-order'?"),
-    (PRIVATE.replace("MECHANISM", "on-gird"),
-     "mechanism 'on-gird' is unknown; did you mean 'on-grid'?"),
+    (PRIVATE.replace("MECHANISM", "tresholded"),
+     "mechanism 'tresholded' is unknown; did you mean 'thresholded'?"),
 ])
 def test_a_wrong_name_gets_the_nearest_plugin(
         experiment: Path, setting: str, message: str) -> None:

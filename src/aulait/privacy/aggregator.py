@@ -20,7 +20,7 @@ from aulait.core.cohort import Cohort
 from aulait.core.errors import PrivacyError, require
 from aulait.core.types import ClientRequest, ClientUpdate, ReleasedSum, Tensors
 from aulait.privacy.accounting import Accountant, Event
-from aulait.privacy.clipping import ClippedSum
+from aulait.privacy.clipping import MOST_SUMMANDS, ClippedSum
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.ledger_line import LedgerLine, UnitSampling
@@ -31,7 +31,6 @@ from aulait.privacy.sealed import Seal, SealedUpdate, forgotten_after
 from aulait.privacy.update_checks import ExpectedShapes, Rejections, UpdateChecks, unsplit
 
 LARGEST_NORM = 1e4
-_MOST_UPDATES = 2.0**20  # in one private sum, so that it stays exact
 
 Transform = Callable[[ClientUpdate], Tensors]
 Weights = Literal["uniform", "size"]
@@ -349,7 +348,7 @@ class PrivateAggregator:
         sigma = release.noise_multiplier * mechanism.sensitivity(release.bound,
                                                                  self.config.relation)
         step = self._noise.step(sigma)
-        check_exact(_MOST_UPDATES * release.bound, step)
+        check_exact(MOST_SUMMANDS * release.bound, step)
         return step
 
     def _charge_records(self, release: Release) -> None:

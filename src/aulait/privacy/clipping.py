@@ -1,5 +1,10 @@
 """The length of an update, its shortening to a bound, and the sum of shortened ones: this fixes the
-sensitivity of a sum over clients."""
+sensitivity of a sum over clients.
+
+Under privacy a summand is also rounded toward zero onto the public grid of the noise
+(``aulait.privacy.noise``). That never makes it longer, and sums of multiples of the grid are exact
+in float64, so one unit moves the sum by at most the bound, to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,10 @@ from aulait.core.errors import PrivacyError, require
 from aulait.core.types import ClientUpdate, Info, ReleasedSum, Tensors
 from aulait.privacy.noise import toward_zero
 
-# The factor is made smaller by this much, which is far above the rounding error of a float64 norm.
-_MARGIN = 1e-9
+# Far above the rounding error of a float64 norm: a factor, or a bound that must hold exactly, is
+# made smaller by this much.
+MARGIN = 1e-9
+MOST_SUMMANDS = 2**20  # clients in one sum that gets noise; public
 
 
 def norm(update: Tensors) -> float:
@@ -63,8 +70,26 @@ def clip(update: Tensors, bound: float) -> Tensors:
     )
     if length <= bound:
         return {name: update[name] for name in sorted(update)}
-    factor = bound / length * (1.0 - _MARGIN)
+    factor = bound / length * (1.0 - MARGIN)
     return {name: _scaled(update[name], factor) for name in sorted(update)}
+
+
+def clip_vector(values: Tensor, bound: float) -> Tensor:
+    """A float64 vector, shortened to a norm that is at most the bound in exact arithmetic.
+
+    The margin below the bound covers the rounding of the computed norm even if every addition of
+    it rounded the same way.
+
+    Args:
+        values: finite.
+        bound: finite and > 0.
+    """
+    largest = _largest(values)
+    if largest == 0.0:
+        return values
+    length = largest * float((values / largest).norm())
+    allowed = bound * (1.0 - MARGIN - values.numel() * 2.0**-52)
+    return values if length <= allowed else values * (allowed / length)
 
 
 @dataclass
@@ -92,19 +117,39 @@ class ClippedSum:
                     for name in sorted(template)}, step)
 
     def add(self, update: ClientUpdate, summand: Tensors, bound: float, weight: float) -> None:
-        """Clip one client's summand to the bound, round it toward zero onto the grid and add it;
-        one that overflowed on the way is rejected, not raised."""
+        """Clip one client's summand to the bound, round it onto the grid and add it; one that
+        overflowed on the way is rejected, not raised.
+
+        Raises:
+            PrivacyError: there is a grid, and a weight or the number of summands is not what an
+                exact sum allows.
+        """
         if not all(bool(torch.isfinite(value.detach()).all()) for value in summand.values()):
             self.rejected.append((update.client, "what it adds is not finite"))
             return
-        clipped = clip(summand, bound)
-        require(norm(clipped) <= bound, PrivacyError,
-                "a clipped update exceeds its bound; report this as a defect")
-        for name, total in self.total.items():
-            total += toward_zero(clipped[name].detach().to("cpu"), self.step) * weight
+        if self.step:
+            self._add_on_grid(summand, bound, weight)
+        else:
+            clipped = clip(summand, bound)
+            require(norm(clipped) <= bound, PrivacyError,
+                    "a clipped update exceeds its bound; report this as a defect")
+            for name, total in self.total.items():
+                total += clipped[name].detach().to("cpu", torch.float64) * weight
         self.weights[update.client] = weight
         for name, value in update.info.items():
             self.info.setdefault(name, []).append(float(value))
+
+    def _add_on_grid(self, summand: Tensors, bound: float, weight: float) -> None:
+        """What is added is a multiple of the grid with an L2 norm of at most the bound."""
+        require(weight == 1.0 and len(self.weights) < MOST_SUMMANDS, PrivacyError,
+                f"summand {len(self.weights) + 1} of weight {weight} found in a sum that gets "
+                f"noise, expected at most {MOST_SUMMANDS} of weight 1; report this as a defect")
+        values = torch.cat([summand[name].detach().to("cpu", torch.float64).reshape(-1)
+                            for name in self.total] or [torch.zeros(0, dtype=torch.float64)])
+        rounded = toward_zero(clip_vector(values, bound), self.step)
+        sizes = [total.numel() for total in self.total.values()]
+        for total, part in zip(self.total.values(), torch.split(rounded, sizes), strict=True):
+            total += part.view(total.shape)
 
     def weighted(self, private: bool) -> ReleasedSum:
         """The sum in units of the mean weight, over the number counted (at least 1), without noise.

@@ -14,33 +14,34 @@ object. It must provide what ``Mechanism`` lists:
                  mechanism must be at least as private as that event says
     add_noise    (total, sigma, source, state) -> (noised total, state after it)
 
-``noise_multiplier`` is sigma / sensitivity. Nothing but ``add_noise`` sees a sum, and ``add_noise``
-may draw from ``source`` only. ``state`` holds what a mechanism with correlated noise remembers of
-its own earlier noise, tensors by name; it is empty before the first release of a stage, it is as
-secret as the noise, and it is saved with the run's checkpoint until the run is done. A round that
-was interrupted is drawn again from the state before it, and is accounted again. Under the unit
-"record" the sites add the noise step by step (``aulait.training.record_gradients``) and the
-aggregator adds none.
+``noise_multiplier`` is sigma / sensitivity. Nothing but ``add_noise`` sees a sum, and it may draw
+from ``source`` only. ``total`` lies on the public grid of noise of standard deviation sigma
+(``aulait.privacy.noise``), its summands were rounded toward zero, and ``source`` draws multiples of
+the grid of the standard deviation it is asked for: drawn with at most sigma, the noise hides the
+last bits of the sum as well as the first. Drawn with more it lies on a coarser grid, between whose
+points they show. What comes after the noise is post-processing and may be anything. ``state`` holds
+what a mechanism with correlated noise remembers of its own earlier noise, tensors by name; it is
+empty before the first release of a stage, it is as secret as the noise, and it is saved with the
+run's checkpoint until the run is done. A round that was interrupted is drawn again from the state
+before it, and is accounted again. Under the unit "record" the sites add the noise step by step
+(``aulait.training.record_gradients``) and the aggregator adds none.
 
-``total`` lies on the grid of ``sigma``, and ``source.gaussian`` gives multiples of that grid
-(``aulait.privacy.noise``); a mechanism that stays on it shows nothing by its lowest bits.
-
-A toy, whole: Gaussian noise of which nothing below one standard deviation is told, so that fewer
-bits need to travel; dropping them is post-processing and costs nothing.
+A toy, whole: coordinates that the noise alone explains are set to zero, which is post-processing
+and costs nothing.
 
     from aulait.privacy.mechanisms import Gaussian
 
-    class Coarse(Gaussian):
+    class Thresholded(Gaussian):
         def add_noise(self, total, sigma, source, state):
             noised, state = super().add_noise(total, sigma, source, state)
-            step = sigma or 1.0
-            return {name: (value / step).round() * step for name, value in noised.items()}, state
+            kept = {name: value * (value.abs() > 2 * sigma) for name, value in noised.items()}
+            return kept, state
 
-    coarse = Coarse()
+    thresholded = Thresholded()
 
     # pyproject.toml
     [project.entry-points."aulait.mechanism"]
-    coarse = "my_package:coarse"
+    thresholded = "my_package:thresholded"
 """
 
 from __future__ import annotations
@@ -82,8 +83,14 @@ class Mechanism(Protocol):
     def add_noise(
         self, total: Tensors, sigma: float, source: NoiseSource, state: Tensors
     ) -> tuple[Tensors, Tensors]:
-        """The sum with noise, float64, and what the mechanism remembers; ``total`` is sensitive
-        and lies on ``grid(sigma)``."""
+        """The sum with noise, float64, and what the mechanism remembers.
+
+        Args:
+            total: the sum, float64, on the grid of noise of this sigma; sensitive.
+            sigma: standard deviation of the noise; at most this may be asked of ``source``.
+            source: the only source of noise.
+            state: what the mechanism remembers.
+        """
 
 
 class Gaussian:
@@ -107,7 +114,8 @@ class Gaussian:
     def add_noise(
         self, total: Tensors, sigma: float, source: NoiseSource, state: Tensors
     ) -> tuple[Tensors, Tensors]:
-        """Independent noise, tensor by tensor in the order of ``total``; nothing is remembered."""
+        """Independent noise, tensor by tensor in the order of ``total``, on its grid; nothing is
+        remembered."""
         noised = {name: value + source.gaussian(tuple(value.shape), sigma)
                   for name, value in total.items()}
         return noised, state

@@ -1,23 +1,31 @@
 """Gaussian noise on a public grid: from the operating system's entropy for real runs, from a seed
 for tests and reproductions.
 
-A float32 or float64 number with noise has lowest bits that depend on the number before the noise,
-and they tell which of two sums was noised. So sums and noise live on one grid that is fixed by
-sigma alone: steps of g = 2^(floor(log2 sigma) - 20). What gets the noise is rounded toward zero
-onto the grid, summand by summand (``toward_zero``), which lengthens no vector and so keeps the
-sensitivity; sums of multiples of g are exact in float64 below 2^53 g; the noise is a multiple of g
-too. The set of values that can come out is then the same for every data set.
+**The grid.** A float32 or float64 number with noise has lowest bits that depend on the number
+before the noise, and they tell which of two sums was noised. So sums and noise live on one grid
+that is fixed by sigma alone: steps of g = 2^(floor(log2 sigma) - 20). What gets noise is rounded
+toward zero onto the grid, summand by summand (``toward_zero``), which lengthens no vector and so
+keeps the sensitivity; sums of multiples of g are exact in float64 (``check_exact``); the noise is
+N(0, sigma²) rounded to a multiple of g. For a sum S on the grid, S + round(N) = round(S + N): what
+is released is the Gaussian mechanism followed by a rounding that knows nothing of the data. It is
+accounted as the Gaussian mechanism, and the set of values that can come out is the same for every
+data set.
 
-The noise is a discrete Gaussian: the multiple k g has probability proportional to
-exp(-(k g)² / (2 sigma²)). It differs from N(0, sigma²) rounded to the grid, for which the
-accounting holds exactly (rounding the sum of a grid value and the noise is post-processing of the
-Gaussian mechanism), by a factor within 1 ± 2^-37 for every k up to 13 sigma, and the sampler by
-one within 1 ± 2^-45. With d coordinates in T releases that adds at most d T 2^-36 to epsilon,
-0.0004 at d T = 25 million; the accounting neglects it.
+**The sampler.** ``SystemNoise`` draws round(N / g) exactly but for a total variation of less than
+``TOTAL_VARIATION`` = 2^-200 a number. Box and Muller's formula is computed in float64 from 64
+random bits for each of its two uniforms. Its error is below 2^-40 sigma; where a number lies so
+near to the boundary between two multiples of g that this error could decide, or where a uniform is
+so near to 0 or 1 that the error could be larger, 192 further random bits are drawn for both
+uniforms and the formula is computed to 90 digits. No value up to 18.8 sigma is out of reach. Over
+d numbers in T releases of (epsilon, delta), the exact delta is at most
+delta + (1 + e^epsilon) · d · T · 2^-200: for epsilon below 50 and d · T below 2^40 that adds 1e-26,
+which the accounts leave out. That the entropy of the operating system cannot be told from random
+bits is assumed.
 
-Source: Canonne, Kamath, Steinke, "The Discrete Gaussian for Differential Privacy", NeurIPS 2020,
-algorithms 2 and 3; Mironov, "On significance of the least significant bits for differential
-privacy", CCS 2012, for the attack.
+Source: Mironov, "On significance of the least significant bits for differential privacy", CCS
+2012, for the attack; the doubtful cases are decided as in Ziv, "Fast evaluation of elementary
+mathematical functions with correctly rounded last bit", ACM TOMS 1991. Why not a discrete
+Gaussian: docs/decisions/0013-noise-on-a-grid.md.
 """
 
 from __future__ import annotations
@@ -25,36 +33,42 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from aulait.core.errors import PrivacyError, require
 
+TOTAL_VARIATION = 2.0**-200
 GRID_BITS = 20
-_MOST_TRIES = 1000  # of a decision; honest entropy needs more with probability below e^-300
-_EXACT = 2.0**53  # multiples of a power of two below this many steps are exact in float64
-
-_Words = np.ndarray[tuple[int], np.dtype[np.uint64]]
-_Numbers = np.ndarray[tuple[int], np.dtype[np.float64]]
+_EXACT = 2.0**52  # steps; float64 holds twice as many, which leaves room for the noise
+_SMALLEST, _LARGEST = 2.0**-900, 2.0**900
+_DOUBT = 2.0**-40  # of sigma; far above the error of the formula in float64
+_EDGE = np.uint64(1 << 40)  # of 2^64: nearer to 0 or 1 than this, a uniform needs more bits
+_MORE_BITS = 192
+_PRECISE = Context(prec=90, rounding=ROUND_HALF_EVEN)
+_PI = Decimal("3.14159265358979323846264338327950288419716939937510"
+              "58209749445923078164062862089986280348253421170679")
 
 
 def grid(std: float) -> float:
-    """The step of the public grid for noise of this standard deviation; 0 where there is none.
+    """The step g of the public grid for noise of this standard deviation.
+
+    Returns:
+        A power of two, std / 2^21 < g <= std / 2^20; 0, no grid, where there is no noise.
 
     Raises:
-        PrivacyError: std is negative, infinite, not a number, or so small that no step is left.
+        PrivacyError: std is negative, infinite, not a number, or so small or large that float64 has
+            no room for the grid.
     """
-    _check(std)
-    if std == 0.0:
-        return 0.0
-    step = math.ldexp(1.0, math.frexp(std)[1] - 1 - GRID_BITS)
-    require(step >= 2.0**-1000, PrivacyError,
-            f"noise standard deviation is {std}, expected at least 1e-290; check the bound")
-    return step
+    require(std == 0.0 or _SMALLEST <= std <= _LARGEST, PrivacyError,
+            f"noise standard deviation is {std}, expected 0 or a number between 1e-270 and 1e270; "
+            "check the noise multiplier and the bound")
+    return math.ldexp(1.0, math.frexp(std)[1] - 1 - GRID_BITS) if std else 0.0
 
 
 def toward_zero(values: Tensor, step: float) -> Tensor:
@@ -72,7 +86,7 @@ def toward_zero(values: Tensor, step: float) -> Tensor:
 
 
 def check_exact(largest: float, step: float) -> None:
-    """Raise unless sums of grid values are exact up to this size.
+    """Raise unless sums of grid values are exact up to this size, and with the noise.
 
     Args:
         largest: public bound of the absolute value of a sum.
@@ -83,11 +97,11 @@ def check_exact(largest: float, step: float) -> None:
     """
     require(step == 0.0 or largest < _EXACT * step, PrivacyError,
             f"a sum of up to {largest:.3g} found with noise on a grid of step {step:.3g}, expected "
-            "less than 2^53 steps; raise the noise multiplier")
+            "less than 2^52 steps; raise the noise multiplier")
 
 
 class NoiseSource(Protocol):
-    """Where the aggregator takes its noise from.
+    """Where noise comes from.
 
     Attributes:
         private: whether nobody can predict the noise. False makes the ledger say that the run is
@@ -106,8 +120,8 @@ class NoiseSource(Protocol):
         """The step of the grid on which noise of this standard deviation lies."""
 
     def gaussian(self, shape: tuple[int, ...], std: float) -> Tensor:
-        """Independent noise of standard deviation ``std``, multiples of ``step(std)``, float64, on
-        the CPU."""
+        """Independent N(0, std²) numbers, each rounded to the nearest multiple of ``step(std)``;
+        float64, on the CPU."""
 
 
 class SystemNoise:
@@ -125,19 +139,33 @@ class SystemNoise:
         return grid(std)
 
     def gaussian(self, shape: tuple[int, ...], std: float) -> Tensor:
-        """Independent discrete Gaussian numbers.
+        """Independent N(0, std²) numbers rounded to the grid; the head of this file says how, and
+        how exactly.
 
         Args:
             shape: shape of the result.
-            std: standard deviation, finite and at least 0.
+            std: standard deviation, at least 0.
 
         Returns:
             Tensor of ``shape``, float64, multiples of ``grid(std)``.
 
         Raises:
-            PrivacyError: std is negative, infinite or not a number.
+            PrivacyError: as ``grid``, or the entropy repeats itself.
         """
-        return _on_grid(_system_words, shape, std)
+        step, count = grid(std), math.prod(shape)
+        if not step:
+            return torch.zeros(shape, dtype=torch.float64)
+        radius_words, angle_words = _random_words(count), _random_words(count)
+        ratio = std / step  # in [2^20, 2^21), exact
+        uniform = np.maximum(radius_words, _EDGE) * 2.0**-64
+        radius = np.sqrt(-2.0 * np.log(uniform))
+        value = radius * np.cos(angle_words * (2.0 * math.pi * 2.0**-64)) * ratio
+        near = np.abs(value - np.floor(value) - 0.5) <= _DOUBT * ratio
+        doubtful = near | (radius_words < _EDGE) | (radius_words > ~_EDGE)
+        multiples = np.rint(value)
+        for i in np.flatnonzero(doubtful):
+            multiples[i] = _decided(int(radius_words[i]), int(angle_words[i]), ratio)
+        return torch.from_numpy(multiples * step).reshape(shape)
 
 
 class SeededNoise:
@@ -164,99 +192,57 @@ class SeededNoise:
         return grid(std)
 
     def gaussian(self, shape: tuple[int, ...], std: float) -> Tensor:
-        """The next numbers of this stream: N(0, std²) rounded to ``grid(std)``, float64.
+        """The next N(0, std²) numbers of this stream, float64, rounded to the grid.
 
         Raises:
-            PrivacyError: std is negative, infinite or not a number.
+            PrivacyError: as ``grid``.
         """
         step = grid(std)
-        values = torch.randn(shape, generator=self._generator, dtype=torch.float64) * std
-        return values if step == 0.0 else torch.round(values / step) * step
+        drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64) * std
+        return (drawn / step).round() * step if step else drawn
 
 
-def _on_grid(words: Callable[[int], _Words], shape: tuple[int, ...], std: float) -> Tensor:
-    """Discrete Gaussian numbers from a source of random 64-bit words."""
-    step = grid(std)
-    if step == 0.0:
-        return torch.zeros(shape, dtype=torch.float64)
-    drawn = discrete_gaussian(math.prod(shape), std / step, words)
-    return torch.from_numpy(drawn * step).reshape(shape)
-
-
-def discrete_gaussian(count: int, sigma: float, words: Callable[[int], _Words]) -> _Numbers:
-    """Whole numbers k with probability proportional to exp(-k² / (2 sigma²)).
-
-    Rejection from a discrete Laplace distribution. Every decision compares a uniform number of 53
-    significant bits, also near zero, with a probability that is right to 2^-46 of itself.
-
-    Args:
-        count: how many.
-        sigma: at least 1 and at most 2^40.
-        words: n -> n independent uniform 64-bit words.
+def _random_words(count: int) -> NDArray[np.uint64]:
+    """64 random bits for each of so many numbers.
 
     Raises:
-        PrivacyError: the words are not random.
+        PrivacyError: they are all the same, which honest entropy does with probability 2^-64.
     """
-    scale = math.floor(sigma) + 1
-    found: list[_Numbers] = [np.zeros(0)]
-    missing = count
-    for _ in range(_MOST_TRIES):
-        if missing == 0:
-            return np.concatenate(found)
-        laplace = _discrete_laplace(int(missing * 1.6) + 16, scale, words)
-        distance = np.abs(laplace) - sigma * sigma / scale
-        accepted = _uniforms(len(laplace), words) <= np.exp(-((distance / sigma) ** 2) / 2)
-        found.append(laplace[accepted][:missing])
-        missing -= len(found[-1])
-    raise PrivacyError("the source of randomness repeats itself, expected independent bits; no "
-                       "noise can be drawn on this machine")
+    words = np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
+    require(count < 2 or bool((words != words[0]).any()), PrivacyError,
+            "the source of randomness repeats itself, expected independent bits; no noise can be "
+            "drawn on this machine")
+    return words
 
 
-def _discrete_laplace(tries: int, scale: int, words: Callable[[int], _Words]) -> _Numbers:
-    """Some whole numbers k with probability proportional to exp(-|k| / scale); fewer than
-    ``tries``."""
-    low = _below(tries, scale, words)
-    low = low[_uniforms(len(low), words) <= np.exp(-low / scale)]
-    # whole multiples of the scale: a geometric number of successes of probability 1/e
-    high = np.zeros(len(low))
-    going = np.arange(len(low))
-    for _ in range(_MOST_TRIES):
-        if not len(going):
-            break
-        going = going[_uniforms(len(going), words) <= math.exp(-1.0)]
-        high[going] += 1.0
-    size = low + scale * high
-    negative = (words(len(size)) & np.uint64(1)).astype(bool)
-    kept = ~(negative & (size == 0.0))  # zero would be counted twice
-    size[negative] *= -1.0
-    signed: _Numbers = size[kept]
-    return signed
+def _decided(radius_word: int, angle_word: int, ratio: float) -> float:
+    """The multiple of the grid for one number: Box and Muller's formula from the 64 bits that are
+    known of both uniforms and 192 further ones, to 90 digits.
+
+    Args:
+        radius_word: leading 64 bits of the uniform behind the radius.
+        angle_word: leading 64 bits of the uniform behind the angle.
+        ratio: sigma over the step of the grid.
+    """
+    with localcontext(_PRECISE):
+        radius = (-2 * _with_more_bits(radius_word).ln()).sqrt()
+        value = radius * _cosine(2 * _PI * _with_more_bits(angle_word)) * Decimal(ratio)
+        return float(value.to_integral_value(ROUND_HALF_EVEN))
 
 
-def _below(count: int, bound: int, words: Callable[[int], _Words]) -> _Numbers:
-    """Whole numbers uniform on 0 ... bound - 1, without a bias; fewer than ``count`` at times."""
-    limit = (2**64 // bound) * bound
-    drawn = words(count)
-    drawn = drawn[drawn <= np.uint64(limit - 1)]
-    low: _Numbers = (drawn % np.uint64(bound)).astype(np.float64)
-    return low
+def _with_more_bits(word: int) -> Decimal:
+    """A number in (0, 1) of 256 random bits, whose first 64 are given; the middle of its
+    interval."""
+    more = int.from_bytes(os.urandom(_MORE_BITS // 8), "big")
+    return Decimal(2 * ((word << _MORE_BITS) | more) + 1) / Decimal(1 << (64 + _MORE_BITS + 1))
 
 
-def _uniforms(count: int, words: Callable[[int], _Words]) -> _Numbers:
-    """Numbers uniform on (0, 1], with 53 significant bits down to 2^-75."""
-    high, low = words(count).astype(np.float64), words(count).astype(np.float64)
-    drawn: _Numbers = (high + (low + 1.0) * 2.0**-64) * 2.0**-64
-    return drawn
-
-
-def _system_words(count: int) -> _Words:
-    return np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
-
-
-def _check(std: float) -> None:
-    require(
-        math.isfinite(std) and std >= 0,
-        PrivacyError,
-        f"noise standard deviation is {std}, expected a finite number >= 0; check the noise "
-        "multiplier and the bound",
-    )
+def _cosine(angle: Decimal) -> Decimal:
+    """Its series, for angles in [0, 2 pi], in the precision of the context."""
+    term = total = Decimal(1)
+    place = 0
+    while abs(term) > Decimal("1e-95"):
+        place += 2
+        term = -term * angle * angle / (place * (place - 1))
+        total += term
+    return total

@@ -3,15 +3,17 @@
 import math
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aulait.core.errors import PrivacyError
 from aulait.privacy import noise as noise_module
-from aulait.privacy.clipping import clip, norm
+from aulait.privacy.clipping import MOST_SUMMANDS, clip, clip_vector, norm
 from aulait.privacy.noise import SeededNoise, SystemNoise, check_exact, grid, toward_zero
 
 
@@ -113,14 +115,6 @@ def test_a_stuck_source_of_randomness_ends_in_one_line(monkeypatch, byte):
         SystemNoise().gaussian((8,), 1.0)
 
 
-def test_uniforms_have_53_significant_bits_also_near_zero():
-    high = np.array([1 << 63, 0, (1 << 64) - 1, 0], dtype=np.uint64)
-    low = np.array([0, 1 << 63, (1 << 64) - 1, 0], dtype=np.uint64)
-    words = iter([high, low])
-    drawn = noise_module._uniforms(4, lambda count: next(words))
-    assert drawn.tolist() == [0.5, 2.0**-65, 1.0, 2.0**-128]
-
-
 # -- the public grid -------------------------------------------------------------------------------
 
 
@@ -169,21 +163,8 @@ def test_sums_on_the_grid_are_exact_in_any_order_and_commute_with_rounding(value
 def test_sums_that_would_not_be_exact_are_refused():
     check_exact(1e3, grid(1.0))
     check_exact(1e300, 0.0)
-    with pytest.raises(PrivacyError, match="2\\^53"):
-        check_exact(2.0**34, grid(1.0))
-
-
-def test_whole_numbers_have_the_probabilities_of_the_discrete_gaussian():
-    """Chi squared over all cells of a small sigma, where every probability can be written down."""
-    sigma, count = 1.3, 200_000
-    drawn = noise_module.discrete_gaussian(count, sigma, noise_module._system_words)
-    cells = np.arange(-5, 6)
-    weight = np.exp(-np.arange(-60.0, 61.0) ** 2 / (2 * sigma**2))
-    expected = count * np.exp(-(cells**2.0) / (2 * sigma**2)) / weight.sum()
-    seen = np.array([(drawn == cell).sum() for cell in cells])
-    chi = float(((seen - expected) ** 2 / expected).sum())
-    assert chi < 45  # ten degrees of freedom: probability 2e-6
-    assert np.abs(drawn).max() < 9
+    with pytest.raises(PrivacyError, match="2\\^52"):
+        check_exact(2.0**33, grid(1.0))
 
 
 def test_on_the_grid_it_is_the_rounded_normal_distribution():
@@ -192,6 +173,135 @@ def test_on_the_grid_it_is_the_rounded_normal_distribution():
     ideal = np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in drawn])
     distance = np.abs(ideal - (np.arange(len(drawn)) + 0.5) / len(drawn)).max()
     assert distance < 2.7 / math.sqrt(len(drawn))  # probability 1e-6
+
+
+def normal_of(radius_bits: int, angle_bits: int, count: int) -> mpmath.mpf:
+    """Box and Muller's formula in another library, from uniforms of so many bits."""
+    with mpmath.workdps(80):
+        u, v = (mpmath.mpf(2 * bits + 1) / mpmath.mpf(2) ** (count + 1) for bits in (radius_bits, angle_bits))
+        return mpmath.sqrt(-2 * mpmath.log(u)) * mpmath.cos(2 * mpmath.pi * v)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 24), st.floats(1.0, 1.999))
+def test_every_number_is_the_one_that_exact_arithmetic_gives(radius, angle, shift, std):
+    """Far from a boundary the formula in float64 decides, near one the further bits do; here they are zeros."""
+    words = iter([radius >> shift, angle])
+
+    def entropy(count):
+        return (next(words).to_bytes(8, "little") if count == 8 else bytes(count))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noise_module.os, "urandom", entropy)
+        (found,) = (SystemNoise().gaussian((1,), std) / grid(std)).tolist()
+    exact = normal_of((radius >> shift) << 192, angle << 192, 256) * mpmath.mpf(std / grid(std))
+    assert found == pytest.approx(float(mpmath.nint(exact)), abs=0.0) or abs(abs(exact - mpmath.floor(exact)) - 0.5) < 1e-6
+
+
+def test_the_formula_in_float64_is_far_better_than_what_counts_as_doubt():
+    generator = np.random.default_rng(1)
+    words = generator.integers(1 << 40, 2**64 - (1 << 40), (2, 300), dtype=np.uint64)
+    words[0, ::3] >>= generator.integers(0, 23, 100, dtype=np.uint64)
+    words[0, 1::3] = np.uint64(2**64 - 1) - (words[0, 1::3] >> np.uint64(20)) - np.uint64(1 << 40)
+    found = np.sqrt(-2.0 * np.log(words[0] * 2.0**-64)) * np.cos(words[1] * (2.0 * math.pi * 2.0**-64))
+    wanted = [normal_of(int(u), int(v), 64) for u, v in words.T]
+    errors = [abs(float(mpmath.mpf(float(f)) - w)) for f, w in zip(found, wanted, strict=True)]
+    assert max(errors) < 2.0**-41 < noise_module._DOUBT
+
+
+def test_doubtful_numbers_are_decided_by_further_bits(monkeypatch):
+    """A number on the boundary of two multiples goes one way or the other, as its further bits say."""
+    ratio = 1.5 * 2**20
+    target = (12345.5 / ratio) ** 2 / 2  # radius with cosine 1
+    word = int(math.exp(-target) * 2.0**64)
+    both = set()
+    for more in (b"\x00", b"\xff"):
+        for offset in range(-3000, 3000, 1000):
+            monkeypatch.setattr(noise_module.os, "urandom", lambda count, more=more: more * count)
+            both.add(noise_module._decided(word + offset * 2**20, 0, ratio))
+    assert {12345.0, 12346.0} <= both
+
+
+def test_doubt_is_rare(monkeypatch):
+    decided = []
+    real = noise_module._decided
+    monkeypatch.setattr(noise_module, "_decided", lambda *args: decided.append(args) or real(*args))
+    SystemNoise().gaussian((1_000_000,), 1.9)
+    assert len(decided) < 40  # 4 expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(-800, 800))
+def test_the_grid_is_a_power_of_two_that_follows_from_sigma(log):
+    std = 2.0**log
+    step = grid(std)
+    assert math.frexp(step)[0] == 0.5
+    assert 2**20 <= std / step < 2**21
+    for source in (SystemNoise(), SeededNoise(1)):
+        drawn = source.gaussian((20,), std) / step
+        assert torch.equal(drawn, drawn.round())
+        assert bool(drawn.any())
+    assert grid(0.0) == 0.0
+    for bad in (-1.0, math.nan, math.inf, 1e-300, 1e300):
+        with pytest.raises(PrivacyError, match="standard deviation"):
+            grid(bad)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**31), st.floats(-3, 3), st.floats(-6, 6), st.sampled_from([torch.float32, torch.float64]), st.integers(1, 200))
+def test_rounding_toward_zero_never_lengthens_and_clipped_vectors_keep_the_bound_exactly(seed, log_bound, log_size, dtype, count):
+    values = (torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 10**log_size).to(dtype)
+    bound, step = 10**log_bound, grid(10**log_bound * 1.3)
+    rounded = toward_zero(values, step)
+    assert bool((rounded.abs() <= values.double().abs()).all())
+    assert bool(((rounded * values.double()) >= 0).all())
+    assert torch.equal(rounded / step, (rounded / step).round())
+    assert bool(((rounded - values.double()).abs() < step).all())
+    clipped = toward_zero(clip_vector(values.double(), bound), step)
+    assert sum(Fraction(x) ** 2 for x in clipped.tolist()) <= Fraction(bound) ** 2
+    short = clip_vector(values.double(), bound)
+    assert sum(Fraction(x) ** 2 for x in short.tolist()) <= Fraction(bound) ** 2
+    assert torch.equal(toward_zero(values, 0.0), values.double())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2**31), st.floats(-8, 8)), min_size=1, max_size=12), st.floats(-10, 12), st.data())
+def test_sums_on_the_grid_are_exact_in_any_order(summands, log_z, data):
+    """Against rational numbers; with as little noise as is allowed, and more."""
+    bound, sigma = 1.0, 2.0**log_z
+    step = grid(sigma)
+    check_exact(MOST_SUMMANDS * bound, step)
+    vectors = [toward_zero(clip_vector(torch.randn(5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 10**size, bound), step)
+               for seed, size in summands]
+    order = data.draw(st.permutations(range(len(vectors))))
+    total = torch.zeros(5, dtype=torch.float64)
+    for i in order:
+        total += vectors[i]
+    exact = [sum((Fraction(v[j].item()) for v in vectors), Fraction(0)) for j in range(5)]
+    assert [Fraction(x) for x in total.tolist()] == exact
+    noise = SeededNoise(summands[0][0]).gaussian((5,), sigma)
+    noised = total + noise
+    assert [Fraction(x) for x in noised.tolist()] == [e + Fraction(n) for e, n in zip(exact, noise.tolist(), strict=True)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(-(2**40), 2**40), st.fractions(-(2**24), 2**24))
+def test_a_sum_on_the_grid_plus_rounded_noise_is_the_rounded_noised_sum(multiple, noise):
+    """In exact arithmetic, for S = multiple · g and N = noise · g: nothing but the Gaussian mechanism and a rounding.
+
+    At a half, which has probability zero, the even neighbour may be another one."""
+    if abs(noise - math.floor(noise)) != Fraction(1, 2):
+        assert multiple + round(noise) == round(multiple + noise)
+    assert float(multiple + round(noise)) == float(multiple) + float(round(noise))
+
+
+def test_the_distribution_is_the_gaussian_s(monkeypatch):
+    """Kolmogorov and Smirnov, of the middle and of the tail."""
+    x = SystemNoise().gaussian((200_000,), 1.7).numpy() / 1.7
+    assert scipy.stats.kstest(x, "norm").pvalue > 1e-6
+    beyond = np.abs(x[np.abs(x) > 2.0])
+    tail = scipy.stats.norm(loc=0, scale=1)
+    assert scipy.stats.kstest(beyond, lambda v: (tail.cdf(v) - tail.cdf(2.0)) / tail.sf(2.0)).pvalue > 1e-6
 
 
 def test_seeded_noise_restarts_at_each_release():
