@@ -23,7 +23,7 @@ from aulait.runfolder.schema import LedgerEntry
 
 MECHANISMS = {
     ("client", "gaussian"): "Gaussian noise on the sum over clients, at the coordinator",
-    ("record", "gaussian"): "Gaussian noise on each site's votes, at the site",
+    ("record", "gaussian-votes"): "Gaussian noise on each site's sum of clipped votes, at the site",
     ("record", "dp-sgd"): "Gaussian noise on a step's sum of clipped gradients, at the site "
                           "(DP-SGD)",
     ("record", "gaussian-batch"): "Gaussian noise on the clipped gradient of a batch, at the site",

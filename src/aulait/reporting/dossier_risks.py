@@ -153,7 +153,7 @@ def _beyond(run: RunFiles, personal: bool) -> Iterator[Risk]:
     deployed = story.is_deployed(run)
     yield ("other runs on the same text", "ε is that of this run alone; runs add up. Looking at "
            "several runs and keeping one counts all of them.",
-           "Each site's account over its lifetime (limits.lifetime in its file)." if deployed
+           "Each site's account over its lifetime (limits.lifetime_epsilon in its file)." if deployed
            else "Choose settings on public text; add up the ε of every run that was looked at.")
     if story.evaluated_texts(run) == story.HELD_OUT and not deployed:
         yield ("held-out scores", "The simulation measures them on private text, without noise; "

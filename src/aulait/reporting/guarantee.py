@@ -15,7 +15,8 @@ FALSE_ALARM: Final = 0.01
 
 NEARLY_ALWAYS: Final = 0.995
 _NORMAL: Final = NormalDist()
-_GAUSSIAN: Final = {("client", "gaussian"), ("record", "dp-sgd"), ("record", "gaussian-batch")}
+_GAUSSIAN: Final = {("client", "gaussian"), ("record", "dp-sgd"), ("record", "gaussian-batch"),
+                    ("record", "gaussian-votes")}
 
 
 def detection(epsilon: float, delta: float, false_alarm: float = FALSE_ALARM) -> float:
