@@ -8,7 +8,7 @@ promised, what is spent and what is told cannot drift apart.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -98,6 +98,15 @@ class PrivacyPlan:
     budget: Mapping[str, float]
     epsilon: Mapping[str, float]
     exact_roles: tuple[str, ...] = ()
+
+    @property
+    def events(self) -> dict[str, Counter[Event]]:
+        """Role -> everything that it will be charged with, as the accountant counts it."""
+        found: defaultdict[str, Counter[Event]] = defaultdict(Counter)
+        for release in self.releases:
+            for role in release.roles:
+                found[role] += release.events
+        return dict(found)
 
     def noise_multiplier(self, stage: str) -> float:
         """Noise over sensitivity of the stage's releases: 0 without privacy; infinite where no

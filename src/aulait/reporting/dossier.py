@@ -7,14 +7,14 @@ ledger lines), so every sentence and figure is made the same way for both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from itertools import groupby
 from pathlib import Path
 
 from aulait.core.files import JsonObject
-from aulait.reporting import dossier_risks, guarantee, numbers, page, promise, story
+from aulait.reporting import dossier_risks, numbers, page, promise, story
 from aulait.reporting.folder import RunFiles
 from aulait.reporting.markup import PageTable, rendered
 from aulait.reporting.privacy import trust_table
@@ -64,6 +64,8 @@ class DossierSubject:
         personal: whether clients end with adapters of their own.
         sent: what leaves the sites.
         hashes: (name, hash or version).
+        curves: role -> further pairs (epsilon, delta) that its releases keep; a role without
+            sampling has none.
     """
 
     run: RunFiles
@@ -71,6 +73,17 @@ class DossierSubject:
     personal: bool
     sent: Sequence[SentBytes]
     hashes: Sequence[tuple[str, str]]
+    curves: Mapping[str, promise.Curve] = field(default_factory=dict)
+
+    @property
+    def shared_curve(self) -> promise.Curve:
+        """Pairs that every role keeps: at each delta the largest epsilon; none where a role has
+        none."""
+        roles = story.placements(self.run)
+        if not roles or not all(self.curves.get(role) for role in roles):
+            return ()
+        rows = zip(*(self.curves[role] for role in roles), strict=True)
+        return [(max(epsilon for epsilon, _ in row), row[0][1]) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -94,15 +107,15 @@ class RolePromise:
     success: float
 
 
-def role_promises(run: RunFiles) -> list[RolePromise]:
+def role_promises(subject: DossierSubject) -> list[RolePromise]:
     """The promise of every role that has clients."""
+    run = subject.run
     bare = bool(dossier_risks.alarms(run))
     found = []
     for role, clients in story.placements(run).items():
         lines = [line for line in run.ledger if role in (line.role or "").split("+")]
         epsilon = run.result.privacy.epsilon.value(role)
-        best = guarantee.best_success(epsilon, run.result.privacy.delta,
-                                      guarantee.role_mu(run, role))
+        best = promise.bounds_of(run, role, subject.curves.get(role, ())).success()
         found.append(RolePromise(role, clients, len(lines),
                                  round(sum(line.steps_taken or 0 for line in lines)),
                                  None if story.is_off(run) else epsilon, 1.0 if bare else best))
@@ -128,7 +141,7 @@ def figures(subject: DossierSubject) -> JsonObject:
         "not_private": dossier_risks.alarms(run),
         "roles": {found.role: {"clients": found.clients, "releases": found.releases,
                                "steps": found.steps, "epsilon": found.epsilon,
-                               "best_success": found.success} for found in role_promises(run)},
+                               "best_success": found.success} for found in role_promises(subject)},
         "sent": [vars(row) for row in subject.sent],
         "risks": [name for name, _, _ in dossier_risks.risks(run, subject.personal)],
         "hashes": dict(subject.hashes),
@@ -150,14 +163,15 @@ def write_dossier(subject: DossierSubject, out: Path, written: date) -> Path:
         no_purpose=NO_PURPOSE,
         promised=not story.is_off(run),
         facts=_facts(run),
-        promises=_promise_table(run),
+        promises=_promise_table(subject),
         limits=promise.unit_limits(run),
-        attack=story.attack_sentences(run),
+        attack=story.attack_sentences(run, subject.shared_curve),
         work=_work_table(run),
         sent=_sent_table(subject),
         trust=_trust_table(run),
         risks=PageTable(["what remains", "here", "what lowers it"],
-                        dossier_risks.risks(run, subject.personal), words=(0, 1, 2)),
+                        dossier_risks.risks(run, subject.personal, subject.shared_curve),
+                        words=(0, 1, 2)),
         not_covered=dossier_risks.NOT_COVERED,
         releases=release_table(run),
         hashes=subject.hashes,
@@ -188,9 +202,9 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     ]
 
 
-def _promise_table(run: RunFiles) -> PageTable:
+def _promise_table(subject: DossierSubject) -> PageTable:
     rows = []
-    for found in role_promises(run):
+    for found in role_promises(subject):
         factor = promise.factor(found.epsilon)
         bounded = found.success < 1.0
         rows.append([
@@ -201,7 +215,7 @@ def _promise_table(run: RunFiles) -> PageTable:
             else f"no bound ({numbers.epsilon(found.epsilon)} with secret noise)",
             f"{factor} times" if factor and bounded else "no bound",
             promise.rate(found.success) if bounded else "certainty"])
-    noun = promise.one_unit(run)
+    noun = promise.one_unit(subject.run)
     return PageTable(["role", "clients", "releases", "ε at most", f"likelier with a {noun}",
                       "best guess is right"], rows, words=(0, 1))
 

@@ -64,28 +64,28 @@ def generator_host(run: RunFiles) -> str | None:
     return None
 
 
-def risks(run: RunFiles, personal: bool) -> list[Risk]:
+def risks(run: RunFiles, personal: bool, curve: promise.Curve = ()) -> list[Risk]:
     """The risks that the settings of this run leave, the gravest kinds first.
 
     Args:
         run: as planned, or as it was.
         personal: whether clients end with adapters of their own.
+        curve: further pairs (epsilon, delta) that the releases of every role keep.
     """
     if story.is_off(run):
         return [("no privacy", "Every update and vote is used as it is.",
                  "Set privacy.epsilon, delta, relation; see docs/privacy.md.")]
-    return [*_size(run), *_unit(run), *_membership(run), *_beyond(run, personal)]
+    known = guarantee.Bounds() if alarms(run) else promise.bounds_of(run, curve=curve)
+    return [*_size(run, known), *_unit(run, known), *_membership(run), *_beyond(run, personal)]
 
 
-def _size(run: RunFiles) -> Iterator[Risk]:
+def _size(run: RunFiles, known: guarantee.Bounds) -> Iterator[Risk]:
     """Numbers that promise little."""
     privacy, clients = run.result.privacy, run.result.clients
-    epsilon, delta = privacy.epsilon.max, privacy.delta
-    if epsilon is not None and delta is not None and not alarms(run):
-        best = guarantee.best_success(epsilon, delta, guarantee.gaussian_mu(run))
-        if best > 0.9:
-            yield ("ε is large", f"The best guess is right in up to {promise.rate(best)} of cases.",
-                   "A smaller privacy.epsilon, fewer rounds, or more data for the same use.")
+    delta, best = privacy.delta, known.success()
+    if 0.9 < best < 1.0:
+        yield ("ε is large", f"The best guess is right in up to {promise.rate(best)} of cases.",
+               "A smaller privacy.epsilon, fewer rounds, or more data for the same use.")
     if delta and clients and delta * clients >= 1:
         yield ("δ is large", "As much as one whole client may be lost in the δ.",
                "privacy.delta far below one over the number of units.")
@@ -94,39 +94,27 @@ def _size(run: RunFiles) -> Iterator[Risk]:
                "Fewer rounds, or another budget, decided before the next run.")
 
 
-def _unit(run: RunFiles) -> Iterator[Risk]:
+def _unit(run: RunFiles, known: guarantee.Bounds) -> Iterator[Risk]:
     """People who are more than one unit."""
     unit, field = promise.protected_unit(run), promise.unit_field(run)
-    if unit == "record" and field is None:
-        yield (f"one person, {GROUP} records at a site", _group(run),
+    record = unit == "record"
+    if record and field is None:
+        yield (f"one person, {GROUP} records at a site", _guess(known, known.group_success(GROUP)),
                "privacy.unit_field, where a field of the rows names the person.")
     if field is not None:
-        yield (f"one person under two values of “{field}”", _group(run, 2),
+        yield (f"one person under two values of “{field}”", _guess(known, known.group_success(2)),
                "One value a person, checked by each site before it takes part.")
-    yield (f"one person at two {'sites' if unit == 'record' else 'clients'}", _apart(run),
+    best = known.spread_success(2) if record else known.group_success(2)
+    yield (f"one person at two {'sites' if record else 'clients'}", _guess(known, best),
            "Sites that serve the same people join as one client, or halve their budgets.")
 
 
-def _group(run: RunFiles, size: int = GROUP) -> str:
-    epsilon, delta = run.result.privacy.epsilon.max, run.result.privacy.delta
-    if epsilon is None or delta is None or alarms(run):
+def _guess(known: guarantee.Bounds, best: float) -> str:
+    """What the attacker can do about more than one unit."""
+    if not known.pairs:
         return "No bound."
-    best = guarantee.group_success(epsilon, delta, guarantee.gaussian_mu(run), size)
-    return (f"ε counts {numbers.count(size)} times; the best guess about the person is right in up "
-            f"to {promise.rate(best)} of cases.")
-
-
-def _apart(run: RunFiles) -> str:
-    epsilon, delta = run.result.privacy.epsilon.max, run.result.privacy.delta
-    if epsilon is None or delta is None or alarms(run):
-        return "No bound."
-    mu = guarantee.gaussian_mu(run)
-    if promise.protected_unit(run) == "record":
-        best = guarantee.spread_success(epsilon, delta, mu, 2)
-    else:
-        best = guarantee.group_success(epsilon, delta, mu, 2)
-    return (f"The two add up to at most ε = {numbers.epsilon(2 * epsilon)}; the best guess is "
-            f"right in up to {promise.rate(best)} of cases.")
+    return (f"The costs add up: the best guess about the person is right in up to "
+            f"{promise.rate(best)} of cases.")
 
 
 def _membership(run: RunFiles) -> Iterator[Risk]:
@@ -153,7 +141,7 @@ def _beyond(run: RunFiles, personal: bool) -> Iterator[Risk]:
     deployed = story.is_deployed(run)
     yield ("other runs on the same text", "ε is that of this run alone; runs add up. Looking at "
            "several runs and keeping one counts all of them.",
-           "Each site's account over its lifetime (limits.lifetime_epsilon in its file)." if deployed
+           "limits.lifetime_epsilon of each site, over all runs." if deployed
            else "Choose settings on public text; add up the ε of every run that was looked at.")
     if story.evaluated_texts(run) == story.HELD_OUT and not deployed:
         yield ("held-out scores", "The simulation measures them on private text, without noise; "

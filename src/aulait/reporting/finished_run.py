@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from aulait.reporting import story
 from aulait.reporting.dossier import DossierSubject, SentBytes
 from aulait.reporting.folder import RunFiles, read_run
 from aulait.reporting.numbers import NOT_RECORDED
+from aulait.reporting.promise import Curve
 from aulait.reporting.values import sum_of, words
 
 
-def finished_run(path: Path) -> DossierSubject:
+def finished_run(path: Path, curves: Mapping[str, Curve] | None = None) -> DossierSubject:
     """The subject of a run folder.
+
+    Args:
+        path: the folder.
+        curves: role -> further pairs (epsilon, delta) that its releases keep.
 
     Raises:
         DataError: the path is not a run folder.
     """
     run = read_run(path)
     personal = story.is_personal(run) or (path / "personal").is_dir()
-    return DossierSubject(run, False, personal, _sent(run), _hashes(run))
+    return DossierSubject(run, False, personal, _sent(run), _hashes(run), curves or {})
 
 
 def _sent(run: RunFiles) -> list[SentBytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
 
@@ -62,36 +64,53 @@ def gaussian_success(mu: float) -> float:
     return _NORMAL.cdf(mu / 2)
 
 
-def best_success(epsilon: float | None, delta: float | None, mu: float | None) -> float:
-    """The smaller of the two bounds on the share of right guesses; 1 where there is none.
+@dataclass(frozen=True)
+class Bounds:
+    """What is known of a unit's releases: each of these holds.
 
-    Args:
-        epsilon: of the role; None is infinite.
-        delta: of the run.
-        mu: of the role's Gaussian releases; None where they are not all Gaussian.
+    Attributes:
+        pairs: (epsilon, delta); the promised one, and others of the same releases.
+        mu: of the releases, where all are Gaussian; without credit for sampling. None otherwise.
     """
-    general = 1.0 if epsilon is None or delta is None else success(epsilon, delta)
-    return general if mu is None else min(general, gaussian_success(mu))
+
+    pairs: Sequence[tuple[float, float]] = ()
+    mu: float | None = None
+
+    def success(self) -> float:
+        """The largest share of right guesses about one unit; 1 where nothing is known."""
+        return min([1.0, *(success(*pair) for pair in self.pairs), *self._gaussian(1.0)])
+
+    def detection(self) -> float:
+        """The largest share of true cases that can be detected at ``FALSE_ALARM``."""
+        sharp: tuple[float, ...] = () if self.mu is None else (gaussian_detection(self.mu),)
+        return min([1.0, *(detection(*pair) for pair in self.pairs), *sharp])
+
+    def group_success(self, size: int) -> float:
+        """The largest share of right guesses about ``size`` units of one site together.
+
+        Against (epsilon, delta) the group has (k epsilon, delta (e^(k epsilon) − 1) / (e^epsilon −
+        1)) (Vadhan, 2017), against Gaussian releases k mu (Dong, Roth and Su, 2022).
+        """
+        general = (success(size * epsilon, min(1.0, delta * _repeated(epsilon, size)))
+                   for epsilon, delta in self.pairs)
+        return min([1.0, *general, *self._gaussian(size)])
+
+    def spread_success(self, sites: int) -> float:
+        """The largest share of right guesses about somebody with one unit at each of ``sites``
+        sites, whose releases compose: (s epsilon, s delta), or sqrt(s) mu."""
+        general = (success(sites * epsilon, min(1.0, sites * delta))
+                   for epsilon, delta in self.pairs)
+        return min([1.0, *general, *self._gaussian(math.sqrt(sites))])
+
+    def _gaussian(self, factor: float) -> tuple[float, ...]:
+        return () if self.mu is None else (gaussian_success(factor * self.mu),)
 
 
-def group_success(epsilon: float, delta: float, mu: float | None, size: int) -> float:
-    """The largest share of right guesses about ``size`` units of one site together.
-
-    Against (epsilon, delta) the group has (k epsilon, delta (e^(k epsilon) − 1) / (e^epsilon − 1))
-    (Vadhan, 2017), against Gaussian releases k mu (Dong, Roth and Su, 2022).
-    """
-    general = 1.0
-    if 0 < size * epsilon < 700:
-        general = success(size * epsilon, min(1.0, delta * math.expm1(size * epsilon)
-                                              / math.expm1(epsilon)))
-    return general if mu is None else min(general, gaussian_success(size * mu))
-
-
-def spread_success(epsilon: float, delta: float, mu: float | None, sites: int) -> float:
-    """The largest share of right guesses about somebody with one unit at each of ``sites`` sites,
-    whose releases compose: (s epsilon, s delta), or sqrt(s) mu."""
-    general = success(sites * epsilon, min(1.0, sites * delta))
-    return general if mu is None else min(general, gaussian_success(math.sqrt(sites) * mu))
+def _repeated(epsilon: float, size: int) -> float:
+    """1 + e^epsilon + ... + e^((size - 1) epsilon)."""
+    if (size - 1) * epsilon > 600:
+        return math.inf
+    return math.fsum(math.exp(k * epsilon) for k in range(size))
 
 
 def gaussian_mu(run: RunFiles) -> float | None:

@@ -4,11 +4,14 @@ do. The report and the dossier say these sentences; they stand here once."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 from aulait.reporting import guarantee, numbers
 from aulait.reporting.folder import RunFiles
 from aulait.reporting.values import value_at, words
+
+Curve = Sequence[tuple[float, float]]
 
 RELATIONS: Final = {
     "add-remove": "with and without it (add or remove one)",
@@ -78,13 +81,33 @@ def question(run: RunFiles) -> str:
     return "a given client took part" if noun == "client" else f"a given {noun} was among the data"
 
 
-def attack_sentences(run: RunFiles) -> list[str]:
+def bounds_of(run: RunFiles, role: str = "max", curve: Curve = ()) -> guarantee.Bounds:
+    """What the run tells of a role's releases; nothing where its epsilon has no bound.
+
+    Args:
+        run: as planned, or as it was.
+        role: "max" for any.
+        curve: further pairs (epsilon, delta) of the same releases.
+    """
+    epsilon, delta = run.result.privacy.epsilon.value(role), run.result.privacy.delta
+    if epsilon is None or delta is None:
+        return guarantee.Bounds()
+    mu = guarantee.gaussian_mu(run) if role == "max" else guarantee.role_mu(run, role)
+    return guarantee.Bounds(((epsilon, delta), *curve), mu)
+
+
+def attack_sentences(run: RunFiles, curve: Curve = ()) -> list[str]:
     """What epsilon means for one unit, as sentences for someone who approves runs; for a run whose
-    releases all carry secret noise."""
+    releases all carry secret noise.
+
+    Args:
+        run: as planned, or as it was.
+        curve: further pairs (epsilon, delta) that the releases of every role keep.
+    """
     epsilon, delta = run.result.privacy.epsilon.max, run.result.privacy.delta
     if epsilon is None or delta is None:
         return [no_bound()]
-    bound = guarantee.detection(epsilon, delta)
+    bound, known = guarantee.detection(epsilon, delta), bounds_of(run, curve=curve)
     best = (
         f"Take an attacker who sees all that was released and must decide whether {question(run)}.")
     text = (
@@ -98,8 +121,7 @@ def attack_sentences(run: RunFiles) -> list[str]:
             "nothing against it."
         )
     found = [best, text]
-    mu = guarantee.gaussian_mu(run)
-    sharp = guarantee.gaussian_detection(mu) if mu is not None else 1.0
+    sharp = known.detection()
     if sharp < bound - 0.005:
         found.append(
             "The ledger allows a sharper statement, because every release was Gaussian with known "
@@ -107,7 +129,7 @@ def attack_sentences(run: RunFiles) -> list[str]:
     guess = numbers.percent(guarantee.FALSE_ALARM, 0)
     return [*found,
             f"For comparison: blind guessing at the same rate of false alarms recognises {guess}.",
-            even_odds(guarantee.best_success(epsilon, delta, mu))]
+            even_odds(known.success())]
 
 
 def even_odds(success: float) -> str:

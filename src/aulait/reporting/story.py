@@ -241,11 +241,12 @@ def _virtual(run: RunFiles) -> str:
     )
 
 
-def attack_sentences(run: RunFiles) -> list[str]:
-    """What epsilon means for one unit, as sentences for someone who approves runs."""
+def attack_sentences(run: RunFiles, curve: promise.Curve = ()) -> list[str]:
+    """What epsilon means for one unit, as sentences for someone who approves runs; ``curve`` as in
+    ``promise.attack_sentences``."""
     if is_off(run) or is_seeded(run) or any(exact_releases(run)):
         return [promise.no_bound()]
-    return promise.attack_sentences(run)
+    return promise.attack_sentences(run, curve)
 
 
 def _and(parts: list[str]) -> str:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import hashlib
 import math
 import tomllib
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from aulait.core.version import PACKAGE_VERSION
 from aulait.models.fingerprint import fingerprint
-from aulait.privacy.accounting import Event, epsilon
+from aulait.privacy.accounting import epsilon
+from aulait.privacy.curve import privacy_curve
 from aulait.privacy.plan import PlannedRelease, PrivacyPlan
 from aulait.reporting.dossier import DossierSubject, SentBytes
 from aulait.reporting.folder import RunFiles
@@ -41,7 +42,9 @@ def planned_run(run: PreparedRun, file: Path) -> DossierSubject:
     ledger = tuple(line for release in run.privacy.releases for line in _lines(run, release))
     files = RunFiles(file.parent, text, tomllib.loads(text), result=_result(run),
                      synthesis=_bare_votes(run), ledger=ledger)
-    return DossierSubject(files, True, settings.method.TRAITS.personal, _sent(run), hashes)
+    return DossierSubject(files, True, settings.method.TRAITS.personal, _sent(run), hashes,
+                          {role: privacy_curve(events)
+                           for role, events in run.privacy.events.items()})
 
 
 def _result(run: PreparedRun) -> schema.ResultFile:
@@ -94,15 +97,8 @@ def _lines(run: PreparedRun, release: PlannedRelease) -> list[schema.LedgerEntry
 
 def _spent_after(plan: PrivacyPlan, last: PlannedRelease) -> dict[str, float]:
     """Role -> epsilon after the last round of a stage; the stages follow in their order."""
-    until = plan.releases[: plan.releases.index(last) + 1]
-    found = {}
-    for role in last.roles:
-        events: Counter[Event] = Counter()
-        for release in until:
-            if role in release.roles:
-                events += release.events
-        found[role] = epsilon(events, plan.config.delta or 0.0)
-    return found
+    until = replace(plan, releases=plan.releases[: plan.releases.index(last) + 1])
+    return {role: epsilon(until.events[role], plan.config.delta or 0.0) for role in last.roles}
 
 
 def _bare_votes(run: PreparedRun) -> tuple[schema.SynthesisRound, ...]:

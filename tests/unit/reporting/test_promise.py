@@ -13,6 +13,7 @@ from tests.fixture_run import write_run
 
 from aulait.reporting import guarantee, privacy, promise, story
 from aulait.reporting.folder import RunFiles, read_run
+from aulait.reporting.guarantee import Bounds
 
 NORMAL = NormalDist()
 
@@ -53,21 +54,25 @@ def test_gaussian_even_odds_by_integration(mu: float) -> None:
     assert guarantee.gaussian_success(mu) == pytest.approx((1 + distance) / 2, abs=1e-6)
 
 
-def test_the_smaller_bound_counts_and_no_bound_is_certainty() -> None:
-    assert guarantee.best_success(8.0, 1e-5, 1.6) == guarantee.gaussian_success(1.6)
-    assert guarantee.best_success(0.5, 1e-5, 3.0) == guarantee.success(0.5, 1e-5)
-    assert guarantee.best_success(None, 1e-5, None) == 1.0
+def test_the_smallest_bound_counts_and_no_bound_is_certainty() -> None:
+    assert Bounds(((8.0, 1e-5),), 1.6).success() == guarantee.gaussian_success(1.6)
+    assert Bounds(((0.5, 1e-5),), 3.0).success() == guarantee.success(0.5, 1e-5)
+    assert Bounds(((8.0, 1e-5), (0.3, 0.2))).success() == guarantee.success(0.3, 0.2)
+    assert Bounds(((8.0, 1e-5), (0.3, 0.2)), 1.0).detection() == guarantee.gaussian_detection(1.0)
+    assert Bounds(((8.0, 1e-5), (0.3, 0.1))).detection() == guarantee.detection(0.3, 0.1)
+    assert Bounds().success() == Bounds().detection() == Bounds().group_success(2) == 1.0
     assert guarantee.success(1e4, 1e-5) == 1.0
 
 
 def test_groups_and_spread_units_cost_more_and_one_costs_the_same() -> None:
-    assert guarantee.group_success(1.0, 1e-5, None, 1) == pytest.approx(guarantee.success(1.0, 1e-5))
-    assert guarantee.group_success(1.0, 1e-5, 0.4, 5) == guarantee.gaussian_success(2.0)
+    one, gaussian = Bounds(((1.0, 1e-5),)), Bounds(((1.0, 1e-5),), 0.4)
+    assert one.group_success(1) == one.spread_success(1) == one.success() == guarantee.success(1.0, 1e-5)
+    assert gaussian.group_success(5) == guarantee.gaussian_success(2.0)
     two = guarantee.success(2.0, 1e-5 * (1 + math.e))  # delta, and e^epsilon times delta
-    assert guarantee.group_success(1.0, 1e-5, None, 2) == pytest.approx(two)
-    assert guarantee.group_success(8.0, 1e-5, None, 100) == 1.0
-    assert guarantee.spread_success(1.0, 1e-5, 0.4, 4) == guarantee.gaussian_success(0.8)
-    assert guarantee.spread_success(1.0, 1e-5, None, 2) == guarantee.success(2.0, 2e-5)
+    assert one.group_success(2) == pytest.approx(two)
+    assert Bounds(((8.0, 1e-5),)).group_success(100) == 1.0
+    assert gaussian.spread_success(4) == guarantee.gaussian_success(0.8)
+    assert one.spread_success(2) == guarantee.success(2.0, 2e-5)
 
 
 def test_every_role_has_its_own_mu(tmp_path: Path) -> None:
