@@ -47,7 +47,7 @@ def told(**changes: Any) -> dict[str, Any]:
         "seed": 1, "model": MODEL.model_dump(mode="json"), "adapter": ADAPTER.model_dump(mode="json"),
         "train": TrainConfig().model_dump(mode="json"), "evaluate": EvaluateConfig().model_dump(mode="json"),
         "privacy": PrivacyConfig(off=True).model_dump(mode="json"), "algorithm": {"name": "fedit"}, "records_per_client": 3, "holdout": 0.25,
-        "too_long": "cut", "pairs": False, "embedder": "words", "max_tokens": 24, "cut": 2, "wire": "float32", "adapters": "float32",
+        "too_long": "cut", "pairs": False, "embedder": "words", "max_tokens": 24, "candidates": 8, "neighbours": 2, "cut": 2, "wire": "float32", "adapters": "float32",
         "fingerprint": fingerprint(base())}
     for name, value in changes.items():
         place, _, key = name.partition("__")

@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 import os
 import stat
-from types import SimpleNamespace
+from types import SimpleNamespace, UnionType
+from typing import Literal, Union, get_args, get_origin
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from aulait.core.errors import ConfigError
 from aulait.engines.deployment.pki.site_template import site_file_text
-from aulait.engines.deployment.site import policy, site_file
+from aulait.engines.deployment.protocol.run_terms import RunTerms
+from aulait.engines.deployment.site import policy, site_file, terms_bounds
 from aulait.engines.deployment.site.policy import SitePolicy, refusals, spends
+from aulait.evaluation.config import EvaluateConfig
+from aulait.methods import METHODS
+from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.privacy.accounting import Event, epsilon
 from aulait.privacy.config import PrivacyConfig
+from aulait.training.trainer import TrainConfig
 
 SMALL = '[site]\nname = "ward-a"\nserver = "fl.example.org:9443"\n[data]\nsource = "notes.jsonl"\n'
 PROMISE = {"epsilon": 8.0, "delta": 1e-5, "relation": "add-remove"}
@@ -33,7 +40,9 @@ def terms(promise=None, **changed):
     plain = {
         "run": "0" * 32, "name": "cafe", "client": "ward-a", "placement": "local", "votes": False, "exact_votes": False, "rank": 8,
         "steps": 8, "batch": 4, "rounds": 10, "synthesis_rounds": 5, "records_per_client": 30, "embedder": "minilm", "ranks": None,
-        "model": SimpleNamespace(name="brew"), "algorithm": {"name": "ffa"}, "privacy": PrivacyConfig(**(PROMISE | (promise or {})))}
+        "package": "x", "tier": "gpu", "seed": 1, "adapter": AdapterConfig(), "train": TrainConfig(), "evaluate": EvaluateConfig(),
+        "holdout": 0.2, "max_tokens": 128, "candidates": 300, "neighbours": 1, "cut": 2, "fingerprint": "0" * 16,
+        "model": ModelConfig(), "algorithm": {"name": "ffa"}, "privacy": PrivacyConfig(**(PROMISE | (promise or {})))}
     return SimpleNamespace(**(plain | changed))
 
 
@@ -238,10 +247,10 @@ def test_a_noise_multiplier_is_worth_what_the_accountant_says(noise, rounds, syn
     ({"algorithm": {"name": "dplora"}}, "give every record its own protection"),
     ({"promise": {"unit": "record", "clip": 1.0}, "algorithm": {"name": "dplora", "noise": "none"}}, "is a control and not private"),
     ({"promise": {"unit": "record", "clip": 1.0}, "algorithm": {"name": "dplora"}, "votes": True}, "clients that vote"),
-    ({"ranks": {"q_proj": 10**6}}, "a rank is 1000000"),
-    ({"ranks": {"q_proj": math.nan}}, "a rank is nan"),
-    ({"adapter": SimpleNamespace(rank=10**6)}, "a rank is 1000000"),
-    ({"adapter": SimpleNamespace()}, "a rank is nothing"),
+    ({"ranks": {"q_proj": 10**6}}, "ranks is 1000000"),
+    ({"ranks": {"q_proj": math.nan}}, "ranks is nan"),
+    ({"adapter": SimpleNamespace(rank=10**6)}, "adapter.rank is 1000000"),
+    ({"adapter": SimpleNamespace()}, "adapter.rank is nothing"),
     ({"steps": 10**5000}, "steps is something of type int"),
 ])
 def test_attacks_are_refused_in_one_line_each(changed, expected):
@@ -304,3 +313,57 @@ def test_what_a_site_does_not_know(tmp_path):
     for changed in ({"client": "ward-b"}, {"model": SimpleNamespace(name="/etc")}, {"model": None}, {"votes": True, "embedder": "../x"},
                     {"votes": True, "embedder": ["minilm"]}, {"model": SimpleNamespace(name=["brew"])}):
         assert len(policy.unknown_names(site, terms(**changed))) == 1, changed
+
+
+# --- bounds
+
+
+def fields(model, before=""):
+    """Every quantity of a model: its path, unless it is closed by its type (few words, or yes and no)."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{before}{name}.")
+        elif not closed(field.annotation):
+            yield f"{before}{name}"
+
+
+def closed(annotation):
+    if get_origin(annotation) is Literal or annotation in (bool, type(None)):
+        return True
+    return bool(get_args(annotation)) and get_origin(annotation) in (Union, UnionType) and all(closed(own) for own in get_args(annotation))
+
+
+def test_every_quantity_of_the_terms_has_a_bound():
+    """A new field: give it a line in site/terms_bounds.py; one that is gone: take its line away."""
+    assert sorted(fields(RunTerms)) == sorted(terms_bounds.BOUNDS)
+    for path, bound in [*terms_bounds.BOUNDS.items(), *terms_bounds.ALGORITHM.items(), *terms_bounds.SETTINGS.items()]:
+        if isinstance(bound, terms_bounds.Bound):
+            most = getattr(SitePolicy(), bound.most) if isinstance(bound.most, str) else bound.most
+            assert bound.least <= most < math.inf, path
+        elif isinstance(bound, terms_bounds.Elsewhere) and bound.where.startswith("policy."):
+            assert hasattr(policy, bound.where.removeprefix("policy.")), path
+
+
+@pytest.mark.parametrize("path", [path for path, bound in terms_bounds.BOUNDS.items() if not isinstance(bound, terms_bounds.Elsewhere)])
+def test_what_is_beyond_its_bound_is_refused(path):
+    bound, told = terms_bounds.BOUNDS[path], terms()
+    keys = path.split(".")
+    wrong = [[1], {}, object(), "x" * 10_001, "a\n"]
+    if isinstance(bound, terms_bounds.Bound):
+        most = getattr(SitePolicy(), bound.most) if isinstance(bound.most, str) else bound.most
+        wrong += [bound.least - 1, most * 2 + 1, math.nan, math.inf, -math.inf, True, "y"]
+    for value in wrong:
+        if (path, value) in (("ranks", {}), ("adapter.targets", [1])):
+            continue
+        place = told
+        if len(keys) == 2:
+            place = SimpleNamespace(**dict(getattr(told, keys[0])))
+        setattr(place, keys[-1], value)
+        changed = terms(**{keys[0]: place if len(keys) == 2 else value})
+        assert any(line.startswith(f"{path} is ") for line in terms_bounds.terms_problems(SitePolicy(), changed)), (path, value)
+
+
+def test_the_settings_of_every_method_are_within_the_bounds():
+    for name in METHODS.names():
+        config = METHODS.find(name).Config().model_dump(mode="json")
+        assert terms_bounds.terms_problems(SitePolicy(), terms(algorithm={"name": name, **config})) == [], name

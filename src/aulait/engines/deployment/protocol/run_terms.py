@@ -51,6 +51,8 @@ class RunTerms(BaseModel):
         records_per_client, holdout, too_long: how the client's records are chosen.
         pairs: whether a record is a prompt and a response.
         embedder, max_tokens: of stage 1.
+        candidates, neighbours: the most candidates of a vote, and how many of them a record votes
+            for.
         cut, wire: of split clients.
         adapters: how factors travel.
         fingerprint: of the coordinator's base.
@@ -85,6 +87,8 @@ class RunTerms(BaseModel):
     pairs: bool
     embedder: str
     max_tokens: int = Field(ge=1)
+    candidates: int = Field(ge=0)
+    neighbours: int = Field(ge=0)
     cut: int = Field(ge=1)
     wire: Wire
     adapters: Wire
@@ -159,6 +163,8 @@ def terms_for(site: Site, settings: Settings, context: RunContext, facts: RunFac
         too_long=settings.data.too_long,
         pairs=settings.data.prompt is not None, embedder=settings.synthesis.embedder,
         max_tokens=settings.synthesis.max_tokens,
+        candidates=settings.synthesis.pool if votes else 0,
+        neighbours=settings.synthesis.neighbours if votes else 0,
         cut=settings.compute.cut, wire=settings.compute.wire, adapters=settings.engine.wire,
         fingerprint=facts.fingerprint)
 

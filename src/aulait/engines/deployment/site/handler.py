@@ -18,6 +18,7 @@ from pydantic import JsonValue
 
 from aulait.core.errors import AulaitError, DataError, PrivacyError, WireError
 from aulait.core.types import TrainRequest, VoteRequest
+from aulait.core.units import units
 from aulait.core.version import PACKAGE_VERSION
 from aulait.engines.deployment.protocol import messages, receipts, run_terms, signing
 from aulait.engines.deployment.protocol.envelope import Packet
@@ -367,6 +368,10 @@ class SiteHandler:
                 other.session = None
         session = run.session = load_session(run.terms, self._file, self._cache)
         self._allow(run.terms, len(session.records.train))
+        share = policy.share_problem(self._file.limits, run.terms,
+                                     len(units(session.records.train)))
+        if share is not None:
+            raise Refused(share)
         try:
             run.account.room(len(session.records.train))
         except PrivacyError as error:

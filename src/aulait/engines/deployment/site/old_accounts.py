@@ -15,9 +15,10 @@ from typing import Any
 
 from aulait.core.errors import PrivacyError
 from aulait.core.files import sync_folder, writing
-from aulait.engines.deployment.protocol.run_terms import VERSION, RunTerms
+from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site.lifetime_account import FOLDER, Charge, LifetimeAccount
 from aulait.engines.deployment.site.policy import SITE, told_plan
+from aulait.privacy.config import PrivacyConfig
 
 
 def take_over(state: Path, source: str) -> None:
@@ -85,6 +86,7 @@ def _promise(run: str, told: dict[str, Any]) -> Charge:
     """What an old run of the unit "client" promised."""
     epsilon, delta = told["privacy"]["epsilon"], told["privacy"]["delta"]
     if epsilon is None:
-        terms = RunTerms.model_validate(told | {"version": VERSION})
+        # What this version's terms have beside it does not touch the count.
+        terms = RunTerms.model_construct(**told | {"privacy": PrivacyConfig(**told["privacy"])})
         epsilon = told_plan(terms, told["privacy"]["noise_multiplier"], None).epsilon[SITE]
     return Charge(run=run, unit="client", delta=delta, epsilon=epsilon)

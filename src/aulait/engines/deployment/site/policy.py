@@ -23,6 +23,7 @@ from aulait.core.files import JsonMapping
 from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site.site_file import SiteFile, short_form
 from aulait.engines.deployment.site.site_policy import SitePolicy as SitePolicy
+from aulait.engines.deployment.site.terms_bounds import shown, terms_problems
 from aulait.methods import METHODS
 from aulait.methods.contract import AnyMethod, RecordMethod
 from aulait.privacy.config import PrivacyConfig
@@ -70,7 +71,7 @@ def refusals(limits: SitePolicy, terms: RunTerms, records: int | None = None) ->
         records: how many records of this site would be used; sharpens the count where records are
             sampled. Sensitive, and in no line.
     """
-    found = _names(limits, terms) + _role(limits, terms) + _counts(limits, terms)
+    found = _names(limits, terms) + _role(limits, terms) + terms_problems(limits, terms)
     try:
         found += _privacy(limits, terms, not found, records)
     # whatever goes wrong in counting a stranger's numbers, the answer is no
@@ -159,20 +160,20 @@ def _names(limits: SitePolicy, terms: RunTerms) -> list[str]:
     run, name, method = _get(terms, "run"), _get(terms, "name"), _method_name(terms)
     if not isinstance(run, str) or re.fullmatch(r"[0-9a-f]{32}", run) is None:
         found.append(
-            f"run is {_shown(run)}, expected 32 hexadecimal digits; the coordinator is another "
+            f"run is {shown(run)}, expected 32 hexadecimal digits; the coordinator is another "
             "version or not honest")
     if not isinstance(name, str) or not name.isprintable() or len(name) > 200:
         found.append(
-            f"name of the run is {_shown(name)}, expected at most 200 printable letters; rename "
+            f"name of the run is {shown(name)}, expected at most 200 printable letters; rename "
             "the run")
     if method is None:
         found.append(
-            f"algorithm is {_shown(_get(terms, 'algorithm'))}, expected a table with a name; "
+            f"algorithm is {shown(_get(terms, 'algorithm'))}, expected a table with a name; "
             "correct the experiment")
     elif limits.methods and method not in limits.methods:
         allowed = ", ".join(limits.methods)
         found.append(
-            f"method {_shown(method)} asked for, this site allows: {allowed}; use one of them, or "
+            f"method {shown(method)} asked for, this site allows: {allowed}; use one of them, or "
             "ask for limits.methods")
     return found
 
@@ -184,7 +185,7 @@ def _role(limits: SitePolicy, terms: RunTerms) -> list[str]:
     placement, votes = _get(terms, "placement"), _get(terms, "votes")
     if not isinstance(placement, str) or placement not in ("local", "split", "proxy"):
         found.append(
-            f"placement is {_shown(placement)}, expected local, split or proxy; correct the "
+            f"placement is {shown(placement)}, expected local, split or proxy; correct the "
             "experiment")
     elif placement not in limits.roles:
         found.append(
@@ -196,7 +197,7 @@ def _role(limits: SitePolicy, terms: RunTerms) -> list[str]:
             "demands privacy; place it otherwise")
     if votes is not True and votes is not False:
         found.append(
-            f"votes is {_shown(votes)}, expected true or false; the coordinator is another version")
+            f"votes is {shown(votes)}, expected true or false; the coordinator is another version")
     elif placement == "proxy" and not votes:
         found.append(
             "role 'proxy' asked for without votes, which is no work for this site; leave the site "
@@ -206,46 +207,6 @@ def _role(limits: SitePolicy, terms: RunTerms) -> list[str]:
             f"votes asked for, which is role 'proxy', and this site allows: {allowed}; set "
             "synthesis.voters = 'proxy', or ask for limits.roles")
     return found
-
-
-def _counts(limits: SitePolicy, terms: RunTerms) -> list[str]:
-    least = 1 if _get(terms, "placement") in _TRAINS else 0
-    return [line for line in (
-        _count(terms, "records_per_client", 1, limits.records, "data.records_per_client",
-               "records"),
-        _count(terms, "rounds", 0, limits.rounds, "train.rounds", "rounds"),
-        _count(terms, "synthesis_rounds", 0, limits.rounds, "synthesis.rounds", "rounds"),
-        _count(terms, "steps", least, limits.steps, "the tier's steps", "steps"),
-        _count(terms, "batch", least, limits.batch, "the tier's batch", "batch"),
-        _count(terms, "rank", least, limits.rank, "the tier's rank", "rank"),
-    ) if line] + _ranks(limits, terms)
-
-
-def _ranks(limits: SitePolicy, terms: RunTerms) -> list[str]:
-    """A rank may also be hidden in the ranks of single layers, or in the adapter's."""
-    layers, adapter = _get(terms, "ranks"), _get(terms, "adapter")
-    told = [] if layers is None else list(layers.values()) if isinstance(layers, dict) else [layers]
-    told += [] if adapter is None else [_get(adapter, "rank")]
-    wrong = [rank for rank in told if type(rank) is not int or not 0 <= rank <= limits.rank]
-    text = "this site allows at most"
-    return [f"a rank is {_shown(rank)}, {text} {limits.rank}; lower adapter.rank, or ask for "
-            "limits.rank" for rank in wrong[:1]]
-
-
-def _count(terms: RunTerms, key: str, least: int, most: int, setting: str,
-           limit: str) -> str | None:
-    value = _get(terms, key)
-    if type(value) is not int or value < least:  # a bool is no count
-        return (
-            f"{key} is {_shown(value)}, expected a whole number from {least} to {most}; correct "
-            f"{setting}"
-        )
-    if value > most:
-        return (
-            f"{key} is {_shown(value)}, this site allows at most {most}; lower {setting}, or ask "
-            f"for limits.{limit}"
-        )
-    return None
 
 
 def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | None) -> list[str]:
@@ -266,7 +227,7 @@ def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | No
             f"{', '.join(limits.units) or 'none'}; ask for limits.units")
     if privacy.delta is None or not 0 < privacy.delta <= limits.delta:
         found.append(
-            f"privacy.delta is {_shown(privacy.delta)}, this site allows at most {limits.delta:g}; "
+            f"privacy.delta is {shown(privacy.delta)}, this site allows at most {limits.delta:g}; "
             "lower it")
     if limits.privacy and privacy.noise_seed is not None:
         found.append(
@@ -279,12 +240,14 @@ def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | No
     if privacy.relation not in ("add-remove", "replace") and not any("relation" in line
             for line in found):
         found.append(
-            f"privacy.relation is {_shown(privacy.relation)}, expected add-remove or replace; "
+            f"privacy.relation is {shown(privacy.relation)}, expected add-remove or replace; "
             "write it")
     if privacy.epsilon is not None and not 0 < privacy.epsilon <= limits.epsilon:
         found.append(
-            f"privacy.epsilon is {_shown(privacy.epsilon)}, this site allows at most "
+            f"privacy.epsilon is {shown(privacy.epsilon)}, this site allows at most "
             f"{limits.epsilon:g}; lower it")
+    if privacy.unit == "record":
+        found += _of_passes(terms)
     found += _of_method(terms, privacy)
     if privacy.epsilon is None and valid and not found:
         # one of the two is there, or ``found`` has a line
@@ -299,6 +262,36 @@ def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | No
     return found
 
 
+def _of_passes(terms: RunTerms) -> list[str]:
+    """Where single records are protected their gradients must not depend on one another, which
+    holds for weights in float32 alone."""
+    dtype, quant = (getattr(_get(terms, "model"), key, None) for key in ("dtype", "quant"))
+    if dtype == "float32" and quant is None:
+        return []
+    return [f"model.dtype is {shown(dtype)} and model.quant {shown(quant)} with privacy.unit = "
+            "'record', expected 'float32' and none: narrower weights let one record change "
+            "another's gradient; set model.dtype = 'float32' and remove model.quant"]
+
+
+def share_problem(limits: SitePolicy, terms: RunTerms, units: int) -> str | None:
+    """Why the delta of a run is too large for so many units of this site; None where it is not.
+
+    Looked at with the unit "record" alone, where the coordinator is told the number anyway.
+
+    Args:
+        limits: of the site.
+        terms: of a run, valid but for this.
+        units: records, or values of ``privacy.unit_field``, that the run would use here.
+    """
+    delta = terms.privacy.delta
+    if terms.privacy.off or terms.privacy.unit != "record" or delta is None:
+        return None
+    if delta * units <= limits.delta_share * (1 + 1e-9):
+        return None
+    return (f"privacy.delta is {delta:g}, this site allows at most {limits.delta_share:g} divided "
+            "by the number of units that it trains on; lower it, or ask for limits.delta_share")
+
+
 def _of_method(terms: RunTerms, privacy: PrivacyConfig) -> list[str]:
     """A method that cannot keep the promise is refused here too, not only by an honest server."""
     name = _method_name(terms)
@@ -308,7 +301,7 @@ def _of_method(terms: RunTerms, privacy: PrivacyConfig) -> list[str]:
         method, config = _method(terms.algorithm)
         unit = method.TRAITS.unit
         if unit == "client" and not method.TRAITS.private:
-            return [f"method {_shown(name)} is {method.TRAITS.privacy}; use "
+            return [f"method {shown(name)} is {method.TRAITS.privacy}; use "
                     f"'{method.TRAITS.instead}'"]
         mechanism = None
         if isinstance(method, RecordMethod):
@@ -319,7 +312,7 @@ def _of_method(terms: RunTerms, privacy: PrivacyConfig) -> list[str]:
     except AulaitError as error:
         return [str(error)]
     except ValueError:
-        return [f"settings of method {_shown(name)} are not valid; correct [algorithm] of the "
+        return [f"settings of method {shown(name)} are not valid; correct [algorithm] of the "
                 "experiment"]
 
 
@@ -338,12 +331,3 @@ def _method_name(terms: RunTerms) -> str | None:
 
 def _get(terms: object, key: str) -> Any:
     return getattr(terms, key, None)
-
-
-def _shown(value: object) -> str:
-    """A little of a stranger's value, on one line."""
-    try:
-        text = ascii(value)
-    except Exception:  # an integer of many thousand digits, for one
-        return f"something of type {type(value).__name__}"
-    return "nothing" if value is None else text if len(text) <= 60 else f"{text[:57]}..."

@@ -15,11 +15,10 @@ from aulait.core.lora import Shapes
 from aulait.core.types import ClientRequest
 from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site.site_policy import SitePolicy
+from aulait.engines.deployment.site.terms_bounds import setting_problem, shown
 from aulait.methods.contract import server_site
 
 MOST_SETTINGS = 1000
-MOST_CANDIDATES = 1_000_000
-MOST_RATE = 100.0  # a learning rate above this is no learning rate
 
 
 def request_fault(request: ClientRequest, terms: RunTerms, limits: SitePolicy,
@@ -35,33 +34,33 @@ def request_fault(request: ClientRequest, terms: RunTerms, limits: SitePolicy,
     most = terms.rounds if request.stage == "train" else terms.synthesis_rounds
     if not 1 <= request.round <= most:
         return f"round {request.round} of {request.stage} found, the terms have {most}"
-    return (_numbers(request, limits) or _candidates(request)
+    return (_numbers(request, limits) or _candidates(request, terms, limits)
             or _tensors(request, shapes, terms.adapter.rank))
 
 
 def _numbers(request: ClientRequest, limits: SitePolicy) -> str | None:
-    """Settings are few, plain and within the site's policy."""
+    """Settings are few, plain and within their bounds."""
     settings = request.settings
     if len(settings) > MOST_SETTINGS or not all(_plain(value) for value in settings.values()):
         return "a request with settings that are no plain finite values"
-    for name, most in (("steps", limits.steps), ("batch", limits.batch), ("rank", limits.rank),
-                       ("lr", MOST_RATE)):
-        value = settings.get(name)
-        if isinstance(value, int | float) and not 0 <= value <= most:
-            return f"a request with {name} = {value:g}, allowed are at most {most:g}"
-    return None
+    return setting_problem(limits, settings)
 
 
-def _candidates(request: ClientRequest) -> str | None:
-    """A vote is on one table of candidates (J, D), and for at most as many as there are."""
+def _candidates(request: ClientRequest, terms: RunTerms, limits: SitePolicy) -> str | None:
+    """A vote is on one table of candidates (J, D), of at most the terms' number, for as many
+    neighbours as they say (fewer where there are fewer candidates)."""
     if request.stage != "synthesis":
         return None
     neighbours, table = request.settings.get("neighbours"), request.tensors.get("embeddings")
-    if table is None or len(request.tensors) != 1 or table.ndim != 2 or len(
-            table) > MOST_CANDIDATES:
+    if table is None or len(request.tensors) != 1 or table.ndim != 2:
         return "a vote without one table of candidates"
-    if not isinstance(neighbours, int) or not 1 <= neighbours <= max(1, len(table)):
-        return "a vote for more candidates than there are"
+    if not 1 <= len(table) <= min(terms.candidates, limits.candidates):
+        return f"a vote on {len(table)} candidates, the terms have at most {terms.candidates}"
+    if table.shape[1] > limits.width:
+        return f"candidates of width {table.shape[1]}, this site allows at most {limits.width}"
+    most = min(terms.neighbours, len(table))
+    if type(neighbours) is not int or not 1 <= neighbours <= most:
+        return f"a vote for {shown(neighbours)} neighbours, the terms have {terms.neighbours}"
     return None
 
 

@@ -31,6 +31,14 @@ class SitePolicy(BaseModel):
         steps: most optimiser steps in a round.
         batch: most sequences in a step.
         rank: largest LoRA rank.
+        delta_share: with the unit "record", the largest delta times the number of this site's units
+            in the run: so many units are expected to be without protection.
+        context: most tokens of a sequence.
+        rows: most sequences in one pass, in training and in measuring.
+        lr: largest learning rate.
+        candidates: most candidates of a vote.
+        neighbours: most candidates that one record votes for.
+        width: most numbers in the embedding of a candidate.
         message_bytes: largest message accepted.
         idle_s: seconds without a message after which the base is unloaded.
         threads: processor threads; 0 leaves it to torch.
@@ -52,6 +60,13 @@ class SitePolicy(BaseModel):
     steps: PolicyCount = 1000
     batch: PolicyCount = 256
     rank: PolicyCount = 256
+    delta_share: float = Field(0.1, gt=0, strict=True)
+    context: PolicyCount = 4096
+    rows: PolicyCount = 256
+    lr: float = Field(100.0, gt=0, strict=True)
+    candidates: PolicyCount = 20_000
+    neighbours: PolicyCount = 100
+    width: PolicyCount = 4096
     message_bytes: PolicyCount = 2**31
     idle_s: float = Field(900.0, gt=0, strict=True)
     threads: int = Field(0, ge=0, le=4096, strict=True)
