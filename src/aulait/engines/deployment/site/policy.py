@@ -264,13 +264,12 @@ def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | No
 
 def _of_passes(terms: RunTerms) -> list[str]:
     """Where single records are protected their gradients must not depend on one another, which
-    holds for weights in float32 alone."""
-    dtype, quant = (getattr(_get(terms, "model"), key, None) for key in ("dtype", "quant"))
-    if dtype == "float32" and quant is None:
+    holds for whole weights alone; ``_of_method`` looks at their precision."""
+    quant = _get(_get(terms, "model"), "quant")
+    if quant is None:
         return []
-    return [f"model.dtype is {shown(dtype)} and model.quant {shown(quant)} with privacy.unit = "
-            "'record', expected 'float32' and none: narrower weights let one record change "
-            "another's gradient; set model.dtype = 'float32' and remove model.quant"]
+    return [f"model.quant is {shown(quant)} with privacy.unit = 'record', expected none: narrower "
+            "weights let one record change another's gradient; remove model.quant"]
 
 
 def share_problem(limits: SitePolicy, terms: RunTerms, units: int) -> str | None:
