@@ -26,6 +26,9 @@ TAKEN_OUT = {
     "last_seen_s": "seconds since a site was heard",
     "time": "date of a ledger line",
     "aulait": "version of the package",
+    "run": "name of a run, drawn at random for the chain of its ledger",
+    "previous": "hash of a ledger line, which holds its date and the chain",
+    "hash": "hash of a ledger line, which holds its date and the chain",
     "base_model_name_or_path": "the built-in base lies in the checkout",
 }
 OUT = "taken out"

@@ -13,11 +13,10 @@ import typer
 from aulait.cli import terminal
 from aulait.cli.options import JsonOption
 from aulait.cli.terminal import Document
-from aulait.core.errors import ConfigError, DataError, PrivacyError
+from aulait.core.errors import ConfigError, DataError
 from aulait.privacy import accounting as arithmetic
 from aulait.privacy.accounting import Event
-from aulait.privacy.ledger import Ledger
-from aulait.privacy.ledger_line import LedgerLine
+from aulait.runfolder.finished_ledger import check_finished
 
 TOLERANCE = 0.01
 
@@ -52,7 +51,9 @@ def account(  # noqa: PLR0913 (the options of a command)
     """Turn epsilon into noise, or noise into epsilon; or check a run.
 
     With RUN, every role's epsilon is computed from ledger.jsonl alone and compared with
-    result.json; exit code 1 when they differ by more than 1 %.
+    result.json; exit code 1 when they differ by more than 1 %. Before that the ledger's chain of
+    hashes, its head in result.json and in the checkpoint, and the rounds done are held against one
+    another; exit code 2 when they do not fit.
 
     Example: aulait account --epsilon 8 --delta 1e-5 --releases 10
     """
@@ -98,10 +99,10 @@ def _convert(
 
 
 def _check(run: Path, as_json: bool) -> None:
-    rows = recount(run)
+    rows, chained = _recounted(run)
     agrees = all(row["agrees"] for row in rows)
     if as_json:
-        terminal.document({"agrees": agrees, "roles": rows})
+        terminal.document({"agrees": agrees, "chained": chained, "roles": rows})
     else:
         lines = [
             (
@@ -119,6 +120,9 @@ def _check(run: Path, as_json: bool) -> None:
             lines,
             right=(1, 2, 3),
         )
+        if not chained:
+            terminal.note("unchained: the ledger is of an earlier version, whose lines do not hold "
+                          "the hash of the line before them; only single lines were checked")
     if not agrees:
         terminal.fail(
             f"result.json of {run} and its ledger disagree by more than {TOLERANCE:.0%}, expected "
@@ -138,23 +142,30 @@ def recount(run: Path) -> list[Document]:
 
     Raises:
         DataError: the run is not finished.
-        PrivacyError: the ledger is malformed or has gaps.
+        PrivacyError: the ledger is malformed, or does not fit what lies beside it.
     """
+    return _recounted(run)[0]
+
+
+def _recounted(run: Path) -> tuple[list[Document], bool]:
+    """As ``recount``, and whether the ledger's lines are chained."""
     path = run / "result.json"
     if not path.is_file():
         raise DataError(
             f"found no result.json in {run}, expected a finished run; check the path or finish the "
             "run")
     try:
-        privacy = dict(json.loads(path.read_text(encoding="utf-8"))["privacy"])
+        result = json.loads(path.read_text(encoding="utf-8"))
+        privacy = dict(result["privacy"])
         told = {role: privacy["epsilon"].get(role) for role in ("proxy", "local", "split")}
-        ledger = _ledger(run / "ledger.jsonl")
-        return [_counted(role, epsilon, ledger.events(role), privacy)
+        ledger = check_finished(run, result)
+        rows = [_counted(role, epsilon, ledger.events(role), privacy)
                 for role, epsilon in told.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is malformed ({error!r}), expected what a run writes; restore it from a copy"
         ) from error
+    return rows, ledger.chained
 
 
 def _counted(
@@ -173,18 +184,3 @@ def _counted(
     numbers = {"releases": len(events), "steps": sum(event.steps for event in events),
                "ledger_epsilon": counted, "result_epsilon": told}
     return {"role": role, **numbers, "agrees": agrees, "absent": absent}
-
-
-def _ledger(path: Path) -> Ledger:
-    """The ledger in memory, every line checked; a missing file is an empty one."""
-    ledger = Ledger(None)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for number, raw in enumerate(lines, start=1):
-        try:
-            line = LedgerLine.decoded(raw.encode())
-        except PrivacyError as error:
-            raise PrivacyError(
-                f"{path} line {number} is malformed, expected a ledger line; restore it from a "
-                f"copy ({error})") from error
-        ledger.append(line)
-    return ledger

@@ -1,6 +1,7 @@
 """How every file that must survive a crash is written: replaced whole, or a line added.
 
-The default mode 0o666 is narrowed by the umask, as that of ``open`` is.
+Files are their owner's alone (0600) unless the caller says otherwise, whatever the umask and
+whatever mode they had before; a wider mode is narrowed by the umask, as that of ``open`` is.
 """
 
 from __future__ import annotations
@@ -29,14 +30,30 @@ LARGEST_NUMBER: Final = 1e100
 """A reader of a run folder takes no number beyond it: no run could measure one."""
 
 
-def replace_file(path: Path, content: bytes, *, mode: int = 0o666, durable: bool = True) -> Path:
+PRIVATE: Final = 0o600
+PUBLIC: Final = 0o666
+
+
+def private_folder(path: Path) -> Path:
+    """A folder that only its owner can enter (0700), made with its parents where it is missing.
+
+    Raises:
+        OSError: it cannot be made or closed.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_mode & 0o777 != 0o700:
+        path.chmod(0o700)
+    return path
+
+
+def replace_file(path: Path, content: bytes, *, mode: int = PRIVATE, durable: bool = True) -> Path:
     """Replace a file: readers see the old content or the new one, also after a crash.
 
     Args:
         path: the file; its folder exists. The new content waits beside it as ``NAME.tmp``, a name
             that a later call uses again, so that no crash leaves several behind.
         content: all of it.
-        mode: of a new file.
+        mode: of the file.
         durable: it is on disk when this returns; False leaves that to the system.
 
     Returns:
@@ -48,6 +65,7 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o666, durable: bool
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            _close_to_others(file.fileno(), mode)
             file.write(content)
             file.flush()
             if durable:
@@ -61,13 +79,13 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o666, durable: bool
     return path
 
 
-def append_durably(path: Path, line: bytes, *, mode: int = 0o666, undo: bool = False) -> None:
+def append_durably(path: Path, line: bytes, *, mode: int = PRIVATE, undo: bool = False) -> None:
     """Add a line, with its line feed, to a file; when this returns it is on disk.
 
     Args:
         path: the file; its folder exists.
         line: what is added, in one write.
-        mode: of a new file.
+        mode: of the file.
         undo: take back what a failed write left, for a file whose next line must not be spoilt;
             without it the half line stays, for a file whose reader counts what may have been told.
 
@@ -77,6 +95,7 @@ def append_durably(path: Path, line: bytes, *, mode: int = 0o666, undo: bool = F
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     descriptor = os.open(path, flags, mode)
     try:
+        _close_to_others(descriptor, mode)
         size = os.fstat(descriptor).st_size
         left = memoryview(line)
         try:
@@ -91,6 +110,13 @@ def append_durably(path: Path, line: bytes, *, mode: int = 0o666, undo: bool = F
         os.close(descriptor)
     if size == 0:
         sync_folder(path)
+
+
+def _close_to_others(descriptor: int, mode: int) -> None:
+    """Give an open file exactly its mode where that lets nobody else in: the umask may have taken
+    the owner's own bits, and an older file may be open to all."""
+    if not mode & 0o077 and os.fstat(descriptor).st_mode & 0o777 != mode:
+        os.fchmod(descriptor, mode)
 
 
 def sync_folder(path: Path) -> None:

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 import torch
 
 from aulait.core.errors import ConfigError, DataError, ModelError, require
+from aulait.core.files import private_folder
 from aulait.models.loading import BREW
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -147,6 +148,8 @@ def export(run: Path, to: Path, *, merge: bool, client: str | None = None) -> li
     )
     if merge:
         model, tokenizer = load_exported(run, client=client)
+        if client is not None:  # a client's own adapter is as sensitive as its text
+            private_folder(to)
         to.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(to)
         tokenizer.save_pretrained(to)

@@ -9,14 +9,25 @@ from typing import Any
 
 from safetensors.torch import save
 
+from aulait.core.files import PRIVATE, PUBLIC, private_folder, replace_file
 from aulait.core.types import Adapter
 from aulait.models.loading import BREW, Base
 
 
-def export(adapter: Adapter, base: Base, folder: Path) -> None:
-    """Write an adapter in PEFT's format: ``PeftModel.from_pretrained`` loads it on the same
-    base."""
+def export(adapter: Adapter, base: Base, folder: Path, *, personal: bool = False) -> None:
+    """Write an adapter in PEFT's format: ``PeftModel.from_pretrained`` loads it on the same base.
+
+    Args:
+        adapter: what is written.
+        base: that it belongs to.
+        folder: where; made if it is missing.
+        personal: it is a client's own, which has seen text without noise: only the owner of the
+            files may read them.
+    """
+    if personal:
+        private_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    mode = PRIVATE if personal else PUBLIC
     ranks = {name: a.shape[0] for name, (a, _) in adapter.factors.items()}
     common = max(ranks.values())
     weights = {}
@@ -26,9 +37,10 @@ def export(adapter: Adapter, base: Base, folder: Path) -> None:
         # difference in B
         weights[f"base_model.model.{name}.lora_B.weight"] = (b
             * (adapter.scale(name) * a.shape[0] / adapter.alpha)).contiguous().cpu()
-    (folder / "adapter_model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
-    (folder / "adapter_config.json").write_text(json.dumps(_peft_config(adapter, base, ranks,
-        common), indent=2) + "\n")
+    replace_file(folder / "adapter_model.safetensors", save(weights, metadata={"format": "pt"}),
+                 mode=mode)
+    config = json.dumps(_peft_config(adapter, base, ranks, common), indent=2) + "\n"
+    replace_file(folder / "adapter_config.json", config.encode(), mode=mode)
 
 
 def _peft_config(adapter: Adapter, base: Base, ranks: Mapping[str, int], common: int) -> dict[str,

@@ -72,6 +72,9 @@ class LedgerLine(BaseModel):
         private: false when the noise can be predicted (seeded) or is zero.
         steps: noised mechanisms in the release, each with its own sampling; 1 for the unit
             "client".
+        previous: SHA-256 of the line before it as it stands on disk, without its line feed, in
+            hexadecimal; of the first line: of the run's name (``ledger.first_link``). None in a
+            ledger of an earlier version, and before a ledger has taken the line.
 
     Raises:
         PrivacyError: a value is missing, not finite, or contradicts another one.
@@ -96,6 +99,7 @@ class LedgerLine(BaseModel):
     time: str
     private: Annotated[bool, Field(strict=True)]
     steps: WholeNumber = 1
+    previous: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
     @model_validator(mode="wrap")
     @classmethod

@@ -119,6 +119,25 @@ class PrivacyPlan:
         """Whether a round releases something under noise."""
         return any(r.stage == stage and 1 <= round <= r.rounds for r in self.releases)
 
+    def check_run(self, done: Sequence[tuple[str, int]], lines: Sequence[LedgerLine]) -> None:
+        """Hold all that a run has released against the plan, before its result is written.
+
+        A round that was interrupted and made again has several lines, all of them charged: each is
+        compared.
+
+        Args:
+            done: (stage, round) of every round done.
+            lines: all lines of the ledger.
+
+        Raises:
+            PrivacyError: a round has no line though one was planned, or a line is not of the plan.
+        """
+        for stage, round in done:
+            if not any((line.stage, line.round) == (stage, round) for line in lines):
+                self.check(stage, round, ())
+        for line in lines:
+            self.check(line.stage, line.round, (line,))
+
     def check(self, stage: str, round: int, lines: Sequence[LedgerLine]) -> None:
         """Hold what a round has released against the plan.
 

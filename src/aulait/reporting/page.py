@@ -17,7 +17,7 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
-from aulait.core.files import replace_file
+from aulait.core.files import PUBLIC, replace_file
 from aulait.reporting.markup import Markup, Section, embedded_json, rendered
 
 
@@ -47,8 +47,9 @@ def whole_page(title: str, subtitle: str, opening: Markup, sections: Sequence[Se
 
 
 def save_page(path: Path, text: str) -> Path:
-    """Writes a page in one piece: readers see the old file or the new one, never half of it."""
-    return replace_file(path, text.encode("utf-8"), durable=False)
+    """Writes a page in one piece: readers see the old file or the new one, never half of it. A page
+    is made to be handed on, so its mode is what the umask leaves."""
+    return replace_file(path, text.encode("utf-8"), mode=PUBLIC, durable=False)
 
 
 def opening_of(lead: Sequence[str], *, banners: Sequence[tuple[str, str]] = (),

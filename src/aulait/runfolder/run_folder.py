@@ -3,6 +3,10 @@
 A checkpoint is one file, replaced atomically, so a kill at any moment leaves the previous or the
 next one. It counts the lines of rounds.jsonl that belong to it; lines beyond are dropped on resume
 and made again. The ledger is never cut (see ``privacy/ledger.py``).
+
+A run folder is made for its owner alone (0700), and so are its files (0600): the checkpoint holds
+what sites remember. A folder that is there already keeps its mode; checkpoint/ and personal/ are
+closed to others whenever they are written.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from aulait.core.files import (
     append_durably,
     json_document,
     json_line,
+    private_folder,
     replace_file,
     writing,
 )
@@ -67,7 +72,8 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"--out {self.path} is a file; expected a folder that can be made")
         with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists():
+                private_folder(self.path)
             self._space()
             if held.exists():
                 before = renewed(held.read_text(encoding="utf-8"))
@@ -106,7 +112,8 @@ class RunFolder:
     def _replace(self, name: str, content: bytes) -> None:
         target = self.path / name
         with writing(self.path):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.parent != self.path:
+                private_folder(target.parent)
             replace_file(target, content)
 
     def append(self, line: Mapping[str, object]) -> None:

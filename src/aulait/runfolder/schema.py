@@ -154,6 +154,18 @@ class EpsilonByRole(FileModel):
         return found
 
 
+class LedgerResult(FileModel):
+    """The head of the ledger when the run ended, and what the privacy plan had it hold.
+
+    ``releases`` is stage -> number of rounds with a release, where the stage releases anything.
+    """
+
+    run: Words = None
+    lines: Number = None
+    hash: Words = None
+    releases: dict[str, object] = {}
+
+
 class PrivacyResult(FileModel):
     """What was promised and spent."""
 
@@ -166,6 +178,7 @@ class PrivacyResult(FileModel):
     noise_seeded: StrictBool | None = None
     stopped_early: str | bool | None = None
     epsilon: EpsilonByRole = EpsilonByRole()
+    ledger: LedgerResult | None = None
     trust: Words = None
 
 
@@ -348,6 +361,7 @@ class LedgerEntry(FileModel):
     time: Words = None
     private: StrictBool | None = None
     steps: Number = None
+    previous: Words = None
 
     @property
     def steps_taken(self) -> float | None:

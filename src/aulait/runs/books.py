@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+from aulait.core.files import writing
 from aulait.privacy.accounting import Accountant
 from aulait.privacy.aggregator import KnownSites, PrivateAggregator
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
+from aulait.runfolder.run_folder import RunFolder
 from aulait.runs.prepared import Books, PreparedRun
 from aulait.runs.privacy_schedule import record_mechanism
+from aulait.runs.progress import Progress
 
 MOST_PROXIES = 1000  # as synthesis.proxy_count allows
+
+
+def open_ledger(run: PreparedRun, folder: RunFolder, progress: Progress) -> Ledger:
+    """The ledger of a run folder, once it is the one that the checkpoint knows; its head is saved
+    with the run from now on, and before anybody is asked.
+
+    Raises:
+        PrivacyError: it was cut, deleted or edited, or is another run's.
+    """
+    ledger = Ledger(folder.path / "ledger.jsonl")
+    if run.settings.privacy.off:
+        return ledger
+    if progress.ledger_head is not None:
+        ledger.hold_against(progress.ledger_head, "the checkpoint")
+    with writing(folder.path):
+        ledger.begin()
+    progress.ledger = ledger
+    if progress.ledger_head is None:
+        progress.save(folder)
+    return ledger
+
+
+def check_releases(run: PreparedRun, folder: RunFolder, ledger: Ledger) -> None:
+    """Hold everything that was released against the plan, before the result is written.
+
+    Raises:
+        PrivacyError: a release is missing, or is none of the plan.
+    """
+    if not run.settings.privacy.off:
+        done = [(str(line["stage"]), int(line["round"])) for line in folder.lines()]
+        run.privacy.check_run(done, ledger.lines)
 
 
 def open_books(run: PreparedRun, ledger: Ledger) -> Books:

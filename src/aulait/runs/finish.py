@@ -9,14 +9,13 @@ from urllib.parse import quote
 
 import torch
 
-from aulait.core.files import JsonObject
+from aulait.core.files import JsonObject, private_folder
 from aulait.models import peft_export
 from aulait.models.fingerprint import fingerprint
-from aulait.privacy.accounting import Accountant
 from aulait.runfolder import schema
 from aulait.runs.books import epsilons
 from aulait.runs.experiment_file import Settings
-from aulait.runs.prepared import Federation, PreparedRun
+from aulait.runs.prepared import Books, Federation, PreparedRun
 from aulait.runs.stage import Execution
 from aulait.runs.virtual_time import clock
 from aulait.synthesis import private_evolution
@@ -49,7 +48,8 @@ def finish(execution: Execution) -> JsonObject:
     peft_export.export(shared, run.models.base, folder.path / "adapter")
     own = progress.personal or execution.engine.personal(run, progress.state)
     for name, adapter in own.items():
-        peft_export.export(adapter, run.models.base, folder.path / "personal" / _folder(name))
+        place = private_folder(folder.path / "personal") / _folder(name)
+        peft_export.export(adapter, run.models.base, place, personal=True)
     result = _result(execution)
     folder.write_json("result.json", result)
     return result
@@ -81,7 +81,7 @@ def _result(execution: Execution) -> JsonObject:
         rounds=progress.state.round if progress.state else 0,
         base_eval=schema.Scores(**progress.base_eval),
         eval=schema.Scores(**progress.last_eval),
-        privacy=_privacy(run, execution.books.accountant, progress.stopped),
+        privacy=_privacy(run, execution.books, progress.stopped),
         traffic=schema.TrafficResult(**moved),
         time=schema.TimeResult(**seconds),
         clock=None if virtual is None else schema.VirtualClock(**virtual),
@@ -103,13 +103,12 @@ def _rows_left_out(settings: Settings, federation: Federation) -> JsonObject:
             "left_out": corpus.left_out}
 
 
-def _privacy(run: PreparedRun, accountant: Accountant | None,
-             stopped: str | None) -> schema.PrivacyResult:
+def _privacy(run: PreparedRun, books: Books, stopped: str | None) -> schema.PrivacyResult:
     """What was promised and spent. Epsilon is null where it is infinite or where a role does not
     exist."""
     privacy, exact = run.settings.privacy, bool(run.privacy.exact_roles)
     spent: dict[str, float | None] = {"proxy": None, "local": None, "split": None,
-                                      **epsilons(run, accountant)}
+                                      **epsilons(run, books.accountant)}
     known = [value for value in spent.values() if value is not None]
     return schema.PrivacyResult(
         off=privacy.off,
@@ -120,6 +119,9 @@ def _privacy(run: PreparedRun, accountant: Accountant | None,
         exact_votes=exact,
         noise_seeded=privacy.noise_seed is not None,
         stopped_early=stopped,
+        ledger=None if privacy.off else schema.LedgerResult(
+            **books.ledger.head.model_dump(),
+            releases={release.stage: release.rounds for release in run.privacy.releases}),
         epsilon=schema.EpsilonByRole(**spent, max=max(known) if known and not exact else None),
     )
 

@@ -14,15 +14,16 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from aulait.core.errors import PrivacyError, require
 from aulait.core.files import JsonObject
 from aulait.core.types import Info
 from aulait.methods.contract import Server
 from aulait.privacy.aggregator import BudgetSpent
-from aulait.privacy.ledger import Ledger
 from aulait.reporting.report import write_report
+from aulait.runfolder.finished_ledger import check_finished
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import finish
-from aulait.runs.books import epsilons, open_books
+from aulait.runs.books import check_releases, epsilons, open_books, open_ledger
 from aulait.runs.experiment_file import Settings, dump_settings, renewed_settings
 from aulait.runs.prepared import Engine, SharedCache
 from aulait.runs.progress import Observer, Progress
@@ -61,12 +62,13 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
     entered = folder.begin(dump_settings(settings), finish.machine(), resume, renewed_settings)
     done = folder.result() if entered else None
     if done is not None:
+        check_finished(path, done)
         if not (path / "report.html").exists():  # killed between result and page
             write_report(path)
         return done
     progress = Progress.load(folder)
     progress.counted_s = started
-    books = open_books(prepared, Ledger(path / "ledger.jsonl"))
+    books = open_books(prepared, open_ledger(prepared, folder, progress))
     books.train.noise_state = progress.noise_state
     execution = Execution(prepared, engine, folder, books, progress, watch)
     watch("prepare", 1, 1, f"{len(prepared.federation.sites)} clients")
@@ -80,6 +82,7 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
         if progress.stage == "train":
             carry_out(TrainStage(execution), execution)
     progress.count_seconds()
+    check_releases(prepared, folder, books.ledger)
     result = finish.finish(execution)
     watch("finish", 1, 2, "writing the report")
     write_report(path)
@@ -111,6 +114,10 @@ def _rounds(stage: Stage[StateT], state: StateT, execution: Execution) -> StateT
             # Clients train in here: the aggregator reads their updates one by one from ``ask``.
             state, info = stage.step(state, planned.cohort, server)
         except BudgetSpent as spent:
+            more = len(execution.books.ledger.lines) - released
+            require(more == 0, PrivacyError,
+                    f"{stage.name} round {round} has {more} lines in the ledger and then spends "
+                    "more than its budget; the method must release once a round")
             progress.stopped = str(spent)
             break
         execution.run.privacy.check(stage.name, round, execution.books.ledger.lines[released:])

@@ -11,6 +11,7 @@ import torch
 from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.types import Adapter, Site, Tensors
 from aulait.methods.contract import State
+from aulait.privacy.ledger import Ledger, LedgerHead
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import client_state
 from aulait.runs.virtual_time import clock
@@ -56,6 +57,8 @@ class Progress:
             after it.
         noise_state: stage -> what the privacy mechanism remembers of its noise; the aggregator's
             own dictionary once it is bound. Secret, and not saved when the run is done.
+        ledger: whose head is saved with the run, once it is bound; None without privacy.
+        ledger_head: the head that the checkpoint held; None where it held none.
         counted_s: when the seconds were last counted, on the clock of ``time.perf_counter``.
     """
 
@@ -69,6 +72,8 @@ class Progress:
     stopped: str | None = None
     memory: client_state.Memories = field(default_factory=dict)
     personal: dict[str, Adapter] = field(default_factory=dict)
+    ledger: Ledger | None = None
+    ledger_head: LedgerHead | None = None
     counted_s: float = field(default_factory=time.perf_counter)
     noise_state: dict[str, Tensors] = field(default_factory=dict)
 
@@ -109,8 +114,9 @@ class Progress:
         if self.stage != "done":
             tensors |= {f"noise/{stage}/{name}": t for stage, own in self.noise_state.items()
                         for name, t in own.items()}
+        known = {} if self.ledger is None else {"ledger": self.ledger.head.model_dump()}
         folder.checkpoint(tensors, {
-            "stage": self.stage,
+            **known, "stage": self.stage,
             "synthesis": self.synthesis.dump() if self.synthesis else None,
             "round": self.state.round if self.state else 0,
             "texts": [[asdict(text) for text in shard] for shard in self.texts],
@@ -126,6 +132,7 @@ class Progress:
         tensors, held = found
         own = {name.partition("/")[2]: t for name, t in tensors.items()
                if name.startswith("state/")}
+        head = held.get("ledger")
         noise: dict[str, Tensors] = {}
         for key, tensor in tensors.items():
             if key.startswith("noise/"):
@@ -138,4 +145,5 @@ class Progress:
             texts=[[Text(**text) for text in shard] for shard in held["texts"]],
             totals=held["totals"], base_eval=held["base_eval"], last_eval=held["last_eval"],
             stopped=held["stopped"], memory=client_state.unpacked(tensors, held["memory"]),
+            ledger_head=None if head is None else LedgerHead.read(head, "the checkpoint"),
             noise_state=noise)

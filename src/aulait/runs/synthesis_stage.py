@@ -172,6 +172,8 @@ def _take_over(done: FinishedSynthesis, execution: Execution) -> None:
     """Copy a first stage: its texts, its lines, and every ledger line, which this run's releases
     are added to."""
     books, progress = execution.books, execution.progress
+    execution.run.privacy.check_run(
+        [(line["stage"], line["round"]) for line in done.lines], done.ledger)
     for entry in done.ledger:
         books.ledger.append(entry)
         if books.accountant is not None:

@@ -1,5 +1,6 @@
 """A ledger that survives crashes and refuses to be edited."""
 
+import hashlib
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import pytest
 
 from aulait.core.errors import PrivacyError
 from aulait.privacy.accounting import Accountant, Event
-from aulait.privacy.ledger import Ledger
+from aulait.privacy.ledger import Ledger, LedgerHead, first_link
 from aulait.privacy.ledger_line import LedgerLine
 
 LINE = LedgerLine(
@@ -29,6 +30,19 @@ def written(path, count):
     return path
 
 
+def unlinked(lines):
+    """The lines as they were before a ledger took them."""
+    return tuple(line.model_copy(update={"previous": None}) for line in lines)
+
+
+def head_of(path):
+    return path.with_suffix(".head")
+
+
+def sha(raw):
+    return hashlib.sha256(raw).hexdigest()
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "ledger.jsonl"
@@ -43,7 +57,8 @@ def test_round_trip(path):
     first.append(sampled)
     assert [json.loads(text)["epsilon"] for text in path.read_text().splitlines()] == [{"local": 1.25, "proxy": None}] * 2
     again = Ledger(path)
-    assert again.lines == first.lines == (LINE, sampled)
+    assert again.lines == first.lines
+    assert unlinked(again.lines) == (LINE, sampled)
     assert again.events("local") == [Event(3.0), Event(3.0, 0.25)]
     assert again.events("proxy") == [Event(3.0, 0.25)]
     assert again.events("split") == []
@@ -58,15 +73,19 @@ def test_synchronised_before_append_returns(path, monkeypatch):
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
     ledger = Ledger(path)
+    head = [f"{head_of(path)}.tmp", str(path.parent)]
     ledger.append(LINE)
-    assert synced == [str(path), str(path.parent)]
+    assert synced == [*head, str(path), str(path.parent), *head]
     ledger.append(changed( release=2))
-    assert synced[2:] == [str(path)]
+    assert synced[6:] == [str(path), *head]
 
 
 @pytest.mark.parametrize("cut", [1, 40, 300])
 def test_torn_last_line_is_set_aside(path, cut):
-    data = written(path, 3).read_bytes()
+    head = head_of(written(path, 2)).read_bytes()
+    Ledger(path).append(changed( release=3))
+    head_of(path).write_bytes(head)  # a crash within the third line: its head was not written yet
+    data = path.read_bytes()
     start = data.rindex(b"\n", 0, -1) + 1
     path.write_bytes(data[: start + cut])
     ledger = Ledger(path)
@@ -177,3 +196,171 @@ def test_failed_write_stops_all_later_ones(path, monkeypatch):
 def test_impossible_lines_cannot_be_made(change):
     with pytest.raises(PrivacyError):
         changed( **change)
+
+
+# --- the chain ------------------------------------------------------------------------------------------------------
+
+
+def test_every_line_holds_the_hash_of_the_line_before_it(path):
+    written(path, 3)
+    raw = path.read_bytes().splitlines()
+    head = json.loads(head_of(path).read_text())
+    assert [json.loads(line)["previous"] for line in raw] == [first_link(head["run"]), sha(raw[0]), sha(raw[1])]
+    assert head == {"run": head["run"], "lines": 3, "hash": sha(raw[2])}
+    assert Ledger(path).head == LedgerHead(**head)
+    assert Ledger(path).chained
+
+
+def test_two_ledgers_of_equal_lines_are_two_chains(tmp_path):
+    one, two = (written(tmp_path / name / "ledger.jsonl", 2) for name in ("one", "two") if not (tmp_path / name).mkdir())
+    assert json.loads(one.read_bytes().splitlines()[0])["previous"] != json.loads(two.read_bytes().splitlines()[0])["previous"]
+
+
+def rewrite(path, lines):
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def consistent(raw, **values):
+    """An edit after which the line agrees with itself."""
+    return json.dumps(json.loads(raw) | values).encode()
+
+
+def rechained(path, lines, run):
+    """Lines whose chain was made anew, as somebody would who knows how."""
+    link, made = first_link(run), []
+    for line in lines:
+        made.append(consistent(line, previous=link))
+        link = sha(made[-1])
+    rewrite(path, made)
+
+
+TAMPERING = {
+    "cut": lambda path, lines, run: rewrite(path, lines[:2]),
+    "emptied": lambda path, lines, run: rewrite(path, []),
+    "deleted": lambda path, lines, run: path.unlink(),
+    "cut within the last line": lambda path, lines, run: path.write_bytes(path.read_bytes()[:-9]),
+    "edited": lambda path, lines, run: rewrite(path, [lines[0], consistent(lines[1], sigma=1500.0, noise_multiplier=3000.0), *lines[2:]]),
+    "last line edited": lambda path, lines, run: rewrite(path, [*lines[:3], consistent(lines[3], sigma=1500.0, noise_multiplier=3000.0)]),
+    "edited and chained anew": lambda path, lines, run: rechained(
+        path, [consistent(line, sigma=1500.0, noise_multiplier=3000.0) for line in lines], run),
+    "cut in front and chained anew": lambda path, lines, run: rechained(
+        path, [consistent(line, release=i) for i, line in enumerate(lines[1:], start=1)], run),
+    "reordered": lambda path, lines, run: rewrite(
+        path, [consistent(lines[i], release=k) for k, i in enumerate((1, 0, 2, 3), start=1)]),
+    "chain taken out": lambda path, lines, run: rewrite(
+        path, [json.dumps({k: v for k, v in json.loads(line).items() if k != "previous"}).encode() for line in lines]),
+    "chain taken out of the last line": lambda path, lines, run: rewrite(
+        path, [*lines[:3], json.dumps({k: v for k, v in json.loads(lines[3]).items() if k != "previous"}).encode()]),
+    "head deleted": lambda path, lines, run: head_of(path).unlink(),
+    "head damaged": lambda path, lines, run: head_of(path).write_text("{"),
+    "two lines more": lambda path, lines, run: rechained(
+        path, [*lines, consistent(lines[3], release=5), consistent(lines[3], release=6)], run),
+}
+
+
+@pytest.mark.parametrize("how", TAMPERING)
+def test_a_ledger_that_was_changed_does_not_fit_its_head(path, how):
+    written(path, 4)
+    run = json.loads(head_of(path).read_text())["run"]
+    TAMPERING[how](path, path.read_bytes().splitlines(), run)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    for repair in (True, False):
+        with pytest.raises(PrivacyError, match=r"restore|malformed"):
+            Ledger(path, repair=repair)
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before, "a refusal changes nothing"
+
+
+@pytest.mark.parametrize("also_head", [False, True])
+def test_another_runs_ledger_is_refused(tmp_path, also_head):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = (written(tmp_path / name / "ledger.jsonl", 3) for name in ("one", "two"))
+    known = Ledger(one).head
+    one.write_bytes(two.read_bytes())
+    if also_head:
+        head_of(one).write_bytes(head_of(two).read_bytes())
+        with pytest.raises(PrivacyError, match="another run"):
+            Ledger(one).hold_against(known, "the checkpoint")
+    else:
+        with pytest.raises(PrivacyError, match="does not follow"):
+            Ledger(one)
+
+
+def test_what_was_noted_earlier_is_a_beginning_of_the_ledger(path):
+    known = [Ledger(path).head]
+    Ledger(path).begin()
+    known = [Ledger(path).head]
+    for number in range(1, 4):
+        Ledger(path).append(changed(release=number))
+        known.append(Ledger(path).head)
+    ledger = Ledger(path)
+    for head in known:
+        ledger.hold_against(head, "the checkpoint")
+    for wrong, message in ((known[3].model_copy(update={"hash": known[2].hash}), "another line 3"),
+                           (known[2].model_copy(update={"lines": 4}), "expected at least 4"),
+                           (known[2].model_copy(update={"run": "0" * 32}), "another run")):
+        with pytest.raises(PrivacyError, match=message):
+            ledger.hold_against(wrong, "the checkpoint")
+
+
+def test_a_ledger_that_was_begun_and_then_deleted_is_missed(path):
+    first = Ledger(path)
+    first.begin()
+    known = first.head
+    assert known.lines == 0
+    head_of(path).unlink()
+    with pytest.raises(PrivacyError, match="deleted"):
+        Ledger(path).hold_against(known, "the checkpoint")
+
+
+def test_a_line_whose_head_a_crash_kept_from_being_written_is_counted(path):
+    written(path, 2)
+    head = head_of(path).read_bytes()
+    Ledger(path).append(changed(release=3))
+    head_of(path).write_bytes(head)
+    again = Ledger(path)
+    assert len(again.lines) == 3
+    again.begin()
+    assert json.loads(head_of(path).read_text())["lines"] == 3
+
+
+def old(path, count):
+    """A ledger of a version without hashes."""
+    path.write_bytes(b"".join(changed(release=number).encoded() for number in range(1, count + 1)))
+    return path
+
+
+def test_a_ledger_of_an_earlier_version_is_read_and_goes_on_chained(path):
+    ledger = Ledger(old(path, 2))
+    assert unlinked(ledger.lines) == ledger.lines
+    assert not ledger.chained
+    assert not head_of(path).exists()
+    ledger.append(changed(release=3))
+    again = Ledger(path)
+    assert [line.previous is None for line in again.lines] == [True, True, False]
+    assert not again.chained
+    lines = path.read_bytes().splitlines()
+    rewrite(path, [consistent(lines[0], sigma=1500.0, noise_multiplier=3000.0), *lines[1:]])
+    with pytest.raises(PrivacyError, match="does not follow"):
+        Ledger(path)
+
+
+def test_reading_a_ledger_changes_no_file(path):
+    written(path, 2)
+    path.write_bytes(path.read_bytes()[:-1])
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    assert len(Ledger(path, repair=False).lines) == 2
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+def test_ledger_and_head_are_the_owners_alone_whatever_the_umask(path, umask):
+    before = os.umask(umask)
+    try:
+        written(path, 2)
+    finally:
+        os.umask(before)
+    path.chmod(0o644)
+    head_of(path).chmod(0o644)
+    Ledger(path).append(changed(release=3))
+    assert {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {"ledger.jsonl": 0o600, "ledger.head": 0o600}

@@ -63,7 +63,7 @@ def measured(session: SiteSession, message: Message[EvaluateMessage], memory: Js
     sums, task = _scores(session, used)
     other = _scores(session, shared)[0] if shared is not None and head.final else None
     if head.final and used is not None:
-        peft_export.export(used, session.base, folder / "adapter")
+        peft_export.export(used, session.base, folder / "adapter", personal=True)
     return SiteScores(sums, other, task)
 
 
