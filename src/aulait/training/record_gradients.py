@@ -9,7 +9,8 @@ move one another's last digits, and a hostile start can blow these up beyond the
 
 The gradient of a unit is clipped to C in float64, rounded toward zero onto the public grid of the
 noise and added; such sums are exact, so a unit more or less moves the sum by at most C
-(``aulait.privacy.noise``). The optimiser, float32, sees only the noised sum.
+(``aulait.privacy.noise``). The optimiser, float32, sees only the noised sum. Only the rule of
+DP-LoRA, which clips a batch as a whole and counts on nothing else, reads records in common passes.
 
 Everything a site has after its steps is a function of the start, public numbers, and noised sums. A
 record whose gradient is not finite counts as a zero gradient; an empty batch still gets its noise.
@@ -26,7 +27,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -63,8 +64,7 @@ class PrivateTraining:
         records: what to learn from; sensitive, but for the number of their units.
         trainable: factors that are trained: B, or both.
         steps: noised steps.
-        batch: expected units in a step of mode "records", records in one of mode "batch"; at most
-            all of them.
+        batch: units in a step, expected ones with mode "records"; at most all of them.
         lr: learning rate.
         mode: "records" clips every unit's gradient, A and B together; "batch" clips the gradient
             of a whole batch, A and B apart, and takes a plain gradient step.
@@ -101,6 +101,8 @@ class PrivateTraining:
                 "where there is noise; set privacy.clip")
         require(0 < self.most <= 1, PrivacyError,
                 f"largest sampling rate is {self.most}, expected a number in (0, 1]; correct it")
+        if self.sigma > 0:
+            check_exact(self.clip * max(1, len(self.units)), grid(self.sigma))
 
     @property
     def private(self) -> bool:
@@ -173,19 +175,19 @@ def _own(factor: Tensor, device: torch.device) -> nn.Parameter:
     return nn.Parameter(factor.detach().to(device, torch.float32, copy=True))
 
 
-def batches(work: PrivateTraining) -> list[list[Record]]:
-    """The records of every step; who is in them is secret where privacy counts on it.
+def batches(work: PrivateTraining) -> list[list[RecordGroup]]:
+    """The units of every step; who is in them is secret where privacy counts on it.
 
     With mode "records" each unit on its own with probability ``rate`` (Poisson), anew in every
-    step, with all its records, one behind the other. With mode "batch" ``batch`` records without
-    repetition: nothing is counted on their being secret, so a seed may draw them.
+    step. With mode "batch" ``batch`` units without repetition: nothing is counted on their being
+    secret, so a seed may draw them.
     """
     if work.mode == "batch":
         source = random.Random(work.seed)
-        return [source.sample(work.records, min(work.batch, len(work.records)))
+        return [source.sample(work.units, min(work.batch, len(work.units)))
                 for _ in range(work.steps)]
     secret: random.Random = random.SystemRandom() if work.private else random.Random(work.seed)
-    return [[record for unit in work.units if secret.random() < work.rate for record in unit]
+    return [[unit for unit in work.units if secret.random() < work.rate]
             for _ in range(work.steps)]
 
 
@@ -215,6 +217,61 @@ def gradients(learner: Learner, start: Adapter, records: Sequence[Record],
 
 
 @dataclass(frozen=True)
+class UnitGradient:
+    """What one unit says of the factors; sensitive.
+
+    Attributes:
+        vector: gradients of all trained factors, one behind the other, summed over the unit's
+            records; float64, CPU. Zeros where it is not finite.
+        losses: of its records, nats a token.
+        tokens: read.
+    """
+
+    vector: Tensor
+    losses: list[float]
+    tokens: int
+
+
+def unit_gradient(learner: Learner, stack: Stack, unit: RecordGroup) -> UnitGradient:
+    """The gradient of the sum over a unit's records of their mean loss over tokens.
+
+    Every record has a pass of its own, so that nothing here depends on another unit.
+
+    Args:
+        learner: from ``_alone``.
+        stack: the factors, one copy.
+        unit: its records.
+    """
+    total = torch.zeros(sum(leaf.numel() for leaf in stack.leaves), dtype=torch.float64)
+    losses: list[float] = []
+    tokens = 0
+    for record in unit:
+        rows = collate(learner.base, learner.encode, [record])
+        loss, count = learner.losses(rows, stack, 1)
+        if int(count):
+            found = torch.autograd.grad(loss.sum(), stack.leaves, allow_unused=True,
+                                        materialize_grads=True)
+            total += torch.cat([g.reshape(-1) for g in found]).to("cpu", torch.float64)
+        losses.append(float(loss.detach()))
+        tokens += int(count)
+    return UnitGradient(total if bool(total.isfinite().all()) else torch.zeros_like(total), losses,
+                        tokens)
+
+
+def _alone(learner: Learner) -> Learner:
+    """The learner without anything that lets sequences be read in company.
+
+    On an accelerator, the states of leading blocks that a base remembers may have been computed for
+    several sequences together.
+    """
+    if learner.base.device.type == "cpu":
+        return learner
+    alone = Learner(replace(learner.base, prefix=None), learner.config)
+    alone.encode = learner.encode
+    return alone
+
+
+@dataclass(frozen=True)
 class _LiveFactors:
     """The site's factors while they train, and how to read gradients off them.
 
@@ -232,15 +289,17 @@ class _LiveFactors:
     leaves: list[nn.Parameter]
     noise: NoiseSource
 
-    def gradients(self, records: Sequence[Record]) -> tuple[list[Tensor], list[float], int]:
-        """As the function of that name, at the current factors."""
-        now = Adapter({n: (a.detach(), b.detach()) for n, (a, b) in self.factors.items()},
-                      self.work.start.alpha, self.work.start.rank)
-        return gradients(self.learner, now, records, self.work.trainable)
+    @property
+    def adapter(self) -> Adapter:
+        """The factors as they are now."""
+        return Adapter({n: (a.detach(), b.detach()) for n, (a, b) in self.factors.items()},
+                       self.work.start.alpha, self.work.start.rank)
 
-    def drawn(self, like: Tensor) -> Tensor:
-        """Noise for one tensor, float64, on its device."""
-        return self.noise.gaussian(tuple(like.shape), self.work.sigma).to(like.device)
+    def noised(self, total: Tensor) -> Tensor:
+        """A float64 vector on the grid plus N(0, sigma²) on the grid; without noise the vector."""
+        if self.work.sigma == 0:
+            return total
+        return total + self.noise.gaussian(tuple(total.shape), self.work.sigma)
 
 
 class _RecordSteps:
@@ -249,76 +308,74 @@ class _RecordSteps:
 
     def __init__(self, live: _LiveFactors) -> None:
         self._live = live
+        self._learner = _alone(live.learner)
         self._optimizer = optimizer_of(live.leaves, live.learner.config, live.work.lr)
-        self._step = grid(live.work.sigma)
-        if math.isfinite(live.work.clip):
-            check_exact(len(live.work.units) * live.work.clip, self._step)
+        self._sizes = [leaf.numel() for leaf in live.leaves]
 
-    def __call__(self, batch: Sequence[Record]) -> tuple[float, int, float]:
+    def __call__(self, batch: Sequence[RecordGroup]) -> tuple[float, int, float]:
         """One step."""
         live = self._live
-        total = [torch.zeros(leaf.shape, dtype=torch.float64) for leaf in live.leaves]
-        losses: list[float] = []
-        tokens = 0
-        for unit in units(batch):
-            gradient, loss, count = self._gradient(unit)
-            for t, g in zip(total, gradient, strict=True):
-                t += g
-            losses, tokens = losses + loss, tokens + count
-        norm = clip.norm({str(i): t for i, t in enumerate(total)})
-        for leaf, t in zip(live.leaves, total, strict=True):
-            noised = t + live.drawn(t) if live.work.sigma > 0 else t
-            leaf.grad = (noised / live.work.expected).to(leaf)
+        total, losses, tokens = self.clipped_sum(batch)
+        mean = live.noised(total) / live.work.expected
+        for leaf, part in zip(live.leaves, torch.split(mean, self._sizes), strict=True):
+            leaf.grad = part.view(leaf.shape).to(leaf)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return sum(losses) / max(1, len(losses)), tokens, norm
+        return sum(losses) / max(1, len(losses)), tokens, float(total.norm())
 
-    def _gradient(self, unit: RecordGroup) -> tuple[list[Tensor], list[float], int]:
-        """The clipped gradient of one unit on the grid, float64, CPU; losses of its records;
-        tokens."""
-        live = self._live
-        total = [torch.zeros(leaf.shape, dtype=torch.float64) for leaf in live.leaves]
+    def clipped_sum(self, batch: Sequence[RecordGroup]) -> tuple[Tensor, list[float], int]:
+        """The exact sum of the clipped gradients of these units, on the grid of the noise; losses
+        of their records; tokens. One unit more moves the sum by at most C."""
+        work = self._live.work
+        step = grid(work.sigma)
+        stack = Stack.of([self._live.adapter], work.trainable, self._learner.base.device)
+        total = torch.zeros(sum(self._sizes), dtype=torch.float64)
         losses: list[float] = []
         tokens = 0
-        for record in unit:
-            found, loss, count = live.gradients([record])
-            for t, g in zip(total, found, strict=True):
-                t += g[0].to("cpu", torch.float64)
-            losses, tokens = losses + loss, tokens + count
-        clipped = clip.clip({f"{i:06d}": t for i, t in enumerate(total)}, live.work.clip)
-        return [toward_zero(t, self._step) for t in clipped.values()], losses, tokens
+        for unit in batch:
+            own = unit_gradient(self._learner, stack, unit)
+            total += toward_zero(clip.clip_vector(own.vector, work.clip), step)
+            losses, tokens = losses + own.losses, tokens + own.tokens
+        return total, losses, tokens
 
 
 class _BatchStep:
     """DP-LoRA as written: g · min(1, C / ||g||) + N(0, sigma²), for the A group and the B group; a
-    plain step."""
+    plain step. Records of a batch share passes: whatever they do to one another, each group stays
+    within C."""
 
     def __init__(self, live: _LiveFactors) -> None:
         self._live = live
 
-    @torch.no_grad()
-    def __call__(self, batch: Sequence[Record]) -> tuple[float, int, float]:
-        """One step on the gradient of the mean loss over the batch's records."""
-        live, work = self._live, self._live.work
+    def __call__(self, batch: Sequence[RecordGroup]) -> tuple[float, int, float]:
+        """One step on the gradient of the mean loss over the records of the batch's units."""
+        work, leaves = self._live.work, self._live.leaves
+        gradient, losses, tokens = self._mean_gradient([r for unit in batch for r in unit])
+        groups = len(work.trainable.factors)
+        norms = []
+        for group in range(groups):
+            vector = torch.cat([g.reshape(-1) for g in gradient[group::groups]])
+            vector = vector if bool(vector.isfinite().all()) else torch.zeros_like(vector)
+            norms.append(float(vector.norm()))
+            clipped = toward_zero(clip.clip_vector(vector, work.clip), grid(work.sigma))
+            mine = leaves[group::groups]
+            parts = torch.split(self._live.noised(clipped), [leaf.numel() for leaf in mine])
+            with torch.no_grad():
+                for leaf, part in zip(mine, parts, strict=True):
+                    leaf.sub_((work.lr * part).view(leaf.shape).to(leaf))
+        return sum(losses) / max(1, len(losses)), tokens, math.hypot(*norms)
+
+    def _mean_gradient(self, records: Sequence[Record]) -> tuple[list[Tensor], list[float], int]:
+        """The gradient of the mean of the records' losses, float64, CPU; their losses; tokens."""
+        live = self._live
         size = live.learner.config.rows_at_once
-        total = [torch.zeros_like(leaf) for leaf in live.leaves]
+        total = [torch.zeros(leaf.shape, dtype=torch.float64) for leaf in live.leaves]
         losses: list[float] = []
         tokens = 0
-        for i in range(0, len(batch), size):
-            with torch.enable_grad():
-                found, loss_B, count = live.gradients(batch[i : i + size])
-            total = [t + g.sum(0) / len(batch) for t, g in zip(total, found, strict=True)]
+        for i in range(0, len(records), size):
+            found, loss_B, count = gradients(live.learner, live.adapter, records[i : i + size],
+                                             live.work.trainable)
+            for t, g in zip(total, found, strict=True):
+                t += g.to("cpu", torch.float64).sum(0) / len(records)
             losses, tokens = losses + loss_B, tokens + count
-        norms, groups = [], len(work.trainable.factors)
-        for group in range(groups):
-            members = {str(i): total[i] for i in range(group, len(total), groups)}
-            norms.append(clip.norm(members))
-            finite = math.isfinite(norms[-1])
-            clipped = clip.clip({i: g if finite else torch.zeros_like(g)
-                                 for i, g in members.items()}, work.clip)
-            for name, g in clipped.items():
-                noised = g
-                if work.sigma > 0:
-                    noised = (toward_zero(g, grid(work.sigma)) + live.drawn(g)).to(g)
-                live.leaves[int(name)].sub_(work.lr * noised)
-        return sum(losses) / max(1, len(losses)), tokens, math.hypot(*norms)
+        return total, losses, tokens
