@@ -4,14 +4,15 @@ plain training.
 Federated rounds of ``method.step`` against a straightforward loop that trains ONE adapter on the
 very same batches: same rows in a pass, same lengths, same padding, same trainable factors, AdamW,
 no federation code. Both take turns;
-medians are told.
+medians are told. Training that protects single records takes turns with plain training of the very
+same records as well.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ from aulait.runs.experiment_file import build_settings
 from aulait.runs.prepared import PreparedRun, SharedCache
 from aulait.runs.setup import prepare
 from aulait.training.batches import collate, scored
+from aulait.training.record_gradients import PrivateTraining, batches, train_privately
 from aulait.training.trainer import LocalTraining, draws
 
 METHODS = {"ffa": Trainable.B, "fedit": Trainable.AB}
@@ -79,8 +81,8 @@ def simulate(
 
     Returns:
         tokens, aulait_tokens_per_s, floor_tokens_per_s, ratio_to_floor of the slower method (named
-        under ``algorithm``), every method under ``methods``, peak_rss_bytes of the process,
-        base_loads, device, threads.
+        under ``algorithm``), every method under ``methods``, dpsgd_ratio_to_floor (``_private``),
+        peak_rss_bytes of the process, base_loads, device, threads.
     """
     timings = {}
     cache = SharedCache()
@@ -88,6 +90,7 @@ def simulate(
         for name in METHODS:
             run = _prepared(name, clients, steps, batch, cache)
             timings[name] = _timed(run, name, rounds, max(3, repetitions))
+        dpsgd = _private(run, max(3, repetitions))
         device = run.models.base.device
     methods = {name: timing.as_dict() for name, timing in timings.items()}
     slower = max(methods, key=lambda name: methods[name]["ratio_to_floor"])
@@ -96,6 +99,7 @@ def simulate(
         **methods[slower],
         "algorithm": slower,
         "methods": methods,
+        "dpsgd_ratio_to_floor": dpsgd,
         "clients": clients,
         "rounds": rounds,
         "repetitions": max(3, repetitions),
@@ -123,21 +127,58 @@ def _prepared(name: str, clients: int, steps: int, batch: int, cache: SharedCach
 
 def _timed(run: PreparedRun, name: str, rounds: int, repetitions: int) -> Timing:
     """Warm up both, then let them take turns."""
-    batches, tokens = _batches(run, METHODS[name], rounds)
+    passes, tokens = _batches(run, METHODS[name], rounds)
     _federated(run, rounds)
-    _plain(run, METHODS[name], batches)
-    spent_s: dict[bool, list[float]] = {True: [], False: []}
+    _plain(run, METHODS[name], passes)
+    spent_s = _turns(run, lambda: _federated(run, rounds),
+                     lambda: _plain(run, METHODS[name], passes), repetitions)
+    return Timing(tokens, statistics.median(spent_s[0]), statistics.median(spent_s[1]))
+
+
+def _turns(run: PreparedRun, one: Callable[[], object], other: Callable[[], object],
+           repetitions: int) -> tuple[list[float], list[float]]:
+    """Seconds of both, in alternating order."""
+    spent_s: tuple[list[float], list[float]] = [], []
     for repetition in range(repetitions):
-        for federated in (True, False) if repetition % 2 == 0 else (False, True):
+        for which in (0, 1) if repetition % 2 == 0 else (1, 0):
             _wait(run)
             started = time.perf_counter()
-            if federated:
-                _federated(run, rounds)
-            else:
-                _plain(run, METHODS[name], batches)
+            (one, other)[which]()
             _wait(run)
-            spent_s[federated].append(time.perf_counter() - started)
-    return Timing(tokens, statistics.median(spent_s[True]), statistics.median(spent_s[False]))
+            spent_s[which].append(time.perf_counter() - started)
+    return spent_s
+
+
+def _private(run: PreparedRun, repetitions: int) -> float:
+    """Seconds of DP-SGD at every site over seconds of plain training of the very same records.
+
+    Plain training has the rows in passes of ``train.rows_at_once``, padded, sorted by length.
+    """
+    learner, context = run.models.learner, run.context
+    start = initial(context.shapes, context.rank, context.alpha, context.seeds)
+    works = []
+    for name in everyone(run.federation.trainers):
+        site = run.federation.sites[name]
+        works.append(PrivateTraining(
+            start=start, records=site.train, trainable=Trainable.AB, steps=site.plan.steps,
+            batch=site.plan.batch, lr=run.settings.train.lr, mode="records", clip=1.0, sigma=1.0,
+            seed=context.seeds.integer("batches", 1, name), noise_seed=1))
+    read = sorted((record for work in works for step in batches(work) for unit in step
+                   for record in unit), key=lambda record: len(learner.encode(record)[0]))
+    rows = learner.config.rows_at_once
+    passes = [[read[i : i + rows] for i in range(0, len(read), rows)]]
+
+    def private() -> None:
+        for work in works:
+            train_privately(learner, work)
+
+    def plain() -> None:
+        _plain(run, Trainable.AB, passes)
+
+    private()
+    plain()
+    spent_s = _turns(run, private, plain, repetitions)
+    return statistics.median(spent_s[0]) / statistics.median(spent_s[1])
 
 
 def _federated(run: PreparedRun, rounds: int) -> State:
