@@ -4,25 +4,29 @@ role.
 All numbers are for one client with all its records, or for one record where ``unit`` says so. A
 noise multiplier z is sigma divided by the sensitivity, which already holds the factor 2 of the
 relation "replace"; so everything here is the same for both units and relations. Poisson sampling is
-accounted for "add-remove" only (the aggregator refuses the other).
+accounted for "add-remove" and "zero-out" only (the aggregator refuses "replace"): the unit is in
+one of two neighbours, and both directions are composed.
 
 Source: Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018, for
-full participation; privacy loss distributions for Poisson sampling.
+full participation; ``aulait.privacy.privacy_loss`` for Poisson sampling.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from aulait.core.errors import PrivacyError, require
+from aulait.privacy.privacy_loss import SampledGaussian, composed_epsilon, gaussian_epsilon
 
-if TYPE_CHECKING:
-    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+_MOST_STEPS = 10**12  # of all releases together
+_LEAST_DELTA = 1e-300
+_FINE = 1.0 + 8e-4  # a calibrated multiplier over one that does not meet the target
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ def epsilon(events: Iterable[Event] | Mapping[Event, int], delta: float) -> floa
     delta)-private.
 
     Exact with full participation (one Gaussian, 1/z^2 summed over events); with Poisson sampling an
-    upper bound on a fine grid, for "add-remove".
+    upper bound, less than one percent above the smallest in the domain that
+    ``aulait.privacy.privacy_loss`` names. Time and memory are bounded, however many events.
 
     Args:
         events: one by one, or event -> how often.
@@ -67,11 +72,15 @@ def epsilon(events: Iterable[Event] | Mapping[Event, int], delta: float) -> floa
 
     Returns:
         Epsilon, at least 0; 0 without events, inf when an event has no noise.
+
+    Raises:
+        PrivacyError: delta is outside (0, 1) or below 1e-300, or there are more than 10^12 steps.
     """
     return _epsilon(_grouped(Counter(events)), _delta(delta))
 
 
-def calibrate(target: float, delta: float, releases: int, sampling_rate: float = 1.0) -> float:
+def calibrate(target: float, delta: float, releases: int, sampling_rate: float = 1.0,
+              beside: Mapping[Event, int] | None = None) -> float:
     """The smallest noise multiplier with which ``releases`` equal releases stay within ``target``.
 
     Args:
@@ -79,32 +88,90 @@ def calibrate(target: float, delta: float, releases: int, sampling_rate: float =
         delta: in (0, 1).
         releases: how many, at least 1.
         sampling_rate: probability of taking part, in (0, 1].
+        beside: what the same unit pays for besides, event -> how often.
 
     Returns:
-        z with ``epsilon([Event(z, sampling_rate)] * releases, delta) <= target``; with sampling up
-        to 0.1 % too large.
+        z with ``epsilon`` of all together at most the target; with sampling up to 0.1 % too large.
 
     Raises:
-        PrivacyError: an argument is outside its range.
+        PrivacyError: an argument is outside its range, or ``beside`` leaves nothing of the target.
     """
     require(releases >= 1, PrivacyError,
             f"{releases} releases to calibrate, expected at least 1; check the rounds")
-    enough = math.sqrt(releases) * _single(target, delta)
-    if sampling_rate == 1.0:
-        return enough
+    single, others = _single(target, delta), Counter(beside or {})
+    if not others and sampling_rate == 1.0:
+        return math.sqrt(releases) * single
+    require(epsilon(others, delta) < target, PrivacyError,
+            f"epsilon {epsilon(others, delta):.6g} is spent beside what is calibrated, expected "
+            f"less than the target {target:g}; give a larger privacy.epsilon")
+    return calibrate_events(
+        target, delta, lambda z: Counter({Event(z, sampling_rate): releases}) + others,
+        math.sqrt(releases) * single)
+
+
+def calibrate_events(target: float, delta: float, events: Callable[[float], Counter[Event]],
+                     start: float) -> float:
+    """The smallest noise multiplier with which ``events`` of it stay within ``target``, at most
+    0.1 % too large.
+
+    Args:
+        target: epsilon, finite and > 0.
+        delta: in (0, 1).
+        events: what a noise multiplier pays for; more noise costs less.
+        start: a first guess.
+
+    Raises:
+        PrivacyError: no multiplier up to a million times the guess meets the target.
+    """
+    def cost(z: float, rough: bool) -> float:
+        return _epsilon(_grouped(events(z)), _delta(delta), rough)
 
     def meets(z: float) -> bool:
-        return epsilon([Event(z, sampling_rate)] * releases, delta) <= target
+        return cost(z, False) <= target
 
-    while not meets(enough):  # sampling never needs more noise; only the grid's rounding up can
-        enough *= 1.01
-    less = enough / 2
-    while meets(less):
-        enough, less = less, less / 2
-    while enough / less > 1.001:  # ``enough`` always meets the target, ``less`` never does
-        middle = math.sqrt(enough * less)
-        enough, less = (middle, less) if meets(middle) else (enough, middle)
-    return enough
+    low, high = _bracket(lambda z: cost(z, True) <= target, start)
+    while high / low > 1.003:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if cost(middle, True) <= target else (middle, high)
+    low, high = _bracket(meets, _newton(cost, high, target), 1.0006)
+    while high / low > _FINE:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if meets(middle) else (middle, high)
+    return high
+
+
+def _newton(cost: Callable[[float, bool], float], start: float, target: float) -> float:
+    """About the multiplier that costs the target, by secants in logarithms."""
+    def excess(at: float, rough: bool = False) -> float:
+        return math.log(max(cost(math.exp(at), rough), 1e-300) / target)
+
+    at = math.log(start)
+    slope = min((excess(at + 0.05, True) - excess(at, True)) / 0.05, -0.1)
+    found = excess(at)
+    for _ in range(5):
+        step = min(max(-found / slope, -0.5), 0.5)
+        if abs(step) < 2e-4:
+            break
+        after = excess(at + step)
+        slope = min((after - found) / step, -0.1)
+        at, found = at + step, after
+    return math.exp(at)
+
+
+def _bracket(meets: Callable[[float], bool], start: float,
+             factor: float = 2.0) -> tuple[float, float]:
+    """Two multipliers around the smallest that meets: the first does not, the second does."""
+    if meets(start):
+        low = high = start
+        while meets(low):
+            low, high, factor = low / factor, low, factor**1.5
+        return low, high
+    low = high = start
+    while not meets(high):
+        require(high < 1e6 * start, PrivacyError, "no noise meets the target epsilon, up to "
+                f"multiplier {high:.3g}; give a larger privacy.epsilon, or another mechanism")
+        low, high, factor = high, high * factor, factor**1.5
+    return low, high
 
 
 def split_budget(target: float, delta: float, votes: int, updates: int,
@@ -204,33 +271,12 @@ def _grouped(events: Counter[Event]) -> _Groups:
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(groups: _Groups, delta: float) -> float:
-    if not groups:
-        return 0.0
-    mu = math.hypot(*(math.sqrt(count) / z if z else math.inf for z, _, count in groups))
-    if mu > 1e4:  # epsilon above 5e7 is no privacy
-        return math.inf
-    if all(rate == 1.0 for _, rate, _ in groups):
-        import dp_accounting  # takes a second, and most commands do not need it
-
-        return float(dp_accounting.get_epsilon_gaussian(1.0 / mu, delta))
-    # Fine against the spread of one sampled loss, yet not too many points for its range; rounding
-    # on it is upwards.
-    spread = min(rate / z for z, rate, _ in groups)
-    grid = max(1e-4, 2e-3 * spread, 5e-6 * max(0.5 / z**2 + 8.0 / z for z, _, _ in groups))
-    parts = [_loss(z, rate, grid).self_compose(count) for z, rate, count in groups]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total.compose(part)
-    return float(total.get_epsilon_for_delta(delta))
-
-
-@lru_cache(maxsize=64)
-def _loss(z: float, rate: float, grid: float) -> PrivacyLossDistribution:
-    """Privacy loss distribution of one release, rounded so that epsilon is never too small."""
-    from dp_accounting.pld import privacy_loss_distribution as losses  # takes a second
-
-    return losses.from_gaussian_mechanism(z, sampling_prob=rate, value_discretization_interval=grid)
+def _epsilon(groups: _Groups, delta: float, rough: bool = False) -> float:
+    steps = sum(count for _, _, count in groups)
+    require(steps <= _MOST_STEPS, PrivacyError,
+            f"{steps} noised steps to account, expected at most {_MOST_STEPS:.0e}; check the "
+            "rounds")
+    return composed_epsilon([SampledGaussian(*group) for group in groups], delta, rough)
 
 
 def _single(target: float, delta: float) -> float:
@@ -238,15 +284,23 @@ def _single(target: float, delta: float) -> float:
     for rounding."""
     text = f"target epsilon is {target}, expected a finite number > 0; set privacy.epsilon"
     require(0 < target < math.inf, PrivacyError, text)
-    import dp_accounting  # takes a second, and most commands do not need it
+    if 1e-6 <= target <= 1e6 and _delta(delta) >= 1e-30:
+        import dp_accounting  # takes a second, and most commands do not need it
 
-    z = float(dp_accounting.get_sigma_gaussian(target, _delta(delta))) * (1.0 + 1e-9)
-    while dp_accounting.get_epsilon_gaussian(z * (1.0 - 1e-12), delta) > target:
-        z *= 1.0 + 1e-9
-    return z
+        with np.errstate(all="ignore"):
+            z = float(dp_accounting.get_sigma_gaussian(target, delta)) * (1.0 + 1e-9)
+        if z > 0.0 and gaussian_epsilon(1.0 / (z * (1.0 - 1e-12)), delta) <= target:
+            return z
+    low, high = -400.0, 400.0  # log of 1/z, where dp-accounting's absolute tolerance is too coarse
+    for _ in range(100):
+        middle = (low + high) / 2.0
+        met = gaussian_epsilon(math.exp(middle), _delta(delta)) <= target
+        low, high = (middle, high) if met else (low, middle)
+    return math.exp(-low) * (1.0 + 1e-9)
 
 
 def _delta(delta: float) -> float:
-    require(0 < delta < 1, PrivacyError,
-            f"delta is {delta}, expected a number between 0 and 1; set privacy.delta")
+    require(_LEAST_DELTA <= delta < 1, PrivacyError,
+            f"delta is {delta}, expected a number between 0 and 1, at least {_LEAST_DELTA}; set "
+            "privacy.delta")
     return delta

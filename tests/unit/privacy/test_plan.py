@@ -29,7 +29,7 @@ from aulait.runs.progress import Observer
 from aulait.runs.setup import prepare
 
 CLIENT = {"epsilon": 6.0, "delta": 1e-3, "relation": "add-remove", "clip": 0.5}
-RECORD = CLIENT | {"unit": "record"}
+RECORD = CLIENT | {"unit": "record", "relation": "zero-out"}
 LOCAL = {"tier": [{"name": "all", "placement": "local"}]}
 SAMPLINGS = {"all": {}, "poisson": {"sampling": "poisson", "rate": 0.5}}
 METHODS_FOR_CLIENTS = [name for name in METHODS.names() if METHODS.find(name).TRAITS.private]
