@@ -74,7 +74,8 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
     watch("prepare", 1, 1, f"{len(prepared.federation.sites)} clients")
     if not progress.base_eval:
         progress.base_eval = engine.evaluate(prepared, None, False).scores
-    with Tracker(settings.track, path, settings.run.name, observer.warn) as tracker:
+    with Tracker(settings.track, path, settings.run.name, observer.warn,
+                 private=not settings.privacy.off) as tracker:
         folder.kept = tracker.kept
         tracker.kept(folder.lines())
         if progress.stage == "synthesis":

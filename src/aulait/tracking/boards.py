@@ -6,8 +6,12 @@ folder is made again from rounds.jsonl when a run is entered again; of an MLflow
 asked how many lines it has.
 
 A tag is ``stage/key``, or ``stage/key/inner`` for a table such as ``eval``; the step is the round
-of the stage. Numbers only: texts, names and infinite epsilons are left out. Under privacy
-rounds.jsonl holds released and public values alone.
+of the stage. Numbers only: texts, names and infinite epsilons are left out.
+
+Boards leave the machine. Under privacy they get released and public values alone, by the list
+``RELEASED``: what a simulation measures on held-out records, the seconds of a round, and what a
+third party's method adds of its own stay in the run folder. Scores are passed on where they were
+measured on public texts, as in a deployment.
 """
 
 from __future__ import annotations
@@ -40,6 +44,9 @@ EXPECTED = (
 # unless told not to.
 MLFLOW = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
           "MLFLOW_DISABLE_TELEMETRY": "true"}
+RELEASED = frozenset({
+    "stage", "round", "epsilon", "noise_std", "step_noise_std", "signal_to_noise", "update_norm",
+    "clip_bound", "candidates", "kept", "up_bytes", "down_bytes", "proxies", "clock"})
 RoundValues = Mapping[str, Any]
 
 
@@ -88,6 +95,15 @@ def problems(config: TrackConfig) -> list[str]:
         found.append(
             "track.mlflow = 'sqlite:...' needs sqlalchemy and alembic; pip install sqlalchemy "
             "alembic, or name a server")
+    return found
+
+
+def released(line: RoundValues) -> RoundValues:
+    """What of a line of rounds.jsonl may leave the machine under privacy."""
+    found = {key: value for key, value in line.items() if key in RELEASED}
+    scores = line.get("eval")
+    if isinstance(scores, Mapping) and scores.get("measured_on") == "public texts":
+        found["eval"] = scores
     return found
 
 
@@ -206,12 +222,13 @@ class Tracker:
         config: the settings; without any board nothing happens.
         run: the run folder.
         name: of the run: MLflow's experiment.
+        private: whether the run promises privacy, so that only released values are passed on.
         warn: told, a line each, of a board that fails; by default the terminal is.
     """
 
     def __init__(self, config: TrackConfig, run: Path, name: str,
-                 warn: Callable[[str], None] = on_terminal) -> None:
-        self._warn = warn
+                 warn: Callable[[str], None] = on_terminal, *, private: bool) -> None:
+        self._warn, self._private = warn, private
         self._makers: dict[str, Callable[[], Board]] = (
             {"TensorBoard": lambda: TensorBoard(run)} if config.tensorboard else {}
         )
@@ -256,7 +273,8 @@ class Tracker:
         if name not in self._counts:
             self._counts[name] = board.count()
         for number in range(self._counts[name] + 1, len(lines) + 1):
-            board.write(number, lines[number - 1])
+            line = lines[number - 1]
+            board.write(number, released(line) if self._private else line)
             self._counts[name] = number
 
     def _tell(self, name: str, error: Exception) -> None:

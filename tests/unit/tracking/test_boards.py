@@ -14,7 +14,7 @@ from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import experiment_file, loop
 from aulait.runs.experiment_file import build_settings
 from aulait.tracking import boards
-from aulait.tracking.boards import TrackConfig, Tracker, problems, scalars
+from aulait.tracking.boards import TrackConfig, Tracker, problems, released, scalars
 
 LINES = [{"stage": "synthesis", "round": 1, "wall_s": 1.5, "epsilon": {"proxy": 2.0}},
          {"stage": "train", "round": 1, "wall_s": 2.0, "epsilon": {"proxy": 2.0}, "up_bytes": 10},
@@ -51,18 +51,18 @@ def test_scalars_are_the_numbers_of_a_line():
 
 
 def test_nothing_is_written_without_boards(tmp_path):
-    with Tracker(TrackConfig(), tmp_path, "x") as tracker:
+    with Tracker(TrackConfig(), tmp_path, "x", private=False) as tracker:
         tracker.kept(LINES)
     assert not [*tmp_path.iterdir()]
 
 
 def test_tensorboard_holds_each_line_once_after_a_resume(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    with Tracker(TrackConfig(tensorboard=True), tmp_path, "x") as tracker:
+    with Tracker(TrackConfig(tensorboard=True), tmp_path, "x", private=False) as tracker:
         tracker.kept(LINES[:1])
         tracker.kept(LINES[:1])
         tracker.kept(LINES[:2])
-    with Tracker(TrackConfig(tensorboard=True), tmp_path, "x") as tracker:
+    with Tracker(TrackConfig(tensorboard=True), tmp_path, "x", private=False) as tracker:
         tracker.kept(LINES[:2])
         tracker.kept(LINES)
     found = board(tmp_path)
@@ -75,10 +75,10 @@ def test_tensorboard_holds_each_line_once_after_a_resume(tmp_path):
 def test_mlflow_holds_each_line_once_after_a_resume(tmp_path):
     settings, run = TrackConfig(mlflow=uri(tmp_path)), tmp_path / "run"
     run.mkdir()
-    with Tracker(settings, run, "x") as tracker:
+    with Tracker(settings, run, "x", private=False) as tracker:
         tracker.kept(LINES[:2])
     assert store(run, tmp_path)[1].info.status == "FINISHED"
-    tracker = Tracker(settings, run, "x")
+    tracker = Tracker(settings, run, "x", private=False)
     tracker.kept(LINES[:2])
     tracker.kept(LINES)
     tracker.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
@@ -110,7 +110,7 @@ def test_a_board_that_fails_is_told_once_and_catches_up(tmp_path, capsys):
             raise OSError("gone")
 
     weak = Weak()
-    with Tracker(TrackConfig(), tmp_path, "x") as tracker:
+    with Tracker(TrackConfig(), tmp_path, "x", private=False) as tracker:
         tracker._makers["Weak"] = lambda: weak
         tracker.kept(LINES[:2])
         tracker.kept(LINES[:2])
@@ -123,7 +123,7 @@ def test_a_board_that_fails_is_told_once_and_catches_up(tmp_path, capsys):
 
 def test_who_is_given_to_be_warned_is_in_place_of_the_terminal(tmp_path, capsys):
     told = []
-    with Tracker(TrackConfig(), tmp_path, "x", told.append) as tracker:
+    with Tracker(TrackConfig(), tmp_path, "x", told.append, private=False) as tracker:
         tracker._makers["Closed"] = lambda: 1 / 0
         tracker.kept(LINES)
     assert told == ["Closed does not take the rounds (division by zero); the run goes on, and tries again with each round"]
@@ -131,7 +131,7 @@ def test_who_is_given_to_be_warned_is_in_place_of_the_terminal(tmp_path, capsys)
 
 
 def test_a_board_that_cannot_be_opened_stops_nothing(tmp_path, capsys):
-    with Tracker(TrackConfig(), tmp_path, "x") as tracker:
+    with Tracker(TrackConfig(), tmp_path, "x", private=False) as tracker:
         tracker._makers["Closed"] = lambda: 1 / 0
         tracker.kept(LINES)
         tracker.kept(LINES)
@@ -194,3 +194,41 @@ def test_a_stopped_run_shows_no_dropped_line(tmp_path, monkeypatch):
         assert [step for step, _ in values] == [step for step, _ in kept]
         assert [value for _, value in values] == pytest.approx([value for _, value in kept], rel=1e-6)  # event files hold 32 bits
     assert "[track]" in experiment_file.dump_settings(settings)
+
+
+# --- privacy --------------------------------------------------------------------------------------------------------
+
+PRIVATE = {"epsilon": 50.0, "delta": 1e-2, "relation": "add-remove", "clip": 1.0}
+PUBLIC_TAGS = {
+    *(f"synthesis/{key}" for key in ("noise_std", "candidates", "kept", "up_bytes", "down_bytes", "epsilon/proxy", "epsilon/local")),
+    *(f"train/{key}" for key in ("noise_std", "signal_to_noise", "update_norm", "clip_bound", "proxies", "up_bytes", "down_bytes",
+                                 "epsilon/proxy", "epsilon/local"))}
+
+
+def test_under_privacy_what_was_measured_on_private_text_stays_here():
+    line = {"stage": "train", "round": 2, "wall_s": 2.5, "client_s": 1.0, "train_loss": 3.0, "own": 7.0, "epsilon": {"local": 3.0},
+            "noise_std": 0.5, "eval": {"loss": 3.25, "worst_client_loss": 4.0, "unseen": {"loss": 5.0}}}
+    assert scalars(released(line)) == {"train/epsilon/local": 3.0, "train/noise_std": 0.5}
+    public = line | {"eval": {"loss": 3.25, "measured_on": "public texts"}}
+    assert scalars(released(public)) == {"train/epsilon/local": 3.0, "train/noise_std": 0.5, "train/eval/loss": 3.25}
+
+
+@pytest.mark.slow
+def test_both_writers_get_released_values_only(tmp_path):
+    """A private simulation that measures after every round: its losses stand in rounds.jsonl and on no board."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    tiny_run.write_data(tmp_path)
+    settings = tiny_run.settings(tmp_path, privacy=PRIVATE, evaluate={"every": 1}, track={"tensorboard": True, "mlflow": uri(tmp_path)})
+    loop.run(settings, tmp_path / "run", InlineEngine())
+    lines = [json.loads(row) for row in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert all("loss" in line["eval"] for line in lines if line["stage"] == "train")
+    metrics, _ = store(tmp_path / "run", tmp_path)
+    shown = board(tmp_path / "run")
+    assert set(metrics) - {"lines"} == set(shown)
+    assert shown.keys() <= PUBLIC_TAGS, shown.keys() - PUBLIC_TAGS
+    assert {"train/noise_std", "train/epsilon/local", "synthesis/epsilon/proxy"} <= shown.keys()
+    private = {value for line in lines for key, table in line.items() if key == "eval" for value in table.values() if isinstance(value, float)}
+    private |= {line["wall_s"] for line in lines}
+    shown_values = {value for history in [*metrics.values(), *shown.values()] for _, value in history}
+    assert private
+    assert not private & shown_values
