@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from aulait.core.errors import WireError, require
-from aulait.core.files import JsonObject, replace_file, writing
+from aulait.core.files import JsonObject, private_folder, replace_file, writing
 from aulait.engines.deployment.protocol.envelope import Packet, packet_bytes, packet_from
 from aulait.engines.deployment.protocol.messages import RunHead, Stamp
 from aulait.engines.deployment.protocol.run_terms import RunTerms, read_terms
@@ -192,5 +192,5 @@ def read_kept_terms(state: Path, run: str) -> RunTerms | None:
 def _write(path: Path, content: bytes) -> None:
     """Replace a file, durable when this returns."""
     with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        replace_file(path, content, mode=0o600)
+        private_folder(path.parent)
+        replace_file(path, content)

@@ -33,7 +33,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aulait.core.errors import PrivacyError, require
-from aulait.core.files import append_durably, sync_folder, writing
+from aulait.core.files import append_durably, private_folder, sync_folder, writing
 from aulait.privacy import accounting
 from aulait.privacy.accounting import Event
 
@@ -163,7 +163,7 @@ class LifetimeAccount:
         """
         line = self._line(charge)
         with writing(self._path.parent):
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(self._path.parent)
             new = not self._path.exists()
             append_durably(self._path, line.model_dump_json().encode() + b"\n", mode=0o600,
                            undo=True)
