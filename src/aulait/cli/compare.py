@@ -15,6 +15,7 @@ from aulait.core.errors import DataError
 from aulait.reporting import columns, measures, numbers, pace
 from aulait.reporting.grouping import comparison_rows
 from aulait.reporting.report import write_comparison
+from aulait.runs.composed_epsilon import ComposedEpsilon, composed_epsilon_of
 
 
 def compare(
@@ -46,16 +47,17 @@ def compare(
         terminal.note(
             "--target-loss changes nothing: no finished run has virtual time; give every "
             "federation.tier a machine")
+    cost = composed_epsilon_of(folders)
     if out is not None:
-        write_comparison(folders, out, target_loss)
+        write_comparison(folders, out, target_loss, cost.sentence)
     if as_json:
         used = next((row["target_loss"] for row in rows if row.get("target_loss") is not None),
                     None)
         page = None if out is None else str(out)
         terminal.document({"ranked_by": measures.ranking_measure(rows).key, "target_loss": used,
-                           "rows": rows, "page": page})
+                           "rows": rows, "page": page, "composed": cost.document()})
         return
-    show(rows)
+    show(rows, cost)
     if out is not None:
         terminal.say()
         terminal.say(f"page  {out}")
@@ -86,8 +88,8 @@ def run_folders(paths: Sequence[Path]) -> list[Path]:
     return list({path.resolve(): path for path in found}.values())
 
 
-def show(rows: Sequence[Document]) -> None:
-    """The table on stdout, the best arm first."""
+def show(rows: Sequence[Document], cost: ComposedEpsilon) -> None:
+    """The table on stdout, the best arm first, and what the runs have spent together."""
     found = columns.comparison_columns(rows)
     lines = [[column.cells[i].replace(numbers.INFINITE, "infinite") for column in found]
              for i in range(len(rows))]
@@ -107,3 +109,5 @@ def show(rows: Sequence[Document]) -> None:
         terminal.paragraph(
             f"{pace.target_explained(rows)} Virtual time is modelled from the tiers' machines; "
             "--target-loss sets another loss.")
+    if cost.sentence:
+        terminal.paragraph(cost.sentence)

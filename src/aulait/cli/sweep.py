@@ -20,6 +20,7 @@ from aulait.reporting.grouping import comparison_rows
 from aulait.reporting.report import write_comparison
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import sweep as sweeps
+from aulait.runs.composed_epsilon import ComposedEpsilon, composed_epsilon_of
 from aulait.runs.sweep import Job, JobOutcome
 
 OverOption = Annotated[
@@ -65,21 +66,21 @@ def sweep(  # noqa: PLR0913 (the options of a command)
         )
         work = sweeps.sweep_jobs(file, arms, _numbers(seeds), overrides or [], folder)
         outcomes = _carry_out(work, jobs, folder)
-        rows = _compared([o.path for o in outcomes if o.status != "failed"], folder)
-    _show(outcomes, rows, folder, as_json)
+        rows, cost = _compared(outcomes, folder)
+    _show(outcomes, rows, cost, folder, as_json)
     if any(outcome.status == "failed" for outcome in outcomes):
         raise typer.Exit(1)
 
 
-def _show(outcomes: Sequence[JobOutcome], rows: list[Document], folder: Path,
-          as_json: bool) -> None:
+def _show(outcomes: Sequence[JobOutcome], rows: list[Document], cost: ComposedEpsilon,
+          folder: Path, as_json: bool) -> None:
     if as_json:
         keys = ("label", "seed", "status", "message")
         told = [{"path": str(outcome.path), **{key: getattr(outcome, key) for key in keys}}
                 for outcome in outcomes]
-        terminal.document({"rows": rows, "runs": told})
+        terminal.document({"rows": rows, "runs": told, "composed": cost.document()})
     elif rows:
-        show(rows)
+        show(rows, cost)
         terminal.say()
         terminal.say(f"page   {folder / 'compare.html'}")
         terminal.say(f"table  {folder / 'table.json'}")
@@ -119,12 +120,16 @@ def _carry_out(work: Sequence[Job], workers: int, folder: Path) -> list[JobOutco
             f"the same command with --out {folder} goes on where it stopped") from None
 
 
-def _compared(paths: list[Path], folder: Path) -> list[Document]:
-    """The rows of the comparison, also written to table.json and compare.html."""
-    if not paths:
-        return []
-    ordered = sorted(paths)
+def _compared(outcomes: Sequence[JobOutcome],
+              folder: Path) -> tuple[list[Document], ComposedEpsilon]:
+    """The rows of the comparison, and what all runs have spent together, those that failed
+    included; also written to table.json and compare.html."""
+    ordered = sorted(o.path for o in outcomes if o.status != "failed")
+    begun = sorted(o.path for o in outcomes if (o.path / "config.toml").is_file())
+    cost = composed_epsilon_of(begun)
+    if not ordered:
+        return [], cost
     rows = comparison_rows(ordered)
-    RunFolder(folder).write_json("table.json", {"rows": rows})
-    write_comparison(ordered, folder / "compare.html")
-    return rows
+    RunFolder(folder).write_json("table.json", {"rows": rows, "composed": cost.document()})
+    write_comparison(ordered, folder / "compare.html", remark=cost.sentence)
+    return rows, cost

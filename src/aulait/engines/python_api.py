@@ -27,6 +27,7 @@ from aulait.runfolder.naming import fresh_folder
 from aulait.runfolder.schema import ResultFile
 from aulait.runs import experiment_file, loop, setup
 from aulait.runs import sweep as sweeps
+from aulait.runs.composed_epsilon import composed_epsilon_of
 from aulait.runs.experiment_file import Settings
 from aulait.runs.plan_summary import summarise_plan
 from aulait.runs.prepared import SharedCache
@@ -120,7 +121,7 @@ def compare(runs: Sequence[FinishedRun | Path | str],
     """
     paths = [one.path if isinstance(one, FinishedRun) else Path(one) for one in runs]
     if page is not None:
-        write_comparison(paths, Path(page))
+        write_comparison(paths, Path(page), remark=composed_epsilon_of(paths).sentence)
     return comparison_rows(paths)
 
 

@@ -39,8 +39,8 @@ def comparison_sections(runs: Sequence[RunFiles],
             _runs(ordered)]
 
 
-def comparison_opening(runs: Sequence[RunFiles]) -> Markup:
-    """A sentence about the best arm, and warnings about runs without a guarantee."""
+def comparison_opening(runs: Sequence[RunFiles], remark: str = "") -> Markup:
+    """A sentence about the best arm, a remark, and warnings about runs without a guarantee."""
     rows = grouping.rows_of_arms(arms.runs_by_arm(runs))
     measure = measures.ranking_measure(rows)
     text = "No run has a held-out loss yet."
@@ -54,11 +54,12 @@ def comparison_opening(runs: Sequence[RunFiles]) -> Markup:
     bare = _without_guarantee(rows)
     if bare and len(bare) == len(rows):
         return page.opening_of([text], remarks=[f"No arm has a privacy guarantee: {NO_GUARANTEE}"])
+    remarks = [remark] if remark else []
     warning = (
         f"No privacy guarantee in: {'; '.join(bare)}. What they reach is not comparable with "
         "private arms."
     )
-    return page.opening_of([text], remarks=[warning] if bare else [])
+    return page.opening_of([text], remarks=[*remarks, *([warning] if bare else [])])
 
 
 def _without_guarantee(rows: Sequence[ComparisonRow]) -> list[str]:

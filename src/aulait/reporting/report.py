@@ -49,9 +49,10 @@ def write_report(run: Path) -> Path:
                           page.whole_page(title, _subtitle(found), opening, parts))
 
 
-def write_comparison(runs: Sequence[Path], out: Path, target_loss: float | None = None) -> Path:
+def write_comparison(runs: Sequence[Path], out: Path, target_loss: float | None = None,
+                     remark: str = "") -> Path:
     """Writes a page that compares runs, grouped by arm over seeds, and returns its path;
-    ``target_loss`` as in ``comparison_rows``.
+    ``target_loss`` as in ``comparison_rows``, ``remark`` is shown at its top.
 
     Raises:
         DataError: there is no run, or a path is not a run folder.
@@ -64,7 +65,8 @@ def write_comparison(runs: Sequence[Path], out: Path, target_loss: float | None 
         f"{numbers.counted(len(found), 'run')} in "
         f"{numbers.counted(len(arms.runs_by_arm(found)), 'arm')}"
     )
-    text = page.whole_page("Comparison of runs", subtitle, comparison.comparison_opening(found),
+    text = page.whole_page("Comparison of runs", subtitle,
+                           comparison.comparison_opening(found, remark),
                            comparison.comparison_sections(found, target_loss))
     return page.save_page(out, text)
 
