@@ -91,7 +91,8 @@ def _sentence(runs: Sequence[RunFiles], together: float, largest: float, delta: 
     return (
         f"Choosing among these {len(runs)} runs looks at all of them: together they spend "
         f"at most epsilon {together:.4g} for one {unit} (delta {delta:g}), not {largest:.4g}, "
-        "the most of a single run. Their private held-out texts, by which they are ranked, are not covered by "
+        "the most of a single run. Their private held-out texts, by which they are ranked, are "
+        "not covered by "
         f"any epsilon.{warning}")
 
 
