@@ -3,6 +3,8 @@
 The first one is the review's: it averages raw replies, declares no traffic, and its run ended with "epsilon 0.00 ... agrees".
 """
 
+import dataclasses
+import json
 import types
 
 import pytest
@@ -12,12 +14,15 @@ from tests import tiny_run
 from aulait.cli.account import recount
 from aulait.core import lora
 from aulait.core.errors import DataError, PrivacyError
-from aulait.core.types import TrainRequest
+from aulait.core.types import ClientUpdate, TrainRequest
 from aulait.engines.inline import InlineEngine
 from aulait.methods import METHODS, ffa
 from aulait.methods.contract import State
 from aulait.methods.description import Abilities, described
+from aulait.privacy.aggregator import BudgetSpent, Release
+from aulait.privacy.ledger import Ledger
 from aulait.runs.loop import run
+from aulait.runs.prepared import SharedCache
 
 DESCRIPTION = """A method that reads what it may not.
 
@@ -52,8 +57,6 @@ def averages_sizes(state, cohort, server):
 
 def averages_what_it_stole(state, cohort, server):
     """Lets one sum be released as it should, and uses what its transform saw."""
-    from aulait.privacy.aggregator import Release
-
     stolen = []
 
     def transform(update):
@@ -84,7 +87,14 @@ def leaky(name, reading, declares):
     return name
 
 
+def releases_and_then_says_that_it_cannot_pay(state, cohort, server):
+    """Pays for one sum, and hides that by a stop that would keep the round out of the comparison."""
+    server.aggregator.release(asked(state, cohort, server), Release.of_cohort(cohort, stage="train", bound=1.0, template=state.tensors))
+    raise BudgetSpent("no more")
+
+
 @pytest.mark.parametrize(("reading", "declares", "message"), [
+    (releases_and_then_says_that_it_cannot_pay, True, "and then spends more"),
     (averages, False, "'travels'"),
     (averages, True, "read outside the aggregator"),
     (averages_losses, True, "read outside the aggregator"),
@@ -116,6 +126,44 @@ def test_what_a_transform_saw_is_nothing_afterwards(tmp_path):
 
     factors = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert all(torch.count_nonzero(value) == 0 for key, value in factors.items() if "lora_B" in key)
+
+
+def test_a_sum_outside_the_plan_cannot_be_released(tmp_path):
+    """It says that nothing travels, so nothing is planned, and asks the aggregator for a sum of what it made up itself."""
+    def makes_up(state, cohort, server):
+        made = [ClientUpdate(name, state.tensors) for name in cohort.local]
+        return server.aggregator.release(made, Release.of_cohort(cohort, stage="train", bound=1.0, template=state.tensors)).total
+
+    tiny_run.write_data(tmp_path)
+    settings = tiny_run.settings(tmp_path, privacy=PRIVATE, algorithm={"name": leaky("leaky-made-up", makes_up, False)},
+                                 synthesis={"proxies": "absent"})
+    with pytest.raises(PrivacyError):
+        run(settings, tmp_path / "run", InlineEngine())
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert Ledger(tmp_path / "run" / "ledger.jsonl").lines == ()
+
+
+def test_a_first_stage_of_another_run_is_held_against_the_plan_before_it_is_taken_over(tmp_path):
+    tiny_run.write_data(tmp_path)
+    settings, cache = tiny_run.settings(tmp_path, privacy=PRIVATE), SharedCache()
+    run(settings, tmp_path / "one", InlineEngine(), cache=cache)
+    (key,) = [key for key in cache.kept if key.startswith("stage-one")]
+    cache.kept[key] = dataclasses.replace(cache.kept[key], ledger=cache.kept[key].ledger[:1])
+    with pytest.raises(PrivacyError, match="synthesis round 2 has 0 lines"):
+        run(settings, tmp_path / "two", InlineEngine(), cache=cache)
+    assert Ledger(tmp_path / "two" / "ledger.jsonl").lines == ()
+
+
+def test_alone_runs_under_privacy_and_tells_no_loss(tmp_path):
+    """Its clients send nothing, and what they say of themselves stays sealed."""
+    tiny_run.write_data(tmp_path)
+    settings = tiny_run.settings(tmp_path, privacy=PRIVATE, algorithm={"name": "alone"}, synthesis={"proxies": "absent"}, train={"rounds": 2})
+    result = run(settings, tmp_path / "run", InlineEngine())
+    assert (result["rounds"], result["privacy"]["ledger"]["lines"], result["privacy"]["ledger"]["releases"]) == (2, 0, {})
+    rounds = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert all("train_loss" not in line for line in rounds)
+    assert len([*(tmp_path / "run" / "personal").iterdir()]) == 3
+    assert all(row["agrees"] for row in recount(tmp_path / "run"))
 
 
 def test_the_same_method_runs_without_privacy(tmp_path):

@@ -9,6 +9,8 @@ import os
 import shutil
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tests import tiny_run
 from typer.testing import CliRunner
 
@@ -216,6 +218,26 @@ def test_a_folder_of_an_earlier_version_is_said_to_be_unchained(finished, tmp_pa
     assert found["agrees"]
     assert not found["chained"]
     assert "unchained" in CliRunner().invoke(app, ["account", str(path)]).output
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_and_is_said_to_be_unchained(killed, settings, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(killed, path)
+    without_chain(path)
+    state = path / "checkpoint" / "state.safetensors"
+    with safe_open(state, framework="pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert progress.pop("ledger")["lines"] == 4
+    save_file(tensors, state, metadata={"progress": json.dumps(progress)})
+    before = rows(path)
+    result = run(settings, path, InlineEngine(), resume=True)
+    assert result["privacy"]["epsilon"]["max"] == pytest.approx(50, rel=1e-3)
+    assert rows(path)[:4] == before
+    assert [json.loads(line).get("previous") is None for line in rows(path)] == [True] * 4 + [False]
+    assert account(path) | {"roles": []} == {"agrees": True, "chained": False, "roles": []}
+    write(path, [cheaper(before[0]), *rows(path)[1:]])
+    ends_with_two_and_one_line(["account", path])
 
 
 def test_a_kill_between_ledger_line_and_noise_is_charged_and_stays_legal(settings, tmp_path, monkeypatch):

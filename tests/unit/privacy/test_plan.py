@@ -160,6 +160,29 @@ def test_a_line_of_another_plan_stops_the_run(changes):
         plan.check("train", 1, [line_of(plan, **changes)])
 
 
+def test_a_whole_run_is_held_against_the_plan_and_an_interrupted_round_may_have_two_lines():
+    plan = three_rounds()
+    done = [("train", round) for round in (1, 2, 3)]
+    lines = [line_of(plan, round) for round in (1, 2, 2, 3)]
+    plan.check_run(done, lines)
+    plan.check_run(done[:2], lines)  # the third was charged when the run died, and the budget is spent
+    plan.check_run([("synthesis", 1), *done], lines)
+    with pytest.raises(PrivacyError, match="train round 3 has 0 lines"):
+        plan.check_run(done, lines[:3])
+    with pytest.raises(PrivacyError, match="sensitivity"):
+        plan.check_run(done, [*lines[:3], line_of(plan, 3, sensitivity=0.05, sigma=0.05 * plan.noise_multiplier("train"))])
+    with pytest.raises(PrivacyError, match="expected 0"):
+        plan.check_run(done, [*lines, line_of(plan, 4)])
+    with pytest.raises(PrivacyError, match="expected 0"):
+        plan_privacy(PrivacyConfig(**CLIENT), []).check_run(done, lines)
+
+
+def test_has_release_says_which_rounds_release_something():
+    plan = three_rounds()
+    assert [plan.has_release("train", round) for round in range(5)] == [False, True, True, True, False]
+    assert not plan.has_release("synthesis", 1)
+
+
 class Silent:
     """A method that hides its clients' sum from the ledger, or releases twice."""
 
