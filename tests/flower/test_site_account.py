@@ -11,7 +11,9 @@ from tests.flower.attacker import PRIVATE, Attacker
 from tests.flower.local_transport import receipt_book, site_keys
 from tests.flower.test_refusals import RECORD, noised
 from tests.flower.wire import Seen, made
+from typer.testing import CliRunner
 
+from aulait.cli import app
 from aulait.core.errors import PrivacyError, WireError
 from aulait.engines.deployment.protocol.receipts import Receipt, identity, is_signed
 from aulait.engines.deployment.site import lifetime_account, old_accounts
@@ -271,3 +273,21 @@ def test_a_lifetime_that_is_not_written_is_two_of_the_largest_runs():
     assert (old.lifetime_epsilon, old.lifetime_delta) == (100.0, 0.999)
     assert SitePolicy(epsilon=50.0, lifetime_epsilon=1.0).lifetime_epsilon == 1.0
     assert lifetime_account.spent([], "record").epsilon == 0.0
+
+
+def test_the_command_line_tells_what_a_site_has_given(owner):
+    owner.run("a", **CLIENT)
+    owner.enemy.ask(owner.enemy.request())
+    path = owner.enemy.file.site.state.parent / "site.toml"
+    found = CliRunner().invoke(app, ["status", str(path), "--json"])
+    (account,) = json.loads(found.stdout)["accounts"]
+    clients, records = account["units"]
+    assert (clients["unit"], clients["runs"], clients["epsilon"], clients["limit"], clients["delta"]) == ("client", 1, 3.0, 10.0, 1e-4)
+    assert (records["unit"], records["charges"], records["epsilon"]) == ("record", 0, 0.0)
+    assert account["source"] == owner.enemy.file.data.source
+    told = CliRunner().invoke(app, ["status", str(path)]).stdout
+    assert "lifetime accounts" in told
+    lines = account_path(owner.enemy.file.site.state, owner.enemy.file.data.source)
+    lines.write_text("{}\n")
+    (account,) = json.loads(CliRunner().invoke(app, ["status", str(path), "--json"]).stdout)["accounts"]
+    assert "damaged at line 1" in account["error"]

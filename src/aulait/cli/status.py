@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -72,15 +73,16 @@ def status_of(path: Path) -> Document:
 
 def _site(path: Path) -> Document:
     # loads torch, too slow for the health check of a run
-    from aulait.engines.deployment.site import site_file, worker
+    from aulait.engines.deployment.site import account_summary, site_file, worker
 
     site = site_file.read(path)
+    accounts = account_summary.summary(site)
     try:
-        return dict(worker.health(worker.socket_path(site)))
+        return {**worker.health(worker.socket_path(site)), "accounts": accounts}
     except (AulaitError, OSError) as error:
         nobody = isinstance(error.__cause__ or error, FileNotFoundError | ConnectionRefusedError)
         return {"name": site.site.name, "state": "not running", "last_error": None if nobody
-                else str(error)}
+                else str(error), "accounts": accounts}
 
 
 def _show(found: Document, path: Path, as_json: bool, again: bool) -> None:
@@ -150,9 +152,27 @@ def _health(found: Document, path: Path) -> None:
     if found["state"] == "not running":
         reason = f" ({found['last_error']})" if found["last_error"] else ""
         terminal.say(f"{found['name']} is not running{reason}; start: aulait join {path}")
+        _accounts(found["accounts"])
         return
     rows = [(key.replace("_", " "),
              n.size(value) if key.endswith("_bytes") else plain_text(str(value)))
             for key, value in found.items()
-            if key not in ("kind", "name", "state") and value not in (None, "")]
+            if key not in ("kind", "name", "state", "accounts") and value not in (None, "")]
     terminal.table(f"{found['name']}: {found['state']}", ("", ""), rows)
+    _accounts(found["accounts"])
+
+
+def _accounts(accounts: Sequence[Document]) -> None:
+    """What a site has given in its lifetime, a line for every data source and unit."""
+    rows = []
+    for own in accounts:
+        source = "damaged: " + own["error"] if own["error"] else own["source"]
+        rows += [(plain_text(source), unit["unit"], n.count(unit["runs"]),
+                  n.count(unit["charges"]), epsilon_in_words(unit["epsilon"]),
+                  "" if unit["limit"] is None else f"{unit['limit']:g}",
+                  "" if unit["delta"] is None else f"{unit['delta']:.3g}")
+                 for unit in own["units"]] or [(plain_text(source), "", "0", "0", "", "", "")]
+    if rows:
+        terminal.say()
+        terminal.table("lifetime accounts", ("data source", "unit", "runs", "charges", "epsilon",
+                                             "limit", "delta"), rows, right=(2, 3, 4, 5, 6))

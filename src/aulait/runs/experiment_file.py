@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aulait.core.errors import ConfigError, did_you_mean
 from aulait.core.files import JsonMapping, JsonObject
+from aulait.core.web_address import masked
 from aulait.data import client_data as data
 from aulait.data.client_data import DataConfig
 from aulait.data.config import AT_SITES
@@ -203,7 +204,8 @@ def _explain(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return (f"unknown key '{where}'; "
                 f"{did_you_mean(str(item['loc'][-1]), _known(item['loc'][:-1]))}")
-    return f"{where} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    # of a whole table everything in it is shown, an address with a password too
+    return masked(f"{where} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
 
 
 def _known(place: Sequence[Any]) -> list[str]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from aulait.core.errors import ConfigError, DataError, ModelError, require
 from aulait.core.registry import Registry
 
-ROWS = 1024  # vectors compared with all candidates at a time: bounds the memory of the distances
+ROWS = 256  # vectors compared at a time
+BLOCK = 1024  # candidates compared at a time
 
 
 class Embedder(Protocol):
@@ -166,8 +167,11 @@ def nearest_candidates(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: in
     """Indices of the nearest candidates of every vector: (B, neighbours) int64, nearest first.
 
     The distance is L2, computed in float64 pair by pair: a matrix product would round equal
-        candidates apart. Ties go
-    to the lowest index. Sensitive if the vectors are.
+    candidates apart. Ties go to the lowest index. Sensitive if the vectors are.
+
+    Vectors and candidates are taken in blocks, so that beside the result (8 · B · neighbours bytes)
+    there are never more than 64 MiB at D = 384 and neighbours = 1: 8 · (ROWS + BLOCK) · D bytes of
+    vectors, and some tables of ROWS rows and BLOCK + neighbours columns.
 
     Raises:
         ConfigError: fewer candidates than neighbours.
@@ -184,18 +188,36 @@ def nearest_candidates(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: in
         DataError,
         f"vectors have width {vectors_BD.shape[1]}, candidates {width}; use one embedder for both",
     )
-    finite = bool(vectors_BD.isfinite().all() and candidates_JD.isfinite().all())
+    finite = all(bool(some.isfinite().all()) for table in (vectors_BD, candidates_JD)
+                 for some in torch.split(table, BLOCK))
     require(finite, DataError, "an embedding is not finite; expected numbers; check the embedder")
     found = [torch.zeros(0, neighbours, dtype=torch.long)]
-    for rows_BD in torch.split(vectors_BD.double(), ROWS):
-        distance_BJ = torch.cdist(rows_BD, candidates_JD.double(),
-                                  compute_mode="donot_use_mm_for_euclid_dist")
-        if neighbours == 1:
-            # argmin is the first one of equals
-            found.append(distance_BJ.argmin(dim=1, keepdim=True).cpu())
-        else:
-            found.append(distance_BJ.argsort(dim=1, stable=True)[:, :neighbours].cpu())
+    for rows_BD in torch.split(vectors_BD, ROWS):
+        found.append(_nearest_of(rows_BD.double(), candidates_JD, neighbours).cpu())
     return torch.cat(found)
+
+
+def _nearest_of(rows_BD: Tensor, candidates_JD: Tensor, neighbours: int) -> Tensor:
+    """Indices of the nearest candidates of a few vectors (B, neighbours): the best of the blocks so
+    far stand before those of the next block, so that a stable sort keeps the lowest index first."""
+    best_BN = rows_BD.new_empty(len(rows_BD), 0)
+    index_BN = torch.empty(len(rows_BD), 0, dtype=torch.long, device=rows_BD.device)
+    for first in range(0, len(candidates_JD), BLOCK):
+        block_JD = candidates_JD[first : first + BLOCK].to(rows_BD.device).double()
+        distance_BJ = torch.cdist(rows_BD, block_JD, compute_mode="donot_use_mm_for_euclid_dist")
+        order_BN = _smallest(distance_BJ, neighbours)
+        distance_BN = torch.cat([best_BN, distance_BJ.gather(1, order_BN)], 1)
+        both_BN = torch.cat([index_BN, order_BN + first], 1)
+        keep_BN = _smallest(distance_BN, neighbours)
+        best_BN, index_BN = distance_BN.gather(1, keep_BN), both_BN.gather(1, keep_BN)
+    return index_BN
+
+
+def _smallest(distance_BJ: Tensor, count: int) -> Tensor:
+    """Columns of the ``count`` smallest of every row, the smallest first, of equals the first."""
+    if count == 1:
+        return distance_BJ.argmin(dim=1, keepdim=True)  # the first one of equals
+    return distance_BJ.argsort(dim=1, stable=True)[:, :count]
 
 
 def votes(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: int = 1) -> Tensor:

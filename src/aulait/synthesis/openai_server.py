@@ -1,12 +1,14 @@
 """A chat with a server that speaks the OpenAI protocol: Ollama, vLLM, llama.cpp and others.
 
 One request a text, eight at a time. The key is sent to the host of the configured address alone:
-when that host redirects to another one, httpx leaves the authorisation out.
+when that host redirects to another one, httpx leaves the authorisation out. An answer is read up to
+a number of bytes and of seconds, whatever the server sends.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, TypeVar
@@ -17,11 +19,15 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from aulait.core.errors import ModelError, require
 from aulait.core.seeds import Seeds
+from aulait.core.web_address import masked, secret_problem
 from aulait.synthesis.variation import Chat, GenerateConfig, clean
 
 TRIES = 3
 PARALLEL = 8
-TIMEOUT_S = 60.0
+TIMEOUT_S = 60.0  # without a byte
+MOST_S = 600.0  # for a whole answer, redirects included
+MOST_BYTES = 4 * 2**20  # of an answer: many times the longest text
+MOST_REDIRECTS = 5
 
 
 class ListedModel(BaseModel):
@@ -76,8 +82,11 @@ class OpenAiServer:
     def __init__(self, config: GenerateConfig, pause_s: float = 1.0) -> None:
         self.url = (config.url or "").rstrip("/")
         require(self.url.startswith(("http://", "https://")), ModelError,
-                f"url is '{config.url}'; expected the address of an OpenAI-protocol server such as "
-                "http://localhost:8000/v1")
+                f"url is '{masked(config.url or '')}'; expected the address of an OpenAI-protocol "
+                "server such as http://localhost:8000/v1")
+        instead = f"the environment variable {config.key_variable}"
+        problem = secret_problem(self.url, instead)
+        require(problem is None, ModelError, f"url: {problem}")
         self._config, self._pause_s = config, pause_s
 
     def first_model(self, client: httpx.Client) -> str:
@@ -92,8 +101,10 @@ class OpenAiServer:
     def client(self) -> httpx.Client:
         """A connection that carries the key, where the environment has one."""
         key = os.environ.get(self._config.key_variable)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(headers=headers, timeout=TIMEOUT_S, follow_redirects=True)
+        # Not compressed: what is read is then as long as what came.
+        headers = {"Accept-Encoding": "identity"} | (
+            {"Authorization": f"Bearer {key}"} if key else {})
+        return httpx.Client(headers=headers, timeout=TIMEOUT_S, follow_redirects=False)
 
     def _asked(self, client: httpx.Client, verb: str, path: str,
                body: Mapping[str, JsonValue] | None, form: type[Form]) -> Form:
@@ -103,17 +114,17 @@ class OpenAiServer:
                          wait=wait_exponential(multiplier=self._pause_s),
                          retry=retry_if_exception_type(PassingFaultError))
         try:
-            response = tries(_sent, client, verb, address, body)
+            content = tries(_sent, client, verb, address, body)
         except (PassingFaultError, httpx.HTTPError) as error:
             raise ModelError(
                 f"server {address} gave no answer ({_one_line(str(error))}); expected an "
                 "OpenAI-protocol server there; check the url, the model name, and the key in the "
                 f"environment variable {self._config.key_variable}") from error
         try:
-            return form.model_validate_json(response.content)
+            return form.model_validate_json(content)
         except ValidationError as error:
             raise ModelError(
-                f"server {self.url} answered {_one_line(response.text)}; expected the OpenAI "
+                f"server {self.url} answered {_one_line(content)}; expected the OpenAI "
                 "protocol; check that the url ends as in /v1") from error
 
 
@@ -152,24 +163,54 @@ def chat_at(config: GenerateConfig, pause_s: float = 1.0) -> Chat:
 
 
 def _sent(client: httpx.Client, verb: str, address: str,
-          body: Mapping[str, JsonValue] | None) -> httpx.Response:
-    """The response of the server to one try.
+          body: Mapping[str, JsonValue] | None) -> bytes:
+    """What the server answers to one try.
+
+    Redirects are followed here, because httpx reads what comes with one without a bound; it builds
+    the next request, without the key where that goes to another server.
 
     Raises:
         PassingFaultError: it may go better next time.
-        httpx.HTTPError: the server refuses.
+        httpx.HTTPError: the server refuses, or its answer has no end.
     """
-    try:
-        response = client.request(verb, address, json=body)
-    except httpx.TransportError as error:
-        raise PassingFaultError(str(error) or type(error).__name__) from error
-    if response.is_success:
-        return response
-    cause = f"status {response.status_code}: {_one_line(response.text)}"
-    if response.status_code == 429 or response.is_server_error:
-        raise PassingFaultError(cause)
-    raise httpx.HTTPError(cause)
+    request, until_s = client.build_request(verb, address, json=body), time.monotonic() + MOST_S
+    for _ in range(MOST_REDIRECTS + 1):
+        try:
+            response = client.send(request, stream=True)
+            try:
+                if response.next_request is not None:
+                    request = response.next_request
+                    continue
+                content = _content(response, until_s)
+            finally:
+                response.close()
+        except httpx.TransportError as error:
+            raise PassingFaultError(str(error) or type(error).__name__) from error
+        if response.is_success:
+            return content
+        cause = f"status {response.status_code}: {_one_line(content)}"
+        if response.status_code == 429 or response.is_server_error:
+            raise PassingFaultError(cause)
+        raise httpx.HTTPError(cause)
+    raise httpx.HTTPError(f"more than {MOST_REDIRECTS} redirects")
 
 
-def _one_line(text: str) -> str:
+def _content(response: httpx.Response, until_s: float) -> bytes:
+    """The body of an answer.
+
+    Raises:
+        httpx.HTTPError: it is larger than ``MOST_BYTES``, or not at its end by ``until_s``.
+    """
+    content = bytearray()
+    for part in response.iter_raw():
+        content += part
+        if len(content) > MOST_BYTES:
+            raise httpx.HTTPError(f"an answer of more than {MOST_BYTES} bytes was cut off")
+        if time.monotonic() > until_s:
+            raise httpx.HTTPError(f"an answer without end was cut off after {MOST_S:g} s")
+    return bytes(content)
+
+
+def _one_line(said: str | bytes) -> str:
+    text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
     return " ".join(text.split())[:160]

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from aulait.core.files import JsonMapping
 from aulait.core.types import Record
+from aulait.core.web_address import secret_problem
 from aulait.synthesis.variation import GenerateConfig, Variation
 
 
@@ -67,6 +68,14 @@ class SynthesisConfig(BaseModel):
     proxy_count: int = Field(12, ge=1, le=1000)
     max_tokens: int = Field(128, ge=8)
     generate: GenerateConfig = GenerateConfig()
+
+    @field_validator("generator")
+    @classmethod
+    def _no_secret(cls, generator: str) -> str:
+        instead = "the environment variable that synthesis.generate.key_variable names"
+        if problem := secret_problem(generator, instead):
+            raise ValueError(problem)
+        return generator
 
     @property
     def pool(self) -> int:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from aulait.core.registry import Registry
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
+from aulait.core.web_address import secret_problem
 from aulait.models.generation import Sampling, TextModel
 
 Drawn = TypeVar("Drawn")
@@ -43,7 +44,7 @@ class GenerateConfig(BaseModel):
             be one word.
         filler: Hugging Face id or path of a masked model, for "mask".
         url: address of a server that speaks the OpenAI protocol ("http://localhost:8000/v1"), for
-            "prompt".
+            "prompt"; without user, password or key in it.
         model: name of the model at that server; None takes the first one it lists.
         key_variable: name of the environment variable that holds the server's key, if it needs one.
     """
@@ -77,6 +78,13 @@ class GenerateConfig(BaseModel):
         low, high = self.keep
         if not 0 <= low <= high <= 1:
             raise ValueError(f"keep is {self.keep}; expected two shares with 0 <= low <= high <= 1")
+        return self
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> Self:
+        instead = f"the environment variable {self.key_variable} (generate.key_variable)"
+        if problem := secret_problem(self.url or "", instead):
+            raise ValueError(problem)
         return self
 
     @property

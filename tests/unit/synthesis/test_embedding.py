@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from tests.closeness import assert_near
 
 from aulait.core.errors import ConfigError, DataError, ModelError
+from aulait.synthesis import embedding
 from aulait.synthesis.embedding import SentenceEmbedder, load_embedder, nearest_candidates, votes
 
 TEXTS = [
@@ -135,6 +139,39 @@ def test_nearest_and_votes_equal_the_oracle_with_ties(rows: int, count: int, wid
     assert counts.dtype == torch.float32
     assert counts.tolist() == [sum(row.count(j) for row in expected) for j in range(count)]
     assert counts.sum() == rows * neighbours
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 7), st.integers(1, 5))
+def test_blocks_change_nothing_ties_included(count: int, seed: int, neighbours: int, block: int, rows: int) -> None:
+    neighbours = min(neighbours, count)
+    draw = np.random.default_rng(seed)
+    vectors, candidates = draw.integers(-1, 2, (9, 2)), draw.integers(-1, 2, (count, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding, "BLOCK", block)
+        patch.setattr(embedding, "ROWS", rows)
+        found = nearest_candidates(torch.tensor(vectors).float(), torch.tensor(candidates).float(), neighbours)
+    assert found.tolist() == slow_nearest(vectors, candidates, neighbours)
+
+
+VOTE = """
+import resource, sys, torch
+torch.set_num_threads(1)
+from aulait.synthesis.embedding import votes
+candidates, vectors, neighbours = torch.randn(int(sys.argv[1]), 384), torch.randn(int(sys.argv[2]), 384), int(sys.argv[3])
+votes(vectors[:2], candidates[:2], 1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+before = peak()
+votes(vectors, candidates, neighbours)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(("candidates", "records", "neighbours"), [(60_000, 300, 1), (60_000, 300, 100)])
+def test_memory_of_a_vote_does_not_grow_with_the_candidates(candidates: int, records: int, neighbours: int) -> None:
+    """Before, 60,000 candidates took a gigabyte: a signed request could end a site."""
+    done = subprocess.run([sys.executable, "-c", VOTE, str(candidates), str(records), str(neighbours)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 64, "MiB beside the message and the vectors"
 
 
 def test_equal_candidates_tie_exactly_in_many_dimensions() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,16 +14,17 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import transformers
+from tests import tiny_run
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
 import aulait
 from aulait.core.errors import ConfigError, ModelError
 from aulait.models.generation import Sampling, TextModel, choose_tokens, extend, plain
-from aulait.synthesis import prefix_variation
+from aulait.synthesis import openai_server, prefix_variation
 from aulait.synthesis.generator import build_generator
 from aulait.synthesis.mask_variation import MaskFill
-from aulait.synthesis.openai_server import chat_at
+from aulait.synthesis.openai_server import OpenAiServer, chat_at
 from aulait.synthesis.prefix_variation import PrefixResample
 from aulait.synthesis.prompt_variation import Prompted, chat_with
 from aulait.synthesis.variation import GENERATORS, GenerateConfig, Variation, clean, redrawn
@@ -550,6 +553,107 @@ def test_a_redirect_to_another_server_never_carries_the_key(server, host, carrie
         running.shutdown()
     assert sum(key is not None for key in Server.keys) == carried
     assert len(Server.keys) == 1
+
+
+class Away(Server):
+    """Sends whoever asks for its models to the address that stands in the class, by a page without end."""
+
+    to: ClassVar[str] = ""
+
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", f"{self.to}/steal")
+        self.end_headers()
+
+
+class Endless(Server):
+    """Streams for ever: quickly, or a byte at a time."""
+
+    pause_s: ClassVar[float] = 0.0
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b" " if self.pause_s else bytes(2**16))
+                time.sleep(self.pause_s)
+        except OSError:
+            pass  # it was cut off
+
+
+@contextmanager
+def running(kind: type[Server]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as found:
+        found.daemon_threads = True
+        threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"http://127.0.0.1:{found.server_address[1]}/v1"
+        found.shutdown()
+
+
+class Thief(Server):
+    def do_GET(self) -> None:
+        self.keys.append(self.headers.get("Authorization"))
+        super().do_GET()
+
+
+def test_a_redirected_question_for_the_models_carries_no_key(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    Server.keys = Thief.keys = []
+    with running(Thief) as there, running(Away) as here:
+        Away.to = there.replace("127.0.0.1", "localhost")
+        chat = OpenAiServer(GenerateConfig(url=here), 0.01)
+        with chat.client() as client:
+            assert chat.first_model(client) == "tiny"
+    assert Thief.keys == [None]
+
+
+def test_redirects_in_a_circle_end(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with running(Away) as here:
+        Away.to = here
+        chat = OpenAiServer(GenerateConfig(url=here), 0.01)
+        with chat.client() as client, pytest.raises(ModelError, match="more than 5 redirects"):
+            chat.first_model(client)
+
+
+@pytest.mark.parametrize(("pause_s", "words"), [(0.0, "bytes was cut off"), (0.02, "without end was cut off")])
+def test_a_server_that_streams_without_end_is_cut_off(monkeypatch, pause_s, words):
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(openai_server, "MOST_S", 0.5)
+    Endless.pause_s = pause_s
+    began = time.monotonic()
+    with running(Endless) as here:
+        chat = OpenAiServer(GenerateConfig(url=here), 0.01)
+        with chat.client() as client, pytest.raises(ModelError, match=words) as told:
+            chat.first_model(client)
+    assert time.monotonic() - began < 20
+    assert len(str(told.value)) < 500
+
+
+@pytest.mark.parametrize("address", ["https://alice:hunter2@gen.example.org/v1", "https://hunter2@gen.example.org/v1",
+                                     "https://gen.example.org/v1?key=hunter2", "https://gen.example.org/v1#hunter2", "HTTPS://a:hunter2@b/v1",
+                                     "https://a:hunter2'x@b/v1", "https://a:hunter2/x@b/v1", "https://a:x hunter2@b/v1"])
+def test_a_secret_in_an_address_is_refused_and_told_to_nobody(address, tmp_path):
+    for table in ({"generator": address}, {"generate": {"url": address}},
+                  {"generate": {"url": address, "keep": [0.9, 0.1]}}, {"generator": address, "generate": {"top_p": 7}}):
+        with pytest.raises(ConfigError) as told:
+            tiny_run.settings(tmp_path, synthesis=table)
+        assert "hunter2" not in str(told.value)
+        assert "\n" not in str(told.value) or "top_p" in str(told.value)
+    with pytest.raises(ConfigError, match="put the key into the environment variable"):
+        tiny_run.settings(tmp_path, synthesis={"generator": address})
+    config = GenerateConfig().model_copy(update={"url": address})
+    with pytest.raises(ModelError) as refused:
+        chat_at(config)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_an_address_without_a_secret_and_a_path_with_an_at_are_taken(tmp_path):
+    tiny_run.write_data(tmp_path)
+    for generator in ("http://localhost:8000/v1", "/models/one@two", "org/name"):
+        tiny_run.settings(tmp_path, synthesis={"generator": generator})
 
 
 def test_chat_in_process_uses_the_template(brew: tuple[Any, Any]) -> None:

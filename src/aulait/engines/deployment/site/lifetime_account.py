@@ -199,14 +199,20 @@ def spent(charges: Sequence[Charge], unit: ChargedUnit) -> Spent:
 
 
 def _read(path: Path) -> list[AccountLine]:
-    """The lines on disk, the chain checked. A last line without its end was never answered and is
-    cut off."""
-    if not path.exists():
-        return []
-    raw = path.read_bytes()
+    """The lines on disk; a last line without its end was never answered and is cut off."""
+    if path.exists() and not (raw := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, raw.rfind(b"\n") + 1)
+    return read_lines(path)
+
+
+def read_lines(path: Path) -> list[AccountLine]:
+    """The whole lines of an account, the chain checked; none where there is no file.
+
+    Raises:
+        PrivacyError: one is damaged.
+    """
+    raw = path.read_bytes() if path.exists() else b""
     whole = raw[: raw.rfind(b"\n") + 1]
-    if whole != raw:
-        os.truncate(path, len(whole))
     lines: list[AccountLine] = []
     for number, text in enumerate(whole.splitlines(), start=1):
         try:
