@@ -46,7 +46,8 @@ class Commands(TyperGroup):
             if os.environ.get("AULAIT_TRACEBACK") == "1" and not isinstance(error, USAGE):
                 raise
             fail(_in_words(error))
-            raise typer.Exit(2) from None
+            raise typer.Exit(getattr(error, "exit_code", 2)
+                             if isinstance(error, AulaitError) else 2) from None
 
 
 class PlainCommand(TyperCommand):

@@ -6,7 +6,8 @@
     ├── ModelError     a base model, tokenizer or adapter cannot be loaded or does not fit
     ├── WireError      a message between server and site is not what it claims to be
     ├── PrivacyError   going on would break the promised guarantee
-    └── DeviceError    a machine cannot do what it was asked
+    ├── DeviceError    a machine cannot do what it was asked
+    └── NobodyTrained  all was well asked, and in the end there was nothing and nobody to train on
 
 Each message says what was found, what was expected and what to do, on one line.
 """
@@ -23,7 +24,9 @@ def install(extra: str) -> str:
 
 
 class AulaitError(Exception):
-    """Root of the tree; the command line prints it as one line and exits with code 2."""
+    """Root of the tree; the command line prints it as one line and exits with ``exit_code``."""
+
+    exit_code = 2
 
 
 class ConfigError(AulaitError):
@@ -48,6 +51,12 @@ class PrivacyError(AulaitError):
 
 class DeviceError(AulaitError):
     """A machine cannot do what it was asked."""
+
+
+class NobodyTrained(AulaitError):  # noqa: N818
+    """A run in which no client trains and no proxy has a text to train on."""
+
+    exit_code = 3
 
 
 def require(condition: bool, error: type[AulaitError], message: str) -> None:

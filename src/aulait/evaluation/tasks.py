@@ -86,13 +86,16 @@ def normal(text: str) -> str:
 
 
 def rouge(pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
-    """F1 by name of (reference, text), words stemmed: ROUGE-1 and -2 (single words and pairs of
-    words in common) and ROUGE-L (the longest common sequence, as Super-NaturalInstructions, Wang et
-    al., EMNLP 2022, scores).
+    """F1 by name of (reference, text), English words stemmed: ROUGE-1 and -2 (single words and
+    pairs of words in common) and ROUGE-L (the longest common sequence, as
+    Super-NaturalInstructions, Wang et al., EMNLP 2022, scores).
     """
-    from rouge_score import rouge_scorer  # loads a stemmer, which the other metrics can do without
+    # loads a stemmer, which the other metrics can do without
+    from rouge_score import rouge_scorer
 
-    scorer = rouge_scorer.RougeScorer(list(ROUGES.values()), use_stemmer=True)
+    from aulait.evaluation.words import UnicodeWords
+
+    scorer = rouge_scorer.RougeScorer(list(ROUGES.values()), tokenizer=UnicodeWords())
     found = [scorer.score(wanted, text) for wanted, text in pairs]
     return [{name: float(score[kind].fmeasure) for name, kind in ROUGES.items()} for score in found]
 
@@ -282,7 +285,7 @@ def _tree(choices: Sequence[Sequence[int]], device: torch.device) -> _Tree:
 
 def _pass(base: Base, prefixes: Sequence[Sequence[int]], tree: _Tree) -> Tensor:
     """Log-probability in nats (P, C), on the CPU, of every choice after every prefix."""
-    device, pad, width = base.device, base.tokenizer.pad_token_id, max(map(len, prefixes))
+    device, pad, width = base.device, base.pad, max(map(len, prefixes))
     ids_PL = torch.tensor([[*prefix, *[pad] * (width - len(prefix)), *tree.tokens]
                            for prefix in prefixes], device=device)
     length_P = torch.tensor([len(prefix) for prefix in prefixes], device=device)

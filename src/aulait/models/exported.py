@@ -2,7 +2,8 @@
 in, to write with them.
 
 adapter/ is the shared adapter; where the method makes personal adapters, that of a client lies in
-personal/ under the client's name, quoted as in an address.
+personal/ under the client's name, quoted as in an address; personal/clients.json tells the names
+that are too long for that.
 
 Nothing here uses the batched layers of ``model.py``: it is the way any other program would load the
 adapter folder.
@@ -11,6 +12,7 @@ adapter folder.
 from __future__ import annotations
 
 import difflib
+import json
 import shutil
 import tomllib
 import warnings
@@ -51,7 +53,9 @@ def settings(run: Path, table: str = "model") -> dict[str, object]:
 def clients(run: Path) -> dict[str, Path]:
     """Client -> folder of its personal adapter; empty where the method makes none."""
     found = sorted(path.parent for path in (run / "personal").glob("*/adapter_config.json"))
-    return {unquote(path.name): path for path in found}
+    index = run / "personal" / "clients.json"  # names too long for a folder's
+    told = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    return {str(told.get(path.name) or unquote(path.name)): path for path in found}
 
 
 def adapter(run: Path, client: str | None = None) -> Path:

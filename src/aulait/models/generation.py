@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aulait.core.errors import ModelError, require
+from aulait.models.padding import padding_id
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,9 +70,8 @@ class TextModel:
 
     @property
     def pad(self) -> int:
-        """The token that fills rows up; 0 where the tokenizer has none."""
-        found = self.tokenizer.pad_token_id
-        return found if found is not None else 0
+        """The token that fills rows up."""
+        return padding_id(self.model, self.tokenizer)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ from aulait.core.errors import ModelError, did_you_mean, install, require
 from aulait.core.lora import Shapes
 from aulait.core.types import Adapter
 from aulait.models import prefix_cache as prefix
+from aulait.models.adaptable import not_adaptable
 from aulait.models.multi_lora_linear import SharedLinear
+from aulait.models.padding import check_positions, check_tokens, padding_id
 from aulait.models.prefix_cache import Prefix
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -36,6 +38,7 @@ ATTENTION = frozenset(
     ["q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "q", "k", "v", "o", "query", "key", "value",
      "q_lin", "k_lin", "v_lin", "out_lin"]
 )
+_LINEAR = ("Conv1D", "Linear4bit", "Linear8bitLt", "NonDynamicallyQuantizableLinear")
 BREW = str(files("aulait") / "models" / "brew")
 
 
@@ -104,6 +107,11 @@ class Base:
     prefix: Prefix | None = None
 
     @property
+    def pad(self) -> int:
+        """The token that fills rows up."""
+        return padding_id(self.model, self.tokenizer)
+
+    @property
     def parameters(self) -> int:
         """Number of frozen parameters."""
         return sum(p.numel() for p in self.model.parameters())
@@ -120,6 +128,8 @@ def load_base(config: ModelConfig) -> Base:
                           else "cpu") if config.device == "auto" else torch.device(
         config.device)
     model, tokenizer = _fetch(config, device)
+    check_tokens(model, tokenizer, config.name)
+    check_positions(model, config.context, config.name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.requires_grad_(False).eval()
@@ -199,11 +209,12 @@ def wrap(base: Base) -> None:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer, also GPT-2's and quantised ones."""
-    return (
-        isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit",
-            "Linear8bitLt")
-    )
+    """Whether a module is exactly a linear layer, also GPT-2's and quantised ones.
+
+    What is derived from one may compute something else: routers of experts answer with several
+    values.
+    """
+    return type(module) is nn.Linear or type(module).__name__ in _LINEAR
 
 
 def shape_of(module: nn.Module) -> tuple[int, int]:
@@ -220,8 +231,9 @@ def targets(base: Base, config: AdapterConfig) -> Shapes:
         ModelError: nothing matches; the message names the nearest module.
     """
     short = {name: name.rpartition(".")[2] for name in base.slots}
+    lost = not_adaptable(base.model, base.slots)
     if config.targets == "all-linear":
-        chosen = set(base.slots)
+        chosen = set(base.slots) - set(lost)
     else:
         wanted = ATTENTION if config.targets == "attention" else (
             {config.targets} if isinstance(config.targets, str) else set(config.targets))
@@ -233,6 +245,15 @@ def targets(base: Base, config: AdapterConfig) -> Shapes:
         require(bool(chosen), ModelError,
                 f"adapter.targets = {config.targets!r} matches no linear layer of "
                 f"{base.config.name}; expected some of: {', '.join(sorted(set(short.values())))}")
+        if config.targets == "attention":
+            chosen -= set(lost)
+        for name in sorted(chosen & set(lost)):
+            raise ModelError(
+                f"adapter.targets names '{name}' of {base.config.name}, which cannot carry an "
+                f"adapter: {lost[name]}; name other layers, or 'all-linear' for all that can")
+    require(bool(chosen), ModelError,
+            f"adapter.targets = {config.targets!r} leaves no layer of {base.config.name} that can "
+            "carry an adapter; choose another base")
     if config.layers != "all":
         chosen &= _last_blocks(base, int(config.layers))
     return {name: shape_of(base.slots[name].inner) for name in base.slots if name in chosen}

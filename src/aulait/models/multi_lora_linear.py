@@ -23,6 +23,12 @@ class SharedLinear(nn.Module):
         """The frozen weights; T5 looks at their type before it calls the layer."""
         return self.inner.weight  # type: ignore[return-value]
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias, for blocks that read it."""
+        found: Tensor | None = self.inner.bias  # type: ignore[assignment]
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         """The frozen layer's output plus scale_k · B_k A_k x for the rows of site k."""
         y: Tensor = self.inner(x)

@@ -251,6 +251,13 @@ def settings_problems(settings: Settings) -> list[str]:
         "a deployment; name a preset here"
         for tier in settings.federation.tier if tier.machine == tiers.MEASURED]
     synthesis = settings.synthesis
+    votes = synthesis.proxies in ("synthetic", "noise") and synthesis.selection != "random" and any(
+        tier.placement in ("proxy", "auto") for tier in settings.federation.tier)
+    if votes and synthesis.neighbours > synthesis.pool:
+        problems.append(
+            f"synthesis.neighbours = {synthesis.neighbours}, expected at most the "
+            f"{synthesis.pool} candidates of a vote (candidates x (1 + variations)); lower it, or "
+            "raise synthesis.candidates")
     if synthesis.generate.kind == "mask" and synthesis.generate.filler is None:
         problems.append(
             "synthesis.generate.kind = 'mask' needs synthesis.generate.filler, the id or path of a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from aulait.runs.stage import Execution
 from aulait.runs.virtual_time import clock
 from aulait.synthesis import private_evolution
 
+_LONGEST_NAME = 80  # bytes of a client's name as a folder's
 PACKAGES = ("aulait", "torch", "transformers", "peft", "sentence-transformers", "dp-accounting")
 
 
@@ -47,6 +49,9 @@ def finish(execution: Execution) -> JsonObject:
     shared = run.settings.method.result(run.context, progress.state)
     peft_export.export(shared, run.models.base, folder.path / "adapter")
     own = progress.personal or execution.engine.personal(run, progress.state)
+    folders = {_folder(name): name for name in own}
+    if any(name.startswith("client-") for name in folders):
+        folder.write_json("personal/clients.json", dict(sorted(folders.items())))
     for name, adapter in own.items():
         place = private_folder(folder.path / "personal") / _folder(name)
         peft_export.export(adapter, run.models.base, place, personal=True)
@@ -56,8 +61,11 @@ def finish(execution: Execution) -> JsonObject:
 
 
 def _folder(client: str) -> str:
-    """A folder name for a client: no separators, and no name that means another folder."""
+    """A folder name for a client: no separators, no name that means another folder, and short
+    enough for any file system; ``clients.json`` beside the folders tells whose a short one is."""
     plain = quote(client, safe=" ()@+,=-_.")
+    if len(plain) > _LONGEST_NAME:
+        return f"client-{hashlib.sha256(client.encode()).hexdigest()[:32]}"
     return plain.replace(".", "%2E") if set(plain) <= {"."} else plain
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from aulait.core.cohort import Cohort, everyone, fixed_sample, poisson_sample
+from aulait.core.errors import NobodyTrained
 from aulait.core.types import Info, Site
 from aulait.methods.contract import Ask, Server, State
 from aulait.runfolder.schema import TrainRound
@@ -56,7 +57,17 @@ class TrainStage:
         return self._costs.proxies_s
 
     def begin(self) -> State:
-        """The state of the checkpoint, or of the method before the first round."""
+        """The state of the checkpoint, or of the method before the first round.
+
+        Raises:
+            NobodyTrained: every client is proxied, and stage 1 left no text for a proxy.
+        """
+        if not self._run.federation.trainers and not any(self._server_sites[1].values()):
+            raise NobodyTrained(
+                f"nobody trains: all {len(self._run.federation.sites)} clients are proxied and "
+                "stage 1 wrote no text that its proxies could learn from; let it write more "
+                "(synthesis.generate, synthesis.texts), use synthesis.proxies = 'public', or give "
+                "a tier placement = 'local'")
         self._progress.bind({**self._run.federation.sites, **self._server_sites[0]})
         return self._progress.state or self._run.first_state()
 

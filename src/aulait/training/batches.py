@@ -52,13 +52,14 @@ class Encoder:
         end = [tok.eos_token_id] if tok.eos_token_id is not None else []
 
         def encode(text: str) -> list[int]:
-            return list(tok(text, add_special_tokens=seq2seq, truncation=False,
-                            verbose=False)["input_ids"])
+            # a control token that is spelled out in somebody's text is a word like any other
+            return list(tok(text, add_special_tokens=seq2seq, truncation=False, verbose=False,
+                            split_special_tokens=True)["input_ids"])
 
         if seq2seq:
             target = encode(record.text)
             # an encoder must have something to look at, or its attention is not a number
-            source = encode(record.prompt or "") or end or [tok.pad_token_id]
+            source = encode(record.prompt or "") or end or [self._base.pad]
             return target + ([] if target[-1:] == end else end), source
         prefix = begin + (encode(record.prompt + "\n") if record.prompt is not None else [])
         return encode(record.text) + end, prefix
@@ -101,7 +102,7 @@ class Rows:
 def collate(base: Base, encode: Encoder, records: Sequence[Record]) -> Rows:
     """Token rows of a step, padded to the longest."""
     coded = [encode(record) for record in records]
-    pad = base.tokenizer.pad_token_id
+    pad = base.pad
 
     def stack(rows: list[list[int]], fill: int) -> Tensor:
         width = max(1, *(len(row) for row in rows)) if len(rows) > 1 else max(1, len(rows[0]))
@@ -117,6 +118,12 @@ def collate(base: Base, encode: Encoder, records: Sequence[Record]) -> Rows:
         stack([ids for ids, _ in coded], pad),
         stack([[IGNORE] * n + ids[n:] for ids, n in coded], IGNORE),
     )
+
+
+def scored_tokens(rows: Rows) -> int:
+    """How many positions carry loss: in a causal model the first token of a row never does."""
+    labels = rows.labels if rows.source is not None else rows.labels[:, 1:]
+    return int((labels != IGNORE).sum())
 
 
 def scored(base: Base, rows: Rows, encoded: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from aulait.core.errors import DataError
+from aulait.core.errors import DataError, require
 from aulait.core.types import Record
 from aulait.data.client_data import ClientData
 from aulait.training.batches import Encoder, too_long
@@ -32,4 +32,9 @@ def fitted(how: str, context: int, encode: Encoder,
         return tuple(record for record in records if record not in drop)
 
     left = {name: ClientData(keep(c.train), keep(c.holdout)) for name, c in clients.items()}
-    return {name: client for name, client in left.items() if client.train}
+    left = {name: client for name, client in left.items() if client.train}
+    require(bool(left) or not clients, DataError,
+            f"data.too_long = 'drop' leaves no client a text: {len(long)} of {len(everything)} are "
+            f"longer than model.context = {context} tokens (shortest of them "
+            f"{min(n for _, n in long)}); raise model.context, or set data.too_long = 'cut'")
+    return left

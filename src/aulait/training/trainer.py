@@ -23,7 +23,7 @@ from aulait.core.errors import DataError, require
 from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record, Tensors
 from aulait.models.loading import Base, folded
-from aulait.training.batches import Encoder, Rows, collate, scored
+from aulait.training.batches import Encoder, Rows, collate, scored, scored_tokens
 from aulait.training.stacked import Penalty as Penalty
 from aulait.training.stacked import Stack
 
@@ -211,23 +211,45 @@ class Learner:
         losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
         with folded(self.base, first.fold):
             for step in range(first.steps):
-                rows = collate(self.base, self.encode, [
-                    own.records[i] for own, plan in zip(training, plans, strict=True)
-                    for i in plan[step]])
-                loss_K, tokens_K = self.losses(rows, stack, clients)
-                objective = loss_K.sum()
+                loss_K, tokens_K = self._backward(stack, [
+                    [own.records[i] for i in plan[step]]
+                    for own, plan in zip(training, plans, strict=True)])
                 if first.penalty is not None:
-                    objective = objective + stack.penalty(first.penalty)
-                objective.backward()  # type: ignore[no-untyped-call]
+                    stack.penalty(first.penalty).backward()  # type: ignore[no-untyped-call]
                 norm_K = squares(stack.leaves, clients).sqrt()
                 shorten(stack.leaves, norm_K, self.config.max_grad_norm)
                 norms += norm_K.cpu()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                losses += loss_K.detach().cpu()
+                losses += loss_K.cpu()
                 tokens += tokens_K.cpu()
         return [Trained(stack.take(k), float(losses[k] / first.steps), int(tokens[k]),
                         float(norms[k] / first.steps)) for k in range(clients)]
+
+    def _backward(self, stack: Stack, batches: Sequence[Sequence[Record]]) -> tuple[Tensor, Tensor]:
+        """Add the gradients of every site's mean loss to its factors; the losses (K,) and tokens
+        (K,).
+
+        One pass for all sites; a single site whose batch has more than ``rows_at_once`` sequences
+        takes several, each weighed by its share of the tokens.
+        """
+        clients, records = len(batches), [record for own in batches for record in own]
+        size = self.config.rows_at_once
+        if clients > 1 or len(records) <= size:
+            rows = collate(self.base, self.encode, records)
+            loss_K, tokens_K = self.losses(rows, stack, clients)
+            loss_K.sum().backward()  # type: ignore[no-untyped-call]
+            return loss_K.detach(), tokens_K
+        pieces = [collate(self.base, self.encode, records[i : i + size])
+                  for i in range(0, len(records), size)]
+        counts = [scored_tokens(rows) for rows in pieces]
+        total = torch.zeros(1, device=self.base.device)
+        for rows, count in zip(pieces, counts, strict=True):
+            loss_1, _ = self.losses(rows, stack, 1)
+            share = loss_1 * (count / max(1, sum(counts)))
+            share.sum().backward()  # type: ignore[no-untyped-call]
+            total += share.detach()
+        return total, torch.tensor([float(sum(counts))], device=self.base.device)
 
     def losses(self, rows: Rows, stack: Stack, clients: int) -> tuple[Tensor, Tensor]:
         """Mean loss of each of K sites (K,), or of K single rows, over its own tokens, and its

@@ -275,3 +275,31 @@ def test_a_dense_update_needs_no_rank(base):
 def test_the_learning_rate_of_every_round(schedule, wanted):
     config = TrainConfig(rounds=4, lr=2e-3, schedule=schedule)
     assert [learning_rate(config, round) for round in (1, 2, 3, 4)] == pytest.approx(wanted)
+
+
+# -- one site whose batch is larger than a pass ----------------------------------------------------
+
+
+def test_a_batch_larger_than_a_pass_takes_several_and_learns_the_same(tmp_path, monkeypatch):
+    from tests.tiny_bases import filled, records, tiny
+
+    import aulait.training.trainer as trainer_module
+    from aulait.core.factors import Trainable
+    from aulait.models import loading
+    from aulait.models.loading import AdapterConfig
+    from aulait.training.trainer import Learner, LocalTraining, TrainConfig
+
+    base = tiny(tmp_path)
+    start = filled(loading.targets(base, AdapterConfig(rank=2)), 2)
+    work = LocalTraining(start, tuple(records(12)), Trainable.AB, 2, 10, 0.1, 0)
+    seen, plain = [], trainer_module.collate
+    monkeypatch.setattr(trainer_module, "collate",
+                        lambda b, e, r: (seen.append(len(r)), plain(b, e, r))[1])
+    (some,) = Learner(base, TrainConfig(rows_at_once=4, optimizer="sgd")).train([work])
+    assert seen == [4, 4, 2] * 2
+    (whole,) = Learner(base, TrainConfig(rows_at_once=10, optimizer="sgd")).train([work])
+    assert some.tokens == whole.tokens
+    assert abs(some.loss - whole.loss) < 1e-5 * whole.loss
+    for name, (a, b) in whole.adapter.factors.items():
+        for ours, theirs in zip(some.adapter.factors[name], (a, b), strict=True):
+            assert float((ours - theirs).abs().max()) <= 1e-4 * float(theirs.abs().max())

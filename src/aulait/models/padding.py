@@ -1,0 +1,62 @@
+"""Tokens and positions that a base really has: what pads, what opens and ends, how far it counts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from aulait.core.errors import ModelError, require
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_POSITIONS = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
+
+
+def padding_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills rows up.
+
+    Nothing that is scored ever looks at it, so any row of the embedding will do: the tokenizer's
+    padding token, else its end of text, else token 0.
+    """
+    rows = embedding_rows(model)
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None and 0 <= int(token) < rows:
+            return int(token)
+    return 0
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Tokens that the base has a row for."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise when a token that opens or ends every text has no row in the embedding.
+
+    Raises:
+        ModelError: in one line.
+    """
+    rows = embedding_rows(model)
+    for what in ("bos_token", "eos_token"):
+        token = getattr(tokenizer, f"{what}_id")
+        require(token is None or int(token) < rows, ModelError,
+                f"the {what} of {name} has number {token} and the embedding {rows} rows, expected "
+                f"a smaller number; give the folder the tokenizer that the model was trained with")
+
+
+def check_positions(model: PreTrainedModel, context: int, name: str) -> None:
+    """Raise when the context is longer than a base with learnt positions can count.
+
+    Raises:
+        ModelError: in one line.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in _POSITIONS:
+            most = module.num_embeddings - int(getattr(module, "offset", 0))
+            require(context <= most, ModelError,
+                    f"model.context is {context} and {name} has {most} positions, expected at most "
+                    f"{most}; set model.context = {most}, and data.too_long = 'cut' or 'drop' for "
+                    "longer texts")

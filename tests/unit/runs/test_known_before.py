@@ -1,0 +1,63 @@
+"""What can be known before work is told before it; what ends in nothing says so."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.tiny_run import settings, write_data
+from typer.testing import CliRunner
+
+from aulait.cli import app
+from aulait.core.errors import ConfigError, DataError, NobodyTrained
+from aulait.engines.inline import InlineEngine
+from aulait.models import exported
+from aulait.runs.experiment_file import dump_settings
+from aulait.runs.loop import run
+
+WEAK = {"tier": [{"name": "laptop", "placement": "proxy"}]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_data(tmp_path)
+    return tmp_path
+
+
+def test_more_neighbours_than_candidates_are_told_by_their_settings(folder):
+    with pytest.raises(ConfigError, match=r"synthesis\.neighbours = 50, expected at most the 8"):
+        settings(folder, synthesis={"neighbours": 50})
+    settings(folder, synthesis={"neighbours": 50, "proxies": "absent"})
+
+
+def test_dropping_long_texts_until_nobody_is_left_names_the_cause(folder):
+    with pytest.raises(DataError, match=r"too_long = 'drop' leaves no client a text: 32 of 32"):
+        run(settings(folder, data={"too_long": "drop"}, model={"context": 8}), folder / "r",
+            InlineEngine())
+    assert not (folder / "r" / "adapter").exists()
+
+
+def test_a_run_in_which_nobody_trains_has_a_status_of_its_own(folder):
+    some = settings(folder, federation=WEAK, synthesis={"generate": {"min_words": 1000}})
+    with pytest.raises(NobodyTrained, match="all 8 clients are proxied and stage 1 wrote no text"):
+        run(some, folder / "r", InlineEngine())
+    assert not (folder / "r" / "adapter").exists()
+    (folder / "x.toml").write_text(dump_settings(some))
+    found = CliRunner().invoke(app, ["run", str(folder / "x.toml"), "--out", str(folder / "s")])
+    assert found.exit_code == 3
+    assert "Traceback" not in found.output
+
+
+def test_a_client_of_a_long_name_keeps_its_adapter(folder):
+    name = "Федеральный центр сердечно-сосудистой хирургии и ещё немного"
+    rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    (folder / "data.jsonl").write_text("".join(
+        json.dumps(row | ({"client": name} if row["client"] == "c0" else {})) + "\n"
+        for row in rows))
+    run(settings(folder, algorithm={"name": "alone"}, train={"rounds": 1},
+                 federation={"tier": [{"name": "gpu", "placement": "local"}]}),
+        folder / "r", InlineEngine())
+    found = exported.clients(folder / "r")
+    assert set(found) == {name, *(f"c{i}" for i in range(1, 8))}
+    assert len(found[name].name) < 80
+    assert exported.adapter(folder / "r", name) == found[name]
