@@ -93,6 +93,7 @@ def rouge(pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
     # loads a stemmer, which the other metrics can do without
     from rouge_score import rouge_scorer
 
+    # the same stemmer
     from aulait.evaluation.words import UnicodeWords
 
     scorer = rouge_scorer.RougeScorer(list(ROUGES.values()), tokenizer=UnicodeWords())
