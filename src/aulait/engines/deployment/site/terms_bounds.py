@@ -43,7 +43,7 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Text:
+class WordBound:
     """Printable text of at most so many letters; of a list or a table, every text in it.
 
     Attributes:
@@ -64,15 +64,15 @@ class Elsewhere:
     where: str
 
 
-Rule = Bound | Text | Elsewhere
+Rule = Bound | WordBound | Elsewhere
 
 BOUNDS: Final[Mapping[str, Rule]] = {
     "version": Elsewhere("RunTerms"),
-    "package": Text(),
+    "package": WordBound(),
     "run": Elsewhere("policy._names"),
     "name": Elsewhere("policy._names"),
     "client": Elsewhere("policy.unknown_names"),
-    "tier": Text(),
+    "tier": WordBound(),
     "rank": Bound(1, "rank", "the tier's rank"),
     "steps": Bound(1, "steps", "the tier's steps"),
     "batch": Bound(1, "batch", "the tier's batch"),
@@ -82,10 +82,10 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "seed": Bound(0, _SEED, "run.seed"),
     "model.name": Elsewhere("policy.unknown_names"),
     "model.context": Bound(8, "context", "model.context"),
-    "model.device": Text(),
+    "model.device": WordBound(),
     "adapter.rank": Bound(1, "rank", "adapter.rank"),
     "adapter.alpha": Bound(0, LARGEST, "adapter.alpha", whole=False),
-    "adapter.targets": Text(),
+    "adapter.targets": WordBound(),
     "adapter.layers": Bound(0, _MOST_ITEMS, "adapter.layers", words=("all",)),
     "train.rounds": Bound(0, LARGEST, "train.rounds"),  # ``rounds`` is what counts
     "train.steps": Bound(1, LARGEST, "train.steps"),  # ``steps`` is what counts
@@ -103,8 +103,8 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "privacy.epsilon": Elsewhere("policy._privacy"),
     "privacy.noise_multiplier": Elsewhere("policy._privacy"),
     "privacy.delta": Elsewhere("policy._privacy"),
-    "privacy.unit_field": Text(),
-    "privacy.mechanism": Text(),
+    "privacy.unit_field": WordBound(),
+    "privacy.mechanism": WordBound(),
     "privacy.clip": Bound(1e-6, 1e6, "privacy.clip", whole=False, words=("proxies",)),
     "privacy.clip_scale": Bound(1e-6, 1e6, "privacy.clip_scale", whole=False),
     "privacy.subspace": Bound(0, LARGEST, "privacy.subspace"),
@@ -118,7 +118,7 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "candidates": Bound(0, "candidates", "synthesis.candidates"),
     "neighbours": Bound(0, "neighbours", "synthesis.neighbours"),
     "cut": Bound(1, _MOST_ITEMS, "compute.cut"),
-    "fingerprint": Text(),
+    "fingerprint": WordBound(),
 }
 
 # Numbers of a method that are work at the site, by their names in any method's settings.
@@ -151,7 +151,7 @@ def terms_problems(limits: SitePolicy, terms: object) -> list[str]:
         value = _at(terms, path)
         if isinstance(rule, Bound):
             found += _outside(limits, path, value, rule)
-        elif isinstance(rule, Text):
+        elif isinstance(rule, WordBound):
             found += _no_text(path, value, rule)
     return found + _algorithm_problems(limits, _at(terms, "algorithm"))
 
@@ -175,7 +175,7 @@ def _algorithm_problems(limits: SitePolicy, told: Any) -> list[str]:
         if name in ALGORITHM:
             found += _outside(limits, path, value, ALGORITHM[name])
         elif isinstance(value, str):
-            found += _no_text(path, value, Text())
+            found += _no_text(path, value, WordBound())
         elif isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
             found.append(f"{path} is {shown(value)}, expected at most {LARGEST:g}; lower it")
     return found
@@ -205,7 +205,7 @@ def _outside(limits: SitePolicy, path: str, value: object, bound: Bound) -> list
     return []
 
 
-def _no_text(path: str, value: object, rule: Text) -> list[str]:
+def _no_text(path: str, value: object, rule: WordBound) -> list[str]:
     some = list(value) if isinstance(value, list | tuple) else [value]
     fine = len(some) <= _MOST_ITEMS and all(
         own is None or (isinstance(own, str) and len(own) <= rule.most and own.isprintable())
