@@ -16,11 +16,12 @@ from aulait.core import lora
 from aulait.core.errors import DataError, PrivacyError
 from aulait.core.types import ClientUpdate, TrainRequest
 from aulait.engines.inline import InlineEngine
-from aulait.methods import METHODS, ffa
+from aulait.methods import METHODS, dplora, ffa
 from aulait.methods.contract import State
 from aulait.methods.description import Abilities, described
 from aulait.privacy.aggregator import BudgetSpent, Release
 from aulait.privacy.ledger import Ledger
+from aulait.privacy.mechanisms import find_mechanism
 from aulait.runs.loop import run
 from aulait.runs.prepared import SharedCache
 
@@ -34,6 +35,7 @@ differs: it leaks
 unequal ranks: yes
 exact: no
 """
+RELATION = find_mechanism("dp-sgd").relations[0]
 PRIVATE = {"epsilon": 50.0, "delta": 1e-2, "relation": "add-remove", "clip": 1.0}
 
 
@@ -171,3 +173,47 @@ def test_the_same_method_runs_without_privacy(tmp_path):
     name = leaky("leaky-open", averages, True)
     settings = tiny_run.settings(tmp_path, algorithm={"name": name}, synthesis={"proxies": "absent"}, train={"rounds": 1})
     assert run(settings, tmp_path / "run", InlineEngine())["rounds"] == 1
+
+
+# --- the unit "record": the round is charged first, and once -------------------------------------------------------
+
+
+def asks_early(server):
+    def ask(requests):
+        return iter(list(server.ask(requests)))
+
+    return ask
+
+
+def asks_twice(server):
+    def ask(requests):
+        yield from server.ask(requests)
+        yield from server.ask(requests)
+
+    return ask
+
+
+def repeats_requests(server):
+    return lambda requests: server.ask([*requests, *requests])
+
+
+@pytest.mark.parametrize(("asking", "message"), [
+    (asks_twice, "asked twice"), (repeats_requests, "asked twice"), (asks_early, "before the round is charged")])
+def test_with_the_unit_record_clients_are_asked_after_the_charge_and_once(tmp_path, asking, message):
+    module = types.ModuleType(asking.__name__)
+    module.__dict__.update({name: value for name, value in vars(dplora).items() if not name.startswith("__")})
+
+    def step(config, context, state, cohort, server):
+        if asking is asks_early:  # even though what it gets is sealed: with the unit "record" it is out when a site sends it
+            list(server.ask([TrainRequest(name, cohort.round, state.tensors) for name in cohort.local]))
+        return dplora.step(config, context, state, cohort, dataclasses.replace(server, ask=asking(server)))
+
+    module.step = step
+    METHODS.register(asking.__name__)(module)
+    tiny_run.write_data(tmp_path)
+    settings = tiny_run.settings(
+        tmp_path, privacy={"noise_multiplier": 1.0, "delta": 1e-3, "relation": RELATION, "unit": "record", "clip": 1.0},
+        algorithm={"name": asking.__name__}, synthesis={"proxies": "absent"}, train={"rounds": 1})
+    with pytest.raises(PrivacyError, match=message):
+        run(settings, tmp_path / "run", InlineEngine())
+    assert not (tmp_path / "run" / "adapter").exists()

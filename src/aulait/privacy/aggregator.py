@@ -157,19 +157,27 @@ class PrivateAggregator:
 
         Returns:
             As ``ask``. Reading from it raises PrivacyError where the unit is "record" and the
-            round is not charged yet; and where an update of a client holds tensors in a round
-            without a release.
+            round is not charged yet, or a client was asked before in this round; and where an
+            update of a client holds tensors in a round without a release.
         """
         if self.config.off:
             return ask
-        before = len(self._ledger.lines)
+        before, asked = len(self._ledger.lines), Counter[str]()
 
         def asking(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
-            public = all(request.client in self._proxies for request in requests)
-            charged = len(self._ledger.lines) > before
-            require(public or charged or not planned or self.config.unit == "client", PrivacyError,
-                    "clients are asked before the round is charged, expected the charge first as "
-                    "privacy.unit = 'record'; give server.ask(requests), unread, to the aggregator")
+            clients = [r.client for r in requests if r.client not in self._proxies]
+            public, charged = not clients, len(self._ledger.lines) > before
+            if self.config.unit == "record" and planned:
+                require(public or charged, PrivacyError,
+                        "clients are asked before the round is charged, expected the charge first "
+                        "as privacy.unit = 'record'; give server.ask(requests), unread, to the "
+                        "aggregator")
+                again = [name for name, times in (Counter(clients) + asked).items() if times > 1]
+                require(not again, PrivacyError,
+                        f"client '{''.join(again[:1])}' is asked twice in a round, expected once "
+                        "as privacy.unit = 'record' and a round is charged once; ask again in the "
+                        "next round")
+            asked.update(clients)
             for update in ask(requests):
                 if public and update.client in self._proxies:
                     yield update
