@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,7 @@ from aulait.reporting.report import write_comparison
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import sweep as sweeps
 from aulait.runs.composed_epsilon import ComposedEpsilon, composed_epsilon_of
+from aulait.runs.private_sweep import PrivateChoice, select_privately
 from aulait.runs.sweep import Job, JobOutcome
 
 OverOption = Annotated[
@@ -41,6 +42,15 @@ SweepOutOption = Annotated[
 JobsOption = Annotated[int,
     typer.Option("--jobs", min=1, help="Runs at a time, each in a process of its own.")]
 
+SelectOption = Annotated[
+    Literal["all", "private"],
+    typer.Option("--select",
+                 help="private: run a secret, random number of randomly drawn arms, and keep and "
+                      "tell of the best by public text alone (evaluate.on = 'public').")
+]
+AverageOption = Annotated[float,
+    typer.Option("--average-runs", help="With --select private: runs on average, above 1.")]
+
 
 def sweep(  # noqa: PLR0913 (the options of a command)
     file: FileArgument,
@@ -50,6 +60,8 @@ def sweep(  # noqa: PLR0913 (the options of a command)
     overrides: SetOption = None,
     out: SweepOutOption = None,
     jobs: JobsOption = 1,
+    select: SelectOption = "all",
+    average_runs: AverageOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
     """Run all arms with all seeds and compare them. The same command again goes on where it
@@ -65,11 +77,35 @@ def sweep(  # noqa: PLR0913 (the options of a command)
             out or Path("runs") / f"{file.stem}-sweep-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
         )
         work = sweeps.sweep_jobs(file, arms, _numbers(seeds), overrides or [], folder)
-        outcomes = _carry_out(work, jobs, folder)
-        rows, cost = _compared(outcomes, folder)
+        if select == "private":
+            choice = _selected(work, average_runs, folder)
+        else:
+            outcomes = _carry_out(work, jobs, folder)
+            rows, cost = _compared(outcomes, folder)
+    if select == "private":
+        _show_choice(choice, as_json)
+        return
     _show(outcomes, rows, cost, folder, as_json)
     if any(outcome.status == "failed" for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def _selected(work: Sequence[Job], average_runs: float, folder: Path) -> PrivateChoice:
+    if len({job.seed for job in work}) > 1:
+        raise ConfigError("--select private found several seeds, expected one; give one of --seeds")
+    return select_privately(work, InlineEngine(), average_runs, folder)
+
+
+def _show_choice(found: PrivateChoice, as_json: bool) -> None:
+    """What a private selection tells: of the kept run alone."""
+    if as_json:
+        terminal.document(found.document())
+        return
+    terminal.say(f"selected  {found.arm}  (loss on public text {numbers.loss(found.loss)})")
+    terminal.say(f"run       {found.path}")
+    terminal.paragraph(
+        f"Epsilon of the selection is {found.epsilon:.4g} (delta {found.delta:g}), more than the "
+        f"run's own ledger says, as long as {found.assumed}.")
 
 
 def _show(outcomes: Sequence[JobOutcome], rows: list[Document], cost: ComposedEpsilon,

@@ -39,9 +39,12 @@ class EvaluateConfig(TaskConfig):
         rows: sequences in one pass.
         clients: how many clients are measured, the first by name that have held-out records (unseen
             ones likewise); None for all.
+        on: "held-out", the clients' own records, which no epsilon covers; or "public", the first
+            public texts, which costs no privacy: then runs can be ranked by it.
     """
 
     every: int = Field(1, ge=1)
     records_per_client: int = Field(4, ge=1)
     rows: int = Field(32, ge=1)
     clients: int | None = Field(None, ge=1)
+    on: Literal["held-out", "public"] = "held-out"

@@ -21,6 +21,8 @@ def check_roles(settings: Settings, federation: Federation) -> None:
     Raises:
         ConfigError, DataError, PrivacyError: in full sentences.
     """
+    require(settings.evaluate.on == "held-out" or bool(federation.corpus.public), DataError,
+            "evaluate.on = 'public' found without public texts; set data.public")
     _check_names(settings, federation)
     if federation.roles["proxy"] and settings.synthesis.proxies != "absent":
         public = federation.corpus.public

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from aulait.core.types import Adapter, Record
 from aulait.evaluation.config import EvaluateConfig
@@ -13,6 +14,8 @@ from aulait.methods.contract import PersonalMethod, State
 from aulait.runs.prepared import HeldOutScores, PreparedRun
 from aulait.runs.progress import ScoreValues
 from aulait.training.trainer import Learner
+
+PUBLIC_RECORDS: Final = 64  # public texts that are scored
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ def evaluate_here(run: PreparedRun, state: State | None, final: bool) -> HeldOut
     scored with it and in the last measurement, under the shared adapter: they have no other.
     """
     settings = run.settings
+    if settings.evaluate.on == "public":
+        shared = None if state is None else settings.method.result(run.context, state)
+        return HeldOutScores(public_scores(run, shared), {} if state is None else
+                             personal_adapters(run, state, final))
     if state is None:
         key = (settings.model, settings.data.model_copy(update={"pooled": False}),
                run.context.seeds, settings.evaluate)
@@ -75,6 +82,18 @@ def evaluate_here(run: PreparedRun, state: State | None, final: bool) -> HeldOut
     if final:
         scores |= records.unseen_scores(shared)
     return HeldOutScores(scores, personal)
+
+
+def public_scores(run: PreparedRun, adapter: Adapter | None) -> ScoreValues:
+    """Scores of public texts under an adapter, or the bare base; nothing by client."""
+    some = [text if isinstance(text, Record) else Record(text)
+            for text in run.federation.corpus.public[:PUBLIC_RECORDS]]
+    config = run.settings.evaluate.model_copy(
+        update={"task": "none", "records_per_client": PUBLIC_RECORDS})
+    found = evaluate(run.models.learner, adapter, {"public": some}, config).as_dict()
+    by_client = ("worst_client_loss", "mean_client_loss")
+    return {key: value for key, value in found.items()
+            if key not in by_client} | {"measured_on": "public texts"}
 
 
 def _base_scores(run: PreparedRun) -> ScoreValues:

@@ -51,6 +51,7 @@ from aulait.engines.inline import LocalClients
 from aulait.methods.contract import Ask, State, server_site
 from aulait.models.fingerprint import fingerprint
 from aulait.runs.experiment_file import Settings
+from aulait.runs.scoring import public_scores
 from aulait.training.trainer import AT_ONCE
 
 # Of a site's diagnostics, and only without privacy.
@@ -127,8 +128,9 @@ class CoordinatorEngine(Generic[BodyT]):
         shared = run.settings.method.result(run.context, state) if state is not None else None
         targets = site_scores.evaluation_targets(run, state, shared, final)
         answers = list(self._evaluations(targets, state.round if state else 0, final))
-        return HeldOutScores(site_scores.scores(run, answers) if run.settings.privacy.off
-                             else site_scores.public_scores(run, shared))
+        told = run.settings.privacy.off and run.settings.evaluate.on == "held-out"
+        return HeldOutScores(site_scores.scores(run, answers) if told
+                             else public_scores(run, shared))
 
     def personal(self, run: PreparedRun, state: State) -> dict[str, Adapter]:
         """None: they stay with their clients."""

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from aulait.core import lora
-from aulait.core.types import Adapter, Record, Tensors
+from aulait.core.types import Adapter, Tensors
 from aulait.engines.contract import PreparedRun
 from aulait.engines.deployment.protocol.messages import ScoresAnswer
-from aulait.evaluation.losses import evaluate, summary
+from aulait.evaluation.losses import summary
 from aulait.methods.contract import PersonalMethod, State
 from aulait.runs.progress import ScoreValues
-
-PUBLIC_RECORDS: Final = 64  # public texts that are scored under privacy
 
 
 @dataclass(frozen=True)
@@ -87,15 +85,3 @@ def scores(run: PreparedRun, answers: Sequence[ScoresAnswer]) -> ScoreValues:
 def _summary(sums: Sequence[tuple[float, float, float]], task: dict[str, float]) -> ScoreValues:
     """Losses of all sites, and how many told theirs."""
     return summary([list(own) for own in sums], task).as_dict() | {"sites": len(sums)}
-
-
-def public_scores(run: PreparedRun, adapter: Adapter | None) -> ScoreValues:
-    """Scores of public texts under an adapter, or the bare base; nothing by client."""
-    some = [text if isinstance(text, Record) else Record(text)
-            for text in run.federation.corpus.public[:PUBLIC_RECORDS]]
-    config = run.settings.evaluate.model_copy(
-        update={"task": "none", "records_per_client": PUBLIC_RECORDS})
-    found = evaluate(run.models.learner, adapter, {"public": some}, config).as_dict()
-    by_client = ("worst_client_loss", "mean_client_loss")
-    return {key: value for key, value in found.items()
-            if key not in by_client} | {"measured_on": "public texts"}
