@@ -135,8 +135,7 @@ def _link(own: Any) -> str:
 
 
 def _row(method: Document) -> tuple[str, ...]:
-    offered = method["private"] or method["unit"] == "record"
-    private = method["unit"] if offered else f"no → {method['instead']}"
+    private = ", ".join(method["units"]) or f"no → {method['instead']}"
     answers = [_yes(method[key]) for key in ("unequal_ranks", "secure", "personal")]
     exact = method["exact"].replace(" ranks", "\nranks")
     return (method["name"], answers[0], exact, private, *answers[1:], _close(method["up"]),

@@ -22,6 +22,8 @@ from aulait.core.types import (
 )
 from aulait.engines.contract import HeldOutScores, PreparedRun
 from aulait.methods.contract import AnyMethod, Ask, RunContext, State
+from aulait.methods.shared.private_answer import answer_privately
+from aulait.privacy.record_level import SiteNoise
 from aulait.runs.scoring import evaluate_here, personal_adapters
 from aulait.synthesis import private_evolution
 from aulait.synthesis.embedding import Embedder
@@ -109,12 +111,20 @@ class LocalClients:
     def _trained(self, requests: Sequence[TrainRequest],
                  sites: Sequence[Site]) -> Iterator[ClientUpdate]:
         """Sites of one kind together; updates in the order given."""
+        kinds: dict[tuple[bool, SiteNoise | None], list[int]] = {}
+        for i, (request, site) in enumerate(zip(requests, sites, strict=True)):
+            kind = (site.plan.placement != "split", SiteNoise.read(request.settings))
+            kinds.setdefault(kind, []).append(i)
         found: dict[int, ClientUpdate] = {}
-        for split in (True, False):
-            some = [i for i, site in enumerate(sites) if (site.plan.placement == "split") == split]
-            if some:
-                updates = self.method.answer(
-                    [requests[i] for i in some], [sites[i] for i in some], self.context,
-                    self._split_learner if split else self.learner)
-                found.update(zip(some, updates, strict=True))
+        for (whole, noise), some in sorted(kinds.items(), key=lambda kind: kind[0][0]):
+            updates = self._answered([requests[i] for i in some], [sites[i] for i in some],
+                                     noise, self.learner if whole else self._split_learner)
+            found.update(zip(some, updates, strict=True))
         yield from (found[i] for i in range(len(requests)))
+
+    def _answered(self, requests: Sequence[TrainRequest], sites: Sequence[Site],
+                  noise: SiteNoise | None, learner: Learner) -> list[ClientUpdate]:
+        """Updates of sites of one kind: with noise of their own, or without."""
+        if noise is None:
+            return self.method.answer(requests, sites, self.context, learner)
+        return answer_privately(self.method, requests, sites, self.context, learner, noise)

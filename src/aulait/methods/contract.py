@@ -14,8 +14,14 @@ their sum, and merges. A method is a module with these names:
               formulas that TRAITS shows, as numbers
 
 ``Method`` is this as a type. What only some methods can is a small type of its own:
-``PersonalMethod`` (clients keep adapters of their own), ``RecordMethod`` (single records are
-protected) and ``ServerSiteMethod`` (a site at the server takes part in every exchange).
+``PersonalMethod`` (clients keep adapters of their own), ``RecordMethod`` (it says itself what the
+noised steps of its clients are) and ``ServerSiteMethod`` (a site at the server takes part in every
+exchange).
+
+A method whose ``TRAITS.units`` holds "record" also protects single records (or the units of a
+field), and does not know of it: the learner that ``answer`` is then given trains with DP-SGD, and
+the sites it is given hold a numbered place for every unit instead of records. What ``answer``
+returns and remembers is then a function of noised factors and public things alone.
 
 ``answer`` takes many sites because sites of one process train together in one pass over the shared
 base; the update for one request depends on that request, its site and the seed alone (contract
@@ -41,7 +47,7 @@ A toy: clients send the mean length of their records, the server keeps the noisy
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
@@ -60,9 +66,12 @@ from aulait.core.types import (
     TrainRequest,
 )
 from aulait.methods import METHODS
+from aulait.core.units import units
 from aulait.methods.description import Traits
 from aulait.privacy import record_level
 from aulait.privacy.aggregator import PrivateAggregator
+from aulait.privacy.config import PrivacyConfig
+from aulait.privacy.mechanisms import find_mechanism
 from aulait.training.trainer import Learner
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -204,7 +213,8 @@ class PersonalMethod(Protocol[ConfigT_contra]):
 
 @runtime_checkable
 class RecordMethod(Protocol[ConfigT_contra]):
-    """A method whose clients add noise to their own steps, so that it protects single records."""
+    """A method that says itself what the noised steps of its clients are under the unit "record";
+    those of others are "dp-sgd"."""
 
     def mechanism(self, config: ConfigT_contra) -> str:
         """What the accountant sees of a client's step."""
@@ -212,6 +222,28 @@ class RecordMethod(Protocol[ConfigT_contra]):
     def record_mechanism(self, config: ConfigT_contra,
                          sites: Sequence[Site]) -> record_level.RecordMechanism:
         """What a round may ask of any record of these sites, at most."""
+
+
+def step_mechanism(method: AnyMethod, config: BaseModel) -> str:
+    """What the accountant sees of a client's step under the unit "record"."""
+    return method.mechanism(config) if isinstance(method, RecordMethod) else record_level.DP_SGD
+
+
+def record_mechanism(method: AnyMethod, config: BaseModel, privacy: PrivacyConfig,
+                     sites: Sequence[Site]) -> record_level.RecordMechanism:
+    """What a round may ask of any unit of these sites, at most.
+
+    Raises:
+        PrivacyError: the method's settings ask for a control, which is not private.
+    """
+    if isinstance(method, RecordMethod):
+        found = method.record_mechanism(config, sites)
+    else:
+        found = record_level.worst_case(record_level.DP_SGD, [
+            (len(units(site.train)), site.plan.steps, site.plan.batch) for site in sites])
+    if not find_mechanism(found.mechanism, "record").amplified:
+        return found
+    return replace(found, rate=min(found.rate, privacy.max_rate))
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 from aulait.core.errors import ConfigError, did_you_mean
 from aulait.core.factors import Trainable
+from aulait.privacy.mechanisms import Unit
 
 T = TypeVar("T")
 Exact = Literal["yes", "no", "at equal ranks"]
@@ -33,7 +34,10 @@ class Abilities:
         instead: the nearest method under privacy, where it is not offered.
         trains: the factors that clients train.
         personal: whether clients end with adapters of their own (``PersonalMethod``).
-        unit: what its privacy protects: "client" or "record" (``RecordMethod``).
+        unit: the one unit of a method that says no ``units``.
+        units: what it can protect: "client" (the server needs noised sums only), "record" (clients
+            train by ``Learner.train`` only, and the answer is a function of what was trained);
+            None follows from ``private`` and ``unit``.
         splits: whether a client may hold the client half of the model alone: so where clients
             train by ``Learner.train`` only.
     """
@@ -43,8 +47,16 @@ class Abilities:
     instead: str = ""
     trains: Trainable = Trainable.AB
     personal: bool = False
-    unit: Literal["client", "record"] = "client"
+    unit: Unit = "client"
     splits: bool = True
+    units: tuple[Unit, ...] | None = None
+
+    @property
+    def offered(self) -> tuple[Unit, ...]:
+        """The units that the method can protect."""
+        if self.units is not None:
+            return self.units
+        return (self.unit,) if self.private or self.unit == "record" else ()
 
 
 @dataclass(frozen=True)
@@ -76,8 +88,9 @@ class Traits:
     instead: str
     trains: Trainable
     personal: bool
-    unit: Literal["client", "record"]
+    unit: Unit
     splits: bool
+    units: tuple[Unit, ...]
 
 
 def described(module: str, docstring: str | None, abilities: Abilities) -> Traits:
@@ -103,7 +116,8 @@ def described(module: str, docstring: str | None, abilities: Abilities) -> Trait
             found["what"], found["source"], travels[1], travels[2], found["privacy"],
             found["differs"], _one_of(YES_NO, "unequal ranks", found),
             _one_of(EXACT, "exact", found), abilities.private, abilities.secure, abilities.instead,
-            abilities.trains, abilities.personal, abilities.unit, abilities.splits)
+            abilities.trains, abilities.personal, abilities.unit, abilities.splits,
+            abilities.offered)
     except ValueError as error:
         raise ConfigError(f"algorithm '{name}' does not describe itself: {error}; correct the last "
                           "paragraph of its docstring") from None

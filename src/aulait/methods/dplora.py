@@ -6,15 +6,16 @@ the gradient of every record (A and B together) on Poisson batches (Abadi et al.
 does so with A frozen (Sun et al., ICLR 2024); "literal" is the paper's rule, as restated by the
 FinLoRA documentation.
 
-The unit of privacy is one record of one site's training set. "dpsgd", "ffa": a step is a Poisson
+The unit of privacy is one record of one site's training set, or the units of a field. "dpsgd", "ffa": a step is a Poisson
 sampled Gaussian mechanism of sensitivity C, rate q_k = batch / n_k. "literal": a step is noise
 N(0, sigma² C²) on the batch's A gradient and on its B gradient, each clipped to C as a whole. One
 record moves each of them by up to 2C, so the noise multiplier is sigma / 2 for each, sigma / (2√2)
 for both, and nothing is counted for sampling: over T rounds of one step mu = 2√2 · sqrt(T) / sigma
 in Gaussian differential privacy. With the paper's sigma = 2 and T = 50: mu = 10, epsilon 92 at
 delta 1e-5. A role pays for its worst client: the most steps, the largest q_k. The n_k are public.
-Nobody sees a site's gradients, but a site adds the noise that its request names: it trusts the
-server for that number.
+Nobody sees a site's gradients. The noised steps are those of every method under
+privacy.unit = "record" (``PrivateLearner``); what is this method's own is the paper's rule, and
+that proxies and controls take the same clipped steps without noise.
 
 privacy.noise_multiplier is the noise over the true sensitivity, so sigma = 2√2 times it in
 "literal". The paper leaves the local optimiser open: "literal" takes a plain gradient step, the
@@ -36,7 +37,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 from pydantic import Field
 
@@ -44,18 +46,22 @@ from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.errors import PrivacyError, require
 from aulait.core.factors import Trainable
-from aulait.core.seeds import Seeds
-from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
+from aulait.core.types import Adapter, ClientUpdate, Info, Site, TrainRequest
 from aulait.core.units import units
 from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.description import Abilities, described
 from aulait.methods.shared import client_update
 from aulait.methods.shared.server_optimizer import initial_state, server_step
-from aulait.methods.shared.traffic import TrafficCount
-from aulait.methods.shared.weighted_mean import AveragingConfig, clip_bound
-from aulait.privacy import clipping, record_level
-from aulait.privacy.aggregator import PrivateAggregator, Release
-from aulait.training.record_gradients import PrivateTraining, train_privately
+from aulait.methods.shared.weighted_mean import (
+    Averaging,
+    AveragingConfig,
+    clip_bound,
+    factor_requests,
+    mixed_mean,
+)
+from aulait.privacy import record_level
+from aulait.privacy.record_level import SiteNoise
+from aulait.training.private_learner import PrivateLearner, RecordLearner
 from aulait.training.trainer import Learner
 
 TRAITS = described(__name__, __doc__, Abilities(
@@ -70,9 +76,7 @@ class DPLoRAConfig(AveragingConfig):
         noise: "none" is a control: clipping (to privacy.clip, if that is a number) without noise.
             Not private; it needs privacy.off = true, which in any case takes the noise away.
         clip: "none" is a control: no clipping either. Not private; it needs privacy.off = true.
-        max_rate: the most often a record may be in a batch: q_k = min(batch / n_k, max_rate). One
-            small site would otherwise set the noise of all, since a role pays for its worst client.
-            Not for "literal".
+        max_rate: as ``privacy.max_rate``; the smaller of the two holds. Not for "literal".
     """
 
     mode: Literal["dpsgd", "ffa", "literal"] = "dpsgd"
@@ -86,7 +90,7 @@ Config = DPLoRAConfig
 
 def mechanism(config: DPLoRAConfig) -> str:
     """What the accountant sees of a mode."""
-    return "gaussian-batch" if config.mode == "literal" else "dp-sgd"
+    return _mechanism(config.mode)
 
 
 def record_mechanism(config: DPLoRAConfig, sites: Sequence[Site]) -> record_level.RecordMechanism:
@@ -101,62 +105,49 @@ def record_mechanism(config: DPLoRAConfig, sites: Sequence[Site]) -> record_leve
             "privacy.off = true"
         )
         require(getattr(config, name) != "none", PrivacyError, text)
-    return record_level.worst_case(mechanism(config),
-        [(len(units(site.train)), site.plan.steps, site.plan.batch) for site in sites],
-        config.max_rate)
+    clients = [(len(units(site.train)), site.plan.steps, site.plan.batch) for site in sites]
+    return record_level.worst_case(mechanism(config), clients, config.max_rate)
 
 
 def init(config: DPLoRAConfig, context: RunContext) -> State:
     """The common start: A random, B zero; with mode "ffa" A follows from the seed and is no
     state."""
-    return initial_state(config, lora.to_tensors(context.initial(), _trainable(config)))
+    return initial_state(config, lora.to_tensors(context.initial(), _trained_by(config.mode)))
 
 
 def step(config: DPLoRAConfig, context: RunContext, state: State, cohort: Cohort,
          server: Server) -> tuple[State, Info]:
-    """Send (A, B), let the aggregator charge and ask, average what comes back."""
-    ask, aggregator, theta = server.ask, server.aggregator, state.factors
-    bound = math.inf if config.clip == "none" else clip_bound(aggregator.config, ())
-    sent = _requests(config, cohort, aggregator, theta, bound)
-    for_proxies = [request for request in sent if request.client in cohort.proxies]
-    expected_shapes = dict.fromkeys(cohort.everyone, theta)
-    public, _ = (
-        aggregator.admit(ask(for_proxies), theta, expected_shapes) if for_proxies else ([], ()))
-    terms = [(cohort.proxies[update.client], update.tensors) for update in public]
-    total = sum(weight for weight, _ in terms)
-    traffic = TrafficCount(sent, cohort, expected_shapes)
-    metrics: Info = {"proxies": len(public), "clip_bound": None if math.isinf(bound) else bound,
-                     "mode": config.mode}
-    if cohort.local or cohort.planned:
-        released = aggregator.release_records(
-            lambda: traffic.counted(ask(traffic.local) if traffic.local else []),
-            Release.of_cohort(cohort, stage="train", bound=bound, template=theta),
-            expected_shapes, weights=config.weights)
-        terms.append((config.local_weight, released.total))
-        total += config.local_weight * sum(released.counted.values())
-        refused = [f"{name}: {reason}" for name, reason in released.refused]
-        metrics |= {"refused": len(refused), "refused_clients": refused, **released.info}
-    mean = lora.weighted_sum([(weight / (total or 1.0), tensors) for weight, tensors in terms]
-                             or [(0.0, theta)])
-    sigma = next((request.settings["sigma"] for request in traffic.local), 0.0)
+    """Send (A, B), average how they moved. Where no noise is asked for, the request says how the
+    gradients are clipped."""
+    unclipped = config.clip == "none" or server.aggregator.config.clip == "proxies"
+    bound = math.inf if unclipped else clip_bound(server.aggregator.config, ())
+    more = {"mode": config.mode, "most_rate": config.max_rate}
+    more |= {} if math.isinf(bound) else {"clip": bound}
+    sent = [replace(request, settings={**request.settings, **more})
+            for request in factor_requests(context, cohort, state.factors)]
+    mean, metrics = mixed_mean(config, context, cohort, server,
+                               Averaging(sent, state.factors, bounded=False))
+    clip = None if math.isinf(bound) else bound
     return State(cohort.round, server_step(config, state, mean)), metrics | {
-        "step_noise_std": sigma, "update_norm": clipping.norm(mean), **traffic.metrics()}
+        "clip_bound": clip, "mode": config.mode}
 
 
 def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
            learner: Learner) -> list[ClientUpdate]:
-    """Noised local steps; the update is the change. Diagnostics carry no noise, so a private update
-    has none."""
-    updates = []
-    for request, site in zip(requests, sites, strict=True):
-        training = _training(request, site, context)
-        done = train_privately(learner, training)
-        change = lora.subtract(lora.to_tensors(done.adapter, training.trainable),
-                               lora.to_tensors(training.start, training.trainable))
-        diagnostics = {} if request.settings["protected"] else {
-            "train_loss": done.loss, "train_tokens": float(done.tokens)}
-        updates.append(ClientUpdate(site.name, change, float(len(site.train)), diagnostics))
-    return updates
+    """Steps on clipped gradients; the update is how the factors moved. The noise is in the learner
+    that a protected site is given; proxies and controls have none."""
+    mode, clip = requests[0].settings["mode"], requests[0].settings.get("clip", math.inf)
+    if not isinstance(learner, PrivateLearner):
+        learner = RecordLearner(learner, SiteNoise(
+            mechanism=_mechanism(mode), clip=clip, sigma=0.0,
+            most_rate=requests[0].settings["most_rate"],
+            most_steps=max(site.plan.steps for site in sites)))
+    trainable = _trained_by(mode)
+    training = client_update.local_training(
+        requests, sites, context,
+        lambda request, _: lora.with_tensors(context.initial(), request.tensors), trainable)
+    return client_update.changes(
+        sites, client_update.train(requests, training, learner), trainable)
 
 
 def result(context: RunContext, state: State) -> Adapter:
@@ -167,56 +158,12 @@ def result(context: RunContext, state: State) -> Adapter:
 def travels(config: DPLoRAConfig, context: RunContext, round: int, client: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes up and down of one client in a round."""
-    own = client_update.factor_bytes(context, client, _trainable(config))
+    own = client_update.factor_bytes(context, client, _trained_by(config.mode))
     return own, own
 
 
-def _requests(config: DPLoRAConfig, cohort: Cohort, aggregator: PrivateAggregator, theta: Tensors,
-              bound: float) -> list[TrainRequest]:
-    """The factors, and for clients under privacy the noise and the most that is accounted; proxies
-    add no noise.
-
-    Raises:
-        PrivacyError: privacy is on and protects clients.
-    """
-    plain: dict[str, Any] = {"lr": cohort.lr, "mode": config.mode, "sigma": 0.0, "protected": False,
-                             "most_rate": config.max_rate}
-    if math.isfinite(bound):
-        plain["clip"] = bound
-    protected = dict(plain)
-    if (relation := aggregator.config.relation) is not None and aggregator.private:
-        mechanism = aggregator.record_mechanism
-        if mechanism is None:
-            raise PrivacyError(
-                "'dplora' protects records and privacy.unit is 'client'; set privacy.unit = "
-                "'record', or use 'ffa'")
-        sigma = cohort.noise_multiplier * mechanism.sensitivity(bound, relation)
-        protected |= {"sigma": sigma, "protected": True, "most_steps": mechanism.steps,
-                      "most_rate": mechanism.rate}
-        if aggregator.config.noise_seed is not None:
-            protected["noise_seed"] = aggregator.config.noise_seed
-    return [TrainRequest(name, cohort.round, theta, plain if name in cohort.proxies else protected)
-            for name in cohort.everyone]
-
-
-def _training(request: TrainRequest, site: Site, context: RunContext) -> PrivateTraining:
-    """What a request asks of a site, within what is accounted."""
-    settings = request.settings
-    seed = settings.get("noise_seed")
-    return PrivateTraining(
-        start=lora.with_tensors(context.initial(), request.tensors), records=site.train,
-        trainable=_trained_by(settings["mode"]),
-        steps=min(site.plan.steps, int(settings.get("most_steps", site.plan.steps))),
-        batch=site.plan.batch, lr=settings["lr"],
-        mode="batch" if settings["mode"] == "literal" else "records",
-        clip=settings.get("clip", math.inf), sigma=settings["sigma"],
-        seed=context.seeds.integer("batches", request.round, site.name),
-        noise_seed=None if seed is None else Seeds(seed).integer("steps", request.round, site.name),
-        most=settings["most_rate"])
-
-
-def _trainable(config: DPLoRAConfig) -> Trainable:
-    return _trained_by(config.mode)
+def _mechanism(mode: str) -> str:
+    return "gaussian-batch" if mode == "literal" else record_level.DP_SGD
 
 
 def _trained_by(mode: str) -> Trainable:

@@ -13,7 +13,8 @@ FlexLoRA, docs/decisions/0007); 'ffa' is exact as well.
 what: A and B averaged, the residual of the products folded into the base
 source: Singhal, Ponkshe, Vepakomma, FedEx-LoRA, ACL 2025, arXiv 2410.09432
 travels: up 4 sum r_k (M + N); down 4 sum r_k (M + N), then 4 sum (sum_j r_j + R + r_k) (M + N)
-privacy: refused: the residual needs the mean of single products
+privacy: refused for clients: the residual needs the mean of single products. Records: DP-SGD at the
+    site
 differs: the residual travels as factors and is exact at unequal ranks
 unequal ranks: yes
 exact: yes
@@ -37,7 +38,8 @@ from aulait.methods.shared.per_client import FactorMean, SingleReading, SingleUp
 from aulait.methods.shared.weighted_mean import factor_requests
 from aulait.training.trainer import Learner
 
-TRAITS = described(__name__, __doc__, Abilities(private=False, secure=False, instead="ffa"))
+TRAITS = described(__name__, __doc__, Abilities(
+    private=False, secure=False, instead="ffa", units=("record",)))
 
 
 class FedExConfig(MixtureConfig):

@@ -13,7 +13,7 @@ scale alpha / R for everyone. Weights are uniform unless privacy is off and algo
 what: every client trains A and B; A and B are averaged separately
 source: Zhang et al., Towards Building the Federated GPT, ICASSP 2024, arXiv 2305.05644
 travels: up 4 sum r_k (M + N); down 4 sum r_k (M + N)
-privacy: sum of whole updates, each clipped to C; sensitivity C
+privacy: sum of whole updates, each clipped to C; sensitivity C. Records: DP-SGD at the site
 differs: moments of the local optimiser start afresh every round; unequal ranks are nested columns
 unequal ranks: yes
 exact: no
@@ -39,7 +39,7 @@ from aulait.methods.shared.server_optimizer import initial_state
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round
 from aulait.training.trainer import Learner
 
-TRAITS = described(__name__, __doc__, Abilities())
+TRAITS = described(__name__, __doc__, Abilities(units=("client", "record")))
 
 
 class FedITConfig(AveragingConfig):

@@ -9,7 +9,8 @@ what: A is averaged, B stays with its client
 source: Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR 2025,
     arXiv 2410.01463
 travels: up 4 sum r_k N; down 4 sum r_k N
-privacy: sum of changes of A, each clipped to C; sensitivity C; B never leaves its site
+privacy: sum of changes of A, each clipped to C; sensitivity C; B never leaves its site. Records:
+    DP-SGD of both factors at the site
 differs: every site has a B of its own also in a simulation; unequal ranks are nested columns
 unequal ranks: yes
 exact: no
@@ -32,7 +33,7 @@ from aulait.methods.shared.server_optimizer import initial_state
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round
 from aulait.training.trainer import Learner
 
-TRAITS = described(__name__, __doc__, Abilities(personal=True))
+TRAITS = described(__name__, __doc__, Abilities(personal=True, units=("client", "record")))
 
 
 class FedSAConfig(AveragingConfig):

@@ -10,7 +10,8 @@ what: A is frozen and shared, only B is trained and averaged
 source: Sun et al., Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024, arXiv
     2403.12313
 travels: up 4 sum r_k M; down 4 sum r_k M
-privacy: sum of changes of B, each clipped to C; sensitivity C; noise enters linearly
+privacy: sum of changes of B, each clipped to C; sensitivity C; noise enters linearly. Records:
+    DP-SGD at the site
 differs: none at equal ranks; unequal ranks are nested columns
 unequal ranks: yes
 exact: at equal ranks
@@ -31,7 +32,7 @@ from aulait.methods.shared.server_optimizer import initial_state
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round
 from aulait.training.trainer import Learner
 
-TRAITS = described(__name__, __doc__, Abilities(trains=Trainable.B))
+TRAITS = described(__name__, __doc__, Abilities(trains=Trainable.B, units=("client", "record")))
 
 
 class FFAConfig(AveragingConfig):

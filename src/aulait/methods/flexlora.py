@@ -17,7 +17,8 @@ what: dense updates averaged, then the best approximation at every client's rank
 source: Bai et al., Federated Fine-tuning of LLMs under Heterogeneous Tasks and Client Resources,
     NeurIPS 2024, arXiv 2402.11505
 travels: up 4 sum r_k (M + N); down 4 sum r_k (M + N)
-privacy: sum of changes of the factors, each clipped to C; sensitivity C; the SVD is post-processing
+privacy: sum of changes of the factors, each clipped to C; sensitivity C; the SVD is post-processing.
+    Records: DP-SGD at the site
 differs: exact factored SVD, once a layer; under privacy the mean of factors in the SVD's basis
 unequal ranks: yes
 exact: yes
@@ -43,7 +44,7 @@ from aulait.methods.shared.weighted_mean import Averaging, mixed_mean, revived
 from aulait.models.low_rank import Merge
 from aulait.training.trainer import Learner
 
-TRAITS = described(__name__, __doc__, Abilities(secure=False))
+TRAITS = described(__name__, __doc__, Abilities(secure=False, units=("client", "record")))
 
 
 class FlexLoRAConfig(MixtureConfig):

@@ -12,7 +12,7 @@ client-level privacy is refused; 'ffa' is exact as well.
 what: factors stacked and folded into the base, fresh adapters in every round
 source: Wang et al., FLoRA, NeurIPS 2024, arXiv 2409.05976
 travels: up 4 sum r_k (M + N); down 4 sum (sum_j r_j) (M + N) after the first round
-privacy: refused: a stack shows every client's factors
+privacy: refused for clients: a stack shows every client's factors. Records: DP-SGD at the site
 differs: any scales may meet; a client that missed a round is sent the whole update
 unequal ranks: yes
 exact: yes
@@ -36,7 +36,8 @@ from aulait.methods.shared.mixture import MixtureConfig
 from aulait.methods.shared.per_client import SingleReading, SingleUpdates
 from aulait.training.trainer import Learner
 
-TRAITS = described(__name__, __doc__, Abilities(private=False, secure=False, instead="ffa"))
+TRAITS = described(__name__, __doc__, Abilities(
+    private=False, secure=False, instead="ffa", units=("record",)))
 
 
 class FLoRAConfig(MixtureConfig):

@@ -9,7 +9,8 @@ Unequal ranks are nested columns, each averaged over those who own it.
 what: A and B averaged, then B corrected towards the mean of the products
 source: Bian et al., LoRA-FAIR, ICCV 2025, arXiv 2411.14961
 travels: up 4 sum r_k (M + N); down 4 sum r_k (M + N)
-privacy: refused: the correction needs the sum of single products
+privacy: refused for clients: the correction needs the sum of single products. Records: DP-SGD at
+    the site
 differs: squared error in closed form instead of a cosine by gradient descent
 unequal ranks: yes
 exact: no
@@ -36,7 +37,8 @@ from aulait.models.low_rank import Merge
 from aulait.privacy import clipping
 from aulait.training.trainer import Learner
 
-TRAITS = described(__name__, __doc__, Abilities(private=False, secure=False, instead="fedit"))
+TRAITS = described(__name__, __doc__, Abilities(
+    private=False, secure=False, instead="fedit", units=("record",)))
 
 
 class LoRAFairConfig(MixtureConfig):

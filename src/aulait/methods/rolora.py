@@ -11,7 +11,7 @@ source: Chen et al., Robust Federated Finetuning of LLMs via Alternating Optimiz
     NeurIPS 2025, arXiv 2502.01755
 travels: up 4 sum r_k M, then 4 sum r_k N, in turn; down 4 sum r_k (M + N)
 privacy: sum of changes of the trained factor, each clipped to C; sensitivity C; noise enters
-    linearly
+    linearly. Records: DP-SGD at the site
 differs: both factors are sent down, so that a client may miss a round; unequal ranks are nested
     columns
 unequal ranks: yes
@@ -33,7 +33,7 @@ from aulait.methods.shared.server_optimizer import initial_state
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round
 from aulait.training.trainer import Learner
 
-TRAITS = described(__name__, __doc__, Abilities())
+TRAITS = described(__name__, __doc__, Abilities(units=("client", "record")))
 
 
 class RoLoRAConfig(AveragingConfig):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -26,7 +26,7 @@ from aulait.privacy.ledger import Ledger
 from aulait.privacy.ledger_line import LedgerLine, UnitSampling
 from aulait.privacy.mechanisms import Mechanism, find_mechanism
 from aulait.privacy.noise import NoiseSource, check_exact
-from aulait.privacy.record_level import RecordMechanism
+from aulait.privacy.record_level import RecordMechanism, same_relation
 from aulait.privacy.sealed import Seal, SealedUpdate, forgotten_after
 from aulait.privacy.update_checks import ExpectedShapes, Rejections, UpdateChecks, unsplit
 
@@ -90,6 +90,20 @@ class KnownSites:
 
 
 @dataclass(frozen=True)
+class WantedUpdates:
+    """What single updates must look like.
+
+    Attributes:
+        expected_shapes: client -> names and shapes its update must have.
+        alternate_shapes: client -> second names and shapes that are as good (a client may prune
+            itself); None for none.
+    """
+
+    expected_shapes: ExpectedShapes
+    alternate_shapes: ExpectedShapes | None = None
+
+
+@dataclass(frozen=True)
 class _Charge:
     """A release with its mechanism: what the accounts are charged and the ledger says."""
 
@@ -109,8 +123,8 @@ class PrivateAggregator:
             only without privacy.
         noise: where the noise comes from.
         sites: which sites are public, and how long an update may be.
-        record_mechanism: with the unit "record", what a round may ask of any record; every round is
-            charged by it.
+        record_mechanisms: with the unit "record", stage -> what a round of it may ask of any unit;
+            every round is charged by it.
 
     Attributes:
         noise_state: stage -> what the mechanism remembers of its noise in that stage, by name; as
@@ -122,9 +136,10 @@ class PrivateAggregator:
 
     def __init__(
         self, config: PrivacyConfig, ledger: Ledger, accountant: Accountant | None,
-        noise: NoiseSource, sites: KnownSites, record_mechanism: RecordMechanism | None = None,
+        noise: NoiseSource, sites: KnownSites,
+        record_mechanisms: Mapping[str, RecordMechanism] | None = None,
     ) -> None:
-        self.config, self.record_mechanism = config, record_mechanism
+        self.config, self._record_mechanisms = config, record_mechanisms
         self.noise_state: dict[str, Tensors] = {}
         self._seal = Seal()
         limited = config.off or config.unit == "record"
@@ -134,13 +149,18 @@ class PrivateAggregator:
         if not config.off:
             self._accountant = _checked(config, accountant)
             _check_noise(config, noise)
-            _check_unit(config, record_mechanism)
+            _check_unit(config, record_mechanisms)
             _check_ledger(config, ledger)
 
     @property
     def private(self) -> bool:
         """Whether privacy is on."""
         return not self.config.off
+
+    @property
+    def protects_clients(self) -> bool:
+        """Whether it is private who took part, because the unit is the client."""
+        return self.private and self.config.unit == "client"
 
     def sealing(
         self, ask: Callable[[Sequence[ClientRequest]], Iterable[ClientUpdate]], planned: bool
@@ -203,10 +223,18 @@ class PrivateAggregator:
         every coordinate of the template gets noise even if nobody answered, and nothing else comes
         out. Sum and noise lie on one public grid (``aulait.privacy.noise``), where sums are exact.
 
+        With the unit "record" updates carry their own noise and are out as soon as a site sends
+        them. So the line is on disk *before* the first of the updates is read, and a round is
+        charged even if nobody answers. After that nothing costs: nothing is clipped, updates may
+        be weighed by the sites' public sizes, and who was counted and rejected may be told. Their
+        diagnostics carry no noise and are dropped.
+
         Args:
-            updates: sensitive.
+            updates: sensitive; with the unit "record" an iterator that asks the sites when it is
+                read, for no less noise, no more steps and no more frequent sampling than charged.
             release: what was decided about it.
-            weights: "size" weighs an update by its records over the mean; without privacy only.
+            weights: "size" weighs an update by its records over the mean; not where the unit is the
+                client.
             expected_shapes: client -> names and shapes its update must have; None: those of the
                 template. Others are rejected.
             transform: what a valid update adds to the sum, with the names and shapes of the
@@ -214,8 +242,8 @@ class PrivateAggregator:
                 update itself.
 
         Returns:
-            Totals, float32, CPU. Without privacy also who was counted with which weight, mean
-            diagnostics, rejections.
+            Totals, float32, CPU. Without privacy and with the unit "record" also who was counted
+            with which weight, and rejections; without privacy mean diagnostics.
 
         Raises:
             BudgetSpent: a role would exceed its budget.
@@ -224,6 +252,14 @@ class PrivateAggregator:
         _check_bound(release)
         if transform is not None and not self.config.off:
             transform = forgotten_after(transform)
+        if self.config.protects_records:
+            self._charge_records(release)
+            total = ClippedSum.zero(release.template)
+            for update in self._valid(updates, release, expected_shapes, total):
+                self._check_roles(update, release.role)
+                total.add(update, transform(update) if transform else update.tensors, math.inf,
+                          update.weight if weights == "size" else 1.0)
+            return total.weighted(private=True)
         if self.config.off:
             total = ClippedSum.zero(release.template)
             for update in self._valid(updates, release, expected_shapes, total):
@@ -233,9 +269,6 @@ class PrivateAggregator:
         require(weights == "uniform", PrivacyError,
                 f"weights = '{weights}' found, expected 'uniform' under privacy; change it, or set "
                 "privacy.off = true")
-        require(self.config.unit == "client", PrivacyError,
-                "a release that protects clients found where privacy.unit = 'record'; use a method "
-                "of that unit, as 'dplora'")
         mechanism = find_mechanism(self.config.mechanism, "client")
         event = mechanism.event(release.noise_multiplier, release.sampling_rate, 1)
         charge = _Charge(release, self.config.mechanism, event, release.sampling_rate)
@@ -251,44 +284,6 @@ class PrivateAggregator:
             self.noise_state.get(release.stage, {}))
         return ReleasedSum({name: value.to(torch.float32) for name, value in noised.items()},
                            release.planned, line.sigma)
-
-    def release_records(
-        self, ask: Callable[[], Iterable[ClientUpdate]], release: Release,
-        expected_shapes: ExpectedShapes, *, weights: Weights = "uniform",
-    ) -> ReleasedSum:
-        """The sum of updates that carry their own noise, for the unit "record".
-
-        Such an update is out as soon as a site sends it, so the line is on disk *before* anybody is
-        asked, and a round is charged even if nobody answers. After that nothing costs: updates may
-        be weighed by the sites' public sizes, and who was rejected may be told. Their diagnostics
-        carry no noise and are dropped.
-
-        Args:
-            ask: gets the updates; called once, after the charge. The requests must not ask for less
-                noise, more steps or more frequent sampling than ``record_mechanism`` and the
-                release say.
-            release: what was decided about it.
-            expected_shapes: client that was asked -> names and shapes of its update; others are
-                rejected.
-            weights: "size" weighs an update by its records over the mean.
-
-        Returns:
-            Totals, float32, CPU, over the number counted (at least 1); ``noise_std`` is 0, the
-            aggregator adds none.
-
-        Raises:
-            BudgetSpent, PrivacyError: as ``release``; then nobody was asked.
-        """
-        _check_bound(release)
-        if not self.config.off:
-            self._charge_records(release)
-        total = ClippedSum.zero(release.template)
-        for update in self._valid(ask(), release, expected_shapes, total):
-            if not self.config.off:
-                self._check_roles(update, release.role)
-            total.add(update, update.tensors, math.inf,
-                      update.weight if weights == "size" else 1.0)
-        return total.weighted(private=not self.config.off)
 
     def admit(
         self, updates: Iterable[ClientUpdate], template: Tensors,
@@ -316,29 +311,45 @@ class PrivateAggregator:
 
     def collect(
         self, updates: Iterable[ClientUpdate], method: str, instead: str,
-        expected_shapes: ExpectedShapes, rejected: list[tuple[str, str]],
-        alternate_shapes: ExpectedShapes | None = None,
+        wanted: WantedUpdates, rejected: list[tuple[str, str]], release: Release | None = None,
     ) -> Iterator[ClientUpdate]:
-        """Single valid updates as they come; only when privacy is off.
+        """Single valid updates as they come; not where the unit is the client.
+
+        With the unit "record" they carry their own noise: the round is charged here, before the
+        first is read, and their diagnostics are dropped.
 
         Args:
-            updates: sensitive.
+            updates: sensitive, as those of ``release``.
             method: name of the method that needs them, for the message.
             instead: name of the nearest method that works on sums.
-            expected_shapes: client -> names and shapes its update must have.
+            wanted: what they must look like.
             rejected: (client, reason) of those that are left out are added to it.
-            alternate_shapes: client -> second names and shapes that are as good (a client may prune
-                itself).
+            release: what was decided about the round; None for a method that protects nothing.
 
         Raises:
-            PrivacyError: privacy is on.
+            BudgetSpent: as ``release``; then nobody was asked.
+            PrivacyError: privacy is on, and the unit is the client or no release was decided.
         """
-        require(self.config.off, PrivacyError,
+        checks = UpdateChecks({}, wanted.expected_shapes, wanted.alternate_shapes, self._proxies,
+                              self._largest_norm)
+        if self.config.off:
+            return checks.valid(updates, rejected)
+        require(self.config.protects_records, PrivacyError,
                 f"'{method}' reads single updates, which privacy forbids; use '{instead}', or set "
                 "privacy.off = true")
-        checks = UpdateChecks({}, expected_shapes, alternate_shapes, self._proxies,
-                              self._largest_norm)
-        return checks.valid(updates, rejected)
+        if release is None:
+            raise PrivacyError(
+                f"'{method}' reads single updates without a release, expected one that is charged; "
+                f"use '{instead}', or set privacy.off = true")
+        self._charge_records(release)
+        opened = unsplit(self._seal.opened(updates))
+        return self._public(checks.valid(opened, rejected), release.role)
+
+    def _public(self, updates: Iterable[ClientUpdate], role: str) -> Iterator[ClientUpdate]:
+        """Updates that carry their own noise, without the diagnostics, which do not."""
+        for update in updates:
+            self._check_roles(update, role)
+            yield ClientUpdate(update.client, update.tensors, update.weight)
 
     def _valid(self, updates: Iterable[ClientUpdate], release: Release,
                expected_shapes: ExpectedShapes | None, total: ClippedSum) -> Iterator[ClientUpdate]:
@@ -361,11 +372,11 @@ class PrivateAggregator:
 
     def _charge_records(self, release: Release) -> None:
         """Account for a release of updates whose noise the sites add."""
-        terms = self.record_mechanism
+        terms = (self._record_mechanisms or {}).get(release.stage)
         if terms is None:
             raise PrivacyError(
-                "a release that protects records found where privacy.unit = 'client'; use a method "
-                "of that unit, as 'ffa'")
+                f"a release of stage '{release.stage}' found, expected none by the privacy plan; "
+                "release once a round, in a stage of the plan")
         mechanism = find_mechanism(terms.mechanism, "record")
         charge = _Charge(release, terms.mechanism, terms.event(release.noise_multiplier),
                          terms.rate)
@@ -381,10 +392,10 @@ class PrivateAggregator:
         require(release.planned >= 1, PrivacyError,
                 f"planned cohort is {release.planned}, expected at least 1; check the federation")
         accounted = relation in mechanism.relations and (
-            relation == "add-remove" or charge.event.sampling_rate == charge.sampling_rate == 1.0)
+            relation != "replace" or charge.event.sampling_rate == charge.sampling_rate == 1.0)
         require(accounted, PrivacyError,
                 f"relation '{relation}' with Poisson sampling or mechanism '{charge.mechanism}' "
-                "found, expected full participation; use 'add-remove'")
+                f"found, expected full participation; use '{mechanism.relations[0]}'")
         for role in self._accountant.budget:
             agree = self._accountant.events(role) == Counter(self._ledger.events(role))
             require(agree, PrivacyError,
@@ -471,17 +482,19 @@ def _check_noise(config: PrivacyConfig, noise: NoiseSource) -> None:
             "private) or use SystemNoise")
 
 
-def _check_unit(config: PrivacyConfig, record_mechanism: RecordMechanism | None) -> None:
-    require((record_mechanism is not None) == (config.unit == "record"), PrivacyError,
-            f"privacy.unit = '{config.unit}' {'with' if record_mechanism else 'without'} terms for "
-            "records; give terms for 'record' only")
+def _check_unit(config: PrivacyConfig,
+                record_mechanisms: Mapping[str, RecordMechanism] | None) -> None:
+    require((record_mechanisms is not None) == (config.unit == "record"), PrivacyError,
+            f"privacy.unit = '{config.unit}' {'with' if record_mechanisms else 'without'} terms "
+            "for records; give terms for 'record' only")
 
 
 def _check_ledger(config: PrivacyConfig, ledger: Ledger) -> None:
     """A resumed run goes on under the promise that it was started with."""
-    promised = (config.delta, config.relation, config.unit)
     for line in ledger.lines:
-        require((line.delta, line.relation, line.unit) == promised, PrivacyError,
+        kept = (line.delta, line.unit) == (config.delta, config.unit) and same_relation(
+            line.unit, line.relation, config.relation)
+        require(kept, PrivacyError,
                 f"ledger release {line.release} has delta {line.delta}, relation '{line.relation}' "
                 f"and unit '{line.unit}', expected {config.delta}, '{config.relation}' and "
                 f"'{config.unit}'; resume with the settings the run was started with")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from aulait.core.errors import PrivacyError
 from aulait.privacy.mechanisms import Relation, find_mechanism
+
+
+RELATIONS: Mapping[str, tuple[Relation, ...]] = {
+    "client": ("add-remove", "replace"), "record": ("zero-out", "replace")}
 
 
 class PrivacyConfig(BaseModel):
@@ -22,14 +27,19 @@ class PrivacyConfig(BaseModel):
         noise_multiplier: sigma divided by the sensitivity, of every release.
         delta: probability with which epsilon may fail.
         relation: neighbouring federations differ by adding or removing one client ("add-remove"),
-            by a record in whose place stands one that adds nothing ("zero-out", for the unit
-            "record", where the numbers of records are public), or by another in its place
+            by a unit in whose place stands one that adds nothing ("zero-out", for the unit
+            "record", where the numbers of units are public), or by another in its place
             ("replace").
         unit: what is protected: a "client" with all its records, or one "record"; the method must
             offer it.
         unit_field: with the unit "record", the field of a row whose value names the unit, as
             "patient": all records of one value at one client are one unit. None: every record is
             one.
+        records_per_unit: with ``unit_field``, the records of a unit for whose votes room is kept:
+            its votes are clipped to the root of this times synthesis.neighbours; at least 1.
+        max_rate: with the unit "record", the most often a unit may be in a batch, in (0, 1]: the
+            rate of a client is min(batch / units, max_rate). One small client would otherwise set
+            the noise of all, since a role pays for its worst client.
         mechanism: what adds the noise to a sum over clients, "gaussian" or the name of a third
             party's (``aulait.privacy.mechanisms``); with the unit "record" the method says it.
         trust: who adds the noise: the server, or (not available yet) the clients.
@@ -56,6 +66,8 @@ class PrivacyConfig(BaseModel):
     relation: Relation | None = None
     unit: Literal["client", "record"] = "client"
     unit_field: str | None = None
+    records_per_unit: int = 8
+    max_rate: float = 1.0
     mechanism: str = "gaussian"
     trust: Literal["server", "secure"] = "server"
     clip: float | Literal["proxies"] = "proxies"
@@ -66,6 +78,16 @@ class PrivacyConfig(BaseModel):
     vote_fraction: float = 0.5
     noise_seed: int | None = None
     delta_acknowledged: bool = False
+
+    @property
+    def protects_records(self) -> bool:
+        """Whether the unit is the record (or a field) and privacy is on: sites add the noise."""
+        return not self.off and self.unit == "record"
+
+    @property
+    def unit_records(self) -> int:
+        """Records of a unit for which there is room in its votes."""
+        return 1 if self.unit_field is None else self.records_per_unit
 
     def problems(self, clients: int) -> list[str]:
         """One line for everything that is wrong with these settings in a federation of so many
@@ -89,7 +111,14 @@ class PrivacyConfig(BaseModel):
                 "delta = 1e-5")
         if on and self.relation is None:
             found.append(
-                'privacy.relation is missing, expected "add-remove" or "replace"; write it')
+                f"privacy.relation is missing, expected {_expected(self.unit)}; write it")
+        if on and self.relation is not None and self.relation not in RELATIONS[self.unit]:
+            why = (": the numbers of records are public, so a null record stands in its place"
+                   if self.unit == "record" else "")
+            found.append(
+                f"privacy.relation = '{self.relation}' found with privacy.unit = '{self.unit}', "
+                f"expected {_expected(self.unit)}{why}; write "
+                f"relation = \"{RELATIONS[self.unit][0]}\"")
         if delta is not None and not 0 < delta < 1:
             found.append(f"privacy.delta is {delta}, expected a number between 0 and 1; correct it")
         elif on and delta is not None and delta * clients >= 1 and not self.delta_acknowledged:
@@ -104,6 +133,13 @@ class PrivacyConfig(BaseModel):
             found.append(
                 f"privacy.unit_field is '{self.unit_field}' with privacy.unit = '{self.unit}', "
                 "expected 'record'; set privacy.unit = 'record', or remove it")
+        if self.records_per_unit < 1:
+            found.append(
+                f"privacy.records_per_unit is {self.records_per_unit}, expected at least 1; "
+                "correct it")
+        if not 0 < self.max_rate <= 1:
+            found.append(
+                f"privacy.max_rate is {self.max_rate}, expected a number in (0, 1]; correct it")
         if self.trust == "secure":
             found.append('privacy.trust = "secure" is not available yet; use trust = "server"')
         for name in ("epsilon", "noise_multiplier", "clip", "clip_scale"):
@@ -131,3 +167,8 @@ class PrivacyConfig(BaseModel):
             return [f"privacy.mechanism = '{self.mechanism}' found with privacy.unit = 'record', "
                     "where the method says what its sites do; remove it"]
         return []
+
+
+def _expected(unit: str) -> str:
+    """The relations of a unit, as a message names them."""
+    return " or ".join(f'"{name}"' for name in RELATIONS[unit])

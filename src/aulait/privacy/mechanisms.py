@@ -130,7 +130,7 @@ class DpSgd(Gaussian):
     """
 
     unit: Unit = "record"
-    relations: tuple[Relation, ...] = ("add-remove",)
+    relations: tuple[Relation, ...] = ("zero-out",)
 
 
 class GaussianBatch(Gaussian):
@@ -147,6 +147,7 @@ class GaussianBatch(Gaussian):
     """
 
     unit: Unit = "record"
+    relations: tuple[Relation, ...] = ("zero-out", "replace")
     amplified = False
 
     def sensitivity(self, bound: float, relation: Relation) -> float:
@@ -154,11 +155,25 @@ class GaussianBatch(Gaussian):
         return 2.0 * math.sqrt(2.0) * bound
 
 
+class GaussianVotes(Gaussian):
+    """Noise on the sum of a site's votes, each unit's votes clipped to the bound S.
+
+    A null unit in the place of another moves the sum by at most S, another unit by at most 2 S.
+    Every unit votes in every round, so nothing is counted for sampling.
+    """
+
+    unit: Unit = "record"
+    relations: tuple[Relation, ...] = ("zero-out", "replace")
+    amplified = False
+
+
 GAUSSIAN, DP_SGD, GAUSSIAN_BATCH = Gaussian(), DpSgd(), GaussianBatch()
+GAUSSIAN_VOTES = GaussianVotes()
 MECHANISMS: Registry[Mechanism] = Registry(
     "mechanism",
     {"gaussian": f"{__name__}:GAUSSIAN", "dp-sgd": f"{__name__}:DP_SGD",
-     "gaussian-batch": f"{__name__}:GAUSSIAN_BATCH"},
+     "gaussian-batch": f"{__name__}:GAUSSIAN_BATCH",
+     "gaussian-votes": f"{__name__}:GAUSSIAN_VOTES"},
     lambda thing: missing_names(thing, ("sensitivity", "event", "add_noise"),
                                 ("unit", "relations", "amplified")))
 

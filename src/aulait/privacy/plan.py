@@ -17,6 +17,7 @@ from aulait.privacy.accounting import Event, calibrate, epsilon, split_budget
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger_line import LedgerLine
 from aulait.privacy.mechanisms import find_mechanism
+from aulait.privacy.record_level import RecordMechanism, SiteNoise, same_relation
 
 ROLES = ("proxy", "local", "split")
 _DEARER = 500  # steps of one percent: up to 145 times the noise of the Gaussian mechanism
@@ -119,6 +120,26 @@ class PrivacyPlan:
         """Whether a round releases something under noise."""
         return any(r.stage == stage and 1 <= round <= r.rounds for r in self.releases)
 
+    @property
+    def record_mechanisms(self) -> dict[str, RecordMechanism] | None:
+        """Stage -> what a round of it asks of any unit at most, where the sites add the noise; None
+        where they do not."""
+        if not self.config.protects_records:
+            return None
+        return {r.stage: RecordMechanism(r.mechanism, r.steps, r.sampling_rate)
+                for r in self.releases}
+
+    def site_noise(self, stage: str = "train") -> SiteNoise | None:
+        """What the sites are asked to do to their own training; None where they add no noise."""
+        release = next((r for r in self.releases if r.stage == stage), None)
+        if not self.config.protects_records or release is None:
+            return None
+        assert release.bound is not None  # the settings name it for this unit
+        assert release.sigma is not None
+        return SiteNoise(mechanism=release.mechanism, clip=release.bound, sigma=release.sigma,
+                         most_rate=release.sampling_rate, most_steps=release.steps,
+                         noise_seed=self.config.noise_seed)
+
     def check_run(self, done: Sequence[tuple[str, int]], lines: Sequence[LedgerLine]) -> None:
         """Hold all that a run has released against the plan, before its result is written.
 
@@ -165,10 +186,11 @@ class PrivacyPlan:
         self, stage: str, round: int, release: PlannedRelease, line: LedgerLine
     ) -> tuple[dict[str, object], dict[str, object]]:
         """What a ledger line says, and what the plan says, by the same names."""
+        same = same_relation(line.unit, line.relation, self.config.relation)
         told: dict[str, object] = {
             "stage": line.stage, "round": line.round, "role": line.role,
             "mechanism": line.mechanism, "event": line.event, "delta": line.delta,
-            "relation": line.relation, "unit": line.unit}
+            "relation": self.config.relation if same else line.relation, "unit": line.unit}
         expected: dict[str, object] = {
             "stage": stage, "round": round, "role": release.role,
             "mechanism": release.mechanism, "event": release.event(release.noise_multiplier),
@@ -237,11 +259,14 @@ def _multipliers(config: PrivacyConfig, schedules: Sequence[ReleaseSchedule]) ->
     shared = len(schedules) == 2 and {*schedules[0].roles} & {*schedules[1].roles}
     if shared:  # a client that votes and trains pays for both out of one budget
         votes, updates = schedules
-        require(all(s.sampling_rate == 1.0 and s.steps == 1 for s in schedules), PrivacyError,
-                "clients that vote and train found together with sampling or several noised steps "
-                "a round, which is not accounted; set synthesis.voters = 'proxy'")
-        return list(split_budget(target, delta, votes.rounds, updates.rounds,
-                                 config.vote_fraction))
+        require(votes.sampling_rate == 1.0 and votes.steps == 1, PrivacyError,
+                "votes with sampling or several noised steps a round found, which is not "
+                "accounted; let every client vote")
+        split = split_budget(target, delta, votes.rounds, updates.rounds, config.vote_fraction)
+        if updates.sampling_rate == 1.0 and updates.steps == 1:
+            return list(split)
+        paid = Counter({votes.event(split[0]): votes.rounds})
+        return [split[0], _calibrated_beside(updates, paid, target, delta)]
     return [_calibrated(schedule, target, delta) for schedule in schedules]
 
 
@@ -256,3 +281,32 @@ def _calibrated(schedule: ReleaseSchedule, target: float, delta: float) -> float
     raise PrivacyError(
         f"mechanism '{schedule.mechanism}' spends more than epsilon {target:g} at every noise up "
         f"to multiplier {multiplier:.3g}; give a larger privacy.epsilon, or another mechanism")
+
+
+def _calibrated_beside(schedule: ReleaseSchedule, paid: Counter[Event], target: float,
+                       delta: float) -> float:
+    """The noise multiplier with which all rounds of a stage stay within the target together with
+    what the same client pays elsewhere; up to 0.1 % too large.
+
+    Args:
+        schedule: of the stage.
+        paid: events elsewhere, which alone stay below the target.
+        target: epsilon of both.
+        delta: of that epsilon.
+    """
+    def meets(multiplier: float) -> bool:
+        events = paid + Counter({schedule.event(multiplier): schedule.rounds})
+        return epsilon(events, delta) <= target
+
+    enough = less = _calibrated(schedule, target, delta)
+    for _ in range(_DEARER):
+        if meets(enough):
+            break
+        less, enough = enough, enough * 1.2
+    require(meets(enough), PrivacyError,
+            f"stage '{schedule.stage}' finds no noise that stays within epsilon {target:g} beside "
+            "the votes; lower privacy.vote_fraction, or give a larger privacy.epsilon")
+    while enough / less > 1.001:  # ``enough`` always meets the target, ``less`` never does
+        middle = math.sqrt(enough * less)
+        enough, less = (middle, less) if meets(middle) else (enough, middle)
+    return enough

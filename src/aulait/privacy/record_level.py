@@ -1,25 +1,35 @@
 """One record as the unit of privacy: who adds the noise, what it costs, and which settings
 contradict each other.
 
-Neighbouring federations differ in one record of one site's training set, as it stands after caps
-and hold-outs. Every site adds its own noise before anything leaves it, so nobody else need be
-trusted with its updates. The records of different sites are disjoint, hence parallel composition: a
-role has spent what the worst of its clients has spent. The number of records of a site is treated
-as public (it fixes the sampling rate), and a person with several records is protected only one
-record at a time.
+Neighbouring federations differ in one unit of one site's training set, as it stands after caps and
+hold-outs: a record, or with ``privacy.unit_field`` all records of one value. In its place stands a
+null unit, which adds nothing ("zero-out"): the number of units of a site is public, since it fixes
+the sampling rate. Every site adds its own noise before anything leaves it, so nobody else need be
+trusted with its updates. The units of different sites are disjoint, hence parallel composition: a
+role has spent what the worst of its clients has spent.
 
-The built-in mechanisms, "dp-sgd" and "gaussian-batch", stand in ``aulait.privacy.mechanisms``.
+The built-in mechanisms, "dp-sgd", "gaussian-batch" and "gaussian-votes", stand in
+``aulait.privacy.mechanisms``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aulait.core.errors import PrivacyError, require
 from aulait.privacy.accounting import Event
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.mechanisms import Relation, find_mechanism
+
+DP_SGD: Final = "dp-sgd"
+VOTES: Final = "gaussian-votes"
+PRIVATE: Final = "private"  # setting of a request under which ``SiteNoise`` stands
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,68 @@ class RecordMechanism:
         return find_mechanism(self.mechanism).sensitivity(bound, relation)
 
 
+class SiteNoise(BaseModel):
+    """What a site is asked to do to its own training; all of it public. It stands in the settings
+    of a request under ``PRIVATE``, put there by the training stage; methods do not know of it.
+
+    Attributes:
+        mechanism: what the steps are: "dp-sgd" or "gaussian-batch".
+        clip: C, the bound of what is clipped, > 0.
+        sigma: standard deviation of the noise; 0 is a control, not private.
+        most_rate: the largest probability with which a unit may be in a batch.
+        most_steps: the most noised steps in a round.
+        noise_seed: makes noise and batches reproducible (not private); None takes the operating
+            system's entropy.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    mechanism: str
+    clip: float = Field(gt=0)
+    sigma: float = Field(ge=0, allow_inf_nan=False)
+    most_rate: float = Field(gt=0, le=1)
+    most_steps: int = Field(ge=1)
+    noise_seed: int | None = None
+
+    def setting(self) -> dict[str, str | float | int]:
+        """As it stands in a request; a seed only where there is one."""
+        return self.model_dump(exclude_none=True)
+
+    @classmethod
+    def read(cls, settings: Mapping[str, object]) -> SiteNoise | None:
+        """What a request asks for; None where it asks for training without noise.
+
+        Raises:
+            PrivacyError: it holds something else.
+        """
+        if (told := settings.get(PRIVATE)) is None:
+            return None
+        try:
+            return cls.model_validate(told)
+        except ValidationError as error:
+            raise PrivacyError(
+                f"a request with an unreadable setting '{PRIVATE}' found, expected "
+                f"{', '.join(cls.model_fields)}; refused") from error
+
+
+def unit_vote_bound(neighbours: int, records_per_unit: int = 1) -> float:
+    """S: the votes of a unit of so many records that vote apart are not clipped.
+
+    The smallest float64 whose square is at least neighbours · records_per_unit, so that the votes
+    of one record are never shortened.
+    """
+    square = neighbours * records_per_unit
+    root = math.sqrt(square)
+    return root if Fraction(root) ** 2 >= square else math.nextafter(root, math.inf)
+
+
+def same_relation(unit: str, one: Relation | None, other: Relation | None) -> bool:
+    """Whether two relations are the same promise. Earlier ledgers and settings call "add-remove"
+    what is "zero-out" for the unit "record"; it was accounted as it is now."""
+    if unit == "record":
+        one, other = ("zero-out" if name == "add-remove" else name for name in (one, other))
+    return one == other
+
+
 def worst_case(mechanism: str, clients: Sequence[tuple[int, int, int]],
                most: float = 1.0) -> RecordMechanism:
     """What holds for every client: the most steps and the largest rate, be they of one client or of
@@ -64,54 +136,46 @@ def worst_case(mechanism: str, clients: Sequence[tuple[int, int, int]],
 
     Args:
         mechanism: what the sites do.
-        clients: (records, steps in a round, expected records in a step) of every one.
+        clients: (units, steps in a round, expected units in a step) of every one.
         most: the largest rate that any of them may use, in (0, 1].
     """
-    rates = [min(most, batch / records) for records, _, batch in clients if records > 0]
+    rates = [min(most, batch / count) for count, _, batch in clients if count > 0]
     amplified = find_mechanism(mechanism, "record").amplified
     rate = max(rates, default=most) if amplified else 1.0
     return RecordMechanism(mechanism, max((steps for _, steps, _ in clients), default=1), rate)
 
 
-def unit_problems(privacy: PrivacyConfig, method: str, unit: str, mechanism: str | None,
-                  voting: bool) -> list[str]:
+def unit_problems(privacy: PrivacyConfig, method: str, units: Sequence[str],
+                  mechanism: str) -> list[str]:
     """One line for every contradiction between the unit of privacy and the rest of the experiment.
 
     Args:
         privacy: the promise.
         method: name of the method.
-        unit: the unit that the method offers (its ``TRAITS.unit``).
-        mechanism: what its sites do under the unit "record"; None for a method of the unit
-            "client".
-        voting: whether clients vote in stage 1, which protects clients.
+        units: the units that the method offers (its ``TRAITS.units``).
+        mechanism: what its sites do under the unit "record".
     """
     if privacy.off:
         return []
-    if privacy.unit != unit:
-        offered = (
-            "give every record its own protection" if unit == "record" else "protect whole clients")
-        return [f"privacy.unit = '{privacy.unit}' found, but updates of '{method}' {offered}; set "
-                f"privacy.unit = '{unit}', or choose a method of that unit (record: 'dplora'; "
-                "client: 'ffa')"]
-    if unit == "client":
+    if privacy.unit not in units:
+        offered = {"client": "protect whole clients",
+                   "record": "give every record its own protection"}
+        text = " or ".join(offered[unit] for unit in units) or "cannot be protected"
+        other = f"set privacy.unit = '{units[0]}', or " if units else ""
+        return [f"privacy.unit = '{privacy.unit}' found, but updates of '{method}' {text}; {other}"
+                f"choose a method of that unit, as 'fedit' or 'ffa'"]
+    if privacy.unit == "client":
         return []
     found = []
     if privacy.clip == "proxies":
         found.append(
             "privacy.clip = 'proxies' found, expected a number with privacy.unit = 'record', where "
             "it bounds gradients; set privacy.clip")
-    if privacy.relation is not None and mechanism is not None:
-        known = find_mechanism(mechanism, "record")
-        if privacy.relation not in known.relations:
-            reason = "batches are Poisson samples" if known.amplified else "it holds for no other"
-            found.append(
-                f"privacy.relation = '{privacy.relation}' found with mechanism '{mechanism}', "
-                f"expected '{' or '.join(known.relations)}': {reason}; change it")
-    if voting:
+    relations = find_mechanism(mechanism, "record").relations
+    if privacy.relation in ("zero-out", "replace") and privacy.relation not in relations:
         found.append(
-            "privacy.unit = 'record' found together with clients that vote, whose votes protect "
-            "clients, not records; set synthesis.proxies = 'public' or 'absent', or make every "
-            "tier local")
+            f"privacy.relation = '{privacy.relation}' found with mechanism '{mechanism}', "
+            f"expected '{' or '.join(relations)}': batches are Poisson samples; change it")
     if privacy.subspace or privacy.shrink != "none":
         found.append(
             "privacy.subspace or privacy.shrink found, expected neither with privacy.unit = "

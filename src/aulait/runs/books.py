@@ -10,7 +10,6 @@ from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs.prepared import Books, PreparedRun
-from aulait.runs.privacy_schedule import record_mechanism
 from aulait.runs.progress import Progress
 
 MOST_PROXIES = 1000  # as synthesis.proxy_count allows
@@ -60,7 +59,7 @@ def open_books(run: PreparedRun, ledger: Ledger) -> Books:
                         for k in range(MOST_PROXIES))
     train = PrivateAggregator(
         privacy, ledger, accountant, noise, KnownSites(proxies, settings.federation.max_norm),
-        record_mechanism(settings, run.federation.training_sites))
+        run.privacy.record_mechanisms)
     votes, exact = train, settings.synthesis.votes == "exact"
     if exact and not privacy.off:
         votes = PrivateAggregator(PrivacyConfig(off=True), ledger, None, noise, KnownSites(proxies))

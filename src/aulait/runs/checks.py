@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aulait.core.errors import ConfigError, DataError, require
 from aulait.core.units import units
-from aulait.methods.contract import RecordMethod, server_site
+from aulait.methods.contract import server_site, step_mechanism
 from aulait.privacy import record_level
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import Federation
@@ -35,7 +35,8 @@ def check_roles(settings: Settings, federation: Federation) -> None:
         raise ConfigError(
             "nobody trains: no tier is local and proxies are absent; give a tier placement = "
             "'local'")
-    if settings.federation.sampling == "poisson" and settings.synthesis.voters == "all":
+    if (settings.federation.sampling == "poisson" and settings.synthesis.voters == "all"
+            and not settings.privacy.protects_records):  # where no sampling of clients is counted
         raise ConfigError(
             "synthesis.voters = 'all' with federation.sampling = 'poisson' is not accounted; use "
             "sampling = 'all'")
@@ -85,14 +86,12 @@ def _check_models(settings: Settings, federation: Federation) -> None:
 
 def _check_unit(settings: Settings, federation: Federation) -> None:
     """The method must be able to protect what ``privacy.unit`` names."""
-    method, unit = settings.method, settings.method.TRAITS.unit
-    mechanism = (
-        method.mechanism(settings.method_config) if isinstance(method, RecordMethod) else None)
-    problems = record_level.unit_problems(settings.privacy, settings.algorithm["name"], unit,
-        mechanism,
-                                     bool(federation.voters))
-    if settings.privacy.unit == "record" and not settings.privacy.off:
+    method, privacy = settings.method, settings.privacy
+    mechanism = step_mechanism(method, settings.method_config)
+    problems = record_level.unit_problems(privacy, settings.algorithm["name"], method.TRAITS.units,
+                                          mechanism)
+    if privacy.protects_records:
         problems += record_gradients.precision_problems(settings.model.dtype)
-        count = sum(len(units(site.train)) for site in federation.sites.values())
-        problems += settings.privacy.problems(count)
+        problems += privacy.problems(sum(len(units(site.train))
+                                         for site in federation.sites.values()))
     require(not problems, ConfigError, "\n".join(problems))

@@ -242,7 +242,8 @@ def settings_problems(settings: Settings) -> list[str]:
     if settings.data.pooled and not settings.privacy.off:
         problems.append(
             "data.pooled = true trains on everything in one place; it needs privacy.off = true")
-    if settings.federation.sampling == "poisson" and settings.privacy.relation == "replace":
+    if (settings.federation.sampling == "poisson" and settings.privacy.relation == "replace"
+            and settings.privacy.unit == "client"):
         problems.append(
             "privacy.relation = 'replace' with federation.sampling = 'poisson' is not accounted; "
             "use 'add-remove'")
@@ -331,7 +332,9 @@ def _check_method(settings: Settings) -> list[str]:
         problems.append(
             f"a federation.tier has rank {max(ranks)}, adapter.rank is {largest}; raise "
             "adapter.rank, or lower the tier's rank")
-    if not settings.privacy.off and not traits.private and traits.unit == "client":
+    # the unit "record" is looked at once the clients are known
+    if (not settings.privacy.off and settings.privacy.unit == "client" and not traits.private
+            and traits.unit == "client"):
         problems.append(
             f"algorithm '{name}' is {traits.privacy}; use '{traits.instead}', or privacy.off = "
             "true")
@@ -347,9 +350,14 @@ def dump_settings(settings: Settings) -> str:
 
 def renewed_settings(text: str) -> str:
     """The resolved settings that an earlier version wrote, with the keys that have come since at
-    their defaults; unchanged where today's version does not take them."""
+    their defaults and what was renamed under its new name; unchanged where today's version does not
+    take them."""
     try:
-        return dump_settings(build_settings(tomllib.loads(text)))
+        tree = tomllib.loads(text)
+        privacy = tree.get("privacy", {})
+        if privacy.get("unit") == "record" and privacy.get("relation") == "add-remove":
+            privacy["relation"] = "zero-out"
+        return dump_settings(build_settings(tree))
     except (ConfigError, tomllib.TOMLDecodeError):
         return text
 

@@ -1,15 +1,20 @@
-"""What a run will release about its clients: the privacy plan, from public settings."""
+"""What a run will release about its clients: the privacy plan of both stages, from public settings.
+
+Where the unit is the client the aggregator adds the noise of either stage to a sum. Where it is the
+record or a field the sites add it, to their votes and to their steps of training: one plan, one
+ledger, and a role pays for the worst unit of its clients.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from aulait.core.types import Site
-from aulait.methods.contract import RecordMethod, RunContext
+from aulait.methods.contract import RunContext, record_mechanism
+from aulait.privacy import record_level
 from aulait.privacy.plan import PrivacyPlan, ReleaseSchedule, plan_privacy
-from aulait.privacy.record_level import RecordMechanism
 from aulait.runs.experiment_file import Settings
-from aulait.synthesis.private_evolution import vote_bound
+from aulait.synthesis import private_evolution
 
 
 def privacy_plan(
@@ -28,12 +33,9 @@ def privacy_plan(
     """
     schedules, exact = [], settings.synthesis.votes == "exact"
     if voters and not exact and settings.synthesis.rounds:
-        schedules.append(ReleaseSchedule(
-            stage="synthesis", rounds=settings.synthesis.rounds,
-            role=vote_role(settings, bool(trainers)), mechanism=settings.privacy.mechanism,
-            bound=vote_bound(settings.data.records_per_client)))
+        schedules.append(_voting(settings, bool(trainers)))
     if trainers and settings.train.rounds and _sends(settings, trainers[0].name, context):
-        schedules.append(_training(settings, record_mechanism(settings, trainers)))
+        schedules.append(_training(settings, trainers))
     exact_roles = vote_role(settings, bool(trainers)).split("+") if voters and exact else ()
     return plan_privacy(settings.privacy, schedules, exact_roles)
 
@@ -44,29 +46,37 @@ def vote_role(settings: Settings, trainers: bool) -> str:
     return "proxy+local" if settings.synthesis.voters == "all" and trainers else "proxy"
 
 
+def vote_bound(settings: Settings) -> float:
+    """S, the L2 bound of the votes of one unit: of a client, or of one record or field of it."""
+    privacy = settings.privacy
+    if privacy.protects_records:
+        return record_level.unit_vote_bound(settings.synthesis.neighbours, privacy.unit_records)
+    return private_evolution.vote_bound(settings.data.records_per_client)
+
+
 def _sends(settings: Settings, client: str, context: RunContext) -> bool:
     """Whether a client's update leaves its site at all; that of "alone" does not."""
     up_bytes, _ = settings.method.travels(settings.method_config, context, 1, client, (client,))
     return up_bytes > 0
 
 
-def _training(settings: Settings, asked: RecordMechanism | None) -> ReleaseSchedule:
+def _voting(settings: Settings, trainers: bool) -> ReleaseSchedule:
+    """The releases of stage 1."""
+    privacy = settings.privacy
+    return ReleaseSchedule(
+        stage="synthesis", rounds=settings.synthesis.rounds, role=vote_role(settings, trainers),
+        mechanism=record_level.VOTES if privacy.protects_records else privacy.mechanism,
+        bound=vote_bound(settings))
+
+
+def _training(settings: Settings, trainers: Sequence[Site]) -> ReleaseSchedule:
     """The releases of stage 2."""
     privacy, federation = settings.privacy, settings.federation
     bound = None if privacy.clip == "proxies" else float(privacy.clip) * privacy.clip_scale
     rate = federation.rate if federation.sampling == "poisson" else 1.0
     mechanism, steps = privacy.mechanism, 1
-    if asked is not None:  # every round counts for every record, whoever is drawn
-        mechanism = asked.mechanism
-        rate, steps = asked.rate, asked.steps
+    if privacy.protects_records:  # every round counts for every unit, whoever is drawn
+        asked = record_mechanism(settings.method, settings.method_config, privacy, trainers)
+        mechanism, rate, steps = asked.mechanism, asked.rate, asked.steps
     return ReleaseSchedule(stage="train", rounds=settings.train.rounds, role="local",
                            mechanism=mechanism, bound=bound, sampling_rate=rate, steps=steps)
-
-
-def record_mechanism(settings: Settings, sites: Sequence[Site]) -> RecordMechanism | None:
-    """With the unit "record", what a round may ask of any record of the training sites; else
-    None."""
-    method, privacy = settings.method, settings.privacy
-    if privacy.off or privacy.unit == "client" or not isinstance(method, RecordMethod):
-        return None
-    return method.record_mechanism(settings.method_config, sites)

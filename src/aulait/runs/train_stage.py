@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from aulait.core.cohort import Cohort, everyone, fixed_sample, poisson_sample
 from aulait.core.errors import NobodyTrained
-from aulait.core.types import Info, Site
+from aulait.core.types import ClientRequest, ClientUpdate, Info, Site
 from aulait.methods.contract import Ask, Server, State
+from aulait.privacy.record_level import PRIVATE, SiteNoise
 from aulait.runfolder.schema import TrainRound
 from aulait.runs.prepared import PreparedRun
 from aulait.runs.proxies import proxies, scrambled, server_sites
@@ -31,6 +33,7 @@ class TrainStage:
         self._costs = RoundCosts.of(execution.run)
         self.aggregator = execution.books.train
         self.rounds = self._settings.train.rounds
+        self._site_noise = execution.run.privacy.site_noise()
 
     @cached_property
     def _server_sites(self) -> tuple[dict[str, Site], dict[str, float]]:
@@ -45,6 +48,8 @@ class TrainStage:
         """Gets updates from clients and from the server's own sites."""
         sites = {**self._run.federation.sites, **self._server_sites[0]}
         ask = self._execution.engine.connect(self._run, sites)
+        if self._site_noise is not None:
+            ask = protected(ask, self._site_noise, frozenset(self._run.federation.sites))
         noise_arm = self._settings.synthesis.proxies == "noise"
         return scrambled(ask, self._run.context.seeds) if noise_arm else ask
 
@@ -109,8 +114,11 @@ class TrainStage:
 
     def step(self, state: State, cohort: Cohort, server: Server) -> tuple[State, Info]:
         """One round of the method."""
-        return self._settings.method.step(self._settings.method_config, self._run.context, state,
-                                          cohort, server)
+        after, info = self._settings.method.step(
+            self._settings.method_config, self._run.context, state, cohort, server)
+        if self._site_noise is not None:
+            info = info | {"step_noise_std": self._site_noise.sigma}
+        return after, info
 
     def measure(self, state: State, round: int) -> Info:
         """Held-out scores, after the last round and every so many."""
@@ -138,6 +146,17 @@ class TrainStage:
         if self._progress.stopped or not self._progress.last_eval:
             self._evaluate(state, final=True)
         self._progress.save(self._execution.folder)
+
+
+def protected(ask: Ask, noise: SiteNoise, clients: frozenset[str]) -> Ask:
+    """Ask the clients for training with noise of their own; sites of the server train on public
+    texts and need none."""
+    def asking(requests: Sequence[ClientRequest]) -> Iterable[ClientUpdate]:
+        return ask([
+            replace(request, settings={**request.settings, PRIVATE: noise.setting()})
+            if request.client in clients else request for request in requests])
+
+    return asking
 
 
 def draw_cohort(run: PreparedRun, round: int, represented: Mapping[str, float],

@@ -1,5 +1,6 @@
 """The mixed round of methods whose server must read single updates: no sum is enough, so
-client-level privacy is refused.
+client-level privacy is refused. Where the unit is the record an update carries its own noise: the
+round is charged before anybody is asked, and single updates may be read.
 
 Updates come one at a time with their unnormalised weights, local clients first: w for a local
 client (w · n_k with weights = "size"), c_j for a proxy that stands for c_j clients (times the mean
@@ -19,7 +20,9 @@ from aulait.core.factors import FactorName
 from aulait.core.types import ClientUpdate, Info, Tensors, TrainRequest
 from aulait.methods.contract import Server
 from aulait.methods.shared.mixture import MixtureConfig
+from aulait.methods.shared.weighted_mean import clip_bound
 from aulait.methods.shared.traffic import TrafficCount
+from aulait.privacy.aggregator import Release, WantedUpdates
 from aulait.privacy.update_checks import ExpectedShapes
 
 
@@ -68,9 +71,7 @@ class SingleUpdates:
         self._diagnostics: dict[str, list[float]] = {}
         self._for_proxies = [request for request in sent if request.client in cohort.proxies]
         self._counted_proxies = 0
-        self._local = server.aggregator.collect(
-            self._answers(), reading.method, reading.instead, reading.expected_shapes,
-            self.refused, reading.alternate_shapes)
+        self._local = self._collected()
 
     def __iter__(self) -> Iterator[tuple[float, ClientUpdate]]:
         sizes = []
@@ -88,6 +89,19 @@ class SingleUpdates:
         for update in admitted:
             self._counted_proxies += 1
             yield self._counted(self._cohort.proxies[update.client] * mean, update)
+
+    def _collected(self) -> Iterator[ClientUpdate]:
+        """Valid updates of the local clients; with the unit "record" the round is charged first."""
+        aggregator, cohort, reading = self._server.aggregator, self._cohort, self._reading
+        release = None
+        if aggregator.config.protects_records:
+            if not (cohort.local or cohort.planned):
+                return iter(())
+            release = Release.of_cohort(cohort, stage="train", template={},
+                                        bound=clip_bound(aggregator.config, ()))
+        return aggregator.collect(
+            self._answers(), reading.method, reading.instead,
+            WantedUpdates(reading.expected_shapes, reading.alternate_shapes), self.refused, release)
 
     def _answers(self) -> Iterator[ClientUpdate]:
         """Nobody is asked before the aggregator has agreed."""

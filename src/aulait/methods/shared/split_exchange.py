@@ -22,6 +22,7 @@ from aulait.core.types import ClientUpdate, Info, Site, Tensors, TrainRequest
 from aulait.methods.contract import Server
 from aulait.methods.shared import client_update
 from aulait.methods.shared.traffic import TrafficCount
+from aulait.privacy.aggregator import WantedUpdates
 from aulait.privacy.update_checks import ExpectedShapes
 from aulait.training.activation_codec import decode
 
@@ -68,7 +69,7 @@ class SplitRound:
                 yield update
 
         valid = [view.client for view in self._server.aggregator.collect(
-            views(), self._method, self._instead, shapes, self._refused)]
+            views(), self._method, self._instead, WantedUpdates(shapes), self._refused)]
         for way, count in traffic.metrics().items():
             self._bytes[way] += count
         return {name: received[name] for name in sorted(valid)}

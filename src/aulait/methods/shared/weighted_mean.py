@@ -7,7 +7,8 @@ beside it, one mean.
 S are the local clients, d_k their updates, j the proxies, g_j their updates on released synthetic
 texts, c_j the number of clients of a cohort that proxy j stands for (with sampling, the expected
 number) and w a public constant, the weight of a local client against a proxied one. The denominator
-is public and fixed, weights are uniform. Everything done to the noised sum after the aggregator
+is public and fixed, weights are uniform. Where the unit of privacy is the record the noise is in
+the d_k, which are not clipped again, and those who answered are counted. Everything done to the noised sum after the aggregator
 (shrinkage, projection) and to the proxies is post-processing and costs no privacy.
 
 Clients of lower rank are sent the leading columns and answer for those; every column is averaged
@@ -58,6 +59,8 @@ class Averaging:
             averaged over everyone, not column by column.
         transform: what an update adds to the sum, shaped as ``template``; None: its factors, placed
             among the leading columns.
+        bounded: whether ``privacy.clip`` also bounds updates where privacy is off; False where the
+            sites bound gradients by it.
     """
 
     sent: Sequence[TrainRequest]
@@ -65,6 +68,7 @@ class Averaging:
     down: Tensors | None = None
     template: Tensors | None = None
     transform: Callable[[ClientUpdate], Tensors] | None = None
+    bounded: bool = True
 
 
 def mixed_round(
@@ -119,7 +123,8 @@ def mixed_mean(config: MixtureConfig, context: RunContext, cohort: Cohort, serve
     admitted, _ = (
         aggregator.admit(ask(for_proxies), update, expected_shapes) if for_proxies else ([], ()))
     public = [replace(own, tensors=transform(own)) for own in admitted]
-    bound = clip_bound(aggregator.config, public)
+    bound = (clip_bound(aggregator.config, public)
+             if averaging.bounded or aggregator.private else math.inf)
     terms = [(cohort.proxies[own.client], own.tensors) for own in public]
     owned = {own.client: cohort.proxies[own.client] for own in public}
     metrics: Info = {"clip_bound": None if math.isinf(bound) else bound, "proxies": len(public)}
@@ -130,7 +135,8 @@ def mixed_mean(config: MixtureConfig, context: RunContext, cohort: Cohort, serve
             Release.of_cohort(cohort, stage="train", bound=bound, template=template),
             weights=config.weights, expected_shapes=expected_shapes, transform=transform)
         terms.append((config.local_weight, denoise(aggregator.config, released, public)))
-        clients = planned_clients(cohort) if aggregator.private else released.counted
+        # with the unit "record" it is public who answered
+        clients = planned_clients(cohort) if aggregator.protects_clients else released.counted
         owned |= {name: config.local_weight * weight for name, weight in clients.items()}
         metrics |= _release_metrics(released)
     total = lora.weighted_sum(terms) if terms else {

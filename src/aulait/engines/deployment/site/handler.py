@@ -17,7 +17,7 @@ import torch
 from pydantic import JsonValue
 
 from aulait.core.errors import AulaitError, DataError, PrivacyError, WireError
-from aulait.core.types import TrainRequest, VoteRequest
+from aulait.core.types import ClientUpdate, Site, TrainRequest, VoteRequest
 from aulait.core.units import units
 from aulait.core.version import PACKAGE_VERSION
 from aulait.engines.deployment.protocol import messages, receipts, run_terms, signing
@@ -49,6 +49,7 @@ from aulait.engines.deployment.site.privacy_account import SiteAccount
 from aulait.engines.deployment.site.site_evaluation import measured
 from aulait.engines.deployment.site.site_file import SiteFile
 from aulait.engines.deployment.site.split_session import SplitSessions
+from aulait.methods.shared.private_answer import answer_privately
 from aulait.synthesis import private_evolution
 
 RunMessage = TrainMessage | VoteMessage | EvaluateMessage | SplitBegin | SplitStep
@@ -238,11 +239,11 @@ class SiteHandler:
         if known is None:
             kept_state.write_terms(run.kept.folder, given)
             self._runs[head.run] = run
-        # With the unit "record" the number of records is told with every update anyway.
+        # With the unit "record" the number of units is told with every update anyway.
         public = given.privacy.off or given.privacy.unit == "record"
         return Message(AcceptedAnswer(
             **head.stamp.fields, client=given.client,
-            records=len(session.records.train) if public else None))
+            records=session.units if public else None))
 
     def _once(self, packet: Packet, message: Message[RunMessage]) -> Packet:
         """The answer to a message of a run; the same bytes where it was answered before."""
@@ -297,10 +298,7 @@ class SiteHandler:
                                                  session.embedder)
         else:
             assert isinstance(request, TrainRequest)
-            if run.terms.privacy.unit == "record" and not run.terms.privacy.off:
-                run.account.charge(request.settings, site, run.terms)
-            (update,) = run.terms.method.answer([request], [site], session.context,
-                                                session.learner)
+            (update,) = self._trained(request, site, run, session)
         self._log("answered", stage=request.stage, round=request.round,
                   **{name: float(value) for name, value in update.info.items()})
         if not run.terms.privacy.off:
@@ -309,6 +307,16 @@ class SiteHandler:
             update = type(update)(update.client, update.tensors, weight)
         wire = run.terms.adapters if request.stage == "train" else "float32"
         return messages.update_message(update, message.head.stamp, wire)
+
+    def _trained(self, request: TrainRequest, site: Site, run: ActiveRun,
+                 session: SiteSession) -> list[ClientUpdate]:
+        """What came of training; where single records are protected with noise of this site's own,
+        which is charged before."""
+        method, context, learner = run.terms.method, session.context, session.learner
+        if run.terms.privacy.protects_records:
+            noise = run.account.charge(request.settings, site, run.terms)
+            return answer_privately(method, [request], [site], context, learner, noise)
+        return method.answer([request], [site], context, learner)
 
     def _evaluate(self, message: Message[EvaluateMessage], run: ActiveRun,
                   session: SiteSession) -> Message[ScoresAnswer]:
@@ -367,13 +375,13 @@ class SiteHandler:
             if other.session is not None and other.terms.model != run.terms.model:
                 other.session = None
         session = run.session = load_session(run.terms, self._file, self._cache)
-        self._allow(run.terms, len(session.records.train))
+        self._allow(run.terms, session.units)
         share = policy.share_problem(self._file.limits, run.terms,
                                      len(units(session.records.train)))
         if share is not None:
             raise Refused(share)
         try:
-            run.account.room(len(session.records.train))
+            run.account.room(session.units)
         except PrivacyError as error:
             # How much has been spent is for this site to know.
             self._log("spent", reason=str(error))

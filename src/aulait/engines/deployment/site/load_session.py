@@ -9,6 +9,7 @@ from aulait.core.errors import DataError, ModelError, require
 from aulait.core.files import JsonObject
 from aulait.core.seeds import Seeds
 from aulait.core.types import Plan, Site
+from aulait.core.units import units
 from aulait.data import client_data
 from aulait.data.client_data import ClientData, DataConfig
 from aulait.engines.deployment.protocol.run_terms import RunTerms
@@ -89,6 +90,13 @@ class SiteSession:
         """The client with what it remembers."""
         return Site(self.file.site.name, self.plan, self.records.train, self.records.holdout,
                     memory)
+
+    @property
+    def units(self) -> int:
+        """Records that it trains on; where the unit of privacy is the record (or a field), units
+        of it."""
+        records = self.records.train
+        return len(units(records) if self.terms.privacy.protects_records else records)
 
     @property
     def embedder(self) -> Embedder:

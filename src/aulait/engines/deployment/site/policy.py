@@ -18,17 +18,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aulait.core.errors import AulaitError, PrivacyError
+from aulait.core.errors import AulaitError, PrivacyError, require
 from aulait.core.files import JsonMapping
 from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site.site_file import SiteFile, short_form
 from aulait.engines.deployment.site.site_policy import SitePolicy as SitePolicy
 from aulait.engines.deployment.site.terms_bounds import shown, terms_problems
 from aulait.methods import METHODS
-from aulait.methods.contract import AnyMethod, RecordMethod
-from aulait.privacy.config import PrivacyConfig
+from aulait.methods.contract import AnyMethod, record_mechanism, step_mechanism
+from aulait.privacy.config import RELATIONS, PrivacyConfig
 from aulait.privacy.plan import PrivacyPlan, ReleaseSchedule, plan_privacy
-from aulait.privacy.record_level import RecordMechanism, unit_problems, worst_case
+from aulait.privacy.record_level import VOTES, RecordMechanism, unit_problems, worst_case
 from aulait.training import record_gradients
 
 SITE = "site"  # the one role in a site's own account
@@ -105,19 +105,19 @@ def told_plan(terms: RunTerms, noise_multiplier: float, records: int | None) -> 
     something; see ``spends``."""
     if terms.privacy.unit != "record":
         return site_plan(terms, noise_multiplier, None)
-    whole, sampled = (site_plan(terms, noise_multiplier, record_mechanism)
-                      for record_mechanism in _of_records(terms, noise_multiplier, records))
+    whole, sampled = (site_plan(terms, noise_multiplier, asked)
+                      for asked in _of_records(terms, noise_multiplier, records))
     return min(whole, sampled, key=lambda plan: plan.epsilon[SITE])
 
 
 def site_plan(terms: RunTerms, noise_multiplier: float,
-              record_mechanism: RecordMechanism | None) -> PrivacyPlan:
+              asked: RecordMechanism | None) -> PrivacyPlan:
     """What a run releases about this site, each release with this noise multiplier.
 
     Args:
         terms: the run; its counts must be valid (``refusals`` names none of them).
         noise_multiplier: noise over sensitivity, finite and > 0.
-        record_mechanism: with the unit "record", what a round asks of this site's records.
+        asked: with the unit "record", what a round asks of this site's records.
 
     Raises:
         PrivacyError: a number is outside its range.
@@ -126,14 +126,15 @@ def site_plan(terms: RunTerms, noise_multiplier: float,
         update={"epsilon": None, "noise_multiplier": noise_multiplier})
     schedules = []
     if terms.votes and terms.synthesis_rounds:
-        schedules.append(ReleaseSchedule(stage="synthesis", rounds=terms.synthesis_rounds,
-                                         role=SITE, mechanism=told.mechanism))
+        schedules.append(ReleaseSchedule(
+            stage="synthesis", rounds=terms.synthesis_rounds, role=SITE,
+            mechanism=VOTES if told.unit == "record" else told.mechanism))
     if terms.placement in _TRAINS and terms.rounds:
         training = ReleaseSchedule(stage="train", rounds=terms.rounds, role=SITE,
                                    mechanism=told.mechanism)
-        if record_mechanism is not None:
-            training = replace(training, mechanism=record_mechanism.mechanism,
-                               sampling_rate=record_mechanism.rate, steps=record_mechanism.steps)
+        if asked is not None:
+            training = replace(training, mechanism=asked.mechanism,
+                               sampling_rate=asked.rate, steps=asked.steps)
         schedules.append(training)
     return plan_privacy(told, schedules, roles=(SITE,))
 
@@ -142,15 +143,16 @@ def _of_records(terms: RunTerms, noise_multiplier: float,
                 records: int | None) -> tuple[RecordMechanism, RecordMechanism]:
     """What a round asks of this site's records, without and with what their sampling is worth."""
     method, config = _method(terms.algorithm)
-    if not isinstance(method, RecordMethod):
-        raise PrivacyError("privacy.unit = 'record' found with a method that does not offer it")
-    mechanism = method.mechanism(config)
+    require("record" in method.TRAITS.units, PrivacyError,
+            "privacy.unit = 'record' found with a method that does not offer it")
+    mechanism = step_mechanism(method, config)
     whole = RecordMechanism(mechanism, terms.steps)
     countable = terms.rounds * terms.steps <= _COUNTED_RELEASES and (
         noise_multiplier >= _COUNTED_NOISE)
     if not records or not countable:
         return whole, whole
-    return whole, worst_case(mechanism, [(records, terms.steps, terms.batch)])
+    clients = [(records, terms.steps, terms.batch)]
+    return whole, worst_case(mechanism, clients, terms.privacy.max_rate)
 
 
 def _names(limits: SitePolicy, terms: RunTerms) -> list[str]:
@@ -237,11 +239,10 @@ def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | No
         found.append(
             "votes of the run are exact, or not said to carry noise; set synthesis.votes = "
             "'private'")
-    if privacy.relation not in ("add-remove", "replace") and not any("relation" in line
-            for line in found):
+    if privacy.relation not in RELATIONS.get(privacy.unit, ()) and not any(
+            "relation" in line for line in found):
         found.append(
-            f"privacy.relation is {shown(privacy.relation)}, expected add-remove or replace; "
-            "write it")
+            f"privacy.relation is {shown(privacy.relation)}, expected one of its unit; write it")
     if privacy.epsilon is not None and not 0 < privacy.epsilon <= limits.epsilon:
         found.append(
             f"privacy.epsilon is {shown(privacy.epsilon)}, this site allows at most "
@@ -298,16 +299,16 @@ def _of_method(terms: RunTerms, privacy: PrivacyConfig) -> list[str]:
         return []  # named already
     try:
         method, config = _method(terms.algorithm)
-        unit = method.TRAITS.unit
-        if unit == "client" and not method.TRAITS.private:
-            return [f"method {shown(name)} is {method.TRAITS.privacy}; use "
-                    f"'{method.TRAITS.instead}'"]
-        mechanism = None
-        if isinstance(method, RecordMethod):
-            mechanism = method.mechanism(config)
-            method.record_mechanism(config, ())  # raises for the controls that add no noise
-        precise = record_gradients.precision_problems(terms.model.dtype) if unit == "record" else []
-        return [*unit_problems(privacy, name, unit, mechanism, bool(terms.votes)), *precise]
+        traits = method.TRAITS
+        if privacy.unit == traits.unit == "client" and not traits.private:
+            return [f"method {shown(name)} is {traits.privacy}; use '{traits.instead}'"]
+        mechanism = step_mechanism(method, config)
+        found = unit_problems(privacy, name, traits.units, mechanism)
+        if privacy.unit == "record" and not found:
+            # raises for the controls that add no noise
+            record_mechanism(method, config, privacy, ())
+            found += record_gradients.precision_problems(terms.model.dtype)
+        return found
     except AulaitError as error:
         return [str(error)]
     except ValueError:

@@ -20,8 +20,9 @@ from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site.lifetime_account import Charge, LifetimeAccount
 from aulait.engines.deployment.site.policy import SITE, site_plan, told_plan
 from aulait.engines.deployment.site.site_policy import SitePolicy
-from aulait.methods.contract import RecordMethod
+from aulait.methods.contract import record_mechanism
 from aulait.privacy.accounting import Accountant, Event, calibrate
+from aulait.privacy.record_level import SiteNoise
 
 CLIPS = (1e-6, 1e6)  # outside of them single precision rounds the noise or the gradients away
 _ROUNDING = 1 + 1e-6
@@ -90,57 +91,54 @@ class SiteAccount:
         self._fits([charge])
         self._lifetime.add(charge)
 
-    def charge(self, settings: JsonMapping, site: Site, terms: RunTerms) -> None:
+    def charge(self, settings: JsonMapping, site: Site, terms: RunTerms) -> SiteNoise:
         """Check one request for training with noise of the site's own, and charge it.
 
         Args:
-            settings: of the request: "sigma", "clip", "protected", "most_rate", "most_steps".
+            settings: of the request, which hold what noise it asks for (``SiteNoise``).
             site: with its records and plan.
-            terms: name the method, which says what a round asks of a record.
+            terms: name the method, and with it what a round asks of a unit at most.
+
+        Returns:
+            What the site is to add to its steps.
 
         Raises:
             PrivacyError: the request asks for an answer that the promise does not cover; nothing
                 was charged.
         """
-        sigma, clip = settings.get("sigma"), settings.get("clip")
-        valid = settings.get("protected") is True and "noise_seed" not in settings and all(
-            isinstance(value, int | float) and value is not True and 0 < value < math.inf
-            for value in (sigma, clip))
+        noise = SiteNoise.read(settings)
+        valid = noise is not None and noise.noise_seed is None and 0 < noise.sigma < math.inf
         require(valid, PrivacyError,
                 "a request without noise of this site's own found, the terms promise it; refused")
-        assert isinstance(sigma, int | float)
-        assert isinstance(clip, int | float)
-        text = (
-            f"a request with clip = {clip:g} found, expected {CLIPS[0]:g} to {CLIPS[1]:g}; refused"
-        )
-        require(CLIPS[0] <= clip <= CLIPS[1], PrivacyError, text)
-        config = terms.method_config
-        same = (
-            settings.get("mode") == config.mode and settings.get("most_rate",
-                math.inf) <= config.max_rate
-        )
-        require(same, PrivacyError,
-            "a request of another mode or a larger sampling rate than the terms' found; refused")
-        method = terms.method
-        require(isinstance(method, RecordMethod), PrivacyError,
+        assert noise is not None
+        require(CLIPS[0] <= noise.clip <= CLIPS[1], PrivacyError,
+                f"a request with clip = {noise.clip:g} found, expected {CLIPS[0]:g} to "
+                f"{CLIPS[1]:g}; refused")
+        privacy, method = terms.privacy, terms.method
+        require("record" in method.TRAITS.units, PrivacyError,
                 "a request with noise of this site's own found, expected of a method that protects "
                 "records only; refused")
-        assert isinstance(method, RecordMethod)
-        own = method.record_mechanism(config, [site])
-        relation = terms.privacy.relation
-        if relation is None:
+        own = record_mechanism(method, terms.method_config, privacy, [site])
+        most = record_mechanism(method, terms.method_config, privacy, ()).rate
+        require(noise.mechanism == own.mechanism and noise.most_rate <= most, PrivacyError,
+                "a request of another mechanism or a larger sampling rate than the terms' found; "
+                "refused")
+        if privacy.relation is None:
             raise PrivacyError("terms without privacy.relation found; refused")
-        multiplier = sigma / own.sensitivity(float(clip), relation)
+        multiplier = noise.sigma / own.sensitivity(noise.clip, privacy.relation)
         limit = math.inf
         if (
-            (told := terms.privacy.noise_multiplier) is not None
-            and terms.privacy.epsilon is None
+            (told := privacy.noise_multiplier) is not None
+            and privacy.epsilon is None
         ):
             require(multiplier >= told / _ROUNDING, PrivacyError,
                     f"a request with noise multiplier {multiplier:.4f} found, the terms promise "
                     f"{told:.4f}; refused")
             limit = site_plan(terms, told, own).epsilon[SITE]
         self.charge_event(own.event(multiplier), "train", limit)
+        # A request may ask for less than what was charged, never for more.
+        return noise.model_copy(update={"most_rate": min(noise.most_rate, own.rate),
+                                        "most_steps": min(noise.most_steps, own.steps)})
 
     def charge_event(self, event: Event, stage: str, limit: float = math.inf) -> None:
         """Charge one noised answer about this site's records, before it is sent.

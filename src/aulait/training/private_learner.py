@@ -1,0 +1,126 @@
+"""Training that protects single units, for methods that do not know of it.
+
+A method trains its clients by ``Learner.train``. Under ``privacy.unit = "record"`` it is given a
+``PrivateLearner`` instead, whose training of a site is DP-SGD, and sites that hold a numbered place
+for every unit in the place of records. The learner alone knows the records. So whatever the method
+does, its answer and what it remembers at the site follow from noised factors and public things.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from aulait.core.errors import PrivacyError, require
+from aulait.core.seeds import Seeds
+from aulait.core.types import Record, Site
+from aulait.core.units import RecordGroup, units
+from aulait.models.loading import folded
+from aulait.privacy.record_level import SiteNoise
+from aulait.training.record_gradients import Mode, PrivateTraining, train_privately
+from aulait.training.trainer import Advance, Learner, LocalTraining, Trained
+
+MODES: Final[dict[str, Mode]] = {"dp-sgd": "records", "gaussian-batch": "batch"}
+
+
+class RecordLearner(Learner):
+    """Trains site by site, by clipped gradients of single units; without noise where sigma is 0.
+
+    Args:
+        learner: base, settings and encoded records, shared.
+        noise: what the steps are.
+
+    Raises:
+        PrivacyError: no training here has the steps of that mechanism.
+    """
+
+    def __init__(self, learner: Learner, noise: SiteNoise) -> None:
+        require(noise.mechanism in MODES, PrivacyError,
+                f"training by mechanism '{noise.mechanism}' found, expected one of: "
+                f"{', '.join(MODES)}")
+        self.base, self.config, self.encode = learner.base, learner.config, learner.encode
+        self.noise = noise
+
+    def train(self, training: Sequence[LocalTraining],
+              advance: Advance | None = None) -> list[Trained]:
+        """As ``Learner.train``, one site after the other.
+
+        Raises:
+            DataError: a site has no records.
+            PrivacyError: a loss has a penalty, which the steps do not know.
+        """
+        done = []
+        for own in training:
+            require(own.penalty is None, PrivacyError,
+                    "a penalty beside the loss found, expected none where single records are "
+                    "protected; use another method, or privacy.unit = 'client'")
+            done.append(self._trained(own))
+            if advance is not None:
+                advance(1)
+        return done
+
+    def _trained(self, own: LocalTraining) -> Trained:
+        """The steps of one site."""
+        with folded(self.base, own.fold):
+            return train_privately(self, self._work(own, own.records))
+
+    def _work(self, own: LocalTraining, records: tuple[Record, ...]) -> PrivateTraining:
+        """What is asked of a site, within what is accounted."""
+        noise = self.noise
+        seed = noise.noise_seed
+        return PrivateTraining(
+            start=own.start, records=records, trainable=own.trainable,
+            steps=min(own.steps, noise.most_steps), batch=own.batch, lr=own.lr,
+            mode=MODES[noise.mechanism], clip=noise.clip, sigma=noise.sigma, seed=own.seed,
+            # the seed of the batches is one of the site and the round, so this is too
+            noise_seed=None if seed is None else Seeds(seed).integer("steps", own.seed),
+            most=noise.most_rate)
+
+
+class PrivateLearner(RecordLearner):
+    """Trains every site at most once, on units that the method does not see; nothing but the
+    trained factors comes out.
+
+    Args:
+        learner: base and settings.
+        noise: what the steps are, and the most that is accounted.
+        sites: with their records; sensitive, but for the number of their units.
+    """
+
+    def __init__(self, learner: Learner, noise: SiteNoise, sites: Sequence[Site]) -> None:
+        super().__init__(learner, noise)
+        self._units = {site.name: units(site.train) for site in sites}
+        self._trained_sites: set[str] = set()
+
+    def stand_in(self, site: Site) -> Site:
+        """The site as a method sees it: a place for every unit, no record, no hold-out."""
+        places = (Record(str(number), label=site.name)
+                  for number in range(len(self._units[site.name])))
+        return replace(site, train=tuple(places), holdout=())
+
+    def _trained(self, own: LocalTraining) -> Trained:
+        """The steps of one site, on the units of the places that the method names."""
+        name, chosen = self._chosen(own.records)
+        require(name not in self._trained_sites, PrivacyError,
+                f"site '{name}' is to train twice for one request, expected once: each costs as "
+                "much; the method cannot protect single records")
+        self._trained_sites.add(name)
+        records = tuple(record for unit in chosen for record in unit)
+        work = self._work(own, records)
+        with folded(self.base, own.fold):
+            done = train_privately(self, work)
+        # Loss, norm and true tokens carry no noise; the number of tokens at most is public.
+        tokens = math.ceil(work.steps * work.expected) * self.base.config.context
+        return replace(done, loss=math.nan, tokens=tokens, updates=math.nan)
+
+    def _chosen(self, places: Sequence[Record]) -> tuple[str, list[RecordGroup]]:
+        """A site's name and the units of its places."""
+        names = {place.label for place in places}
+        name = names.pop() if len(names) == 1 else None
+        require(name in self._units and len(set(places)) == len(places), PrivacyError,
+                "training on other records than those of one site found, expected the site's own, "
+                "each once; the method cannot protect single records")
+        assert name is not None
+        return name, [self._units[name][int(place.text)] for place in places]
