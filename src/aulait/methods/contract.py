@@ -65,8 +65,8 @@ from aulait.core.types import (
     Tensors,
     TrainRequest,
 )
-from aulait.methods import METHODS
 from aulait.core.units import units
+from aulait.methods import METHODS
 from aulait.methods.description import Traits
 from aulait.privacy import record_level
 from aulait.privacy.aggregator import PrivateAggregator

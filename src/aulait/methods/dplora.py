@@ -6,16 +6,16 @@ the gradient of every record (A and B together) on Poisson batches (Abadi et al.
 does so with A frozen (Sun et al., ICLR 2024); "literal" is the paper's rule, as restated by the
 FinLoRA documentation.
 
-The unit of privacy is one record of one site's training set, or the units of a field. "dpsgd", "ffa": a step is a Poisson
-sampled Gaussian mechanism of sensitivity C, rate q_k = batch / n_k. "literal": a step is noise
-N(0, sigma² C²) on the batch's A gradient and on its B gradient, each clipped to C as a whole. One
-record moves each of them by up to 2C, so the noise multiplier is sigma / 2 for each, sigma / (2√2)
-for both, and nothing is counted for sampling: over T rounds of one step mu = 2√2 · sqrt(T) / sigma
-in Gaussian differential privacy. With the paper's sigma = 2 and T = 50: mu = 10, epsilon 92 at
-delta 1e-5. A role pays for its worst client: the most steps, the largest q_k. The n_k are public.
-Nobody sees a site's gradients. The noised steps are those of every method under
-privacy.unit = "record" (``PrivateLearner``); what is this method's own is the paper's rule, and
-that proxies and controls take the same clipped steps without noise.
+The unit of privacy is one record of one site's training set, or the units of a field. "dpsgd",
+"ffa": a step is a Poisson sampled Gaussian mechanism of sensitivity C, rate q_k = batch / n_k.
+"literal": a step is noise N(0, sigma² C²) on the batch's A gradient and on its B gradient, each
+clipped to C as a whole. One record moves each of them by up to 2C, so the noise multiplier is
+sigma / 2 for each, sigma / (2√2) for both, and nothing is counted for sampling: over T rounds of
+one step mu = 2√2 · sqrt(T) / sigma in Gaussian differential privacy. With the paper's sigma = 2 and
+T = 50: mu = 10, epsilon 92 at delta 1e-5. A role pays for its worst client: the most steps, the
+largest q_k. The n_k are public. The noised steps are those of every method under privacy.unit =
+"record" (``PrivateLearner``); this method's own are the paper's rule, and that proxies and controls
+take the same clipped steps without noise.
 
 privacy.noise_multiplier is the noise over the true sensitivity, so sigma = 2√2 times it in
 "literal". The paper leaves the local optimiser open: "literal" takes a plain gradient step, the

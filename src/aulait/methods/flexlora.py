@@ -17,8 +17,8 @@ what: dense updates averaged, then the best approximation at every client's rank
 source: Bai et al., Federated Fine-tuning of LLMs under Heterogeneous Tasks and Client Resources,
     NeurIPS 2024, arXiv 2402.11505
 travels: up 4 sum r_k (M + N); down 4 sum r_k (M + N)
-privacy: sum of changes of the factors, each clipped to C; sensitivity C; the SVD is post-processing.
-    Records: DP-SGD at the site
+privacy: sum of changes of the factors, each clipped to C; sensitivity C; the SVD is
+    post-processing. Records: DP-SGD at the site
 differs: exact factored SVD, once a layer; under privacy the mean of factors in the SVD's basis
 unequal ranks: yes
 exact: yes

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 from aulait.core.errors import PrivacyError
 from aulait.privacy.mechanisms import Relation, find_mechanism
 
-
 RELATIONS: Mapping[str, tuple[Relation, ...]] = {
     "client": ("add-remove", "replace"), "record": ("zero-out", "replace")}
 

@@ -20,8 +20,8 @@ from aulait.core.factors import FactorName
 from aulait.core.types import ClientUpdate, Info, Tensors, TrainRequest
 from aulait.methods.contract import Server
 from aulait.methods.shared.mixture import MixtureConfig
-from aulait.methods.shared.weighted_mean import clip_bound
 from aulait.methods.shared.traffic import TrafficCount
+from aulait.methods.shared.weighted_mean import clip_bound
 from aulait.privacy.aggregator import Release, WantedUpdates
 from aulait.privacy.update_checks import ExpectedShapes
 

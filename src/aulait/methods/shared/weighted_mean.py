@@ -8,8 +8,9 @@ S are the local clients, d_k their updates, j the proxies, g_j their updates on 
 texts, c_j the number of clients of a cohort that proxy j stands for (with sampling, the expected
 number) and w a public constant, the weight of a local client against a proxied one. The denominator
 is public and fixed, weights are uniform. Where the unit of privacy is the record the noise is in
-the d_k, which are not clipped again, and those who answered are counted. Everything done to the noised sum after the aggregator
-(shrinkage, projection) and to the proxies is post-processing and costs no privacy.
+the d_k, which are not clipped again, and those who answered are counted. Everything done to the
+noised sum after the aggregator (shrinkage, projection) and to the proxies is post-processing and
+costs no privacy.
 
 Clients of lower rank are sent the leading columns and answer for those; every column is averaged
 over those who own it: the denominator above, counted column by column. Who owns what follows from
