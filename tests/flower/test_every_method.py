@@ -47,19 +47,18 @@ def test_sites_give_the_adapter_of_one_process(tmp_path, method):
     assert there["traffic"] == here["traffic"]
 
 
-@pytest.mark.parametrize("mode", ["dpsgd", "ffa"])
-def test_records_are_protected_by_the_site_itself(tmp_path, mode):
+@pytest.mark.parametrize("algorithm", [{"name": "fedit"}, {"name": "flora"}, {"name": "dplora", "mode": "ffa"}], ids=lambda a: a["name"])
+def test_records_are_protected_by_the_site_itself(tmp_path, algorithm):
     """The site adds the noise, charges its own account first, and tells its number of records and nothing else."""
-    pytest.importorskip("opacus")
     tiny_run.write_data(tmp_path)
     rows = [row for row in map(json.loads, (tmp_path / "data.jsonl").read_text().splitlines()) if row["client"] in CLIENTS]
     lines = []
     handlers = {name: SiteHandler(site(tmp_path, name, [row for row in rows if row["client"] == name], privacy=True, epsilon=50.0, delta=0.05),
                                 lambda event, **fields: lines.append({"event": event, **fields})) for name in CLIENTS}
     settings = tiny_run.settings(
-        tmp_path, federation={"tier": [{"name": "all", "placement": "local"}]}, algorithm={"name": "dplora", "mode": mode},
+        tmp_path, federation={"tier": [{"name": "all", "placement": "local"}]}, algorithm=algorithm,
         train={"rounds": 2, "steps": 2, "batch": 2}, synthesis={"proxies": "absent"}, data={"public": str(tmp_path / "public.txt")},
-        privacy={"epsilon": 20.0, "delta": 0.01, "relation": "add-remove", "unit": "record", "clip": 1.0},
+        privacy={"epsilon": 20.0, "delta": 0.01, "relation": "zero-out", "unit": "record", "clip": 1.0},
         engine={"name": "flower", "threads": 1, "wait_s": 5.0})
     heads = []
 

@@ -300,17 +300,26 @@ def test_split_rounds_end_with_the_terms(tmp_path):
 # Its own account
 
 
-RECORD = {"privacy": PRIVATE | {"unit": "record", "noise_multiplier": 2.0}, "algorithm": {"name": "dplora"}}
+RECORD = {"privacy": PRIVATE | {"unit": "record", "relation": "zero-out", "noise_multiplier": 2.0}, "algorithm": {"name": "dplora"}}
 
 
 def noised(enemy, round=1, **changes):
-    told = {"mode": "dpsgd", "sigma": 2.0, "clip": 1.0, "protected": True, "most_rate": 1.0, "most_steps": 1} | changes
-    return enemy.ask(enemy.request(round=round, **{key: value for key, value in told.items() if value is not None}))
+    told = {"mechanism": "dp-sgd", "sigma": 2.0, "clip": 1.0, "most_rate": 1.0, "most_steps": 1} | changes
+    private = {key: value for key, value in told.items() if value is not None}
+    return enemy.ask(enemy.request(round=round, mode="dpsgd", private=private))
+
+
+@pytest.mark.parametrize("private", [{}, {"private": None}, {"private": True}, {"private": []}])
+def test_a_request_without_noise_is_refused_and_not_charged(tmp_path, private):
+    enemy = Attacker(tmp_path, privacy=True, epsilon=8.0)
+    assert enemy.tell(**RECORD).kind == "accepted"
+    enemy.refused(enemy.ask(enemy.request(mode="dpsgd", **private)), "failed (PrivacyError)")
+    assert not list(enemy.file.site.state.glob("account/*")), "nothing was charged"
 
 
 @pytest.mark.parametrize("change", [
     {"sigma": 0.0}, {"sigma": None}, {"sigma": "2"}, {"sigma": True}, {"clip": None}, {"clip": 0.0}, {"clip": 1e-40}, {"clip": 1e30},
-    {"protected": False}, {"protected": None}, {"protected": 1}, {"noise_seed": 1}, {"mode": "literal"}, {"most_rate": None},
+    {"more": 1}, {"mechanism": None}, {"noise_seed": 1}, {"mechanism": "gaussian-batch"}, {"most_rate": None},
     {"most_rate": 2.0}, {"sigma": 0.02}, {"sigma": 1.9}, {"clip": 100.0},
 ])
 def test_a_request_with_less_noise_than_promised_is_refused_and_not_charged(tmp_path, change):

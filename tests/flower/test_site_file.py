@@ -245,8 +245,9 @@ def test_a_noise_multiplier_is_worth_what_the_accountant_says(noise, rounds, syn
     ({"algorithm": {"name": "flora"}}, "method 'flora' is refused"),
     ({"algorithm": {"name": "ffa", "nonsense": 1}}, "settings of method 'ffa'"),
     ({"algorithm": {"name": "dplora"}}, "give every record its own protection"),
-    ({"promise": {"unit": "record", "clip": 1.0}, "algorithm": {"name": "dplora", "noise": "none"}}, "is a control and not private"),
-    ({"promise": {"unit": "record", "clip": 1.0}, "algorithm": {"name": "dplora"}, "votes": True}, "clients that vote"),
+    ({"promise": {"unit": "record", "relation": "zero-out", "clip": 1.0}, "algorithm": {"name": "dplora", "noise": "none"}}, "is a control and not private"),
+    ({"promise": {"unit": "record", "clip": 1.0}, "algorithm": {"name": "dplora"}}, "null record"),
+    ({"promise": {"unit": "record", "relation": "zero-out", "clip": 1.0}, "algorithm": {"name": "hetlora"}}, "cannot be protected"),
     ({"ranks": {"q_proj": 10**6}}, "ranks is 1000000"),
     ({"ranks": {"q_proj": math.nan}}, "ranks is nan"),
     ({"adapter": SimpleNamespace(rank=10**6)}, "adapter.rank is 1000000"),
@@ -274,7 +275,7 @@ def test_limits_of_roles_methods_and_units():
 
 
 def test_records_that_are_sampled_cost_less_but_never_on_the_coordinators_word():
-    told = terms({"epsilon": None, "noise_multiplier": 1.0, "unit": "record", "clip": 1.0}, algorithm={"name": "dplora"}, rounds=10)
+    told = terms({"epsilon": None, "noise_multiplier": 1.0, "unit": "record", "relation": "zero-out", "clip": 1.0}, algorithm={"name": "dplora"}, rounds=10)
     whole = spends(told, 1.0)
     assert whole == epsilon([Event(1.0, 1.0, 80)], 1e-5)
     sampled = spends(told, 1.0, records=100)
@@ -283,13 +284,13 @@ def test_records_that_are_sampled_cost_less_but_never_on_the_coordinators_word()
     assert refusals(SitePolicy(), told)
     assert refusals(SitePolicy(), told, records=100) == []
     assert spends(told, 1.0, records=4) == whole
-    literal = terms({"epsilon": None, "noise_multiplier": 1.0, "unit": "record", "clip": 1.0}, rounds=10,
+    literal = terms({"epsilon": None, "noise_multiplier": 1.0, "unit": "record", "relation": "zero-out", "clip": 1.0}, rounds=10,
                     algorithm={"name": "dplora", "mode": "literal"})
     assert spends(literal, 1.0, records=100) == whole
 
 
 def test_counting_a_strangers_numbers_takes_neither_time_nor_memory():
-    told = terms({"epsilon": None, "noise_multiplier": 0.3, "unit": "record", "clip": 1.0}, algorithm={"name": "dplora"}, rounds=1000,
+    told = terms({"epsilon": None, "noise_multiplier": 0.3, "unit": "record", "relation": "zero-out", "clip": 1.0}, algorithm={"name": "dplora"}, rounds=1000,
                  steps=1000)
     assert refusals(SitePolicy(), told, records=10**6)  # a million sampled steps would take gigabytes to count
 

@@ -14,7 +14,13 @@ from tests.oracle import gaussian
 from aulait.core.errors import PrivacyError
 from aulait.core.types import ClientUpdate
 from aulait.privacy.accounting import Accountant, Event, calibrate
-from aulait.privacy.aggregator import BudgetSpent, KnownSites, PrivateAggregator, Release
+from aulait.privacy.aggregator import (
+    BudgetSpent,
+    KnownSites,
+    PrivateAggregator,
+    Release,
+    WantedUpdates,
+)
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise

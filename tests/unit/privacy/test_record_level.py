@@ -15,11 +15,12 @@ from aulait.cli.account import recount
 from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.errors import ConfigError, PrivacyError
+from aulait.core.factors import Trainable
 from aulait.core.seeds import Seeds
 from aulait.core.types import ClientUpdate, Plan, Site
-from aulait.engines.inline import InlineEngine
+from aulait.engines.inline import InlineEngine, LocalClients
 from aulait.methods import dplora
-from aulait.methods.contract import RunContext, Server
+from aulait.methods.contract import RunContext, Server, record_mechanism
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
 from aulait.privacy.accounting import Accountant, Event, calibrate, epsilon
@@ -28,17 +29,20 @@ from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.ledger_line import LedgerLine
 from aulait.privacy.noise import SeededNoise, SystemNoise
-from aulait.privacy.record_level import RecordMechanism, unit_problems, worst_case
+from aulait.privacy.record_level import RecordMechanism, SiteNoise, unit_problems, worst_case
 from aulait.runs import loop
 from aulait.runs.prepared import SharedCache
-from aulait.training.trainer import Learner, TrainConfig
+from aulait.runs.train_stage import protected
+from aulait.training import private_learner
+from aulait.training.private_learner import PrivateLearner
+from aulait.training.trainer import Learner, LocalTraining, TrainConfig
 
 DELTA = 1e-5
 LIKE = {"x": torch.zeros(3, 2)}
 FORMS = dict.fromkeys(["a", "b", "nan", "inf", "shape", "names", "integers", "weight", "p", "huge"], LIKE)
 SGD = RecordMechanism("dp-sgd", 4, 0.25)
 BATCH = RecordMechanism("gaussian-batch", 1)
-ON = PrivacyConfig(noise_multiplier=1.0, delta=DELTA, relation="add-remove", unit="record", clip=0.5)
+ON = PrivacyConfig(noise_multiplier=1.0, delta=DELTA, relation="zero-out", unit="record", clip=0.5)
 
 
 def aggregator(record_mechanism=SGD, ledger=None, noise=None, budget=math.inf, **changes) -> PrivateAggregator:
@@ -46,13 +50,18 @@ def aggregator(record_mechanism=SGD, ledger=None, noise=None, budget=math.inf, *
     ledger = ledger or Ledger(None)
     accountant = Accountant(DELTA, {"local": budget})
     ledger.replay(accountant)
-    return PrivateAggregator(config, ledger, accountant, noise or SystemNoise(), KnownSites(frozenset({"p"})), record_mechanism=record_mechanism)
+    return PrivateAggregator(config, ledger, accountant, noise or SystemNoise(), KnownSites(frozenset({"p"})),
+                             record_mechanisms=None if record_mechanism is None else {"train": record_mechanism})
 
 
 def release(through, ask, **changes):
     arguments = dict(stage="train", round=1, role="local", bound=0.5, noise_multiplier=1.0, planned=3, template=LIKE)
     weights = {key: changes.pop(key) for key in [*changes] if key == "weights"}
-    return through.release_records(ask, Release(**arguments | changes), FORMS, **weights)
+
+    def lazily():
+        yield from ask()
+
+    return through.release(lazily(), Release(**arguments | changes), expected_shapes=FORMS, **weights)
 
 
 def update(client, value=1.0, **more):
@@ -155,7 +164,7 @@ def test_the_line_is_on_disk_before_anybody_is_asked(tmp_path):
 
 
 def test_the_literal_line_says_what_it_is():
-    for relation in ("add-remove", "replace"):
+    for relation in ("zero-out", "replace"):
         ledger = Ledger(None)
         release(aggregator(BATCH, ledger, relation=relation), lambda: [], noise_multiplier=2.0)
         (line,) = ledger.lines
@@ -197,26 +206,24 @@ def bad_replies():
 @pytest.mark.parametrize("make", [aggregator, lambda: PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), KnownSites(frozenset({"p"})))])
 def test_a_bad_reply_is_refused_and_the_round_goes_on(make):
     good = [update("a", 1.0, info={"train_loss": 3.0}), update("b", 2.0)]
-    released = release(make(), lambda: [*bad_replies(), good[0], update("a", 7.0), good[1]])
+    bound = {"bound": math.inf} if make().config.off else {}  # without privacy it would clip
+    released = release(make(), lambda: [*bad_replies(), good[0], update("a", 7.0), good[1]], **bound)
     assert torch.equal(released.total["x"], torch.full((3, 2), 3.0))
     assert released.planned == 2
     assert [name for name, _ in released.refused] == sorted(["a", *(r.client for r in bad_replies())])
     assert ("train_loss" in released.info) == make().config.off  # diagnostics carry no noise
-    sized = release(make(), lambda: [update("a", 1.0, weight=3.0), update("b", 2.0, weight=1.0)], weights="size")
+    sized = release(make(), lambda: [update("a", 1.0, weight=3.0), update("b", 2.0, weight=1.0)], weights="size", **bound)
     assert torch.allclose(sized.total["x"] / sized.planned, torch.full((3, 2), 1.25))
 
 
 def test_units_do_not_mix(tmp_path):
     arguments = dict(stage="train", round=1, role="local", bound=1.0, noise_multiplier=1.0, planned=1, template=LIKE)
-    with pytest.raises(PrivacyError, match="protects clients"):
-        aggregator().release([], Release(**arguments))
-    client = PrivateAggregator(ON.model_copy(update={"unit": "client"}), Ledger(None), Accountant(DELTA, {"local": math.inf}), SystemNoise(), KnownSites(frozenset()))
-    with pytest.raises(PrivacyError, match="protects records"):
-        release(client, lambda: [])
+    with pytest.raises(PrivacyError, match="stage 'synthesis' found, expected none"):
+        release(aggregator(), lambda: [], stage="synthesis")
     with pytest.raises(PrivacyError, match="terms"):
         aggregator(record_mechanism=None)
     ledger = Ledger(None)
-    client = PrivateAggregator(ON.model_copy(update={"unit": "client"}), ledger, Accountant(DELTA, {"local": math.inf}), SystemNoise(), KnownSites(frozenset()))
+    client = PrivateAggregator(ON.model_copy(update={"unit": "client", "relation": "add-remove"}), ledger, Accountant(DELTA, {"local": math.inf}), SystemNoise(), KnownSites(frozenset()))
     client.release([], Release(**arguments))
     with pytest.raises(PrivacyError, match="unit 'client'"):
         aggregator(ledger=ledger)
@@ -261,21 +268,26 @@ def test_lines_that_cannot_be(tmp_path):
 
 
 def test_contradictions_are_told():
-    sound = ("dplora", "record", "dp-sgd", False)
+    sound = ("dplora", ("record",), "dp-sgd")
     assert unit_problems(ON, *sound) == []
-    assert unit_problems(PrivacyConfig(off=True), "ffa", "client", None, True) == []
+    assert unit_problems(ON, "fedit", ("client", "record"), "dp-sgd") == []
+    assert unit_problems(PrivacyConfig(off=True), "ffa", ("client",), "dp-sgd") == []
     for privacy, arguments, word in [
-        (ON, ("ffa", "client", None, False), "protect whole clients"),
+        (ON, ("safedlora", ("client",), "dp-sgd"), "protect whole clients"),
+        (ON, ("hetlora", (), "dp-sgd"), "cannot be protected"),
         (ON.model_copy(update={"unit": "client"}), sound, "every record"),
         (ON.model_copy(update={"clip": "proxies"}), sound, "bounds gradients"),
         (ON.model_copy(update={"relation": "replace"}), sound, "Poisson"),
-        (ON, ("dplora", "record", "dp-sgd", True), "vote"),
         (ON.model_copy(update={"shrink": "whole"}), sound, "shrink"),
     ]:
         (line,) = unit_problems(privacy, *arguments)
         assert word in line
         assert "\n" not in line
-    assert unit_problems(ON.model_copy(update={"relation": "replace"}), "dplora", "record", "gaussian-batch", False) == []
+    assert unit_problems(ON.model_copy(update={"relation": "replace"}), "dplora", ("record",), "gaussian-batch") == []
+    for unit, relation, expected in [("record", "add-remove", "zero-out"), ("client", "zero-out", "add-remove")]:
+        wrong = ON.model_copy(update={"unit": unit, "relation": relation}).problems(10)
+        assert len(wrong) == 1
+        assert wrong[0].endswith(f'write relation = "{expected}"')
 
 
 def test_controls_are_not_private():
@@ -303,16 +315,23 @@ def federation(base, config, privacy, z=1.0, proxies=()):
     sites = {n: Site(n, Plan("t", "proxy" if n in proxies else "local", 2, 2, 2), records(5 + len(n), len(n))) for n in ("ann", "barb", *proxies)}
     ledger = Ledger(None)
     accountant = None if privacy.off else Accountant(DELTA, {"local": math.inf})
-    record_mechanism = None if privacy.off else dplora.record_mechanism(config, [sites["ann"], sites["barb"]])
+    asked = None if privacy.off else record_mechanism(dplora, config, privacy, [sites["ann"], sites["barb"]])
     noise = SystemNoise() if privacy.noise_seed is None else SeededNoise(privacy.noise_seed)
-    through = PrivateAggregator(privacy, ledger, accountant, noise, KnownSites(frozenset(proxies)), record_mechanism=record_mechanism)
+    through = PrivateAggregator(privacy, ledger, accountant, noise, KnownSites(frozenset(proxies)),
+                                record_mechanisms=None if asked is None else {"train": asked})
+    clients = LocalClients(sites, dplora, context, learner).ask
+    if asked is not None:
+        site_noise = SiteNoise(mechanism=asked.mechanism, clip=privacy.clip, sigma=z * asked.sensitivity(privacy.clip, privacy.relation),
+                               most_rate=asked.rate, most_steps=asked.steps, noise_seed=privacy.noise_seed)
     requests, updates = [], []
 
-    def ask(some):
+    def noted(some):
         requests.extend(some)
-        updates.extend(dplora.answer(some, [sites[o.client] for o in some], context, learner))
-        return updates[-len(some):]
+        for update in clients(some):
+            updates.append(update)
+            yield update
 
+    ask = noted if asked is None else protected(noted, site_noise, frozenset({"ann", "barb"}))
     state = dplora.init(config, context)
     cohort = Cohort(round=1, local=("ann", "barb"), proxies={p: 2.0 for p in proxies}, planned=2, noise_multiplier=z, lr=0.1)
     after, info = dplora.step(config, context, state, cohort, Server(ask, through))
@@ -324,9 +343,8 @@ def test_a_round_of_every_mode(base, mode):
     config = dplora.Config(mode=mode)
     context, before, after, info, requests, updates, ledger = federation(base, config, ON)
     sigma = 0.5 if mode != "literal" else 2 * math.sqrt(2) * 0.5
-    assert info["step_noise_std"] == pytest.approx(sigma)
-    assert {o.settings["sigma"] for o in requests} == {info["step_noise_std"]}
-    assert ledger.lines[0].sigma == info["step_noise_std"]
+    assert {o.settings["private"]["sigma"] for o in requests} == {ledger.lines[0].sigma}
+    assert ledger.lines[0].sigma == pytest.approx(sigma)
     assert all(not r.info for r in updates)
     names = {n for n in before.tensors}
     assert names == {f"{n}.{x}" for n in context.shapes for x in ("B" if mode == "ffa" else "AB")}
@@ -343,8 +361,8 @@ def test_a_round_of_every_mode(base, mode):
 
 def test_controls_and_seeded_noise_draw_the_same_batches(base, monkeypatch):
     seen = []
-    inner = dplora.train_privately
-    monkeypatch.setattr(dplora, "train_privately", lambda lea, work: (seen.append(work), inner(lea, work))[1])
+    inner = private_learner.train_privately
+    monkeypatch.setattr(private_learner, "train_privately", lambda lea, work: (seen.append(work), inner(lea, work))[1])
     off = PrivacyConfig(off=True, clip=0.5)
     federation(base, dplora.Config(noise="none"), off)
     federation(base, dplora.Config(noise="none", clip="none"), off)
@@ -368,17 +386,19 @@ def test_controls_and_seeded_noise_draw_the_same_batches(base, monkeypatch):
 def test_a_site_does_no_more_than_is_accounted(base):
     """A site that holds fewer records than the server believed samples no more often than the ledger says."""
     context, *_, requests, _, _ = federation(base, dplora.Config(), ON)
-    request = requests[0]
-    assert request.settings["most_rate"] == pytest.approx(2 / 8)
+    noise = SiteNoise.read(requests[0].settings)
+    assert noise.most_rate == pytest.approx(2 / 8)
     small = Site("ann", Plan("t", "local", 2, 9, 50), records(3))
-    work = dplora._training(request, small, context)
+    learner = PrivateLearner(Learner(base, TrainConfig()), noise, [small])
+    asked = LocalTraining(context.initial(), learner.stand_in(small).train, Trainable.AB, 9, 50, 0.1, 1)
+    work = learner._work(asked, small.train)
     assert (work.rate, work.steps) == (pytest.approx(0.25), 2)
 
 
 def test_proxies_train_without_noise_beside_the_clients(base):
     context, before, after, info, requests, updates, _ = federation(base, dplora.Config(), ON, proxies=("p",))
     (proxy,) = [r for r in updates if r.client == "p"]
-    assert next(o for o in requests if o.client == "p").settings["sigma"] == 0.0
+    assert "private" not in next(o for o in requests if o.client == "p").settings
     local = [r for r in updates if r.client != "p"]
     for name in before.tensors:
         wanted = (sum(r.tensors[name] for r in local) + 2.0 * proxy.tensors[name]) / 4
@@ -402,7 +422,7 @@ def data(tmp_path):
 
 
 TIERS = {"tier": [{"name": "all", "placement": "local"}]}
-PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "relation": "add-remove", "unit": "record", "clip": 0.5}
+PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "relation": "zero-out", "unit": "record", "clip": 0.5}
 
 
 @pytest.mark.parametrize("mode", ["dpsgd", "ffa", "literal"])
@@ -422,10 +442,10 @@ def test_a_run_spends_its_budget_and_the_ledger_agrees(data, shared, mode):
 
 def test_what_a_run_refuses(data, shared):
     for tables, word in [
-        ({"algorithm": {"name": "ffa"}, "privacy": PRIVATE}, "dplora"),
-        ({"algorithm": {"name": "dplora", "server": "plain"}, "privacy": PRIVATE | {"unit": "client"}}, "record"),
+        ({"algorithm": {"name": "hetlora"}, "privacy": PRIVATE}, "hetlora"),
+        ({"algorithm": {"name": "dplora", "server": "plain"}, "privacy": PRIVATE | {"unit": "client", "relation": "add-remove"}}, "record"),
         ({"algorithm": {"name": "dplora", "server": "plain"}, "privacy": {k: v for k, v in PRIVATE.items() if k != "clip"}}, "clip"),
-        ({"algorithm": {"name": "dplora", "server": "plain"}, "privacy": PRIVATE, "federation": {}}, "vote"),
+        ({"algorithm": {"name": "ffa"}, "privacy": PRIVATE | {"relation": "add-remove"}}, "null record"),
         ({"algorithm": {"name": "dplora", "server": "plain"}, "privacy": PRIVATE | {"delta": 0.1}}, "one over the record"),
         ({"algorithm": {"name": "dplora", "server": "plain", "noise": "none"}, "privacy": PRIVATE}, "not private"),
     ]:

@@ -307,7 +307,8 @@ def _of_method(terms: RunTerms, privacy: PrivacyConfig) -> list[str]:
         if privacy.unit == "record" and not found:
             # raises for the controls that add no noise
             record_mechanism(method, config, privacy, ())
-            found += record_gradients.precision_problems(terms.model.dtype)
+            dtype = _get(_get(terms, "model"), "dtype")
+            found += record_gradients.precision_problems(dtype) if dtype is not None else []
         return found
     except AulaitError as error:
         return [str(error)]
