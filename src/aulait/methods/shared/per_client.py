@@ -67,7 +67,7 @@ class SingleUpdates:
         self.refused: list[tuple[str, str]] = []
         self._config, self._cohort, self._server = config, cohort, server
         self._reading = reading
-        self._traffic = TrafficCount(sent, cohort)
+        self._traffic = TrafficCount(sent, cohort, reading.expected_shapes)
         self._diagnostics: dict[str, list[float]] = {}
         self._for_proxies = [request for request in sent if request.client in cohort.proxies]
         self._counted_proxies = 0
