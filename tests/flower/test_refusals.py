@@ -191,8 +191,8 @@ def test_a_tensor_named_as_a_path_goes_nowhere(enemy, tmp_path):
     ({}, {"algorithm": {"name": "fdlora", "personal_steps": 10**9}}, "personal_steps"),
     ({}, {"algorithm": {"name": "fdlora", "fusion_bound": 1e30}}, "fusion_bound"),
     ({}, {"privacy": PRIVATE | {"clip": 1e30}}, "privacy.clip"),
-    ({}, {"privacy": PRIVATE | {"unit": "record"}, "algorithm": {"name": "dplora"}, "model__dtype": "bfloat16"}, "float32"),
-    ({}, {"privacy": PRIVATE | {"unit": "record"}, "algorithm": {"name": "dplora"}, "model__quant": "4bit"}, "model.quant is '4bit'"),
+    ({}, {"privacy": PRIVATE | {"unit": "record", "relation": "zero-out"}, "algorithm": {"name": "dplora"}, "model__dtype": "bfloat16"}, "float32"),
+    ({}, {"privacy": PRIVATE | {"unit": "record", "relation": "zero-out"}, "algorithm": {"name": "dplora"}, "model__quant": "4bit"}, "model.quant is '4bit'"),
 ])
 def test_terms_beyond_a_limit_are_refused_before_anything_is_loaded(tmp_path, limits, changes, words):
     enemy = Attacker(tmp_path, **limits)
@@ -205,7 +205,7 @@ def test_terms_beyond_a_limit_are_refused_before_anything_is_loaded(tmp_path, li
 def test_a_delta_is_held_against_the_number_of_units_at_the_site(tmp_path):
     """Before, a site of a thousand records took delta 1e-3: one of them might be given away whole."""
     rows = [{"text": f"{word} {number}"} for number in range(400) for word in SECRETS[:3]]
-    told = {"privacy": PRIVATE | {"unit": "record", "delta": 1e-3, "delta_acknowledged": True, "noise_multiplier": 4.0},
+    told = {"privacy": PRIVATE | {"unit": "record", "relation": "zero-out", "delta": 1e-3, "delta_acknowledged": True, "noise_multiplier": 4.0},
             "algorithm": {"name": "dplora"}, "records_per_client": 1000}
     enemy = Attacker(tmp_path / "a", rows, privacy=True)
     answer = enemy.tell(**told)
@@ -578,7 +578,7 @@ TERMS = st.fixed_dictionaries({}, optional={
     "records_per_client": st.integers(0, 3), "holdout": st.floats(0, 1), "too_long": st.sampled_from(["error", "cut", "drop", "x"]),
     "model__context": st.sampled_from([8, 9, 12, 24]), "pairs": st.booleans(), "seed": st.integers(0, 9),
     "fingerprint": st.sampled_from(["0" * 16, attacker.SECRETS[0][:0]]), "algorithm": st.sampled_from([{"name": "ffa"}, {"name": "dplora"}, {}]),
-    "privacy": st.sampled_from([PRIVATE, PRIVATE | {"epsilon": 1.0}, PRIVATE | {"unit": "record"}, {"off": True}]),
+    "privacy": st.sampled_from([PRIVATE, PRIVATE | {"epsilon": 1.0}, PRIVATE | {"unit": "record", "relation": "zero-out"}, {"off": True}]),
 })
 SPOILT = st.sampled_from([
     "", '{"text": "zyxxandra', '{"note": "qvelmoor"}\n', '["brintopax"]\n', '{"text": 7}\n{"text": ["ulvharrow"]}\n', "ospidreth\xff\n",

@@ -104,6 +104,8 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "privacy.noise_multiplier": Elsewhere("policy._privacy"),
     "privacy.delta": Elsewhere("policy._privacy"),
     "privacy.unit_field": WordBound(),
+    "privacy.records_per_unit": Bound(1, LARGEST, "privacy.records_per_unit"),
+    "privacy.max_rate": Bound(0, 1, "privacy.max_rate", whole=False),
     "privacy.mechanism": WordBound(),
     "privacy.clip": Bound(1e-6, 1e6, "privacy.clip", whole=False, words=("proxies",)),
     "privacy.clip_scale": Bound(1e-6, 1e6, "privacy.clip_scale", whole=False),
