@@ -214,7 +214,7 @@ def test_a_delta_is_held_against_the_number_of_units_at_the_site(tmp_path):
     few = Attacker(tmp_path / "b", rows, privacy=True).tell(**told | {"records_per_client": 100})
     assert few.kind == "accepted", "of a hundred it is a tenth"
     assert Attacker(tmp_path / "c", rows, privacy=True, delta_share=1.0).tell(**told).kind == "accepted"
-    clients = told | {"privacy": told["privacy"] | {"unit": "client"}, "algorithm": {"name": "ffa"}}
+    clients = told | {"privacy": told["privacy"] | {"unit": "client", "relation": "add-remove"}, "algorithm": {"name": "ffa"}}
     assert Attacker(tmp_path / "d", rows, privacy=True).tell(**clients).kind == "accepted", "there the number of records is not told"
 
 
