@@ -1,0 +1,225 @@
+"""Attackers who know everything but one unit: the grid, the seed, the order, all other records.
+
+The lattice attacker asks which values a released number can have under one of two data sets. On a
+public grid every value is possible under both, so its answer is constant; with float32 noise on a
+float32 sum it is right every time, which is shown here as well. The likelihood attacker takes the
+best test there is against Gaussian noise; its success lies where the mechanism puts it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import scipy.stats
+import torch
+from tests.tiny_bases import filled, records, tiny
+
+from aulait.core import lora
+from aulait.core.factors import Trainable
+from aulait.core.types import Adapter, ClientUpdate
+from aulait.models import loading
+from aulait.models.loading import AdapterConfig
+from aulait.privacy.accounting import Accountant
+from aulait.privacy.aggregator import KnownSites, PrivateAggregator, Release
+from aulait.privacy.config import PrivacyConfig
+from aulait.privacy.ledger import Ledger
+from aulait.privacy.noise import SystemNoise, grid
+from aulait.training import record_gradients
+from aulait.training.record_gradients import PrivateTraining, train_privately
+from aulait.training.trainer import Learner, TrainConfig
+
+ADAM = 1e-8  # epsilon of AdamW: a gradient of this size can be computed back from the first step
+UNLIKELY = 1e-6  # with which a sound test here fails
+
+
+# -- the lattice attacker --------------------------------------------------------------------------
+
+
+def neighbours(values: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """A float32 tensor and the float32 numbers next to it."""
+    found, low, high = [values], values, values
+    for _ in range(count):
+        low, high = (torch.nextafter(v, torch.full_like(v, end)) for v, end in ((low, -math.inf), (high, math.inf)))
+        found += [low, high]
+    return found
+
+
+def impossible(seen: list[torch.Tensor], total: torch.Tensor, step: float) -> int:
+    """Numbers that cannot come out where ``total`` was noised.
+
+    Args:
+        seen: float32 values that the noised sum may have, alternatives of one another.
+        total: the sum before the noise, float64.
+        step: noise is a multiple of it; 0: any float32 number, added in float32.
+    """
+    fits = torch.zeros(total.shape, dtype=torch.bool)
+    for value in seen:
+        away = value.double() - total
+        if step:
+            tried = [(total + ((away / step).round() + k) * step).float() for k in (-1, 0, 1)]
+        else:
+            tried = [total.float() + noise for noise in neighbours(away.float(), 1)]
+        for candidate in tried:
+            fits |= candidate == value
+    return int((~fits).sum())
+
+
+def answer(seen: list[torch.Tensor], sums: tuple[torch.Tensor, torch.Tensor], step: float) -> int:
+    """0 or 1, the data set it believes in; -1 where both are as possible."""
+    under = [impossible(seen, total, step) for total in sums]
+    return -1 if under[0] == under[1] else int(under[1] < under[0])
+
+
+# -- the likelihood attacker -----------------------------------------------------------------------
+
+
+def assert_success_as_claimed(right: int, trials: int, distance: float, sigma: float) -> None:
+    """The best test between two Gaussians is right with probability Phi(distance / (2 sigma))."""
+    best = scipy.stats.norm.cdf(distance / (2 * sigma))
+    low, high = scipy.stats.binom.interval(1 - UNLIKELY, trials, best)
+    assert low <= right <= high
+
+
+def likelier(seen: torch.Tensor, sums: tuple[torch.Tensor, torch.Tensor]) -> int:
+    """The data set under which a noised sum is more likely."""
+    return int((seen - sums[1]).norm() < (seen - sums[0]).norm())
+
+
+# -- a site ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny(tmp_path_factory.mktemp("bases"))
+
+
+class AttackedSite:
+    """One step from B = 0 on one record, or on that and another: what is sent can be inverted."""
+
+    def __init__(self, base, optimizer: str, monkeypatch) -> None:
+        self.learner = Learner(base, TrainConfig(optimizer=optimizer))
+        shapes = loading.targets(base, AdapterConfig())
+        start = filled(shapes, 8)
+        self.start = Adapter({n: (a, torch.zeros_like(b)) for n, (a, b) in start.factors.items()}, start.alpha)
+        self.optimizer = optimizer
+        self.clip = 0.05 if optimizer == "sgd" else ADAM
+        self.sigma = 2.0 * self.clip
+        self.data = records(1), records(2)
+        known: dict[object, record_gradients.UnitGradient] = {}
+        real = record_gradients.unit_gradient
+
+        def remembered(learner, stack, unit):
+            if unit not in known:
+                known[unit] = real(learner, stack, unit)
+            return known[unit]
+
+        monkeypatch.setattr(record_gradients, "unit_gradient", remembered)
+        self.sums = self._clean(0), self._clean(1)
+
+    def work(self, which: int, sigma: float | None = None) -> PrivateTraining:
+        return PrivateTraining(start=self.start, records=self.data[which], trainable=Trainable.B, steps=1, batch=len(self.data[which]), lr=1.0,
+                               mode="records", clip=self.clip, sigma=self.sigma if sigma is None else sigma, seed=0)
+
+    def _clean(self, which: int) -> torch.Tensor:
+        """The attacker computes the sum of the clipped gradients itself."""
+        pair = {n: (torch.nn.Parameter(a), torch.nn.Parameter(b)) for n, (a, b) in self.start.factors.items()}
+        live = record_gradients._LiveFactors(self.learner, self.work(which), pair, [b for _, b in pair.values()], SystemNoise())
+        steps = record_gradients._RecordSteps(live)
+        return steps.clipped_sum(live.work.units)[0]
+
+    def sent(self, which: int) -> torch.Tensor:
+        """The trained B, float32."""
+        done = train_privately(self.learner, self.work(which)).adapter
+        factors = lora.to_tensors(done, Trainable.B)
+        return torch.cat([factors[f"{name}.B"].flatten() for name in self.start.factors])
+
+    def back(self, sent: torch.Tensor, which: int) -> list[torch.Tensor]:
+        """The noised sums, float32, that can have led to what was sent."""
+        count = len(self.data[which])  # a power of two
+        if self.optimizer == "sgd":
+            return [-sent * count]
+        size = sent.double().abs()
+        first = (-sent.double() * ADAM / (1 - size)).float()
+        tried = [torch.where(self._adam(g) == sent, g, first) for g in neighbours(first, 16)]
+        return [g * count for g in tried]
+
+    @staticmethod
+    def _adam(gradient: torch.Tensor) -> torch.Tensor:
+        leaf = torch.nn.Parameter(torch.zeros_like(gradient))
+        leaf.grad = gradient.clone()
+        torch.optim.AdamW([leaf], lr=1.0, weight_decay=0.0).step()
+        return leaf.detach()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_last_bits_of_a_site_s_answer_say_nothing(base, optimizer, monkeypatch):
+    site = AttackedSite(base, optimizer, monkeypatch)
+    assert 0.9 < float((site.sums[1] - site.sums[0]).norm()) / site.clip <= 1.0
+    for trial in range(20):
+        which = trial % 2
+        seen = site.back(site.sent(which), which)
+        assert {answer(seen, site.sums, step) for step in (0.0, grid(site.sigma))} == {-1}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_same_attacker_is_right_every_time_without_the_grid(base, optimizer, monkeypatch):
+    """Float32 noise on a float32 sum, as it was: the attack is one."""
+    monkeypatch.setattr(record_gradients, "toward_zero", lambda values, step: values)
+    monkeypatch.setattr(record_gradients._LiveFactors, "noised", lambda live, total: (
+        total.float() + (torch.randn(total.shape, dtype=torch.float64) * live.work.sigma).float()).double())
+    site = AttackedSite(base, optimizer, monkeypatch)
+    for trial in range(20):
+        which = trial % 2
+        assert answer(site.back(site.sent(which), which), site.sums, 0.0) == which
+
+
+@pytest.mark.parametrize("trials", [200, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_best_attacker_of_a_site_is_right_as_often_as_the_account_says(base, optimizer, trials, monkeypatch):
+    site = AttackedSite(base, optimizer, monkeypatch)
+    right = sum(likelier(site.back(site.sent(trial % 2), trial % 2)[0].double(), site.sums) == trial % 2 for trial in range(trials))
+    assert_success_as_claimed(right, trials, float((site.sums[1] - site.sums[0]).norm()), site.sigma)
+
+
+# -- the aggregator --------------------------------------------------------------------------------
+
+
+TEMPLATE = {"one.B": torch.zeros(30, 4), "two.B": torch.zeros(50)}
+
+
+def updates(count: int) -> list[ClientUpdate]:
+    generator = torch.Generator().manual_seed(0)
+    return [ClientUpdate(f"c{i}", {n: torch.randn(v.shape, generator=generator) for n, v in TEMPLATE.items()}) for i in range(count)]
+
+
+def released(some: list[ClientUpdate], noise=None, z: float = 2.0) -> torch.Tensor:
+    """What comes out, float32."""
+    through = PrivateAggregator(PrivacyConfig(noise_multiplier=z, delta=1e-5, relation="add-remove", clip=1.0), Ledger(None),
+                                Accountant(1e-5, {"local": math.inf}), noise or SystemNoise(), KnownSites())
+    total = through.release(some, Release(stage="train", round=1, role="local", bound=1.0, noise_multiplier=z, planned=4, template=TEMPLATE)).total
+    return torch.cat([total[name].flatten() for name in sorted(total)])
+
+
+class Silent(SystemNoise):
+    """The grid of the noise, but none of it: the attacker's own computation of the sum."""
+
+    def gaussian(self, shape, std):
+        return torch.zeros(shape, dtype=torch.float64)
+
+
+def test_the_last_bits_of_a_released_sum_say_nothing():
+    sums = tuple(released(updates(n), Silent()).double() for n in (3, 4))
+    assert all(torch.equal(total / grid(2.0), (total / grid(2.0)).round()) for total in sums)
+    assert 0.999 < float((sums[1] - sums[0]).norm()) <= 1.0
+    for trial in range(20):
+        seen = [released(updates(3 + trial % 2))]
+        assert torch.equal(seen[0].double() / grid(2.0), (seen[0].double() / grid(2.0)).round())
+        assert {answer(seen, sums, step) for step in (0.0, grid(2.0))} == {-1}
+
+
+@pytest.mark.parametrize("trials", [300, pytest.param(6000, marks=pytest.mark.slow)])
+def test_the_best_attacker_of_a_released_sum_is_right_as_often_as_the_account_says(trials):
+    sums = tuple(released(updates(n), Silent()).double() for n in (3, 4))
+    right = sum(likelier(released(updates(3 + trial % 2)).double(), sums) == trial % 2 for trial in range(trials))
+    assert_success_as_claimed(right, trials, float((sums[1] - sums[0]).norm()), 2.0)
