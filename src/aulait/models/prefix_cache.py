@@ -76,7 +76,7 @@ class Prefix:
         position of each; W <= T."""
         depth = self.depth() if self.most_bytes else 0
         if depth and depth not in self._fits:
-            self._fits[depth] = self._check(depth, ids_BT, chosen_BT)
+            self._fits[depth] = self._check(depth)
         if depth and self._fits[depth]:
             return self._resume(depth, ids_BT, chosen_BT)
         return self._whole(ids_BT)
@@ -98,21 +98,36 @@ class Prefix:
         return hidden_BTD
 
     @torch.no_grad()
-    def _check(self, depth: int, ids_BT: Tensor, chosen_BT: Tensor) -> bool:
-        """Whether the pass in two parts says what the pass in one says; on the first batch that is
-        read at this depth."""
+    def _check(self, depth: int) -> bool:
+        """Whether the pass in two parts says what the pass in one says; on made-up tokens, so that
+        no client's text decides how those of others are read."""
+        copies = next((slot.worn[0].shape[0] for slots in self._slots for slot in slots
+                       if slot.worn is not None), 1)  # of adapters, each with as many rows
+        vocabulary = self._decoder.get_input_embeddings().num_embeddings
+        ids_BT = (torch.arange(16, device=self._device) % vocabulary).view(2, 8).repeat(copies, 1)
+        lengths_B = torch.tensor([5, 8], device=self._device).repeat(copies)
+        matters_BT = torch.arange(8, device=self._device) < lengths_B[:, None]
+        computed = self.computed
         try:
-            parts = self._resume(depth, ids_BT, chosen_BT)
+            found = self._resume(depth, ids_BT, matters_BT)
+            whole = self._whole(ids_BT)
         except _UNFIT:
             return False
-        whole = self._whole(ids_BT)
-        width = parts.shape[1]
-        if parts.shape != whole[:, :width].shape:
+        finally:
+            self._forget([(depth, tuple(ids[:length])) for ids, length in zip(
+                ids_BT.tolist(), lengths_B.tolist(), strict=True)])
+            self.computed = computed
+        if found.shape != whole.shape:
             return False
-        matters_BW = torch.arange(width, device=parts.device) < _lengths(chosen_BT)[:, None]
-        found, wanted = parts[matters_BW].float(), whole[:, :width][matters_BW].float()
+        left, right = found[matters_BT].float(), whole[matters_BT].float()
         slack = min(100 * torch.finfo(whole.dtype).eps, 0.05)  # 1e-5 in float32
-        return bool((found - wanted).abs().max() <= slack * wanted.abs().max().clamp(min=1.0))
+        return bool((left - right).abs().max() <= slack * right.abs().max().clamp(min=1.0))
+
+    def _forget(self, keys: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+        """Drop remembered states."""
+        for key in keys:
+            if (state := self._known.pop(key, None)) is not None:
+                self.held_bytes -= state.nbytes
 
     def _resume(self, depth: int, ids_BT: Tensor, chosen_BT: Tensor) -> Tensor:
         """The pass from block ``depth`` on. Nothing that matters sees a token after the last chosen
@@ -138,7 +153,7 @@ class Prefix:
             self._known[depth, row] = state
             self._known.move_to_end((depth, row))
         while self.held_bytes > self.most_bytes:
-            self.held_bytes -= self._known.popitem(last=False)[1].nbytes
+            self._forget([next(iter(self._known))])
         return [states[row] for row in rows]
 
     def _compute(self, depth: int, rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...],

@@ -171,6 +171,7 @@ def test_what_is_remembered_depends_on_the_company_on_an_accelerator_only(base, 
     monkeypatch.setattr(base.prefix, "_compute", lambda depth, rows: sizes.append(len(rows)) or compute(depth, rows))
     assert not base.prefix.together
     base.prefix.together = together
+    base.prefix._fits[3] = True  # as an earlier pass had found
     evaluate(Learner(base, TrainConfig()), works(base, 1)[0].start, {"a": records(4)}, EvaluateConfig())
     assert sizes == ([4] if together else [1] * 4)
 
@@ -182,6 +183,22 @@ def test_sequences_read_together_are_the_same(base):
         wanted = learner.train(works(base, 2))
     assert_same(learner.train(works(base, 2)), wanted, works(base, 2))
     assert base.prefix._fits == {2: True}
+
+
+def test_no_text_decides_how_others_are_read(base, monkeypatch):
+    """Whether a model can be cut is looked at with made-up tokens, before and whatever is read."""
+    read, whole = [], base.prefix._whole
+    monkeypatch.setattr(base.prefix, "_whole", lambda ids: read.append(ids.tolist()) or whole(ids))
+    looked = []
+    for seed in (1, 2):
+        base.prefix._fits.clear()
+        read.clear()
+        check = base.prefix._check
+        monkeypatch.setattr(base.prefix, "_check", lambda depth, check=check: (read.clear(), check(depth), looked.append(list(read)))[1])
+        Learner(base, TrainConfig()).train([LocalTraining(works(base, 1)[0].start, records(2, seed), Trainable.AB, 1, 2, 1e-2, 0)])
+        monkeypatch.setattr(base.prefix, "_check", check)
+    assert looked[0] == looked[1] != []
+    assert not any(len(tokens) == 5 and tokens == (0, 1, 2, 3, 4) for _, tokens in base.prefix._known)
 
 
 def test_the_oldest_is_forgotten_when_it_is_too_much(base):
