@@ -24,8 +24,6 @@ from aulait.training.batches import collate, scored
 from aulait.training.record_gradients import PrivateTraining, batches, gradients, train_privately
 from aulait.training.trainer import Learner, TrainConfig
 
-pytest.importorskip("opacus")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -77,7 +75,7 @@ def test_gradients_of_a_batch_equal_those_of_single_records(folder, kind, traina
 
 def test_gradients_equal_those_of_opacus_hooks(base):
     """The same low-rank layer built of plain linear layers, with the hooks that Opacus puts on them."""
-    from opacus import GradSampleModule
+    GradSampleModule = pytest.importorskip("opacus").GradSampleModule
 
     class Layer(torch.nn.Module):
         def __init__(self, inner, a, b, scale):
@@ -230,7 +228,7 @@ def test_torch_generators_are_not_used_for_what_must_be_secret(base, monkeypatch
 
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
 def test_batches_are_poisson_like_those_of_opacus(base, sigma):
-    from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+    UniformWithReplacementSampler = pytest.importorskip("opacus.utils.uniform_sampler").UniformWithReplacementSampler
 
     one = work(base, records=records(40), batch=8, steps=3000, sigma=sigma)
     sizes = torch.tensor([len(batch) for batch in batches(one)]).double()
@@ -338,6 +336,27 @@ def steps_of(base, one) -> record_gradients._RecordSteps:
     factors = {n: (torch.nn.Parameter(a.clone()), torch.nn.Parameter(b.clone())) for n, (a, b) in one.start.factors.items()}
     live = record_gradients._LiveFactors(learner(base), one, factors, [leaf for pair in factors.values() for leaf in one.trainable.of(pair)], SystemNoise())
     return record_gradients._RecordSteps(live)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_equals_that_of_opacus(base, optimizer):
+    """Its optimiser clips the stack of gradients in float32 and steps on sum / expected; without noise."""
+    DPOptimizer = pytest.importorskip("opacus.optimizers").DPOptimizer
+    one = work(base, steps=1, batch=8, clip=0.02, lr=1e-2)
+    found, _, _ = gradients(learner(base), one.start, one.records, Trainable.AB)
+    leaves = [torch.nn.Parameter(t.clone()) for pair in one.start.factors.values() for t in pair]
+    inner = torch.optim.SGD(leaves, lr=one.lr) if optimizer == "sgd" else torch.optim.AdamW(leaves, lr=one.lr, weight_decay=0.0)
+    theirs = DPOptimizer(inner, noise_multiplier=0.0, max_grad_norm=one.clip, expected_batch_size=8)
+    for leaf, gradient in zip(leaves, found, strict=True):
+        leaf.grad_sample = gradient
+    theirs.step()
+    done = train_privately(learner(base, optimizer=optimizer), one).adapter
+    ours = [t for pair in done.factors.values() for t in pair]
+    starts = [t for pair in one.start.factors.values() for t in pair]
+    moves = [torch.cat([(a - b).flatten() for a, b in zip(some, starts, strict=True)]) for some in (ours, [leaf.detach() for leaf in leaves])]
+    sure = moves[1].abs() > 1e-2 * moves[1].abs().max()  # AdamW's step of a tiny gradient is its rounding's
+    assert_near(moves[0][sure], moves[1][sure], 1e-2)
+    assert int(sure.sum()) > 100
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3])
