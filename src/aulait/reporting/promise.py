@@ -124,7 +124,7 @@ def attack_sentences(run: RunFiles, curve: Curve = ()) -> list[str]:
     sharp = known.detection()
     if sharp < bound - 0.005:
         found.append(
-            "The ledger allows a sharper statement, because every release was Gaussian with known "
+            "The list of releases allows a sharper statement, because each is Gaussian with known "
             f"noise: the attacker recognises at most {rate(sharp)}.")
     guess = numbers.percent(guarantee.FALSE_ALARM, 0)
     return [*found,
