@@ -147,7 +147,7 @@ def _beyond(run: RunFiles, personal: bool) -> Iterator[Risk]:
         yield ("held-out scores", "The simulation measures them on private text, without noise; "
                "they are in result.json, rounds.jsonl and report.html.",
                "Do not hand these files on with the model; a deployment does not release them.")
-    if personal:
+    if personal and promise.protected_unit(run) == "client":  # of records they carry the noise
         yield ("personal adapters", "They have seen a client's text without noise; ε does not "
                "cover them.", "Each goes to its own client, to nobody else.")
     if value_at(run.config, "evaluate", "task") == "rank":

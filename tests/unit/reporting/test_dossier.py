@@ -131,6 +131,9 @@ def test_risks_follow_from_the_settings(tmp_path: Path) -> None:
     settings(folder, '[evaluate]\ntask = "rank"\n')
     assert risk(folder, "personal") is not None
     assert risk(folder, "closed set") is not None
+    record_run(tmp_path / "record")
+    (tmp_path / "record" / "personal").mkdir()
+    assert risk(tmp_path / "record", "personal") is None  # they are made of noised steps
     deployed = write_run(tmp_path / "deployed", change=lambda result: (result.update(engine="flower"), result["eval"].update(measured_on="public text")))
     assert risk(deployed, "held-out scores") is None
     assert "order key" in page_of(deployed)
