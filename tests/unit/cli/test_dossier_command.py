@@ -68,6 +68,8 @@ def test_after_a_run_the_figures_are_those_of_the_ledger_and_kept_the_plan(exper
         assert 0.5 < row["best_success"] < 1
     assert before["hashes"]["base model (fingerprint)"] == after["hashes"]["base model (fingerprint)"]
     assert before["hashes"]["config.toml that the run will write (SHA-256)"] == after["hashes"]["config.toml (SHA-256)"]
+    head = json.loads((finished / "ledger.head").read_text())
+    assert after["hashes"]["head of the ledger (SHA-256)"] == head["hash"]
     sent = {row["what"]: row["up_all"] for row in after["sent"]}
     assert sent["updates"] == next(row["up_all"] for row in before["sent"] if row["what"] == "updates")
 
