@@ -17,9 +17,9 @@ from aulait.runfolder import schema
 from aulait.runs.books import epsilons
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import Books, Federation, PreparedRun
+from aulait.runs.privacy_schedule import vote_bound
 from aulait.runs.stage import Execution
 from aulait.runs.virtual_time import clock
-from aulait.synthesis import private_evolution
 
 _LONGEST_NAME = 80  # bytes of a client's name as a folder's
 PACKAGES = ("aulait", "torch", "transformers", "peft", "sentence-transformers", "dp-accounting")
@@ -160,7 +160,7 @@ def _synthesis(execution: Execution) -> schema.SynthesisResult:
         texts=sum(len(shard) for shard in progress.texts),
         voters=voters, selection=config.selection, generator=config.generator,
         kind=config.generate.kind,
-        vote_sensitivity=private_evolution.vote_bound(settings.data.records_per_client),
+        vote_sensitivity=vote_bound(settings),
         records_per_client=settings.data.records_per_client,
         client_down_bytes_per_round=mean_bytes["down"],
         client_up_bytes_per_round=mean_bytes["up"],

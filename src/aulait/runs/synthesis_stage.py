@@ -18,13 +18,14 @@ from aulait.methods.contract import Ask, Server
 from aulait.privacy.ledger_line import LedgerLine
 from aulait.runfolder.schema import SynthesisRound, SyntheticLine
 from aulait.runs.prepared import PreparedRun
-from aulait.runs.privacy_schedule import vote_role
+from aulait.runs.privacy_schedule import vote_bound, vote_role
 from aulait.runs.proxies import public_shards
 from aulait.runs.stage import Execution, PlannedRound, VirtualRound
 from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.synthesis import private_evolution
 from aulait.synthesis.population import EvolutionState, Text
 from aulait.synthesis.private_evolution import EvolutionContext
+from aulait.synthesis.unit_votes import VoteNoise
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,19 @@ class SynthesisStage:
     def _context(self) -> EvolutionContext:
         """Embedder and generator are loaded when the stage has rounds to do."""
         run = self._run
-        bound = private_evolution.vote_bound(run.settings.data.records_per_client)
+        bound = vote_bound(run.settings)
         return EvolutionContext(run.context.seeds, run.federation.corpus.public,
-                                run.models.embedder(), run.models.generator(), bound)
+                                run.models.embedder(), run.models.generator(), bound,
+                                self._site_noise(bound))
+
+    def _site_noise(self, bound: float) -> VoteNoise | None:
+        """What every site is asked to add to its votes; None where the unit is the client, and for
+        exact votes."""
+        privacy = self._run.settings.privacy
+        sigma = next((r.sigma for r in self._run.privacy.releases if r.stage == self.name), None)
+        if sigma is None or not privacy.protects_records:
+            return None
+        return VoteNoise(sigma, bound, privacy.noise_seed)
 
     @cached_property
     def ask(self) -> Ask:
@@ -157,7 +168,8 @@ def _key(run: PreparedRun) -> str:
     s, sites = run.settings, run.federation.sites
     privacy = s.privacy.model_dump(include={"off", "epsilon", "noise_multiplier", "delta",
                                             "relation", "noise_seed", "vote_fraction",
-                                            "mechanism"})
+                                            "mechanism", "unit", "unit_field",
+                                            "records_per_unit"})
     machines = [[t.name, t.machine, t.link, t.availability, t.dropout, t.spread]
                 for t in s.federation.tier if t.machine]
     virtual = [machines, s.compute.model_dump(), {n: own.plan.tier for n, own in sites.items()}]

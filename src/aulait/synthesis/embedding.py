@@ -75,9 +75,11 @@ class SentenceEmbedder:
 
         Texts longer than the model's limit are cut. The model takes new texts sorted by length,
         whatever their order here; a row does not depend on the other texts but for float32
-        rounding.
+        rounding. The vector of a text that is asked for by itself depends on nothing else, to the
+        last bit, whatever was embedded before.
         """
-        keys = [hashlib.sha256(text.encode()).digest() for text in texts]
+        among = b"alone|" if len(texts) == 1 else b""
+        keys = [hashlib.sha256(among + text.encode()).digest() for text in texts]
         known = {key: self._memory[key] for key in keys if key in self._memory}
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         if new:

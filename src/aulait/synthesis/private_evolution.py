@@ -9,7 +9,10 @@ source: Lin et al., "Differentially Private Synthetic Data via Foundation Model 
     2024, arXiv 2406.02958.
 travels: down 4 · J · D bytes, up 4 · J bytes a client and round, D the width of the embedder.
 privacy: the sum over clients of whole vote vectors, each clipped in L2 to S = sqrt(m), m the cap of
-records a client.
+records a client. Where a record (or a field's value) is the unit, every unit's votes are clipped to
+S = sqrt(neighbours · records_per_unit), and each site adds N(0, z² S²) to its own sum before it is
+sent: a role pays for its worst unit, the server is trusted with nothing, and the released sum has
+the noise of all sites that answered.
 differs: round 1 votes on public texts themselves; clipping, not normalising, so a client with few
     records counts less; a failed child is dropped, never replaced by its parent or prompt; noise is
     exactly what the accountant knows.
@@ -40,6 +43,7 @@ from aulait.synthesis.population import (
     text_of,
     written,
 )
+from aulait.synthesis.unit_votes import VoteNoise, noised_votes
 from aulait.synthesis.variation import Variation
 
 
@@ -52,7 +56,9 @@ class EvolutionContext:
         public: public texts, or public pairs, to start from.
         embedder: texts to vectors.
         generator: breeds children from texts, and writes texts.
-        bound: S, the L2 bound of a client's vote vector.
+        bound: S, the L2 bound of a client's vote vector, or of a unit's.
+        noise: what every site is asked to add to its own votes, where a record is the unit; None
+            where the aggregator adds the noise.
     """
 
     seeds: Seeds
@@ -60,6 +66,7 @@ class EvolutionContext:
     embedder: Embedder
     generator: Variation
     bound: float
+    noise: VoteNoise | None = None
 
 
 def init(config: SynthesisConfig, context: EvolutionContext) -> EvolutionState:
@@ -95,34 +102,48 @@ def _vote(config: SynthesisConfig, context: EvolutionContext, embeddings_JD: Ten
           server: Server) -> tuple[Tensor, float, Info]:
     """The released votes (J,), the standard deviation of their noise, and bytes and seconds."""
     template = {"votes": torch.zeros(len(embeddings_JD))}
-    requests = [VoteRequest(name, cohort.round, {"embeddings": embeddings_JD},
-                            {"neighbours": config.neighbours}) for name in cohort.local]
+    noise = context.noise
+    settings = {"neighbours": config.neighbours, **(noise.settings() if noise else {})}
+    requests = [VoteRequest(name, cohort.round, {"embeddings": embeddings_JD}, settings)
+                for name in cohort.local]
+    release = Release.of_cohort(cohort, stage="synthesis", bound=context.bound, template=template)
     started = time.perf_counter()
-    updates = list(server.ask(requests))
-    client_s = time.perf_counter() - started
-    released = server.aggregator.release(
-        updates, Release.of_cohort(cohort, stage="synthesis", bound=context.bound,
-                                   template=template))
-    # bytes of the planned cohort: how many really replied is private
-    counted = cohort.planned if server.aggregator.private else len(updates)
-    info = {"up_bytes": counted * nbytes(template),
+    if noise is None:
+        updates = list(server.ask(requests))
+        client_s = time.perf_counter() - started
+        released = server.aggregator.release(updates, release)
+        # bytes of the planned cohort: how many really replied is private
+        counted = float(cohort.planned if server.aggregator.private else len(updates))
+        std = released.noise_std
+    else:  # charged before anybody is asked, because a site's answer is out as soon as it is sent
+        released = server.aggregator.release_records(
+            lambda: server.ask(requests), release, dict.fromkeys(cohort.local, template))
+        client_s = time.perf_counter() - started
+        counted = released.planned  # sites that answered, each with noise of its own
+        std = math.sqrt(counted) * noise.sigma
+    info = {"up_bytes": round(counted) * nbytes(template),
             "down_bytes": sum(nbytes(request.tensors) for request in requests),
             "client_s": client_s}
-    return released.total["votes"], released.noise_std, info
+    return released.total["votes"], std, info
 
 
 def answer(requests: Sequence[VoteRequest], sites: Sequence[Site], context: RunContext,
            embedder: Embedder) -> list[ClientUpdate]:
-    """A client's votes: each of its records counts for its nearest candidates. The aggregator clips
-    them.
+    """A client's votes: each of its records counts for its nearest candidates.
 
-    The embedder stands where the answers of methods have the trainer; nothing of ``context`` is
-    used.
+    Where the request names noise of the site's own, every unit's votes are clipped and the sum
+    leaves with noise; else the aggregator clips the client's votes as a whole. The embedder stands
+    where the answers of methods have the trainer; nothing of ``context`` is used.
     """
     updates = []
     for request, site in zip(requests, sites, strict=True):
-        own_BD = embedder.embed([record.full for record in site.train])
-        counts_J = votes(own_BD, request.tensors["embeddings"], int(request.settings["neighbours"]))
+        noise = VoteNoise.of(request.settings)
+        if noise is not None:
+            counts_J = noised_votes(request, site.train, embedder, noise)
+        else:
+            own_BD = embedder.embed([record.full for record in site.train])
+            counts_J = votes(own_BD, request.tensors["embeddings"],
+                             int(request.settings["neighbours"]))
         updates.append(ClientUpdate(site.name, {"votes": counts_J}, float(len(site.train))))
     return updates
 

@@ -80,13 +80,23 @@ def test_memory_embeds_a_text_once_and_is_bounded() -> None:
     assert torch.equal(first[0], first[2])
     assert torch.equal(embedder.embed(["bb", "a"]), first[[1, 0]])
     assert model.seen == ["a", "bb"]
-    embedder.embed(["ccc"])  # forgets "bb", the one used longest ago
-    embedder.embed(["a"])
+    embedder.embed(["ccc", "a"])  # forgets "bb", the one used longest ago
     assert model.seen == ["a", "bb", "ccc"]
-    embedder.embed(["bb"])
+    embedder.embed(["bb", "a"])
     assert model.seen == ["a", "bb", "ccc", "bb"]
     assert len(embedder._memory) == 2
     assert all(isinstance(key, bytes) and len(key) == 32 for key in embedder._memory)  # no text is kept
+
+
+def test_a_text_embedded_by_itself_does_not_hang_on_what_was_embedded_before(minilm) -> None:
+    """Rows of a batch are padded and move each other's last digits; alone there is nothing to be moved by."""
+    text, long = "a short note", "a note that goes on and on about one thing and another, " * 4
+    fresh = load_embedder("minilm")
+    expected = fresh.embed([text])
+    used = load_embedder("minilm")
+    used.embed([long, text, "another"])
+    assert torch.equal(used.embed([text]), expected)
+    assert torch.equal(used.embed([text]), expected)
 
 
 def test_more_texts_than_the_memory_holds_all_come_back() -> None:
