@@ -25,7 +25,6 @@ from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.synthesis import private_evolution
 from aulait.synthesis.population import EvolutionState, Text
 from aulait.synthesis.private_evolution import EvolutionContext
-from aulait.synthesis.unit_votes import VoteNoise
 
 
 @dataclass(frozen=True)
@@ -70,16 +69,7 @@ class SynthesisStage:
         bound = vote_bound(run.settings)
         return EvolutionContext(run.context.seeds, run.federation.corpus.public,
                                 run.models.embedder(), run.models.generator(), bound,
-                                self._site_noise(bound))
-
-    def _site_noise(self, bound: float) -> VoteNoise | None:
-        """What every site is asked to add to its votes; None where the unit is the client, and for
-        exact votes."""
-        privacy = self._run.settings.privacy
-        sigma = next((r.sigma for r in self._run.privacy.releases if r.stage == self.name), None)
-        if sigma is None or not privacy.protects_records:
-            return None
-        return VoteNoise(sigma, bound, privacy.noise_seed)
+                                run.privacy.site_noise(self.name))
 
     @cached_property
     def ask(self) -> Ask:

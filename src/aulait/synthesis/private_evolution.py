@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,6 +33,7 @@ from aulait.core.seeds import Seeds
 from aulait.core.types import ClientUpdate, Info, Record, Site, VoteRequest, nbytes
 from aulait.methods.contract import RunContext, Server
 from aulait.privacy.aggregator import Release
+from aulait.privacy.record_level import PRIVATE, SiteNoise
 from aulait.synthesis import selection
 from aulait.synthesis.embedding import Embedder, votes
 from aulait.synthesis.population import (
@@ -43,7 +44,7 @@ from aulait.synthesis.population import (
     text_of,
     written,
 )
-from aulait.synthesis.unit_votes import VoteNoise, noised_votes
+from aulait.synthesis.unit_votes import noised_votes
 from aulait.synthesis.variation import Variation
 
 
@@ -66,7 +67,7 @@ class EvolutionContext:
     embedder: Embedder
     generator: Variation
     bound: float
-    noise: VoteNoise | None = None
+    noise: SiteNoise | None = None
 
 
 def init(config: SynthesisConfig, context: EvolutionContext) -> EvolutionState:
@@ -103,7 +104,8 @@ def _vote(config: SynthesisConfig, context: EvolutionContext, embeddings_JD: Ten
     """The released votes (J,), the standard deviation of their noise, and bytes and seconds."""
     template = {"votes": torch.zeros(len(embeddings_JD))}
     noise = context.noise
-    settings = {"neighbours": config.neighbours, **(noise.settings() if noise else {})}
+    settings: Info = {"neighbours": config.neighbours}
+    settings |= {PRIVATE: noise.setting()} if noise else {}
     requests = [VoteRequest(name, cohort.round, {"embeddings": embeddings_JD}, settings)
                 for name in cohort.local]
     release = Release.of_cohort(cohort, stage="synthesis", bound=context.bound, template=template)
@@ -116,8 +118,9 @@ def _vote(config: SynthesisConfig, context: EvolutionContext, embeddings_JD: Ten
         counted = float(cohort.planned if server.aggregator.private else len(updates))
         std = released.noise_std
     else:  # charged before anybody is asked, because a site's answer is out as soon as it is sent
-        released = server.aggregator.release_records(
-            lambda: server.ask(requests), release, dict.fromkeys(cohort.local, template))
+        released = server.aggregator.release(
+            _asked_when_read(server, requests), release,
+            expected_shapes=dict.fromkeys(cohort.local, template))
         client_s = time.perf_counter() - started
         counted = released.planned  # sites that answered, each with noise of its own
         std = math.sqrt(counted) * noise.sigma
@@ -125,6 +128,11 @@ def _vote(config: SynthesisConfig, context: EvolutionContext, embeddings_JD: Ten
             "down_bytes": sum(nbytes(request.tensors) for request in requests),
             "client_s": client_s}
     return released.total["votes"], std, info
+
+
+def _asked_when_read(server: Server, requests: Sequence[VoteRequest]) -> Iterator[ClientUpdate]:
+    """The updates; no client is asked before the first of them is read."""
+    yield from server.ask(requests)
 
 
 def answer(requests: Sequence[VoteRequest], sites: Sequence[Site], context: RunContext,
@@ -137,7 +145,7 @@ def answer(requests: Sequence[VoteRequest], sites: Sequence[Site], context: RunC
     """
     updates = []
     for request, site in zip(requests, sites, strict=True):
-        noise = VoteNoise.of(request.settings)
+        noise = SiteNoise.read(request.settings)
         if noise is not None:
             counts_J = noised_votes(request, site.train, embedder, noise)
         else:

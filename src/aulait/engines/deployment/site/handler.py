@@ -290,12 +290,7 @@ class SiteHandler:
         site = session.site(run.kept.memory)
         run.account.charge_run()
         if isinstance(request, VoteRequest):
-            width = request.tensors["embeddings"].shape[1]
-            if width != session.embedder.width:
-                raise Refused(f"candidates of width {width} found, the embedder here has "
-                              f"{session.embedder.width}; use the same one at both")
-            (update,) = private_evolution.answer([request], [site], session.context,
-                                                 session.embedder)
+            (update,) = self._voted(request, site, run, session)
         else:
             assert isinstance(request, TrainRequest)
             (update,) = self._trained(request, site, run, session)
@@ -307,6 +302,19 @@ class SiteHandler:
             update = type(update)(update.client, update.tensors, weight)
         wire = run.terms.adapters if request.stage == "train" else "float32"
         return messages.update_message(update, message.head.stamp, wire)
+
+    def _voted(self, request: VoteRequest, site: Site, run: ActiveRun,
+               session: SiteSession) -> list[ClientUpdate]:
+        """What came of a vote; where single records are protected with noise of this site's own,
+        which is charged before. Votes without noise are given only where the terms, which this
+        site has taken, say so."""
+        terms, width = run.terms, request.tensors["embeddings"].shape[1]
+        if width != session.embedder.width:
+            raise Refused(f"candidates of width {width} found, the embedder here has "
+                          f"{session.embedder.width}; use the same one at both")
+        if terms.privacy.protects_records and not terms.exact_votes:
+            run.account.charge_votes(request.settings, site)
+        return private_evolution.answer([request], [site], session.context, session.embedder)
 
     def _trained(self, request: TrainRequest, site: Site, run: ActiveRun,
                  session: SiteSession) -> list[ClientUpdate]:

@@ -22,7 +22,7 @@ from aulait.engines.deployment.site.policy import SITE, site_plan, told_plan
 from aulait.engines.deployment.site.site_policy import SitePolicy
 from aulait.methods.contract import record_mechanism
 from aulait.privacy.accounting import Accountant, Event, calibrate
-from aulait.privacy.record_level import SiteNoise
+from aulait.privacy.record_level import VOTES, RecordMechanism, SiteNoise
 
 CLIPS = (1e-6, 1e6)  # outside of them single precision rounds the noise or the gradients away
 _ROUNDING = 1 + 1e-6
@@ -106,14 +106,7 @@ class SiteAccount:
             PrivacyError: the request asks for an answer that the promise does not cover; nothing
                 was charged.
         """
-        noise = SiteNoise.read(settings)
-        valid = noise is not None and noise.noise_seed is None and 0 < noise.sigma < math.inf
-        require(valid, PrivacyError,
-                "a request without noise of this site's own found, the terms promise it; refused")
-        assert noise is not None
-        require(CLIPS[0] <= noise.clip <= CLIPS[1], PrivacyError,
-                f"a request with clip = {noise.clip:g} found, expected {CLIPS[0]:g} to "
-                f"{CLIPS[1]:g}; refused")
+        noise = self._asked(settings)
         privacy, method = terms.privacy, terms.method
         require("record" in method.TRAITS.units, PrivacyError,
                 "a request with noise of this site's own found, expected of a method that protects "
@@ -123,22 +116,67 @@ class SiteAccount:
         require(noise.mechanism == own.mechanism and noise.most_rate <= most, PrivacyError,
                 "a request of another mechanism or a larger sampling rate than the terms' found; "
                 "refused")
-        if privacy.relation is None:
-            raise PrivacyError("terms without privacy.relation found; refused")
-        multiplier = noise.sigma / own.sensitivity(noise.clip, privacy.relation)
-        limit = math.inf
-        if (
-            (told := privacy.noise_multiplier) is not None
-            and privacy.epsilon is None
-        ):
-            require(multiplier >= told / _ROUNDING, PrivacyError,
-                    f"a request with noise multiplier {multiplier:.4f} found, the terms promise "
-                    f"{told:.4f}; refused")
-            limit = site_plan(terms, told, own).epsilon[SITE]
-        self.charge_event(own.event(multiplier), "train", limit)
+        self._charge_noise(noise, own, "train", own)
         # A request may ask for less than what was charged, never for more.
         return noise.model_copy(update={"most_rate": min(noise.most_rate, own.rate),
                                         "most_steps": min(noise.most_steps, own.steps)})
+
+    def charge_votes(self, settings: JsonMapping, site: Site) -> SiteNoise:
+        """Check one request for votes with noise of the site's own, and charge it.
+
+        Args:
+            settings: of the request, which hold what noise it asks for (``SiteNoise``).
+            site: with its records and plan.
+
+        Returns:
+            What the site is to add to its votes, and the bound of a unit's votes.
+
+        Raises:
+            PrivacyError: the request asks for an answer that the promise does not cover; nothing
+                was charged.
+        """
+        noise, terms = self._asked(settings), self._terms
+        require(noise.mechanism == VOTES, PrivacyError,
+                f"a request for votes by another mechanism than '{VOTES}' found; refused")
+        own = record_mechanism(terms.method, terms.method_config, terms.privacy, [site])
+        self._charge_noise(noise, RecordMechanism(VOTES, 1), "synthesis", own)
+        return noise
+
+    def _asked(self, settings: JsonMapping) -> SiteNoise:
+        """The noise that a request asks for, once it is some. From a seed only where the terms
+        say so, which this site then has taken as a run without privacy."""
+        noise = SiteNoise.read(settings)
+        valid = noise is not None and 0 < noise.sigma < math.inf and (
+            noise.noise_seed == self._terms.privacy.noise_seed)
+        require(valid, PrivacyError,
+                "a request without noise of this site's own found, the terms promise it; refused")
+        assert noise is not None
+        require(CLIPS[0] <= noise.clip <= CLIPS[1], PrivacyError,
+                f"a request with clip = {noise.clip:g} found, expected {CLIPS[0]:g} to "
+                f"{CLIPS[1]:g}; refused")
+        return noise
+
+    def _charge_noise(self, noise: SiteNoise, asked: RecordMechanism, stage: str,
+                      training: RecordMechanism) -> None:
+        """Charge an answer of this stage.
+
+        Args:
+            noise: that the request asks for.
+            asked: what the answer asks of a unit.
+            stage: "synthesis" or "train".
+            training: what a round of training asks of a unit, for the promise of the whole run.
+        """
+        privacy = self._terms.privacy
+        if privacy.relation is None:
+            raise PrivacyError("terms without privacy.relation found; refused")
+        multiplier = noise.sigma / asked.sensitivity(noise.clip, privacy.relation)
+        limit, told = math.inf, privacy.noise_multiplier
+        if told is not None and privacy.epsilon is None:
+            require(multiplier >= told / _ROUNDING, PrivacyError,
+                    f"a request with noise multiplier {multiplier:.4f} found, the terms promise "
+                    f"{told:.4f}; refused")
+            limit = site_plan(self._terms, told, training).epsilon[SITE]
+        self.charge_event(asked.event(multiplier), stage, limit)
 
     def charge_event(self, event: Event, stage: str, limit: float = math.inf) -> None:
         """Charge one noised answer about this site's records, before it is sent.
