@@ -143,11 +143,9 @@ class SiteAccount:
         return noise
 
     def _asked(self, settings: JsonMapping) -> SiteNoise:
-        """The noise that a request asks for, once it is some. From a seed only where the terms
-        say so, which this site then has taken as a run without privacy."""
+        """The noise that a request asks for, once it is some, and from no seed."""
         noise = SiteNoise.read(settings)
-        valid = noise is not None and 0 < noise.sigma < math.inf and (
-            noise.noise_seed == self._terms.privacy.noise_seed)
+        valid = noise is not None and noise.noise_seed is None and 0 < noise.sigma < math.inf
         require(valid, PrivacyError,
                 "a request without noise of this site's own found, the terms promise it; refused")
         assert noise is not None
