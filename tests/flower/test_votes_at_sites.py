@@ -6,10 +6,10 @@ import json
 
 import pytest
 from tests import tiny_run
-from tests.flower import wire
 from tests.flower.local_transport import LocalTransport, deploy, site
 
 from aulait.core.seeds import Seeds
+from aulait.engines.deployment.protocol.envelope import packet_bytes
 from aulait.engines.deployment.site.handler import SiteHandler
 from aulait.engines.inline import InlineEngine
 from aulait.privacy.noise import SeededNoise
@@ -83,7 +83,7 @@ def test_every_vote_is_charged_at_the_site_and_a_repeated_request_gets_the_same_
         assert {charge["stage"] for charge in charges(places, name)} == {"synthesis"}
         last = [asked for client, asked in transport.asked if client == name and asked.kind == "vote"][-1]
         again = own[name].answer(last.packet)
-        assert wire.seen(again).body == wire.seen(answers[name][-1][1]).body, "the kept answer, not another draw of the noise"
+        assert packet_bytes(again) == answers[name][-1][1], "the kept answer, not another draw of the noise"
         assert len(charges(places, name)) == 2
     assert {charge["stage"] for charge in charges(places, TRAINER)} == {"train"}
 
