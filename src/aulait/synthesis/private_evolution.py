@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -119,8 +119,7 @@ def _vote(config: SynthesisConfig, context: EvolutionContext, embeddings_JD: Ten
         std = released.noise_std
     else:  # charged before anybody is asked, because a site's answer is out as soon as it is sent
         released = server.aggregator.release(
-            _asked_when_read(server, requests), release,
-            expected_shapes=dict.fromkeys(cohort.local, template))
+            server.ask(requests), release, expected_shapes=dict.fromkeys(cohort.local, template))
         client_s = time.perf_counter() - started
         counted = released.planned  # sites that answered, each with noise of its own
         std = math.sqrt(counted) * noise.sigma
@@ -128,11 +127,6 @@ def _vote(config: SynthesisConfig, context: EvolutionContext, embeddings_JD: Ten
             "down_bytes": sum(nbytes(request.tensors) for request in requests),
             "client_s": client_s}
     return released.total["votes"], std, info
-
-
-def _asked_when_read(server: Server, requests: Sequence[VoteRequest]) -> Iterator[ClientUpdate]:
-    """The updates; no client is asked before the first of them is read."""
-    yield from server.ask(requests)
 
 
 def answer(requests: Sequence[VoteRequest], sites: Sequence[Site], context: RunContext,
