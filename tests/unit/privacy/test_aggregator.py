@@ -255,7 +255,7 @@ def test_without_privacy():
     assert not through.private
     refused = []
     both = [*updates, update("c"), update("b")]
-    assert [r.client for r in through.collect(both, "flora", "ffa", {"a": LIKE, "b": LIKE}, refused)] == ["b", "a"]
+    assert [r.client for r in through.collect(both, "flora", "ffa", WantedUpdates({"a": LIKE, "b": LIKE}), refused)] == ["b", "a"]
     assert refused == [("c", "was not asked"), ("b", "replied twice")]
 
 
@@ -279,7 +279,7 @@ def test_only_proxies_are_admitted():
 
 def test_single_replies_are_refused_under_privacy():
     with pytest.raises(PrivacyError, match="'ffa'"):
-        aggregator().collect([update("a")], "flora", "ffa", {"a": LIKE}, [])
+        aggregator().collect([update("a")], "flora", "ffa", WantedUpdates({"a": LIKE}), [])
     with pytest.raises(PrivacyError, match="uniform"):
         release(aggregator(), [update("a")], weights="size")
 
