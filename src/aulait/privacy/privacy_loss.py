@@ -117,9 +117,9 @@ def _mills(x: float) -> float:
 def composed_epsilon(parts: Sequence[SampledGaussian], delta: float, rough: bool = False) -> float:
     """An epsilon for which all parts together are (epsilon, delta)-private, close to the smallest.
 
-    Time and memory are bounded for every input; within one percent of the smallest for noise
-    multipliers of 0.1 to 1000, rates of 1e-6 to 1, up to a million releases, delta of 1e-3 to
-    1e-20.
+    Time and memory are bounded for every input. Meant for noise multipliers of 0.1 to 1000, rates
+    of 1e-6 to 1, up to a million releases, delta of 1e-3 to 1e-20, and there about one percent
+    above the smallest; docs/decisions/0014-accounting.md says what was checked, and where it fails.
 
     Args:
         parts: the mechanisms.
