@@ -542,3 +542,4 @@ def test_bench_loads_the_base_once():
         assert each["ratio_to_floor"] == pytest.approx(each["floor_tokens_per_s"] / each["aulait_tokens_per_s"])
     assert found["tokens"] == found["methods"]["ffa"]["tokens"] > 0
     assert found["peak_rss_bytes"] > 10**8
+    assert 0.1 < found["dpsgd_ratio_to_floor"] < 100
