@@ -63,8 +63,8 @@ def epsilon(events: Iterable[Event] | Mapping[Event, int], delta: float) -> floa
     delta)-private.
 
     Exact with full participation (one Gaussian, 1/z^2 summed over events); with Poisson sampling an
-    upper bound, about one percent above the smallest; docs/decisions/0014-accounting.md says where it
-    is more. Time and memory are bounded, however many events.
+    upper bound, about one percent above the smallest; docs/decisions/0014-accounting.md says where
+    it is more. Time and memory are bounded, however many events.
 
     Args:
         events: one by one, or event -> how often.
