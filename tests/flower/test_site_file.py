@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import stat
@@ -13,10 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from aulait.core.errors import ConfigError
+from aulait.core.errors import ConfigError, DataError
+from aulait.core.seeds import Seeds
+from aulait.data import client_data
+from aulait.data.client_data import DataConfig
+from aulait.data.unit_rule import UnitRule
 from aulait.engines.deployment.pki.site_template import site_file_text
 from aulait.engines.deployment.protocol.run_terms import RunTerms
-from aulait.engines.deployment.site import policy, site_file, terms_bounds
+from aulait.engines.deployment.site import load_session, policy, site_file, terms_bounds
 from aulait.engines.deployment.site.policy import SitePolicy, refusals, spends
 from aulait.evaluation.config import EvaluateConfig
 from aulait.methods import METHODS
@@ -41,7 +46,7 @@ def terms(promise=None, **changed):
         "run": "0" * 32, "name": "cafe", "client": "ward-a", "placement": "local", "votes": False, "exact_votes": False, "rank": 8,
         "steps": 8, "batch": 4, "rounds": 10, "synthesis_rounds": 5, "records_per_client": 30, "embedder": "minilm", "ranks": None,
         "package": "x", "tier": "gpu", "seed": 1, "adapter": AdapterConfig(), "train": TrainConfig(), "evaluate": EvaluateConfig(),
-        "holdout": 0.2, "max_tokens": 128, "candidates": 300, "neighbours": 1, "cut": 2, "fingerprint": "0" * 16,
+        "holdout": 0.2, "choice": "auto", "share": 1.0, "max_tokens": 128, "candidates": 300, "neighbours": 1, "cut": 2, "fingerprint": "0" * 16,
         "model": ModelConfig(), "algorithm": {"name": "ffa"}, "privacy": PrivacyConfig(**(PROMISE | (promise or {})))}
     return SimpleNamespace(**(plain | changed))
 
@@ -368,3 +373,53 @@ def test_the_settings_of_every_method_are_within_the_bounds():
     for name in METHODS.names():
         config = METHODS.find(name).Config().model_dump(mode="json")
         assert terms_bounds.terms_problems(SitePolicy(), terms(algorithm={"name": name, **config})) == [], name
+# --- what a site protects together
+
+
+PATIENTS = {"unit": "record", "unit_field": "patient", "clip": 1.0}
+
+
+def test_a_site_that_protects_patients_refuses_runs_that_protect_records(tmp_path):
+    plain = site_file.read(write(tmp_path, SMALL))
+    own = site_file.read(write(tmp_path, SMALL + 'unit_field = "mrn"\n'))
+    assert (plain.data.unit_field, own.data.unit_field) == (None, "mrn")
+    record = terms(PATIENTS | {"unit_field": None}, choice="auto")
+    (line,) = policy.unit_refusals(own, record)
+    assert "set privacy.unit_field" in line
+    assert policy.unit_refusals(plain, record) == []
+    for taken in (terms(PATIENTS, choice="auto"), terms(PATIENTS, choice="hash"), terms(choice="count"), terms({"off": True}, choice="count")):
+        assert policy.unit_refusals(own, taken) == []
+    for choice in ("count", None, 7):
+        (line,) = policy.unit_refusals(plain, terms(PATIENTS, choice=choice))
+        assert "set data.choice = 'auto'" in line
+    assert len(policy.unit_refusals(own, terms(PATIENTS | {"unit_field": None}, choice="count"))) == 2
+
+
+def test_the_sites_own_name_of_the_field_wins_and_the_records_are_those_of_a_simulation(tmp_path):
+    def rows(field):
+        return [{"client": c, "text": f"note {i} of {c}", field: float(i // 4)} for c in ("ward-a", "ward-b") for i in range(60)]
+
+    def lines(name, found):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in found))
+        return str(tmp_path / name)
+
+    limits = {"records_per_client": 60, "holdout": 0.3}
+    told = PrivacyConfig(**(PROMISE | PATIENTS))
+    run = SimpleNamespace(privacy=told, pairs=False, choice="auto", share=0.8, too_long="cut", **limits)
+    together = client_data.load_clients(
+        DataConfig(source=lines("all.jsonl", rows("patient")), public="", share=0.8, **limits), Seeds(5), UnitRule(True, "patient"))
+    for field, named in (("patient", ""), ("mrn", 'unit_field = "mrn"\n'), ("mrn", "")):
+        source = lines("notes.jsonl", [row for row in rows(field) if row["client"] == "ward-a"])
+        file = site_file.read(write(tmp_path, SMALL.replace("notes.jsonl", source) + named))
+        data, rule = load_session._data(run, file), load_session._rule(run, file)
+        assert rule == UnitRule(True, "mrn" if named else "patient")
+        if field == "mrn" and not named:
+            with pytest.raises(DataError, match=r"privacy.unit_field: found no field 'patient'"):
+                client_data.own(data, "ward-a", Seeds(5), rule)
+        else:
+            found = client_data.own(data, "ward-a", Seeds(5), rule)
+            assert found == together.clients["ward-a"]
+            assert {r.unit for r in found.train} | {r.unit for r in found.holdout} <= {str(i) for i in range(15)}
+    # without privacy the field of the file is nobody's
+    off = SimpleNamespace(**(vars(run) | {"privacy": PrivacyConfig(off=True)}))
+    assert load_session._rule(off, file) == UnitRule()

@@ -13,7 +13,7 @@ from aulait.cli.options import FileArgument, JsonOption, SetOption
 from aulait.cli.run import malformed
 from aulait.cli.terminal import Document
 from aulait.reporting import numbers as n
-from aulait.reporting import story
+from aulait.reporting import promise, story
 from aulait.resources.devices import measure_device
 from aulait.runs import experiment_file, setup
 from aulait.runs.plan_summary import summarise_plan
@@ -154,11 +154,26 @@ def _size(size_bytes: float | None) -> str:
     return "not known" if size_bytes is None else n.size(size_bytes) if size_bytes else "none"
 
 
+def _protected(privacy: Document) -> str:
+    """What one unit is, and how many there are."""
+    found, field = privacy["units"], privacy["unit_field"]
+    told = promise.unit_in_words(privacy["unit"], field)
+    if privacy["unit"] == "client":
+        return f"{told}; {n.counted(found['total'], 'client')}"
+    noun = "unit" if field else "record"
+    return (f"{told}; {n.counted(found['total'], noun)}, {n.count(found['least'])} to "
+            f"{n.count(found['most'])} a client")
+
+
 def _print_privacy(found: Document) -> None:
     privacy = found["privacy"]
     if privacy["off"]:
         terminal.say("privacy  off: epsilon is infinite")
         return
+    terminal.say(f"protected  {_protected(privacy)}")
+    if limits := promise.limits_in_words(privacy["unit"], privacy["unit_field"]):
+        terminal.say(limits)
+    terminal.say()
     rows = [
         (
             r["stage"],

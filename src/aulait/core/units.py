@@ -8,6 +8,7 @@ so that another unit more or less changes nothing about it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 from aulait.core.types import Record
@@ -32,3 +33,21 @@ def units(records: Iterable[Record]) -> list[RecordGroup]:
     for record in records:
         found.setdefault(unit_key(record), []).append(record)
     return [tuple(members) for members in found.values()]
+
+
+def placeholders(count: int) -> RecordGroup:
+    """Stand-ins for so many units whose records lie elsewhere; each is a unit of its own."""
+    return tuple(Record("", unit=str(index)) for index in range(count))
+
+
+def unit_place(purpose: int, key: str) -> float:
+    """Where a unit falls in [0, 1), uniformly: a keyed hash of its key, and of nothing else.
+
+    Whoever decides about units by this number decides about each as if there were no other.
+
+    Args:
+        purpose: of the decision, a number from the run's seed (``Seeds.integer``).
+        key: of the unit, from ``unit_key``.
+    """
+    digest = hashlib.blake2b(key.encode(), digest_size=8, key=purpose.to_bytes(8, "big")).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53

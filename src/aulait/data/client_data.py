@@ -2,7 +2,9 @@
 a hold-out.
 
 Every choice is drawn from the run's seed and from the content alone: the order of the rows in a
-file changes nothing.
+file changes nothing. By hash (``unit_rule``) a unit is moreover chosen by its own key alone, so
+that one unit more or less changes the training records and the hold-out by its own records and by
+no others. What is public there, and may decide: the clients' names, and how many units each has.
 """
 
 from __future__ import annotations
@@ -10,36 +12,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import torch
+from functools import partial
 
 from aulait.core.errors import DataError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
+from aulait.core.units import placeholders, units
 from aulait.data import config as data_settings
 from aulait.data import public, sources
 from aulait.data.config import AT_SITES
 from aulait.data.config import DataConfig as DataConfig
 from aulait.data.config import problems as problems
-from aulait.data.partitions import Kind, deal, named, unseen
+from aulait.data.partitions import Kind, deal, deal_by_hash, named, unseen
+from aulait.data.splits import ClientData as ClientData
+from aulait.data.splits import refuse_full, split_by_hash, split_holdout
+from aulait.data.unit_rule import UnitRule
 
 Clients = dict[str, list[Record]]
 NAMED_ROWS = 1_000
 EVERYONE = "everyone"
-
-
-@dataclass(frozen=True)
-class ClientData:
-    """A client's records; both parts are sensitive.
-
-    Attributes:
-        train: at most ``records_per_client`` records, in random order; the same ones during the
-            whole run.
-        holdout: records of the same client that are never in ``train``.
-    """
-
-    train: tuple[Record, ...]
-    holdout: tuple[Record, ...]
+BY_COUNT = UnitRule()
 
 
 @dataclass(frozen=True)
@@ -52,9 +44,10 @@ class Corpus:
             public source has too.
         malformed: "data.jsonl line 17: no field 'text'"; at most 1,000 rows, then one line with the
             total.
-        left_out: number of clients with fewer than ``min_records`` distinct records.
-        unseen: records by clients that take no part, at most ``records_per_client`` each, sorted by
-            name; sensitive.
+        left_out: number of clients with fewer than ``min_records`` distinct records (by hash:
+            units, or none to train on).
+        unseen: records by clients that take no part, at most ``records_per_client`` each (by hash:
+            all), sorted by name; sensitive.
     """
 
     clients: dict[str, ClientData]
@@ -86,7 +79,7 @@ class Faults:
         )
 
 
-def load_clients(config: DataConfig, seeds: Seeds) -> Corpus:
+def load_clients(config: DataConfig, seeds: Seeds, rule: UnitRule = BY_COUNT) -> Corpus:
     """Read, check, deduplicate, partition, split and cap.
 
     Random, from ``seeds``: the made-up clients of a partition, which clients are kept and which
@@ -95,23 +88,32 @@ def load_clients(config: DataConfig, seeds: Seeds) -> Corpus:
     other.
 
     Raises:
-        DataError: a problem of the settings, no usable row, too few clients, or no public text.
+        DataError: a problem of the settings, no usable row, too few clients, a cap that binds where
+            units are chosen by hash, or no public text.
     """
-    found = problems(config)
+    found = problems(config, rule.field)
     require(not found, DataError, "; ".join(found))
     require(config.source != AT_SITES, DataError,
             f"data.source = '{AT_SITES}' found, the records lie at the sites; run it by 'aulait "
             "serve', or name a source here")
     faults = Faults()
-    groups = gather(config, faults)
+    groups = gather(config, faults, rule.field)
     if config.partition != "natural":
-        groups = _made_up(groups[EVERYONE], config.partition, config, seeds)
-    kept = {name: records for name, records in groups.items() if len(records) >= config.min_records}
+        groups = _made_up(groups[EVERYONE], config.partition, config, seeds, rule)
+    enough = partial(_enough_units, config, seeds) if rule.by_hash else partial(
+        _enough_records, config)
+    kept = {name: records for name, records in groups.items() if enough(name, records)}
     left_out = len(groups) - len(kept)
     kept = _choose(kept, left_out, config, seeds)
-    apart = _apart(kept, config, seeds)
-    clients = {name: split_holdout(name, kept[name], config, seeds) for name in sorted(kept)
-               if name not in apart}
+    apart = _apart(kept, config, seeds, rule)
+    members = {name: kept[name] for name in sorted(kept) if name not in apart}
+    if rule.by_hash:
+        clients = {name: split_by_hash(name, records, config, seeds)
+                   for name, records in members.items()}
+        refuse_full(clients, config, rule)
+    else:
+        clients = {name: split_holdout(name, records, config, seeds)
+                   for name, records in members.items()}
     if config.pooled:
         parts = [(part.train, part.holdout) for part in clients.values()]
         clients = {EVERYONE: ClientData(*(tuple(record for own in side for record in own)
@@ -119,7 +121,7 @@ def load_clients(config: DataConfig, seeds: Seeds) -> Corpus:
     return Corpus(clients, _public(config, faults), faults.lines(), left_out, apart)
 
 
-def own(config: DataConfig, name: str, seeds: Seeds) -> ClientData:
+def own(config: DataConfig, name: str, seeds: Seeds, rule: UnitRule = BY_COUNT) -> ClientData:
     """One client's records from its own source, chosen as ``load`` would choose them from
     everybody's.
 
@@ -128,19 +130,29 @@ def own(config: DataConfig, name: str, seeds: Seeds) -> ClientData:
             row.
         name: of the client.
         seeds: of the run.
+        rule: by what the records are chosen.
 
     Raises:
-        DataError: no usable row, or fewer than ``min_records``.
+        DataError: no usable row, fewer than ``min_records``, or (by hash) nothing to train on or a
+            cap that binds.
     """
-    found = problems(config)
+    found = problems(config, rule.field)
     require(not found, DataError, "; ".join(found))
-    groups = gather(config, Faults())
+    groups = gather(config, Faults(), rule.field)
     records = groups.get(name if data_settings.named(config) else EVERYONE, [])
     require(len(records) >= config.min_records, DataError,
             f"data.source '{config.source}' has {len(records)} distinct records of '{name}', "
             f"expected at least {config.min_records}; check data.source and data.client of the "
             "site file")
-    return split_holdout(name, records, config, seeds)
+    if not rule.by_hash:
+        return split_holdout(name, records, config, seeds)
+    client = split_by_hash(name, records, config, seeds)
+    require(bool(client.train), DataError,
+            f"data.source '{config.source}' has {len(units(records))} {rule.noun} of '{name}', and "
+            f"data.share = {config.share:g} and data.holdout = {config.holdout:g} leave none to "
+            "train on; raise data.share, or lower data.holdout")
+    refuse_full({name: client}, config, rule)
+    return client
 
 
 def at_sites(config: DataConfig, names: Mapping[str, int]) -> Corpus:
@@ -149,17 +161,18 @@ def at_sites(config: DataConfig, names: Mapping[str, int]) -> Corpus:
 
     Args:
         config: of the public texts.
-        names: client -> records that it may be known to have; 0 where that is not told.
+        names: client -> records (or units) that it may be known to have; 0 where that is not told.
     """
     faults = Faults()
-    # each of them is a unit of its own, as far as is known here
-    clients = {name: ClientData(tuple(Record("", unit=str(i)) for i in range(names[name])), ())
-               for name in sorted(names)}
+    clients = {name: ClientData(placeholders(names[name]), ()) for name in sorted(names)}
     return Corpus(clients, _public(config, faults), faults.lines(), 0)
 
 
-def gather(config: DataConfig, faults: Faults) -> Clients:
-    """Distinct records by client, sorted by content; a client without a usable row has none."""
+def gather(config: DataConfig, faults: Faults, unit_field: str | None = None) -> Clients:
+    """Distinct records by client, sorted by content; a client without a usable row has none.
+
+    Records of different units (values of ``unit_field``) are never taken for the same.
+    """
     found: defaultdict[str, set[Record]] = defaultdict(set)
     rows = 0
     for row in sources.rows(config.source):
@@ -171,7 +184,7 @@ def gather(config: DataConfig, faults: Faults) -> Clients:
             records = found[sources.name_field(row.fields, config.client)
                             if data_settings.named(config)
                             else EVERYONE]
-            records.add(_record(row.fields, config))
+            records.add(_record(row.fields, config, unit_field))
         except ValueError as error:
             faults.add(row.place, str(error))
     first = f"; first fault: {faults.named[0]}" if faults.named else ""
@@ -184,19 +197,34 @@ def gather(config: DataConfig, faults: Faults) -> Clients:
 
 
 def _distinct(records: set[Record]) -> list[Record]:
-    """Sorted by content; of records that differ in the label only, the one with the first label."""
-    first: dict[tuple[str, str], Record] = {}
-    for record in sorted(records, key=lambda r: (r.prompt or "", r.text, r.label or "")):
-        first.setdefault((record.prompt or "", record.text), record)
+    """Sorted by unit and content; of records that differ in the label only, the one with the first
+    label."""
+    first: dict[tuple[str, str, str], Record] = {}
+    for record in sorted(records, key=lambda r: (r.unit or "", r.prompt or "", r.text,
+                                                 r.label or "")):
+        first.setdefault((record.unit or "", record.prompt or "", record.text), record)
     return list(first.values())
 
 
-def _record(fields: Mapping[str, object], config: DataConfig) -> Record:
+def _record(fields: Mapping[str, object], config: DataConfig, unit_field: str | None) -> Record:
     label = None if config.label is None else sources.name_field(fields, config.label)
+    unit = None if unit_field is None else sources.unit_field(fields, unit_field)
     if config.prompt is None or config.response is None:
-        return Record(sources.text_field(fields, config.text), None, label)
+        return Record(sources.text_field(fields, config.text), None, label, unit)
     return Record(sources.text_field(fields, config.response),
-                  sources.text_field(fields, config.prompt), label)
+                  sources.text_field(fields, config.prompt), label, unit)
+
+
+def _enough_records(config: DataConfig, name: str, records: list[Record]) -> bool:
+    """Whether a client takes part, by count."""
+    return len(records) >= config.min_records
+
+
+def _enough_units(config: DataConfig, seeds: Seeds, name: str, records: list[Record]) -> bool:
+    """Whether a client takes part, by hash: the number of its units decides, and whether one is
+    left to train on; how many records a unit has does not."""
+    return (len(units(records)) >= config.min_records
+            and bool(split_by_hash(name, records, config, seeds).train))
 
 
 def _choose(kept: Clients, left_out: int, config: DataConfig, seeds: Seeds) -> Clients:
@@ -217,32 +245,32 @@ def _choose(kept: Clients, left_out: int, config: DataConfig, seeds: Seeds) -> C
     return {name: kept[name] for name in order[: config.clients]}
 
 
-def _apart(kept: Clients, config: DataConfig, seeds: Seeds) -> dict[str, tuple[Record, ...]]:
+def _apart(kept: Clients, config: DataConfig, seeds: Seeds,
+           rule: UnitRule) -> dict[str, tuple[Record, ...]]:
     """The unseen clients and the records they are evaluated on."""
-    whole = config.model_copy(update={"holdout": 0.0})  # the cap alone
+    whole = config.model_copy(update={"holdout": 0.0})  # the cap (or the share) alone
+    split = split_by_hash if rule.by_hash else split_holdout
     names = unseen(list(kept), config.unseen, 1 if config.pooled else 2, seeds)
-    return {name: split_holdout(name, kept[name], whole, seeds).train for name in names}
+    return {name: split(name, kept[name], whole, seeds).train for name in names}
 
 
-def split_holdout(name: str, records: list[Record], config: DataConfig, seeds: Seeds) -> ClientData:
-    """Hold-out first, then the cap on both parts; ``records`` are distinct and sorted."""
-    cap, part = config.records_per_client, config.holdout
-    held = min(max(1, round(len(records) * part)), len(records) - 1) if part > 0 else 0
-    order = torch.randperm(len(records), generator=seeds.generator("holdout", client=name)).tolist()
-    rest = sorted(order[held:])
-    chosen = torch.randperm(len(rest), generator=seeds.generator("cap", client=name)).tolist()[:cap]
-    holdout_cap = max(1, round(cap * part / (1 - part)))
-    holdout = tuple(records[index] for index in order[: min(held, holdout_cap)])
-    return ClientData(tuple(records[rest[index]] for index in chosen), holdout)
-
-
-def _made_up(records: list[Record], kind: Kind, config: DataConfig, seeds: Seeds) -> Clients:
+def _made_up(records: list[Record], kind: Kind, config: DataConfig, seeds: Seeds,
+             rule: UnitRule) -> Clients:
     """Clients "client-0", ... of a partition."""
-    count = config.clients or 2
-    dealt = deal(records, kind, count, config.min_records, config.dirichlet_alpha,
-                 seeds.integer("partition"))
+    count, floor = config.clients or 2, config.min_records
     width = len(str(count - 1))
-    return {f"client-{index:0{width}d}": _distinct(set(own)) for index, own in enumerate(dealt)}
+    names = [f"client-{index:0{width}d}" for index in range(count)]
+    if not rule.by_hash:
+        dealt = deal(records, kind, count, floor, config.dirichlet_alpha,
+                     seeds.integer("partition"))
+        return {name: _distinct(set(own)) for name, own in zip(names, dealt, strict=True)}
+    dealt = deal_by_hash(units(records), kind, count, config.dirichlet_alpha, seeds)
+    few = [name for name, own in zip(names, dealt, strict=True) if len(units(own)) < floor]
+    require(not few, DataError,
+            f"data.partition = '{kind}' deals by hash and gives {len(few)} of {count} clients fewer"
+            f" than data.min_records = {floor} {rule.noun}; lower data.clients or data.min_records"
+            f"{'' if kind == 'iid' else ', or raise data.dirichlet_alpha'}")
+    return {name: _distinct(set(own)) for name, own in zip(names, dealt, strict=True)}
 
 
 def _public(config: DataConfig, faults: Faults) -> tuple[str, ...] | tuple[Record, ...]:

@@ -34,11 +34,20 @@ class DataConfig(BaseModel):
             source has the same two fields, its rows are pairs of a prompt and a response instead.
         public_plain: read plain public texts although the data have prompts: proxies then learn
             text without a prompt.
-        records_per_client: the cap m on a client's training records.
-        min_records: clients with fewer distinct records are left out and counted.
-        holdout: part of every client's records kept for evaluation, 0 to 0.9.
+        records_per_client: the cap m on a client's training records. Where they are chosen by
+            hash it bounds a client's units, and a client that has more is refused.
+        min_records: clients with fewer distinct records (units, where they are chosen by hash) are
+            left out and counted. Who takes part is public.
+        holdout: part of every client's records kept for evaluation, 0 to 0.9; by hash, the
+            probability with which each unit is kept.
+        choice: what decides which records train and which are held out: "count" fills exact
+            numbers in a random order, "hash" looks at each unit alone, so that one more or less
+            changes nothing about others. "auto": "hash" with privacy.unit = "record", else
+            "count".
+        share: by hash alone, the probability with which each unit of a client is used at all,
+            above 0 to 1.
         partition: "natural" takes the clients as they are; the others deal all records to made-up
-            clients.
+            clients, by hash the units one by one.
         clients: how many clients a partition makes; with "natural", how many to keep. None: all.
         dirichlet_alpha: above 0; the smaller, the less alike the clients of a partition.
         pooled: all clients' records in one client "everyone": the centralised ceiling.
@@ -61,6 +70,8 @@ class DataConfig(BaseModel):
     records_per_client: int = 30
     min_records: int = 2
     holdout: float = 0.1
+    choice: Literal["auto", "count", "hash"] = "auto"
+    share: float = 1.0
     partition: Literal["natural", "iid", "dirichlet", "quantity"] = "natural"
     clients: int | None = None
     dirichlet_alpha: float = 0.5
@@ -69,13 +80,20 @@ class DataConfig(BaseModel):
     too_long: Literal["error", "cut", "drop"] = "error"
 
 
-def problems(config: DataConfig) -> list[str]:
+def problems(config: DataConfig, unit_field: str | None = None) -> list[str]:
     """What would make ``load`` fail, as far as the settings and the first 20 rows of a file tell;
-    one line each."""
+    one line each.
+
+    Args:
+        config: the table.
+        unit_field: the field that names the unit of protection (``privacy.unit_field``).
+    """
     made_up, smallest = config.partition != "natural", 1 if config.pooled else 2
     checks = [
         (0 <= config.holdout <= 0.9,
          f"data.holdout is {config.holdout}; expected 0 to 0.9; write 0.1"),
+        (0 < config.share <= 1,
+         f"data.share is {config.share}; expected above 0 to 1; write 1 to use all"),
         (config.records_per_client >= 1,
          f"data.records_per_client is {config.records_per_client}; expected 1 or more"),
         (config.min_records >= 1, f"data.min_records is {config.min_records}; expected 1 or more"),
@@ -101,7 +119,8 @@ def problems(config: DataConfig) -> list[str]:
     ]
     found = [text for good, text in checks if not good]
     if config.source != AT_SITES:
-        found += _field_problems("data.source", config.source, sources.SUFFIXES, fields(config))
+        found += _field_problems("data.source", config.source, sources.SUFFIXES,
+                                 fields(config, unit_field))
     if config.public:
         forms = [{} if config.public_plain else pair_fields(config),
                  {"data.public_text": config.public_text}]
@@ -111,11 +130,12 @@ def problems(config: DataConfig) -> list[str]:
     return found
 
 
-def fields(config: DataConfig) -> dict[str, str]:
-    """RunContext -> field, for every field that a row must have."""
+def fields(config: DataConfig, unit_field: str | None = None) -> dict[str, str]:
+    """Key of the settings -> field, for every field that a row must have."""
     fields = {"data.client": config.client} if named(config) else {}
     label = {"data.label": config.label} if config.label is not None else {}
-    return fields | (pair_fields(config) or {"data.text": config.text}) | label
+    unit = {"privacy.unit_field": unit_field} if unit_field is not None else {}
+    return fields | (pair_fields(config) or {"data.text": config.text}) | label | unit
 
 
 def pair(config: DataConfig) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ import numpy as np
 from aulait.core.errors import DataError, did_you_mean, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
+from aulait.core.units import RecordGroup, unit_key, unit_place
 
 Kind = Literal["iid", "dirichlet", "quantity"]
 
@@ -58,6 +59,42 @@ def deal(records: list[Record], kind: Kind, clients: int, floor: int, alpha: flo
             largest = max(dealt, key=len)
             smallest.append(largest.pop(int(dice.integers(len(largest)))))
     return dealt
+
+
+def deal_by_hash(units: Sequence[RecordGroup], kind: Kind, clients: int, alpha: float,
+                 seeds: Seeds) -> list[list[Record]]:
+    """Give every unit to one of the clients by a hash of its key, whatever other units there are.
+
+    The same kinds as ``deal``, but the clients' shares are met in expectation only. With
+    "dirichlet" the shares of a label follow from the seed and the label; the label of a unit is
+    that of its first record.
+
+    Args:
+        units: the records of each, in an order that depends on the unit's content only.
+        kind: of the shares.
+        clients: how many, at least 1.
+        alpha: concentration, above 0.
+        seeds: of the run.
+    """
+    dealt: list[list[Record]] = [[] for _ in range(clients)]
+    ends: dict[str, np.ndarray[Any, Any]] = {}
+    purpose = seeds.integer("unit-partition")
+    for unit in units:
+        label = (unit[0].label or "") if kind == "dirichlet" else ""
+        if label not in ends:
+            ends[label] = np.cumsum(_shares(kind, clients, alpha,
+                                            seeds.integer("unit-shares", client=label)))
+        place = unit_place(purpose, unit_key(unit[0]))
+        own = int(np.searchsorted(ends[label], place * ends[label][-1], side="right"))
+        dealt[min(own, clients - 1)] += unit
+    return dealt
+
+
+def _shares(kind: Kind, clients: int, alpha: float, seed: int) -> np.ndarray[Any, Any]:
+    """The clients' shares of the units (of one label): equal, or from a Dirichlet distribution."""
+    if kind == "iid":
+        return np.full(clients, 1 / clients)
+    return np.random.default_rng(seed).dirichlet([alpha] * clients)
 
 
 def _share(

@@ -13,9 +13,12 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import re
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +34,7 @@ SOURCES: Registry[Callable[[], Iterable[Mapping[str, object]]]] = Registry("sour
 PUBLIC_SUFFIXES = (*SUFFIXES, ".txt")
 _FIELD_CHARACTERS = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_WHOLE_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.0*)?")
 
 
 class SourceRow(NamedTuple):
@@ -126,6 +130,30 @@ def name_field(fields: Mapping[str, object], field: str) -> str:
     """A client or a label: a text, or a number written as text; ``ValueError`` as for ``text``."""
     value = fields.get(field)
     return str(value) if isinstance(value, int | float) else text_field(fields, field)
+
+
+def unit_field(fields: Mapping[str, object], field: str) -> str:
+    """The value that names a unit of protection, in one form however a file writes it.
+
+    A text without outer white space, in Unicode's composed form (NFC); a whole number in digits,
+    whether the file has 17, 17.0 or "17". Leading zeros stay: "017" is another unit.
+
+    Raises:
+        ValueError: as for ``text_field``; a missing number (NaN) is an empty field.
+    """
+    value = fields.get(field)
+    if isinstance(value, float | Decimal) and math.isnan(value):
+        raise ValueError(f"field '{field}' is empty")
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        return str(value)
+    text = unicodedata.normalize("NFC", text_field(fields, field)).strip()
+    whole = _WHOLE_NUMBER.fullmatch(text)
+    if whole is None:
+        return text
+    sign, digits = whole.groups()
+    return digits if digits == "0" else sign + digits
 
 
 def _is_name(source: str) -> bool:

@@ -49,24 +49,43 @@ def one_unit(run: RunFiles) -> str:
 
 def unit_explained(run: RunFiles) -> str:
     """What one unit is."""
-    unit, field = protected_unit(run), unit_field(run)
+    return unit_in_words(protected_unit(run), unit_field(run))
+
+
+def unit_in_words(unit: str, field: str | None) -> str:
+    """What one unit is: of the settings "client" or "record", and the field that names it."""
     if field:
         return f"all records of one value of the field “{field}” at one client, together"
-    known = {"client": "one client with everything it holds", "record": "one record of one client"}
+    known = {
+        "client": "one client with everything it holds",
+        "record": "one record of one client, with all its copies there",
+    }
     return known.get(unit, unit)
 
 
 def unit_limits(run: RunFiles) -> str:
     """What the promise for one unit leaves out; empty for whole clients."""
-    if protected_unit(run) != "record":
+    return limits_in_words(protected_unit(run), unit_field(run))
+
+
+def limits_in_words(unit: str, field: str | None) -> str:
+    """As ``unit_limits``, of the settings."""
+    if unit != "record":
         return ""
-    field = unit_field(run)
+    several = (
+        f"How many units a client trains or votes with is public, how many records a unit has is "
+        f"not. Whoever appears under two values of “{field}” is protected one at a time. " if field
+        else "How many records a client trains or votes with is public. A person with several "
+        "records is protected one record at a time. "
+    )
+    noun = "unit" if field else "record"
     return (
-        f"How many records and units a client has is public; whoever appears under two values of "
-        f"“{field}”, or at two clients, is protected one at a time. " if field else
-        "How many records a client has is public; a person with several records is protected one "
-        "record at a time. "
-    ) + "Every role pays for the unit that fares worst among its clients."
+        f"{several}The same {noun} at two clients is protected at each, and what is told of both "
+        f"adds up: (2ε, 2δ), or √2 times the μ of Gaussian releases. Which of a client's {noun}s "
+        f"are used is decided by a hash of each {noun} alone, so that one more moves no other; "
+        f"those kept for evaluation take no part in what is released, and scores on them are not "
+        "protected. Every role pays for the unit that fares worst among its clients."
+    )
 
 
 def relation_explained(run: RunFiles) -> str:

@@ -18,8 +18,10 @@ from aulait.core.errors import ConfigError, did_you_mean
 from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.web_address import masked
 from aulait.data import client_data as data
+from aulait.data import unit_rule
 from aulait.data.client_data import DataConfig
 from aulait.data.config import AT_SITES
+from aulait.data.unit_rule import UnitRule
 from aulait.evaluation.config import EvaluateConfig
 from aulait.federation import tiers
 from aulait.federation.config import ComputeConfig
@@ -117,6 +119,11 @@ class Settings(BaseModel):
         own = {key: v for key, v in self.algorithm.items() if key not in ("name", *shared)}
         config: BaseModel = self.method.Config(**shared, **own)
         return config
+
+    @property
+    def unit_rule(self) -> UnitRule:
+        """By what it is decided which records a client uses."""
+        return UnitRule.of(self.data, self.privacy)
 
     @property
     def arm(self) -> str:
@@ -226,8 +233,9 @@ def settings_problems(settings: Settings) -> list[str]:
     private = not settings.privacy.off
     problems = (
         _check_method(settings) + tiers.problems(settings.federation, settings.compute,
-            private) + data.problems(settings.data)
+            private) + data.problems(settings.data, settings.privacy.unit_field)
     )
+    problems += unit_rule.problems(settings.data, settings.privacy)
     problems += boards.problems(settings.track)
     if settings.model.name != "brew" and settings.model.name.startswith(("/", ".")) and not Path(
         settings.model.name).is_dir():
@@ -351,12 +359,16 @@ def dump_settings(settings: Settings) -> str:
 def renewed_settings(text: str) -> str:
     """The resolved settings that an earlier version wrote, with the keys that have come since at
     their defaults and what was renamed under its new name; unchanged where today's version does not
-    take them."""
+    take them, or would use other records."""
     try:
         tree = tomllib.loads(text)
         privacy = tree.get("privacy", {})
         if privacy.get("unit") == "record" and privacy.get("relation") == "add-remove":
             privacy["relation"] = "zero-out"
+        if "choice" not in tree.get("data", {}):  # a run of the time when all chose by count
+            counted = build_settings(tree, ["data.choice=count"])  # refused under the unit "record"
+            return dump_settings(counted.model_copy(update={
+                "data": counted.data.model_copy(update={"choice": "auto"})}))
         return dump_settings(build_settings(tree))
     except (ConfigError, tomllib.TOMLDecodeError):
         return text

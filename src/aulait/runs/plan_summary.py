@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from aulait.core.files import JsonObject
+from aulait.core.units import units
 from aulait.federation.tiers import TierConfig
 from aulait.methods.shared.client_update import factor_bytes
 from aulait.privacy.plan import PrivacyPlan
@@ -38,8 +39,9 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
         "tiers": tiers,
         "server": _server(run, costs),
         "releases": _releases(run.privacy),
-        "privacy": _privacy(run.privacy,
-                            [role for role, names in federation.roles.items() if names]),
+        "privacy": {**_privacy(run.privacy,
+                               [role for role, names in federation.roles.items() if names]),
+                    **_protected(run)},
         "total": totals,
     }
 
@@ -176,3 +178,16 @@ def _privacy(plan: PrivacyPlan, roles: Sequence[str]) -> JsonObject:
                for role in roles}
     return {"off": plan.config.off, "relation": plan.config.relation, "delta": plan.config.delta,
             "epsilon": epsilon}
+
+
+def _protected(run: PreparedRun) -> JsonObject:
+    """The unit, and how many units training and votes use: altogether, and of the client with the
+    fewest and with the most. None without privacy."""
+    config = run.privacy.config
+    told = {"unit": None if config.off else config.unit, "unit_field": config.unit_field}
+    if config.off:
+        return told | {"units": None}
+    if config.unit == "client":
+        return told | {"units": {"total": len(run.federation.sites), "least": 1, "most": 1}}
+    counts = [len(units(site.train)) for site in run.federation.sites.values()]
+    return told | {"units": {"total": sum(counts), "least": min(counts), "most": max(counts)}}

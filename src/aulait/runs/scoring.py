@@ -71,7 +71,7 @@ def evaluate_here(run: PreparedRun, state: State | None, final: bool) -> HeldOut
                              personal_adapters(run, state, final))
     if state is None:
         key = (settings.model, settings.data.model_copy(update={"pooled": False}),
-               run.context.seeds, settings.evaluate)
+               settings.unit_rule, run.context.seeds, settings.evaluate)
         return HeldOutScores(run.cache.once("base-eval", key, lambda: _base_scores(run)))
     records, shared = HeldOutRecords.of(run), settings.method.result(run.context, state)
     personal = personal_adapters(run, state, final)
@@ -120,4 +120,5 @@ def _responses(run: PreparedRun) -> tuple[str, ...]:
         unseen = {record.text for records in corpus.unseen.values() for record in records}
         return tuple(sorted(own | unseen))
 
-    return run.cache.once("choices", (run.settings.data, run.context.seeds), gather)
+    key = (run.settings.data, run.settings.unit_rule, run.context.seeds)
+    return run.cache.once("choices", key, gather)

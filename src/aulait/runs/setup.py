@@ -82,8 +82,8 @@ def _corpus(settings: Settings, unpooled: DataConfig, seeds: Seeds, cache: Share
     """The data as read, or what is known of data that lie elsewhere."""
     corpus = (
         client_data.at_sites(unpooled, elsewhere) if elsewhere is not None
-        else cache.once("corpus", (unpooled, seeds), lambda: client_data.load_clients(unpooled,
-            seeds))
+        else cache.once("corpus", (unpooled, settings.unit_rule, seeds),
+                        lambda: client_data.load_clients(unpooled, seeds, settings.unit_rule))
     )
     require(bool(corpus.clients), DataError, "no client has enough records; lower data.min_records")
     if not settings.privacy.off:
@@ -120,7 +120,7 @@ def _fitted(
 ) -> tuple[Mapping[str, ClientData], Corpus]:
     """Clients whose records fit the base's context, and the corpus whose unseen clients are
     treated alike."""
-    key = (unpooled, Seeds(settings.run.seed), settings.model)
+    key = (unpooled, settings.unit_rule, Seeds(settings.run.seed), settings.model)
     how, context = settings.data.too_long, settings.model.context
     clients = cache.once("fitted", key,
                          lambda: fitted(how, context, learner.encode, corpus.clients))

@@ -163,7 +163,7 @@ def _key(run: PreparedRun) -> str:
     machines = [[t.name, t.machine, t.link, t.availability, t.dropout, t.spread]
                 for t in s.federation.tier if t.machine]
     virtual = [machines, s.compute.model_dump(), {n: own.plan.tier for n, own in sites.items()}]
-    parts = [s.run.seed, s.model.model_dump(), s.data.model_dump(),
+    parts = [s.run.seed, s.model.model_dump(), s.data.model_dump(), s.unit_rule,
              list(run.federation.roles["proxy"]), run.privacy.noise_multiplier("synthesis"),
              privacy, s.synthesis.model_dump(exclude={"proxies"}), virtual if machines else None,
              s.federation.max_norm, s.engine.threads]

@@ -86,7 +86,7 @@ def test_the_report_speaks_of_a_null_record_and_of_public_numbers(tmp_path: Path
     body = plain(privacy.privacy_section(record_run(tmp_path / "run")).body)
     assert "a null record in its place" in body
     assert "one record of one client" in body
-    assert "How many records a client has is public" in body
+    assert "How many records a client trains or votes with is public" in body
     assert "Every role pays for the unit that fares worst" in body
     assert "What that means for one record" in body
     assert "none for their number" in body

@@ -23,6 +23,7 @@ orders = "order-key.pub"       # from the coordinator: by it this site verifies 
 source = "notes.jsonl"         # .jsonl, .jsonl.gz, .csv, .parquet
 text = "text"                  # the field that is learnt; or prompt = "q" and response = "a"
 # label = "label"              # a field with a public label
+# unit_field = "patient"       # this site's name for what a run calls privacy.unit_field
 client = ""                    # a field: only rows where it is the name above; "": all rows
 
 # The names a coordinator may ask for = what is loaded here: a built-in name, a Hugging Face id,

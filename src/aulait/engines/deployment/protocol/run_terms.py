@@ -48,7 +48,8 @@ class RunTerms(BaseModel):
         model, adapter, train, evaluate, privacy: tables of the experiment; the name of the model is
             one of the site's own.
         algorithm: the method's name and settings.
-        records_per_client, holdout, too_long: how the client's records are chosen.
+        records_per_client, holdout, choice, share, too_long: how the client's records are chosen,
+            as in ``[data]`` of an experiment.
         pairs: whether a record is a prompt and a response.
         embedder, max_tokens: of stage 1.
         candidates, neighbours: the most candidates of a vote, and how many of them a record votes
@@ -83,6 +84,8 @@ class RunTerms(BaseModel):
     algorithm: JsonObject
     records_per_client: int = Field(ge=1)
     holdout: float = Field(ge=0, le=0.9)
+    choice: Literal["auto", "count", "hash"] = "auto"
+    share: float = Field(1.0, gt=0, le=1)
     too_long: Literal["error", "cut", "drop"]
     pairs: bool
     embedder: str
@@ -160,6 +163,7 @@ def terms_for(site: Site, settings: Settings, context: RunContext, facts: RunFac
         algorithm={"name": settings.algorithm["name"],
                    **settings.method_config.model_dump(mode="json")},
         records_per_client=settings.data.records_per_client, holdout=settings.data.holdout,
+        choice=settings.data.choice, share=settings.data.share,
         too_long=settings.data.too_long,
         pairs=settings.data.prompt is not None, embedder=settings.synthesis.embedder,
         max_tokens=settings.synthesis.max_tokens,

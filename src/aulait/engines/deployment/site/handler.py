@@ -298,7 +298,8 @@ class SiteHandler:
                   **{name: float(value) for name, value in update.info.items()})
         if not run.terms.privacy.off:
             # Diagnostics and, where clients are protected, the number of records stay here.
-            weight = update.weight if run.terms.privacy.unit == "record" else 1.0
+            protected = run.terms.privacy.unit == "record"
+            weight = float(session.units) if protected else 1.0
             update = type(update)(update.client, update.tensors, weight)
         wire = run.terms.adapters if request.stage == "train" else "float32"
         return messages.update_message(update, message.head.stamp, wire)
@@ -366,6 +367,7 @@ class SiteHandler:
         limits = self._file.limits
         most = min(terms.records_per_client, limits.records) if records is None else records
         problems = [*policy.unknown_names(self._file, terms),
+                    *policy.unit_refusals(self._file, terms),
                     *policy.refusals(limits, terms, most)]
         if problems:
             raise Refused("; ".join(problems))

@@ -3,7 +3,7 @@ Loaded once, kept while needed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aulait.core.errors import DataError, ModelError, require
 from aulait.core.files import JsonObject
@@ -12,6 +12,7 @@ from aulait.core.types import Plan, Site
 from aulait.core.units import units
 from aulait.data import client_data
 from aulait.data.client_data import ClientData, DataConfig
+from aulait.data.unit_rule import UnitRule
 from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site.site_file import SiteFile
 from aulait.methods.contract import RunContext
@@ -125,7 +126,7 @@ def load_session(terms: RunTerms, file: SiteFile, cache: ModelCache) -> SiteSess
             "file")
     learner = Learner(base, terms.train)
     name, seeds = file.site.name, Seeds(terms.seed)
-    found = client_data.own(_data(terms, file), name, seeds)
+    found = client_data.own(_data(terms, file), name, seeds, _rule(terms, file))
     fit = fitted(terms.too_long if terms.privacy.off else "cut", terms.model.context,
                  learner.encode, {name: found})
     require(name in fit, DataError,
@@ -148,4 +149,13 @@ def _data(terms: RunTerms, file: SiteFile) -> DataConfig:
     return DataConfig(source=own.source, client=own.client, text=own.text, prompt=own.prompt,
                       response=own.response, label=own.label,
                       public="", records_per_client=terms.records_per_client, holdout=terms.holdout,
-                      min_records=1, too_long=terms.too_long)
+                      min_records=1, choice=terms.choice, share=terms.share,
+                      too_long=terms.too_long)
+
+
+def _rule(terms: RunTerms, file: SiteFile) -> UnitRule:
+    """By what records are chosen; the field of the units under the site's own name for it."""
+    rule = UnitRule.of(_data(terms, file), terms.privacy)
+    if rule.field is None or file.data.unit_field is None:
+        return rule
+    return replace(rule, field=file.data.unit_field)

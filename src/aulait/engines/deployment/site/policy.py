@@ -61,6 +61,24 @@ def unknown_names(site: SiteFile, terms: RunTerms) -> list[str]:
     return found
 
 
+def unit_refusals(site: SiteFile, terms: RunTerms) -> list[str]:
+    """Why the run does not protect what this site's file names: all records of one value of
+    ``data.unit_field``, chosen by a hash of each."""
+    privacy, own = getattr(terms, "privacy", None), site.data.unit_field
+    if not isinstance(privacy, PrivacyConfig) or privacy.off or privacy.unit != "record":
+        return []
+    found = []
+    if own is not None and privacy.unit_field is None:
+        found.append(
+            "privacy.unit protects single records, this site protects all records of one value of "
+            "a field together (data.unit_field); set privacy.unit_field")
+    if (choice := getattr(terms, "choice", None)) not in ("auto", "hash"):
+        found.append(
+            f"data.choice is {short_form(choice)}, where one unit more would move others; set "
+            "data.choice = 'auto'")
+    return found
+
+
 def refusals(limits: SitePolicy, terms: RunTerms, records: int | None = None) -> list[str]:
     """Why this site turns the run down, one line for every limit exceeded; empty when it takes
     part.

@@ -89,6 +89,10 @@ class SiteData(BaseModel):
         text: the field that is learnt; not read when there are prompt and response.
         prompt, response: both or none.
         label: a field with a public label.
+        unit_field: this site's own name for the field whose value says which records are protected
+            together; it stands in the place of the run's ``privacy.unit_field``. With it written,
+            a run that protects single records alone is refused. None: the field has the run's
+            name for it.
         client: a field; only rows where it is the site's name are read. "": every row is this
             site's.
     """
@@ -99,6 +103,7 @@ class SiteData(BaseModel):
     prompt: PrintableText | None = None
     response: PrintableText | None = None
     label: PrintableText | None = None
+    unit_field: PrintableText | None = None
     client: str = ""
 
 

@@ -26,7 +26,8 @@ class SitePolicy(BaseModel):
             clients and records are counted apart. Not written: twice ``epsilon``.
         lifetime_delta: the largest of all runs together. Not written: twice ``delta``.
         units: what a run may protect: "client", "record".
-        records: most records of this site that a run may use.
+        records: most records of this site that a run may use; where records (or units of a field)
+            are protected, most units.
         rounds: most rounds of a stage.
         steps: most optimiser steps in a round.
         batch: most sequences in a step.

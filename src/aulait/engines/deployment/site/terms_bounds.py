@@ -115,6 +115,7 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "algorithm": Elsewhere("_algorithm_problems"),
     "records_per_client": Bound(1, "records", "data.records_per_client"),
     "holdout": Bound(0, 0.9, "data.holdout", whole=False),
+    "share": Bound(0, 1, "data.share", whole=False),
     "embedder": Elsewhere("policy.unknown_names"),
     "max_tokens": Bound(1, "context", "synthesis.max_tokens"),
     "candidates": Bound(0, "candidates", "synthesis.candidates"),
