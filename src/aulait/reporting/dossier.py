@@ -16,6 +16,7 @@ from pathlib import Path
 from aulait.core.files import JsonObject
 from aulait.reporting import dossier_risks, numbers, page, promise, story
 from aulait.reporting.folder import RunFiles
+from aulait.reporting.guarantee import Bounds
 from aulait.reporting.markup import PageTable, rendered
 from aulait.reporting.privacy import trust_table
 from aulait.reporting.values import value_at, words
@@ -76,14 +77,10 @@ class DossierSubject:
     curves: Mapping[str, promise.Curve] = field(default_factory=dict)
 
     @property
-    def shared_curve(self) -> promise.Curve:
-        """Pairs that every role keeps: at each delta the largest epsilon; none where a role has
-        none."""
-        roles = story.placements(self.run)
-        if not roles or not all(self.curves.get(role) for role in roles):
-            return ()
-        rows = zip(*(self.curves[role] for role in roles), strict=True)
-        return [(max(epsilon for epsilon, _ in row), row[0][1]) for row in rows]
+    def bounds(self) -> list[Bounds]:
+        """What is known of each role's releases."""
+        return [promise.bounds_of(self.run, role, self.curves.get(role, ()))
+                for role in story.placements(self.run)]
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,8 @@ def figures(subject: DossierSubject) -> JsonObject:
                                "steps": found.steps, "epsilon": found.epsilon,
                                "best_success": found.success} for found in role_promises(subject)},
         "sent": [vars(row) for row in subject.sent],
-        "risks": [name for name, _, _ in dossier_risks.risks(run, subject.personal)],
+        "risks": [name for name, _, _ in
+                  dossier_risks.risks(run, subject.personal, subject.bounds)],
         "hashes": dict(subject.hashes),
     }
 
@@ -165,12 +163,12 @@ def write_dossier(subject: DossierSubject, out: Path, written: date) -> Path:
         facts=_facts(run),
         promises=_promise_table(subject),
         limits=promise.unit_limits(run),
-        attack=story.attack_sentences(run, subject.shared_curve),
+        attack=story.attack_sentences(run, subject.bounds),
         work=_work_table(run),
         sent=_sent_table(subject),
         trust=_trust_table(run),
         risks=PageTable(["what remains", "here", "what lowers it"],
-                        dossier_risks.risks(run, subject.personal, subject.shared_curve),
+                        dossier_risks.risks(run, subject.personal, subject.bounds),
                         words=(0, 1, 2)),
         not_covered=dossier_risks.NOT_COVERED,
         releases=release_table(run),

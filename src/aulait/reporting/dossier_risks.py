@@ -3,12 +3,13 @@ what no setting covers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from aulait.reporting import guarantee, numbers, promise, story
+from aulait.reporting import numbers, promise, story
 from aulait.reporting.folder import RunFiles
+from aulait.reporting.guarantee import Bounds
 from aulait.reporting.values import value_at, words
 
 Risk = tuple[str, str, str]
@@ -64,25 +65,25 @@ def generator_host(run: RunFiles) -> str | None:
     return None
 
 
-def risks(run: RunFiles, personal: bool, curve: promise.Curve = ()) -> list[Risk]:
+def risks(run: RunFiles, personal: bool, roles: Sequence[Bounds] = ()) -> list[Risk]:
     """The risks that the settings of this run leave, the gravest kinds first.
 
     Args:
         run: as planned, or as it was.
         personal: whether clients end with adapters of their own.
-        curve: further pairs (epsilon, delta) that the releases of every role keep.
+        roles: what is known of each role's releases, more than the run itself tells.
     """
     if story.is_off(run):
         return [("no privacy", "Every update and vote is used as it is.",
                  "Set privacy.epsilon, delta, relation; see docs/privacy.md.")]
-    known = guarantee.Bounds() if alarms(run) else promise.bounds_of(run, curve=curve)
+    known = () if alarms(run) else roles or (promise.bounds_of(run),)
     return [*_size(run, known), *_unit(run, known), *_membership(run), *_beyond(run, personal)]
 
 
-def _size(run: RunFiles, known: guarantee.Bounds) -> Iterator[Risk]:
+def _size(run: RunFiles, known: Sequence[Bounds]) -> Iterator[Risk]:
     """Numbers that promise little."""
     privacy, clients = run.result.privacy, run.result.clients
-    delta, best = privacy.delta, known.success()
+    delta, best = privacy.delta, max((own.success() for own in known), default=1.0)
     if 0.9 < best < 1.0:
         yield ("ε is large", f"The best guess is right in up to {promise.rate(best)} of cases.",
                "A smaller privacy.epsilon, fewer rounds, or more data for the same use.")
@@ -94,24 +95,27 @@ def _size(run: RunFiles, known: guarantee.Bounds) -> Iterator[Risk]:
                "Fewer rounds, or another budget, decided before the next run.")
 
 
-def _unit(run: RunFiles, known: guarantee.Bounds) -> Iterator[Risk]:
+def _unit(run: RunFiles, known: Sequence[Bounds]) -> Iterator[Risk]:
     """People who are more than one unit."""
     unit, field = promise.protected_unit(run), promise.unit_field(run)
     record = unit == "record"
     if record and field is None:
-        yield (f"one person, {GROUP} records at a site", _guess(known, known.group_success(GROUP)),
+        yield (f"one person, {GROUP} records at a site",
+               _guess(own.group_success(GROUP) for own in known),
                "privacy.unit_field, where a field of the rows names the person.")
     if field is not None:
-        yield (f"one person under two values of “{field}”", _guess(known, known.group_success(2)),
+        yield (f"one person under two values of “{field}”",
+               _guess(own.group_success(2) for own in known),
                "One value a person, checked by each site before it takes part.")
-    best = known.spread_success(2) if record else known.group_success(2)
-    yield (f"one person at two {'sites' if record else 'clients'}", _guess(known, best),
+    best = (own.spread_success(2) if record else own.group_success(2) for own in known)
+    yield (f"one person at two {'sites' if record else 'clients'}", _guess(best),
            "Sites that serve the same people join as one client, or halve their budgets.")
 
 
-def _guess(known: guarantee.Bounds, best: float) -> str:
-    """What the attacker can do about more than one unit."""
-    if not known.pairs:
+def _guess(successes: Iterable[float]) -> str:
+    """What the attacker can do about more than one unit, in the worst role."""
+    best = max(successes, default=1.0)
+    if best == 1.0:
         return "No bound."
     return (f"The costs add up: the best guess about the person is right in up to "
             f"{promise.rate(best)} of cases.")

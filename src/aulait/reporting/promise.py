@@ -115,18 +115,19 @@ def bounds_of(run: RunFiles, role: str = "max", curve: Curve = ()) -> guarantee.
     return guarantee.Bounds(((epsilon, delta), *curve), mu)
 
 
-def attack_sentences(run: RunFiles, curve: Curve = ()) -> list[str]:
+def attack_sentences(run: RunFiles, roles: Sequence[guarantee.Bounds] = ()) -> list[str]:
     """What epsilon means for one unit, as sentences for someone who approves runs; for a run whose
     releases all carry secret noise.
 
     Args:
         run: as planned, or as it was.
-        curve: further pairs (epsilon, delta) that the releases of every role keep.
+        roles: what is known of each role's releases, more than the run itself tells; the worst of
+            them counts.
     """
     epsilon, delta = run.result.privacy.epsilon.max, run.result.privacy.delta
     if epsilon is None or delta is None:
         return [no_bound()]
-    bound, known = guarantee.detection(epsilon, delta), bounds_of(run, curve=curve)
+    bound, known = guarantee.detection(epsilon, delta), roles or (bounds_of(run),)
     best = (
         f"Take an attacker who sees all that was released and must decide whether {question(run)}.")
     text = (
@@ -140,7 +141,7 @@ def attack_sentences(run: RunFiles, curve: Curve = ()) -> list[str]:
             "nothing against it."
         )
     found = [best, text]
-    sharp = known.detection()
+    sharp = max(own.detection() for own in known)
     if sharp < bound - 0.005:
         found.append(
             "The list of releases allows a sharper statement, because each is Gaussian with known "
@@ -148,7 +149,7 @@ def attack_sentences(run: RunFiles, curve: Curve = ()) -> list[str]:
     guess = numbers.percent(guarantee.FALSE_ALARM, 0)
     return [*found,
             f"For comparison: blind guessing at the same rate of false alarms recognises {guess}.",
-            even_odds(known.success())]
+            even_odds(max(own.success() for own in known))]
 
 
 def even_odds(success: float) -> str:

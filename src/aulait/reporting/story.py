@@ -3,8 +3,11 @@ alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aulait.reporting import measures, numbers, promise
 from aulait.reporting.folder import RunFiles
+from aulait.reporting.guarantee import Bounds
 from aulait.reporting.measures import Measure
 from aulait.reporting.numbers import Style
 from aulait.reporting.values import number, sum_of, value_at
@@ -241,12 +244,12 @@ def _virtual(run: RunFiles) -> str:
     )
 
 
-def attack_sentences(run: RunFiles, curve: promise.Curve = ()) -> list[str]:
-    """What epsilon means for one unit, as sentences for someone who approves runs; ``curve`` as in
+def attack_sentences(run: RunFiles, roles: Sequence[Bounds] = ()) -> list[str]:
+    """What epsilon means for one unit, as sentences for someone who approves runs; ``roles`` as in
     ``promise.attack_sentences``."""
     if is_off(run) or is_seeded(run) or any(exact_releases(run)):
         return [promise.no_bound()]
-    return promise.attack_sentences(run, curve)
+    return promise.attack_sentences(run, roles)
 
 
 def _and(parts: list[str]) -> str:

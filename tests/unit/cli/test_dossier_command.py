@@ -125,3 +125,17 @@ def test_the_planned_lines_are_charged_as_the_plan_says(experiment):
         assert [line.round for line in own] == list(range(1, release.rounds + 1))
         assert own[-1].epsilon.value(release.role) == epsilon(release.events, 1e-2)
         assert {line.noise_multiplier for line in own} == {release.noise_multiplier}
+
+
+def test_records_in_both_stages_are_told_by_the_worst_role(experiment, tmp_path):
+    """Votes are not sampled and steps are: the page tells one success, that of the worse of the two."""
+    changes = {"privacy.unit": "record", "privacy.relation": "zero-out", "algorithm.name": "fedit", "data.records_per_client": 30}
+    words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    found = told("dossier", experiment, "--out", tmp_path / "page.html", *words)
+    best = [found["roles"][role]["best_success"] for role in ("proxy", "local")]
+    assert best[0] != best[1]
+    text = (tmp_path / "page.html").read_text().replace("\u00a0", " ")
+    assert f"right in at most {100 * max(best):.1f} % of cases" in text
+    assert "Gaussian noise on each site&#39;s sum of clipped votes, at the site" in text
+    assert "(DP-SGD)" in text
+    assert "with its own noise" in text
