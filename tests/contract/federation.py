@@ -14,8 +14,9 @@ from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Plan, Site
+from aulait.engines.inline import LocalClients
 from aulait.methods import METHODS
-from aulait.methods.contract import RunContext, Server, State
+from aulait.methods.contract import RunContext, Server, State, record_mechanism
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
 from aulait.privacy.accounting import Accountant
@@ -23,6 +24,8 @@ from aulait.privacy.aggregator import KnownSites, PrivateAggregator
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
+from aulait.privacy.record_level import SiteNoise
+from aulait.runs.train_stage import protected
 from aulait.training.trainer import Learner, TrainConfig, Trained
 
 SHAPES = {"one": (4, 3), "two": (2, 5)}
@@ -106,16 +109,37 @@ class Federation:
         self.ledger = Ledger(None)
         accountant = None if self.privacy.off else Accountant(self.privacy.delta, {"local": self.budget})
         noise = self.noise or (SystemNoise() if self.privacy.off or self.privacy.noise_seed is None else ZeroNoise())
-        self.aggregator = PrivateAggregator(self.privacy, self.ledger, accountant, noise, KnownSites(PROXIES))
         self.sites = {
             n: site(n, "proxy" if n in PROXIES else "local", max(ranks[n].values()) if n in ranks else self.rank,
                     self.sizes.get(n, 3), ord(n[0]) + ord(n[-1]))
             for n in (*self.clients, *self.proxies)}
         if hasattr(self.module, "SERVER"):  # a method whose server trains a half of its own
             self.sites[self.module.SERVER] = Site(self.module.SERVER, Plan("server", "local", self.rank, 1, 1), ())
+        self.site_noise, mechanisms = self._noise_of_sites() if self.privacy.protects_records else (None, None)
+        self.aggregator = PrivateAggregator(self.privacy, self.ledger, accountant, noise, KnownSites(PROXIES), mechanisms)
         self.requests, self.updates = [], []
 
+    def _noise_of_sites(self):
+        """What the training stage asks the clients for, and what the aggregator charges."""
+        asked = record_mechanism(self.module, self.config, self.privacy, [self.sites[name] for name in self.clients])
+        sigma = self.privacy.noise_multiplier * asked.sensitivity(self.privacy.clip, self.privacy.relation)
+        noise = SiteNoise(mechanism=asked.mechanism, clip=self.privacy.clip, sigma=sigma, most_rate=asked.rate, most_steps=asked.steps,
+                          noise_seed=self.privacy.noise_seed)
+        return noise, {"train": asked}
+
+    def ask_records(self, requests):
+        """As ``ask``, where the sites of clients add noise of their own."""
+        def clients(some):
+            for update in LocalClients(self.sites, self.module, self.context, self.learner).ask(some):
+                self.updates.append(update)
+                self.requests += [request for request in some if request.client == update.client]
+                yield update
+
+        return protected(clients, self.site_noise, frozenset(self.clients))(requests)
+
     def ask(self, requests):
+        if self.site_noise is not None:
+            return self.ask_records(requests)
         self.requests += requests
         updates = self.module.answer(requests, [self.sites[o.client] for o in requests], self.context, self.learner)
         self.updates += updates
@@ -130,7 +154,7 @@ class Federation:
         standing = self.proxies if proxies is None else proxies
         cohort = Cohort(**{
             "round": number, "local": tuple(self.clients if clients is None else clients), "proxies": dict.fromkeys(standing, self.stands),
-            "planned": len(self.clients), "noise_multiplier": 0.0 if self.privacy.off else 1.0, "lr": LR / number,
+            "planned": len(self.clients), "noise_multiplier": 0.0 if self.privacy.off else self.privacy.noise_multiplier or 1.0, "lr": LR / number,
             "population": tuple(sorted(self.clients))} | more)
         sealed = self.aggregator.sealing(ask or self.ask, planned=True)  # as the round loop does
         return self.module.step(self.config, self.context, state, cohort, Server(sealed, self.aggregator))

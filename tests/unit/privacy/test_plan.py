@@ -32,7 +32,8 @@ CLIENT = {"epsilon": 6.0, "delta": 1e-3, "relation": "add-remove", "clip": 0.5}
 RECORD = CLIENT | {"unit": "record", "relation": "zero-out"}
 LOCAL = {"tier": [{"name": "all", "placement": "local"}]}
 SAMPLINGS = {"all": {}, "poisson": {"sampling": "poisson", "rate": 0.5}}
-METHODS_FOR_CLIENTS = [name for name in METHODS.names() if METHODS.find(name).TRAITS.private]
+METHODS_FOR_CLIENTS = [name for name in METHODS.names() if "client" in METHODS.find(name).TRAITS.units]
+METHODS_FOR_RECORDS = [name for name in METHODS.names() if "record" in METHODS.find(name).TRAITS.units]
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +74,40 @@ def test_plan_run_and_ledger_agree_for_clients(data, shared, method, sampling):
     assert spent["local"] == 0 if method == "alone" else 5.9 < spent["local"] <= 6.0
 
 
+FOR_RECORDS = [*({"name": name} for name in METHODS_FOR_RECORDS), {"name": "dplora", "mode": "ffa"}, {"name": "dplora", "mode": "literal"}]
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("mode", ["dpsgd", "ffa", "literal"])
-def test_plan_run_and_ledger_agree_for_records(data, shared, mode, sampling):
-    algorithm = {"name": "dplora", "mode": mode, "server": "plain"}
+@pytest.mark.parametrize("algorithm", FOR_RECORDS, ids=lambda own: "-".join(own.values()))
+def test_plan_run_and_ledger_agree_for_records(data, shared, algorithm, sampling):
     spent = agreed(data, shared, algorithm=algorithm, federation=LOCAL | SAMPLINGS[sampling], privacy=RECORD)
     assert 5.9 < spent["local"] <= 6.0
+
+
+@pytest.mark.parametrize("unit_field", [None, "client"])
+@pytest.mark.parametrize("voters", ["proxy", "all"])
+def test_plan_run_and_ledger_agree_for_records_in_both_stages(data, shared, voters, unit_field):
+    """Strong clients train with DP-SGD, weak ones vote with noise of their own: one plan, one ledger, and each role pays for its own."""
+    privacy = RECORD if unit_field is None else RECORD | {"unit_field": unit_field, "records_per_unit": 3, "delta_acknowledged": True}
+    spent = agreed(data, shared, algorithm={"name": "fedit"}, synthesis={"voters": voters}, privacy=privacy)
+    votes = {line.role for line in Ledger(data / "run" / "ledger.jsonl").lines if line.stage == "synthesis"}
+    assert votes == {"proxy+local" if voters == "all" else "proxy"}
+    assert 5.9 < spent["local"] <= 6.0
+    assert spent["proxy"] <= 6.0 if voters == "proxy" else spent["proxy"] < 4.5
+    mechanisms = {(line.stage, line.mechanism, line.unit) for line in Ledger(data / "run" / "ledger.jsonl").lines}
+    assert mechanisms == {("synthesis", "gaussian-votes", "record"), ("train", "dp-sgd", "record")}
+
+
+def test_a_client_that_votes_and_samples_its_records_is_calibrated_for_both():
+    config = PrivacyConfig(**RECORD | {"delta": 1e-5})
+    votes = ReleaseSchedule(stage="synthesis", rounds=5, role="proxy+local", mechanism="gaussian-votes", bound=1.0)
+    training = ReleaseSchedule(stage="train", rounds=4, role="local", mechanism="dp-sgd", bound=0.5, sampling_rate=0.05, steps=10)
+    plan = plan_privacy(config, [votes, training])
+    both = [*[Event(plan.noise_multiplier("synthesis"))] * 5, *[Event(plan.noise_multiplier("train"), 0.05, 10)] * 4]
+    assert 5.9 < epsilon(both, 1e-5) == plan.epsilon["local"] <= 6.0
+    assert plan.epsilon["proxy"] == epsilon(both[:5], 1e-5) < plan.epsilon["local"]
+    whole = plan_privacy(config, [votes, replace(training, sampling_rate=1.0, steps=1)])
+    assert whole.noise_multiplier("synthesis") == plan.noise_multiplier("synthesis"), "votes get the same part of the budget"
 
 
 @pytest.mark.parametrize("relation", ["add-remove", "replace"])

@@ -29,8 +29,9 @@ from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.ledger_line import LedgerLine
 from aulait.privacy.noise import SeededNoise, SystemNoise
+from aulait.privacy.plan import ReleaseSchedule, plan_privacy
 from aulait.privacy.record_level import RecordMechanism, SiteNoise, unit_problems, worst_case
-from aulait.runs import loop
+from aulait.runs import experiment_file, loop
 from aulait.runs.prepared import SharedCache
 from aulait.runs.train_stage import protected
 from aulait.training import private_learner
@@ -300,6 +301,27 @@ def test_controls_are_not_private():
     assert dplora.record_mechanism(dplora.Config(mode="literal"), [site]) == RecordMechanism("gaussian-batch", 2)
 
 
+def test_runs_of_before_called_the_relation_add_remove_and_go_on(data):
+    """The same promise by its old name: settings are read as today's, and a ledger is gone on with."""
+    new = tiny_run.settings(data, algorithm={"name": "dplora", "server": "plain"}, federation=TIERS, privacy=PRIVATE)
+    old = experiment_file.dump_settings(new).replace('relation = "zero-out"', 'relation = "add-remove"')
+    assert old != experiment_file.dump_settings(new) == experiment_file.renewed_settings(old)
+    client = experiment_file.dump_settings(tiny_run.settings(data, federation=TIERS, privacy=CLIENT))
+    assert experiment_file.renewed_settings(client) == client
+    ledger = Ledger(None)
+    release(aggregator(ledger=ledger), lambda: [])
+    (line,) = ledger.lines
+    before = Ledger(None)
+    before.append(LedgerLine(**line.model_dump() | {"relation": "add-remove", "previous": None}))
+    release(aggregator(ledger=before), lambda: [], round=2)
+    assert [own.relation for own in before.lines] == ["add-remove", "zero-out"]
+    plan = plan_privacy(ON, [ReleaseSchedule(stage="train", rounds=2, role="local", mechanism="dp-sgd", bound=0.5, sampling_rate=0.25, steps=4)])
+    for own in before.lines:
+        plan.check("train", own.round, [own])
+    with pytest.raises(PrivacyError, match="relation"):
+        plan.check("train", 1, [LedgerLine(**line.model_dump() | {"relation": "replace"})])
+
+
 # -- the method ----------------------------------------------------------------------------------------------------
 
 
@@ -422,6 +444,7 @@ def data(tmp_path):
 
 
 TIERS = {"tier": [{"name": "all", "placement": "local"}]}
+CLIENT = {"epsilon": 8.0, "delta": 1e-3, "relation": "add-remove", "clip": 0.5}
 PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "relation": "zero-out", "unit": "record", "clip": 0.5}
 
 
