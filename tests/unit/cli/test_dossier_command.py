@@ -129,7 +129,7 @@ def test_the_planned_lines_are_charged_as_the_plan_says(experiment):
 
 def test_records_in_both_stages_are_told_by_the_worst_role(experiment, tmp_path):
     """Votes are not sampled and steps are: the page tells one success, that of the worse of the two."""
-    changes = {"privacy.unit": "record", "privacy.relation": "zero-out", "algorithm.name": "fedit", "data.records_per_client": 30}
+    changes = {"privacy.unit": "record", "privacy.relation": "zero-out", "algorithm.name": "fedit", "data.records_per_client": 30, "privacy.max_rate": 0.5}
     words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     found = told("dossier", experiment, "--out", tmp_path / "page.html", *words)
     best = [found["roles"][role]["best_success"] for role in ("proxy", "local")]
