@@ -19,6 +19,7 @@ from aulait.privacy.aggregator import (
     KnownSites,
     PrivateAggregator,
     Release,
+    WantedUpdates,
 )
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
