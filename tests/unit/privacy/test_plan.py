@@ -84,11 +84,14 @@ def test_plan_run_and_ledger_agree_for_records(data, shared, algorithm, sampling
     assert 5.9 < spent["local"] <= 6.0
 
 
-@pytest.mark.parametrize("unit_field", [None, "client"])
+@pytest.mark.parametrize("unit_field", [None, "patient"])
 @pytest.mark.parametrize("voters", ["proxy", "all"])
 def test_plan_run_and_ledger_agree_for_records_in_both_stages(data, shared, voters, unit_field):
     """Strong clients train with DP-SGD, weak ones vote with noise of their own: one plan, one ledger, and each role pays for its own."""
     privacy = RECORD if unit_field is None else RECORD | {"unit_field": unit_field, "records_per_unit": 3, "delta_acknowledged": True}
+    rows = [json.loads(line) for line in (data / "data.jsonl").read_text().splitlines()]
+    rows = [row | {"patient": "p1" if number % 4 in (1, 2) else f"q{number % 4}"} for number, row in enumerate(rows)]
+    (data / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     spent = agreed(data, shared, algorithm={"name": "fedit"}, synthesis={"voters": voters}, privacy=privacy)
     votes = {line.role for line in Ledger(data / "run" / "ledger.jsonl").lines if line.stage == "synthesis"}
     assert votes == {"proxy+local" if voters == "all" else "proxy"}
