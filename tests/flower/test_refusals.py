@@ -211,7 +211,7 @@ def test_a_delta_is_held_against_the_number_of_units_at_the_site(tmp_path):
     answer = enemy.tell(**told)
     enemy.refused(answer, "privacy.delta is 0.001", "limits.delta_share")
     assert "1000" not in answer.head["reason"]
-    few = Attacker(tmp_path / "b", rows, privacy=True).tell(**told | {"records_per_client": 100})
+    few = Attacker(tmp_path / "b", rows[:100], privacy=True).tell(**told)
     assert few.kind == "accepted", "of a hundred it is a tenth"
     assert Attacker(tmp_path / "c", rows, privacy=True, delta_share=1.0).tell(**told).kind == "accepted"
     clients = told | {"privacy": told["privacy"] | {"unit": "client", "relation": "add-remove"}, "algorithm": {"name": "ffa"}}

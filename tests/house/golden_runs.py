@@ -104,7 +104,7 @@ STRAGGLERS = [some("fast", 4, "local", machine="workstation", link="fibre", spre
 def experiments() -> dict[str, Tree]:
     """Name of a run -> its experiment."""
     pairs = {"prompt": "question", "response": "answer", "label": "label", "public": ""}
-    record = {"unit": "record", "clip": 0.5}
+    record = {"unit": "record", "relation": "zero-out", "clip": 0.5}
     poisson = {"tier": [local()], "sampling": "poisson", "rate": 0.5}
     more = {
         "fedit": {"algorithm": {"name": "fedit", "weights": "size"}},
