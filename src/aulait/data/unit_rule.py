@@ -30,8 +30,7 @@ class UnitRule:
     def of(cls, data: DataConfig, privacy: PrivacyConfig) -> UnitRule:
         """The rule of an experiment. Under the unit "record" it is the hash, whatever ``data``
         says."""
-        protected = not privacy.off and privacy.unit == "record"
-        return cls(protected or data.choice == "hash", privacy.unit_field)
+        return cls(privacy.protects_records or data.choice == "hash", privacy.unit_field)
 
     @property
     def noun(self) -> str:
@@ -42,7 +41,7 @@ class UnitRule:
 def problems(data: DataConfig, privacy: PrivacyConfig) -> list[str]:
     """What contradicts the rule, one line each."""
     found = []
-    if data.choice == "count" and not privacy.off and privacy.unit == "record":
+    if data.choice == "count" and privacy.protects_records:
         found.append(
             "data.choice = 'count' found with privacy.unit = 'record', where one unit more may not "
             "move others; expected 'hash'; set data.choice = 'auto'")
