@@ -17,7 +17,7 @@ import pytest
 from tests import tiny_run
 from tests.tiny_bases import write
 
-from aulait.core.errors import AulaitError, ConfigError
+from aulait.core.errors import AulaitError, ConfigError, NobodyTrained
 from aulait.engines.inline import InlineEngine
 from aulait.models import peft_export
 from aulait.privacy.accounting import Accountant
@@ -296,7 +296,7 @@ def test_a_release_that_was_paid_and_lost_is_not_repeated_for_free(private_momen
     assert "budget" in result["privacy"]["stopped_early"]
 
 
-def test_a_first_stage_whose_budget_went_in_kills_still_ends_in_a_run(place, shared, tmp_path):
+def test_a_first_stage_whose_budget_went_in_kills_ends_in_one_line(place, shared, tmp_path):
     """One vote, lost by a kill: no winners, no texts, and nobody trains locally."""
     settings = experiment(
         place, privacy=PRIVATE, synthesis={"rounds": 1}, federation={"tier": [{"name": "laptop", "placement": "proxy"}]})
@@ -311,10 +311,10 @@ def test_a_first_stage_whose_budget_went_in_kills_still_ends_in_a_run(place, sha
         patch.setattr(Ledger, "append", append)
         with pytest.raises(Killed):
             go(settings, tmp_path / "run", shared)
-    result = go(settings, tmp_path / "run", shared, resume=True)
-    assert result["privacy"]["stopped_early"]
+    with pytest.raises(NobodyTrained, match=r"nobody trains: .*stage 1 stopped early.*budget"):
+        go(settings, tmp_path / "run", shared, resume=True)
     assert len(books(tmp_path / "run")) == 1
-    assert result["eval"]["loss"] == pytest.approx(result["base_eval"]["loss"], rel=1e-5)
+    assert not (tmp_path / "run" / "adapter").exists()
 
 
 def test_a_torn_ledger_line_is_set_aside(private_moments, place, shared, tmp_path):

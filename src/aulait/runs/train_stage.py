@@ -68,11 +68,13 @@ class TrainStage:
             NobodyTrained: every client is proxied, and stage 1 left no text for a proxy.
         """
         if not self._run.federation.trainers and not any(self._server_sites[1].values()):
+            stopped = self._progress.stopped
             raise NobodyTrained(
                 f"nobody trains: all {len(self._run.federation.sites)} clients are proxied and "
                 "stage 1 wrote no text that its proxies could learn from; let it write more "
                 "(synthesis.generate, synthesis.texts), use synthesis.proxies = 'public', or give "
-                "a tier placement = 'local'")
+                "a tier placement = 'local'" + (
+                    f" (stage 1 stopped early: {stopped})" if stopped else ""))
         self._progress.bind({**self._run.federation.sites, **self._server_sites[0]})
         return self._progress.state or self._run.first_state()
 
