@@ -39,6 +39,12 @@ RELATION = find_mechanism("dp-sgd").relations[0]
 PRIVATE = {"epsilon": 50.0, "delta": 1e-2, "relation": "add-remove", "clip": 1.0}
 
 
+@pytest.fixture(autouse=True)
+def own_methods(monkeypatch):
+    """What a test files here is gone after it."""
+    monkeypatch.setattr(METHODS, "_registered", dict(METHODS._registered))
+
+
 def asked(state, cohort, server):
     return server.ask([TrainRequest(name, cohort.round, state.tensors, {"lr": cohort.lr}) for name in cohort.local])
 

@@ -273,9 +273,13 @@ def test_every_method_has_its_row_in_the_page_of_methods():
         method = methods[name]
         assert exact.startswith(method["exact"]), name
         assert (unequal == "no") == (not method["unequal_ranks"]), name
-        nearest = f"refused; nearest `{method['instead']}`"
-        assert (privacy == nearest) == (not method["private"] and method["unit"] == "client"), name
-        assert privacy.startswith(("refused", "nothing is released", method["unit"])), name
+        clients = method["private"] or "client" in method["units"]
+        nearest = f"nearest `{method['instead']}`"
+        assert (privacy == f"refused; {nearest}") == (not method["units"] and name != "`alone`"), name
+        assert privacy.endswith(f"refused for clients, {nearest}") == (
+            not clients and "record" in method["units"] and name != "`dplora`"), name
+        told_units = set(privacy.split(";")[0].split(", ")) & {"client", "record"}
+        assert told_units == set(method["units"]) or name == "`alone`", name
 
 
 def test_list_fits_on_100_columns():

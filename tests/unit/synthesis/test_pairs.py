@@ -59,6 +59,9 @@ class Spy:
     def get_base_model(self) -> Any:
         return self.inner
 
+    def get_input_embeddings(self) -> Any:
+        return self.inner.get_input_embeddings()
+
     def __call__(self, **given: Any) -> Any:
         if given["input_ids"].shape[1] > 1:
             mask = given["attention_mask"].bool()
