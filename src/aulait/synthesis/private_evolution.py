@@ -31,6 +31,7 @@ from torch import Tensor
 from aulait.core.cohort import Cohort
 from aulait.core.seeds import Seeds
 from aulait.core.types import ClientUpdate, Info, Record, Site, VoteRequest, nbytes
+from aulait.core.units import units
 from aulait.methods.contract import RunContext, Server
 from aulait.privacy.aggregator import Release
 from aulait.privacy.record_level import PRIVATE, SiteNoise
@@ -139,14 +140,15 @@ def answer(requests: Sequence[VoteRequest], sites: Sequence[Site], context: RunC
     """
     updates = []
     for request, site in zip(requests, sites, strict=True):
-        noise = SiteNoise.read(request.settings)
+        noise, weight = SiteNoise.read(request.settings), len(site.train)
         if noise is not None:
             counts_J = noised_votes(request, site.train, embedder, noise)
+            weight = len(units(site.train))  # that is public; how many records they have is not
         else:
             own_BD = embedder.embed([record.full for record in site.train])
             counts_J = votes(own_BD, request.tensors["embeddings"],
                              int(request.settings["neighbours"]))
-        updates.append(ClientUpdate(site.name, {"votes": counts_J}, float(len(site.train))))
+        updates.append(ClientUpdate(site.name, {"votes": counts_J}, float(weight)))
     return updates
 
 

@@ -108,6 +108,7 @@ def test_a_site_sends_what_the_slow_oracle_sends(neighbours, fields):
     close = float(oracle.grid(1.7)) * (3 if fields else 1)  # a shortened vote may be a step lower; so many units are shortened
     assert update.tensors.keys() == {"votes"}
     assert not update.info
+    assert update.weight == (3 if fields else 8), "the number of units is public, that of a unit's records is not"
     assert float((update.tensors["votes"] - expected).abs().max()) <= close
 
 
