@@ -1,4 +1,5 @@
-"""Every method at the unit "record": charged before anybody is asked, no record within reach of the method, noise in what it gets."""
+"""Every method at the unit "record": charged before anybody is asked, no record within reach of the
+method, noise in what it gets."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from aulait.training.record_gradients import batches
 from aulait.training.trainer import Learner, Penalty, TrainConfig
 
 RECORDS = [name for name in METHODS.names() if "record" in METHODS.find(name).TRAITS.units]
-PRIVATE = PrivacyConfig(**ON.model_dump() | {"unit": "record", "relation": "zero-out", "clip": 0.5, "noise_seed": None})
+PRIVATE = PrivacyConfig(**ON.model_dump() | {"unit": "record", "relation": "zero-out", "clip": 0.5,
+    "noise_seed": None})
 SEEDED = PRIVATE.model_copy(update={"noise_seed": 5})
 each = pytest.mark.parametrize("method", RECORDS)
 
@@ -36,7 +38,8 @@ def base(tmp_path_factory):
 
 
 def test_the_methods_that_protect_records():
-    assert RECORDS == ["dplora", "fedex", "fedit", "fedsa", "ffa", "flexlora", "flora", "lorafair", "rolora"]
+    assert RECORDS == ["dplora", "fedex", "fedit", "fedsa", "ffa", "flexlora", "flora", "lorafair",
+                       "rolora"]
 
 
 @each
@@ -51,7 +54,8 @@ def test_rounds_are_charged_and_the_method_sees_no_record(base, method, monkeypa
     monkeypatch.setattr(run.module, "answer", answer)
     texts = {record.text for name in run.clients for record in run.sites[name].train}
     state = run.rounds(2)
-    assert [(line.unit, line.mechanism, line.event) for line in run.ledger.lines] == [("record", "dp-sgd", Event(1.0, 2 / 3, 2))] * 2
+    assert [(line.unit, line.mechanism, line.event) for line in run.ledger.lines] == [("record",
+        "dp-sgd", Event(1.0, 2 / 3, 2))] * 2
     for name, learner, site in seen:
         assert isinstance(learner, PrivateLearner) == (name in run.clients)
         if name in run.clients:
@@ -75,7 +79,8 @@ def test_seeded_noise_is_the_same_again_and_other_noise_is_not(base, method):
     assert apart(one, free) > 0.0
 
 
-@pytest.mark.parametrize("method", ["fedit", "ffa", "rolora", "flexlora", "fedsa", "flora", "fedex", "lorafair"])
+@pytest.mark.parametrize("method", ["fedit", "ffa", "rolora", "flexlora", "fedsa", "flora", "fedex",
+    "lorafair"])
 def test_unequal_ranks(base, method):
     run = real(base, method, privacy=PRIVATE, ranks={"bob": 1})
     state = run.rounds(2)
@@ -95,11 +100,13 @@ def test_nobody_is_asked_before_the_charge(base, method):
     assert not run.ledger.lines
 
 
-# -- against a slow loop -------------------------------------------------------------------------------------------
+# -- against a slow loop
+# -------------------------------------------------------------------------------------------
 
 
 def one_client(base, sigma_over_clip, clip, steps=3):
-    privacy = PrivacyConfig(noise_multiplier=sigma_over_clip, delta=1e-5, relation="zero-out", unit="record", clip=clip, noise_seed=5)
+    privacy = PrivacyConfig(noise_multiplier=sigma_over_clip, delta=1e-5, relation="zero-out",
+                            unit="record", clip=clip, noise_seed=5)
     run = real(base, "fedit", privacy=privacy, clients=("ann",), sizes={"ann": 7})
     run.learner = Learner(base, TrainConfig(optimizer="sgd"))
     site = run.sites["ann"]
@@ -116,8 +123,10 @@ def drawn(run, lr):
     from aulait.core.types import TrainRequest
     from aulait.methods.shared import client_update
 
-    (asked,) = client_update.local_training([TrainRequest("ann", 1, lora.to_tensors(run.context.initial()), {"lr": lr})],
-                                            [site], run.context, client_update.sent_factors(run.context))
+    (asked,) = client_update.local_training(
+        [TrainRequest("ann", 1, lora.to_tensors(run.context.initial()), {"lr": lr})],
+                                            [site], run.context,
+                                            client_update.sent_factors(run.context))
     work = learner._work(asked, site.train)
     source = SeededNoise(work.noise_seed)
     return [[record for unit in batch for record in unit] for batch in batches(work)], work, source
@@ -132,27 +141,32 @@ def test_fedit_of_one_client_equals_a_slow_loop_in_float64(base, tmp_path):
     slow = dp_sgd.train(path, start, chosen, part="AB", lr=0.3, clip=0.2, expected=work.expected,
                         noise=lambda count: source.gaussian((count,), work.sigma))
     after, _ = run.round(run.start(), lr=0.3)
-    moved = max(float((b - start.factors[layer][1]).abs().max()) for layer, (_, b) in slow.factors.items())
+    moved = max(float((b - start.factors[layer][1]).abs().max()) for layer,
+                (_, b) in slow.factors.items())
     for layer, (a, b) in slow.factors.items():
         fast_a, fast_b = lora.factors_of(after.factors, layer)
         assert float((fast_a - a).abs().max()) < 2e-5 * moved
         assert float((fast_b - b).abs().max()) < 2e-5 * moved
 
 
-def test_with_hardly_any_noise_and_a_huge_bound_it_is_plain_training_on_the_same_batches(base, tmp_path):
+def test_with_hardly_any_noise_and_a_huge_bound_it_is_plain_training_on_the_same_batches(base,
+        tmp_path):
     run = one_client(base, 1e-7, 2.0)
     chosen, work, _ = drawn(run, 0.3)
     start = run.context.initial()
-    plain = dp_sgd.train(str(write(tmp_path, "llama")), start, chosen, part="AB", lr=0.3, clip=math.inf, expected=work.expected,
+    plain = dp_sgd.train(str(write(tmp_path, "llama")), start, chosen, part="AB", lr=0.3,
+                         clip=math.inf, expected=work.expected,
                          noise=lambda count: torch.zeros(count, dtype=torch.float64))
     after, _ = run.round(run.start(), lr=0.3)
-    moved = max(float((b - start.factors[layer][1]).abs().max()) for layer, (_, b) in plain.factors.items())
+    moved = max(float((b - start.factors[layer][1]).abs().max()) for layer,
+                (_, b) in plain.factors.items())
     for layer, (a, b) in plain.factors.items():
         fast_a, fast_b = lora.factors_of(after.factors, layer)
         assert max(float((fast_a - a).abs().max()), float((fast_b - b).abs().max())) < 1e-4 * moved
 
 
-# -- what a method may not do --------------------------------------------------------------------------------------
+# -- what a method may not do
+# --------------------------------------------------------------------------------------
 
 
 def learner_of(base, run=None):
@@ -169,7 +183,8 @@ def asked(base, learner, site):
     from aulait.models.loading import AdapterConfig
     from aulait.training.trainer import LocalTraining
 
-    start = lora.initial(loading.targets(base, AdapterConfig(targets="attention", layers=1)), 2, 4.0, Seeds(3))
+    start = lora.initial(loading.targets(base, AdapterConfig(targets="attention", layers=1)), 2,
+                         4.0, Seeds(3))
     return LocalTraining(start, learner.stand_in(site).train, Trainable.AB, 9, 2, 0.1, 1)
 
 
@@ -188,7 +203,8 @@ def test_a_method_trains_on_nothing_but_a_site_s_own_places(base):
     learner, site = learner_of(base)
     work, places = asked(base, learner, site), learner.stand_in(site).train
     bob = learner.stand_in(replace(site, name="bob")).train
-    for wrong in [site.train, (*places, places[0]), (*places, bob[0]), (Record("0", label="eve"),), ()]:
+    for wrong in [site.train, (*places, places[0]), (*places, bob[0]), (Record("0", label="eve"),),
+                  ()]:
         with pytest.raises(PrivacyError, match="each once"):
             learner.train([replace(work, records=tuple(wrong))])
     with pytest.raises(PrivacyError, match="penalty"):
@@ -200,7 +216,8 @@ def test_a_request_s_noise_is_read_strictly():
     assert SiteNoise.read({}) is None
     assert SiteNoise.read({"private": noise.setting()}) == noise
     assert "noise_seed" not in noise.setting()
-    for change in ({"sigma": True}, {"sigma": "1"}, {"sigma": math.nan}, {"sigma": -1.0}, {"clip": 0.0}, {"most_rate": 1.5}, {"most_steps": 0},
+    for change in ({"sigma": True}, {"sigma": "1"}, {"sigma": math.nan}, {"sigma": -1.0},
+                   {"clip": 0.0}, {"most_rate": 1.5}, {"most_steps": 0},
                    {"most_steps": 1.5}, {"more": 1}):
         with pytest.raises(PrivacyError, match="unreadable setting"):
             SiteNoise.read({"private": noise.setting() | change})

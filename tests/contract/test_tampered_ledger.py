@@ -1,7 +1,9 @@
-"""A run folder whose ledger somebody changed: --resume and ``aulait account`` end with 2 and one line.
+"""A run folder whose ledger somebody changed: --resume and ``aulait account`` end with 2 and one
+line.
 
-Counterparts of the review's attacks: cut, delete and edit the ledger of an interrupted run and go on (the true cost was 50, told
-were 0.0 and 20.7, and ``account`` agreed); and die between ledger line and noise.
+Counterparts of the review's attacks: cut, delete and edit the ledger of an interrupted run and go
+on (the true cost was 50, told were 0.0 and 20.7, and ``account`` agreed); and die between ledger
+line and noise.
 """
 
 import json
@@ -58,7 +60,8 @@ def killed(settings, tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(settings, tmp_path_factory):
     path = tmp_path_factory.mktemp("finished") / "run"
-    assert run(settings, path, InlineEngine())["privacy"]["epsilon"]["max"] == pytest.approx(50, rel=1e-3)
+    assert run(settings, path, InlineEngine())["privacy"]["epsilon"]["max"] == pytest.approx(50,
+        rel=1e-3)
     return path
 
 
@@ -79,7 +82,8 @@ def write(path, lines):
 
 
 def with_head(path, lines):
-    """Lines chained anew for the folder's own run, with a head that fits them: all that a local file can be made to say."""
+    """Lines chained anew for the folder's own run, with a head that fits them: all that a local
+    file can be made to say."""
     name = json.loads((path / "ledger.head").read_text())["run"]
     link, made = ledgers.first_link(name), []
     for line in lines:
@@ -92,12 +96,14 @@ def with_head(path, lines):
 def cheaper(line):
     """An edit that agrees with itself: a thousand times the noise, epsilon next to nothing."""
     own = json.loads(line)
-    return json.dumps(own | {"noise_multiplier": own["noise_multiplier"] * 1000, "sigma": own["sigma"] * 1000,
+    return json.dumps(own | {"noise_multiplier": own["noise_multiplier"] * 1000,
+                             "sigma": own["sigma"] * 1000,
                              "epsilon": dict.fromkeys(own["epsilon"], 0.01)}).encode()
 
 
 def without_chain(path):
-    write(path, [json.dumps({k: v for k, v in json.loads(line).items() if k != "previous"}).encode() for line in rows(path)])
+    write(path, [json.dumps({k: v for k, v in json.loads(line).items() if k != "previous"}).encode()
+                 for line in rows(path)])
     (path / "ledger.head").unlink()
 
 
@@ -110,10 +116,13 @@ TAMPERING = {
     "cut": lambda path, other: write(path, rows(path)[:2]),
     "cut, head too": lambda path, other: with_head(path, rows(path)[:2]),
     "deleted": lambda path, other: (path / "ledger.jsonl").unlink(),
-    "deleted, head too": lambda path, other: [(path / name).unlink() for name in ("ledger.jsonl", "ledger.head")],
+    "deleted, head too": lambda path, other:
+        [(path / name).unlink() for name in ("ledger.jsonl", "ledger.head")],
     "edited": lambda path, other: write(path, [cheaper(line) for line in rows(path)]),
-    "edited, chain and head too": lambda path, other: with_head(path, [cheaper(line) for line in rows(path)]),
-    "last line edited": lambda path, other: write(path, [*rows(path)[:-1], cheaper(rows(path)[-1])]),
+    "edited, chain and head too": lambda path, other:
+        with_head(path, [cheaper(line) for line in rows(path)]),
+    "last line edited": lambda path, other:
+        write(path, [*rows(path)[:-1], cheaper(rows(path)[-1])]),
     "reordered": lambda path, other: with_head(path, [
         json.dumps(json.loads(rows(path)[i]) | {"release": k}).encode()
         for k, i in enumerate([1, 0, *range(2, len(rows(path)))], start=1)]),
@@ -125,7 +134,8 @@ TAMPERING = {
 
 def ends_with_two_and_one_line(words):
     result = CliRunner().invoke(app, [str(word) for word in words])
-    told = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("preparing")]
+    told = [line for line in result.stderr.splitlines()
+            if line.strip() and not line.startswith("preparing")]
     assert result.exit_code == 2, (result.exit_code, result.output)
     assert len(told) == 1, told
     assert "ledger" in told[0]
@@ -143,15 +153,18 @@ def test_resume_refuses_a_ledger_that_was_changed(killed, other, tmp_path, how):
     shutil.copytree(killed, path)
     TAMPERING[how](path, other)
     before = (path / "ledger.jsonl").read_bytes() if (path / "ledger.jsonl").exists() else None
-    ends_with_two_and_one_line(["run", experiment(killed, tmp_path / "e.toml"), "--out", path, "--resume"])
+    ends_with_two_and_one_line(["run", experiment(killed, tmp_path / "e.toml"), "--out", path,
+                                "--resume"])
     assert not (path / "adapter").exists()
     assert not (path / "result.json").exists()
-    assert before == ((path / "ledger.jsonl").read_bytes() if (path / "ledger.jsonl").exists() else None)
+    assert before == ((path / "ledger.jsonl").read_bytes() if (path / "ledger.jsonl").exists()
+                      else None)
 
 
 @pytest.mark.parametrize("how", TAMPERING)
 @pytest.mark.parametrize("command", ["account", "resume"])
-def test_a_finished_run_whose_ledger_was_changed_is_refused(finished, other, tmp_path, how, command):
+def test_a_finished_run_whose_ledger_was_changed_is_refused(finished, other, tmp_path, how,
+        command):
     path = tmp_path / "run"
     shutil.copytree(finished, path)
     TAMPERING[how](path, other)
@@ -182,14 +195,19 @@ def edit_json(path, change):
 
 
 @pytest.mark.parametrize("change", [
-    lambda path: (path / "rounds.jsonl").write_text("".join((path / "rounds.jsonl").read_text().splitlines(keepends=True)[:-1])),
-    lambda path: (path / "rounds.jsonl").write_text("".join((path / "rounds.jsonl").read_text().splitlines(keepends=True)[1:])),
+    lambda path: (path / "rounds.jsonl").write_text(
+        "".join((path / "rounds.jsonl").read_text().splitlines(keepends=True)[:-1])),
+    lambda path: (path / "rounds.jsonl").write_text(
+        "".join((path / "rounds.jsonl").read_text().splitlines(keepends=True)[1:])),
     lambda path: (path / "rounds.jsonl").unlink(),
     lambda path: edit_json(path / "result.json", lambda tree: tree.update(rounds=2)),
     lambda path: edit_json(path / "result.json", lambda tree: tree["privacy"].pop("ledger")),
-    lambda path: edit_json(path / "result.json", lambda tree: tree["privacy"]["ledger"].update(lines=4)),
-    lambda path: edit_json(path / "result.json", lambda tree: tree["privacy"]["ledger"].update(hash="0" * 64)),
-    lambda path: edit_json(path / "result.json", lambda tree: tree["privacy"]["ledger"].update(releases={"train": 3})),
+    lambda path: edit_json(path / "result.json",
+                           lambda tree: tree["privacy"]["ledger"].update(lines=4)),
+    lambda path: edit_json(path / "result.json",
+                           lambda tree: tree["privacy"]["ledger"].update(hash="0" * 64)),
+    lambda path: edit_json(path / "result.json",
+                           lambda tree: tree["privacy"]["ledger"].update(releases={"train": 3})),
 ])
 def test_account_compares_the_rounds_done_with_the_lines_found(finished, tmp_path, change):
     path = tmp_path / "run"
@@ -205,7 +223,9 @@ def test_a_round_without_its_line_is_missed_even_if_every_head_was_made_to_fit(f
     path = tmp_path / "run"
     shutil.copytree(finished, path, ignore=shutil.ignore_patterns("checkpoint"))
     with_head(path, rows(path)[:-1])
-    edit_json(path / "result.json", lambda tree: tree["privacy"]["ledger"].update(json.loads((path / "ledger.head").read_text())))
+    edit_json(path / "result.json",
+        lambda tree: tree["privacy"]["ledger"].update(
+            json.loads((path / "ledger.head").read_text())))
     assert "train round 3" in ends_with_two_and_one_line(["account", path])
 
 
@@ -220,7 +240,8 @@ def test_a_folder_of_an_earlier_version_is_said_to_be_unchained(finished, tmp_pa
     assert "unchained" in CliRunner().invoke(app, ["account", str(path)]).output
 
 
-def test_a_run_that_an_earlier_version_began_goes_on_and_is_said_to_be_unchained(killed, settings, tmp_path):
+def test_a_run_that_an_earlier_version_began_goes_on_and_is_said_to_be_unchained(killed, settings,
+        tmp_path):
     path = tmp_path / "run"
     shutil.copytree(killed, path)
     without_chain(path)
@@ -240,8 +261,10 @@ def test_a_run_that_an_earlier_version_began_goes_on_and_is_said_to_be_unchained
     ends_with_two_and_one_line(["account", path])
 
 
-def test_a_kill_between_ledger_line_and_noise_is_charged_and_stays_legal(settings, tmp_path, monkeypatch):
-    """The line is on disk, nothing was released: the resumed run pays for it and stops before the budget is crossed."""
+def test_a_kill_between_ledger_line_and_noise_is_charged_and_stays_legal(settings, tmp_path,
+        monkeypatch):
+    """The line is on disk, nothing was released: the resumed run pays for it and stops before the
+    budget is crossed."""
     drawn = {"count": 0}
     gaussian = SystemNoise.gaussian
 
@@ -268,8 +291,10 @@ def test_a_kill_between_ledger_line_and_noise_is_charged_and_stays_legal(setting
 
 
 @pytest.mark.parametrize("keeps_head", [True, False])
-def test_a_line_after_the_checkpoint_cannot_be_cut_unless_the_head_is_cut_too(settings, tmp_path, monkeypatch, keeps_head):
-    """Of the lines after the checkpoint ledger.head knows; that somebody changes both, only a witness outside can see."""
+def test_a_line_after_the_checkpoint_cannot_be_cut_unless_the_head_is_cut_too(settings, tmp_path,
+        monkeypatch, keeps_head):
+    """Of the lines after the checkpoint ledger.head knows; that somebody changes both, only a
+    witness outside can see."""
     real = Ledger.append
 
     def dying(self, line):
@@ -284,7 +309,8 @@ def test_a_line_after_the_checkpoint_cannot_be_cut_unless_the_head_is_cut_too(se
     monkeypatch.undo()
     if keeps_head:
         write(path, rows(path)[:-1])
-        ends_with_two_and_one_line(["run", experiment(path, tmp_path / "e.toml"), "--out", path, "--resume"])
+        ends_with_two_and_one_line(["run", experiment(path, tmp_path / "e.toml"), "--out", path,
+                                    "--resume"])
     else:
         with_head(path, rows(path)[:-1])
         assert run(settings, path, InlineEngine(), resume=True)["privacy"]["stopped_early"] is None
@@ -295,7 +321,8 @@ def test_a_run_killed_before_its_first_release_misses_a_deleted_ledger(settings,
     with pytest.raises(Kill):
         run(settings, path, InlineEngine(), observer=kill_at("synthesis", 0))
     (path / "ledger.head").unlink()
-    ends_with_two_and_one_line(["run", experiment(path, tmp_path / "e.toml"), "--out", path, "--resume"])
+    ends_with_two_and_one_line(["run", experiment(path, tmp_path / "e.toml"), "--out", path,
+                                "--resume"])
 
 
 def test_a_first_stage_taken_over_from_another_run_is_chained_to_the_new_one(settings, tmp_path):
@@ -308,7 +335,8 @@ def test_a_first_stage_taken_over_from_another_run_is_chained_to_the_new_one(set
     assert account(tmp_path / "two")["chained"]
 
 
-# --- modes ----------------------------------------------------------------------------------------------------------
+# --- modes
+# ----------------------------------------------------------------------------------------------------------
 
 
 def modes(path):

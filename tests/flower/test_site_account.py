@@ -21,7 +21,8 @@ from aulait.engines.deployment.site.lifetime_account import Charge, LifetimeAcco
 from aulait.engines.deployment.site.site_policy import SitePolicy
 from aulait.privacy.accounting import Event, epsilon
 
-CLIENT = {"privacy": PRIVATE | {"noise_multiplier": None, "epsilon": 3.0}, "algorithm": {"name": "ffa"}}
+CLIENT = {"privacy": PRIVATE | {"noise_multiplier": None, "epsilon": 3.0},
+          "algorithm": {"name": "ffa"}}
 
 
 class Owner:
@@ -42,7 +43,8 @@ class Owner:
 
 @pytest.fixture
 def owner(tmp_path, monkeypatch):
-    return Owner(Attacker(tmp_path, keyed=True, privacy=True, epsilon=8.0, lifetime_epsilon=10.0), monkeypatch)
+    return Owner(Attacker(tmp_path, keyed=True, privacy=True, epsilon=8.0, lifetime_epsilon=10.0),
+                 monkeypatch)
 
 
 def test_runs_of_all_coordinators_share_one_account_of_clients(owner):
@@ -50,13 +52,16 @@ def test_runs_of_all_coordinators_share_one_account_of_clients(owner):
     for digit in "abc":
         assert owner.run(digit, **CLIENT).kind == "accepted"
         assert owner.enemy.ask(owner.enemy.request()).kind == "update"
-        assert owner.enemy.ask(owner.enemy.request(round=2)).kind == "update", "a run is charged once"
+        assert owner.enemy.ask(
+            owner.enemy.request(round=2)).kind == "update", "a run is charged once"
     spent = owner.account.spent("client")
-    assert (spent.epsilon, spent.delta, spent.charges, spent.runs) == (9.0, pytest.approx(3e-4), 3, 3)
+    assert (spent.epsilon, spent.delta, spent.charges, spent.runs) == (9.0, pytest.approx(3e-4), 3,
+        3)
     owner.enemy.refused(owner.run("d", **CLIENT), "beyond what this site gives in its lifetime")
     owner.enemy.restart()
     owner.enemy.refused(owner.run("e", **CLIENT), "lifetime")
-    assert "epsilon 12.000, allowed are 10" in [line for line in owner.enemy.lines if line["event"] == "spent"][-1]["reason"]
+    assert "epsilon 12.000, allowed are 10" in [line for line in owner.enemy.lines
+        if line["event"] == "spent"][-1]["reason"]
     assert owner.account.sequence == 3
 
 
@@ -72,7 +77,8 @@ def test_two_runs_that_were_both_accepted_cannot_both_be_answered(owner):
 
 
 def test_records_are_counted_together_over_runs_and_apart_from_clients(tmp_path, monkeypatch):
-    owner, taken = Owner(Attacker(tmp_path, privacy=True, epsilon=8.0, lifetime_epsilon=4.0), monkeypatch), 0
+    owner, taken = Owner(Attacker(tmp_path, privacy=True, epsilon=8.0, lifetime_epsilon=4.0),
+                         monkeypatch), 0
     for digit in "0123456789":
         if owner.run(digit, **RECORD).kind != "accepted":
             break
@@ -92,7 +98,8 @@ def test_a_request_beyond_the_lifetime_is_refused_before_it_is_answered(tmp_path
     owner = Owner(Attacker(tmp_path, privacy=True, epsilon=8.0), monkeypatch)
     assert owner.run("a", **RECORD).kind == "accepted"
     assert noised(owner.enemy).kind == "update"
-    limits = owner.enemy.file.limits.model_copy(update={"lifetime_epsilon": owner.account.spent("record").epsilon * 1.01})
+    limits = owner.enemy.file.limits.model_copy(
+        update={"lifetime_epsilon": owner.account.spent("record").epsilon * 1.01})
     owner.enemy.file = owner.enemy.file.model_copy(update={"limits": limits})
     owner.enemy.restart()
     owner.enemy.refused(noised(owner.enemy, round=2), "failed (PrivacyError)")
@@ -126,7 +133,8 @@ def test_a_run_without_privacy_is_told_beside(tmp_path, monkeypatch):
 def filled(tmp_path):
     account = LifetimeAccount(tmp_path, "notes.jsonl")
     for number in range(4):
-        account.add(Charge(run=f"{number}" * 32, unit="record", delta=1e-5, noise_multiplier=2.0 + number))
+        account.add(Charge(run=f"{number}" * 32, unit="record", delta=1e-5,
+                           noise_multiplier=2.0 + number))
     return account_path(tmp_path, "notes.jsonl")
 
 
@@ -165,7 +173,8 @@ def shown(enemy, receipt) -> Seen:
 
 def test_every_answer_bears_a_receipt_that_the_roster_can_verify(owner):
     line = (owner.enemy.file.keys.public).read_text()
-    answers = [owner.enemy.ask(owner.enemy.hello()), owner.run("a", **CLIENT), owner.enemy.ask(owner.enemy.request()),
+    answers = [owner.enemy.ask(owner.enemy.hello()), owner.run("a", **CLIENT),
+               owner.enemy.ask(owner.enemy.request()),
                owner.enemy.ask(owner.enemy.evaluation())]
     found = [Receipt.model_validate(answer.head["receipt"]) for answer in answers]
     assert [receipt.sequence for receipt in found] == [0, 0, 1, 1]
@@ -193,7 +202,8 @@ def test_a_site_whose_account_was_turned_back_refuses_in_one_line(owner, tmp_pat
     answer = shown(owner.enemy, receipt)
     owner.enemy.refused(answer, "restore the newest")
     assert "\n" not in answer.head["reason"]
-    shown_in_a_request = made(Seen(owner.enemy.request()).head | {"receipt": receipt}, owner.enemy.request().body)
+    shown_in_a_request = made(Seen(owner.enemy.request()).head | {"receipt": receipt},
+                              owner.enemy.request().body)
     owner.enemy.refused(owner.enemy.ask(shown_in_a_request), "restore the newest")
 
 
@@ -214,9 +224,11 @@ def test_nobody_else_can_stop_a_site_with_a_receipt(owner, tmp_path):
     name = own.account_name(owner.enemy.file.data.source)
     forged = other.signed(name, 99, "f" * 64)
     assert shown(owner.enemy, forged.model_dump()).kind == "facts"
-    assert shown(owner.enemy, own.signed("0" * 32, 99, "f" * 64).model_dump()).kind == "facts", "of another data source"
+    assert shown(owner.enemy,
+        own.signed("0" * 32, 99, "f" * 64).model_dump()).kind == "facts", "of another data source"
     owner.enemy.refused(shown(owner.enemy, own.signed(name, 99, "f" * 64).model_dump()), "old copy")
-    owner.enemy.refused(shown(owner.enemy, {"account": name, "sequence": -1, "head": "", "signature": ""}), "not valid")
+    owner.enemy.refused(shown(owner.enemy, {"account": name, "sequence": -1, "head": "",
+        "signature": ""}), "not valid")
 
 
 def test_a_coordinator_says_that_a_counter_went_back_and_remembers_over_runs(tmp_path):
@@ -231,7 +243,8 @@ def test_a_coordinator_says_that_a_counter_went_back_and_remembers_over_runs(tmp
     assert book.take("ward", first, second) == "", "an answer to a message of before"
     again = receipt_book(tmp_path, tmp_path / "run", ["ward"])  # another run, with the same keys
     assert again.newest("ward") == second
-    for came, words in ((first, "turned back"), (own.signed("1" * 32, 2, "c" * 64), "turned back"), (None, "without a receipt"),
+    for came, words in ((first, "turned back"), (own.signed("1" * 32, 2, "c" * 64), "turned back"),
+                        (None, "without a receipt"),
                         (second.model_copy(update={"sequence": 9}), "did not sign")):
         with pytest.raises(WireError, match=words):
             again.take("ward", second, came)
@@ -245,7 +258,8 @@ def test_a_coordinator_says_that_a_counter_went_back_and_remembers_over_runs(tmp
 
 def test_what_an_older_version_kept_is_taken_over_once(owner):
     state = owner.enemy.file.site.state
-    for run, terms, more in (("a" * 32, RECORD, "account.jsonl"), ("b" * 32, CLIENT, "answer-1-2.bin"), ("c" * 32, CLIENT, "none")):
+    for run, terms, more in (("a" * 32, RECORD, "account.jsonl"),
+                             ("b" * 32, CLIENT, "answer-1-2.bin"), ("c" * 32, CLIENT, "none")):
         folder = state / "runs" / run
         folder.mkdir(parents=True)
         told = attacker.told(run=run, **terms) | {"version": 2}
@@ -258,7 +272,8 @@ def test_what_an_older_version_kept_is_taken_over_once(owner):
     owner.enemy.ask(owner.enemy.hello())
     account = owner.account
     assert account.spent("record").epsilon == pytest.approx(epsilon([Event(2.0)] * 2, 1e-4))
-    assert (account.spent("client").epsilon, account.spent("client").runs) == (3.0, 1), "answered runs alone"
+    assert (account.spent("client").epsilon, account.spent("client").runs) == (3.0,
+        1), "answered runs alone"
     old_accounts.take_over(state, owner.enemy.file.data.source)
     assert owner.account.sequence == 3
     (state / "runs" / ("a" * 32) / "account.jsonl").write_text("{}\n")
@@ -282,12 +297,14 @@ def test_the_command_line_tells_what_a_site_has_given(owner):
     found = CliRunner().invoke(app, ["status", str(path), "--json"])
     (account,) = json.loads(found.stdout)["accounts"]
     clients, records = account["units"]
-    assert (clients["unit"], clients["runs"], clients["epsilon"], clients["limit"], clients["delta"]) == ("client", 1, 3.0, 10.0, 1e-4)
+    assert (clients["unit"], clients["runs"], clients["epsilon"], clients["limit"],
+            clients["delta"]) == ("client", 1, 3.0, 10.0, 1e-4)
     assert (records["unit"], records["charges"], records["epsilon"]) == ("record", 0, 0.0)
     assert account["source"] == owner.enemy.file.data.source
     told = CliRunner().invoke(app, ["status", str(path)]).stdout
     assert "lifetime accounts" in told
     lines = account_path(owner.enemy.file.site.state, owner.enemy.file.data.source)
     lines.write_text("{}\n")
-    (account,) = json.loads(CliRunner().invoke(app, ["status", str(path), "--json"]).stdout)["accounts"]
+    (account,) = json.loads(CliRunner().invoke(app, ["status", str(path), "--json"]).stdout)[
+        "accounts"]
     assert "damaged at line 1" in account["error"]

@@ -1,4 +1,5 @@
-"""Votes at the unit record, asked for by messages: the answers of one process, charged at the site before they are sent."""
+"""Votes at the unit record, asked for by messages: the answers of one process, charged at the site
+before they are sent."""
 
 from __future__ import annotations
 
@@ -26,21 +27,28 @@ def places(tmp_path):
     tiny_run.write_data(tmp_path)
     path = tmp_path / "data.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["client"] in {*VOTERS, TRAINER}))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows
+                            if row["client"] in {*VOTERS, TRAINER}))
     return tmp_path
 
 
 def experiment(folder, privacy, engine=None):
-    tiers = [{"name": "gpu", "clients": [TRAINER], "placement": "local"}, {"name": "laptop", "placement": "proxy"}]
-    return tiny_run.settings(folder, federation={"tier": tiers}, algorithm={"name": "dplora"}, privacy=privacy,
-                             train={"rounds": 1, "steps": 1, "batch": 2}, **({"engine": engine} if engine else {}))
+    tiers = [{"name": "gpu", "clients": [TRAINER], "placement": "local"},
+             {"name": "laptop", "placement": "proxy"}]
+    return tiny_run.settings(folder, federation={"tier": tiers}, algorithm={"name": "dplora"},
+                             privacy=privacy,
+                             train={"rounds": 1, "steps": 1, "batch": 2},
+                             **({"engine": engine} if engine else {}))
 
 
 def handlers(folder, lines, **limits):
     rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
-    limits = {"epsilon": 50.0, "delta": 0.05, "lifetime_epsilon": 1000.0, "lifetime_delta": 0.5} | limits
-    return {name: SiteHandler(site(folder, name, [row for row in rows if row["client"] == name], **limits),
-                              lambda event, **fields: lines.append({"event": event, **fields})) for name in (*VOTERS, TRAINER)}
+    limits = {"epsilon": 50.0, "delta": 0.05, "lifetime_epsilon": 1000.0,
+              "lifetime_delta": 0.5} | limits
+    return {name: SiteHandler(site(folder, name, [row for row in rows if row["client"] == name],
+        **limits),
+                              lambda event, **fields: lines.append({"event": event, **fields}))
+                              for name in (*VOTERS, TRAINER)}
 
 
 def charges(folder, name):
@@ -54,10 +62,14 @@ AWAY = {"name": "flower", "threads": 1, "wait_s": 5.0}
 def test_sites_vote_as_in_one_process_with_the_same_seed(places, monkeypatch):
     """A deployment refuses privacy.noise_seed, so the noise of both is made predictable here."""
     monkeypatch.setattr("aulait.synthesis.unit_votes.noise_source",
-                        lambda noise, client, round: SeededNoise(Seeds(9).integer("votes", round, client)))
+                        lambda noise, client,
+                        round: SeededNoise(Seeds(9).integer("votes", round, client)))
     loop.run(experiment(places, RECORD), places / "here", InlineEngine())
-    deploy(LocalTransport(handlers(places, [])), experiment(places, RECORD, AWAY), places, places / "away")
-    here, there = ([json.loads(line) for line in (places / run / "rounds.jsonl").read_text().splitlines()] for run in ("here", "away"))
+    deploy(LocalTransport(handlers(places, [])), experiment(places, RECORD, AWAY), places,
+           places / "away")
+    here, there = ([json.loads(line)
+        for line in (places / run / "rounds.jsonl").read_text().splitlines()]
+        for run in ("here", "away"))
     assert [line["stage"] for line in here] == ["synthesis", "synthesis", "train"]
     for one, other in zip(here[:2], there[:2], strict=True):
         assert one["histogram"] == other["histogram"], "bit for bit"
@@ -80,7 +92,8 @@ def test_every_vote_is_charged_at_the_site_and_a_repeated_request_gets_the_same_
     assert result["privacy"]["private"] is True
     assert result["privacy"]["epsilon"]["proxy"] <= 30.0
     for name in VOTERS:
-        assert answers[name] == [(1, True), (2, True)], "charged once, on disk before it leaves; no second draw of the noise"
+        assert answers[name] == [(1, True),
+            (2, True)], "charged once, on disk before it leaves; no second draw of the noise"
         assert {charge["stage"] for charge in charges(places, name)} == {"synthesis"}
     assert {charge["stage"] for charge in charges(places, TRAINER)} == {"train"}
 
@@ -89,7 +102,8 @@ def test_every_vote_is_charged_at_the_site_and_a_repeated_request_gets_the_same_
 @pytest.mark.parametrize("change", [
     {"sigma": 0.01}, {"clip": 10.0}, {"noise_seed": 7}, {"mechanism": "dp-sgd"}, None,
 ])
-def test_a_vote_with_less_noise_than_promised_is_refused_and_not_charged(places, monkeypatch, change):
+def test_a_vote_with_less_noise_than_promised_is_refused_and_not_charged(places, monkeypatch,
+        change):
     """Nothing of the site leaves; the reason is in its own log."""
     lines = []
     right = SiteNoise.setting

@@ -1,4 +1,5 @@
-"""docs/privacy.md names the file and the function that keeps each assumption; they exist, and the product's modes are on the page."""
+"""docs/privacy.md names the file and the function that keeps each assumption; they exist, and the
+product's modes are on the page."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def test_what_keeps_an_assumption_exists(file, name):
     assert path.exists(), f"{file} is named on the page and does not exist"
     if name:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        defined = {node.name for node in tree.body
+                   if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         assert name in defined, f"{file} has no {name}"
 
 
@@ -38,8 +40,10 @@ def test_every_row_of_assumptions_names_its_keeper_or_says_that_it_is_trusted():
 
 def test_every_promise_of_the_product_has_its_theorem():
     assert set(re.findall(r"^## (?:Client|Record): (.+)$", PAGE, re.M)) == {
-        "sums of updates and of votes", "DP-SGD at the site", "the literal batch rule", "votes of a site"}
-    built_in = {"gaussian": "Client: sums", "dp-sgd": "DP-SGD at the site", "gaussian-batch": "literal batch rule", "gaussian-votes": "votes of a site"}
+        "sums of updates and of votes", "DP-SGD at the site", "the literal batch rule",
+        "votes of a site"}
+    built_in = {"gaussian": "Client: sums", "dp-sgd": "DP-SGD at the site",
+                "gaussian-batch": "literal batch rule", "gaussian-votes": "votes of a site"}
     assert set(MECHANISMS.built_in) <= set(built_in), "a mechanism without a theorem"
 
 
@@ -51,7 +55,8 @@ def test_the_pages_figures_are_those_of_the_product():
         mu = (low + high) / 2
         low, high = (mu, high) if guarantee.gaussian_delta(8.0, mu) < 1e-5 else (low, mu)
     assert told is not None
-    assert (float(told[1]), int(told[2])) == (round(mu, 1), round(100 * guarantee.gaussian_success(mu)))
+    assert (float(told[1]), int(told[2])) == (round(mu, 1),
+        round(100 * guarantee.gaussian_success(mu)))
     assert f"{100 * guarantee.success(8.0, 1e-5):.2f} %" in PAGE
     from aulait.privacy.mechanisms import find_mechanism
 

@@ -1,4 +1,5 @@
-"""DP-SGD of one site as the paper writes it, in float64: one record after the other, peft, a bare model, a loop.
+"""DP-SGD of one site as the paper writes it, in float64: one record after the other, peft, a bare
+model, a loop.
 
 Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1.
 """
@@ -15,11 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aulait.core.types import Adapter, Record
 
 
-def train(path: str, start: Adapter, batches: Sequence[Sequence[Record]], *, part: str, lr: float, clip: float, expected: float,
+def train(path: str, start: Adapter, batches: Sequence[Sequence[Record]], *, part: str, lr: float,
+          clip: float, expected: float,
           noise: Callable[[int], torch.Tensor]) -> Adapter:
-    """The adapter after a step of plain SGD on every batch: noise(d) is the noise of a step on its d trained numbers."""
+    """The adapter after a step of plain SGD on every batch: noise(d) is the noise of a step on its
+    d trained numbers."""
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64), _config(start)).double()
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64),
+                           _config(start)).double()
     trained = _put(model, start, part)
     for batch in batches:
         total = [torch.zeros_like(weight) for weight in trained]

@@ -13,7 +13,8 @@ def delta_once(eps, z, q, unit_in):
     eps = np.asarray(eps, float)
     inside = eps if unit_in else -eps
     with np.errstate(divide="ignore", invalid="ignore"):
-        x = np.where(np.exp(inside) > 1 - q, z**2 * np.log((np.exp(inside) - 1 + q) / q) + 0.5, -np.inf)
+        x = np.where(np.exp(inside) > 1 - q, z**2 * np.log((np.exp(inside) - 1 + q) / q) + 0.5,
+                     -np.inf)
     if unit_in:  # outcomes above x
         mixed = (1 - q) * ndtr(-x / z) + q * ndtr((1 - x) / z)
         return np.maximum(mixed - np.exp(eps) * ndtr(-x / z), 0)

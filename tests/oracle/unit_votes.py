@@ -1,4 +1,5 @@
-"""Votes per unit, written as slowly and obviously as possible: exact fractions, one record and one candidate at a time."""
+"""Votes per unit, written as slowly and obviously as possible: exact fractions, one record and one
+candidate at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import torch
 
 def distance(one, other) -> float:
     """L2, number by number."""
-    return math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(one.tolist(), other.tolist(), strict=True)))
+    return math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(one.tolist(), other.tolist(),
+        strict=True)))
 
 
 def ballot(records, embed, candidates, neighbours) -> dict[int, int]:
@@ -19,7 +21,8 @@ def ballot(records, embed, candidates, neighbours) -> dict[int, int]:
     found: dict[int, int] = {}
     for record in records:
         text = record.text if record.prompt is None else f"{record.prompt}\n{record.text}"
-        order = sorted(range(len(candidates)), key=lambda j: (distance(embed(text), candidates[j]), j))
+        order = sorted(range(len(candidates)), key=lambda j: (distance(embed(text), candidates[j]),
+            j))
         for j in order[:neighbours]:
             found[j] = found.get(j, 0) + 1
     return found
@@ -36,16 +39,22 @@ def grid(sigma: float) -> Fraction:
 
 
 def votes(records, embed, candidates, neighbours, bound, sigma) -> list[Fraction]:
-    """The sum over units before the noise. A shortened vote may be one step of the grid lower than here."""
+    """The sum over units before the noise. A shortened vote may be one step of the grid lower than
+    here."""
     by_unit: dict[object, list] = {}
     for record in records:
-        key = ("value", record.unit) if record.unit is not None else ("record", record.prompt, record.text)
+        key = (
+            ("value", record.unit) if record.unit is not None
+            else ("record", record.prompt, record.text)
+        )
         by_unit.setdefault(key, []).append(record)
     total, step = [Fraction(0)] * len(candidates), grid(sigma)
     for members in by_unit.values():
         cast = ballot(members, embed, candidates, neighbours)
         square = sum(count**2 for count in cast.values())
-        factor = Fraction(1) if square <= Fraction(bound) ** 2 else Fraction(bound / math.sqrt(square))
+        factor = (
+            Fraction(1) if square <= Fraction(bound) ** 2 else Fraction(bound / math.sqrt(square))
+        )
         for j, count in cast.items():
             total[j] += math.floor(count * factor / step) * step
     return total
@@ -57,9 +66,11 @@ def noise(seed: int, client: str, round: int, count: int, sigma: float) -> list[
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
     own = number(f"{seed}|votes|{round}|{client}")
-    drawn = torch.randn(count, generator=torch.Generator().manual_seed(number(f"noise|{own}|0")), dtype=torch.float64)
+    drawn = torch.randn(count, generator=torch.Generator().manual_seed(number(f"noise|{own}|0")),
+                        dtype=torch.float64)
     step = grid(sigma)
-    return [Fraction(int(round_half_even(float(value) * sigma / float(step)))) * step for value in drawn]
+    return [Fraction(int(round_half_even(float(value) * sigma / float(step)))) * step
+            for value in drawn]
 
 
 def round_half_even(value: float) -> int:

@@ -16,6 +16,7 @@ from aulait.cli.terminal import Document
 from aulait.core.errors import ConfigError, DataError
 from aulait.privacy import accounting as arithmetic
 from aulait.privacy.accounting import Event
+from aulait.privacy.ledger import Ledger
 from aulait.runfolder.finished_ledger import check_finished
 
 TOLERANCE = 0.01
@@ -99,10 +100,10 @@ def _convert(
 
 
 def _check(run: Path, as_json: bool) -> None:
-    rows, chained = _recounted(run)
+    rows, ledger = recounted(run)
     agrees = all(row["agrees"] for row in rows)
     if as_json:
-        terminal.document({"agrees": agrees, "chained": chained, "roles": rows})
+        terminal.document({"agrees": agrees, "chained": ledger.chained, "roles": rows})
     else:
         lines = [
             (
@@ -120,7 +121,7 @@ def _check(run: Path, as_json: bool) -> None:
             lines,
             right=(1, 2, 3),
         )
-        if not chained:
+        if not ledger.chained:
             terminal.note("unchained: the ledger is of an earlier version, whose lines do not hold "
                           "the hash of the line before them; only single lines were checked")
     if not agrees:
@@ -144,11 +145,11 @@ def recount(run: Path) -> list[Document]:
         DataError: the run is not finished.
         PrivacyError: the ledger is malformed, or does not fit what lies beside it.
     """
-    return _recounted(run)[0]
+    return recounted(run)[0]
 
 
-def _recounted(run: Path) -> tuple[list[Document], bool]:
-    """As ``recount``, and whether the ledger's lines are chained."""
+def recounted(run: Path) -> tuple[list[Document], Ledger]:
+    """As ``recount``, and the ledger, every line checked."""
     path = run / "result.json"
     if not path.is_file():
         raise DataError(
@@ -165,7 +166,7 @@ def _recounted(run: Path) -> tuple[list[Document], bool]:
         raise DataError(
             f"{path} is malformed ({error!r}), expected what a run writes; restore it from a copy"
         ) from error
-    return rows, ledger.chained
+    return rows, ledger
 
 
 def _counted(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +10,10 @@ from typing import Annotated
 import typer
 
 from aulait.cli import terminal
-from aulait.cli.account import recount
+from aulait.cli.account import recounted
 from aulait.cli.options import JsonOption, SetOption
 from aulait.core.errors import ConfigError, PrivacyError, require
-from aulait.privacy.accounting import Event
 from aulait.privacy.curve import privacy_curve
-from aulait.privacy.ledger_line import LedgerLine
 from aulait.reporting.dossier import DossierSubject, figures, write_dossier
 from aulait.reporting.finished_run import finished_run
 from aulait.runfolder.naming import folder_label
@@ -74,22 +72,14 @@ def _finished(run: Path) -> DossierSubject:
         DataError: the folder holds no finished run.
         PrivacyError: the ledger is broken, or does not say what result.json says.
     """
-    differing = [row["role"] for row in recount(run) if not row["agrees"]]
+    rows, ledger = recounted(run)
+    differing = [row["role"] for row in rows if not row["agrees"]]
     require(not differing, PrivacyError,
             f"ledger and result.json of {run} differ for role {', '.join(differing)}, expected the "
             f"same epsilon; see aulait account {run}, and ask who changed the files")
-    return finished_run(run, {role: privacy_curve(events) for role, events in _events(run).items()})
-
-
-def _events(run: Path) -> dict[str, Counter[Event]]:
-    """Role -> what the ledger charges it with, once it has been counted again."""
-    found: defaultdict[str, Counter[Event]] = defaultdict(Counter)
-    path = run / "ledger.jsonl"
-    for raw in path.read_bytes().splitlines() if path.is_file() else []:
-        line = LedgerLine.decoded(raw)
-        for role in line.roles:
-            found[role][line.event] += 1
-    return dict(found)
+    roles = {role for line in ledger.lines for role in line.roles}
+    return finished_run(run, {role: privacy_curve(Counter(ledger.events(role)))
+                              for role in sorted(roles)})
 
 
 def _planned(file: Path, overrides: list[str], sites: list[str]) -> DossierSubject:

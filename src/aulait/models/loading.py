@@ -38,7 +38,7 @@ ATTENTION = frozenset(
     ["q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "q", "k", "v", "o", "query", "key", "value",
      "q_lin", "k_lin", "v_lin", "out_lin"]
 )
-_LINEAR = ("Conv1D", "Linear4bit", "Linear8bitLt", "NonDynamicallyQuantizableLinear")
+_LINEAR = ("Conv1D", "Linear4bit", "Linear8bitLt")
 BREW = str(files("aulait") / "models" / "brew")
 
 
@@ -209,12 +209,21 @@ def wrap(base: Base) -> None:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is exactly a linear layer, also GPT-2's and quantised ones.
+    """Whether a module is a linear layer, also GPT-2's and quantised ones, and what is derived from
+    one and answers as one: routers of experts do not."""
+    if type(module) is nn.Linear or type(module).__name__ in _LINEAR:
+        return True
+    return isinstance(module, nn.Linear) and _answers_as_linear(module)
 
-    What is derived from one may compute something else: routers of experts answer with several
-    values.
-    """
-    return type(module) is nn.Linear or type(module).__name__ in _LINEAR
+
+@torch.no_grad()
+def _answers_as_linear(module: nn.Linear) -> bool:
+    """Whether two made-up rows come out as weights times rows plus bias."""
+    rows = torch.linspace(-1.0, 1.0, 2 * module.in_features).view(2, -1).to(module.weight)
+    found = module(rows)
+    wanted = nn.functional.linear(rows, module.weight, module.bias)
+    return isinstance(found, Tensor) and found.shape == wanted.shape and bool(
+        torch.allclose(found, wanted, rtol=1e-2, atol=1e-3))
 
 
 def shape_of(module: nn.Module) -> tuple[int, int]:

@@ -26,8 +26,7 @@ class SharedLinear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """The frozen bias, for blocks that read it."""
-        found: Tensor | None = self.inner.bias  # type: ignore[assignment]
-        return found
+        return self.inner.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """The frozen layer's output plus scale_k · B_k A_k x for the rows of site k."""

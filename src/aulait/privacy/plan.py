@@ -13,14 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aulait.core.errors import PrivacyError, require
-from aulait.privacy.accounting import Event, calibrate, epsilon, split_budget
+from aulait.privacy.accounting import (
+    Event,
+    calibrate,
+    calibrate_events,
+    epsilon,
+    split_budget,
+)
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger_line import LedgerLine
 from aulait.privacy.mechanisms import find_mechanism
 from aulait.privacy.record_level import RecordMechanism, SiteNoise, same_relation
 
 ROLES = ("proxy", "local", "split")
-_DEARER = 500  # steps of one percent: up to 145 times the noise of the Gaussian mechanism
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,47 +271,33 @@ def _multipliers(config: PrivacyConfig, schedules: Sequence[ReleaseSchedule]) ->
         if updates.sampling_rate == 1.0 and updates.steps == 1:
             return list(split)
         paid = Counter({votes.event(split[0]): votes.rounds})
-        return [split[0], _calibrated_beside(updates, paid, target, delta)]
+        return [split[0], _calibrated(updates, target, delta, paid)]
     return [_calibrated(schedule, target, delta) for schedule in schedules]
 
 
-def _calibrated(schedule: ReleaseSchedule, target: float, delta: float) -> float:
-    """The noise multiplier with which all rounds of one stage stay within the target."""
-    multiplier = calibrate(target, delta, schedule.rounds * schedule.steps, schedule.sampling_rate)
-    # A mechanism may cost more than the Gaussian of its noise multiplier; the built-in ones do not.
-    for _ in range(_DEARER):
-        if epsilon(Counter({schedule.event(multiplier): schedule.rounds}), delta) <= target:
-            return multiplier
-        multiplier *= 1.01
-    raise PrivacyError(
-        f"mechanism '{schedule.mechanism}' spends more than epsilon {target:g} at every noise up "
-        f"to multiplier {multiplier:.3g}; give a larger privacy.epsilon, or another mechanism")
-
-
-def _calibrated_beside(schedule: ReleaseSchedule, paid: Counter[Event], target: float,
-                       delta: float) -> float:
-    """The noise multiplier with which all rounds of a stage stay within the target together with
-    what the same client pays elsewhere; up to 0.1 % too large.
+def _calibrated(schedule: ReleaseSchedule, target: float, delta: float,
+                paid: Counter[Event] | None = None) -> float:
+    """The noise multiplier with which all rounds of a stage stay within the target, together with
+    what the same client pays elsewhere.
 
     Args:
         schedule: of the stage.
-        paid: events elsewhere, which alone stay below the target.
-        target: epsilon of both.
+        target: epsilon of all.
         delta: of that epsilon.
-    """
-    def meets(multiplier: float) -> bool:
-        events = paid + Counter({schedule.event(multiplier): schedule.rounds})
-        return epsilon(events, delta) <= target
+        paid: events elsewhere.
 
-    enough = less = _calibrated(schedule, target, delta)
-    for _ in range(_DEARER):
-        if meets(enough):
-            break
-        less, enough = enough, enough * 1.2
-    require(meets(enough), PrivacyError,
-            f"stage '{schedule.stage}' finds no noise that stays within epsilon {target:g} beside "
-            "the votes; lower privacy.vote_fraction, or give a larger privacy.epsilon")
-    while enough / less > 1.001:  # ``enough`` always meets the target, ``less`` never does
-        middle = math.sqrt(enough * less)
-        enough, less = (middle, less) if meets(middle) else (enough, middle)
-    return enough
+    Raises:
+        PrivacyError: no noise is enough.
+    """
+    def events(multiplier: float) -> Counter[Event]:
+        return Counter({schedule.event(multiplier): schedule.rounds}) + (paid or Counter())
+
+    gaussian = calibrate(target, delta, schedule.rounds * schedule.steps, schedule.sampling_rate)
+    if epsilon(events(gaussian), delta) <= target:
+        return gaussian
+    # Something is paid elsewhere, or the mechanism costs more than the Gaussian of its multiplier.
+    try:
+        return calibrate_events(target, delta, events, gaussian)
+    except PrivacyError as error:
+        raise PrivacyError(f"stage '{schedule.stage}' with mechanism '{schedule.mechanism}': "
+                           f"{error}") from error

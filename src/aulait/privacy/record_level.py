@@ -29,6 +29,7 @@ from aulait.privacy.mechanisms import Relation, find_mechanism
 
 DP_SGD: Final = "dp-sgd"
 VOTES: Final = "gaussian-votes"
+PRECISION: Final = "float32"  # narrower weights round what records leave in common
 PRIVATE: Final = "private"  # setting of a request under which ``SiteNoise`` stands
 
 
@@ -143,6 +144,21 @@ def worst_case(mechanism: str, clients: Sequence[tuple[int, int, int]],
     amplified = find_mechanism(mechanism, "record").amplified
     rate = max(rates, default=most) if amplified else 1.0
     return RecordMechanism(mechanism, max((steps for _, steps, _ in clients), default=1), rate)
+
+
+def precision_problems(dtype: str, quant: str | None) -> list[str]:
+    """What is wrong with a base of this precision where single records are protected, one line
+    each."""
+    found = []
+    if dtype != PRECISION:
+        found.append(
+            f"model.dtype is '{dtype}' with privacy.unit = 'record', expected '{PRECISION}': "
+            f"narrower weights let records move one another; set model.dtype = '{PRECISION}'")
+    if quant is not None:
+        found.append(
+            f"model.quant is '{quant}' with privacy.unit = 'record', expected none: narrower "
+            "weights let records move one another; remove model.quant")
+    return found
 
 
 def unit_problems(privacy: PrivacyConfig, method: str, units: Sequence[str],

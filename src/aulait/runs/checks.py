@@ -8,7 +8,6 @@ from aulait.methods.contract import server_site, step_mechanism
 from aulait.privacy import record_level
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import Federation
-from aulait.training import record_gradients
 
 
 def check_roles(settings: Settings, federation: Federation) -> None:
@@ -91,7 +90,6 @@ def _check_unit(settings: Settings, federation: Federation) -> None:
     problems = record_level.unit_problems(privacy, settings.algorithm["name"], method.TRAITS.units,
                                           mechanism)
     if privacy.protects_records:
-        problems += record_gradients.precision_problems(settings.model.dtype)
         problems += privacy.problems(sum(len(units(site.train))
                                          for site in federation.sites.values()))
     require(not problems, ConfigError, "\n".join(problems))

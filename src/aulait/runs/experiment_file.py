@@ -30,6 +30,7 @@ from aulait.federation.tiers import FederationConfig
 from aulait.methods.contract import AnyMethod, find_method, server_site
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.privacy.config import PrivacyConfig
+from aulait.privacy.record_level import precision_problems
 from aulait.synthesis.population import SynthesisConfig
 from aulait.tracking import boards
 from aulait.tracking.boards import TrackConfig
@@ -242,6 +243,8 @@ def settings_problems(settings: Settings) -> list[str]:
         problems.append(
             f"model.name = '{settings.model.name}' is no folder; expected 'brew', a folder, or a "
             "Hugging Face id")
+    if settings.privacy.protects_records:
+        problems += precision_problems(settings.model.dtype, settings.model.quant)
     if not settings.data.pooled or not settings.privacy.off:
         # checked again when the number of clients is known
         problems += settings.privacy.problems(2)
@@ -260,7 +263,7 @@ def settings_problems(settings: Settings) -> list[str]:
         "a deployment; name a preset here"
         for tier in settings.federation.tier if tier.machine == tiers.MEASURED]
     synthesis = settings.synthesis
-    votes = synthesis.proxies in ("synthetic", "noise") and synthesis.selection != "random" and any(
+    votes = synthesis.asks_for_votes and any(
         tier.placement in ("proxy", "auto") for tier in settings.federation.tier)
     if votes and synthesis.neighbours > synthesis.pool:
         problems.append(

@@ -162,9 +162,9 @@ def _federation(settings: Settings, corpus: Corpus, sites: Mapping[str, Site],
     roles: dict[Placement, tuple[str, ...]] = {
         role: tuple(sorted(name for name, site in sites.items() if site.plan.placement == role))
         for role in ("local", "proxy", "split")}
-    breeds = bool(roles["proxy"]) and synthesis.proxies in ("synthetic", "noise")
+    breeds = bool(roles["proxy"]) and synthesis.breeds
     federation = Federation(corpus, sites, plans, roles, holdout, breeds, ())
-    if not breeds or synthesis.selection == "random":
+    if not breeds or not synthesis.asks_for_votes:
         return federation
     more = federation.trainers if synthesis.voters == "all" else ()
     return replace(federation, voters=tuple(sorted((*roles["proxy"], *more))))

@@ -78,6 +78,16 @@ class SynthesisConfig(BaseModel):
         return generator
 
     @property
+    def breeds(self) -> bool:
+        """Whether stage 1 makes texts, where clients are proxied."""
+        return self.proxies in ("synthetic", "noise")
+
+    @property
+    def asks_for_votes(self) -> bool:
+        """Whether stage 1 asks clients for votes, where some are proxied."""
+        return self.breeds and self.selection != "random"
+
+    @property
     def pool(self) -> int:
         """J, the candidates of a vote."""
         return self.candidates * (1 + self.variations)

@@ -82,6 +82,9 @@ def unit_votes(records: Sequence[Record], embedder: Embedder, candidates_JD: Ten
 def clipped_votes(votes_N: Tensor, bound: float, step: float) -> Tensor:
     """One unit's votes, shortened to the bound and on the grid: float64, none larger than before.
 
+    ``clipping.clip_vector`` would keep a margin below the bound; votes are whole numbers whose
+    length is known exactly, so that those within the bound stay whole.
+
     Args:
         votes_N: whole numbers >= 0.
         bound: S.

@@ -47,12 +47,12 @@ from aulait.privacy.noise import (
     grid,
     toward_zero,
 )
+from aulait.privacy.record_level import precision_problems
 from aulait.training.batches import collate
 from aulait.training.stacked import Stack
 from aulait.training.trainer import Learner, Trained, optimizer_of
 
 Mode = Literal["records", "batch"]
-PRECISION = "float32"  # of the base's weights; narrower ones round what records leave in common
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,13 @@ def train_privately(learner: Learner, work: PrivateTraining) -> Trained:
 
     Raises:
         DataError: the site has no records.
-        PrivacyError: the base's weights are not float32, though there is noise.
+        PrivacyError: the base's weights are not float32 or are quantised, though there is noise.
     """
     require(bool(work.records), DataError,
             "a site has no records to train on; give it some or leave it out")
-    held = str(next(learner.base.model.parameters()).dtype).removeprefix("torch.")
-    require(work.sigma == 0 or held == PRECISION, PrivacyError,
-            f"a base in {held} found, expected {PRECISION} where single records are protected: "
-            f"narrower weights let records move one another; set model.dtype = '{PRECISION}'")
+    base = learner.base.config
+    problems = precision_problems(base.dtype, base.quant) if work.sigma else []
+    require(not problems, PrivacyError, "; ".join(problems))
     noise: NoiseSource = SystemNoise() if work.noise_seed is None else SeededNoise(work.noise_seed)
     device = learner.base.device
     factors = {n: (_own(a, device), _own(b, device)) for n, (a, b) in work.start.factors.items()}
@@ -159,15 +158,6 @@ def train_privately(learner: Learner, work: PrivateTraining) -> Trained:
     mean = sum(losses) / len(losses) if losses else math.nan
     return Trained(Adapter(done, work.start.alpha, work.start.rank), mean, tokens,
                    norms / work.steps)
-
-
-def precision_problems(dtype: str) -> list[str]:
-    """What is wrong with a base of this precision where single records are protected, one line
-    each."""
-    if dtype == PRECISION:
-        return []
-    return [f"model.dtype is '{dtype}' with privacy.unit = 'record', expected '{PRECISION}': "
-            f"narrower weights let records move one another; set model.dtype = '{PRECISION}'"]
 
 
 def _own(factor: Tensor, device: torch.device) -> nn.Parameter:

@@ -213,9 +213,7 @@ class Learner:
             for step in range(first.steps):
                 loss_K, tokens_K = self._backward(stack, [
                     [own.records[i] for i in plan[step]]
-                    for own, plan in zip(training, plans, strict=True)])
-                if first.penalty is not None:
-                    stack.penalty(first.penalty).backward()  # type: ignore[no-untyped-call]
+                    for own, plan in zip(training, plans, strict=True)], first.penalty)
                 norm_K = squares(stack.leaves, clients).sqrt()
                 shorten(stack.leaves, norm_K, self.config.max_grad_norm)
                 norms += norm_K.cpu()
@@ -226,30 +224,30 @@ class Learner:
         return [Trained(stack.take(k), float(losses[k] / first.steps), int(tokens[k]),
                         float(norms[k] / first.steps)) for k in range(clients)]
 
-    def _backward(self, stack: Stack, batches: Sequence[Sequence[Record]]) -> tuple[Tensor, Tensor]:
-        """Add the gradients of every site's mean loss to its factors; the losses (K,) and tokens
-        (K,).
+    def _backward(self, stack: Stack, batches: Sequence[Sequence[Record]],
+                  penalty: Penalty | None) -> tuple[Tensor, Tensor]:
+        """Add the gradients of every site's mean loss, and of the penalty, to its factors; the
+        losses (K,) and tokens (K,).
 
         One pass for all sites; a single site whose batch has more than ``rows_at_once`` sequences
         takes several, each weighed by its share of the tokens.
         """
         clients, records = len(batches), [record for own in batches for record in own]
-        size = self.config.rows_at_once
-        if clients > 1 or len(records) <= size:
-            rows = collate(self.base, self.encode, records)
-            loss_K, tokens_K = self.losses(rows, stack, clients)
-            loss_K.sum().backward()  # type: ignore[no-untyped-call]
-            return loss_K.detach(), tokens_K
+        size = len(records) if clients > 1 else self.config.rows_at_once
         pieces = [collate(self.base, self.encode, records[i : i + size])
                   for i in range(0, len(records), size)]
-        counts = [scored_tokens(rows) for rows in pieces]
-        total = torch.zeros(1, device=self.base.device)
-        for rows, count in zip(pieces, counts, strict=True):
-            loss_1, _ = self.losses(rows, stack, 1)
-            share = loss_1 * (count / max(1, sum(counts)))
-            share.sum().backward()  # type: ignore[no-untyped-call]
-            total += share.detach()
-        return total, torch.tensor([float(sum(counts))], device=self.base.device)
+        counts = [1] if len(pieces) == 1 else [scored_tokens(rows) for rows in pieces]
+        total_K = torch.zeros(clients, device=self.base.device)
+        tokens_K = torch.zeros_like(total_K)
+        for number, rows in enumerate(pieces):
+            loss_K, count_K = self.losses(rows, stack, clients)
+            loss_K = loss_K * (counts[number] / max(1, sum(counts)))
+            objective = loss_K.sum()
+            if penalty is not None and number == 0:
+                objective = objective + stack.penalty(penalty)
+            objective.backward()  # type: ignore[no-untyped-call]
+            total_K, tokens_K = total_K + loss_K.detach(), tokens_K + count_K
+        return total_K, tokens_K
 
     def losses(self, rows: Rows, stack: Stack, clients: int) -> tuple[Tensor, Tensor]:
         """Mean loss of each of K sites (K,), or of K single rows, over its own tokens, and its

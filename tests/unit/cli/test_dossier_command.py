@@ -1,4 +1,5 @@
-"""``aulait dossier``: before a run it tells what the plan says, after it what the ledger says, and nothing of a broken folder."""
+"""``aulait dossier``: before a run it tells what the plan says, after it what the ledger says, and
+nothing of a broken folder."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def test_before_a_run_the_figures_are_those_of_the_plan(experiment, tmp_path):
     assert found["dossier"] == str(tmp_path / "page.html")
     assert found["from"] == "plan"
     assert found["purpose"] == PURPOSE
-    assert {role: row["epsilon"] for role, row in found["roles"].items()} == planned["privacy"]["epsilon"]
+    assert {role: row["epsilon"] for role, row in found["roles"].items()} == planned["privacy"][
+        "epsilon"]
     releases = {"synthesis": "proxy", "train": "local"}
     for row in planned["releases"]:
         assert found["roles"][releases[row["stage"]]]["releases"] == row["releases"]
@@ -48,12 +50,14 @@ def test_before_a_run_the_figures_are_those_of_the_plan(experiment, tmp_path):
     gpu, laptop = planned["tiers"]
     assert by_tier["gpu", "updates"]["up_round"] == gpu["train_up_bytes_round"]
     assert by_tier["gpu", "updates"]["up_all"] == gpu["up_bytes_run"]
-    assert by_tier["laptop", "votes"]["up_round"] == laptop["vote_up_bytes_round"] == 4 * 8  # J = 8 candidates
+    # J = 8 candidates
+    assert by_tier["laptop", "votes"]["up_round"] == laptop["vote_up_bytes_round"] == 4 * 8
     assert by_tier["laptop", "votes"]["up_all"] == laptop["up_bytes_run"]
     assert "Before the run, from its privacy plan" in (tmp_path / "page.html").read_text()
 
 
-def test_after_a_run_the_figures_are_those_of_the_ledger_and_kept_the_plan(experiment, finished, tmp_path):
+def test_after_a_run_the_figures_are_those_of_the_ledger_and_kept_the_plan(experiment, finished,
+        tmp_path):
     before = told("dossier", experiment, "--out", tmp_path / "page.html")
     after = told("dossier", finished)
     assert after["from"] == "ledger"
@@ -66,15 +70,19 @@ def test_after_a_run_the_figures_are_those_of_the_ledger_and_kept_the_plan(exper
         assert (row["releases"], row["clients"]) == (planned["releases"], planned["clients"])
         assert row["best_success"] == pytest.approx(planned["best_success"])
         assert 0.5 < row["best_success"] < 1
-    assert before["hashes"]["base model (fingerprint)"] == after["hashes"]["base model (fingerprint)"]
-    assert before["hashes"]["config.toml that the run will write (SHA-256)"] == after["hashes"]["config.toml (SHA-256)"]
+    assert before["hashes"]["base model (fingerprint)"] == after["hashes"][
+        "base model (fingerprint)"]
+    assert before["hashes"]["config.toml that the run will write (SHA-256)"] == after["hashes"][
+        "config.toml (SHA-256)"]
     head = json.loads((finished / "ledger.head").read_text())
     assert after["hashes"]["head of the ledger (SHA-256)"] == head["hash"]
     sent = {row["what"]: row["up_all"] for row in after["sent"]}
-    assert sent["updates"] == next(row["up_all"] for row in before["sent"] if row["what"] == "updates")
+    assert sent["updates"] == next(row["up_all"] for row in before["sent"]
+        if row["what"] == "updates")
 
 
-def test_a_settings_override_is_planned_and_without_an_out_the_page_lies_here(experiment, tmp_path, monkeypatch):
+def test_a_settings_override_is_planned_and_without_an_out_the_page_lies_here(experiment, tmp_path,
+        monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = told("dossier", experiment, "--set", "privacy={off=true}", "--set", "run.purpose=")
     assert found["purpose"] is None
@@ -128,8 +136,10 @@ def test_the_planned_lines_are_charged_as_the_plan_says(experiment):
 
 
 def test_records_in_both_stages_are_told_by_the_worst_role(experiment, tmp_path):
-    """Votes are not sampled and steps are: the page tells one success, that of the worse of the two."""
-    changes = {"privacy.unit": "record", "privacy.relation": "zero-out", "algorithm.name": "fedit", "data.records_per_client": 30, "privacy.max_rate": 0.5}
+    """Votes are not sampled and steps are: the page tells one success, that of the worse of the
+    two."""
+    changes = {"privacy.unit": "record", "privacy.relation": "zero-out", "algorithm.name": "fedit",
+               "data.records_per_client": 30, "privacy.max_rate": 0.5}
     words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     found = told("dossier", experiment, "--out", tmp_path / "page.html", *words)
     best = [found["roles"][role]["best_success"] for role in ("proxy", "local")]

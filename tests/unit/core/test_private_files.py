@@ -23,19 +23,22 @@ def test_new_files_and_folders_are_private(tmp_path, umask):
     folder = private_folder(tmp_path / "one")
     append_durably(folder / "log", b"x\n")
     replace_file(folder / "whole", b"x")
-    assert [mode(path) for path in (folder, folder / "log", folder / "whole")] == [0o700, 0o600, 0o600]
+    assert [mode(path) for path in (folder, folder / "log", folder / "whole")] == [0o700, 0o600,
+        0o600]
 
 
 def test_what_was_open_to_all_is_closed_when_it_is_written_again(tmp_path, umask):
     folder = tmp_path / "one"
     folder.mkdir()
     folder.chmod(0o755)
-    for name in ("log", "whole", "whole.tmp"):  # the last is what a crash of an earlier version left
+    # the last is what a crash of an earlier version left
+    for name in ("log", "whole", "whole.tmp"):
         os.close(os.open(folder / name, os.O_CREAT | os.O_WRONLY))
         (folder / name).chmod(0o644)
     append_durably(private_folder(folder) / "log", b"x\n")
     replace_file(folder / "whole", b"x")
-    assert [mode(path) for path in (folder, folder / "log", folder / "whole")] == [0o700, 0o600, 0o600]
+    assert [mode(path) for path in (folder, folder / "log", folder / "whole")] == [0o700, 0o600,
+        0o600]
     assert not (folder / "whole.tmp").exists()
 
 

@@ -18,7 +18,8 @@ def test_a_text_equals_itself(text):
 
 
 @pytest.mark.parametrize(("one", "other"), [("größe", "gräße"), ("боль", "жар"), ("胸痛", "发热"),
-                                            ("में", "मैं"), ("ärztliche prüfung", "örztliche prüfang")])
+                                            ("में", "मैं"),
+                                            ("ärztliche prüfung", "örztliche prüfang")])
 def test_texts_without_a_common_word_score_nothing(one, other):
     assert rouge([(one, other)])[0]["rouge_1"] == 0.0
 

@@ -1,4 +1,5 @@
-"""Models as people bring them: layers that PEFT cannot hold, tokens and positions that are not there."""
+"""Models as people bring them: layers that PEFT cannot hold, tokens and positions that are not
+there."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from tests.tiny_bases import byte_tokenizer, records, write
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
+    FalconConfig,
     FalconH1Config,
     Glm4MoeConfig,
     LlamaConfig,
@@ -42,6 +44,8 @@ MANY = {
         n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1),
     "qwen3_moe": Qwen3MoeConfig(**LLAMA, moe_intermediate_size=8, num_experts_per_tok=2,
         head_dim=8, num_experts=4, mlp_only_layers=[0]),
+    "falcon": FalconConfig(**IDS, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        bias=True),
     "phimoe": PhimoeConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2),
     "mamba": MambaConfig(**STATE),
     "mamba2": Mamba2Config(**STATE, num_heads=4, head_dim=8, n_groups=1, expand=2, chunk_size=8),

@@ -1,4 +1,5 @@
-"""The privacy curve of sampled releases, against the total variation distance that a sum on a grid gives."""
+"""The privacy curve of sampled releases, against the total variation distance that a sum on a grid
+gives."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def test_without_sampling_there_is_a_closed_form_and_no_curve() -> None:
 
 @pytest.mark.parametrize(("z", "rate"), [(0.8, 0.3), (2.0, 0.05)])
 def test_one_sampled_release_is_told_apart_no_better_than_it_can_be(z: float, rate: float) -> None:
-    """Total variation of N(0, z) and its mixture with N(1, z): rate times that of the two Gaussians."""
+    """Total variation of N(0, z) and its mixture with N(1, z): rate times that of the two
+    Gaussians."""
     exact = (1 + rate * (2 * NORMAL.cdf(0.5 / z) - 1)) / 2
     curve = privacy_curve({Event(z, rate): 1})
     assert [delta for _, delta in curve] == list(DELTAS)

@@ -40,7 +40,8 @@ def neighbours(values: torch.Tensor, count: int) -> list[torch.Tensor]:
     """A float32 tensor and the float32 numbers next to it."""
     found, low, high = [values], values, values
     for _ in range(count):
-        low, high = (torch.nextafter(v, torch.full_like(v, end)) for v, end in ((low, -math.inf), (high, math.inf)))
+        low, high = (torch.nextafter(v, torch.full_like(v, end)) for v,
+                     end in ((low, -math.inf), (high, math.inf)))
         found += [low, high]
     return found
 
@@ -101,7 +102,8 @@ class AttackedSite:
         self.learner = Learner(base, TrainConfig(optimizer=optimizer))
         shapes = loading.targets(base, AdapterConfig())
         start = filled(shapes, 8)
-        self.start = Adapter({n: (a, torch.zeros_like(b)) for n, (a, b) in start.factors.items()}, start.alpha)
+        self.start = Adapter({n: (a, torch.zeros_like(b)) for n, (a, b) in start.factors.items()},
+                             start.alpha)
         self.optimizer = optimizer
         self.clip = 0.05 if optimizer == "sgd" else ADAM
         self.sigma = 2.0 * self.clip
@@ -118,13 +120,17 @@ class AttackedSite:
         self.sums = self._clean(0), self._clean(1)
 
     def work(self, which: int, sigma: float | None = None) -> PrivateTraining:
-        return PrivateTraining(start=self.start, records=self.data[which], trainable=Trainable.B, steps=1, batch=len(self.data[which]), lr=1.0,
-                               mode="records", clip=self.clip, sigma=self.sigma if sigma is None else sigma, seed=0)
+        return PrivateTraining(start=self.start, records=self.data[which], trainable=Trainable.B,
+                               steps=1, batch=len(self.data[which]), lr=1.0,
+                               mode="records", clip=self.clip, sigma=self.sigma if sigma is None
+                               else sigma, seed=0)
 
     def _clean(self, which: int) -> torch.Tensor:
         """The attacker computes the sum of the clipped gradients itself."""
-        pair = {n: (torch.nn.Parameter(a), torch.nn.Parameter(b)) for n, (a, b) in self.start.factors.items()}
-        live = record_gradients._LiveFactors(self.learner, self.work(which), pair, [b for _, b in pair.values()], SystemNoise())
+        pair = {n: (torch.nn.Parameter(a), torch.nn.Parameter(b)) for n,
+                (a, b) in self.start.factors.items()}
+        live = record_gradients._LiveFactors(self.learner, self.work(which), pair,
+            [b for _, b in pair.values()], SystemNoise())
         steps = record_gradients._RecordSteps(live)
         return steps.clipped_sum(live.work.units)[0]
 
@@ -167,7 +173,8 @@ def test_the_same_attacker_is_right_every_time_without_the_grid(base, optimizer,
     """Float32 noise on a float32 sum, as it was: the attack is one."""
     monkeypatch.setattr(record_gradients, "toward_zero", lambda values, step: values)
     monkeypatch.setattr(record_gradients._LiveFactors, "noised", lambda live, total: (
-        total.float() + (torch.randn(total.shape, dtype=torch.float64) * live.work.sigma).float()).double())
+        total.float() + (torch.randn(total.shape,
+            dtype=torch.float64) * live.work.sigma).float()).double())
     site = AttackedSite(base, optimizer, monkeypatch)
     for trial in range(20):
         which = trial % 2
@@ -176,10 +183,13 @@ def test_the_same_attacker_is_right_every_time_without_the_grid(base, optimizer,
 
 @pytest.mark.parametrize("trials", [200, pytest.param(4000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_best_attacker_of_a_site_is_right_as_often_as_the_account_says(base, optimizer, trials, monkeypatch):
+def test_the_best_attacker_of_a_site_is_right_as_often_as_the_account_says(base, optimizer, trials,
+        monkeypatch):
     site = AttackedSite(base, optimizer, monkeypatch)
-    right = sum(likelier(site.back(site.sent(trial % 2), trial % 2)[0].double(), site.sums) == trial % 2 for trial in range(trials))
-    assert_success_as_claimed(right, trials, float((site.sums[1] - site.sums[0]).norm()), site.sigma)
+    right = sum(likelier(site.back(site.sent(trial % 2), trial % 2)[0].double(), site.sums) == trial
+                % 2 for trial in range(trials))
+    assert_success_as_claimed(right, trials, float((site.sums[1] - site.sums[0]).norm()),
+                              site.sigma)
 
 
 # -- the aggregator --------------------------------------------------------------------------------
@@ -190,14 +200,18 @@ TEMPLATE = {"one.B": torch.zeros(30, 4), "two.B": torch.zeros(50)}
 
 def updates(count: int) -> list[ClientUpdate]:
     generator = torch.Generator().manual_seed(0)
-    return [ClientUpdate(f"c{i}", {n: torch.randn(v.shape, generator=generator) for n, v in TEMPLATE.items()}) for i in range(count)]
+    return [ClientUpdate(f"c{i}", {n: torch.randn(v.shape, generator=generator) for n,
+        v in TEMPLATE.items()}) for i in range(count)]
 
 
 def released(some: list[ClientUpdate], noise=None, z: float = 2.0) -> torch.Tensor:
     """What comes out, float32."""
-    through = PrivateAggregator(PrivacyConfig(noise_multiplier=z, delta=1e-5, relation="add-remove", clip=1.0), Ledger(None),
-                                Accountant(1e-5, {"local": math.inf}), noise or SystemNoise(), KnownSites())
-    total = through.release(some, Release(stage="train", round=1, role="local", bound=1.0, noise_multiplier=z, planned=4, template=TEMPLATE)).total
+    through = PrivateAggregator(PrivacyConfig(noise_multiplier=z, delta=1e-5, relation="add-remove",
+        clip=1.0), Ledger(None),
+                                Accountant(1e-5, {"local": math.inf}), noise or SystemNoise(),
+                                KnownSites())
+    total = through.release(some, Release(stage="train", round=1, role="local", bound=1.0,
+        noise_multiplier=z, planned=4, template=TEMPLATE)).total
     return torch.cat([total[name].flatten() for name in sorted(total)])
 
 
@@ -221,5 +235,6 @@ def test_the_last_bits_of_a_released_sum_say_nothing():
 @pytest.mark.parametrize("trials", [300, pytest.param(6000, marks=pytest.mark.slow)])
 def test_the_best_attacker_of_a_released_sum_is_right_as_often_as_the_account_says(trials):
     sums = tuple(released(updates(n), Silent()).double() for n in (3, 4))
-    right = sum(likelier(released(updates(3 + trial % 2)).double(), sums) == trial % 2 for trial in range(trials))
+    right = sum(likelier(released(updates(3 + trial % 2)).double(), sums) == trial % 2
+                for trial in range(trials))
     assert_success_as_claimed(right, trials, float((sums[1] - sums[0]).norm()), 2.0)

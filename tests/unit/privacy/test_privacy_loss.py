@@ -40,7 +40,8 @@ FINE = [
 
 @pytest.mark.parametrize(("z", "q", "steps", "delta", "grid"), FINE)
 def test_within_one_percent_of_a_fine_loss_distribution(z, q, steps, delta, grid):
-    one = privacy_loss_distribution.from_gaussian_mechanism(z, sampling_prob=q, value_discretization_interval=grid)
+    one = privacy_loss_distribution.from_gaussian_mechanism(z, sampling_prob=q,
+        value_discretization_interval=grid)
     fine = one.self_compose(steps).get_epsilon_for_delta(delta)
     assert 0.998 * fine <= spent(z, q, steps, delta) <= 1.005 * fine
 
@@ -53,7 +54,8 @@ def test_the_number_of_the_review():
 @given(st.floats(-0.9, 2.5), st.floats(-5, -0.01), st.floats(-12, -3))
 def test_one_release_is_bounded_closely_by_its_exact_curve(log_z, log_q, log_delta):
     z, q, delta = 10**log_z, 10**log_q, 10**log_delta
-    exact = sampled_gaussian.epsilon(lambda eps, way: sampled_gaussian.delta_once(eps, z, q, way), delta)
+    exact = sampled_gaussian.epsilon(lambda eps, way: sampled_gaussian.delta_once(eps, z, q, way),
+        delta)
     ours = spent(z, q, 1, delta)
     slack = 1e-3 * q / z  # at epsilon 0 a relative error means nothing
     assert exact * (1 - 1e-6) <= ours + 1e-6 * q / z
@@ -64,7 +66,8 @@ def test_one_release_is_bounded_closely_by_its_exact_curve(log_z, log_q, log_del
 @given(st.floats(-0.5, 1), st.floats(-3, -0.05), st.floats(-11, -3))
 def test_two_releases_are_bounded_closely_by_the_exact_integral(log_z, log_q, log_delta):
     z, q, delta = 10**log_z, 10**log_q, 10**log_delta
-    exact = sampled_gaussian.epsilon(lambda eps, way: sampled_gaussian.delta_twice(eps, z, q, way), delta)
+    exact = sampled_gaussian.epsilon(lambda eps, way: sampled_gaussian.delta_twice(eps, z, q, way),
+        delta)
     ours = spent(z, q, 2, delta)
     assert exact * (1 - 1e-4) <= ours + 1e-4 * q / z
     assert ours <= 1.01 * exact + 1e-3 * q / z
@@ -85,12 +88,14 @@ def test_a_delta_as_small_as_1e_20_is_accounted():
     # 185 at 1e-15 and no end at 1e-20 with an FFT that does not tilt; RDP shows what can be proven.
     for delta in (1e-15, 1e-20):
         rdp = rdp_privacy_accountant.RdpAccountant()
-        rdp.compose(dp_accounting.PoissonSampledDpEvent(0.01, dp_accounting.GaussianDpEvent(2.0)), 500)
+        rdp.compose(dp_accounting.PoissonSampledDpEvent(0.01, dp_accounting.GaussianDpEvent(2.0)),
+                    500)
         proven = rdp.get_epsilon(delta)
         assert 0.7 * proven < spent(2.0, 0.01, 500, delta) < proven
 
 
-@pytest.mark.parametrize(("z", "q", "steps", "delta"), [(1.0, 0.01, 1000, 1e-5), (2.0, 0.05, 300, 1e-6)])
+@pytest.mark.parametrize(("z", "q", "steps", "delta"),
+                         [(1.0, 0.01, 1000, 1e-5), (2.0, 0.05, 300, 1e-6)])
 def test_opacus_prv_agrees(z, q, steps, delta):
 
 
@@ -124,8 +129,10 @@ def test_mixtures_hold_both_and_do_not_hang_on_the_order():
     alone = [epsilon(Counter({votes: 5}), 1e-6), epsilon(Counter({steps: 400}), 1e-6)]
     assert max(alone) < both < sum(alone)
     assert both == epsilon([*[steps] * 400, *[votes] * 5], 1e-6)
-    gauss = privacy_loss_distribution.from_gaussian_mechanism(8.0 / math.sqrt(5), value_discretization_interval=1e-4)
-    sampled = privacy_loss_distribution.from_gaussian_mechanism(1.2, sampling_prob=0.02, value_discretization_interval=1e-4)
+    gauss = privacy_loss_distribution.from_gaussian_mechanism(8.0 / math.sqrt(5),
+        value_discretization_interval=1e-4)
+    sampled = privacy_loss_distribution.from_gaussian_mechanism(1.2, sampling_prob=0.02,
+        value_discretization_interval=1e-4)
     fine = gauss.compose(sampled.self_compose(400)).get_epsilon_for_delta(1e-6)
     assert 0.998 * fine <= both <= 1.005 * fine
 
@@ -172,7 +179,8 @@ def test_budgets_too_small_or_large_to_mean_anything_are_accounted_as_they_are_c
         assert 0.97 * target < epsilon([Event(z)] * 3, 0.01) <= target  # 1e-9 is lost in delta
 
 
-@pytest.mark.parametrize("part", [(1e-3, 0.5, 3), (1e-9, 1e-9, 10**9), (1e12, 1e-12, 10**11), (0.05, 1 - 1e-15, 10**6), (0.4, 1e-15, 10**12)])
+@pytest.mark.parametrize("part", [(1e-3, 0.5, 3), (1e-9, 1e-9, 10**9), (1e12, 1e-12, 10**11),
+    (0.05, 1 - 1e-15, 10**6), (0.4, 1e-15, 10**12)])
 def test_whatever_is_asked_ends(part):
     begun = time.perf_counter()
     for delta in (0.9, 1e-5, 1e-300):

@@ -68,7 +68,10 @@ def test_gaussian_and_sampled_divergences_are_those_of_dp_accounting():
     theirs = rdp_privacy_accountant.RdpAccountant(orders)
     for event, times in events.items():
         gauss = dp_accounting.GaussianDpEvent(event.noise_multiplier)
-        one = gauss if event.sampling_rate == 1 else dp_accounting.PoissonSampledDpEvent(event.sampling_rate, gauss)
+        one = (
+            gauss if event.sampling_rate == 1
+            else dp_accounting.PoissonSampledDpEvent(event.sampling_rate, gauss)
+        )
         theirs.compose(one, times * event.steps)
     assert selection._renyi_of(events, orders) == pytest.approx(theirs._rdp, rel=1e-9)
 
@@ -79,7 +82,8 @@ def test_it_costs_a_small_multiple_of_one_run_where_looking_at_all_costs_far_mor
     chosen = selection_epsilon([one] * 144, 1e-5, RunCount.geometric(20))
     assert single < chosen < 3.5 * single < looked / 3
     dearer = selection_epsilon([one, Counter({Event(3.0): 10})], 1e-5, RunCount.geometric(20))
-    assert dearer == selection_epsilon([Counter({Event(3.0): 10})], 1e-5, RunCount.geometric(20)) > chosen
+    assert dearer == selection_epsilon([Counter({Event(3.0): 10})], 1e-5,
+        RunCount.geometric(20)) > chosen
     assert selection_epsilon([Counter({Event(0.0): 1})], 1e-5, RunCount.geometric(20)) == math.inf
 
 

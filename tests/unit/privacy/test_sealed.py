@@ -27,12 +27,14 @@ def update(client="ann", tensors=None):
 
 def aggregator(**config):
     accountant, ledger = Accountant(1e-5, {"local": math.inf}), Ledger(None)
-    return PrivateAggregator(PrivacyConfig(**{"noise_multiplier": 1e-3, "delta": 1e-5, "relation": "add-remove"} | config), ledger,
+    return PrivateAggregator(PrivacyConfig(**{"noise_multiplier": 1e-3, "delta": 1e-5,
+        "relation": "add-remove"} | config), ledger,
                              accountant, SystemNoise(), KnownSites(frozenset({"proxy-000"})))
 
 
 def release(through, updates, transform=None):
-    return through.release(updates, Release(stage="train", round=1, role="local", bound=10.0, noise_multiplier=1e-3, planned=1,
+    return through.release(updates, Release(stage="train", round=1, role="local", bound=10.0,
+        noise_multiplier=1e-3, planned=1,
                                             template=SECRET), transform=transform)
 
 
@@ -50,9 +52,12 @@ def answering(asked, tensors=None):
 
 
 READINGS = {
-    "tensors": lambda own: own.tensors, "weight": lambda own: own.weight, "info": lambda own: own.info,
-    "getattr": lambda own: getattr(own, "info", {}), "pickle": pickle.dumps, "copy": copy.copy, "deepcopy": copy.deepcopy,
-    "replace": lambda own: dataclasses.replace(own, client="bob"), "asdict": dataclasses.asdict, "astuple": dataclasses.astuple,
+    "tensors": lambda own: own.tensors, "weight": lambda own: own.weight,
+    "info": lambda own: own.info,
+    "getattr": lambda own: getattr(own, "info", {}), "pickle": pickle.dumps, "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "replace": lambda own: dataclasses.replace(own, client="bob"), "asdict": dataclasses.asdict,
+    "astuple": dataclasses.astuple,
     "reduce": lambda own: own.__reduce__(),
 }
 
@@ -113,7 +118,8 @@ def test_a_transform_keeps_nothing_of_the_update():
     original = update()
     released = through.release(
         through.sealing(lambda some: iter([original]), planned=True)(requests("ann")),
-        Release(stage="train", round=1, role="local", bound=10.0, noise_multiplier=1e-3, planned=1, template=SECRET), transform=greedy)
+        Release(stage="train", round=1, role="local", bound=10.0, noise_multiplier=1e-3, planned=1,
+                template=SECRET), transform=greedy)
     assert seen == [(1.0, {}, 6.0)]
     assert torch.equal(stash[0].tensors["x"], torch.zeros(3))
     assert torch.equal(original.tensors["x"], torch.arange(1.0, 4.0))
@@ -152,7 +158,8 @@ def test_a_client_that_bears_the_name_of_a_proxy_stays_sealed():
 
 
 def test_without_privacy_nothing_is_sealed():
-    through = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(), KnownSites())
+    through = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(),
+                                KnownSites())
     ask = answering([])
     assert through.sealing(ask, planned=False) is ask
 

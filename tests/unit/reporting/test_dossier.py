@@ -1,4 +1,5 @@
-"""The dossier: its figures are those of the ledger, its risks follow from the settings, its page stands alone."""
+"""The dossier: its figures are those of the ledger, its risks follow from the settings, its page
+stands alone."""
 
 from __future__ import annotations
 
@@ -24,12 +25,14 @@ DAY = date(2026, 11, 30)
 
 
 def page_of(folder: Path) -> str:
-    return dossier.write_dossier(finished_run(folder), folder / "dossier.html", DAY).read_text(encoding="utf-8")
+    return dossier.write_dossier(finished_run(folder), folder / "dossier.html",
+        DAY).read_text(encoding="utf-8")
 
 
 def words_of(page: str) -> str:
     """What a reader sees, on one line."""
-    text = html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.S)))
+    text = html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", page,
+        flags=re.S)))
     return re.sub(r"\s+", " ", text)
 
 
@@ -40,7 +43,8 @@ def settings(folder: Path, text: str) -> None:
 
 def risk(folder: Path, name: str) -> str | None:
     """What the page says of one risk."""
-    found = {first: here for first, here, _ in dossier_risks.risks(finished_run(folder).run, finished_run(folder).personal)}
+    found = {first: here for first, here, _ in dossier_risks.risks(finished_run(folder).run,
+        finished_run(folder).personal)}
     return next((text.replace("\u00a0", " ") for key, text in found.items() if name in key), None)
 
 
@@ -65,12 +69,14 @@ def test_the_figures_are_those_of_the_ledger(tmp_path: Path) -> None:
 
 
 def test_the_hashes_are_those_of_the_files(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", change=lambda result: result.update(base_fingerprint="0123456789abcdef"))
+    folder = write_run(tmp_path / "run",
+                       change=lambda result: result.update(base_fingerprint="0123456789abcdef"))
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"factors")
     told = dict(finished_run(folder).hashes)
     last = (folder / "ledger.jsonl").read_bytes().splitlines()[-1]
-    assert told["config.toml (SHA-256)"] == hashlib.sha256((folder / "config.toml").read_bytes()).hexdigest()
+    assert told["config.toml (SHA-256)"] == hashlib.sha256(
+        (folder / "config.toml").read_bytes()).hexdigest()
     assert told["head of the ledger (SHA-256)"] == hashlib.sha256(last).hexdigest()
     assert told["adapter (SHA-256)"] == hashlib.sha256(b"factors").hexdigest()
     assert told["base model (fingerprint)"] == "0123456789abcdef"
@@ -83,10 +89,12 @@ def test_bytes_are_those_of_the_rounds(tmp_path: Path) -> None:
     assert (updates.clients, updates.up_round, updates.up_all) == (10, 884_736, 10 * 10 * 884_736)
 
 
-def test_a_missing_purpose_is_said_with_how_to_add_it_and_a_given_one_is_shown(tmp_path: Path) -> None:
+def test_a_missing_purpose_is_said_with_how_to_add_it_and_a_given_one_is_shown(
+    tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     assert 'purpose = "what the model is for' in words_of(page_of(folder))
-    text = (folder / "config.toml").read_text().replace('name = "cafe"', 'name = "cafe"\npurpose = "Drafts <b> letters"')
+    text = (folder / "config.toml").read_text().replace('name = "cafe"',
+        'name = "cafe"\npurpose = "Drafts <b> letters"')
     (folder / "config.toml").write_text(text)
     page = page_of(folder)
     assert "Drafts &lt;b&gt; letters" in page
@@ -94,12 +102,15 @@ def test_a_missing_purpose_is_said_with_how_to_add_it_and_a_given_one_is_shown(t
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    ({"seeded": True}, "drawn from a seed"), ({"off": True}, "privacy is off"), ({"exact_votes": True}, "votes are released without noise")])
-def test_a_run_without_a_guarantee_says_so_in_red_and_promises_no_success(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    ({"seeded": True}, "drawn from a seed"), ({"off": True}, "privacy is off"),
+    ({"exact_votes": True}, "votes are released without noise")])
+def test_a_run_without_a_guarantee_says_so_in_red_and_promises_no_success(tmp_path: Path,
+        options: dict[str, Any], said: str) -> None:
     folder = write_run(tmp_path / "run", **options)
     page = page_of(folder)
     assert re.search(rf'<p class="banner" role="alert">Not private: [^<]*{said}', page)
-    assert all(told["best_success"] == 1.0 for told in dossier.figures(finished_run(folder))["roles"].values())
+    assert all(told["best_success"] == 1.0
+               for told in dossier.figures(finished_run(folder))["roles"].values())
     assert "assume that an attacker can tell with certainty" in page
     assert "best guess is right in up to" not in page
 
@@ -112,10 +123,13 @@ def test_risks_follow_from_the_unit(tmp_path: Path) -> None:
     client = write_run(tmp_path / "client")
     assert risk(client, "records at a site") is None
     mu = math.sqrt(10) / 4.9
-    assert f"up to {100 * NORMAL.cdf(mu):.1f} %" in (risk(client, "two clients") or "")  # a group of two
+    # a group of two
+    assert f"up to {100 * NORMAL.cdf(mu):.1f} %" in (risk(client, "two clients") or "")
     record_run(tmp_path / "record")
-    assert f"up to {100 * NORMAL.cdf(5 * mu / 2):.1f} %" in (risk(tmp_path / "record", "records at a site") or "")
-    assert f"up to {100 * NORMAL.cdf(math.sqrt(2) * mu / 2):.1f} %" in (risk(tmp_path / "record", "two sites") or "")
+    assert f"up to {100 * NORMAL.cdf(5 * mu / 2):.1f} %" in (risk(tmp_path / "record",
+        "records at a site") or "")
+    assert f"up to {100 * NORMAL.cdf(math.sqrt(2) * mu / 2):.1f} %" in (risk(tmp_path / "record",
+        "two sites") or "")
     assert "numbers of records are public" in (risk(tmp_path / "record", "takes part") or "")
     record_run(tmp_path / "field", field="patient")
     assert risk(tmp_path / "field", "records at a site") is None
@@ -134,7 +148,9 @@ def test_risks_follow_from_the_settings(tmp_path: Path) -> None:
     record_run(tmp_path / "record")
     (tmp_path / "record" / "personal").mkdir()
     assert risk(tmp_path / "record", "personal") is None  # they are made of noised steps
-    deployed = write_run(tmp_path / "deployed", change=lambda result: (result.update(engine="flower"), result["eval"].update(measured_on="public text")))
+    deployed = write_run(tmp_path / "deployed",
+        change=lambda result: (result.update(engine="flower"),
+                               result["eval"].update(measured_on="public text")))
     assert risk(deployed, "held-out scores") is None
     assert "order key" in page_of(deployed)
     assert "order key" not in page_of(folder)
@@ -142,7 +158,8 @@ def test_risks_follow_from_the_settings(tmp_path: Path) -> None:
 
 def test_of_a_generator_service_the_host_alone_is_shown(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
-    text = (folder / "config.toml").read_text().replace("[synthesis]", '[synthesis]\ngenerator = "https://me:secret@models.example.org:8443/v1"')
+    text = (folder / "config.toml").read_text().replace("[synthesis]",
+        '[synthesis]\ngenerator = "https://me:secret@models.example.org:8443/v1"')
     (folder / "config.toml").write_text(text)
     page = page_of(folder)
     assert "models.example.org reads candidate texts" in page

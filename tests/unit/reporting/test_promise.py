@@ -24,9 +24,11 @@ def plain(text: str) -> str:
 
 def record_run(folder: Path, field: str | None = None, relation: str = "zero-out") -> RunFiles:
     """A run that protects records (or units of a field), as far as its words go."""
-    write_run(folder, change=lambda result: result["privacy"].update(unit="record", relation=relation))
+    write_run(folder, change=lambda result: result["privacy"].update(unit="record",
+        relation=relation))
     lines = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
-    changed = [{**line, "unit": "record", "relation": relation, "mechanism": "dp-sgd"} for line in lines]
+    changed = [{**line, "unit": "record", "relation": relation, "mechanism": "dp-sgd"}
+               for line in lines]
     (folder / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
     if field:
         with (folder / "config.toml").open("a", encoding="utf-8") as file:
@@ -42,7 +44,8 @@ def test_even_odds_are_the_best_point_of_the_detection_curve(epsilon: float, del
     slow = max((guarantee.detection(epsilon, delta, k / steps) + 1 - k / steps) / 2
                for k in range(steps + 1))
     assert slow <= guarantee.success(epsilon, delta) + 1e-12
-    assert guarantee.success(epsilon, delta) == pytest.approx(slow, abs=2 * math.exp(epsilon) / steps)
+    assert guarantee.success(epsilon, delta) == pytest.approx(slow,
+        abs=2 * math.exp(epsilon) / steps)
 
 
 @pytest.mark.parametrize("mu", [0.1, 1.0, 2.5])
@@ -66,7 +69,8 @@ def test_the_smallest_bound_counts_and_no_bound_is_certainty() -> None:
 
 def test_groups_and_spread_units_cost_more_and_one_costs_the_same() -> None:
     one, gaussian = Bounds(((1.0, 1e-5),)), Bounds(((1.0, 1e-5),), 0.4)
-    assert one.group_success(1) == one.spread_success(1) == one.success() == guarantee.success(1.0, 1e-5)
+    assert one.group_success(1) == one.spread_success(1) == one.success() == guarantee.success(1.0,
+        1e-5)
     assert gaussian.group_success(5) == guarantee.gaussian_success(2.0)
     two = guarantee.success(2.0, 1e-5 * (1 + math.e))  # delta, and e^epsilon times delta
     assert one.group_success(2) == pytest.approx(two)
@@ -108,11 +112,15 @@ def test_the_report_says_the_attackers_best_guess(tmp_path: Path) -> None:
 
     run = read_run(write_run(tmp_path / "run"))
     mu = math.sqrt(10) / 4.9
-    assert f"in at most {100 * NORMAL.cdf(mu / 2):.1f} % of cases" in plain(story.attack_sentences(run)[-1])
+    assert f"in at most {100 * NORMAL.cdf(mu / 2):.1f} % of cases" in plain(
+        story.attack_sentences(run)[-1])
     other = read_run(write_run(tmp_path / "other", change=eight))
-    assert "in at most 99.97 % of cases" in plain(story.attack_sentences(other)[-1])  # 1 / (1 + e^-8)
+    # 1 / (1 + e^-8)
+    assert "in at most 99.97 % of cases" in plain(story.attack_sentences(other)[-1])
 
 
 def test_without_a_secret_noise_no_success_is_promised(tmp_path: Path) -> None:
-    for name, settings in {"off": {"off": True}, "seeded": {"seeded": True}, "exact": {"exact_votes": True}}.items():
-        assert story.attack_sentences(read_run(write_run(tmp_path / name, **settings))) == [promise.no_bound()]
+    for name, settings in {"off": {"off": True}, "seeded": {"seeded": True},
+                           "exact": {"exact_votes": True}}.items():
+        assert story.attack_sentences(read_run(write_run(tmp_path / name, **settings))) == [
+            promise.no_bound()]

@@ -30,6 +30,16 @@ def test_more_neighbours_than_candidates_are_told_by_their_settings(folder):
     settings(folder, synthesis={"neighbours": 50, "proxies": "absent"})
 
 
+@pytest.mark.parametrize(("model", "told"), [
+    ({"dtype": "bfloat16"}, r"model\.dtype is 'bfloat16'.*expected 'float32'"),
+    ({"quant": "4bit"}, r"model\.quant is '4bit'.*expected none")])
+def test_a_base_of_narrow_weights_is_refused_where_records_are_protected(folder, model, told):
+    private = {"unit": "record", "relation": "zero-out", "epsilon": 8.0, "delta": 1e-3, "clip": 1.0}
+    with pytest.raises(ConfigError, match=told):
+        settings(folder, model=model, privacy=private, algorithm={"name": "fedit"})
+    settings(folder, privacy=private, algorithm={"name": "fedit"})
+
+
 def test_dropping_long_texts_until_nobody_is_left_names_the_cause(folder):
     with pytest.raises(DataError, match=r"too_long = 'drop' leaves no client a text: 32 of 32"):
         run(settings(folder, data={"too_long": "drop"}, model={"context": 8}), folder / "r",

@@ -32,7 +32,8 @@ def chosen(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(private_sweep, "SystemRandom", Fixed)
         patch.setattr(RunCount, "draw", lambda self, source: 3)
-        found = told("sweep", experiment, *OVER, *PUBLIC, "--select", "private", "--average-runs", 4, "--out", folder / "s")
+        found = told("sweep", experiment, *OVER, *PUBLIC, "--select", "private", "--average-runs",
+                     4, "--out", folder / "s")
     return experiment, folder / "s", found
 
 
@@ -43,17 +44,22 @@ def test_only_the_best_run_by_public_text_is_left(chosen):
     result = json.loads((out / "selected" / "result.json").read_text())
     assert result["eval"]["loss"] == found["loss"]
     assert result["eval"]["measured_on"] == "public texts"
-    alone = [told("run", experiment, *PUBLIC, "--set", f"train.lr={lr}", "--out", out.parent / f"r{lr}") for lr in ("1e-3", "1e-1")]
-    assert all("worst_client_loss" not in run["eval"] for run in alone)  # no held-out record was scored
+    alone = [told("run", experiment, *PUBLIC, "--set", f"train.lr={lr}", "--out",
+                  out.parent / f"r{lr}") for lr in ("1e-3", "1e-1")]
+    # no held-out record was scored
+    assert all("worst_client_loss" not in run["eval"] for run in alone)
     assert "lr=" in found["arm"]
-    assert not any(word in json.dumps(found) for word in set(("lr=1e-3", "lr=1e-2", "lr=1e-1")) - {found["arm"]})
+    assert not any(word in json.dumps(found)
+                   for word in set(("lr=1e-3", "lr=1e-2", "lr=1e-1")) - {found["arm"]})
 
 
 def test_its_epsilon_is_that_of_the_selection_not_of_one_run(chosen):
     _, out, found = chosen
-    lines = [json.loads(line) for line in (out / "selected" / "ledger.jsonl").read_text().splitlines()]
+    lines = [json.loads(line)
+             for line in (out / "selected" / "ledger.jsonl").read_text().splitlines()]
     events = [Event(line["noise_multiplier"]) for line in lines]
-    assert found["epsilon"] == pytest.approx(selection_epsilon([Counter(events)], 1e-2, RunCount.geometric(4)), rel=1e-6)
+    assert found["epsilon"] == pytest.approx(selection_epsilon([Counter(events)], 1e-2,
+        RunCount.geometric(4)), rel=1e-6)
     assert found["epsilon"] > epsilon(events, 1e-2)
     assert found["runs_on_average"] == 4
     assert found["arms"] == 3
@@ -64,9 +70,15 @@ def test_what_would_break_the_guarantee_is_refused_in_one_line(chosen, tmp_path)
     private = ("--select", "private", "--out", tmp_path / "s")
     assert "scored on private held-out text" in problem("sweep", experiment, *OVER, *private)
     assert "seeded noise" in problem("sweep", experiment, *OVER, *PUBLIC, *OFF, *private)
-    assert "seeded noise" in problem("sweep", experiment, *OVER, *PUBLIC, "--set", "privacy.noise_seed=1", *private)
-    assert "several seeds" in problem("sweep", experiment, *OVER, *PUBLIC, "--seeds", "0,1", *private)
-    assert "runs on average" in problem("sweep", experiment, *OVER, *PUBLIC, "--average-runs", "1", *private)
-    assert "the arms differ" in problem("sweep", experiment, "--over", "privacy.delta=1e-2,1e-3", *PUBLIC, *private)
-    assert "would cost as much again" in problem("sweep", experiment, *OVER, *PUBLIC, "--select", "private", "--out", out)
-    assert "without public texts" in problem("run", experiment, "--set", 'evaluate.on="public"', "--out", tmp_path / "r")
+    assert "seeded noise" in problem("sweep", experiment, *OVER, *PUBLIC, "--set",
+        "privacy.noise_seed=1", *private)
+    assert "several seeds" in problem("sweep", experiment, *OVER, *PUBLIC, "--seeds", "0,1",
+        *private)
+    assert "runs on average" in problem("sweep", experiment, *OVER, *PUBLIC, "--average-runs", "1",
+        *private)
+    assert "the arms differ" in problem("sweep", experiment, "--over", "privacy.delta=1e-2,1e-3",
+        *PUBLIC, *private)
+    assert "would cost as much again" in problem("sweep", experiment, *OVER, *PUBLIC, "--select",
+        "private", "--out", out)
+    assert "without public texts" in problem("run", experiment, "--set", 'evaluate.on="public"',
+        "--out", tmp_path / "r")

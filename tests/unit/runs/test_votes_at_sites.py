@@ -1,4 +1,5 @@
-"""A whole small run whose sites protect single records in both stages, or all records of a patient."""
+"""A whole small run whose sites protect single records in both stages, or all records of a
+patient."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ RECORD = {"epsilon": 30.0, "delta": 1e-3, "relation": "zero-out", "unit": "recor
 def data(tmp_path):
     tiny_run.write_data(tmp_path)
     path = tmp_path / "data.jsonl"
-    rows = [json.loads(line) | {"patient": f"p{i % 2}"} for i, line in enumerate(path.read_text().splitlines())]
+    rows = [json.loads(line) | {"patient": f"p{i % 2}"} for i,
+            line in enumerate(path.read_text().splitlines())]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
@@ -34,7 +36,8 @@ def run(data, name="run", resume=False, **tables):
     # with two patients a client, a fifth held out leaves every client one to train or vote with
     common = {"algorithm": {"name": "dplora"}, "privacy": RECORD, "data": {"holdout": 0.2}}
     settings = tiny_run.settings(data, **common | tables)
-    return settings, loop.run(settings, data / name, InlineEngine(), cache=tiny_run.fresh(CACHE), resume=resume)
+    return settings, loop.run(settings, data / name, InlineEngine(), cache=tiny_run.fresh(CACHE),
+                              resume=resume)
 
 
 def lines(data, name="run"):
@@ -44,21 +47,28 @@ def lines(data, name="run"):
 @pytest.mark.parametrize(("privacy", "synthesis", "bound"), [
     ({}, {}, 1.0), ({}, {"neighbours": 2}, math.sqrt(2)),
     ({"unit_field": "patient", "records_per_unit": 3}, {}, math.sqrt(3)),
-    ({"unit_field": "patient", "relation": "replace", "records_per_unit": 1}, {"neighbours": 3}, 2 * math.sqrt(3)),
+    ({"unit_field": "patient", "relation": "replace", "records_per_unit": 1}, {"neighbours": 3},
+     2 * math.sqrt(3)),
 ])
-def test_votes_are_charged_by_the_plan_and_carry_the_noise_of_every_site(data, privacy, synthesis, bound):
-    mode = {"mode": "literal"} if privacy.get("relation") == "replace" else {}  # batches of Poisson samples know no "replace"
-    settings, result = run(data, privacy=RECORD | privacy, synthesis=synthesis, algorithm={"name": "dplora"} | mode)
+def test_votes_are_charged_by_the_plan_and_carry_the_noise_of_every_site(data, privacy, synthesis,
+        bound):
+    # batches of Poisson samples know no "replace"
+    mode = {"mode": "literal"} if privacy.get("relation") == "replace" else {}
+    settings, result = run(data, privacy=RECORD | privacy, synthesis=synthesis,
+                           algorithm={"name": "dplora"} | mode)
     prepared = setup.prepare(settings, tiny_run.fresh(CACHE))
     release = next(r for r in prepared.privacy.releases if r.stage == "synthesis")
     assert (release.mechanism, release.role, release.rounds) == (VOTES, "proxy", 2)
     assert release.sensitivity == pytest.approx(bound)
     ledger = Ledger(data / "run" / "ledger.jsonl")
     voting = [line for line in ledger.lines if line.stage == "synthesis"]
-    assert [(line.mechanism, line.sigma, line.role, line.unit) for line in voting] == [(VOTES, release.sigma, "proxy", "record")] * 2
+    assert [(line.mechanism, line.sigma, line.role, line.unit)
+            for line in voting] == [(VOTES, release.sigma, "proxy", "record")] * 2
     for line in lines(data)[:2]:
-        assert line["noise_std"] == pytest.approx(math.sqrt(5) * release.sigma), "five sites answered, each with noise of its own"
-    assert result["privacy"]["epsilon"]["proxy"] == pytest.approx(epsilon([line.event for line in voting], 1e-3))
+        assert line["noise_std"] == pytest.approx(
+            math.sqrt(5) * release.sigma), "five sites answered, each with noise of its own"
+    assert result["privacy"]["epsilon"]["proxy"] == pytest.approx(
+        epsilon([line.event for line in voting], 1e-3))
     assert result["privacy"]["epsilon"]["proxy"] == pytest.approx(prepared.privacy.epsilon["proxy"])
     assert result["privacy"]["epsilon"]["local"] == pytest.approx(prepared.privacy.epsilon["local"])
     assert result["privacy"]["epsilon"]["max"] <= 30.0
@@ -111,7 +121,8 @@ def test_a_round_that_was_cut_off_is_charged_again(data, monkeypatch):
     with pytest.raises(AulaitError, match="cut off"):
         run(data, privacy=generous)
     _, result = run(data, privacy=generous, resume=True)
-    rounds = [line.round for line in Ledger(data / "run" / "ledger.jsonl").lines if line.stage == "synthesis"]
+    rounds = [line.round for line in Ledger(data / "run" / "ledger.jsonl").lines
+              if line.stage == "synthesis"]
     assert rounds == [1, 2, 2]
     assert result["privacy"]["private"] is True
 
@@ -120,5 +131,6 @@ def test_a_seed_gives_the_same_votes_again(data):
     seeded = RECORD | {"noise_seed": 5}
     run(data, "first", privacy=seeded)
     _, result = run(data, "second", privacy=seeded)
-    assert [line.get("histogram") for line in lines(data, "first")] == [line.get("histogram") for line in lines(data, "second")]
+    assert [line.get("histogram") for line in lines(data, "first")] == [line.get("histogram")
+        for line in lines(data, "second")]
     assert result["privacy"]["private"] is False

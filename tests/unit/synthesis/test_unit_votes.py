@@ -1,4 +1,5 @@
-"""Votes that a site protects by itself: sensitivity, grid, noise, and what an adversary learns who knows all the rest."""
+"""Votes that a site protects by itself: sensitivity, grid, noise, and what an adversary learns who
+knows all the rest."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ PLAN = Plan("laptop", "proxy", 1, 1, 1)
 
 
 def noise(sigma=1.0, bound=1.0, seed=None) -> SiteNoise:
-    return SiteNoise(mechanism=VOTES, clip=bound, sigma=sigma, most_rate=1.0, most_steps=1, noise_seed=seed)
+    return SiteNoise(mechanism=VOTES, clip=bound, sigma=sigma, most_rate=1.0, most_steps=1,
+                     noise_seed=seed)
 
 
 def records(*texts, unit=None):
@@ -48,9 +50,11 @@ sigmas = st.floats(0.05, 400.0)
 
 
 @settings(max_examples=60, deadline=None)
-@given(sites=st.lists(one_unit, max_size=6), extra=one_unit, neighbours=st.integers(1, 4), kept=st.integers(1, 6), sigma=sigmas,
+@given(sites=st.lists(one_unit, max_size=6), extra=one_unit, neighbours=st.integers(1, 4),
+       kept=st.integers(1, 6), sigma=sigmas,
        fields=st.booleans())
-def test_one_unit_moves_the_sum_by_at_most_the_bound_exactly(sites, extra, neighbours, kept, sigma, fields):
+def test_one_unit_moves_the_sum_by_at_most_the_bound_exactly(sites, extra, neighbours, kept, sigma,
+        fields):
     """In fractions, without any tolerance: records, or all records of one patient."""
     bound = unit_vote_bound(neighbours, kept if fields else 1)
     asked = noise(sigma, bound)
@@ -64,14 +68,17 @@ def test_one_unit_moves_the_sum_by_at_most_the_bound_exactly(sites, extra, neigh
     together = exact(unit_votes((*before, *added), EMBEDDER, CANDIDATES, neighbours, asked))
     moved = [b - a for a, b in zip(alone, together, strict=True)]
     assert sum(value**2 for value in moved) <= Fraction(bound) ** 2
-    assert moved == exact(unit_votes(added, EMBEDDER, CANDIDATES, neighbours, asked)), "nothing of the others has changed"
-    assert all(value >= 0 and (value / Fraction(grid(sigma))).denominator == 1 for value in together)
+    assert moved == exact(unit_votes(added, EMBEDDER, CANDIDATES, neighbours,
+        asked)), "nothing of the others has changed"
+    assert all(value >= 0 and (value / Fraction(grid(sigma))).denominator == 1
+               for value in together)
     shuffled = unit_votes((*added, *before[::-1]), EMBEDDER, CANDIDATES, neighbours, asked)
     assert exact(shuffled) == together, "sums on the grid do not hang on the order"
 
 
 @settings(max_examples=60, deadline=None)
-@given(votes=st.lists(st.integers(1, 10**6), min_size=1, max_size=30), square=st.integers(1, 400), sigma=sigmas)
+@given(votes=st.lists(st.integers(1, 10**6), min_size=1, max_size=30), square=st.integers(1, 400),
+       sigma=sigmas)
 def test_clipping_never_exceeds_the_bound_and_leaves_what_is_within(votes, square, sigma):
     bound, step = unit_vote_bound(square), grid(sigma)
     clipped = exact(clipped_votes(torch.tensor(votes), bound, step))
@@ -87,8 +94,10 @@ def test_clipping_never_exceeds_the_bound_and_leaves_what_is_within(votes, squar
 
 @pytest.mark.parametrize("bound_of", [1, 2, 3, 5, 7, 10, 40])
 def test_a_record_keeps_its_votes_whole(bound_of):
-    """The root of 3 as a float64 is a little less than the root of 3; the bound is the float64 above it."""
-    assert clipped_votes(torch.ones(bound_of, dtype=torch.long), unit_vote_bound(bound_of), 2.0**-30).tolist() == [1.0] * bound_of
+    """The root of 3 as a float64 is a little less than the root of 3; the bound is the float64
+    above it."""
+    assert clipped_votes(torch.ones(bound_of, dtype=torch.long), unit_vote_bound(bound_of),
+                         2.0**-30).tolist() == [1.0] * bound_of
     assert Fraction(unit_vote_bound(bound_of)) ** 2 >= bound_of
 
 
@@ -96,19 +105,26 @@ def test_a_record_keeps_its_votes_whole(bound_of):
 @pytest.mark.parametrize("fields", [False, True])
 def test_a_site_sends_what_the_slow_oracle_sends(neighbours, fields):
     """The same seeded noise: the same float32 numbers."""
-    texts = ["alpha one", "beta", "beta", "gamma ray", "alpha two", "delta", "zeta", "zeta function", "epsilon"]
-    own = tuple(Record(text, prompt="why?" if i % 4 == 0 else None, unit=f"p{i % 3}" if fields else None) for i, text in enumerate(texts))
+    texts = ["alpha one", "beta", "beta", "gamma ray", "alpha two", "delta", "zeta",
+             "zeta function", "epsilon"]
+    own = tuple(Record(text, prompt="why?" if i % 4 == 0 else None, unit=f"p{i % 3}" if fields
+                       else None) for i, text in enumerate(texts))
     bound = unit_vote_bound(neighbours, 2 if fields else 1)
     asked = noise(1.7, bound, seed=11)
-    request = VoteRequest("ann", 3, {"embeddings": CANDIDATES}, {"neighbours": neighbours, PRIVATE: asked.setting()})
+    request = VoteRequest("ann", 3, {"embeddings": CANDIDATES},
+                          {"neighbours": neighbours, PRIVATE: asked.setting()})
     (update,) = private_evolution.answer([request], [Site("ann", PLAN, own)], None, EMBEDDER)
-    clean = oracle.votes(own, lambda text: EMBEDDER.embed([text])[0], CANDIDATES, neighbours, bound, 1.7)
+    clean = oracle.votes(own, lambda text: EMBEDDER.embed([text])[0], CANDIDATES, neighbours, bound,
+                         1.7)
     drawn = oracle.noise(11, "ann", 3, len(CANDIDATES), 1.7)
-    expected = torch.tensor([float(a + b) for a, b in zip(clean, drawn, strict=True)], dtype=torch.float64).to(torch.float32)
-    close = float(oracle.grid(1.7)) * (3 if fields else 1)  # a shortened vote may be a step lower; so many units are shortened
+    expected = torch.tensor([float(a + b) for a, b in zip(clean, drawn, strict=True)],
+                            dtype=torch.float64).to(torch.float32)
+    # a shortened vote may be a step lower; so many units are shortened
+    close = float(oracle.grid(1.7)) * (3 if fields else 1)
     assert update.tensors.keys() == {"votes"}
     assert not update.info
-    assert update.weight == (3 if fields else 8), "the number of units is public, that of a unit's records is not"
+    assert update.weight == (3 if fields
+        else 8), "the number of units is public, that of a unit's records is not"
     assert float((update.tensors["votes"] - expected).abs().max()) <= close
 
 
@@ -118,7 +134,8 @@ def test_the_noise_is_another_for_every_client_and_round_and_fresh_without_a_see
         return tuple(noised_votes(request, records("alpha"), EMBEDDER, noise(seed=seed)).tolist())
 
     assert sent() == sent()
-    assert len({sent(), sent("b"), sent(round=2), sent(seed=5), sent(seed=None), sent(seed=None)}) == 6
+    assert len({sent(), sent("b"), sent(round=2), sent(seed=5), sent(seed=None),
+                sent(seed=None)}) == 6
 
 
 def test_a_site_without_records_sends_noise_of_the_same_deviation():
@@ -175,7 +192,8 @@ def test_what_was_embedded_together_before_is_not_used_for_a_unit():
                        unit_votes(records("alpha", "beta"), Remembering(), CANDIDATES, 1, asked))
 
 
-# -- the mechanism, and an adversary ---------------------------------------------------------------------------------
+# -- the mechanism, and an adversary
+# ---------------------------------------------------------------------------------
 
 
 def test_the_mechanism_says_what_it_protects():
@@ -183,7 +201,9 @@ def test_the_mechanism_says_what_it_protects():
     assert mechanism.relations == ("zero-out", "replace")
     assert not mechanism.amplified
     assert mechanism.sensitivity(3.0, "zero-out") == 3.0
-    assert mechanism.sensitivity(3.0, "replace") >= math.sqrt(2) * 3.0, "two votes that are not negative are at most that far apart"
+    assert mechanism.sensitivity(3.0,
+        "replace") >= math.sqrt(
+            2) * 3.0, "two votes that are not negative are at most that far apart"
     with pytest.raises(PrivacyError, match="protects"):
         find_mechanism(VOTES, "client")
 
@@ -196,21 +216,29 @@ def success_interval(hits: int, tries: int, confidence: float = 0.9999) -> tuple
     return low, high
 
 
-@pytest.mark.parametrize(("claimed", "rounds", "fields"), [(1.0, 1, False), (1.0, 3, True), (4.0, 3, False)])
-def test_an_adversary_who_knows_all_but_one_unit_does_no_better_than_claimed(claimed, rounds, fields):
-    """It knows every other record, the grid and the candidates (chosen so that the unit's votes crowd on one), reads the float32
-    answers of all rounds, and tests by their likelihood: of all tests the most powerful.
+@pytest.mark.parametrize(("claimed", "rounds", "fields"),
+                         [(1.0, 1, False), (1.0, 3, True), (4.0, 3, False)])
+def test_an_adversary_who_knows_all_but_one_unit_does_no_better_than_claimed(claimed, rounds,
+        fields):
+    """It knows every other record, the grid and the candidates (chosen so that the unit's votes
+    crowd on one), reads the float32 answers of all rounds, and tests by their likelihood: of all
+    tests the most powerful.
 
-    Its rate of hits stays below exp(epsilon) times its rate of false alarms plus delta, at every threshold, within the binomial
-    interval; and it is as good as a Gaussian mechanism of the same noise allows, so the audit has power.
+    Its rate of hits stays below exp(epsilon) times its rate of false alarms plus delta, at every
+    threshold, within the binomial interval; and it is as good as a Gaussian mechanism of the same
+    noise allows, so the audit has power.
     """
     tries, delta = 3000, 1e-5
     multiplier = calibrate(claimed, delta, rounds)
-    assert epsilon(Counter({find_mechanism(VOTES).event(multiplier, 1.0, 1): rounds}), delta) <= claimed
+    assert epsilon(Counter({find_mechanism(VOTES).event(multiplier, 1.0, 1): rounds}),
+                   delta) <= claimed
     bound = unit_vote_bound(1, 4 if fields else 1)
     asked = noise(multiplier * bound, bound)
     others = tuple(Record(f"b{i} other", unit=f"q{i}" if fields else None) for i in range(3))
-    unit = records("alpha", "alpha once more", "alpha again", "alpha!", unit="victim") if fields else records("alpha")
+    unit = (
+        records("alpha", "alpha once more", "alpha again", "alpha!", unit="victim") if fields
+        else records("alpha")
+    )
     known = unit_votes(others, EMBEDDER, CANDIDATES, 1, asked)
     moved = unit_votes(unit, EMBEDDER, CANDIDATES, 1, asked)
     assert float(moved.norm()) == pytest.approx(bound, rel=1e-4), "the unit uses its whole bound"
@@ -223,7 +251,8 @@ def test_an_adversary_who_knows_all_but_one_unit_does_no_better_than_claimed(cla
     without = sorted(statistic(others) for _ in range(tries))
     present = [statistic(others + unit) for _ in range(tries)]
     for quantile in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98):
-        threshold = norm.ppf(quantile) * math.sqrt(rounds) + rounds / multiplier / 2  # fixed beforehand
+        # fixed beforehand
+        threshold = norm.ppf(quantile) * math.sqrt(rounds) + rounds / multiplier / 2
         false = success_interval(sum(value > threshold for value in without), tries)
         hits = success_interval(sum(value > threshold for value in present), tries)
         assert hits[0] <= math.exp(claimed) * false[1] + delta
@@ -233,13 +262,21 @@ def test_an_adversary_who_knows_all_but_one_unit_does_no_better_than_claimed(cla
 
 
 def test_the_lowest_bits_of_an_answer_do_not_tell_which_sum_was_noised():
-    """Before, a float32 or float64 sum with noise showed its grid: with the unit, sums of thirds; without, whole numbers."""
+    """Before, a float32 or float64 sum with noise showed its grid: with the unit, sums of thirds;
+    without, whole numbers."""
     bound, sigma = 1.0, 1.5
-    asked, request = noise(sigma, bound), VoteRequest("a", 1, {"embeddings": CANDIDATES}, {"neighbours": 1})
-    patient = records("alpha", "alpha x", "alpha y", "beta", unit="v")  # clipped: votes of 3/sqrt(10) and 1/sqrt(10)
+    asked, request = noise(sigma, bound), VoteRequest("a", 1, {"embeddings": CANDIDATES},
+        {"neighbours": 1})
+    # clipped: votes of 3/sqrt(10) and 1/sqrt(10)
+    patient = records("alpha", "alpha x", "alpha y", "beta", unit="v")
     for own in (records("gamma", unit="w"), (*records("gamma", unit="w"), *patient)):
-        drawn = torch.stack([noised_votes(request, own, EMBEDDER, asked) for _ in range(200)]).double()
-        assert bool((torch.remainder(drawn, grid(sigma)) == 0).all()), "every answer is on the public grid, whatever the records"
+        drawn = torch.stack([noised_votes(request, own, EMBEDDER, asked)
+                             for _ in range(200)]).double()
+        assert bool(
+            (torch.remainder(drawn,
+                grid(sigma)) == 0).all()), (
+                    "every answer is on the public grid, whatever the records"
+                )
 
 
 def test_a_seed_in_a_request_is_used_and_said_to_be_not_private():

@@ -28,8 +28,13 @@ from aulait.methods import METHODS
 from aulait.methods.contract import AnyMethod, record_mechanism, step_mechanism
 from aulait.privacy.config import RELATIONS, PrivacyConfig
 from aulait.privacy.plan import PrivacyPlan, ReleaseSchedule, plan_privacy
-from aulait.privacy.record_level import VOTES, RecordMechanism, unit_problems, worst_case
-from aulait.training import record_gradients
+from aulait.privacy.record_level import (
+    VOTES,
+    RecordMechanism,
+    precision_problems,
+    unit_problems,
+    worst_case,
+)
 
 SITE = "site"  # the one role in a site's own account
 _TRAINS = ("local", "split")
@@ -265,8 +270,6 @@ def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | No
         found.append(
             f"privacy.epsilon is {shown(privacy.epsilon)}, this site allows at most "
             f"{limits.epsilon:g}; lower it")
-    if privacy.unit == "record":
-        found += _of_passes(terms)
     found += _of_method(terms, privacy)
     if privacy.epsilon is None and valid and not found:
         # one of the two is there, or ``found`` has a line
@@ -279,16 +282,6 @@ def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | No
                 f"epsilon {told} over the run, this site allows at most {limits.epsilon:g}; raise "
                 "it, or plan fewer rounds")
     return found
-
-
-def _of_passes(terms: RunTerms) -> list[str]:
-    """Where single records are protected their gradients must not depend on one another, which
-    holds for whole weights alone; ``_of_method`` looks at their precision."""
-    quant = _get(_get(terms, "model"), "quant")
-    if quant is None:
-        return []
-    return [f"model.quant is {shown(quant)} with privacy.unit = 'record', expected none: narrower "
-            "weights let one record change another's gradient; remove model.quant"]
 
 
 def share_problem(limits: SitePolicy, terms: RunTerms, units: int) -> str | None:
@@ -325,8 +318,8 @@ def _of_method(terms: RunTerms, privacy: PrivacyConfig) -> list[str]:
         if privacy.unit == "record" and not found:
             # raises for the controls that add no noise
             record_mechanism(method, config, privacy, ())
-            dtype = _get(_get(terms, "model"), "dtype")
-            found += record_gradients.precision_problems(dtype) if dtype is not None else []
+            model = _get(terms, "model")
+            found += precision_problems(_get(model, "dtype"), _get(model, "quant"))
         return found
     except AulaitError as error:
         return [str(error)]

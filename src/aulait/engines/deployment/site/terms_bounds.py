@@ -192,20 +192,25 @@ def _outside(limits: SitePolicy, path: str, value: object, bound: Bound) -> list
         return [f"{path} has {len(some)} values, expected at most {_MOST_ITEMS}; correct "
                 f"{bound.setting}"]
     for own in some:
-        if own is None or isinstance(own, str):
-            fits = own in bound.words
-        else:
-            kinds = (int,) if bound.whole else (int, float)
-            fits = type(own) in kinds and own >= bound.least  # type: ignore[operator]
-        if not fits:
+        number = _number(own, bound.whole)
+        if number is None and (own is None or isinstance(own, str)) and own in bound.words:
+            continue
+        if number is None or not number >= bound.least:
             kind = "a whole number" if bound.whole else "a number"
             return [f"{path} is {shown(own)}, expected {kind} from {bound.least:g} to {most:,}; "
                     f"correct {bound.setting}"]
-        if isinstance(own, int | float) and not own <= most:
+        if not number <= most:
             ask = f", or ask for limits.{bound.most}" if isinstance(bound.most, str) else ""
             return [f"{path} is {shown(own)}, this site allows at most {most:,}; lower "
                     f"{bound.setting}{ask}"]
     return []
+
+
+def _number(value: object, whole: bool) -> int | float | None:
+    """The value, where it is a number of its kind; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return None
+    return value
 
 
 def _no_text(path: str, value: object, rule: WordBound) -> list[str]:
@@ -238,7 +243,7 @@ def shown(value: object) -> str:
     """A little of a stranger's value, on one line."""
     try:
         text = ascii(value)
-    except Exception:  # an integer of many thousand digits, for one
+    except (ValueError, RecursionError):  # an integer of many thousand digits, a deep list
         return f"something of type {type(value).__name__}"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
