@@ -24,7 +24,7 @@ import torch
 
 from aulait.core.errors import ConfigError, DataError, ModelError, require
 from aulait.core.files import private_folder
-from aulait.models.loading import BREW
+from aulait.models.named import folder_of
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,7 +102,7 @@ def load_exported(run: Path, *, adapted: bool = True, client: str | None = None,
         transformers.AutoModelForSeq2SeqLM if model.get("kind") == "seq2seq"
         else transformers.AutoModelForCausalLM
     )
-    where = BREW if name == "brew" else name
+    where = folder_of(name)
     transformers.utils.logging.disable_progress_bar()
     try:
         base = auto.from_pretrained(where, dtype=getattr(torch, str(model.get("dtype", "float32"))))

@@ -7,13 +7,10 @@ one pass over the frozen weights.
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -27,8 +24,11 @@ from aulait.core.types import Adapter
 from aulait.models import prefix_cache as prefix
 from aulait.models.adaptable import not_adaptable
 from aulait.models.multi_lora_linear import SharedLinear
+from aulait.models.named import BREW as BREW
+from aulait.models.named import EXPECTED, folder_of
 from aulait.models.padding import check_positions, check_tokens, padding_id
 from aulait.models.prefix_cache import Prefix
+from aulait.models.quiet import quiet
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,14 +39,14 @@ ATTENTION = frozenset(
      "q_lin", "k_lin", "v_lin", "out_lin"]
 )
 _LINEAR = ("Conv1D", "Linear4bit", "Linear8bitLt")
-BREW = str(files("aulait") / "models" / "brew")
 
 
 class ModelConfig(BaseModel):
     """``[model]``: the frozen base.
 
     Attributes:
-        name: "brew" (built in), a Hugging Face id, or a local path.
+        name: "brew" (built in), "smollm2" (extra ``smollm2``), a folder, a .gguf file or a folder
+            with one (extra ``gguf``), or a Hugging Face id.
         kind: "causal" or "seq2seq".
         dtype: precision of the frozen weights; the adapter is always trained in float32.
         context: tokens of a training sequence; longer texts are treated as ``data.too_long`` says.
@@ -121,8 +121,8 @@ def load_base(config: ModelConfig) -> Base:
     """Load, freeze and wrap a base model.
 
     Raises:
-        ModelError: the name is neither built in, nor a folder, nor reachable; or the extra it needs
-            is missing.
+        ModelError: the name is neither built in, nor a folder or a file, nor reachable; or the
+            extra it needs is missing.
     """
     device = torch.device("cuda" if torch.cuda.is_available()
                           else "cpu") if config.device == "auto" else torch.device(
@@ -145,14 +145,14 @@ def _fetch(config: ModelConfig, device: torch.device,
     # takes seconds to import
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    name = BREW if config.name == "brew" else config.name
+    name = folder_of(config.name)
     auto = AutoModelForCausalLM if config.kind == "causal" else AutoModelForSeq2SeqLM
     options: dict[str, object] = {"dtype": getattr(torch, config.dtype)}
     if config.quant:
         options["quantization_config"] = _quantisation(config.quant)
         options["device_map"] = {"": device}
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(name)
             model = auto.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:
@@ -160,8 +160,7 @@ def _fetch(config: ModelConfig, device: torch.device,
             str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         )
         raise ModelError(
-            f"model.name = '{config.name}' cannot be loaded ({reason}); expected 'brew', the path "
-            "of a folder with config.json, or a Hugging Face id and a network to reach it"
+            f"model.name = '{config.name}' cannot be loaded ({reason}); expected {EXPECTED}"
         ) from error
     return (model if config.quant else model.to(device)), tokenizer
 
@@ -177,24 +176,6 @@ def _quantisation(quant: str) -> QuantizationConfigMixin:
     require(torch.cuda.is_available(), ModelError,
             "model.quant needs a CUDA device and none was found; remove model.quant")
     return BitsAndBytesConfig(load_in_4bit=quant == "4bit", load_in_8bit=quant == "8bit")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the loaders' own progress bars and advice; failures still raise."""
-    # takes seconds to import
-    from transformers.utils import logging as chatter
-
-    level = chatter.get_verbosity()
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            chatter.set_verbosity(level)
-            logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 def wrap(base: Base) -> None:

@@ -29,6 +29,7 @@ from aulait.federation.presets import expanded
 from aulait.federation.tiers import FederationConfig
 from aulait.methods.contract import AnyMethod, find_method, server_site
 from aulait.models.loading import AdapterConfig, ModelConfig
+from aulait.models.named import name_problems
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.record_level import precision_problems
 from aulait.synthesis.population import SynthesisConfig
@@ -238,11 +239,7 @@ def settings_problems(settings: Settings) -> list[str]:
     )
     problems += unit_rule.problems(settings.data, settings.privacy)
     problems += boards.problems(settings.track)
-    if settings.model.name != "brew" and settings.model.name.startswith(("/", ".")) and not Path(
-        settings.model.name).is_dir():
-        problems.append(
-            f"model.name = '{settings.model.name}' is no folder; expected 'brew', a folder, or a "
-            "Hugging Face id")
+    problems += name_problems(settings.model.name)
     if settings.privacy.protects_records:
         problems += precision_problems(settings.model.dtype, settings.model.quant)
     if not settings.data.pooled or not settings.privacy.off:

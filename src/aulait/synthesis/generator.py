@@ -9,7 +9,7 @@ import transformers
 
 from aulait.core.errors import ModelError
 from aulait.models.generation import TextModel
-from aulait.models.loading import BREW
+from aulait.models.named import EXPECTED, folder_of
 from aulait.synthesis.variation import GENERATORS, GenerateConfig, Variation
 
 
@@ -18,9 +18,9 @@ def build_generator(config: GenerateConfig, generator: str, base: TextModel) -> 
 
     Args:
         config: how texts are made.
-        generator: "base" for the run's own; "brew" for the built-in one; "http://..." for a server
-            that speaks the OpenAI protocol, which is always prompted; otherwise the Hugging Face id
-            or path of another model.
+        generator: "base" for the run's own; "http://..." for a server that speaks the OpenAI
+            protocol, which is always prompted; otherwise the name of another model, as
+            ``model.name`` has it.
         base: the run's own base.
 
     Raises:
@@ -35,7 +35,7 @@ def build_generator(config: GenerateConfig, generator: str, base: TextModel) -> 
         """Loaded only by a generator that asks for it."""
         if generator == "base":
             return base
-        return load_text_model(BREW if generator == "brew" else generator, base.device)
+        return load_text_model(generator, base.device)
 
     return GENERATORS.find(config.kind)(config, model)
 
@@ -44,7 +44,7 @@ def load_text_model(name: str, device: torch.device, masked: bool = False) -> Te
     """A frozen model and its tokenizer.
 
     Args:
-        name: Hugging Face id or path.
+        name: as ``model.name`` has it.
         device: where it will lie.
         masked: a masked model instead of one that writes.
 
@@ -55,17 +55,17 @@ def load_text_model(name: str, device: torch.device, masked: bool = False) -> Te
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        settings = transformers.AutoConfig.from_pretrained(name)
+        where = folder_of(name)
+        settings = transformers.AutoConfig.from_pretrained(where)
         kind = "Seq2SeqLM" if settings.is_encoder_decoder else "CausalLM"
         auto = getattr(transformers, f"AutoModelFor{'MaskedLM' if masked else kind}")
-        model = auto.from_pretrained(name).to(device).eval().requires_grad_(False)
-        return TextModel(model, transformers.AutoTokenizer.from_pretrained(name), device)
+        model = auto.from_pretrained(where).to(device).eval().requires_grad_(False)
+        return TextModel(model, transformers.AutoTokenizer.from_pretrained(where), device)
     except (OSError, ValueError, ImportError) as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ModelError(
-            f"generator '{name}' cannot be loaded ({cause}); expected 'base', 'brew', a Hugging "
-            "Face id, a folder or a URL; without network download the model elsewhere and give "
-            "the path of its folder"
+            f"generator '{name}' cannot be loaded ({cause}); expected 'base', a URL, {EXPECTED}; "
+            "without network download the model elsewhere and give the path of its folder"
         ) from error
     finally:
         if bars:

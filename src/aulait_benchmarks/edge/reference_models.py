@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from aulait.core.errors import ModelError, did_you_mean, require
-from aulait.models.loading import ATTENTION, BREW, Base, ModelConfig, load_base, wrap
+from aulait.models.loading import ATTENTION, Base, ModelConfig, load_base, wrap
+from aulait.models.named import EXPECTED, folder_of
 from aulait.models.shape import from_config
 from aulait.resources.cost_model import ModelShape
 
@@ -89,12 +90,11 @@ def configuration(member: Member) -> PretrainedConfig:
                         decoder_start_token_id=0,
                         pad_token_id=0, eos_token_id=1, tie_word_embeddings=False)
     try:
-        return AutoConfig.from_pretrained(BREW if member.name == "brew" else member.name)
+        return AutoConfig.from_pretrained(folder_of(member.name))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model '{member.name}' cannot be read ({str(error).splitlines()[0][:120]}); expected "
-            "'brew', a folder with config.json, or a Hugging Face id and a network to reach it"
-        ) from error
+            f"{EXPECTED}") from error
 
 
 def base(member: Member, dtype: str, device: str, context: int) -> Base:
