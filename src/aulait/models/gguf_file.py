@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Final
 from filelock import FileLock
 
 from aulait.core.errors import ModelError, install, require
-from aulait.core.files import replace_file
 from aulait.core.user_cache import VARIABLE, user_cache
 from aulait.models.quiet import quiet
 
@@ -119,7 +118,7 @@ def _make(path: Path, place: Path) -> None:
         tokenizer.save_pretrained(folder)
         manifest = {"format": FORMAT, "source": path.name,
                     "sha256": {file.name: digest(file) for file in sorted(folder.iterdir())}}
-        replace_file(folder / _MANIFEST, json.dumps(manifest, indent=2).encode())
+        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
         for file in folder.iterdir():
             _to_disk(file)
         if place.exists():  # damaged; whoever reads it still has its files open
