@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIALS = ["<|pad|>", "<|bos|>", "<|eos|>", "<|mask|>", "<|user|>", "<|assistant|>"]
@@ -44,6 +44,10 @@ def tokenise(texts: list[str], vocabulary: int, out: Path) -> np.ndarray:
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(texts[:: max(1, len(texts) // 20_000)], vocab_size=vocabulary,
         special_tokens=SPECIALS)
+    # by itself it sets the beginning before a text, as the base was trained
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIALS[1]} $A", pair=f"{SPECIALS[1]} $A $B",
+        special_tokens=[(SPECIALS[1], BOS)])
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer._tokenizer, pad_token=SPECIALS[0], bos_token=SPECIALS[1],
         eos_token=SPECIALS[2],
@@ -52,7 +56,7 @@ def tokenise(texts: list[str], vocabulary: int, out: Path) -> np.ndarray:
     rows = [
         np.array([BOS, *coded.ids, EOS], np.uint16)
         for i in range(0, len(texts), 512)
-        for coded in tokenizer._tokenizer.encode_batch(texts[i : i + 512])
+        for coded in tokenizer._tokenizer.encode_batch(texts[i : i + 512], add_special_tokens=False)
     ]
     return np.concatenate(rows)
 

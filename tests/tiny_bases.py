@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
@@ -45,11 +45,14 @@ CAUSAL = [name for name in CONFIGS if name != "t5"]
 
 
 def byte_tokenizer(begin: bool = True) -> PreTrainedTokenizerFast:
-    """One token a byte after <pad>, <s>, </s>."""
+    """One token a byte after <pad>, <s>, </s>; with ``begin`` it sets <s> before a text."""
     words = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     inner = Tokenizer(BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
+    if begin:
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B",
+                                                             special_tokens=[("<s>", 1)])
     special = {"pad_token": "<pad>", "eos_token": "</s>"} | ({"bos_token": "<s>"} if begin else {})
     return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
 

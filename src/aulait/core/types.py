@@ -41,26 +41,56 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Record:
-    """One text of a client.
+class Turn:
+    """What one side of a conversation said.
 
     Attributes:
-        text: what is learnt: the whole text, or the response when there is a prompt.
-        prompt: given before the text; it carries no loss. None for plain text.
+        role: "system", "user", "assistant" or "tool".
+        content: the words.
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One text, one pair of a prompt and its response, or one conversation of a client.
+
+    Attributes:
+        text: what is learnt: the whole text, or the response when there is a prompt; of a
+            conversation the assistant's last turn.
+        prompt: given before the text; it carries no loss. None for plain text. Of a conversation
+            the user's turn before the last.
         label: an optional public label (for partitions and control codes).
         unit: whose record it is, where all records of one value are protected together
             (``privacy.unit_field``); sensitive. None: the record is a unit of its own.
+        before: the turns of a conversation before ``prompt``; of these too the assistant's are
+            learnt.
     """
 
     text: str
     prompt: str | None = None
     label: str | None = None
     unit: str | None = None
+    before: tuple[Turn, ...] = ()
+
+    @property
+    def asked(self) -> tuple[Turn, ...]:
+        """The turns that ``text`` answers; none for plain text."""
+        return self.before if self.prompt is None else (*self.before, Turn("user", self.prompt))
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The whole conversation, the answer included; none for plain text."""
+        return (*self.asked, Turn("assistant", self.text)) if self.asked else ()
 
     @property
     def full(self) -> str:
-        """Prompt and text together, as embedded and as shown."""
-        return self.text if self.prompt is None else f"{self.prompt}\n{self.text}"
+        """All that was said, as embedded and as shown; the system's instructions are no part of
+        it."""
+        said = [turn.content for turn in self.asked if turn.role != "system"]
+        return "\n".join([*said, self.text])
 
 
 @dataclass(frozen=True)

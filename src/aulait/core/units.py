@@ -9,6 +9,7 @@ so that another unit more or less changes nothing about it.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 
 from aulait.core.types import Record
@@ -19,10 +20,13 @@ RecordGroup = tuple[Record, ...]
 def unit_key(record: Record) -> str:
     """Names the unit that a record belongs to; sensitive.
 
-    Records of the same prompt and text are the same unit, whatever their labels.
+    Records of the same turns, or of the same prompt and text, are the same unit, whatever their
+    labels.
     """
     if record.unit is not None:
         return f"unit|{record.unit}"
+    if record.before:
+        return "chat|" + json.dumps([[turn.role, turn.content] for turn in record.turns])
     return f"record|{len(record.prompt or '')}|{record.prompt is None}|{record.prompt or ''}" \
            f"{record.text}"
 

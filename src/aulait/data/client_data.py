@@ -19,10 +19,11 @@ from aulait.core.seeds import Seeds
 from aulait.core.types import Record
 from aulait.core.units import placeholders, units
 from aulait.data import config as data_settings
-from aulait.data import public, sources
+from aulait.data import formats, public, sources
 from aulait.data.config import AT_SITES
 from aulait.data.config import DataConfig as DataConfig
 from aulait.data.config import problems as problems
+from aulait.data.config import resolved as resolved
 from aulait.data.partitions import Kind, deal, deal_by_hash, named, unseen
 from aulait.data.splits import ClientData as ClientData
 from aulait.data.splits import refuse_full, split_by_hash, split_holdout
@@ -93,6 +94,7 @@ def load_clients(config: DataConfig, seeds: Seeds, rule: UnitRule = BY_COUNT) ->
     """
     found = problems(config, rule.field)
     require(not found, DataError, "; ".join(found))
+    config = resolved(config)
     require(config.source != AT_SITES, DataError,
             f"data.source = '{AT_SITES}' found, the records lie at the sites; run it by 'aulait "
             "serve', or name a source here")
@@ -138,6 +140,7 @@ def own(config: DataConfig, name: str, seeds: Seeds, rule: UnitRule = BY_COUNT) 
     """
     found = problems(config, rule.field)
     require(not found, DataError, "; ".join(found))
+    config = resolved(config)
     groups = gather(config, Faults(), rule.field)
     records = groups.get(name if data_settings.named(config) else EVERYONE, [])
     require(len(records) >= config.min_records, DataError,
@@ -199,20 +202,22 @@ def gather(config: DataConfig, faults: Faults, unit_field: str | None = None) ->
 def _distinct(records: set[Record]) -> list[Record]:
     """Sorted by unit and content; of records that differ in the label only, the one with the first
     label."""
-    first: dict[tuple[str, str, str], Record] = {}
-    for record in sorted(records, key=lambda r: (r.unit or "", r.prompt or "", r.text,
-                                                 r.label or "")):
-        first.setdefault((record.unit or "", record.prompt or "", record.text), record)
+    first: dict[tuple[object, ...], Record] = {}
+    for record in sorted(records, key=lambda r: (*_content(r), r.label or "")):
+        first.setdefault(_content(record), record)
     return list(first.values())
+
+
+def _content(record: Record) -> tuple[str, str, str, tuple[tuple[str, str], ...]]:
+    """What tells records apart, in the order by which they are sorted."""
+    return (record.unit or "", record.prompt or "", record.text,
+            tuple((turn.role, turn.content) for turn in record.before))
 
 
 def _record(fields: Mapping[str, object], config: DataConfig, unit_field: str | None) -> Record:
     label = None if config.label is None else sources.name_field(fields, config.label)
     unit = None if unit_field is None else sources.unit_field(fields, unit_field)
-    if config.prompt is None or config.response is None:
-        return Record(sources.text_field(fields, config.text), None, label, unit)
-    return Record(sources.text_field(fields, config.response),
-                  sources.text_field(fields, config.prompt), label, unit)
+    return formats.record_of(fields, config, label, unit)
 
 
 def _enough_records(config: DataConfig, name: str, records: list[Record]) -> bool:
@@ -277,8 +282,10 @@ def _public(config: DataConfig, faults: Faults) -> tuple[str, ...] | tuple[Recor
     """Public texts, or pairs where the data have prompts and the public source has too."""
     if not config.public:
         return ()
-    found, wrong = public.read_public(config.public, config.public_text, None if config.public_plain
-                               else data_settings.pair(config))
+    form = None
+    if config.answers and not config.public_plain:
+        form = data_settings.public_format(config)
+    found, wrong = public.read_public(config.public, config.public_text, form)
     for place, fault in wrong:
         faults.add(place, fault)
     return found

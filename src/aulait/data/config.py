@@ -11,9 +11,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from aulait.core.errors import DataError, did_you_mean
-from aulait.data import sources
+from aulait.data import formats, sources
+from aulait.data.formats import RowFormat
 from aulait.data.partitions import count
 
+JOIN = "{prompt}\n\n{input}"  # how a row's input is added to its prompt
 AT_SITES = "sites"  # the source of a deployment: every client's records lie at its site
 
 
@@ -24,14 +26,23 @@ class DataConfig(BaseModel):
         source: a built-in name, a path (.jsonl, .jsonl.gz, .csv, .parquet) or ``hf:<dataset or
             folder>[:split]``.
         client: the field that names the owner of a row; not read when there is a partition.
-        text: the field that is learnt; not read when there are prompt and response.
-        prompt: the field given before the response, without loss. None: plain text.
+        format: what a row holds: "text", "pairs" of a prompt and its response, "chat" (a list of
+            turns), or "auto": what the named fields, or those of the first rows, show.
+        text: the field that is learnt; not read when there are pairs or conversations.
+        prompt: the field given before the response, without loss. None: plain text, or the fields
+            that the rows have by a usual name (prompt and response or completion, instruction and
+            output or response, question and answer).
         response: the field learnt after the prompt; given together with it.
+        input: a field that is added to the prompt where a row has it filled.
+        join: how it is added: a text with {prompt} and {input}.
+        messages: the field of a conversation: a list of turns with role and content (or from and
+            value). None: "messages" or "conversations".
         label: a field with a public label. None: no labels.
         public: public texts: a built-in name, a path (also .txt, a text a line), ``hf:...``, or ""
             for none.
-        public_text: the field of the public texts. Where the data have prompts and the public
-            source has the same two fields, its rows are pairs of a prompt and a response instead.
+        public_text: the field of the public texts. Where the data are pairs or conversations and
+            the public source has such rows too, they are pairs of a prompt and a response instead;
+            of a public conversation the first question and its answer.
         public_plain: read plain public texts although the data have prompts: proxies then learn
             text without a prompt.
         records_per_client: the cap m on a client's training records. Where they are chosen by
@@ -60,9 +71,13 @@ class DataConfig(BaseModel):
 
     source: str = "docstrings"
     client: str = "client"
+    format: RowFormat = "auto"
     text: str = "text"
     prompt: str | None = None
     response: str | None = None
+    input: str | None = None
+    join: str = JOIN
+    messages: str | None = None
     label: str | None = None
     public: str = "stdlib"
     public_text: str = "text"
@@ -79,6 +94,23 @@ class DataConfig(BaseModel):
     unseen: int | tuple[str, ...] = 0
     too_long: Literal["error", "cut", "drop"] = "error"
 
+    @property
+    def answers(self) -> bool:
+        """Whether a record answers a prompt: pairs and conversations, of settings that are
+        resolved."""
+        return self.format == "chat" or (self.format != "text" and self.prompt is not None)
+
+
+def resolved(config: DataConfig) -> DataConfig:
+    """The settings with the format that the first rows show, where they leave it open; of data
+    that lie at sites, what the settings say alone."""
+    open_ended = (config.format == "auto" and config.prompt is None) or (
+        config.format == "pairs" and config.prompt is None) or (
+        config.format == "chat" and config.messages is None)
+    if not open_ended or config.source == AT_SITES or sources.problem(config.source) is not None:
+        return formats.resolved(config, ())
+    return formats.resolved(config, formats.first_fields(config.source, config.text))
+
 
 def problems(config: DataConfig, unit_field: str | None = None) -> list[str]:
     """What would make ``load`` fail, as far as the settings and the first 20 rows of a file tell;
@@ -88,6 +120,7 @@ def problems(config: DataConfig, unit_field: str | None = None) -> list[str]:
         config: the table.
         unit_field: the field that names the unit of protection (``privacy.unit_field``).
     """
+    config = resolved(config)
     made_up, smallest = config.partition != "natural", 1 if config.pooled else 2
     checks = [
         (0 <= config.holdout <= 0.9,
@@ -110,6 +143,12 @@ def problems(config: DataConfig, unit_field: str | None = None) -> list[str]:
         ((config.prompt is None) == (config.response is None),
          "found only one of data.prompt and data.response; expected both or none; name the other "
          "field too"),
+        (config.format != "pairs" or config.prompt is not None,
+         "data.format is 'pairs' and the fields of a prompt and its response are not known; name "
+         "them with data.prompt and data.response"),
+        (_joins(config.join),
+         f"data.join is {config.join!r}; expected a text with {{prompt}} and {{input}} and no "
+         "other braces"),
         (not made_up or config.clients is not None,
          f"data.partition is '{config.partition}' without data.clients; expected how many clients "
          "to make"),
@@ -122,7 +161,7 @@ def problems(config: DataConfig, unit_field: str | None = None) -> list[str]:
         found += _field_problems("data.source", config.source, sources.SUFFIXES,
                                  fields(config, unit_field))
     if config.public:
-        forms = [{} if config.public_plain else pair_fields(config),
+        forms = [{} if config.public_plain else public_fields(config),
                  {"data.public_text": config.public_text}]
         wrong = [_field_problems("data.public", config.public, sources.PUBLIC_SUFFIXES, form)
                  for form in forms if form]
@@ -135,20 +174,35 @@ def fields(config: DataConfig, unit_field: str | None = None) -> dict[str, str]:
     fields = {"data.client": config.client} if named(config) else {}
     label = {"data.label": config.label} if config.label is not None else {}
     unit = {"privacy.unit_field": unit_field} if unit_field is not None else {}
-    return fields | (pair_fields(config) or {"data.text": config.text}) | label | unit
+    return fields | formats.learnt_fields(config) | label | unit
 
 
-def pair(config: DataConfig) -> tuple[str, str] | None:
-    """The fields of a prompt and its response; None where the data are plain text."""
-    return (
-        None if config.prompt is None or config.response is None
-        else (config.prompt, config.response)
-    )
+def public_fields(config: DataConfig) -> dict[str, str]:
+    """Key of the settings -> field, of public rows that are of the private rows' kind; empty where
+    the data are plain text."""
+    if not config.answers:
+        return {}
+    return formats.learnt_fields(public_format(config))
 
 
-def pair_fields(config: DataConfig) -> dict[str, str]:
-    """RunContext -> field of a prompt and its response; empty where the data are plain text."""
-    return dict(zip(("data.prompt", "data.response"), pair(config) or (), strict=False))
+def public_format(config: DataConfig) -> DataConfig:
+    """How public rows are read where the data answer prompts: by the same fields, or by those that
+    the public rows have."""
+    if not sources.problem(config.public, sources.PUBLIC_SUFFIXES):
+        known = formats.first_fields(config.public, config.public_text)
+        if not set(formats.learnt_fields(config).values()) <= set(known):
+            other = formats.resolved(DataConfig(source=config.public), known)
+            return other if other.answers else config
+    return config
+
+
+def _joins(join: str) -> bool:
+    """Whether a template has its two places and no others."""
+    try:
+        found = join.format(prompt="\0", input="\1")
+    except (ValueError, IndexError, KeyError, AttributeError):
+        return False
+    return "\0" in found and "\1" in found
 
 
 def _field_problems(setting: str, source: str, suffixes: tuple[str, ...],

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import TypeVar
 
 from aulait.core.errors import DataError, require
 from aulait.core.types import Record
-from aulait.data import sources
+from aulait.data import formats, sources
+from aulait.data.config import DataConfig
 
 Parsed = TypeVar("Parsed")
 PublicFaults = list[tuple[str, str]]
 
 
-def read_public(source: str, field: str, pair: tuple[str, str] | None,
+def read_public(source: str, field: str, form: DataConfig | None,
                 ) -> tuple[tuple[str, ...] | tuple[Record, ...], PublicFaults]:
     """Distinct public texts, all of one kind, in an order that depends on their content only and
     favours none.
@@ -23,8 +25,8 @@ def read_public(source: str, field: str, pair: tuple[str, str] | None,
     Args:
         source: a built-in name, a path, or ``hf:...``.
         field: of a plain text.
-        pair: fields of a prompt and its response; where any row has both, rows are pairs. None:
-            plain texts.
+        form: how a row that is a pair or a conversation is read; where any row is one, rows are
+            pairs, of a conversation its first question and the answer. None: plain texts.
 
     Returns:
         The texts or pairs, and (place, fault) of the rows that are none.
@@ -32,17 +34,30 @@ def read_public(source: str, field: str, pair: tuple[str, str] | None,
     Raises:
         DataError: no row can be used.
     """
-    if pair is not None:
-        prompt, response = pair
+    if form is not None:
         pairs, wrong = _rows(source, field,
-                             lambda fields: Record(sources.text_field(fields, response),
-            sources.text_field(fields, prompt)))
+                             lambda fields: first_exchange(formats.record_of(fields, form)))
         if pairs:
             return tuple(sorted(pairs, key=lambda pair: _place(pair.full))), wrong
     texts, wrong = _rows(source, field, lambda fields: sources.text_field(fields, field))
     require(bool(texts), DataError,
             f"data.public '{source}': found no text in field '{field}'; give texts or public = ''")
     return tuple(sorted(texts, key=_place)), wrong
+
+
+def first_exchange(record: Record) -> Record:
+    """The first user's turn of a conversation that the assistant answers at once, with the answer;
+    a pair as it is.
+
+    Raises:
+        ValueError: no user's turn is answered at once.
+    """
+    if not record.before:
+        return record
+    for asked, answer in pairwise(record.turns):
+        if (asked.role, answer.role) == ("user", "assistant"):
+            return Record(answer.content, asked.content)
+    raise ValueError("no user's turn is followed by the assistant's")
 
 
 def _place(text: str) -> bytes:

@@ -121,7 +121,7 @@ def text_field(fields: Mapping[str, object], field: str) -> str:
         raise ValueError(f"field '{field}' is empty")
     if not isinstance(value, str):
         raise ValueError(f"field '{field}' is {type(value).__name__}, expected text")
-    if not _is_unicode(value):
+    if not is_unicode(value):
         raise ValueError(f"field '{field}' holds half a character (a lone surrogate)")
     return value
 
@@ -225,7 +225,7 @@ def _csv_rows(path: Path) -> Iterator[SourceRow]:
             header = values
         elif not values:
             continue
-        elif not _is_unicode("".join(values)):
+        elif not is_unicode("".join(values)):
             yield SourceRow(_span(path, first, reader.line_num), None, "not UTF-8")
         elif len(values) != len(header):
             reason = f"found {len(values)} columns, expected {len(header)}"
@@ -238,7 +238,8 @@ def _span(path: Path, first: int, last: int) -> str:
     return f"{path.name} line {first}" if last <= first else f"{path.name} lines {first} to {last}"
 
 
-def _is_unicode(value: str) -> bool:
+def is_unicode(value: str) -> bool:
+    """Whether a text has no half characters (lone surrogates)."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -11,7 +11,7 @@ L = N + S.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -62,7 +62,7 @@ def measure_task(
         DataError: a record without a prompt, or a response that is not among the choices, or too
             many choices.
     """
-    require(all(record.prompt is not None for record in records), DataError,
+    require(all(record.asked for record in records), DataError,
             f"evaluate.task is '{config.task}' and a held-out record has no prompt, expected a "
             "prompt and a response; set data.prompt and data.response, or task = 'none'")
     if config.task == "rank":
@@ -108,11 +108,7 @@ def write_answers(base: Base, records: Sequence[Record], max_new_tokens: int,
     beginning, not its first token."""
     encode, seq2seq = Encoder(base), base.config.kind == "seq2seq"
     most = max_new_tokens if seq2seq else min(max_new_tokens, base.config.context // 2)
-    prompts = []
-    for record in records:
-        ids, length = encode(Record("", record.prompt))
-        room = length if seq2seq else base.config.context - most
-        prompts.append(ids[:length] if length <= room else ids[:1] + ids[:length][-(room - 1):])
+    prompts = [encode.asked(record, base.config.context - most) for record in records]
     how = Sampling(max_tokens=most, temperature=0.0, batch=rows)
     found = extend(TextModel(base.model, base.tokenizer, base.device), prompts, how, 0)
     return [decode(base.tokenizer, continuation.ids) for continuation in found]
@@ -154,8 +150,8 @@ def whole(base: Base, encode: Encoder, records: Sequence[Record],
     sums, tokens = [], []
     for record in records:
         for i in range(0, len(choices), 32):
-            some = [Record(choice, record.prompt) for choice in choices[i : i + 32]]
-            coded, told = collate(base, encode, some), None
+            some = [replace(record, text=choice) for choice in choices[i : i + 32]]
+            coded, told = collate(base, encode, some, last=True), None
             if coded.source is not None and coded.mask is not None:
                 told = base.model.get_encoder()(input_ids=coded.source[:1],
                     attention_mask=coded.mask[:1])[0].expand(len(some), -1, -1)
@@ -216,22 +212,28 @@ def _prefixes(
 ) -> list[list[tuple[list[int], list[tuple[Choice, ...]]]]]:
     """For every record, the tokens before a choice and the choices they stand before: one group
     unless the prompt is cut."""
-    alone = [encode(Record(choice)) for choice in choices]
-    coded = [tuple(ids[length:]) for ids, length in alone]
+    coded = [_answer(encode, Record(choice, "a")) for choice in choices]
     common, longest = _parts(list(enumerate(coded))), max(map(len, coded))
     found = []
     for record in records:
-        ids, length = encode(Record("", record.prompt))
-        if length + longest <= base.config.context:
-            found.append([(ids[:length], common)])
+        prompt = encode.asked(record, base.config.context)
+        if len(prompt) + longest <= base.config.context:
+            found.append([(prompt, common)])
             continue
         # how much of the prompt is kept depends on the choice
         apart: dict[tuple[int, ...], list[Choice]] = {}
         for number, choice in enumerate(choices):
-            ids, length = encode(Record(choice, record.prompt))
-            apart.setdefault(tuple(ids[:length]), []).append((number, tuple(ids[length:])))
+            own = encode.coded(replace(record, text=choice))
+            start = own.spans[-1][0]
+            apart.setdefault(tuple(own.ids[:start]), []).append((number, tuple(own.ids[start:])))
         found.append([(list(prefix), _parts(own)) for prefix, own in apart.items()])
     return found
+
+
+def _answer(encode: Encoder, record: Record) -> tuple[int, ...]:
+    """The tokens of a record's last answer."""
+    coded = encode.coded(record)
+    return tuple(coded.ids[coded.spans[-1][0] :])
 
 
 def _parts(choices: Sequence[Choice]) -> list[tuple[Choice, ...]]:

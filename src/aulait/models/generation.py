@@ -17,6 +17,7 @@ from torch import Tensor
 
 from aulait.core.errors import ModelError, require
 from aulait.models.padding import padding_id
+from aulait.models.record_form import RecordForm
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,11 +58,18 @@ class TextModel:
         model: a Hugging Face model with a language-model head.
         tokenizer: its tokenizer.
         device: where the model lies.
+        template: how turns are written for it, as ``model.template``.
     """
 
     model: PreTrainedModel  # PreTrainedModel, or a PEFT model around one
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
+    template: str = "auto"
+
+    @property
+    def form(self) -> RecordForm:
+        """How it reads texts and conversations."""
+        return RecordForm(self.tokenizer, self.template)
 
     @property
     def answers(self) -> bool:
@@ -114,10 +122,14 @@ def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that opens a document: beginning of sequence, else end of sequence, else
-    nothing."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
+    """The tokens that open a document: what the tokenizer itself sets before a text, else its
+    beginning or end of sequence where that marks no turn of a chat, else nothing."""
+    form = RecordForm(tokenizer)
+    if form.opening:
+        return form.opening
+    for mark, token in ((tokenizer.bos_token, tokenizer.bos_token_id),
+                        (tokenizer.eos_token, tokenizer.eos_token_id)):
+        if token is not None and mark not in form.sample:
             return [int(token)]
     return []
 

@@ -52,6 +52,8 @@ class ModelConfig(BaseModel):
         context: tokens of a training sequence; longer texts are treated as ``data.too_long`` says.
         quant: "4bit" or "8bit" through bitsandbytes (extra ``quant``, needs CUDA); None for none.
         device: "auto" takes CUDA when there is one.
+        template: "auto" writes pairs and conversations in the chat template of the model's
+            tokenizer where it has one; "plain" writes them plainly.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +63,7 @@ class ModelConfig(BaseModel):
     context: int = Field(256, ge=8)
     quant: Literal["4bit", "8bit"] | None = None
     device: str = "auto"
+    template: Literal["auto", "plain"] = "auto"
 
 
 class AdapterConfig(BaseModel):

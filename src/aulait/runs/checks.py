@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aulait.core.errors import ConfigError, DataError, require
 from aulait.core.units import units
+from aulait.data import formats
 from aulait.methods.contract import server_site, step_mechanism
 from aulait.privacy import record_level
 from aulait.runs.experiment_file import Settings
@@ -56,16 +57,16 @@ def _check_names(settings: Settings, federation: Federation) -> None:
 def _check_pairs(settings: Settings, plain: bool) -> None:
     """Proxies of clients with prompts learn from pairs, so stage 1 must start from pairs."""
     own = settings.data
-    if own.prompt is None or not plain or (own.public_plain and settings.model.kind == "causal"):
+    if not own.answers or not plain or (own.public_plain and settings.model.kind == "causal"):
         return
     other = (
         "" if settings.model.kind == "seq2seq"
         else ", or data.public_plain = true to let proxies learn from text without a prompt"
     )
+    wanted = " and ".join(f"'{name}'" for name in formats.learnt_fields(own).values())
     raise DataError(
         f"data.public = '{own.public}' has plain texts and the data have prompts, expected rows "
-        f"with '{own.prompt}' and '{own.response}' so that stage 1 breeds pairs; set data.public "
-        f"to such a source{other}")
+        f"with {wanted} so that stage 1 breeds pairs; set data.public to such a source{other}")
 
 
 def _check_models(settings: Settings, federation: Federation) -> None:
@@ -78,7 +79,7 @@ def _check_models(settings: Settings, federation: Federation) -> None:
             "synthesis.generator = 'base' with synthesis.generate.kind = 'prefix' needs a causal "
             "model and model.kind is 'seq2seq'; set synthesis.generator = 'brew' (built in) or to "
             "the id or folder of another causal model, or kind to 'prompt' or 'mask'")
-    require(settings.model.kind == "causal" or settings.data.prompt is not None, ConfigError,
+    require(settings.model.kind == "causal" or settings.data.answers, ConfigError,
             "model.kind is 'seq2seq' and the data are plain text, expected a prompt for the "
             "encoder and a response for the decoder; set data.prompt and data.response")
 

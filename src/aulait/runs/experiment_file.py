@@ -176,7 +176,13 @@ def build_settings(tree: JsonMapping, overrides: Sequence[str] = ()) -> Settings
         problems += settings_problems(settings)
     if problems or settings is None:
         raise ConfigError("\n".join(problems))
-    return settings
+    return with_format(settings)
+
+
+def with_format(settings: Settings) -> Settings:
+    """The settings with the format of the records written out, where they leave it to the first
+    rows."""
+    return settings.model_copy(update={"data": data.resolved(settings.data)})
 
 
 def _override(tree: JsonMapping, override: str) -> JsonObject:

@@ -59,7 +59,8 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
     watch("prepare", 0, 1, "reading data, loading the base")
     prepared = prepare(settings, cache or SharedCache(), engine.clients)
     folder = RunFolder(path)
-    entered = folder.begin(dump_settings(settings), finish.machine(), resume, renewed_settings)
+    entered = folder.begin(dump_settings(prepared.settings), finish.machine(), resume,
+                           renewed_settings)
     done = folder.result() if entered else None
     if done is not None:
         check_finished(path, done)

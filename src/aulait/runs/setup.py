@@ -25,7 +25,7 @@ from aulait.models.loading import Base
 from aulait.resources.devices import keep_freed_memory
 from aulait.runs import placement
 from aulait.runs.checks import check_roles
-from aulait.runs.experiment_file import Settings
+from aulait.runs.experiment_file import Settings, with_format
 from aulait.runs.placement import PlacementFacts, ranks_of
 from aulait.runs.prepared import Federation, Models, PreparedRun, SharedCache, TierPlan
 from aulait.runs.privacy_schedule import privacy_plan
@@ -51,6 +51,7 @@ def prepare(settings: Settings, cache: SharedCache,
     Raises:
         ConfigError, DataError, ModelError, PrivacyError: one line a problem.
     """
+    settings = with_format(settings)
     if settings.engine.threads:
         torch.set_num_threads(settings.engine.threads)
     seeds = Seeds(settings.run.seed)
@@ -110,7 +111,8 @@ def _models(settings: Settings, cache: SharedCache) -> Models:
         how, name = synthesis.generate, synthesis.generator
         return cache.once(
             "variation", (settings.model, how, name),
-            lambda: build_generator(how, name, TextModel(base.model, base.tokenizer, base.device)))
+            lambda: build_generator(how, name, TextModel(base.model, base.tokenizer, base.device,
+                                                         base.config.template)))
 
     return Models(base, learner, embedder, generator)
 

@@ -11,79 +11,152 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aulait.core.types import Record
+from aulait.core.types import Record, Turn
 from aulait.models.loading import Base, logits
+from aulait.models.record_form import RecordForm, Span, Written
+from aulait.training.turn_cutting import fitting, shortened
 
 IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A record in tokens, cut to the context.
+
+    Attributes:
+        ids: of the tokens; of a sequence-to-sequence record the source, then the target.
+        prefix: how many of the first carry no loss, the source among them.
+        spans: (first, behind the last) of every part that carries loss.
+    """
+
+    ids: list[int]
+    prefix: int
+    spans: tuple[Span, ...]
 
 
 class Encoder:
     """Records to token ids, each record encoded once and remembered.
 
-    A causal text is <bos> text <eos>; with a prompt, <bos> prompt newline text <eos> with loss on
-    text and <eos> only. A sequence-to-sequence record has the prompt as the encoder's input and the
-    text as the decoder's, each within the special tokens that its tokenizer sets around a text (T5:
-    text </s>), as such models were trained.
+    What a base reads is said by its form (``models/record_form.py``): a text between the special
+    tokens that its tokenizer sets, a pair or a conversation in its chat template, or plainly where
+    it has none, with loss on the assistant's turns only. A sequence-to-sequence record has what was
+    asked as the encoder's input and the text as the decoder's, each within the special tokens that
+    its tokenizer sets around a text (T5: text </s>), as such models were trained.
     """
 
     def __init__(self, base: Base) -> None:
         self._base = base
-        self._known: dict[Record, tuple[list[int], int]] = {}
+        self.form = RecordForm(base.tokenizer, base.config.template)
+        self._known: dict[Record, Coded] = {}
 
     def __call__(self, record: Record) -> tuple[list[int], int]:
         """Token ids, cut to the context, and the number of leading ids without loss."""
+        coded = self.coded(record)
+        return coded.ids, coded.prefix
+
+    def coded(self, record: Record) -> Coded:
+        """The same with every part that carries loss: a conversation may have several."""
         if record not in self._known:
-            self._known[record] = self._encode(record)
+            seq2seq = self._base.config.kind == "seq2seq"
+            self._known[record] = self._sides(record) if seq2seq else self._causal(record)
         return self._known[record]
 
     def length(self, record: Record) -> int:
         """Tokens of a record before any cut; of the longer side where prompt and text do not share
         the context."""
-        ids, prefix = self._raw(record)
         if self._base.config.kind == "seq2seq":
-            return max(len(prefix), len(ids))
-        return len(prefix) + len(ids)
+            return max(map(len, self._uncut_sides(record)))
+        return len(self._written(record).ids)
 
-    def _raw(self, record: Record) -> tuple[list[int], list[int]]:
-        """Token ids of the text, and of what stands before it without loss, neither cut."""
+    def asked(self, record: Record, room: int) -> list[int]:
+        """The tokens that the answer to a record's prompt follows: at most ``room`` of them, of
+        which an encoder keeps the first, a causal model the last exchanges."""
+        if self._base.config.kind == "seq2seq":
+            coded = self.coded(record)
+            return coded.ids[: coded.prefix]
+        if not record.asked:
+            return list(self.form.opening)
+
+        def over(turns: Sequence[Turn]) -> int:
+            return len(self.form.asked(turns)) - room
+
+        turns = fitting(record.asked, over)
+        if self.form.chat:
+            turns = shortened(self.form, turns, over)
+        return self._ended(self.form.asked(turns), room)
+
+    def _written(self, record: Record) -> Written:
+        """A causal record before any cut."""
+        if not record.asked:
+            return self.form.text(record.text)
+        return self.form.conversation(record.turns)
+
+    def _causal(self, record: Record) -> Coded:
+        """Cut to the context. A text loses its end. Of a conversation the oldest exchanges go
+        first; of the last one at most half the context goes to the prompt's end."""
+        written, context = self._written(record), self._base.config.context
+        if len(written.ids) > context and record.asked:
+            written = self._cut(record, context)
+        ids = written.ids[:context]
+        spans = tuple((a, min(b, context)) for a, b in written.spans if a < context)
+        return Coded(ids, spans[0][0] if spans else len(ids), spans)
+
+    def _cut(self, record: Record, context: int) -> Written:
+        def keep(written: Written) -> int:
+            return max(context - len(written.ids) + written.spans[-1][0], context // 2)
+
+        def over(turns: Sequence[Turn]) -> int:
+            written = self.form.conversation(turns)
+            return written.spans[-1][0] - keep(written)
+
+        turns = fitting(record.turns, over)
+        if self.form.chat:
+            turns = shortened(self.form, turns, over)
+        written = self.form.conversation(turns)
+        start, most = written.spans[-1][0], keep(written)
+        if start <= most:
+            return written
+        answer = written.ids[start:]
+        return Written([*self._ended(written.ids[:start], most), *answer],
+                       [(most, most + len(answer))])
+
+    def _ended(self, ids: list[int], room: int) -> list[int]:
+        """What opens a text, and as many of the last tokens as there is room for."""
+        first = len(self.form.opening)
+        return ids if len(ids) <= room else ids[:first] + ids[first:][-(room - first):]
+
+    def uncut(self, record: Record) -> tuple[list[int], list[int]]:
+        """What stands before a record's answer, and the answer, before any cut."""
+        if self._base.config.kind == "seq2seq":
+            return self._uncut_sides(record)
+        written = self._written(record)
+        start = written.spans[-1][0]
+        return written.ids[:start], written.ids[start:]
+
+    def _uncut_sides(self, record: Record) -> tuple[list[int], list[int]]:
+        """Source and target of a sequence-to-sequence record before any cut."""
         tok = self._base.tokenizer
-        seq2seq = self._base.config.kind == "seq2seq"
-        begin = [tok.bos_token_id] if tok.bos_token_id is not None else []
         end = [tok.eos_token_id] if tok.eos_token_id is not None else []
 
         def encode(text: str) -> list[int]:
             # a control token that is spelled out in somebody's text is a word like any other
-            return list(tok(text, add_special_tokens=seq2seq, truncation=False, verbose=False,
+            return list(tok(text, add_special_tokens=True, truncation=False, verbose=False,
                             split_special_tokens=True)["input_ids"])
 
-        if seq2seq:
-            target = encode(record.text)
-            # an encoder must have something to look at, or its attention is not a number
-            source = encode(record.prompt or "") or end or [self._base.pad]
-            return target + ([] if target[-1:] == end else end), source
-        prefix = begin + (encode(record.prompt + "\n") if record.prompt is not None else [])
-        return encode(record.text) + end, prefix
+        target = encode(record.text)
+        asked = "\n".join(turn.content for turn in record.asked)
+        # an encoder must have something to look at, or its attention is not a number
+        source = encode(asked) or end or [self._base.pad]
+        return source, target + ([] if target[-1:] == end else end)
 
-    def _encode(self, record: Record) -> tuple[list[int], int]:
-        """Cut to the context. Of a record with a prompt, at most half the context goes to the
-        prompt's end.
-
-        A sequence-to-sequence record keeps the beginning of both sides, and the encoder's input its
-        end mark.
-        """
-        ids, prefix = self._raw(record)
+    def _sides(self, record: Record) -> Coded:
+        """Both sides keep their beginning, and the encoder's input its end mark."""
+        source, target = self._uncut_sides(record)
         context = self._base.config.context
-        if self._base.config.kind == "seq2seq":
-            ended = prefix[-1:] == [self._base.tokenizer.eos_token_id] and len(prefix) > context
-            prefix = prefix[: context - 1] + prefix[-1:] if ended else prefix[:context]
-            ids = ids[:context]
-        elif len(prefix) + len(ids) > context:
-            keep = len(prefix)
-            if record.prompt is not None:
-                keep = max(context - len(ids), context // 2)
-            prefix = (prefix[:1] + prefix[1:][-(keep - 1):]) if len(prefix) > keep else prefix
-            ids = ids[: context - len(prefix)]
-        return prefix + ids, len(prefix)
+        ended = source[-1:] == [self._base.tokenizer.eos_token_id] and len(source) > context
+        source = source[: context - 1] + source[-1:] if ended else source[:context]
+        ids = [*source, *target[:context]]
+        return Coded(ids, len(source), ((len(source), len(ids)),))
 
 
 @dataclass(frozen=True)
@@ -99,9 +172,10 @@ class Rows:
     mask: Tensor | None = None
 
 
-def collate(base: Base, encode: Encoder, records: Sequence[Record]) -> Rows:
-    """Token rows of a step, padded to the longest."""
-    coded = [encode(record) for record in records]
+def collate(base: Base, encode: Encoder, records: Sequence[Record], last: bool = False) -> Rows:
+    """Token rows of a step, padded to the longest; with ``last``, loss on the last answer of a
+    conversation alone."""
+    coded = [encode.coded(record) for record in records]
     pad = base.pad
 
     def stack(rows: list[list[int]], fill: int) -> Tensor:
@@ -109,15 +183,21 @@ def collate(base: Base, encode: Encoder, records: Sequence[Record]) -> Rows:
         return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=base.device)
 
     if base.config.kind == "seq2seq":
-        source = stack([ids[:n] for ids, n in coded], pad)
-        labels = stack([ids[n:] for ids, n in coded], IGNORE)
-        lengths = torch.tensor([n for _, n in coded], device=base.device)
+        source = stack([own.ids[: own.prefix] for own in coded], pad)
+        labels = stack([own.ids[own.prefix :] for own in coded], IGNORE)
+        lengths = torch.tensor([own.prefix for own in coded], device=base.device)
         mask = (torch.arange(source.shape[1], device=base.device)[None] < lengths[:, None]).long()
         return Rows(labels, labels, source, mask)
-    return Rows(
-        stack([ids for ids, _ in coded], pad),
-        stack([[IGNORE] * n + ids[n:] for ids, n in coded], IGNORE),
-    )
+    return Rows(stack([own.ids for own in coded], pad),
+                stack([_labels(own, last) for own in coded], IGNORE))
+
+
+def _labels(coded: Coded, last: bool) -> list[int]:
+    """The tokens that carry loss, the others hidden."""
+    labels = [IGNORE] * len(coded.ids)
+    for start, stop in coded.spans[-1:] if last else coded.spans:
+        labels[start:stop] = coded.ids[start:stop]
+    return labels
 
 
 def scored_tokens(rows: Rows) -> int:

@@ -24,7 +24,7 @@ from aulait.core.lora import initial
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Record
 from aulait.models.loading import AdapterConfig, Base, targets, wearing
-from aulait.training.batches import Encoder, collate, scored
+from aulait.training.batches import Coded, Encoder, collate, scored
 
 Way = Literal["lora", "full"]
 Result = TypeVar("Result")
@@ -78,11 +78,12 @@ class Cut(Encoder):
         super().__init__(base)
         self._lengths = lengths
 
-    def __call__(self, record: Record) -> tuple[list[int], int]:
-        """Token ids and the number of leading ones without loss."""
-        ids, prompt = self._raw(record)
+    def coded(self, record: Record) -> Coded:
+        """Prompt without loss, and response."""
+        prompt, response = self.uncut(record)
         prompt = prompt[: self._lengths.source]
-        return prompt + ids[: self._lengths.target], len(prompt)
+        ids = prompt + response[: self._lengths.target]
+        return Coded(ids, len(prompt), ((len(prompt), len(ids)),))
 
 
 def texts(base: Base, lengths: Lengths, count: int, seed: int = 0) -> list[Record]:

@@ -21,7 +21,8 @@ orders = "order-key.pub"       # from the coordinator: by it this site verifies 
 
 [data]
 source = "notes.jsonl"         # .jsonl, .jsonl.gz, .csv, .parquet
-text = "text"                  # the field that is learnt; or prompt = "q" and response = "a"
+text = "text"                  # the field that is learnt; or prompt = "q" and response = "a";
+                               # or messages = "messages", the field of a conversation
 # label = "label"              # a field with a public label
 # unit_field = "patient"       # this site's name for what a run calls privacy.unit_field
 client = ""                    # a field: only rows where it is the name above; "": all rows

@@ -27,7 +27,7 @@ from aulait.runs.experiment_file import Settings
 from aulait.training.activation_codec import Wire
 from aulait.training.trainer import TrainConfig
 
-VERSION: Final = 3  # of the messages between coordinator and site
+VERSION: Final = 4  # of the messages between coordinator and site
 
 
 class RunTerms(BaseModel):
@@ -50,7 +50,7 @@ class RunTerms(BaseModel):
         algorithm: the method's name and settings.
         records_per_client, holdout, choice, share, too_long: how the client's records are chosen,
             as in ``[data]`` of an experiment.
-        pairs: whether a record is a prompt and a response.
+        pairs: whether a record answers a prompt: a pair, or a conversation.
         embedder, max_tokens: of stage 1.
         candidates, neighbours: the most candidates of a vote, and how many of them a record votes
             for.
@@ -165,7 +165,7 @@ def terms_for(site: Site, settings: Settings, context: RunContext, facts: RunFac
         records_per_client=settings.data.records_per_client, holdout=settings.data.holdout,
         choice=settings.data.choice, share=settings.data.share,
         too_long=settings.data.too_long,
-        pairs=settings.data.prompt is not None, embedder=settings.synthesis.embedder,
+        pairs=settings.data.answers, embedder=settings.synthesis.embedder,
         max_tokens=settings.synthesis.max_tokens,
         candidates=settings.synthesis.pool if votes else 0,
         neighbours=settings.synthesis.neighbours if votes else 0,

@@ -142,15 +142,20 @@ def load_session(terms: RunTerms, file: SiteFile, cache: ModelCache) -> SiteSess
 def _data(terms: RunTerms, file: SiteFile) -> DataConfig:
     """The site's own source and fields with the run's caps."""
     own = file.data
-    require(terms.pairs == (own.prompt is not None), DataError,
-            f"the run learns {'pairs' if terms.pairs else 'plain texts'} and [data] of the site "
-            f"file has {'none' if terms.pairs else 'a prompt'}; set prompt and response there, or "
-            "leave them out")
-    return DataConfig(source=own.source, client=own.client, text=own.text, prompt=own.prompt,
-                      response=own.response, label=own.label,
-                      public="", records_per_client=terms.records_per_client, holdout=terms.holdout,
-                      min_records=1, choice=terms.choice, share=terms.share,
-                      too_long=terms.too_long)
+    found = client_data.resolved(DataConfig(
+        source=own.source, client=own.client, format=own.format, text=own.text, prompt=own.prompt,
+        response=own.response, input=own.input, join=own.join, messages=own.messages,
+        label=own.label, public="", records_per_client=terms.records_per_client,
+        holdout=terms.holdout, min_records=1, choice=terms.choice, share=terms.share,
+        too_long=terms.too_long))
+    require(terms.pairs == found.answers, DataError,
+            f"the run learns {_kind(terms.pairs)} and [data] of the site file has "
+            f"{_kind(found.answers)}; set format there, and the fields that belong to it")
+    return found
+
+
+def _kind(answers: bool) -> str:
+    return "answers to prompts" if answers else "plain texts"
 
 
 def _rule(terms: RunTerms, file: SiteFile) -> UnitRule:

@@ -20,6 +20,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.core.files import JsonObject
 from aulait.data import sources
+from aulait.data.config import JOIN
+from aulait.data.formats import RowFormat
 from aulait.engines.deployment.protocol.site_names import address_problem, name_problem
 from aulait.engines.deployment.site.site_policy import SitePolicy
 from aulait.methods import METHODS
@@ -86,8 +88,8 @@ class SiteData(BaseModel):
 
     Attributes:
         source: as data.source of an experiment; sensitive.
-        text: the field that is learnt; not read when there are prompt and response.
-        prompt, response: both or none.
+        format, text, prompt, response, input, join, messages: what a row holds, and its fields, as
+            in ``[data]`` of an experiment; prompt and response both or none.
         label: a field with a public label.
         unit_field: this site's own name for the field whose value says which records are protected
             together; it stands in the place of the run's ``privacy.unit_field``. With it written,
@@ -99,9 +101,13 @@ class SiteData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     source: PrintableText
+    format: RowFormat = "auto"
     text: PrintableText = "text"
     prompt: PrintableText | None = None
     response: PrintableText | None = None
+    input: PrintableText | None = None
+    join: str = JOIN
+    messages: PrintableText | None = None
     label: PrintableText | None = None
     unit_field: PrintableText | None = None
     client: str = ""
