@@ -217,7 +217,7 @@ def _content(record: Record) -> tuple[str, str, str, tuple[tuple[str, str], ...]
 def _record(fields: Mapping[str, object], config: DataConfig, unit_field: str | None) -> Record:
     label = None if config.label is None else sources.name_field(fields, config.label)
     unit = None if unit_field is None else sources.unit_field(fields, unit_field)
-    return formats.record_of(fields, config, label, unit)
+    return formats.record_of(fields, config.row, label, unit)
 
 
 def _enough_records(config: DataConfig, name: str, records: list[Record]) -> bool:
@@ -284,7 +284,7 @@ def _public(config: DataConfig, faults: Faults) -> tuple[str, ...] | tuple[Recor
         return ()
     form = None
     if config.answers and not config.public_plain:
-        form = data_settings.public_format(config)
+        form = data_settings.public_row(config)
     found, wrong = public.read_public(config.public, config.public_text, form)
     for place, fault in wrong:
         faults.add(place, fault)

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import islice
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from aulait.core.errors import DataError, did_you_mean
-from aulait.data import formats, sources
-from aulait.data.formats import RowFormat
+from aulait.data import row_fields, sources
 from aulait.data.partitions import count
+from aulait.data.row_fields import JOIN, RowFields, RowFormat
 
-JOIN = "{prompt}\n\n{input}"  # how a row's input is added to its prompt
 AT_SITES = "sites"  # the source of a deployment: every client's records lie at its site
 
 
@@ -95,21 +95,24 @@ class DataConfig(BaseModel):
     too_long: Literal["error", "cut", "drop"] = "error"
 
     @property
+    def row(self) -> RowFields:
+        """What is learnt of a row."""
+        return RowFields(self.format, self.text, self.prompt, self.response, self.input, self.join,
+                         self.messages)
+
+    @property
     def answers(self) -> bool:
         """Whether a record answers a prompt: pairs and conversations, of settings that are
         resolved."""
-        return self.format == "chat" or (self.format != "text" and self.prompt is not None)
+        return self.row.answers
 
 
 def resolved(config: DataConfig) -> DataConfig:
     """The settings with the format that the first rows show, where they leave it open; of data
     that lie at sites, what the settings say alone."""
-    open_ended = (config.format == "auto" and config.prompt is None) or (
-        config.format == "pairs" and config.prompt is None) or (
-        config.format == "chat" and config.messages is None)
-    if not open_ended or config.source == AT_SITES or sources.problem(config.source) is not None:
-        return formats.resolved(config, ())
-    return formats.resolved(config, formats.first_fields(config.source, config.text))
+    blind = config.row.settled or config.source == AT_SITES or sources.problem(config.source)
+    known = [] if blind else sources.first_fields(config.source, config.text)
+    return config.model_copy(update=asdict(row_fields.resolved(config.row, known)))
 
 
 def problems(config: DataConfig, unit_field: str | None = None) -> list[str]:
@@ -174,26 +177,24 @@ def fields(config: DataConfig, unit_field: str | None = None) -> dict[str, str]:
     fields = {"data.client": config.client} if named(config) else {}
     label = {"data.label": config.label} if config.label is not None else {}
     unit = {"privacy.unit_field": unit_field} if unit_field is not None else {}
-    return fields | formats.learnt_fields(config) | label | unit
+    return fields | config.row.needed | label | unit
 
 
 def public_fields(config: DataConfig) -> dict[str, str]:
     """Key of the settings -> field, of public rows that are of the private rows' kind; empty where
     the data are plain text."""
-    if not config.answers:
-        return {}
-    return formats.learnt_fields(public_format(config))
+    return public_row(config).needed if config.answers else {}
 
 
-def public_format(config: DataConfig) -> DataConfig:
+def public_row(config: DataConfig) -> RowFields:
     """How public rows are read where the data answer prompts: by the same fields, or by those that
     the public rows have."""
     if not sources.problem(config.public, sources.PUBLIC_SUFFIXES):
-        known = formats.first_fields(config.public, config.public_text)
-        if not set(formats.learnt_fields(config).values()) <= set(known):
-            other = formats.resolved(DataConfig(source=config.public), known)
-            return other if other.answers else config
-    return config
+        known = sources.first_fields(config.public, config.public_text)
+        if not set(config.row.needed.values()) <= set(known):
+            other = row_fields.resolved(RowFields(join=config.join), known)
+            return other if other.answers else config.row
+    return config.row
 
 
 def _joins(join: str) -> bool:

@@ -11,13 +11,13 @@ from typing import TypeVar
 from aulait.core.errors import DataError, require
 from aulait.core.types import Record
 from aulait.data import formats, sources
-from aulait.data.config import DataConfig
+from aulait.data.row_fields import RowFields
 
 Parsed = TypeVar("Parsed")
 PublicFaults = list[tuple[str, str]]
 
 
-def read_public(source: str, field: str, form: DataConfig | None,
+def read_public(source: str, field: str, form: RowFields | None,
                 ) -> tuple[tuple[str, ...] | tuple[Record, ...], PublicFaults]:
     """Distinct public texts, all of one kind, in an order that depends on their content only and
     favours none.

@@ -19,6 +19,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ SOURCES: Registry[Callable[[], Iterable[Mapping[str, object]]]] = Registry("sour
     "stdlib": "aulait.data.builtin:standard_library",
 }, lambda source: "" if callable(source) else "it cannot be called")
 PUBLIC_SUFFIXES = (*SUFFIXES, ".txt")
+LOOKED_AT = 20  # first rows whose fields tell what a row holds
 _FIELD_CHARACTERS = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WHOLE_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.0*)?")
@@ -101,6 +103,16 @@ def rows(source: str, text_field: str = "text") -> Iterator[SourceRow]:
     if path.suffix.lower() == ".csv":
         return _csv_rows(path)
     return _parquet_rows(path) if path.suffix.lower() == ".parquet" else _json_rows(path)
+
+
+def first_fields(source: str, text_field: str = "text") -> list[str]:
+    """The fields of the first rows of a source, in their order; none where it cannot be read (what
+    reads it all says why)."""
+    try:
+        some = list(islice(rows(source, text_field), LOOKED_AT))
+    except DataError:
+        return []
+    return list(dict.fromkeys(name for row in some for name in row.fields or ()))
 
 
 def is_file(source: str) -> bool:

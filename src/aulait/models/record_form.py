@@ -26,7 +26,7 @@ from aulait.core.types import Turn
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
-Span = tuple[int, int]
+TokenSpan = tuple[int, int]
 MARK = "\ue000{}\ue001"  # stands for a spelled-out control token; private-use characters
 FOUND = re.compile("\ue000([0-9]+)\ue001")
 ANCHOR = "\ue002"  # stands for the words of a turn
@@ -41,7 +41,7 @@ class Written(NamedTuple):
     """
 
     ids: list[int]
-    spans: list[Span]
+    spans: list[TokenSpan]
 
 
 class RecordForm:
@@ -171,7 +171,7 @@ class RecordForm:
                 spans.append((inside[0], inside[-1] + 1) if inside else (len(ids), len(ids)))
         return Written(ids, spans)
 
-    def _span(self, whole: str, turns: Sequence[Turn], number: int) -> Span:
+    def _span(self, whole: str, turns: Sequence[Turn], number: int) -> TokenSpan:
         """Where the words of an assistant's turn, and the mark that ends them, stand in the
         rendered conversation."""
         before = self._rendered(turns[:number], True) if number else ""
@@ -187,7 +187,8 @@ class RecordForm:
         while shared < min(len(last), len(own_last)) and last[shared] == own_last[shared]:
             shared += 1
         opens = bool(before) and whole.startswith(before)
-        return len(before) if opens else len(first), stop + shared
+        # a blank before the words belongs to their first token
+        return len(before) if opens else len(first.rstrip(" ")), stop + shared
 
     def _around(self, turns: Sequence[Turn], number: int) -> tuple[str, str]:
         """What the template writes before and behind the words of a turn."""
@@ -239,7 +240,7 @@ class RecordForm:
         marked = [Turn(turn.role, self._spelled.sub(stand_in, turn.content)) for turn in turns]
         return marked, marks
 
-    def _tokens(self, rendered: str, marks: Sequence[str]) -> tuple[list[int], list[Span]]:
+    def _tokens(self, rendered: str, marks: Sequence[str]) -> tuple[list[int], list[TokenSpan]]:
         """Tokens of a rendered conversation, and the characters that each stands for.
 
         Without control tokens in somebody's words the tokenizer reads it as a whole; with them, the
@@ -248,7 +249,7 @@ class RecordForm:
         if not marks:
             return self._read(rendered)
         ids: list[int] = []
-        places: list[Span] = []
+        places: list[TokenSpan] = []
         at = length = 0
         strip = False
         for found in [*self._control.finditer(rendered), None]:
@@ -275,7 +276,7 @@ class RecordForm:
                        bool(mark in told and told[mark].lstrip),
                        bool(mark in told and told[mark].rstrip)) for mark in self._controls}
 
-    def _read(self, text: str, plain: bool = False) -> tuple[list[int], list[Span]]:
+    def _read(self, text: str, plain: bool = False) -> tuple[list[int], list[TokenSpan]]:
         """Tokens of a text and their characters; ``plain`` takes control tokens for words."""
         fast = bool(self.tokenizer.is_fast)
         coded = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False,
@@ -291,7 +292,7 @@ def _restored(text: str, marks: Sequence[str]) -> str:
     return FOUND.sub(lambda found: marks[int(found[1])], text) if marks else text
 
 
-def _by_beginnings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[Span]:
+def _by_beginnings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[TokenSpan]:
     """The characters of every token of a tokenizer that does not tell them, from the lengths of the
     texts of the first tokens."""
     ends = [len(tokenizer.decode(list(ids[: n + 1]), clean_up_tokenization_spaces=False))

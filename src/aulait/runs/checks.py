@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from aulait.core.errors import ConfigError, DataError, require
 from aulait.core.units import units
-from aulait.data import formats
 from aulait.methods.contract import server_site, step_mechanism
 from aulait.privacy import record_level
 from aulait.runs.experiment_file import Settings
@@ -63,7 +62,7 @@ def _check_pairs(settings: Settings, plain: bool) -> None:
         "" if settings.model.kind == "seq2seq"
         else ", or data.public_plain = true to let proxies learn from text without a prompt"
     )
-    wanted = " and ".join(f"'{name}'" for name in formats.learnt_fields(own).values())
+    wanted = " and ".join(f"'{name}'" for name in own.row.needed.values())
     raise DataError(
         f"data.public = '{own.public}' has plain texts and the data have prompts, expected rows "
         f"with {wanted} so that stage 1 breeds pairs; set data.public to such a source{other}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aulait.core.types import Record, Turn
 from aulait.models.loading import Base, logits
-from aulait.models.record_form import RecordForm, Span, Written
+from aulait.models.record_form import RecordForm, TokenSpan, Written
 from aulait.training.turn_cutting import fitting, shortened
 
 IGNORE = -100
@@ -31,7 +31,7 @@ class Coded:
 
     ids: list[int]
     prefix: int
-    spans: tuple[Span, ...]
+    spans: tuple[TokenSpan, ...]
 
 
 class Encoder:

@@ -20,8 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.core.files import JsonObject
 from aulait.data import sources
-from aulait.data.config import JOIN
-from aulait.data.formats import RowFormat
+from aulait.data.row_fields import JOIN, RowFormat
 from aulait.engines.deployment.protocol.site_names import address_problem, name_problem
 from aulait.engines.deployment.site.site_policy import SitePolicy
 from aulait.methods import METHODS
