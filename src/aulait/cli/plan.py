@@ -73,6 +73,7 @@ def _print(found: Document) -> None:
         right=(1, 4, 5, 6, 7),
     )
     terminal.say()
+    _print_adapter(found["adapter"], found["parameters"])
     terminal.table(
         "bytes: of a client in a round, and of all clients in the whole run",
         ("tier", "vote down", "vote up", "training down", "training up", "run down", "run up"),
@@ -90,6 +91,25 @@ def _print(found: Document) -> None:
     terminal.say()
     _print_machines(found)
     _print_privacy(found)
+
+
+def _print_adapter(adapter: Document, parameters: int) -> None:
+    """The adapted layers by name and number, and what of the base the adapter leaves alone."""
+    terminal.say(f"adapter  rank {adapter['rank']}, alpha {adapter['alpha']:g}, on "
+                 f"{n.counted(adapter['layers'], 'linear layer')}: {_modules(adapter)}")
+    for left in adapter["skipped"]:
+        terminal.say(f"not adapted  {_modules(left)}: {left['why']}")
+    if routed := adapter["routed_expert_parameters"]:
+        terminal.say(f"not adapted  the routed experts: {n.count(routed)} of "
+                     f"{n.count(parameters)} parameters stay as they are")
+    if rate := adapter["base_dropout"]:
+        terminal.say(f"dropout  that of the base (up to {rate:g}) is off in training")
+    terminal.say()
+
+
+def _modules(layers: Document) -> str:
+    """How many layers of every name."""
+    return ", ".join(f"{count} {name}" for name, count in layers["modules"].items())
 
 
 def _print_machines(found: Document) -> None:

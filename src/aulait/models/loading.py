@@ -8,9 +8,10 @@ one pass over the frozen weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from aulait.core.lora import Shapes
 from aulait.core.types import Adapter
 from aulait.models import prefix_cache as prefix
 from aulait.models.adaptable import not_adaptable
+from aulait.models.attention import is_attention
 from aulait.models.multi_lora_linear import SharedLinear
 from aulait.models.named import BREW as BREW
 from aulait.models.named import EXPECTED, folder_of
@@ -34,10 +36,8 @@ if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-ATTENTION = frozenset(
-    ["q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "q", "k", "v", "o", "query", "key", "value",
-     "q_lin", "k_lin", "v_lin", "out_lin"]
-)
+_GROUPS: Mapping[str, Callable[[str], bool]] = {"all-linear": lambda _: True,
+                                                 "attention": is_attention}
 _LINEAR = ("Conv1D", "Linear4bit", "Linear8bitLt")
 
 
@@ -113,6 +113,11 @@ class Base:
     def pad(self) -> int:
         """The token that fills rows up."""
         return padding_id(self.model, self.tokenizer)
+
+    @cached_property
+    def unadaptable(self) -> Mapping[str, str]:
+        """Wrapped layers that cannot carry an adapter -> why, in one clause."""
+        return not_adaptable(self.model, self.slots)
 
     @property
     def parameters(self) -> int:
@@ -223,33 +228,45 @@ def targets(base: Base, config: AdapterConfig) -> Shapes:
     Raises:
         ModelError: nothing matches; the message names the nearest module.
     """
-    short = {name: name.rpartition(".")[2] for name in base.slots}
-    lost = not_adaptable(base.model, base.slots)
-    if config.targets == "all-linear":
-        chosen = set(base.slots) - set(lost)
-    else:
-        wanted = ATTENTION if config.targets == "attention" else (
-            {config.targets} if isinstance(config.targets, str) else set(config.targets))
-        chosen = {name for name in base.slots if short[name] in wanted or name in wanted}
-        for word in sorted(wanted - ATTENTION if config.targets == "attention" else wanted):
-            require(any(word in (name, short[name]) for name in base.slots), ModelError,
-                    f"adapter.targets names '{word}', which matches no linear layer of "
-                    f"{base.config.name}; {did_you_mean(word, set(short.values()))}")
+    if isinstance(config.targets, str) and config.targets in _GROUPS:
+        group = _GROUPS[config.targets]
+        chosen = {name for name in base.slots if group(name)} - set(base.unadaptable)
         require(bool(chosen), ModelError,
-                f"adapter.targets = {config.targets!r} matches no linear layer of "
-                f"{base.config.name}; expected some of: {', '.join(sorted(set(short.values())))}")
-        if config.targets == "attention":
-            chosen -= set(lost)
-        for name in sorted(chosen & set(lost)):
-            raise ModelError(
-                f"adapter.targets names '{name}' of {base.config.name}, which cannot carry an "
-                f"adapter: {lost[name]}; name other layers, or 'all-linear' for all that can")
-    require(bool(chosen), ModelError,
-            f"adapter.targets = {config.targets!r} leaves no layer of {base.config.name} that can "
-            "carry an adapter; choose another base")
+                f"adapter.targets = '{config.targets}' leaves no layer of {base.config.name} that "
+                "can carry an adapter; name its layers, or choose another base")
+    else:
+        chosen = _named(base, {config.targets} if isinstance(config.targets, str)
+                        else set(config.targets))
     if config.layers != "all":
         chosen &= _last_blocks(base, int(config.layers))
     return {name: shape_of(base.slots[name].inner) for name in base.slots if name in chosen}
+
+
+def _named(base: Base, words: set[str]) -> set[str]:
+    """Layers by their full or last names.
+
+    Raises:
+        ModelError: one names nothing, or a layer that cannot carry an adapter.
+    """
+    short = {name: name.rpartition(".")[2] for name in base.slots}
+    for word in sorted(words):
+        require(any(word in (name, short[name]) for name in base.slots), ModelError,
+                f"adapter.targets names '{word}', which matches no linear layer of "
+                f"{base.config.name}; {did_you_mean(word, set(short.values()))}")
+    chosen: set[str] = set()
+    for word in words:
+        meant = {name for name in base.slots if word in (name, short[name])}
+        left = meant - set(base.unadaptable)
+        for name in sorted(meant) if not left else ():
+            raise ModelError(
+                f"adapter.targets names '{name}' of {base.config.name}, which cannot carry an "
+                f"adapter: {base.unadaptable[name]}; name other layers, or 'all-linear' for all "
+                "that can")
+        chosen |= left
+    require(bool(chosen), ModelError,
+            f"adapter.targets is empty; expected 'all-linear', 'attention' or some of: "
+            f"{', '.join(sorted(set(short.values())))}")
+    return chosen
 
 
 def _last_blocks(base: Base, count: int) -> set[str]:

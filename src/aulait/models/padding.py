@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -53,10 +54,18 @@ def check_positions(model: PreTrainedModel, context: int, name: str) -> None:
     Raises:
         ModelError: in one line.
     """
-    for path, module in model.named_modules():
+    for path, module in _text_modules(model):
         if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in _POSITIONS:
             most = module.num_embeddings - int(getattr(module, "offset", 0))
             require(context <= most, ModelError,
                     f"model.context is {context} and {name} has {most} positions, expected at most "
                     f"{most}; set model.context = {most}, and data.too_long = 'cut' or 'drop' for "
                     "longer texts")
+
+
+def _text_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that tokens pass through: not the tower of a model that also sees, which counts
+    patches of an image."""
+    yield from model.get_decoder().named_modules()
+    if model.config.is_encoder_decoder:
+        yield from model.get_encoder().named_modules()

@@ -20,7 +20,7 @@ from aulait.federation.config import WIRE_BYTES
 from aulait.federation.planner import Assignment, Demand
 from aulait.federation.tiers import TierConfig
 from aulait.methods.contract import RunContext
-from aulait.models import loading
+from aulait.models.attention import is_attention
 from aulait.models.loading import Base
 from aulait.models.shape import model_shape
 from aulait.resources import cost_model, profiles
@@ -226,8 +226,8 @@ def ranks_of(shapes: Shapes, attention_rank: int | None) -> Callable[[int], Mapp
     """A tier's rank -> layer -> rank."""
 
     def ranks(rank: int) -> Mapping[str, int]:
-        return {layer: attention_rank or rank if layer.rpartition(".")[2] in loading.ATTENTION
-                else rank for layer in shapes}
+        return {layer: attention_rank or rank if is_attention(layer) else rank
+                for layer in shapes}
 
     return ranks
 

@@ -11,6 +11,7 @@ from aulait.core.files import JsonObject
 from aulait.core.units import units
 from aulait.federation.tiers import TierConfig
 from aulait.methods.shared.client_update import factor_bytes
+from aulait.models.layer_summary import summarise_layers
 from aulait.privacy.plan import PrivacyPlan
 from aulait.resources.capacity import EMBEDDER
 from aulait.runs.prepared import PreparedRun
@@ -33,6 +34,7 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
         "algorithm": settings.algorithm["name"],
         "model": settings.model.name,
         "parameters": run.models.base.parameters,
+        "adapter": _adapter(run),
         "clients": len(federation.sites),
         "rounds": {"synthesis": settings.synthesis.rounds if federation.breeds else 0,
                    "train": settings.train.rounds},
@@ -44,6 +46,13 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
                     **_protected(run)},
         "total": totals,
     }
+
+
+def _adapter(run: PreparedRun) -> JsonObject:
+    """What the adapter is, and on which layers."""
+    own = run.settings.adapter
+    return {"rank": own.rank, "alpha": own.alpha,
+            **summarise_layers(run.models.base, run.context.shapes)}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from aulait.core.errors import ModelError, did_you_mean, require
-from aulait.models.loading import ATTENTION, Base, ModelConfig, load_base, wrap
+from aulait.models.attention import is_attention
+from aulait.models.loading import Base, ModelConfig, load_base, wrap
 from aulait.models.named import EXPECTED, folder_of
 from aulait.models.shape import from_config
 from aulait.resources.cost_model import ModelShape
@@ -148,4 +149,4 @@ def counted(member: Member) -> ModelShape:
 def adapted(body: ModelShape) -> dict[str, tuple[int, int]]:
     """(M, N) of the attention layers by name, which carry LoRA in the study."""
     return {name: shape for block in body.blocks for name, shape in block.layers.items()
-            if name.rpartition(".")[2] in ATTENTION}
+            if is_attention(name)}
