@@ -1,7 +1,8 @@
-"""Names of LoRA factors: which of the two matrices of a layer, and how a tensor of one is called.
+"""Names of LoRA factors: which matrix of a layer, and how a tensor of one is called.
 
-An adapted layer has A of shape (R, N) and B of shape (M, R). On the wire and on disk a factor is
-called ``layer.A`` or ``layer.B``; ``FactorName`` is that name taken apart.
+An adapted layer has A of shape (R, N) and B of shape (M, R); where both are fixed and public it has
+a core of shape (R, R) between them, named R. On the wire and on disk a factor is called ``layer.A``,
+``layer.B`` or ``layer.R``; ``FactorName`` is that name taken apart.
 """
 
 from __future__ import annotations
@@ -10,24 +11,38 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self, TypeVar
 
-from aulait.core.errors import WireError
+from aulait.core.errors import WireError, require
 
 T = TypeVar("T")
+_RANK_AXES = {"A": (0,), "B": (1,), "R": (0, 1)}
 
 
 class Factor(StrEnum):
-    """One of the two matrices of a layer."""
+    """One of the matrices of a layer: A, B, or the core R between them."""
 
     A = "A"
     B = "B"
+    R = "R"
 
     @property
-    def rank_axis(self) -> int:
-        """Along which axis the rank counts: A has it in its rows, B in its columns."""
-        return 0 if self is Factor.A else 1
+    def rank_axes(self) -> tuple[int, ...]:
+        """Along which axes the rank counts: A has it in its rows, B in its columns, a core in
+        both."""
+        return _RANK_AXES[self.value]
+
+    def entries(self, shape: tuple[int, int], rank: int) -> int:
+        """Numbers of this factor in a layer of (M, N) at a rank."""
+        m, n = shape
+        return rank * {"A": n, "B": m, "R": rank}[self.value]
 
     def of(self, pair: tuple[T, T]) -> T:
-        """This one of a pair (A, B)."""
+        """This one of a pair (A, B); a core is in no pair.
+
+        Raises:
+            WireError: it is the core.
+        """
+        require(self is not Factor.R, WireError,
+                "a core R found where A or B was expected; read it by its own name")
         return pair[0] if self is Factor.A else pair[1]
 
 
@@ -37,11 +52,16 @@ class Trainable(StrEnum):
     A = "A"
     B = "B"
     AB = "AB"
+    R = "R"
 
     @property
     def factors(self) -> tuple[Factor, ...]:
         """Them, A before B."""
         return tuple(Factor(letter) for letter in self.value)
+
+    def entries(self, shape: tuple[int, int], rank: int) -> int:
+        """Numbers that are trained in a layer of (M, N) at a rank."""
+        return sum(factor.entries(shape, rank) for factor in self.factors)
 
     def of(self, pair: tuple[T, T]) -> tuple[T, ...]:
         """The trained ones of a pair (A, B)."""
@@ -60,23 +80,23 @@ class FactorName:
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """The name ``layer.A`` or ``layer.B``, taken apart.
+        """The name ``layer.A``, ``layer.B`` or ``layer.R``, taken apart.
 
         Raises:
             WireError: it is no such name.
         """
         layer, _, letter = name.rpartition(".")
-        if not layer or letter not in ("A", "B"):
-            raise WireError(f"tensor '{name[:200]}' found, expected a name as 'layer.A' or "
-                            "'layer.B'")
+        if not layer or letter not in _RANK_AXES:
+            raise WireError(f"tensor '{name[:200]}' found, expected a name as 'layer.A', "
+                            "'layer.B' or 'layer.R'")
         return cls(layer, Factor(letter))
 
     @classmethod
     def names_one(cls, name: str) -> bool:
         """Whether a tensor of this name is a factor."""
-        return name.endswith((".A", ".B")) and len(name) > 2
+        return name.endswith((".A", ".B", ".R")) and len(name) > 2
 
     @property
     def partner(self) -> FactorName:
-        """The other factor of the layer."""
+        """The other factor of the pair (A, B) of the layer."""
         return FactorName(self.layer, Factor.B if self.factor is Factor.A else Factor.A)

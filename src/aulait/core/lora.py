@@ -108,18 +108,32 @@ def factors_of(tensors: Tensors, layer: str) -> tuple[Tensor, Tensor]:
 
 
 def leading(tensors: Tensors, ranks: Callable[[str], int]) -> Tensors:
-    """The leading rows of A and columns of B under flat names: what a site of lower rank is sent.
+    """The leading rows of A, columns of B and both of a core, under flat names: what a site of
+    lower rank is sent.
 
     Args:
-        tensors: names ``layer.A`` (R, N) and ``layer.B`` (M, R).
+        tensors: names ``layer.A`` (R, N), ``layer.B`` (M, R) and ``layer.R`` (R, R).
         ranks: layer -> the rank that is kept, at most R.
     """
     found = {}
     for name, value in tensors.items():
         own = FactorName.parse(name)
-        rank = ranks(own.layer)
-        found[name] = value[:rank] if own.factor is Factor.A else value[:, :rank]
+        found[name] = leading_part(own.factor, value, ranks(own.layer))
     return found
+
+
+def leading_part(factor: Factor, value: Tensor, rank: int) -> Tensor:
+    """The leading ranks of one factor, a view."""
+    for axis in factor.rank_axes:
+        value = value.narrow(axis, 0, min(rank, value.shape[axis]))
+    return value
+
+
+def nobody(factor: Factor, value: Tensor) -> Tensor:
+    """Zeros, one for every part of a factor that clients of unequal ranks own or do not own: a row
+    of A, a column of B, an entry of a core; they broadcast to its shape. float64."""
+    return torch.zeros([value.shape[axis] if axis in factor.rank_axes else 1 for axis in (0, 1)],
+                       dtype=torch.float64)
 
 
 def placed(tensors: Tensors, template: Tensors) -> Tensors:

@@ -179,6 +179,8 @@ class ClientRequest:
         round: counted from 1.
         tensors: what travels down, by name.
         settings: small numbers and words (steps, learning rate).
+        kept: public tensors that stay as they are for many rounds: they travel to a site once, and
+            it keeps them.
         stage: which part of the run it belongs to, "synthesis" or "train".
     """
 
@@ -186,6 +188,7 @@ class ClientRequest:
     round: int
     tensors: Tensors
     settings: Mapping[str, Any] = field(default_factory=dict)
+    kept: Tensors = field(default_factory=dict)
     stage: ClassVar[str]
 
 

@@ -19,7 +19,7 @@ def _fault(method: ModuleType) -> str:
 
 METHODS: Registry[ModuleType] = Registry("algorithm", {
     name: f"aulait.methods.{name}" for name in (
-        "alone", "dplora", "fdlora", "fedex", "fedit", "fedsa", "ffa", "flexlora", "flora",
+        "alone", "cores", "dplora", "fdlora", "fedex", "fedit", "fedsa", "ffa", "flexlora", "flora",
         "hetlora", "lorafair", "rolora", "safedlora", "splitlora",
     )
 }, _fault)

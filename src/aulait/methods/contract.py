@@ -15,8 +15,8 @@ their sum, and merges. A method is a module with these names:
 
 ``Method`` is this as a type. What only some methods can is a small type of its own:
 ``PersonalMethod`` (clients keep adapters of their own), ``RecordMethod`` (it says itself what the
-noised steps of its clients are) and ``ServerSiteMethod`` (a site at the server takes part in every
-exchange).
+noised steps of its clients are), ``PublicTextMethod`` (it reads public text before its rounds) and
+``ServerSiteMethod`` (a site at the server takes part in every exchange).
 
 A method whose ``TRAITS.units`` holds "record" also protects single records (or the units of a
 field), and does not know of it: the learner that ``answer`` is then given trains with DP-SGD, and
@@ -61,6 +61,7 @@ from aulait.core.types import (
     ClientRequest,
     ClientUpdate,
     Info,
+    Record,
     Site,
     Tensors,
     TrainRequest,
@@ -244,6 +245,26 @@ def record_mechanism(method: AnyMethod, config: BaseModel, privacy: PrivacyConfi
     if not find_mechanism(found.mechanism, "record").amplified:
         return found
     return replace(found, rate=min(found.rate, privacy.max_rate))
+
+
+@runtime_checkable
+class PublicTextMethod(Protocol[ConfigT_contra]):
+    """A method that reads public or released text before some of its rounds, and has something
+    that every client is sent once beside its requests (``ClientRequest.kept``)."""
+
+    def wants(self, config: ConfigT_contra, state: State) -> tuple[str, ...]:
+        """The sources of text to be read before the round after ``state``: "auto", "public",
+        "released", or any that ``data.public`` takes; none where none is read."""
+
+    def text_count(self, config: ConfigT_contra) -> int:
+        """How many texts of each source are read, at most."""
+
+    def look(self, config: ConfigT_contra, context: RunContext, state: State, learner: Learner,
+             texts: Sequence[Record]) -> State:
+        """The state of the next round, after these texts; called before every round."""
+
+    def kept_bytes(self, config: ConfigT_contra, context: RunContext, client: str) -> int:
+        """Bytes that a client is sent once in the run, beside its requests."""
 
 
 @runtime_checkable

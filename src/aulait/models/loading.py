@@ -304,6 +304,25 @@ def wearing(base: Base, adapters: Sequence[Adapter]) -> Iterator[None]:
 
 
 @contextmanager
+def in_basis(base: Base, basis: Mapping[str, tuple[Tensor, Tensor]] | None) -> Iterator[None]:
+    """Let the adapters of some layers be coordinates in a basis.
+
+    Args:
+        base: what wears them.
+        basis: layer -> (V_PN, U_MP): factors A (R, P) and B (P, R) then mean the update
+            U · scale · B A · V; None for factors as they are.
+    """
+    layers = dict(basis or {})
+    try:
+        for name, (v_PN, u_MP) in layers.items():
+            base.slots[name].basis = (v_PN.to(base.device), u_MP.to(base.device))
+        yield
+    finally:
+        for name in layers:
+            base.slots[name].basis = None
+
+
+@contextmanager
 def folded(base: Base, updates: Mapping[str, Tensor] | None) -> Iterator[None]:
     """Let the frozen weights of some layers hold dense updates (M, N); on leaving they are bit for
     bit as before.

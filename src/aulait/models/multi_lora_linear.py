@@ -11,12 +11,17 @@ class SharedLinear(nn.Module):
 
     Input (K·B, ..., N), rows of a site adjacent; output (K·B, ..., M). ``worn`` is None (the bare
     base) or (A_KRN, B_KMR, scale_K); K = 1 serves any number of rows.
+
+    Under ``basis`` = (V_PN, U_MP) the factors are coordinates in that basis, A_KRP and B_KPR, and
+    the update of site k is U (scale_k · B_k A_k) V: both sides of the basis are read once for all
+    sites.
     """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
         self.worn: tuple[Tensor, Tensor, Tensor] | None = None
+        self.basis: tuple[Tensor, Tensor] | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -35,7 +40,12 @@ class SharedLinear(nn.Module):
             return y
         a_KRN, b_KMR, scale_K = self.worn
         clients = a_KRN.shape[0]
+        if self.basis is not None:
+            x = x.to(a_KRN.dtype) @ self.basis[0].T
         x_KXN = x.reshape(clients, -1, x.shape[-1]).to(a_KRN.dtype)
         low_KXR = torch.bmm(x_KXN, (a_KRN * scale_K[:, None, None]).transpose(1, 2))
-        update = torch.bmm(low_KXR, b_KMR.transpose(1, 2)).view(y.shape)
+        update = torch.bmm(low_KXR, b_KMR.transpose(1, 2))
+        if self.basis is not None:
+            update = update @ self.basis[1].T
+        update = update.view(y.shape)
         return y + update.to(y.dtype)

@@ -8,6 +8,7 @@ from aulait.methods.contract import server_site, step_mechanism
 from aulait.privacy import record_level
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import Federation
+from aulait.runs.public_text import check_sources
 
 
 def check_roles(settings: Settings, federation: Federation) -> None:
@@ -23,6 +24,7 @@ def check_roles(settings: Settings, federation: Federation) -> None:
     require(settings.evaluate.on == "held-out" or bool(federation.corpus.public), DataError,
             "evaluate.on = 'public' found without public texts; set data.public")
     _check_names(settings, federation)
+    check_sources(settings, federation)
     if federation.roles["proxy"] and settings.synthesis.proxies != "absent":
         public = federation.corpus.public
         require(bool(public), DataError,

@@ -14,6 +14,7 @@ from aulait.privacy.record_level import PRIVATE, SiteNoise
 from aulait.runfolder.schema import TrainRound
 from aulait.runs.prepared import PreparedRun
 from aulait.runs.proxies import proxies, scrambled, server_sites
+from aulait.runs.public_text import after_public_text
 from aulait.runs.stage import Execution, PlannedRound, VirtualRound
 from aulait.runs.virtual_time.clock import Clock, RoundOutcome
 from aulait.runs.virtual_time.round_time import RoundCosts
@@ -116,8 +117,9 @@ class TrainStage:
 
     def step(self, state: State, cohort: Cohort, server: Server) -> tuple[State, Info]:
         """One round of the method."""
+        looked = after_public_text(self._run, state, self._progress.texts)
         after, info = self._settings.method.step(
-            self._settings.method_config, self._run.context, state, cohort, server)
+            self._settings.method_config, self._run.context, looked, cohort, server)
         if self._site_noise is not None:
             info = info | {"step_noise_std": self._site_noise.sigma}
         return after, info

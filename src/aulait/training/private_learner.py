@@ -17,7 +17,6 @@ from aulait.core.errors import PrivacyError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record, Site
 from aulait.core.units import RecordGroup, units
-from aulait.models.loading import folded
 from aulait.privacy.record_level import SiteNoise
 from aulait.training.record_gradients import Mode, PrivateTraining, train_privately
 from aulait.training.trainer import Advance, Learner, LocalTraining, Trained
@@ -63,7 +62,7 @@ class RecordLearner(Learner):
 
     def _trained(self, own: LocalTraining) -> Trained:
         """The steps of one site."""
-        with folded(self.base, own.fold):
+        with own.prepared(self.base):
             return train_privately(self, self._work(own, own.records))
 
     def _work(self, own: LocalTraining, records: tuple[Record, ...]) -> PrivateTraining:
@@ -109,7 +108,7 @@ class PrivateLearner(RecordLearner):
         self._trained_sites.add(name)
         records = tuple(record for unit in chosen for record in unit)
         work = self._work(own, records)
-        with folded(self.base, own.fold):
+        with own.prepared(self.base):
             done = train_privately(self, work)
         # Loss, norm and true tokens carry no noise; the number of tokens at most is public.
         tokens = math.ceil(work.steps * work.expected) * self.base.config.context

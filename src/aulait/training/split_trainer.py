@@ -35,7 +35,7 @@ from aulait.core.errors import PrivacyError, require
 from aulait.core.factors import FactorName
 from aulait.core.lora import placed
 from aulait.core.types import Adapter, Record, Tensors, nbytes
-from aulait.models.loading import Base, folded
+from aulait.models.loading import Base
 from aulait.training import split_model
 from aulait.training.activation_codec import (
     Activations,
@@ -333,7 +333,7 @@ class SplitLearner(Learner):
                                  self.cut, bool(client_half.names))
         losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
         up, down = [0] * clients, [0] * clients
-        with folded(self.base, first.fold):
+        with first.prepared(self.base):
             for step in range(first.steps):
                 sent = client_half.forward(step)
                 returned, loss_K, count_K = server_half.backward(sent)

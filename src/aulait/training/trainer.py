@@ -11,7 +11,8 @@ Shape letters: K sites · B sequences of a site in a step · T tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from aulait.core.errors import DataError, require
 from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record, Tensors
-from aulait.models.loading import Base, folded
+from aulait.models.loading import Base, folded, in_basis
 from aulait.training.batches import Encoder, Rows, collate, scored, scored_tokens
 from aulait.training.stacked import Penalty as Penalty
 from aulait.training.stacked import Stack
@@ -86,6 +87,8 @@ class LocalTraining:
         penalty: added to the loss of every step; None for none.
         fold: layer -> dense update (M, N) that is folded into the base weights during the steps;
             None for the bare base.
+        basis: layer -> (V_PN, U_MP) in which the adapter's factors are coordinates
+            (``loading.in_basis``); None for factors as they are.
     """
 
     start: Adapter
@@ -97,6 +100,14 @@ class LocalTraining:
     seed: int
     penalty: Penalty | None = None
     fold: Tensors | None = None
+    basis: Mapping[str, tuple[Tensor, Tensor]] | None = None
+
+    @contextmanager
+    def prepared(self, base: Base) -> Iterator[None]:
+        """The base as this training needs it: the dense updates in its weights, the basis in its
+        layers."""
+        with folded(base, self.fold), in_basis(base, self.basis):
+            yield
 
 
 @dataclass(frozen=True)
@@ -188,7 +199,8 @@ class Learner:
         groups: dict[tuple[object, ...], list[int]] = {}
         for index, own in enumerate(training):
             key = (own.steps, own.batch, own.trainable, own.lr, own.penalty,
-                   None if own.fold is None else id(own.fold))
+                   None if own.fold is None else id(own.fold),
+                   None if own.basis is None else id(own.basis))
             groups.setdefault(key, []).append(index)
         shared = []
         for members in groups.values():
@@ -202,14 +214,14 @@ class Learner:
         return sum(self.lengths(training.records)) / len(training.records)
 
     def _together(self, training: Sequence[LocalTraining]) -> list[Trained]:
-        """K sites of equal steps, batch, factors, learning rate, penalty and fold in one pass per
-        step."""
+        """K sites of equal steps, batch, factors, learning rate, penalty, fold and basis in one
+        pass per step."""
         first, clients = training[0], len(training)
         stack = Stack.of([own.start for own in training], first.trainable, self.base.device)
         optimizer = optimizer_of(stack.leaves, self.config, first.lr)
         plans = [draws(own, self.lengths(own.records)) for own in training]
         losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
-        with folded(self.base, first.fold):
+        with first.prepared(self.base):
             for step in range(first.steps):
                 loss_K, tokens_K = self._backward(stack, [
                     [own.records[i] for i in plan[step]]

@@ -112,7 +112,8 @@ def keep(site: Site, round: int, tensors: Tensors) -> None:
 
 
 def factor_bytes(context: RunContext, client: str, trainable: Trainable = Trainable.AB) -> int:
-    """4 · sum over layers of r · M (for B) and r · N (for A), r the client's rank in the layer."""
+    """4 · sum over layers of r · M (for B), r · N (for A) and r² (for a core), r the client's rank
+    in the layer."""
     rank = context.rank_of(client)
-    return 4 * sum(rank(layer) * sum(trainable.of((n, m)))
-                   for layer, (m, n) in context.shapes.items())
+    return 4 * sum(trainable.entries(shape, rank(layer))
+                   for layer, shape in context.shapes.items())

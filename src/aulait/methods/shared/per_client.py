@@ -135,7 +135,7 @@ class FactorMean:
         self._template = template
         self._sums = {name: torch.zeros(value.shape, dtype=torch.float64)
                       for name, value in template.items()}
-        self._weights = {name: torch.zeros(value.shape[_rank_axis(name)], dtype=torch.float64)
+        self._weights = {name: lora.nobody(FactorName.parse(name).factor, value)
                          for name, value in template.items()}
 
     def add(self, weight: float, factors: Tensors) -> None:
@@ -143,17 +143,15 @@ class FactorMean:
         for name, value in factors.items():
             rows, columns = value.shape
             self._sums[name][:rows, :columns] += weight * value.double()
-            self._weights[name][: value.shape[_rank_axis(name)]] += weight
+            factor = FactorName.parse(name).factor
+            rank = value.shape[factor.rank_axes[0]]
+            lora.leading_part(factor, self._weights[name], rank).add_(weight)
 
     def mean(self) -> Tensors:
         """The mean, float32."""
         found = {}
         for name, total in self._sums.items():
-            count = self._weights[name].unsqueeze(1 - _rank_axis(name))
+            count = self._weights[name]
             found[name] = torch.where(count > 0, total / count.clamp(min=1e-300),
                                       self._template[name].double()).float()
         return found
-
-
-def _rank_axis(name: str) -> int:
-    return FactorName.parse(name).factor.rank_axis

@@ -214,10 +214,9 @@ def _over_owners(total: Tensors, context: RunContext, owned: Mapping[str, float]
             mean[name] = value / (sum(groups.values()) or 1.0)
             continue
         own = FactorName.parse(name)
-        count_R = torch.zeros(value.shape[own.factor.rank_axis], dtype=torch.float64)
+        count = lora.nobody(own.factor, value)
         for key, weight in groups.items():
-            count_R[: ranks[key](own.layer)] += weight
-        count = count_R.unsqueeze(1 - own.factor.rank_axis)
+            lora.leading_part(own.factor, count, ranks[key](own.layer)).add_(weight)
         mean[name] = torch.where(count > 0, value.double() / count.clamp(min=1e-300), 0.0).float()
     return mean
 

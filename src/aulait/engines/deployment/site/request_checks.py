@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from aulait.core.factors import Factor, FactorName
 from aulait.core.lora import Shapes
-from aulait.core.types import ClientRequest
+from aulait.core.types import ClientRequest, Tensors
 from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site.site_policy import SitePolicy
 from aulait.engines.deployment.site.terms_bounds import setting_problem, shown
@@ -35,7 +36,7 @@ def request_fault(request: ClientRequest, terms: RunTerms, limits: SitePolicy,
     if not 1 <= request.round <= most:
         return f"round {request.round} of {request.stage} found, the terms have {most}"
     return (_numbers(request, limits) or _candidates(request, terms, limits)
-            or _tensors(request, shapes, terms.adapter.rank))
+            or _tensors({**request.tensors, **request.kept}, shapes, terms.adapter.rank))
 
 
 def _numbers(request: ClientRequest, limits: SitePolicy) -> str | None:
@@ -64,30 +65,36 @@ def _candidates(request: ClientRequest, terms: RunTerms, limits: SitePolicy) -> 
     return None
 
 
-def _tensors(request: ClientRequest, shapes: Shapes, rank: int) -> str | None:
+def _tensors(tensors: Tensors, shapes: Shapes, rank: int) -> str | None:
     """Factors must fit the layers, those to be trained the rank too; of other tensors the numbers
     must be finite."""
-    for name, tensor in request.tensors.items():
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return f"tensor '{name[:80]}' holds NaN or infinity"
         tag, _, bare = name.rpartition("/")
         if not FactorName.names_one(bare):
             continue
-        factor = FactorName.parse(bare).factor
-        layer = FactorName.parse(bare).layer
-        if layer in shapes:
-            m, n = shapes[layer]
-            fits = tensor.ndim == 2 and (
-                tensor.shape[1] == n if factor is Factor.A else tensor.shape[0] == m)
-            if not fits:
+        own = FactorName.parse(bare)
+        if own.layer in shapes:
+            if not _fits(own.factor, tensor, shapes[own.layer]):
                 return (
                     f"tensor '{name[:80]}' of shape {tuple(tensor.shape)} does not fit a layer of "
-                    f"({m}, {n})"
+                    f"{tuple(shapes[own.layer])}"
                 )
-            own = tensor.shape[factor.rank_axis]
-            if not tag and own > rank:
-                return f"tensor '{name[:80]}' of rank {own} found, the terms have {rank}"
+            found = tensor.shape[own.factor.rank_axes[0]]
+            if not tag and found > rank:
+                return f"tensor '{name[:80]}' of rank {found} found, the terms have {rank}"
     return None
+
+
+def _fits(factor: Factor, tensor: Tensor, shape: tuple[int, int]) -> bool:
+    """Whether a factor is one of a layer of (M, N), whatever its rank."""
+    if tensor.ndim != 2:
+        return False
+    rank = tensor.shape[factor.rank_axes[0]]
+    m, n = shape
+    sides = {Factor.A: (rank, n), Factor.B: (m, rank), Factor.R: (rank, rank)}
+    return tuple(tensor.shape) == sides[factor]
 
 
 def _plain(value: object, depth: int = 0) -> bool:

@@ -1,0 +1,244 @@
+"""Cores in a public basis: W + (alpha / r) U R V, where U and V are fixed and everybody knows them,
+and only the small square R of every layer is trained and travels.
+
+U_Mr and V_rN are leading singular vectors of the gradient of the loss of public texts, or of
+synthetic texts that were released, with respect to W (``training.public_basis``). R starts at zero.
+The update is linear in R: the mean of the clients' cores is the core of the mean, and the server
+needs their sum only. d = sum r² numbers are noised instead of sum r M, which is what lets few
+clients learn under privacy: over a run the noise is about sqrt(d) / (mu n) times a signal that n
+clients agree on.
+
+The basis is computed at the server and sent to every client once; its bytes are counted apart from
+the rounds. It never reads a client's text. With ``renew`` it is taken anew every so many rounds, at
+the model as it then is: what was trained before is folded into the base weights of every site,
+and R begins again at zero. A client of rank r_k has the leading r_k vectors on both sides and the
+leading r_k × r_k block of R; every entry is averaged over those who own it.
+
+Fed-SB takes its basis from the clients' own text and starts at its singular values: under privacy
+that text would have to be paid for. LoRA-XS takes it from the weights, here a control, as are random
+vectors.
+
+what: only an r × r core per layer is trained, between singular vectors of a public gradient
+source: Singhal et al., Fed-SB, TMLR 2026, arXiv 2502.15436; Balazy et al., LoRA-XS, 2024, arXiv
+    2405.17604
+travels: up 4 sum r_k²; down 4 sum r_k²
+privacy: sum of changes of R, each clipped to C; sensitivity C; the basis is public. Records: DP-SGD
+    of R at the site
+differs: basis from public or released text, never from clients; R starts at zero; renewable; the
+    scale is alpha / r; unequal ranks are nested blocks
+unequal ranks: yes
+exact: at equal ranks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from aulait.core import lora
+from aulait.core.cohort import Cohort
+from aulait.core.factors import Factor, FactorName, Trainable
+from aulait.core.types import Adapter, ClientUpdate, Info, Record, Site, Tensors, TrainRequest
+from aulait.methods.contract import RunContext, Server, State
+from aulait.methods.description import Abilities, described
+from aulait.methods.shared import client_update
+from aulait.methods.shared.server_optimizer import initial_state, server_step
+from aulait.methods.shared.weighted_mean import (
+    Averaging,
+    AveragingConfig,
+    factor_requests,
+    mixed_mean,
+)
+from aulait.models.loading import folded
+from aulait.training.public_basis import (
+    Basis,
+    gradient_basis,
+    random_basis,
+    weight_basis,
+)
+from aulait.training.trainer import Learner
+
+TRAITS = described(__name__, __doc__, Abilities(trains=Trainable.R, units=("client", "record")))
+BASIS, PAST = "basis", "past"  # tags of what is fixed: vectors, and what was trained in older ones
+
+
+class CoresConfig(AveragingConfig):
+    """``[algorithm] name = "cores"``.
+
+    Attributes:
+        basis: "gradient" of the texts that ``basis_text`` names; controls: the "weights" own
+            singular vectors, "random" vectors.
+        basis_text: "auto" (the texts that stage 1 has released, else the public ones), "public"
+            (``data.public``), "released", or a source as ``data.public`` takes it; several are
+            joined.
+        basis_texts: how many texts of each source are read.
+        renew: rounds after which the basis is taken anew, at the model as it then is; 0: never.
+    """
+
+    basis: Literal["gradient", "weights", "random"] = "gradient"
+    basis_text: str | tuple[str, ...] = "auto"
+    basis_texts: int = Field(256, ge=1)
+    renew: int = Field(0, ge=0)
+
+
+Config = CoresConfig
+
+
+def init(config: CoresConfig, context: RunContext) -> State:
+    """R zero, in a random basis until ``look`` has found the one that the settings name."""
+    return _begun(config, context, random_basis(context.shapes, context.rank, context.seeds), {})
+
+
+def wants(config: CoresConfig, state: State) -> tuple[str, ...]:
+    """The texts to read before the next round; none in most rounds."""
+    if config.basis != "gradient" or not _due(config, state.round):
+        return ()
+    return (config.basis_text,) if isinstance(config.basis_text, str) else config.basis_text
+
+
+def text_count(config: CoresConfig) -> int:
+    """How many texts of each source ``look`` is given."""
+    return config.basis_texts
+
+
+def look(config: CoresConfig, context: RunContext, state: State, learner: Learner,
+         texts: Sequence[Record]) -> State:
+    """The state with the basis of the next rounds; the very state where none is due."""
+    if config.basis == "random" or not _due(config, state.round):
+        return state
+    if state.round == 0:
+        return _begun(config, context, _basis(config, context, learner, texts), {})
+    past = _grown(context, state)
+    with folded(learner.base, lora.dense(lora.from_tensors(past, 1.0, 1))):
+        basis = _basis(config, context, learner, texts)
+    return replace(_begun(config, context, basis, past), round=state.round)
+
+
+def step(config: CoresConfig, context: RunContext, state: State, cohort: Cohort,
+         server: Server) -> tuple[State, Info]:
+    """Send R, average how it moved. The basis stands beside the request: it travels once."""
+    cores = state.factors
+    fixed = _Fixed(context, state)
+    sent = [replace(request, kept=fixed.of(request.client))
+            for request in factor_requests(context, cohort, cores)]
+    mean, metrics = mixed_mean(config, context, cohort, server, Averaging(sent, cores))
+    return State(cohort.round, server_step(config, state, mean)), metrics
+
+
+def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,
+           learner: Learner) -> list[ClientUpdate]:
+    """Local steps on R alone; the update is the change of R."""
+    fixed = {id(request.kept): request.kept for request in requests}
+    bases = {key: _pairs(lora.under(BASIS, kept)) for key, kept in fixed.items()}
+    folds = {key: _dense(lora.under(PAST, kept)) for key, kept in fixed.items()}
+    training = [
+        replace(own, basis=bases[id(request.kept)], fold=folds[id(request.kept)])
+        for request, own in zip(requests, client_update.local_training(
+            requests, sites, context, lambda request, _: _coordinates(context, request.tensors),
+            Trainable.B), strict=True)]
+    done = client_update.train(requests, training, learner)
+    return [replace(own, tensors={_core(name): t for name, t in own.tensors.items()})
+            for own in client_update.changes(sites, done, Trainable.B)]
+
+
+def result(context: RunContext, state: State) -> Adapter:
+    """A = V, B = U R; in front of them what was trained in older bases."""
+    past, basis = (lora.under(tag, state.tensors) for tag in (PAST, BASIS))
+    factors = {}
+    for layer in context.shapes:
+        v_RN, u_MR = lora.factors_of(basis, layer)
+        pair = v_RN, u_MR @ state.tensors[str(FactorName(layer, Factor.R))]
+        if past:  # which has its scale within
+            a, b = lora.factors_of(past, layer)
+            scale = context.alpha / context.rank
+            pair = torch.cat([a, pair[0]]), torch.cat([b / scale, pair[1]], dim=1)
+        factors[layer] = pair
+    return Adapter(factors, context.alpha, context.rank)
+
+
+def travels(config: CoresConfig, context: RunContext, round: int, client: str,
+            sites: Sequence[str]) -> tuple[int, int]:
+    """Bytes up and down of one client in a round, without the basis."""
+    own = client_update.factor_bytes(context, client, Trainable.R)
+    return own, own
+
+
+def kept_bytes(config: CoresConfig, context: RunContext, client: str) -> int:
+    """Bytes that travel to a client once in the run, beside the rounds: every basis."""
+    bases = 1 + ((context.rounds - 1) // config.renew if config.renew else 0)
+    own = client_update.factor_bytes(context, client)
+    whole = client_update.factor_bytes(replace(context, ranks={}), client)
+    return bases * own + whole * bases * (bases - 1) // 2
+
+
+def _due(config: CoresConfig, done: int) -> bool:
+    """Whether the round after so many takes a basis."""
+    return done == 0 or (config.renew > 0 and done % config.renew == 0)
+
+
+def _basis(config: CoresConfig, context: RunContext, learner: Learner,
+           texts: Sequence[Record]) -> Basis:
+    if config.basis == "weights":
+        return weight_basis(learner.base, context.shapes, context.rank)
+    return gradient_basis(learner, context.shapes, context.rank, texts, context.seeds)
+
+
+def _begun(config: CoresConfig, context: RunContext, basis: Basis, past: Tensors) -> State:
+    """R zero and fresh moments in a basis."""
+    cores = {str(FactorName(layer, Factor.R)): torch.zeros(context.rank, context.rank)
+             for layer in context.shapes}
+    first = initial_state(config, cores)
+    vectors = lora.to_tensors(Adapter(basis, 1.0))
+    return State(0, first.tensors | lora.tagged(BASIS, vectors) | lora.tagged(PAST, past))
+
+
+def _grown(context: RunContext, state: State) -> Tensors:
+    """What was trained so far as factors whose product is the whole update, scale included."""
+    whole = result(context, state)
+    scale = context.alpha / context.rank
+    return lora.changed_b(lora.to_tensors(whole), lambda _, b_MR: scale * b_MR)
+
+
+def _pairs(vectors: Tensors) -> Basis:
+    """Layer -> (V, U)."""
+    return dict(lora.from_tensors(vectors, 1.0).factors)
+
+
+def _dense(past: Tensors) -> Tensors | None:
+    """Layer -> the dense update of what was trained in older bases; None where there is none."""
+    return lora.dense(lora.from_tensors(past, 1.0, 1)) if past else None
+
+
+def _coordinates(context: RunContext, cores: Tensors) -> Adapter:
+    """Cores as factors in the basis: A the identity, B the core."""
+    factors: dict[str, tuple[Tensor, Tensor]] = {
+        FactorName.parse(name).layer: (torch.eye(len(core)), core) for name, core in cores.items()}
+    return Adapter(factors, context.alpha, context.rank)
+
+
+def _core(name: str) -> str:
+    """The name of the core that a B in coordinates is."""
+    return str(FactorName(FactorName.parse(name).layer, Factor.R))
+
+
+class _Fixed:
+    """What is fixed of a round, for clients of every rank: equal ones are one object."""
+
+    def __init__(self, context: RunContext, state: State) -> None:
+        self._context = context
+        self._vectors = lora.under(BASIS, state.tensors)
+        self._past = lora.tagged(PAST, lora.under(PAST, state.tensors))
+        self._made: dict[int, Tensors] = {}
+
+    def of(self, client: str) -> Tensors:
+        """The basis at a client's ranks, and all that was trained in older ones."""
+        key = id(self._context.ranks.get(client))
+        if key not in self._made:
+            own = self._context.leading(self._vectors, client)
+            self._made[key] = lora.tagged(BASIS, own) | self._past
+        return self._made[key]
