@@ -180,7 +180,7 @@ class Federation:
         found = {}
         answers = zip(self.updates[-count:], self.learner.works[-count:], self.learner.done[-count:], strict=True)
         for update, work, done in answers:
-            dense_update = dense(done.adapter)
+            dense_update = whole(work, done.adapter)
             for layer, base in (work.fold or {}).items():
                 dense_update[layer] = dense_update[layer] + base.double()
             found[update.client] = dense_update
@@ -214,6 +214,14 @@ def unlike(left: Any, right: Any) -> str:
 def dense(adapter: Adapter) -> dict[str, torch.Tensor]:
     """The dense updates of an adapter in double precision."""
     return lora.dense(Adapter({n: (a.double(), b.double()) for n, (a, b) in adapter.factors.items()}, adapter.alpha, adapter.rank))
+
+
+def whole(work, adapter: Adapter) -> dict[str, torch.Tensor]:
+    """The dense updates of an adapter of a training, whose factors may be coordinates in a basis."""
+    own = dense(adapter)
+    if work.basis is None:
+        return own
+    return {layer: work.basis[layer][1].double() @ value @ work.basis[layer][0].double() for layer, value in own.items()}
 
 
 def mean(dense_updates: Mapping[str, Mapping[str, torch.Tensor]], weights: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:

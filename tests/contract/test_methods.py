@@ -22,6 +22,7 @@ from tests.contract.federation import (
     mean,
     real,
     unlike,
+    whole,
 )
 from tests.oracle.averaging import mixture
 from tests.tiny_bases import tiny
@@ -34,6 +35,7 @@ from aulait.methods import METHODS
 from aulait.methods.contract import (
     Method,
     PersonalMethod,
+    PublicTextMethod,
     RecordMethod,
     State,
     server_site,
@@ -62,9 +64,9 @@ RELEASING = [name for name in PRIVATE if name != "alone"]
 EXACT = [name for name in CLIENT_LEVEL if TRAITS[name].exact != "no"]
 PERSONAL = [name for name in CLIENT_LEVEL if TRAITS[name].personal]
 SERVERS = ["plain", "momentum", "nesterov", "adagrad", "adam", "adamw", "yogi"]
-TRAINS = {"ffa": "B", "rolora": "B"}  # what a site trains in the first round; others A and B
+TRAINS = {"cores": "B", "ffa": "B", "rolora": "B"}  # what a site trains in the first round (a core is a B in a basis); others A and B
 # the state is "before + mean change", with a plain server
-CHANGES = [m for m in ("fedit", "ffa", "fedsa", "fdlora", "rolora", "safedlora") if m in CLIENT_LEVEL]
+CHANGES = [m for m in ("cores", "fedit", "ffa", "fedsa", "fdlora", "rolora", "safedlora") if m in CLIENT_LEVEL]
 
 
 def offered(method: str) -> list[dict]:
@@ -102,7 +104,7 @@ def brew():
 
 
 def test_there_are_methods():
-    assert {"alone", "fdlora", "fedex", "fedit", "fedsa", "ffa", "flexlora", "flora", "hetlora", "lorafair", "rolora", "safedlora"} <= set(EVERY)
+    assert {"alone", "cores", "fdlora", "fedex", "fedit", "fedsa", "ffa", "flexlora", "flora", "hetlora", "lorafair", "rolora", "safedlora"} <= set(EVERY)
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -131,7 +133,8 @@ def test_what_a_method_says_of_itself_fits_together(method):
         assert TRAITS[traits.instead].private
         assert traits.unit == "record" or "refused" in traits.privacy
     if method in CHANGES and method not in ("rolora", "fedsa"):
-        assert traits.trains == TRAINS.get(method, "AB")
+        assert traits.trains == (TRAINS | {"cores": "R"}).get(method, "AB")
+    assert (method == "cores") == isinstance(module, PublicTextMethod)
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -266,10 +269,13 @@ def test_one_client_with_all_data_is_plain_lora_training(method, tiny_base):
         start = work.start
     elif method == "fedex":  # what is evaluated is the total update; what is trained is the common start
         start = lora.from_tensors({n: t for n, t in run.start().tensors.items() if "/" not in n}, run.context.alpha)
+    elif method == "cores":  # what is trained are coordinates in the basis, at zero
+        assert lora.norm(work.start) == 0.0
+        start = work.start
     expected = train([replace(work, start=start)])[0].adapter
     found = run.personal(state)["ann"] if method in ("alone", "fedsa") else run.result(state)
     assert lora.norm(expected) > 1e-4
-    assert_near(dense(found), dense(expected), 1e-5)
+    assert_near(dense(found), whole(work, expected), 1e-5)
 
 
 @each
@@ -282,7 +288,8 @@ def test_nobody_is_sent_more_than_its_rank(method):
         most = run.context.rank_of(request.client)
         for name, tensor in request.tensors.items():
             if "/" not in name:  # what is folded into the base is no adapter
-                assert tensor.shape[(own := FactorName.parse(name)).factor.rank_axis] <= most(own.layer)
+                own = FactorName.parse(name)
+                assert all(tensor.shape[axis] <= most(own.layer) for axis in own.factor.rank_axes)
         for layer, (a, b) in work.start.factors.items():
             assert a.shape[0] == b.shape[1] <= most(layer)
 
@@ -418,6 +425,7 @@ def by_hand(method: str, round: int, own: dict[str, int], everyone: list[dict[st
     annealed = {layer: min(rank, (4, 3, 1)[round - 1]) for layer, rank in own.items()}  # 1 + 3 (1 + cos pi u) / 2 at u = 1/2 and 1
     known = {
         "alone": (0, 0),
+        "cores": (4 * sum(rank**2 for rank in own.values()),) * 2,
         "ffa": (of_b, of_b),
         "fedsa": (of_a, of_a),
         "rolora": (of_b if round % 2 else of_a, of_a + of_b),
@@ -618,9 +626,11 @@ def bad(share, kind: str):
     if kind == "inf":
         return share | {first: torch.full_like(share[first], math.inf)}
     if kind == "shape":
-        return share | {first: share[first].T.contiguous()}
+        square = share[first].shape[0] == share[first].shape[1]
+        return share | {first: share[first][:-1] if square else share[first].T.contiguous()}
     if kind == "rank":
-        return {n: torch.nn.functional.pad(t, (0, 0, 0, 1) if n.endswith(".A") else (0, 1)) for n, t in share.items()}
+        more = {"A": (0, 0, 0, 1), "B": (0, 1), "R": (0, 1, 0, 1)}
+        return {n: torch.nn.functional.pad(t, more[n[-1]]) for n, t in share.items()}
     if kind == "missing":
         return {name: value for name, value in share.items() if name != first}
     if kind == "extra":

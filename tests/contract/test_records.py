@@ -38,7 +38,7 @@ def base(tmp_path_factory):
 
 
 def test_the_methods_that_protect_records():
-    assert RECORDS == ["dplora", "fedex", "fedit", "fedsa", "ffa", "flexlora", "flora", "lorafair",
+    assert RECORDS == ["cores", "dplora", "fedex", "fedit", "fedsa", "ffa", "flexlora", "flora", "lorafair",
                        "rolora"]
 
 
@@ -80,7 +80,7 @@ def test_seeded_noise_is_the_same_again_and_other_noise_is_not(base, method):
 
 
 @pytest.mark.parametrize("method", ["fedit", "ffa", "rolora", "flexlora", "fedsa", "flora", "fedex",
-    "lorafair"])
+    "lorafair", "cores"])
 def test_unequal_ranks(base, method):
     run = real(base, method, privacy=PRIVATE, ranks={"bob": 1})
     state = run.rounds(2)

@@ -35,7 +35,7 @@ from aulait.training.trainer import Trained
 
 RANKS = {"ann": {"one": 1, "two": 3}, "bob": {"one": 2, "two": 2}, "cat": 3}  # dan and the proxies afford all of R = 4
 CLIENTS = ("ann", "bob", "cat", "dan")
-NESTED = {"fedit": "AB", "ffa": "B", "fedsa": "A", "rolora": "BA", "fdlora": "AB"}  # rolora: B in odd rounds, A in even ones
+NESTED = {"cores": "R", "fedit": "AB", "ffa": "B", "fedsa": "A", "rolora": "BA", "fdlora": "AB"}  # rolora: B in odd rounds, A in even ones
 FOLDING = ("flora", "fedex")
 RELEASING = [m for m in METHODS.names() if (t := METHODS.find(m).TRAITS).private and t.unit == "client" and m != "alone"]
 PLAIN = {"server": "plain", "server_lr": 1.0}
@@ -288,13 +288,27 @@ def test_under_privacy_every_coordinate_of_all_ranks_gets_noise_even_if_only_sma
     noise = Listening()
     run = federation(method, privacy=ON.model_copy(update={"clip": 0.5}), noise=noise)
     run.round(run.start(), clients=("ann",))
-    letters = {"ffa": "B", "fedsa": "A", "rolora": "B"}.get(method, "AB")
-    wanted = [(4, n) if letter == "A" else (m, 4) for m, n in WIDE.values() for letter in letters]
+    letters = {"cores": "R", "ffa": "B", "fedsa": "A", "rolora": "B"}.get(method, "AB")
+    wanted = [{"A": (4, n), "B": (m, 4), "R": (4, 4)}[letter] for m, n in WIDE.values() for letter in letters]
     assert sorted(noise.shapes) == sorted(wanted)
     assert set(noise.stds) == {0.5}
 
 
-@pytest.mark.parametrize("method", [m for m in RELEASING if m != "flexlora"])
+def test_under_privacy_the_noise_of_an_entry_of_a_core_is_that_of_the_planned_owners():
+    """Entry (i, j) of the mean has noise sigma / (planned clients of rank > max(i, j)), whoever replied: here nobody."""
+    run = Federation("cores", ON.model_copy(update={"clip": 0.6, "noise_seed": None}), shapes={"one": (300, 200)}, clients=CLIENTS, rank=60,
+                     ranks={"ann": 20, "bob": 40}, options=PLAIN, noise=SystemNoise())
+    before = run.start()
+    after, _ = run.round(before, clients=())
+    change = after.tensors["one.R"] - before.tensors["one.R"]
+    place = torch.arange(60)
+    outer = torch.maximum(place[:, None], place[None])
+    for low, high, owners in ((0, 20, 4), (20, 40, 3), (40, 60, 2)):
+        own = change[(outer >= low) & (outer < high)]
+        assert float(own.std()) == pytest.approx(0.6 / owners, rel=6 / math.sqrt(2 * len(own)))
+
+
+@pytest.mark.parametrize("method", [m for m in RELEASING if m not in ("flexlora", "cores")])
 def test_under_privacy_the_noise_of_a_column_is_that_of_the_planned_owners(method):
     """Column j of the mean has noise sigma / (planned clients of rank > j), whoever replied: here nobody."""
     shapes = {"one": (300, 200), "two": (250, 310)}

@@ -69,7 +69,7 @@ def same_products(first, second):
     assert_learnt_alike(products(adapter(first)), products(adapter(second)), 2e-3)
 
 
-@pytest.mark.parametrize("method", ["fedit", "ffa", "fedsa", "hetlora", "flora", "flexlora"])
+@pytest.mark.parametrize("method", ["fedit", "ffa", "fedsa", "hetlora", "flora", "flexlora", "cores"])
 def test_sites_give_the_adapter_and_scores_of_one_process(places, method):
     own = five(places)
     alone = {"rounds": 3, "steps": 2, "batch": 2, "rows_at_once": 2}  # every site in a pass of its own, as on its own machine

@@ -38,15 +38,22 @@ def mixture(
 def nested(
     shape: tuple[int, int], letter: str, terms: Sequence[tuple[float, np.ndarray]], owners: Sequence[tuple[float, int]],
 ) -> np.ndarray:
-    """Column by column: the weighted sum of those who sent it over the weight of those who own it; 0 where nobody does.
+    """Column by column, of a core entry by entry: the weighted sum of those who sent it over the weight of those who own it; 0 where nobody does.
 
     Args:
         shape: of the factor at the largest rank.
-        letter: "A", whose columns of the adapter are its rows, or "B".
+        letter: "A", whose columns of the adapter are its rows, "B", or "R", whose entry (i, j) is owned by ranks above both.
         terms: (weight, what was sent) of every update.
         owners: (weight, rank) of everyone in the denominator.
     """
     result = np.zeros(shape)
+    if letter == "R":
+        for i, j in np.ndindex(*shape):
+            weight = sum(own for own, rank in owners if rank > max(i, j))
+            for own, sent in terms:
+                if sent.shape[0] > max(i, j):
+                    result[i, j] += own * float(sent[i, j]) / weight
+        return result
     for j in range(shape[0 if letter == "A" else 1]):
         weight = sum(own for own, rank in owners if rank > j)
         if weight == 0:

@@ -1,8 +1,8 @@
 """Names of LoRA factors: which matrix of a layer, and how a tensor of one is called.
 
 An adapted layer has A of shape (R, N) and B of shape (M, R); where both are fixed and public it has
-a core of shape (R, R) between them, named R. On the wire and on disk a factor is called ``layer.A``,
-``layer.B`` or ``layer.R``; ``FactorName`` is that name taken apart.
+a core of shape (R, R) between them, named R. On the wire and on disk a factor is called
+``layer.A``, ``layer.B`` or ``layer.R``; ``FactorName`` is that name taken apart.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ and R begins again at zero. A client of rank r_k has the leading r_k vectors on 
 leading r_k × r_k block of R; every entry is averaged over those who own it.
 
 Fed-SB takes its basis from the clients' own text and starts at its singular values: under privacy
-that text would have to be paid for. LoRA-XS takes it from the weights, here a control, as are random
-vectors.
+that text would have to be paid for. LoRA-XS takes it from the weights, here a control, as are
+random vectors.
 
 what: only an r × r core per layer is trained, between singular vectors of a public gradient
 source: Singhal et al., Fed-SB, TMLR 2026, arXiv 2502.15436; Balazy et al., LoRA-XS, 2024, arXiv
@@ -42,6 +42,7 @@ from torch import Tensor
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.errors import WireError, require
 from aulait.core.factors import Factor, FactorName, Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Record, Site, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, Server, State
@@ -134,7 +135,7 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
            learner: Learner) -> list[ClientUpdate]:
     """Local steps on R alone; the update is the change of R."""
     fixed = {id(request.kept): request.kept for request in requests}
-    bases = {key: _pairs(lora.under(BASIS, kept)) for key, kept in fixed.items()}
+    bases = {key: _vectors(kept, requests[0]) for key, kept in fixed.items()}
     folds = {key: _dense(lora.under(PAST, kept)) for key, kept in fixed.items()}
     training = [
         replace(own, basis=bases[id(request.kept)], fold=folds[id(request.kept)])
@@ -204,8 +205,17 @@ def _grown(context: RunContext, state: State) -> Tensors:
     return lora.changed_b(lora.to_tensors(whole), lambda _, b_MR: scale * b_MR)
 
 
-def _pairs(vectors: Tensors) -> Basis:
-    """Layer -> (V, U)."""
+def _vectors(kept: Tensors, request: TrainRequest) -> Basis:
+    """Layer -> (V, U) of what stands beside a request.
+
+    Raises:
+        WireError: a core has no basis there.
+    """
+    vectors = lora.under(BASIS, kept)
+    for name in request.tensors:
+        layer = FactorName.parse(name).layer
+        require(all(str(FactorName(layer, factor)) in vectors for factor in (Factor.A, Factor.B)),
+                WireError, f"a core of '{layer[:80]}' came without its basis; send that beside it")
     return dict(lora.from_tensors(vectors, 1.0).factors)
 
 

@@ -188,11 +188,13 @@ def _layer(layer: Layer, n: int, trains: Trains, size: int, asks: bool) -> Block
     whole, full = 2.0 * n * m * k, trains == "full"
     times = 1 + (asks and bool(trains)) + full
     products = (times * whole, times * float(size) * (n * (m + k) + m * k), 0.0)
-    trains_a, trains_b = (
-        rank > 0 and trains in (own, Trainable.AB) for own in (Trainable.A, Trainable.B))
+    trains_a, trains_b, trains_core = (
+        rank > 0 and (trains == own or (trains == Trainable.AB and own != Trainable.R))
+        for own in (Trainable.A, Trainable.B, Trainable.R))
     down, up = 2.0 * n * rank * k, 2.0 * n * rank * m
     asks = asks and bool(trains)
-    flop = (down + up) + up * ((trains_a or asks) + trains_b) + down * (asks + trains_a)
+    flop = ((down + up) + up * ((trains_a or asks or trains_core) + trains_b)
+            + down * (asks + trains_a) + 6.0 * n * rank * rank * trains_core)
     inward, outward = n * (k + rank), n * (m + rank)
     moved = 0.0
     if rank:
@@ -207,9 +209,9 @@ def _layer(layer: Layer, n: int, trains: Trains, size: int, asks: bool) -> Block
     shared = 1 / 3 if layer.stage == 0 and m <= k else 1.0
     kept = n * k * shared * size if (trains_a or full) else 0.0
     kept += 4.0 * n * rank if backward else 0.0
-    trained = float(rank * k * trains_a + rank * m * trains_b)
+    trained = float(rank * k * trains_a + rank * m * trains_b + rank * rank * trains_core)
     return BlockWork(products, (flop, 4 * moved, started), float(n) * m * k, float(rank * (m + k)),
-                trained, float(trains_a + trains_b), kept,
+                trained, float(trains_a + trains_b + trains_core), kept,
                 PACKING_PASSES * times * size * m * k)
 
 

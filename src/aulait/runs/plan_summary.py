@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from aulait.core.files import JsonObject
 from aulait.core.units import units
 from aulait.federation.tiers import TierConfig
+from aulait.methods.contract import PublicTextMethod
 from aulait.methods.shared.client_update import factor_bytes
 from aulait.models.layer_summary import summarise_layers
 from aulait.privacy.plan import PrivacyPlan
@@ -107,6 +108,7 @@ def _tier(run: PreparedRun, costs: RoundCosts, votes: VoteCosts,
         "trainable": _trainable(run, members[0]) if trains else 0,
         "train_down_bytes_round": round(down / each),
         "train_up_bytes_round": round(up / each),
+        "basis_bytes": _once(run, members[0]) if trains else 0,
         "vote_down_bytes_round": vote_down,
         "vote_up_bytes_round": vote_up,
         "vote_down_bytes_run": len(members) * votes_down,
@@ -126,6 +128,14 @@ def _trainable(run: PreparedRun, name: str) -> int:
         shapes = {layer: context.shapes[layer] for layer in client_half}
         context = replace(context, shapes=shapes)
     return factor_bytes(context, name, run.settings.method.TRAITS.trains) // 4
+
+
+def _once(run: PreparedRun, name: str) -> int:
+    """Bytes that a client is sent once in the run, beside its rounds."""
+    settings = run.settings
+    method, config = settings.method, settings.method_config
+    return (method.kept_bytes(config, run.context, name)
+            if isinstance(method, PublicTextMethod) else 0)
 
 
 def _machine(costs: RoundCosts, tier: str, trains: bool) -> JsonObject:

@@ -50,9 +50,9 @@ def read_source(source: str, run: PreparedRun, released: Released) -> list[Recor
         found = [_record(text) for text in run.federation.corpus.public]
     else:
         data = run.settings.data
-        pair = None if data.public_plain else data_config.pair(data)
-        texts, _ = run.cache.once("public text", (source, data.public_text, pair),
-                                  lambda: public.read_public(source, data.public_text, pair))
+        form = (data_config.public_row(data) if data.answers and not data.public_plain else None)
+        texts, _ = run.cache.once("public text", (source, data.public_text, form),
+                                  lambda: public.read_public(source, data.public_text, form))
         found = [_record(text) for text in texts]
     require(bool(found), DataError,
             f"the method reads {source} text and there is none; set data.public, or name another "

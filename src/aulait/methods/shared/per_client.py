@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.factors import FactorName
 from aulait.core.types import ClientUpdate, Info, Tensors, TrainRequest

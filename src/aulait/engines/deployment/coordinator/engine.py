@@ -104,14 +104,16 @@ class CoordinatorEngine(Generic[BodyT]):
             away = [request for request in requests if request.client in self.participants.terms]
             split = [request for request in away if splits and isinstance(request, TrainRequest)
                      and sites[request.client].plan.placement == "split"]
-            outgoing = self._requests([request for request in away if request not in split])
+            whole = [request for request in away if request not in split]
+            kept = self._kept(whole)
+            outgoing = self._requests(whole, kept)
             # Sites work while the coordinator is at its own work.
             sent = self._outbox.send(outgoing, self._settings.engine.deadline_s)
             early = list(here([request for request in requests if request.client in near]))
             early += self._split_updates(split, sites, run)
             heard = 0
             with ReorderBuffer(self.event_log.folder) as buffer:
-                later = self._updates(outgoing, sent)
+                later = self._updates(outgoing, sent, kept)
                 for update in in_order([r.client for r in requests], early, later, buffer):
                     heard += update.client in self.participants.terms
                     yield update
@@ -151,7 +153,17 @@ class CoordinatorEngine(Generic[BodyT]):
             if isinstance(answer.head, ScoresAnswer):
                 yield answer.head
 
-    def _requests(self, requests: Sequence[ClientRequest]) -> Outgoing:
+    def _kept(self, requests: Sequence[ClientRequest]) -> dict[str, Body]:
+        """Client -> the tensors that it is to keep, as they travel where it lacks them; a client
+        without any is missing."""
+        made: dict[int, Body] = {}
+        for request in requests:
+            if request.kept and id(request.kept) not in made:
+                made[id(request.kept)] = tensor_codec.pack_tensors(request.kept)
+        return {request.client: made[id(request.kept)] for request in requests if request.kept}
+
+    def _requests(self, requests: Sequence[ClientRequest],
+                  kept: Mapping[str, Body]) -> Outgoing:
         """Requests as they travel; those with the very same numbers in memory, if only as views,
         share their bytes."""
         made: dict[TensorKey, Body] = {}
@@ -164,18 +176,19 @@ class CoordinatorEngine(Generic[BodyT]):
                 made[key] = tensor_codec.pack_tensors(request.tensors, wire)
             terms = self.participants.terms[request.client].digest
             outgoing[request.client] = request_message(
-                request, self._outbox.stamp(request.client), terms, made[key])
+                request, self._outbox.stamp(request.client), terms, made[key],
+                kept.get(request.client))
             self.event_log.site(request.client, state="asked", round=request.round,
                                 stage=request.stage)
         return outgoing
 
-    def _updates(self, outgoing: Outgoing, sent: SentMessages
+    def _updates(self, outgoing: Outgoing, sent: SentMessages, kept: Mapping[str, Body]
                  ) -> Iterator[tuple[ClientUpdate, Message[UpdateAnswer]]]:
         """Updates as they come, with the answers that they were in.
 
         Of a site's diagnostics only those by the names of our own are kept, and under privacy none.
         """
-        for name, answer in self.participants.answers(outgoing, sent):
+        for name, answer in self.participants.answers(outgoing, sent, kept):
             head = answer.head
             if isinstance(head, RefusalAnswer):
                 continue

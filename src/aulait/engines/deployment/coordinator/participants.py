@@ -16,11 +16,14 @@ from aulait.engines.deployment.protocol.messages import (
     Answer,
     FactsAnswer,
     HelloMessage,
+    KeepMessage,
     Message,
     RefusalAnswer,
+    RequestHead,
     TermsMessage,
 )
 from aulait.engines.deployment.protocol.run_terms import VERSION, RunTerms
+from aulait.engines.deployment.protocol.tensor_codec import Body
 from aulait.runs.experiment_file import EngineConfig
 
 HELLO_S = 120.0
@@ -146,27 +149,51 @@ class Participants(Generic[BodyT]):
                 self.records[name] = answer.head.records
             yield name, answer
 
-    def answers(self, outgoing: Outgoing,
-                sent: SentMessages) -> Iterator[tuple[str, Message[Answer]]]:
-        """Answers as they come; a site that does not know the run, silent when its terms were sent,
-        is told and asked again."""
-        strangers = []
+    def answers(self, outgoing: Outgoing, sent: SentMessages,
+                kept: Mapping[str, Body] | None = None) -> Iterator[tuple[str, Message[Answer]]]:
+        """Answers as they come; a site that lacks what the request builds on is sent that and asked
+        again.
+
+        Args:
+            outgoing: the requests.
+            sent: as they were sent.
+            kept: client -> the tensors that its request names.
+        """
+        lacking = dict[str, list[str]]()
         for name, answer in self._outbox.answers(sent):
-            if isinstance(answer.head, RefusalAnswer) and answer.head.why == "terms":
-                strangers.append(name)
+            head = answer.head
+            if isinstance(head, RefusalAnswer) and head.why in ("terms", "kept"):
+                lacking.setdefault(head.why, []).append(name)
             else:
                 yield name, answer
-        left_s = sent.due_s - time.monotonic()
-        if not strangers or left_s <= 0:
-            return
-        known = [name for name, answer in self.tell(strangers, left_s)
-                 if isinstance(answer.head, AcceptedAnswer)]
-        again = {}
-        for name in known:
-            stamp = self._outbox.stamp(name)
-            head = outgoing[name].head.model_copy(update={"number": stamp.number})
-            again[name] = Message(head, outgoing[name].body)
-        yield from self._outbox.exchange(again, max(0.0, sent.due_s - time.monotonic()))
+        told = [name for name, answer in self.tell(lacking.get("terms", ()), _left_s(sent))
+                if isinstance(answer.head, AcceptedAnswer)] if lacking.get("terms") else []
+        needing = {name: kept[name] for name in (*lacking.get("kept", ()), *told)
+                   if kept and name in kept}
+        there = self._give(needing, outgoing, _left_s(sent))
+        again: dict[str, Message[RequestHead]] = {}
+        for name in [*(name for name in told if name not in needing), *there]:
+            number = self._outbox.stamp(name).number
+            again[name] = Message(outgoing[name].head.model_copy(update={"number": number}),
+                                  outgoing[name].body)
+        if again and _left_s(sent) > 0:
+            yield from self._outbox.exchange(again, _left_s(sent))
+
+    def _give(self, needing: Mapping[str, Body], outgoing: Outgoing, wait_s: float) -> list[str]:
+        """Send sites the tensors that they are to keep; who has them now."""
+        if not needing or wait_s <= 0:
+            return []
+        messages = {name: Message(KeepMessage(
+            **self._outbox.stamp(name).fields, client=name, terms=self.terms[name].digest,
+            round=getattr(outgoing[name].head, "round", 0)), body.raw)
+            for name, body in needing.items()}
+        return [name for name, answer in self._outbox.exchange(messages, wait_s)
+                if isinstance(answer.head, AcceptedAnswer)]
+
+
+def _left_s(sent: SentMessages) -> float:
+    """Seconds until a round closes."""
+    return max(0.0, sent.due_s - time.monotonic())
 
 
 def _reason(answer: Message[Answer]) -> str:

@@ -20,6 +20,7 @@ from aulait.core.factors import FactorName
 from aulait.core.log_files import plain_text
 from aulait.core.types import Adapter, Tensors
 from aulait.engines.deployment.protocol.messages import (
+    BASIS,
     FACTOR,
     FOLD,
     SENT,
@@ -161,7 +162,11 @@ class RemoteFront:
         tensors = {f"{FACTOR}{name}": t for name, t in lora.to_tensors(start).items()}
         fold = work.fold or {}
         below = split_model.client_layers(dict.fromkeys(fold), self._learner.cut.after)
-        return head, tensors | {f"{FOLD}{layer}": fold[layer] for layer in below}
+        vectors = Adapter({layer: work.basis[layer] for layer in start.factors}, 1.0) \
+            if work.basis else None
+        fixed = {} if vectors is None else lora.to_tensors(vectors)
+        return head, (tensors | {f"{FOLD}{layer}": fold[layer] for layer in below}
+                      | {f"{BASIS}{name}": t for name, t in fixed.items()})
 
     def _hear(self, answers: Mapping[str, Tensors | Exception]) -> None:
         for k, name in enumerate(self._client_names):

@@ -4,12 +4,13 @@ pydantic reads them: a kind, a field, a number or a text that is not expected is
 What has tensors carries them in the body (``tensor_codec``). A site's answer bears the stamp of
 the message that it answers.
 
-    coordinator to site   hello · terms · train · vote · evaluate · split_begin · split_step
+    coordinator to site   hello · terms · keep · train · vote · evaluate · split_begin · split_step
     site to coordinator   facts · accepted · update · scores · split_states · refusal
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,14 @@ from pydantic import (
 
 from aulait.core.errors import WireError
 from aulait.core.files import JsonMapping, JsonObject
-from aulait.core.types import ClientRequest, ClientUpdate, Placement, TrainRequest, VoteRequest
+from aulait.core.types import (
+    ClientRequest,
+    ClientUpdate,
+    Placement,
+    Tensors,
+    TrainRequest,
+    VoteRequest,
+)
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.receipts import Receipt
 from aulait.engines.deployment.protocol.run_terms import RunTerms, first_problem
@@ -37,7 +45,9 @@ from aulait.training.activation_codec import Wire
 MOST_DEPTH: Final = 32  # of lists in lists: what is deeper cannot be written to a log again
 LARGEST_NUMBER: Final = 1e30  # as a weight or in diagnostics: many can be summed
 LARGEST_SUM: Final = 1e15  # of a site's scores
-FACTOR, FOLD = "factor/", "fold/"  # in front of names of tensors that begin a split round
+# in front of names of tensors that begin a split round
+FACTOR, FOLD, BASIS = "factor/", "fold/", "basis/"
+KEPT: Final = "kept"  # setting of a request: the digest of the tensors that the site was to keep
 SENT = "sent/"  # in front of names of the parts of states that a split site sends
 
 
@@ -166,6 +176,13 @@ class TermsMessage(RequestHead):
     told: RunTerms
 
 
+class KeepMessage(RunHead):
+    """Public tensors that requests of this run name from now on, told once; a request names them by
+    the digest of this message's body."""
+
+    kind: Literal["keep"] = "keep"
+
+
 class TrainMessage(RunHead):
     """Train and answer with an update; the tensors are what the method sends down."""
 
@@ -198,8 +215,8 @@ class EvaluateMessage(RunHead):
 
 
 class SplitBegin(RunHead):
-    """Begin a round of split training; the tensors are factors and dense updates of the client
-    half.
+    """Begin a round of split training; the tensors are factors, dense updates and bases of the
+    client half.
 
     Attributes:
         steps, batch, part, lr, seed: the work, which must be that of the terms.
@@ -210,7 +227,7 @@ class SplitBegin(RunHead):
     kind: Literal["split_begin"] = "split_begin"
     steps: Count
     batch: Count
-    part: Literal["A", "B", "AB"]
+    part: Literal["A", "B", "AB", "R"]
     lr: Positive
     seed: Seed
     alpha: Positive
@@ -295,8 +312,8 @@ class RefusalAnswer(Head):
 
     Attributes:
         reason: one line for the coordinator; it must not depend on the site's records.
-        why: "refused" by the site's policy, "terms" when it does not know the run, "past" or
-            "failed".
+        why: "refused" by the site's policy, "terms" when it does not know the run, "kept" when it
+            does not have the tensors that a request names, "past" or "failed".
     """
 
     kind: Literal["refusal"] = "refusal"
@@ -304,8 +321,8 @@ class RefusalAnswer(Head):
     why: Name = "refused"
 
 
-Request = (HelloMessage | TermsMessage | TrainMessage | VoteMessage | EvaluateMessage | SplitBegin
-           | SplitStep)
+Request = (HelloMessage | TermsMessage | KeepMessage | TrainMessage | VoteMessage | EvaluateMessage
+           | SplitBegin | SplitStep)
 Answer = (FactsAnswer | AcceptedAnswer | UpdateAnswer | ScoresAnswer | SplitStates | RefusalAnswer)
 HeadT = TypeVar("HeadT", bound=Head, covariant=True)
 _REQUESTS: Final = TypeAdapter[Request](Annotated[Request, Field(discriminator="kind")])
@@ -374,8 +391,8 @@ def _read(kinds: TypeAdapter[ModelT], packet: Packet) -> ModelT:
         raise WireError(f"a message is not valid: {first_problem(error)}") from error
 
 
-def request_message(asked: ClientRequest, stamp: Stamp, terms: str,
-                    body: Body) -> Message[TrainMessage | VoteMessage]:
+def request_message(asked: ClientRequest, stamp: Stamp, terms: str, body: Body,
+                    kept: Body | None = None) -> Message[TrainMessage | VoteMessage]:
     """A request of a method or of the synthesis as it travels, not yet signed.
 
     Args:
@@ -383,11 +400,18 @@ def request_message(asked: ClientRequest, stamp: Stamp, terms: str,
         stamp: which message it is.
         terms: digest of the terms it belongs to.
         body: its tensors.
+        kept: the tensors that the site keeps; named here, and sent where it lacks them.
     """
     kind = VoteMessage if isinstance(asked, VoteRequest) else TrainMessage
+    named = {KEPT: digest_of(kept.raw)} if kept is not None else {}
     head = kind(**stamp.fields, client=asked.client, terms=terms, round=asked.round,
-                settings=plain_settings(asked.settings))
+                settings=plain_settings(asked.settings) | named)
     return Message(head, body.raw)
+
+
+def digest_of(body: bytes) -> str:
+    """What names tensors that a site keeps."""
+    return hashlib.sha256(body).hexdigest()
 
 
 def plain_settings(settings: JsonMapping) -> JsonObject:
@@ -401,14 +425,20 @@ def plain_settings(settings: JsonMapping) -> JsonObject:
     return {name: plain(value) for name, value in settings.items()}
 
 
-def client_request(message: Message[TrainMessage | VoteMessage]) -> ClientRequest:
+def client_request(message: Message[TrainMessage | VoteMessage],
+                   kept: Tensors | None = None) -> ClientRequest:
     """The request in a message.
+
+    Args:
+        message: of the coordinator.
+        kept: the tensors that it names.
 
     Raises:
         WireError: its tensors cannot be read.
     """
     head, kind = message.head, VoteRequest if message.head.kind == "vote" else TrainRequest
-    return kind(head.client, head.round, unpack_tensors(message.body), head.settings)
+    settings = {name: value for name, value in head.settings.items() if name != KEPT}
+    return kind(head.client, head.round, unpack_tensors(message.body), settings, kept or {})
 
 
 def update_message(given: ClientUpdate, stamp: Stamp,

@@ -17,10 +17,16 @@ import torch
 from pydantic import JsonValue
 
 from aulait.core.errors import AulaitError, DataError, PrivacyError, WireError
-from aulait.core.types import ClientUpdate, Site, TrainRequest, VoteRequest
+from aulait.core.types import ClientUpdate, Site, Tensors, TrainRequest, VoteRequest
 from aulait.core.units import units
 from aulait.core.version import PACKAGE_VERSION
-from aulait.engines.deployment.protocol import messages, receipts, run_terms, signing
+from aulait.engines.deployment.protocol import (
+    messages,
+    receipts,
+    run_terms,
+    signing,
+    tensor_codec,
+)
 from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.messages import (
     AcceptedAnswer,
@@ -28,8 +34,10 @@ from aulait.engines.deployment.protocol.messages import (
     EvaluateMessage,
     FactsAnswer,
     HelloMessage,
+    KeepMessage,
     Message,
     Request,
+    RunHead,
     ScoresAnswer,
     SplitBegin,
     SplitStep,
@@ -189,6 +197,8 @@ class SiteHandler:
             return self._receipted(self._hello(head)).packet()
         if isinstance(head, TermsMessage):
             return self._receipted(self._take_terms(head)).packet()
+        if isinstance(head, KeepMessage):
+            return self._receipted(self._keep(head, message.body)).packet()
         return self._once(packet, Message(head, message.body))
 
     def _no(self, stamp: Stamp, told: str, why: str, own: str) -> Packet:
@@ -245,6 +255,27 @@ class SiteHandler:
             **head.stamp.fields, client=given.client,
             records=session.units if public else None))
 
+    def _keep(self, head: KeepMessage, body: bytes) -> Message[AcceptedAnswer]:
+        """Public tensors of a run, which later requests name; looked at when they are used."""
+        kept_state.keep_tensors(self._run_of(head).kept.folder, body)
+        return Message(AcceptedAnswer(**head.stamp.fields, client=head.client))
+
+    def _held(self, head: TrainMessage | VoteMessage, run: ActiveRun) -> Tensors:
+        """The kept tensors that a request names; none where it names none.
+
+        Raises:
+            Refused: this site does not have them.
+            WireError: they cannot be read.
+        """
+        digest = head.settings.get(messages.KEPT)
+        if digest is None:
+            return {}
+        body = kept_state.kept_tensors(run.kept.folder, digest) if isinstance(digest, str) else None
+        if body is None:
+            raise Refused("the request names tensors that this site does not have; send them",
+                          "kept")
+        return tensor_codec.unpack_tensors(body)
+
     def _once(self, packet: Packet, message: Message[RunMessage]) -> Packet:
         """The answer to a message of a run; the same bytes where it was answered before."""
         head = message.head
@@ -280,7 +311,9 @@ class SiteHandler:
                 session: SiteSession) -> Message[UpdateAnswer]:
         """Train or vote."""
         try:
-            request = messages.client_request(message)
+            request = messages.client_request(message, self._held(message.head, run))
+        except Refused:
+            raise
         except WireError as error:
             raise Refused(str(error)) from error
         fault = request_checks.request_fault(request, run.terms, self._file.limits,
@@ -402,7 +435,7 @@ class SiteHandler:
                                     f"'{run.terms.too_long}'")
         return session
 
-    def _run_of(self, head: RunMessage) -> ActiveRun:
+    def _run_of(self, head: RunHead) -> ActiveRun:
         """The run that a message belongs to.
 
         Raises:

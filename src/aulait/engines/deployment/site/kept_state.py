@@ -24,7 +24,7 @@ from safetensors.torch import save
 from aulait.core.errors import WireError, require
 from aulait.core.files import JsonObject, private_folder, replace_file, writing
 from aulait.engines.deployment.protocol.envelope import Packet, packet_bytes, packet_from
-from aulait.engines.deployment.protocol.messages import RunHead, Stamp
+from aulait.engines.deployment.protocol.messages import RunHead, Stamp, digest_of
 from aulait.engines.deployment.protocol.run_terms import RunTerms, read_terms
 from aulait.runs import client_state as memory
 
@@ -187,6 +187,23 @@ def read_kept_terms(state: Path, run: str) -> RunTerms | None:
     with contextlib.suppress(FileNotFoundError, WireError):
         return read_terms((state / "runs" / run / "terms.json").read_bytes())
     return None
+
+
+def keep_tensors(folder: Path, body: bytes) -> None:
+    """Keep public tensors of a run, of which those of the last two messages are held."""
+    _write(folder / f"public-{digest_of(body)}.bin", body)
+    held = sorted(folder.glob("public-*.bin"), key=lambda path: path.stat().st_mtime_ns)
+    for path in held[:-2]:
+        path.unlink(missing_ok=True)
+
+
+def kept_tensors(folder: Path, digest: str) -> bytes | None:
+    """The bytes of kept tensors by their digest; None where they are not held."""
+    path = folder / f"public-{digest}.bin"
+    if not (digest.isalnum() and path.exists()):
+        return None
+    body = path.read_bytes()
+    return body if digest_of(body) == digest else None
 
 
 def _write(path: Path, content: bytes) -> None:

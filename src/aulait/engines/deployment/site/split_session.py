@@ -19,8 +19,10 @@ from torch import Tensor
 from aulait.core import lora
 from aulait.core.errors import WireError, require
 from aulait.core.factors import Factor, FactorName, Trainable
+from aulait.core.lora import Shapes
 from aulait.core.types import Adapter, Tensors
 from aulait.engines.deployment.protocol.messages import (
+    BASIS,
     FACTOR,
     FOLD,
     SENT,
@@ -32,7 +34,6 @@ from aulait.engines.deployment.protocol.messages import (
 )
 from aulait.engines.deployment.protocol.tensor_codec import pack_tensors, unpack_tensors
 from aulait.engines.deployment.site.load_session import SiteSession
-from aulait.models.loading import folded
 from aulait.training.activation_codec import Gradients
 from aulait.training.split_trainer import ClientHalf, ModelCut
 from aulait.training.stacked import Penalty
@@ -120,36 +121,39 @@ def _opened(head: SplitBegin, sent: Tensors, session: SiteSession) -> _OpenRound
     seed = session.context.seeds.integer("batches", head.round, terms.client)
     require((head.steps, head.batch, head.seed) == (terms.steps, terms.batch, seed), WireError,
             "a split round that asks for other work than the terms")
-    factors = {layer: pair for name in sent if name.startswith(FACTOR)
-               for layer, pair in _pair(name, sent, session).items()}
+    shapes = session.context.shapes
+    basis = _pairs(BASIS, sent, shapes)
+    inner = {layer: (len(v_PN), len(v_PN)) for layer, (v_PN, _) in basis.items()}
+    factors = _pairs(FACTOR, sent, {**shapes, **inner})
     fold = {name.removeprefix(FOLD): t for name, t in sent.items() if name.startswith(FOLD)}
     for layer, dense in fold.items():
-        require(layer in session.context.shapes
-                and tuple(dense.shape) == tuple(session.context.shapes[layer]), WireError,
+        require(layer in shapes and tuple(dense.shape) == tuple(shapes[layer]), WireError,
                 f"a dense update of '{layer[:80]}' does not fit the model")
     penalty = Penalty(**head.penalty) if head.penalty is not None else None
     work = LocalTraining(Adapter(factors, head.alpha, head.rank), session.records.train,
                 Trainable(head.part), terms.steps, terms.batch, head.lr, head.seed, penalty,
-                fold or None)
+                fold or None, basis or None)
     held = ExitStack()
-    held.enter_context(folded(session.base, fold or None))
+    held.enter_context(work.prepared(session.base))
     half = ClientHalf(session.learner, [work], ModelCut(terms.cut, terms.wire))
     return _OpenRound(half, terms.steps, held)
 
 
-def _pair(name: str, sent: Tensors, session: SiteSession) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer -> (A, B) for the name of an A; nothing for that of a B, which is looked at with its A.
+def _pairs(tag: str, sent: Tensors, shapes: Shapes) -> dict[str, tuple[Tensor, Tensor]]:
+    """Layer -> (A, B) of the tensors whose names begin with a tag.
 
     Raises:
-        WireError: the factors do not fit the layer.
+        WireError: they do not fit the layers, or one has no partner.
     """
-    own = FactorName.parse(name.removeprefix(FACTOR))
-    if own.factor is Factor.B:
-        return {}
-    layer, a, b = own.layer, sent[name], sent.get(f"{FACTOR}{own.partner}")
-    if layer not in session.context.shapes or b is None or a.ndim != 2 or b.ndim != 2:
-        raise WireError(f"factors of '{layer[:80]}' do not fit the model")
-    m, n = session.context.shapes[layer]
-    require(a.shape[1] == n and b.shape[0] == m and b.shape[1] == a.shape[0], WireError,
-            f"factors of '{layer[:80]}' do not fit a layer of ({m}, {n})")
-    return {layer: (a, b)}
+    names = [FactorName.parse(name.removeprefix(tag)) for name in sent if name.startswith(tag)]
+    found = {}
+    for own in names:
+        a, b = (sent.get(f"{tag}{FactorName(own.layer, factor)}")
+                for factor in (Factor.A, Factor.B))
+        if own.layer not in shapes or a is None or b is None or a.ndim != 2 or b.ndim != 2:
+            raise WireError(f"factors of '{own.layer[:80]}' do not fit the model")
+        m, n = shapes[own.layer]
+        require(a.shape[1] == n and b.shape[0] == m and b.shape[1] == a.shape[0], WireError,
+                f"factors of '{own.layer[:80]}' do not fit a layer of ({m}, {n})")
+        found[own.layer] = a, b
+    return found
