@@ -4,6 +4,7 @@ the registry."""
 
 from aulait.methods import (
     alone,
+    cores,
     dplora,
     fdlora,
     fedex,
@@ -21,5 +22,5 @@ from aulait.methods import (
 from aulait.methods.contract import AnyMethod
 
 TYPED: tuple[AnyMethod, ...] = (
-    alone, dplora, fdlora, fedex, fedit, fedsa, ffa, flexlora, flora, hetlora, lorafair, rolora,
-    safedlora, splitlora)
+    alone, cores, dplora, fdlora, fedex, fedit, fedsa, ffa, flexlora, flora, hetlora, lorafair,
+    rolora, safedlora, splitlora)

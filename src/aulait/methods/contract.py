@@ -247,6 +247,11 @@ def record_mechanism(method: AnyMethod, config: BaseModel, privacy: PrivacyConfi
     return replace(found, rate=min(found.rate, privacy.max_rate))
 
 
+# sources of text that a method may ask for beside files: the texts of stage 1 where it has left
+# some, else public ones
+AUTO, PUBLIC, RELEASED = "auto", "public", "released"
+
+
 @runtime_checkable
 class PublicTextMethod(Protocol[ConfigT_contra]):
     """A method that reads public or released text before some of its rounds, and has something

@@ -216,7 +216,9 @@ def _vectors(kept: Tensors, request: TrainRequest) -> Basis:
         layer = FactorName.parse(name).layer
         require(all(str(FactorName(layer, factor)) in vectors for factor in (Factor.A, Factor.B)),
                 WireError, f"a core of '{layer[:80]}' came without its basis; send that beside it")
-    return dict(lora.from_tensors(vectors, 1.0).factors)
+    # wherever they lie in a file or a message, products of them are the same to the last digit
+    own = {name: value.clone() for name, value in vectors.items()}
+    return dict(lora.from_tensors(own, 1.0).factors)
 
 
 def _dense(past: Tensors) -> Tensors | None:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from aulait.core.errors import ConfigError, DataError, require
 from aulait.core.units import units
-from aulait.methods.contract import server_site, step_mechanism
+from aulait.data import sources
+from aulait.methods.contract import (
+    AUTO,
+    PUBLIC,
+    RELEASED,
+    PublicTextMethod,
+    State,
+    server_site,
+    step_mechanism,
+)
 from aulait.privacy import record_level
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import Federation
-from aulait.runs.public_text import check_sources
 
 
 def check_roles(settings: Settings, federation: Federation) -> None:
@@ -24,7 +32,7 @@ def check_roles(settings: Settings, federation: Federation) -> None:
     require(settings.evaluate.on == "held-out" or bool(federation.corpus.public), DataError,
             "evaluate.on = 'public' found without public texts; set data.public")
     _check_names(settings, federation)
-    check_sources(settings, federation)
+    _check_sources(settings, federation)
     if federation.roles["proxy"] and settings.synthesis.proxies != "absent":
         public = federation.corpus.public
         require(bool(public), DataError,
@@ -53,6 +61,29 @@ def _check_names(settings: Settings, federation: Federation) -> None:
     taken = server_site(settings.method)
     require(taken not in federation.sites, DataError,
             f"client '{taken}' has the name of the server's own site; rename it")
+
+
+def _check_sources(settings: Settings, federation: Federation) -> None:
+    """Raise what is wrong with the text that the method will read, as far as it is known before
+    the run.
+
+    Raises:
+        DataError: a source is not there.
+    """
+    method, config = settings.method, settings.method_config
+    if not isinstance(method, PublicTextMethod):
+        return
+    for source in method.wants(config, State(0, {})):
+        made = federation.breeds or (settings.synthesis.proxies == "public"
+                                     and bool(federation.roles["proxy"]))
+        there = {PUBLIC: bool(federation.corpus.public), RELEASED: made,
+                 AUTO: made or bool(federation.corpus.public)}
+        problem = None if source in there else sources.problem(source, sources.PUBLIC_SUFFIXES)
+        require(problem is None, DataError, f"the text that algorithm "
+                f"'{settings.algorithm['name']}' reads: {problem}")
+        require(there.get(source, True), DataError,
+                f"algorithm '{settings.algorithm['name']}' reads {source} text and there is none; "
+                "set data.public, or name another source in the method's settings")
 
 
 def _check_pairs(settings: Settings, plain: bool) -> None:

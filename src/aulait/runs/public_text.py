@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from aulait.core.errors import DataError, require
 from aulait.core.types import Record
 from aulait.data import config as data_config
-from aulait.data import public, sources
-from aulait.methods.contract import PublicTextMethod, State
-from aulait.runs.experiment_file import Settings
-from aulait.runs.prepared import Federation, PreparedRun
+from aulait.data import public
+from aulait.methods.contract import AUTO, PUBLIC, RELEASED, PublicTextMethod, State
+from aulait.runs.prepared import PreparedRun
 from aulait.synthesis.population import Text
 
-PUBLIC, RELEASED, AUTO = "public", "released", "auto"
 Released = Sequence[Sequence[Text]]  # the texts of stage 1, as they are dealt to proxies
 
 
@@ -58,29 +56,6 @@ def read_source(source: str, run: PreparedRun, released: Released) -> list[Recor
             f"the method reads {source} text and there is none; set data.public, or name another "
             "source in the method's settings")
     return found
-
-
-def check_sources(settings: Settings, federation: Federation) -> None:
-    """Raise what is wrong with the text that the method will read, as far as it is known before
-    the run.
-
-    Raises:
-        DataError: a source is not there.
-    """
-    method, config = settings.method, settings.method_config
-    if not isinstance(method, PublicTextMethod):
-        return
-    for source in method.wants(config, State(0, {})):
-        made = federation.breeds or (settings.synthesis.proxies == "public"
-                                     and bool(federation.roles["proxy"]))
-        there = {PUBLIC: bool(federation.corpus.public), RELEASED: made,
-                 AUTO: made or bool(federation.corpus.public)}
-        problem = None if source in there else sources.problem(source, sources.PUBLIC_SUFFIXES)
-        require(problem is None, DataError, f"the text that algorithm "
-                f"'{settings.algorithm['name']}' reads: {problem}")
-        require(there.get(source, True), DataError,
-                f"algorithm '{settings.algorithm['name']}' reads {source} text and there is none; "
-                "set data.public, or name another source in the method's settings")
 
 
 def _record(text: str | Record) -> Record:
