@@ -72,6 +72,8 @@ def _print(found: Document) -> None:
         ],
         right=(1, 4, 5, 6, 7),
     )
+    if found["data"]["read_as"]:
+        terminal.say(f"data  {found['data']['read_as']}")
     terminal.say()
     _print_adapter(found["adapter"], found["parameters"])
     terminal.table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from aulait.runs import experiment_file, loop, setup
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import SharedCache
 from aulait.runs.progress import Observer
+
+_UNDECODED = re.compile(": not (?!JSON|CSV)")
+_ENCODING = " (set data.encoding, or data.public_encoding, to what the file is written in)"
 
 
 def run(
@@ -82,10 +86,12 @@ def carry_out(settings: Settings, path: Path, resume: bool, again: Sequence[str]
 def malformed(lines: Sequence[str]) -> None:
     """One line about rows that could not be used: how many, and the first three."""
     if lines:
+        undecoded = any(_UNDECODED.search(line) for line in lines)
         count = f"more than {NAMED_ROWS:,}" if len(lines) > NAMED_ROWS else str(len(lines))
         terminal.note(
             f"{count} malformed row{'s were' if len(lines) > 1 else ' was'} left out: "
-            f"{'; '.join(lines[:3])}")
+            f"{'; '.join(lines[:3])}"
+            f"{_ENCODING if undecoded else ''}")
 
 
 def show(result: Document, path: Path, as_json: bool) -> None:

@@ -20,10 +20,11 @@ from aulait.core.types import Record
 from aulait.core.units import placeholders, units
 from aulait.data import config as data_settings
 from aulait.data import formats, public, sources
+from aulait.data.checks import problems as problems
+from aulait.data.checks import public_row
+from aulait.data.checks import resolved as resolved
 from aulait.data.config import AT_SITES
 from aulait.data.config import DataConfig as DataConfig
-from aulait.data.config import problems as problems
-from aulait.data.config import resolved as resolved
 from aulait.data.partitions import Kind, deal, deal_by_hash, named, unseen
 from aulait.data.splits import ClientData as ClientData
 from aulait.data.splits import refuse_full, split_by_hash, split_holdout
@@ -178,16 +179,14 @@ def gather(config: DataConfig, faults: Faults, unit_field: str | None = None) ->
     """
     found: defaultdict[str, set[Record]] = defaultdict(set)
     rows = 0
-    for row in sources.rows(config.source):
+    for row in sources.rows(config.source, data_settings.asked(config, unit_field)):
         rows += 1
         if row.fields is None:
             faults.add(row.place, row.fault)
             continue
         try:
-            records = found[sources.name_field(row.fields, config.client)
-                            if data_settings.named(config)
-                            else EVERYONE]
-            records.add(_record(row.fields, config, unit_field))
+            owner = _owner(row.fields, config.client) if data_settings.named(config) else EVERYONE
+            found[owner].add(_record(row.fields, config, unit_field))
         except ValueError as error:
             faults.add(row.place, str(error))
     first = f"; first fault: {faults.named[0]}" if faults.named else ""
@@ -197,6 +196,12 @@ def gather(config: DataConfig, faults: Faults, unit_field: str | None = None) ->
     )
     require(any(found.values()), DataError, message)
     return {name: _distinct(records) for name, records in found.items()}
+
+
+def _owner(fields: Mapping[str, object], field: str) -> str:
+    """Whose a row is, in one form however the file writes it; a yes or no is a name too."""
+    value = fields.get(field)
+    return str(value) if isinstance(value, bool) else sources.unit_field(fields, field)
 
 
 def _distinct(records: set[Record]) -> list[Record]:
@@ -284,8 +289,8 @@ def _public(config: DataConfig, faults: Faults) -> tuple[str, ...] | tuple[Recor
         return ()
     form = None
     if config.answers and not config.public_plain:
-        form = data_settings.public_row(config)
-    found, wrong = public.read_public(config.public, config.public_text, form)
+        form = public_row(config)
+    found, wrong = public.read_public(config.public, data_settings.public_asked(config, form), form)
     for place, fault in wrong:
         faults.add(place, fault)
     return found

@@ -3,6 +3,7 @@ mixtures of labels."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
@@ -48,13 +49,13 @@ def deal(records: list[Record], kind: Kind, clients: int, floor: int, alpha: flo
     if kind == "iid":
         _share(records, np.full(clients, 1 / clients), floor, dealt, dice)
     elif kind == "quantity":
-        _share(records, dice.dirichlet([alpha] * clients), floor, dealt, dice)
+        _share(records, _dirichlet(alpha, clients, dice), floor, dealt, dice)
     else:
         labels: defaultdict[str, list[Record]] = defaultdict(list)
         for record in records:
             labels[record.label or ""].append(record)
         for label in sorted(labels):
-            _share(labels[label], dice.dirichlet([alpha] * clients), 0, dealt, dice)
+            _share(labels[label], _dirichlet(alpha, clients, dice), 0, dealt, dice)
         while len(smallest := min(dealt, key=len)) < floor:
             largest = max(dealt, key=len)
             smallest.append(largest.pop(int(dice.integers(len(largest)))))
@@ -94,7 +95,20 @@ def _shares(kind: Kind, clients: int, alpha: float, seed: int) -> np.ndarray[Any
     """The clients' shares of the units (of one label): equal, or from a Dirichlet distribution."""
     if kind == "iid":
         return np.full(clients, 1 / clients)
-    return np.random.default_rng(seed).dirichlet([alpha] * clients)
+    return _dirichlet(alpha, clients, np.random.default_rng(seed))
+
+
+def _dirichlet(alpha: float, clients: int, dice: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Shares from a symmetric Dirichlet distribution; where its numbers leave the range of a
+    double, from the distribution's limit: everything to one client (alpha towards 0), or to all
+    alike."""
+    shares: np.ndarray[Any, Any] = dice.dirichlet([alpha] * clients)
+    if np.isfinite(shares).all() and math.isclose(shares.sum(), 1.0, rel_tol=1e-6):
+        return shares
+    if alpha > 1:
+        return np.full(clients, 1 / clients)
+    whole: np.ndarray[Any, Any] = np.eye(clients)[int(dice.integers(clients))]
+    return whole
 
 
 def _share(

@@ -12,19 +12,20 @@ from aulait.core.errors import DataError, require
 from aulait.core.types import Record
 from aulait.data import formats, sources
 from aulait.data.row_fields import RowFields
+from aulait.data.source_row import Asked
 
 Parsed = TypeVar("Parsed")
 PublicFaults = list[tuple[str, str]]
 
 
-def read_public(source: str, field: str, form: RowFields | None,
+def read_public(source: str, asked: Asked, form: RowFields | None,
                 ) -> tuple[tuple[str, ...] | tuple[Record, ...], PublicFaults]:
     """Distinct public texts, all of one kind, in an order that depends on their content only and
     favours none.
 
     Args:
         source: a built-in name, a path, or ``hf:...``.
-        field: of a plain text.
+        asked: which fields are looked at; ``text`` is that of a plain text.
         form: how a row that is a pair or a conversation is read; where any row is one, rows are
             pairs, of a conversation its first question and the answer. None: plain texts.
 
@@ -34,12 +35,13 @@ def read_public(source: str, field: str, form: RowFields | None,
     Raises:
         DataError: no row can be used.
     """
+    field = asked.text
     if form is not None:
-        pairs, wrong = _rows(source, field,
+        pairs, wrong = _rows(source, asked,
                              lambda fields: first_exchange(formats.record_of(fields, form)))
         if pairs:
             return tuple(sorted(pairs, key=lambda pair: _place(pair.full))), wrong
-    texts, wrong = _rows(source, field, lambda fields: sources.text_field(fields, field))
+    texts, wrong = _rows(source, asked, lambda fields: sources.text_field(fields, field))
     require(bool(texts), DataError,
             f"data.public '{source}': found no text in field '{field}'; give texts or public = ''")
     return tuple(sorted(texts, key=_place)), wrong
@@ -65,11 +67,11 @@ def _place(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _rows(source: str, field: str, make: Callable[[Mapping[str, object]], Parsed],
+def _rows(source: str, asked: Asked, make: Callable[[Mapping[str, object]], Parsed],
           ) -> tuple[set[Parsed], PublicFaults]:
     found: set[Parsed] = set()
     wrong: PublicFaults = []
-    for row in sources.rows(source, field):
+    for row in sources.rows(source, asked):
         try:
             if row.fields is None:
                 raise ValueError(row.fault)

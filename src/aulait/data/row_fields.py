@@ -20,6 +20,7 @@ CONVERSATIONS = ("messages", "conversations")
 PAIRS = (("prompt", "response", None), ("prompt", "completion", None),
          ("instruction", "output", "input"), ("instruction", "response", "context"),
          ("question", "answer", None))
+USUAL = (TEXT, *CONVERSATIONS, *(name for pair in PAIRS for name in pair if name is not None))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 from aulait.core.files import JsonObject
 from aulait.core.units import units
+from aulait.data import config as data_settings
+from aulait.data import sources
 from aulait.federation.tiers import TierConfig
 from aulait.methods.contract import PublicTextMethod
 from aulait.methods.shared.client_update import factor_bytes
@@ -36,6 +38,8 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
         "model": settings.model.name,
         "parameters": run.models.base.parameters,
         "adapter": _adapter(run),
+        "data": {"source": settings.data.source, "read_as": sources.read_as(
+            settings.data.source, data_settings.asked(settings.data, settings.unit_rule.field))},
         "clients": len(federation.sites),
         "rounds": {"synthesis": settings.synthesis.rounds if federation.breeds else 0,
                    "train": settings.train.rounds},

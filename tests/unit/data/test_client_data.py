@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from aulait.core.errors import DataError
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
-from aulait.data import builtin, sources
+from aulait.data import builtin
 from aulait.data.client_data import EVERYONE, NAMED_ROWS, Corpus, DataConfig, load_clients, problems
+from aulait.data.hub_datasets import hub_parts
 from aulait.data.partitions import deal
 
 SEEDS = Seeds(3)
@@ -313,7 +314,7 @@ def test_malformed_csv_rows(tmp_path):
         "a.csv line 5: not UTF-8",
         "a.csv line 6: found 3 columns, expected 2",
         "a.csv line 10: field 'text' is empty",
-        "a.csv lines 11 to 12: not CSV (unexpected end of data)",
+        "a.csv lines 11 to 12: not CSV (unexpected end of data; a quote that opens in line 11 is not closed)",
     ]
     assert sorted(texts(all_records(corpus))) == ["good", "one", "two\nlines", long]
 
@@ -380,7 +381,7 @@ def test_a_hub_dataset_without_a_network_is_one_clear_line(monkeypatch):
     ],
 )
 def test_parts_of_a_hub_name(written, parts):
-    assert sources._hub_parts(written) == parts
+    assert hub_parts(written) == parts
 
 
 # --- problems
@@ -407,7 +408,7 @@ def test_parts_of_a_hub_name(written, parts):
         ({"source": "docstring"}, "data.source: source 'docstring' is unknown; did you mean 'docstrings'?"),
         ({"public": "stdlbi"}, "data.public: source 'stdlbi' is unknown; did you mean 'stdlib'?"),
         ({"source": "no/such.jsonl"}, "data.source: found no file 'no/such.jsonl'"),
-        ({"source": "data.json"}, "data.source: found 'data.json', expected a path that ends in .jsonl, .jsonl.gz, .csv"),
+        ({"source": "data.json"}, "data.source: found no file 'data.json'"),
         ({"source": "data.txt"}, "data.source: found 'data.txt', expected a path that ends in .jsonl"),
         ({"source": "hf: "}, "data.source: found 'hf:' without a dataset"),
     ],

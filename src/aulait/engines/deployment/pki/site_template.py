@@ -20,7 +20,7 @@ authority = "ca.pem"           # from the coordinator: by it this site knows the
 orders = "order-key.pub"       # from the coordinator: by it this site verifies every request
 
 [data]
-source = "notes.jsonl"         # .jsonl, .jsonl.gz, .csv, .parquet
+source = "notes.jsonl"         # .jsonl, .json, .csv, .tsv (.gz), .parquet
 text = "text"                  # the field that is learnt; or prompt = "q" and response = "a";
                                # or messages = "messages", the field of a conversation
 # label = "label"              # a field with a public label

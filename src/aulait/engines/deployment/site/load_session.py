@@ -143,11 +143,11 @@ def _data(terms: RunTerms, file: SiteFile) -> DataConfig:
     """The site's own source and fields with the run's caps."""
     own = file.data
     found = client_data.resolved(DataConfig(
-        source=own.source, client=own.client, format=own.format, text=own.text, prompt=own.prompt,
-        response=own.response, input=own.input, join=own.join, messages=own.messages,
-        label=own.label, public="", records_per_client=terms.records_per_client,
-        holdout=terms.holdout, min_records=1, choice=terms.choice, share=terms.share,
-        too_long=terms.too_long))
+        source=own.source, encoding=own.encoding, client=own.client, format=own.format,
+        text=own.text, prompt=own.prompt, response=own.response, input=own.input, join=own.join,
+        messages=own.messages, label=own.label, public="",
+        records_per_client=terms.records_per_client, holdout=terms.holdout, min_records=1,
+        choice=terms.choice, share=terms.share, too_long=terms.too_long))
     require(terms.pairs == found.answers, DataError,
             f"the run learns {_kind(terms.pairs)} and [data] of the site file has "
             f"{_kind(found.answers)}; set format there, and the fields that belong to it")

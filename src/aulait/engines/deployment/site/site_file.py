@@ -21,6 +21,7 @@ from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.core.files import JsonObject
 from aulait.data import sources
 from aulait.data.row_fields import JOIN, RowFormat
+from aulait.data.text_lines import encoding_problem
 from aulait.engines.deployment.protocol.site_names import address_problem, name_problem
 from aulait.engines.deployment.site.site_policy import SitePolicy
 from aulait.methods import METHODS
@@ -87,6 +88,7 @@ class SiteData(BaseModel):
 
     Attributes:
         source: as data.source of an experiment; sensitive.
+        encoding: of its text files.
         format, text, prompt, response, input, join, messages: what a row holds, and its fields, as
             in ``[data]`` of an experiment; prompt and response both or none.
         label: a field with a public label.
@@ -100,6 +102,7 @@ class SiteData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     source: PrintableText
+    encoding: PrintableText = "utf-8"
     format: RowFormat = "auto"
     text: PrintableText = "text"
     prompt: PrintableText | None = None
@@ -148,9 +151,8 @@ def absent(site: SiteFile) -> list[str]:
               "orders": "copy order-key.pub of the coordinator"}
     found = [f"keys.{key}: found no file {path}; {advice[key]}"
              for key, path in dict(site.keys).items() if not path.is_file()]
-    if site.data.source.startswith("/") and not Path(site.data.source).is_file():
-        found.append(
-            f"data.source: found no file {site.data.source}; correct the path in the site file")
+    if site.data.source.startswith("/") and (wrong := sources.problem(site.data.source)):
+        found.append(f"data.source: {wrong}, in the site file")
     return found
 
 
@@ -200,7 +202,7 @@ def _tree(path: Path) -> JsonObject:
 
 def _problems(site: SiteFile) -> list[str]:
     """What the tables alone do not show."""
-    found = []
+    found = [line for line in [encoding_problem("data.encoding", site.data.encoding)] if line]
     if (site.data.prompt is None) != (site.data.response is None):
         found.append(
             "found only one of data.prompt and data.response; expected both or none; name the "
