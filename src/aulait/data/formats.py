@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 
 from aulait.core.types import Record, Turn
-from aulait.data import sources
+from aulait.data import field_values
 from aulait.data.row_fields import CONVERSATIONS, RowFields
 
 # the names of roles and of their keys in public data sets, and ours
@@ -30,11 +30,11 @@ def record_of(fields: Mapping[str, object], row: RowFields, label: str | None = 
     if row.format == "chat":
         return conversation(fields, row.messages or CONVERSATIONS[0], label, unit)
     if not row.answers or row.prompt is None or row.response is None:
-        return Record(sources.text_field(fields, row.text), None, label, unit)
-    text = sources.text_field(fields, row.response)
-    prompt = sources.text_field(fields, row.prompt)
+        return Record(field_values.text_field(fields, row.text), None, label, unit)
+    text = field_values.text_field(fields, row.response)
+    prompt = field_values.text_field(fields, row.prompt)
     if row.input is not None and _filled(fields.get(row.input)):
-        prompt = row.join.format(prompt=prompt, input=sources.text_field(fields, row.input))
+        prompt = row.join.format(prompt=prompt, input=field_values.text_field(fields, row.input))
     return Record(text, prompt, label, unit)
 
 
@@ -101,7 +101,7 @@ def _content(value: object, place: str) -> str:
         value = "".join(_part(part, place) for part in value)
     if not isinstance(value, str):
         raise ValueError(f"{place} is {type(value).__name__}, expected text")
-    if not sources.is_unicode(value):
+    if not field_values.is_unicode(value):
         raise ValueError(f"{place} holds half a character (a lone surrogate)")
     return value
 

@@ -11,19 +11,18 @@ Names of places and reasons never repeat a row's content.
 
 from __future__ import annotations
 
-import math
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from decimal import Decimal
 from itertools import islice
-from numbers import Integral, Real
 from pathlib import Path
 
 from aulait.core.errors import ConfigError, DataError
 from aulait.core.registry import Registry
 from aulait.data import path_source
 from aulait.data.delimited_files import table_columns, table_form, table_rows
+from aulait.data.field_values import name_field as name_field
+from aulait.data.field_values import text_field as text_field
+from aulait.data.field_values import unit_field as unit_field
 from aulait.data.hub_datasets import hub_rows
 from aulait.data.json_files import is_array, json_rows
 from aulait.data.parquet_files import parquet_columns, parquet_rows
@@ -39,9 +38,6 @@ SOURCES: Registry[Callable[[], Iterable[Mapping[str, object]]]] = Registry("sour
 }, lambda source: "" if callable(source) else "it cannot be called")
 LOOKED_AT = 20  # rows by which the fields of a file are known
 PUBLIC_SUFFIXES = (*SUFFIXES, ".txt", ".txt.gz")
-_WHOLE_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.0*)?")
-_NO_NUMBER = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
-_UNSEEN = "\ufeff\u200b"  # letters without width, at the ends of a name
 
 
 def problem(source: str, suffixes: tuple[str, ...] = SUFFIXES) -> str | None:
@@ -138,77 +134,9 @@ def is_file(source: str) -> bool:
     return not source.startswith("hf:") and not _is_name(source)
 
 
-def text_field(fields: Mapping[str, object], field: str) -> str:
-    """A text that is not empty.
-
-    Raises:
-        ValueError: anything else; the message says what was found, without its content.
-    """
-    if field not in fields:
-        raise ValueError(f"no field '{field}'")
-    value = fields[field]
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise ValueError(f"field '{field}' is empty")
-    if not isinstance(value, str):
-        raise ValueError(f"field '{field}' is {type(value).__name__}, expected text")
-    if not is_unicode(value):
-        raise ValueError(f"field '{field}' holds half a character (a lone surrogate)")
-    return value
-
-
-def name_field(fields: Mapping[str, object], field: str) -> str:
-    """A label: a text, or a number written as text; ``ValueError`` as for ``text_field``."""
-    value = fields.get(field)
-    return str(value) if isinstance(value, int | float) else text_field(fields, field)
-
-
-def unit_field(fields: Mapping[str, object], field: str) -> str:
-    """The value that names an owner or a unit of protection, in one form however a file writes it.
-
-    A text without outer white space, in Unicode's composed form (NFC); a whole number in digits,
-    whether the file has 17, 17.0 or "17". Leading zeros stay: "017" is another owner.
-
-    Raises:
-        ValueError: as for ``text_field``; what is no number (NaN, infinity), written as one or
-            spelled out, names nobody.
-    """
-    value = fields.get(field)
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, Real) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(value, float | Decimal):
-        if not math.isfinite(value):
-            raise ValueError(f"field '{field}' is empty (NaN or infinity)")
-        if value == int(value):
-            return str(int(value))
-        return str(value.normalize() if isinstance(value, Decimal) else value)
-    text = text_field(fields, field)
-    text = text if text.isascii() else unicodedata.normalize("NFC", text)
-    text = text.strip().strip(_UNSEEN).strip()
-    if not text:
-        raise ValueError(f"field '{field}' is empty")
-    if _NO_NUMBER.fullmatch(text):
-        raise ValueError(f"field '{field}' is empty (NaN or infinity)")
-    whole = _WHOLE_NUMBER.fullmatch(text)
-    if whole is None:
-        return text
-    sign, digits = whole.groups()
-    return digits if digits == "0" else sign + digits
-
-
 def _is_name(source: str) -> bool:
     plain = re.fullmatch(r"[A-Za-z0-9_-]+", source) is not None
     return plain and (source in SOURCES or not Path(source).is_dir())
-
-
-def is_unicode(value: str) -> bool:
-    """Whether a text has no half characters (lone surrogates)."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _file_rows(file: SourceFile, asked: Asked) -> Iterator[SourceRow]:
