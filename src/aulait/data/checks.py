@@ -79,7 +79,7 @@ def problems(config: DataConfig, unit_field: str | None = None) -> list[str]:
     if config.public:
         forms = [{} if config.public_plain else public_fields(config),
                  {"data.public_text": config.public_text}]
-        public = public_asked(config, None if config.public_plain else public_row(config))
+        public = public_asked(config, public_form(config))
         tried = [_field_problems("data.public", config.public, form, public)
                  for form in forms if form]
         found += [text for some in tried for text in some] if all(tried) else []
@@ -90,6 +90,11 @@ def public_fields(config: DataConfig) -> dict[str, str]:
     """Key of the settings -> field, of public rows that are of the private rows' kind; empty where
     the data are plain text."""
     return public_row(config).needed if config.answers else {}
+
+
+def public_form(config: DataConfig) -> RowFields | None:
+    """How public rows are read, by settings that are resolved; None: as plain texts."""
+    return public_row(config) if config.answers and not config.public_plain else None
 
 
 def public_row(config: DataConfig) -> RowFields:

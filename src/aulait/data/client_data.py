@@ -21,7 +21,7 @@ from aulait.core.units import placeholders, units
 from aulait.data import config as data_settings
 from aulait.data import formats, public, sources
 from aulait.data.checks import problems as problems
-from aulait.data.checks import public_row
+from aulait.data.checks import public_form
 from aulait.data.checks import resolved as resolved
 from aulait.data.config import AT_SITES
 from aulait.data.config import DataConfig as DataConfig
@@ -287,9 +287,7 @@ def _public(config: DataConfig, faults: Faults) -> tuple[str, ...] | tuple[Recor
     """Public texts, or pairs where the data have prompts and the public source has too."""
     if not config.public:
         return ()
-    form = None
-    if config.answers and not config.public_plain:
-        form = public_row(config)
+    form = public_form(config)
     found, wrong = public.read_public(config.public, data_settings.public_asked(config, form), form)
     for place, fault in wrong:
         faults.add(place, fault)

@@ -9,6 +9,7 @@ from aulait.core.errors import DataError, require
 from aulait.core.types import Record
 from aulait.data import config as data_config
 from aulait.data import public
+from aulait.data.checks import public_form
 from aulait.methods.contract import AUTO, PUBLIC, RELEASED, PublicTextMethod, State
 from aulait.runs.prepared import PreparedRun
 from aulait.synthesis.population import Text
@@ -48,9 +49,10 @@ def read_source(source: str, run: PreparedRun, released: Released) -> list[Recor
         found = [_record(text) for text in run.federation.corpus.public]
     else:
         data = run.settings.data
-        form = (data_config.public_row(data) if data.answers and not data.public_plain else None)
-        texts, _ = run.cache.once("public text", (source, data.public_text, form),
-                                  lambda: public.read_public(source, data.public_text, form))
+        form = public_form(data)
+        asked = data_config.public_asked(data, form)
+        texts, _ = run.cache.once("public text", (source, asked, form),
+                                  lambda: public.read_public(source, asked, form))
         found = [_record(text) for text in texts]
     require(bool(found), DataError,
             f"the method reads {source} text and there is none; set data.public, or name another "

@@ -14,6 +14,7 @@ from aulait.data.client_data import DataConfig, Faults, gather, load_clients, pr
 from aulait.data.formats import conversation, record_of
 from aulait.data.public import first_exchange, read_public
 from aulait.data.row_fields import RowFields
+from aulait.data.source_row import Asked
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"},
          {"role": "user", "content": "c?"}, {"role": "assistant", "content": "d"}]
@@ -128,7 +129,7 @@ def test_public_conversations_start_as_their_first_exchange(tmp_path):
     assert first_exchange(WANTED) == Record("b", "a?")
     path = tmp_path / "public.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ({"messages": TURNS}, {"messages": TURNS[3:]}, {"messages": 3})))
-    found, wrong = read_public(str(path), "text", RowFields("chat", messages="messages"))
+    found, wrong = read_public(str(path), Asked(), RowFields("chat", messages="messages"))
     assert set(found) == {Record("b", "a?"), Record("d", "c?")}
     assert [fault for _, fault in wrong] == ["field 'messages' is no list of turns"]
 
