@@ -21,6 +21,10 @@ from aulait.runs.prepared import SharedCache
 from aulait.runs.virtual_time.forecast import forecast
 
 WORK = ("rank", "steps", "batch")
+FORMATS = {"text": "texts", "pairs": "pairs of a prompt and its response",
+           "chat": "conversations"}
+FORMS = {"text": ", between the special tokens that the tokenizer sets",
+         "chat template": ", in the model's own chat template", "plain": ", written plainly"}
 BYTES = (
     "vote_down_bytes_round",
     "vote_up_bytes_round",
@@ -76,6 +80,7 @@ def _print(found: Document) -> None:
         terminal.say(f"data  {found['data']['read_as']}")
     terminal.say()
     _print_adapter(found["adapter"], found["parameters"])
+    _print_records(found["records"])
     terminal.table(
         "bytes: of a client in a round, and of all clients in the whole run",
         ("tier", "vote down", "vote up", "training down", "training up", "run down", "run up"),
@@ -112,6 +117,19 @@ def _print_adapter(adapter: Document, parameters: int) -> None:
 def _modules(layers: Document) -> str:
     """How many layers of every name."""
     return ", ".join(f"{count} {name}" for name, count in layers["modules"].items())
+
+
+def _print_records(records: Document) -> None:
+    """The form of the records, with a made-up one in it."""
+    terminal.say(f"records  {FORMATS[records['format']]}{FORMS[records['form']]}. A made-up one; "
+                 "what is learnt stands in « »:")
+    rest, shown = records["example"], ""
+    for part in records["learnt"]:
+        before, found, rest = rest.partition(part)
+        shown += f"{before}«{found}»"
+    for line in (shown + rest).splitlines():
+        terminal.say(f"  {line}")
+    terminal.say()
 
 
 def _print_machines(found: Document) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from aulait.core.types import Record, Turn
 from aulait.data import field_values
-from aulait.data.row_fields import CONVERSATIONS, RowFields
+from aulait.data.row_fields import CONVERSATIONS, PAIRS, RowFields
 
 # the names of roles and of their keys in public data sets, and ours
 ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user",
@@ -32,10 +32,35 @@ def record_of(fields: Mapping[str, object], row: RowFields, label: str | None = 
     if not row.answers or row.prompt is None or row.response is None:
         return Record(field_values.text_field(fields, row.text), None, label, unit)
     text = field_values.text_field(fields, row.response)
-    prompt = field_values.text_field(fields, row.prompt)
-    if row.input is not None and _filled(fields.get(row.input)):
-        prompt = row.join.format(prompt=prompt, input=field_values.text_field(fields, row.input))
-    return Record(text, prompt, label, unit)
+    return Record(text, _prompt(fields, row.prompt, row), label, unit)
+
+
+def asked_of(fields: Mapping[str, object], row: RowFields) -> tuple[Turn, ...]:
+    """The turns of a row that are to be answered: a conversation up to its last turn that is not
+    the assistant's, or a question in the run's field of prompts, or in one of a usual name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    field = next((name for name in (row.messages, *CONVERSATIONS) if name and name in fields), None)
+    if field is not None:
+        turns = list(_turns(fields, field))
+        while turns and turns[-1].role == "assistant":
+            turns.pop()
+        if not turns:
+            raise ValueError(f"field '{field}' has no turn to answer")
+        return tuple(turns)
+    names = (row.prompt, *(prompt for prompt, _, _ in PAIRS), row.text)
+    prompt = next((name for name in names if name and name in fields), row.prompt or PAIRS[0][0])
+    return (Turn("user", _prompt(fields, prompt, row)),)
+
+
+def _prompt(fields: Mapping[str, object], field: str, row: RowFields) -> str:
+    """The prompt, with the row's input where it has one."""
+    prompt = field_values.text_field(fields, field)
+    if row.input is None or not _filled(fields.get(row.input)):
+        return prompt
+    return row.join.format(prompt=prompt, input=field_values.text_field(fields, row.input))
 
 
 def _filled(value: object) -> bool:

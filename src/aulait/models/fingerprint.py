@@ -1,7 +1,7 @@
 """A short name of a base, so that two machines can tell whether they hold the same one.
 
-It looks at every weight's name and shape, at some of its values, and at how the tokenizer cuts a
-fixed text; a quantised base is told by names, shapes and tokenizer alone.
+It looks at every weight's name and shape, at some of its values, at how the tokenizer cuts a fixed
+text, and at its chat template; a quantised base is told by names, shapes and tokenizer alone.
 """
 
 from __future__ import annotations
@@ -26,4 +26,6 @@ def fingerprint(base: Base) -> str:
             some = torch.cat([flat[:LOOKED_AT], flat[-LOOKED_AT:]]).to("cpu", torch.float32)
             seen.update(some.numpy().tobytes())
     seen.update(str(base.tokenizer(TEXT)["input_ids"]).encode())
+    if template := getattr(base.tokenizer, "chat_template", None):
+        seen.update(str(template).encode())
     return seen.hexdigest()[:16]

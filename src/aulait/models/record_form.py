@@ -117,6 +117,12 @@ class RecordForm:
         ids = [*self.opening, *self.words(text), *self.closing]
         return Written(ids, [(len(self.opening), len(ids))])
 
+    def source(self, text: str) -> list[int]:
+        """What an encoder reads: the words within the special tokens that the tokenizer sets."""
+        found = self.tokenizer(text, add_special_tokens=True, truncation=False, verbose=False,
+                               split_special_tokens=True)["input_ids"]
+        return [int(token) for token in found]
+
     def conversation(self, turns: Sequence[Turn]) -> Written:
         """A conversation that ends with the assistant's turn.
 

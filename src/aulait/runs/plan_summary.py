@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from aulait.core.files import JsonObject
+from aulait.core.types import Record, Turn
 from aulait.core.units import units
 from aulait.data import config as data_settings
 from aulait.data import sources
@@ -21,6 +22,12 @@ from aulait.runs.prepared import PreparedRun
 from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.synthesis.private_evolution import vote_bytes
 from aulait.training import split_model
+
+PAIR = Record("the answer", "a question")
+# made-up records, by format
+EXAMPLES = {"text": Record("a text"), "pairs": PAIR,
+            "chat": replace(PAIR, before=(Turn("user", "a first question"),
+                                          Turn("assistant", "its answer")))}
 
 
 def summarise_plan(run: PreparedRun) -> JsonObject:
@@ -41,6 +48,7 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
         "data": {"source": settings.data.source, "read_as": sources.read_as(
             settings.data.source, data_settings.asked(settings.data, settings.unit_rule.field))},
         "clients": len(federation.sites),
+        "records": _records(run),
         "rounds": {"synthesis": settings.synthesis.rounds if federation.breeds else 0,
                    "train": settings.train.rounds},
         "tiers": tiers,
@@ -58,6 +66,19 @@ def _adapter(run: PreparedRun) -> JsonObject:
     own = run.settings.adapter
     return {"rank": own.rank, "alpha": own.alpha,
             **summarise_layers(run.models.base, run.context.shapes)}
+def _records(run: PreparedRun) -> JsonObject:
+    """What a row holds, in which form the base reads it, and a made-up record in that form: no
+    client's text is shown."""
+    encode, data = run.models.learner.encode, run.settings.data
+    record = EXAMPLES[data.format if data.answers else "text"]
+    coded = encode.coded(record)
+    read = encode.form.tokenizer.decode
+    return {
+        "format": data.format,
+        "form": encode.form.name if data.answers else "text",
+        "example": str(read(coded.ids)),
+        "learnt": [str(read(coded.ids[first:behind])) for first, behind in coded.spans],
+    }
 
 
 @dataclass(frozen=True)

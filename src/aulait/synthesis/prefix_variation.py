@@ -13,8 +13,9 @@ import torch
 
 from aulait.core.errors import ModelError, require
 from aulait.core.seeds import Seeds
-from aulait.core.types import Record
+from aulait.core.types import Record, Turn
 from aulait.models.generation import Sampling, TextModel, decode, encode, extend, opening
+from aulait.models.record_form import RecordForm
 from aulait.synthesis.variation import (
     GenerateConfig,
     clean,
@@ -55,8 +56,8 @@ class PrefixResample:
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: GenerateConfig,
-                 device: str | torch.device = "cpu") -> None:
-        """See the class.
+                 device: str | torch.device = "cpu", template: str = "auto") -> None:
+        """See the class; ``template`` as ``model.template``.
 
         Raises:
             ModelError: the model is an encoder-decoder, which answers instead of continuing.
@@ -70,7 +71,7 @@ class PrefixResample:
         )
         self._writer = TextModel(model, tokenizer, torch.device(device))
         self._tokenizer, self._config = tokenizer, config
-        self._opening = opening(tokenizer)
+        self._opening, self._form = opening(tokenizer), RecordForm(tokenizer, template)
 
     def vary(self, texts: Sequence[str], seed: int) -> list[str | None]:
         """One child for every text: its first words and a new rest. None where four tries gave
@@ -111,7 +112,7 @@ class PrefixResample:
         """One child for every pair: a new prompt and the response to it, or with pairs = "response"
         a new response alone."""
         if self._config.pairs == "response":
-            before = [self._opening + encode(self._tokenizer, f"{pair.prompt}\n") for pair in pairs]
+            before = [self._asked(pair.prompt or "") for pair in pairs]
             parents = [encode(self._tokenizer, pair.text)[: self._config.max_tokens]
                        for pair in pairs]
 
@@ -143,9 +144,7 @@ class PrefixResample:
         """Every prompt with a response that the model writes after one pair as an example; None for
         None."""
         alive = [i for i, prompt in enumerate(prompts) if prompt is not None]
-        shots = [self._documents([encode(self._tokenizer, examples[i].full)]) for i in alive]
-        asked = [shot + encode(self._tokenizer, f"{prompts[i]}\n")
-                 for shot, i in zip(shots, alive, strict=True)]
+        asked = [self._asked(prompts[i] or "", examples[i]) for i in alive]
 
         def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
             some = [asked[k] for k in indices]
@@ -157,6 +156,17 @@ class PrefixResample:
                        len(alive), seed)
         pairs = dict(zip(alive, made, strict=True))
         return [pairs.get(i) for i in range(len(prompts))]
+
+    def _asked(self, prompt: str, example: Record | None = None) -> list[int]:
+        """What the model reads before its response: the prompt, after an example where there is
+        one; as turns where it has a chat template, otherwise as documents."""
+        if self._form.chat:
+            shown = () if example is None else (
+                Turn("user", example.prompt or ""), Turn("assistant", example.text))
+            return self._form.asked([*shown, Turn("user", prompt)])
+        shot = self._opening if example is None else self._documents(
+            [encode(self._tokenizer, example.full)])
+        return shot + encode(self._tokenizer, f"{prompt}\n")
 
     def _documents(self, examples: Sequence[list[int]]) -> list[int]:
         """The examples as the base saw documents in training, and the opening of one more."""
@@ -197,4 +207,4 @@ class PrefixResample:
 def build_prefix(config: GenerateConfig, model: Callable[[], TextModel]) -> PrefixResample:
     """See ``GENERATORS``."""
     writer = model()
-    return PrefixResample(writer.model, writer.tokenizer, config, writer.device)
+    return PrefixResample(writer.model, writer.tokenizer, config, writer.device, writer.template)

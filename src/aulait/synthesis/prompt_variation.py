@@ -14,8 +14,9 @@ import torch
 
 from aulait.core.errors import ModelError, require
 from aulait.core.seeds import Seeds
-from aulait.core.types import Record
+from aulait.core.types import Record, Turn
 from aulait.models.generation import TextModel, decode, encode, extend, opening, plain
+from aulait.models.record_form import RecordForm
 from aulait.synthesis.openai_server import chat_at
 from aulait.synthesis.variation import (
     Chat,
@@ -196,17 +197,16 @@ def _bare(answer: str) -> str:
 
 
 def chat_with(model: Any, tokenizer: Any, config: GenerateConfig,
-              device: str | torch.device = "cpu") -> Chat:
-    """A chat with a model in this process: through its chat template where it has one, otherwise as
-    plain text."""
+              device: str | torch.device = "cpu", template: str = "auto") -> Chat:
+    """A chat with a model in this process: through its chat template where it has one (and
+    ``template``, as ``model.template``, is not "plain"), otherwise as plain text."""
+
+    form = RecordForm(tokenizer, template)
 
     def encoded(prompt: str) -> list[int]:
         safe = plain(tokenizer, prompt)  # a text must not be able to end its own turn
-        if getattr(tokenizer, "chat_template", None):
-            turns = [{"role": "user", "content": safe}]
-            found = tokenizer.apply_chat_template(turns, add_generation_prompt=True,
-                return_dict=True)["input_ids"]
-            return [int(token) for token in found]
+        if form.chat:
+            return form.asked([Turn("user", safe)])
         if model.config.is_encoder_decoder:
             return encode(tokenizer, safe, special=True)
         return opening(tokenizer) + encode(tokenizer, safe + "\n")
@@ -224,4 +224,5 @@ def build_prompt(config: GenerateConfig, model: Callable[[], TextModel]) -> Prom
     if config.url is not None:
         return Prompted(chat_at(config), config)
     asked = model()
-    return Prompted(chat_with(asked.model, asked.tokenizer, config, asked.device), config)
+    return Prompted(chat_with(asked.model, asked.tokenizer, config, asked.device, asked.template),
+                    config)

@@ -14,7 +14,7 @@ from torch import Tensor
 from aulait.core.types import Record, Turn
 from aulait.models.loading import Base, logits
 from aulait.models.record_form import RecordForm, TokenSpan, Written
-from aulait.training.turn_cutting import fitting, shortened
+from aulait.models.turn_cutting import fitting, shortened
 
 IGNORE = -100
 
@@ -138,15 +138,10 @@ class Encoder:
         tok = self._base.tokenizer
         end = [tok.eos_token_id] if tok.eos_token_id is not None else []
 
-        def encode(text: str) -> list[int]:
-            # a control token that is spelled out in somebody's text is a word like any other
-            return list(tok(text, add_special_tokens=True, truncation=False, verbose=False,
-                            split_special_tokens=True)["input_ids"])
-
-        target = encode(record.text)
+        target = self.form.source(record.text)
         asked = "\n".join(turn.content for turn in record.asked)
         # an encoder must have something to look at, or its attention is not a number
-        source = encode(asked) or end or [self._base.pad]
+        source = self.form.source(asked) or end or [self._base.pad]
         return source, target + ([] if target[-1:] == end else end)
 
     def _sides(self, record: Record) -> Coded:
