@@ -323,3 +323,37 @@ def changed(load):
         return found
 
     return base
+
+
+def test_sites_with_conversations_do_what_one_process_does(places):
+    """Two exchanges a record, read by brew plainly; proxies breed from public conversations."""
+    rows = [json.loads(line) for line in (places / "data.jsonl").read_text().splitlines()]
+    talks = [{"client": row["client"], "messages": [
+        {"role": "user", "content": row["text"][:9]}, {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "and?"}, {"role": "assistant", "content": row["text"]}]} for row in rows]
+    (places / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
+    (places / "public.jsonl").write_text("".join(json.dumps({"conversations": [
+        {"from": "human", "value": f"read {n} of it"}, {"from": "gpt", "value": f"the line {n} is a name"}]}) + "\n" for n in range(12)))
+    own = five(places)
+    tiers = [{"name": "gpu", "clients": ["c0", "c1", "c4"], "placement": "local"}, {"name": "laptop", "clients": ["c2", "c3"], "placement": "proxy"}]
+    data = {"public": str(places / "public.jsonl"), "format": "chat"}
+    alone = {"rounds": 2, "steps": 2, "batch": 2, "rows_at_once": 2}
+    given = tables(federation={"tier": tiers}, train=alone, data=data, model={"context": 40})
+    here = loop.run(tiny_run.settings(places, **given), places / "here", InlineEngine(), cache=tiny_run.fresh(CACHE))
+    engine = {"name": "flower", "threads": 1, "wait_s": 5.0}
+    post = LocalTransport(handlers(places, own))
+    away = deploy(post, tiny_run.settings(places, **given, engine=engine), places, places / "away")
+    same(places / "here", places / "away")
+    assert away["eval"]["loss"] == pytest.approx(here["eval"]["loss"], rel=1e-5)
+    assert here["eval"]["loss"] != here["base_eval"]["loss"]
+
+
+def test_a_site_whose_rows_are_of_another_kind_refuses(places):
+    own = five(places)
+    engine = {"name": "flower", "threads": 1, "wait_s": 1.0}
+    lines = []
+    post = LocalTransport(handlers(places, own, lines))
+    data = {"format": "chat", "public_plain": True}
+    with pytest.raises(AulaitError):
+        deploy(post, tiny_run.settings(places, **tables(data=data, engine=engine)), places, places / "away")
+    assert any("the run learns answers to prompts and [data] of the site file has plain texts" in json.dumps(line) for line in lines)

@@ -16,7 +16,7 @@ from itertools import groupby
 import torch
 
 from aulait.core.errors import DataError, require
-from aulait.core.types import Adapter, Record
+from aulait.core.types import Adapter, Record, Turn
 from aulait.evaluation import bleu, tasks
 from aulait.evaluation.config import EvaluateConfig as EvaluateConfig
 from aulait.models.loading import wearing
@@ -155,9 +155,9 @@ def _task(
     for name, record in tasks.fair(holdout, config.task_records):
         own = adapter[name] if isinstance(adapter, Mapping) else adapter
         groups.setdefault(id(own), ([own] if own else [], []))[1].append(record)
-    right: dict[str, list[str]] = {}
+    right: dict[tuple[Turn, ...], list[str]] = {}
     for record in (record for records in holdout.values() for record in records):
-        right.setdefault(record.prompt or "", []).append(record.text)
+        right.setdefault(record.asked, []).append(record.text)
     scores: list[dict[str, float]] = []
     for worn, records in groups.values():
         with wearing(learner.base, worn):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from aulait.core.errors import DataError, require
-from aulait.core.types import Record
+from aulait.core.types import Record, Turn
 from aulait.evaluation import bleu
 from aulait.evaluation.config import TaskConfig
 from aulait.models.generation import Sampling, TextModel, decode, extend
@@ -44,7 +44,7 @@ def fair(holdout: Mapping[str, Sequence[Record]], most: int | None) -> list[tupl
 def measure_task(
     base: Base, records: Sequence[Record], config: TaskConfig, choices: Sequence[str] = (),
     rows: int = 32,
-    right: Mapping[str, Sequence[str]] | None = None,
+    right: Mapping[tuple[Turn, ...], Sequence[str]] | None = None,
 ) -> list[dict[str, float]]:
     """The scores of every record, 0 to 1, by name: "accuracy", or "exact_match" and perhaps the
     three of ``rouge`` and the counts of ``bleu``.
@@ -55,8 +55,8 @@ def measure_task(
         config: which metric.
         choices: the closed set of responses, for "rank" only; their order settles nothing but ties.
         rows: prompts that are continued in one pass.
-        right: prompt -> all texts that would be right, for BLEU; a record's own text is one of
-            them.
+        right: what was asked -> all texts that would be right, for BLEU; a record's own text is
+            one of them.
 
     Raises:
         DataError: a record without a prompt, or a response that is not among the choices, or too
@@ -74,7 +74,7 @@ def measure_task(
     exact = [{"exact_match": float(normal(wanted) == normal(text))} for wanted, text in pairs]
     if config.task == "exact":
         return exact
-    shared = [bleu.counts(text, sorted({record.text, *(right or {}).get(record.prompt or "", ())}))
+    shared = [bleu.counts(text, sorted({record.text, *(right or {}).get(record.asked, ())}))
               for record, text in zip(records, texts, strict=True)]
     return [{**score, **other, **counts}
             for score, other, counts in zip(rouge(pairs), exact, shared, strict=True)]
