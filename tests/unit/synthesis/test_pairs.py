@@ -342,3 +342,17 @@ def test_plain_public_texts_stay_plain(tmp_path):
 def test_public_rows_that_are_neither_are_named_before_any_work(tmp_path):
     with pytest.raises(DataError, match=r"data\.response: found no field 'note' in .* 'notes'\?; data\.public_text: found no field 'text'"):
         read(tmp_path, [{"talk": "p", "notes": "r"}])
+
+
+def test_a_generator_with_a_chat_template_is_asked_in_it(tmp_path):
+    """One example as an earlier exchange, then the question; and documents where there is no template."""
+    from tests.chat_bases import CHATML, chat_base
+
+    base = chat_base(tmp_path / "chat", CHATML)
+    asked = PrefixResample(base.model, base.tokenizer, GenerateConfig())._asked("What is it?", Record("Two a day.", "What is the dose?"))
+    turns = [{"role": "user", "content": "What is the dose?"}, {"role": "assistant", "content": "Two a day."}, {"role": "user", "content": "What is it?"}]
+    assert asked == base.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    plain = PrefixResample(base.model, base.tokenizer, GenerateConfig(), template="plain")._asked("What is it?")
+    assert plain == base.tokenizer("What is it?\n")["input_ids"]
+    made = PrefixResample(base.model, base.tokenizer, GenerateConfig(max_tokens=8, min_words=1)).vary_pairs([Record("Two a day.", "What is the dose?")], 3)
+    assert len(made) == 1

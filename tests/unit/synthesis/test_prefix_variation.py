@@ -86,7 +86,7 @@ class Script:
 def test_greedy_equals_hugging_face(brew: tuple[Any, Any]) -> None:
     model, tokenizer = brew
     for prompt in PARENTS[:3]:
-        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompt)["input_ids"]]])
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])  # it sets its beginning by itself
         out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40, pad_token_id=0)
         expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         assert sample(model, tokenizer, [prompt], max_tokens=40, temperature=0) == [expected]
@@ -109,7 +109,7 @@ def test_other_architectures_left_padded_equal_hugging_face(brew: tuple[Any, Any
         weight.data.mul_(8 if weight.dim() > 1 else 1)  # far from uniform, so that texts differ by their prompts
     expected = []
     for prompt in PARENTS:
-        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompt)["input_ids"]]])
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])  # it sets its beginning by itself
         out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, pad_token_id=0)
         expected.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
     assert sample(model, tokenizer, PARENTS, max_tokens=12, temperature=0) == expected
@@ -274,7 +274,7 @@ def test_kept_share_is_within_its_bounds(brew: tuple[Any, Any]) -> None:
     tokenizer = brew[1]
     script = Script(brew, ["and something new at the end"])
     parent = PARENTS[1]
-    length = len(tokenizer(parent)["input_ids"])
+    length = len(tokenizer(parent, add_special_tokens=False)["input_ids"])
     PrefixResample(script, tokenizer, GenerateConfig(keep=(0.25, 0.75))).vary([parent] * 200, 0)
     kept = [len(prompt) - 1 for prompt in script.prompts]
     assert all(prompt[0] == tokenizer.bos_token_id for prompt in script.prompts)
