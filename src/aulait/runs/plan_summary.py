@@ -66,6 +66,8 @@ def _adapter(run: PreparedRun) -> JsonObject:
     own = run.settings.adapter
     return {"rank": own.rank, "alpha": own.alpha,
             **summarise_layers(run.models.base, run.context.shapes)}
+
+
 def _records(run: PreparedRun) -> JsonObject:
     """What a row holds, in which form the base reads it, and a made-up record in that form: no
     client's text is shown."""

@@ -58,7 +58,7 @@ class Script:
     def __init__(self, brew: tuple[Any, Any], lines: Sequence[str]) -> None:
         self.config, self.generation_config, self.training = brew[0].config, None, False
         self.get_input_embeddings = brew[0].get_input_embeddings
-        self._lines = [[*brew[1](line)["input_ids"], brew[1].eos_token_id] for line in lines]
+        self._lines = [[*brew[1](line, add_special_tokens=False)["input_ids"], brew[1].eos_token_id] for line in lines]
         self.prompts: list[list[int]] = []
 
     def train(self, mode: bool = True) -> None:
