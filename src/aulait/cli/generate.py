@@ -17,6 +17,7 @@ from aulait.core.errors import ConfigError, DataError, require
 from aulait.core.types import Turn
 from aulait.data import formats, sources
 from aulait.data.row_fields import RowFields
+from aulait.data.source_row import Asked
 from aulait.models import answering, exported
 from aulait.models.generation import Sampling, TextModel
 
@@ -152,7 +153,7 @@ def _lines() -> Iterator[Turns]:
 
 
 def _rows(file: str, row: RowFields) -> Iterator[Turns]:
-    for found in sources.rows(file, row.text):
+    for found in sources.rows(file, Asked(text=row.text)):
         try:
             if found.fields is None:
                 raise ValueError(found.fault)
