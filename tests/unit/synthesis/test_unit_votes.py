@@ -12,7 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, norm
+from scipy.stats import norm
+from tests.auditing import success_interval
 from tests.oracle import unit_votes as oracle
 from tests.tiny_run import WordEmbedder
 
@@ -206,14 +207,6 @@ def test_the_mechanism_says_what_it_protects():
             2) * 3.0, "two votes that are not negative are at most that far apart"
     with pytest.raises(PrivacyError, match="protects"):
         find_mechanism(VOTES, "client")
-
-
-def success_interval(hits: int, tries: int, confidence: float = 0.9999) -> tuple[float, float]:
-    """Clopper and Pearson."""
-    tail = (1 - confidence) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, tries - hits + 1))
-    high = 1.0 if hits == tries else float(beta.ppf(1 - tail, hits + 1, tries - hits))
-    return low, high
 
 
 @pytest.mark.parametrize(("claimed", "rounds", "fields"),
