@@ -135,7 +135,7 @@ class Federation:
                 self.requests += [request for request in some if request.client == update.client]
                 yield update
 
-        return protected(clients, self.site_noise, frozenset(self.clients))(requests)
+        return protected(clients, self.site_noise, {name: self.sites[name].plan.steps for name in self.clients})(requests)
 
     def ask(self, requests):
         if self.site_noise is not None:

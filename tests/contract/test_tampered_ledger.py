@@ -234,10 +234,37 @@ def test_a_folder_of_an_earlier_version_is_said_to_be_unchained(finished, tmp_pa
     shutil.copytree(finished, path, ignore=shutil.ignore_patterns("checkpoint"))
     without_chain(path)
     edit_json(path / "result.json", lambda tree: tree["privacy"].pop("ledger"))
+    assert "no head of the ledger" in ends_with_two_and_one_line(["account", path])
+    edit_json(path / "result.json", lambda tree: tree.update(schema_version=1))
     found = account(path)
     assert found["agrees"]
     assert not found["chained"]
     assert "unchained" in CliRunner().invoke(app, ["account", str(path)]).output
+
+
+def test_the_checkpoint_of_a_finished_run_tells_its_version_too(finished, tmp_path):
+    """The chain was taken out of ledger, head, checkpoint and result.json, and result.json calls
+    itself older: the checkpoint still knows."""
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    without_chain(path)
+    edit_progress(path, lambda progress: progress.pop("ledger"))
+    edit_json(path / "result.json", lambda tree: [tree["privacy"].pop("ledger"),
+                                                  tree.pop("schema_version")])
+    assert "no head of the ledger" in ends_with_two_and_one_line(["account", path])
+    edit_progress(path, lambda progress: progress.pop("schema_version"))
+    assert not account(path)["chained"], "every trace is gone: docs/sharp-edges.md says so"
+
+
+def edit_progress(path, change):
+    """Change what the checkpoint says of the run; what the change returns."""
+    state = path / "checkpoint" / "state.safetensors"
+    with safe_open(state, framework="pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found = change(progress)
+    save_file(tensors, state, metadata={"progress": json.dumps(progress)})
+    return found
 
 
 def test_a_run_that_an_earlier_version_began_goes_on_and_is_said_to_be_unchained(killed, settings,
@@ -245,18 +272,17 @@ def test_a_run_that_an_earlier_version_began_goes_on_and_is_said_to_be_unchained
     path = tmp_path / "run"
     shutil.copytree(killed, path)
     without_chain(path)
-    state = path / "checkpoint" / "state.safetensors"
-    with safe_open(state, framework="pt") as file:
-        progress = json.loads(file.metadata()["progress"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    assert progress.pop("ledger")["lines"] == 4
-    save_file(tensors, state, metadata={"progress": json.dumps(progress)})
+    assert edit_progress(path, lambda progress: progress.pop("ledger"))["lines"] == 4
+    assert "no head of the ledger" in ends_with_two_and_one_line(
+        ["run", experiment(path, tmp_path / "e.toml"), "--out", path, "--resume"])
+    edit_progress(path, lambda progress: progress.pop("schema_version"))
     before = rows(path)
     result = run(settings, path, InlineEngine(), resume=True)
     assert result["privacy"]["epsilon"]["max"] == pytest.approx(50, rel=1e-3)
     assert rows(path)[:4] == before
     assert [json.loads(line).get("previous") is None for line in rows(path)] == [True] * 4 + [False]
-    assert account(path) | {"roles": []} == {"agrees": True, "chained": False, "roles": []}
+    assert account(path) | {"roles": []} == {"agrees": True, "chained": False, "roles": [],
+                                             "selection": None}
     write(path, [cheaper(before[0]), *rows(path)[1:]])
     ends_with_two_and_one_line(["account", path])
 

@@ -17,6 +17,8 @@ from aulait.core.errors import ConfigError, DataError
 from aulait.privacy import accounting as arithmetic
 from aulait.privacy.accounting import Event
 from aulait.privacy.ledger import Ledger
+from aulait.reporting import numbers
+from aulait.reporting.folder import read_run
 from aulait.runfolder.finished_ledger import check_finished
 
 TOLERANCE = 0.01
@@ -102,8 +104,10 @@ def _convert(
 def _check(run: Path, as_json: bool) -> None:
     rows, ledger = recounted(run)
     agrees = all(row["agrees"] for row in rows)
+    selection = read_run(run).selection
     if as_json:
-        terminal.document({"agrees": agrees, "chained": ledger.chained, "roles": rows})
+        terminal.document({"agrees": agrees, "chained": ledger.chained, "roles": rows,
+                           "selection": selection and selection.on_disk()})
     else:
         lines = [
             (
@@ -124,6 +128,9 @@ def _check(run: Path, as_json: bool) -> None:
         if not ledger.chained:
             terminal.note("unchained: the ledger is of an earlier version, whose lines do not hold "
                           "the hash of the line before them; only single lines were checked")
+        if selection is not None:
+            terminal.note("this run was kept of several that a private selection made: together "
+                          f"they cost epsilon {numbers.epsilon(selection.epsilon)}, which counts")
     if not agrees:
         terminal.fail(
             f"result.json of {run} and its ledger disagree by more than {TOLERANCE:.0%}, expected "

@@ -17,11 +17,11 @@ from torch import Tensor
 from aulait.core.errors import PrivacyError, require
 from aulait.core.types import ClientUpdate, Info, ReleasedSum, Tensors
 from aulait.privacy.noise import toward_zero
+from aulait.privacy.noise_grid import MOST_SUMMANDS
 
 # Far above the rounding error of a float64 norm: a factor, or a bound that must hold exactly, is
 # made smaller by this much.
 MARGIN = 1e-9
-MOST_SUMMANDS = 2**20  # clients in one sum that gets noise; public
 
 
 def norm(update: Tensors) -> float:

@@ -5,11 +5,11 @@ for tests and reproductions.
 before the noise, and they tell which of two sums was noised. So sums and noise live on one grid
 that is fixed by sigma alone: steps of g = 2^(floor(log2 sigma) - 20). What gets noise is rounded
 toward zero onto the grid, summand by summand (``toward_zero``), which lengthens no vector and so
-keeps the sensitivity; sums of multiples of g are exact in float64 (``check_exact``); the noise is
-N(0, sigma²) rounded to a multiple of g. For a sum S on the grid, S + round(N) = round(S + N): what
-is released is the Gaussian mechanism followed by a rounding that knows nothing of the data. It is
-accounted as the Gaussian mechanism, and the set of values that can come out is the same for every
-data set.
+keeps the sensitivity; sums of multiples of g are exact in float64 (``noise_grid.check_exact``);
+the noise is N(0, sigma²) rounded to a multiple of g. For a sum S on the grid, S + round(N) =
+round(S + N): what is released is the Gaussian mechanism followed by a rounding that knows nothing
+of the data. It is accounted as the Gaussian mechanism, and the set of values that can come out is
+the same for every data set.
 
 **The sampler.** ``SystemNoise`` draws round(N / g) exactly but for a total variation of less than
 ``TOTAL_VARIATION`` = 2^-200 a number. Box and Muller's formula is computed in float64 from 64
@@ -42,33 +42,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aulait.core.errors import PrivacyError, require
+from aulait.privacy.noise_grid import grid
 
 TOTAL_VARIATION = 2.0**-200
-GRID_BITS = 20
-_EXACT = 2.0**52  # steps; float64 holds twice as many, which leaves room for the noise
-_SMALLEST, _LARGEST = 2.0**-900, 2.0**900
 _DOUBT = 2.0**-40  # of sigma; far above the error of the formula in float64
 _EDGE = np.uint64(1 << 40)  # of 2^64: nearer to 0 or 1 than this, a uniform needs more bits
 _MORE_BITS = 192
 _PRECISE = Context(prec=90, rounding=ROUND_HALF_EVEN)
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510"
               "58209749445923078164062862089986280348253421170679")
-
-
-def grid(std: float) -> float:
-    """The step g of the public grid for noise of this standard deviation.
-
-    Returns:
-        A power of two, std / 2^21 < g <= std / 2^20; 0, no grid, where there is no noise.
-
-    Raises:
-        PrivacyError: std is negative, infinite, not a number, or so small or large that float64 has
-            no room for the grid.
-    """
-    require(std == 0.0 or _SMALLEST <= std <= _LARGEST, PrivacyError,
-            f"noise standard deviation is {std}, expected 0 or a number between 1e-270 and 1e270; "
-            "check the noise multiplier and the bound")
-    return math.ldexp(1.0, math.frexp(std)[1] - 1 - GRID_BITS) if std else 0.0
 
 
 def toward_zero(values: Tensor, step: float) -> Tensor:
@@ -83,21 +65,6 @@ def toward_zero(values: Tensor, step: float) -> Tensor:
     """
     exact = values.detach().to(torch.float64)
     return exact if step == 0.0 else torch.trunc(exact / step) * step
-
-
-def check_exact(largest: float, step: float) -> None:
-    """Raise unless sums of grid values are exact up to this size, and with the noise.
-
-    Args:
-        largest: public bound of the absolute value of a sum.
-        step: of the grid; 0 is no grid.
-
-    Raises:
-        PrivacyError: the noise is too small beside what it must hide.
-    """
-    require(step == 0.0 or largest < _EXACT * step, PrivacyError,
-            f"a sum of up to {largest:.3g} found with noise on a grid of step {step:.3g}, expected "
-            "less than 2^52 steps; raise the noise multiplier")
 
 
 class NoiseSource(Protocol):

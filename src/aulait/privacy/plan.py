@@ -23,6 +23,7 @@ from aulait.privacy.accounting import (
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger_line import LedgerLine
 from aulait.privacy.mechanisms import find_mechanism
+from aulait.privacy.noise_grid import MOST_SUMMANDS, grid, least_multiplier, sums_are_exact
 from aulait.privacy.record_level import RecordMechanism, SiteNoise, same_relation
 
 ROLES = ("proxy", "local", "split")
@@ -240,9 +241,27 @@ def plan_privacy(
         releases.append(PlannedRelease(
             **vars(schedule), noise_multiplier=multiplier,
             sensitivity=None if bound is None else mechanism.sensitivity(bound, config.relation)))
+        _check_grid(releases[-1], mechanism.sensitivity(1.0, config.relation))
     spent = {role: math.inf if role in exact else _epsilon(releases, role, config.delta)
              for role in roles}
     return PrivacyPlan(config, tuple(releases), dict.fromkeys(roles, cap), spent, exact)
+
+
+def _check_grid(release: PlannedRelease, sensitivity: float) -> None:
+    """Raise unless sums that get this noise are exact, before anybody works for one.
+
+    Args:
+        release: with its noise.
+        sensitivity: of a bound of 1.
+    """
+    z, least = release.noise_multiplier, least_multiplier(sensitivity)
+    exact = z >= least
+    if not exact and release.bound is not None:  # the grid may be finer beside this bound
+        exact = sums_are_exact(MOST_SUMMANDS * release.bound, grid(z * sensitivity * release.bound))
+    require(exact or z == 0, PrivacyError,
+            f"noise multiplier {z:.3g} of stage '{release.stage}' found, expected at least "
+            f"{least:.3g}: with less, sums and noise are not exact; raise "
+            "privacy.noise_multiplier, or lower privacy.epsilon")
 
 
 def _epsilon(releases: Sequence[PlannedRelease], role: str, delta: float) -> float:

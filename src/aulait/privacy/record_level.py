@@ -77,7 +77,7 @@ class SiteNoise(BaseModel):
         clip: C, the bound of what is clipped, > 0.
         sigma: standard deviation of the noise; 0 is a control, not private.
         most_rate: the largest probability with which a unit may be in a batch.
-        most_steps: the most noised steps in a round.
+        most_steps: the most noised steps of this client in a round.
         noise_seed: makes noise and batches reproducible (not private); None takes the operating
             system's entropy.
     """
@@ -93,6 +93,10 @@ class SiteNoise(BaseModel):
     def setting(self) -> dict[str, str | float | int]:
         """As it stands in a request; a seed only where there is one."""
         return self.model_dump(exclude_none=True)
+
+    def of_steps(self, steps: int) -> SiteNoise:
+        """The same for a client of so many steps, where these are fewer."""
+        return self.model_copy(update={"most_steps": min(self.most_steps, steps)})
 
     @classmethod
     def read(cls, settings: Mapping[str, object]) -> SiteNoise | None:

@@ -20,7 +20,7 @@ from aulait.reporting.guarantee import Bounds
 from aulait.reporting.markup import PageTable, rendered
 from aulait.reporting.privacy import trust_table
 from aulait.reporting.values import value_at, words
-from aulait.runfolder.schema import LedgerEntry
+from aulait.runfolder.schema import LedgerEntry, SelectionFile
 
 MECHANISMS = {
     ("client", "gaussian"): "Gaussian noise on the sum over clients, at the coordinator",
@@ -136,6 +136,7 @@ def figures(subject: DossierSubject) -> JsonObject:
         "relation": run.result.privacy.relation,
         "delta": run.result.privacy.delta,
         "not_private": dossier_risks.alarms(run),
+        "selection": run.selection and run.selection.on_disk(),
         "roles": {found.role: {"clients": found.clients, "releases": found.releases,
                                "steps": found.steps, "epsilon": found.epsilon,
                                "best_success": found.success} for found in role_promises(subject)},
@@ -191,13 +192,24 @@ def _subtitle(run: RunFiles) -> str:
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
     """The terms of the promise."""
-    delta = run.result.privacy.delta
+    delta, selection = run.result.privacy.delta, run.selection
     odds = f": a chance of 1 in {numbers.count(1 / delta)}" if delta and delta > 1e-15 else ""
     return [
         ("What is protected", promise.unit_explained(run)),
         ("Which runs are compared", promise.relation_explained(run)),
         ("δ, the chance that ε fails", f"{numbers.delta(delta)}{odds}"),
+        *([] if selection is None else [("How this run was chosen", _chosen(selection))]),
     ]
+
+
+def _chosen(selection: SelectionFile) -> str:
+    """That other runs looked at the same data, and that what is told counts them."""
+    return (
+        f"It is the best of a secret number of runs, {numbers.count(selection.runs_on_average)} on "
+        f"average, each of one of {numbers.counted(selection.arms, 'arm')} drawn at random. Every "
+        f"ε on this page is {numbers.epsilon(selection.epsilon)}, that of the whole selection; the "
+        "releases listed below are those of the kept run alone and would cost less. It rests on "
+        f"this: {selection.assumed or numbers.NOT_RECORDED}.")
 
 
 def _promise_table(subject: DossierSubject) -> PageTable:

@@ -16,12 +16,14 @@ from typing import Final, TypeVar
 
 from aulait.core.errors import DataError
 from aulait.core.files import JsonTree
+from aulait.runfolder.naming import KEPT_RUN, SELECTION
 from aulait.runfolder.schema import (
     FileModel,
     LedgerEntry,
     MachineFile,
     ResultFile,
     RoundLine,
+    SelectionFile,
     SynthesisRound,
     SyntheticLine,
     TrainRound,
@@ -48,6 +50,7 @@ class RunFiles:
         training: those of stage 2.
         ledger: lines of ledger.jsonl, in the order of release.
         synthetic: lines of synthetic.jsonl.
+        selection: selection.json, where the run is the one that a private selection kept.
         remarks: one sentence for every file that could not be read in full.
     """
 
@@ -60,6 +63,7 @@ class RunFiles:
     training: tuple[TrainRound, ...] = ()
     ledger: tuple[LedgerEntry, ...] = ()
     synthetic: tuple[SyntheticLine, ...] = ()
+    selection: SelectionFile | None = None
     remarks: tuple[str, ...] = ()
 
     @property
@@ -94,8 +98,17 @@ def read_run(path: Path) -> RunFiles:
         _fitting(TrainRound, stages["train"]),
         _fitting(LedgerEntry, _json_lines(path / "ledger.jsonl", remarks)),
         _fitting(SyntheticLine, _json_lines(path / "synthetic.jsonl", remarks)),
+        _selection(path, remarks),
         tuple(remarks),
     )
+
+
+def _selection(path: Path, remarks: list[str]) -> SelectionFile | None:
+    """What stands in the folder of a kept run; of a selection of an earlier version, beside it."""
+    places = [path / SELECTION]
+    places += [path.parent / SELECTION] if path.resolve().name == KEPT_RUN else []
+    place = next((each for each in places if each.is_file()), None)
+    return None if place is None else SelectionFile.fitting(_json_object(place, remarks))
 
 
 def _fitting(model: type[Model], lines: list[dict[str, JsonTree]]) -> tuple[Model, ...]:

@@ -136,9 +136,9 @@ def role_mu(run: RunFiles, role: str) -> float | None:
 
 
 def _mus(run: RunFiles) -> dict[str, float]:
-    """Role -> mu; empty when the ledger cannot tell."""
-    readable = not any(remark.startswith("ledger.jsonl") for remark in run.remarks)
-    if not readable:
+    """Role -> mu; empty when the ledger cannot tell, as for a run that was kept of several."""
+    unreadable = any(remark.startswith("ledger.jsonl") for remark in run.remarks)
+    if unreadable or run.selection is not None:
         return {}
     squares: dict[str, float] = defaultdict(float)
     for line in run.ledger:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from aulait.core.errors import PrivacyError, require
 from aulait.core.files import JsonMapping, JsonObject
 from aulait.privacy.ledger import Ledger, LedgerHead
+from aulait.runfolder.schema import is_chained
 
 RESTORE = "restore the run folder from a copy and ask who changed it"
 
@@ -40,7 +41,8 @@ def check_finished(run: Path, result: JsonMapping) -> Ledger:
     if noted is None:
         known = saved.get("ledger") is not None or (run / "ledger.head").exists()
         linked = any(line.previous for line in ledger.lines)
-        require(bool(privacy.get("off")) or not (known or linked), PrivacyError,
+        today = is_chained(result.get("schema_version"), saved.get("schema_version"))
+        require(bool(privacy.get("off")) or not (known or linked or today), PrivacyError,
                 f"result.json of {run} names no head of the ledger, which is chained; {RESTORE}")
         return ledger
     releases = dict(noted.get("releases") or {})

@@ -1,10 +1,14 @@
-"""Where a run goes that is not told where."""
+"""Where a run goes that is not told where, and the names within what a private selection keeps."""
 
 from __future__ import annotations
 
 import re
 from datetime import datetime
 from pathlib import Path
+from typing import Final
+
+KEPT_RUN: Final = "selected"
+SELECTION: Final = "selection.json"
 
 
 def folder_label(name: str) -> str:

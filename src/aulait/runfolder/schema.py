@@ -25,8 +25,12 @@ from pydantic import (
 
 from aulait.core.files import LARGEST_NUMBER, JsonObject, JsonTree, plain_json
 
-SCHEMA_VERSION: Final = 1
-"""Of result.json; a folder without the number is older, and may lack keys of today."""
+SCHEMA_VERSION: Final = 2
+"""Of result.json and of the checkpoint; a folder without the number is older, and may lack keys of
+today."""
+
+CHAINED_SINCE: Final = 2
+"""From this version on every run under privacy notes the head of its ledger in both."""
 
 READING: Final = "reading"
 
@@ -180,6 +184,25 @@ class PrivacyResult(FileModel):
     epsilon: EpsilonByRole = EpsilonByRole()
     ledger: LedgerResult | None = None
     trust: Words = None
+
+
+class SelectionFile(FileModel):
+    """selection.json: of which private selection a run is the one that was kept, and what that cost
+    in all. ``epsilon`` is of the whole selection; the run's own ledger holds less."""
+
+    arm: Words = None
+    loss: Number = None
+    epsilon: Number = None
+    delta: Number = None
+    arms: Number = None
+    runs_on_average: Number = None
+    assumed: Words = None
+
+
+def is_chained(*versions: object) -> bool:
+    """Whether a run must have noted the head of its ledger, by what its files say of their version;
+    one of them is enough."""
+    return any(isinstance(v, int | float) and v >= CHAINED_SINCE for v in versions)
 
 
 class TrafficResult(FileModel):

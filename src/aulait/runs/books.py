@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aulait.core.errors import PrivacyError, require
 from aulait.core.files import writing
 from aulait.privacy.accounting import Accountant
 from aulait.privacy.aggregator import KnownSites, PrivateAggregator
@@ -9,6 +10,7 @@ from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
 from aulait.runfolder.run_folder import RunFolder
+from aulait.runfolder.schema import is_chained
 from aulait.runs.prepared import Books, PreparedRun
 from aulait.runs.progress import Progress
 
@@ -27,6 +29,10 @@ def open_ledger(run: PreparedRun, folder: RunFolder, progress: Progress) -> Ledg
         return ledger
     if progress.ledger_head is not None:
         ledger.hold_against(progress.ledger_head, "the checkpoint")
+    else:
+        require(not is_chained(progress.schema_version), PrivacyError,
+                f"the checkpoint of {folder.path} names no head of the ledger, which is chained; "
+                "restore the run folder from a copy")
     with writing(folder.path):
         ledger.begin()
     progress.ledger = ledger

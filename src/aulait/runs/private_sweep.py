@@ -20,14 +20,13 @@ from aulait.core.errors import ConfigError, require
 from aulait.core.files import JsonObject
 from aulait.privacy.accounting import Event
 from aulait.privacy.private_selection import RunCount, selection_epsilon
+from aulait.runfolder.naming import KEPT_RUN, SELECTION
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runs.experiment_file import Settings
 from aulait.runs.loop import run
 from aulait.runs.prepared import Engine, SharedCache
 from aulait.runs.setup import prepare
 from aulait.runs.sweep import Job
-
-CHOSEN = "selected"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def select_privately(jobs: Sequence[Job], engine: Engine, runs_on_average: float
         jobs: one of every arm, of one seed.
         engine: reaches the clients.
         runs_on_average: mean of the geometric number of runs, > 1.
-        out: gets ``selected/``, the kept run, and ``selection.json``.
+        out: gets ``selected/``, the kept run, and ``selection.json``, which the kept run has too.
 
     Raises:
         ConfigError: an arm has wrong settings, no privacy, a seeded noise, a score on private
@@ -82,16 +81,17 @@ def select_privately(jobs: Sequence[Job], engine: Engine, runs_on_average: float
     require(len(promises) == 1 and len({str(s.data) for s in settings}) == 1, ConfigError,
             "the arms differ in data, privacy.unit, unit_field, relation or delta, expected the "
             "same in all for a private selection; sweep other settings")
-    require(not (out / CHOSEN).exists(), ConfigError,
-            f"{out / CHOSEN} holds a selection already, and another would cost as much again; "
+    require(not (out / KEPT_RUN).exists(), ConfigError,
+            f"{out / KEPT_RUN} holds a selection already, and another would cost as much again; "
             "choose another --out")
     delta = settings[0].privacy.delta or 0.0
     costs = [cost for each in settings for cost in _costs(each)]
     epsilon = selection_epsilon(costs, delta, count)
     kept = _best(list(zip(jobs, settings, strict=True)), engine, count, out)
-    choice = PrivateChoice(kept[0], str(out / CHOSEN), kept[1], epsilon, delta, len(jobs),
+    choice = PrivateChoice(kept[0], str(out / KEPT_RUN), kept[1], epsilon, delta, len(jobs),
                            runs_on_average)
-    RunFolder(out).write_json("selection.json", choice.document())
+    for folder in (out, out / KEPT_RUN):  # also where whoever gets the run alone will find it
+        RunFolder(folder).write_json(SELECTION, choice.document())
     return choice
 
 
@@ -132,8 +132,8 @@ def _best(arms: Sequence[tuple[Job, Settings]], engine: Engine, count: RunCount,
         loss = run(settings, trial, engine, cache=SharedCache())["eval"].get("loss")
         better = math.inf if loss is None else float(loss)
         if not best[0] or better < (math.inf if best[1] is None else best[1]):
-            shutil.rmtree(out / CHOSEN, ignore_errors=True)
-            trial.rename(out / CHOSEN)
+            shutil.rmtree(out / KEPT_RUN, ignore_errors=True)
+            trial.rename(out / KEPT_RUN)
             best = (job.arm.label, loss)
     shutil.rmtree(trial, ignore_errors=True)
     return best

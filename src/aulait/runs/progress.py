@@ -13,6 +13,7 @@ from aulait.core.types import Adapter, Site, Tensors
 from aulait.methods.contract import State
 from aulait.privacy.ledger import Ledger, LedgerHead
 from aulait.runfolder.run_folder import RunFolder
+from aulait.runfolder.schema import SCHEMA_VERSION
 from aulait.runs import client_state
 from aulait.runs.virtual_time import clock
 from aulait.synthesis.population import EvolutionState, Text
@@ -59,6 +60,7 @@ class Progress:
             own dictionary once it is bound. Secret, and not saved when the run is done.
         ledger: whose head is saved with the run, once it is bound; None without privacy.
         ledger_head: the head that the checkpoint held; None where it held none.
+        schema_version: of the checkpoint that was found; 0 where there was none.
         counted_s: when the seconds were last counted, on the clock of ``time.perf_counter``.
     """
 
@@ -74,6 +76,7 @@ class Progress:
     personal: dict[str, Adapter] = field(default_factory=dict)
     ledger: Ledger | None = None
     ledger_head: LedgerHead | None = None
+    schema_version: int = 0
     counted_s: float = field(default_factory=time.perf_counter)
     noise_state: dict[str, Tensors] = field(default_factory=dict)
 
@@ -116,7 +119,7 @@ class Progress:
                         for name, t in own.items()}
         known = {} if self.ledger is None else {"ledger": self.ledger.head.model_dump()}
         folder.checkpoint(tensors, {
-            **known, "stage": self.stage,
+            **known, "schema_version": SCHEMA_VERSION, "stage": self.stage,
             "synthesis": self.synthesis.dump() if self.synthesis else None,
             "round": self.state.round if self.state else 0,
             "texts": [[asdict(text) for text in shard] for shard in self.texts],
@@ -146,4 +149,5 @@ class Progress:
             totals=held["totals"], base_eval=held["base_eval"], last_eval=held["last_eval"],
             stopped=held["stopped"], memory=client_state.unpacked(tensors, held["memory"]),
             ledger_head=None if head is None else LedgerHead.read(head, "the checkpoint"),
+            schema_version=held.get("schema_version", 1),
             noise_state=noise)

@@ -50,7 +50,8 @@ class TrainStage:
         sites = {**self._run.federation.sites, **self._server_sites[0]}
         ask = self._execution.engine.connect(self._run, sites)
         if self._site_noise is not None:
-            ask = protected(ask, self._site_noise, frozenset(self._run.federation.sites))
+            steps = {name: own.plan.steps for name, own in self._run.federation.sites.items()}
+            ask = protected(ask, self._site_noise, steps)
         noise_arm = self._settings.synthesis.proxies == "noise"
         return scrambled(ask, self._run.context.seeds) if noise_arm else ask
 
@@ -152,13 +153,20 @@ class TrainStage:
         self._progress.save(self._execution.folder)
 
 
-def protected(ask: Ask, noise: SiteNoise, clients: frozenset[str]) -> Ask:
+def protected(ask: Ask, noise: SiteNoise, steps: Mapping[str, int]) -> Ask:
     """Ask the clients for training with noise of their own; sites of the server train on public
-    texts and need none."""
+    texts and need none.
+
+    Args:
+        ask: gets updates.
+        noise: what is charged, the worst of all clients.
+        steps: client -> its own noised steps in a round, of which it is asked for no more.
+    """
     def asking(requests: Sequence[ClientRequest]) -> Iterable[ClientUpdate]:
         return ask([
-            replace(request, settings={**request.settings, PRIVATE: noise.setting()})
-            if request.client in clients else request for request in requests])
+            replace(request, settings={
+                **request.settings, PRIVATE: noise.of_steps(steps[request.client]).setting()})
+            if request.client in steps else request for request in requests])
 
     return asking
 

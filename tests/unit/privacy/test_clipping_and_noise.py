@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from aulait.core.errors import PrivacyError
 from aulait.privacy import noise as noise_module
-from aulait.privacy.clipping import MOST_SUMMANDS, clip, clip_vector, norm
-from aulait.privacy.noise import SeededNoise, SystemNoise, check_exact, grid, toward_zero
+from aulait.privacy.clipping import clip, clip_vector, norm
+from aulait.privacy.noise import SeededNoise, SystemNoise, toward_zero
+from aulait.privacy.noise_grid import MOST_SUMMANDS, check_exact, grid, least_multiplier
 
 
 def oracle_norm(share):
@@ -165,6 +166,15 @@ def test_sums_that_would_not_be_exact_are_refused():
     check_exact(1e300, 0.0)
     with pytest.raises(PrivacyError, match="2\\^52"):
         check_exact(2.0**33, grid(1.0))
+
+
+@given(st.floats(-20, 20), st.integers(1, MOST_SUMMANDS), st.sampled_from([1.0, 2.0, 2.83]))
+def test_the_least_noise_multiplier_is_enough_for_every_bound(log, summands, sensitivity):
+    bound = 10.0**log
+    z = least_multiplier(sensitivity, summands)
+    check_exact(summands * bound, grid(z * sensitivity * bound))
+    with pytest.raises(PrivacyError, match="2\\^52"):
+        check_exact(summands * bound, grid(z * sensitivity * bound / 2.1))
 
 
 def test_on_the_grid_it_is_the_rounded_normal_distribution():

@@ -24,7 +24,8 @@ from aulait.privacy.accounting import Accountant
 from aulait.privacy.aggregator import KnownSites, PrivateAggregator, Release
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
-from aulait.privacy.noise import SystemNoise, grid
+from aulait.privacy.noise import SystemNoise
+from aulait.privacy.noise_grid import grid
 from aulait.training import record_gradients
 from aulait.training.record_gradients import PrivateTraining, train_privately
 from aulait.training.trainer import Learner, TrainConfig

@@ -23,7 +23,8 @@ from aulait.models import loading
 from aulait.models.loading import AdapterConfig, Base
 from aulait.privacy import clipping
 from aulait.privacy.accounting import Event, epsilon
-from aulait.privacy.noise import SystemNoise, grid, toward_zero
+from aulait.privacy.noise import SystemNoise, toward_zero
+from aulait.privacy.noise_grid import grid
 from aulait.training import record_gradients
 from aulait.training.record_gradients import PrivateTraining, gradients, train_privately
 from aulait.training.trainer import Learner, TrainConfig

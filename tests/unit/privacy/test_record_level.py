@@ -353,7 +353,7 @@ def federation(base, config, privacy, z=1.0, proxies=()):
             updates.append(update)
             yield update
 
-    ask = noted if asked is None else protected(noted, site_noise, frozenset({"ann", "barb"}))
+    ask = noted if asked is None else protected(noted, site_noise, {"ann": 2, "barb": 2})
     state = dplora.init(config, context)
     cohort = Cohort(round=1, local=("ann", "barb"), proxies={p: 2.0 for p in proxies}, planned=2, noise_multiplier=z, lr=0.1)
     after, info = dplora.step(config, context, state, cohort, Server(ask, through))

@@ -9,7 +9,7 @@ from tests.tiny_run import settings, write_data
 from typer.testing import CliRunner
 
 from aulait.cli import app
-from aulait.core.errors import ConfigError, DataError, NobodyTrained
+from aulait.core.errors import ConfigError, DataError, NobodyTrained, PrivacyError
 from aulait.engines.inline import InlineEngine
 from aulait.models import exported
 from aulait.runs.experiment_file import dump_settings
@@ -38,6 +38,17 @@ def test_a_base_of_narrow_weights_is_refused_where_records_are_protected(folder,
     with pytest.raises(ConfigError, match=told):
         settings(folder, model=model, privacy=private, algorithm={"name": "fedit"})
     settings(folder, privacy=private, algorithm={"name": "fedit"})
+
+
+@pytest.mark.parametrize("unit", ["client", "record"])
+@pytest.mark.parametrize("asked", [{"noise_multiplier": 1e-4}, {"epsilon": 1e12}])
+def test_noise_too_small_for_exact_sums_is_refused_before_work(folder, unit, asked):
+    private = {"unit": unit, "relation": "zero-out" if unit == "record" else "add-remove",
+               "delta": 1e-3, "clip": 1.0}
+    some = settings(folder, privacy=private | asked, algorithm={"name": "fedit"})
+    with pytest.raises(PrivacyError, match=r"noise multiplier \S+ of stage.*expected at least"):
+        run(some, folder / "r", InlineEngine())
+    assert not (folder / "r" / "rounds.jsonl").exists()
 
 
 def test_dropping_long_texts_until_nobody_is_left_names_the_cause(folder):

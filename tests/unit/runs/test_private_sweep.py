@@ -1,6 +1,7 @@
 """A sweep that keeps its best run by public text, and tells nothing of the others."""
 
 import json
+import shutil
 from collections import Counter
 from random import Random
 
@@ -9,6 +10,8 @@ from tests.unit.cli.test_commands import OFF, problem, told, write
 
 from aulait.privacy.accounting import Event, epsilon
 from aulait.privacy.private_selection import RunCount, selection_epsilon
+from aulait.reporting import numbers
+from aulait.reporting.guarantee import success
 from aulait.runs import private_sweep
 
 PUBLIC = ("--set", 'data.public="docstrings"', "--set", 'evaluate.on="public"')
@@ -63,6 +66,36 @@ def test_its_epsilon_is_that_of_the_selection_not_of_one_run(chosen):
     assert found["epsilon"] > epsilon(events, 1e-2)
     assert found["runs_on_average"] == 4
     assert found["arms"] == 3
+
+
+@pytest.mark.parametrize("place", ["as it lies", "alone", "of an earlier version"])
+def test_the_dossier_of_the_kept_run_tells_what_the_selection_cost(chosen, tmp_path, place):
+    """Wherever its folder went; the run alone would have a smaller epsilon and a lower success."""
+    _, out, found = chosen
+    if place == "alone":
+        kept = tmp_path / "model"
+        shutil.copytree(out / "selected", kept)
+    else:
+        shutil.copytree(out, tmp_path / "s")
+        kept = tmp_path / "s" / "selected"
+    if place == "of an earlier version":
+        (kept / "selection.json").unlink()
+    page = tmp_path / "page.html"
+    dossier = told("dossier", kept, "--out", page)
+    assert dossier["selection"]["epsilon"] == found["epsilon"]
+    for role in dossier["roles"].values():
+        assert role["epsilon"] == found["epsilon"]
+        assert role["best_success"] == success(found["epsilon"], found["delta"])
+    assert "that of the whole selection" in page.read_text()
+    assert numbers.epsilon(found["epsilon"]) in page.read_text()
+    assert told("account", kept)["selection"]["epsilon"] == found["epsilon"]
+    (kept / "selection.json").unlink(missing_ok=True)
+    alone = tmp_path / "another"
+    kept.rename(alone)
+    bare = told("dossier", alone, "--out", page)
+    assert bare["selection"] is None
+    assert max(role["best_success"] for role in bare["roles"].values()) < max(
+        role["best_success"] for role in dossier["roles"].values())
 
 
 def test_what_would_break_the_guarantee_is_refused_in_one_line(chosen, tmp_path):

@@ -21,7 +21,7 @@ from aulait.core.errors import PrivacyError
 from aulait.core.types import Plan, Record, Site, VoteRequest
 from aulait.privacy.accounting import calibrate, epsilon
 from aulait.privacy.mechanisms import find_mechanism
-from aulait.privacy.noise import grid
+from aulait.privacy.noise_grid import grid
 from aulait.privacy.record_level import PRIVATE, VOTES, SiteNoise, unit_vote_bound
 from aulait.synthesis import private_evolution
 from aulait.synthesis.embedding import SentenceEmbedder

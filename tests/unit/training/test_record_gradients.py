@@ -18,7 +18,8 @@ from aulait.core.types import Adapter, Record
 from aulait.core.units import units
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
-from aulait.privacy.noise import SeededNoise, SystemNoise, grid
+from aulait.privacy.noise import SeededNoise, SystemNoise
+from aulait.privacy.noise_grid import grid
 from aulait.training import record_gradients
 from aulait.training.batches import collate, scored
 from aulait.training.record_gradients import PrivateTraining, batches, gradients, train_privately
