@@ -25,8 +25,8 @@ from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.ledger_line import LedgerLine, UnitSampling
 from aulait.privacy.mechanisms import Mechanism, find_mechanism
-from aulait.privacy.noise import NoiseSource
 from aulait.privacy.noise_grid import MOST_SUMMANDS, check_exact
+from aulait.privacy.noise_source import NoiseSource
 from aulait.privacy.record_level import RecordMechanism, same_relation
 from aulait.privacy.sealed import Seal, SealedUpdate, forgotten_after
 from aulait.privacy.update_checks import ExpectedShapes, Rejections, UpdateChecks, unsplit

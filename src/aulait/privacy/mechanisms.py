@@ -55,7 +55,7 @@ from aulait.privacy.accounting import Event
 
 if TYPE_CHECKING:  # the plan and the command line need no torch
     from aulait.core.types import Tensors
-    from aulait.privacy.noise import NoiseSource
+    from aulait.privacy.noise_source import NoiseSource
 
 Unit = Literal["client", "record"]
 Relation = Literal["add-remove", "zero-out", "replace"]

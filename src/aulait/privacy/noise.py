@@ -34,7 +34,6 @@ import hashlib
 import math
 import os
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -65,30 +64,6 @@ def toward_zero(values: Tensor, step: float) -> Tensor:
     """
     exact = values.detach().to(torch.float64)
     return exact if step == 0.0 else torch.trunc(exact / step) * step
-
-
-class NoiseSource(Protocol):
-    """Where noise comes from.
-
-    Attributes:
-        private: whether nobody can predict the noise. False makes the ledger say that the run is
-            not private.
-    """
-
-    @property
-    def private(self) -> bool:
-        """Whether nobody can predict the noise."""
-
-    def at(self, release: int) -> NoiseSource:
-        """The source for one release, so that a resumed run draws what the interrupted one would
-        have drawn."""
-
-    def step(self, std: float) -> float:
-        """The step of the grid on which noise of this standard deviation lies."""
-
-    def gaussian(self, shape: tuple[int, ...], std: float) -> Tensor:
-        """Independent N(0, std²) numbers, each rounded to the nearest multiple of ``step(std)``;
-        float64, on the CPU."""
 
 
 class SystemNoise:

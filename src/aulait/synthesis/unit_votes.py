@@ -23,8 +23,9 @@ from torch import Tensor
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record, VoteRequest
 from aulait.core.units import RecordGroup, units
-from aulait.privacy.noise import NoiseSource, SeededNoise, SystemNoise, toward_zero
+from aulait.privacy.noise import SeededNoise, SystemNoise, toward_zero
 from aulait.privacy.noise_grid import check_exact, grid
+from aulait.privacy.noise_source import NoiseSource
 from aulait.privacy.record_level import SiteNoise
 from aulait.synthesis.embedding import Embedder, nearest_candidates
 

@@ -39,8 +39,9 @@ from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record
 from aulait.core.units import RecordGroup, units
 from aulait.privacy import clipping as clip
-from aulait.privacy.noise import NoiseSource, SeededNoise, SystemNoise, toward_zero
+from aulait.privacy.noise import SeededNoise, SystemNoise, toward_zero
 from aulait.privacy.noise_grid import check_exact, grid
+from aulait.privacy.noise_source import NoiseSource
 from aulait.privacy.record_level import precision_problems
 from aulait.training.batches import collate
 from aulait.training.stacked import Stack
