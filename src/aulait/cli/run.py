@@ -20,6 +20,7 @@ from aulait.runs import experiment_file, loop, setup
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import SharedCache
 from aulait.runs.progress import Observer
+from aulait.runs.settled import as_begun
 
 _UNDECODED = re.compile(": not (?!JSON|CSV)")
 _ENCODING = " (set data.encoding, or data.public_encoding, to what the file is written in)"
@@ -71,6 +72,7 @@ def carry_out(settings: Settings, path: Path, resume: bool, again: Sequence[str]
         What result.json holds.
     """
     cache = SharedCache()
+    settings = as_begun(settings, path / "config.toml")
     try:
         with Bar() as bar:
             bar("prepare", 0, 1, "reading data, loading the base")

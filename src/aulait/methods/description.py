@@ -40,6 +40,8 @@ class Abilities:
             None follows from ``private`` and ``unit``.
         splits: whether a client may hold the client half of the model alone: so where clients
             train by ``Learner.train`` only.
+        folds: whether dense updates are folded into the base weights, which a base in a narrow
+            precision would round away.
     """
 
     private: bool = True
@@ -50,6 +52,7 @@ class Abilities:
     unit: Unit = "client"
     splits: bool = True
     units: tuple[Unit, ...] | None = None
+    folds: bool = False
 
     @property
     def offered(self) -> tuple[Unit, ...]:
@@ -91,6 +94,7 @@ class Traits:
     unit: Unit
     splits: bool
     units: tuple[Unit, ...]
+    folds: bool
 
 
 def described(module: str, docstring: str | None, abilities: Abilities) -> Traits:
@@ -117,7 +121,7 @@ def described(module: str, docstring: str | None, abilities: Abilities) -> Trait
             found["differs"], _one_of(YES_NO, "unequal ranks", found),
             _one_of(EXACT, "exact", found), abilities.private, abilities.secure, abilities.instead,
             abilities.trains, abilities.personal, abilities.unit, abilities.splits,
-            abilities.offered)
+            abilities.offered, abilities.folds)
     except ValueError as error:
         raise ConfigError(f"algorithm '{name}' does not describe itself: {error}; correct the last "
                           "paragraph of its docstring") from None

@@ -39,7 +39,7 @@ from aulait.methods.shared.weighted_mean import factor_requests
 from aulait.training.trainer import Learner
 
 TRAITS = described(__name__, __doc__, Abilities(
-    private=False, secure=False, instead="ffa", units=("record",)))
+    private=False, secure=False, instead="ffa", units=("record",), folds=True))
 
 
 class FedExConfig(MixtureConfig):

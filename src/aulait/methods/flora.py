@@ -37,7 +37,7 @@ from aulait.methods.shared.per_client import SingleReading, SingleUpdates
 from aulait.training.trainer import Learner
 
 TRAITS = described(__name__, __doc__, Abilities(
-    private=False, secure=False, instead="ffa", units=("record",)))
+    private=False, secure=False, instead="ffa", units=("record",), folds=True))
 
 
 class FLoRAConfig(MixtureConfig):

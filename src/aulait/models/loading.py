@@ -22,6 +22,7 @@ from aulait.core import lora
 from aulait.core.errors import ModelError, did_you_mean, install, require
 from aulait.core.lora import Shapes
 from aulait.core.types import Adapter
+from aulait.models import precision
 from aulait.models import prefix_cache as prefix
 from aulait.models.adaptable import not_adaptable
 from aulait.models.attention import is_attention
@@ -48,7 +49,8 @@ class ModelConfig(BaseModel):
         name: "brew" (built in), "smollm2" (extra ``smollm2``), a folder, a .gguf file or a folder
             with one (extra ``gguf``), or a Hugging Face id.
         kind: "causal" or "seq2seq".
-        dtype: precision of the frozen weights; the adapter is always trained in float32.
+        dtype: precision of the frozen weights; the adapter is always trained in float32. "auto" is
+            bfloat16 where that is faster and has the same loss, else float32 (``precision``).
         context: tokens of a training sequence; longer texts are treated as ``data.too_long`` says.
         quant: "4bit" or "8bit" through bitsandbytes (extra ``quant``, needs CUDA); None for none.
         device: "auto" takes CUDA when there is one.
@@ -59,7 +61,7 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = "brew"
     kind: Literal["causal", "seq2seq"] = "causal"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     context: int = Field(256, ge=8)
     quant: Literal["4bit", "8bit"] | None = None
     device: str = "auto"
@@ -93,7 +95,7 @@ class Base:
         model: the Hugging Face model, frozen, in evaluation mode, its linear layers wrapped.
         tokenizer: its tokenizer.
         device: where the weights lie.
-        config: what it was loaded from.
+        config: what it was loaded from, its ``dtype`` settled.
         slots: name of every wrapped layer -> its wrapper.
         split_head: whether logits equal head(hidden states), so that the head may run on chosen
             positions only.
@@ -135,7 +137,7 @@ def load_base(config: ModelConfig) -> Base:
     device = torch.device("cuda" if torch.cuda.is_available()
                           else "cpu") if config.device == "auto" else torch.device(
         config.device)
-    model, tokenizer = _fetch(config, device)
+    config, model, tokenizer = _in_its_precision(config, device)
     check_tokens(model, tokenizer, config.name)
     check_positions(model, config.context, config.name)
     if tokenizer.pad_token_id is None:
@@ -146,6 +148,21 @@ def load_base(config: ModelConfig) -> Base:
     base.split_head = config.kind == "causal" and _head_splits(base)
     base.prefix = prefix.prefix_of(model.get_decoder()) if base.split_head else None
     return base
+
+
+def _in_its_precision(config: ModelConfig, device: torch.device,
+                      ) -> tuple[ModelConfig, PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in the precision asked for, and with "auto" in the one that suits it."""
+    if config.dtype != "auto":
+        return config, *_fetch(config, device)
+    full = config.model_copy(update={"dtype": "float32"})
+    model, tokenizer = _fetch(full, device)
+    if config.quant is None and precision.worth_trying(model, device):
+        half = config.model_copy(update={"dtype": "bfloat16"})
+        narrow, _ = _fetch(half, device)
+        if precision.says_the_same(narrow, model, tokenizer):
+            return half, narrow, tokenizer
+    return full, model, tokenizer
 
 
 def _fetch(config: ModelConfig, device: torch.device,

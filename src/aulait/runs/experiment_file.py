@@ -31,7 +31,7 @@ from aulait.methods.contract import AnyMethod, find_method, server_site
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.models.named import name_problems
 from aulait.privacy.config import PrivacyConfig
-from aulait.privacy.record_level import precision_problems
+from aulait.privacy.record_level import PRECISION, precision_problems
 from aulait.synthesis.population import SynthesisConfig
 from aulait.tracking import boards
 from aulait.tracking.boards import TrackConfig
@@ -247,7 +247,8 @@ def settings_problems(settings: Settings) -> list[str]:
     problems += boards.problems(settings.track)
     problems += name_problems(settings.model.name)
     if settings.privacy.protects_records:
-        problems += precision_problems(settings.model.dtype, settings.model.quant)
+        asked = settings.model.dtype.replace("auto", PRECISION)  # which "auto" takes here
+        problems += precision_problems(asked, settings.model.quant)
     if not settings.data.pooled or not settings.privacy.off:
         # checked again when the number of clients is known
         problems += settings.privacy.problems(2)
@@ -368,6 +369,7 @@ def renewed_settings(text: str) -> str:
     take them, or would use other records."""
     try:
         tree = tomllib.loads(text)
+        tree.get("model", {}).setdefault("dtype", "float32")  # of the time without "auto"
         privacy = tree.get("privacy", {})
         if privacy.get("unit") == "record" and privacy.get("relation") == "add-remove":
             privacy["relation"] = "zero-out"

@@ -27,6 +27,7 @@ from aulait.runs.books import check_releases, epsilons, open_books, open_ledger
 from aulait.runs.experiment_file import Settings, dump_settings, renewed_settings
 from aulait.runs.prepared import Engine, SharedCache
 from aulait.runs.progress import Observer, Progress
+from aulait.runs.settled import as_begun
 from aulait.runs.setup import prepare
 from aulait.runs.stage import Execution, Stage, StateT
 from aulait.runs.synthesis_stage import SynthesisStage
@@ -57,7 +58,8 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
     """
     started, watch = time.perf_counter(), observer.watch
     watch("prepare", 0, 1, "reading data, loading the base")
-    prepared = prepare(settings, cache or SharedCache(), engine.clients)
+    prepared = prepare(as_begun(settings, path / "config.toml"), cache or SharedCache(),
+                       engine.clients)
     folder = RunFolder(path)
     entered = folder.begin(dump_settings(prepared.settings), finish.machine(), resume,
                            renewed_settings)

@@ -29,6 +29,7 @@ from aulait.runs.experiment_file import Settings, with_format
 from aulait.runs.placement import PlacementFacts, ranks_of
 from aulait.runs.prepared import Federation, Models, PreparedRun, SharedCache, TierPlan
 from aulait.runs.privacy_schedule import privacy_plan
+from aulait.runs.settled import precision_settled
 from aulait.synthesis import embedding
 from aulait.synthesis.generator import build_generator
 from aulait.synthesis.variation import Variation
@@ -51,7 +52,7 @@ def prepare(settings: Settings, cache: SharedCache,
     Raises:
         ConfigError, DataError, ModelError, PrivacyError: one line a problem.
     """
-    settings = with_format(settings)
+    settings = precision_settled(with_format(settings))
     if settings.engine.threads:
         torch.set_num_threads(settings.engine.threads)
     seeds = Seeds(settings.run.seed)
@@ -59,6 +60,7 @@ def prepare(settings: Settings, cache: SharedCache,
     unpooled = settings.data.model_copy(update={"pooled": False})
     corpus = _corpus(settings, unpooled, seeds, cache, elsewhere)
     models = _models(settings, cache)
+    settings = settings.model_copy(update={"model": models.base.config})
     clients: Mapping[str, ClientData] = corpus.clients
     if elsewhere is None:
         clients, corpus = _fitted(settings, cache, models.learner, unpooled, corpus)

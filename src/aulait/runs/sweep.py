@@ -26,6 +26,7 @@ from aulait.core.files import JsonObject
 from aulait.runs.experiment_file import Settings, dump_settings, read_settings, renewed_settings
 from aulait.runs.loop import run
 from aulait.runs.prepared import Engine, SharedCache
+from aulait.runs.settled import as_begun
 
 Status = Literal["finished", "resumed", "skipped", "failed"]
 
@@ -236,7 +237,7 @@ def _finished(path: Path, settings: Settings) -> JsonObject | None:
     if not (path / "result.json").is_file():
         return None
     held = path / "config.toml"
-    same = held.is_file() and dump_settings(settings) in (
+    same = held.is_file() and dump_settings(as_begun(settings, held)) in (
         before := held.read_text(encoding="utf-8"), renewed_settings(before))
     require(
         same,

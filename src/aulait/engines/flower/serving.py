@@ -33,6 +33,7 @@ from aulait.reporting.report import write_report
 from aulait.runfolder.run_folder import RunFolder, differing_settings
 from aulait.runs import experiment_file
 from aulait.runs.experiment_file import Settings
+from aulait.runs.settled import as_begun
 
 if TYPE_CHECKING:
     from aulait.engines.flower.hardening.control import Control
@@ -246,7 +247,7 @@ def finished(settings: Settings, run: Path, resume: bool) -> JsonObject | None:
         "--out")
     held = run / EXPERIMENT
     require(not held.is_file() or not differing_settings(held.read_text(encoding="utf-8"),
-        experiment_file.dump_settings(settings)), ConfigError,
+        experiment_file.dump_settings(as_begun(settings, held))), ConfigError,
             f"run folder {run} was started with other settings ({EXPERIMENT}); resume with the "
             "same file, or choose another --out")
     # a server that is about to end

@@ -27,6 +27,7 @@ from aulait.runs import loop
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import SharedCache
 from aulait.runs.progress import Observer
+from aulait.runs.settled import as_begun
 from aulait.runs.setup import prepare
 
 ROLL: Final = "serve/roll.json"
@@ -53,7 +54,7 @@ def run_deployed(engine: CoordinatorEngine[BodyT], settings: Settings, out: Path
     """
     folder, event_log, cache = RunFolder(out), engine.event_log, SharedCache()
     roll = _settled_roll(engine, settings, folder, enrolled)
-    settings = planned_by(settings, roll, out)
+    settings = as_begun(planned_by(settings, roll, out), out / "config.toml")
     event_log.progress("prepare", 0, 1, "loading the base")
     prepared = prepare(settings, cache, dict.fromkeys(sorted(roll), 1))
     known: dict[str, int] = (json.loads((out / RECORDS).read_text(encoding="utf-8"))
