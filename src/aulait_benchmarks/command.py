@@ -12,7 +12,7 @@ from aulait.cli import terminal
 from aulait.cli.options import JsonOption
 from aulait.core.errors import ConfigError, did_you_mean
 from aulait.reporting import numbers as n
-from aulait_benchmarks import aggregate, cost, simulate
+from aulait_benchmarks import aggregate, cost, peers, simulate
 from aulait_benchmarks.edge import edge_command
 from aulait_benchmarks.edge.edge_command import EdgeOptions
 
@@ -38,6 +38,8 @@ def bench(  # noqa: PLR0913 (the options of a command)
     quick: Annotated[bool,
         typer.Option("--quick",
                      help="Small layers or tiny models: seconds instead of minutes.")] = False,
+    beside_peers: Annotated[bool, typer.Option("--peers",
+        help="simulate: beside a loop with PEFT as well, for several models and batches.")] = False,
     out: edge_command.EdgeOutOption = None,
     family: edge_command.FamilyOption = None,
     model: edge_command.ModelOption = None,
@@ -52,8 +54,9 @@ def bench(  # noqa: PLR0913 (the options of a command)
     """Measure this installation beside the straightforward way to the same result.
 
     simulate: what a federation in one process costs beside plain training of one adapter; a ratio
-        of 1 is parity, below
-    1.15 is as it should be. aggregate: how many times faster replies of unequal ranks are merged
+        of 1 is parity, below 1.15 is as it should be. With --peers the same work also goes through
+        the loop that a user would write with PEFT, and ratios are how many times as fast aulait
+        is. aggregate: how many times faster replies of unequal ranks are merged
     than by a dense SVD, how exact the singular values are, and what a thousand clients take in
     memory. edge: the figures of the "Very Edge" study, measured here where memory and time allow
     and modelled elsewhere; see docs/edge.md. cost: seconds that the closed-form cost model predicts
@@ -65,17 +68,21 @@ def bench(  # noqa: PLR0913 (the options of a command)
         if name not in simulate.names():
             raise ConfigError(
                 f"benchmark '{name}' is unknown; {did_you_mean(name, simulate.names())}")
-        _unused(name, repetitions, clients)
+        _unused(name, repetitions, clients, beside_peers)
         size = Size(quick, repetitions or REPETITIONS, clients or CLIENTS)
         if name == "edge":
             options = EdgeOptions(family, model, batches, lengths, minutes, watts,
                                   joules_per_byte, servers)
             asked = edge_command.scope(options, quick, size.repetitions)
             found = edge_command.measure(asked, out)
+        elif beside_peers:
+            found = _peers(model, batches, clients, size)
         else:
             found = _measured(name, size, out)
     if as_json:
         terminal.document(found)
+    elif beside_peers:
+        _show_peers(found)
     else:
         {"edge": edge_command.show, "aggregate": _show_aggregate, "cost": _show_cost,
          "deploy": _show_deploy}.get(name, _show)(found)
@@ -96,8 +103,22 @@ class Size:
     clients: int
 
 
-def _unused(name: str, repetitions: int | None, clients: int | None) -> None:
+def _peers(model: str | None, batches: str | None, clients: int | None,
+           size: Size) -> dict[str, Any]:
+    """The same work through aulait, a loop with PEFT and plain training."""
+    rows = edge_command.numbers(batches, "--batches", "rows of a step, as 1,2,4,8") if (
+        batches is not None) else ()
+    asked = peers.scope(model, tuple(sorted({int(each) for each in rows})), clients,
+                        size.repetitions, size.quick)
+    return peers.compare(asked, terminal.note)
+
+
+def _unused(name: str, repetitions: int | None, clients: int | None, beside_peers: bool) -> None:
     """Refuse what a benchmark would not heed."""
+    if beside_peers and name != "simulate":
+        raise ConfigError(
+            f"found --peers with benchmark '{name}', expected it with 'simulate' alone; leave it "
+            "out")
     if clients is not None and name != "simulate":
         raise ConfigError(
             f"found --clients with benchmark '{name}', expected it with 'simulate' alone; leave it "
@@ -145,6 +166,24 @@ def _show(found: dict[str, Any]) -> None:
         f"peak memory {n.size(found['peak_rss_bytes'])}, the base was loaded "
         f"{n.counted(found['base_loads'], 'time')}"
     )
+
+
+def _show_peers(found: dict[str, Any]) -> None:
+    rows = [
+        (f"{case['model']} {case['dtype']}", case["method"], case["targets"], str(case["batch"]),
+         str(case["clients"]), n.count(case["tokens"]),
+         *(n.significant(case[f"{name}_tokens_per_s"]) for name in ("aulait", "loop", "floor")),
+         f"{case['ratio_to_loop']:.2f}", f"{case['ratio_to_floor']:.2f}")
+        for case in found["cases"]
+    ]
+    title = (
+        f"tokens a second on {found['device']}, {n.counted(found['threads'], 'thread')}, medians "
+        f"of {found['repetitions']} turns"
+    )
+    terminal.table(title, ("model", "method", "targets", "batch", "clients", "tokens", "aulait",
+                           "PEFT loop", "plain", "times the loop", "times plain"), rows,
+                   right=range(3, 11))
+    terminal.say(f"peak memory {n.size(found['peak_rss_bytes'])}, two copies of the base")
 
 
 def _show_aggregate(found: dict[str, Any]) -> None:

@@ -44,6 +44,29 @@ Passes = list[list[list[Record]]]
 
 
 @dataclass(frozen=True)
+class Workload:
+    """What a federation trains in a benchmark.
+
+    Attributes:
+        model: as ``model.name`` has it.
+        dtype: of its weights.
+        method: of METHODS.
+        clients: sites, all of which train in every round.
+        steps: optimiser steps of a site in a round.
+        batch: sequences in a step.
+        targets: layers that carry the adapter.
+    """
+
+    model: str = "brew"
+    dtype: str = "float32"
+    method: str = "fedit"
+    clients: int = 16
+    steps: int = 4
+    batch: int = 4
+    targets: str = "all-linear"
+
+
+@dataclass(frozen=True)
 class Timing:
     """Medians of one method.
 
@@ -88,7 +111,8 @@ def simulate(
     cache = SharedCache()
     with _counting() as loads:
         for name in METHODS:
-            run = _prepared(name, clients, steps, batch, cache)
+            work = Workload(method=name, clients=clients, steps=steps, batch=batch)
+            run = prepared(work, cache)
             timings[name] = _timed(run, name, rounds, max(3, repetitions))
         dpsgd = _private(run, max(3, repetitions))
         device = run.models.base.device
@@ -111,15 +135,16 @@ def simulate(
     }
 
 
-def _prepared(name: str, clients: int, steps: int, batch: int, cache: SharedCache) -> PreparedRun:
+def prepared(work: Workload, cache: SharedCache) -> PreparedRun:
+    """The federation of a workload on built-in data, ready to train."""
     tree = {
         "run": {"name": "bench"},
-        "model": {"context": 64},
-        "adapter": {"rank": 8},
-        "data": {"source": "docstrings", "clients": clients, "too_long": "cut"},
+        "model": {"name": work.model, "dtype": work.dtype, "context": 64},
+        "adapter": {"rank": 8, "targets": work.targets},
+        "data": {"source": "docstrings", "clients": work.clients, "too_long": "cut"},
         "federation": {"tier": [{"name": "everyone", "placement": "local"}]},
-        "algorithm": {"name": name},
-        "train": {"steps": steps, "batch": batch},
+        "algorithm": {"name": work.method},
+        "train": {"steps": work.steps, "batch": work.batch},
         "privacy": {"off": True},
     }
     return prepare(build_settings(tree), cache)
@@ -127,11 +152,11 @@ def _prepared(name: str, clients: int, steps: int, batch: int, cache: SharedCach
 
 def _timed(run: PreparedRun, name: str, rounds: int, repetitions: int) -> Timing:
     """Warm up both, then let them take turns."""
-    passes, tokens = _batches(run, METHODS[name], rounds)
-    _federated(run, rounds)
-    _plain(run, METHODS[name], passes)
-    spent_s = _turns(run, lambda: _federated(run, rounds),
-                     lambda: _plain(run, METHODS[name], passes), repetitions)
+    passes, tokens = same_batches(run, METHODS[name], rounds)
+    federated(run, rounds)
+    plain(run, METHODS[name], passes)
+    spent_s = _turns(run, lambda: federated(run, rounds),
+                     lambda: plain(run, METHODS[name], passes), repetitions)
     return Timing(tokens, statistics.median(spent_s[0]), statistics.median(spent_s[1]))
 
 
@@ -141,10 +166,10 @@ def _turns(run: PreparedRun, one: Callable[[], object], other: Callable[[], obje
     spent_s: tuple[list[float], list[float]] = [], []
     for repetition in range(repetitions):
         for which in (0, 1) if repetition % 2 == 0 else (1, 0):
-            _wait(run)
+            wait(run)
             started = time.perf_counter()
             (one, other)[which]()
-            _wait(run)
+            wait(run)
             spent_s[which].append(time.perf_counter() - started)
     return spent_s
 
@@ -172,16 +197,16 @@ def _private(run: PreparedRun, repetitions: int) -> float:
         for work in works:
             train_privately(learner, work)
 
-    def plain() -> None:
-        _plain(run, Trainable.AB, passes)
+    def unprotected() -> None:
+        plain(run, Trainable.AB, passes)
 
     private()
-    plain()
-    spent_s = _turns(run, private, plain, repetitions)
+    unprotected()
+    spent_s = _turns(run, private, unprotected, repetitions)
     return statistics.median(spent_s[0]) / statistics.median(spent_s[1])
 
 
-def _federated(run: PreparedRun, rounds: int) -> State:
+def federated(run: PreparedRun, rounds: int) -> State:
     """Rounds of the method over all sites; no evaluation, nothing on disk."""
     method, config = run.settings.method, run.settings.method_config
     ask = LocalClients.of(run, run.federation.sites).ask
@@ -196,13 +221,13 @@ def _federated(run: PreparedRun, rounds: int) -> State:
     return state
 
 
-def _batches(run: PreparedRun, trainable: Trainable, rounds: int) -> tuple[Passes, int]:
+def same_batches(run: PreparedRun, trainable: Trainable, rounds: int) -> tuple[Passes, int]:
     """The rows of every pass of every group of sites, as ``Learner.train`` forms them, and their
     tokens."""
     learner, passes, tokens = run.models.learner, [], 0
     start = initial(run.context.shapes, run.context.rank, run.context.alpha, run.context.seeds)
     for round in range(1, rounds + 1):
-        works = [_work(run, name, start, trainable, round)
+        works = [site_work(run, name, start, trainable, round)
                  for name in everyone(run.federation.trainers)]
         for members in learner.passes(works):
             some = [works[i] for i in members]
@@ -216,7 +241,7 @@ def _batches(run: PreparedRun, trainable: Trainable, rounds: int) -> tuple[Passe
     return passes, tokens
 
 
-def _work(run: PreparedRun, name: str, start: Adapter, trainable: Trainable,
+def site_work(run: PreparedRun, name: str, start: Adapter, trainable: Trainable,
           round: int) -> LocalTraining:
     """What a site is asked to do in a round, as the methods write it."""
     site, seed = run.federation.sites[name], run.context.seeds.integer("batches", round, name)
@@ -224,7 +249,7 @@ def _work(run: PreparedRun, name: str, start: Adapter, trainable: Trainable,
                 run.settings.train.lr, seed)
 
 
-def _plain(run: PreparedRun, trainable: Trainable, batches: Passes) -> float:
+def plain(run: PreparedRun, trainable: Trainable, batches: Passes) -> float:
     """Plain training of one adapter: the floor. Returns the last loss."""
     base, context, config = run.models.base, run.context, run.models.learner.config
     loss = torch.zeros(())
@@ -262,7 +287,7 @@ def _counting() -> Iterator[list[str]]:
         loading.load_base = real
 
 
-def _wait(run: PreparedRun) -> None:
+def wait(run: PreparedRun) -> None:
     """Until the accelerator is idle."""
     if run.models.base.device.type == "cuda":
         torch.cuda.synchronize(run.models.base.device)

@@ -25,9 +25,9 @@ EdgeOutOption = Annotated[
 FamilyOption = Annotated[str | None,
     typer.Option("--family", help="edge: flan-t5 or tiny, by size with random weights.")]
 ModelOption = Annotated[str | None, typer.Option("--model", metavar="ID_OR_PATH",
-    help="edge: one model in place of a family.")]
+    help="edge: one model in place of a family; simulate --peers: brew, smollm2 or another.")]
 BatchesOption = Annotated[str | None,
-    typer.Option("--batches", help="edge: rows of a step on this machine, as 1,2,4,8.")]
+    typer.Option("--batches", help="edge, simulate --peers: rows of a step, as 1,2,4,8.")]
 LengthsOption = Annotated[str | None,
     typer.Option("--lengths", help="edge: source and target tokens of a row, as 512,95.")]
 MinutesOption = Annotated[float | None,
@@ -79,9 +79,9 @@ def scope(options: EdgeOptions, quick: bool, repetitions: int) -> Scope:
         "power_w": options.watts, "joules_per_byte": options.joules_per_byte}
     if options.batches is not None:
         chosen["batches"] = tuple(
-            sorted(set(_numbers(options.batches, "--batches", "rows of a step, as 1,2,4,8"))))
+            sorted(set(numbers(options.batches, "--batches", "rows of a step, as 1,2,4,8"))))
     if options.lengths is not None:
-        found = _numbers(options.lengths, "--lengths", "source and target tokens, as 512,95")
+        found = numbers(options.lengths, "--lengths", "source and target tokens, as 512,95")
         require(len(found) == 2, ConfigError,
                 f"--lengths {options.lengths}: expected source and target tokens, as 512,95")
         chosen["lengths"] = step_timing.Lengths(*found)
@@ -99,7 +99,7 @@ def measure(asked: Scope, out: Path | None) -> StudyLine:
     return document
 
 
-def _numbers(text: str, option: str, expected: str) -> tuple[int, ...]:
+def numbers(text: str, option: str, expected: str) -> tuple[int, ...]:
     """Positive whole numbers between commas, in their order."""
     words = [word.strip() for word in text.split(",")]
     require(all(word.isdigit() and int(word) > 0 for word in words), ConfigError,

@@ -1,0 +1,77 @@
+"""The benchmark beside a loop with PEFT: both do the same work, and the figures are told as they are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tests.tiny_bases import write
+from typer.testing import CliRunner
+
+from aulait import cli
+from aulait.runs.prepared import SharedCache
+from aulait_benchmarks import peers, simulate
+from aulait_benchmarks.peft_loop import peft_loop
+from aulait_benchmarks.simulate import METHODS, Workload
+
+
+@pytest.fixture
+def model(tmp_path):
+    return str(write(tmp_path, "llama"))
+
+
+@pytest.mark.parametrize("method", ["fedit", "ffa"])
+def test_the_loop_learns_what_aulait_learns(model, method):
+    work = Workload(model=model, method=method, clients=3, steps=2, batch=2)
+    run = simulate.prepared(work, SharedCache())
+    loop = peft_loop(run, METHODS[method], rounds=2)
+    own = run.settings.method.result(run.context, simulate.federated(run, rounds=2))
+    found = loop.run()
+    assert len(found) == 2 * len(own.factors)
+    moved = 0.0
+    for name, (a, b) in own.factors.items():
+        for kind, wanted in (("A", a), ("B", b)):
+            key = f"base_model.model.{name}.lora_{kind}.weight"
+            torch.testing.assert_close(found[key], wanted, rtol=1e-3, atol=1e-5)
+            moved += float((wanted - loop.start[key]).abs().sum())
+    assert moved > 0.01
+
+
+def test_every_contender_begins_a_turn(model):
+    run = simulate.prepared(Workload(model=model, clients=2, steps=1, batch=1), SharedCache())
+    called = []
+    spent_s = peers.turns(run, {name: (lambda name=name: called.append(name)) for name in "abc"}, 4)
+    assert called == [*"abc", *"bca", *"cab", *"abc"]
+    assert {name: len(own) for name, own in spent_s.items()} == {"a": 4, "b": 4, "c": 4}
+
+
+def test_the_figures(model):
+    works = [Workload(model=model, clients=2, steps=1, batch=batch) for batch in (1, 2)]
+    found = peers.compare(peers.PeerScope(works, repetitions=3))
+    assert [case["batch"] for case in found["cases"]] == [1, 2]
+    for case in found["cases"]:
+        assert case["ratio_to_loop"] == pytest.approx(case["aulait_tokens_per_s"] / case["loop_tokens_per_s"])
+        assert case["ratio_to_floor"] == pytest.approx(case["aulait_tokens_per_s"] / case["floor_tokens_per_s"])
+        assert case["tokens"] > 0
+    assert found["ratio_to_loop"] == min(case["ratio_to_loop"] for case in found["cases"])
+    assert found["peak_rss_bytes"] > 10**8
+
+
+def test_the_command(model):
+    told = CliRunner().invoke(cli.app, ["bench", "simulate", "--peers", "--model", model, "--batches", "2", "--clients", "2", "--quick",
+                                    "--repetitions", "3", "--json"])
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    assert {(case["batch"], case["clients"], case["dtype"]) for case in found["cases"]} == {(2, 2, "float32"), (2, 2, "bfloat16")}
+    wrong = CliRunner().invoke(cli.app, ["bench", "aggregate", "--peers"])
+    assert wrong.exit_code == 2
+
+
+def test_the_scope():
+    every = peers.scope("brew", (), None, 5, False).workloads
+    assert {(w.method, w.targets, w.batch) for w in every} == {
+        (method, targets, batch) for method in METHODS for targets in ("all-linear", "attention") for batch in (1, 2, 4, 8)}
+    assert all(w.model == "brew" and w.dtype == "float32" for w in every)
+    some = peers.scope("smollm2", (1, 4), 3, 5, False).workloads
+    assert {(w.dtype, w.batch, w.clients) for w in some} == {(dtype, batch, 3) for dtype in ("float32", "bfloat16") for batch in (1, 4)}
