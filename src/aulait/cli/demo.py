@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
@@ -20,18 +22,34 @@ def demo(
         Path | None, typer.Option("--out", metavar="DIR",
                                   help="The run folder. Default: runs/demo-DATE-TIME.")
     ] = None,
+    real: Annotated[
+        bool, typer.Option("--real", help="On SmolLM2, which writes text to read; extra smollm2.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """See the whole thing work on this machine, in a few minutes, without a download.
 
     Sixty clients with private texts; one in five trains, the others vote for synthetic text that
-    stands for them; epsilon 8 for each client. Built-in model, built-in data. The same --out again
-    goes on where it stopped.
+    stands for them; epsilon 8 for each client. Built-in model, built-in data. With --real forty
+    clients, on SmolLM2. The same --out again goes on where it stopped.
     """
-
-    with terminal.work(as_json), as_file(files("aulait") / "cli" / "demo.toml") as file:
+    name = "demo-real.toml" if real else "demo.toml"
+    with terminal.work(as_json), as_file(files("aulait") / "cli" / name) as file:
         settings = experiment_file.read_settings(file)
         path = out or fresh_folder(settings.run.name)
         begun = (path / "config.toml").is_file()
-        result = carry_out(settings, path, begun, ["aulait", "demo", "--out", str(path)])
+        again = ["aulait", "demo", *(["--real"] if real else []), "--out", str(path)]
+        result = carry_out(settings, path, begun, again)
     show(result, path, as_json)
+    if real and not as_json:
+        _show_texts(path / "synthetic.jsonl")
+
+
+def _show_texts(file: Path) -> None:
+    """A few of the texts that stood for the clients who cannot train."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    texts = [" ".join(json.loads(line)["text"].split()) for line in lines[:: len(lines) // 6 or 1]]
+    terminal.say()
+    terminal.say(f"written in stage 1, {min(6, len(texts))} of {len(lines)} texts ({file})")
+    for text in texts[:6]:
+        terminal.say(f"  {textwrap.shorten(text, 160, placeholder=' ...')}")

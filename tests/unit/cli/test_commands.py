@@ -474,16 +474,19 @@ def test_traceback_on_demand(tmp_path, monkeypatch):
     assert type(result.exception).__name__ == "ConfigError"
 
 
-def test_demo_settings_keep_what_the_page_promises():
+def test_demo_settings_keep_what_the_page_promises(monkeypatch):
     from importlib.resources import files
 
+    from aulait.models import named
     from aulait.runs import experiment_file
 
-    settings = experiment_file.read_settings(Path(str(files("aulait") / "cli" / "demo.toml")))
-    assert settings.privacy.epsilon == 8.0
-    assert settings.privacy.delta is not None
-    assert settings.privacy.delta < 1 / 60
-    assert [tier.placement for tier in settings.federation.tier] == ["local", "proxy"]
+    monkeypatch.setattr(named, "package_file", lambda name: Path(__file__))  # also where it is not installed
+    for name, clients in (("demo.toml", 60), ("demo-real.toml", 40)):
+        settings = experiment_file.read_settings(Path(str(files("aulait") / "cli" / name)))
+        assert settings.privacy.epsilon == 8.0
+        assert settings.privacy.delta is not None
+        assert settings.privacy.delta < 1 / clients
+        assert [tier.placement for tier in settings.federation.tier] == ["local", "proxy"]
 
 
 def test_help_is_instant_and_loads_no_arithmetic():
