@@ -70,7 +70,7 @@ class StubLearner:
             factors[name] = tuple(
                 t + self.size * torch.randn(t.shape, generator=generator) + 0.1 * self.size * t if letter in work.trainable.factors else t
                 for letter, t in (("A", a), ("B", b)))
-        return Adapter(factors, work.start.alpha, work.start.rank)
+        return work.start.holding(factors)
 
 
 def site(name: str, place: str = "local", rank: int = 2, count: int = 3, seed: int = 0) -> Site:
@@ -98,6 +98,7 @@ class Federation:
     sizes: dict = field(default_factory=dict)
     rank: int = 2
     alpha: float = 4.0
+    scaling: str = "lora"
     planned_rounds: int = 4
     ranks: Mapping[str, Any] = field(default_factory=dict)
 
@@ -105,7 +106,7 @@ class Federation:
         self.module = METHODS.find(self.method)
         self.config = self.module.Config(**self.options)
         ranks = {name: own if isinstance(own, Mapping) else dict.fromkeys(self.shapes, own) for name, own in self.ranks.items()}
-        self.context = RunContext(self.shapes, self.rank, self.alpha, Seeds(self.seed), self.planned_rounds, ranks)
+        self.context = RunContext(self.shapes, self.rank, self.alpha, Seeds(self.seed), self.planned_rounds, ranks, self.scaling)
         self.ledger = Ledger(None)
         accountant = None if self.privacy.off else Accountant(self.privacy.delta, {"local": self.budget})
         noise = self.noise or (SystemNoise() if self.privacy.off or self.privacy.noise_seed is None else ZeroNoise())
@@ -213,7 +214,7 @@ def unlike(left: Any, right: Any) -> str:
 
 def dense(adapter: Adapter) -> dict[str, torch.Tensor]:
     """The dense updates of an adapter in double precision."""
-    return lora.dense(Adapter({n: (a.double(), b.double()) for n, (a, b) in adapter.factors.items()}, adapter.alpha, adapter.rank))
+    return lora.dense(adapter.holding({n: (a.double(), b.double()) for n, (a, b) in adapter.factors.items()}))
 
 
 def whole(work, adapter: Adapter) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """Arithmetic on LoRA factors, all exact, nothing larger than it must be.
 
 Shape letters: M out features · N in features · R rank. A layer's update is scale · B_MR @ A_RN with
-scale = alpha / R.
+scale = alpha / R, or alpha / sqrt(R) where the scaling is "rslora".
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
 """
 
@@ -89,7 +89,7 @@ def with_tensors(adapter: Adapter, tensors: Tensors) -> Adapter:
     """The adapter with some of its factors replaced by the flat names of ``to_tensors``."""
     whole = {name: tensors.get(name, value) for name, value in to_tensors(adapter).items()}
     factors = {layer: factors_of(whole, layer) for layer in adapter.factors}
-    return Adapter(factors, adapter.alpha, adapter.rank)
+    return adapter.holding(factors)
 
 
 def from_tensors(tensors: Tensors, alpha: float, rank: int | None = None) -> Adapter:

@@ -7,15 +7,22 @@ D width · V vocabulary · J candidates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 Placement = Literal["local", "split", "proxy"]
+Scaling = Literal["lora", "rslora"]
 Tensors = dict[str, Tensor]
 Info = dict[str, Any]
+
+
+def lora_scale(alpha: float, rank: int, scaling: Scaling) -> float:
+    """What multiplies B @ A of a layer of that rank."""
+    return alpha / (rank if scaling == "lora" else math.sqrt(rank))
 
 
 @dataclass(frozen=True)
@@ -29,15 +36,22 @@ class Adapter:
         rank: the rank that divides alpha in every layer; None takes each layer's own R. The leading
             ranks of a larger adapter keep its ``rank``, so that a column means the same to those
             who have all and to those who have few.
+        scaling: "lora", or "rslora", which divides alpha by the square root of the rank
+            (Kalajdzievski, arXiv 2312.03732).
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     alpha: float
     rank: int | None = None
+    scaling: Scaling = "lora"
 
     def scale(self, layer: str) -> float:
         """What multiplies B @ A of a layer."""
-        return self.alpha / (self.rank or self.factors[layer][0].shape[0])
+        return lora_scale(self.alpha, self.rank or self.factors[layer][0].shape[0], self.scaling)
+
+    def holding(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Adapter:
+        """An adapter of other factors at the same scale."""
+        return replace(self, factors=factors)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ A toy: clients send the mean length of their records, the server keeps the noisy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -62,9 +63,11 @@ from aulait.core.types import (
     ClientUpdate,
     Info,
     Record,
+    Scaling,
     Site,
     Tensors,
     TrainRequest,
+    lora_scale,
 )
 from aulait.core.units import units
 from aulait.methods import METHODS
@@ -92,6 +95,7 @@ class RunContext:
         rounds: of the training stage, as planned.
         ranks: client -> layer -> the rank it can afford, at most R; who is missing affords R
             everywhere.
+        scaling: how alpha and a rank make the scale of B A.
     """
 
     shapes: Shapes
@@ -100,6 +104,7 @@ class RunContext:
     seeds: Seeds
     rounds: int = 0
     ranks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    scaling: Scaling = "lora"
 
     def rank_of(self, client: str) -> Callable[[str], int]:
         """Layer -> the rank of a client."""
@@ -108,11 +113,25 @@ class RunContext:
 
     def initial(self) -> Adapter:
         """The start that all share: A random from the run's seed, B zero, of rank R."""
-        return lora.initial(self.shapes, self.rank, self.alpha, self.seeds)
+        first = lora.initial(self.shapes, self.rank, self.alpha, self.seeds)
+        return replace(first, scaling=self.scaling)
 
     def adapter(self, tensors: Tensors) -> Adapter:
         """The adapter of these factors at the common scale alpha / R, whatever their rank."""
-        return lora.from_tensors(tensors, self.alpha, self.rank)
+        return replace(self.own_scale(tensors), rank=self.rank)
+
+    def own_scale(self, tensors: Tensors) -> Adapter:
+        """The adapter of these factors, each layer at the scale of its own rank."""
+        return replace(lora.from_tensors(tensors, self.alpha), scaling=self.scaling)
+
+    @property
+    def scale(self) -> float:
+        """What multiplies B A at the common rank R."""
+        return lora_scale(self.alpha, self.rank, self.scaling)
+
+    def rescaled(self, to: int, of: int) -> float:
+        """What B at the scale of one rank is multiplied by to mean the same at that of another."""
+        return to / of if self.scaling == "lora" else math.sqrt(to / of)
 
     def leading(self, tensors: Tensors, client: str) -> Tensors:
         """The leading ranks of factors that a client can afford."""

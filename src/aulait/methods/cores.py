@@ -156,10 +156,10 @@ def result(context: RunContext, state: State) -> Adapter:
         pair = v_RN, u_MR @ state.tensors[str(FactorName(layer, Factor.R))]
         if past:  # which has its scale within
             a, b = lora.factors_of(past, layer)
-            scale = context.alpha / context.rank
+            scale = context.scale
             pair = torch.cat([a, pair[0]]), torch.cat([b / scale, pair[1]], dim=1)
         factors[layer] = pair
-    return Adapter(factors, context.alpha, context.rank)
+    return Adapter(factors, context.alpha, context.rank, context.scaling)
 
 
 def travels(config: CoresConfig, context: RunContext, round: int, client: str,
@@ -201,7 +201,7 @@ def _begun(config: CoresConfig, context: RunContext, basis: Basis, past: Tensors
 def _grown(context: RunContext, state: State) -> Tensors:
     """What was trained so far as factors whose product is the whole update, scale included."""
     whole = result(context, state)
-    scale = context.alpha / context.rank
+    scale = context.scale
     return lora.changed_b(lora.to_tensors(whole), lambda _, b_MR: scale * b_MR)
 
 
@@ -230,7 +230,7 @@ def _coordinates(context: RunContext, cores: Tensors) -> Adapter:
     """Cores as factors in the basis: A the identity, B the core."""
     factors: dict[str, tuple[Tensor, Tensor]] = {
         FactorName.parse(name).layer: (torch.eye(len(core)), core) for name, core in cores.items()}
-    return Adapter(factors, context.alpha, context.rank)
+    return Adapter(factors, context.alpha, context.rank, context.scaling)
 
 
 def _core(name: str) -> str:

@@ -115,7 +115,7 @@ def _moved(context: RunContext, layer: str, theta: Tensors,
            terms: Sequence[tuple[float, ClientUpdate]]) -> tuple[torch.Tensor, torch.Tensor]:
     """How the mean product moved, as factors: s sum p_k B_k A_k - s B diag(q) A, q_j the weight of
     those who own column j."""
-    scale = context.alpha / context.rank
+    scale = context.scale
     a, b = lora.factors_of(theta, layer)
     updates = [(weight, lora.factors_of(update.tensors, layer)) for weight, update in terms]
     owned_R = torch.zeros(context.rank)

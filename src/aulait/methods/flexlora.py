@@ -96,7 +96,7 @@ def step(config: FlexLoRAConfig, context: RunContext, state: State, cohort: Coho
     if updates.total == 0:
         return State(cohort.round, state.tensors), updates.metrics(0.0)
     after = _decomposed(config, context, merge, 1.0 if config.partition else updates.total)
-    norm = lora.norm(lora.from_tensors(after, context.alpha))
+    norm = lora.norm(context.own_scale(after))
     return State(cohort.round, after), updates.metrics(norm)
 
 
@@ -105,13 +105,13 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
     """Local LoRA steps at the site's own rank and scale; the update is the change of A and B."""
     training = client_update.local_training(
         requests, sites, context,
-        lambda request, _: lora.from_tensors(request.tensors, context.alpha))
+        lambda request, _: context.own_scale(request.tensors))
     return client_update.changes(sites, client_update.train(requests, training, learner))
 
 
 def result(context: RunContext, state: State) -> Adapter:
     """The merged update at the largest rank."""
-    return lora.from_tensors(state.factors, context.alpha)
+    return context.own_scale(state.factors)
 
 
 def travels(config: FlexLoRAConfig, context: RunContext, round: int, client: str,
@@ -124,12 +124,13 @@ def _at_rank(context: RunContext, name: str, theta: Tensors) -> Tensors:
     """The leading factors, with B at the client's scale alpha / r instead of alpha / R."""
     rank = context.rank_of(name)
     own = context.leading(theta, name)
-    return lora.changed_b(own, lambda layer, b_MR: b_MR * (rank(layer) / context.rank))
+    return lora.changed_b(
+        own, lambda layer, b_MR: b_MR * context.rescaled(rank(layer), context.rank))
 
 
 def _adapter(context: RunContext, sent: Tensors, change: Tensors) -> Adapter:
     """What a site was sent and how that changed, at the site's scale."""
-    return lora.from_tensors({key: sent[key] + change[key] for key in sent}, context.alpha)
+    return context.own_scale({key: sent[key] + change[key] for key in sent})
 
 
 def _by_column(context: RunContext, theta: Tensors,
@@ -147,18 +148,19 @@ def _by_column(context: RunContext, theta: Tensors,
     for weight, adapter in terms:
         factors = {layer: (a, b / weights[layer][: a.shape[0]])
                    for layer, (a, b) in adapter.factors.items()}
-        yield weight, Adapter(factors, adapter.alpha, adapter.rank)
+        yield weight, adapter.holding(factors)
     rest = {}
     for layer, weight_R in weights.items():
         if len(weight_R) < context.rank:
             a_RN, b_MR = lora.factors_of(theta, layer)
             rest[layer] = (a_RN[len(weight_R) :], b_MR[:, len(weight_R) :])
-    yield 1.0, Adapter(rest, context.alpha, context.rank)
+    yield 1.0, Adapter(rest, context.alpha, context.rank, context.scaling)
 
 
 def _decomposed(config: FlexLoRAConfig, context: RunContext, merge: Merge, total: float) -> Tensors:
     """The best rank-R factors of the merged sum over its total weight."""
-    factors = lora.to_tensors(merge.truncated(context.rank, context.alpha, config.mass))
+    factors = lora.to_tensors(merge.truncated(context.rank, context.alpha, config.mass,
+                                                context.scaling))
     return revived(context, lora.changed_b(factors, lambda _, b_MR: b_MR / total), context.rank)
 
 
@@ -171,15 +173,16 @@ def _private_factors(
     def at_common_scale(update: ClientUpdate) -> Tensors:
         """B at the scale alpha / R, so that columns of all sites can be added."""
         rank = context.rank_of(update.client)
-        scaled = lora.changed_b(update.tensors,
-                                lambda layer, b_MR: b_MR * (context.rank / rank(layer)))
+        scaled = lora.changed_b(
+            update.tensors,
+            lambda layer, b_MR: b_MR * context.rescaled(context.rank, rank(layer)))
         return lora.placed(scaled, theta)
 
     mean, metrics = mixed_mean(config, context, cohort, server,
                                Averaging(requests, theta, transform=at_common_scale))
     merge = Merge(context.shapes)
     moved = {name: theta[name] + mean[name] for name in theta}
-    merge.add(1.0, lora.from_tensors(moved, context.alpha))
+    merge.add(1.0, context.own_scale(moved))
     return merge, metrics
 
 
@@ -191,7 +194,7 @@ def _private_product(
     sent = {request.client: request.tensors for request in requests}
 
     def dense_change(update: ClientUpdate) -> Tensors:
-        before = lora.dense(lora.from_tensors(sent[update.client], context.alpha))
+        before = lora.dense(context.own_scale(sent[update.client]))
         after = lora.dense(_adapter(context, sent[update.client], update.tensors))
         return {f"{layer}.W": after[layer] - before[layer] for layer in after}
 
@@ -200,7 +203,7 @@ def _private_product(
         config, context, cohort, server,
         Averaging(requests, theta, template=template, transform=dense_change))
     merge = Merge(context.shapes)
-    merge.add(1.0, lora.from_tensors(theta, context.alpha))
+    merge.add(1.0, context.own_scale(theta))
     for layer, (_, n) in context.shapes.items():
         merge.layers[layer].add(1.0, torch.eye(n), mean[f"{layer}.W"])
     return merge, metrics

@@ -61,7 +61,7 @@ def step(config: FLoRAConfig, context: RunContext, state: State, cohort: Cohort,
     shapes = {name: context.leading(full, name) for name in cohort.everyone}
     updates = SingleUpdates(config, cohort, server, sent,
                             SingleReading("flora", TRAITS.instead, shapes))
-    terms = [(weight, lora.from_tensors(update.tensors, context.alpha))
+    terms = [(weight, context.own_scale(update.tensors))
              for weight, update in updates]
     merge = {layer: (torch.zeros(1, n), torch.zeros(m, 1))
              for layer, (m, n) in context.shapes.items()}
@@ -107,4 +107,4 @@ def _fresh(context: RunContext, round: int, name: str) -> Adapter:
     """A random, B zero, at the client's ranks; a draw of its own for every client and round."""
     seeds = Seeds(context.seeds.integer("flora", round, name))
     first = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha, seeds))
-    return lora.from_tensors(context.leading(first, name), context.alpha)
+    return context.own_scale(context.leading(first, name))

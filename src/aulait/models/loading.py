@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from aulait.core import lora
 from aulait.core.errors import ModelError, did_you_mean, install, require
 from aulait.core.lora import Shapes
-from aulait.core.types import Adapter
+from aulait.core.types import Adapter, Scaling
 from aulait.models import precision
 from aulait.models import prefix_cache as prefix
 from aulait.models.adaptable import not_adaptable
@@ -74,6 +74,10 @@ class AdapterConfig(BaseModel):
     Attributes:
         rank: R.
         alpha: the update is alpha / R · B A.
+        scaling: "lora", or "rslora": alpha / sqrt(R) (PEFT's ``use_rslora``), which keeps larger
+            ranks from learning more slowly.
+        dropout: probability with which an entry of what an adapter reads is left out in training,
+            in [0, 1) (PEFT's ``lora_dropout``). That of the base is always off.
         targets: "all-linear", "attention", or names of modules ("q_proj").
         layers: "all", or the number of last transformer blocks that carry an adapter, of the
             encoder and of the decoder where there are both. Fewer layers mean fewer coordinates
@@ -83,6 +87,8 @@ class AdapterConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
+    scaling: Scaling = "lora"
+    dropout: float = Field(0.0, ge=0, lt=1)
     targets: str | tuple[str, ...] = "all-linear"
     layers: Literal["all"] | int = "all"
 
@@ -210,7 +216,7 @@ def wrap(base: Base) -> None:
              and module is not head]
     for name, module in found:
         parent = base.model.get_submodule(name.rpartition(".")[0])
-        base.slots[name] = SharedLinear(module)
+        base.slots[name] = SharedLinear(module, name)
         setattr(parent, name.rpartition(".")[2], base.slots[name])
 
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from aulait.core.errors import ModelError
 from aulait.core.lora import Shapes, pad
-from aulait.core.types import Adapter
+from aulait.core.types import Adapter, Scaling
 from aulait.models.singular_values import (
     FULL_SVD,
     Triplets,
@@ -259,20 +259,23 @@ class Merge:
                     "the same layers")
             self.layers[name].add(weight * adapter.scale(name), a_RN, b_MR)
 
-    def truncated(self, ranks: Ranks, alpha: float, mass: Mass = "B") -> Adapter:
+    def truncated(self, ranks: Ranks, alpha: float, mass: Mass = "B",
+                  scaling: Scaling = "lora") -> Adapter:
         """The best adapter of these ranks: its update, scale included, is the truncated sum.
 
         Args:
             ranks: one rank, or layer -> rank.
             alpha: of the result, whose scale is alpha / R layer by layer; with 0 its B is zero.
             mass: as in ``ProductSum.truncated``; the scale is divided out of B.
+            scaling: how alpha and a rank make that scale.
         """
         factors = {}
         for name, layer in self.layers.items():
             rank = _rank(ranks, name)
             a, b = layer.truncated(rank, mass)
-            factors[name] = (a, b * (rank / alpha if alpha else 0.0))
-        return Adapter(factors, alpha)
+            divisor = rank if scaling == "lora" else math.sqrt(rank)
+            factors[name] = (a, b * (divisor / alpha if alpha else 0.0))
+        return Adapter(factors, alpha, scaling=scaling)
 
 
 def truncated(a_RN: Tensor, b_MR: Tensor, rank: int, *, scale: float = 1.0,

@@ -5,23 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from aulait.models.adapter_dropout import AdapterDropout, layer_number
+
 
 class SharedLinear(nn.Module):
     """A frozen linear layer plus the LoRA updates of K sites, one group of rows each.
 
     Input (K·B, ..., N), rows of a site adjacent; output (K·B, ..., M). ``worn`` is None (the bare
-    base) or (A_KRN, B_KMR, scale_K); K = 1 serves any number of rows.
+    base) or (A_KRN, B_KMR, scale_K); K = 1 serves any number of rows. ``dropout`` leaves out part
+    of what the adapters read; None for none.
 
     Under ``basis`` = (V_PN, U_MP) the factors are coordinates in that basis, A_KRP and B_KPR, and
     the update of site k is U (scale_k · B_k A_k) V: both sides of the basis are read once for all
     sites.
+
+    Args:
+        inner: the frozen layer.
+        name: its full name in the model.
     """
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module, name: str = "") -> None:
         super().__init__()
         self.inner = inner
         self.worn: tuple[Tensor, Tensor, Tensor] | None = None
         self.basis: tuple[Tensor, Tensor] | None = None
+        self.dropout: AdapterDropout | None = None
+        self._number = layer_number(name)
 
     @property
     def weight(self) -> Tensor:
@@ -40,6 +49,8 @@ class SharedLinear(nn.Module):
             return y
         a_KRN, b_KMR, scale_K = self.worn
         clients = a_KRN.shape[0]
+        if self.dropout is not None:
+            x = self.dropout.applied(x, self._number)
         if self.basis is not None:
             x = x.to(a_KRN.dtype) @ self.basis[0].T
         x_KXN = x.reshape(clients, -1, x.shape[-1]).to(a_KRN.dtype)

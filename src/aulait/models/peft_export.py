@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from aulait.core.types import Adapter
 from aulait.models.loading import BREW, Base
 
 
-def export(adapter: Adapter, base: Base, folder: Path, *, personal: bool = False) -> None:
+def export(adapter: Adapter, base: Base, folder: Path, *, personal: bool = False,
+           dropout: float = 0.0) -> None:
     """Write an adapter in PEFT's format: ``PeftModel.from_pretrained`` loads it on the same base.
 
     Args:
@@ -23,6 +25,7 @@ def export(adapter: Adapter, base: Base, folder: Path, *, personal: bool = False
         folder: where; made if it is missing.
         personal: it is a client's own, which has seen text without noise: only the owner of the
             files may read them.
+        dropout: with which it was trained; for whoever trains it on.
     """
     if personal:
         private_folder(folder)
@@ -33,13 +36,15 @@ def export(adapter: Adapter, base: Base, folder: Path, *, personal: bool = False
     weights = {}
     for name, (a, b) in sorted(adapter.factors.items()):
         weights[f"base_model.model.{name}.lora_A.weight"] = a.contiguous().cpu()
-        # PEFT multiplies by alpha / r of the layer; an adapter with a scale of its own holds the
-        # difference in B
+        # PEFT multiplies by alpha / r of the layer, or alpha / sqrt(r); an adapter with a scale of
+        # its own holds the difference in B
+        divisor = a.shape[0] if adapter.scaling == "lora" else math.sqrt(a.shape[0])
         weights[f"base_model.model.{name}.lora_B.weight"] = (b
-            * (adapter.scale(name) * a.shape[0] / adapter.alpha)).contiguous().cpu()
+            * (adapter.scale(name) * divisor / adapter.alpha)).contiguous().cpu()
     replace_file(folder / "adapter_model.safetensors", save(weights, metadata={"format": "pt"}),
                  mode=mode)
-    config = json.dumps(_peft_config(adapter, base, ranks, common), indent=2) + "\n"
+    told = _peft_config(adapter, base, ranks, common) | {"lora_dropout": dropout}
+    config = json.dumps(told, indent=2) + "\n"
     replace_file(folder / "adapter_config.json", config.encode(), mode=mode)
 
 
@@ -50,8 +55,8 @@ def _peft_config(adapter: Adapter, base: Base, ranks: Mapping[str, int], common:
 
     conv = any(type(base.slots[name].inner).__name__ == "Conv1D" for name in ranks)
     config = LoraConfig(
-        r=common, lora_alpha=adapter.alpha, lora_dropout=0.0, target_modules=sorted(ranks),
-        fan_in_fan_out=conv,
+        r=common, lora_alpha=adapter.alpha, use_rslora=adapter.scaling == "rslora",
+        target_modules=sorted(ranks), fan_in_fan_out=conv,
         rank_pattern={name: r for name, r in ranks.items() if r != common},
         task_type=TaskType.CAUSAL_LM if base.config.kind == "causal" else TaskType.SEQ_2_SEQ_LM,
         base_model_name_or_path=BREW if base.config.name == "brew" else base.config.name,

@@ -47,14 +47,15 @@ def finish(execution: Execution) -> JsonObject:
     execution.watch("finish", 0, 2, "writing the adapter")
     assert progress.state is not None  # a run ends after its first state
     shared = run.settings.method.result(run.context, progress.state)
-    peft_export.export(shared, run.models.base, folder.path / "adapter")
+    dropout = run.settings.adapter.dropout
+    peft_export.export(shared, run.models.base, folder.path / "adapter", dropout=dropout)
     own = progress.personal or execution.engine.personal(run, progress.state)
     folders = {_folder(name): name for name in own}
     if any(name.startswith("client-") for name in folders):
         folder.write_json("personal/clients.json", dict(sorted(folders.items())))
     for name, adapter in own.items():
         place = private_folder(folder.path / "personal") / _folder(name)
-        peft_export.export(adapter, run.models.base, place, personal=True)
+        peft_export.export(adapter, run.models.base, place, personal=True, dropout=dropout)
     result = _result(execution)
     folder.write_json("result.json", result)
     return result

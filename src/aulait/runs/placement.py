@@ -33,6 +33,8 @@ from aulait.training import split_model
 from aulait.training.batches import Encoder
 from aulait.training.trainer import LocalTraining, draws
 
+NO_SPLIT_DROPOUT = ("adapter.dropout is for training in one place: the server does not know the "
+                    "record that decides what is left out")
 LOOKED_AT = 50  # clients whose batches are looked at to know how long a row is
 
 
@@ -116,8 +118,12 @@ def _too_slow(deadline_s: float | None, rounds_s: Sequence[float]) -> list[str]:
 
 
 def _check_cut(settings: Settings, base: Base) -> None:
-    """Raise ModelError when a tier is split and the base cannot be cut where the settings say."""
+    """Raise when a tier is split and the base cannot be cut where the settings say, or adapters
+    have dropout."""
     if any(tier.placement == "split" for tier in settings.federation.tier):
+        require(not settings.adapter.dropout, ConfigError,
+                f"adapter.dropout = {settings.adapter.dropout:g} with a split tier found; "
+                f"{NO_SPLIT_DROPOUT}; set adapter.dropout = 0, or another placement")
         split_model.check_cut(base, settings.compute.cut)
 
 
@@ -198,7 +204,7 @@ def _travels(facts: PlacementFacts, shapes: Shapes,
         own = {layer: value for layer, value in ranks(rank).items() if layer in shapes}
         rounds, adapter = settings.train.rounds, settings.adapter
         context = RunContext(shapes, adapter.rank, adapter.alpha, facts.seeds, rounds,
-                          dict.fromkeys(names, own))
+                          dict.fromkeys(names, own), adapter.scaling)
         # the second round stands for all: in the first some methods send less
         round = min(2, max(1, rounds))
         return settings.method.travels(settings.method_config, context, round, names[0], names)
@@ -210,6 +216,8 @@ def _no_split(settings: Settings, base: Base) -> str:
     """Why no tier may be split; empty if one may."""
     if not settings.privacy.off:
         return "split is refused under privacy (activations of single records leave the site)"
+    if settings.adapter.dropout:
+        return NO_SPLIT_DROPOUT
     if settings.data.pooled or not settings.method.TRAITS.splits:
         return (
             f"algorithm '{settings.algorithm['name']}' has no split clients"

@@ -72,7 +72,8 @@ def prepare(settings: Settings, cache: SharedCache,
         {tier: [training[name].train for name in names] for tier, names in members.items()},
         corpus.public, seeds, here=elsewhere is None))
     context = RunContext(shapes, settings.adapter.rank, settings.adapter.alpha, seeds,
-                         settings.train.rounds, _ranks(settings, shapes, members, plans))
+                         settings.train.rounds, _ranks(settings, shapes, members, plans),
+                         settings.adapter.scaling)
     holdout = {name: client.holdout for name, client in clients.items()}
     federation = _federation(settings, corpus, _sites(members, plans, training), plans, holdout)
     check_roles(settings, federation)
@@ -100,8 +101,9 @@ def _models(settings: Settings, cache: SharedCache) -> Models:
     base: Base = cache.once("base", settings.model, lambda: loading.load_base(settings.model))
     if base.device.type == "cpu":
         keep_freed_memory()
-    learner = cache.once("learner", (settings.model, settings.train),
-                         lambda: Learner(base, settings.train))
+    dropout = settings.adapter.dropout
+    learner = cache.once("learner", (settings.model, settings.train, dropout),
+                         lambda: Learner(base, settings.train, dropout))
     synthesis, device = settings.synthesis, str(base.device)
 
     def embedder() -> embedding.Embedder:

@@ -40,6 +40,7 @@ class RecordLearner(Learner):
                 f"training by mechanism '{noise.mechanism}' found, expected one of: "
                 f"{', '.join(MODES)}")
         self.base, self.config, self.encode = learner.base, learner.config, learner.encode
+        self.dropout = learner.dropout
         self.noise = noise
 
     def train(self, training: Sequence[LocalTraining],

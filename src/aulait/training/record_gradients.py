@@ -144,14 +144,14 @@ def train_privately(learner: Learner, work: PrivateTraining) -> Trained:
     live = _LiveFactors(learner, work, factors, leaves, noise)
     step = _RecordSteps(live) if work.mode == "records" else _BatchStep(live)
     losses, tokens, norms = [], 0, 0.0
-    for batch in batches(work):
-        loss, count, norm = step(batch)
+    for number, batch in enumerate(batches(work)):
+        loss, count, norm = step(number, batch)
         losses += [loss] if batch else []
         tokens, norms = tokens + count, norms + norm
     done = {name: (a.detach().cpu().clone(), b.detach().cpu().clone())
             for name, (a, b) in factors.items()}
     mean = sum(losses) / len(losses) if losses else math.nan
-    return Trained(Adapter(done, work.start.alpha, work.start.rank), mean, tokens,
+    return Trained(work.start.holding(done), mean, tokens,
                    norms / work.steps)
 
 
@@ -177,7 +177,8 @@ def batches(work: PrivateTraining) -> list[list[RecordGroup]]:
 
 
 def gradients(learner: Learner, start: Adapter, records: Sequence[Record],
-              trainable: Trainable) -> tuple[list[Tensor], list[float], int]:
+              trainable: Trainable, at: tuple[int, int] = (0, 0),
+              ) -> tuple[list[Tensor], list[float], int]:
     """Gradients of the mean loss over its tokens of every record, each for itself.
 
     Args:
@@ -185,6 +186,7 @@ def gradients(learner: Learner, start: Adapter, records: Sequence[Record],
         start: factors on the base's device.
         records: B of them.
         trainable: the factors.
+        at: the seed of the training and the step, which decide what dropout leaves out.
 
     Returns:
         A tensor (B, R, N) or (B, M, R) for every one of these factors, layer by layer; losses (B,);
@@ -192,7 +194,8 @@ def gradients(learner: Learner, start: Adapter, records: Sequence[Record],
     """
     stack = Stack.of([start] * len(records), trainable, learner.base.device)
     rows = collate(learner.base, learner.encode, records)
-    loss_B, count_B = learner.losses(rows, stack, len(records))
+    masks = learner.masks([(*at, record) for record in records])
+    loss_B, count_B = learner.losses(rows, stack, len(records), masks)
     loss_B.sum().backward()  # type: ignore[no-untyped-call]
     found = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
              for leaf in stack.leaves]
@@ -217,7 +220,8 @@ class UnitGradient:
     tokens: int
 
 
-def unit_gradient(learner: Learner, stack: Stack, unit: RecordGroup) -> UnitGradient:
+def unit_gradient(learner: Learner, stack: Stack, unit: RecordGroup,
+                  at: tuple[int, int] = (0, 0)) -> UnitGradient:
     """The gradient of the sum over a unit's records of their mean loss over tokens.
 
     Every record has a pass of its own, so that nothing here depends on another unit.
@@ -226,13 +230,15 @@ def unit_gradient(learner: Learner, stack: Stack, unit: RecordGroup) -> UnitGrad
         learner: from ``_alone``.
         stack: the factors, one copy.
         unit: its records.
+        at: the seed of the training and the step, which with the record decide what dropout leaves
+            out of it.
     """
     total = torch.zeros(sum(leaf.numel() for leaf in stack.leaves), dtype=torch.float64)
     losses: list[float] = []
     tokens = 0
     for record in unit:
         rows = collate(learner.base, learner.encode, [record])
-        loss, count = learner.losses(rows, stack, 1)
+        loss, count = learner.losses(rows, stack, 1, learner.masks([(*at, record)]))
         if int(count):
             found = torch.autograd.grad(loss.sum(), stack.leaves, allow_unused=True,
                                         materialize_grads=True)
@@ -251,7 +257,7 @@ def _alone(learner: Learner) -> Learner:
     """
     if learner.base.device.type == "cpu":
         return learner
-    alone = Learner(replace(learner.base, prefix=None), learner.config)
+    alone = Learner(replace(learner.base, prefix=None), learner.config, learner.dropout)
     alone.encode = learner.encode
     return alone
 
@@ -277,8 +283,8 @@ class _LiveFactors:
     @property
     def adapter(self) -> Adapter:
         """The factors as they are now."""
-        return Adapter({n: (a.detach(), b.detach()) for n, (a, b) in self.factors.items()},
-                       self.work.start.alpha, self.work.start.rank)
+        return self.work.start.holding(
+            {n: (a.detach(), b.detach()) for n, (a, b) in self.factors.items()})
 
     def noised(self, total: Tensor) -> Tensor:
         """A float64 vector on the grid plus N(0, sigma²) on the grid; without noise the vector."""
@@ -297,10 +303,11 @@ class _RecordSteps:
         self._optimizer = optimizer_of(live.leaves, live.learner.config, live.work.lr)
         self._sizes = [leaf.numel() for leaf in live.leaves]
 
-    def __call__(self, batch: Sequence[RecordGroup]) -> tuple[float, int, float]:
-        """One step."""
+    def __call__(self, number: int,
+                 batch: Sequence[RecordGroup]) -> tuple[float, int, float]:
+        """One step, counted from 0."""
         live = self._live
-        total, losses, tokens = self.clipped_sum(batch)
+        total, losses, tokens = self.clipped_sum(batch, number)
         mean = live.noised(total) / live.work.expected
         for leaf, part in zip(live.leaves, torch.split(mean, self._sizes), strict=True):
             leaf.grad = part.view(leaf.shape).to(leaf)
@@ -308,7 +315,8 @@ class _RecordSteps:
         self._optimizer.zero_grad(set_to_none=True)
         return sum(losses) / max(1, len(losses)), tokens, float(total.norm())
 
-    def clipped_sum(self, batch: Sequence[RecordGroup]) -> tuple[Tensor, list[float], int]:
+    def clipped_sum(self, batch: Sequence[RecordGroup],
+                    number: int = 0) -> tuple[Tensor, list[float], int]:
         """The exact sum of the clipped gradients of these units, on the grid of the noise; losses
         of their records; tokens. One unit more moves the sum by at most C."""
         work = self._live.work
@@ -318,7 +326,7 @@ class _RecordSteps:
         losses: list[float] = []
         tokens = 0
         for unit in batch:
-            own = unit_gradient(self._learner, stack, unit)
+            own = unit_gradient(self._learner, stack, unit, (work.seed, number))
             total += toward_zero(clip.clip_vector(own.vector, work.clip), step)
             losses, tokens = losses + own.losses, tokens + own.tokens
         return total, losses, tokens
@@ -332,10 +340,13 @@ class _BatchStep:
     def __init__(self, live: _LiveFactors) -> None:
         self._live = live
 
-    def __call__(self, batch: Sequence[RecordGroup]) -> tuple[float, int, float]:
-        """One step on the gradient of the mean loss over the records of the batch's units."""
+    def __call__(self, number: int,
+                 batch: Sequence[RecordGroup]) -> tuple[float, int, float]:
+        """One step, counted from 0, on the gradient of the mean loss over the records of the
+        batch's units."""
         work, leaves = self._live.work, self._live.leaves
-        gradient, losses, tokens = self._mean_gradient([r for unit in batch for r in unit])
+        gradient, losses, tokens = self._mean_gradient([r for unit in batch for r in unit],
+                                                       (work.seed, number))
         groups = len(work.trainable.factors)
         norms = []
         for group in range(groups):
@@ -350,7 +361,8 @@ class _BatchStep:
                     leaf.sub_((work.lr * part).view(leaf.shape).to(leaf))
         return sum(losses) / max(1, len(losses)), tokens, math.hypot(*norms)
 
-    def _mean_gradient(self, records: Sequence[Record]) -> tuple[list[Tensor], list[float], int]:
+    def _mean_gradient(self, records: Sequence[Record],
+                       at: tuple[int, int]) -> tuple[list[Tensor], list[float], int]:
         """The gradient of the mean of the records' losses, float64, CPU; their losses; tokens."""
         live = self._live
         size = live.learner.config.rows_at_once
@@ -359,7 +371,7 @@ class _BatchStep:
         tokens = 0
         for i in range(0, len(records), size):
             found, loss_B, count = gradients(live.learner, live.adapter, records[i : i + size],
-                                             live.work.trainable)
+                                             live.work.trainable, at)
             for t, g in zip(total, found, strict=True):
                 t += g.to("cpu", torch.float64).sum(0) / len(records)
             losses, tokens = losses + loss_B, tokens + count

@@ -85,8 +85,7 @@ class ModelHalf:
 
     def __init__(self, base: Base, config: TrainConfig, starts: Sequence[Adapter],
                  layers: Sequence[str], training: LocalTraining) -> None:
-        own = [Adapter({name: start.factors[name] for name in layers}, start.alpha, start.rank)
-               for start in starts]
+        own = [start.holding({name: start.factors[name] for name in layers}) for start in starts]
         self.base = base
         self.stack = Stack.of(own, training.trainable, base.device)
         self.names = [FactorName(layer, factor) for layer in layers
@@ -345,8 +344,7 @@ class SplitLearner(Learner):
         done = []
         for k, own in enumerate(training):
             halves = {**client_half.stack.take(k).factors, **server_half.stack.take(k).factors}
-            adapter = Adapter({layer: halves[layer] for layer in own.start.factors},
-                              own.start.alpha, own.start.rank)
+            adapter = own.start.holding({layer: halves[layer] for layer in own.start.factors})
             done.append(Trained(adapter, float(losses[k] / first.steps), int(tokens[k]),
                                 float(norms[k] / first.steps), up[k], down[k],
                                 frozenset(client_half.stack.factors)))

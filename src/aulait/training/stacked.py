@@ -18,6 +18,7 @@ from torch import Tensor
 from aulait.core import lora
 from aulait.core.factors import Trainable
 from aulait.core.types import Adapter
+from aulait.models.adapter_dropout import AdapterDropout
 from aulait.models.loading import Base
 
 
@@ -70,15 +71,21 @@ class Stack:
         return stack
 
     @contextmanager
-    def applied_to(self, base: Base) -> Iterator[None]:
-        """Apply the stacks to the base, so that gradients reach the stacks themselves."""
+    def applied_to(self, base: Base, dropout: AdapterDropout | None = None) -> Iterator[None]:
+        """Apply the stacks to the base, so that gradients reach the stacks themselves.
+
+        Args:
+            base: whose layers they are of.
+            dropout: what is left out of what they read; None for nothing.
+        """
         for name, (a, b) in self.factors.items():
             base.slots[name].worn = (a, b, self.scales[name])
+            base.slots[name].dropout = dropout
         try:
             yield
         finally:
             for name in self.factors:
-                base.slots[name].worn = None
+                base.slots[name].worn = base.slots[name].dropout = None
 
     def take(self, k: int) -> Adapter:
         """The adapter of site k at its own ranks, on the CPU."""
@@ -88,7 +95,7 @@ class Stack:
             rank = start.factors[name][0].shape[0]
             factors[name] = (a[k, :rank].detach().cpu().clone(),
                              b[k, :, :rank].detach().cpu().clone())
-        return Adapter(factors, start.alpha, start.rank)
+        return start.holding(factors)
 
     def penalty(self, terms: Penalty) -> Tensor:
         """The sum over sites of their penalties; the gradient of each site is its own."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from aulait.core.errors import DataError, require
 from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record, Tensors
+from aulait.models.adapter_dropout import AdapterDropout, row_keys
 from aulait.models.loading import Base, folded, in_basis
 from aulait.training.batches import Encoder, Rows, collate, scored, scored_tokens
 from aulait.training.stacked import Penalty as Penalty
@@ -136,6 +137,7 @@ class Trained:
 
 
 Advance = Callable[[int], None]
+Drawn = tuple[int, int, Record]  # the seed of a site's training, the step, a record of its batch
 
 
 def draws(training: LocalTraining, lengths: Sequence[int]) -> list[list[int]]:
@@ -161,11 +163,18 @@ def draws(training: LocalTraining, lengths: Sequence[int]) -> list[list[int]]:
 
 
 class Learner:
-    """Trains sites on one base. Holds no state of any site."""
+    """Trains sites on one base. Holds no state of any site.
 
-    def __init__(self, base: Base, config: TrainConfig) -> None:
+    Args:
+        base: loaded.
+        config: of the training.
+        dropout: of the adapters, in [0, 1).
+    """
+
+    def __init__(self, base: Base, config: TrainConfig, dropout: float = 0.0) -> None:
         self.base = base
         self.config = config
+        self.dropout = dropout
         self.encode = Encoder(base)
 
     def lengths(self, records: Sequence[Record]) -> list[int]:
@@ -224,7 +233,7 @@ class Learner:
         with first.prepared(self.base):
             for step in range(first.steps):
                 loss_K, tokens_K = self._backward(stack, [
-                    [own.records[i] for i in plan[step]]
+                    [(own.seed, step, own.records[i]) for i in plan[step]]
                     for own, plan in zip(training, plans, strict=True)], first.penalty)
                 norm_K = squares(stack.leaves, clients).sqrt()
                 shorten(stack.leaves, norm_K, self.config.max_grad_norm)
@@ -236,7 +245,7 @@ class Learner:
         return [Trained(stack.take(k), float(losses[k] / first.steps), int(tokens[k]),
                         float(norms[k] / first.steps)) for k in range(clients)]
 
-    def _backward(self, stack: Stack, batches: Sequence[Sequence[Record]],
+    def _backward(self, stack: Stack, batches: Sequence[Sequence[Drawn]],
                   penalty: Penalty | None) -> tuple[Tensor, Tensor]:
         """Add the gradients of every site's mean loss, and of the penalty, to its factors; the
         losses (K,) and tokens (K,).
@@ -244,15 +253,16 @@ class Learner:
         One pass for all sites; a single site whose batch has more than ``rows_at_once`` sequences
         takes several, each weighed by its share of the tokens.
         """
-        clients, records = len(batches), [record for own in batches for record in own]
-        size = len(records) if clients > 1 else self.config.rows_at_once
-        pieces = [collate(self.base, self.encode, records[i : i + size])
-                  for i in range(0, len(records), size)]
+        clients, drawn = len(batches), [one for own in batches for one in own]
+        size = len(drawn) if clients > 1 else self.config.rows_at_once
+        groups = [drawn[i : i + size] for i in range(0, len(drawn), size)]
+        pieces = [collate(self.base, self.encode, [record for _, _, record in group])
+                  for group in groups]
         counts = [1] if len(pieces) == 1 else [scored_tokens(rows) for rows in pieces]
         total_K = torch.zeros(clients, device=self.base.device)
         tokens_K = torch.zeros_like(total_K)
         for number, rows in enumerate(pieces):
-            loss_K, count_K = self.losses(rows, stack, clients)
+            loss_K, count_K = self.losses(rows, stack, clients, self.masks(groups[number]))
             loss_K = loss_K * (counts[number] / max(1, sum(counts)))
             objective = loss_K.sum()
             if penalty is not None and number == 0:
@@ -261,10 +271,15 @@ class Learner:
             total_K, tokens_K = total_K + loss_K.detach(), tokens_K + count_K
         return total_K, tokens_K
 
-    def losses(self, rows: Rows, stack: Stack, clients: int) -> tuple[Tensor, Tensor]:
+    def masks(self, drawn: Sequence[Drawn]) -> AdapterDropout | None:
+        """What the adapters' dropout leaves out of these rows; None without dropout."""
+        return AdapterDropout(self.dropout, row_keys(drawn)) if self.dropout else None
+
+    def losses(self, rows: Rows, stack: Stack, clients: int,
+               dropout: AdapterDropout | None = None) -> tuple[Tensor, Tensor]:
         """Mean loss of each of K sites (K,), or of K single rows, over its own tokens, and its
         number of tokens (K,)."""
-        with stack.applied_to(self.base):
+        with stack.applied_to(self.base, dropout):
             out, target, row = scored(self.base, rows)
         site = row // (len(rows.ids) // clients)
         each = torch.nn.functional.cross_entropy(out, target, reduction="none")
@@ -278,7 +293,8 @@ def squares(leaves: Sequence[Tensor], clients: int) -> Tensor:
     """The squared norm of every site's gradient (K,)."""
     square_K = torch.zeros(clients, device=leaves[0].device if leaves else None)
     for leaf in leaves:
-        assert leaf.grad is not None
+        if leaf.grad is None:  # no token of this step reached the layer
+            leaf.grad = torch.zeros_like(leaf)
         square_K += leaf.grad.reshape(clients, -1).square().sum(1)
     return square_K
 

@@ -23,7 +23,7 @@ def fused(own: Adapter, shared: Adapter, weights: tuple[float, float]) -> Adapte
         layer: (w1 * a + w2 * shared.factors[layer][0], w1 * b + w2 * shared.factors[layer][1])
         for layer, (a, b) in own.factors.items()
     }
-    return Adapter(factors, shared.alpha, shared.rank)
+    return shared.holding(factors)
 
 
 @dataclass(frozen=True)

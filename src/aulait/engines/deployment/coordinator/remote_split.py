@@ -90,8 +90,8 @@ class _RemoteFactors:
     """What ``SplitLearner`` reads of the client halves after the last step."""
 
     def __init__(self, starts: Sequence[Adapter], layers: Sequence[str]) -> None:
-        self.starts = [Adapter({name: start.factors[name] for name in layers}, start.alpha,
-                               start.rank) for start in starts]
+        self.starts = [start.holding({name: start.factors[name] for name in layers})
+                       for start in starts]
         self.factors = {name: None for name in layers}
 
     def take(self, k: int) -> Adapter:
@@ -226,4 +226,4 @@ def _trained(start: Adapter, told: Tensors) -> Adapter:
     if any(new.shape != old.shape for layer in found
            for new, old in zip(found[layer], start.factors[layer], strict=True)):
         raise WireError("factors of another shape")
-    return Adapter(found, start.alpha, start.rank)
+    return start.holding(found)

@@ -124,7 +124,7 @@ def load_session(terms: RunTerms, file: SiteFile, cache: ModelCache) -> SiteSess
             f"the base '{terms.model.name}' here has fingerprint {own}, the coordinator's has "
             f"{terms.fingerprint}; put the same files at both, or correct [models] of the site "
             "file")
-    learner = Learner(base, terms.train)
+    learner = Learner(base, terms.train, terms.adapter.dropout)
     name, seeds = file.site.name, Seeds(terms.seed)
     found = client_data.own(_data(terms, file), name, seeds, _rule(terms, file))
     fit = fitted(terms.too_long if terms.privacy.off else "cut", terms.model.context,
@@ -135,7 +135,7 @@ def load_session(terms: RunTerms, file: SiteFile, cache: ModelCache) -> SiteSess
     ranks = {} if terms.ranks is None else {name: terms.ranks}
     shapes = loading.targets(base, terms.adapter)
     context = RunContext(shapes, terms.adapter.rank, terms.adapter.alpha, seeds, terms.rounds,
-                         ranks)
+                         ranks, terms.adapter.scaling)
     return SiteSession(terms, file, base, learner, context, fit[name], plan, cache)
 
 

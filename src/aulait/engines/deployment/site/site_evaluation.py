@@ -7,7 +7,7 @@ its own log and tells nothing.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aulait.core import lora
@@ -63,7 +63,8 @@ def measured(session: SiteSession, message: Message[EvaluateMessage], memory: Js
     sums, task = _scores(session, used)
     other = _scores(session, shared)[0] if shared is not None and head.final else None
     if head.final and used is not None:
-        peft_export.export(used, session.base, folder / "adapter", personal=True)
+        peft_export.export(used, session.base, folder / "adapter", personal=True,
+                           dropout=session.terms.adapter.dropout)
     return SiteScores(sums, other, task)
 
 
@@ -76,7 +77,9 @@ def _adapters(session: SiteSession, message: Message[EvaluateMessage],
         return None, None
     found = unpack_tensors(message.body)
     if head.what == "adapter":
-        return lora.from_tensors(found, head.alpha, head.rank), None
+        # an adapter of rank 1 for all layers has the same scale either way
+        return replace(lora.from_tensors(found, head.alpha, head.rank),
+                       scaling=session.context.scaling), None
     terms, site = session.terms, session.site(memory)
     state, method = State(head.round, found), terms.method
     shared = method.result(session.context, state)

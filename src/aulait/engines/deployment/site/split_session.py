@@ -130,9 +130,9 @@ def _opened(head: SplitBegin, sent: Tensors, session: SiteSession) -> _OpenRound
         require(layer in shapes and tuple(dense.shape) == tuple(shapes[layer]), WireError,
                 f"a dense update of '{layer[:80]}' does not fit the model")
     penalty = Penalty(**head.penalty) if head.penalty is not None else None
-    work = LocalTraining(Adapter(factors, head.alpha, head.rank), session.records.train,
-                Trainable(head.part), terms.steps, terms.batch, head.lr, head.seed, penalty,
-                fold or None, basis or None)
+    work = LocalTraining(Adapter(factors, head.alpha, head.rank, session.context.scaling),
+                session.records.train, Trainable(head.part), terms.steps, terms.batch, head.lr,
+                head.seed, penalty, fold or None, basis or None)
     held = ExitStack()
     held.enter_context(work.prepared(session.base))
     half = ClientHalf(session.learner, [work], ModelCut(terms.cut, terms.wire))

@@ -85,6 +85,7 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "model.device": WordBound(),
     "adapter.rank": Bound(1, "rank", "adapter.rank"),
     "adapter.alpha": Bound(0, LARGEST, "adapter.alpha", whole=False),
+    "adapter.dropout": Bound(0, 1, "adapter.dropout", whole=False),
     "adapter.targets": WordBound(),
     "adapter.layers": Bound(0, _MOST_ITEMS, "adapter.layers", words=("all",)),
     "train.rounds": Bound(0, LARGEST, "train.rounds"),  # ``rounds`` is what counts
