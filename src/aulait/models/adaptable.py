@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from aulait.core.errors import ModelError
+from aulait.models.spread import first_device
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel
@@ -69,7 +70,7 @@ def _unreached(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> list[
     Sites train together as groups of neighbouring rows, so what a layer reads of the first of two
     rows must be what it reads of that row alone.
     """
-    device = model.get_input_embeddings().weight.device
+    device = first_device(model)
     if device.type == "meta":
         return []
     vocabulary = model.get_input_embeddings().num_embeddings

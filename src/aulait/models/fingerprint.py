@@ -21,7 +21,7 @@ def fingerprint(base: Base) -> str:
     seen = hashlib.sha256(f"{base.config.kind}|{base.config.dtype}".encode())
     for name, weight in sorted(base.model.named_parameters()):
         seen.update(f"{name.replace('.inner.', '.')}|{tuple(weight.shape)}".encode())
-        if weight.is_floating_point() and base.config.quant is None:
+        if weight.is_floating_point() and base.config.quant is None and not weight.is_meta:
             flat = weight.detach().reshape(-1)
             some = torch.cat([flat[:LOOKED_AT], flat[-LOOKED_AT:]]).to("cpu", torch.float32)
             seen.update(some.numpy().tobytes())

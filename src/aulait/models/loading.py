@@ -26,12 +26,19 @@ from aulait.models import precision
 from aulait.models import prefix_cache as prefix
 from aulait.models.adaptable import not_adaptable
 from aulait.models.attention import is_attention
+from aulait.models.checkpointing import recompute_blocks
 from aulait.models.multi_lora_linear import SharedLinear
 from aulait.models.named import BREW as BREW
 from aulait.models.named import EXPECTED, folder_of
-from aulait.models.padding import check_positions, check_tokens, padding_id
+from aulait.models.padding import (
+    check_positions,
+    check_tokens,
+    embedding_rows,
+    padding_id,
+)
 from aulait.models.prefix_cache import Prefix
 from aulait.models.quiet import quiet
+from aulait.models.spread import first_device, is_offloaded, spread_options
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,9 +58,14 @@ class ModelConfig(BaseModel):
         kind: "causal" or "seq2seq".
         dtype: precision of the frozen weights; the adapter is always trained in float32. "auto" is
             bfloat16 where that is faster and has the same loss, else float32 (``precision``).
+            "float16" is for accelerators: processors compute it slowly.
         context: tokens of a training sequence; longer texts are treated as ``data.too_long`` says.
         quant: "4bit" or "8bit" through bitsandbytes (extra ``quant``, needs CUDA); None for none.
         device: "auto" takes CUDA when there is one.
+        device_map: spreads a base that does not fit one device, as transformers and accelerate do:
+            "auto", or name of a module -> a device, "cpu" or "disk"; None puts all on ``device``.
+        gradient_checkpointing: compute blocks again in the backward pass instead of remembering
+            them: less memory, the same results, about a third more time.
         template: "auto" writes pairs and conversations in the chat template of the model's
             tokenizer where it has one; "plain" writes them plainly.
     """
@@ -61,10 +73,12 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = "brew"
     kind: Literal["causal", "seq2seq"] = "causal"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     context: int = Field(256, ge=8)
     quant: Literal["4bit", "8bit"] | None = None
     device: str = "auto"
+    device_map: str | dict[str, int | str] | None = None
+    gradient_checkpointing: bool = False
     template: Literal["auto", "plain"] = "auto"
 
 
@@ -149,10 +163,17 @@ def load_base(config: ModelConfig) -> Base:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.requires_grad_(False).eval()
+    if config.device_map is not None:
+        device = first_device(model)
     base = Base(model, tokenizer, device, config)
     wrap(base)
+    if config.gradient_checkpointing:
+        recompute_blocks(model, config.name)
+    if config.dtype == "float16":
+        _check_finite(base)
     base.split_head = config.kind == "causal" and _head_splits(base)
-    base.prefix = prefix.prefix_of(model.get_decoder()) if base.split_head else None
+    if base.split_head and config.device_map is None:
+        base.prefix = prefix.prefix_of(model.get_decoder())
     return base
 
 
@@ -182,6 +203,8 @@ def _fetch(config: ModelConfig, device: torch.device,
     if config.quant:
         options["quantization_config"] = _quantisation(config.quant)
         options["device_map"] = {"": device}
+    if config.device_map is not None:
+        options |= spread_options(config.device_map)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(name)
@@ -193,7 +216,8 @@ def _fetch(config: ModelConfig, device: torch.device,
         raise ModelError(
             f"model.name = '{config.name}' cannot be loaded ({reason}); expected {EXPECTED}"
         ) from error
-    return (model if config.quant else model.to(device)), tokenizer
+    placed = config.quant or config.device_map is not None
+    return (model if placed else model.to(device)), tokenizer
 
 
 def _quantisation(quant: str) -> QuantizationConfigMixin:
@@ -351,8 +375,13 @@ def folded(base: Base, updates: Mapping[str, Tensor] | None) -> Iterator[None]:
     bit as before.
 
     Raises:
-        ModelError: the base is quantised, so that nothing can be added to its weights.
+        ModelError: the base is quantised or lies partly off its devices, so that nothing can be
+            added to its weights.
     """
+    require(not (updates and is_offloaded(base.model)), ModelError,
+            "a base that lies partly off its devices (model.device_map) cannot hold dense updates; "
+            "choose a method that never folds ('fedit', 'ffa', 'flexlora'), or a device_map "
+            "without 'cpu' beside GPUs and without 'disk'")
     require(not (updates and base.config.quant), ModelError,
             "a quantised base cannot hold dense updates; choose a method that never folds "
             "('fedit', 'ffa', 'flexlora'), or no model.quant")
@@ -362,11 +391,27 @@ def folded(base: Base, updates: Mapping[str, Tensor] | None) -> Iterator[None]:
             inner: Any = base.slots[name].inner
             held[name] = inner.weight.data
             turned = update_MN.T if type(inner).__name__ == "Conv1D" else update_MN
-            inner.weight.data = (held[name].float() + turned.to(base.device)).to(held[name].dtype)
+            inner.weight.data = (held[name].float() + turned.to(held[name].device)).to(
+                held[name].dtype)
         yield
     finally:
         for name, weight in held.items():
             base.slots[name].inner.weight.data = weight
+
+
+@torch.no_grad()
+def _check_finite(base: Base) -> None:
+    """Raise when float16 is too narrow for a base: what it says of made-up tokens overflows.
+
+    Raises:
+        ModelError: in one line.
+    """
+    ids = torch.arange(8, device=base.device)[None] % embedding_rows(base.model)
+    more = {"decoder_input_ids": ids} if base.config.kind == "seq2seq" else {}
+    out = base.model(input_ids=ids, use_cache=False, **more).logits
+    require(bool(out.isfinite().all()), ModelError,
+            f"model.dtype = 'float16' is too narrow for {base.config.name}, whose logits overflow; "
+            "set model.dtype = 'bfloat16' or 'float32'")
 
 
 @torch.no_grad()
@@ -392,8 +437,8 @@ def logits(base: Base, ids_BT: Tensor, chosen_BT: Tensor, **extra: Any) -> Tenso
         hidden = (
             base.prefix.hidden(ids_BT, chosen_BT) if base.prefix
             else base.model.get_decoder()(input_ids=ids_BT, use_cache=False)[0]
-        )
+        ).to(base.device)
         out: Tensor = base.model.get_output_embeddings()(hidden[chosen_BT[:, : hidden.shape[1]]])
-        return out.float()
+        return out.to(base.device).float()
     full: Tensor = base.model(input_ids=ids_BT, use_cache=False, **extra).logits
-    return full[chosen_BT].float()
+    return full.to(base.device)[chosen_BT].float()

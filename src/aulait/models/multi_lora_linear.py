@@ -47,16 +47,16 @@ class SharedLinear(nn.Module):
         y: Tensor = self.inner(x)
         if self.worn is None:
             return y
-        a_KRN, b_KMR, scale_K = self.worn
+        a_KRN, b_KMR, scale_K = (own.to(x.device) for own in self.worn)
         clients = a_KRN.shape[0]
         if self.dropout is not None:
             x = self.dropout.applied(x, self._number)
         if self.basis is not None:
-            x = x.to(a_KRN.dtype) @ self.basis[0].T
+            x = x.to(a_KRN.dtype) @ self.basis[0].T.to(x.device)
         x_KXN = x.reshape(clients, -1, x.shape[-1]).to(a_KRN.dtype)
         low_KXR = torch.bmm(x_KXN, (a_KRN * scale_K[:, None, None]).transpose(1, 2))
         update = torch.bmm(low_KXR, b_KMR.transpose(1, 2))
         if self.basis is not None:
-            update = update @ self.basis[1].T
+            update = update @ self.basis[1].T.to(x.device)
         update = update.view(y.shape)
         return y + update.to(y.dtype)

@@ -117,7 +117,7 @@ def load_session(terms: RunTerms, file: SiteFile, cache: ModelCache) -> SiteSess
         ModelError: the base cannot be loaded, or is not the coordinator's.
     """
     config = terms.model.model_copy(update={"name": file.models[terms.model.name],
-        "device": "auto"})
+        "device": "auto", "device_map": None})
     base = cache.base(config)
     own = fingerprint(base)
     require(own == terms.fingerprint, ModelError,

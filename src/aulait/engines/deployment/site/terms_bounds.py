@@ -83,6 +83,7 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "model.name": Elsewhere("policy.unknown_names"),
     "model.context": Bound(8, "context", "model.context"),
     "model.device": WordBound(),
+    "model.device_map": WordBound(),
     "adapter.rank": Bound(1, "rank", "adapter.rank"),
     "adapter.alpha": Bound(0, LARGEST, "adapter.alpha", whole=False),
     "adapter.dropout": Bound(0, 1, "adapter.dropout", whole=False),
