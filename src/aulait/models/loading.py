@@ -184,7 +184,8 @@ def _in_its_precision(config: ModelConfig, device: torch.device,
         return config, *_fetch(config, device)
     full = config.model_copy(update={"dtype": "float32"})
     model, tokenizer = _fetch(full, device)
-    if config.quant is None and precision.worth_trying(model, device):
+    alone = config.quant is None and config.device_map is None
+    if alone and precision.worth_trying(model, device):
         half = config.model_copy(update={"dtype": "bfloat16"})
         narrow, _ = _fetch(half, device)
         if precision.says_the_same(narrow, model, tokenizer):

@@ -38,6 +38,18 @@ from aulait.tracking.boards import TrackConfig
 from aulait.training.activation_codec import Wire
 from aulait.training.trainer import TrainConfig
 
+_NO_DORA = ("DoRA is not offered, because its update is not linear in its factors and no merge here "
+            "would say what the clients hold; remove it")
+# keys that a user of PEFT may try -> what to write
+PEFT_NAMES = {
+    "adapter.r": "write adapter.rank",
+    "adapter.lora_alpha": "write adapter.alpha",
+    "adapter.lora_dropout": "write adapter.dropout",
+    "adapter.target_modules": "write adapter.targets",
+    "adapter.use_rslora": "write adapter.scaling = 'rslora'",
+    "adapter.dora": _NO_DORA,
+    "adapter.use_dora": _NO_DORA,
+}
 DEPLOYED = ("flower",)  # engines whose clients are on other machines
 
 
@@ -216,6 +228,8 @@ def _placed(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
 def _explain(item: Any) -> str:
     """One line for one validation error: found, expected, what to do."""
     where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden" and where in PEFT_NAMES:
+        return f"unknown key '{where}'; {PEFT_NAMES[where]}"
     if item["type"] == "extra_forbidden":
         return (f"unknown key '{where}'; "
                 f"{did_you_mean(str(item['loc'][-1]), _known(item['loc'][:-1]))}")

@@ -178,3 +178,11 @@ def test_dropout_of_a_split_client_is_refused_before_work(tmp_path):
     with pytest.raises(ConfigError, match=r"adapter\.dropout = 0\.1 with a split tier") as caught:
         setup.prepare(settings, SharedCache())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "told"), [("use_dora", "DoRA is not offered"), ("lora_dropout", r"write adapter\.dropout"),
+                                           ("use_rslora", r"write adapter\.scaling = 'rslora'"), ("r", r"write adapter\.rank")])
+def test_names_of_peft_are_answered_with_ours(key, told, tmp_path):
+    with pytest.raises(ConfigError, match=rf"unknown key 'adapter\.{key}'; {told}") as caught:
+        tiny_run.settings(tmp_path, adapter={key: 1})
+    assert "\n" not in str(caught.value)
