@@ -35,6 +35,7 @@ FAMILIES: dict[str, t.PretrainedConfig] = {
     "GPT-2": t.GPT2Config(**IDS, n_embd=16, n_layer=2, n_head=2, n_positions=64),
     "GPT-NeoX": t.GPTNeoXConfig(**IDS, **WIDE, intermediate_size=24),
     "OPT": t.OPTConfig(**IDS, **WIDE, ffn_dim=24, word_embed_proj_dim=16),
+    "OPT-350m": t.OPTConfig(**IDS, **WIDE, ffn_dim=24, word_embed_proj_dim=8, do_layer_norm_before=False),
     "Bloom": t.BloomConfig(**IDS, hidden_size=16, n_layer=2, n_head=2),
     "Falcon": t.FalconConfig(**IDS, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, bias=True),
     "OLMo2": t.Olmo2Config(**LLAMA),

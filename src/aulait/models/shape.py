@@ -7,13 +7,13 @@ billions of parameters can be costed on a laptop.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from aulait.core.errors import ModelError, require
 from aulait.models.loading import AdapterConfig, Base, is_linear, shape_of, targets
 from aulait.resources.cost_model import Block, ModelShape
 
@@ -22,11 +22,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 
 def model_shape(base: Base) -> ModelShape:
-    """The model shape of a loaded base.
-
-    Raises:
-        ModelError: its linear layers do not lie in numbered blocks.
-    """
+    """The model shape of a loaded base."""
     shapes = targets(base, AdapterConfig())
     weight_bytes = sum(p.numel() * p.element_size() for p in base.model.parameters())
     return _counted(base.model, shapes, base.config.kind, base.split_head, weight_bytes)
@@ -39,9 +35,6 @@ def from_config(config: PretrainedConfig, dtype: str = "float32") -> ModelShape:
     Args:
         config: a transformers configuration, of a causal or an encoder-decoder model.
         dtype: precision the weights would have.
-
-    Raises:
-        ModelError: its linear layers do not lie in numbered blocks.
     """
     # takes seconds to import
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -83,15 +76,13 @@ def _counted(model: PreTrainedModel, shapes: Mapping[str, tuple[int, int]],
 
 def _blocks(shapes: Mapping[str, tuple[int, int]], config: PretrainedConfig,
             kind: str) -> Iterable[Block]:
-    """Layers grouped by the first number in their names, per side, the encoder's blocks first."""
+    """Layers grouped by the first number in their names, per side, the encoder's blocks first;
+    those in no block (OPT-350m projects its embeddings) count with the first."""
     grouped: dict[tuple[bool, int], dict[str, tuple[int, int]]] = {}
     for name, (m, n) in shapes.items():
-        numbers = [int(part) for part in name.split(".") if part.isdigit()]
-        require(bool(numbers), ModelError,
-                f"linear layer '{name}' lies in no numbered block; expected a model made of blocks "
-                "(llama, GPT-2, T5 and their kin); the cost model cannot read this one")
+        number = next((int(part) for part in name.split(".") if part.isdigit()), 0)
         encoder = kind == "seq2seq" and "encoder" in name.split(".")
-        grouped.setdefault((not encoder, numbers[0]), {})[name] = (m, n)
+        grouped.setdefault((not encoder, number), {})[name] = (m, n)
     heads = int(getattr(config, "num_attention_heads", 0) or config.num_heads)
     per_head = (
         getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size
@@ -105,8 +96,7 @@ def _blocks(shapes: Mapping[str, tuple[int, int]], config: PretrainedConfig,
 def _embeddings(model: PreTrainedModel, shapes: Mapping[str, tuple[int, int]]) -> Iterable[Tensor]:
     """Input embeddings of tokens and positions; those inside blocks are biases of the attention,
     not embeddings."""
-    prefixes = {".".join(name.split(".")[: next(i for i, p in enumerate(name.split("."))
-        if p.isdigit())]) for name in shapes}
+    prefixes = {name[: found.start()] for name in shapes if (found := re.search(r"\.\d+\.", name))}
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and not any(name.startswith(prefix + ".")
                 for prefix in prefixes):

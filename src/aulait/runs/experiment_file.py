@@ -38,8 +38,8 @@ from aulait.tracking.boards import TrackConfig
 from aulait.training.activation_codec import Wire
 from aulait.training.trainer import TrainConfig
 
-_NO_DORA = ("DoRA is not offered, because its update is not linear in its factors and no merge here "
-            "would say what the clients hold; remove it")
+_NO_DORA = ("DoRA is not offered, because its update is not linear in its factors and no merge "
+            "here would say what the clients hold; remove it")
 # keys that a user of PEFT may try -> what to write
 PEFT_NAMES = {
     "adapter.r": "write adapter.rank",
