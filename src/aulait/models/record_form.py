@@ -10,6 +10,9 @@ what the template adds between the turns before it, with the prompt for an answe
 to it. Few templates mark the assistant's words themselves. Templates that write an earlier turn in
 another way than the last are searched for the words.
 
+A conversation that the template refuses (a system's turn, two turns of one side in a row) is tried
+once more with such turns made one.
+
 Control tokens that a person's words spell out are words like any other.
 """
 
@@ -131,6 +134,16 @@ class RecordForm:
         """
         return self._in_template(turns) if self.chat else self._plain(turns)
 
+    def refusal(self, turns: Sequence[Turn]) -> str | None:
+        """Why the chat template does not take a conversation; None where it does, or where there is
+        no template."""
+        try:
+            if self.chat:
+                self._accepted(turns)
+        except DataError as error:
+            return str(error)
+        return None
+
     def asked(self, turns: Sequence[Turn]) -> list[int]:
         """A conversation up to the place where the assistant's next turn begins.
 
@@ -139,7 +152,7 @@ class RecordForm:
         """
         if self.chat:
             marked, marks = self._marked(turns)
-            return self._tokens(self._rendered(marked, True), marks)[0]
+            return self._tokens(self._accepted(marked, True)[1], marks)[0]
         ids = list(self.opening)
         for turn in turns:
             ids += self._plain_turn(turn)[0]
@@ -166,7 +179,7 @@ class RecordForm:
     def _in_template(self, turns: Sequence[Turn]) -> Written:
         """The form of the chat template."""
         marked, marks = self._marked(turns)
-        whole = self._rendered(marked)
+        marked, whole = self._accepted(marked)
         ids, places = self._tokens(whole, marks)
         spans = []
         for number, turn in enumerate(marked):
@@ -180,7 +193,7 @@ class RecordForm:
     def _span(self, whole: str, turns: Sequence[Turn], number: int) -> TokenSpan:
         """Where the words of an assistant's turn, and the mark that ends them, stand in the
         rendered conversation."""
-        before = self._rendered(turns[:number], True) if number else ""
+        before = self._beginning(turns[:number])
         behind = whole if number == len(turns) - 1 else self._rendered(turns[: number + 1])
         if before and whole.startswith(before) and whole.startswith(behind) and (
                 len(before) < len(behind)):
@@ -196,11 +209,34 @@ class RecordForm:
         # a blank before the words belongs to their first token
         return len(before) if opens else len(first.rstrip(" ")), stop + shared
 
+    def _beginning(self, turns: Sequence[Turn]) -> str:
+        """The turns before an assistant's with the prompt for it; empty where the template does not
+        write them for themselves."""
+        try:
+            return self._rendered(turns, True) if turns else ""
+        except DataError:
+            return ""
+
     def _around(self, turns: Sequence[Turn], number: int) -> tuple[str, str]:
         """What the template writes before and behind the words of a turn."""
         other = [*turns[:number], Turn(turns[number].role, ANCHOR), *turns[number + 1 :]]
         first, _, last = self._rendered(other).partition(ANCHOR)
         return first, last
+
+    def _accepted(self, turns: Sequence[Turn], answer: bool = False) -> tuple[list[Turn], str]:
+        """The turns that the template takes, and what it writes of them: the turns themselves, or
+        what ``merged`` makes of them.
+
+        Raises:
+            DataError: it takes neither.
+        """
+        try:
+            return list(turns), self._rendered(turns, answer)
+        except DataError:
+            fewer = merged(turns)
+            if not fewer or fewer == list(turns):
+                raise
+            return fewer, self._rendered(fewer, answer)
 
     def _rendered(self, turns: Sequence[Turn], answer: bool = False) -> str:
         """The conversation as the template writes it; with ``answer``, and the beginning of the
@@ -291,6 +327,20 @@ class RecordForm:
         if fast:
             return ids, [(int(a), int(b)) for a, b in coded["offset_mapping"]]
         return ids, _by_beginnings(self.tokenizer, ids)
+
+
+def merged(turns: Sequence[Turn]) -> list[Turn]:
+    """The conversation as users and assistants in turn, for templates that take nothing else: the
+    system's and a tool's words open the user's next turn, turns of one side in a row become one,
+    and what the assistant says before anybody asks is left out."""
+    found: list[Turn] = []
+    for turn in turns:
+        role = "assistant" if turn.role == "assistant" else "user"
+        if found and found[-1].role == role:
+            found[-1] = Turn(role, f"{found[-1].content}\n\n{turn.content}")
+        elif found or role == "user":
+            found.append(Turn(role, turn.content))
+    return found
 
 
 def _restored(text: str, marks: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ from aulait.runs.settled import precision_settled
 from aulait.synthesis import embedding
 from aulait.synthesis.generator import build_generator
 from aulait.synthesis.variation import Variation
-from aulait.training.context_length import fitted
+from aulait.training.context_length import fitted, readable
 from aulait.training.trainer import Learner
 
 Members = Mapping[str, Sequence[str]]  # tier -> names of its clients
@@ -127,12 +127,17 @@ def _fitted(
     """Clients whose records fit the base's context, and the corpus whose unseen clients are
     treated alike."""
     key = (unpooled, settings.unit_rule, Seeds(settings.run.seed), settings.model)
-    how, context = settings.data.too_long, settings.model.context
-    clients = cache.once("fitted", key,
-                         lambda: fitted(how, context, learner.encode, corpus.clients))
+    how, context, encode = settings.data.too_long, settings.model.context, learner.encode
+
+    def suited(clients: Mapping[str, ClientData]) -> tuple[dict[str, ClientData], tuple[str, ...]]:
+        left, remarks = readable(encode, clients)
+        return fitted(how, context, encode, left), remarks
+
+    clients, remarks = cache.once("fitted", key, lambda: suited(corpus.clients))
     unseen = {name: ClientData(records, ()) for name, records in corpus.unseen.items()}
-    new = cache.once("fitted-unseen", key, lambda: fitted(how, context, learner.encode, unseen))
-    return clients, replace(corpus, unseen={name: client.train for name, client in new.items()})
+    new, more = cache.once("fitted-unseen", key, lambda: suited(unseen))
+    return clients, replace(corpus, unseen={name: client.train for name, client in new.items()},
+                            malformed=(*corpus.malformed, *remarks, *more))
 
 
 def _pooled(clients: Mapping[str, ClientData]) -> Mapping[str, ClientData]:

@@ -10,7 +10,7 @@ from tests.tiny_bases import byte_tokenizer
 from aulait.core.errors import DataError
 from aulait.core.types import Record, Turn
 from aulait.models.loading import BREW
-from aulait.models.record_form import RecordForm
+from aulait.models.record_form import RecordForm, merged
 
 PAIR = Record("Two a day.", "What is the dose?").turns
 LONG = (
@@ -134,12 +134,31 @@ def test_a_tokenizer_that_does_not_tell_places_gives_the_same(monkeypatch):
     assert fast.ids
 
 
+def test_a_template_that_takes_two_sides_in_turn_gets_them():
+    tokenizer = chat_tokenizer(STRICT)
+    form = RecordForm(tokenizer)
+    turns = (Turn("assistant", "hello"), Turn("system", "Be brief."), Turn("user", "a"), Turn("user", "b"), Turn("assistant", "c"),
+             Turn("assistant", "d"), Turn("user", "e"), Turn("tool", "f"), Turn("assistant", "g"))
+    fewer = merged(turns)
+    assert fewer == [Turn("user", "Be brief.\n\na\n\nb"), Turn("assistant", "c\n\nd"), Turn("user", "e\n\nf"), Turn("assistant", "g")]
+    ids, wanted = scored_tokens(tokenizer, fewer)
+    written = form.conversation(turns)
+    assert written.ids == ids
+    assert scored(written) == wanted
+    asked = form.asked(turns[:-1])
+    assert ids[: len(asked)] == asked
+    assert form.refusal(turns) is None
+
+
 def test_a_template_that_refuses_says_so_in_one_line():
-    form = RecordForm(chat_tokenizer(STRICT))
-    with pytest.raises(DataError, match=r"refuses a conversation of the turns system, user, assistant.*must alternate.*model\.template = 'plain'") as caught:
-        form.conversation((Turn("system", "secret words"), Turn("user", "a"), Turn("assistant", "b")))
+    form = RecordForm(chat_tokenizer(STRICT.replace("== 0)", "== 1)")))
+    turns = (Turn("user", "secret words"), Turn("assistant", "b"))
+    with pytest.raises(DataError, match=r"refuses a conversation of the turns user, assistant.*must alternate.*model\.template = 'plain'") as caught:
+        form.conversation(turns)
     assert "\n" not in str(caught.value)
     assert "secret words" not in str(caught.value)
+    assert form.refusal(turns) == str(caught.value)
+    assert RecordForm(form.tokenizer, "plain").refusal(turns) is None
 
 
 def test_plain_texts_have_what_the_tokenizer_sets_and_no_mark_of_a_turn():

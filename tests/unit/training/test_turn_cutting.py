@@ -11,7 +11,7 @@ from aulait.core.types import Record, Turn
 from aulait.data.client_data import ClientData
 from aulait.models.turn_cutting import without_oldest
 from aulait.training.batches import Encoder
-from aulait.training.context_length import fitted
+from aulait.training.context_length import fitted, readable
 
 SYSTEM = Turn("system", "Be brief.")
 
@@ -135,3 +135,17 @@ def test_a_text_of_one_token_without_any_mark_has_no_loss_and_breaks_nothing(tmp
     assert all(torch.isfinite(value).all() for pair in done.adapter.factors.values() for value in pair)
     scores = evaluate(learner, None, {"a": [Record("x"), Record("the of and")]}, EvaluateConfig(records_per_client=2))
     assert scores.tokens == len(Encoder(base)(Record("the of and"))[0]) - 1
+
+
+def test_conversations_that_the_template_refuses_are_left_out_and_counted(tmp_path):
+    # refuses whoever says "No"
+    picky = CHATML.replace("{% for message in messages %}", "{% for message in messages %}{% if message['content'] == 'No' %}{{ raise_exception('no') }}{% endif %}", 1)
+    encode = Encoder(chat_base(tmp_path, picky, context=96))
+    good, bad = talk(0), Record("No", "Really?")
+    left, remarks = readable(encode, {"a": ClientData((good, bad), (bad,)), "b": ClientData((bad,), (good,)), "c": ClientData((good, Record("text")), ())})
+    assert left == {"a": ClientData((good,), ()), "c": ClientData((good, Record("text")), ())}
+    assert len(remarks) == 1
+    assert remarks[0].startswith("1 conversations are left out: the model's chat template refuses a conversation of the turns user, assistant (no)")
+    assert readable(encode, {"a": ClientData((good,), ())}) == ({"a": ClientData((good,), ())}, ())
+    with pytest.raises(DataError, match="refuses a conversation"):
+        readable(encode, {"a": ClientData((bad,), ())})

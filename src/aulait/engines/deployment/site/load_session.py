@@ -22,7 +22,7 @@ from aulait.models.loading import Base, ModelConfig
 from aulait.resources.devices import keep_freed_memory
 from aulait.synthesis import embedding
 from aulait.synthesis.embedding import Embedder
-from aulait.training.context_length import fitted
+from aulait.training.context_length import fitted, readable
 from aulait.training.trainer import Learner
 
 
@@ -127,8 +127,9 @@ def load_session(terms: RunTerms, file: SiteFile, cache: ModelCache) -> SiteSess
     learner = Learner(base, terms.train, terms.adapter.dropout)
     name, seeds = file.site.name, Seeds(terms.seed)
     found = client_data.own(_data(terms, file), name, seeds, _rule(terms, file))
+    left, _ = readable(learner.encode, {name: found})
     fit = fitted(terms.too_long if terms.privacy.off else "cut", terms.model.context,
-                 learner.encode, {name: found})
+                 learner.encode, left)
     require(name in fit, DataError,
             "no record is left after data.too_long = 'drop'; raise model.context")
     plan = Plan(terms.tier, terms.placement, terms.rank, terms.steps, terms.batch)
