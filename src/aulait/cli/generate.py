@@ -76,8 +76,9 @@ def generate(  # noqa: PLR0913 (the options of a command)
     client: ClientOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Continue a prompt with what a run has learnt, or answer it where the run's data had prompts
-    or conversations: in the base's chat template, as in training.
+    """Continue a prompt with what a run has learnt, or answer it where the run's data had prompts.
+
+    An answer is in the form of the records: in the base's chat template, where it has one.
 
     Example: aulait generate runs/demo "Return the"
     """
