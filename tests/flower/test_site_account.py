@@ -18,6 +18,7 @@ from aulait.core.errors import PrivacyError, WireError
 from aulait.engines.deployment.protocol.receipts import Receipt, identity, is_signed
 from aulait.engines.deployment.site import lifetime_account, old_accounts
 from aulait.engines.deployment.site.lifetime_account import Charge, LifetimeAccount, account_path
+from aulait.engines.deployment.site.lost_account import LostAccount, lost_path
 from aulait.engines.deployment.site.site_policy import SitePolicy
 from aulait.privacy.accounting import Event, epsilon
 
@@ -251,6 +252,117 @@ def test_a_coordinator_says_that_a_counter_went_back_and_remembers_over_runs(tmp
     assert "another account" in again.take("ward", second, own.signed("2" * 32, 1, "d" * 64))
     assert again.newest("ward").account == "2" * 32
     assert len((tmp_path / "run" / "serve" / "receipts.jsonl").read_text().splitlines()) == 3
+
+
+# An account that is lost for good
+
+
+@pytest.fixture
+def lost(owner):
+    """A site that gave epsilon 3 in a run, whose account is gone; its newest receipt."""
+    owner.run("a", **CLIENT)
+    receipt = owner.enemy.ask(owner.enemy.request()).head["receipt"]
+    shutil.rmtree(owner.enemy.file.site.state)
+    owner.enemy.restart()
+    owner.enemy.refused(shown(owner.enemy, receipt), "--account-lost")
+    return receipt
+
+
+def begun_anew(owner) -> str:
+    path = owner.enemy.file.site.state.parent / "site.toml"
+    found = CliRunner().invoke(app, ["join", str(path), "--account-lost"])
+    assert found.exit_code == 0, found.output
+    owner.enemy.restart()
+    return found.stdout
+
+
+def test_a_lost_account_is_begun_anew_with_all_that_was_allowed(owner, lost, tmp_path):
+    told = begun_anew(owner)
+    assert "epsilon 10 and delta 0.002" in told
+    answer = shown(owner.enemy, lost)  # the coordinator shows what it knows
+    assert answer.kind == "facts", "the site answers again"
+    owner.enemy.refused(owner.run("b", **CLIENT), "beyond what this site gives in its lifetime")
+    path = owner.enemy.file.site.state.parent / "site.toml"
+    (account,) = json.loads(CliRunner().invoke(app, ["status", str(path), "--json"]).stdout)[
+        "accounts"]
+    assert account["begun_anew"] is not None
+    assert account["error"] is None
+    clients, records = account["units"]
+    assert (clients["epsilon"], clients["delta"]) == (10.0, 2e-3)
+    assert records["epsilon"] == pytest.approx(10.0, rel=1e-3)
+
+
+def test_every_coordinator_notices_that_it_is_another_account(owner, lost, tmp_path):
+    begun_anew(owner)
+    came = Receipt.model_validate(shown(owner.enemy, lost).head["receipt"])
+    (tmp_path / "run" / "serve").mkdir(parents=True)
+    before = Receipt.model_validate(lost)
+    book = receipt_book(tmp_path, tmp_path / "run", ["ward"])
+    assert book.take("ward", None, before) == ""
+    assert "lost and begun anew" in book.take("ward", before, came)
+    begun_anew(owner)  # and every further time
+    again = Receipt.model_validate(shown(owner.enemy, came.model_dump()).head["receipt"])
+    assert len({before.account, came.account, again.account}) == 3
+    assert "lost and begun anew" in book.take("ward", came, again)
+
+
+def test_nothing_is_given_again_but_beyond_the_raised_limit(owner, lost):
+    begun_anew(owner)
+    raised = SitePolicy(epsilon=8.0, lifetime_epsilon=14.0, lifetime_delta=4e-3)
+    owner.enemy.file = owner.enemy.file.model_copy(update={
+        "limits": owner.enemy.file.limits.model_copy(update={
+            "lifetime_epsilon": raised.lifetime_epsilon,
+            "lifetime_delta": raised.lifetime_delta})})
+    owner.enemy.restart()
+    assert owner.run("b", **CLIENT).kind == "accepted"
+    assert owner.enemy.ask(owner.enemy.request()).kind == "update"
+    owner.enemy.refused(owner.run("c", **CLIENT), "lifetime")  # 10 + 3 + 3 > 14
+
+
+@pytest.mark.parametrize("how", ["edited", "of another site", "deleted", "malformed"])
+def test_whoever_can_only_write_to_the_state_cannot_begin_an_account_anew(owner, lost, tmp_path,
+                                                                         how):
+    begun_anew(owner)
+    own = owner.enemy.file
+    path = lost_path(own.site.state, own.data.source)
+    tree = json.loads(path.read_text())
+    owner.enemy.file = own.model_copy(update={"limits": own.limits.model_copy(update={
+        "lifetime_epsilon": 14.0, "lifetime_delta": 4e-3})})
+    owner.enemy.restart()
+    owner.run("b", **CLIENT)
+    receipt = owner.enemy.ask(owner.enemy.request()).head["receipt"]
+    assert receipt["sequence"] == 1
+    if how == "edited":
+        path.write_text(json.dumps(tree | {"epsilon": 0.1}))
+    elif how == "of another site":
+        site_keys(tmp_path / "other", "ward")
+        plain = LostAccount.model_validate(tree | {"epsilon": 0.1})
+        other = identity("ward", tmp_path / "other" / "site-key")
+        path.write_text(plain.model_copy(update={"signature": other.signed_text(
+            plain.content(own.data.source))}).model_dump_json())
+    elif how == "deleted":
+        path.unlink()
+    else:
+        path.write_text("{}")
+    owner.enemy.restart()
+    answer = shown(owner.enemy, receipt)
+    assert answer.kind == "refusal", answer.head
+
+
+def test_deleting_the_new_account_as_well_meets_the_receipt_of_the_lost_one(owner, lost, tmp_path):
+    """The coordinator goes by the account that the site names, from the second message on."""
+    begun_anew(owner)
+    (tmp_path / "run" / "serve").mkdir(parents=True)
+    book = receipt_book(tmp_path, tmp_path / "run", ["ward"])
+    book.take("ward", None, Receipt.model_validate(lost))
+    came = Receipt.model_validate(shown(owner.enemy, lost).head["receipt"])
+    book.take("ward", book.newest("ward"), came)
+    shutil.rmtree(owner.enemy.file.site.state)
+    owner.enemy.restart()
+    fresh = shown(owner.enemy, book.newest("ward").model_dump())
+    book.take("ward", book.newest("ward"), Receipt.model_validate(fresh.head["receipt"]))
+    assert book.newest("ward") == Receipt.model_validate(lost)
+    owner.enemy.refused(shown(owner.enemy, book.newest("ward").model_dump()), "old copy")
 
 
 # Old states, old site files

@@ -80,9 +80,8 @@ def _site(path: Path) -> Document:
     try:
         return {**worker.health(worker.socket_path(site)), "accounts": accounts}
     except (AulaitError, OSError) as error:
-        nobody = isinstance(error.__cause__ or error, FileNotFoundError | ConnectionRefusedError)
-        return {"name": site.site.name, "state": "not running", "last_error": None if nobody
-                else str(error), "accounts": accounts}
+        return {"name": site.site.name, "state": "not running", "last_error": None
+                if worker.is_nobody(error) else str(error), "accounts": accounts}
 
 
 def _show(found: Document, path: Path, as_json: bool, again: bool) -> None:
@@ -167,6 +166,7 @@ def _accounts(accounts: Sequence[Document]) -> None:
     rows = []
     for own in accounts:
         source = "damaged: " + own["error"] if own["error"] else own["source"]
+        source += f" (lost, begun anew {own['begun_anew'][:10]})" if own["begun_anew"] else ""
         rows += [(plain_text(source), unit["unit"], n.count(unit["runs"]),
                   n.count(unit["charges"]), epsilon_in_words(unit["epsilon"]),
                   "" if unit["limit"] is None else f"{unit['limit']:g}",

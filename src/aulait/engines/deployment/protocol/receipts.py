@@ -28,6 +28,7 @@ from aulait.core.errors import ConfigError
 from aulait.engines.deployment.protocol import signing
 
 _PREFIX: Final = b"aulait account receipt, version 1\0"
+_OWN_PREFIX: Final = b"aulait account begun anew, version 1\0"
 _ALGORITHM: Final = ec.ECDSA(hashes.SHA256())
 
 
@@ -78,6 +79,14 @@ class SiteIdentity:
         signature = self.key.sign(plain.content(self.name), _ALGORITHM)
         return plain.model_copy(update={"signature": base64.b64encode(signature).decode()})
 
+    def signed_text(self, text: bytes) -> str:
+        """A signature of what this site wrote for itself, base64; no receipt is made of it."""
+        return base64.b64encode(self.key.sign(_OWN_PREFIX + text, _ALGORITHM)).decode()
+
+    def is_own_text(self, text: bytes, signature: str) -> bool:
+        """Whether this site wrote it, with the key that it has now."""
+        return _is_signature(self.key.public_key(), _OWN_PREFIX + text, signature)
+
     def is_own(self, receipt: Receipt) -> bool:
         """Whether this site signed it, with the key that it has now."""
         return _verified(self.key.public_key(), self.name, receipt)
@@ -115,9 +124,12 @@ def is_signed(line: str, site: str, receipt: Receipt) -> bool:
 
 
 def _verified(key: ec.EllipticCurvePublicKey, site: str, receipt: Receipt) -> bool:
+    return _is_signature(key, receipt.content(site), receipt.signature)
+
+
+def _is_signature(key: ec.EllipticCurvePublicKey, text: bytes, signature: str) -> bool:
     try:
-        signature = base64.b64decode(receipt.signature, validate=True)
-        key.verify(signature, receipt.content(site), _ALGORITHM)
+        key.verify(base64.b64decode(signature, validate=True), text, _ALGORITHM)
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -7,15 +7,18 @@ import math
 from pathlib import Path
 from typing import Final
 
-from aulait.core.errors import PrivacyError
+from aulait.core.errors import ConfigError, PrivacyError
 from aulait.core.files import JsonObject
+from aulait.engines.deployment.protocol.receipts import identity
 from aulait.engines.deployment.site.lifetime_account import (
     FOLDER,
+    FRESH,
     ChargedUnit,
     account_path,
     read_lines,
     spent,
 )
+from aulait.engines.deployment.site.lost_account import read_lost
 from aulait.engines.deployment.site.site_file import SiteFile
 
 UNITS: Final[tuple[ChargedUnit, ...]] = ("client", "record", "none")
@@ -27,8 +30,9 @@ def summary(site: SiteFile) -> list[JsonObject]:
 
     Returns:
         A table for each: source (of an earlier one the name of its file), error (None, or what is
-        damaged) and units, each with unit ("none": runs without privacy), runs, charges, epsilon
-        (None is infinite), delta and limit (largest epsilon; None for none).
+        damaged), begun_anew (when, after a loss; None for most) and units, each with unit ("none":
+        runs without privacy), runs, charges, epsilon (None is infinite), delta and limit (largest
+        epsilon; None for none).
     """
     own = account_path(site.site.state, site.data.source)
     others = sorted({*(site.site.state / FOLDER).glob("*.jsonl")} - {own})
@@ -37,10 +41,14 @@ def summary(site: SiteFile) -> list[JsonObject]:
 
 
 def _one(site: SiteFile, path: Path, source: str) -> JsonObject:
+    lost, beginning = None, FRESH
     try:
-        lines = read_lines(path)
-    except PrivacyError as error:
-        return {"source": source, "error": str(error), "units": []}
+        if source == site.data.source:
+            lost = read_lost(site.site.state, source, identity(site.site.name, site.keys.private))
+            beginning = lost.beginning(source) if lost else FRESH
+        lines = [*beginning.charges, *read_lines(path, beginning)]
+    except (PrivacyError, ConfigError) as error:
+        return {"source": source, "error": str(error), "begun_anew": None, "units": []}
     units = []
     for unit in UNITS:
         found = spent(lines, unit)
@@ -50,4 +58,4 @@ def _one(site: SiteFile, path: Path, source: str) -> JsonObject:
                 "epsilon": found.epsilon if math.isfinite(found.epsilon) else None,
                 "delta": found.delta,
                 "limit": None if unit == "none" else site.limits.lifetime_epsilon})
-    return {"source": source, "error": None, "units": units}
+    return {"source": source, "error": None, "begun_anew": lost and lost.time, "units": units}

@@ -47,12 +47,13 @@ from aulait.engines.deployment.protocol.messages import (
     UpdateAnswer,
     VoteMessage,
 )
-from aulait.engines.deployment.protocol.receipts import Receipt
+from aulait.engines.deployment.protocol.receipts import Receipt, SiteIdentity
 from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site import kept_state, old_accounts, policy, request_checks
 from aulait.engines.deployment.site.kept_state import KeptState
-from aulait.engines.deployment.site.lifetime_account import LifetimeAccount
+from aulait.engines.deployment.site.lifetime_account import FRESH, LifetimeAccount
 from aulait.engines.deployment.site.load_session import ModelCache, SiteSession, load_session
+from aulait.engines.deployment.site.lost_account import LostAccount, read_lost
 from aulait.engines.deployment.site.privacy_account import SiteAccount
 from aulait.engines.deployment.site.site_evaluation import measured
 from aulait.engines.deployment.site.site_file import SiteFile
@@ -467,8 +468,19 @@ class SiteHandler:
     def _lifetime(self) -> LifetimeAccount:
         """The account of the site's data source; what an older version kept is taken over once."""
         state, source = self._file.site.state, self._file.data.source
-        old_accounts.take_over(state, source)
-        return LifetimeAccount(state, source, signing.fingerprint(self._key))
+        if self._lost is None:
+            old_accounts.take_over(state, source)
+        return LifetimeAccount(state, source, signing.fingerprint(self._key),
+                               self._lost.beginning(source) if self._lost else FRESH)
+
+    @cached_property
+    def _lost(self) -> LostAccount | None:
+        """What the account was begun anew with, where an earlier one was lost."""
+        return read_lost(self._file.site.state, self._file.data.source, self._identity)
+
+    def _account_name(self, own: SiteIdentity) -> str:
+        """Of the account in receipts."""
+        return self._lost.name if self._lost else own.account_name(self._file.data.source)
 
     def _witnessed(self, shown: Receipt | None) -> None:
         """Hold this site's account against the receipt that the coordinator shows.
@@ -479,12 +491,13 @@ class SiteHandler:
         if shown is None or self._identity is None or not self._identity.is_own(shown):
             return
         account = self._lifetime
-        if shown.account != self._identity.account_name(self._file.data.source):
-            return  # of another data source
+        if shown.account != self._account_name(self._identity):
+            return  # of another data source, or of an account that was lost
         if account.sequence < shown.sequence:
             raise Refused(f"the account of this site has {account.sequence} charges and its own "
                           f"receipt shows {shown.sequence}: STATE/account is an old copy or was "
-                          "deleted; restore the newest one at the site")
+                          "deleted; restore the newest one at the site (lost for good: aulait "
+                          "join SITE.toml --account-lost)")
         if account.head_at(shown.sequence) != shown.head:
             raise Refused("the account of this site has another history than its own receipt of "
                           f"charge {shown.sequence} shows; restore the newest copy of "
@@ -494,6 +507,6 @@ class SiteHandler:
         """An answer with the receipt of the account as it stands."""
         if self._identity is None:
             return answer
-        name = self._identity.account_name(self._file.data.source)
+        name = self._account_name(self._identity)
         receipt = self._identity.signed(name, self._lifetime.sequence, self._lifetime.head)
         return Message(answer.head.model_copy(update={"receipt": receipt}), answer.body)

@@ -26,6 +26,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -39,7 +40,6 @@ from aulait.privacy.accounting import Event
 
 FOLDER: Final = "account"
 ChargedUnit = Literal["client", "record", "none"]
-_BEGIN: Final = "0" * 64
 
 
 class Charge(BaseModel):
@@ -111,6 +111,22 @@ class Spent(BaseModel):
     runs: int
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What the lines of an account follow on.
+
+    Attributes:
+        head: what the first line holds in the place of the hash of a line before it.
+        charges: that count beside the lines.
+    """
+
+    head: str = "0" * 64
+    charges: tuple[Charge, ...] = ()
+
+
+FRESH: Final = Beginning()
+
+
 class LifetimeAccount:
     """The account of one data source.
 
@@ -118,15 +134,17 @@ class LifetimeAccount:
         state: the site's state folder.
         source: the data source as the site file has it.
         coordinator: fingerprint of the key of the coordinator that the site file names.
+        beginning: another one than nothing, where an earlier account was lost.
 
     Raises:
         PrivacyError: the file is damaged.
     """
 
-    def __init__(self, state: Path, source: str, coordinator: str = "") -> None:
-        self._path = account_path(state, source)
+    def __init__(self, state: Path, source: str, coordinator: str = "",
+                 beginning: Beginning = FRESH) -> None:
+        self._path, self._beginning = account_path(state, source), beginning
         self._coordinator = coordinator
-        self._lines = _read(self._path)
+        self._lines = _read(self._path, beginning)
 
     @property
     def sequence(self) -> int:
@@ -139,8 +157,8 @@ class LifetimeAccount:
         return self.head_at(self.sequence)
 
     def head_at(self, sequence: int) -> str:
-        """Hash of the charge of this number; that before the first is zeros."""
-        return self._lines[sequence - 1].head if sequence else _BEGIN
+        """Hash of the charge of this number; before the first, that of the beginning."""
+        return self._lines[sequence - 1].head if sequence else self._beginning.head
 
     @property
     def charges(self) -> Sequence[Charge]:
@@ -153,7 +171,7 @@ class LifetimeAccount:
 
     def spent(self, unit: ChargedUnit, more: Sequence[Charge] = ()) -> Spent:
         """What a unit has spent, or would have spent with more charges."""
-        return spent([*self._lines, *more], unit)
+        return spent([*self._beginning.charges, *self._lines, *more], unit)
 
     def add(self, charge: Charge) -> None:
         """Write a charge down; when this returns it is on disk.
@@ -198,14 +216,14 @@ def spent(charges: Sequence[Charge], unit: ChargedUnit) -> Spent:
                  runs=runs)
 
 
-def _read(path: Path) -> list[AccountLine]:
+def _read(path: Path, beginning: Beginning) -> list[AccountLine]:
     """The lines on disk; a last line without its end was never answered and is cut off."""
     if path.exists() and not (raw := path.read_bytes()).endswith(b"\n"):
         os.truncate(path, raw.rfind(b"\n") + 1)
-    return read_lines(path)
+    return read_lines(path, beginning)
 
 
-def read_lines(path: Path) -> list[AccountLine]:
+def read_lines(path: Path, beginning: Beginning = FRESH) -> list[AccountLine]:
     """The whole lines of an account, the chain checked; none where there is no file.
 
     Raises:
@@ -219,7 +237,7 @@ def read_lines(path: Path) -> list[AccountLine]:
             line = AccountLine.model_validate_json(text)
         except ValidationError as error:
             raise PrivacyError(_damaged(path, number)) from error
-        expected = lines[-1].head if lines else _BEGIN
+        expected = lines[-1].head if lines else beginning.head
         whole_line = line == line.sealed() and (line.previous, line.sequence) == (expected, number)
         require(whole_line, PrivacyError, _damaged(path, number))
         lines.append(line)
@@ -228,4 +246,5 @@ def read_lines(path: Path) -> list[AccountLine]:
 
 def _damaged(path: Path, number: int) -> str:
     return (f"the account {path} is damaged at line {number}, expected a charge that follows the "
-            "one before; restore the newest copy of it, no run can go on without")
+            "one before; restore the newest copy of it, no run can go on without (lost for good: "
+            "aulait join SITE.toml --account-lost)")
