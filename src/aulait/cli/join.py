@@ -11,7 +11,7 @@ import typer
 
 from aulait.cli import terminal
 from aulait.core.errors import AulaitError, ConfigError, require
-from aulait.engines.deployment.site import lost_account, site_file, worker
+from aulait.engines.deployment.site import local_socket, lost_account, site_file, worker
 from aulait.engines.deployment.site.site_file import SiteFile
 from aulait.engines.flower import joining
 
@@ -55,7 +55,7 @@ def _begin_anew(site: SiteFile, file: Path) -> None:
         worker.health(worker.socket_path(site))
         running = True
     except (AulaitError, OSError) as error:
-        running = not worker.is_nobody(error)
+        running = not local_socket.is_nobody(error)
     require(not running, ConfigError,
             f"{site.site.name} is running, expected a site that is not while its account is begun "
             "anew; stop it")

@@ -73,7 +73,7 @@ def status_of(path: Path) -> Document:
 
 def _site(path: Path) -> Document:
     # loads torch, too slow for the health check of a run
-    from aulait.engines.deployment.site import account_summary, site_file, worker
+    from aulait.engines.deployment.site import account_summary, local_socket, site_file, worker
 
     site = site_file.read(path)
     accounts = account_summary.summary(site)
@@ -81,7 +81,7 @@ def _site(path: Path) -> Document:
         return {**worker.health(worker.socket_path(site)), "accounts": accounts}
     except (AulaitError, OSError) as error:
         return {"name": site.site.name, "state": "not running", "last_error": None
-                if worker.is_nobody(error) else str(error), "accounts": accounts}
+                if local_socket.is_nobody(error) else str(error), "accounts": accounts}
 
 
 def _show(found: Document, path: Path, as_json: bool, again: bool) -> None:

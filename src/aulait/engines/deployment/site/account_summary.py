@@ -18,7 +18,7 @@ from aulait.engines.deployment.site.lifetime_account import (
     read_lines,
     spent,
 )
-from aulait.engines.deployment.site.lost_account import read_lost
+from aulait.engines.deployment.site.lost_account import lost_path, read_lost
 from aulait.engines.deployment.site.site_file import SiteFile
 
 UNITS: Final[tuple[ChargedUnit, ...]] = ("client", "record", "none")
@@ -43,7 +43,7 @@ def summary(site: SiteFile) -> list[JsonObject]:
 def _one(site: SiteFile, path: Path, source: str) -> JsonObject:
     lost, beginning = None, FRESH
     try:
-        if source == site.data.source:
+        if source == site.data.source and lost_path(site.site.state, source).exists():
             lost = read_lost(site.site.state, source, identity(site.site.name, site.keys.private))
             beginning = lost.beginning(source) if lost else FRESH
         lines = [*beginning.charges, *read_lines(path, beginning)]

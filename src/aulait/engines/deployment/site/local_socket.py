@@ -146,3 +146,8 @@ def _answers(path: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def is_nobody(error: Exception) -> bool:
+    """Whether a worker did not answer because none is there."""
+    return isinstance(error.__cause__ or error, FileNotFoundError | ConnectionRefusedError)

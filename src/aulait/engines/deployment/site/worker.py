@@ -54,11 +54,6 @@ def health(path: Path, timeout_s: float = 5.0) -> JsonObject:
     return found
 
 
-def is_nobody(error: Exception) -> bool:
-    """Whether a worker did not answer because none is there."""
-    return isinstance(error.__cause__ or error, FileNotFoundError | ConnectionRefusedError)
-
-
 class Worker:
     """The process's state beside the site's own judgement."""
 
