@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import save
 
 from aulait.core.files import PRIVATE, PUBLIC, private_folder, replace_file
 from aulait.core.types import Adapter
-from aulait.models.loading import BREW, Base
+from aulait.models.loading import Base
 
 
 def export(adapter: Adapter, base: Base, folder: Path, *, personal: bool = False,
@@ -56,11 +57,54 @@ def _peft_config(adapter: Adapter, base: Base, ranks: Mapping[str, int], common:
     conv = any(type(base.slots[name].inner).__name__ == "Conv1D" for name in ranks)
     config = LoraConfig(
         r=common, lora_alpha=adapter.alpha, use_rslora=adapter.scaling == "rslora",
-        target_modules=sorted(ranks), fan_in_fan_out=conv,
+        target_modules=_target_modules(base, ranks), fan_in_fan_out=conv,
         rank_pattern={name: r for name, r in ranks.items() if r != common},
         task_type=TaskType.CAUSAL_LM if base.config.kind == "causal" else TaskType.SEQ_2_SEQ_LM,
-        base_model_name_or_path=BREW if base.config.name == "brew" else base.config.name,
+        base_model_name_or_path=portable_name(base.config.name),
         inference_mode=True,
     ).to_dict()
     return {key: sorted(value) if isinstance(value, set) else value
             for key, value in config.items()}
+
+
+def _target_modules(base: Base, adapted: Iterable[str]) -> list[str]:
+    """Suffixes of names that mean the adapted layers and no other module of the base.
+
+    Where experts are fused PEFT reads some suffixes as the names of experts, and the names stay
+    whole.
+    """
+    wanted = set(adapted)
+    if any("expert" in name for name, _ in base.model.named_parameters()):
+        return sorted(wanted)
+    inner = {f"{name}.inner" for name in base.slots}
+    others = [name for name, _ in base.model.named_modules() if name and name not in inner]
+    return shortest_suffixes(wanted, others)
+
+
+def shortest_suffixes(wanted: set[str], names: Iterable[str]) -> list[str]:
+    """The fewest parts from the end of every wanted name that no other name ends in, sorted.
+
+    Args:
+        wanted: names of dotted parts.
+        names: all there are, the wanted ones among them.
+    """
+    foreign = {suffix for name in names if name not in wanted for suffix in _suffixes(name)}
+    return sorted({next((suffix for suffix in _suffixes(name) if suffix not in foreign), name)
+                   for name in wanted})
+
+
+def _suffixes(name: str) -> Iterator[str]:
+    """"c", "b.c", "a.b.c" of "a.b.c"."""
+    parts = name.split(".")
+    return (".".join(parts[i:]) for i in reversed(range(len(parts))))
+
+
+def portable_name(name: str) -> str:
+    """How an exported folder names its base: the id where there is one, also that of a snapshot in
+    the hub's cache, else the name of the experiment file.
+
+    Args:
+        name: ``model.name``.
+    """
+    cached = re.search(r"models--([^/]+)/snapshots/[^/]+/?$", name)
+    return cached[1].replace("--", "/", 1) if cached else name

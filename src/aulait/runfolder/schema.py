@@ -282,6 +282,18 @@ class SynthesisResult(FileModel):
     client_s_mean: Number = None
 
 
+class ExportedResult(FileModel):
+    """What reading the exported adapter back found; losses in nats a token, of the rows that
+    ``measured_on`` names, which under privacy are never a client's."""
+
+    layers: Number = None
+    rows: Number = None
+    measured_on: Words = None
+    loss: Number = None
+    peft_loss: Number = None
+    merged_loss: Number = None
+
+
 class ResultFile(FileModel):
     """result.json."""
 
@@ -301,6 +313,7 @@ class ResultFile(FileModel):
     clock: VirtualClock | None = None
     versions: dict[str, object] = {}
     base_fingerprint: Words = None
+    exported: ExportedResult | None = None
     tiers: tuple[TierResult, ...] = ()
     synthesis: SynthesisResult | None = None
     data: dict[str, object] = {}

@@ -16,6 +16,7 @@ from aulait.models.fingerprint import fingerprint
 from aulait.runfolder import schema
 from aulait.runs.books import epsilons
 from aulait.runs.experiment_file import Settings
+from aulait.runs.export_check import ScoredRecords, check_exported, check_personal
 from aulait.runs.prepared import Books, Federation, PreparedRun
 from aulait.runs.privacy_schedule import vote_bound
 from aulait.runs.stage import Execution
@@ -47,16 +48,21 @@ def finish(execution: Execution) -> JsonObject:
     execution.watch("finish", 0, 2, "writing the adapter")
     assert progress.state is not None  # a run ends after its first state
     shared = run.settings.method.result(run.context, progress.state)
+    base, records = run.models.base, ScoredRecords.of(run)
     dropout = run.settings.adapter.dropout
-    peft_export.export(shared, run.models.base, folder.path / "adapter", dropout=dropout)
+    peft_export.export(shared, base, folder.path / "adapter", dropout=dropout)
+    execution.watch("finish", 0, 2, "reading the adapter back")
+    exported = check_exported(records, base, shared, folder.path / "adapter")
     own = progress.personal or execution.engine.personal(run, progress.state)
     folders = {_folder(name): name for name in own}
     if any(name.startswith("client-") for name in folders):
         folder.write_json("personal/clients.json", dict(sorted(folders.items())))
-    for name, adapter in own.items():
-        place = private_folder(folder.path / "personal") / _folder(name)
-        peft_export.export(adapter, run.models.base, place, personal=True, dropout=dropout)
-    result = _result(execution)
+    places = {private_folder(folder.path / "personal") / _folder(name): adapter
+              for name, adapter in own.items()}
+    for place, adapter in places.items():
+        peft_export.export(adapter, base, place, personal=True, dropout=dropout)
+    check_personal(base, records, places)
+    result = _result(execution, exported)
     folder.write_json("result.json", result)
     return result
 
@@ -70,7 +76,7 @@ def _folder(client: str) -> str:
     return plain.replace(".", "%2E") if set(plain) <= {"."} else plain
 
 
-def _result(execution: Execution) -> JsonObject:
+def _result(execution: Execution, exported: schema.ExportedResult) -> JsonObject:
     """What result.json holds."""
     run, progress, secret = execution.run, execution.progress, execution.secret_seconds
     settings, totals = run.settings, progress.totals
@@ -96,6 +102,7 @@ def _result(execution: Execution) -> JsonObject:
         clock=None if virtual is None else schema.VirtualClock(**virtual),
         versions={name: version(name) for name in PACKAGES},
         base_fingerprint=fingerprint(run.models.base),
+        exported=exported,
         tiers=tier_results(settings, run.federation),
         synthesis=_synthesis(execution) if run.federation.breeds else None,
         data={"source": settings.data.source, **_rows_left_out(settings, run.federation)},

@@ -85,7 +85,8 @@ def test_brew_exports_what_it_wears(brew, tmp_path):
     peft_export.export(adapter, brew, tmp_path)
     assert_near(said(brew, adapter), said_by_peft(brew, tmp_path), 1e-5)
     held = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert held["base_model_name_or_path"] == BREW
+    assert held["base_model_name_or_path"] == "brew"
+    assert held["target_modules"] == [f"{block}.self_attn.{name}_proj" for block in (4, 5) for name in "koqv"]
     assert held["task_type"] == "CAUSAL_LM"
 
 
