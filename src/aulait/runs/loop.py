@@ -19,6 +19,7 @@ from aulait.core.files import JsonObject
 from aulait.core.types import Info
 from aulait.methods.contract import Server
 from aulait.privacy.aggregator import BudgetSpent
+from aulait.reporting.model_card import write_cards
 from aulait.reporting.report import write_report
 from aulait.runfolder.finished_ledger import check_finished
 from aulait.runfolder.run_folder import RunFolder
@@ -67,6 +68,7 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
     if done is not None:
         check_finished(path, done)
         if not (path / "report.html").exists():  # killed between result and page
+            write_cards(path)
             write_report(path)
         return done
     progress = Progress.load(folder)
@@ -89,6 +91,7 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
     check_releases(prepared, folder, books.ledger)
     result = finish.finish(execution)
     watch("finish", 1, 2, "writing the report")
+    write_cards(path)
     write_report(path)
     watch("finish", 2, 2, "")
     return result
