@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors.torch import save
 from aulait.core.files import PRIVATE, PUBLIC, private_folder, replace_file
 from aulait.core.types import Adapter
 from aulait.models.loading import Base
+from aulait.models.named import portable_name
 
 
 def export(adapter: Adapter, base: Base, folder: Path, *, personal: bool = False,
@@ -97,14 +98,3 @@ def _suffixes(name: str) -> Iterator[str]:
     """"c", "b.c", "a.b.c" of "a.b.c"."""
     parts = name.split(".")
     return (".".join(parts[i:]) for i in reversed(range(len(parts))))
-
-
-def portable_name(name: str) -> str:
-    """How an exported folder names its base: the id where there is one, also that of a snapshot in
-    the hub's cache, else the name of the experiment file.
-
-    Args:
-        name: ``model.name``.
-    """
-    cached = re.search(r"models--([^/]+)/snapshots/[^/]+/?$", name)
-    return cached[1].replace("--", "/", 1) if cached else name

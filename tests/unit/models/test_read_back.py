@@ -171,11 +171,3 @@ def test_ranks_and_scales_of_layers_come_back(folder, tmp_path):
         peft_export.export(adapter, base, tmp_path / str(rank))
         check_exported(rows(base), base, adapter, tmp_path / str(rank))
         assert read_back.file_faults(tmp_path / str(rank), adapter, 4.0) == {}
-
-
-@pytest.mark.parametrize(("name", "told"), [
-    ("brew", "brew"), ("org/model", "org/model"), ("models/mine", "models/mine"),
-    ("/home/me/.cache/huggingface/hub/models--org--a-model/snapshots/0a1b", "org/a-model"),
-    ("/cache/models--gpt2/snapshots/0a1b/", "gpt2")])
-def test_the_base_is_named_by_its_id_where_it_has_one(name, told):
-    assert peft_export.portable_name(name) == told
