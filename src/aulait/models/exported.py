@@ -16,14 +16,17 @@ import json
 import shutil
 import tomllib
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
 import torch
 
 from aulait.core.errors import ConfigError, DataError, ModelError, require
 from aulait.core.files import private_folder
+from aulait.models import gguf_export
+from aulait.models.merged_export import write_merged
 from aulait.models.named import folder_of
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -127,13 +130,27 @@ def _folded(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
         return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
 
 
-def export(run: Path, to: Path, *, merge: bool, client: str | None = None) -> list[str]:
-    """Write an adapter (PEFT format) or the whole model with the adapter folded in.
+@dataclass(frozen=True)
+class ExportForm:
+    """What an export writes.
+
+    Attributes:
+        kind: "adapter" in PEFT's format; "merged": the whole model with the adapter folded in, as
+            transformers loads it; "gguf": the same as one file for llama.cpp and Ollama.
+        precision: of the matrices in a GGUF file.
+    """
+
+    kind: Literal["adapter", "merged", "gguf"]
+    precision: gguf_export.Precision = "f16"
+
+
+def export(run: Path, to: Path, form: ExportForm, *, client: str | None = None) -> list[str]:
+    """Write an adapter, or the whole model with it folded in, and read back what was written.
 
     Args:
         run: a finished run.
-        to: a folder that is empty or does not exist.
-        merge: write the whole model and its tokenizer.
+        to: a folder that is empty or does not exist; where the export fails it is removed.
+        form: what is written.
         client: whose personal adapter; None takes the shared one.
 
     Returns:
@@ -141,7 +158,8 @@ def export(run: Path, to: Path, *, merge: bool, client: str | None = None) -> li
 
     Raises:
         ConfigError: ``to`` is not empty, or is a file, or the client has no adapter.
-        DataError, ModelError: as ``load``.
+        DataError: as ``load_exported``.
+        ModelError: likewise, or the model cannot be written in this form, or does not read back.
     """
     settings(run)
     folder = adapter(run, client)
@@ -150,13 +168,36 @@ def export(run: Path, to: Path, *, merge: bool, client: str | None = None) -> li
         not taken, ConfigError,
         f"--to {to} already holds something; expected a new or empty folder; choose another"
     )
-    if merge:
-        model, tokenizer = load_exported(run, client=client)
-        if client is not None:  # a client's own adapter is as sensitive as its text
-            private_folder(to)
-        to.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(to)
-        tokenizer.save_pretrained(to)
-    else:
+    if form.kind == "adapter":
         shutil.copytree(folder, to, dirs_exist_ok=True)
+        return sorted(path.name for path in to.iterdir())
+    if form.kind == "gguf":
+        _check_gguf_form(run)
+    model, tokenizer = load_exported(run, client=client)
+    if client is not None:  # a client's own adapter is as sensitive as its text
+        private_folder(to)
+    to.mkdir(parents=True, exist_ok=True)
+    try:
+        if form.kind == "merged":
+            write_merged(model, tokenizer, to)
+        else:
+            name = str(settings(run, "run").get("name", run.resolve().name))
+            gguf_export.write_gguf(model, tokenizer, to, form.precision, name)
+    except ModelError:
+        shutil.rmtree(to)
+        raise
     return sorted(path.name for path in to.iterdir())
+
+
+def _check_gguf_form(run: Path) -> None:
+    """Refuse in one line what cannot be a GGUF file, before the base is loaded."""
+    # takes seconds to import
+    from transformers import AutoConfig
+
+    gguf_export.require_writer()
+    name = str(settings(run).get("name", "brew"))
+    try:
+        problems = gguf_export.gguf_problems(AutoConfig.from_pretrained(folder_of(name)))
+    except (OSError, ValueError):  # loading the base says it better
+        return
+    require(not problems, ModelError, "; ".join(problems))

@@ -36,6 +36,7 @@ _TOKENS: Final = 64  # of the made-up sequence that both readings are scored on
 _ROUNDING: Final[Mapping[Precision, tuple[float, float]]] = {
     "f32": (1e-6, 1e-4), "f16": (5e-4, 2e-2), "bf16": (4e-3, 1e-1), "q8_0": (5e-3, 1e-1)}
 _BLOCK: Final = 32
+_QWEN3_WIDTH: Final = 128
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,15 @@ def gguf_problems(config: PretrainedConfig) -> list[str]:
         found.append(f"a sliding window of {window} positions")
     if getattr(config, "mlp_bias", False):
         found.append("biases in the feed-forward layers")
+    if kind in ("llama", "mistral") and getattr(config, "attention_bias", False):
+        found.append("biases in the attention layers")  # transformers' reader leaves them out
+    width = int(getattr(config, "head_dim", None) or 0)
+    if kind == "qwen3" and width != _QWEN3_WIDTH:
+        found.append(f"heads of {width} coordinates")  # transformers' reader knows one width
     if getattr(config, "hidden_act", "silu") != "silu":
         found.append(f"the activation '{config.hidden_act}'")
-    return [f"a base with {what} cannot be written as GGUF; expected none; export with --merge, and "
-            "convert that folder" for what in found]
+    return [f"a base with {what} cannot be written as GGUF; expected none; export with --merge, "
+            "and convert that folder" for what in found]
 
 
 def require_writer() -> None:
@@ -93,7 +99,8 @@ def require_writer() -> None:
 
 def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path,
                precision: Precision, name: str) -> Path:
-    """Write a model and its tokenizer as ``model.gguf`` and read the file back.
+    """Write a model and its tokenizer as ``model.gguf``, beside it the ``Modelfile`` that Ollama
+    asks for, and read the file back.
 
     Args:
         model: a plain transformers model.
@@ -127,6 +134,7 @@ def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    (folder / "Modelfile").write_text(f"FROM ./{FILE}\n", encoding="utf-8")  # for Ollama
     check_gguf(file, model, tokenizer, precision)
     return file
 
@@ -241,10 +249,15 @@ def check_gguf(file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     # takes seconds to import
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quiet():
-        found = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32).eval()
-        words = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    try:
+        with quiet():
+            found = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+            words = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ModelError(f"transformers cannot read {file} ({cause}); expected the model that was "
+                         "written; export with --merge, and convert that folder") from error
     weights, logits = _ROUNDING[precision]
     held, wanted = found.state_dict(), model.state_dict()
     faults = [name for name in wanted

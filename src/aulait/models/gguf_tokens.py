@@ -65,13 +65,16 @@ def gguf_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> GgufTokens:
         ModelError: it is of a kind, or splits texts by a rule, that cannot be written.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    require(backend is not None, ModelError, _refusal("has no tokenizer.json"))
+    if backend is None:
+        raise ModelError(_refusal("has no tokenizer.json"))
     tree: dict[str, JsonTree] = json.loads(backend.to_str())
     model = _tree(tree, "model")
     require(model.get("type") == "BPE" and not model.get("byte_fallback"), ModelError,
             _refusal(f"is of the kind {model.get('type')}"
                      f"{' with a fallback to bytes' if model.get('byte_fallback') else ''}"))
-    split = _split_of(tree)
+    split, merges = _split_of(tree), _merges(model)
+    require(bool(merges), ModelError,
+            _refusal("has no merges, which readers take for a tokenizer of another kind"))
     tokens, kinds = [f"[PAD{i}]" for i in range(rows)], [UNUSED] * rows
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     added = tokenizer.added_tokens_decoder
@@ -81,12 +84,13 @@ def gguf_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> GgufTokens:
         tokens[number], kinds[number] = token, NORMAL
         if number in added:
             kinds[number] = CONTROL if added[number].special else USER_DEFINED
-    special = {name: int(number) for name in ("bos", "eos", "unk", "pad")
-               if (number := getattr(tokenizer, f"{name}_token_id", None)) is not None}
+    named = {name: getattr(tokenizer, f"{name}_token_id", None)
+             for name in ("bos", "eos", "unk", "pad")}
+    special = {name: int(token) for name, token in named.items() if token is not None}
     probe = list(tokenizer("a")["input_ids"])
     template = tokenizer.chat_template
     return GgufTokens(
-        split, tuple(tokens), tuple(kinds), _merges(model), special,
+        split, tuple(tokens), tuple(kinds), merges, special,
         begins=bool(probe) and probe[0] == special.get("bos"),
         ends=len(probe) > 1 and probe[-1] == special.get("eos"),
         template=template if isinstance(template, str) else None)

@@ -192,6 +192,27 @@ def test_export_copies_or_folds_in(finished, tmp_path):
     assert_near(worn, folded, 1e-5)
     assert not torch.allclose(bare, folded, atol=1e-3)
     assert "already holds something" in problem("export", path, "--to", tmp_path / "model")
+    for form, library in (("adapter", "peft"), ("model", "transformers")):
+        assert f"library_name: {library}" in (tmp_path / form / "README.md").read_text()
+
+
+def test_export_writes_a_gguf_file_that_says_the_same(finished, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    document = told("export", finished[0], "--to", tmp_path / "g", "--gguf", "--precision", "f32")
+    assert document["files"] == ["Modelfile", "README.md", "model.gguf"]
+    assert (document["merged"], document["gguf"]) == (False, "f32")
+    told("export", finished[0], "--to", tmp_path / "m", "--merge")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
+    ids = tokenizer("Return the", return_tensors="pt")["input_ids"]
+    said = [net.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist() for net in (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "g", gguf_file="model.gguf", dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "m"))]
+    assert said[0] == said[1]
+    assert "expected one of them" in problem("export", finished[0], "--to", tmp_path / "x", "--gguf", "--merge")
+    assert "did you mean 'q8_0'" in problem("export", finished[0], "--to", tmp_path / "x", "--gguf", "--precision", "q8")
+    assert "without --gguf" in problem("export", finished[0], "--to", tmp_path / "x", "--precision", "f32")
+    assert not (tmp_path / "x").exists()
 
 
 def test_generate_is_seeded_and_knows_the_base(finished):
