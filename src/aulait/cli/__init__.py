@@ -54,8 +54,9 @@ COMMANDS = {
         "Continue a prompt with what a run has learnt, or answer it where the run's data had "
         "prompts."),
     "export": Listed("Use a finished run", "aulait.cli.export:export",
-        "Copy the adapter in PEFT format, or with --merge write a model that AutoModelForCausalLM "
-        "(or ForSeq2SeqLM) loads."),
+        "Copy the adapter in PEFT format, with --merge write a model that AutoModelForCausalLM "
+        "(or ForSeq2SeqLM) loads, with --gguf a file that llama.cpp and Ollama run. What was "
+        "written is read back and compared."),
     "serve": Listed("Deploy", "aulait.cli.serve:serve",
         "Run an experiment with the sites that join, over Flower."),
     "join": Listed("Deploy", "aulait.cli.join:join",

@@ -58,7 +58,7 @@ def model(kind: str):
     torch.manual_seed(3)
     made = AutoModelForCausalLM.from_config(CONFIGS[kind]).eval()
     with torch.no_grad():  # norms and biases begin as ones and zeros, which hide a wrong place
-        for name, value in made.named_parameters():
+        for value in made.parameters():
             if value.ndim == 1:
                 value.add_(0.3 * torch.randn(value.shape))
     return made
