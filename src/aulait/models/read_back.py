@@ -8,6 +8,7 @@ base's weights is changed.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -54,27 +55,33 @@ def read_by_peft(base: Base, folder: Path) -> Iterator[PeftModel]:
     Raises:
         ModelError: PEFT refuses the folder.
     """
-    # takes seconds to import
-    from peft import PeftModel
-
     with unwrapped(base) as model:
         hooked = bool(getattr(model, "_require_grads_hooks", None))
+        spread = model.__dict__.pop("hf_device_map", None)  # PEFT would deal the base out anew
         try:
-            with torch.random.fork_rng(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what is missing is found below, by name
-                found = PeftModel.from_pretrained(model, str(folder)).eval()
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-            cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            raise ModelError(
-                f"PEFT cannot read the exported adapter in {folder} ({cause}); expected the "
-                "adapter that was measured; choose other adapter.targets") from error
-        try:
-            yield found
+            yield _on_base(model, folder)
         finally:
+            if spread is not None:
+                model.hf_device_map = spread
             if not hooked:  # PEFT asks for it where activations are recomputed
                 model.disable_input_require_grads()
             if hasattr(model, "peft_config"):
                 del model.peft_config
+
+
+def _on_base(model: PreTrainedModel, folder: Path) -> PeftModel:
+    # takes seconds to import
+    from peft import PeftModel
+
+    try:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is missing is found by name
+            return PeftModel.from_pretrained(model, str(folder)).eval()
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ModelError(
+            f"PEFT cannot read the exported adapter in {folder} ({cause}); expected the adapter "
+            "that was measured; choose other adapter.targets") from error
 
 
 def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
@@ -104,14 +111,13 @@ def layer_faults(model: PeftModel, adapter: Adapter) -> dict[str, str]:
     return dict(sorted(faults.items()))
 
 
-def file_faults(folder: Path, adapter: Adapter, alpha: float) -> dict[str, str]:
+def file_faults(folder: Path, adapter: Adapter) -> dict[str, str]:
     """As ``layer_faults``, of the numbers in a folder's file alone: for one whose layers and ranks
     are those of a folder that PEFT was seen to read rightly.
 
     Args:
         folder: as ``peft_export.export`` writes it.
         adapter: what was measured.
-        alpha: LoRA's alpha in the folder's configuration.
     """
     found = load_file(folder / "adapter_model.safetensors")
     faults = {}
@@ -119,7 +125,9 @@ def file_faults(folder: Path, adapter: Adapter, alpha: float) -> dict[str, str]:
         a, b = (found.pop(f"{_PREFIX}{name}.lora_{factor}.weight", None) for factor in "AB")
         if a is None or b is None:
             faults[name] = "the file leaves it out"
-        elif not (_same(a, a_RN) and _same(b * (alpha / len(a)), adapter.scale(name) * b_MR)):
+            continue
+        scale = adapter.alpha / (len(a) if adapter.scaling == "lora" else math.sqrt(len(a)))
+        if not (_same(a, a_RN) and _same(b * scale, adapter.scale(name) * b_MR)):
             faults[name] = "the file holds other numbers"
     return faults | {name: "the run has no such layer" for name in sorted(found)}
 

@@ -134,7 +134,7 @@ def check_personal(base: Base, records: ScoredRecords,
         if form not in seen:
             seen.add(form)
             check_exported(records, base, adapter, folder)
-        elif faults := read_back.file_faults(folder, adapter, adapter.alpha):
+        elif faults := read_back.file_faults(folder, adapter):
             raise ModelError(_message(folder, faults, len(adapter.factors)))
 
 

@@ -166,8 +166,9 @@ def test_ranks_and_scales_of_layers_come_back(folder, tmp_path):
     base = tiny(folder)
     shapes = loading.targets(base, AdapterConfig())
     parts = [filled({name: shape}, 1 + i % 3, seed=i) for i, (name, shape) in enumerate(shapes.items())]
-    for rank in (None, 4):
-        adapter = Adapter({n: copy.deepcopy(pair) for part in parts for n, pair in part.factors.items()}, 4.0, rank)
-        peft_export.export(adapter, base, tmp_path / str(rank))
-        check_exported(rows(base), base, adapter, tmp_path / str(rank))
-        assert read_back.file_faults(tmp_path / str(rank), adapter, 4.0) == {}
+    for rank, scaling in ((None, "lora"), (4, "lora"), (None, "rslora"), (4, "rslora")):
+        factors = {n: copy.deepcopy(pair) for part in parts for n, pair in part.factors.items()}
+        adapter, path = Adapter(factors, 4.0, rank, scaling), tmp_path / f"{rank}-{scaling}"
+        peft_export.export(adapter, base, path)
+        check_exported(rows(base), base, adapter, path)
+        assert read_back.file_faults(path, adapter) == {}
