@@ -12,13 +12,14 @@ from aulait.cli import terminal
 from aulait.cli.options import JsonOption
 from aulait.core.errors import ConfigError, did_you_mean
 from aulait.reporting import numbers as n
-from aulait_benchmarks import aggregate, cost, peers, simulate
+from aulait_benchmarks import aggregate, cost, peers, retrieve, simulate
 from aulait_benchmarks.edge import edge_command
 from aulait_benchmarks.edge.edge_command import EdgeOptions
 
 _NAMES = ("simulate: federated rounds against plain training of the same batches; aggregate: "
           "FlexLoRA's merge against a dense SVD; cost: the cost model against the clock; deploy: "
-          "an exchange over Flower beside bare Flower.")
+          "an exchange over Flower beside bare Flower; retrieve: votes over a million public "
+          "texts.")
 REPETITIONS, CLIENTS = 5, 16
 _EDGE = (
     "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
@@ -30,7 +31,8 @@ def bench(  # noqa: PLR0913 (the options of a command)
     repetitions: Annotated[
         int | None,
         typer.Option("--repetitions", min=3,
-            help=f"How often each takes its turn, {REPETITIONS}; medians are told. Not in deploy."),
+            help=f"How often each takes its turn, {REPETITIONS}; medians are told. Not in deploy "
+            "and retrieve."),
     ] = None,
     clients: Annotated[int | None,
         typer.Option("--clients", min=2,
@@ -62,7 +64,8 @@ def bench(  # noqa: PLR0913 (the options of a command)
     and modelled elsewhere; see docs/edge.md. cost: seconds that the closed-form cost model predicts
     for this machine against what the work then takes; a ratio of 1 is exact. deploy: seconds of an
     exchange with sites over Flower beside bare Flower with the same bytes, in turns, on this
-    machine.
+    machine. retrieve: seconds and memory of two levels of votes of 100 clients over a million
+    public texts whose vectors are made up.
     """
     with terminal.work(as_json):
         if name not in simulate.names():
@@ -85,7 +88,7 @@ def bench(  # noqa: PLR0913 (the options of a command)
         _show_peers(found)
     else:
         {"edge": edge_command.show, "aggregate": _show_aggregate, "cost": _show_cost,
-         "deploy": _show_deploy}.get(name, _show)(found)
+         "deploy": _show_deploy, "retrieve": _show_retrieve}.get(name, _show)(found)
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,9 @@ def _unused(name: str, repetitions: int | None, clients: int | None, beside_peer
         raise ConfigError(
             f"found --clients with benchmark '{name}', expected it with 'simulate' alone; leave it "
             "out")
-    if repetitions is not None and name == "deploy":
+    if repetitions is not None and name in ("deploy", "retrieve"):
         raise ConfigError(
-            "found --repetitions with benchmark 'deploy', which has its own numbers of turns; "
+            f"found --repetitions with benchmark '{name}', which has its own numbers of turns; "
             "leave it out, or take --quick")
 
 
@@ -136,6 +139,8 @@ def _measured(name: str, size: Size, out: Path | None) -> dict[str, Any]:
                                    size.repetitions)
     if name == "cost":
         return cost.predict(cost.QUICK if size.quick else cost.FULL, size.repetitions)
+    if name == "retrieve":
+        return retrieve.measure(retrieve.QUICK if size.quick else retrieve.FULL)
     if name == "deploy":
         from aulait_benchmarks import deploy  # needs the extra "flower", which is optional
 
@@ -222,6 +227,20 @@ def _show_aggregate(found: dict[str, Any]) -> None:
             "is above the start"
         )
         terminal.say(f"rank {each['rank']}: {many} clients take {ratios} of {few} clients")
+
+
+def _show_retrieve(found: dict[str, Any]) -> None:
+    rows = [(f"level {k}, {n.counted(level['candidates'], 'cell')}, {n.count(level['kept'])} kept",
+             n.duration(level["seconds"]), n.duration(level["processor_s"]),
+             n.size(level["down_bytes"]), n.size(level["up_bytes"]))
+            for k, level in enumerate(found["levels"], 1)]
+    title = (f"{n.count(found['texts'])} public texts, {n.counted(found['clients'], 'client')}, "
+             f"{n.counted(found['threads'], 'thread')}")
+    terminal.table(title, ("vote", "time", "processor time", "bytes down", "bytes up"), rows,
+                   right=range(1, 5))
+    terminal.say(f"clusters, made once: {n.duration(found['cluster_s'])}; 1,000 texts drawn in "
+                 f"{n.duration(found['draw_s'])}; peak memory {n.size(found['peak_bytes'])} beside "
+                 f"{n.size(found['vector_bytes'])} of vectors on disk")
 
 
 def _show_cost(found: dict[str, Any]) -> None:

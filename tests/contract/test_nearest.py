@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from aulait.core.seeds import Seeds
 from aulait.synthesis import private_evolution, selection
-from aulait.synthesis.population import EvolutionState, SynthesisConfig, Text
+from aulait.synthesis.config import SynthesisConfig
+from aulait.synthesis.population import EvolutionState, Text
 from aulait.synthesis.private_evolution import EvolutionContext
 
 

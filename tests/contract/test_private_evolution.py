@@ -27,7 +27,8 @@ from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.synthesis import private_evolution, selection
-from aulait.synthesis.population import EvolutionState, SynthesisConfig, Text
+from aulait.synthesis.config import SynthesisConfig
+from aulait.synthesis.population import EvolutionState, Text
 from aulait.synthesis.private_evolution import EvolutionContext
 
 SEEDS = Seeds(5)

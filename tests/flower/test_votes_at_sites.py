@@ -32,13 +32,13 @@ def places(tmp_path):
     return tmp_path
 
 
-def experiment(folder, privacy, engine=None):
+def experiment(folder, privacy, engine=None, **tables):
     tiers = [{"name": "gpu", "clients": [TRAINER], "placement": "local"},
              {"name": "laptop", "placement": "proxy"}]
     return tiny_run.settings(folder, federation={"tier": tiers}, algorithm={"name": "dplora"},
                              privacy=privacy,
                              train={"rounds": 1, "steps": 1, "batch": 2},
-                             **({"engine": engine} if engine else {}))
+                             **({"engine": engine} if engine else {}), **tables)
 
 
 def handlers(folder, lines, **limits):
@@ -77,6 +77,36 @@ def test_sites_vote_as_in_one_process_with_the_same_seed(places, monkeypatch):
         assert one["winners"] == other["winners"]
 
 
+LEVELS = {"source": "both", "rounds": 1, "retrieve": {"levels": 2, "cells": 4}}
+
+
+@pytest.mark.parametrize("privacy", [RECORD, {"off": True}])
+def test_sites_vote_on_cells_of_public_texts_as_in_one_process(places, monkeypatch, privacy):
+    """Centroids travel, no text does; two levels and a vote on texts are three charges."""
+    public = [f"{a} {b} at once." for a in tiny_run.WORDS for b in tiny_run.WORDS[:3] if a != b]
+    (places / "public.txt").write_text("\n".join(public) + "\n")
+    monkeypatch.setattr("aulait.synthesis.unit_votes.noise_source",
+                        lambda noise, client,
+                        round: SeededNoise(Seeds(9).integer("votes", round, client)))
+    loop.run(experiment(places, privacy, synthesis=LEVELS), places / "here", InlineEngine())
+    transport = LocalTransport(handlers(places, []))
+    deploy(transport, experiment(places, privacy, AWAY, synthesis=LEVELS), places, places / "away")
+    here, there = ([json.loads(line)
+        for line in (places / run / "rounds.jsonl").read_text().splitlines()]
+        for run in ("here", "away"))
+    assert [line["stage"] for line in there] == ["synthesis"] * 3 + ["train"]
+    for one, other in zip(here[:3], there[:3], strict=True):
+        assert one["histogram"] == other["histogram"], "bit for bit"
+        assert one["winners"] == other["winners"]
+        assert one["down_bytes"] == other["down_bytes"]
+    asked = [seen for _, seen in transport.asked if seen.kind == "vote"]
+    assert len(asked) == 3 * len(VOTERS)
+    result = json.loads((places / "away" / "result.json").read_text())
+    assert "distance" not in result["synthesis"]["set"], "a deployment looks at no held-out text"
+    if privacy is RECORD:
+        assert [charge["stage"] for charge in charges(places, "c2")] == ["synthesis"] * 3
+
+
 def test_every_vote_is_charged_at_the_site_and_a_repeated_request_gets_the_same_bytes(places):
     lines, answers = [], {}
 
@@ -112,7 +142,7 @@ def test_a_vote_with_less_noise_than_promised_is_refused_and_not_charged(places,
         return right(self.model_copy(update=change)) if self.mechanism == VOTES else right(self)
 
     if change is None:  # no noise asked for at all
-        monkeypatch.setattr("aulait.synthesis.private_evolution.PRIVATE", "another key")
+        monkeypatch.setattr("aulait.synthesis.voting.PRIVATE", "another key")
     else:
         monkeypatch.setattr(SiteNoise, "setting", asked_for)
     privacy = RECORD | {"epsilon": None, "noise_multiplier": 2.0}

@@ -1,4 +1,5 @@
-"""Where aulait keeps what it has made once and can make again: converted models.
+"""Where aulait keeps what it has made once and can make again: converted models, vectors of public
+corpora.
 
 ``AULAIT_CACHE`` names the folder; without it, it is ``aulait`` in ``XDG_CACHE_HOME``, and without
 that ``~/.cache/aulait``. Whatever lies there may be deleted at any time.

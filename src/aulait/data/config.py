@@ -35,7 +35,7 @@ class DataConfig(BaseModel):
             value). None: "messages" or "conversations".
         label: a field with a public label. None: no labels.
         public: public texts: a built-in name, a path (also .txt, a text a line), ``hf:...``, or ""
-            for none.
+            for none. Where texts are retrieved (``synthesis.source``) and none are named, "mixed".
         public_text: the field of the public texts. Where the data are pairs or conversations and
             the public source has such rows too, they are pairs of a prompt and a response instead;
             of a public conversation the first question and its answer.

@@ -35,6 +35,7 @@ SUFFIXES = path_source.SUFFIXES
 SOURCES: Registry[Callable[[], Iterable[Mapping[str, object]]]] = Registry("source", {
     "docstrings": "aulait.data.builtin:docstrings",
     "stdlib": "aulait.data.builtin:standard_library",
+    "mixed": "aulait.data.builtin:mixed",
 }, lambda source: "" if callable(source) else "it cannot be called")
 LOOKED_AT = 20  # rows by which the fields of a file are known
 PUBLIC_SUFFIXES = (*SUFFIXES, ".txt", ".txt.gz")

@@ -19,6 +19,10 @@ FAR: Final = 2.0
 SHOWN: Final = 6
 LONGEST: Final = 900
 
+ORIGINS: Final = {"public": "public word for word", "varied": "varied from a candidate",
+                  "written": "written after examples or for a description"}
+"""How a text came about, as the page says it."""
+
 CaptionedText = tuple[str, str]
 
 
@@ -48,12 +52,22 @@ def votes_section(run: RunFiles) -> Section:
         "votes", "The votes", [panel.chart for panel in panels if panel.chart], panels=panels,
         cap=numbers.count(facts.records_per_client),
         bound=numbers.significant(facts.vote_sensitivity),
+        offered=_offered(facts),
         facts=[
             ("voters", numbers.count(facts.voters)),
             ("selection", facts.selection or numbers.NOT_RECORDED),
-            ("generator", facts.generator or numbers.NOT_RECORDED),
+            ("generator", "none" if facts.source == "retrieve"
+             else facts.generator or numbers.NOT_RECORDED),
             ("synthetic texts at the end", numbers.count(facts.texts)),
         ])
+
+
+def _offered(facts: SynthesisResult) -> str:
+    """What stands for election, where it is not texts from the first round on."""
+    if facts.source not in ("retrieve", "both"):
+        return ""
+    return ": first clusters of the public texts, then the parts of those that won" + (
+        ", then texts" * (facts.source == "both"))
 
 
 def _panel(index: int, line: SynthesisRound, ranked: bool) -> VotePanel:
@@ -92,6 +106,10 @@ def _winner(winner: SyntheticLine) -> CaptionedText:
         parts.append(f"varied from “{_shortened(winner.parent, 80)}”")
     elif winner.parent is not None:
         parts.append(f"varied from text {numbers.count(winner.parent)}")
+    elif winner.texts is not None:
+        parts.append(f"one of {numbers.counted(winner.texts, 'text')} on {winner.topic}")
+    elif winner.origin is not None:
+        parts.append(ORIGINS.get(winner.origin, winner.origin))
     return _shortened(_with_prompt(winner), 420), " · ".join(parts)
 
 
@@ -103,7 +121,7 @@ def samples_section(run: RunFiles) -> Section:
     step = max(1, len(final) // SHOWN)
     return markup.section(
         "samples", "Synthetic text through the rounds", rounds=rounds,
-        summary=_summary(final), final_unfolded=not run.synthesis,
+        summary=_summary(final), provenance=_provenance(run), final_unfolded=not run.synthesis,
         final=[(_shortened(_with_prompt(line)), _origin(line)) for line in final[::step][:SHOWN]])
 
 
@@ -121,13 +139,37 @@ def _summary(final: list[SyntheticLine]) -> str:
     )
 
 
+def _provenance(run: RunFiles) -> str:
+    """Where the texts of the final set come from, how long they are, and how near they come to
+    held-out records; as far as the run tells."""
+    told = run.result.synthesis.set if run.result.synthesis is not None else None
+    counts = {kind: number for kind, number in (told.origins if told else {}).items() if number}
+    if told is None or not counts:
+        return "The first candidates are public texts, or written for a description."
+    total = sum(counts.values())
+    parts = [f"{numbers.percent(number / total)} {ORIGINS.get(kind, kind)}"
+             for kind, number in counts.items()]
+    text = (f"Of the final set {', '.join(parts)}; {numbers.percent(told.verbatim_public)} of it "
+            "stand word for word among the public texts, however they came about. Its texts have "
+            f"{numbers.count(told.words_shortest)} to {numbers.count(told.words_longest)} words, "
+            f"{numbers.significant(told.words_mean)} on average.")
+    if told.distance is None:
+        return text
+    return (f"{text} Held-out records lie at a cosine distance of "
+            f"{numbers.significant(told.distance)} from the nearest text of the set, and of "
+            f"{numbers.significant(told.distance_of_random_public)} from the nearest of some "
+            "random public texts. The simulation measures this on held-out records; it is not "
+            "private, and a deployment does not tell it.")
+
+
 def _with_prompt(line: SyntheticLine) -> str:
     """A text, after its prompt where it has one."""
     return f"{line.prompt}\n{line.text or ''}" if line.prompt else line.text or ""
 
 
 def _origin(line: SyntheticLine) -> str:
-    parts = [] if line.round is None else [f"round {numbers.count(line.round)}"]
+    parts = [] if not line.round else [f"round {numbers.count(line.round)}"]
+    parts += [] if line.origin is None else [ORIGINS.get(line.origin, line.origin)]
     if line.client is not None:
         parts.append(f"proxy {_shortened(str(line.client), 40)}")
     return " · ".join(parts)

@@ -263,6 +263,27 @@ class TierResult(FileModel):
     attention_rank: Number = None
 
 
+class SyntheticSet(FileModel):
+    """What the final set is.
+
+    Shares and means are of the texts as they are dealt, repeated ones counted each time.
+    ``verbatim_public`` is the share that stands word for word among the public texts.
+    Distances are means over held-out private records of the cosine distance to the nearest text
+    of the set, and to the nearest of as many random public texts: a simulation measures them, and
+    they are **not private**.
+    """
+
+    origins: dict[str, Number] = {}
+    distinct: Number = None
+    verbatim_public: Number = None
+    words_mean: Number = None
+    words_shortest: Number = None
+    words_longest: Number = None
+    distance: Number = None
+    distance_of_random_public: Number = None
+    private: StrictBool | None = None
+
+
 class SynthesisResult(FileModel):
     """Stage 1 in numbers, and what it asks of one client."""
 
@@ -271,6 +292,7 @@ class SynthesisResult(FileModel):
     texts: Number = None
     voters: Number = None
     selection: Words = None
+    source: Words = None
     generator: Words = None
     kind: Words = None
     vote_sensitivity: Number = None
@@ -280,6 +302,7 @@ class SynthesisResult(FileModel):
     down_formula: Words = None
     up_formula: Words = None
     client_s_mean: Number = None
+    set: SyntheticSet | None = None
 
 
 class ExportedResult(FileModel):
@@ -328,6 +351,9 @@ class SyntheticLine(FileModel):
     votes: Number = None
     prompt: Words = None
     client: Named = None
+    origin: Words = None
+    topic: Words = None
+    texts: Number = None
 
 
 class RoundLine(FileModel):

@@ -104,7 +104,8 @@ def _check_pairs(settings: Settings, plain: bool) -> None:
 def _check_models(settings: Settings, federation: Federation) -> None:
     """A sequence-to-sequence base cannot continue texts, and needs prompts."""
     seq2seq = (
-        settings.model.kind == "seq2seq" and settings.synthesis.generator == "base"
+        settings.model.kind == "seq2seq" and settings.synthesis.writes
+        and settings.synthesis.generator == "base"
         and settings.synthesis.generate.kind == "prefix"
     )
     require(not (federation.breeds and seq2seq), ConfigError,

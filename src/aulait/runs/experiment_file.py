@@ -32,7 +32,7 @@ from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.models.named import name_problems
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.record_level import PRECISION, precision_problems
-from aulait.synthesis.population import SynthesisConfig
+from aulait.synthesis.config import SynthesisConfig
 from aulait.tracking import boards
 from aulait.tracking.boards import TrackConfig
 from aulait.training.activation_codec import Wire
@@ -50,6 +50,7 @@ PEFT_NAMES = {
     "adapter.dora": _NO_DORA,
     "adapter.use_dora": _NO_DORA,
 }
+MIXED = "mixed"  # public texts where they are retrieved and none are named
 DEPLOYED = ("flower",)  # engines whose clients are on other machines
 
 
@@ -174,6 +175,8 @@ def build_settings(tree: JsonMapping, overrides: Sequence[str] = ()) -> Settings
     if isinstance(merged.get("engine"), Mapping) and merged["engine"].get("name") in DEPLOYED:
         # whatever lies here, the sites' own records are used
         merged["data"] = {**merged.get("data", {}), "source": AT_SITES}
+    if _retrieves(merged):
+        merged["data"] = {"public": MIXED, **merged.get("data", {})}
     if isinstance(merged.get("algorithm"), Mapping):
         merged["algorithm"] = {"name": "ffa", **merged["algorithm"]}
     problems: list[str] = []
@@ -195,6 +198,13 @@ def with_format(settings: Settings) -> Settings:
     """The settings with the format of the records written out, where they leave it to the first
     rows."""
     return settings.model_copy(update={"data": data.resolved(settings.data)})
+
+
+def _retrieves(tree: JsonMapping) -> bool:
+    """Whether the settings ask for public texts to be retrieved, and their tables can be read."""
+    synthesis = tree.get("synthesis")
+    return (isinstance(synthesis, Mapping) and synthesis.get("source") in ("retrieve", "both")
+            and isinstance(tree.get("data", {}), Mapping))
 
 
 def _override(tree: JsonMapping, override: str) -> JsonObject:
@@ -283,11 +293,15 @@ def settings_problems(settings: Settings) -> list[str]:
     synthesis = settings.synthesis
     votes = synthesis.asks_for_votes and any(
         tier.placement in ("proxy", "auto") for tier in settings.federation.tier)
-    if votes and synthesis.neighbours > synthesis.pool:
+    if votes and synthesis.writes and synthesis.neighbours > synthesis.pool:
         problems.append(
             f"synthesis.neighbours = {synthesis.neighbours}, expected at most the "
             f"{synthesis.pool} candidates of a vote (candidates x (1 + variations)); lower it, or "
             "raise synthesis.candidates")
+    if votes and synthesis.retrieves and synthesis.neighbours > synthesis.retrieve.cells:
+        problems.append(
+            f"synthesis.neighbours = {synthesis.neighbours}, expected at most "
+            f"synthesis.retrieve.cells = {synthesis.retrieve.cells}; lower it, or raise the other")
     if synthesis.generate.kind == "mask" and synthesis.generate.filler is None:
         problems.append(
             "synthesis.generate.kind = 'mask' needs synthesis.generate.filler, the id or path of a "

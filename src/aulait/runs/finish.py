@@ -19,6 +19,7 @@ from aulait.runs.experiment_file import Settings
 from aulait.runs.export_check import ScoredRecords, check_exported, check_personal
 from aulait.runs.prepared import Books, Federation, PreparedRun
 from aulait.runs.privacy_schedule import vote_bound
+from aulait.runs.set_measures import measured_set
 from aulait.runs.stage import Execution
 from aulait.runs.virtual_time import clock
 
@@ -164,10 +165,12 @@ def _synthesis(execution: Execution) -> schema.SynthesisResult:
                   for way in ("up", "down")}
     known_seconds = voters and not execution.secret_seconds
     return schema.SynthesisResult(
-        rounds=config.rounds, candidates=config.pool,
+        rounds=config.votings, candidates=config.largest_ballot,
         texts=sum(len(shard) for shard in progress.texts),
-        voters=voters, selection=config.selection, generator=config.generator,
-        kind=config.generate.kind,
+        voters=voters, selection=config.selection, source=config.source,
+        **({"generator": config.generator, "kind": config.generate.kind} if config.writes else {}),
+        set=measured_set(execution.run, [text for shard in progress.texts for text in shard],
+                         execution.engine.clients is None),
         vote_sensitivity=vote_bound(settings),
         records_per_client=settings.data.records_per_client,
         client_down_bytes_per_round=mean_bytes["down"],

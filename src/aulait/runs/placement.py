@@ -175,7 +175,7 @@ def _demand(facts: PlacementFacts, plan: Plan, tier: TierConfig) -> Demand:
         ranks=ranks, steps=plan.steps,
         row=_row(facts, plan), travels=_travels(facts, shapes, ranks),
         front=_travels(facts, {layer: shapes[layer] for layer in client_half}, ranks),
-        vote=_vote(settings, min(synthesis.pool, max(1, len(facts.public)))) if votes else None,
+        vote=_vote(settings, synthesis.ballot(1, max(1, len(facts.public)))) if votes else None,
         cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire],
         server=profiles.find_profile(settings.compute.server),
         crowd=max(1, round(share * crowd)), rows_at_once=settings.train.rows_at_once,

@@ -49,7 +49,7 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
             settings.data.source, data_settings.asked(settings.data, settings.unit_rule.field))},
         "clients": len(federation.sites),
         "records": _records(run),
-        "rounds": {"synthesis": settings.synthesis.rounds if federation.breeds else 0,
+        "rounds": {"synthesis": settings.synthesis.votings if federation.breeds else 0,
                    "train": settings.train.rounds},
         "tiers": tiers,
         "server": _server(run, costs),
@@ -88,7 +88,7 @@ class VoteCosts:
     """What voting takes one client.
 
     Attributes:
-        round: bytes (up, down) of a round.
+        round: bytes (up, down) of the largest round.
         run: bytes (up, down) of all rounds; the first vote is on the public texts there are.
         flop: of embedding its records, once in a run; None where the embedder's size is not known.
     """
@@ -105,9 +105,9 @@ def _vote_costs(run: PreparedRun) -> VoteCosts:
         2 * parameters * run.settings.data.records_per_client * config.max_tokens)
     if config.embedder != "minilm" and run.federation.voters:
         width, flop = run.models.embedder().width, None
-    first = min(config.pool, len(run.federation.corpus.public))
-    candidates = first + (config.rounds - 1) * config.pool
-    return VoteCosts(vote_bytes(config.pool, width), vote_bytes(candidates, width), flop)
+    public = len(run.federation.corpus.public)
+    candidates = sum(config.ballot(round, public) for round in range(1, config.votings + 1))
+    return VoteCosts(vote_bytes(config.largest_ballot, width), vote_bytes(candidates, width), flop)
 
 
 def _tier(run: PreparedRun, costs: RoundCosts, votes: VoteCosts,

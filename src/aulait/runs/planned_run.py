@@ -57,8 +57,10 @@ def _result(run: PreparedRun) -> schema.ResultFile:
         rounds=settings.train.rounds, privacy=_privacy(run.privacy, run),
         tiers=tier_results(settings, federation),
         synthesis=schema.SynthesisResult(
-            rounds=config.rounds, candidates=config.pool, voters=len(federation.voters),
-            selection=config.selection, generator=config.generator, kind=config.generate.kind)
+            rounds=config.votings, candidates=config.largest_ballot, voters=len(federation.voters),
+            selection=config.selection, source=config.source,
+            **({"generator": config.generator, "kind": config.generate.kind} if config.writes
+               else {}))
         if federation.breeds else None)
 
 

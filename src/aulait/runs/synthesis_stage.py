@@ -1,4 +1,4 @@
-"""Stage 1: vote and breed, then write the final set and deal it to the proxies.
+"""Stage 1: vote, retrieve and breed, then make the final set and deal it to the proxies.
 
 A first stage that another run of this process made with the very same settings is taken over with
 its ledger.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 
 from aulait.core.cohort import Cohort
 from aulait.core.files import JsonObject
 from aulait.core.types import Info
+from aulait.core.user_cache import user_cache
 from aulait.methods.contract import Ask, Server
 from aulait.privacy.ledger_line import LedgerLine
 from aulait.runfolder.schema import SynthesisRound, SyntheticLine
@@ -22,9 +24,13 @@ from aulait.runs.privacy_schedule import vote_bound, vote_role
 from aulait.runs.proxies import public_shards
 from aulait.runs.stage import Execution, PlannedRound, VirtualRound
 from aulait.runs.virtual_time.round_time import RoundCosts
-from aulait.synthesis import private_evolution
+from aulait.synthesis import private_evolution, rounds
+from aulait.synthesis.corpus_index import open_corpus
 from aulait.synthesis.population import EvolutionState, Text
 from aulait.synthesis.private_evolution import EvolutionContext
+from aulait.synthesis.retrieval import RetrievalContext
+from aulait.synthesis.rounds import SynthesisContext
+from aulait.synthesis.voting import VoteRule
 
 
 @dataclass(frozen=True)
@@ -60,16 +66,35 @@ class SynthesisStage:
         self._role = vote_role(execution.run.settings, bool(execution.run.federation.trainers))
         self._started = time.perf_counter()
         self.aggregator = execution.books.synthesis
-        self.rounds = self._config.rounds
+        self.rounds = self._config.votings
 
     @cached_property
-    def _context(self) -> EvolutionContext:
-        """Embedder and generator are loaded when the stage has rounds to do."""
-        run = self._run
-        bound = vote_bound(run.settings)
+    def _context(self) -> SynthesisContext:
+        """Embedder, generator and corpus are loaded when the stage first needs them."""
+        return SynthesisContext(cache(self._evolution), cache(self._retrieval))
+
+    def _evolution(self) -> EvolutionContext:
+        run, rule = self._run, self._rule
         return EvolutionContext(run.context.seeds, run.federation.corpus.public,
-                                run.models.embedder(), run.models.generator(), bound,
-                                run.privacy.site_noise(self.name))
+                                run.models.embedder(), run.models.generator(), rule.bound,
+                                rule.noise)
+
+    def _retrieval(self) -> RetrievalContext:
+        """The corpus is embedded and clustered once for all runs of a process."""
+        run, config = self._run, self._config
+        settings, public = run.settings, run.federation.corpus.public
+        key = (settings.data, run.context.seeds, config.embedder, config.max_tokens,
+               config.retrieve)
+        kept = Path(config.retrieve.cache).expanduser() if config.retrieve.cache else None
+        corpus = run.cache.once("public-corpus", key, lambda: open_corpus(
+            public, run.models.embedder(), config.max_tokens, config.retrieve.cells,
+            kept or user_cache() / "corpora"))
+        return RetrievalContext(run.context.seeds, corpus, self._rule)
+
+    @property
+    def _rule(self) -> VoteRule:
+        return VoteRule(self._config.neighbours, vote_bound(self._run.settings),
+                        self._run.privacy.site_noise(self.name))
 
     @cached_property
     def ask(self) -> Ask:
@@ -86,11 +111,14 @@ class SynthesisStage:
         if isinstance(done, FinishedSynthesis) and fresh:
             _take_over(done, self._execution)
             return None
-        return self._progress.synthesis or private_evolution.init(self._config, self._context)
+        return self._progress.synthesis or rounds.init(self._config, self._context)
 
     def note(self) -> str:
         """Whether clients are asked."""
-        return "voting" if self._run.federation.voters else "breeding"
+        if not self._run.federation.voters:
+            return "breeding" if self._config.writes else "drawing"
+        done = self._progress.synthesis.round if self._progress.synthesis else 0
+        return "voting on public texts" if done < self._config.levels else "voting"
 
     def plan(self, round: int) -> PlannedRound:
         """All voters, timed where tiers name machines."""
@@ -108,7 +136,7 @@ class SynthesisStage:
     def step(self, state: EvolutionState, cohort: Cohort,
              server: Server) -> tuple[EvolutionState, Info]:
         """One vote and one breeding."""
-        return private_evolution.step(self._config, self._context, state, cohort, server)
+        return rounds.step(self._config, self._context, state, cohort, server)
 
     def measure(self, state: EvolutionState, round: int) -> Info:
         """Nothing is measured: texts are no adapter."""
@@ -143,8 +171,8 @@ class SynthesisStage:
         """The final set, for the proxies of this run and for other runs of this process."""
         progress, books = self._progress, self._execution.books
         progress.synthesis = state
-        if state.winners:
-            texts = private_evolution.result(self._config, self._context, state)
+        if state.winners or state.cells:
+            texts = rounds.final_set(self._config, self._context, state)
             progress.texts = private_evolution.shards(texts, count, self._run.context.seeds)
         progress.add(synthesis_s=time.perf_counter() - self._started)
         if not progress.stopped:

@@ -1,5 +1,4 @@
-"""What stage 1 is told and what it carries: its settings, its texts and its state, which can be
-saved."""
+"""What stage 1 carries: its texts and its state, which can be saved."""
 
 from __future__ import annotations
 
@@ -7,90 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
 from aulait.core.files import JsonMapping
 from aulait.core.types import Record
-from aulait.core.web_address import secret_problem
-from aulait.synthesis.variation import GenerateConfig, Variation
+from aulait.synthesis.variation import Variation
 
-
-class SynthesisConfig(BaseModel):
-    """``[synthesis]``: stage 1; it runs when any tier is proxy.
-
-    Attributes:
-        rounds: votes taken, T.
-        candidates: parents kept after a vote.
-        variations: children of a parent; J = candidates · (1 + variations) stand for election.
-        embedder: "minilm" (built in) or any sentence-transformers name or path.
-        generator: "base", "brew" (built in), a Hugging Face id or path, or the URL of a server that
-            speaks the OpenAI protocol. A sequence-to-sequence base cannot continue texts: name a
-            causal model.
-        texts: size of the final synthetic set.
-        selection: "rank", "sample" (needs no good threshold to keep minorities), "geometry", or
-            "random" (no votes are taken at all: the control arm).
-        threshold: votes subtracted before sampling, in units of the noise's standard deviation.
-        reach: of "geometry": distances between unit vectors beyond it are all the same.
-        lookahead: 0 embeds the candidate itself; K > 0 embeds the mean of K variations of it.
-        neighbours: candidates a record votes for.
-        votes: "private", or "exact" for votes without noise (an arm; the run is then not private).
-        voters: "proxy", or "all": local clients vote too and pay for both.
-        expansion: the final set is made by "vary" (variations of winners), "write" (new texts after
-            three winners as examples), "keep" (the winners themselves, repeated), or "nearest" (the
-            public texts nearest to the winners: the votes then say which public texts to learn
-                from; for bases that write worse than the public does).
-        public_texts: public texts that "nearest" looks at.
-        proxies: what proxies learn from: "synthetic", "public" texts, "noise" (their updates
-            replaced by noise of the same norm), or "absent". The last three are control arms and
-            take no votes.
-        proxy_count: sites on the server among which the synthetic set is sharded.
-        max_tokens: tokens of a text that the embedder reads.
-        generate: how texts are written.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    rounds: int = Field(5, ge=1)
-    candidates: int = Field(60, ge=2)
-    variations: int = Field(4, ge=1)
-    embedder: str = "minilm"
-    generator: str = "base"
-    texts: int = Field(600, ge=1)
-    selection: Literal["rank", "sample", "geometry", "random"] = "rank"
-    threshold: float = Field(1.0, ge=0)
-    reach: float = Field(1.0, gt=0)
-    lookahead: int = Field(0, ge=0)
-    neighbours: int = Field(1, ge=1)
-    votes: Literal["private", "exact"] = "private"
-    voters: Literal["proxy", "all"] = "proxy"
-    expansion: Literal["vary", "write", "keep", "nearest"] = "vary"
-    public_texts: int = Field(2000, ge=1)
-    proxies: Literal["synthetic", "public", "noise", "absent"] = "synthetic"
-    proxy_count: int = Field(12, ge=1, le=1000)
-    max_tokens: int = Field(128, ge=8)
-    generate: GenerateConfig = GenerateConfig()
-
-    @field_validator("generator")
-    @classmethod
-    def _no_secret(cls, generator: str) -> str:
-        instead = "the environment variable that synthesis.generate.key_variable names"
-        if problem := secret_problem(generator, instead):
-            raise ValueError(problem)
-        return generator
-
-    @property
-    def breeds(self) -> bool:
-        """Whether stage 1 makes texts, where clients are proxied."""
-        return self.proxies in ("synthetic", "noise")
-
-    @property
-    def asks_for_votes(self) -> bool:
-        """Whether stage 1 asks clients for votes, where some are proxied."""
-        return self.breeds and self.selection != "random"
-
-    @property
-    def pool(self) -> int:
-        """J, the candidates of a vote."""
-        return self.candidates * (1 + self.variations)
+Origin = Literal["public", "varied", "written"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +23,7 @@ class Text:
         parent: the text it was bred from, in full; None for public texts.
         votes: released votes it got.
         prompt: what the text responds to; None for plain text.
+        origin: how it came about, where round and parent do not tell; see ``provenance``.
     """
 
     text: str
@@ -110,6 +31,7 @@ class Text:
     parent: str | None = None
     votes: float = 0.0
     prompt: str | None = None
+    origin: Origin | None = None
 
     @property
     def record(self) -> Record:
@@ -121,10 +43,18 @@ class Text:
         """Prompt and text together, as embedded and as shown."""
         return self.record.full
 
+    @property
+    def provenance(self) -> Origin:
+        """"public" (taken as it is), "varied" (from a parent) or "written" (after examples, or for
+        a description)."""
+        return self.origin or (
+            "public" if self.round == 0 else "written" if self.parent is None else "varied")
+
     def as_dict(self) -> dict[str, object]:
         """The fields by name, for JSON; no prompt where there is none."""
-        return {key: value for key, value in asdict(self).items()
+        told = {key: value for key, value in asdict(self).items()
                 if key != "prompt" or value is not None}
+        return told | {"origin": self.provenance}
 
 
 def text_of(source: str | Record, round: int, parent: str | None = None) -> Text:
@@ -160,18 +90,37 @@ def written(variation: Variation, examples: Sequence[Text], count: int, round: i
 
 
 @dataclass(frozen=True)
+class Cell:
+    """Public texts that stood for election together.
+
+    Attributes:
+        members: their numbers among the public texts.
+        votes: released.
+        weight: what is left of the votes above the noise, at least 0; texts are drawn by it.
+        parts: into how many parts its votes carry a division; None is any number.
+    """
+
+    members: tuple[int, ...]
+    votes: float
+    weight: float
+    parts: int | None = None
+
+
+@dataclass(frozen=True)
 class EvolutionState:
     """What stage 1 carries from round to round.
 
     Attributes:
-        round: rounds done.
-        pool: candidates of the next vote.
+        round: votes done.
+        pool: candidates of the next vote on texts.
         winners: texts kept after each vote, of all rounds.
+        cells: public texts that the last vote on cells left, where texts are retrieved.
     """
 
     round: int
     pool: tuple[Text, ...]
     winners: tuple[Text, ...] = ()
+    cells: tuple[Cell, ...] = ()
 
     def dump(self) -> dict[str, object]:
         """For the checkpoint."""
@@ -181,4 +130,6 @@ class EvolutionState:
     def restore(saved: JsonMapping) -> EvolutionState:
         """From the checkpoint."""
         texts = {key: tuple(Text(**text) for text in saved[key]) for key in ("pool", "winners")}
-        return EvolutionState(saved["round"], **texts)
+        cells = tuple(Cell(tuple(cell["members"]), cell["votes"], cell["weight"], cell["parts"])
+                      for cell in saved.get("cells", ()))
+        return EvolutionState(saved["round"], **texts, cells=cells)

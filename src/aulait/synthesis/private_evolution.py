@@ -21,7 +21,6 @@ differs: round 1 votes on public texts themselves; clipping, not normalising, so
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,24 +28,26 @@ import torch
 from torch import Tensor
 
 from aulait.core.cohort import Cohort
+from aulait.core.errors import ConfigError, require
 from aulait.core.seeds import Seeds
-from aulait.core.types import ClientUpdate, Info, Record, Site, VoteRequest, nbytes
+from aulait.core.types import ClientUpdate, Info, Record, Site, VoteRequest
 from aulait.core.units import units
 from aulait.methods.contract import RunContext, Server
-from aulait.privacy.aggregator import Release
-from aulait.privacy.record_level import PRIVATE, SiteNoise
+from aulait.privacy.record_level import SiteNoise
 from aulait.synthesis import selection
+from aulait.synthesis.config import SynthesisConfig
 from aulait.synthesis.embedding import Embedder, votes
 from aulait.synthesis.population import (
     EvolutionState,
-    SynthesisConfig,
     Text,
     children,
     text_of,
     written,
 )
+from aulait.synthesis.topics import DescribedWriter, Description
 from aulait.synthesis.unit_votes import noised_votes
 from aulait.synthesis.variation import Variation
+from aulait.synthesis.voting import VoteRule, take_vote
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,43 @@ class EvolutionContext:
 
 
 def init(config: SynthesisConfig, context: EvolutionContext) -> EvolutionState:
-    """The first candidates are J public texts, or public pairs; all that follow are of the same
-    kind."""
+    """The first candidates are J public texts, or public pairs, or texts written for the
+    description; all that follow are of the same kind."""
     public, generator = context.public, context.seeds.generator("public-start")
     order = torch.randperm(len(public), generator=generator).tolist()
-    return EvolutionState(0, tuple(text_of(public[i], 0) for i in order[: config.pool]))
+    described = described_start(config, context) if config.about else []
+    first = [*described, *(text_of(public[i], 0) for i in order[: config.pool - len(described)])]
+    return EvolutionState(0, tuple(first))
+
+
+def described_start(config: SynthesisConfig, context: EvolutionContext) -> list[Text]:
+    """Texts that an instruction model writes for ``synthesis.about`` (the random start of Aug-PE):
+    each for one word of every list of keywords, after public texts as examples; distinct.
+
+    Raises:
+        ConfigError: the generator cannot be asked in words.
+    """
+    generator, start = context.generator, config.start
+    require(isinstance(generator, DescribedWriter), ConfigError,
+            f"synthesis.about found with the generator of generate.kind = '{config.generate.kind}',"
+            " which cannot be asked in words; use kind = 'prompt'")
+    assert isinstance(generator, DescribedWriter)
+    count, draw = round(start.share * config.pool), context.seeds.generator("described-start")
+    words = [[own[int(torch.randint(len(own), (1,), generator=draw))] for own in start.keywords]
+             for _ in range(count)]
+    descriptions = [Description(config.about, tuple(own)) for own in words]
+    public = context.public
+    shown = torch.randint(len(public), (count, start.shots), generator=draw).tolist()
+    seed = context.seeds.integer("described-start")
+    made: Sequence[str | Record | None]
+    if isinstance(public[0], Record):
+        pairs = [[text_of(public[i], 0).record for i in row] for row in shown]
+        made = generator.write_described_pairs(descriptions, pairs, seed)
+    else:
+        texts = [[text_of(public[i], 0).text for i in row] for row in shown]
+        made = generator.write_described(descriptions, texts, seed)
+    found = [text_of(text, 0) for text in made if text is not None]
+    return list({text.full: replace(text, origin="written") for text in found}.values())
 
 
 def step(config: SynthesisConfig, context: EvolutionContext, state: EvolutionState, cohort: Cohort,
@@ -86,7 +119,8 @@ def step(config: SynthesisConfig, context: EvolutionContext, state: EvolutionSta
     info: Info = {}
     if config.selection != "random":
         embeddings_JD = _embed(config, context, state)
-        votes_J, std, info = _vote(config, context, embeddings_JD, cohort, server)
+        rule = VoteRule(config.neighbours, context.bound, context.noise)
+        votes_J, std, info = take_vote(rule, embeddings_JD, cohort, server)
     generator = context.seeds.generator("select", cohort.round)
     kept = _select(config, votes_J, embeddings_JD, std, generator)
     parents = [replace(state.pool[j], votes=float(votes_J[j])) for j in kept]
@@ -96,38 +130,8 @@ def step(config: SynthesisConfig, context: EvolutionContext, state: EvolutionSta
                "histogram": votes_J.tolist(),
                "winners": [text.as_dict() for text in sorted(unique, key=lambda t: -t.votes)[:8]],
                "samples": [text.full for text in unique[:5]]}
-    after = EvolutionState(cohort.round, tuple(pool), (*state.winners, *unique))
+    after = EvolutionState(cohort.round, tuple(pool), (*state.winners, *unique), state.cells)
     return after, info | metrics
-
-
-def _vote(config: SynthesisConfig, context: EvolutionContext, embeddings_JD: Tensor, cohort: Cohort,
-          server: Server) -> tuple[Tensor, float, Info]:
-    """The released votes (J,), the standard deviation of their noise, and bytes and seconds."""
-    template = {"votes": torch.zeros(len(embeddings_JD))}
-    noise = context.noise
-    settings: Info = {"neighbours": config.neighbours}
-    settings |= {PRIVATE: noise.setting()} if noise else {}
-    requests = [VoteRequest(name, cohort.round, {"embeddings": embeddings_JD}, settings)
-                for name in cohort.local]
-    release = Release.of_cohort(cohort, stage="synthesis", bound=context.bound, template=template)
-    started = time.perf_counter()
-    if noise is None:
-        updates = list(server.ask(requests))
-        client_s = time.perf_counter() - started
-        released = server.aggregator.release(updates, release)
-        # bytes of the planned cohort: how many really replied is private
-        counted = float(cohort.planned if server.aggregator.private else len(updates))
-        std = released.noise_std
-    else:  # charged before anybody is asked, because a site's answer is out as soon as it is sent
-        released = server.aggregator.release(
-            server.ask(requests), release, expected_shapes=dict.fromkeys(cohort.local, template))
-        client_s = time.perf_counter() - started
-        counted = released.planned  # sites that answered, each with noise of its own
-        std = math.sqrt(counted) * noise.sigma
-    info = {"up_bytes": round(counted) * nbytes(template),
-            "down_bytes": sum(nbytes(request.tensors) for request in requests),
-            "client_s": client_s}
-    return released.total["votes"], std, info
 
 
 def answer(requests: Sequence[VoteRequest], sites: Sequence[Site], context: RunContext,
@@ -187,15 +191,15 @@ def _nearest(config: SynthesisConfig, context: EvolutionContext, state: Evolutio
     winners_WD = context.embedder.embed([text.full for text in state.winners])
     closeness_WP = winners_WD @ context.embedder.embed([text.full for text in some]).T
     near = selection.nearest_public(weight_W, closeness_WP, config.texts)
-    return [replace(some[p], round=state.round + 1, parent=state.winners[w].full) for w, p in near]
+    return [replace(some[p], round=state.round + 1, parent=state.winners[w].full, origin="public")
+            for w, p in near]
 
 
 def travels(config: SynthesisConfig, context: EvolutionContext, round: int, client: str,
             sites: Sequence[str]) -> tuple[int, int]:
     """Bytes that one client sends and receives in a vote, at most: later pools are smaller where
     children failed. Equal for all clients."""
-    pool = min(config.pool, len(context.public)) if round == 1 else config.pool
-    return vote_bytes(pool, context.embedder.width)
+    return vote_bytes(config.ballot(round, len(context.public)), context.embedder.width)
 
 
 def vote_bytes(candidates: int, width: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from aulait.core.types import Record, Turn
 from aulait.models.generation import TextModel, decode, encode, extend, opening, plain
 from aulait.models.record_form import RecordForm
 from aulait.synthesis.openai_server import chat_at
+from aulait.synthesis.topics import Description
 from aulait.synthesis.variation import (
     Chat,
     GenerateConfig,
@@ -57,6 +58,15 @@ WRITE_PAIR = (
     "collection: the same kind, language and format, but another content. Keep the form: a line "
     "[INPUT], the new input, "
     "a line [ANSWER], the answer that belongs to it, and nothing else.\n\n{pairs}"
+)
+DESCRIBED = "Write {kind}.{words}{shown} Answer with the text alone."
+DESCRIBED_PAIR = (
+    "Write {kind}, as an input and the answer that belongs to it.{words}{shown} Keep the form: a "
+    "line [INPUT], the new input, a line [ANSWER], the answer that belongs to it, and nothing else."
+)
+EXAMPLES = (
+    " It should be of the same kind, language, length and format as the examples between lines of "
+    "dashes, but of another content.\n-----\n{texts}\n-----\n"
 )
 PARTS = re.compile(r"\[INPUT\]\s(.*\S.*)\s\[ANSWER\]\s(.*\S.*)", re.DOTALL)
 MARKS = ("[INPUT]", "[ANSWER]")
@@ -117,6 +127,32 @@ class Prompted:
         texts = redrawn(draw, lambda i, text: will_do(text, self._config, known), count, seed)
         return [text for text in texts if text is not None]
 
+    def write_described(self, descriptions: Sequence[Description],
+                        examples: Sequence[Sequence[str]], seed: int) -> list[str | None]:
+        """One text for every description, after its own examples. None where four answers were
+        empty, too short, or an example."""
+
+        def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[str]:
+            return self._answers([_described(DESCRIBED, descriptions[i], examples[i])
+                                  for i in indices], attempt_seed)
+
+        return redrawn(draw, lambda i, text: will_do(text, self._config, examples[i]),
+                       len(descriptions), seed)
+
+    def write_described_pairs(self, descriptions: Sequence[Description],
+                              examples: Sequence[Sequence[Record]],
+                              seed: int) -> list[Record | None]:
+        """One pair for every description, likewise."""
+        known = {(pair.prompt, pair.text) for some in examples for pair in some}
+
+        def draw(indices: list[int], attempt_seed: int, attempt: int) -> list[Record]:
+            asked = [_described(DESCRIBED_PAIR, descriptions[i], [*map(_shown, examples[i])])
+                     for i in indices]
+            return [_parted(answer) for answer in self._answers(asked, attempt_seed)]
+
+        return redrawn(draw, lambda i, p: pair_will_do(p, self._config)
+                       and (p.prompt, p.text) not in known, len(descriptions), seed)
+
     def vary_pairs(self, pairs: Sequence[Record], seed: int) -> list[Record | None]:
         """One child for every pair. None where four answers did not keep the form, or were the
         parent itself."""
@@ -172,6 +208,15 @@ def _drawn(rows: int, columns: int, limit: int, seed: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(Seeds(seed).integer("prompts"))
     found: list[list[int]] = torch.randint(limit, (rows, columns), generator=generator).tolist()
     return found
+
+
+def _described(form: str, description: Description, examples: Sequence[str]) -> str:
+    """A request for a text that is described in words, shown by examples, or both."""
+    kind = f"one new text of this kind: {description.about}" if description.about else (
+        "one new text that could stand in the same collection as the examples")
+    words = f" It has to do with: {', '.join(description.keywords)}." * bool(description.keywords)
+    shown = EXAMPLES.format(texts="\n-----\n".join(examples)) if examples else ""
+    return form.format(kind=kind, words=words, shown=shown)
 
 
 def _shown(pair: Record) -> str:

@@ -21,8 +21,9 @@ from aulait.data.client_data import DataConfig
 from aulait.models.generation import decode, encode
 from aulait.models.loading import BREW
 from aulait.synthesis import private_evolution
+from aulait.synthesis.config import SynthesisConfig
 from aulait.synthesis.mask_variation import MaskFill
-from aulait.synthesis.population import EvolutionState, SynthesisConfig, Text
+from aulait.synthesis.population import EvolutionState, Text
 from aulait.synthesis.prefix_variation import PrefixResample
 from aulait.synthesis.prompt_variation import Prompted
 from aulait.synthesis.variation import GenerateConfig

@@ -126,6 +126,6 @@ def _synthesis_s(run: PreparedRun, machine: Profile) -> float:
     config, capped = run.settings.synthesis, run.settings.data.records_per_client
     read = cost_model.embedding(*EMBEDDER, len(run.federation.voters) * capped, config.max_tokens)
     costs = RoundCosts.of(run)
-    rounds = [work for number in range(1, config.rounds + 1) for work in costs.breeding(number)]
+    rounds = [work for number in range(1, config.votings + 1) for work in costs.breeding(number)]
     return sum(cost_model.seconds(work, machine, dtype)
                for work, dtype in ((read, "float32"), *rounds))

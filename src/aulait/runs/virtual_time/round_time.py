@@ -148,8 +148,11 @@ class RoundCosts:
         """(work, precision) of a round of stage 1 at the server: candidates embedded, texts written
         (by the base; of others not known)."""
         config, demand = self.settings.synthesis, self.federation.server_tier.demand
-        found = [(cost_model.embedding(*EMBEDDER, config.pool, config.max_tokens), "float32")]
-        if config.generator == "base":
+        public = len(self.federation.corpus.public)
+        levels = config.levels  # the public texts are embedded before the first of them
+        embedded = config.pool if round > levels else public if round == 1 else 0
+        found = [(cost_model.embedding(*EMBEDDER, embedded, config.max_tokens), "float32")]
+        if config.generator == "base" and config.writes:
             rows, tokens = config.generate.batch, config.generate.max_tokens
             prompt = int(tokens * sum(config.generate.keep) / 2)
             one = cost_model.generation(demand.model_shape, rows, prompt, tokens - prompt,
@@ -161,9 +164,12 @@ class RoundCosts:
         """Texts that the generator writes in a round of stage 1: children, variations for looking
         ahead, in the last the final set."""
         config = self.settings.synthesis
-        final = round == config.rounds and config.expansion in ("vary", "write")
-        ahead = config.lookahead * config.pool
-        return config.candidates * config.variations + ahead + (config.texts if final else 0)
+        final = round == config.votings and config.expansion in ("vary", "write", "topics")
+        share = config.retrieve.written if config.retrieves else 1.0
+        last = int(share * config.texts) if final else 0
+        if round <= config.levels:
+            return last
+        return config.candidates * config.variations + config.lookahead * config.pool + last
 
     # -- the clock -----------------------------------------------------------------------------
 
@@ -189,7 +195,8 @@ class RoundCosts:
         assert own.profile is not None
         assert demand.vote is not None
         if round > 1:
-            counting = cost_model.voting(self.settings.data.records_per_client, config.pool,
+            ballot = config.ballot(round, len(self.federation.corpus.public))
+            counting = cost_model.voting(self.settings.data.records_per_client, ballot,
                                          EMBEDDER[1])
             demand = replace(demand, vote=(counting, demand.vote[1]))
         return planner.proxy(demand, own.profile, plan.rank, plan.steps, plan.batch)

@@ -155,7 +155,7 @@ def terms_for(site: Site, settings: Settings, context: RunContext, facts: RunFac
         steps=site.plan.steps, batch=site.plan.batch, ranks=None if ranks is None else dict(ranks),
         votes=votes,
         exact_votes=settings.synthesis.votes == "exact",
-        rounds=settings.train.rounds, synthesis_rounds=settings.synthesis.rounds if votes else 0,
+        rounds=settings.train.rounds, synthesis_rounds=settings.synthesis.votings if votes else 0,
         seed=settings.run.seed,
         model=settings.model.model_copy(update={"device": "auto", "device_map": None}),
         adapter=settings.adapter, train=settings.train,
@@ -167,7 +167,7 @@ def terms_for(site: Site, settings: Settings, context: RunContext, facts: RunFac
         too_long=settings.data.too_long,
         pairs=settings.data.answers, embedder=settings.synthesis.embedder,
         max_tokens=settings.synthesis.max_tokens,
-        candidates=settings.synthesis.pool if votes else 0,
+        candidates=settings.synthesis.largest_ballot if votes else 0,
         neighbours=settings.synthesis.neighbours if votes else 0,
         cut=settings.compute.cut, wire=settings.compute.wire, adapters=settings.engine.wire,
         fingerprint=facts.fingerprint)
