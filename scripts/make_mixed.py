@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 from aulait.data.builtin import standard_library
 from aulait.data.public import read_public
+from aulait.data.source_row import Asked
 from aulait.synthesis import corpus_index
 from aulait.synthesis.embedding import load_embedder
 
@@ -218,7 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
     (given.out / "mixed.jsonl.gz").write_bytes(packed)
     (given.out / "MIXED-LICENCES.txt").write_text(licences(corpus), encoding="utf-8")
     print(Counter(passage.kind for passage in corpus), len(corpus), "texts", len(packed), "bytes")
-    texts, _ = read_public(str(given.out / "mixed.jsonl.gz"), "text", None)
+    texts, _ = read_public(str(given.out / "mixed.jsonl.gz"), Asked(), None)
     index = corpus_index.clustered(texts, load_embedder("minilm", max_tokens=EMBEDDED_TOKENS),
                                    CELLS)
     corpus_index.save(index, given.out / "mixed.minilm.npz")

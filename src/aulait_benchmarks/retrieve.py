@@ -68,7 +68,7 @@ def measure(sizes: Sizes) -> dict[str, Any]:
               "from aulait_benchmarks.retrieve import here; import json; "
               f"print(json.dumps(here({sizes.texts}, {sizes.clients}, {sizes.records}, "
               f"{sizes.cells})))")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
                           check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

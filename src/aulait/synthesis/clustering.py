@@ -79,6 +79,14 @@ def cluster(table: VectorTable, cells: int, seed: int = SEED) -> tuple[Tensor, T
     return renumbered_K[labels_N], centroids_KD[used_K]
 
 
+def centroid(vectors_BD: Tensor) -> Tensor:
+    """The mean direction of some vectors: (1, D) of unit length; the first of those that cancel
+    out."""
+    sum_1D = vectors_BD.sum(0, keepdim=True)
+    length = float(sum_1D.norm())
+    return sum_1D / length if length > 1e-6 else vectors_BD[:1].clone()
+
+
 def learnt_centroids(sample_SD: Tensor, cells: int, generator: torch.Generator) -> Tensor:
     """Centroids (K, D) of unit length after ``PASSES`` of Lloyd's iterations."""
     order = torch.randperm(len(sample_SD), generator=generator)

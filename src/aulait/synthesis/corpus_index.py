@@ -30,7 +30,7 @@ from aulait.synthesis.embedding import Embedder
 
 SMALL = 2_000  # texts that are embedded again in every process instead of being kept in a file
 EMBEDDED_AT_ONCE = 1_024
-PACKAGED: tuple[str, ...] = ()  # files of clusters among the assets
+PACKAGED = ("mixed.minilm.npz",)
 
 
 @dataclass(frozen=True)

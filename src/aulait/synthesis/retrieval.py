@@ -122,6 +122,10 @@ def _candidates(config: SynthesisConfig, context: RetrievalContext,
     centroids: list[Tensor] = []
     for cell, parts in zip(state.cells, seats(state.cells, config.retrieve.cells), strict=True):
         own = torch.tensor(cell.members)
+        if parts == 1:  # nothing is divided: a sample tells where the cell lies
+            members.append(own.tolist())
+            centroids.append(clustering.centroid(corpus.vectors.rows(own[: clustering.SAMPLE])))
+            continue
         vectors = TensorTable(corpus.vectors.rows(own))
         labels, centroids_KD = clustering.cluster(vectors, parts)
         members += [own[some].tolist() for some in grouped(labels)]

@@ -11,6 +11,7 @@ from aulait.synthesis import clustering
 from aulait.synthesis.clustering import (
     TensorTable,
     _moved,
+    centroid,
     cluster,
     learnt_centroids,
     nearest_centroid,
@@ -73,3 +74,9 @@ def test_equal_vectors_are_one_cell_and_few_vectors_are_few_cells():
     assert sorted(labels.tolist()) == [0, 1, 2]
     with pytest.raises(ConfigError, match="0 vectors for 4 cells"):
         cluster(TensorTable(points(0)), 4)
+
+
+def test_the_centroid_of_a_cell_is_its_mean_direction():
+    vectors = points(9)
+    assert torch.allclose(centroid(vectors)[0], vectors.sum(0) / vectors.sum(0).norm())
+    assert torch.equal(centroid(torch.stack([vectors[0], -vectors[0]])), vectors[:1])

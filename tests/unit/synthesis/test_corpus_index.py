@@ -13,6 +13,7 @@ import torch
 from aulait.core.types import Record
 from aulait.data.builtin import mixed
 from aulait.data.public import read_public
+from aulait.data.source_row import Asked
 from aulait.synthesis import clustering, corpus_index
 from aulait.synthesis.clustering import assigned
 from aulait.synthesis.corpus_index import FileVectors, load, open_corpus, save
@@ -106,7 +107,7 @@ def test_pairs_are_embedded_whole_and_in_blocks_of_a_mapped_file(tmp_path, monke
 
 
 def test_the_packaged_corpus_is_short_distinct_texts_of_five_kinds():
-    texts, wrong = read_public("mixed", "text", None)
+    texts, wrong = read_public("mixed", Asked(), None)
     assert not wrong
     assert 18_000 <= len(texts) <= 22_000
     assert all(20 <= len(text) <= 500 for text in texts)
@@ -115,3 +116,21 @@ def test_the_packaged_corpus_is_short_distinct_texts_of_five_kinds():
     assert min(kinds.values()) > 2_000
     held = files("aulait").joinpath("data", "assets", "mixed.jsonl.gz").read_bytes()
     assert len(held) < 5_000_000
+
+
+def test_the_clusters_in_the_package_are_those_of_the_packaged_corpus():
+    """Nothing is embedded; another embedder, or another number of cells, is clustered anew."""
+    texts, _ = read_public("mixed", Asked(), None)
+
+    class Minilm(HashEmbedder):
+        name, width = "minilm", 384
+
+    made = open_corpus(texts, Minilm(most=0), 128, 256, None)
+    assert made.index.labels.shape == (len(texts),)
+    assert made.index.centroids.shape == (256, 384)
+    sizes = torch.bincount(made.index.labels, minlength=256)
+    assert int(sizes.min()) >= 1
+    assert int(sizes.max()) <= 0.05 * len(texts), "no cell holds a large part of the corpus"
+    assert corpus_index._packaged(corpus_index.corpus_digest(texts), "other", 256) is None
+    assert corpus_index._packaged(corpus_index.corpus_digest(texts), "minilm", 64) is None
+    assert corpus_index._packaged(corpus_index.corpus_digest(texts[1:]), "minilm", 256) is None
