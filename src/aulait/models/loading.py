@@ -370,6 +370,21 @@ def in_basis(base: Base, basis: Mapping[str, tuple[Tensor, Tensor]] | None) -> I
             base.slots[name].basis = None
 
 
+def check_foldable(base: Base) -> None:
+    """Raise when dense updates cannot be added to the weights of a base.
+
+    Raises:
+        ModelError: it is quantised, or lies partly off its devices.
+    """
+    require(not is_offloaded(base.model), ModelError,
+            "a base that lies partly off its devices (model.device_map) cannot hold dense updates; "
+            "choose a method that never folds ('fedit', 'ffa', 'flexlora'), or a device_map "
+            "without 'cpu' beside GPUs and without 'disk'")
+    require(not base.config.quant, ModelError,
+            "a quantised base cannot hold dense updates; choose a method that never folds "
+            "('fedit', 'ffa', 'flexlora'), or no model.quant")
+
+
 @contextmanager
 def folded(base: Base, updates: Mapping[str, Tensor] | None) -> Iterator[None]:
     """Let the frozen weights of some layers hold dense updates (M, N); on leaving they are bit for
@@ -379,13 +394,8 @@ def folded(base: Base, updates: Mapping[str, Tensor] | None) -> Iterator[None]:
         ModelError: the base is quantised or lies partly off its devices, so that nothing can be
             added to its weights.
     """
-    require(not (updates and is_offloaded(base.model)), ModelError,
-            "a base that lies partly off its devices (model.device_map) cannot hold dense updates; "
-            "choose a method that never folds ('fedit', 'ffa', 'flexlora'), or a device_map "
-            "without 'cpu' beside GPUs and without 'disk'")
-    require(not (updates and base.config.quant), ModelError,
-            "a quantised base cannot hold dense updates; choose a method that never folds "
-            "('fedit', 'ffa', 'flexlora'), or no model.quant")
+    if updates:
+        check_foldable(base)
     held: dict[str, Tensor] = {}
     try:
         for name, update_MN in (updates or {}).items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,15 @@ class SharedLinear(nn.Module):
         self.basis: tuple[Tensor, Tensor] | None = None
         self.dropout: AdapterDropout | None = None
         self._number = layer_number(name)
+
+    def __getattr__(self, name: str) -> Any:
+        """What a block reads of a linear layer beside its weights: sides, a quantiser's state."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "inner":
+                raise
+            return getattr(self.inner, name)
 
     @property
     def weight(self) -> Tensor:

@@ -65,6 +65,8 @@ def prepare(settings: Settings, cache: SharedCache,
     if elsewhere is None:
         clients, corpus = _fitted(settings, cache, models.learner, unpooled, corpus)
     shapes = loading.targets(models.base, settings.adapter)
+    if settings.method.TRAITS.folds:
+        loading.check_foldable(models.base)
     training = _pooled(clients) if settings.data.pooled else clients
     members = tiers.members(settings.federation.tier, list(training), seeds)
     plans = placement.tier_plans(PlacementFacts(

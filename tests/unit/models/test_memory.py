@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from tests import tiny_run
 from tests.families import FAMILIES, load_family, write_family
 from tests.tiny_bases import filled, records, tiny, write
 
@@ -14,6 +15,8 @@ from aulait.core.factors import Trainable
 from aulait.models import checkpointing, loading
 from aulait.models.fingerprint import fingerprint
 from aulait.models.loading import AdapterConfig, ModelConfig
+from aulait.runs import setup
+from aulait.runs.prepared import SharedCache
 from aulait.training.trainer import Learner, LocalTraining, TrainConfig
 
 
@@ -134,3 +137,23 @@ def test_float16_that_overflows_is_one_line(tmp_path):
         loading.load_base(ModelConfig(name=str(folder), context=24, device="cpu", dtype="float16"))
     assert "\n" not in str(caught.value)
     assert dataclasses.is_dataclass(loading.load_base(ModelConfig(name=str(folder), context=24, device="cpu")))
+
+
+def test_a_method_that_folds_refuses_an_offloaded_base_before_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("AULAIT_CACHE", str(tmp_path / "cache"))
+    tiny_run.write_data(tmp_path)
+    model = {"name": str(write_family("Llama", tmp_path / "m")), "device_map": SPREAD["disk"]}
+    for method in ("flora", "fedex"):
+        settings = tiny_run.settings(tmp_path, model=model, adapter={"layers": "all"}, algorithm={"name": method})
+        with pytest.raises(ModelError, match="cannot hold dense updates") as caught:
+            setup.prepare(settings, SharedCache())
+        assert "\n" not in str(caught.value)
+    setup.prepare(tiny_run.settings(tmp_path, model=model, adapter={"layers": "all"}, algorithm={"name": "fedit"}), SharedCache())
+
+
+def test_a_wrapped_layer_answers_for_the_one_inside(tmp_path):
+    slot = load_family("Llama", write_family("Llama", tmp_path)).slots["model.layers.0.mlp.down_proj"]
+    assert (slot.in_features, slot.out_features, slot.bias) == (24, 16, None)
+    assert slot.weight is slot.inner.weight
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = slot.no_such_thing
