@@ -13,14 +13,10 @@ Shape letters: B rows · T positions of a row · N features.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import torch
 from torch import Tensor
-
-from aulait.core.types import Record
 
 _WORD = 0xFFFFFFFF  # 32 bits
 
@@ -52,13 +48,6 @@ class AdapterDropout:
         drawn_BTN = _mixed(((place_TN * 0x9E3779B1) & _WORD) ^ key_B11)
         kept_BTN = drawn_BTN >= int(self.rate * 2**32)
         return torch.where(kept_BTN, x_BTN / (1.0 - self.rate), 0.0).view(x.shape)
-
-
-def row_keys(marks: Iterable[tuple[int, int, Record]]) -> Tensor:
-    """Keys of rows, of each its site's seed, the step, and the record."""
-    found = [blake2b(repr((seed, step, record.asked, record.text)).encode(), digest_size=4).digest()
-             for seed, step, record in marks]
-    return torch.tensor([int.from_bytes(digest, "big") for digest in found])
 
 
 def layer_number(name: str) -> int:

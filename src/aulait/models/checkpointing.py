@@ -11,8 +11,8 @@ Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from functools import partial, wraps
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -49,18 +49,18 @@ def recompute_blocks(model: PreTrainedModel, name: str) -> None:
         setattr(block, "forward", _again(block.forward, block))  # noqa: B010
 
 
-def _again(forward: Callable[..., Any], block: nn.Module) -> Callable[..., Any]:
+def _again(forward: Callable[..., object], block: nn.Module) -> Callable[..., object]:
     """The block's forward pass, run once more in the backward pass with what its layers wore."""
     slots = [module for module in block.modules() if isinstance(module, SharedLinear)]
 
     @wraps(forward)
-    def once(*args: Any, **kwargs: Any) -> Any:
+    def once(*args: object, **kwargs: object) -> object:
         if not torch.is_grad_enabled() or (all(slot.worn is None for slot in slots) and not any(
                 isinstance(own, torch.Tensor) and own.requires_grad for own in args)):
             return forward(*args, **kwargs)
         worn = [{key: getattr(slot, key) for key in _WORN} for slot in slots]
 
-        def replayed(*own: Any, **more: Any) -> Any:
+        def replayed(*own: object, **more: object) -> object:
             now = [{key: getattr(slot, key) for key in _WORN} for slot in slots]
             _put(slots, worn)
             try:
@@ -68,12 +68,13 @@ def _again(forward: Callable[..., Any], block: nn.Module) -> Callable[..., Any]:
             finally:
                 _put(slots, now)
 
-        return checkpoint(replayed, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(partial(replayed, **kwargs), *args, use_reentrant=False,
+                          preserve_rng_state=False)
 
     return once
 
 
-def _put(slots: list[SharedLinear], worn: list[dict[str, Any]]) -> None:
+def _put(slots: list[SharedLinear], worn: list[dict[str, object]]) -> None:
     for slot, own in zip(slots, worn, strict=True):
         for key, value in own.items():
             setattr(slot, key, value)

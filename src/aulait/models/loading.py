@@ -25,6 +25,7 @@ from aulait.core.types import Adapter, Scaling
 from aulait.models import precision
 from aulait.models import prefix_cache as prefix
 from aulait.models.adaptable import not_adaptable
+from aulait.models.adapter_dropout import layer_number
 from aulait.models.attention import is_attention
 from aulait.models.checkpointing import recompute_blocks
 from aulait.models.multi_lora_linear import SharedLinear
@@ -241,7 +242,7 @@ def wrap(base: Base) -> None:
              and module is not head]
     for name, module in found:
         parent = base.model.get_submodule(name.rpartition(".")[0])
-        base.slots[name] = SharedLinear(module, name)
+        base.slots[name] = SharedLinear(module, layer_number(name))
         setattr(parent, name.rpartition(".")[2], base.slots[name])
 
 

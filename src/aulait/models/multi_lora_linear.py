@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from aulait.models.adapter_dropout import AdapterDropout, layer_number
+from aulait.models.adapter_dropout import AdapterDropout
 
 
 class SharedLinear(nn.Module):
@@ -23,25 +21,26 @@ class SharedLinear(nn.Module):
 
     Args:
         inner: the frozen layer.
-        name: its full name in the model.
+        number: of the layer (``layer_number``), by which dropout tells it from others.
     """
 
-    def __init__(self, inner: nn.Module, name: str = "") -> None:
+    def __init__(self, inner: nn.Module, number: int = 0) -> None:
         super().__init__()
         self.inner = inner
         self.worn: tuple[Tensor, Tensor, Tensor] | None = None
         self.basis: tuple[Tensor, Tensor] | None = None
         self.dropout: AdapterDropout | None = None
-        self._number = layer_number(name)
+        self._number = number
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
         """What a block reads of a linear layer beside its weights: sides, a quantiser's state."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             if name == "inner":
                 raise
-            return getattr(self.inner, name)
+            found: Tensor | nn.Module = getattr(self.inner, name)
+            return found
 
     @property
     def weight(self) -> Tensor:

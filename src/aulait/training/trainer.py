@@ -23,9 +23,10 @@ from torch import Tensor
 from aulait.core.errors import DataError, require
 from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record, Tensors
-from aulait.models.adapter_dropout import AdapterDropout, row_keys
+from aulait.models.adapter_dropout import AdapterDropout
 from aulait.models.loading import Base, folded, in_basis
 from aulait.training.batches import Encoder, Rows, collate, scored, scored_tokens
+from aulait.training.row_keys import row_keys
 from aulait.training.stacked import Penalty as Penalty
 from aulait.training.stacked import Stack
 
@@ -137,7 +138,7 @@ class Trained:
 
 
 Advance = Callable[[int], None]
-Drawn = tuple[int, int, Record]  # the seed of a site's training, the step, a record of its batch
+DrawnRecord = tuple[int, int, Record]  # seed of a site's training, step, a record of its batch
 
 
 def draws(training: LocalTraining, lengths: Sequence[int]) -> list[list[int]]:
@@ -245,7 +246,7 @@ class Learner:
         return [Trained(stack.take(k), float(losses[k] / first.steps), int(tokens[k]),
                         float(norms[k] / first.steps)) for k in range(clients)]
 
-    def _backward(self, stack: Stack, batches: Sequence[Sequence[Drawn]],
+    def _backward(self, stack: Stack, batches: Sequence[Sequence[DrawnRecord]],
                   penalty: Penalty | None) -> tuple[Tensor, Tensor]:
         """Add the gradients of every site's mean loss, and of the penalty, to its factors; the
         losses (K,) and tokens (K,).
@@ -271,7 +272,7 @@ class Learner:
             total_K, tokens_K = total_K + loss_K.detach(), tokens_K + count_K
         return total_K, tokens_K
 
-    def masks(self, drawn: Sequence[Drawn]) -> AdapterDropout | None:
+    def masks(self, drawn: Sequence[DrawnRecord]) -> AdapterDropout | None:
         """What the adapters' dropout leaves out of these rows; None without dropout."""
         return AdapterDropout(self.dropout, row_keys(drawn)) if self.dropout else None
 

@@ -21,11 +21,12 @@ from aulait.core.factors import Trainable
 from aulait.core.types import Record
 from aulait.methods import METHODS
 from aulait.models import loading, peft_export
-from aulait.models.adapter_dropout import AdapterDropout, layer_number, row_keys
+from aulait.models.adapter_dropout import AdapterDropout, layer_number
 from aulait.models.loading import AdapterConfig
 from aulait.runs import setup
 from aulait.runs.prepared import SharedCache
 from aulait.training.record_gradients import gradients, unit_gradient
+from aulait.training.row_keys import row_keys
 from aulait.training.stacked import Stack
 from aulait.training.trainer import Learner, LocalTraining, TrainConfig, draws
 
