@@ -1,4 +1,4 @@
-"""By what a row of a training pass is known to the adapters' dropout: its record, not its company."""
+"""By what the adapters' dropout knows a row of a training pass: its record, not its company."""
 
 from __future__ import annotations
 
