@@ -75,4 +75,4 @@ def write_chat(folder: Path, template: str | None = CHATML) -> Path:
 
 def chat_base(folder: Path, template: str | None = CHATML, context: int = 256, how: str = "auto") -> Base:
     """The loaded base of ``write_chat``."""
-    return load_base(ModelConfig(name=str(write_chat(folder, template)), context=context, device="cpu", template=how))
+    return load_base(ModelConfig(name=str(write_chat(folder, template)), context=context, device="cpu", dtype="float32", template=how))

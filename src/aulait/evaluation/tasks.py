@@ -110,7 +110,8 @@ def write_answers(base: Base, records: Sequence[Record], max_new_tokens: int,
     most = max_new_tokens if seq2seq else min(max_new_tokens, base.config.context // 2)
     prompts = [encode.asked(record, base.config.context - most) for record in records]
     how = Sampling(max_tokens=most, temperature=0.0, batch=rows)
-    found = extend(TextModel(base.model, base.tokenizer, base.device), prompts, how, 0)
+    found = extend(TextModel(base.model, base.tokenizer, base.device, base.config.template),
+                   prompts, how, 0)
     return [decode(base.tokenizer, continuation.ids) for continuation in found]
 
 

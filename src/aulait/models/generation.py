@@ -195,7 +195,8 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
 
 
 def stops(writer: TextModel) -> list[int]:
-    """Tokens that end a text: every end of sequence, padding, the beginning of another document.
+    """Tokens that end a text: every end of sequence and of a turn, padding, the beginning of
+    another document.
 
     Not that beginning for an encoder-decoder: some (BART) write it first.
     """
@@ -203,7 +204,7 @@ def stops(writer: TextModel) -> list[int]:
     known = getattr(getattr(writer.model, "generation_config", None), "eos_token_id", None)
     ends = known if isinstance(known, list) else [known]
     begin = None if writer.answers else tokenizer.bos_token_id
-    ends = [*ends, tokenizer.eos_token_id, begin, tokenizer.pad_token_id]
+    ends = [*ends, tokenizer.eos_token_id, begin, tokenizer.pad_token_id, *writer.form.turn_end]
     return sorted({int(token) for token in ends if token is not None})
 
 

@@ -115,6 +115,18 @@ class RecordForm:
         except DataError:
             return ""
 
+    @cached_property
+    def turn_end(self) -> list[int]:
+        """The control token that ends the assistant's turn in the chat template, where there is
+        one; it need not be the end of sequence (Qwen2.5)."""
+        if not self.sample or not self.chat:
+            return []
+        written = self._in_template([Turn("user", "a"), Turn("assistant", "b")])
+        first, behind = written.spans[-1]
+        known = {token for token, _, _ in self._known.values()}
+        after = [token for token in written.ids[first:behind] if token in known]
+        return after[-1:]
+
     def text(self, text: str) -> Written:
         """A plain text."""
         ids = [*self.opening, *self.words(text), *self.closing]

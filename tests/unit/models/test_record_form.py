@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.chat_bases import CHATML, INSTRUCT, STRICT, THOUGHTS, TRIMMED, chat_tokenizer
+from tests.chat_bases import CHATML, INSTRUCT, STRICT, THOUGHTS, TRIMMED, chat_base, chat_tokenizer
 from tests.oracle.chat_spans import scored_tokens, spelled
 from tests.tiny_bases import byte_tokenizer
 
 from aulait.core.errors import DataError
 from aulait.core.types import Record, Turn
+from aulait.models.generation import TextModel, stops
 from aulait.models.loading import BREW
 from aulait.models.record_form import RecordForm, merged
 
@@ -198,3 +199,19 @@ def test_brew_reads_what_it_always_read():
     written = form.conversation(Record("Return the sum", "ask").turns)
     assert written.ids == [tokenizer.bos_token_id, *asked, *inner, tokenizer.eos_token_id]
     assert written.spans == [(1 + len(asked), len(written.ids))]
+
+
+def test_the_mark_that_ends_a_turn_ends_an_answer_though_it_is_no_end_of_sequence(tmp_path):
+    """As of Qwen2.5: documents end with one mark, turns with another."""
+    base = chat_base(tmp_path, CHATML)
+    tokenizer = base.tokenizer
+    tokenizer.eos_token = tokenizer.bos_token = tokenizer.pad_token = "<|endoftext|>"
+    base.model.generation_config.eos_token_id = tokenizer.eos_token_id
+    mark = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert RecordForm(tokenizer).turn_end == [mark]
+    assert RecordForm(tokenizer, "plain").turn_end == []
+    assert RecordForm(tokenizer).text("a").ids[-1] == tokenizer.eos_token_id
+    writer = TextModel(base.model, tokenizer, base.device)
+    assert {mark, tokenizer.eos_token_id} <= set(stops(writer))
+    assert mark not in stops(TextModel(base.model, tokenizer, base.device, "plain"))
+    assert RecordForm(byte_tokenizer()).turn_end == []
