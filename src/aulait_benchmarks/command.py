@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from aulait.cli import terminal
 from aulait.cli.options import JsonOption
 from aulait.core.errors import ConfigError, did_you_mean
+from aulait.core.files import JsonObject
 from aulait.reporting import numbers as n
 from aulait_benchmarks import aggregate, cost, peers, retrieve, simulate
 from aulait_benchmarks.edge import edge_command
@@ -107,7 +108,7 @@ class Size:
 
 
 def _peers(model: str | None, batches: str | None, clients: int | None,
-           size: Size) -> dict[str, Any]:
+           size: Size) -> JsonObject:
     """The same work through aulait, a loop with PEFT and plain training."""
     rows = edge_command.numbers(batches, "--batches", "rows of a step, as 1,2,4,8") if (
         batches is not None) else ()
@@ -132,7 +133,7 @@ def _unused(name: str, repetitions: int | None, clients: int | None, beside_peer
             "leave it out, or take --quick")
 
 
-def _measured(name: str, size: Size, out: Path | None) -> dict[str, Any]:
+def _measured(name: str, size: Size, out: Path | None) -> JsonObject:
     """What a benchmark found, all but "edge", which has options of its own."""
     if name == "aggregate":
         return aggregate.aggregate(aggregate.QUICK if size.quick else aggregate.FULL,
@@ -148,7 +149,7 @@ def _measured(name: str, size: Size, out: Path | None) -> dict[str, Any]:
     return simulate.simulate(clients=size.clients, repetitions=size.repetitions)
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(found: JsonObject) -> None:
     rows = [
         (
             method,
@@ -173,7 +174,7 @@ def _show(found: dict[str, Any]) -> None:
     )
 
 
-def _show_peers(found: dict[str, Any]) -> None:
+def _show_peers(found: JsonObject) -> None:
     rows = [
         (f"{case['model']} {case['dtype']}", case["method"], case["targets"], str(case["batch"]),
          str(case["clients"]), n.count(case["tokens"]),
@@ -191,7 +192,7 @@ def _show_peers(found: dict[str, Any]) -> None:
     terminal.say(f"peak memory {n.size(found['peak_rss_bytes'])}, two copies of the base")
 
 
-def _show_aggregate(found: dict[str, Any]) -> None:
+def _show_aggregate(found: JsonObject) -> None:
     rows = [
         (
             case["name"],
@@ -229,7 +230,7 @@ def _show_aggregate(found: dict[str, Any]) -> None:
         terminal.say(f"rank {each['rank']}: {many} clients take {ratios} of {few} clients")
 
 
-def _show_retrieve(found: dict[str, Any]) -> None:
+def _show_retrieve(found: JsonObject) -> None:
     rows = [(f"level {k}, {n.counted(level['candidates'], 'cell')}, {n.count(level['kept'])} kept",
              n.duration(level["seconds"]), n.duration(level["processor_s"]),
              n.size(level["down_bytes"]), n.size(level["up_bytes"]))
@@ -243,7 +244,7 @@ def _show_retrieve(found: dict[str, Any]) -> None:
                  f"{n.size(found['vector_bytes'])} of vectors on disk")
 
 
-def _show_cost(found: dict[str, Any]) -> None:
+def _show_cost(found: JsonObject) -> None:
     rows = [
         (
             case["name"],
@@ -265,7 +266,7 @@ def _show_cost(found: dict[str, Any]) -> None:
     terminal.say(f"{found['within']:.0%} of the ratios within 0.75 to 1.25")
 
 
-def _show_deploy(found: dict[str, Any]) -> None:
+def _show_deploy(found: JsonObject) -> None:
     rows = [
         (
             n.size(found[size]["bytes"]),

@@ -11,10 +11,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import torch
 
+from aulait.core.files import JsonObject
 from aulait.models import named
 from aulait.resources.meters import peak_of_process
 from aulait.runs.prepared import PreparedRun, SharedCache
@@ -74,7 +75,7 @@ def scope(model: str | None, batches: Sequence[int], clients: int | None,
     return PeerScope(every, repetitions=max(3, repetitions))
 
 
-def compare(asked: PeerScope, watch: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def compare(asked: PeerScope, watch: Callable[[str], None] = lambda _: None) -> JsonObject:
     """Measure every case.
 
     Args:
