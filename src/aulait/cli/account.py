@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,12 +17,16 @@ from aulait.cli.terminal import Document
 from aulait.core.errors import ConfigError, DataError
 from aulait.privacy import accounting as arithmetic
 from aulait.privacy.accounting import Event
+from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
+from aulait.privacy.noise_ratio import REFUSED, WARNED, NoiseRatio, ratio_in_words
 from aulait.reporting import numbers
 from aulait.reporting.folder import read_run
 from aulait.runfolder.finished_ledger import check_finished
 
 TOLERANCE = 0.01
+USUAL_DELTA = 1e-5  # with --clients
+TARGET_RATIO = float(PrivacyConfig().target_ratio)
 
 
 RecountArgument = Annotated[Path | None,
@@ -37,6 +42,11 @@ DeltaOption = Annotated[float | None,
 ReleasesOption = Annotated[int | None,
     typer.Option("--releases", min=1,
                  help="How many sums are released; for records: noised steps.")]
+ClientsOption = Annotated[int | None, typer.Option("--clients", min=1,
+    help="How many clients train: answers with the trained numbers that the noise leaves room "
+         "for. --delta is then 1e-5 and --releases 1 unless you say otherwise.")]
+NumbersOption = Annotated[int | None, typer.Option("--numbers", min=1,
+    help="Trained numbers, as 'aulait plan' shows them; with --clients: what to expect of them.")]
 RateOption = Annotated[float,
     typer.Option("--rate",
         help="Probability with which a client, or a record in a step, takes part (Poisson).")]
@@ -49,6 +59,8 @@ def account(  # noqa: PLR0913 (the options of a command)
     delta: DeltaOption = None,
     releases: ReleasesOption = None,
     rate: RateOption = 1.0,
+    clients: ClientsOption = None,
+    numbers: NumbersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn epsilon into noise, or noise into epsilon; or check a run.
@@ -58,11 +70,16 @@ def account(  # noqa: PLR0913 (the options of a command)
     hashes, its head in result.json and in the checkpoint, and the rounds done are held against one
     another; exit code 2 when they do not fit.
 
-    Example: aulait account --epsilon 8 --delta 1e-5 --releases 10
+    With --clients, whole clients are protected, and what counts is how many numbers are trained:
+    noise over signal is sqrt(numbers) / (mu clients), however many rounds there are.
+
+    Examples: aulait account --epsilon 8 --delta 1e-5 --releases 10
+
+    aulait account --clients 9 --epsilon 8
     """
     given = [value for value in (epsilon, noise_multiplier) if value is not None]
     if run is not None:
-        if given or delta is not None or releases is not None:
+        if given or any(value is not None for value in (delta, releases, clients, numbers)):
             raise ConfigError(
                 "account found a run folder together with numbers; expected one of them; the run "
                 "knows its own"
@@ -75,30 +92,75 @@ def account(  # noqa: PLR0913 (the options of a command)
             f"account found {found} of --epsilon and --noise-multiplier, expected exactly one, or "
             "a run folder"
         )
+    if numbers is not None and clients is None:
+        raise ConfigError("account found --numbers without --clients, expected both; add how many "
+                          "clients train")
+    if clients is not None:
+        delta, releases = delta or USUAL_DELTA, releases or 1
     if delta is None or releases is None:
         raise ConfigError(
             "account needs --delta and --releases; add both, for example --delta 1e-5 --releases "
             "10")
-    _convert(epsilon, noise_multiplier, delta, releases, rate, as_json)
-
-
-def _convert(
-    epsilon: float | None, noise: float | None, delta: float, releases: int, rate: float,
-    as_json: bool
-) -> None:
-    """Fill in the one of epsilon and noise that is missing."""
-    if epsilon is not None:
-        noise = arithmetic.calibrate(epsilon, delta, releases, rate)
-        answer = f"noise multiplier  {noise:.6g}"
-    else:
-        epsilon = arithmetic.epsilon([arithmetic.Event(float(noise or 0.0), rate)] * releases,
-            delta)
-        answer = f"epsilon  {'infinite' if math.isinf(epsilon) else f'{epsilon:.6g}'}"
+    whole = _converted(Promise(epsilon, noise_multiplier, delta, releases, rate))
+    law = None if clients is None else _law(whole, clients, numbers)
     if as_json:
-        given = {"delta": delta, "releases": releases, "rate": rate}
-        terminal.document({"epsilon": epsilon, "noise_multiplier": noise, **given})
-    else:
-        terminal.say(f"{answer}  ({releases} releases, delta {delta:g}, rate {rate:g})")
+        terminal.document({**vars(whole), **(law or {})})
+        return
+    answer = (f"noise multiplier  {whole.noise_multiplier:.6g}" if epsilon is not None
+              else f"epsilon  {_epsilon_word(whole.epsilon)}")
+    terminal.say(f"{answer}  ({releases} releases, delta {delta:g}, rate {rate:g})")
+    if law is not None:
+        terminal.say(f"{law['in_words']}")
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A promise about some releases, one of epsilon and noise multiplier to be found.
+
+    Attributes:
+        epsilon, noise_multiplier: of all releases, and of each.
+        delta: of that epsilon.
+        releases: how many.
+        rate: probability with which a client takes part.
+    """
+
+    epsilon: float | None
+    noise_multiplier: float | None
+    delta: float
+    releases: int
+    rate: float
+
+
+def _converted(given: Promise) -> Promise:
+    """With the one of epsilon and noise that is missing."""
+    if given.epsilon is not None:
+        return replace(given, noise_multiplier=arithmetic.calibrate(
+            given.epsilon, given.delta, given.releases, given.rate))
+    events = [Event(float(given.noise_multiplier or 0.0), given.rate)] * given.releases
+    return replace(given, epsilon=arithmetic.epsilon(events, given.delta))
+
+
+def _law(found: Promise, clients: int, numbers: int | None) -> Document:
+    """The law of size for so many clients, of whom a part takes part in each release."""
+    taking_part = found.rate * clients
+    promise = f"epsilon {_epsilon_word(found.epsilon)}"
+    who = f"{clients:,} client{'' if clients == 1 else 's'}"
+    own = NoiseRatio(numbers or 1, taking_part, float(found.noise_multiplier or 0.0),
+                     found.releases)
+    most = own.affordable(TARGET_RATIO)
+    told: Document = {"clients": clients, "mu": own.mu, "target_ratio": TARGET_RATIO,
+                      "affordable_numbers": most}
+    if numbers is None:
+        return told | {"in_words": (
+            f"{who}: at {promise} about {most:,} trained numbers (noise {TARGET_RATIO:g} times the "
+            f"signal); warned above {own.affordable(WARNED):,}, refused above "
+            f"{own.affordable(REFUSED):,}")}
+    return told | {"numbers": numbers, "ratio": own.ratio,
+                   "in_words": ratio_in_words(own, TARGET_RATIO, who, promise)}
+
+
+def _epsilon_word(epsilon: float | None) -> str:
+    return "infinite" if epsilon is None or math.isinf(epsilon) else f"{epsilon:.6g}"
 
 
 def _check(run: Path, as_json: bool) -> None:

@@ -213,6 +213,8 @@ def _print_privacy(found: Document) -> None:
     terminal.say(f"protected  {_protected(privacy)}")
     if limits := promise.limits_in_words(privacy["unit"], privacy["unit_field"]):
         terminal.say(limits)
+    if noise := found["noise"]:
+        terminal.say(f"noise  {noise['in_words']}")
     terminal.say()
     rows = [
         (

@@ -244,6 +244,27 @@ class RecordMethod(Protocol[ConfigT_contra]):
         """What a round may ask of any record of these sites, at most."""
 
 
+@runtime_checkable
+class SizedMethod(Protocol[ConfigT_contra]):
+    """A method that says itself how many numbers its releases have under noise; of others they are
+    those that a client sends."""
+
+    def noised_numbers(self, config: ConfigT_contra, context: RunContext) -> int:
+        """Numbers of a release."""
+
+
+def noised_numbers(method: AnyMethod, config: BaseModel, context: RunContext, unit: str) -> int:
+    """How many numbers get noise in a round, at all ranks: of a release, or of a site's own steps
+    under the unit "record"."""
+    if isinstance(method, SizedMethod) and unit == "client":
+        return method.noised_numbers(config, context)
+    whole = replace(context, ranks={})
+    if method.TRAITS.personal:  # what stays with the client is trained under noise all the same
+        return sum(method.TRAITS.trains.entries(shape, context.rank)
+                   for shape in context.shapes.values())
+    return max(method.travels(config, whole, round, "", ("",))[0] // 4 for round in (1, 2))
+
+
 def step_mechanism(method: AnyMethod, config: BaseModel) -> str:
     """What the accountant sees of a client's step under the unit "record"."""
     return method.mechanism(config) if isinstance(method, RecordMethod) else record_level.DP_SGD

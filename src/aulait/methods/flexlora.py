@@ -34,6 +34,7 @@ from torch import Tensor
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, ClientUpdate, Info, Site, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.description import Abilities, described
@@ -112,6 +113,13 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
 def result(context: RunContext, state: State) -> Adapter:
     """The merged update at the largest rank."""
     return context.own_scale(state.factors)
+
+
+def noised_numbers(config: FlexLoRAConfig, context: RunContext) -> int:
+    """Numbers of a release: of the factors, or of the dense products."""
+    if config.privacy_noise == "product":
+        return sum(m * n for m, n in context.shapes.values())
+    return sum(Trainable.AB.entries(shape, context.rank) for shape in context.shapes.values())
 
 
 def travels(config: FlexLoRAConfig, context: RunContext, round: int, client: str,

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from aulait.core import lora
@@ -97,6 +97,8 @@ class AdapterConfig(BaseModel):
         layers: "all", or the number of last transformer blocks that carry an adapter, of the
             encoder and of the decoder where there are both. Fewer layers mean fewer coordinates
             under noise and a shorter backward pass.
+        auto: which of rank and layers were "auto" in the file: they are then as large as noise
+            allows (``privacy.target_ratio``), and stand here as they were chosen.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,6 +108,21 @@ class AdapterConfig(BaseModel):
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: str | tuple[str, ...] = "all-linear"
     layers: Literal["all"] | int = "all"
+    auto: tuple[Literal["rank", "layers"], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_auto(cls, given: object) -> object:
+        """"auto" for a number, as a name in ``auto`` and the value to begin with."""
+        if not isinstance(given, Mapping):
+            return given
+        first = {"rank": 1, "layers": "all"}
+        named = [name for name in first if given.get(name) == "auto"]
+        if not named:
+            return given
+        known = [*(given.get("auto") or ()), *named]
+        return {**given, **{name: first[name] for name in named},
+                "auto": tuple(name for name in first if name in known)}
 
 
 @dataclass
@@ -318,13 +335,25 @@ def _named(base: Base, words: set[str]) -> set[str]:
     return chosen
 
 
-def _last_blocks(base: Base, count: int) -> set[str]:
-    """Layers of the last blocks of every stack: an encoder-decoder has two."""
+def block_count(base: Base) -> int:
+    """Transformer blocks; of an encoder-decoder those of the longer stack."""
+    return max(map(len, _blocks(base)[1].values()), default=0)
+
+
+def _blocks(base: Base) -> tuple[dict[str, tuple[str, int]], dict[str, list[int]]]:
+    """Layer -> its stack and block, and stack -> the numbers of its blocks: an encoder-decoder has
+    two."""
     places = {name: (stack, int(number)) for name in base.slots
               for stack, number in re.findall(r"^(.*?)\.(\d+)\.", name)}
     stacks: dict[str, list[int]] = {stack: [] for stack, _ in places.values()}
     for stack, number in sorted(set(places.values())):
         stacks[stack].append(number)
+    return places, stacks
+
+
+def _last_blocks(base: Base, count: int) -> set[str]:
+    """Layers of the last blocks of every stack."""
+    places, stacks = _blocks(base)
     most = max(map(len, stacks.values()), default=0)
     require(0 < count <= most, ModelError,
             f"adapter.layers = {count}; expected 'all' or 1 to {most}, the blocks of "

@@ -54,6 +54,10 @@ class PrivacyConfig(BaseModel):
         vote_fraction: share of the budget (of mu^2) for votes at a client that votes and trains.
         noise_seed: makes the noise reproducible; the run is then not private and says so.
         delta_acknowledged: allows delta >= 1 / clients.
+        target_ratio: noise over signal of the whole run (``noise_ratio``) at which ``adapter.rank =
+            "auto"`` and ``adapter.layers = "auto"`` aim.
+        noise_acknowledged: allows a run whose noise is more than five times its signal, so that it
+            cannot learn.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +81,8 @@ class PrivacyConfig(BaseModel):
     vote_fraction: float = 0.5
     noise_seed: int | None = None
     delta_acknowledged: bool = False
+    target_ratio: float = 0.5
+    noise_acknowledged: bool = False
 
     @property
     def protects_records(self) -> bool:
@@ -150,6 +156,10 @@ class PrivacyConfig(BaseModel):
         if self.subspace < 0:
             found.append(
                 f"privacy.subspace is {self.subspace}, expected a number of dimensions; 0 is none")
+        if not 0 < self.target_ratio < math.inf:
+            found.append(
+                f"privacy.target_ratio is {self.target_ratio}, expected a finite number > 0; "
+                "correct it")
         if not 0 < self.vote_fraction < 1:
             found.append(
                 f"privacy.vote_fraction is {self.vote_fraction}, expected between 0 and 1; correct "

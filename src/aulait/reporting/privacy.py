@@ -33,7 +33,11 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     """The terms of the promise."""
     delta = run.result.privacy.delta
     odds = f", about 1 in {numbers.count(1 / delta)}" if delta and 1e-15 < delta < 1 else ""
+    noise = run.result.privacy.noise
+    law = [("noise of all rounds beside the signal", noise.in_words)] if (
+        noise is not None and noise.in_words) else []
     return [
+        *law,
         ("what is protected", promise.unit_explained(run)),
         ("two runs are compared", promise.relation_explained(run)),
         ("δ, what the promise may leak besides ε",

@@ -170,6 +170,24 @@ class LedgerResult(FileModel):
     releases: dict[str, object] = {}
 
 
+class NoiseResult(FileModel):
+    """Noise beside signal of the training stage, as it was known before the run.
+
+    Attributes:
+        trained_numbers: d, under noise.
+        clients: n, by which the noise of a sum is divided.
+        ratio: sqrt(d) / (mu n).
+        affordable_numbers: d at the ratio that was aimed at.
+        in_words: all of it, for people.
+    """
+
+    trained_numbers: Number = None
+    clients: Number = None
+    ratio: Number = None
+    affordable_numbers: Number = None
+    in_words: Words = None
+
+
 class PrivacyResult(FileModel):
     """What was promised and spent."""
 
@@ -184,6 +202,7 @@ class PrivacyResult(FileModel):
     epsilon: EpsilonByRole = EpsilonByRole()
     ledger: LedgerResult | None = None
     trust: Words = None
+    noise: NoiseResult | None = None
 
 
 class SelectionFile(FileModel):

@@ -179,6 +179,7 @@ def build_settings(tree: JsonMapping, overrides: Sequence[str] = ()) -> Settings
         merged["data"] = {"public": MIXED, **merged.get("data", {})}
     if isinstance(merged.get("algorithm"), Mapping):
         merged["algorithm"] = {"name": "ffa", **merged["algorithm"]}
+        merged = _rank_of_adapter(merged)
     problems: list[str] = []
     settings: Settings | None = None
     try:
@@ -192,6 +193,22 @@ def build_settings(tree: JsonMapping, overrides: Sequence[str] = ()) -> Settings
     if problems or settings is None:
         raise ConfigError("\n".join(problems))
     return with_format(settings)
+
+
+def _rank_of_adapter(tree: JsonObject) -> JsonObject:
+    """``algorithm.rank`` is another name of ``adapter.rank``.
+
+    Raises:
+        ConfigError: both are there and differ.
+    """
+    algorithm, adapter = dict(tree["algorithm"]), tree.get("adapter", {})
+    if "rank" not in algorithm or not isinstance(adapter, Mapping):
+        return tree
+    rank = algorithm.pop("rank")
+    if adapter.get("rank", rank) != rank:
+        raise ConfigError(f"algorithm.rank = {rank!r} and adapter.rank = {adapter['rank']!r} "
+                          "differ; set adapter.rank alone")
+    return {**tree, "algorithm": algorithm, "adapter": {**adapter, "rank": rank}}
 
 
 def with_format(settings: Settings) -> Settings:
@@ -365,6 +382,10 @@ def _check_method(settings: Settings) -> list[str]:
             "privacy.off = true")
     name, traits, largest = settings.algorithm[
         "name"], settings.method.TRAITS, settings.adapter.rank
+    if "rank" in settings.adapter.auto:
+        own = [tier.name for tier in settings.federation.tier if tier.rank or tier.attention_rank]
+        return [*problems, f"adapter.rank is 'auto' and federation.tier '{own[0]}' has a rank of "
+                "its own; remove that, or set adapter.rank"] if own else problems
     ranks = {largest, *(rank for tier in settings.federation.tier
                         for rank in (tier.rank, tier.attention_rank) if rank)}
     if len(ranks) > 1 and not traits.unequal_ranks:

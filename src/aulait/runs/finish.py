@@ -14,6 +14,7 @@ from aulait.core.files import JsonObject, private_folder
 from aulait.models import peft_export
 from aulait.models.fingerprint import fingerprint
 from aulait.runfolder import schema
+from aulait.runs import size_law
 from aulait.runs.books import epsilons
 from aulait.runs.experiment_file import Settings
 from aulait.runs.export_check import ScoredRecords, check_exported, check_personal
@@ -140,7 +141,19 @@ def _privacy(run: PreparedRun, books: Books, stopped: str | None) -> schema.Priv
             **books.ledger.head.model_dump(),
             releases={release.stage: release.rounds for release in run.privacy.releases}),
         epsilon=schema.EpsilonByRole(**spent, max=max(known) if known and not exact else None),
+        noise=noise_result(run),
     )
+
+
+def noise_result(run: PreparedRun) -> schema.NoiseResult | None:
+    """Noise beside signal of the training stage, as it was known before the run."""
+    found = size_law.noise_ratio(run)
+    if found is None:
+        return None
+    return schema.NoiseResult(
+        trained_numbers=found.numbers, clients=found.clients, ratio=found.ratio,
+        affordable_numbers=found.affordable(run.settings.privacy.target_ratio),
+        in_words=size_law.law_in_words(run))
 
 
 def tier_results(settings: Settings, federation: Federation) -> tuple[schema.TierResult, ...]:

@@ -23,7 +23,7 @@ from aulait.reporting.model_card import write_cards
 from aulait.reporting.report import write_report
 from aulait.runfolder.finished_ledger import check_finished
 from aulait.runfolder.run_folder import RunFolder
-from aulait.runs import finish
+from aulait.runs import finish, size_law
 from aulait.runs.books import check_releases, epsilons, open_books, open_ledger
 from aulait.runs.experiment_file import Settings, dump_settings, renewed_settings
 from aulait.runs.prepared import Engine, SharedCache
@@ -61,6 +61,9 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
     watch("prepare", 0, 1, "reading data, loading the base")
     prepared = prepare(as_begun(settings, path / "config.toml"), cache or SharedCache(),
                        engine.clients)
+    settings = prepared.settings
+    if loud := size_law.warning(prepared):
+        observer.warn(f"noise: {loud}")
     folder = RunFolder(path)
     entered = folder.begin(dump_settings(prepared.settings), finish.machine(), resume,
                            renewed_settings)

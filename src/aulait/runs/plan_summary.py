@@ -18,6 +18,7 @@ from aulait.methods.shared.client_update import factor_bytes
 from aulait.models.layer_summary import summarise_layers
 from aulait.privacy.plan import PrivacyPlan
 from aulait.resources.capacity import EMBEDDER
+from aulait.runs import size_law
 from aulait.runs.prepared import PreparedRun
 from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.synthesis.private_evolution import vote_bytes
@@ -57,6 +58,7 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
         "privacy": {**_privacy(run.privacy,
                                [role for role, names in federation.roles.items() if names]),
                     **_protected(run)},
+        "noise": _noise(run),
         "total": totals,
     }
 
@@ -224,6 +226,18 @@ def _privacy(plan: PrivacyPlan, roles: Sequence[str]) -> JsonObject:
                for role in roles}
     return {"off": plan.config.off, "relation": plan.config.relation, "delta": plan.config.delta,
             "epsilon": epsilon}
+
+
+def _noise(run: PreparedRun) -> JsonObject | None:
+    """Noise beside signal of the whole run, and what it means; None without noise."""
+    found = size_law.noise_ratio(run)
+    if found is None:
+        return None
+    return {"trained_numbers": found.numbers, "clients": found.clients, "mu": found.mu,
+            "ratio": found.ratio,
+            "affordable_numbers": found.affordable(run.settings.privacy.target_ratio),
+            "target_ratio": run.settings.privacy.target_ratio,
+            "in_words": size_law.law_in_words(run)}
 
 
 def _protected(run: PreparedRun) -> JsonObject:

@@ -30,6 +30,7 @@ from aulait.runs.placement import PlacementFacts, ranks_of
 from aulait.runs.prepared import Federation, Models, PreparedRun, SharedCache, TierPlan
 from aulait.runs.privacy_schedule import privacy_plan
 from aulait.runs.settled import precision_settled
+from aulait.runs.size_law import with_affordable_adapter
 from aulait.synthesis import embedding
 from aulait.synthesis.generator import build_generator
 from aulait.synthesis.variation import Variation
@@ -41,7 +42,7 @@ Members = Mapping[str, Sequence[str]]  # tier -> names of its clients
 
 def prepare(settings: Settings, cache: SharedCache,
             elsewhere: Mapping[str, int] | None = None) -> PreparedRun:
-    """Load, deal and check.
+    """Load, deal and check; where rank or layers of the adapter are "auto", what noise allows.
 
     Args:
         settings: the experiment.
@@ -53,6 +54,19 @@ def prepare(settings: Settings, cache: SharedCache,
         ConfigError, DataError, ModelError, PrivacyError: one line a problem.
     """
     settings = precision_settled(with_format(settings))
+    run = _prepared(settings, cache, elsewhere)
+    if not settings.adapter.auto:
+        return run
+    require(elsewhere is None or not settings.privacy.protects_records, ConfigError,
+            "adapter.rank or adapter.layers is 'auto' in a deployment with privacy.unit = "
+            "'record', where the numbers of records are not known in time; set them, as 'aulait "
+            "plan' on data of that size says")
+    return _prepared(with_affordable_adapter(run), cache, elsewhere)
+
+
+def _prepared(settings: Settings, cache: SharedCache,
+              elsewhere: Mapping[str, int] | None) -> PreparedRun:
+    """As ``prepare``, with the adapter as it stands in the settings."""
     if settings.engine.threads:
         torch.set_num_threads(settings.engine.threads)
     seeds = Seeds(settings.run.seed)

@@ -23,7 +23,7 @@ from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.outbox import BodyT
 from aulait.federation import tiers
 from aulait.runfolder.run_folder import RunFolder
-from aulait.runs import loop
+from aulait.runs import loop, size_law
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import SharedCache
 from aulait.runs.progress import Observer
@@ -57,6 +57,8 @@ def run_deployed(engine: CoordinatorEngine[BodyT], settings: Settings, out: Path
     settings = as_begun(planned_by(settings, roll, out), out / "config.toml")
     event_log.progress("prepare", 0, 1, "loading the base")
     prepared = prepare(settings, cache, dict.fromkeys(sorted(roll), 1))
+    if not settings.privacy.protects_records:  # else the numbers of records are not known yet
+        size_law.warning(prepared)
     known: dict[str, int] = (json.loads((out / RECORDS).read_text(encoding="utf-8"))
                              if (out / RECORDS).is_file() else {})
     engine.begin(prepared, known, again=(out / "config.toml").is_file())

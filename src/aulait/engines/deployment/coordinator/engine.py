@@ -89,7 +89,7 @@ class CoordinatorEngine(Generic[BodyT]):
         """Tell every site its terms; see ``Participants.begin``."""
         facts = RunFacts(self._outbox.run, fingerprint(prepared.models.base),
                          prepared.federation.voters)
-        terms = {name: terms_for(site, self._settings, prepared.context, facts)
+        terms = {name: terms_for(site, prepared.settings, prepared.context, facts)
                  for name, site in prepared.federation.sites.items()}
         self.participants.begin(terms, known, again)
 

@@ -89,6 +89,7 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "adapter.dropout": Bound(0, 1, "adapter.dropout", whole=False),
     "adapter.targets": WordBound(),
     "adapter.layers": Bound(0, _MOST_ITEMS, "adapter.layers", words=("all",)),
+    "adapter.auto": WordBound(),
     "train.rounds": Bound(0, LARGEST, "train.rounds"),  # ``rounds`` is what counts
     "train.steps": Bound(1, LARGEST, "train.steps"),  # ``steps`` is what counts
     "train.batch": Bound(1, LARGEST, "train.batch"),  # ``batch`` is what counts
@@ -113,6 +114,7 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "privacy.clip_scale": Bound(1e-6, 1e6, "privacy.clip_scale", whole=False),
     "privacy.subspace": Bound(0, LARGEST, "privacy.subspace"),
     "privacy.vote_fraction": Bound(0, 1, "privacy.vote_fraction", whole=False),
+    "privacy.target_ratio": Bound(0, LARGEST, "privacy.target_ratio", whole=False),
     "privacy.noise_seed": Bound(0, _SEED, "privacy.noise_seed", words=(None,)),
     "algorithm": Elsewhere("_algorithm_problems"),
     "records_per_client": Bound(1, "records", "data.records_per_client"),

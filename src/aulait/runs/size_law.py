@@ -1,0 +1,126 @@
+"""The law of size for a prepared run: noise beside signal from its settings, the refusal of runs
+that cannot learn, and the rank and the layers that it can afford."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from aulait.core.errors import ConfigError, require
+from aulait.core.units import units
+from aulait.methods.contract import noised_numbers
+from aulait.methods.shared.mixture import MixtureConfig
+from aulait.models import loading
+from aulait.models.loading import AdapterConfig
+from aulait.privacy.noise_ratio import REFUSED, WARNED, NoiseRatio, ratio_in_words
+from aulait.privacy.plan import PlannedRelease
+from aulait.runs.experiment_file import Settings
+from aulait.runs.prepared import Federation, PreparedRun
+
+MOST_RANK = 64  # beyond which "auto" goes no further
+USUAL_RANK = 8  # of "auto" without privacy
+
+
+def noise_ratio(run: PreparedRun) -> NoiseRatio | None:
+    """The noise of the training stage beside its signal; None where nothing is released under
+    noise."""
+    release = next((own for own in run.privacy.releases if own.stage == "train"), None)
+    if release is None:
+        return None
+    settings, federation = run.settings, run.federation
+    clients = (_averaging_sites(settings, federation, release)
+               if settings.privacy.protects_records
+               else release.sampling_rate * len(federation.trainers))
+    numbers = noised_numbers(settings.method, settings.method_config, run.context,
+                             settings.privacy.unit)
+    return NoiseRatio(numbers, clients + _diluting(run) * clients / len(federation.trainers),
+                      release.noise_multiplier, release.rounds * release.steps)
+
+
+def _averaging_sites(settings: Settings, federation: Federation,
+                     release: PlannedRelease) -> float:
+    """By what the noise of steps is divided where sites add it: K / sqrt(sum of 1 / b_k²), b_k the
+    units that a step of site k expects."""
+    expected = []
+    for site in federation.training_sites:
+        count = len(units(site.train))
+        expected.append(min(1.0, site.plan.batch / count, release.sampling_rate) * count)
+    rate = settings.federation.rate if settings.federation.sampling != "all" else 1.0
+    sites = max(1.0, rate * len(expected))
+    mean = sum(1 / each**2 for each in expected) / len(expected)
+    return sites / math.sqrt(sites * mean)
+
+
+def _diluting(run: PreparedRun) -> float:
+    """Local clients' worth of proxies that learn beside them: their weight in the mean."""
+    settings, federation = run.settings, run.federation
+    if settings.synthesis.proxies not in ("synthetic", "public"):
+        return 0.0
+    config = settings.method_config
+    weight = config.local_weight if isinstance(config, MixtureConfig) else 1.0
+    return len(federation.roles["proxy"]) / weight
+
+
+def law_in_words(run: PreparedRun) -> str:
+    """The law of a run as a sentence; empty where nothing is released under noise."""
+    found = noise_ratio(run)
+    if found is None:
+        return ""
+    count = len(run.federation.trainers)
+    who = f"{count:,} client{'' if count == 1 else 's'}"
+    if run.settings.privacy.protects_records:
+        who += ", noise on each one's steps"
+    if dilution := _diluting(run):
+        who += f", diluted by proxies worth {dilution:,.0f} more"
+    epsilon = run.privacy.epsilon["local"]
+    return ratio_in_words(found, run.settings.privacy.target_ratio, who,
+                          f"epsilon {epsilon:.3g}")
+
+
+def warning(run: PreparedRun) -> str | None:
+    """What to tell before a run whose noise is louder than its signal; None for others.
+
+    Raises:
+        ConfigError: the noise is so loud that nothing can be learnt, and nobody said that this is
+            meant.
+    """
+    found, privacy = noise_ratio(run), run.settings.privacy
+    if found is None or found.ratio <= WARNED:
+        return None
+    refused = (found.ratio > REFUSED and not privacy.noise_acknowledged
+               and privacy.noise_seed is None)
+    require(not refused, ConfigError,
+            f"{law_in_words(run)}; use algorithm 'cores', adapter.rank = 'auto', fewer layers or "
+            "more clients, or set privacy.noise_acknowledged = true to run it all the same")
+    return law_in_words(run)
+
+
+def with_affordable_adapter(run: PreparedRun) -> Settings:
+    """The settings with rank and layers that the run can afford, where they are "auto".
+
+    The rank goes first: as large as all layers allow. Where even rank 1 is too large and the layers
+    are "auto" too, the last blocks are kept that fit.
+    """
+    adapter, found = run.settings.adapter, noise_ratio(run)
+    most = math.inf if found is None else found.affordable(run.settings.privacy.target_ratio)
+    if "rank" in adapter.auto:
+        rank = USUAL_RANK
+        if found is not None:
+            rank = max((r for r in range(1, MOST_RANK + 1) if _numbers(run, r, adapter) <= most),
+                       default=1)
+        adapter = adapter.model_copy(update={"rank": rank})
+    if "layers" in adapter.auto and _numbers(run, adapter.rank, adapter) > most:
+        blocks = loading.block_count(run.models.base)
+        fits = [own for count in range(1, blocks + 1)
+                if _numbers(run, adapter.rank, own := adapter.model_copy(update={"layers": count}))
+                <= most]
+        adapter = fits[-1] if fits else adapter.model_copy(update={"layers": 1})
+    return run.settings.model_copy(update={"adapter": adapter})
+
+
+def _numbers(run: PreparedRun, rank: int, adapter: AdapterConfig) -> int:
+    """Trained numbers under noise at a rank, on an adapter's layers."""
+    shapes = loading.targets(run.models.base, adapter)
+    context = replace(run.context, shapes=shapes, rank=rank, ranks={})
+    return noised_numbers(run.settings.method, run.settings.method_config, context,
+                          run.settings.privacy.unit)
