@@ -61,6 +61,8 @@ def settings(folder: Path, **tables: dict[str, Any]) -> Settings:
     }
     for name, table in tables.items():
         tree[name] = table if name == "privacy" or (name == "algorithm" and "name" in table) else tree.get(name, {}) | table
+    if not tree["privacy"].get("off"):  # too few clients to learn anything, and meant
+        tree["privacy"] = {"noise_acknowledged": True} | tree["privacy"]
     if tree["privacy"].get("unit") == "record" and "records_per_client" not in tables.get("data", {}):
         tree["data"]["records_per_client"] = 4  # all of them: a cap may not bind there
     return build_settings(tree)

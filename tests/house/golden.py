@@ -40,6 +40,10 @@ MEANT = (
     (r"json/list/mechanisms", True, "mechanisms of noise are registered and listed"),
     (r"json/plan dplora/privacy/epsilon/local", False, "the plan knew no sampling of records"),
     (r".+/config\.toml/privacy/mechanism", True, "the mechanism of noise has a name"),
+    (r".+/config\.toml/privacy/(target_ratio|noise_acknowledged)", True, "the law of size"),
+    (r".+/config\.toml/adapter/auto", True, "rank and layers may be auto"),
+    (r".+/result\.json/privacy/noise.*", True, "the law of size"),
+    (r"json/plan .+/(noise|basis_bytes).*", True, "the law of size; what travels once"),
 )
 ABSENT = "absent"
 FRAME = re.compile("[\u2500-\u257f]")  # lines around a panel of a help page

@@ -49,6 +49,7 @@ epsilon = 8.0
 delta = 1e-2
 relation = "add-remove"
 clip = 0.1
+noise_acknowledged = true
 """
 OFF = ("--set", "privacy={off=true}")
 

@@ -16,7 +16,7 @@ from aulait.runs.prepared import SharedCache
 from aulait.runs.setup import prepare
 
 CACHE = SharedCache()
-PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "relation": "add-remove", "clip": 0.1}
+PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "relation": "add-remove", "clip": 0.1, "noise_acknowledged": False}
 LOCAL = {"federation": {"tier": [{"name": "all", "placement": "local"}]}, "synthesis": {"proxies": "absent"}}
 
 
