@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -78,9 +78,11 @@ class CoresConfig(AveragingConfig):
             (``data.public``), "released", or a source as ``data.public`` takes it; several are
             joined.
         basis_texts: how many texts of each source are read.
+        local_weight: as everywhere, and "auto" unless you say otherwise.
         renew: rounds after which the basis is taken anew, at the model as it then is; 0: never.
     """
 
+    local_weight: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     basis: Literal["gradient", "weights", "random"] = "gradient"
     basis_text: str | tuple[str, ...] = "auto"
     basis_texts: int = Field(256, ge=1)

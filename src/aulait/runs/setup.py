@@ -30,7 +30,7 @@ from aulait.runs.placement import PlacementFacts, ranks_of
 from aulait.runs.prepared import Federation, Models, PreparedRun, SharedCache, TierPlan
 from aulait.runs.privacy_schedule import privacy_plan
 from aulait.runs.settled import precision_settled
-from aulait.runs.size_law import with_affordable_adapter
+from aulait.runs.size_law import with_affordable_adapter, with_settled_weight
 from aulait.synthesis import embedding
 from aulait.synthesis.generator import build_generator
 from aulait.synthesis.variation import Variation
@@ -55,13 +55,13 @@ def prepare(settings: Settings, cache: SharedCache,
     """
     settings = precision_settled(with_format(settings))
     run = _prepared(settings, cache, elsewhere)
-    if not settings.adapter.auto:
-        return run
-    require(elsewhere is None or not settings.privacy.protects_records, ConfigError,
-            "adapter.rank or adapter.layers is 'auto' in a deployment with privacy.unit = "
-            "'record', where the numbers of records are not known in time; set them, as 'aulait "
-            "plan' on data of that size says")
-    return _prepared(with_affordable_adapter(run), cache, elsewhere)
+    if settings.adapter.auto:
+        require(elsewhere is None or not settings.privacy.protects_records, ConfigError,
+                "adapter.rank or adapter.layers is 'auto' in a deployment with privacy.unit = "
+                "'record', where the numbers of records are not known in time; set them, as "
+                "'aulait plan' on data of that size says")
+        run = _prepared(with_affordable_adapter(run), cache, elsewhere)
+    return replace(run, settings=with_settled_weight(run))
 
 
 def _prepared(settings: Settings, cache: SharedCache,

@@ -21,9 +21,14 @@ MOST_RANK = 64  # beyond which "auto" goes no further
 USUAL_RANK = 8  # of "auto" without privacy
 
 
-def noise_ratio(run: PreparedRun) -> NoiseRatio | None:
+def noise_ratio(run: PreparedRun, *, diluted: bool = True) -> NoiseRatio | None:
     """The noise of the training stage beside its signal; None where nothing is released under
-    noise."""
+    noise.
+
+    Args:
+        run: as prepared.
+        diluted: whether proxies count, over whose updates the noise is spread.
+    """
     release = next((own for own in run.privacy.releases if own.stage == "train"), None)
     if release is None:
         return None
@@ -33,8 +38,10 @@ def noise_ratio(run: PreparedRun) -> NoiseRatio | None:
                else release.sampling_rate * len(federation.trainers))
     numbers = noised_numbers(settings.method, settings.method_config, run.context,
                              settings.privacy.unit)
-    return NoiseRatio(numbers, clients + _diluting(run) * clients / len(federation.trainers),
-                      release.noise_multiplier, release.rounds * release.steps)
+    if diluted:
+        clients *= 1.0 + _diluting(run) / len(federation.trainers)
+    return NoiseRatio(numbers, clients, release.noise_multiplier,
+                      release.rounds * release.steps)
 
 
 def _averaging_sites(settings: Settings, federation: Federation,
@@ -57,8 +64,31 @@ def _diluting(run: PreparedRun) -> float:
     if settings.synthesis.proxies not in ("synthetic", "public"):
         return 0.0
     config = settings.method_config
-    weight = config.local_weight if isinstance(config, MixtureConfig) else 1.0
+    weight = config.weight if isinstance(config, MixtureConfig) else 1.0
     return len(federation.roles["proxy"]) / weight
+
+
+def with_settled_weight(run: PreparedRun) -> Settings:
+    """The settings with the weight of local clients against proxies, where it is "auto".
+
+    Proxies are there to make good what the local clients' mean lacks: its noise, r² of the signal
+    (the law without proxies), and that n clients are few, 1 / n. Of the mean they get the part
+    (r² + 1/n) / (1 + r² + 1/n) of the share of clients that they stand for: next to nothing where
+    many clients train without noise, nearly their share where noise drowns the local ones.
+    """
+    settings, federation = run.settings, run.federation
+    config = settings.method_config
+    if not isinstance(config, MixtureConfig) or config.local_weight != "auto":
+        return settings
+    local, proxied = len(federation.trainers), len(federation.roles["proxy"])
+    weight = 1.0
+    if local and proxied:
+        found = noise_ratio(run, diluted=False)
+        lacking = (found.ratio**2 if found is not None else 0.0) + 1.0 / local
+        part = proxied / (local + proxied) * lacking / (1.0 + lacking)
+        weight = float(f"{proxied * (1.0 - part) / (part * local):.4g}")
+    return settings.model_copy(
+        update={"algorithm": {**settings.algorithm, "local_weight": weight}})
 
 
 def law_in_words(run: PreparedRun) -> str:

@@ -147,3 +147,37 @@ def test_the_rank_of_the_algorithm_is_that_of_the_adapter(places):
         experiment_file.build_settings({"adapter": {"rank": "large"}, "privacy": {"off": True}})
     with pytest.raises(ConfigError, match=r"privacy\.target_ratio"):
         experiment_file.build_settings({**tree, "privacy": {"off": True, "target_ratio": 0.0}})
+
+
+MIXED = {"federation": {"tier": [{"name": "gpu", "count": 3, "placement": "local"}, {"name": "laptop", "placement": "proxy"}]},
+         "synthesis": {"proxies": "public"}}
+
+
+def part_of_proxies(run):
+    """Of the mean: 5 proxied clients beside 3 local ones of weight w."""
+    return 5 / (3 * run.settings.method_config.weight + 5)
+
+
+def test_proxies_weigh_as_much_as_the_local_clients_lack(places):
+    """Public numbers alone: the more noise, the more; without noise little; never more than the share they stand for."""
+    parts = {}
+    for epsilon in (None, 8.0, 2.0, 0.1):
+        privacy = {"off": True} if epsilon is None else PRIVATE | {"epsilon": epsilon, "noise_acknowledged": True}
+        run = prepare(tiny_run.settings(places, algorithm={"name": "cores"}, privacy=privacy, **MIXED), tiny_run.fresh(CACHE))
+        parts[epsilon] = part_of_proxies(run)
+        found = size_law.noise_ratio(run, diluted=False)
+        lacking = (found.ratio**2 if found else 0.0) + 1 / 3
+        assert parts[epsilon] == pytest.approx(5 / 8 * lacking / (1 + lacking), rel=1e-3)
+    assert parts[None] == pytest.approx(5 / 8 / 4, rel=1e-3)
+    assert parts[None] < parts[8.0] < parts[2.0] < parts[0.1] < 5 / 8
+
+
+def test_a_weight_that_is_written_stays_and_other_methods_begin_at_one(places):
+    for algorithm, weight in (({"name": "cores", "local_weight": 3.0}, 3.0), ({"name": "ffa"}, 1.0), ({"name": "cores"}, None)):
+        run = prepare(tiny_run.settings(places, algorithm=algorithm, **MIXED), tiny_run.fresh(CACHE))
+        found = run.settings.method_config.local_weight
+        assert found == weight if weight else found > 1.0
+    lone = prepare(tiny_run.settings(places, algorithm={"name": "cores"}, **LOCAL), tiny_run.fresh(CACHE))
+    assert lone.settings.method_config.local_weight == 1.0
+    with pytest.raises(ConfigError, match=r"local_weight"):
+        tiny_run.settings(places, algorithm={"name": "ffa", "local_weight": "much"}, **MIXED)

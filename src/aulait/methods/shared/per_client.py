@@ -82,7 +82,7 @@ class SingleUpdates:
             for name, value in update.info.items():
                 if not name.startswith("wire_"):  # those are counted as traffic
                     self._diagnostics.setdefault(name, []).append(float(value))
-            yield self._counted(self._config.local_weight * size, update)
+            yield self._counted(self._config.weight * size, update)
         mean = sum(sizes) / len(sizes) if sizes else 1.0
         from_proxies = self._server.ask(self._for_proxies) if self._for_proxies else ()
         admitted, _ = self._server.aggregator.admit(

@@ -135,10 +135,10 @@ def mixed_mean(config: MixtureConfig, context: RunContext, cohort: Cohort, serve
             traffic.counted(ask(traffic.local) if traffic.local else []),
             Release.of_cohort(cohort, stage="train", bound=bound, template=template),
             weights=config.weights, expected_shapes=expected_shapes, transform=transform)
-        terms.append((config.local_weight, denoise(aggregator.config, released, public)))
+        terms.append((config.weight, denoise(aggregator.config, released, public)))
         # with the unit "record" it is public who answered
         clients = planned_clients(cohort) if aggregator.protects_clients else released.counted
-        owned |= {name: config.local_weight * weight for name, weight in clients.items()}
+        owned |= {name: config.weight * weight for name, weight in clients.items()}
         metrics |= _release_metrics(released)
     total = lora.weighted_sum(terms) if terms else {
         name: torch.zeros_like(value) for name, value in template.items()}
