@@ -151,11 +151,12 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
 
 def result(context: RunContext, state: State) -> Adapter:
     """A = V, B = U R; in front of them what was trained in older bases."""
-    past, basis = (lora.under(tag, state.tensors) for tag in (PAST, BASIS))
+    whole = _own(state.tensors)
+    past, basis = (lora.under(tag, whole) for tag in (PAST, BASIS))
     factors = {}
     for layer in context.shapes:
         v_RN, u_MR = lora.factors_of(basis, layer)
-        pair = v_RN, u_MR @ state.tensors[str(FactorName(layer, Factor.R))]
+        pair = v_RN, u_MR @ whole[str(FactorName(layer, Factor.R))]
         if past:  # which has its scale within
             a, b = lora.factors_of(past, layer)
             scale = context.scale
@@ -218,9 +219,14 @@ def _vectors(kept: Tensors, request: TrainRequest) -> Basis:
         layer = FactorName.parse(name).layer
         require(all(str(FactorName(layer, factor)) in vectors for factor in (Factor.A, Factor.B)),
                 WireError, f"a core of '{layer[:80]}' came without its basis; send that beside it")
-    # wherever they lie in a file or a message, products of them are the same to the last digit
-    own = {name: value.clone() for name, value in vectors.items()}
-    return dict(lora.from_tensors(own, 1.0).factors)
+    return dict(lora.from_tensors(_own(vectors), 1.0).factors)
+
+
+def _own(tensors: Tensors) -> Tensors:
+    """The tensors in memory of their own: wherever they lay in a file or a message, products of
+    them are then the same to the last digit."""
+    return {name: value.clone(memory_format=torch.contiguous_format)
+            for name, value in tensors.items()}
 
 
 def _dense(past: Tensors) -> Tensors | None:
