@@ -7,10 +7,11 @@ import os
 import sys
 import warnings
 from importlib import import_module
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
+from typer.models import ArgumentInfo
 
 from aulait.cli.terminal import Commands, PlainCommand
 from aulait.core.errors import ConfigError, install
@@ -67,6 +68,9 @@ COMMANDS = {
     "list": Listed("Look things up", "aulait.cli.listing:catalogue",
         "List methods, federation presets, data sources, generators, embedders, task metrics, "
         "machines and links."),
+    "config": Listed("Look things up", "aulait.cli.config:config",
+        "Explain the keys of an experiment file: what each is, its type, its bounds and its "
+        "default."),
     "probe": Listed("Look things up", "aulait.cli.probe:probe",
         "Measure this machine: speed, memory, link, energy counters, and what work it could "
         "carry."),
@@ -113,11 +117,25 @@ def loaded(name: str) -> Any:
             raise ConfigError(f"aulait {name} needs the package {missing}, which belongs to this "
                               "distribution, and it is missing; install aulait again") from error
         raise
-    if isinstance(found, typer.Typer):
-        return typer.main.get_command(found)
-    alone = typer.Typer(add_completion=False)
-    alone.command(name, cls=PlainCommand)(found)
-    return typer.main.get_command(alone)
+    if not isinstance(found, typer.Typer):
+        alone = typer.Typer(add_completion=False)
+        alone.command(name, cls=PlainCommand)(found)
+        return _explained(typer.main.get_command(alone), found)
+    group: Any = typer.main.get_command(found)
+    for command, told in zip(group.commands.values(), found.registered_commands, strict=True):
+        _explained(command, told.callback)
+    return group
+
+
+def _explained(command: Any, function: Any) -> Any:
+    """The command with what its function says of its arguments: click 8.5 forgets what typer's
+    arguments hold."""
+    hints = get_type_hints(function, include_extras=True)
+    for argument in command.params:
+        if argument.param_type_name == "argument":
+            argument.help = next((item.help for item in get_args(hints[argument.name])
+                                  if isinstance(item, ArgumentInfo)), None)
+    return command
 
 
 _ABOUT = (

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -107,9 +108,16 @@ def work(quiet: bool) -> Iterator[None]:
         yield
 
 
-def paragraph(text: str, width: int = 100) -> None:
-    """A remark on stdout, broken into lines."""
-    for line in textwrap.wrap(text, width):
+def heading(text: str) -> None:
+    """A line above what it names, on stdout."""
+    typer.secho(text, bold=True)
+
+
+def paragraph(text: str, width: int = 100, indent: str = "") -> None:
+    """A remark on stdout, broken into lines: of the terminal's width, at most of ``width``."""
+    if sys.stdout.isatty():
+        width = min(width, shutil.get_terminal_size().columns)
+    for line in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent):
         typer.echo(line)
 
 
