@@ -9,7 +9,7 @@ A test compares what lies in docs/ with what this writes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ def config_page() -> str:
         "file while it is written: the first line `#:schema PATH-OR-URL` names it to editors "
         "with TOML support.", "",
         "A key can be overridden for one run: `aulait run FILE --set train.rounds=3`.", ""]
-    for table, group in groupby(key_reference.keys(), key=_table):
+    for table, found in groupby(key_reference.keys(), key=_table):
+        group = list(found)
         lines += [f"## `[{table}]`" if not table.endswith("[]") else f"## `[[{table[:-2]}]]`", ""]
         lines += _algorithm(group) if table == "algorithm" else _rows(group)
         lines.append("")
@@ -67,14 +68,14 @@ def _table(key: Key) -> str:
     return key.name.rpartition(".")[0]
 
 
-def _rows(keys: Iterator[Key]) -> list[str]:
+def _rows(keys: Sequence[Key]) -> list[str]:
     head = ["| key | default | type | meaning |", "| --- | --- | --- | --- |"]
     return head + [
         f"| `{key.name.rpartition('.')[2]}` | {_default(key)} | {_cell(key.kind)} | "
         f"{_cell(key.description)} |" for key in keys]
 
 
-def _algorithm(keys: Iterator[Key]) -> list[str]:
+def _algorithm(keys: Sequence[Key]) -> list[str]:
     """The keys of the methods, each with those that know it."""
     head = ["| key | methods | default | type | meaning |", "| --- | --- | --- | --- | --- |"]
     return head + [

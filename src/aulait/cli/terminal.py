@@ -11,9 +11,11 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +27,7 @@ from aulait.core.files import JsonObject, plain_json
 # click's UsageError, which newer typer carries inside itself
 USAGE: Any = typer.BadParameter.__mro__[1]
 INTERRUPTED = 130
+GAP = 2  # letters between two columns of a table
 # What a command prints with --json: plain values, under keys that are a public interface.
 Document = JsonObject
 
@@ -115,28 +118,77 @@ def heading(text: str) -> None:
 
 def paragraph(text: str, width: int = 100, indent: str = "") -> None:
     """A remark on stdout, broken into lines: of the terminal's width, at most of ``width``."""
-    if sys.stdout.isatty():
-        width = min(width, shutil.get_terminal_size().columns)
+    width = min(width, columns() or width)
     for line in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent):
         typer.echo(line)
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]],
           right: Sequence[int] = (), width: int = 200) -> None:
-    """A table on stdout; never cut off, also when stdout is no terminal.
+    """A table on stdout that fits: no number and no word is broken.
+
+    Where the terminal is too narrow for all columns, the last ones are left out and named below.
 
     Args:
         title: above it.
-        head: names of the columns.
+        head: names of the columns, the most important first.
         rows: cells, turned into text.
         right: numbers of the columns set flush right.
-        width: in letters, when stdout is no terminal.
+        width: in letters, when stdout is no terminal and COLUMNS is not set.
     """
+    room = columns() or width
+    cells = [[str(cell) for cell in row] for row in rows]
+    shown = fitting([_Measured.of(name, [row[i] for row in cells], i in right)
+                     for i, name in enumerate(head)], room)
     made = Table(box=None, pad_edge=False, header_style="dim", show_header=any(head))
-    for index, name in enumerate(head):
-        made.add_column(name, justify="right" if index in right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*[Text(str(cell)) for cell in row])
-    console = Console() if sys.stdout.isatty() else Console(width=width)
+    for index, wide in enumerate(shown):
+        made.add_column(head[index], justify="right" if index in right else "left",
+                        overflow="fold", width=wide)
+    for row in cells:
+        made.add_row(*[Text(cell) for cell in row[:len(shown)]])
+    console = Console(width=room)
     console.print(Text(title, style="bold"))
     console.print(made)
+    if left_out := [" ".join(name.split()) for name in head[len(shown):]]:
+        names = ", ".join(left_out)
+        paragraph(f"left out of a narrow terminal: {names}; --json has all", room)
+
+
+def columns() -> int | None:
+    """Letters of a line of the terminal; None where stdout is none and COLUMNS is not set."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit():
+        return shutil.get_terminal_size().columns
+    return None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The width of a column in letters: of its longest line, and the least at which nothing in it
+    is broken (a column of numbers may not be broken at blanks either)."""
+
+    longest: int
+    least: int
+
+    @classmethod
+    def of(cls, name: str, cells: Sequence[str], number: bool) -> _Measured:
+        lines = [line for text in (name, *cells) for line in text.splitlines()]
+        parts = [word for line in name.splitlines() for word in line.split()]
+        for cell in cells:
+            parts += [cell] if number else cell.split()
+        return cls(max(map(cell_len, lines), default=1) or 1,
+                   max(map(cell_len, parts), default=1) or 1)
+
+
+def fitting(wanted: Sequence[_Measured], room: int) -> list[int]:
+    """The widths of as many columns, from the first, as fit into so many letters; at least two."""
+    count = len(wanted)
+    while count > 2 and sum(column.least + GAP for column in wanted[:count]) - GAP > room:
+        count -= 1
+    widths = [column.longest for column in wanted[:count]]
+    for _ in range(max(0, sum(widths) + GAP * (count - 1) - room)):
+        widest = max((i for i in range(count) if widths[i] > wanted[i].least),
+                     key=lambda i: widths[i], default=None)
+        if widest is None:
+            break  # two columns that are too wide: their cells are folded
+        widths[widest] -= 1
+    return widths

@@ -25,7 +25,8 @@ SCHEMA = key_reference.schema()
 def _writer() -> ModuleType:
     path = ROOT / "scripts" / "write_reference.py"
     spec = importlib.util.spec_from_file_location("write_reference", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -39,7 +40,8 @@ def _called(*words: str) -> tuple[int, str]:
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
 def test_every_key_is_described(key: key_reference.Key) -> None:
     assert len(key.description) > 1, f"{key.name}: write it under Attributes: of its model"
-    assert key.kind and key.default
+    assert key.kind
+    assert key.default
 
 
 def test_every_field_is_among_the_keys() -> None:
@@ -88,12 +90,16 @@ def test_the_schema_lets_methods_of_third_parties_through() -> None:
 def test_a_key_is_told_in_full() -> None:
     code, out = _called("train.schedule")
     assert code == 0
-    assert "train.schedule" in out and '"linear" or "cosine"' in out and "default:" in out
+    assert "train.schedule" in out
+    assert '"linear" or "cosine"' in out
+    assert "default:" in out
 
 
 def test_a_key_of_several_methods_is_told_for_each_default() -> None:
     _, out = _called("algorithm.server_lr")
-    assert "default: 1.0" in out and "default: 0.7" in out and "fdlora" in out
+    assert "default: 1.0" in out
+    assert "default: 0.7" in out
+    assert "fdlora" in out
 
 
 def test_a_table_is_listed_and_json_has_the_same_keys() -> None:
@@ -112,7 +118,8 @@ def test_an_unknown_key_is_one_line_with_a_hint() -> None:
 
 def test_the_schema_is_printed() -> None:
     code, out = _called("--schema")
-    assert code == 0 and json.loads(out) == json.loads(json.dumps(SCHEMA))
+    assert code == 0
+    assert json.loads(out) == json.loads(json.dumps(SCHEMA))
 
 
 def test_arguments_keep_their_help() -> None:
