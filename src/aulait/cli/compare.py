@@ -12,7 +12,7 @@ from aulait.cli import terminal
 from aulait.cli.options import JsonOption
 from aulait.cli.terminal import Document
 from aulait.core.errors import DataError
-from aulait.reporting import columns, measures, numbers, pace
+from aulait.reporting import columns, comparability, measures, numbers, pace
 from aulait.reporting.grouping import comparison_rows
 from aulait.reporting.report import write_comparison
 from aulait.runs.composed_epsilon import ComposedEpsilon, composed_epsilon_of
@@ -63,6 +63,7 @@ def compare(
         terminal.say(f"page  {out}")
 
 
+WIDTH = 400  # letters of a line that no terminal shows
 BESIDE = ("compare.html", "table.json")
 
 
@@ -96,10 +97,12 @@ def show(rows: Sequence[Document], cost: ComposedEpsilon) -> None:
     measure = measures.ranking_measure(rows)
     title = (
         f"arms, {'highest' if measure.rising else 'lowest'} {measure.name} first; mean ± deviation "
-        "over seeds"
+        "over seeds; behind the first: paired, 95 % interval"
     )
     terminal.table(title, [column.title for column in found], lines,
-                   right=range(columns.leading_word_columns(found), len(found)))
+                   right=range(columns.leading_word_columns(found), len(found)), width=WIDTH)
+    if refused := comparability.refusal(rows):
+        terminal.alarm(refused)
     own = sorted({row["algorithm"] for row in rows if row["personal"]})
     if own:
         terminal.paragraph(

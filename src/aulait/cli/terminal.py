@@ -85,6 +85,12 @@ def fail(text: str) -> None:
         typer.secho(f"error: {line}", fg=typer.colors.RED, err=True)
 
 
+def alarm(text: str) -> None:
+    """A remark on stdout that must not be overlooked, broken into lines."""
+    for line in textwrap.wrap(text, columns() or 100):
+        typer.secho(line, fg=typer.colors.RED)
+
+
 def note(text: str) -> None:
     """A remark, on stderr."""
     typer.secho(text, err=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from aulait.reporting import measures, numbers
 from aulait.reporting.grouping import BESIDE
-from aulait.reporting.measures import ComparisonRow
+from aulait.reporting.measures import ComparisonRow, Measure
 from aulait.reporting.numbers import Style
 
 
@@ -40,6 +40,7 @@ def comparison_columns(rows: Sequence[ComparisonRow], timed: bool = True) -> lis
         *_names(rows),
         Column("n", tuple(map(_count, rows))),
         *shown([(m.key, m.name, m.style) for m in first]),
+        *_behind(rows, lead),
         *shown(beside),
         Column("epsilon, at most", tuple(map(_epsilon, rows))),
         _costs("MB up", rows, "up_bytes"),
@@ -76,6 +77,21 @@ def _scores(rows: Sequence[ComparisonRow], key: str, title: str, style: Style) -
         return "–" if row["n"] else "not finished"
 
     return Column(title, tuple(map(cell, rows)))
+
+
+def _behind(rows: Sequence[ComparisonRow], lead: Measure) -> list[Column]:
+    """How far arms are behind the first, seed by seed; nothing where no two share a seed."""
+    def cell(row: ComparisonRow) -> str:
+        gap = row.get("behind")
+        if gap is None:
+            return "–"
+        if gap["told"] is None:
+            return f"{lead.style(gap['mean'])} (one seed)"
+        text = f"{lead.style(gap['mean'])} [{lead.style(gap['low'])}, {lead.style(gap['high'])}]"
+        return text if gap["told"] else f"{text}, a tie"
+
+    told = any(row.get("behind") for row in rows)
+    return [Column("behind the first", tuple(map(cell, rows)))] if told else []
 
 
 def _costs(title: str, rows: Sequence[ComparisonRow], key: str) -> Column:

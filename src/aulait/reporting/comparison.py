@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from aulait.reporting import (
     arms,
     columns,
+    comparability,
     dots,
     figures,
     grouping,
@@ -44,22 +45,27 @@ def comparison_opening(runs: Sequence[RunFiles], remark: str = "") -> Markup:
     rows = grouping.rows_of_arms(arms.runs_by_arm(runs))
     measure = measures.ranking_measure(rows)
     text = "No run has a held-out loss yet."
-    if rows and rows[0].get(measure.key) is not None:
+    refused = comparability.refusal(rows)
+    if rows and rows[0].get(measure.key) is not None and not refused:
         first = rows[0]
         spread = numbers.spread(first[measure.key], first[f"{measure.key}_std"], measure.style)
         text = (
             f"The {'highest' if measure.rising else 'lowest'} {measure.name} on held-out text is "
             f"that of {first['arm']}: {spread} over {numbers.counted(first['n'], 'run')}."
+            + comparability.ties(rows)
         )
+    lead, alarms = ([], [("alarm", refused)]) if refused else ([text], [])
     bare = _without_guarantee(rows)
     if bare and len(bare) == len(rows):
-        return page.opening_of([text], remarks=[f"No arm has a privacy guarantee: {NO_GUARANTEE}"])
+        return page.opening_of(
+            lead, banners=alarms, remarks=[f"No arm has a privacy guarantee: {NO_GUARANTEE}"])
     remarks = [remark] if remark else []
     warning = (
         f"No privacy guarantee in: {'; '.join(bare)}. What they reach is not comparable with "
         "private arms."
     )
-    return page.opening_of([text], remarks=[*remarks, *([warning] if bare else [])])
+    return page.opening_of(lead, banners=alarms,
+                           remarks=[*remarks, *([warning] if bare else [])])
 
 
 def _without_guarantee(rows: Sequence[ComparisonRow]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Final
 
 from aulait.reporting import pace, story
 from aulait.reporting.arms import method_name, runs_by_arm
+from aulait.reporting.comparability import beside_one_another
 from aulait.reporting.folder import RunFiles, read_run
 from aulait.reporting.measures import ALWAYS, LOSS, TASKS, ComparisonRow, ranked_rows
 from aulait.runfolder.schema import Scores
@@ -41,7 +42,8 @@ def comparison_rows(runs: Sequence[Path],
         they were measured also accuracy, rouge_l, rouge_1, rouge_2 and exact_match with base_
         before them, and shared_ and unseen_ before these and the loss. Where finished runs have
         virtual time also target_loss, time_to_target_s {mean, min, max, reached, of}, virtual_s,
-        idle_share and energy_j (see ``pace.virtual_time_row``).
+        idle_share and energy_j (see ``pace.virtual_time_row``). Also differs and behind (see
+        ``comparability.beside_one_another``).
 
     Raises:
         DataError: a path is not a run folder.
@@ -54,9 +56,10 @@ def rows_of_arms(groups: Mapping[str, Sequence[RunFiles]],
     """The rows of all arms, the best first; see `comparison_rows`."""
     every = [run for members in groups.values() for run in finished_runs(members)]
     aim = pace.default_target(every) if target_loss is None else target_loss
-    return ranked_rows([{**_arm_row(name, members),
+    rows = ranked_rows([{**_arm_row(name, members),
                          **pace.virtual_time_row(finished_runs(members), aim)}
                         for name, members in groups.items()])
+    return beside_one_another(rows, groups)
 
 
 def finished_runs(members: Iterable[RunFiles]) -> list[RunFiles]:

@@ -139,7 +139,8 @@ def test_columns_hold_shared_and_unseen_scores_and_costs_in_megabytes(own: RunFi
     rows = report.comparison_rows([own.path, other])
     assert (rows[0]["personal"], rows[0]["shared_accuracy"], rows[0]["unseen_loss"]) == (True, 0.31, 4.1)
     found = {column.title: column.cells for column in columns.comparison_columns(rows)}
-    assert list(found)[:6] == ["arm", "method", "n", "accuracy", "loss", "shared accuracy"]
+    assert list(found)[:7] == ["arm", "method", "n", "accuracy", "loss", "behind the first",
+                               "shared accuracy"]
     assert [cell.replace("\u00a0", " ") for cell in found["shared accuracy"]] == ["31.0 %", "–"]
     assert found["MB up"][0] == f"{rows[0]['up_bytes'] / 1e6:.1f}"
     assert found["seconds"] == ("512", "512")
