@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from tests import tiny_run
 
 import aulait
@@ -111,3 +113,31 @@ def test_sweep_and_compare(file: Path, tmp_path: Path) -> None:
     assert (tmp_path / "page.html").is_file()
     single = aulait.compare([aulait.load_run(outcomes[0].path)])
     assert [row["n"] for row in single] == [1]
+
+
+def test_a_finished_run_has_its_figures_rounds_and_adapter(done: aulait.FinishedRun) -> None:
+    assert done.loss == done.result.eval.loss
+    assert done.base_loss == done.result.base_eval.loss
+    assert done.epsilon == math.inf
+    table = done.rounds
+    assert list(table["stage"]) == ["train"]
+    assert table["eval.loss"].iloc[-1] == pytest.approx(done.loss)
+    assert (done.adapter / "adapter_config.json").is_file()
+
+
+def test_the_models_of_a_run_agree_merged_and_worn(done: aulait.FinishedRun) -> None:
+    merged, tokenizer = done.model()
+    worn, _ = done.model(merged=False)
+    words = tokenizer("a text of some words", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.allclose(merged(**words).logits, worn(**words).logits, atol=1e-4)
+    assert type(worn).__name__.startswith("Peft")
+
+
+def test_progress_hears_of_every_stage(file: Path, tmp_path: Path) -> None:
+    heard: list[tuple[str, int, int]] = []
+    aulait.run(file, SMALL, out=tmp_path / "run",
+               progress=lambda stage, done, total, note: heard.append((stage, done, total)))
+    assert heard[0] == ("prepare", 0, 1)
+    assert ("train", 0, 1) in heard
+    assert heard[-1] == ("finish", 2, 2)

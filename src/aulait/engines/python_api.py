@@ -3,7 +3,9 @@
     import aulait
 
     done = aulait.run("experiments/cafe.toml", {"train.rounds": 3, "privacy.epsilon": 4.0})
-    print(done.path, done.result.eval.loss)
+    print(done.path, done.base_loss, done.loss, done.epsilon)
+    done.rounds.plot("round", "eval.loss")
+    model, tokenizer = done.model()
 
 Everything runs in this process, as with ``aulait run``. Nothing is printed but what libraries
 print.
@@ -15,13 +17,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tomli_w
 
 from aulait.core.errors import ConfigError, DataError, require
 from aulait.core.files import JsonTree
 from aulait.engines.inline import InlineEngine
-from aulait.reporting.grouping import comparison_rows
+from aulait.models import exported
+from aulait.reporting.folder import read_run
+from aulait.reporting.grouping import comparison_rows, largest_epsilon
 from aulait.reporting.report import write_comparison
 from aulait.runfolder.naming import fresh_folder
 from aulait.runfolder.schema import ResultFile
@@ -31,7 +36,12 @@ from aulait.runs.composed_epsilon import composed_epsilon_of
 from aulait.runs.experiment_file import Settings
 from aulait.runs.plan_summary import summarise_plan
 from aulait.runs.prepared import SharedCache
+from aulait.runs.progress import Observer, RunWatch, unwatched
 from aulait.runs.sweep import JobOutcome
+
+if TYPE_CHECKING:  # take seconds to import
+    from pandas import DataFrame
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Overrides = Mapping[str, object] | Sequence[str]
 
@@ -49,9 +59,63 @@ class FinishedRun:
     path: Path
     result: ResultFile
 
+    @property
+    def loss(self) -> float | None:
+        """Held-out loss after the run, nats a token."""
+        return self.result.eval.loss
+
+    @property
+    def base_loss(self) -> float | None:
+        """The same before any training."""
+        return self.result.base_eval.loss
+
+    @property
+    def epsilon(self) -> float | None:
+        """The largest epsilon of any client; infinite without privacy, None where none is
+        recorded."""
+        return largest_epsilon(read_run(self.path))
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the shared adapter, in PEFT format."""
+        return exported.adapter(self.path)
+
+    @property
+    def rounds(self) -> DataFrame:
+        """A row for every round of both stages, as rounds.jsonl has them; nested values under
+        dotted names, as "eval.loss" and "epsilon.local"."""
+        lines = (self.path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+        # takes most of a second to import
+        import pandas
+
+        return pandas.json_normalize([json.loads(line) for line in lines])
+
+    def model(self, *, client: str | None = None, merged: bool = True,
+              device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """What the run has learnt, as a Hugging Face model, and its tokenizer.
+
+        Args:
+            client: whose personal adapter, where the method makes them; None takes the shared one.
+            merged: fold the adapter into the base; False leaves it beside the base, as a
+                ``peft.PeftModel``.
+            device: where to.
+
+        Raises:
+            ConfigError: the client has no adapter.
+            ModelError: the base cannot be loaded, or the adapter does not fit it.
+        """
+        if merged:
+            return exported.load_exported(self.path, client=client, device=device)
+        base, tokenizer = exported.load_exported(self.path, adapted=False, device=device)
+        # takes seconds to import
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(base, exported.adapter(self.path, client)), tokenizer
+
 
 def run(experiment: Settings | Path | str, overrides: Overrides = (), *,
-        out: Path | str | None = None, resume: bool = False) -> FinishedRun:
+        out: Path | str | None = None, resume: bool = False,
+        progress: RunWatch = unwatched) -> FinishedRun:
     """Run an experiment: the two stages, the evaluation, the report.
 
     Args:
@@ -59,6 +123,8 @@ def run(experiment: Settings | Path | str, overrides: Overrides = (), *,
         overrides: of a file's keys, as {"train.rounds": 3} or ["train.rounds=3"].
         out: the run folder; None makes runs/NAME-DATE-TIME.
         resume: go on with the interrupted run in ``out``.
+        progress: called as ``progress(stage, done, total, note)``: before the first round of
+            "prepare", "synthesis", "train" and "finish", and after each.
 
     Raises:
         AulaitError: bad settings, data or model, before any work; a broken privacy condition at any
@@ -66,7 +132,7 @@ def run(experiment: Settings | Path | str, overrides: Overrides = (), *,
     """
     settings = _settings(experiment, overrides)
     path = fresh_folder(settings.run.name) if out is None else Path(out)
-    loop.run(settings, path, InlineEngine(), resume=resume)
+    loop.run(settings, path, InlineEngine(), resume=resume, observer=Observer(progress))
     return load_run(path)
 
 
