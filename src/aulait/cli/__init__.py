@@ -51,6 +51,8 @@ COMMANDS = {
     "dossier": Listed("Start", "aulait.cli.dossier:dossier",
         "Write one printable page for the person who approves a run: before it from its plan, "
         "after it from its ledger."),
+    "runs": Listed("Use a finished run", "aulait.cli.runs:runs",
+        "List run folders, the newest first: where each stands, what it gained, at what epsilon."),
     "generate": Listed("Use a finished run", "aulait.cli.generate:generate",
         "Continue a prompt with what a run has learnt, or answer it where the run's data had "
         "prompts."),

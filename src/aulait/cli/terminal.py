@@ -192,9 +192,8 @@ def fitting(wanted: Sequence[_Measured], room: int) -> list[int]:
         count -= 1
     widths = [column.longest for column in wanted[:count]]
     for _ in range(max(0, sum(widths) + GAP * (count - 1) - room)):
-        widest = max((i for i in range(count) if widths[i] > wanted[i].least),
-                     key=lambda i: widths[i], default=None)
-        if widest is None:
-            break  # two columns that are too wide: their cells are folded
+        # two columns may be too wide without any blank: then the wider one is folded
+        above = [i for i in range(count) if widths[i] > wanted[i].least] or range(count)
+        widest = max(above, key=lambda i: widths[i])
         widths[widest] -= 1
     return widths
