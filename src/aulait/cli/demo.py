@@ -16,6 +16,10 @@ from aulait.cli.run import carry_out, show
 from aulait.runfolder.naming import fresh_folder
 from aulait.runs import experiment_file
 
+# everything that a whole demonstration does, once; what it learns is not worth a look
+QUICK = ("data.clients=12", "data.records_per_client=6", "synthesis.rounds=1",
+         "synthesis.candidates=8", "synthesis.texts=24", "train.rounds=1", "train.steps=2")
+
 
 def demo(
     out: Annotated[
@@ -25,6 +29,9 @@ def demo(
     real: Annotated[
         bool, typer.Option("--real", help="On SmolLM2, which writes text to read; extra smollm2.")
     ] = False,
+    quick: Annotated[bool, typer.Option(
+        "--quick", help="Only try the installation: the same with 12 clients and one round of "
+                        "each stage, in less than a minute.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """See the whole thing work on this machine, in a few minutes, without a download.
@@ -35,10 +42,11 @@ def demo(
     """
     name = "demo-real.toml" if real else "demo.toml"
     with terminal.work(as_json), as_file(files("aulait") / "cli" / name) as file:
-        settings = experiment_file.read_settings(file)
+        settings = experiment_file.read_settings(file, QUICK if quick else ())
         path = out or fresh_folder(settings.run.name)
         begun = (path / "config.toml").is_file()
-        again = ["aulait", "demo", *(["--real"] if real else []), "--out", str(path)]
+        asked = [*(["--real"] if real else []), *(["--quick"] if quick else [])]
+        again = ["aulait", "demo", *asked, "--out", str(path)]
         result = carry_out(settings, path, begun, again)
     show(result, path, as_json)
     if real and not as_json:
