@@ -35,6 +35,8 @@ class Listed(NamedTuple):
 COMMANDS = {
     "demo": Listed("Start", "aulait.cli.demo:demo",
         "See the whole thing work on this machine, in a few minutes, without a download."),
+    "init": Listed("Start", "aulait.cli.init:init",
+        "Write a first experiment file from a look at your data, with a remark at each choice."),
     "run": Listed("Start", "aulait.cli.run:run",
         "Run an experiment: the two stages, the evaluation, the report."),
     "plan": Listed("Start", "aulait.cli.plan:plan",
