@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo demo-real deploy-demo test test-deploy lint check clean
+.PHONY: help demo demo-real deploy-demo test test-deploy site lint check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test: $(VENV)/.extras  ## install with extras, then run all tests but the long o
 
 test-deploy: $(VENV)/.extras  ## the long tests of deployments: faults, strangers, a slow link, large adapters (many minutes)
 	AULAIT_DEPLOY=1 $(BIN)/python -m pytest tests/flower -m slow
+
+site: $(VENV)/.extras  ## build the pages of docs/ and results/ into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: $(VENV)/.extras  ## style, strict types and the layers of the tree
 	$(BIN)/ruff check src tests scripts
