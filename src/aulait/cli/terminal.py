@@ -76,6 +76,8 @@ def _in_words(error: Any) -> str:
         )
     name = error.ctx.command_path if getattr(error, "ctx", None) is not None else "aulait"
     text = " ".join(error.format_message().split())
+    if "Did you mean" in text:  # typer and click both say it
+        text = text.partition(" (Did you mean")[0]
     return f"{text[:1].lower()}{text[1:].rstrip('.')}; see {name} --help"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Generic, TypeVar, cast
 
 from aulait.core.errors import ConfigError, did_you_mean
@@ -28,7 +29,8 @@ class Registry(Generic[Thing]):
     """
 
     def __init__(self, kind: str, built_in: Mapping[str, str],
-                 fault: Callable[[Thing], str] | None = None) -> None:
+                 fault: Callable[[Thing], str] | None = None,
+                 elsewhere: Mapping[str, str] = MappingProxyType({})) -> None:
         """See the class.
 
         Args:
@@ -36,10 +38,12 @@ class Registry(Generic[Thing]):
             built_in: see the class.
             fault: what a third party's thing lacks of its contract, such as "no init"; empty where
                 nothing is missing. None asks for nothing.
+            elsewhere: names that other systems use, with what to write here.
         """
         self.kind = kind
         self.built_in = built_in
         self._fault = fault
+        self._elsewhere = elsewhere
         self._registered: dict[str, Thing] = {}
 
     def register(self, name: str) -> Callable[[Filed], Filed]:
@@ -83,6 +87,8 @@ class Registry(Generic[Thing]):
         Nothing is imported."""
         if name in self:
             return ""
+        if told := self._elsewhere.get(name.lower()):
+            return f"{self.kind} '{name}' is unknown; {told}"
         known = [*self.built_in, *self._registered, *self._installed()]
         return f"{self.kind} '{name}' is unknown; {did_you_mean(name, known)}"
 

@@ -22,4 +22,9 @@ METHODS: Registry[ModuleType] = Registry("algorithm", {
         "alone", "cores", "dplora", "fdlora", "fedex", "fedit", "fedsa", "ffa", "flexlora", "flora",
         "hetlora", "lorafair", "rolora", "safedlora", "splitlora",
     )
-}, _fault)
+}, _fault, {
+    "fedavg": "averaging the factors is 'fedit' here",
+    "lora": "federated LoRA by averaging the factors is 'fedit' here",
+    "ffa-lora": "write 'ffa'", "ffalora": "write 'ffa'", "fed-sb": "the nearest is 'cores'",
+    "lora-xs": "the nearest is 'cores'",
+})

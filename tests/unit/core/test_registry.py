@@ -111,3 +111,10 @@ def test_an_unknown_name_is_answered_with_the_nearest(registry: Registry[Any]) -
         registry.find("othr")
     with pytest.raises(ConfigError, match="registered twice"):
         registry.register("other")(object())
+
+
+def test_a_name_of_another_system_is_told_under_ours() -> None:
+    kept: Registry[object] = Registry("algorithm", {"fedit": "json:loads"},
+                                      elsewhere={"fedavg": "write 'fedit'"})
+    assert kept.unknown("FedAvg") == "algorithm 'FedAvg' is unknown; write 'fedit'"
+    assert kept.unknown("fedit") == ""
