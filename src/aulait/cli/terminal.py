@@ -76,8 +76,9 @@ def _in_words(error: Any) -> str:
         )
     name = error.ctx.command_path if getattr(error, "ctx", None) is not None else "aulait"
     text = " ".join(error.format_message().split())
-    if "Did you mean" in text:  # typer and click both say it
-        text = text.partition(" (Did you mean")[0]
+    told, hint, names = text.partition("Did you mean")
+    if hint:  # typer and click both say it
+        text = f"{told}{hint}{names.partition('?')[0]}?"
     return f"{text[:1].lower()}{text[1:].rstrip('.')}; see {name} --help"
 
 
