@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas
 import tomli_w
 
 from aulait.core.errors import ConfigError, DataError, require
@@ -40,7 +41,6 @@ from aulait.runs.progress import Observer, RunWatch, unwatched
 from aulait.runs.sweep import JobOutcome
 
 if TYPE_CHECKING:  # take seconds to import
-    from pandas import DataFrame
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Overrides = Mapping[str, object] | Sequence[str]
@@ -81,13 +81,10 @@ class FinishedRun:
         return exported.adapter(self.path)
 
     @property
-    def rounds(self) -> DataFrame:
+    def rounds(self) -> pandas.DataFrame:
         """A row for every round of both stages, as rounds.jsonl has them; nested values under
         dotted names, as "eval.loss" and "epsilon.local"."""
         lines = (self.path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
-        # takes most of a second to import
-        import pandas
-
         return pandas.json_normalize([json.loads(line) for line in lines])
 
     def model(self, *, client: str | None = None, merged: bool = True,
@@ -106,11 +103,7 @@ class FinishedRun:
         """
         if merged:
             return exported.load_exported(self.path, client=client, device=device)
-        base, tokenizer = exported.load_exported(self.path, adapted=False, device=device)
-        # takes seconds to import
-        from peft import PeftModel
-
-        return PeftModel.from_pretrained(base, exported.adapter(self.path, client)), tokenizer
+        return exported.load_worn(self.path, client=client, device=device)
 
 
 def run(experiment: Settings | Path | str, overrides: Overrides = (), *,

@@ -120,6 +120,17 @@ def load_exported(run: Path, *, adapted: bool = True, client: str | None = None,
     return whole.to(device).eval(), tokenizer
 
 
+def load_worn(run: Path, *, client: str | None = None, device: str | torch.device = "cpu",
+              ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base of a run with an adapter beside it, as a ``peft.PeftModel``, and its tokenizer; the
+    arguments are those of `load_exported`."""
+    # takes seconds to import
+    from peft import PeftModel
+
+    base, tokenizer = load_exported(run, adapted=False, device=device)
+    return PeftModel.from_pretrained(base, str(adapter(run, client))), tokenizer
+
+
 def _folded(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The base with every weight W replaced by W + (alpha / R) · B A."""
     # takes seconds to import

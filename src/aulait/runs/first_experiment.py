@@ -30,7 +30,7 @@ NONE: Final = "none"
 
 
 @dataclass
-class Column:
+class SeenField:
     """A field of the rows that were looked at.
 
     Attributes:
@@ -65,7 +65,7 @@ class Look:
     rows: int
     whole: bool
     malformed: int
-    columns: Mapping[str, Column]
+    columns: Mapping[str, SeenField]
 
 
 @dataclass(frozen=True)
@@ -97,21 +97,21 @@ def look(source: str) -> Look:
     Raises:
         DataError: it is missing, cannot be read, or has no row that can be.
     """
-    columns: dict[str, Column] = {}
+    columns: dict[str, SeenField] = {}
     count = malformed = 0
     rows = sources.rows(source)
     for row in islice(rows, MOST_ROWS):
         count += 1
         malformed += row.fields is None
         for name, value in (row.fields or {}).items():
-            _count(columns.setdefault(name, Column()), value)
+            _count(columns.setdefault(name, SeenField()), value)
     require(count > malformed, DataError,
             f"'{source}' has no row that can be read among the first {count}; expected fields with "
             "a text and, where there is one, its owner")
     return Look(source, count, next(iter(rows), None) is None, malformed, columns)
 
 
-def _count(column: Column, value: object) -> None:
+def _count(column: SeenField, value: object) -> None:
     if value is None or isinstance(value, bool):
         return
     text = value if isinstance(value, str) else str(value)

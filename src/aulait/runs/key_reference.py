@@ -12,10 +12,10 @@ import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Literal, Union, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from aulait.core.files import JsonObject
@@ -119,7 +119,7 @@ def _models(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
             yield from _models(kind)
 
 
-def _tables(annotation: Any) -> list[type[BaseModel]]:
+def _tables(annotation: object) -> list[type[BaseModel]]:
     """The models in a type: itself, the members of a union, the items of a tuple."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
@@ -140,7 +140,7 @@ def _method_keys() -> list[Key]:
     return found
 
 
-def _keys_of(annotation: Any, place: str) -> Iterator[Key]:
+def _keys_of(annotation: object, place: str) -> Iterator[Key]:
     """The keys of a table, and of the tables within."""
     (model,) = _tables(annotation)
     words = described(model)
@@ -159,7 +159,7 @@ def _kind(field: FieldInfo) -> str:
     return ", ".join([_type(field.annotation), *bounds])
 
 
-def _type(annotation: Any) -> str:
+def _type(annotation: object) -> str:
     """A type in words; that a key may be left out is said by its default."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
@@ -170,16 +170,9 @@ def _type(annotation: Any) -> str:
         return f"a list, each {_type(parts[0])}"
     if origin in (dict, Mapping):
         return "a table"
-    if origin is not None:  # Annotated
+    if origin is not None:  # with bounds
         return _type(parts[0])
-    return WORDS.get(annotation) or _by_schema(annotation)
-
-
-def _by_schema(annotation: Any) -> str:
-    """A type that is not written out here, by what pydantic says of it."""
-    told = TypeAdapter(annotation).json_schema()
-    return " or ".join(_toml(value) for value in told["enum"]) if "enum" in told else str(
-        told.get("type", "any value"))
+    return WORDS[annotation]
 
 
 def _default(field: FieldInfo) -> str:
@@ -189,7 +182,7 @@ def _default(field: FieldInfo) -> str:
     return "none" if value is None else _toml(value)
 
 
-def _toml(value: Any) -> str:
+def _toml(value: object) -> str:
     """A plain value as TOML writes it, on one line."""
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
