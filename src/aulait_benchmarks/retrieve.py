@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from aulait.core.cohort import Cohort
+from aulait.core.files import JsonObject
 from aulait.core.seeds import Seeds
 from aulait.core.types import ClientRequest, ClientUpdate
 from aulait.methods.contract import Server
@@ -60,7 +61,7 @@ class Sizes:
 FULL, QUICK = Sizes(1_000_000), Sizes(20_000)
 
 
-def measure(sizes: Sizes) -> dict[str, Any]:
+def measure(sizes: Sizes) -> JsonObject:
     """Seconds of the clustering, of every level and of the draw, and the peak of memory, in a
     process of its own."""
     place = str(Path(__file__).resolve().parents[1])
@@ -70,11 +71,11 @@ def measure(sizes: Sizes) -> dict[str, Any]:
               f"{sizes.cells})))")
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
                           check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: JsonObject = json.loads(done.stdout)
     return found
 
 
-def here(texts: int, clients: int, records: int, cells: int) -> dict[str, Any]:
+def here(texts: int, clients: int, records: int, cells: int) -> JsonObject:
     """``measure`` in this process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "vectors.f16")

@@ -7,9 +7,10 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aulait.core.errors import DataError, did_you_mean, require
 from aulait.core.seeds import Seeds
@@ -78,7 +79,7 @@ def deal_by_hash(units: Sequence[RecordGroup], kind: Kind, clients: int, alpha: 
         seeds: of the run.
     """
     dealt: list[list[Record]] = [[] for _ in range(clients)]
-    ends: dict[str, np.ndarray[Any, Any]] = {}
+    ends: dict[str, NDArray[np.float64]] = {}
     purpose = seeds.integer("unit-partition")
     for unit in units:
         label = (unit[0].label or "") if kind == "dirichlet" else ""
@@ -91,29 +92,29 @@ def deal_by_hash(units: Sequence[RecordGroup], kind: Kind, clients: int, alpha: 
     return dealt
 
 
-def _shares(kind: Kind, clients: int, alpha: float, seed: int) -> np.ndarray[Any, Any]:
+def _shares(kind: Kind, clients: int, alpha: float, seed: int) -> NDArray[np.float64]:
     """The clients' shares of the units (of one label): equal, or from a Dirichlet distribution."""
     if kind == "iid":
         return np.full(clients, 1 / clients)
     return _dirichlet(alpha, clients, np.random.default_rng(seed))
 
 
-def _dirichlet(alpha: float, clients: int, dice: np.random.Generator) -> np.ndarray[Any, Any]:
+def _dirichlet(alpha: float, clients: int, dice: np.random.Generator) -> NDArray[np.float64]:
     """Shares from a symmetric Dirichlet distribution; where its numbers leave the range of a
     double, from the distribution's limit: everything to one client (alpha towards 0), or to all
     alike."""
-    shares: np.ndarray[Any, Any] = dice.dirichlet([alpha] * clients)
+    shares: NDArray[np.float64] = dice.dirichlet([alpha] * clients)
     if np.isfinite(shares).all() and math.isclose(shares.sum(), 1.0, rel_tol=1e-6):
         return shares
     if alpha > 1:
         return np.full(clients, 1 / clients)
-    whole: np.ndarray[Any, Any] = np.eye(clients)[int(dice.integers(clients))]
+    whole: NDArray[np.float64] = np.eye(clients)[int(dice.integers(clients))]
     return whole
 
 
 def _share(
     records: list[Record],
-    shares: np.ndarray[Any, Any],
+    shares: NDArray[np.float64],
     floor: int,
     dealt: list[list[Record]],
     dice: np.random.Generator,

@@ -227,7 +227,7 @@ def _kind(place: str, weight: Tensor, precision: Precision) -> GGMLQuantizationT
 
 def _quantised(weight: Tensor, kind: GGMLQuantizationType) -> np.ndarray:
     from gguf import GGMLQuantizationType as Kind  # optional
-    from gguf import quantize
+    from gguf import quantize  # optional
 
     if kind is Kind.F16:
         most = float(torch.finfo(torch.float16).max)

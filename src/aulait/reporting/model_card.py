@@ -18,7 +18,7 @@ from aulait.reporting.values import value_at, words
 from aulait.runfolder.schema import Scores
 
 CARD: Final = "README.md"
-Form = Literal["adapter", "merged", "gguf"]
+CardForm = Literal["adapter", "merged", "gguf"]
 LIBRARIES: Final = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
 _BUILT_IN = re.compile(r"[a-z0-9-]+")
 _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -44,7 +44,7 @@ def write_cards(run: Path) -> None:
         replace_file(config.parent / CARD, text, mode=PRIVATE)
 
 
-def write_card(run: Path, to: Path, form: Form, *, personal: bool = False) -> None:
+def write_card(run: Path, to: Path, form: CardForm, *, personal: bool = False) -> None:
     """Write the card of what was exported from a finished run.
 
     Args:
@@ -60,7 +60,7 @@ def write_card(run: Path, to: Path, form: Form, *, personal: bool = False) -> No
     replace_file(to / CARD, text.encode(), mode=PRIVATE if personal else PUBLIC)
 
 
-def model_card(run: RunFiles, form: Form, *, personal: bool = False) -> str:
+def model_card(run: RunFiles, form: CardForm, *, personal: bool = False) -> str:
     """The text of a card; arguments as of ``write_card``."""
     what = {"adapter": "LoRA adapter", "merged": "model with its LoRA adapter merged in",
             "gguf": "model in GGUF with its LoRA adapter merged in"}[form]
@@ -84,7 +84,7 @@ _PERSONAL = (
     "covers it: it is as sensitive as that text, and belongs to that client alone.")
 
 
-def _front_matter(run: RunFiles, form: Form) -> str:
+def _front_matter(run: RunFiles, form: CardForm) -> str:
     tags = ["lora", "federated-learning", *([] if story.is_off(run) else ["differential-privacy"])]
     base = words(value_at(run.config, "model", "name")) or ""
     kind = "text2text-generation" if _is_seq2seq(run) else "text-generation"
@@ -106,7 +106,7 @@ def _is_seq2seq(run: RunFiles) -> bool:
     return value_at(run.config, "model", "kind") == "seq2seq"
 
 
-def _use(run: RunFiles, form: Form) -> str:
+def _use(run: RunFiles, form: CardForm) -> str:
     if form == "gguf":
         return ("With Ollama: `ollama create NAME -f Modelfile` in this folder, then `ollama run "
                 "NAME`. With llama.cpp: `llama-cli -m model.gguf`.")
