@@ -27,7 +27,7 @@ from aulait.training.trainer import TrainConfig
 assert tiny_run  # registers the embedder "words"
 CACHE = ModelCache()
 RUN = "b" * 32
-MODEL = ModelConfig(name="brew", context=24)
+MODEL = ModelConfig(name="brew", context=24, dtype="float32")
 ADAPTER = AdapterConfig(rank=1, targets="attention", layers=2)
 PRIVATE = {"off": False, "noise_multiplier": 4.0, "delta": 1e-4, "relation": "add-remove", "clip": 1.0}
 SECRETS = ["zyxxandra", "qvelmoor", "brintopax", "ulvharrow", "ospidreth", "kwimbleth"]

@@ -365,6 +365,28 @@ def test_deleting_the_new_account_as_well_meets_the_receipt_of_the_lost_one(owne
     owner.enemy.refused(shown(owner.enemy, book.newest("ward").model_dump()), "old copy")
 
 
+def test_putting_the_lost_account_back_is_noticed_too(owner, tmp_path):
+    """Somebody kept a copy, so that it was not lost to them: what was given since would be
+    forgotten."""
+    state = owner.enemy.file.site.state
+    owner.run("a", **CLIENT)
+    before = Receipt.model_validate(owner.enemy.ask(owner.enemy.request()).head["receipt"])
+    shutil.copytree(state, tmp_path / "copy")
+    begun_anew(owner)
+    (tmp_path / "run" / "serve").mkdir(parents=True)
+    book = receipt_book(tmp_path, tmp_path / "run", ["ward"])
+    book.take("ward", None, before)
+    came = Receipt.model_validate(shown(owner.enemy, before.model_dump()).head["receipt"])
+    assert "another account" in book.take("ward", book.newest("ward"), came)
+    assert book.take("ward", book.newest("ward"), came) == ""
+    shutil.rmtree(state)
+    shutil.copytree(tmp_path / "copy", state)
+    owner.enemy.restart()
+    back = Receipt.model_validate(shown(owner.enemy, came.model_dump()).head["receipt"])
+    assert back.account == before.account
+    assert "another account" in book.take("ward", book.newest("ward"), back)
+
+
 # Old states, old site files
 
 

@@ -79,7 +79,8 @@ class ReceiptBook:
             require(not back, WireError,
                     f"answered with charge {came.sequence} of its account after charge "
                     f"{shown.sequence} was seen: its account was turned back")
-        told = "" if came.account in known or not known else (
+        same = came.account == shown.account if shown is not None else came.account in known
+        told = "" if same or not known else (
             "answers with another account than before: another [data] source, a new key, or an "
             "account that was lost and begun anew")
         if came.account not in known or known[came.account].sequence < came.sequence:
