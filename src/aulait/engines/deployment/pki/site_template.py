@@ -27,8 +27,8 @@ text = "text"                  # the field that is learnt; or prompt = "q" and r
 # unit_field = "patient"       # this site's name for what a run calls privacy.unit_field
 client = ""                    # a field: only rows where it is the name above; "": all rows
 
-# The names a coordinator may ask for = what is loaded here: a built-in name, a Hugging Face id,
-# or a folder, which begins with ".", "~" or "/".
+# The names a coordinator may ask for = what is loaded here: a built-in name ("brew", "smollm2"), a
+# Hugging Face id, or a folder or .gguf file, which begins with ".", "~" or "/".
 [models]
 brew = "brew"
 
