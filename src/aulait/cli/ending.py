@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aulait.cli import terminal
 from aulait.cli.terminal import Document
+from aulait.models import exported
 from aulait.reporting import numbers as n
 
 
@@ -41,7 +42,8 @@ def ending(result: Document, path: Path) -> None:
     if result["privacy"].get("stopped_early"):
         terminal.note(f"stopped early: {result['privacy']['stopped_early']}")
     terminal.say(f"report  {path / 'report.html'}")
-    terminal.say(f'next    aulait generate {path} "Return the"')
+    answers = exported.settings(path, "data").get("format") in ("pairs", "chat")
+    terminal.say(f"next    aulait generate {path} " + ("--chat" if answers else '"Return the"'))
 
 
 def epsilon_in_words(value: float | None) -> str:

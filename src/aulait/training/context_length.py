@@ -7,29 +7,29 @@ from collections.abc import Collection, Mapping, Sequence
 
 from aulait.core.errors import DataError, require
 from aulait.core.types import Record
-from aulait.data.client_data import ClientData
+from aulait.data.client_data import NAMED_ROWS, ClientData
 from aulait.training.batches import Encoder, too_long
 
 
 def readable(encode: Encoder, clients: Mapping[str, ClientData],
              ) -> tuple[dict[str, ClientData], tuple[str, ...]]:
     """The clients without the conversations that the base's chat template refuses, and a line on
-    these where there are some.
+    each of these, the first 1,000.
 
     Whether a record is left out follows from the record alone.
 
     Raises:
         DataError: no client has a training record left.
     """
-    everything = (r for client in clients.values() for r in (*client.train, *client.holdout))
-    refused = {record: reason for record in everything
-               if record.asked and (reason := encode.form.refusal(record.turns)) is not None}
-    if not refused:
+    found = [(name, record, reason) for name, client in clients.items()
+             for record in (*client.train, *client.holdout)
+             if record.asked and (reason := encode.form.refusal(record.turns)) is not None]
+    if not found:
         return dict(clients), ()
-    left = _without(clients, refused)
-    reason = min(refused.values())
-    require(bool(left) or not clients, DataError, reason)
-    return left, (f"{len(refused)} conversations are left out: {reason}",)
+    left = _without(clients, {record for _, record, _ in found})
+    require(bool(left), DataError, found[0][2])
+    return left, tuple(f"a conversation of '{name}': {reason}"
+                       for name, _, reason in found[:NAMED_ROWS])
 
 
 def fitted(how: str, context: int, encode: Encoder,

@@ -61,6 +61,7 @@ def run(tmp_path_factory):
     (folder / "talk.toml").write_text(TOML.format(source=folder / "data.jsonl", model=write_chat(folder / "model", CHATML)))
     result = call("run", folder / "talk.toml", "--out", folder / "run")
     assert result.exit_code == 0, result.output
+    assert f"aulait generate {folder / 'run'} --chat" in result.stdout
     return folder / "run"
 
 
