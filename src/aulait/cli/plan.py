@@ -102,7 +102,9 @@ def _print(found: Document) -> None:
 
 def _print_adapter(adapter: Document, parameters: int) -> None:
     """The adapted layers by name and number, and what of the base the adapter leaves alone."""
-    terminal.say(f"adapter  rank {adapter['rank']}, alpha {adapter['alpha']:g}, on "
+    more = ", rslora" if adapter["scaling"] == "rslora" else ""
+    more += f", dropout {adapter['dropout']:g}" if adapter["dropout"] else ""
+    terminal.say(f"adapter  rank {adapter['rank']}, alpha {adapter['alpha']:g}{more}, on "
                  f"{n.counted(adapter['layers'], 'linear layer')}: {_modules(adapter)}")
     for left in adapter["skipped"]:
         terminal.say(f"not adapted  {_modules(left)}: {left['why']}")

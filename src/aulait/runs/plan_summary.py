@@ -66,7 +66,7 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
 def _adapter(run: PreparedRun) -> JsonObject:
     """What the adapter is, and on which layers."""
     own = run.settings.adapter
-    return {"rank": own.rank, "alpha": own.alpha,
+    return {"rank": own.rank, "alpha": own.alpha, "scaling": own.scaling, "dropout": own.dropout,
             **summarise_layers(run.models.base, run.context.shapes)}
 
 
