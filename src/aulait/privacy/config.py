@@ -58,6 +58,9 @@ class PrivacyConfig(BaseModel):
             "auto"`` and ``adapter.layers = "auto"`` aim.
         noise_acknowledged: allows a run whose noise is more than five times its signal, so that it
             cannot learn.
+        step: how far the server goes along a noised mean: "full", or as far as the "signal" in it
+            carries, judged by public and released quantities (``runs.signal_step``; methods that
+            average, server "plain", equal ranks).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,6 +86,7 @@ class PrivacyConfig(BaseModel):
     delta_acknowledged: bool = False
     target_ratio: float = 0.5
     noise_acknowledged: bool = False
+    step: Literal["full", "signal"] = "full"
 
     @property
     def protects_records(self) -> bool:

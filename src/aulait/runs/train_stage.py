@@ -15,6 +15,7 @@ from aulait.runfolder.schema import TrainRound
 from aulait.runs.prepared import PreparedRun
 from aulait.runs.proxies import proxies, scrambled, server_sites
 from aulait.runs.public_text import after_public_text
+from aulait.runs.signal_step import PublicSites, RoundMove, signal_step
 from aulait.runs.stage import Execution, PlannedRound, VirtualRound
 from aulait.runs.virtual_time.clock import Clock, RoundOutcome
 from aulait.runs.virtual_time.round_time import RoundCosts
@@ -119,8 +120,13 @@ class TrainStage:
     def step(self, state: State, cohort: Cohort, server: Server) -> tuple[State, Info]:
         """One round of the method."""
         looked = after_public_text(self._run, state, self._progress.texts)
+        public = PublicSites(self._server_sites[0])
         after, info = self._settings.method.step(
-            self._settings.method_config, self._run.context, looked, cohort, server)
+            self._settings.method_config, self._run.context, looked, cohort,
+            replace(server, ask=public.heard(server.ask)))
+        if self._settings.privacy.step == "signal" and not self._settings.privacy.off:
+            after, told = signal_step(self._run, RoundMove(looked, after, cohort, info), public)
+            info = info | told
         if self._site_noise is not None:
             info = info | {"step_noise_std": self._site_noise.sigma}
         return after, info
