@@ -44,6 +44,10 @@ MEANT = (
     (r".+/config\.toml/adapter/auto", True, "rank and layers may be auto"),
     (r".+/result\.json/privacy/noise.*", True, "the law of size"),
     (r"json/plan .+/(noise|basis_bytes).*", True, "the law of size; what travels once"),
+    (r".+/config\.toml/synthesis/(source|about|start|retrieve).*", True, "texts are retrieved"),
+    (r".+/result\.json/synthesis/(source|set).*", True, "the final set is measured"),
+    (r".+/(rounds|synthetic)\.jsonl/.*origin", True, "a text says how it came about"),
+    (r"json/list/sources.*", False, "the mixed corpus is built in"),
 )
 ABSENT = "absent"
 FRAME = re.compile("[\u2500-\u257f]")  # lines around a panel of a help page
