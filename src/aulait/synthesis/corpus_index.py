@@ -8,6 +8,7 @@ with the package, and of its texts only those in the chosen clusters are ever em
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import tempfile
@@ -80,20 +81,22 @@ class EmbeddedOnDemand:
 
 
 class FileVectors:
-    """Vectors in a file of float16 rows.
-
-    The file is mapped anew for every block that is read, so that the pages of earlier blocks do not
-    stay in this process's memory.
-    """
+    """Vectors in a file of float16 rows, read by their places, so that nothing of the file but the
+    rows asked for is ever in this process's memory."""
 
     def __init__(self, path: Path, count: int, width: int) -> None:
         self._path, self.count, self.width = path, count, width
 
     def rows(self, numbers: Tensor) -> Tensor:
         """See ``VectorTable``."""
-        mapped_ND = np.memmap(self._path, np.float16, "r", shape=(self.count, self.width))
-        rows_BD = torch.from_numpy(np.array(mapped_ND[numbers.numpy()], dtype=np.float32))
-        return torch.nn.functional.normalize(rows_BD, dim=1)
+        wanted_B, found = numbers.numpy(), np.empty((len(numbers), self.width), np.float16)
+        # rows that follow one another in the file are read at once
+        starts = np.flatnonzero(np.diff(wanted_B, prepend=-2) != 1).tolist()
+        with self._path.open("rb", buffering=0) as file:
+            for first, end in itertools.pairwise([*starts, len(wanted_B)]):
+                file.seek(int(wanted_B[first]) * 2 * self.width)
+                file.readinto(found[first:end].data)
+        return torch.nn.functional.normalize(torch.from_numpy(found).float(), dim=1)
 
 
 def shown(source: str | Record) -> str:
