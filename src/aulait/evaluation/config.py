@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from aulait.core.errors import install
 
 
 class TaskConfig(BaseModel):
@@ -48,3 +52,46 @@ class EvaluateConfig(TaskConfig):
     rows: int = Field(32, ge=1)
     clients: int | None = Field(None, ge=1)
     on: Literal["held-out", "public"] = "held-out"
+
+
+class RunEvaluateConfig(EvaluateConfig):
+    """``[evaluate]`` as an experiment has it: what sites measure, and what the server measures
+    beside it once the run is done.
+
+    Attributes:
+        tasks: names of lm-eval tasks, measured on the base and on the merged model after the last
+            round (extra ``lm-eval``).
+        tasks_folder: with task files (.yaml); None: only lm-eval's own tasks, whose texts must be
+            on this machine.
+        tasks_limit: texts of a task that are measured at most. None: all.
+    """
+
+    tasks: tuple[str, ...] = ()
+    tasks_folder: str | None = None
+    tasks_limit: int | None = Field(None, ge=1)
+
+    @property
+    def of_sites(self) -> EvaluateConfig:
+        """What sites are told: nothing of the server's own tasks and folders."""
+        own = {name: getattr(self, name) for name in EvaluateConfig.model_fields}
+        return EvaluateConfig(**own)
+
+    def problems(self, quant: str | None) -> list[str]:
+        """What is wrong with the tasks that is known without importing lm-eval, one line each.
+
+        Args:
+            quant: ``model.quant``.
+        """
+        if not self.tasks:
+            return [] if self.tasks_folder is None else [
+                "evaluate.tasks_folder is set without evaluate.tasks; name the tasks to measure"]
+        found = []
+        if importlib.util.find_spec("lm_eval") is None:
+            found.append(f"evaluate.tasks needs lm-eval, and it is missing; {install('lm-eval')}")
+        if self.tasks_folder is not None and not Path(self.tasks_folder).expanduser().is_dir():
+            found.append(f"evaluate.tasks_folder = '{self.tasks_folder}' is no folder; expected "
+                         "one with task files (.yaml)")
+        if quant is not None:
+            found.append("evaluate.tasks measures the merged model, and nothing can be merged into "
+                         "a quantised base; remove model.quant, or evaluate.tasks")
+        return found

@@ -205,6 +205,8 @@ def _figures(run: RunFiles, personal: bool) -> str:
     else:
         found = ("Losses on the clients' held-out texts are not told here: no ε covers them. They "
                  "stand in the report of the run.")
+    if run.result.tasks and not personal:
+        found += f"\n\n{_task_table(run)}"
     if read is None or personal:
         return found
     checked = (
@@ -213,6 +215,19 @@ def _figures(run: RunFiles, personal: bool) -> str:
         f"training as {numbers.loss(read.loss)}"
         + (f"; merged {numbers.loss(read.merged_loss)}." if read.merged_loss is not None else "."))
     return f"{found}\n\n{checked}"
+
+
+def _task_table(run: RunFiles) -> str:
+    """Scores of lm-eval's tasks."""
+    told = value_at(run.result.tasks, "adapted")
+    tasks = told if isinstance(told, dict) else {}
+    rows = [f"| {_plain(str(task))} | {_plain(str(metric))} | "
+            f"{numbers.significant(value_at(run.result.tasks, 'base', task, metric), 4)} | "
+            f"{numbers.significant(value, 4)} |"
+            for task, scores in tasks.items() if isinstance(scores, dict)
+            for metric, value in scores.items()]
+    return "\n".join(["On tasks of lm-eval:", "", "| task | metric | base | with the adapter |",
+                      "|---|---|---|---|", *rows])
 
 
 def _score_table(before: Scores, after: Scores, where: str) -> str:

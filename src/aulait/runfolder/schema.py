@@ -356,6 +356,7 @@ class ResultFile(FileModel):
     versions: dict[str, object] = {}
     base_fingerprint: Words = None
     exported: ExportedResult | None = None
+    tasks: dict[str, object] = {}
     tiers: tuple[TierResult, ...] = ()
     synthesis: SynthesisResult | None = None
     data: dict[str, object] = {}

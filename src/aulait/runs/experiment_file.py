@@ -22,7 +22,7 @@ from aulait.data import unit_rule
 from aulait.data.client_data import DataConfig
 from aulait.data.config import AT_SITES
 from aulait.data.unit_rule import UnitRule
-from aulait.evaluation.config import EvaluateConfig
+from aulait.evaluation.config import RunEvaluateConfig
 from aulait.federation import tiers
 from aulait.federation.config import ComputeConfig
 from aulait.federation.presets import expanded
@@ -115,7 +115,7 @@ class Settings(BaseModel):
     algorithm: JsonObject = {"name": "ffa"}
     train: TrainConfig = TrainConfig()
     compute: ComputeConfig = ComputeConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: RunEvaluateConfig = RunEvaluateConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     engine: EngineConfig = EngineConfig()
     track: TrackConfig = TrackConfig()
@@ -287,6 +287,7 @@ def settings_problems(settings: Settings) -> list[str]:
     problems += unit_rule.problems(settings.data, settings.privacy)
     problems += boards.problems(settings.track)
     problems += name_problems(settings.model.name)
+    problems += settings.evaluate.problems(settings.model.quant)
     if settings.privacy.protects_records:
         asked = settings.model.dtype.replace("auto", PRECISION)  # which "auto" takes here
         problems += precision_problems(asked, settings.model.quant)

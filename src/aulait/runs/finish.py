@@ -11,6 +11,8 @@ from urllib.parse import quote
 import torch
 
 from aulait.core.files import JsonObject, private_folder
+from aulait.core.types import Adapter
+from aulait.evaluation.lm_eval_tasks import measure_tasks
 from aulait.models import peft_export
 from aulait.models.fingerprint import fingerprint
 from aulait.runfolder import schema
@@ -64,9 +66,18 @@ def finish(execution: Execution) -> JsonObject:
     for place, adapter in places.items():
         peft_export.export(adapter, base, place, personal=True, dropout=dropout)
     check_personal(base, records, places)
-    result = _result(execution, exported)
+    result = _result(execution, exported) | _tasks(execution, shared)
     folder.write_json("result.json", result)
     return result
+
+
+def _tasks(execution: Execution, adapter: Adapter) -> JsonObject:
+    """The scores of lm-eval's tasks, where the experiment names some."""
+    config = execution.run.settings.evaluate
+    if not config.tasks:
+        return {}
+    execution.watch("finish", 0, 2, f"measuring {', '.join(config.tasks)}")
+    return {"tasks": measure_tasks(execution.run.models.base, adapter, config, config.rows)}
 
 
 def _folder(client: str) -> str:

@@ -17,6 +17,7 @@ from aulait.core.seeds import Seeds
 from aulait.core.types import Placement, Record, Site
 from aulait.data import client_data
 from aulait.data.client_data import ClientData, Corpus, DataConfig
+from aulait.evaluation.lm_eval_tasks import check_tasks
 from aulait.federation import tiers
 from aulait.methods.contract import RunContext
 from aulait.models import loading
@@ -93,6 +94,7 @@ def _prepared(settings: Settings, cache: SharedCache,
     holdout = {name: client.holdout for name, client in clients.items()}
     federation = _federation(settings, corpus, _sites(members, plans, training), plans, holdout)
     check_roles(settings, federation)
+    check_tasks(settings.evaluate)
     privacy = privacy_plan(settings, context, federation.voters, federation.training_sites)
     return PreparedRun(settings, context, models, federation, privacy, cache)
 

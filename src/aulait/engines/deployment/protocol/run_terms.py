@@ -159,7 +159,7 @@ def terms_for(site: Site, settings: Settings, context: RunContext, facts: RunFac
         seed=settings.run.seed,
         model=settings.model.model_copy(update={"device": "auto", "device_map": None}),
         adapter=settings.adapter, train=settings.train,
-        evaluate=settings.evaluate, privacy=settings.privacy,
+        evaluate=settings.evaluate.of_sites, privacy=settings.privacy,
         algorithm={"name": settings.algorithm["name"],
                    **settings.method_config.model_dump(mode="json")},
         records_per_client=settings.data.records_per_client, holdout=settings.data.holdout,
