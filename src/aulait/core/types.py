@@ -8,7 +8,7 @@ D width · V vocabulary · J candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -179,8 +179,8 @@ class Site:
 
     name: str
     plan: Plan
-    train: tuple[Record, ...]
-    holdout: tuple[Record, ...] = ()
+    train: Sequence[Record]
+    holdout: Sequence[Record] = ()
     memory: dict[str, Any] = field(default_factory=dict)
 
 

@@ -9,8 +9,9 @@ no others. What is public there, and may decide: the clients' names, and how man
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,11 +27,12 @@ from aulait.data.checks import resolved as resolved
 from aulait.data.config import AT_SITES
 from aulait.data.config import DataConfig as DataConfig
 from aulait.data.partitions import Kind, deal, deal_by_hash, named, unseen
+from aulait.data.record_store import RecordStore
 from aulait.data.splits import ClientData as ClientData
 from aulait.data.splits import refuse_full, split_by_hash, split_holdout
 from aulait.data.unit_rule import UnitRule
 
-Clients = dict[str, list[Record]]
+Clients = Mapping[str, Sequence[Record]]
 NAMED_ROWS = 1_000
 EVERYONE = "everyone"
 BY_COUNT = UnitRule()
@@ -56,7 +58,7 @@ class Corpus:
     public: tuple[str, ...] | tuple[Record, ...]
     malformed: tuple[str, ...]
     left_out: int
-    unseen: dict[str, tuple[Record, ...]] = field(default_factory=dict)
+    unseen: dict[str, Sequence[Record]] = field(default_factory=dict)
 
 
 class Faults:
@@ -100,14 +102,14 @@ def load_clients(config: DataConfig, seeds: Seeds, rule: UnitRule = BY_COUNT) ->
             f"data.source = '{AT_SITES}' found, the records lie at the sites; run it by 'aulait "
             "serve', or name a source here")
     faults = Faults()
-    groups = gather(config, faults, rule.field)
+    groups: Clients = gather(config, faults, rule.field)
     if config.partition != "natural":
-        groups = _made_up(groups[EVERYONE], config.partition, config, seeds, rule)
+        groups = _made_up(list(groups[EVERYONE]), config.partition, config, seeds, rule)
     enough = partial(_enough_units, config, seeds) if rule.by_hash else partial(
         _enough_records, config)
-    kept = {name: records for name, records in groups.items() if enough(name, records)}
-    left_out = len(groups) - len(kept)
-    kept = _choose(kept, left_out, config, seeds)
+    large = {name: records for name, records in groups.items() if enough(name, records)}
+    left_out = len(groups) - len(large)
+    kept = _choose(large, left_out, config, seeds)
     apart = _apart(kept, config, seeds, rule)
     members = {name: kept[name] for name in sorted(kept) if name not in apart}
     if rule.by_hash:
@@ -177,7 +179,8 @@ def gather(config: DataConfig, faults: Faults, unit_field: str | None = None) ->
 
     Records of different units (values of ``unit_field``) are never taken for the same.
     """
-    found: defaultdict[str, set[Record]] = defaultdict(set)
+    store = RecordStore()
+    found: defaultdict[str, array[int]] = defaultdict(partial(array, "I"))
     rows = 0
     for row in sources.rows(config.source, data_settings.asked(config, unit_field)):
         rows += 1
@@ -186,7 +189,8 @@ def gather(config: DataConfig, faults: Faults, unit_field: str | None = None) ->
             continue
         try:
             owner = _owner(row.fields, config.client) if data_settings.named(config) else EVERYONE
-            found[owner].add(_record(row.fields, config, unit_field))
+            own = found[owner]
+            own.append(store.append(_record(row.fields, config, unit_field)))
         except ValueError as error:
             faults.add(row.place, str(error))
     first = f"; first fault: {faults.named[0]}" if faults.named else ""
@@ -195,7 +199,15 @@ def gather(config: DataConfig, faults: Faults, unit_field: str | None = None) ->
         "and the fields"
     )
     require(any(found.values()), DataError, message)
-    return {name: _distinct(records) for name, records in found.items()}
+    return {name: _distinct_of(store, numbers) for name, numbers in found.items()}
+
+
+def _distinct_of(store: RecordStore, numbers: Sequence[int]) -> Sequence[Record]:
+    """Distinct records of one client, sorted by content, wherever they are."""
+    own: dict[Record, int] = {}
+    for number in numbers:
+        own.setdefault(store[number], number)
+    return store.records([own[record] for record in _distinct(own)])
 
 
 def _owner(fields: Mapping[str, object], field: str) -> str:
@@ -204,7 +216,7 @@ def _owner(fields: Mapping[str, object], field: str) -> str:
     return str(value) if isinstance(value, bool) else sources.unit_field(fields, field)
 
 
-def _distinct(records: set[Record]) -> list[Record]:
+def _distinct(records: Iterable[Record]) -> list[Record]:
     """Sorted by unit and content; of records that differ in the label only, the one with the first
     label."""
     first: dict[tuple[object, ...], Record] = {}
@@ -225,12 +237,12 @@ def _record(fields: Mapping[str, object], config: DataConfig, unit_field: str | 
     return formats.record_of(fields, config.row, label, unit)
 
 
-def _enough_records(config: DataConfig, name: str, records: list[Record]) -> bool:
+def _enough_records(config: DataConfig, name: str, records: Sequence[Record]) -> bool:
     """Whether a client takes part, by count."""
     return len(records) >= config.min_records
 
 
-def _enough_units(config: DataConfig, seeds: Seeds, name: str, records: list[Record]) -> bool:
+def _enough_units(config: DataConfig, seeds: Seeds, name: str, records: Sequence[Record]) -> bool:
     """Whether a client takes part, by hash: the number of its units decides, and whether one is
     left to train on; how many records a unit has does not."""
     return (len(units(records)) >= config.min_records
@@ -256,7 +268,7 @@ def _choose(kept: Clients, left_out: int, config: DataConfig, seeds: Seeds) -> C
 
 
 def _apart(kept: Clients, config: DataConfig, seeds: Seeds,
-           rule: UnitRule) -> dict[str, tuple[Record, ...]]:
+           rule: UnitRule) -> dict[str, Sequence[Record]]:
     """The unseen clients and the records they are evaluated on."""
     whole = config.model_copy(update={"holdout": 0.0})  # the cap (or the share) alone
     split = split_by_hash if rule.by_hash else split_holdout

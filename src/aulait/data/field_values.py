@@ -52,16 +52,8 @@ def unit_field(fields: Mapping[str, object], field: str) -> str:
             spelled out, names nobody.
     """
     value = fields.get(field)
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, Real) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(value, float | Decimal):
-        if not math.isfinite(value):
-            raise ValueError(f"field '{field}' is empty (NaN or infinity)")
-        if value == int(value):
-            return str(int(value))
-        return str(value.normalize() if isinstance(value, Decimal) else value)
+    if not isinstance(value, str):
+        return _number(fields, field)
     text = text_field(fields, field)
     text = text if text.isascii() else unicodedata.normalize("NFC", text)
     text = text.strip().strip(_UNSEEN).strip()
@@ -76,8 +68,26 @@ def unit_field(fields: Mapping[str, object], field: str) -> str:
     return digits if digits == "0" else sign + digits
 
 
+def _number(fields: Mapping[str, object], field: str) -> str:
+    """A number that names an owner or a unit; whatever is neither number nor text is a fault."""
+    value = fields.get(field)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, Real) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, float | Decimal):
+        return text_field(fields, field)
+    if not math.isfinite(value):
+        raise ValueError(f"field '{field}' is empty (NaN or infinity)")
+    if value == int(value):
+        return str(int(value))
+    return str(value.normalize() if isinstance(value, Decimal) else value)
+
+
 def is_unicode(value: str) -> bool:
     """Whether a text has no half characters (lone surrogates)."""
+    if value.isascii():
+        return True
     try:
         value.encode()
     except UnicodeEncodeError:

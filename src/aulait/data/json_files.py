@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from aulait.core.errors import DataError
 from aulait.data.path_source import SourceFile, suffix
@@ -86,7 +85,7 @@ def _row(place: str, value: object, asked: Asked) -> SourceRow:
     return SourceRow(place, value)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, object]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) == len(pairs):
         return found

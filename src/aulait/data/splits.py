@@ -8,7 +8,7 @@ by its own records and by no others.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from aulait.core.seeds import Seeds
 from aulait.core.types import Record
 from aulait.core.units import unit_key, unit_place, units
 from aulait.data.config import DataConfig
+from aulait.data.record_store import picked
 from aulait.data.unit_rule import UnitRule
 
 
@@ -31,11 +32,12 @@ class ClientData:
         holdout: records of the same client that are never in ``train``.
     """
 
-    train: tuple[Record, ...]
-    holdout: tuple[Record, ...]
+    train: Sequence[Record]
+    holdout: Sequence[Record]
 
 
-def split_holdout(name: str, records: list[Record], config: DataConfig, seeds: Seeds) -> ClientData:
+def split_holdout(name: str, records: Sequence[Record], config: DataConfig,
+                  seeds: Seeds) -> ClientData:
     """Hold-out first, then the cap on both parts; ``records`` are distinct and sorted."""
     cap, part = config.records_per_client, config.holdout
     held = min(max(1, round(len(records) * part)), len(records) - 1) if part > 0 else 0
@@ -43,24 +45,26 @@ def split_holdout(name: str, records: list[Record], config: DataConfig, seeds: S
     rest = sorted(order[held:])
     chosen = torch.randperm(len(rest), generator=seeds.generator("cap", client=name)).tolist()[:cap]
     holdout_cap = max(1, round(cap * part / (1 - part)))
-    holdout = tuple(records[index] for index in order[: min(held, holdout_cap)])
-    return ClientData(tuple(records[rest[index]] for index in chosen), holdout)
+    holdout = picked(records, order[: min(held, holdout_cap)])
+    return ClientData(picked(records, [rest[index] for index in chosen]), holdout)
 
 
-def split_by_hash(name: str, records: list[Record], config: DataConfig, seeds: Seeds) -> ClientData:
+def split_by_hash(name: str, records: Sequence[Record], config: DataConfig,
+                  seeds: Seeds) -> ClientData:
     """Share and hold-out, each unit for itself; nothing is capped, and a part may be empty.
 
     The order is that of another hash of the unit: whoever takes the first ones gets a fair sample.
     """
     used, held, order = (seeds.integer(f"unit-{purpose}", client=name)
                          for purpose in ("share", "holdout", "order"))
-    keyed = [(unit_key(unit[0]), unit) for unit in units(records)]
-    keyed = [(key, unit) for key, unit in keyed if unit_place(used, key) < config.share]
-    keyed.sort(key=lambda own: (unit_place(order, own[0]), own[0]))
-    parts: tuple[list[Record], list[Record]] = ([], [])
-    for key, unit in keyed:
-        parts[unit_place(held, key) < config.holdout].extend(unit)
-    return ClientData(*map(tuple, parts))
+    places: dict[str, list[int]] = {}  # of each unit's records, units in the order of their first
+    for index, record in enumerate(records):
+        places.setdefault(unit_key(record), []).append(index)
+    keys = [key for key in places if unit_place(used, key) < config.share]
+    parts: tuple[list[int], list[int]] = ([], [])
+    for key in sorted(keys, key=lambda key: (unit_place(order, key), key)):
+        parts[unit_place(held, key) < config.holdout].extend(places[key])
+    return ClientData(*(picked(records, part) for part in parts))
 
 
 def refuse_full(clients: Mapping[str, ClientData], config: DataConfig, rule: UnitRule) -> None:

@@ -144,7 +144,7 @@ def travels(config: FDLoRAConfig, context: RunContext, round: int, client: str,
     return client_update.factor_bytes(context, client), client_update.factor_bytes(context, client)
 
 
-def _parted(site: Site, shots: int) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+def _parted(site: Site, shots: int) -> tuple[Sequence[Record], Sequence[Record]]:
     """(records for the steps, records for the fusion)."""
     if len(site.train) < 2 * shots:
         return site.train, site.train

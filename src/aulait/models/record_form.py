@@ -24,7 +24,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from aulait.core.errors import DataError
-from aulait.core.types import Turn
+from aulait.core.types import Record, Turn
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +45,18 @@ class Written(NamedTuple):
 
     ids: list[int]
     spans: list[TokenSpan]
+
+
+class PartSum(NamedTuple):
+    """A record whose tokens are those of its parts.
+
+    Attributes:
+        marks: number of special tokens.
+        texts: what is read as words, each by itself.
+    """
+
+    marks: int
+    texts: list[str]
 
 
 class RecordForm:
@@ -126,6 +138,21 @@ class RecordForm:
         known = {token for token, _, _ in self._known.values()}
         after = [token for token in written.ids[first:behind] if token in known]
         return after[-1:]
+
+    def sum_of_parts(self, record: Record) -> PartSum | None:
+        """What a record's tokens are the sum of; None where a chat template renders it as one."""
+        if not record.asked:
+            return PartSum(len(self.opening) + len(self.closing), [record.text])
+        if self.chat:
+            return None
+        marks, texts = len(self.opening), []
+        for number, turn in enumerate(turns := record.turns):
+            said = turn.role == "assistant"
+            texts.append(turn.content if said else turn.content + "\n")
+            marks += len(self.end) if said else 0
+            if said and not self.end and number < len(turns) - 1:
+                texts.append("\n")
+        return PartSum(marks, texts)
 
     def text(self, text: str) -> Written:
         """A plain text."""

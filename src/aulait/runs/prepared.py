@@ -8,7 +8,7 @@ calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, cast
 
@@ -107,7 +107,7 @@ class Federation:
     sites: Mapping[str, Site]
     tiers: Mapping[str, TierPlan]
     roles: Mapping[Placement, tuple[str, ...]]
-    holdout: Mapping[str, tuple[Record, ...]]
+    holdout: Mapping[str, Sequence[Record]]
     breeds: bool
     voters: tuple[str, ...]
 

@@ -185,7 +185,7 @@ def _ranks(settings: Settings, shapes: Shapes, members: Members,
 
 def _federation(settings: Settings, corpus: Corpus, sites: Mapping[str, Site],
                 plans: Mapping[str, TierPlan],
-                holdout: Mapping[str, tuple[Record, ...]]) -> Federation:
+                holdout: Mapping[str, Sequence[Record]]) -> Federation:
     """Clients by their roles, and who of them votes."""
     synthesis = settings.synthesis
     roles: dict[Placement, tuple[str, ...]] = {

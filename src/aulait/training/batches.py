@@ -5,18 +5,22 @@ Shape letters: X scored positions · T tokens · V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from aulait.core.types import Record, Turn
 from aulait.models.loading import Base, logits
-from aulait.models.record_form import RecordForm, TokenSpan, Written
+from aulait.models.record_form import PartSum, RecordForm, TokenSpan, Written
 from aulait.models.turn_cutting import fitting, shortened
+from aulait.models.word_counts import WordCounts, counted
 
 IGNORE = -100
+AT_ONCE = 1024  # records whose lengths are looked at together
+LEARNT_FROM = 32 * AT_ONCE  # first records whose words are counted
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Encoder:
         self._base = base
         self.form = RecordForm(base.tokenizer, base.config.template)
         self._known: dict[Record, Coded] = {}
+        self._words = WordCounts(base.tokenizer)
+        self._looked_at = 0
 
     def __call__(self, record: Record) -> tuple[list[int], int]:
         """Token ids, cut to the context, and the number of leading ids without loss."""
@@ -67,6 +73,34 @@ class Encoder:
         if self._base.config.kind == "seq2seq":
             return max(map(len, self._uncut_sides(record)))
         return len(self._written(record).ids)
+
+    def longer(self, records: Sequence[Record], most: int) -> Iterator[tuple[int, int]]:
+        """Places of those of some records that have more tokens before any cut, and how many.
+        Words that are known rule most out; the tokenizer reads the others together."""
+        seq2seq = self._base.config.kind == "seq2seq"
+        wholes = [None if seq2seq else self.form.sum_of_parts(record) for record in records]
+        self._looked_at += len(wholes)
+        if self._looked_at <= LEARNT_FROM:
+            self._words.learn([text for whole in wholes if whole for text in whole.texts])
+        doubtful = self._doubtful(enumerate(wholes), most)
+        texts = [text for _, whole in doubtful if whole for text in whole.texts]
+        counts = iter(counted(self._base.tokenizer, texts) if texts else ())
+        for place, whole in doubtful:
+            length = (self.length(records[place]) if whole is None
+                      else whole.marks + sum(islice(counts, len(whole.texts))))
+            if length > most:
+                yield place, length
+
+    def _doubtful(self, wholes: Iterable[tuple[int, PartSum | None]],
+                  most: int) -> list[tuple[int, PartSum | None]]:
+        """Those that may have more tokens."""
+        return [(place, whole) for place, whole in wholes
+                if whole is None or self._at_most(whole, most) > most]
+
+    def _at_most(self, whole: PartSum, most: int) -> float:
+        """A bound of a record's tokens; sharp only as far as ``most`` asks."""
+        enough = (most - whole.marks) // len(whole.texts)
+        return whole.marks + sum(self._words.at_most(text, enough) for text in whole.texts)
 
     def asked(self, record: Record, room: int) -> list[int]:
         """The tokens that the answer to a record's prompt follows: at most ``room`` of them, of
@@ -222,9 +256,9 @@ def scored(base: Base, rows: Rows, encoded: Tensor | None = None) -> tuple[Tenso
 
 
 def too_long(encode: Encoder, context: int,
-             records: Sequence[Record]) -> Iterator[tuple[Record, int]]:
-    """Records whose tokens exceed the context, with their length."""
-    for record in records:
-        length = encode.length(record)
-        if length > context:
-            yield record, length
+             records: Iterable[Record]) -> Iterator[tuple[int, int]]:
+    """Records whose tokens exceed the context: places, from 0, and lengths."""
+    source, start = iter(records), 0
+    while some := list(islice(source, AT_ONCE)):
+        yield from ((start + place, length) for place, length in encode.longer(some, context))
+        start += len(some)

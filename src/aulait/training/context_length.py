@@ -3,11 +3,13 @@ error), or refused by its chat template (left out)."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from aulait.core.errors import DataError, require
 from aulait.core.types import Record
 from aulait.data.client_data import NAMED_ROWS, ClientData
+from aulait.data.record_store import picked
 from aulait.training.batches import Encoder, too_long
 
 
@@ -21,12 +23,13 @@ def readable(encode: Encoder, clients: Mapping[str, ClientData],
     Raises:
         DataError: no client has a training record left.
     """
-    found = [(name, record, reason) for name, client in clients.items()
-             for record in (*client.train, *client.holdout)
+    if not encode.form.chat:
+        return dict(clients), ()
+    found = [(name, place, reason) for place, (name, record) in enumerate(_records(clients))
              if record.asked and (reason := encode.form.refusal(record.turns)) is not None]
     if not found:
         return dict(clients), ()
-    left = _without(clients, {record for _, record, _ in found})
+    left = _without(clients, {place for _, place, _ in found})
     require(bool(left), DataError, found[0][2])
     return left, tuple(f"a conversation of '{name}': {reason}"
                        for name, _, reason in found[:NAMED_ROWS])
@@ -39,29 +42,41 @@ def fitted(how: str, context: int, encode: Encoder,
     Raises:
         DataError: there are some, and ``how`` is "error".
     """
-    everything = [r for client in clients.values() for r in (*client.train, *client.holdout)]
-    long = list(too_long(encode, context, everything))
-    if not long or how == "cut":
+    if how == "cut":
         return dict(clients)
+    long = dict(too_long(encode, context, (record for _, record in _records(clients))))
+    if not long:
+        return dict(clients)
+    count = sum(len(client.train) + len(client.holdout) for client in clients.values())
     if how == "error":
         raise DataError(
-            f"{len(long)} of {len(everything)} texts are longer than model.context = {context} "
-            f"tokens (longest {max(n for _, n in long)}); set data.too_long = 'cut' or 'drop', or "
-            "a larger model.context")
-    left = _without(clients, {record for record, _ in long})
+            f"{len(long)} of {count} texts are longer than model.context = {context} tokens "
+            f"(longest {max(long.values())}); set data.too_long = 'cut' or 'drop', or a larger "
+            "model.context")
+    left = _without(clients, long)
     require(bool(left) or not clients, DataError,
-            f"data.too_long = 'drop' leaves no client a text: {len(long)} of {len(everything)} are "
-            f"longer than model.context = {context} tokens (shortest of them "
-            f"{min(n for _, n in long)}); raise model.context, or set data.too_long = 'cut'")
+            f"data.too_long = 'drop' leaves no client a text: {len(long)} of {count} are longer "
+            f"than model.context = {context} tokens (shortest of them {min(long.values())}); raise "
+            "model.context, or set data.too_long = 'cut'")
     return left
 
 
-def _without(clients: Mapping[str, ClientData],
-             drop: Collection[Record]) -> dict[str, ClientData]:
-    """The clients that have training records left without some."""
+def _records(clients: Mapping[str, ClientData]) -> Iterator[tuple[str, Record]]:
+    """All records with their clients, in the order of the places by which they are told."""
+    return ((name, record) for name, client in clients.items()
+            for part in (client.train, client.holdout) for record in part)
 
-    def keep(records: Sequence[Record]) -> tuple[Record, ...]:
-        return tuple(record for record in records if record not in drop)
 
-    left = {name: ClientData(keep(c.train), keep(c.holdout)) for name, c in clients.items()}
+def _without(clients: Mapping[str, ClientData], drop: Container[int]) -> dict[str, ClientData]:
+    """The clients without the records at some places among all, and without those that have
+    nothing left to train on."""
+    places = itertools.count()
+
+    def keep(records: Sequence[Record]) -> Sequence[Record]:
+        """What is left of the next part."""
+        own = [at for at in range(len(records)) if next(places) not in drop]
+        return records if len(own) == len(records) else picked(records, own)
+
+    left = {name: ClientData(keep(client.train), keep(client.holdout))
+            for name, client in clients.items()}
     return {name: client for name, client in left.items() if client.train}

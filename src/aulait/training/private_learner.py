@@ -66,7 +66,7 @@ class RecordLearner(Learner):
         with own.prepared(self.base):
             return train_privately(self, self._work(own, own.records))
 
-    def _work(self, own: LocalTraining, records: tuple[Record, ...]) -> PrivateTraining:
+    def _work(self, own: LocalTraining, records: Sequence[Record]) -> PrivateTraining:
         """What is asked of a site, within what is accounted."""
         noise = self.noise
         seed = noise.noise_seed

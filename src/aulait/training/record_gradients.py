@@ -77,7 +77,7 @@ class PrivateTraining:
     """
 
     start: Adapter
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     trainable: Trainable
     steps: int
     batch: int

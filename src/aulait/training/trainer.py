@@ -94,7 +94,7 @@ class LocalTraining:
     """
 
     start: Adapter
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     trainable: Trainable
     steps: int
     batch: int

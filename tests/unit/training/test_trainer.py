@@ -230,7 +230,7 @@ def test_seq2seq_cuts_both_sides_on_their_own(folder):
 
 def test_too_long_counts_before_the_cut(base):
     fits, long = Record("a" * 22), Record("a" * 23)
-    assert list(too_long(Encoder(base), base.config.context, [fits, long])) == [(long, 25)]
+    assert list(too_long(Encoder(base), base.config.context, [fits, long])) == [(1, 25)]
 
 
 # -- which records a step reads -----------------------------------------------------------------------------------
