@@ -7,7 +7,7 @@ about c g and costs about c² N, where
     g = a² f D / 2    a² = (|L|² - d std²) / (f C)²    the clients' agreement, from the released sum
                       f C = |S| if all clients agreed (f: their share of the mean, C: the bound)
                       D: what the public sites' own updates, of norm about C, gain on their own text
-    N = (loss(X') + loss(-X')) / 2 - loss(0)           noise X' drawn anew, on public text
+    N = 4 (mean of loss(X'/2), loss(-X'/2) - loss(0))  noise X' drawn anew, on public text
 
 so c = min(1, g / 2 N). If all clients' updates were alike, L would gain each of them what its own
 update gains it, about D; where they agree by a, a² of that. Half of it is counted, as D is measured
@@ -37,7 +37,9 @@ from aulait.privacy.sealed import SealedUpdate
 from aulait.runs.prepared import PreparedRun
 
 COUNTED: Final = 0.5  # of what public sites gain on the text they learnt from
-TEXTS: Final = 48  # public texts on which noise is measured
+TEXTS: Final = 24  # public texts on which noise is measured
+DRAWS: Final = 4  # of noise, each both ways
+MEASURED: Final = 0.5  # of the noise: nearer to the part that is gone, where losses are still round
 UPDATES: Final = 4  # public updates whose gain is measured
 Loss = Callable[[State, Sequence[Record]], float]
 
@@ -115,9 +117,9 @@ def signal_step(run: PreparedRun, move: RoundMove, public: PublicSites,
     texts = [text if isinstance(text, Record) else Record(text)
              for text in run.federation.corpus.public[:TEXTS]]
     texts = texts or [record for site in public.sites.values() for record in site.train][:TEXTS]
-    noise_like = {name: std * torch.randn(value.shape, generator=generator)
-                  for name, value in sorted(local.items())}
-    cost = _cost(move.before, noise_like, texts, measured)
+    draws = [{name: MEASURED * std * torch.randn(value.shape, generator=generator)
+              for name, value in sorted(local.items())} for _ in range(DRAWS)]
+    cost = _cost(move.before, draws, texts, measured) / MEASURED**2
     part = min(1.0, max(0.0, gain) / (2.0 * cost)) if cost > 0 else 1.0
     tensors = dict(move.after.tensors)
     for name in names:
@@ -135,9 +137,10 @@ def _gain(before: State, updates: Mapping[str, Tensors], sites: Mapping[str, Sit
     return sum(drops) / len(drops)
 
 
-def _cost(before: State, noise: Tensors, texts: Sequence[Record], loss: Loss) -> float:
-    """N: what this noise costs on public text; both ways, so that no slope is left in it."""
-    there = [loss(_moved(before, noise, sign), texts) for sign in (1.0, -1.0)]
+def _cost(before: State, draws: Sequence[Tensors], texts: Sequence[Record],
+          loss: Loss) -> float:
+    """What such noise costs on public text; both ways, so that no slope is left in it."""
+    there = [loss(_moved(before, noise, sign), texts) for noise in draws for sign in (1.0, -1.0)]
     return sum(there) / len(there) - loss(before, texts)
 
 
