@@ -47,7 +47,7 @@ def terms(promise=None, **changed):
         "steps": 8, "batch": 4, "rounds": 10, "synthesis_rounds": 5, "records_per_client": 30, "embedder": "minilm", "ranks": None,
         "package": "x", "tier": "gpu", "seed": 1, "adapter": AdapterConfig(), "train": TrainConfig(), "evaluate": EvaluateConfig(),
         "holdout": 0.2, "choice": "auto", "share": 1.0, "max_tokens": 128, "candidates": 300, "neighbours": 1, "cut": 2, "fingerprint": "0" * 16,
-        "model": ModelConfig(), "algorithm": {"name": "ffa"}, "privacy": PrivacyConfig(**(PROMISE | (promise or {})))}
+        "model": ModelConfig(dtype="float32"), "algorithm": {"name": "ffa"}, "privacy": PrivacyConfig(**(PROMISE | (promise or {})))}
     return SimpleNamespace(**(plain | changed))
 
 
