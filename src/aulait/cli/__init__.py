@@ -57,7 +57,7 @@ COMMANDS = {
         "List run folders, the newest first: where each stands, what it gained, at what epsilon."),
     "generate": Listed("Use a finished run", "aulait.cli.generate:generate",
         "Continue a prompt with what a run has learnt, or answer it where the run's data had "
-        "prompts or conversations: in the base's chat template, as in training."),
+        "prompts."),
     "export": Listed("Use a finished run", "aulait.cli.export:export",
         "Copy the adapter in PEFT format, with --merge write a model that AutoModelForCausalLM "
         "(or ForSeq2SeqLM) loads, with --gguf a file that llama.cpp and Ollama run. What was "
