@@ -83,13 +83,16 @@ class Faults:
         )
 
 
-def load_clients(config: DataConfig, seeds: Seeds, rule: UnitRule = BY_COUNT) -> Corpus:
+def load_clients(config: DataConfig, seeds: Seeds, rule: UnitRule = BY_COUNT, *,
+                 by_owner: bool = False) -> Corpus:
     """Read, check, deduplicate, partition, split and cap.
 
     Random, from ``seeds``: the made-up clients of a partition, which clients are kept and which
     unseen, hold-outs and caps. A client's records are chosen without a look at any other client, so
     a text that two clients share may be in the training records of one and the hold-out of the
     other.
+
+    With ``by_owner``, clients whose records will be pooled later stay apart; one is enough.
 
     Raises:
         DataError: a problem of the settings, no usable row, too few clients, a cap that binds where
@@ -119,7 +122,7 @@ def load_clients(config: DataConfig, seeds: Seeds, rule: UnitRule = BY_COUNT) ->
     else:
         clients = {name: split_holdout(name, records, config, seeds)
                    for name, records in members.items()}
-    if config.pooled:
+    if config.pooled and not by_owner:
         parts = [(part.train, part.holdout) for part in clients.values()]
         clients = {EVERYONE: ClientData(*(tuple(record for own in side for record in own)
             for side in zip(*parts, strict=True)))}

@@ -104,8 +104,9 @@ def _corpus(settings: Settings, unpooled: DataConfig, seeds: Seeds, cache: Share
     """The data as read, or what is known of data that lie elsewhere."""
     corpus = (
         client_data.at_sites(unpooled, elsewhere) if elsewhere is not None
-        else cache.once("corpus", (unpooled, settings.unit_rule, seeds),
-                        lambda: client_data.load_clients(unpooled, seeds, settings.unit_rule))
+        else cache.once("corpus", (settings.data, settings.unit_rule, seeds),
+                        lambda: client_data.load_clients(settings.data, seeds, settings.unit_rule,
+                                                         by_owner=True))
     )
     require(bool(corpus.clients), DataError, "no client has enough records; lower data.min_records")
     if not settings.privacy.off:

@@ -69,6 +69,17 @@ def test_a_run_in_which_nobody_trains_has_a_status_of_its_own(folder):
     assert "Traceback" not in found.output
 
 
+def test_the_records_of_one_client_may_be_pooled(folder):
+    rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    (folder / "data.jsonl").write_text("".join(
+        json.dumps(row | {"client": "only"}) + "\n" for row in rows))
+    tier = {"tier": [{"name": "gpu", "placement": "local"}]}
+    with pytest.raises(DataError, match="found one client 'only'"):
+        run(settings(folder, federation=tier), folder / "r", InlineEngine())
+    pooled = settings(folder, federation=tier, data={"pooled": True}, train={"rounds": 1})
+    assert run(pooled, folder / "s", InlineEngine())["eval"]["loss"] > 0
+
+
 def test_a_client_of_a_long_name_keeps_its_adapter(folder):
     name = "Федеральный центр сердечно-сосудистой хирургии и ещё немного"
     rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
