@@ -227,7 +227,7 @@ def test_a_noise_multiplier_is_worth_what_the_accountant_says(noise, rounds, syn
     ({"promise": {"trust": "secure"}}, "secure"),
     ({"promise": {"unit": "record"}}, "privacy.unit"),
     ({"promise": {"epsilon": None, "noise_multiplier": 1e-3}}, "amounts to epsilon"),
-    ({"promise": {"epsilon": None, "noise_multiplier": 1e-300}}, "amounts to epsilon no bound"),
+    ({"promise": {"epsilon": None, "noise_multiplier": 1e-300}}, "cannot be counted"),
     ({"votes": True, "exact_votes": True}, "votes of the run are exact"),
     ({"votes": True, "exact_votes": None}, "votes of the run are exact"),
     ({"votes": None}, "votes is nothing"),

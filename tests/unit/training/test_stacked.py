@@ -54,7 +54,7 @@ def tail_by_hand(adapter: Adapter, keep: float) -> float:
     return total
 
 
-@pytest.mark.parametrize("trainable", list(Trainable))
+@pytest.mark.parametrize("trainable", [Trainable.A, Trainable.B, Trainable.AB])  # a core is trained alone, in tests of cores
 def test_the_proximal_term_pulls_every_trained_factor_back_to_its_start(trainable):
     stack = Stack.of([filled(SHAPES, 2, seed=1), filled(SHAPES, 2, seed=2)], trainable, CPU)
     start = [leaf.detach().clone() for leaf in stack.leaves]
