@@ -8,8 +8,9 @@ from pathlib import Path
 
 from aulait.cli import terminal
 from aulait.cli.terminal import Document
-from aulait.models import exported
 from aulait.reporting import numbers as n
+from aulait.reporting.folder import read_run
+from aulait.reporting.values import value_at
 
 
 def ending(result: Document, path: Path) -> None:
@@ -42,7 +43,7 @@ def ending(result: Document, path: Path) -> None:
     if result["privacy"].get("stopped_early"):
         terminal.note(f"stopped early: {result['privacy']['stopped_early']}")
     terminal.say(f"report  {path / 'report.html'}")
-    answers = exported.settings(path, "data").get("format") in ("pairs", "chat")
+    answers = value_at(read_run(path).config, "data", "format") in ("pairs", "chat")
     terminal.say(f"next    aulait generate {path} " + ("--chat" if answers else '"Return the"'))
 
 

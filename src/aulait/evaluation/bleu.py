@@ -12,15 +12,14 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from sacrebleu.metrics.bleu import BLEU
+
 KEYS = ("system", "reference", *(f"right_{n}" for n in range(1, 5)),
         *(f"all_{n}" for n in range(1, 5)))
 
 
 @cache
 def _metric() -> Any:
-    # slow to import, and only this metric needs it
-    from sacrebleu.metrics.bleu import BLEU
-
     return BLEU()
 
 
@@ -32,8 +31,6 @@ def counts(text: str, references: Sequence[str]) -> dict[str, float]:
         text: what was written.
         references: texts that would be right, at least one.
     """
-    from sacrebleu.metrics.bleu import BLEU  # loads quickly, but only where it is asked for
-
     score = BLEU(effective_order=True).corpus_score([text],
         [[reference] for reference in references])
     return dict(zip(KEYS, map(float, (score.sys_len, score.ref_len, *score.counts, *score.totals)),

@@ -87,7 +87,7 @@ def measure_tasks(base: Base, adapter: Adapter, config: RunEvaluateConfig, rows:
 
 def _measure(base: Base, manager: TaskManager, config: RunEvaluateConfig, rows: int) -> TaskScores:
     from lm_eval import simple_evaluate  # optional, and takes seconds to import
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.huggingface import HFLM  # optional
 
     try:
         with unwrapped(base) as model, _same_dice(), _silent():

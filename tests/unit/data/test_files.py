@@ -306,15 +306,15 @@ def test_owners_come_from_the_path_where_tables_name_none(tmp_path):
 
 
 @pytest.mark.parametrize(("source", "told"), [
-    ("nothing/*.csv", "found no file at"), ("mixed", r"found tables \(.csv\) and single texts \(.md\)"),
+    ("nothing/*.csv", "found no file at"), ("both", r"found tables \(.csv\) and single texts \(.md\)"),
     ("empty", "found no file at"), ("{client}/{client}.csv", "more than once"), ("*.xyz", "found no file at"),
 ])
 def test_paths_that_mean_nothing(tmp_path, monkeypatch, source, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "mixed").mkdir()
-    (tmp_path / "mixed" / "a.csv").write_text("user,text\n")
-    (tmp_path / "mixed" / "README.md").write_text("what this is")
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "a.csv").write_text("user,text\n")
+    (tmp_path / "both" / "README.md").write_text("what this is")
     with pytest.raises(DataError, match=told) as caught:
         read(source)
     assert "\n" not in str(caught.value)

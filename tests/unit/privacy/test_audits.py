@@ -96,7 +96,7 @@ def of_a_site(claimed: float, rounds: int, rate: float, noise: SystemNoise, base
     monkeypatch.setattr(record_gradients, "SystemNoise", lambda: noise)
 
     def trial(there: bool) -> float:
-        def given(learner, stack, unit):
+        def given(learner, stack, unit, draw):
             """In the world without it the canary is drawn like any other and adds nothing."""
             vector = torch.zeros(size, dtype=torch.float64)
             place = some.index(unit[0])

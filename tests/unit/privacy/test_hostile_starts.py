@@ -116,9 +116,9 @@ def test_a_distinguisher_of_a_hostile_start_proves_no_more_than_the_account_says
     known: dict[object, record_gradients.UnitGradient] = {}
     real = record_gradients.unit_gradient
 
-    def remembered(learner, stack, unit):
+    def remembered(learner, stack, unit, draw):
         if unit not in known:
-            known[unit] = real(learner, stack, unit)
+            known[unit] = real(learner, stack, unit, draw)
         return known[unit]
 
     monkeypatch.setattr(record_gradients, "unit_gradient", remembered)

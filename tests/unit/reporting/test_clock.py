@@ -330,9 +330,9 @@ def test_compare_in_the_terminal_and_as_json(arms: list[Path], tmp_path: Path) -
 def test_the_end_of_a_run_tells_virtual_time_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads((write_run(tmp_path / "run") / "result.json").read_text(encoding="utf-8"))
     result["privacy"]["noise_seeded"] = False
-    ending.ending(result, tmp_path)
+    ending.ending(result, tmp_path / "run")
     assert "virtual" not in capsys.readouterr().out
-    ending.ending({**result, "clock": {"total_s": 3700.0, "idle_share": 0.417}}, tmp_path)
+    ending.ending({**result, "clock": {"total_s": 3700.0, "idle_share": 0.417}}, tmp_path / "run")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "virtual" in line]
     assert plain(line).split("  ")[-1].strip() == "1 h 2 min, clients waiting 42 %"
 
