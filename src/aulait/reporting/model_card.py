@@ -139,10 +139,12 @@ def _data(run: RunFiles) -> str:
         found.append(f"Public texts beside them: {_source(public)}.")
     made = result.synthesis
     if made is not None and made.texts:
-        found.append(
-            f"{numbers.counted(made.texts, 'synthetic text')} stood for clients that did not train "
-            f"themselves, written by `{_code(str(made.generator))}` and chosen by the votes of "
-            f"{numbers.counted(made.voters, 'client')}.")
+        origin = (f"written by `{_code(made.generator)}`" if made.generator
+                  else "taken word for word from public texts")
+        chosen = ("at random" if not made.voters
+                  else f"by the votes of {numbers.counted(made.voters, 'client')}")
+        found.append(f"{numbers.counted(made.texts, 'text')} stood for clients that did not train "
+                     f"themselves, {origin} and chosen {chosen}.")
     return " ".join(found)
 
 

@@ -286,6 +286,8 @@ def settings_problems(settings: Settings) -> list[str]:
     )
     problems += unit_rule.problems(settings.data, settings.privacy)
     problems += boards.problems(settings.track)
+    if private:
+        problems += _private_as_public(settings)
     problems += name_problems(settings.model.name)
     problems += settings.evaluate.problems(settings.model.quant)
     if settings.privacy.protects_records:
@@ -325,6 +327,25 @@ def settings_problems(settings: Settings) -> list[str]:
             "synthesis.generate.kind = 'mask' needs synthesis.generate.filler, the id or path of a "
             "masked language model")
     return problems
+
+
+def _private_as_public(settings: Settings) -> list[str]:
+    """Keys that name the clients' own text where public text is read, which no account covers."""
+    named = {"data.public": (settings.data.public,)}
+    basis = settings.algorithm.get("basis_text", ())
+    named["algorithm.basis_text"] = (basis,) if isinstance(basis, str) else tuple(basis)
+    own = _place(settings.data.source)
+    return [f"{key} is '{source}', the clients' own text (data.source), expected public text: what "
+            "is read as public is shown and learnt without noise; name another source, or "
+            "privacy.off = true"
+            for key, sources in named.items() for source in sources
+            if source and _place(str(source)) == own]
+
+
+def _place(source: str) -> str:
+    """A source in one form: a name as it is, a path as the file that it leads to."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
 
 
 def _check_deployed(settings: Settings) -> list[str]:

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-import torch
 from torch import Tensor
 
 from aulait.runfolder.schema import SyntheticSet
@@ -66,6 +65,4 @@ def _spread(texts: Sequence[str]) -> list[str]:
 
 def _to_nearest(own_BD: Tensor, embedder: Embedder, texts: Sequence[str]) -> float:
     """The mean cosine distance of vectors to the nearest of some texts."""
-    closeness_B = torch.cat([(some @ embedder.embed(texts).T).max(1).values
-                             for some in torch.split(own_BD, MOST)])
-    return float(1 - closeness_B.mean())
+    return float(1 - (own_BD @ embedder.embed(texts).T).max(1).values.mean())

@@ -121,10 +121,11 @@ class TrainStage:
         """One round of the method."""
         looked = after_public_text(self._run, state, self._progress.texts)
         public = PublicSites(self._server_sites[0])
+        steered = self._settings.privacy.step == "signal" and not self._settings.privacy.off
         after, info = self._settings.method.step(
             self._settings.method_config, self._run.context, looked, cohort,
-            replace(server, ask=public.heard(server.ask)))
-        if self._settings.privacy.step == "signal" and not self._settings.privacy.off:
+            replace(server, ask=public.heard(server.ask)) if steered else server)
+        if steered:
             after, told = signal_step(self._run, RoundMove(looked, after, cohort, info), public)
             info = info | told
         if self._site_noise is not None:

@@ -93,3 +93,16 @@ def test_a_client_of_a_long_name_keeps_its_adapter(folder):
     assert set(found) == {name, *(f"c{i}" for i in range(1, 8))}
     assert len(found[name].name) < 80
     assert exported.adapter(folder / "r", name) == found[name]
+
+
+@pytest.mark.parametrize("key", ["data.public", "algorithm.basis_text"])
+def test_private_text_is_not_read_as_public(tmp_path, key):
+    """Whatever is read as public is shown and learnt without noise."""
+    write_data(tmp_path)
+    own = f"{tmp_path}/../{tmp_path.name}/data.jsonl"  # the same file by another way
+    method = {"name": "cores"} | ({"basis_text": own} if key != "data.public" else {})
+    tables = {"algorithm": method, "data": {"public": own} if key == "data.public" else {}}
+    promise = {"epsilon": 8.0, "delta": 1e-3, "relation": "add-remove"}
+    with pytest.raises(ConfigError, match=f"{key} is .* the clients' own text"):
+        settings(tmp_path, privacy=promise, **tables)
+    settings(tmp_path, **tables)
