@@ -1,9 +1,9 @@
-"""Write the pages that are made from the code: the keys of an experiment file, the commands, and
-the JSON schema for editors.
+"""Write what is made from the code: the pages of the keys of an experiment file and of the
+commands, the JSON schema for editors, and what ``aulait list`` shows.
 
     python scripts/write_reference.py
 
-A test compares what lies in docs/ with what this writes.
+A test compares what lies in the tree with what this writes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 import typer
 
 from aulait.cli import COMMANDS, loaded
+from aulait.cli.catalogue import catalogued
 from aulait.runs import key_reference
 from aulait.runs.key_reference import Key
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
 MADE = "<!-- Made by scripts/write_reference.py from the code; change it there. -->"
 
 
@@ -61,7 +62,13 @@ def schema_file() -> str:
     return json.dumps(key_reference.schema(), indent=1, ensure_ascii=False) + "\n"
 
 
-PAGES = {"config.md": config_page, "cli.md": cli_page, "experiment.schema.json": schema_file}
+def listed() -> str:
+    """What ``aulait list`` shows of the package itself, which it would load torch to find out."""
+    return json.dumps(catalogued(others=False)[0], indent=1, ensure_ascii=False) + "\n"
+
+
+PAGES = {"docs/config.md": config_page, "docs/cli.md": cli_page,
+         "docs/experiment.schema.json": schema_file, "src/aulait/cli/built_in.json": listed}
 
 
 def _table(key: Key) -> str:
@@ -135,7 +142,7 @@ def _plain(text: str) -> str:
 def main() -> None:
     """Write every page that differs."""
     for name, made in PAGES.items():
-        path, text = DOCS / name, made()
+        path, text = ROOT / name, made()
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
             print(f"wrote {path}")

@@ -521,6 +521,20 @@ def test_help_is_instant_and_loads_no_arithmetic():
         assert f" {name} " in done.stdout
 
 
+@pytest.mark.parametrize(("code", "seconds"), [
+    ("import sys; from aulait import cli; sys.argv[1:] = ['--help']; cli.app(standalone_mode=False)", 0.3),
+    ("import sys; from aulait import cli; sys.argv[1:] = ['list', '--json']; cli.app(standalone_mode=False)", 1.0),
+    ("import sys, aulait", 0.2)])
+def test_the_door_opens_at_once(code, seconds):
+    """Processor time of this process, doubled for a slower machine."""
+    ended = ("\nimport resource; own = resource.getrusage(resource.RUSAGE_SELF)\n"
+             "print(own.ru_utime + own.ru_stime, 'torch' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code + ended], capture_output=True, text=True, check=True)
+    spent, heavy = done.stdout.splitlines()[-1].split()
+    assert heavy == "False"
+    assert float(spent) < 2 * seconds
+
+
 @pytest.mark.parametrize("name", [*cli.COMMANDS])
 def test_the_line_of_the_list_is_the_first_paragraph_of_a_commands_help(name):
     assert cli.loaded(name).help.split("\n\n")[0] == cli.COMMANDS[name].line

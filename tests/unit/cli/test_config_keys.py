@@ -61,10 +61,11 @@ def test_every_field_is_among_the_keys() -> None:
     assert names(tree, "") <= {key.name for key in KEYS}
 
 
-@pytest.mark.parametrize("name", ["config.md", "cli.md", "experiment.schema.json"])
+@pytest.mark.parametrize("name", ["docs/config.md", "docs/cli.md", "docs/experiment.schema.json",
+                                  "src/aulait/cli/built_in.json"])
 def test_the_pages_are_those_that_the_code_makes(name: str) -> None:
     made = _writer().PAGES[name]()
-    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made, (
+    assert (ROOT / name).read_text(encoding="utf-8") == made, (
         "run: python scripts/write_reference.py")
 
 
