@@ -23,6 +23,8 @@ class Cohort:
         planned: the public number of clients that the sum over ``local`` was planned for.
         sampling_rate: probability with which each client of the role was drawn; 1 for everyone.
         noise_multiplier: noise over sensitivity of this round's release; 0 without privacy.
+        search_noise_multiplier: that of the release of the round's line search; 0 without privacy,
+            infinite where none is planned.
         lr: learning rate of the local steps.
         role: the role whose budget the release spends.
         population: names of all clients of the role, public; empty where everyone has the adapter's
@@ -35,6 +37,7 @@ class Cohort:
     planned: int
     sampling_rate: float = 1.0
     noise_multiplier: float = 0.0
+    search_noise_multiplier: float = 0.0
     lr: float = 1e-3
     role: str = "local"
     population: tuple[str, ...] = ()

@@ -186,7 +186,7 @@ class Site:
 
 @dataclass(frozen=True)
 class ClientRequest:
-    """What the server asks of one client; a ``TrainRequest`` or a ``VoteRequest``.
+    """What the server asks of one client; a ``TrainRequest``, ``SearchRequest`` or ``VoteRequest``.
 
     Attributes:
         client: name of the site it is for.
@@ -195,7 +195,7 @@ class ClientRequest:
         settings: small numbers and words (steps, learning rate).
         kept: public tensors that stay as they are for many rounds: they travel to a site once, and
             it keeps them.
-        stage: which part of the run it belongs to, "synthesis" or "train".
+        stage: which part of the run it belongs to, "synthesis", "train" or "search".
     """
 
     client: str
@@ -220,7 +220,15 @@ class VoteRequest(ClientRequest):
     stage: ClassVar[str] = "synthesis"
 
 
-REQUESTS: Mapping[str, type[ClientRequest]] = {"train": TrainRequest, "synthesis": VoteRequest}
+@dataclass(frozen=True)
+class SearchRequest(ClientRequest):
+    """The server asks a client how much each of a few steps would lower the loss of its records."""
+
+    stage: ClassVar[str] = "search"
+
+
+REQUESTS: Mapping[str, type[ClientRequest]] = {
+    "train": TrainRequest, "synthesis": VoteRequest, "search": SearchRequest}
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ from aulait.core.types import (
     Adapter,
     ClientRequest,
     ClientUpdate,
+    SearchRequest,
     Site,
     TrainRequest,
     VoteRequest,
 )
 from aulait.engines.contract import HeldOutScores, PreparedRun
 from aulait.methods.contract import AnyMethod, Ask, RunContext, State
+from aulait.methods.shared import line_search
 from aulait.methods.shared.private_answer import answer_privately
 from aulait.privacy.record_level import SiteNoise
 from aulait.runs.scoring import evaluate_here, personal_adapters
@@ -104,6 +106,9 @@ class LocalClients:
             if votes := [request for request in some if isinstance(request, VoteRequest)]:
                 assert self.embedder is not None
                 yield from private_evolution.answer(votes, chosen, self.context, self.embedder())
+            elif found := [request for request in some if isinstance(request, SearchRequest)]:
+                yield from line_search.answer(found, chosen, self.method, self.context,
+                                              self.learner)
             else:
                 training = [request for request in some if isinstance(request, TrainRequest)]
                 yield from self._trained(training, chosen)

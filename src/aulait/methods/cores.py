@@ -48,12 +48,14 @@ from aulait.core.types import Adapter, ClientUpdate, Info, Record, Site, Tensors
 from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.description import Abilities, described
 from aulait.methods.shared import client_update
-from aulait.methods.shared.server_optimizer import initial_state, server_step
+from aulait.methods.shared.server_optimizer import ServerName, initial_state
 from aulait.methods.shared.weighted_mean import (
     Averaging,
     AveragingConfig,
+    Merge,
     factor_requests,
-    mixed_mean,
+    merged,
+    mixed_parts,
 )
 from aulait.models.loading import folded
 from aulait.training.public_basis import (
@@ -64,7 +66,8 @@ from aulait.training.public_basis import (
 )
 from aulait.training.trainer import Learner
 
-TRAITS = described(__name__, __doc__, Abilities(trains=Trainable.R, units=("client", "record")))
+TRAITS = described(__name__, __doc__, Abilities(
+    trains=Trainable.R, units=("client", "record"), searches=True))
 BASIS, PAST = "basis", "past"  # tags of what is fixed: vectors, and what was trained in older ones
 
 
@@ -79,10 +82,12 @@ class CoresConfig(AveragingConfig):
             joined.
         basis_texts: how many texts of each source are read.
         local_weight: as everywhere, and "auto" unless you say otherwise.
+        server: as everywhere, and "auto" unless you say otherwise: the clients search for the step.
         renew: rounds after which the basis is taken anew, at the model as it then is; 0: never.
     """
 
     local_weight: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    server: ServerName = "auto"
     basis: Literal["gradient", "weights", "random"] = "gradient"
     basis_text: str | tuple[str, ...] = "auto"
     basis_texts: int = Field(256, ge=1)
@@ -129,8 +134,8 @@ def step(config: CoresConfig, context: RunContext, state: State, cohort: Cohort,
     fixed = _Fixed(context, state)
     sent = [replace(request, kept=fixed.of(request.client))
             for request in factor_requests(context, cohort, cores)]
-    mean, metrics = mixed_mean(config, context, cohort, server, Averaging(sent, cores))
-    return State(cohort.round, server_step(config, state, mean)), metrics
+    mixed = mixed_parts(config, context, cohort, server, Averaging(sent, cores))
+    return merged(config, Merge(context, state, cohort, server, fixed.of), mixed)
 
 
 def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,

@@ -42,6 +42,8 @@ class Abilities:
             train by ``Learner.train`` only.
         folds: whether dense updates are folded into the base weights, which a base in a narrow
             precision would round away.
+        searches: whether the clients that train can search for the server's step
+            (``methods.shared.line_search``): the state's factors are all that a round moves.
     """
 
     private: bool = True
@@ -53,6 +55,7 @@ class Abilities:
     splits: bool = True
     units: tuple[Unit, ...] | None = None
     folds: bool = False
+    searches: bool = False
 
     @property
     def offered(self) -> tuple[Unit, ...]:
@@ -95,6 +98,7 @@ class Traits:
     splits: bool
     units: tuple[Unit, ...]
     folds: bool
+    searches: bool
 
 
 def described(module: str, docstring: str | None, abilities: Abilities) -> Traits:
@@ -121,7 +125,7 @@ def described(module: str, docstring: str | None, abilities: Abilities) -> Trait
             found["differs"], _one_of(YES_NO, "unequal ranks", found),
             _one_of(EXACT, "exact", found), abilities.private, abilities.secure, abilities.instead,
             abilities.trains, abilities.personal, abilities.unit, abilities.splits,
-            abilities.offered, abilities.folds)
+            abilities.offered, abilities.folds, abilities.searches)
     except ValueError as error:
         raise ConfigError(f"algorithm '{name}' does not describe itself: {error}; correct the last "
                           "paragraph of its docstring") from None

@@ -52,15 +52,14 @@ class PrivacyConfig(BaseModel):
         subspace_mode: keep only the part inside the subspace, or shrink inside and outside
             separately.
         vote_fraction: share of the budget (of mu^2) for votes at a client that votes and trains.
+        search_fraction: share of the budget (of mu^2) for the line searches of a client that
+            trains, of what its votes leave; where algorithm.server is "search".
         noise_seed: makes the noise reproducible; the run is then not private and says so.
         delta_acknowledged: allows delta >= 1 / clients.
         target_ratio: noise over signal of the whole run (``noise_ratio``) at which ``adapter.rank =
             "auto"`` and ``adapter.layers = "auto"`` aim.
         noise_acknowledged: allows a run whose noise is more than five times its signal, so that it
             cannot learn.
-        step: how far the server goes along a noised mean: "full", or as far as the "signal" in it
-            carries, judged by public and released quantities (``runs.signal_step``; methods that
-            average, server "plain", equal ranks).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,11 +81,11 @@ class PrivacyConfig(BaseModel):
     subspace: int = 0
     subspace_mode: Literal["project", "wiener"] = "project"
     vote_fraction: float = 0.5
+    search_fraction: float = 0.2
     noise_seed: int | None = None
     delta_acknowledged: bool = False
     target_ratio: float = 0.5
     noise_acknowledged: bool = False
-    step: Literal["full", "signal"] = "full"
 
     @property
     def protects_records(self) -> bool:
@@ -164,10 +163,10 @@ class PrivacyConfig(BaseModel):
             found.append(
                 f"privacy.target_ratio is {self.target_ratio}, expected a finite number > 0; "
                 "correct it")
-        if not 0 < self.vote_fraction < 1:
-            found.append(
-                f"privacy.vote_fraction is {self.vote_fraction}, expected between 0 and 1; correct "
-                "it")
+        for name in ("vote_fraction", "search_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                found.append(f"privacy.{name} is {getattr(self, name)}, expected between 0 and 1; "
+                             "correct it")
         return found
 
     def _mechanism_problems(self) -> list[str]:

@@ -27,6 +27,7 @@ from aulait.privacy.noise_grid import MOST_SUMMANDS, grid, least_multiplier, sum
 from aulait.privacy.record_level import RecordMechanism, SiteNoise, same_relation
 
 ROLES = ("proxy", "local", "split")
+WITHIN = {"search": "train"}  # releases that are made within the rounds of another stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class ReleaseSchedule:
     """What every round of one stage will release; its noise is not yet known.
 
     Attributes:
-        stage: "synthesis" or "train".
+        stage: "synthesis", "train", or "search" for the line searches of the rounds of "train".
         rounds: of the stage, at least 1; each makes one release.
         role: roles that are charged, as "proxy" or "proxy+local".
         mechanism: name of the mechanism.
@@ -55,6 +56,11 @@ class ReleaseSchedule:
     def roles(self) -> tuple[str, ...]:
         """The single roles that are charged."""
         return tuple(self.role.split("+"))
+
+    @property
+    def rounds_of(self) -> str:
+        """The stage in whose rounds it is made."""
+        return WITHIN.get(self.stage, self.stage)
 
     def event(self, noise_multiplier: float) -> Event:
         """One round as the accountant counts it."""
@@ -124,7 +130,11 @@ class PrivacyPlan:
 
     def has_release(self, stage: str, round: int) -> bool:
         """Whether a round releases something under noise."""
-        return any(r.stage == stage and 1 <= round <= r.rounds for r in self.releases)
+        return self.release_count(stage, round) > 0
+
+    def release_count(self, stage: str, round: int) -> int:
+        """How many releases under noise a round makes."""
+        return len(self._planned(stage, round))
 
     @property
     def record_mechanisms(self) -> dict[str, RecordMechanism] | None:
@@ -159,11 +169,14 @@ class PrivacyPlan:
         Raises:
             PrivacyError: a round has no line though one was planned, or a line is not of the plan.
         """
+        there = {(line.stage, line.round) for line in lines}
         for stage, round in done:
-            if not any((line.stage, line.round) == (stage, round) for line in lines):
+            if any((r.stage, round) not in there for r in self._planned(stage, round)):
                 self.check(stage, round, ())
         for line in lines:
-            self.check(line.stage, line.round, (line,))
+            planned = [r for r in self._planned(WITHIN.get(line.stage, line.stage), line.round)
+                       if r.stage == line.stage]
+            self._hold(planned, (line,), line.stage, line.round)
 
     def check(self, stage: str, round: int, lines: Sequence[LedgerLine]) -> None:
         """Hold what a round has released against the plan.
@@ -176,20 +189,28 @@ class PrivacyPlan:
         Raises:
             PrivacyError: a planned release is missing, there is one more, or one differs.
         """
-        planned = [r for r in self.releases if r.stage == stage and 1 <= round <= r.rounds]
+        self._hold(self._planned(stage, round), lines, stage, round)
+
+    def _planned(self, stage: str, round: int) -> list[PlannedRelease]:
+        """The releases of a round, in their order."""
+        return [r for r in self.releases if r.rounds_of == stage and 1 <= round <= r.rounds]
+
+    def _hold(self, planned: Sequence[PlannedRelease], lines: Sequence[LedgerLine], stage: str,
+              round: int) -> None:
+        """Compare lines with the releases that were planned for a round."""
         where = f"{stage} round {round}"
         require(len(lines) == len(planned), PrivacyError,
                 f"{where} has {len(lines)} lines in the ledger, expected {len(planned)} by the "
                 "privacy plan; the method must release once a round, by the aggregator")
         for release, line in zip(planned, lines, strict=True):
-            told, expected = self._compared(stage, round, release, line)
+            told, expected = self._compared(round, release, line)
             differing = [key for key in expected if told[key] != expected[key]]
             text = ", ".join(f"{key} {told[key]} instead of {expected[key]}" for key in differing)
             require(not differing, PrivacyError,
                     f"{where} has release {line.release} with {text}; the privacy plan was another")
 
     def _compared(
-        self, stage: str, round: int, release: PlannedRelease, line: LedgerLine
+        self, round: int, release: PlannedRelease, line: LedgerLine
     ) -> tuple[dict[str, object], dict[str, object]]:
         """What a ledger line says, and what the plan says, by the same names."""
         same = same_relation(line.unit, line.relation, self.config.relation)
@@ -198,7 +219,7 @@ class PrivacyPlan:
             "mechanism": line.mechanism, "event": line.event, "delta": line.delta,
             "relation": self.config.relation if same else line.relation, "unit": line.unit}
         expected: dict[str, object] = {
-            "stage": stage, "round": round, "role": release.role,
+            "stage": release.stage, "round": round, "role": release.role,
             "mechanism": release.mechanism, "event": release.event(release.noise_multiplier),
             "delta": self.config.delta, "relation": self.config.relation,
             "unit": self.config.unit}
@@ -217,8 +238,8 @@ def plan_privacy(
 
     Args:
         config: the promise.
-        schedules: what the stages will release, votes before training; at most two. Stages without
-            a release are left out.
+        schedules: what the stages will release: votes, training, line searches, in this order.
+            Stages without a release are left out.
         exact_roles: roles whose votes get no noise at all.
         roles: all roles that have an account.
 
@@ -280,9 +301,13 @@ def _multipliers(config: PrivacyConfig, schedules: Sequence[ReleaseSchedule]) ->
     target, delta = config.epsilon, config.delta
     if target is None or delta is None:
         raise PrivacyError("privacy has neither epsilon nor noise_multiplier; set one of them")
-    shared = len(schedules) == 2 and {*schedules[0].roles} & {*schedules[1].roles}
-    if shared:  # a client that votes and trains pays for both out of one budget
-        votes, updates = schedules
+    votes = next((s for s in schedules if s.stage == "synthesis"), None)
+    updates = next((s for s in schedules if s.stage == "train"), None)
+    search = next((s for s in schedules if s.stage == "search"), None)
+    if search is not None:
+        return _searched_multipliers(config, schedules)
+    if votes is not None and updates is not None and {*votes.roles} & {*updates.roles}:
+        # a client that votes and trains pays for both out of one budget
         require(votes.sampling_rate == 1.0 and votes.steps == 1, PrivacyError,
                 "votes with sampling or several noised steps a round found, which is not "
                 "accounted; let every client vote")
@@ -292,6 +317,40 @@ def _multipliers(config: PrivacyConfig, schedules: Sequence[ReleaseSchedule]) ->
         paid = Counter({votes.event(split[0]): votes.rounds})
         return [split[0], _calibrated(updates, target, delta, paid)]
     return [_calibrated(schedule, target, delta) for schedule in schedules]
+
+
+def _searched_multipliers(config: PrivacyConfig,
+                          schedules: Sequence[ReleaseSchedule]) -> list[float]:
+    """The noise multiplier of every stage where the clients that train also search for the step:
+    they pay for updates, searches, and, where they vote too, votes out of one budget, each its
+    share of mu^2.
+
+    Raises:
+        PrivacyError: clients are sampled, which is not accounted together with a search.
+    """
+    target, delta = config.epsilon, config.delta
+    assert target is not None
+    assert delta is not None
+    sampled = [s.stage for s in schedules if s.sampling_rate != 1.0 or s.steps != 1]
+    require(not sampled, PrivacyError,
+            f"stage '{''.join(sampled[:1])}' samples its units, which is not accounted together "
+            "with a line search; set algorithm.server = 'plain'")
+    searchers = {*next(s for s in schedules if s.stage == "search").roles}
+    vote = next((s for s in schedules if s.stage == "synthesis" and {*s.roles} & searchers), None)
+    voting = config.vote_fraction if vote is not None else 0.0
+    shares = {"synthesis": voting, "train": (1 - voting) * (1 - config.search_fraction),
+              "search": (1 - voting) * config.search_fraction}
+    single = calibrate(target, delta, 1)
+    found = {s.stage: single * math.sqrt(s.rounds / shares[s.stage]) for s in schedules
+             if s.stage != "synthesis" or s is vote}
+    paid = sum((Counter({s.event(found[s.stage]): s.rounds}) for s in schedules
+                if s.stage in found and s.stage != "train"), Counter[Event]())
+    updates = next(s for s in schedules if s.stage == "train")
+    whole = paid + Counter({updates.event(found["train"]): updates.rounds})
+    if epsilon(whole, delta) > target:  # a mechanism that costs more than the Gaussian
+        found["train"] = _calibrated(updates, target, delta, paid)
+    return [found[s.stage] if s.stage in found else _calibrated(s, target, delta)
+            for s in schedules]
 
 
 def _calibrated(schedule: ReleaseSchedule, target: float, delta: float,

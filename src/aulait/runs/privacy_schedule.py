@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from aulait.core.types import Site
 from aulait.methods.contract import RunContext, record_mechanism
+from aulait.methods.shared import line_search
 from aulait.privacy import record_level
 from aulait.privacy.plan import PrivacyPlan, ReleaseSchedule, plan_privacy
 from aulait.runs.experiment_file import Settings
@@ -36,6 +37,10 @@ def privacy_plan(
         schedules.append(_voting(settings, bool(trainers)))
     if trainers and settings.train.rounds and _sends(settings, trainers[0].name, context):
         schedules.append(_training(settings, trainers))
+        if getattr(settings.method_config, "server", "") == "search":
+            schedules.append(ReleaseSchedule(
+                stage=line_search.TAG, rounds=settings.train.rounds, role="local",
+                mechanism=settings.privacy.mechanism, bound=line_search.BOUND))
     exact_roles = vote_role(settings, bool(trainers)).split("+") if voters and exact else ()
     return plan_privacy(settings.privacy, schedules, exact_roles)
 

@@ -30,6 +30,7 @@ from aulait.runs.experiment_file import Settings, with_format
 from aulait.runs.placement import PlacementFacts, ranks_of
 from aulait.runs.prepared import Federation, Models, PreparedRun, SharedCache, TierPlan
 from aulait.runs.privacy_schedule import privacy_plan
+from aulait.runs.server_choice import with_settled_server
 from aulait.runs.settled import precision_settled
 from aulait.runs.size_law import with_affordable_adapter, with_settled_weight
 from aulait.synthesis import embedding
@@ -91,6 +92,7 @@ def _prepared(settings: Settings, cache: SharedCache,
     context = RunContext(shapes, settings.adapter.rank, settings.adapter.alpha, seeds,
                          settings.train.rounds, _ranks(settings, shapes, members, plans),
                          settings.adapter.scaling)
+    settings = with_settled_server(settings, context)
     holdout = {name: client.holdout for name, client in clients.items()}
     federation = _federation(settings, corpus, _sites(members, plans, training), plans, holdout)
     check_roles(settings, federation)

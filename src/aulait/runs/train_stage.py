@@ -15,7 +15,6 @@ from aulait.runfolder.schema import TrainRound
 from aulait.runs.prepared import PreparedRun
 from aulait.runs.proxies import proxies, scrambled, server_sites
 from aulait.runs.public_text import after_public_text
-from aulait.runs.signal_step import PublicSites, RoundMove, signal_step
 from aulait.runs.stage import Execution, PlannedRound, VirtualRound
 from aulait.runs.virtual_time.clock import Clock, RoundOutcome
 from aulait.runs.virtual_time.round_time import RoundCosts
@@ -120,14 +119,8 @@ class TrainStage:
     def step(self, state: State, cohort: Cohort, server: Server) -> tuple[State, Info]:
         """One round of the method."""
         looked = after_public_text(self._run, state, self._progress.texts)
-        public = PublicSites(self._server_sites[0])
-        steered = self._settings.privacy.step == "signal" and not self._settings.privacy.off
         after, info = self._settings.method.step(
-            self._settings.method_config, self._run.context, looked, cohort,
-            replace(server, ask=public.heard(server.ask)) if steered else server)
-        if steered:
-            after, told = signal_step(self._run, RoundMove(looked, after, cohort, info), public)
-            info = info | told
+            self._settings.method_config, self._run.context, looked, cohort, server)
         if self._site_noise is not None:
             info = info | {"step_noise_std": self._site_noise.sigma}
         return after, info
@@ -209,6 +202,7 @@ def draw_cohort(run: PreparedRun, round: int, represented: Mapping[str, float],
         round=round, local=available, planned=planned, sampling_rate=rate,
         proxies={name: share * clients for name, clients in represented.items()},
         noise_multiplier=run.privacy.noise_multiplier("train"),
+        search_noise_multiplier=run.privacy.noise_multiplier("search"),
         lr=learning_rate(settings.train, round), population=everyone(names))
     return cohort, drawn
 

@@ -20,7 +20,12 @@ from aulait.core import lora
 from aulait.core.types import Tensors
 from aulait.methods.contract import State
 
+STEPPING = ("plain", "search", "auto")  # these remember no moments
 ADAPTIVE = ("adagrad", "adam", "adamw", "yogi")
+
+
+ServerName = Literal["plain", "momentum", "nesterov", "adagrad", "adam", "adamw", "yogi", "search",
+                     "auto"]
 
 
 class ServerConfig(BaseModel):
@@ -28,7 +33,9 @@ class ServerConfig(BaseModel):
 
     Attributes:
         server: "plain" (add the update), "momentum" (FedAvgM), "nesterov" (as DiLoCo and FDLoRA),
-            "adagrad", "adam", "adamw" or "yogi".
+            "adagrad", "adam", "adamw" or "yogi"; or "search": the clients that train measure a few
+            steps along the round's means and the best is taken (``methods.shared.line_search``);
+            or "auto": "search" where the run allows it, else "plain".
         server_lr: its learning rate.
         momentum: beta of "momentum" and "nesterov", beta_1 of the adaptive ones.
         beta2: of "adam", "adamw" and "yogi".
@@ -37,7 +44,7 @@ class ServerConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    server: Literal["plain", "momentum", "nesterov", "adagrad", "adam", "adamw", "yogi"] = "plain"
+    server: ServerName = "plain"
     server_lr: float = Field(1.0, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
@@ -48,7 +55,7 @@ class ServerConfig(BaseModel):
 def initial_state(config: ServerConfig, theta: Tensors) -> State:
     """The state before the first round: the parameters, and moments under the tags m and v."""
     tensors = dict(theta)
-    if config.server != "plain":
+    if config.server not in STEPPING:
         tensors |= lora.tagged("m", {n: torch.zeros_like(t) for n, t in theta.items()})
     if config.server in ADAPTIVE:
         tensors |= lora.tagged("v", {n: torch.full_like(t, config.tau**2)
@@ -66,7 +73,7 @@ def server_step(config: ServerConfig, state: State, mean_update: Tensors) -> Ten
                 config.momentum * after[f"m/{name}"] + (1 - config.momentum) * d)
             v = after[f"v/{name}"] = _second_moment(config, after[f"v/{name}"], d)
             step = m / (v.sqrt() + config.tau)
-        elif config.server == "plain":
+        elif config.server in STEPPING:
             step = d
         else:
             m = after[f"m/{name}"] = config.momentum * after[f"m/{name}"] + d

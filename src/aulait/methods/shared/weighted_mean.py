@@ -36,6 +36,8 @@ from aulait.core.errors import PrivacyError, require
 from aulait.core.factors import Factor, FactorName, Trainable
 from aulait.core.types import ClientUpdate, Info, ReleasedSum, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, Server, State
+from aulait.methods.shared import line_search
+from aulait.methods.shared.line_search import Search
 from aulait.methods.shared.mixture import MixtureConfig
 from aulait.methods.shared.server_optimizer import ServerConfig, server_step
 from aulait.methods.shared.traffic import TrafficCount, planned_clients, planned_traffic
@@ -46,6 +48,26 @@ from aulait.privacy.config import PrivacyConfig
 
 class AveragingConfig(MixtureConfig, ServerConfig):
     """Settings of a mixed round with a server optimiser."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What a mixed round came to; all of it released or public.
+
+    Attributes:
+        mean: over clients and proxies, by the formula at the head of this file.
+        local: the mean over the local clients alone, noise included; None where none are planned.
+        proxied: the mean over the proxies alone, each by the clients that it stands for; None where
+            none answered or they stand for nobody.
+        noise_std: standard deviation of the noise in every number of ``local``, at equal ranks.
+        metrics: of the round.
+    """
+
+    mean: Tensors
+    local: Tensors | None
+    proxied: Tensors | None
+    noise_std: float
+    metrics: Info
 
 
 @dataclass(frozen=True)
@@ -94,8 +116,47 @@ def mixed_round(
     update = {name: value for name, value in theta.items()
               if FactorName.parse(name).factor in trainable.factors}
     sent = factor_requests(context, cohort, theta)
-    mean, metrics = mixed_mean(config, context, cohort, server, Averaging(sent, update, down=theta))
-    return State(cohort.round, server_step(config, state, mean)), metrics
+    mixed = mixed_parts(config, context, cohort, server, Averaging(sent, update, down=theta))
+    return merged(config, Merge(context, state, cohort, server), mixed)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Where a round's mean goes.
+
+    Attributes:
+        context: ranks of the clients.
+        state: before the round.
+        cohort: of the round.
+        server: asks the clients, where they search for the step.
+        kept: client -> what it keeps of the run (``ClientRequest.kept``).
+    """
+
+    context: RunContext
+    state: State
+    cohort: Cohort
+    server: Server
+    kept: Callable[[str], Tensors] = lambda client: {}
+
+
+def merged(config: AveragingConfig, into: Merge, mixed: Mixed) -> tuple[State, Info]:
+    """The state after a round: by the server's optimiser, or by the step that the clients which
+    train have searched.
+
+    Args:
+        config: of the server.
+        into: the state and the round.
+        mixed: the round's means.
+    """
+    if config.server != "search" or mixed.local is None:
+        return (State(into.cohort.round, server_step(config, into.state, mixed.mean)),
+                mixed.metrics)
+    searched = line_search.search(
+        Search(into.context, into.state, into.cohort, into.server, into.kept), mixed.local,
+        mixed.noise_std, mixed.proxied)
+    traffic = {way: mixed.metrics[way] + searched.traffic[way] for way in searched.traffic
+               if mixed.metrics.get(way) is not None}
+    return searched.state, mixed.metrics | traffic | {"search": searched.told}
 
 
 def factor_requests(context: RunContext, cohort: Cohort, theta: Tensors) -> list[TrainRequest]:
@@ -107,7 +168,14 @@ def factor_requests(context: RunContext, cohort: Cohort, theta: Tensors) -> list
 def mixed_mean(config: MixtureConfig, context: RunContext, cohort: Cohort, server: Server,
                averaging: Averaging) -> tuple[Tensors, Info]:
     """The mean over clients and proxies, by the formula at the head of this file, and the round's
-    metrics.
+    metrics; arguments as ``mixed_parts``."""
+    mixed = mixed_parts(config, context, cohort, server, averaging)
+    return mixed.mean, mixed.metrics
+
+
+def mixed_parts(config: MixtureConfig, context: RunContext, cohort: Cohort, server: Server,
+                averaging: Averaging) -> Mixed:
+    """The means over clients and proxies, together and apart, and the round's metrics.
 
     Args:
         config: weights.
@@ -130,14 +198,20 @@ def mixed_mean(config: MixtureConfig, context: RunContext, cohort: Cohort, serve
     owned = {own.client: cohort.proxies[own.client] for own in public}
     metrics: Info = {"clip_bound": None if math.isinf(bound) else bound, "proxies": len(public)}
     traffic = TrafficCount(averaging.sent, cohort, expected_shapes)
+    standing = {name: weight for name, weight in owned.items() if weight}
+    proxied = (_over_owners(lora.weighted_sum(terms), context, standing) if standing else None)
+    local, noise_std = None, 0.0
     if cohort.local or cohort.planned:
         released = aggregator.release(
             traffic.counted(ask(traffic.local) if traffic.local else []),
             Release.of_cohort(cohort, stage="train", bound=bound, template=template),
             weights=config.weights, expected_shapes=expected_shapes, transform=transform)
-        terms.append((config.weight, denoise(aggregator.config, released, public)))
+        own_sum = denoise(aggregator.config, released, public)
+        terms.append((config.weight, own_sum))
         # with the unit "record" it is public who answered
         clients = planned_clients(cohort) if aggregator.protects_clients else released.counted
+        local = _over_owners(own_sum, context, clients)
+        noise_std = released.noise_std / max(1, cohort.planned)
         owned |= {name: config.weight * weight for name, weight in clients.items()}
         metrics |= _release_metrics(released)
     total = lora.weighted_sum(terms) if terms else {
@@ -145,7 +219,8 @@ def mixed_mean(config: MixtureConfig, context: RunContext, cohort: Cohort, serve
     mean = _over_owners(total, context, owned)
     moved = (planned_traffic(context, cohort, update, averaging.down or update)
              if aggregator.private else traffic.metrics())
-    return mean, metrics | {"update_norm": clipping.norm(mean)} | moved
+    metrics |= {"update_norm": clipping.norm(mean)} | moved
+    return Mixed(mean, local, proxied, noise_std, metrics)
 
 
 def revived(context: RunContext, theta: Tensors, rank: int) -> Tensors:

@@ -32,6 +32,7 @@ from aulait.core.types import (
     ClientRequest,
     ClientUpdate,
     Placement,
+    SearchRequest,
     Tensors,
     TrainRequest,
     VoteRequest,
@@ -190,6 +191,14 @@ class TrainMessage(RunHead):
     settings: dict[str, Json]
 
 
+class SearchMessage(RunHead):
+    """Measure by how much a few steps lower the loss; the tensors are the state and the round's
+    means."""
+
+    kind: Literal["search"] = "search"
+    settings: dict[str, Json]
+
+
 class VoteMessage(RunHead):
     """Vote on candidates, given as embeddings."""
 
@@ -321,10 +330,13 @@ class RefusalAnswer(Head):
     why: Name = "refused"
 
 
-Request = (HelloMessage | TermsMessage | KeepMessage | TrainMessage | VoteMessage | EvaluateMessage
+ClientMessage = TrainMessage | SearchMessage | VoteMessage
+Request = (HelloMessage | TermsMessage | KeepMessage | ClientMessage | EvaluateMessage
            | SplitBegin | SplitStep)
 Answer = (FactsAnswer | AcceptedAnswer | UpdateAnswer | ScoresAnswer | SplitStates | RefusalAnswer)
 HeadT = TypeVar("HeadT", bound=Head, covariant=True)
+_KINDS: Final[Mapping[type[ClientRequest], type[ClientMessage]]] = {
+    TrainRequest: TrainMessage, SearchRequest: SearchMessage, VoteRequest: VoteMessage}
 _REQUESTS: Final = TypeAdapter[Request](Annotated[Request, Field(discriminator="kind")])
 _ANSWERS: Final = TypeAdapter[Answer](Annotated[Answer, Field(discriminator="kind")])
 
@@ -392,7 +404,7 @@ def _read(kinds: TypeAdapter[ModelT], packet: Packet) -> ModelT:
 
 
 def request_message(asked: ClientRequest, stamp: Stamp, terms: str, body: Body,
-                    kept: Body | None = None) -> Message[TrainMessage | VoteMessage]:
+                    kept: Body | None = None) -> Message[ClientMessage]:
     """A request of a method or of the synthesis as it travels, not yet signed.
 
     Args:
@@ -402,7 +414,7 @@ def request_message(asked: ClientRequest, stamp: Stamp, terms: str, body: Body,
         body: its tensors.
         kept: the tensors that the site keeps; named here, and sent where it lacks them.
     """
-    kind = VoteMessage if isinstance(asked, VoteRequest) else TrainMessage
+    kind = _KINDS[type(asked)]
     named = {KEPT: digest_of(kept.raw)} if kept is not None else {}
     head = kind(**stamp.fields, client=asked.client, terms=terms, round=asked.round,
                 settings=plain_settings(asked.settings) | named)
@@ -425,7 +437,7 @@ def plain_settings(settings: JsonMapping) -> JsonObject:
     return {name: plain(value) for name, value in settings.items()}
 
 
-def client_request(message: Message[TrainMessage | VoteMessage],
+def client_request(message: Message[ClientMessage],
                    kept: Tensors | None = None) -> ClientRequest:
     """The request in a message.
 
@@ -436,7 +448,8 @@ def client_request(message: Message[TrainMessage | VoteMessage],
     Raises:
         WireError: its tensors cannot be read.
     """
-    head, kind = message.head, VoteRequest if message.head.kind == "vote" else TrainRequest
+    head = message.head
+    kind = next(asked for asked, own in _KINDS.items() if own is type(head))
     settings = {name: value for name, value in head.settings.items() if name != KEPT}
     return kind(head.client, head.round, unpack_tensors(message.body), settings, kept or {})
 

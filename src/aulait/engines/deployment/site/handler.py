@@ -17,7 +17,14 @@ import torch
 from pydantic import JsonValue
 
 from aulait.core.errors import AulaitError, DataError, PrivacyError, WireError
-from aulait.core.types import ClientUpdate, Site, Tensors, TrainRequest, VoteRequest
+from aulait.core.types import (
+    ClientUpdate,
+    SearchRequest,
+    Site,
+    Tensors,
+    TrainRequest,
+    VoteRequest,
+)
 from aulait.core.units import units
 from aulait.core.version import PACKAGE_VERSION
 from aulait.engines.deployment.protocol import (
@@ -31,6 +38,7 @@ from aulait.engines.deployment.protocol.envelope import Packet
 from aulait.engines.deployment.protocol.messages import (
     AcceptedAnswer,
     AnswerHead,
+    ClientMessage,
     EvaluateMessage,
     FactsAnswer,
     HelloMessage,
@@ -39,13 +47,12 @@ from aulait.engines.deployment.protocol.messages import (
     Request,
     RunHead,
     ScoresAnswer,
+    SearchMessage,
     SplitBegin,
     SplitStep,
     Stamp,
     TermsMessage,
-    TrainMessage,
     UpdateAnswer,
-    VoteMessage,
 )
 from aulait.engines.deployment.protocol.receipts import Receipt, SiteIdentity
 from aulait.engines.deployment.protocol.run_terms import RunTerms
@@ -58,10 +65,11 @@ from aulait.engines.deployment.site.privacy_account import SiteAccount
 from aulait.engines.deployment.site.site_evaluation import measured
 from aulait.engines.deployment.site.site_file import SiteFile
 from aulait.engines.deployment.site.split_session import SplitSessions
+from aulait.methods.shared import line_search
 from aulait.methods.shared.private_answer import answer_privately
 from aulait.synthesis import private_evolution
 
-RunMessage = TrainMessage | VoteMessage | EvaluateMessage | SplitBegin | SplitStep
+RunMessage = ClientMessage | EvaluateMessage | SplitBegin | SplitStep
 
 
 class EventSink(Protocol):
@@ -261,7 +269,7 @@ class SiteHandler:
         kept_state.keep_tensors(self._run_of(head).kept.folder, body)
         return Message(AcceptedAnswer(**head.stamp.fields, client=head.client))
 
-    def _held(self, head: TrainMessage | VoteMessage, run: ActiveRun) -> Tensors:
+    def _held(self, head: ClientMessage, run: ActiveRun) -> Tensors:
         """The kept tensors that a request names; none where it names none.
 
         Raises:
@@ -281,7 +289,9 @@ class SiteHandler:
         """The answer to a message of a run; the same bytes where it was answered before."""
         head = message.head
         run = self._run_of(head)
-        key = None if isinstance(head, EvaluateMessage) else kept_state.round_key(head)
+        # what measures only leaves nothing behind, in whatever round it comes
+        measures = isinstance(head, EvaluateMessage | SearchMessage)
+        key = None if measures else kept_state.round_key(head)
         asked = hashlib.sha256(packet.content()).hexdigest()
         with run.kept.untouched():
             try:
@@ -308,9 +318,9 @@ class SiteHandler:
             return self._evaluate(Message(head, message.body), run, session)
         return self._update(Message(head, message.body), run, session)
 
-    def _update(self, message: Message[TrainMessage | VoteMessage], run: ActiveRun,
+    def _update(self, message: Message[ClientMessage], run: ActiveRun,
                 session: SiteSession) -> Message[UpdateAnswer]:
-        """Train or vote."""
+        """Train, measure steps, or vote."""
         try:
             request = messages.client_request(message, self._held(message.head, run))
         except Refused:
@@ -325,6 +335,9 @@ class SiteHandler:
         run.account.charge_run()
         if isinstance(request, VoteRequest):
             (update,) = self._voted(request, site, run, session)
+        elif isinstance(request, SearchRequest):
+            (update,) = line_search.answer([request], [site], run.terms.method, session.context,
+                                           session.learner)
         else:
             assert isinstance(request, TrainRequest)
             (update,) = self._trained(request, site, run, session)

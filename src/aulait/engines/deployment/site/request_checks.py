@@ -11,13 +11,15 @@ import math
 import torch
 from torch import Tensor
 
+from aulait.core.errors import WireError
 from aulait.core.factors import Factor, FactorName
 from aulait.core.lora import Shapes
-from aulait.core.types import ClientRequest, Tensors
+from aulait.core.types import ClientRequest, SearchRequest, Tensors
 from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site.site_policy import SitePolicy
 from aulait.engines.deployment.site.terms_bounds import setting_problem, shown
 from aulait.methods.contract import server_site
+from aulait.methods.shared import line_search
 
 MOST_SETTINGS = 1000
 
@@ -32,11 +34,27 @@ def request_fault(request: ClientRequest, terms: RunTerms, limits: SitePolicy,
         terms.placement == "split" and server_site(terms.method) is not None)
     if request.stage == "train" and not alone:
         return f"asked to train, and the terms say that this site is '{terms.placement}'"
-    most = terms.rounds if request.stage == "train" else terms.synthesis_rounds
+    if isinstance(request, SearchRequest) and (fault := _search(request, terms)):
+        return fault
+    most = terms.synthesis_rounds if request.stage == "synthesis" else terms.rounds
     if not 1 <= request.round <= most:
         return f"round {request.round} of {request.stage} found, the terms have {most}"
     return (_numbers(request, limits) or _candidates(request, terms, limits)
             or _tensors({**request.tensors, **request.kept}, shapes, terms.adapter.rank))
+
+
+def _search(request: SearchRequest, terms: RunTerms) -> str | None:
+    """Losses of the site's own records leave it only where the terms promise that the server sums
+    them under noise, or that there is no privacy; a site that adds noise itself gives none."""
+    if getattr(terms.method_config, "server", "") != "search" or terms.placement != "local":
+        return "asked to measure steps, and the terms say nothing of a line search here"
+    if terms.privacy.protects_records:
+        return "asked to measure steps without noise, and the terms protect single records"
+    try:
+        line_search.read_steps(request)
+    except WireError as error:
+        return str(error)
+    return None
 
 
 def _numbers(request: ClientRequest, limits: SitePolicy) -> str | None:

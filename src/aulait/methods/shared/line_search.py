@@ -1,0 +1,242 @@
+"""A line search by the clients that train: how far the server goes along what a round has released,
+and how much of it is the clients' and how much the proxies'.
+
+After the aggregator has released the local clients' mean L, the server sends the state theta, L and
+the proxies' mean P, all of them public, and a few pairs (a, b). Every client that trains measures
+
+    v_k = loss(theta) - loss(theta + a_k L + b_k P)      nats a token, on some of its own records
+
+The vectors v of all clients are released like any sum: clipped to C in L2, summed, noised, charged
+to the account. The server takes the step whose mean is largest, and none where the largest does not
+stand out of its own noise. So a step that noise would spoil is not taken, proxies never hold back
+clients who know more, and a learning rate that does not suit the data is mended: each round's
+outcome moves the range of the next one's steps, of L and of P apart.
+
+A few numbers are cheap under noise: K of them in T rounds cost what K T trained numbers would, by
+the law of size (``privacy.noise_ratio``), out of a budget of their own
+(``privacy.search_fraction``). C is so small that most vectors are cut to it: then every client
+counts alike, and only which steps it finds better matters, not by how much. Harm beyond half of C
+counts as half of C, or the worst steps would fill the vector. Without privacy nothing is cut. L
+itself is first shortened by what is known of its noise: of |L|² all but d s² is signal, s
+the noise's standard deviation in each of its d numbers; twice that part of it, at most all, is
+where the steps begin.
+
+Source: the line search of optimisation (Armijo, 1966), with DP mean of the clients' losses, as
+Andrew et al. (NeurIPS 2021) release a quantile in every round; the pairs and the clipping are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+
+from aulait.core import lora
+from aulait.core.cohort import Cohort
+from aulait.core.errors import WireError, require
+from aulait.core.types import ClientUpdate, Info, SearchRequest, Site, Tensors, nbytes
+from aulait.evaluation.losses import EvaluateConfig, totals
+from aulait.methods.contract import AnyMethod, RunContext, Server, State
+from aulait.privacy import clipping
+from aulait.privacy.aggregator import Release
+from aulait.training.trainer import Learner
+
+Step = tuple[float, float]  # of L and of P
+BOUND: Final = 0.1  # C, nats a token: what a client's vector is clipped to under privacy
+FLOOR: Final = 0.05  # nats a token: harm beyond it counts as it, under privacy
+RECORDS: Final = 128  # measured in a round over all clients
+LEAST_RECORDS, MOST_RECORDS = 4, 32  # of a client
+MOST_STEPS: Final = 32  # that a site measures at once
+SCALES: Final = (1 / 16, 4.0)  # between which the range of the steps moves
+LEAST_SIGNAL: Final = 0.05  # part of |L|² that is taken for signal at least
+# steps as multiples of the ranges of L and P; the first and, with proxies, the second are one alone
+BOTH: Final = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0), (0.25, 1.0), (0.25, 0.25))
+ALONE: Final = ((1.0, 0.0), (0.5, 0.0), (0.25, 0.0), (2.0, 0.0))
+LONGEST: Final = ((1.0, 1.0), (2.0, 0.0))
+WIDER, NARROWER = 1.5, 0.5  # what a range is multiplied by
+LOCAL, PROXIED, TAG, DROP = "local", "proxied", "search", "drop"
+STEPS, COUNT = "search_steps", "search_records"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search is made with.
+
+    Attributes:
+        context: what all sites know.
+        state: theta.
+        cohort: who trains, and the noise.
+        server: asks the clients and releases their sum.
+        kept: client -> what it keeps of the run.
+    """
+
+    context: RunContext
+    state: State
+    cohort: Cohort
+    server: Server
+    kept: Callable[[str], Tensors]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What came of it.
+
+    Attributes:
+        state: after the step.
+        told: for the round's line.
+        traffic: bytes up and down beside those of training.
+    """
+
+    state: State
+    told: Info
+    traffic: dict[str, int]
+
+
+def search(asked: Search, local: Tensors, noise_std: float, proxied: Tensors | None) -> Searched:
+    """The state after the step that the clients find best.
+
+    Args:
+        asked: with theta.
+        local: L.
+        noise_std: of every number of L; 0 without noise.
+        proxied: P; None without proxies.
+
+    Raises:
+        BudgetSpent: the clients have nothing left for the search; the round is not taken.
+    """
+    cohort, state, aggregator = asked.cohort, asked.state, asked.server.aggregator
+    ranges, offered = _ranges(state), ALONE if proxied is None else BOTH
+    signal = _signal(local, noise_std)
+    steps = [(signal * ranges[0] * a, ranges[1] * b) for a, b in offered]
+    sent = {**{name: state.tensors[name] for name in state.factors},
+            **lora.tagged(LOCAL, local), **lora.tagged(PROXIED, proxied or {})}
+    settings = {STEPS: [list(step) for step in steps], COUNT: records_of(cohort.planned)}
+    requests = [SearchRequest(name, cohort.round, sent, settings, asked.kept(name))
+                for name in cohort.local]
+    template = {DROP: torch.zeros(len(steps))}
+    released = aggregator.release(
+        asked.server.ask(requests) if requests else [],
+        Release(stage=TAG, round=cohort.round, role=cohort.role,
+                bound=BOUND if aggregator.private else math.inf,
+                noise_multiplier=cohort.search_noise_multiplier, planned=cohort.planned,
+                template=template), transform=_floored if aggregator.private else None)
+    count = cohort.planned if aggregator.protects_clients else max(1, len(released.counted))
+    mean, doubt = (released.total[DROP] / count).tolist(), released.noise_std / count
+    best = max(range(len(steps)), key=mean.__getitem__)
+    found = mean[best] > doubt
+    taken = steps[best] if found else (0.0, 0.0)
+    tensors = dict(_moved(state, local, proxied or {}, taken).tensors)
+    wider = found and offered[best] in LONGEST
+    tensors |= lora.tagged(TAG, {"ranges": torch.tensor([
+        _next_range(own, alone, doubt, wider)
+        for own, alone in zip(ranges, mean, strict=False)])})
+    return Searched(
+        State(cohort.round, tensors),
+        {"taken": list(taken), "signal": signal, "steps": [list(step) for step in steps],
+         "drops": mean, "noise_std": doubt},
+        {"up_bytes": 4 * len(steps) * cohort.planned, "down_bytes": nbytes(sent) * cohort.planned})
+
+
+def answer(requests: Sequence[SearchRequest], sites: Sequence[Site], method: AnyMethod,
+           context: RunContext, learner: Learner) -> list[ClientUpdate]:
+    """By how much each step lowers the loss of each site's own records, nats a token; zeros where
+    no token of them is scored.
+
+    Args:
+        requests: one for each site.
+        sites: with their records.
+        method: makes adapters of states.
+        context: what all sites know.
+        learner: the shared base.
+    """
+    return [ClientUpdate(site.name, {DROP: _drops(request, site, method, context, learner)},
+                         len(site.train)) for request, site in zip(requests, sites, strict=True)]
+
+
+def _floored(update: ClientUpdate) -> Tensors:
+    """v with harm beyond the floor cut to it."""
+    return {DROP: update.tensors[DROP].clamp(min=-FLOOR)}
+
+
+def records_of(planned: int) -> int:
+    """How many of its records each of so many clients measures."""
+    return min(MOST_RECORDS, max(LEAST_RECORDS, math.ceil(RECORDS / max(1, planned))))
+
+
+def _drops(request: SearchRequest, site: Site, method: AnyMethod, context: RunContext,
+           learner: Learner) -> torch.Tensor:
+    """v of one site."""
+    steps = read_steps(request)
+    local, proxied = (lora.under(tag, request.tensors) for tag in (LOCAL, PROXIED))
+    start = State(request.round, {**lora.untagged(request.tensors), **request.kept})
+    config = EvaluateConfig(records_per_client=int(request.settings[COUNT]))
+
+    def loss(state: State) -> float:
+        adapter = method.result(context, state)
+        nats, _, tokens = totals(learner, adapter, {site.name: site.train}, config).get(
+            site.name, (0.0, 0.0, 0.0))
+        return nats / tokens if tokens else 0.0
+
+    before = loss(start)
+    found = [before - loss(_moved(start, local, proxied, step)) for step in steps]
+    return torch.tensor([drop if math.isfinite(drop) else -1.0 for drop in found])
+
+
+def read_steps(request: SearchRequest) -> list[Step]:
+    """The pairs of a request.
+
+    Raises:
+        WireError: they are no short list of pairs of numbers.
+    """
+    steps, count = request.settings.get(STEPS), request.settings.get(COUNT)
+    sound = isinstance(steps, Sequence) and 1 <= len(steps) <= MOST_STEPS and all(
+        isinstance(step, Sequence) and len(step) == 2
+        and all(isinstance(part, int | float) and math.isfinite(part) for part in step)
+        for step in steps)
+    require(sound and type(count) is int and 1 <= count <= MOST_RECORDS, WireError,
+            f"a search without 1 to {MOST_STEPS} steps on 1 to {MOST_RECORDS} records; refused")
+    assert steps is not None
+    return [(float(a), float(b)) for a, b in steps]
+
+
+def _moved(state: State, local: Tensors, proxied: Tensors, step: Step) -> State:
+    """theta + a L + b P."""
+    moved = dict(state.tensors)
+    for part, direction in zip(step, (local, proxied), strict=True):
+        if part:
+            for name, value in direction.items():
+                moved[name] = moved[name] + part * value
+    return replace(state, tensors=moved)
+
+
+def _ranges(state: State) -> Step:
+    """What the steps of the next search are multiplied by, of L and of P."""
+    kept = lora.under(TAG, state.tensors).get("ranges")
+    return (1.0, 1.0) if kept is None else (float(kept[0]), float(kept[1]))
+
+
+def _next_range(own: float, alone: float, doubt: float, wider: bool) -> float:
+    """The range of a mean in the next round: wider after the longest step, narrower where the mean
+    alone, at its whole range, did harm.
+
+    Args:
+        own: the range.
+        alone: by how much the mean alone lowered the loss.
+        doubt: standard deviation of the noise in that.
+        wider: whether the longest step was taken.
+    """
+    by = WIDER if wider else NARROWER if alone < -doubt else 1.0
+    return min(SCALES[1], max(SCALES[0], own * by))
+
+
+def _signal(local: Tensors, noise_std: float) -> float:
+    """Where the steps along L begin: 1 without noise."""
+    if noise_std == 0:
+        return 1.0
+    square = clipping.norm(local) ** 2
+    noise = noise_std**2 * sum(value.numel() for value in local.values())
+    part = 1.0 - noise / square if square > 0 else 0.0
+    return min(1.0, 2.0 * max(LEAST_SIGNAL, part))
