@@ -52,7 +52,7 @@ from aulait.methods.shared.server_optimizer import ServerName, initial_state
 from aulait.methods.shared.weighted_mean import (
     Averaging,
     AveragingConfig,
-    Merge,
+    RoundOutlet,
     factor_requests,
     merged,
     mixed_parts,
@@ -135,7 +135,7 @@ def step(config: CoresConfig, context: RunContext, state: State, cohort: Cohort,
     sent = [replace(request, kept=fixed.of(request.client))
             for request in factor_requests(context, cohort, cores)]
     mixed = mixed_parts(config, context, cohort, server, Averaging(sent, cores))
-    return merged(config, Merge(context, state, cohort, server, fixed.of), mixed)
+    return merged(config, RoundOutlet(context, state, cohort, server, fixed.of), mixed)
 
 
 def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,

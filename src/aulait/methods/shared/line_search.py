@@ -7,19 +7,20 @@ the proxies' mean P, all of them public, and a few pairs (a, b). Every client th
     v_k = loss(theta) - loss(theta + a_k L + b_k P)      nats a token, on some of its own records
 
 The vectors v of all clients are released like any sum: clipped to C in L2, summed, noised, charged
-to the account. The server takes the step whose mean is largest, and none where the largest does not
-stand out of its own noise. So a step that noise would spoil is not taken, proxies never hold back
-clients who know more, and a learning rate that does not suit the data is mended: each round's
-outcome moves the range of the next one's steps, of L and of P apart.
+to the account. The first step is the plain one, the whole weighted mean; it is taken unless another
+is found better, or all are found to harm, by more than the noise can feign. So a step that noise
+would spoil is not taken, proxies never hold back clients who know more, and a learning rate that
+does not suit the data is mended: after a step that harmed the next ones are shorter, after the
+longest one they are longer.
 
 A few numbers are cheap under noise: K of them in T rounds cost what K T trained numbers would, by
 the law of size (``privacy.noise_ratio``), out of a budget of their own
 (``privacy.search_fraction``). C is so small that most vectors are cut to it: then every client
 counts alike, and only which steps it finds better matters, not by how much. Harm beyond half of C
-counts as half of C, or the worst steps would fill the vector. Without privacy nothing is cut. L
-itself is first shortened by what is known of its noise: of |L|² all but d s² is signal, s
-the noise's standard deviation in each of its d numbers; twice that part of it, at most all, is
-where the steps begin.
+counts as half of C, or the worst steps would fill the vector. Without privacy nothing is cut, and
+the best step is taken. Where L stands apart from the weighted mean it is first shortened by what is
+known of its noise: of |L|² all but d s² is signal, s the noise's standard deviation in each of its
+d numbers; twice that part of it, at most all, is taken for L.
 
 Source: the line search of optimisation (Armijo, 1966), with DP mean of the clients' losses, as
 Andrew et al. (NeurIPS 2021) release a quantile in every round; the pairs and the clipping are ours.
@@ -50,13 +51,12 @@ FLOOR: Final = 0.05  # nats a token: harm beyond it counts as it, under privacy
 RECORDS: Final = 128  # measured in a round over all clients
 LEAST_RECORDS, MOST_RECORDS = 4, 32  # of a client
 MOST_STEPS: Final = 32  # that a site measures at once
-SCALES: Final = (1 / 16, 4.0)  # between which the range of the steps moves
+SCALES: Final = (1 / 16, 4.0)  # between which the length of the steps moves
 LEAST_SIGNAL: Final = 0.05  # part of |L|² that is taken for signal at least
-# steps as multiples of the ranges of L and P; the first and, with proxies, the second are one alone
-BOTH: Final = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0), (0.25, 1.0), (0.25, 0.25))
-ALONE: Final = ((1.0, 0.0), (0.5, 0.0), (0.25, 0.0), (2.0, 0.0))
-LONGEST: Final = ((1.0, 1.0), (2.0, 0.0))
-WIDER, NARROWER = 1.5, 0.5  # what a range is multiplied by
+SURE: Final = 2.0  # standard deviations of a difference before the plain step is left
+LENGTHS: Final = (1.0, 2.0, 0.5, 0.25)  # of the weighted mean; the plain step first
+LONGEST: Final = 1  # its place among them
+WIDER, NARROWER = 1.5, 0.5  # what the steps' length is multiplied by for the next round
 LOCAL, PROXIED, TAG, DROP = "local", "proxied", "search", "drop"
 STEPS, COUNT = "search_steps", "search_records"
 
@@ -81,6 +81,23 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Means:
+    """What a round has released.
+
+    Attributes:
+        local: L.
+        noise_std: of every number of L; 0 without noise.
+        share: of L in the weighted mean of both.
+        proxied: P; None without proxies.
+    """
+
+    local: Tensors
+    noise_std: float
+    share: float
+    proxied: Tensors | None
+
+
+@dataclass(frozen=True)
 class Searched:
     """What came of it.
 
@@ -95,24 +112,21 @@ class Searched:
     traffic: dict[str, int]
 
 
-def search(asked: Search, local: Tensors, noise_std: float, proxied: Tensors | None) -> Searched:
+def search(asked: Search, means: Means) -> Searched:
     """The state after the step that the clients find best.
 
     Args:
         asked: with theta.
-        local: L.
-        noise_std: of every number of L; 0 without noise.
-        proxied: P; None without proxies.
+        means: of the round.
 
     Raises:
         BudgetSpent: the clients have nothing left for the search; the round is not taken.
     """
     cohort, state, aggregator = asked.cohort, asked.state, asked.server.aggregator
-    ranges, offered = _ranges(state), ALONE if proxied is None else BOTH
-    signal = _signal(local, noise_std)
-    steps = [(signal * ranges[0] * a, ranges[1] * b) for a, b in offered]
+    scale, proxied = _scale(state), means.proxied or {}
+    steps = [(scale * a, scale * b) for a, b in offered(means)]
     sent = {**{name: state.tensors[name] for name in state.factors},
-            **lora.tagged(LOCAL, local), **lora.tagged(PROXIED, proxied or {})}
+            **lora.tagged(LOCAL, means.local), **lora.tagged(PROXIED, proxied)}
     settings = {STEPS: [list(step) for step in steps], COUNT: records_of(cohort.planned)}
     requests = [SearchRequest(name, cohort.round, sent, settings, asked.kept(name))
                 for name in cohort.local]
@@ -124,20 +138,41 @@ def search(asked: Search, local: Tensors, noise_std: float, proxied: Tensors | N
                 noise_multiplier=cohort.search_noise_multiplier, planned=cohort.planned,
                 template=template), transform=_floored if aggregator.private else None)
     count = cohort.planned if aggregator.protects_clients else max(1, len(released.counted))
-    mean, doubt = (released.total[DROP] / count).tolist(), released.noise_std / count
-    best = max(range(len(steps)), key=mean.__getitem__)
-    found = mean[best] > doubt
-    taken = steps[best] if found else (0.0, 0.0)
-    tensors = dict(_moved(state, local, proxied or {}, taken).tensors)
-    wider = found and offered[best] in LONGEST
-    tensors |= lora.tagged(TAG, {"ranges": torch.tensor([
-        _next_range(own, alone, doubt, wider)
-        for own, alone in zip(ranges, mean, strict=False)])})
+    drops, doubt = (released.total[DROP] / count).tolist(), released.noise_std / count
+    best = chosen(drops, doubt)
+    taken = (0.0, 0.0) if best is None else steps[best]
+    by = WIDER if best == LONGEST else NARROWER if drops[0] < -doubt else 1.0
+    length = min(SCALES[1], max(SCALES[0], scale * by))
+    tensors = {**_moved(state, means.local, proxied, taken).tensors,
+               **lora.tagged(TAG, {"scale": torch.tensor([length])})}
     return Searched(
         State(cohort.round, tensors),
-        {"taken": list(taken), "signal": signal, "steps": [list(step) for step in steps],
-         "drops": mean, "noise_std": doubt},
+        {"taken": list(taken), "steps": [list(step) for step in steps], "drops": drops,
+         "noise_std": doubt},
         {"up_bytes": 4 * len(steps) * cohort.planned, "down_bytes": nbytes(sent) * cohort.planned})
+
+
+def offered(means: Means) -> list[Step]:
+    """The steps (a, b) that are measured, the plain one first."""
+    if means.proxied is None:
+        return [(length, 0.0) for length in LENGTHS]
+    signal = _signal(means)
+    return [*((length * means.share, length * (1.0 - means.share)) for length in LENGTHS),
+            (0.0, 1.0), (signal, 0.0), (signal / 2, 0.5)]
+
+
+def chosen(drops: Sequence[float], doubt: float) -> int | None:
+    """Which step is taken; None where all do harm.
+
+    Args:
+        drops: by how much each lowers the loss, the plain step first.
+        doubt: standard deviation of the noise in each.
+    """
+    best = max(range(len(drops)), key=drops.__getitem__)
+    if drops[best] <= -doubt:
+        return None
+    surely_better = drops[best] - drops[0] > SURE * math.sqrt(2) * doubt
+    return best if surely_better or drops[0] <= -doubt else 0
 
 
 def answer(requests: Sequence[SearchRequest], sites: Sequence[Site], method: AnyMethod,
@@ -212,31 +247,17 @@ def _moved(state: State, local: Tensors, proxied: Tensors, step: Step) -> State:
     return replace(state, tensors=moved)
 
 
-def _ranges(state: State) -> Step:
-    """What the steps of the next search are multiplied by, of L and of P."""
-    kept = lora.under(TAG, state.tensors).get("ranges")
-    return (1.0, 1.0) if kept is None else (float(kept[0]), float(kept[1]))
+def _scale(state: State) -> float:
+    """What the steps of the next search are multiplied by."""
+    kept = lora.under(TAG, state.tensors).get("scale")
+    return 1.0 if kept is None else float(kept)
 
 
-def _next_range(own: float, alone: float, doubt: float, wider: bool) -> float:
-    """The range of a mean in the next round: wider after the longest step, narrower where the mean
-    alone, at its whole range, did harm.
-
-    Args:
-        own: the range.
-        alone: by how much the mean alone lowered the loss.
-        doubt: standard deviation of the noise in that.
-        wider: whether the longest step was taken.
-    """
-    by = WIDER if wider else NARROWER if alone < -doubt else 1.0
-    return min(SCALES[1], max(SCALES[0], own * by))
-
-
-def _signal(local: Tensors, noise_std: float) -> float:
-    """Where the steps along L begin: 1 without noise."""
-    if noise_std == 0:
+def _signal(means: Means) -> float:
+    """What of L is taken for signal; 1 without noise."""
+    if means.noise_std == 0:
         return 1.0
-    square = clipping.norm(local) ** 2
-    noise = noise_std**2 * sum(value.numel() for value in local.values())
+    square = clipping.norm(means.local) ** 2
+    noise = means.noise_std**2 * sum(value.numel() for value in means.local.values())
     part = 1.0 - noise / square if square > 0 else 0.0
     return min(1.0, 2.0 * max(LEAST_SIGNAL, part))

@@ -37,7 +37,7 @@ from aulait.core.factors import Factor, FactorName, Trainable
 from aulait.core.types import ClientUpdate, Info, ReleasedSum, Tensors, TrainRequest
 from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.shared import line_search
-from aulait.methods.shared.line_search import Search
+from aulait.methods.shared.line_search import Means, Search
 from aulait.methods.shared.mixture import MixtureConfig
 from aulait.methods.shared.server_optimizer import ServerConfig, server_step
 from aulait.methods.shared.traffic import TrafficCount, planned_clients, planned_traffic
@@ -56,17 +56,12 @@ class Mixed:
 
     Attributes:
         mean: over clients and proxies, by the formula at the head of this file.
-        local: the mean over the local clients alone, noise included; None where none are planned.
-        proxied: the mean over the proxies alone, each by the clients that it stands for; None where
-            none answered or they stand for nobody.
-        noise_std: standard deviation of the noise in every number of ``local``, at equal ranks.
+        means: of local clients and proxies apart; None where no local ones are planned.
         metrics: of the round.
     """
 
     mean: Tensors
-    local: Tensors | None
-    proxied: Tensors | None
-    noise_std: float
+    means: Means | None
     metrics: Info
 
 
@@ -117,11 +112,11 @@ def mixed_round(
               if FactorName.parse(name).factor in trainable.factors}
     sent = factor_requests(context, cohort, theta)
     mixed = mixed_parts(config, context, cohort, server, Averaging(sent, update, down=theta))
-    return merged(config, Merge(context, state, cohort, server), mixed)
+    return merged(config, RoundOutlet(context, state, cohort, server), mixed)
 
 
 @dataclass(frozen=True)
-class Merge:
+class RoundOutlet:
     """Where a round's mean goes.
 
     Attributes:
@@ -139,7 +134,7 @@ class Merge:
     kept: Callable[[str], Tensors] = lambda client: {}
 
 
-def merged(config: AveragingConfig, into: Merge, mixed: Mixed) -> tuple[State, Info]:
+def merged(config: AveragingConfig, into: RoundOutlet, mixed: Mixed) -> tuple[State, Info]:
     """The state after a round: by the server's optimiser, or by the step that the clients which
     train have searched.
 
@@ -148,12 +143,11 @@ def merged(config: AveragingConfig, into: Merge, mixed: Mixed) -> tuple[State, I
         into: the state and the round.
         mixed: the round's means.
     """
-    if config.server != "search" or mixed.local is None:
+    if config.server != "search" or mixed.means is None:
         return (State(into.cohort.round, server_step(config, into.state, mixed.mean)),
                 mixed.metrics)
     searched = line_search.search(
-        Search(into.context, into.state, into.cohort, into.server, into.kept), mixed.local,
-        mixed.noise_std, mixed.proxied)
+        Search(into.context, into.state, into.cohort, into.server, into.kept), mixed.means)
     traffic = {way: mixed.metrics[way] + searched.traffic[way] for way in searched.traffic
                if mixed.metrics.get(way) is not None}
     return searched.state, mixed.metrics | traffic | {"search": searched.told}
@@ -200,7 +194,7 @@ def mixed_parts(config: MixtureConfig, context: RunContext, cohort: Cohort, serv
     traffic = TrafficCount(averaging.sent, cohort, expected_shapes)
     standing = {name: weight for name, weight in owned.items() if weight}
     proxied = (_over_owners(lora.weighted_sum(terms), context, standing) if standing else None)
-    local, noise_std = None, 0.0
+    means = None
     if cohort.local or cohort.planned:
         released = aggregator.release(
             traffic.counted(ask(traffic.local) if traffic.local else []),
@@ -210,8 +204,10 @@ def mixed_parts(config: MixtureConfig, context: RunContext, cohort: Cohort, serv
         terms.append((config.weight, own_sum))
         # with the unit "record" it is public who answered
         clients = planned_clients(cohort) if aggregator.protects_clients else released.counted
-        local = _over_owners(own_sum, context, clients)
-        noise_std = released.noise_std / max(1, cohort.planned)
+        weight = config.weight * sum(clients.values())
+        means = Means(_over_owners(own_sum, context, clients),
+                      released.noise_std / max(1, cohort.planned),
+                      weight / max(weight + sum(standing.values()), 1e-300), proxied)
         owned |= {name: config.weight * weight for name, weight in clients.items()}
         metrics |= _release_metrics(released)
     total = lora.weighted_sum(terms) if terms else {
@@ -220,7 +216,7 @@ def mixed_parts(config: MixtureConfig, context: RunContext, cohort: Cohort, serv
     moved = (planned_traffic(context, cohort, update, averaging.down or update)
              if aggregator.private else traffic.metrics())
     metrics |= {"update_norm": clipping.norm(mean)} | moved
-    return Mixed(mean, local, proxied, noise_std, metrics)
+    return Mixed(mean, means, metrics)
 
 
 def revived(context: RunContext, theta: Tensors, rank: int) -> Tensors:
