@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING
 from aulait.core.version import PACKAGE_VERSION
 
 if TYPE_CHECKING:
+    from aulait.engines.notebook import NotebookProgress
     from aulait.engines.python_api import FinishedRun, compare, load_run, plan, run, sweep
     from aulait.runs.experiment_file import Settings
+    from aulait.training.own_training import SiteTraining
 
 __version__ = PACKAGE_VERSION
-__all__ = ["FinishedRun", "Settings", "__version__", "compare", "load_run", "plan", "run", "sweep"]
+__all__ = ["FinishedRun", "NotebookProgress", "Settings", "SiteTraining", "__version__", "compare",
+           "load_run", "plan", "run", "sweep"]
+PLACES = {"Settings": "aulait.runs.experiment_file",
+          "SiteTraining": "aulait.training.own_training",
+          "NotebookProgress": "aulait.engines.notebook"}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'aulait' has no attribute '{name}'")
-    settings = name == "Settings"
-    place = "aulait.runs.experiment_file" if settings else "aulait.engines.python_api"
-    return getattr(import_module(place), name)
+    return getattr(import_module(PLACES.get(name, "aulait.engines.python_api")), name)

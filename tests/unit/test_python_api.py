@@ -141,3 +141,40 @@ def test_progress_hears_of_every_stage(file: Path, tmp_path: Path) -> None:
     assert heard[0] == ("prepare", 0, 1)
     assert ("train", 0, 1) in heard
     assert heard[-1] == ("finish", 2, 2)
+
+
+def test_records_of_any_kind_are_one_source(file: Path) -> None:
+    rows = [{"client": f"c{k % 8}", "text": f"Read file {k}, then close it."} for k in range(32)]
+    wanted = {**SMALL, "train.rounds": 0}
+    counts = {aulait.plan(file, wanted, records=given)["clients"] for given in (rows, iter(rows))}
+    assert counts == {8}
+    first = aulait.run(file, wanted, records=rows, out=file.parent / "given")
+    source = tomllib.loads((first.path / "config.toml").read_text())["data"]["source"]
+    assert source.startswith("records-")
+    assert not any("Read file" in path.read_text(errors="ignore") for path in first.path.rglob("*") if path.is_file())
+    with pytest.raises(ConfigError, match="started with other settings"):
+        aulait.run(file, wanted, records=[*rows, rows[0]], out=first.path, resume=True)
+
+
+@pytest.mark.parametrize(("records", "words"), [([], "found no records"), (["a text"], "record 1 is of type str")])
+def test_records_that_are_none_are_one_line(file: Path, records: list[object], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        aulait.plan(file, SMALL, records=records)
+
+
+def test_records_stay_in_this_process(file: Path) -> None:
+    with pytest.raises(ConfigError, match="expected jobs = 1"):
+        aulait.sweep(file, {"algorithm.name": ["ffa"]}, out=file.parent / "s", records=[{"text": "a"}], jobs=2)
+
+
+def test_a_notebook_shows_a_finished_run(done: aulait.FinishedRun) -> None:
+    shown = done._repr_html_()
+    assert "<table>" in shown
+    assert "∞" in shown
+
+
+def test_progress_elsewhere_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    watch = aulait.NotebookProgress()
+    for done, note in ((0, ""), (0, ""), (1, "voting")):
+        watch("train", done, 2, note)
+    assert capsys.readouterr().out.splitlines() == ["stage 2, training 0/2", "stage 2, training 1/2 voting"]

@@ -24,7 +24,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     for example in examples:
         exec(compile(example, str(PAGE), "exec"), names)
     printed = capsys.readouterr().out
-    assert len(examples) == 6
+    assert len(examples) == 8
     assert "train 2/2" in printed
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
     assert (tmp_path / "runs" / "methods.html").is_file()

@@ -40,8 +40,8 @@ COMMANDS = {
     "run": Listed("Start", "aulait.cli.run:run",
         "Run an experiment: the two stages, the evaluation, the report."),
     "plan": Listed("Start", "aulait.cli.plan:plan",
-        "See placement, work, bytes, FLOPs, seconds, memory, joules and epsilon of every tier, and "
-        "why. Nothing is trained."),
+        "See whether a run will learn and what it costs; then placement, work, bytes, FLOPs, "
+        "seconds, memory, joules and epsilon of every tier, and why. Nothing is trained."),
     "sweep": Listed("Compare", "aulait.cli.sweep:sweep",
         "Run all arms with all seeds and compare them. The same command again goes on where it "
         "stopped."),
@@ -154,7 +154,6 @@ app = typer.Typer(
     epilog="Begin with: aulait demo. Errors exit with 2, an interrupted run with 130; "
            "AULAIT_TRACEBACK=1 shows where.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -108,9 +108,9 @@ def account(  # noqa: PLR0913 (the options of a command)
         return
     answer = (f"noise multiplier  {whole.noise_multiplier:.6g}" if epsilon is not None
               else f"epsilon  {_epsilon_word(whole.epsilon)}")
-    terminal.say(f"{answer}  ({releases} releases, delta {delta:g}, rate {rate:g})")
+    terminal.prose(f"{answer}  ({releases} releases, delta {delta:g}, rate {rate:g})")
     if law is not None:
-        terminal.say(f"{law['in_words']}")
+        terminal.prose(law["in_words"])
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from aulait.cli import terminal
-from aulait.cli.options import JsonOption
+from aulait.cli.options import JsonOption, OpenOption
 from aulait.cli.terminal import Document
-from aulait.core.errors import DataError
+from aulait.core.errors import ConfigError, DataError, require
 from aulait.reporting import columns, comparability, measures, numbers, pace
 from aulait.reporting.grouping import comparison_rows
 from aulait.reporting.report import write_comparison
@@ -31,6 +31,7 @@ def compare(
             help="Time arms to this held-out loss in virtual time. Default: the largest of "
                      "the runs' smallest losses, which every run reaches."),
     ] = None,
+    open_page: OpenOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare finished runs: one row for each arm, mean and spread over its seeds, the best arm
@@ -47,6 +48,8 @@ def compare(
         terminal.note(
             "--target-loss changes nothing: no finished run has virtual time; give every "
             "federation.tier a machine")
+    require(out is not None or not open_page, ConfigError,
+            "found --open without --out, expected a page to open; add --out FILE.html")
     cost = composed_epsilon_of(folders)
     if out is not None:
         write_comparison(folders, out, target_loss, cost.sentence)
@@ -61,6 +64,8 @@ def compare(
     if out is not None:
         terminal.say()
         terminal.say(f"page  {out}")
+        if open_page:
+            terminal.open_page(out)
 
 
 WIDTH = 400  # letters of a line that no terminal shows

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from aulait.cli import terminal
-from aulait.cli.options import JsonOption
+from aulait.cli.options import JsonOption, OpenOption, VerboseOption
 from aulait.cli.run import carry_out, show
 from aulait.runfolder.naming import fresh_folder
 from aulait.runs import experiment_file
@@ -32,6 +32,8 @@ def demo(
     quick: Annotated[bool, typer.Option(
         "--quick", help="Only try the installation: the same with 12 clients and one round of "
                         "each stage, in less than a minute.")] = False,
+    open_page: OpenOption = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """See the whole thing work on this machine, in a few minutes, without a download.
@@ -41,7 +43,7 @@ def demo(
     clients, on SmolLM2. The same --out again goes on where it stopped.
     """
     name = "demo-real.toml" if real else "demo.toml"
-    with terminal.work(as_json), as_file(files("aulait") / "cli" / name) as file:
+    with terminal.work(as_json, verbose), as_file(files("aulait") / "cli" / name) as file:
         settings = experiment_file.read_settings(file, QUICK if quick else ())
         path = out or fresh_folder(settings.run.name)
         begun = (path / "config.toml").is_file()
@@ -49,6 +51,8 @@ def demo(
         again = ["aulait", "demo", *asked, "--out", str(path)]
         result = carry_out(settings, path, begun, again)
     show(result, path, as_json)
+    if open_page:
+        terminal.open_page(path / "report.html")
     if real and not as_json:
         _show_texts(path / "synthetic.jsonl")
 

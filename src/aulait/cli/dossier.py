@@ -11,7 +11,7 @@ import typer
 
 from aulait.cli import terminal
 from aulait.cli.account import recounted
-from aulait.cli.options import JsonOption, SetOption
+from aulait.cli.options import JsonOption, OpenOption, SetOption
 from aulait.core.errors import ConfigError, PrivacyError, require
 from aulait.privacy.curve import privacy_curve
 from aulait.reporting.dossier import DossierSubject, figures, write_dossier
@@ -37,6 +37,7 @@ def dossier(
     overrides: SetOption = None,
     site: SiteOption = None,
     out: PageOption = None,
+    open_page: OpenOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write one printable page for the person who approves a run: before it from its plan, after it
@@ -63,6 +64,8 @@ def dossier(
         terminal.document({"dossier": str(path), **figures(found)})
     else:
         terminal.say(str(path))
+    if open_page:
+        terminal.open_page(path)
 
 
 def _finished(run: Path) -> DossierSubject:

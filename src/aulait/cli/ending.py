@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aulait.cli import terminal
+from aulait.cli.next_steps import print_next_steps
 from aulait.cli.terminal import Document
 from aulait.reporting import numbers as n
-from aulait.reporting.folder import read_run
-from aulait.reporting.values import value_at
+from aulait.runs.run_log import LOG
 
 
 def ending(result: Document, path: Path) -> None:
@@ -43,8 +43,9 @@ def ending(result: Document, path: Path) -> None:
     if result["privacy"].get("stopped_early"):
         terminal.note(f"stopped early: {result['privacy']['stopped_early']}")
     terminal.say(f"report  {path / 'report.html'}")
-    answers = value_at(read_run(path).config, "data", "format") in ("pairs", "chat")
-    terminal.say(f"next    aulait generate {path} " + ("--chat" if answers else '"Return the"'))
+    if (path / LOG).is_file():
+        terminal.say(f"log     {path / LOG}")
+    print_next_steps(result, path)
 
 
 def epsilon_in_words(value: float | None) -> str:

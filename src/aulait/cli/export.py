@@ -55,7 +55,7 @@ def export(  # noqa: PLR0913 (the options of a command)
         what = {"adapter": f"{whose} (PEFT format)", "merged": f"model with {whose} folded in",
                 "gguf": f"GGUF file ({precision}) of the model with {whose} folded in"}
         terminal.say(f"{what[form.kind]}  {to}")
-        terminal.say(f"files  {', '.join(files)}")
+        terminal.prose(f"files  {', '.join(files)}")
 
 
 def _form(merge: bool, gguf: bool, precision: str) -> ExportForm:

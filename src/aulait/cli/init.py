@@ -96,8 +96,8 @@ def _told(seen: Look, choices: Choices, clients: int, to: Path) -> None:
     bad = f", {n.counted(seen.malformed, 'row')} malformed" if seen.malformed else ""
     whose = (f"{n.counted(clients, 'client')} by '{choices.owner}'" if choices.owner
              else f"dealt to {clients} made-up clients")
-    terminal.say(f"found   {n.counted(seen.rows, 'row')}{more}{bad}, {whose}, "
-                 f"{choices.row.format} from {fields}")
+    terminal.prose(f"found   {n.counted(seen.rows, 'row')}{more}{bad}, {whose}, "
+                   f"{choices.row.format} from {fields}")
     promise = "no privacy" if choices.epsilon is None else (
         f"epsilon {choices.epsilon:g} for a {choices.unit}")
     terminal.say(f"wrote   {to} ({promise})")

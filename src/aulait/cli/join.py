@@ -60,9 +60,9 @@ def _begin_anew(site: SiteFile, file: Path) -> None:
             f"{site.site.name} is running, expected a site that is not while its account is begun "
             "anew; stop it")
     lost = lost_account.begin_anew(site)
-    terminal.say(
+    terminal.prose(
         f"begun anew: epsilon {lost.epsilon:g} and delta {lost.delta:g}, all that the limits "
         f"allow, count as spent for records and for clients of {site.data.source}")
-    terminal.say(
+    terminal.prose(
         f"no run fits until limits.lifetime_epsilon and limits.lifetime_delta in {file} are "
         "raised; every coordinator that knew the lost account says that this is another")

@@ -71,17 +71,17 @@ def server(
     if as_json:
         terminal.document({"path": str(folder), **_ends(made), "hosts": list(made.hosts)})
         return
-    terminal.say(
+    terminal.prose(
         f"{'renewed the certificate' if renew else 'made keys'} in {folder} for "
         f"{', '.join(made.hosts)}")
-    terminal.say(
+    terminal.prose(
         f"server certificate  until {_day(made.server)}  (then: aulait keys server {folder} "
         "--renew)")
-    terminal.say(
+    terminal.prose(
         f"authority           until {_day(made.authority)}  (then: new keys, and a new ca.pem at "
         "every site)")
     if not renew:
-        terminal.say(
+        terminal.prose(
             f"every site needs {folder / 'ca.pem'} and {folder / 'order-key.pub'}; no other file "
             "may leave this folder")
 
@@ -105,11 +105,11 @@ def site(
     if as_json:
         terminal.document({"path": str(folder), "name": name, "fingerprint": mark})
         return
-    terminal.say(f"made the key of '{name}' in {folder}, without an end date; fingerprint {mark}")
-    terminal.say(
+    terminal.prose(f"made the key of '{name}' in {folder}, without an end date; fingerprint {mark}")
+    terminal.prose(
         f"send {folder / 'site-key.pub'} to the coordinator and read out the fingerprint by "
         "telephone")
-    terminal.say(
+    terminal.prose(
         "put the coordinator's ca.pem and order-key.pub beside it, then say what this site allows "
         f"in {folder / 'site.toml'}")
 
@@ -135,9 +135,9 @@ def enrol(
     if as_json:
         terminal.document({"name": name, "fingerprint": mark, "replaced": gone})
         return
-    terminal.say(f"enrolled '{name}' with {mark}; compare it with what the site reads out")
+    terminal.prose(f"enrolled '{name}' with {mark}; compare it with what the site reads out")
     if gone:
-        terminal.say(
+        terminal.prose(
             f"no longer enrolled as before: {', '.join(gone)}; a running server turns the old key "
             "away and knows a new one when it starts again")
 
@@ -156,7 +156,7 @@ def listing(folder: ServerKeysArgument, as_json: JsonOption = False) -> None:
         return
     terminal.table(f"{len(marks)} enrolled site{'' if len(marks) == 1 else 's'}",
                    ("name", "fingerprint"), list(marks.items()))
-    terminal.say(
+    terminal.prose(
         f"server certificate until {_day(made.server)} for {', '.join(made.hosts)}; authority "
         f"until {_day(made.authority)}")
 

@@ -22,6 +22,11 @@ OutOption = Annotated[Path | None,
     typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/NAME-DATE-TIME.")]
 ResumeOption = Annotated[bool,
     typer.Option("--resume", help="Go on with the interrupted run in --out.")]
+VerboseOption = Annotated[bool,
+    typer.Option("--verbose", "-v", help="Also show what libraries say, and where an error came "
+                                         "from. RUN/log.jsonl has both without it.")]
+OpenOption = Annotated[bool,
+    typer.Option("--open", help="Open the page in the browser once it is written.")]
 ClientOption = Annotated[str | None,
     typer.Option("--client", metavar="NAME",
                  help="The personal adapter of this client, where the method makes them.")]

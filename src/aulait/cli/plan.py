@@ -18,8 +18,9 @@ from aulait.resources.devices import measure_device
 from aulait.runs import experiment_file, setup
 from aulait.runs.plan_summary import summarise_plan
 from aulait.runs.prepared import SharedCache
-from aulait.runs.virtual_time.forecast import forecast
+from aulait.runs.virtual_time.forecast import forecast, rough_seconds
 
+QUICKLY_S = 1.0  # of measuring this machine where nobody asked for it
 WORK = ("rank", "steps", "batch")
 FORMATS = {"text": "texts", "pairs": "pairs of a prompt and its response",
            "chat": "conversations"}
@@ -38,13 +39,14 @@ BYTES = (
 def plan(
     file: FileArgument,
     overrides: SetOption = None,
-    here: Annotated[bool,
-        typer.Option("--here",
-                     help="Also measure this machine and say what the run takes on it.")] = False,
+    here: Annotated[bool | None,
+        typer.Option("--here/--not-here",
+                     help="Measure this machine and say by the records what the run takes on it. "
+                          "Default: a rough estimate, and none with --json.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """See placement, work, bytes, FLOPs, seconds, memory, joules and epsilon of every tier, and
-    why. Nothing is trained.
+    """See whether a run will learn and what it costs; then placement, work, bytes, FLOPs, seconds,
+    memory, joules and epsilon of every tier, and why. Nothing is trained.
 
     Bytes of training are exact where everybody answers; those of votes are an upper bound (a
     candidate that fails is not sent). FLOPs, seconds, memory and joules follow from the cost model
@@ -56,6 +58,8 @@ def plan(
         found = summarise_plan(run)
         if here:
             found["here"] = forecast(run, measure_device())
+        elif here is None and not as_json:
+            found["roughly_s"] = rough_seconds(run, measure_device(budget_s=QUICKLY_S))
     if as_json:
         terminal.document(found)
     else:
@@ -63,6 +67,7 @@ def plan(
 
 
 def _print(found: Document) -> None:
+    _print_advice(found)
     rounds, millions = found["rounds"], found["parameters"] / 1e6
     terminal.table(
         f"{found['name']}: {found['algorithm']} on {found['model']} ({millions:,.1f} M "
@@ -76,11 +81,8 @@ def _print(found: Document) -> None:
         ],
         right=(1, 4, 5, 6, 7),
     )
-    if found["data"]["read_as"]:
-        terminal.say(f"data  {found['data']['read_as']}")
     terminal.say()
-    _print_adapter(found["adapter"], found["parameters"])
-    _print_records(found["records"])
+    _print_privacy(found)
     terminal.table(
         "bytes: of a client in a round, and of all clients in the whole run",
         ("tier", "vote down", "vote up", "training down", "training up", "run down", "run up"),
@@ -97,23 +99,53 @@ def _print(found: Document) -> None:
     )
     terminal.say()
     _print_machines(found)
-    _print_privacy(found)
+    _print_adapter(found["adapter"], found["parameters"])
+    if found["data"]["read_as"]:
+        terminal.fact("data", found["data"]["read_as"])
+    _print_records(found["records"])
+
+
+def _print_advice(found: Document) -> None:
+    """Whether it will learn, what it costs, and what would change that."""
+    advice = found["advice"]
+    terminal.paragraph(f"{advice['verdict']} {_cost(found)}", bold=True)
+    for hint in advice["hints"]:
+        terminal.fact(hint["topic"], hint["text"])
+    terminal.say()
+
+
+def _cost(found: Document) -> str:
+    """Time and bytes of the whole run in a sentence."""
+    total = found["total"]
+    sent = f"{_size(total['up_bytes'])} go up and {_size(total['down_bytes'])} down in all"
+    seconds = found.get("roughly_s")
+    if here := found.get("here"):
+        seconds = sum(here[key] for key in ("synthesis_s", "train_s", "evaluate_s"))
+    if seconds is None:
+        return f"{sent[:1].upper()}{sent[1:]}."
+    return f"It takes roughly {_roughly(seconds)} on this machine; {sent}."
+
+
+def _roughly(time_s: float) -> str:
+    """A time with as many digits as an estimate has."""
+    if time_s < 90:
+        return f"{max(5, 5 * round(time_s / 5))} s"
+    return f"{time_s / 60:.0f} min" if time_s < 5400 else f"{time_s / 3600:.1f} h"
 
 
 def _print_adapter(adapter: Document, parameters: int) -> None:
     """The adapted layers by name and number, and what of the base the adapter leaves alone."""
     more = ", rslora" if adapter["scaling"] == "rslora" else ""
     more += f", dropout {adapter['dropout']:g}" if adapter["dropout"] else ""
-    terminal.say(f"adapter  rank {adapter['rank']}, alpha {adapter['alpha']:g}{more}, on "
-                 f"{n.counted(adapter['layers'], 'linear layer')}: {_modules(adapter)}")
+    terminal.fact("adapter", f"rank {adapter['rank']}, alpha {adapter['alpha']:g}{more}, on "
+                  f"{n.counted(adapter['layers'], 'linear layer')}: {_modules(adapter)}")
     for left in adapter["skipped"]:
-        terminal.say(f"not adapted  {_modules(left)}: {left['why']}")
+        terminal.fact("not adapted", f"{_modules(left)}: {left['why']}")
     if routed := adapter["routed_expert_parameters"]:
-        terminal.say(f"not adapted  the routed experts: {n.count(routed)} of "
-                     f"{n.count(parameters)} parameters stay as they are")
+        terminal.fact("not adapted", f"the routed experts: {n.count(routed)} of "
+                      f"{n.count(parameters)} parameters stay as they are")
     if rate := adapter["base_dropout"]:
-        terminal.say(f"dropout  that of the base (up to {rate:g}) is off in training")
-    terminal.say()
+        terminal.fact("dropout", f"that of the base (up to {rate:g}) is off in training")
 
 
 def _modules(layers: Document) -> str:
@@ -123,15 +155,14 @@ def _modules(layers: Document) -> str:
 
 def _print_records(records: Document) -> None:
     """The form of the records, with a made-up one in it."""
-    terminal.say(f"records  {FORMATS[records['format']]}{FORMS[records['form']]}. A made-up one; "
-                 "what is learnt stands in « »:")
+    terminal.fact("records", f"{FORMATS[records['format']]}{FORMS[records['form']]}. A made-up "
+                  "one; what is learnt stands in « »:")
     rest, shown = records["example"], ""
     for part in records["learnt"]:
         before, found, rest = rest.partition(part)
         shown += f"{before}«{found}»"
     for line in (shown + rest).splitlines():
-        terminal.say(f"  {line}")
-    terminal.say()
+        terminal.paragraph(line, indent="  ")
 
 
 def _print_machines(found: Document) -> None:
@@ -159,9 +190,10 @@ def _print_machines(found: Document) -> None:
             f"; peak memory {n.size(here['peak_bytes'])}" if here.get("peak_bytes") is not None
             else ""
         )
-        terminal.say(
-            f"here  {whole}: "
-            f"{', '.join(f'{name} {n.duration(seconds)}' for name, seconds in known)}{peak}")
+        terminal.fact(
+            "here",
+            f"{whole}: {', '.join(f'{name} {n.duration(seconds)}' for name, seconds in known)}"
+            f"{peak}")
         terminal.say()
 
 
@@ -210,13 +242,19 @@ def _protected(privacy: Document) -> str:
 def _print_privacy(found: Document) -> None:
     privacy = found["privacy"]
     if privacy["off"]:
-        terminal.say("privacy  off: epsilon is infinite")
+        terminal.fact("privacy", "off: epsilon is infinite")
+        terminal.say()
         return
-    terminal.say(f"protected  {_protected(privacy)}")
+    terminal.fact("protected", _protected(privacy))
     if limits := promise.limits_in_words(privacy["unit"], privacy["unit_field"]):
-        terminal.say(limits)
-    if noise := found["noise"]:
-        terminal.say(f"noise  {noise['in_words']}")
+        terminal.paragraph(limits)
+    terminal.say()
+    terminal.table(
+        "epsilon of a client after the whole run",
+        ("role", "epsilon"),
+        [(role, epsilon_in_words(value)) for role, value in privacy["epsilon"].items()],
+        right=(1,),
+    )
     terminal.say()
     rows = [
         (
@@ -236,9 +274,3 @@ def _print_privacy(found: Document) -> None:
         right=(1, 2),
     )
     terminal.say()
-    terminal.table(
-        "epsilon of a client after the whole run",
-        ("role", "epsilon"),
-        [(role, epsilon_in_words(value)) for role, value in privacy["epsilon"].items()],
-        right=(1,),
-    )

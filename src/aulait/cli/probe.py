@@ -229,18 +229,18 @@ def _print(found: Document, out: Path | None) -> None:
     if near is not None:
         speed = PRESETS[near].flop_per_s["float32"]
         ratio = n.significant(machine.flop_per_s["float32"] / speed, 2)
-        terminal.say(
+        terminal.prose(
             f"nearest preset: {near} with {_rate(speed)} in float32; this machine has {ratio} of "
             "that")
     terminal.say()
     _print_carried(found)
     terminal.say()
     if out is None:
-        terminal.say(
+        terminal.prose(
             "--out FILE.json saves this profile for machine = \"FILE.json\" in a tier of an "
             "experiment file")
     else:
-        terminal.say(f"saved  {out}  (in a tier of an experiment file: machine = \"{out}\")")
+        terminal.prose(f"saved  {out}  (in a tier of an experiment file: machine = \"{out}\")")
 
 
 def _print_carried(found: Document) -> None:
@@ -258,7 +258,7 @@ def _print_carried(found: Document) -> None:
         ("base", "sizes of", "parameters", "local", f"split ({task.cut} blocks here)",
          "first that fits"), rows, right=(2,))
     proxy = found["carries"][0]["proxy"]
-    terminal.say(
+    terminal.prose(
         f"proxy, any base: {_cell(proxy)} to embed {task.records} texts and vote on "
         f"{task.candidates} candidates")
 

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from aulait.cli import terminal
 from aulait.cli.ending import ending
-from aulait.cli.options import FileArgument, JsonOption, OutOption, ResumeOption, SetOption
+from aulait.cli.options import (
+    FileArgument,
+    JsonOption,
+    OpenOption,
+    OutOption,
+    ResumeOption,
+    SetOption,
+    VerboseOption,
+)
 from aulait.cli.progress import Bar
 from aulait.cli.terminal import Document
 from aulait.core.errors import ConfigError
@@ -26,11 +34,13 @@ _UNDECODED = re.compile(": not (?!JSON|CSV)")
 _ENCODING = " (set data.encoding, or data.public_encoding, to what the file is written in)"
 
 
-def run(
+def run(  # noqa: PLR0913 (the options of a command)
     file: FileArgument,
     overrides: SetOption = None,
     out: OutOption = None,
     resume: ResumeOption = False,
+    open_page: OpenOption = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run an experiment: the two stages, the evaluation, the report.
@@ -43,7 +53,7 @@ def run(
             f"--resume found {found}, expected the folder of an interrupted run; add --out DIR, or "
             "leave --resume out"
         )
-    with terminal.work(as_json):
+    with terminal.work(as_json, verbose):
         settings = experiment_file.read_settings(file, overrides or [])
         path = out or fresh_folder(settings.run.name)
         again = [
@@ -57,6 +67,8 @@ def run(
         ]
         result = carry_out(settings, path, resume, again)
     show(result, path, as_json)
+    if open_page:
+        terminal.open_page(path / "report.html")
 
 
 def carry_out(settings: Settings, path: Path, resume: bool, again: Sequence[str]) -> Document:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import shutil
 import sys
 import textwrap
+import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -77,8 +80,8 @@ def _in_words(error: Any) -> str:
     name = error.ctx.command_path if getattr(error, "ctx", None) is not None else "aulait"
     text = " ".join(error.format_message().split())
     told, hint, names = text.partition("Did you mean")
-    if hint:  # typer and click both say it
-        text = f"{told}{hint}{names.partition('?')[0]}?"
+    if hint:  # typer and click both say it, and name all that are near
+        text = f"{told}{hint} {names.partition('?')[0].strip().partition(',')[0]}?"
     return f"{text[:1].lower()}{text[1:].rstrip('.')}; see {name} --help"
 
 
@@ -109,10 +112,20 @@ def document(value: object) -> None:
     typer.echo(json.dumps(plain_json(value), indent=2, ensure_ascii=False, default=str))
 
 
+def open_page(path: Path) -> None:
+    """Open a page in the browser; a line where there is none."""
+    if not webbrowser.open(path.resolve().as_uri()):
+        note(f"no browser was found; the page is {path}")
+
+
 @contextmanager
-def work(quiet: bool) -> Iterator[None]:
+def work(quiet: bool, verbose: bool = False) -> Iterator[None]:
     """With ``quiet``, whatever a library prints goes to stderr, so that stdout holds the JSON
-    document alone."""
+    document alone; with ``verbose`` what libraries log is shown there, and an error comes as it
+    is."""
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+        os.environ["AULAIT_TRACEBACK"] = "1"
     if not quiet:
         yield
         return
@@ -125,10 +138,29 @@ def heading(text: str) -> None:
     typer.secho(text, bold=True)
 
 
-def paragraph(text: str, width: int = 100, indent: str = "") -> None:
+def paragraph(text: str, width: int = 100, indent: str = "", bold: bool = False) -> None:
     """A remark on stdout, broken into lines: of the terminal's width, at most of ``width``."""
     width = min(width, columns() or width)
     for line in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent):
+        typer.secho(line, bold=bold)
+
+
+def prose(text: str) -> None:
+    """A sentence of the answer, on stdout: broken between words where the terminal is narrower, one
+    line elsewhere. Paths stay whole."""
+    width = columns()
+    lines = [text] if width is None else textwrap.wrap(
+        text, width, break_long_words=False, break_on_hyphens=False)
+    for line in lines:
+        typer.echo(line)
+
+
+def fact(name: str, text: str) -> None:
+    """A remark on stdout under its name, broken into lines that stand behind the name."""
+    lead = f"{name}  "
+    width = min(100, columns() or 100)
+    for line in textwrap.wrap(text, width, initial_indent=lead, break_on_hyphens=False,
+                              subsequent_indent=" " * min(len(lead), 12)):
         typer.echo(line)
 
 

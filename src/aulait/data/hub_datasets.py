@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from aulait.core import hub
 from aulait.core.errors import DataError
 from aulait.data.source_row import Asked, SourceRow
 
@@ -24,6 +25,7 @@ def hub_rows(source: str, asked: Asked) -> Iterator[SourceRow]:
 def _table(source: str, fields: Sequence[str]) -> Any:
     dataset, config, split = hub_parts(source[3:])
     folder = Path(dataset).expanduser()
+    hub.settle(dataset)
     try:
         # takes seconds to import
         import datasets

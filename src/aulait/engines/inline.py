@@ -8,7 +8,7 @@ are one role among others in every method whose clients train by ``Learner.train
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from aulait.core.errors import ConfigError, require
@@ -30,6 +30,7 @@ from aulait.runs.scoring import evaluate_here, personal_adapters
 from aulait.synthesis import private_evolution
 from aulait.synthesis.embedding import Embedder
 from aulait.training.activation_codec import Wire
+from aulait.training.own_training import OwnLearner, TrainSite
 from aulait.training.split_trainer import SplitLearner
 from aulait.training.trainer import AT_ONCE, Learner
 
@@ -40,9 +41,22 @@ class InlineEngine:
     clients: Mapping[str, int] | None = None
     real_time = False
 
+    def __init__(self, train: TrainSite | None = None) -> None:
+        """``train`` trains a site in place of the built-in steps; None for these."""
+        self._train = train
+
     def connect(self, run: PreparedRun, sites: Mapping[str, Site]) -> Ask:
-        """A way to get updates from sites in this process."""
-        return LocalClients.of(run, sites).ask
+        """A way to get updates from sites in this process.
+
+        Raises:
+            ConfigError: a function of the user's own would train where the promise, or the cut
+                model, is in the steps themselves.
+        """
+        clients = LocalClients.of(run, sites)
+        if self._train is None:
+            return clients.ask
+        _check_own_training(run)
+        return replace(clients, learner=OwnLearner(clients.learner, self._train)).ask
 
     def evaluate(self, run: PreparedRun, state: State | None, final: bool) -> HeldOutScores:
         """Scores of the held-out records of this process."""
@@ -51,6 +65,17 @@ class InlineEngine:
     def personal(self, run: PreparedRun, state: State) -> dict[str, Adapter]:
         """Adapters of clients' own after the last round."""
         return personal_adapters(run, state, final=True)
+
+
+def _check_own_training(run: PreparedRun) -> None:
+    """Raise unless sites may be trained by a function of the user's own."""
+    require(not run.settings.privacy.protects_records, ConfigError,
+            "a training function found with privacy.unit = 'record', expected the unit 'client': "
+            "for single records the noise is in the steps themselves; leave the function out, or "
+            "protect whole clients")
+    require(not run.federation.roles["split"], ConfigError,
+            "a training function found with split clients, whose steps go through the server; "
+            "leave the function out, or place them 'local'")
 
 
 @dataclass(frozen=True)

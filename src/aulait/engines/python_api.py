@@ -13,6 +13,7 @@ print.
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ import tomli_w
 
 from aulait.core.errors import ConfigError, DataError, require
 from aulait.core.files import JsonTree
+from aulait.data.given_records import GivenRecords, source_of
 from aulait.engines.inline import InlineEngine
 from aulait.models import exported
+from aulait.reporting import numbers as n
 from aulait.reporting.folder import read_run
 from aulait.reporting.grouping import comparison_rows, largest_epsilon
 from aulait.reporting.report import write_comparison
@@ -39,6 +42,7 @@ from aulait.runs.plan_summary import summarise_plan
 from aulait.runs.prepared import SharedCache
 from aulait.runs.progress import Observer, RunWatch, unwatched
 from aulait.runs.sweep import JobOutcome
+from aulait.training.own_training import TrainSite
 
 if TYPE_CHECKING:  # take seconds to import
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,6 +91,14 @@ class FinishedRun:
         lines = (self.path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
         return pandas.json_normalize([json.loads(line) for line in lines])
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        rows = [("held-out loss", f"{n.loss(self.base_loss)} → {n.loss(self.loss)}"),
+                ("epsilon", n.epsilon(self.epsilon)), ("report", str(self.path / "report.html"))]
+        cells = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>"
+                        for name, value in rows)
+        return f"<table>{cells}</table>"
+
     def model(self, *, client: str | None = None, merged: bool = True,
               device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """What the run has learnt, as a Hugging Face model, and its tokenizer.
@@ -106,7 +118,9 @@ class FinishedRun:
         return exported.load_worn(self.path, client=client, device=device)
 
 
-def run(experiment: Settings | Path | str, overrides: Overrides = (), *,
+def run(  # noqa: PLR0913 (all but two by name)
+        experiment: Settings | Path | str, overrides: Overrides = (), *,
+        records: GivenRecords | None = None, train: TrainSite | None = None,
         out: Path | str | None = None, resume: bool = False,
         progress: RunWatch = unwatched) -> FinishedRun:
     """Run an experiment: the two stages, the evaluation, the report.
@@ -114,6 +128,10 @@ def run(experiment: Settings | Path | str, overrides: Overrides = (), *,
     Args:
         experiment: a TOML file, or settings.
         overrides: of a file's keys, as {"train.rounds": 3} or ["train.rounds=3"].
+        records: rows in place of ``data.source``: any iterable of mappings, such as a list or a
+            ``datasets.Dataset``. A run that is resumed is given the same ones.
+        train: trains a site in place of the built-in steps: a function of an
+            ``aulait.SiteTraining``.
         out: the run folder; None makes runs/NAME-DATE-TIME.
         resume: go on with the interrupted run in ``out``.
         progress: called as ``progress(stage, done, total, note)``: before the first round of
@@ -123,28 +141,32 @@ def run(experiment: Settings | Path | str, overrides: Overrides = (), *,
         AulaitError: bad settings, data or model, before any work; a broken privacy condition at any
             time.
     """
-    settings = _settings(experiment, overrides)
+    settings = _settings(experiment, overrides, records)
     path = fresh_folder(settings.run.name) if out is None else Path(out)
-    loop.run(settings, path, InlineEngine(), resume=resume, observer=Observer(progress))
+    loop.run(settings, path, InlineEngine(train), resume=resume, observer=Observer(progress))
     return load_run(path)
 
 
-def plan(experiment: Settings | Path | str, overrides: Overrides = ()) -> dict[str, JsonTree]:
-    """Placement, work, bytes, FLOPs, seconds, memory, joules and epsilon of every tier, as
-    ``aulait plan --json`` prints them. The base is loaded and nothing is trained.
+def plan(experiment: Settings | Path | str, overrides: Overrides = (), *,
+         records: GivenRecords | None = None) -> dict[str, JsonTree]:
+    """Whether it will learn (``advice``), and placement, work, bytes, FLOPs, seconds, memory,
+    joules and epsilon of every tier, as ``aulait plan --json`` prints them. The base is loaded and
+    nothing is trained.
 
     Args:
-        experiment, overrides: as of ``run``.
+        experiment, overrides, records: as of ``run``.
 
     Raises:
         AulaitError: bad settings, data or model.
     """
-    return summarise_plan(setup.prepare(_settings(experiment, overrides), SharedCache()))
+    settings = _settings(experiment, overrides, records)
+    return summarise_plan(setup.prepare(settings, SharedCache()))
 
 
-def sweep(file: Path | str, over: Mapping[str, Sequence[object]], *, out: Path | str,
-          seeds: Sequence[int] = (0,), overrides: Overrides = (),
-          jobs: int = 1) -> list[JobOutcome]:
+def sweep(  # noqa: PLR0913 (all but two by name)
+        file: Path | str, over: Mapping[str, Sequence[object]], *, out: Path | str,
+        seeds: Sequence[int] = (0,), overrides: Overrides = (),
+        records: GivenRecords | None = None, jobs: int = 1) -> list[JobOutcome]:
     """Run all combinations of some settings with all seeds; what is finished in ``out`` is skipped.
 
     Args:
@@ -153,6 +175,7 @@ def sweep(file: Path | str, over: Mapping[str, Sequence[object]], *, out: Path |
         out: folder of the run folders.
         seeds: of every combination.
         overrides: of the file's keys, for all runs.
+        records: as of ``run``; they are in this process, so that ``jobs`` is 1.
         jobs: processes; 1 is this one.
 
     Returns:
@@ -161,9 +184,12 @@ def sweep(file: Path | str, over: Mapping[str, Sequence[object]], *, out: Path |
     Raises:
         ConfigError: the settings of all runs are wrong, or two would share a folder.
     """
+    require(records is None or jobs == 1, ConfigError,
+            f"found records together with jobs = {jobs}, expected jobs = 1: they are in this "
+            "process alone; write them to a file for more")
     arms = sweeps.arms_over(
         [f"{key}={','.join(_toml(value) for value in values)}" for key, values in over.items()])
-    work = sweeps.sweep_jobs(Path(file), arms, seeds, _written(overrides), Path(out))
+    work = sweeps.sweep_jobs(Path(file), arms, seeds, _written(overrides, records), Path(out))
     return sweeps.run_all(work, InlineEngine(), jobs, lambda outcome: None)
 
 
@@ -204,20 +230,24 @@ def load_run(folder: Path | str) -> FinishedRun:
     return FinishedRun(path, ResultFile.fitting(tree))
 
 
-def _settings(experiment: Settings | Path | str, overrides: Overrides) -> Settings:
+def _settings(experiment: Settings | Path | str, overrides: Overrides,
+              records: GivenRecords | None) -> Settings:
     """The settings of a file with its overrides, or those that were given."""
     if isinstance(experiment, Settings):
-        require(not overrides, ConfigError, "found settings together with overrides, expected "
-                "overrides of a file alone; change the settings themselves")
+        require(not overrides and records is None, ConfigError,
+                "found settings together with overrides or records, expected these with a file "
+                "alone; change the settings themselves")
         return experiment
-    return experiment_file.read_settings(Path(experiment), _written(overrides))
+    return experiment_file.read_settings(Path(experiment), _written(overrides, records))
 
 
-def _written(overrides: Overrides) -> list[str]:
-    """Overrides as ``--set`` takes them."""
-    if isinstance(overrides, Mapping):
-        return [f"{key}={_toml(value)}" for key, value in overrides.items()]
-    return list(overrides)
+def _written(overrides: Overrides, records: GivenRecords | None = None) -> list[str]:
+    """Overrides as ``--set`` takes them, the name of the records among them."""
+    found = ([f"{key}={_toml(value)}" for key, value in overrides.items()]
+             if isinstance(overrides, Mapping) else list(overrides))
+    if records is not None:
+        found.append(f"data.source={_toml(source_of(records))}")
+    return found
 
 
 def _toml(value: object) -> str:

@@ -24,6 +24,9 @@ METHODS: Registry[ModuleType] = Registry("algorithm", {
     )
 }, _fault, {
     "fedavg": "averaging the factors is 'fedit' here",
+    "fedprox": "the pull towards the shared adapter is algorithm.proximal of 'safedlora' here",
+    "fedadam": "it is 'fedit' with algorithm.server = 'adam' here",
+    "fedavgm": "it is 'fedit' with algorithm.server = 'momentum' here",
     "lora": "federated LoRA by averaging the factors is 'fedit' here",
     "ffa-lora": "write 'ffa'", "ffalora": "write 'ffa'", "fed-sb": "the nearest is 'cores'",
     "lora-xs": "the nearest is 'cores'",

@@ -23,6 +23,7 @@ from urllib.parse import unquote
 
 import torch
 
+from aulait.core import hub
 from aulait.core.errors import ConfigError, DataError, ModelError, require
 from aulait.core.files import private_folder
 from aulait.models import gguf_export
@@ -106,6 +107,7 @@ def load_exported(run: Path, *, adapted: bool = True, client: str | None = None,
         else transformers.AutoModelForCausalLM
     )
     where = folder_of(name)
+    hub.settle(str(where))
     transformers.utils.logging.disable_progress_bar()
     try:
         base = auto.from_pretrained(where, dtype=getattr(torch, str(model.get("dtype", "float32"))))

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from aulait.core import lora
+from aulait.core import hub, lora
 from aulait.core.errors import ModelError, did_you_mean, install, require
 from aulait.core.lora import Shapes
 from aulait.core.types import Adapter, Scaling
@@ -224,6 +224,7 @@ def _fetch(config: ModelConfig, device: torch.device,
         options["device_map"] = {"": device}
     if config.device_map is not None:
         options |= spread_options(config.device_map)
+    hub.settle(str(name))
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(name)

@@ -19,6 +19,7 @@ from aulait.core.errors import DataError, did_you_mean, require
 from aulait.data import row_fields, sources
 from aulait.data.row_fields import RowFields
 from aulait.models.named import BUILT_IN
+from aulait.runs.advice import usual_batch
 
 MOST_ROWS: Final = 20_000  # looked at; more tell nothing new about what a field is
 LONGEST_NAME: Final = 80  # letters on average: longer values are texts, not owners
@@ -175,7 +176,8 @@ def written(seen: Look, choices: Choices) -> str:
     if choices.strong < 1:
         parts.append(_synthesis())
     record = choices.unit == "record" and choices.epsilon is not None
-    parts.append(_training_of_records(seen, choices) if record else _training())
+    parts.append(_training_of_records(seen, choices) if record
+                 else _training() if choices.epsilon is None else _training_of_clients())
     parts.append(_privacy(seen, choices))
     return "\n".join(parts)
 
@@ -197,16 +199,18 @@ seed = 0
 
 
 def _model(choices: Choices) -> str:
-    few = choices.model in BUILT_IN  # whose modules have these names
+    cores = choices.unit == "client" and choices.epsilon is not None
+    few = choices.model in BUILT_IN and not cores  # whose modules have these names
     targets = '["o_proj", "down_proj"]   # few numbers learn more under noise' if few else (
         '"all-linear"')
+    rank = "4                 # \"auto\" takes what the noise allows" if cores else "8"
     return f"""\
 [model]
 name = {_toml(choices.model)}          # "smollm2", a folder, a .gguf file, or a Hugging Face id
 context = 128            # tokens of a training text
 
 [adapter]
-rank = 8
+rank = {rank}
 alpha = 16
 targets = {targets}
 """
@@ -282,9 +286,26 @@ every = 2
 """
 
 
+def _training_of_clients() -> str:
+    return """\
+[algorithm]
+name = "cores"           # few numbers, of which whole clients' noise leaves most to learn
+
+[train]
+rounds = 6
+steps = 4
+batch = 2
+lr = 1.25e-2
+schedule = "linear"      # the clip bound follows it down, and the noise with it
+
+[evaluate]
+every = 2
+"""
+
+
 def _training_of_records(seen: Look, choices: Choices) -> str:
     sizes = clients_of(seen, choices.owner) or Counter(all=max(seen.rows // 10, 1))
-    batch = max(4, min(256, sorted(sizes.values())[-1] // 8))
+    batch = usual_batch(max(sizes.values()))
     return f"""\
 [algorithm]
 name = "dplora"          # every step at a site is noised there

@@ -26,8 +26,9 @@ from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import finish, size_law
 from aulait.runs.books import check_releases, epsilons, open_books, open_ledger
 from aulait.runs.experiment_file import Settings, dump_settings, renewed_settings
-from aulait.runs.prepared import Engine, SharedCache
+from aulait.runs.prepared import Engine, PreparedRun, SharedCache
 from aulait.runs.progress import Observer, Progress
+from aulait.runs.run_log import logged
 from aulait.runs.settled import as_begun
 from aulait.runs.setup import prepare
 from aulait.runs.stage import Execution, Stage, StateT
@@ -61,7 +62,6 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
     watch("prepare", 0, 1, "reading data, loading the base")
     prepared = prepare(as_begun(settings, path / "config.toml"), cache or SharedCache(),
                        engine.clients)
-    settings = prepared.settings
     if loud := size_law.warning(prepared):
         observer.warn(f"noise: {loud}")
     folder = RunFolder(path)
@@ -74,6 +74,16 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
             write_cards(path)
             write_report(path)
         return done
+    if engine.real_time:  # the coordinator keeps a log of its own
+        return _completed(prepared, engine, folder, observer, started)
+    with logged(path, observer, entered) as heard:
+        return _completed(prepared, engine, folder, heard, started)
+
+
+def _completed(prepared: PreparedRun, engine: Engine, folder: RunFolder, observer: Observer,
+               started: float) -> JsonObject:
+    """A prepared run from its last checkpoint, or from its beginning, to its result."""
+    settings, path, watch = prepared.settings, folder.path, observer.watch
     progress = Progress.load(folder)
     progress.counted_s = started
     books = open_books(prepared, open_ledger(prepared, folder, progress))

@@ -19,6 +19,7 @@ from aulait.models.layer_summary import summarise_layers
 from aulait.privacy.plan import PrivacyPlan
 from aulait.resources.capacity import EMBEDDER
 from aulait.runs import size_law
+from aulait.runs.advice import advise
 from aulait.runs.prepared import PreparedRun
 from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.synthesis.private_evolution import vote_bytes
@@ -59,6 +60,7 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
                                [role for role, names in federation.roles.items() if names]),
                     **_protected(run)},
         "noise": _noise(run),
+        "advice": advise(run).document(),
         "total": totals,
     }
 

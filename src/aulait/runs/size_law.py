@@ -4,6 +4,7 @@ that cannot learn, and the rank and the layers that it can afford."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from aulait.core.errors import ConfigError, require
@@ -46,13 +47,22 @@ def noise_ratio(run: PreparedRun, *, diluted: bool = True) -> NoiseRatio | None:
 
 def _averaging_sites(settings: Settings, federation: Federation,
                      release: PlannedRelease) -> float:
-    """By what the noise of steps is divided where sites add it: K / sqrt(sum of 1 / b_k²), b_k the
-    units that a step of site k expects."""
+    """As ``averaging_sites``, of the sites that a step asks."""
     expected = []
     for site in federation.training_sites:
         count = len(units(site.train))
         expected.append(min(1.0, site.plan.batch / count, release.sampling_rate) * count)
     rate = settings.federation.rate if settings.federation.sampling != "all" else 1.0
+    return averaging_sites(expected, rate)
+
+
+def averaging_sites(expected: Sequence[float], rate: float = 1.0) -> float:
+    """By what the noise of steps is divided where sites add it: K / sqrt(sum of 1 / b_k²).
+
+    Args:
+        expected: b_k, units that a step of each site expects.
+        rate: share of the sites that take part in a round.
+    """
     sites = max(1.0, rate * len(expected))
     mean = sum(1 / each**2 for each in expected) / len(expected)
     return sites / math.sqrt(sites * mean)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from aulait.core import hub
 from aulait.core.errors import ConfigError, DataError, ModelError, require
 from aulait.core.registry import Registry
 
@@ -146,6 +147,7 @@ def _sentence_embedder(name: str, source: str, device: str, max_tokens: int,
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
+    hub.settle(source)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

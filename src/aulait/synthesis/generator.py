@@ -7,6 +7,7 @@ from functools import cache
 import torch
 import transformers
 
+from aulait.core import hub
 from aulait.core.errors import ModelError
 from aulait.models.generation import TextModel
 from aulait.models.named import EXPECTED, folder_of
@@ -56,6 +57,7 @@ def load_text_model(name: str, device: torch.device, masked: bool = False) -> Te
     logging.disable_progress_bar()
     try:
         where = folder_of(name)
+        hub.settle(str(where))
         settings = transformers.AutoConfig.from_pretrained(where)
         kind = "Seq2SeqLM" if settings.is_encoder_decoder else "CausalLM"
         auto = getattr(transformers, f"AutoModelFor{'MaskedLM' if masked else kind}")

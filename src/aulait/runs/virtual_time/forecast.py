@@ -50,6 +50,42 @@ def forecast(run: PreparedRun, machine: Profile) -> dict[str, float]:
             "peak_bytes": peak_bytes + (embedder if run.federation.breeds else 0.0)}
 
 
+def rough_seconds(run: PreparedRun, machine: Profile) -> float:
+    """Seconds of a whole simulation on a machine, roughly, from what is public of it: every record
+    as long as the plan takes records to be, no text of a client looked at.
+
+    Args:
+        run: what will run.
+        machine: this machine, measured.
+    """
+    settings, federation = run.settings, run.federation
+    dtype, rounds = settings.model.dtype, settings.train.rounds
+    share = settings.federation.rate if settings.federation.sampling != "all" else 1.0
+    asked: dict[str, float] = {}
+    for site in federation.training_sites:
+        asked[site.plan.tier] = asked.get(site.plan.tier, 0.0) + share
+    work = [(federation.tiers[tier], count) for tier, count in asked.items()]
+    costs = RoundCosts.of(run)
+    if costs.proxy_count:
+        work.append((federation.server_tier, float(costs.proxy_count)))
+    ranks = dict.fromkeys(run.context.shapes, run.context.rank)
+    round_s = 0.0
+    for own, count in work:
+        plan, demand = own.plan, own.demand
+        together = min(count, max(1, settings.train.rows_at_once // plan.batch))
+        step = _step(federation, demand.batch(math.ceil(together * plan.batch)), ranks)
+        round_s += count / together * plan.steps * cost_model.seconds(step, machine, dtype)
+    measured = settings.evaluate
+    clients = min(len(federation.holdout), measured.clients or len(federation.holdout))
+    passes = clients * measured.records_per_client / measured.rows
+    demand = federation.server_tier.demand
+    one = cost_model.evaluation(demand.model_shape, demand.batch(measured.rows), ranks,
+                                demand.dtype)
+    times = len({*range(measured.every, rounds + 1, measured.every), rounds, 0})
+    return (_synthesis_s(run, machine) + rounds * round_s
+            + times * passes * cost_model.seconds(one, machine, dtype))
+
+
 def training_steps(run: PreparedRun) -> Iterator[tuple[Cost, float]]:
     """(cost, how often in a round) of the steps over the base in a round, as the trainer groups
     them."""

@@ -1,0 +1,52 @@
+"""A run watched in a notebook: one line that changes, instead of a line for every round."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import sys
+import time
+from typing import Protocol
+
+STAGES = {"prepare": "preparing", "synthesis": "stage 1, synthesis", "train": "stage 2, training",
+          "finish": "finishing"}
+
+
+class _Shown(Protocol):
+    """What IPython gives for an output that may be changed."""
+
+    def update(self, shown: object) -> None:
+        """Show something else in its place."""
+
+
+class NotebookProgress:
+    """For ``progress`` of ``aulait.run``: a bar below the cell; lines on stdout elsewhere."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+        self._handle: _Shown | None = None
+        self._last = ""
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        """Told by the run: ``done`` of ``total`` rounds of a stage are finished."""
+        line = f"{STAGES.get(stage, stage)} {done}/{total}"
+        if not _in_notebook():
+            if line != self._last:
+                print(f"{line} {note}".rstrip())
+            self._last = line
+            return
+        # only a notebook has it
+        from IPython.display import HTML, display
+
+        spent = f"{time.monotonic() - self._began_s:.0f} s"
+        shown = HTML(f'<progress value="{done}" max="{max(total, 1)}"></progress> '
+                     f"{html.escape(f'{line} · {spent} · {note}'.rstrip(' ·'))}")
+        if self._handle is None:
+            self._handle = display(shown, display_id=True)
+        else:
+            self._handle.update(shown)
+
+
+def _in_notebook() -> bool:
+    """Whether a kernel of Jupyter runs this."""
+    return "ipykernel" in sys.modules and importlib.util.find_spec("IPython") is not None
