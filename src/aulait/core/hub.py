@@ -8,8 +8,11 @@ found there, and what is not fails at once.
 from __future__ import annotations
 
 import os
+import ssl
 import sys
 import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Final
 
@@ -42,13 +45,15 @@ def reachable(address: str) -> bool:
     answered = threading.Event()
 
     def ask() -> None:
-        # a tenth of a second to import
-        import httpx
-
         try:
-            httpx.head(address, timeout=PATIENCE_S)
-        except (httpx.HTTPError, OSError, ValueError):
-            return
+            asked = urllib.request.Request(address, method="HEAD")
+            urllib.request.urlopen(asked, timeout=PATIENCE_S).close()
+        except urllib.error.HTTPError:
+            pass  # an answer
+        except (OSError, ValueError) as error:
+            # whom to trust is the libraries' to decide: a certificate is an answer
+            if not isinstance(getattr(error, "reason", None), ssl.SSLError):
+                return
         answered.set()
 
     asking = threading.Thread(target=ask, daemon=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import importlib.util
 import sys
 import time
 from typing import Protocol
@@ -30,23 +29,16 @@ class NotebookProgress:
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
         """Told by the run: ``done`` of ``total`` rounds of a stage are finished."""
         line = f"{STAGES.get(stage, stage)} {done}/{total}"
-        if not _in_notebook():
+        screen = sys.modules.get("IPython.display") if "ipykernel" in sys.modules else None
+        if screen is None:  # no kernel of Jupyter runs this
             if line != self._last:
                 print(f"{line} {note}".rstrip())
             self._last = line
             return
-        # only a notebook has it
-        from IPython.display import HTML, display
-
         spent = f"{time.monotonic() - self._began_s:.0f} s"
-        shown = HTML(f'<progress value="{done}" max="{max(total, 1)}"></progress> '
-                     f"{html.escape(f'{line} · {spent} · {note}'.rstrip(' ·'))}")
+        shown = screen.HTML(f'<progress value="{done}" max="{max(total, 1)}"></progress> '
+                            f"{html.escape(f'{line} · {spent} · {note}'.rstrip(' ·'))}")
         if self._handle is None:
-            self._handle = display(shown, display_id=True)
+            self._handle = screen.display(shown, display_id=True)
         else:
             self._handle.update(shown)
-
-
-def _in_notebook() -> bool:
-    """Whether a kernel of Jupyter runs this."""
-    return "ipykernel" in sys.modules and importlib.util.find_spec("IPython") is not None
