@@ -82,7 +82,7 @@ class CoresConfig(AveragingConfig):
             joined.
         basis_texts: how many texts of each source are read.
         local_weight: as everywhere, and "auto" unless you say otherwise.
-        server: as everywhere, and "auto" unless you say otherwise: the clients search for the step.
+        server: as everywhere, and "auto" unless you say otherwise.
         renew: rounds after which the basis is taken anew, at the model as it then is; 0: never.
     """
 

@@ -1,4 +1,9 @@
-"""``algorithm.server = "auto"``: whether the clients that train search for the server's step."""
+"""``algorithm.server = "auto"``: whether the clients that train search for the server's step.
+
+Without privacy a search costs nothing and gains. Under it a fifth of the budget went to a search
+and what it found did not make that good on any data that we measured
+(docs/decisions/0023-line-search.md), so there it is done where it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,8 @@ from aulait.runs.experiment_file import Settings
 
 
 def with_settled_server(settings: Settings, context: RunContext) -> Settings:
-    """The settings with the server's optimiser as it will be: "auto" is "search" where the run
-    allows that, else "plain".
+    """The settings with the server's optimiser as it will be: "auto" is "search" without privacy
+    where the run allows it, else "plain".
 
     Args:
         settings: the experiment.
@@ -25,8 +30,8 @@ def with_settled_server(settings: Settings, context: RunContext) -> Settings:
     require(wanted == "auto" or not lacking, ConfigError,
             f"algorithm.server = 'search' found with {lacking}, where clients cannot search for "
             "the step; set algorithm.server = 'plain'")
-    return settings.model_copy(update={
-        "algorithm": {**settings.algorithm, "server": "plain" if lacking else "search"}})
+    found = "plain" if lacking or (wanted == "auto" and not settings.privacy.off) else "search"
+    return settings.model_copy(update={"algorithm": {**settings.algorithm, "server": found}})
 
 
 def _lacking(settings: Settings, context: RunContext) -> str:

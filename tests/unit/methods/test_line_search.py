@@ -239,6 +239,13 @@ def test_a_search_that_cannot_be_is_refused_in_a_line_and_auto_goes_without(plac
     assert all(release.stage != "search" for release in run.privacy.releases)
 
 
+@pytest.mark.parametrize(("privacy", "server"), [({"off": True}, "search"), (EPSILON | {"clip": 0.1}, "plain")])
+def test_auto_searches_where_that_costs_nothing(places, privacy, server):
+    run = prepare(tiny_run.settings(places, algorithm={"name": "cores"}, privacy=privacy, **LOCAL), tiny_run.fresh(CACHE))
+    assert run.settings.method_config.server == server
+    assert all(release.stage != "search" for release in run.privacy.releases)
+
+
 def terms(**told):
     privacy = SimpleNamespace(protects_records=False)
     return SimpleNamespace(**{"votes": False, "placement": "local", "method": SimpleNamespace(), "rounds": 3, "synthesis_rounds": 0,

@@ -35,7 +35,7 @@ class ServerConfig(BaseModel):
         server: "plain" (add the update), "momentum" (FedAvgM), "nesterov" (as DiLoCo and FDLoRA),
             "adagrad", "adam", "adamw" or "yogi"; or "search": the clients that train measure a few
             steps along the round's means and the best is taken (``methods.shared.line_search``);
-            or "auto": "search" where the run allows it, else "plain".
+            or "auto": "search" without privacy, where the run allows it, else "plain".
         server_lr: its learning rate.
         momentum: beta of "momentum" and "nesterov", beta_1 of the adaptive ones.
         beta2: of "adam", "adamw" and "yogi".
