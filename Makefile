@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo demo-real deploy-demo test test-deploy site lint check clean
+.PHONY: help demo demo-real deploy-demo test test-deploy site lock sbom lint check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,6 +43,15 @@ test-deploy: $(VENV)/.extras  ## the long tests of deployments: faults, stranger
 site: $(VENV)/.extras  ## build the pages of docs/ and results/ into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
+lock: $(BIN)/aulait  ## write the pinned requirements of deployments, with hashes, into deploy/
+	$(BIN)/python scripts/write_lock.py
+
+# In an environment of its own, so that the list does not name what made it.
+sbom: $(BIN)/aulait  ## list what is installed, with versions and licences, in sbom.json (CycloneDX)
+	$(PYTHON) -m venv $(VENV)-sbom
+	$(VENV)-sbom/bin/pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=7'
+	$(VENV)-sbom/bin/cyclonedx-py environment --output-file sbom.json $(BIN)/python
+
 lint: $(VENV)/.extras  ## style, strict types and the layers of the tree
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy
@@ -51,4 +60,4 @@ lint: $(VENV)/.extras  ## style, strict types and the layers of the tree
 check: lint test  ## lint and test: before every commit
 
 clean:  ## remove the virtual environment and caches, never runs or results
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-sbom .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

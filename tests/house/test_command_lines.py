@@ -94,3 +94,12 @@ def test_a_command_line_can_be_pasted(line: str) -> None:
 
 def test_there_are_lines_to_check() -> None:
     assert len(CASES) > 40
+
+
+@pytest.mark.parametrize("path", [*PAGES, *EXPERIMENTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_command_of_several_lines_is_joined(path: Path) -> None:
+    """Else the shell would take its first line alone."""
+    lines = [line.lstrip("# ").rstrip() for line in path.read_text(encoding="utf-8").splitlines()]
+    for before, line in zip(lines, lines[1:], strict=False):
+        if re.match(r"--(?:arm|over|set|seeds|out)\b", line) and re.match(r"aulait |--", before):
+            assert before.endswith("\\"), f"{before[:60]} ends without a backslash"

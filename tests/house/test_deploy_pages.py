@@ -23,12 +23,13 @@ def typed(name):
     """The words after ``aulait`` of every command in a file: indented lines, between backticks, of a unit, of a container."""
     found = re.findall(r"^    (?:aulait) (.*)$", text(name), re.M) + re.findall(r"`aulait ([^`]*)`", text(name))
     found += re.findall(r"^ExecStart=.*/bin/aulait ([^'\n]*)", text(name), re.M)
+    found += re.findall(r"^exec srun aulait (.*)$", text(name), re.M)
     found += re.findall(r"^ +command: (.*)$", text(name), re.M)
     found += re.findall(r"docker compose run .*? coordinator (serve .*)$", text(name), re.M)
     return [[word for word in shlex.split(line.replace("$$", "$"), comments=True) if word != "..."] for line in found]
 
 
-CASES = [(name, tuple(words)) for name in ("docs/deploy.md", "README.md", *(f"deploy/{path.name}" for path in sorted(DEPLOY.iterdir()) if path.is_file()))
+CASES = [(name, tuple(words)) for name in ("docs/deploy.md", "docs/slurm.md", "README.md", *(f"deploy/{path.name}" for path in sorted(DEPLOY.iterdir()) if path.is_file()))
          for words in typed(name)]
 
 
@@ -37,7 +38,7 @@ def test_the_scan_sees_what_is_there():
     assert {("docs/deploy.md", word) for word in ("keys", "probe", "join", "serve", "status", "plan")} <= seen
     assert {("README.md", word) for word in ("keys", "join", "serve")} <= seen
     assert {("deploy/aulait-site.service", "join"), ("deploy/aulait-coordinator.service", "serve"), ("deploy/compose.yaml", "serve"),
-            ("deploy/compose.yaml", "join")} <= seen
+            ("deploy/compose.yaml", "join"), ("deploy/aulait-site.sbatch", "join"), ("docs/slurm.md", "status")} <= seen
     assert len(CASES) > 20
 
 

@@ -115,7 +115,7 @@ def described(module: str, docstring: str | None, abilities: Abilities) -> Trait
     """
     name = module.rpartition(".")[2]
     try:
-        found = _sections(docstring or "")
+        found = sections(docstring or "")
         travels = re.fullmatch(r"up (.+?); down (.+)", found["travels"])
         if travels is None:
             raise ValueError("section 'travels' is "
@@ -131,7 +131,7 @@ def described(module: str, docstring: str | None, abilities: Abilities) -> Trait
                           "paragraph of its docstring") from None
 
 
-def _sections(docstring: str) -> dict[str, str]:
+def sections(docstring: str) -> dict[str, str]:
     """Section -> its text on one line, of the last paragraph."""
     found: dict[str, str] = {}
     section = ""
