@@ -102,8 +102,8 @@ def page(name: str) -> str:
         parts.append("## When to use it\n\n" + "\n".join(f"- {item}" for item in found) + "\n")
     if drawn := figure(name):
         parts.append("## Beside the others\n\n" + drawn + "\n30 clients with intents that few "
-                     "share, rank 8 for all, three seeds, without privacy; lower is better. Personal "
-                     "methods are measured with the clients' own adapters. Command and tables: "
+                     "share, rank 8 for all, three seeds, without privacy; lower is better. "
+                     "Personal methods are measured with the clients' own adapters. Command and tables: "
                      "[results](../../results/banking77-methods.md).\n")
     if notes:
         body = "\n\n".join(" ".join(note.split()) for note in notes)
@@ -117,8 +117,9 @@ def pages() -> dict[str, str]:
     found = {f"{name}.md": page(name) for name in names}
     rows = "".join(f"| [{name}]({name}.md) | {sections(docstring(name))['what']} |\n"
                    for name in names)
-    found["index.md"] = (f"{HEAD}# Methods one by one\n\nAll of them in one table, and their common "
-                         "rules: [methods](../methods.md).\n\n| method | what |\n|---|---|\n" + rows)
+    found["index.md"] = (
+        f"{HEAD}# Methods one by one\n\nAll of them in one table, and their common rules: "
+        f"[methods](../methods.md).\n\n| method | what |\n|---|---|\n{rows}")
     return found
 
 

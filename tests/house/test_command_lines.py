@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,6 @@ def test_there_are_lines_to_check() -> None:
 def test_a_command_of_several_lines_is_joined(path: Path) -> None:
     """Else the shell would take its first line alone."""
     lines = [line.lstrip("# ").rstrip() for line in path.read_text(encoding="utf-8").splitlines()]
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in pairwise(lines):
         if re.match(r"--(?:arm|over|set|seeds|out)\b", line) and re.match(r"aulait |--", before):
             assert before.endswith("\\"), f"{before[:60]} ends without a backslash"
