@@ -103,8 +103,8 @@ def page(name: str) -> str:
     if drawn := figure(name):
         parts.append("## Beside the others\n\n" + drawn + "\n30 clients with intents that few "
                      "share, rank 8 for all, three seeds, without privacy; lower is better. "
-                     "Personal methods are measured with the clients' own adapters. Command and tables: "
-                     "[results](../../results/banking77-methods.md).\n")
+                     "Personal methods are measured with the clients' own adapters. Command and "
+                     "tables: [results](../../results/banking77-methods.md).\n")
     if notes:
         body = "\n\n".join(" ".join(note.split()) for note in notes)
         parts.append(f"## Notes\n\n{html.escape(body, quote=False)}\n")
