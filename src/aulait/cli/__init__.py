@@ -48,6 +48,8 @@ COMMANDS = {
     "compare": Listed("Compare", "aulait.cli.compare:compare",
         "Compare finished runs: one row for each arm, mean and spread over its seeds, the best arm "
         "first."),
+    "watch": Listed("Start", "aulait.cli.watch:watch",
+        "Follow a run while it goes on: its report in the browser, or its rounds in the terminal."),
     "report": Listed("Compare", "aulait.cli.report:report",
         "Write RUN/report.html, one self-contained page, from what is in the folder."),
     "dossier": Listed("Start", "aulait.cli.dossier:dossier",

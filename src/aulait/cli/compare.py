@@ -105,7 +105,8 @@ def show(rows: Sequence[Document], cost: ComposedEpsilon) -> None:
         "over seeds; behind the first: paired, 95 % interval"
     )
     terminal.table(title, [column.title for column in found], lines,
-                   right=range(columns.leading_word_columns(found), len(found)), width=WIDTH)
+                   right=sorted({*range(len(found))} - {*columns.word_columns(found)}),
+                   width=WIDTH)
     if refused := comparability.refusal(rows):
         terminal.alarm(refused)
     own = sorted({row["algorithm"] for row in rows if row["personal"]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ from aulait.cli import terminal
 from aulait.cli.account import recounted
 from aulait.cli.options import JsonOption, OpenOption, SetOption
 from aulait.core.errors import ConfigError, PrivacyError, require
-from aulait.privacy.curve import privacy_curve
+from aulait.privacy.curve import curves_of
 from aulait.reporting.dossier import DossierSubject, figures, write_dossier
 from aulait.reporting.finished_run import finished_run
 from aulait.runfolder.naming import folder_label
@@ -80,9 +79,7 @@ def _finished(run: Path) -> DossierSubject:
     require(not differing, PrivacyError,
             f"ledger and result.json of {run} differ for role {', '.join(differing)}, expected the "
             f"same epsilon; see aulait account {run}, and ask who changed the files")
-    roles = {role for line in ledger.lines for role in line.roles}
-    return finished_run(run, {role: privacy_curve(Counter(ledger.events(role)))
-                              for role in sorted(roles)})
+    return finished_run(run, curves_of(ledger))
 
 
 def _planned(file: Path, overrides: list[str], sites: list[str]) -> DossierSubject:

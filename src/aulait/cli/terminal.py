@@ -178,6 +178,18 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]],
         width: in letters, when stdout is no terminal and COLUMNS is not set.
     """
     room = columns() or width
+    made = fitted_table(head, rows, right, room)
+    console = Console(width=room)
+    console.print(Text(title, style="bold"))
+    console.print(made)
+    if left_out := [" ".join(name.split()) for name in head[len(made.columns):]]:
+        names = ", ".join(left_out)
+        paragraph(f"left out of a narrow terminal: {names}; --json has all", room)
+
+
+def fitted_table(head: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int],
+                 room: int) -> Table:
+    """As ``table``, in ``room`` letters, to be shown by the caller."""
     cells = [[str(cell) for cell in row] for row in rows]
     shown = fitting([_Measured.of(name, [row[i] for row in cells], i in right)
                      for i, name in enumerate(head)], room)
@@ -187,12 +199,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]],
                         overflow="fold", width=wide)
     for row in cells:
         made.add_row(*[Text(cell) for cell in row[:len(shown)]])
-    console = Console(width=room)
-    console.print(Text(title, style="bold"))
-    console.print(made)
-    if left_out := [" ".join(name.split()) for name in head[len(shown):]]:
-        names = ", ".join(left_out)
-        paragraph(f"left out of a narrow terminal: {names}; --json has all", room)
+    return made
 
 
 def columns() -> int | None:

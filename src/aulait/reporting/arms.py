@@ -32,6 +32,12 @@ def arm_label(run: RunFiles) -> str:
     return run.result.arm or run.result.name or run.path.name
 
 
+def plain_label(label: object) -> str:
+    """A label for people: "name=fedit preset=uniform" is "fedit preset=uniform"."""
+    words = str(label).split(" ")
+    return " ".join(word.removeprefix("name=") or word for word in words)
+
+
 def method_name(run: RunFiles) -> str:
     """The name of the method; a question mark where it is not recorded."""
     return run.result.algorithm or words(value_at(run.config, "algorithm", "name")) or "?"

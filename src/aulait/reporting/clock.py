@@ -39,7 +39,7 @@ def virtual_time_section(run: RunFiles) -> Section | None:
     found = virtual_time_of(run)
     if found is None:
         return None
-    low, high = 110 + 34 * len(found.tiers), 300
+    low, high = 12 + 34 * len(found.tiers), 220
     shown = [
         ("tier-time", "A client's round, mean: at work and waiting", low,
          clock_figures.tier_time(found)),

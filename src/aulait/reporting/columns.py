@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from aulait.reporting import measures, numbers
+from aulait.reporting.arms import plain_label
 from aulait.reporting.grouping import BESIDE
 from aulait.reporting.measures import ComparisonRow, Measure
 from aulait.reporting.numbers import Style
+
+WORDS: Final = ("arm", "method", "not comparable")
 
 
 @dataclass(frozen=True)
@@ -41,24 +45,25 @@ def comparison_columns(rows: Sequence[ComparisonRow], timed: bool = True) -> lis
         Column("n", tuple(map(_count, rows))),
         *shown([(m.key, m.name, m.style) for m in first]),
         *_behind(rows, lead),
+        *_differs(rows),
         *shown(beside),
         Column("epsilon, at most", tuple(map(_epsilon, rows))),
         _costs("MB up", rows, "up_bytes"),
         _costs("MB down", rows, "down_bytes"),
-        Column("seconds", tuple(_plain(row.get("wall_s")) for row in rows)),
+        Column("seconds of rounds", tuple(_plain(row.get("rounds_s")) for row in rows)),
         *(virtual_time_columns(rows) if timed else ()),
         *shown(last),
     ]
 
 
-def leading_word_columns(found: Sequence[Column]) -> int:
-    """How many of the first columns hold words."""
-    return sum(column.title in ("arm", "method") for column in found)
+def word_columns(found: Sequence[Column]) -> list[int]:
+    """Which columns hold words."""
+    return [index for index, column in enumerate(found) if column.title in WORDS]
 
 
 def arm_column(rows: Sequence[ComparisonRow]) -> Column:
     """The labels of the arms."""
-    return Column("arm", tuple(str(row["arm"]) for row in rows))
+    return Column("arm", tuple(plain_label(row["arm"]) for row in rows))
 
 
 def _names(rows: Sequence[ComparisonRow]) -> list[Column]:
@@ -77,6 +82,13 @@ def _scores(rows: Sequence[ComparisonRow], key: str, title: str, style: Style) -
         return "–" if row["n"] else "not finished"
 
     return Column(title, tuple(map(cell, rows)))
+
+
+def _differs(rows: Sequence[ComparisonRow]) -> list[Column]:
+    """In what arms were measured otherwise than most; nothing where all may be compared."""
+    if not any(row.get("differs") for row in rows):
+        return []
+    return [Column("not comparable", tuple(row.get("differs") or "–" for row in rows))]
 
 
 def _behind(rows: Sequence[ComparisonRow], lead: Measure) -> list[Column]:

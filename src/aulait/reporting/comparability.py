@@ -20,6 +20,7 @@ from scipy import stats
 
 from aulait.core.files import JsonObject
 from aulait.reporting import numbers
+from aulait.reporting.arms import plain_label
 from aulait.reporting.folder import RunFiles
 from aulait.reporting.measures import ComparisonRow, Measure, ranking_measure
 from aulait.reporting.values import value_at
@@ -118,14 +119,15 @@ def refusal(rows: Sequence[ComparisonRow]) -> str:
     differing = {row["arm"]: row["differs"] for row in rows if row["differs"]}
     if not differing:
         return ""
-    listed = "; ".join(f"{name}: {words}" for name, words in differing.items())
+    listed = "; ".join(f"{plain_label(name)}: {words}" for name, words in differing.items())
     return (f"Not all arms were measured on the same thing, so their scores say nothing about one "
             f"another ({listed}).")
 
 
 def ties(rows: Sequence[ComparisonRow]) -> str:
     """A further sentence about the arms that cannot be told from the first; empty without any."""
-    even = [str(row["arm"]) for row in rows if row["behind"] and row["behind"]["told"] is False]
+    even = [plain_label(row["arm"]) for row in rows
+            if row["behind"] and row["behind"]["told"] is False]
     single = any(row["behind"] and row["behind"]["told"] is None for row in rows)
     said = f" Over its seeds it cannot be told from {', '.join(even)}." if even else ""
     return said + (" One seed says nothing about the next: give every arm several."

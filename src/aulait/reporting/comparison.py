@@ -12,7 +12,6 @@ from aulait.reporting import (
     columns,
     comparability,
     dots,
-    figures,
     grouping,
     markup,
     measures,
@@ -21,11 +20,13 @@ from aulait.reporting import (
     page,
     story,
 )
+from aulait.reporting.chart import DASHES, SHAPES, Chart, ChartAxis, ChartLine, chart_label
 from aulait.reporting.columns import Column
-from aulait.reporting.figures import PlotlyFigure
 from aulait.reporting.folder import RunFiles
+from aulait.reporting.front import Offer, pareto_front
 from aulait.reporting.markup import Markup, PageTable, PlacedFigure, Section
 from aulait.reporting.measures import ComparisonRow, Measure
+from aulait.reporting.numbers import Style
 
 NO_GUARANTEE = "what these arms reach is not comparable with private ones."
 
@@ -51,7 +52,8 @@ def comparison_opening(runs: Sequence[RunFiles], remark: str = "") -> Markup:
         spread = numbers.spread(first[measure.key], first[f"{measure.key}_std"], measure.style)
         text = (
             f"The {'highest' if measure.rising else 'lowest'} {measure.name} on held-out text is "
-            f"that of {first['arm']}: {spread} over {numbers.counted(first['n'], 'run')}."
+            f"that of {arms.plain_label(first['arm'])}: {spread} over "
+            f"{numbers.counted(first['n'], 'run')}."
             + comparability.ties(rows)
         )
     lead, alarms = ([], [("alarm", refused)]) if refused else ([text], [])
@@ -70,7 +72,7 @@ def comparison_opening(runs: Sequence[RunFiles], remark: str = "") -> Markup:
 
 def _without_guarantee(rows: Sequence[ComparisonRow]) -> list[str]:
     """Labels of the arms with a finished run and no guarantee."""
-    return [str(row["arm"]) for row in rows if row["n"] and not row["private"]]
+    return [arms.plain_label(row["arm"]) for row in rows if row["n"] and not row["private"]]
 
 
 def _arms_table(shown: Sequence[Column], words: Sequence[int] = (0,)) -> PageTable:
@@ -84,25 +86,24 @@ def _overview(rows: Sequence[ComparisonRow]) -> Section:
                          dots.arm_dots(rows, measure), dots.arm_dots_height(rows, measure))
     return markup.section(
         "overview", "Overview", [chart],
-        arms=_arms_table(found, range(columns.leading_word_columns(found))),
+        arms=_arms_table(found, columns.word_columns(found)),
         personal=", ".join(sorted({str(row["algorithm"]) for row in rows if row["personal"]})),
         unseen=any("unseen_loss" in row for row in rows))
 
 
 def _rounds(groups: Mapping[str, Sequence[RunFiles]]) -> Section:
-    data = []
+    lines = []
     for index, (name, members) in enumerate(groups.items()):
         values: dict[float, list[float]] = defaultdict(list)
         for line in (line for run in members for line in run.training):
             if line.round is not None and line.eval.loss is not None:
                 values[float(line.round)].append(line.eval.loss)
         if values:
-            data.append(_loss_line(name, index, values))
-    x = figures.axis("round", **figures.whole_ticks([x for trace in data for x in trace["x"]]))
-    figure = {"data": data, "layout": figures.layout(x, figures.axis("loss, nats per token"),
-        showlegend=True)}
-    chart = PlacedFigure("rounds", "Loss on held-out text", figure, 320 + _legend(len(data), 3))
-    return markup.section("rounds", "Round by round", [chart] if data else [])
+            lines.append(_loss_line(name, index, values))
+    chart = Chart(ChartAxis("round", whole=True), ChartAxis("loss, nats per token"), lines,
+                  legend=True)
+    placed = PlacedFigure("rounds", "Loss on held-out text", chart, 300)
+    return markup.section("rounds", "Round by round", [placed] if lines else [])
 
 
 def _over_virtual_time(groups: Mapping[str, Sequence[RunFiles]],
@@ -113,51 +114,56 @@ def _over_virtual_time(groups: Mapping[str, Sequence[RunFiles]],
     figure = pace.loss_over_time(done, aim)
     if figure is None:
         return []
-    chart = PlacedFigure("virtual", "Loss on held-out text over virtual time", figure,
-                         340 + _legend(len(figure["data"]), 3))
+    chart = PlacedFigure("virtual", "Loss on held-out text over virtual time", figure, 300)
     shown = [columns.arm_column(rows), *columns.virtual_time_columns(rows)]
     return [markup.section("virtual", "Over virtual time", [chart], arms=_arms_table(shown),
                            target=pace.target_explained(rows))]
 
 
-def _legend(names: int, side_by_side: int) -> int:
-    """Pixels of a legend."""
-    return 20 * -(-names // side_by_side)
-
-
-def _loss_line(name: str, index: int, values: dict[float, list[float]]) -> PlotlyFigure:
-    rounds, color = sorted(values), dots.series_color(index)
-    deviations = [stdev(values[r]) if len(values[r]) > 1 else 0.0 for r in rounds]
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": figures.plot_label(name, 40),
-        "x": rounds,
-        "y": [fmean(values[r]) for r in rounds],
-        "error_y": {"type": "data", "array": deviations, "color": color, "thickness": 1,
-                    "width": 3},
-        "line": {"color": color, "width": 2,
-                 "dash": pace.DASHES[index // dots.COLORS % len(pace.DASHES)]},
-        "marker": {"color": color, "size": 5},
-        "hovertemplate": "round %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
-    }
+def _loss_line(name: str, index: int, values: dict[float, list[float]]) -> ChartLine:
+    rounds = sorted(values)
+    means = [fmean(values[r]) for r in rounds]
+    spread = [stdev(values[r]) if len(values[r]) > 1 else 0.0 for r in rounds]
+    return ChartLine(
+        chart_label(arms.plain_label(name)), rounds, means, dots.series_color(index),
+        DASHES[index // dots.COLORS % len(DASHES)], size=5,
+        y_bars=[(mean - s, mean + s) for mean, s in zip(means, spread, strict=True)],
+        tips=[f"{arms.plain_label(name)}, round {numbers.count(r)}: {numbers.loss(mean)}"
+              for r, mean in zip(rounds, means, strict=True)])
 
 
 def _trade(rows: Sequence[ComparisonRow]) -> Section:
-    """What the scores were bought with: epsilon, and bytes."""
+    """What the scores were bought with: epsilon, bytes, seconds; and which arms no other beats in
+    both."""
     measure = measures.ranking_measure(rows)
-    spent = {row["arm"]: row["epsilon_max"] if row["private"] else None for row in rows}
-    moved = {row["arm"]: _megabytes(row) for row in rows}
-    charts = [
-        PlacedFigure(f"trade-{name}", f"Held-out {measure.name} against {title}",
-                     _scores_against(rows, values, title, measure), 280 + _legend(len(rows), 2))
-        for name, title, values in (("epsilon", "ε", spent),
-                                    ("bytes", "MB up and down, a run", moved))
-        if any(value is not None for value in values.values())
-    ]
+    bought = [("epsilon", "ε", numbers.epsilon,
+               {row["arm"]: row["epsilon_max"] if row["private"] else None for row in rows}),
+              ("bytes", "MB up and down, a run", numbers.significant,
+               {row["arm"]: _megabytes(row) for row in rows}),
+              _seconds(rows)]
+    charts, fronts = [], []
+    for name, title, style, values in bought:
+        offers = [Offer(str(row["arm"]), float(cost), float(row[measure.key])) for row in rows
+                  if row.get(measure.key) is not None
+                  and (cost := values[row["arm"]]) is not None]
+        if offers:
+            front = pareto_front(offers, measure.rising)
+            charts.append(PlacedFigure(
+                f"trade-{name}", f"Held-out {measure.name} against {title}",
+                _scores_against(rows, offers, front, (title, style), measure), 240))
+            fronts.append((title, ", ".join(arms.plain_label(offer.arm) for offer in front)))
     told = any(chart.name == "trade-epsilon" for chart in charts)
-    return markup.section("trade", "What the scores were bought with", charts,
+    return markup.section("trade", "What the scores were bought with", charts, fronts=fronts,
                           left_out="; ".join(_without_guarantee(rows)) if told else "")
+
+
+def _seconds(rows: Sequence[ComparisonRow]) -> tuple[str, str, Style, dict[str, float | None]]:
+    """Seconds of a client at work where machines are named, or else those of the rounds here."""
+    at_work = {row["arm"]: row.get("client_s") for row in rows}
+    if any(value is not None for value in at_work.values()):
+        return ("client", "seconds of a client at work, modelled", numbers.duration, at_work)
+    return ("seconds", "seconds of a run's rounds", numbers.duration,
+            {row["arm"]: row.get("rounds_s") for row in rows})
 
 
 def _megabytes(row: ComparisonRow) -> float | None:
@@ -165,31 +171,30 @@ def _megabytes(row: ComparisonRow) -> float | None:
     return None if up is None or down is None else float(up + down) / 1e6
 
 
-def _scores_against(rows: Sequence[ComparisonRow], values: Mapping[str, float | None], title: str,
-                    measure: Measure) -> PlotlyFigure:
-    data = [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": figures.plot_label(row["arm"], 40),
-            "x": [values[row["arm"]]],
-            "y": [row[measure.key]],
-            "error_y": {"type": "data", "array": [row[f"{measure.key}_std"] or 0.0],
-                        "color": dots.series_color(i), "thickness": 1.5, "width": 4},
-            "marker": {"color": dots.series_color(i), "size": 10},
-            "hovertemplate": f"{title} %{{x:,.3~g}}<br>{measure.name} "
-                             f"%{{y:{measure.hover_format}}}<extra>%{{fullData.name}}</extra>",
-        }
-        for i, row in enumerate(rows)
-        if row.get(measure.key) is not None and values[row["arm"]] is not None
-    ]
-    axes = (figures.axis(title, rangemode="tozero"),
-            figures.axis(measure.name, tickformat=measure.tick_format))
-    return {"data": data, "layout": figures.layout(*axes, showlegend=True)}
+def _scores_against(rows: Sequence[ComparisonRow], offers: Sequence[Offer], front: Sequence[Offer],
+                    cost: tuple[str, Style], measure: Measure) -> Chart:
+    """Arms by what they cost and reached, and a line through those that no other beats; ``cost``:
+    its title and how it is written."""
+    title, style = cost
+    by_arm = {str(row["arm"]): (index, row) for index, row in enumerate(rows)}
+    lines = [ChartLine("", [offer.cost for offer in front], [offer.score for offer in front],
+                       "quiet", "dot", stepped=True, marker="none", width=1.5)]
+    for offer in offers:
+        index, row = by_arm[offer.arm]
+        spread = float(row[f"{measure.key}_std"] or 0.0)
+        said = numbers.spread(offer.score, row[f"{measure.key}_std"], measure.style)
+        lines.append(ChartLine(
+            chart_label(arms.plain_label(offer.arm)), [offer.cost], [offer.score],
+            dots.series_color(index), "none", size=10,
+            marker=SHAPES[index // dots.COLORS % len(SHAPES)],
+            y_bars=[(offer.score - spread, offer.score + spread)],
+            tips=[f"{arms.plain_label(offer.arm)}: {said} at {style(offer.cost)}"]))
+    return Chart(ChartAxis(title, zero=True), ChartAxis(measure.name, measure.tick_style), lines,
+                 legend=True)
 
 
 def _runs(groups: Mapping[str, Sequence[RunFiles]]) -> Section:
-    rows = [[name, run.path.name, numbers.count(run.result.seed),
+    rows = [[arms.plain_label(name), run.path.name, numbers.count(run.result.seed),
              numbers.loss(run.result.eval.loss),
              "; ".join(text.split(".")[0] for _, text in story.warning_banners(run))]
             for name, members in groups.items() for run in members]

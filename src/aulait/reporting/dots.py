@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Final
 
-from aulait.reporting import figures
-from aulait.reporting.figures import PlotlyFigure
+from aulait.reporting import numbers
+from aulait.reporting.arms import plain_label
+from aulait.reporting.chart import SHAPES, Chart, ChartAxis, ChartLine, ChartRule, chart_label
 from aulait.reporting.measures import ComparisonRow, Measure
 
 COLORS: Final = 8
-SYMBOLS: Final = ("circle", "square", "diamond", "cross")
 
 
 def series_color(index: int) -> str:
     """A colour of the style sheet, over and over."""
-    return f"@c{index % COLORS}"
+    return f"c{index % COLORS}"
 
 
 def arm_setting(row: ComparisonRow) -> str:
@@ -44,32 +44,29 @@ def rows_by_setting(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonR
     return found if clear and any(len(group) > 1 for group in found.values()) else {}
 
 
-def arm_dots(rows: Sequence[ComparisonRow], measure: Measure) -> PlotlyFigure:
+def arm_dots(rows: Sequence[ComparisonRow], measure: Measure) -> Chart:
     """The mean of every arm in one measure, with its deviation, and the base model as a dashed
     line."""
     shown = [row for row in rows if row.get(measure.key) is not None]
     groups = rows_by_setting(shown)
-    if groups:
-        many = len(groups) > 1
-        data = [_trace([str(row["algorithm"]) for row in group], group, measure, i,
-                       name or "as it is")
-                for i, (name, group) in enumerate(groups.items())]
-    else:
-        many = False
-        data = [_trace([str(row["arm"])], [row], measure, i, str(row["arm"]))
-                for i, row in enumerate(shown)]
-    order = [figures.plot_label(name, 40)
-             for name in dict.fromkeys(str(row["algorithm" if groups else "arm"]) for row in shown)]
-    y = figures.axis(autorange="reversed", type="category", categoryorder="array",
-                     categoryarray=order)
+    column = "algorithm" if groups else "arm"
+    names = list(dict.fromkeys(str(row[column]) for row in shown))
+    series = (
+        {name or "as it is": group for name, group in groups.items()} if groups
+        else {str(row["arm"]): [row] for row in shown}
+    )
+    many = len(groups) > 1
+    lines = []
+    for index, (name, group) in enumerate(series.items()):
+        beside = 0.5 * ((index + 0.5) / len(series) - 0.5) if many else 0.0
+        lines.append(_dots(name if many else "", group, measure, index,
+                           [names.index(str(row[column])) + beside for row in group]))
     bases = [row[f"base_{measure.key}"] for row in shown
              if row.get(f"base_{measure.key}") is not None]
-    base = fmean(bases) if bases else None
+    rules = [ChartRule(fmean(bases), "base model", upright=True)] if bases else []
     title = measure.name if measure.rising else f"{measure.name}, nats per token"
-    x = figures.axis(title, tickformat=measure.tick_format,
-                     **_range(shown, measure, base))
-    more = {"showlegend": True, "scattermode": "group", "scattergap": 0.3} if many else {}
-    return {"data": data, "layout": figures.layout(x, y, **more, **_base_line(base, many))}
+    places = ChartAxis(names=[chart_label(plain_label(name)) for name in names], downwards=True)
+    return Chart(ChartAxis(title, measure.tick_style), places, lines, rules=rules, legend=many)
 
 
 def arm_dots_height(rows: Sequence[ComparisonRow], measure: Measure) -> int:
@@ -77,51 +74,20 @@ def arm_dots_height(rows: Sequence[ComparisonRow], measure: Measure) -> int:
     shown = [row for row in rows if row.get(measure.key) is not None]
     groups = rows_by_setting(shown)
     lines = len({row["algorithm"] for row in shown}) if groups else len(shown)
-    return 120 + lines * max(34, 16 * len(groups))
+    return 20 + lines * max(34, 16 * len(groups))
 
 
-def _trace(names: Sequence[str], rows: Sequence[ComparisonRow], measure: Measure, index: int,
-           name: str) -> PlotlyFigure:
-    errors = [row.get(f"{measure.key}_std") or 0.0 for row in rows]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "orientation": "h",
-        "offsetgroup": str(index),
-        "name": figures.plot_label(name, 40),
-        "x": [row[measure.key] for row in rows],
-        "y": [figures.plot_label(text, 40) for text in names],
-        "error_x": {"type": "data", "array": errors, "color": series_color(index), "thickness": 1.5,
-                    "width": 5},
-        "marker": {"color": series_color(index), "size": 10,
-                   "symbol": SYMBOLS[index // COLORS % len(SYMBOLS)]},
-        "hovertemplate": f"%{{y}}: %{{x:{measure.hover_format}}}<extra>%{{fullData.name}}</extra>",
-    }
+def _dots(name: str, rows: Sequence[ComparisonRow], measure: Measure, index: int,
+          places: Sequence[float]) -> ChartLine:
+    """The arms of one setting."""
+    means = [float(row[measure.key]) for row in rows]
+    spread = [float(row.get(f"{measure.key}_std") or 0.0) for row in rows]
+    return ChartLine(
+        chart_label(name), means, places, series_color(index), "none", size=10,
+        marker=SHAPES[index // COLORS % len(SHAPES)],
+        x_bars=[(mean - s, mean + s) for mean, s in zip(means, spread, strict=True)],
+        tips=[f"{plain_label(row['arm'])}: {_told(row, measure)}" for row in rows])
 
 
-def _range(rows: Sequence[ComparisonRow], measure: Measure, base: float | None) -> PlotlyFigure:
-    """From the least to the greatest of all values with their bars, and some room."""
-    ends = [row[measure.key] + sign * (row.get(f"{measure.key}_std") or 0.0) for row in rows
-            for sign in (-1, 1)]
-    ends += [] if base is None else [base]
-    room = 0.06 * (max(ends) - min(ends)) if ends else 0.0
-    return {"range": [min(ends) - room, max(ends) + room]} if room > 0 else {}
-
-
-def _base_line(base: float | None, legend: bool) -> PlotlyFigure:
-    """The base model's mean over the arms; named in the legend, or above the line where there is
-    none."""
-    if base is None:
-        return {}
-    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": base, "x1": base,
-            "name": "base model", "showlegend": legend}
-    shape = {**line, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}
-    if legend:
-        return {"shapes": [shape]}
-    near = {"x": base, "yref": "paper", "y": 1, "yanchor": "bottom", "xanchor": "center",
-            "showarrow": False, "text": "base model"}
-    return {
-        "shapes": [shape],
-        "annotations": [{**near, "font": {"size": 11, "color": "@quiet"}}],
-        "margin": {"l": 8, "r": 36, "t": 22, "b": 8},
-    }
+def _told(row: ComparisonRow, measure: Measure) -> str:
+    return numbers.spread(row[measure.key], row.get(f"{measure.key}_std"), measure.style)

@@ -1,65 +1,30 @@
-"""Plotly figures as plain tables, without colours of their own: "@name" is a colour of the style
-sheet.
-
-The page's script puts the colour of the present theme in place of "@accent" and its like, under
-keys that end in "color" only. Labels that come from a run folder must go through `plot_label`:
-plotly reads markup in labels.
-"""
+"""The charts of a run's page, from its numbers."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from aulait.core.files import JsonObject
+from aulait.reporting import numbers
+from aulait.reporting.chart import (
+    Chart,
+    ChartAxis,
+    ChartBand,
+    ChartBars,
+    ChartLine,
+    ChartRule,
+    Dash,
+    chart_label,
+)
+from aulait.reporting.numbers import Style
 
-PlotlyFigure = JsonObject
-"""A figure or a part of one, as plotly.js takes it."""
-
-ROLES: Final = {"proxy": ("@accent", "solid"), "local": ("@ink", "solid"),
-                "split": ("@quiet", "dash")}
+ROLES: Final[Mapping[str, tuple[str, Dash]]] = {
+    "proxy": ("accent", "solid"), "local": ("ink", "solid"), "split": ("quiet", "dash")}
 """Colour and dash of a role, the same in all figures."""
 
 
-def plot_label(text: object, limit: int = 60) -> str:
-    """A text from outside as a label: short, and with no markup for plotly to read."""
-    short = str(text) if len(str(text)) <= limit else str(text)[: limit - 1] + "…"
-    return html.escape(short.replace("\n", " "), quote=False)
-
-
-def axis(title: str = "", **more: object) -> PlotlyFigure:
-    """An axis in the page's manner: a hairline grid, no box."""
-    return {
-        "title": {"text": title, "standoff": 8, "font": {"size": 12, "color": "@quiet"}},
-        "gridcolor": "@hairline",
-        "linecolor": "@hairline",
-        "zerolinecolor": "@hairline",
-        "tickfont": {"color": "@quiet", "size": 11},
-        "automargin": True,
-        **more,
-    }
-
-
-def layout(x: PlotlyFigure, y: PlotlyFigure, **more: object) -> PlotlyFigure:
-    """The layout that all figures share."""
-    return {
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "@ink"},
-        "margin": {"l": 8, "r": 12, "t": 12, "b": 8},
-        "hoverlabel": {"bgcolor": "@paper", "bordercolor": "@hairline", "font": {"color": "@ink"}},
-        "xaxis": x,
-        "yaxis": y,
-        "showlegend": False,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom",
-                   "traceorder": "normal"},
-        **more,
-    }
-
-
 def measure_curve(points: Sequence[tuple[float, float]], first: float | None, percent: bool = False,
-          shared: float | None = None) -> PlotlyFigure:
+                  shared: float | None = None) -> Chart:
     """One measure by round, with the base model's value as a dashed line.
 
     Args:
@@ -70,106 +35,41 @@ def measure_curve(points: Sequence[tuple[float, float]], first: float | None, pe
             ones; None draws none.
     """
     rounds, values = [point[0] for point in points], [point[1] for point in points]
-    style = ".1%" if percent else ".3f"
-    line = {
-        "type": "scatter",
-        "mode": "lines+markers" if len(rounds) <= 40 else "lines",
-        "x": rounds,
-        "y": values,
-        "line": {"color": "@accent", "width": 2.5},
-        "marker": {"color": "@accent", "size": 6},
-        "hovertemplate": f"round %{{x}}: %{{y:{style}}}<extra></extra>",
-    }
-    data = [line] if shared is None else [line, _open_circle(rounds[-1], shared, style)]
-    values = values if shared is None else [*values, shared]
-    marks, reach = ({}, {}) if first is None else _base_line(values, first, percent)
-    y = axis(tickformat=".1%" if percent else "", **reach)
-    return {"data": data, "layout": layout(axis("round", **whole_ticks(rounds)), y, **marks)}
-
-
-def _base_line(values: Sequence[float], first: float,
-               percent: bool) -> tuple[PlotlyFigure, PlotlyFigure]:
-    """The base model's value as a dashed line with its name, and a range of the axis that has room
-    for both."""
-    reach = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": first, "y1": first}
-    shown = f"base model {100 * first:.1f} %" if percent else f"base model {first:.3f}"
-    near = {"xref": "paper", "x": 1, "xanchor": "right", "y": first, "showarrow": False,
-            "text": shown}
-    low = first <= sum(values) / len(values)
-    marks = {
-        "shapes": [{**reach, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}],
-        "annotations": [{**near, "yanchor": "top" if low else "bottom",
-                         "font": {"size": 11, "color": "@quiet"}}],
-    }
-    least, most = min(*values, first), max(*values, first)
-    room = 0.12 * (most - least)
-    return marks, {"range": [least - room, most + room]} if room > 0 else {}
-
-
-def marked_height(value: float, text: str) -> PlotlyFigure:
-    """A dashed line across the figure at a height, with its name above it."""
-    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
-    near = {"xref": "paper", "x": 1, "xanchor": "right", "y": value, "yanchor": "bottom",
-            "showarrow": False, "text": text}
-    return {
-        "shapes": [{**line, "line": {"color": "@quiet", "width": 1.5, "dash": "dash"}}],
-        "annotations": [{**near, "font": {"size": 11, "color": "@quiet"}}],
-    }
-
-
-def _open_circle(at_round: float, value: float, style: str) -> PlotlyFigure:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [at_round],
-        "y": [value],
-        "marker": {"color": "@accent", "size": 9, "symbol": "circle-open"},
-        "hovertemplate": f"shared adapter: %{{y:{style}}}<extra></extra>",
-    }
-
-
-def whole_ticks(values: Sequence[float]) -> PlotlyFigure:
-    """Ticks at whole numbers only, and room for a single point."""
-    if not values:
-        return {}
-    low, high = min(values), max(values)
-    gap = max(1, round((high - low) / 10))
-    return {"range": [low - 0.4, high + 0.4], "dtick": gap, "tick0": low, "showgrid": False}
+    said: Style = numbers.percent if percent else numbers.loss
+    lines = [ChartLine("", rounds, values, width=2.5,
+                       marker="circle" if len(rounds) <= 40 else "none",
+                       tips=[f"round {numbers.count(r)}: {said(v)}" for r, v in points])]
+    if shared is not None:
+        lines.append(ChartLine("", [rounds[-1]], [shared], dash="none", hollow=(True,), size=9,
+                               tips=[f"shared adapter: {said(shared)}"]))
+    low = first is not None and first <= sum(values) / len(values)
+    rules = [] if first is None else [ChartRule(first, f"base model {said(first)}", above=not low)]
+    return Chart(ChartAxis("round", whole=True),
+                 ChartAxis(style=numbers.whole_percent if percent else numbers.plain_tick), lines,
+                 rules=rules)
 
 
 def epsilon_steps(series: dict[str, tuple[list[float], list[float]]],
-          notes: dict[str, list[str]]) -> PlotlyFigure:
+                  notes: dict[str, list[str]]) -> Chart:
     """Epsilon so far by release, a staircase for each role.
 
     Args:
         series: role -> (numbers of the releases, epsilon after each).
-        notes: role -> what each release was, as safe labels.
+        notes: role -> what each release was.
     """
-    data = []
+    lines = []
     for role, (releases, values) in series.items():
-        color, dash = ROLES.get(role, ("@quiet", "dot"))
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": plot_label(role),
-                "x": releases,
-                "y": values,
-                "text": notes[role],
-                "line": {"color": color, "width": 2, "shape": "hv", "dash": dash},
-                "marker": {"color": color, "size": 5},
-                "hovertemplate": "release %{x} (%{text})<br>ε = "
-                                 "%{y:.3f}<extra>%{fullData.name}</extra>",
-            }
-        )
-    everywhere = [x for releases, _ in series.values() for x in releases]
-    x = axis("release", **whole_ticks(everywhere))
-    return {"data": data, "layout": layout(x, axis("ε so far", rangemode="tozero"),
-        showlegend=True)}
+        color, dash = ROLES.get(role, ("quiet", "dot"))
+        tips = [f"release {numbers.count(at)} ({note}): ε = {numbers.epsilon(value)}"
+                for at, value, note in zip(releases, values, notes[role], strict=True)]
+        lines.append(ChartLine(chart_label(role), releases, values, color, dash, stepped=True,
+                               marker="circle" if len(releases) <= 60 else "none", size=5,
+                               tips=tips))
+    return Chart(ChartAxis("release", whole=True), ChartAxis("ε so far", zero=True), lines,
+                 legend=True)
 
 
-def vote_bars(histogram: Sequence[float], kept: int | None,
-              noise_std: float | None) -> PlotlyFigure:
+def vote_bars(histogram: Sequence[float], kept: int | None, noise_std: float | None) -> Chart:
     """The noised votes of all candidates, most votes first, over the band of plus and minus one
     noise deviation.
 
@@ -180,49 +80,28 @@ def vote_bars(histogram: Sequence[float], kept: int | None,
     """
     ranked = sorted(histogram, reverse=True)
     first = kept or 0
-    data = []
-    for name, color, start, part in (("kept", "@accent", 1, ranked[:first]),
-            ("", "@soft", first + 1, ranked[first:])):
-        data.append(
-            {
-                "type": "bar",
-                "x": list(range(start, start + len(part))),
-                "y": part,
-                "marker": {"color": color, "line": {"width": 0}},
-                "hovertemplate": f"rank %{{x}}{', ' + name if name else ''}: %{{y:.1f}} "
-                                 "votes<extra></extra>",
-            }
-        )
-    marks: PlotlyFigure = {}
-    if noise_std:
-        band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -noise_std,
-                "y1": noise_std, "layer": "above"}
-        marks["shapes"] = [{**band, "fillcolor": "@band", "line": {"width": 1, "color": "@band",
-            "dash": "dot"}}]
-        text = f"noise, ± one deviation: {noise_std:,.1f} votes"
-        near = {"xref": "paper", "x": 0.01, "xanchor": "left", "y": -noise_std, "yanchor": "top",
-                "showarrow": False}
-        marks["annotations"] = [{**near, "text": text, "font": {"size": 11, "color": "@quiet"}}]
-    x = axis("candidates, most votes first", showgrid=False, range=[0.3, len(ranked) + 0.7])
-    return {"data": data, "layout": layout(x, axis("votes"), bargap=0.15, barmode="overlay",
-        **marks)}
+    bars = []
+    for name, color, start, part in (("kept", "accent", 1, ranked[:first]),
+                                     ("not kept" if first else "", "soft", first + 1,
+                                      ranked[first:])):
+        said = f", {name}" if name else ""
+        bars.append(ChartBars(
+            name, list(range(start, start + len(part))), part, color,
+            tips=[f"rank {at}{said}: {votes:,.1f} votes" for at, votes in enumerate(part, start)]))
+    bands = [] if not noise_std else [ChartBand(
+        -noise_std, noise_std, f"noise, ± one deviation: {noise_std:,.1f} votes")]
+    x = ChartAxis("candidates, most votes first", low=0.3, high=len(ranked) + 0.7, whole=True)
+    return Chart(x, ChartAxis("votes"), bars=bars, bands=bands, legend=bool(first))
 
 
 def stacked_bars(stages: list[str], rounds: list[str], series: dict[str, list[float | None]],
-           unit: str) -> PlotlyFigure:
+                 unit: str) -> Chart:
     """Bars by stage and round, one colour for each series, in the given unit."""
-    colors = ("@accent", "@soft", "@quiet")
-    data = [
-        {
-            "type": "bar",
-            "name": plot_label(name),
-            "x": [stages, rounds],
-            "y": values,
-            "marker": {"color": colors[index % len(colors)], "line": {"width": 0}},
-            "hovertemplate": f"%{{x}}: %{{y:,.3~g}} {unit}<extra>{plot_label(name)}</extra>",
-        }
-        for index, (name, values) in enumerate(series.items())
-    ]
-    x = axis(showgrid=False, type="multicategory", dividercolor="@hairline", tickangle=0)
-    return {"data": data, "layout": layout(x, axis(unit), barmode="stack", bargap=0.25,
-        showlegend=len(series) > 1)}
+    colors = ("accent", "soft", "quiet")
+    bars = [ChartBars(name if len(series) > 1 else "", list(range(len(rounds))), values,
+                      colors[index % len(colors)],
+                      tips=[f"{stage}, round {number}: {name} {numbers.significant(value)} {unit}"
+                            for stage, number, value in zip(stages, rounds, values, strict=True)])
+            for index, (name, values) in enumerate(series.items())]
+    return Chart(ChartAxis(names=rounds, groups=stages), ChartAxis(unit, zero=True), bars=bars,
+                 legend=len(series) > 1)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from aulait.reporting import story
 from aulait.reporting.dossier import DossierSubject, SentBytes
-from aulait.reporting.folder import RunFiles, read_run
+from aulait.reporting.folder import RunFiles, as_selected, read_run
 from aulait.reporting.numbers import NOT_RECORDED
 from aulait.reporting.promise import Curve
 from aulait.reporting.values import sum_of, words
-from aulait.runfolder.schema import EpsilonByRole
 
 
 def finished_run(path: Path, curves: Mapping[str, Curve] | None = None) -> DossierSubject:
@@ -27,23 +25,10 @@ def finished_run(path: Path, curves: Mapping[str, Curve] | None = None) -> Dossi
     Raises:
         DataError: the path is not a run folder.
     """
-    run = _as_selected(read_run(path))
+    run = as_selected(read_run(path))
     curves = curves if curves and run.selection is None else {}
     personal = story.is_personal(run) or (path / "personal").is_dir()
     return DossierSubject(run, False, personal, _sent(run), _hashes(run), curves)
-
-
-def _as_selected(run: RunFiles) -> RunFiles:
-    """A run that a private selection kept, with what the selection cost in place of what the run
-    alone did; any other as it is."""
-    if run.selection is None:
-        return run
-    privacy = run.result.privacy
-    spent = {role: run.selection.epsilon for role in ("proxy", "local", "split", "max")
-             if privacy.epsilon.value(role) is not None}
-    told = privacy.model_copy(update={
-        "epsilon": EpsilonByRole.model_validate(spent), "delta": run.selection.delta})
-    return replace(run, result=run.result.model_copy(update={"privacy": told}))
 
 
 def _sent(run: RunFiles) -> list[SentBytes]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -18,6 +18,7 @@ from aulait.core.errors import DataError
 from aulait.core.files import JsonTree
 from aulait.runfolder.naming import KEPT_RUN, SELECTION
 from aulait.runfolder.schema import (
+    EpsilonByRole,
     FileModel,
     LedgerEntry,
     MachineFile,
@@ -52,6 +53,7 @@ class RunFiles:
         synthetic: lines of synthetic.jsonl.
         selection: selection.json, where the run is the one that a private selection kept.
         remarks: one sentence for every file that could not be read in full.
+        released: what was not released has been taken out (``released.released_only``).
     """
 
     path: Path
@@ -65,6 +67,7 @@ class RunFiles:
     synthetic: tuple[SyntheticLine, ...] = ()
     selection: SelectionFile | None = None
     remarks: tuple[str, ...] = ()
+    released: bool = False
 
     @property
     def rounds(self) -> tuple[RoundLine, ...]:
@@ -101,6 +104,19 @@ def read_run(path: Path) -> RunFiles:
         _selection(path, remarks),
         tuple(remarks),
     )
+
+
+def as_selected(run: RunFiles) -> RunFiles:
+    """A run that a private selection kept, with what the selection cost in place of what the run
+    alone did; any other as it is."""
+    if run.selection is None:
+        return run
+    privacy = run.result.privacy
+    spent = {role: run.selection.epsilon for role in ("proxy", "local", "split", "max")
+             if privacy.epsilon.value(role) is not None}
+    told = privacy.model_copy(update={
+        "epsilon": EpsilonByRole.model_validate(spent), "delta": run.selection.delta})
+    return replace(run, result=run.result.model_copy(update={"privacy": told}))
 
 
 def _selection(path: Path, remarks: list[str]) -> SelectionFile | None:

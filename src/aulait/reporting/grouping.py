@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Final
 
 from aulait.reporting import pace, story
@@ -35,14 +35,15 @@ def comparison_rows(runs: Sequence[Path],
     Returns:
         Rows with the keys arm, algorithm, n (finished runs), seeds (sorted), unfinished, and for
         loss, perplexity, token_accuracy, mean_client_loss and worst_client_loss (on held-out text),
-        up_bytes, down_bytes and wall_s the mean under the name and the deviation under name_std
-        (None below two values), base_loss, epsilon_max (the largest over the runs; None when
-        infinite or not recorded), private (every run has a guarantee with honest noise), unit (what
-        epsilon protects) and personal (the scores are those of the clients' own adapters). Where
-        they were measured also accuracy, rouge_l, rouge_1, rouge_2 and exact_match with base_
-        before them, and shared_ and unseen_ before these and the loss. Where finished runs have
-        virtual time also target_loss, time_to_target_s {mean, min, max, reached, of}, virtual_s,
-        idle_share and energy_j (see ``pace.virtual_time_row``). Also differs and behind (see
+        up_bytes, down_bytes, wall_s and rounds_s (see ``seconds_of_rounds``) the mean under the
+        name and the deviation under name_std (None below two values), base_loss, epsilon_max (the
+        largest over the runs; None when infinite or not recorded), private (every run has a
+        guarantee with honest noise), unit (what epsilon protects) and personal (the scores are
+        those of the clients' own adapters). Where they were measured also accuracy, rouge_l,
+        rouge_1, rouge_2 and exact_match with base_ before them, and shared_ and unseen_ before
+        these and the loss. Where finished runs have virtual time also target_loss, time_to_target_s
+        {mean, min, max, reached, of}, virtual_s, idle_share and energy_j (see
+        ``pace.virtual_time_row``). Also differs and behind (see
         ``comparability.beside_one_another``).
 
     Raises:
@@ -65,6 +66,23 @@ def rows_of_arms(groups: Mapping[str, Sequence[RunFiles]],
 def finished_runs(members: Iterable[RunFiles]) -> list[RunFiles]:
     """The runs with a held-out loss at their end."""
     return [run for run in members if run.result.eval.loss is not None]
+
+
+def seconds_of_rounds(run: RunFiles) -> float | None:
+    """Seconds of a run's rounds, both stages; None where they are not told.
+
+    Loading, the first scores and what a process does but once are no arm's own: where the first
+    round of a stage took longer than the median of the others, it counts as that. So the first of
+    several runs in one process is not charged for warming it up; stage 1 counts in every run that
+    stands on it, also where a sweep ran it but once.
+    """
+    total, told = 0.0, False
+    for lines in (run.synthesis, run.training):
+        seconds = [line.wall_s for line in lines if line.wall_s is not None]
+        if len(seconds) > 2:
+            seconds[0] = min(seconds[0], median(seconds[1:]))
+        total, told = total + sum(seconds), told or bool(seconds)
+    return total if told else None
 
 
 def largest_epsilon(run: RunFiles) -> float | None:
@@ -92,6 +110,7 @@ def _arm_row(name: str, members: Sequence[RunFiles]) -> ComparisonRow:
     found |= _summary("up_bytes", (result.traffic.up_bytes for result in results))
     found |= _summary("down_bytes", (result.traffic.down_bytes for result in results))
     found |= _summary("wall_s", (result.time.wall_s for result in results))
+    found |= _summary("rounds_s", map(seconds_of_rounds, done))
     found["base_loss"] = _mean(result.base_eval.loss for result in results)
     units = sorted({result.privacy.unit or "client" for result in results})
     found["unit"] = ", ".join(units) or None

@@ -6,18 +6,17 @@ make one.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from aulait.reporting.figures import PlotlyFigure
+from aulait.reporting.chart import Chart
+from aulait.reporting.drawing import Drawing, drawn
 
-__all__ = ["Markup", "PageTable", "PlacedFigure", "Section", "embedded_json", "rendered", "section"]
+__all__ = ["Markup", "PageTable", "PlacedFigure", "Section", "rendered", "section"]
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,24 @@ class PageTable:
 
 @dataclass(frozen=True)
 class PlacedFigure:
-    """A plotly figure with its place on the page.
+    """A chart with its place on the page.
 
     Attributes:
         name: its key on the page: letters, digits and dashes.
         title: the line above it.
-        figure: what plotly draws.
-        height: pixels.
+        chart: what is drawn.
+        height: of the field between the axes, in pixels.
     """
 
     name: str
     title: str
-    figure: PlotlyFigure
-    height: int = 280
+    chart: Chart
+    height: int = 220
+
+    @cached_property
+    def drawing(self) -> Drawing:
+        """The chart with every place settled, for the template."""
+        return drawn(self.chart)
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,13 @@ class Section:
         slug: its anchor.
         title: its heading.
         body: its markup.
-        figures: plotly figures by name; the body has a place for each.
+        charts: what is drawn in the body, by name.
     """
 
     slug: str
     title: str
     body: Markup
-    figures: Mapping[str, PlotlyFigure]
+    charts: Mapping[str, Chart]
 
 
 def section(slug: str, title: str, charts: Sequence[PlacedFigure] = (), *,
@@ -77,7 +81,7 @@ def section(slug: str, title: str, charts: Sequence[PlacedFigure] = (), *,
     """A section from the template of its slug, which gets the values, and the figures as
     ``charts``."""
     body = rendered(f"{slug}.html.j2", package=package, charts=charts, **values)
-    return Section(slug, title, body, {chart.name: chart.figure for chart in charts})
+    return Section(slug, title, body, {placed.name: placed.chart for placed in charts})
 
 
 def rendered(template: str, *, package: str = "aulait.reporting", **values: object) -> Markup:
@@ -92,17 +96,3 @@ def _environment(package: str) -> Environment:
     return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                        lstrip_blocks=True, loader=ChoiceLoader(list(map(PackageLoader, packages))))
 
-
-def embedded_json(value: object) -> Markup:
-    """A value as JSON that cannot close the script element it stands in; numbers that JSON lacks
-    become null."""
-    text = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -33,14 +33,9 @@ class Measure:
     rising: bool = False
 
     @property
-    def tick_format(self) -> str:
-        """How an axis of this measure writes its ticks; empty for plotly's own way."""
-        return ".0%" if self.rising else ""
-
-    @property
-    def hover_format(self) -> str:
-        """How a point of this measure is written under the pointer."""
-        return ".1%" if self.rising else ".3f"
+    def tick_style(self) -> Style:
+        """How an axis of this measure writes its ticks."""
+        return numbers.whole_percent if self.rising else numbers.plain_tick
 
 
 LOSS: Final = Measure("loss", "loss", numbers.loss)

@@ -131,6 +131,19 @@ def delta(value: object) -> str:
     return power(value)
 
 
+def plain_tick(value: object) -> str:
+    """A tick with no more digits than it needs."""
+    found = number(value)
+    if found is None or found == 0:
+        return "0"
+    return f"{found:,.6g}" if 1e-3 <= abs(found) < 1e6 else power(found)
+
+
+def whole_percent(value: object) -> str:
+    """A share as a tick: in percent, with a decimal where it is small."""
+    return percent(value, 0 if abs(100 * (number(value) or 0)) % 1 < 1e-9 else 1)
+
+
 def or_dash(value: object, style: Style) -> str:
     """A value in its style; a dash where it is no number."""
     return "–" if number(value) is None else style(value)

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Final
 
-from aulait.reporting import dots, figures, numbers, virtual
-from aulait.reporting.figures import PlotlyFigure
+from aulait.reporting import dots, numbers, virtual
+from aulait.reporting.arms import plain_label
+from aulait.reporting.chart import DASHES, Chart, ChartAxis, ChartLine, ChartRule, chart_label
 from aulait.reporting.folder import RunFiles
 from aulait.reporting.measures import ComparisonRow
-
-DASHES: Final = ("solid", "dash", "dot", "dashdot")
+from aulait.reporting.virtual import VirtualTime
 
 
 def default_target(runs: Iterable[RunFiles]) -> float | None:
@@ -40,7 +39,7 @@ def virtual_time_row(runs: Sequence[RunFiles], target_loss: float | None) -> Com
     Returns:
         target_loss, and time_to_target_s {mean, min, max over the seeds that reached it; reached;
         of: the seeds with losses over virtual time}. Means over the seeds under virtual_s,
-        idle_share and energy_j (None: not recorded).
+        client_s (seconds of a client at work), idle_share and energy_j (None: not recorded).
     """
     spent = [found for run in runs if (found := virtual.virtual_time_of(run)) is not None]
     if not spent:
@@ -56,9 +55,18 @@ def virtual_time_row(runs: Sequence[RunFiles], target_loss: float | None) -> Com
         "target_loss": target_loss,
         "time_to_target_s": {**ends, "reached": len(times), "of": len(timed)},
         "virtual_s": _mean(found.total_s for found in spent),
+        "client_s": _mean(_client_s(run, found) for run, found in
+                          ((run, virtual.virtual_time_of(run)) for run in runs)
+                          if found is not None),
         "idle_share": _mean(found.idle_share for found in spent),
         "energy_j": _mean(found.energy_j for found in spent),
     }
+
+
+def _client_s(run: RunFiles, found: VirtualTime) -> float | None:
+    """Seconds that a client of the run is at work, on average over all."""
+    busy, clients = sum(own["busy_s"] for own in found.tiers.values()), run.result.clients
+    return busy / clients if clients else None
 
 
 def target_explained(rows: Sequence[ComparisonRow]) -> str:
@@ -77,7 +85,7 @@ def target_explained(rows: Sequence[ComparisonRow]) -> str:
 
 
 def loss_over_time(groups: Mapping[str, Sequence[RunFiles]],
-                   target_loss: float | None) -> PlotlyFigure | None:
+                   target_loss: float | None) -> Chart | None:
     """Loss over virtual time: one line an arm, the mean over its seeds, with bars from the least to
     the most; None without any."""
     curves = {name: found for name, runs in groups.items() if (found := _rounds(runs))}
@@ -85,15 +93,11 @@ def loss_over_time(groups: Mapping[str, Sequence[RunFiles]],
         return None
     unit, scale = virtual.time_unit(max(seconds for points in curves.values() for at_round in points
         for seconds, _ in at_round))
-    data = [_line(name, index, curves[name], unit, scale) for index, name in enumerate(groups)
-            if name in curves]
-    marks = (
-        {} if target_loss is None
-        else figures.marked_height(target_loss, f"target {target_loss:.3f}")
-    )
-    axes = (figures.axis(f"virtual {unit}", rangemode="tozero", showgrid=False),
-            figures.axis("loss, nats per token"))
-    return {"data": data, "layout": figures.layout(*axes, showlegend=True, **marks)}
+    lines = [_line(name, index, curves[name], unit, scale) for index, name in enumerate(groups)
+             if name in curves]
+    rules = [] if target_loss is None else [ChartRule(target_loss, f"target {target_loss:.3f}")]
+    return Chart(ChartAxis(f"virtual {unit}", zero=True), ChartAxis("loss, nats per token"), lines,
+                 rules=rules, legend=True)
 
 
 def _rounds(runs: Sequence[RunFiles]) -> list[list[tuple[float, float]]]:
@@ -106,29 +110,17 @@ def _rounds(runs: Sequence[RunFiles]) -> list[list[tuple[float, float]]]:
 
 
 def _line(name: str, index: int, points: Sequence[Sequence[tuple[float, float]]], unit: str,
-          scale: float) -> PlotlyFigure:
-    color = dots.series_color(index)
+          scale: float) -> ChartLine:
     times, losses = ([[pair[i] / (scale if i == 0 else 1.0) for pair in at_round]
                       for at_round in points] for i in (0, 1))
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": figures.plot_label(name, 40),
-        "x": [fmean(values) for values in times],
-        "y": [fmean(values) for values in losses],
-        "error_x": _range(times, color),
-        "error_y": _range(losses, color),
-        "line": {"color": color, "width": 2, "dash": DASHES[index // dots.COLORS % len(DASHES)]},
-        "marker": {"color": color, "size": 5},
-        "hovertemplate": f"%{{x:,.3~g}} {unit}: %{{y:.3f}}<extra>%{{fullData.name}}</extra>",
-    }
-
-
-def _range(values: Sequence[Sequence[float]], color: str) -> PlotlyFigure:
-    """Bars from the least to the most of each."""
-    above, below = [max(v) - fmean(v) for v in values], [fmean(v) - min(v) for v in values]
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": color,
-            "thickness": 1, "width": 3}
+    x, y = [fmean(values) for values in times], [fmean(values) for values in losses]
+    return ChartLine(
+        chart_label(plain_label(name)), x, y, dots.series_color(index),
+        DASHES[index // dots.COLORS % len(DASHES)], size=5,
+        x_bars=[(min(values), max(values)) for values in times],
+        y_bars=[(min(values), max(values)) for values in losses],
+        tips=[f"{plain_label(name)}: {numbers.significant(time)} {unit}: {numbers.loss(loss)}"
+              for time, loss in zip(x, y, strict=True)])
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -3,16 +3,19 @@ what, the ledger."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aulait.reporting import figures, markup, numbers, promise, story
 from aulait.reporting.folder import RunFiles
+from aulait.reporting.guarantee import Bounds
 from aulait.reporting.markup import PageTable, PlacedFigure, Section
 from aulait.reporting.values import value_at, words
 from aulait.runfolder.schema import SamplingEntry
 
 
-def privacy_section(run: RunFiles) -> Section:
+def privacy_section(run: RunFiles, bounds: Sequence[Bounds] = ()) -> Section:
     """Privacy in plain words, epsilon by role over the releases, the ledger, and who is trusted
-    with what."""
+    with what; ``bounds`` as in ``story.attack_sentences``."""
     clients = story.placements(run).get("split")
     spent = run.result.privacy.epsilon.max
     return markup.section(
@@ -21,11 +24,11 @@ def privacy_section(run: RunFiles) -> Section:
         promised=run.result.records("privacy"), facts=_facts(run),
         epsilons=PageTable(["role", "a client that", "ε"],
                            [[role, text, _epsilon(run, role)]
-                            for role, text in promise.ROLES.items()],
+                            for role, text in promise.ROLES.items() if _is_charged(run, role)],
                            words=(0, 1)),
         off=story.is_off(run), unit=promise.one_unit(run), limits=promise.unit_limits(run),
         times=promise.factor(spent),
-        attack=story.attack_sentences(run), ledger=_ledger_table(run),
+        attack=story.attack_sentences(run, bounds), ledger=_ledger_table(run),
         releases=numbers.counted(len(run.ledger), "release"), trust=trust_table(run))
 
 
@@ -45,10 +48,15 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     ]
 
 
+def _is_charged(run: RunFiles, role: str) -> bool:
+    """Whether some client has the role, or a release was charged to it."""
+    spent = run.result.privacy.epsilon
+    if not run.result.tiers:
+        return spent.records(role)
+    return story.has_role(run, role) or (bool(spent.value(role)) and not story.is_off(run))
+
+
 def _epsilon(run: RunFiles, role: str) -> str:
-    spent, there = run.result.privacy.epsilon, story.has_role(run, role)
-    if not there and (story.is_off(run) or (spent.records(role) and spent.value(role) is None)):
-        return "no such client"
     return numbers.INFINITE if story.is_off(run) else story.epsilon_text(run, role)
 
 
@@ -57,11 +65,11 @@ def _staircase(run: RunFiles) -> list[PlacedFigure]:
     series: dict[str, tuple[list[float], list[float]]] = {}
     notes: dict[str, list[str]] = {}
     for index, line in enumerate(run.ledger, start=1):
-        round = "?" if line.round is None else line.round
-        where = figures.plot_label(f"{line.stage or '?'}, round {round}")
+        round = "?" if line.round is None else numbers.count(line.round)
+        where = f"{line.stage or '?'}, round {round}"
         for role in story.ROLE_ORDER:
             spent = line.epsilon.value(role)
-            if spent is not None:
+            if spent is not None and _is_charged(run, role):
                 releases, values = series.setdefault(role, ([], []))
                 releases.append(index if line.release is None else float(line.release))
                 values.append(spent)
@@ -69,7 +77,7 @@ def _staircase(run: RunFiles) -> list[PlacedFigure]:
     if not series:
         return []
     title = "ε so far, by role, after every release"
-    return [PlacedFigure("epsilon", title, figures.epsilon_steps(series, notes), 260)]
+    return [PlacedFigure("epsilon", title, figures.epsilon_steps(series, notes), 200)]
 
 
 def _ledger_table(run: RunFiles) -> PageTable:
@@ -112,7 +120,7 @@ def trust_table(run: RunFiles) -> PageTable:
         ["the other sites", "the requests: adapters, candidate texts", covered],
         ["whoever gets the adapter, the synthetic texts or the ledger", "released values only",
          covered],
-        ["readers of this page", *_seen_by_readers(run)],
+        ["readers of this page", *_seen_by_readers(run, covered)],
     ]
     return PageTable(["who", "sees", "what protects a client from it"], rows, words=(0, 1, 2))
 
@@ -138,9 +146,11 @@ def _seen_by_server(run: RunFiles) -> tuple[str, str]:
     return numbers.NOT_RECORDED, numbers.NOT_RECORDED
 
 
-def _seen_by_readers(run: RunFiles) -> tuple[str, str]:
+def _seen_by_readers(run: RunFiles, covered: str) -> tuple[str, str]:
     """What readers of the page see beyond the released values, and what protects a client from
-    that."""
+    that; ``covered``: what protects it from the released values."""
+    if run.released:
+        return "nothing besides these", covered
     if not story.is_deployed(run):
         return ("besides these, the held-out loss and accuracy of a simulation",
                 "none for those figures")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from aulait.reporting import guarantee, numbers
@@ -150,6 +151,39 @@ def attack_sentences(run: RunFiles, roles: Sequence[guarantee.Bounds] = ()) -> l
     return [*found,
             f"For comparison: blind guessing at the same rate of false alarms recognises {guess}.",
             even_odds(max(own.success() for own in known))]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The promise in one sentence, with its terms; ``bounded``: whether it promises anything."""
+
+    sentence: str
+    terms: str
+    bounded: bool
+
+
+def verdict_of(run: RunFiles, roles: Sequence[guarantee.Bounds], guaranteed: bool) -> Verdict:
+    """What whoever approves a run must know of it first.
+
+    Args:
+        run: as it was.
+        roles: what is known of each role's releases; the worst of them counts.
+        guaranteed: whether every value was released under secret noise.
+    """
+    asked, privacy = question(run), run.result.privacy
+    success = max((own.success() for own in roles), default=1.0)
+    if not guaranteed or privacy.epsilon.max is None:
+        return Verdict("No guarantee: assume that whoever sees what this run gave out can tell "
+                       f"with certainty whether {asked}.", "Nothing bounds ε here.", False)
+    terms = (f"ε is at most {numbers.epsilon(privacy.epsilon.max)} at δ = "
+             f"{numbers.delta(privacy.delta)}, for {unit_explained(run)}. It holds whatever else "
+             "they know, and whatever is done with the model later.")
+    if success >= guarantee.NEARLY_ALWAYS:
+        return Verdict("A promise in name only: whoever sees all that this run released may tell "
+                       f"in {rate(success)} of cases whether {asked}.", terms, False)
+    return Verdict(f"Whoever sees all that this run released tells whether {asked} in at most "
+                   f"{rate(success)} of cases; tossing a coin does it in 50{numbers.SPACE}%.",
+                   terms, True)
 
 
 def even_odds(success: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from aulait.core.errors import DataError
@@ -13,40 +14,89 @@ from aulait.reporting import (
     numbers,
     page,
     privacy,
+    promise,
     scores,
     sections,
     story,
     synthesis,
 )
-from aulait.reporting.folder import RunFiles, read_run
+from aulait.reporting.folder import RunFiles, as_selected, read_run
 from aulait.reporting.grouping import comparison_rows
+from aulait.reporting.guarantee import Bounds
+from aulait.reporting.markup import Section
+from aulait.reporting.promise import Curve
+from aulait.reporting.released import released_only
 from aulait.reporting.values import value_at, words
 
-__all__ = ["comparison_rows", "write_comparison", "write_report"]
+__all__ = ["LivePage", "comparison_rows", "report_page", "write_comparison", "write_report"]
+
+RELEASE = "report-release.html"
 
 
-def write_report(run: Path) -> Path:
+@dataclass(frozen=True)
+class LivePage:
+    """What a page that follows a run has more: a sentence about where the run stands, and the
+    version of what it shows (empty where it does not renew itself)."""
+
+    remark: str
+    version: str
+
+
+def write_report(run: Path, curves: Mapping[str, Curve] | None = None,
+                 release: bool = False) -> Path:
     """Writes report.html into a run folder and returns its path. Missing files and keys are said to
     be missing.
 
+    Args:
+        run: the folder.
+        curves: role -> further pairs (epsilon, delta) that its releases keep, for a tighter bound
+            than the run itself tells; nothing of a run that was kept of several is told by them.
+        release: writes report-release.html instead, which holds released values only.
+
     Raises:
         DataError: the path is not a run folder.
+        PrivacyError: the page is for release, and the run has no guarantee.
     """
     found = read_run(run)
-    parts = [sections.tiers_section(found), sections.learning_section(found),
-             privacy.privacy_section(found)]
+    curves = curves if curves and found.selection is None else {}
+    text = report_page(as_selected(found), curves, release)
+    return page.save_page(run / (RELEASE if release else "report.html"), text)
+
+
+def report_page(found: RunFiles, curves: Mapping[str, Curve], release: bool = False,
+                live: LivePage | None = None) -> str:
+    """The page of a run, as text; ``curves`` and ``release`` as in ``write_report``, ``live`` for a
+    page that follows the run."""
+    banners = [*story.warning_banners(found), *_remarks(found)]
+    banners += [] if live is None else [("remark", live.remark)]
+    shown = released_only(found) if release else found
+    bounds = [promise.bounds_of(shown, role, curves.get(role, ()))
+              for role in promise.ROLES if shown.result.privacy.epsilon.value(role) is not None]
+    lead, tiles = list(story.lead_sentences(shown)), story.key_figures(shown)
+    if live is not None:  # what is not known yet is not missing
+        lead = [text for text in lead if numbers.NOT_RECORDED not in text]
+        tiles = [tile._replace(remark="" if numbers.NOT_RECORDED in tile.remark else tile.remark)
+                 for tile in tiles if tile.value != numbers.NOT_RECORDED]
+    opening = page.opening_of(lead, banners=banners, tiles=tiles,
+                              verdict=promise.verdict_of(shown, bounds, story.is_bounded(shown)))
+    title = shown.result.name or shown.path.resolve().name
+    subtitle = _subtitle(shown) + (" · released values only" if release else "")
+    return page.whole_page(title, subtitle, opening, _parts(shown, bounds),
+                           None if live is None else live.version)
+
+
+def _parts(found: RunFiles, bounds: Sequence[Bounds]) -> list[Section]:
+    """The sections of a run's page: the promise, the model, the work, the texts, the costs."""
+    hidden = found.released and story.evaluated_texts(found) == story.HELD_OUT
+    parts = [privacy.privacy_section(found, bounds)]
+    parts += [] if hidden else [sections.learning_section(found)]
+    parts.append(sections.tiers_section(found))
     proxied = not found.result.tiers or "proxy" in story.placements(found)
     if found.synthesis or found.synthetic or proxied:
         parts += [synthesis.votes_section(found), synthesis.samples_section(found)]
     timed = clock.virtual_time_section(found)
-    parts += [sections.cost_section(found), *([timed] if timed else []),
-              sections.settings_section(found)]
-    opening = page.opening_of(story.lead_sentences(found),
-                              banners=[*story.warning_banners(found), *_remarks(found)],
-                              tiles=story.key_figures(found))
-    title = found.result.name or found.path.resolve().name
-    return page.save_page(run / "report.html",
-                          page.whole_page(title, _subtitle(found), opening, parts))
+    return [*parts, sections.cost_section(found), *([timed] if timed else []),
+            sections.settings_section(found)]
 
 
 def write_comparison(runs: Sequence[Path], out: Path, target_loss: float | None = None,

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 from aulait.reporting import figures, markup, measures, numbers, scores, story
+from aulait.reporting.chart import Chart
 from aulait.reporting.clock_figures import round_label
-from aulait.reporting.figures import PlotlyFigure
 from aulait.reporting.folder import RunFiles
 from aulait.reporting.markup import PageTable, PlacedFigure, Section
 from aulait.reporting.numbers import Style
@@ -52,6 +52,7 @@ def learning_section(run: RunFiles) -> Section:
         "learning", "What the model learnt", _curves(run),
         scores=scores.scores_table(run), personal=story.is_personal(run),
         unseen=run.result.eval.unseen is not None, measuring=story.measuring_explained(run),
+        marked=story.NOT_PRIVATE if story.evaluated_texts(run) == story.HELD_OUT else "",
         refused=PageTable(["client", "reason", "rounds"],
                           [[client, reason, ", ".join(rounds)]
                            for (client, reason), rounds in shown], words=(0, 1, 2)),
@@ -73,10 +74,10 @@ def _curves(run: RunFiles) -> list[PlacedFigure]:
                   and (value := line.eval.value(measure.key)) is not None]
         if points:
             shared = run.result.eval.shared
-            figure = figures.measure_curve(
+            chart = figures.measure_curve(
                 points, run.result.base_eval.value(measure.key), measure.rising,
                 None if shared is None else shared.value(measure.key))
-            found.append(PlacedFigure(f"curve-{measure.key}", title, figure))
+            found.append(PlacedFigure(f"curve-{measure.key}", title, chart))
     return found
 
 
@@ -119,16 +120,17 @@ def cost_section(run: RunFiles) -> Section:
                  numbers.size(result.traffic.down_bytes), numbers.duration(result.time.wall_s)])
     charts = [
         PlacedFigure("bytes", "Bytes on the wire by round, all clients together",
-                     _bytes_chart(run), 260),
+                     _bytes_chart(run), 180),
         PlacedFigure("seconds", "Seconds by round", figures.stacked_bars(
-            *_stages_and_rounds(run), {"seconds": [line.wall_s for line in run.rounds]}, "s"), 260),
+            *_stages_and_rounds(run), {"seconds": [line.wall_s for line in run.rounds]}, "s"), 180),
     ]
     facts = result.synthesis
     return markup.section(
         "cost", "What it took", charts if run.rounds else (),
         stages=PageTable(["stage", "rounds", "up to the server", "down to the sites", "time"],
                          rows),
-        client_cost=None if facts is None else _client_cost(facts),
+        client_cost=None if facts is None or facts.client_down_bytes_per_round is None
+        else _client_cost(facts),
         candidates=numbers.count(facts.candidates) if facts and facts.candidates else "",
         proxied="proxy" in story.placements(run))
 
@@ -139,7 +141,7 @@ def _stages_and_rounds(run: RunFiles) -> tuple[list[str], list[str]]:
         run.rounds))
 
 
-def _bytes_chart(run: RunFiles) -> PlotlyFigure:
+def _bytes_chart(run: RunFiles) -> Chart:
     values = {"up": [line.up_bytes for line in run.rounds],
               "down": [line.down_bytes for line in run.rounds]}
     largest = max((value for series in values.values() for value in series if value is not None),

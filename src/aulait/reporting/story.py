@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from aulait.reporting import measures, numbers, promise
 from aulait.reporting.folder import RunFiles
 from aulait.reporting.guarantee import Bounds
+from aulait.reporting.key_figure import KeyFigure
 from aulait.reporting.measures import Measure
 from aulait.reporting.numbers import Style
 from aulait.reporting.values import number, sum_of, value_at
@@ -16,6 +17,11 @@ from aulait.runfolder.schema import Scores, TierResult
 ROLE_ORDER = ("proxy", "local", "split")
 
 HELD_OUT = "held-out text"
+NOT_PRIVATE = "not private"
+"""Stands at every figure that was measured on clients' text outside the accountant."""
+
+LEFT_OUT = ("How well the model does was measured on held-out text, which no ε covers; this page "
+            "leaves it out, with everything else that was not released.")
 
 
 def placements(run: RunFiles) -> dict[str, float]:
@@ -66,6 +72,11 @@ def exact_releases(run: RunFiles) -> tuple[bool, bool]:
     return quiet or "synthesis" in bare, any(stage != "synthesis" for stage in bare)
 
 
+def is_bounded(run: RunFiles) -> bool:
+    """Whether every value of the run was released under secret noise."""
+    return not (is_off(run) or is_seeded(run) or any(exact_releases(run)))
+
+
 def warning_banners(run: RunFiles) -> list[tuple[str, str]]:
     """What must be seen first: ("alarm" or "remark", text), worst first."""
     votes, updates = exact_releases(run)
@@ -105,7 +116,8 @@ def rounds_done(run: RunFiles) -> float | None:
 
 def lead_sentences(run: RunFiles) -> tuple[str, str, str]:
     """Who took part and where; what it brought; what it cost."""
-    return _who(run), _gain(run), _cost(run)
+    left_out = run.released and evaluated_texts(run) == HELD_OUT
+    return _who(run), LEFT_OUT if left_out else _gain(run), _cost(run)
 
 
 def _who(run: RunFiles) -> str:
@@ -247,7 +259,7 @@ def _virtual(run: RunFiles) -> str:
 def attack_sentences(run: RunFiles, roles: Sequence[Bounds] = ()) -> list[str]:
     """What epsilon means for one unit, as sentences for someone who approves runs; ``roles`` as in
     ``promise.attack_sentences``."""
-    if is_off(run) or is_seeded(run) or any(exact_releases(run)):
+    if not is_bounded(run):
         return [promise.no_bound()]
     return promise.attack_sentences(run, roles)
 
@@ -256,8 +268,9 @@ def _and(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def key_figures(run: RunFiles) -> list[tuple[str, str, str]]:
-    """The four figures under the sentences: (name, value, remark)."""
+def key_figures(run: RunFiles) -> list[KeyFigure]:
+    """The figures under the sentences; without those that were not released where the page is to
+    leave them out."""
     before, after, own = run.result.base_eval, run.result.eval, is_personal(run)
     told = measures.leading_task(after) or measures.TOKENS
     up, down = run.result.traffic.up_bytes, run.result.traffic.down_bytes
@@ -269,16 +282,20 @@ def key_figures(run: RunFiles) -> list[tuple[str, str, str]]:
         shared = after.shared or Scores()
         return f"{text}, shared adapter {measure.style(shared.value(measure.key))}" if own else text
 
+    held_out = evaluated_texts(run) == HELD_OUT
+    mark = NOT_PRIVATE if held_out else ""
     off = is_off(run)
     delta = "privacy off" if off else f"δ = {numbers.delta(run.result.privacy.delta)}"
+    scored = [] if run.released and held_out else [
+        KeyFigure("held-out loss" if held_out else "loss on public text",
+                  numbers.loss(after.loss), beside(measures.LOSS), mark),
+        KeyFigure(told.name, told.style(after.value(told.key)), beside(told), mark)]
     return [
-        ("held-out loss" if evaluated_texts(run) == HELD_OUT else "loss on public text",
-         numbers.loss(after.loss), beside(measures.LOSS)),
-        (told.name, told.style(after.value(told.key)), beside(told)),
-        ("ε, at most", numbers.INFINITE if off else epsilon_text(run, "max"),
-         "noise was seeded" if is_seeded(run) else delta),
-        ("traffic", numbers.size(both),
-         "" if both is None else f"↑ {numbers.size(up)}  ↓ {numbers.size(down)}"),
+        KeyFigure("ε, at most", numbers.INFINITE if off else epsilon_text(run, "max"),
+                  "noise was seeded" if is_seeded(run) else delta),
+        *scored,
+        KeyFigure("traffic", numbers.size(both),
+                  "" if both is None else f"↑ {numbers.size(up)}  ↓ {numbers.size(down)}"),
     ]
 
 

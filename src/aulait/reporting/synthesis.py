@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
 
-from aulait.reporting import figures, markup, numbers
+from aulait.reporting import explorer, figures, markup, numbers
+from aulait.reporting.explorer import ORIGINS, full_text, shortened
 from aulait.reporting.folder import RunFiles
 from aulait.reporting.markup import PlacedFigure, Section
 from aulait.runfolder.schema import SynthesisResult, SynthesisRound, SyntheticLine
@@ -16,12 +17,11 @@ from aulait.runfolder.schema import SynthesisResult, SynthesisRound, SyntheticLi
 FAR: Final = 2.0
 """How many noise deviations count as clearly above the noise."""
 
-SHOWN: Final = 6
-LONGEST: Final = 900
+MOST_PANELS: Final = 24
+"""Rounds whose votes are shown; of more, every so many-th."""
 
-ORIGINS: Final = {"public": "public word for word", "varied": "varied from a candidate",
-                  "written": "written after examples or for a description"}
-"""How a text came about, as the page says it."""
+BEST: Final = 4
+"""Texts that won, beside the votes of their round; the table of texts has more."""
 
 CaptionedText = tuple[str, str]
 
@@ -47,19 +47,21 @@ def votes_section(run: RunFiles) -> Section:
     """The released votes of every round over the noise band, with a control to choose the round."""
     facts = run.result.synthesis or SynthesisResult()
     ranked = (facts.selection or "rank") == "rank"
-    panels = [_panel(index, line, ranked) for index, line in enumerate(run.synthesis)]
+    step = -(-len(run.synthesis) // MOST_PANELS) or 1
+    shown = run.synthesis[::-step][::-1]  # the last round is among them
+    panels = [_panel(index, line, ranked) for index, line in enumerate(shown)]
     return markup.section(
         "votes", "The votes", [panel.chart for panel in panels if panel.chart], panels=panels,
-        cap=numbers.count(facts.records_per_client),
+        cap="" if facts.records_per_client is None else numbers.count(facts.records_per_client),
         bound=numbers.significant(facts.vote_sensitivity),
-        offered=_offered(facts),
-        facts=[
+        offered=_offered(facts), every=step,
+        facts=[(name, value) for name, value in (
             ("voters", numbers.count(facts.voters)),
             ("selection", facts.selection or numbers.NOT_RECORDED),
             ("generator", "none" if facts.source == "retrieve"
              else facts.generator or numbers.NOT_RECORDED),
             ("synthetic texts at the end", numbers.count(facts.texts)),
-        ])
+        ) if value != numbers.NOT_RECORDED])
 
 
 def _offered(facts: SynthesisResult) -> str:
@@ -75,9 +77,9 @@ def _panel(index: int, line: SynthesisRound, ranked: bool) -> VotePanel:
     histogram = [votes for votes in line.histogram if votes is not None]
     kept = max(0, int(line.kept or 0)) if ranked else 0
     chart = PlacedFigure(f"votes-{index}", "Released votes of all candidates",
-                         figures.vote_bars(histogram, kept, line.noise_std), 300)
+                         figures.vote_bars(histogram, kept, line.noise_std), 240)
     return VotePanel(numbers.count(line.round), chart if histogram else None,
-                     votes_against_noise(line), list(map(_winner, line.winners[:8])))
+                     votes_against_noise(line), list(map(_winner, line.winners[:BEST])))
 
 
 def votes_against_noise(line: SynthesisRound) -> str:
@@ -103,33 +105,34 @@ def votes_against_noise(line: SynthesisRound) -> str:
 def _winner(winner: SyntheticLine) -> CaptionedText:
     parts = [] if winner.votes is None else [f"{winner.votes:,.1f} votes"]
     if isinstance(winner.parent, str):
-        parts.append(f"varied from “{_shortened(winner.parent, 80)}”")
+        parts.append(f"varied from “{shortened(winner.parent, 80)}”")
     elif winner.parent is not None:
         parts.append(f"varied from text {numbers.count(winner.parent)}")
     elif winner.texts is not None:
         parts.append(f"one of {numbers.counted(winner.texts, 'text')} on {winner.topic}")
     elif winner.origin is not None:
         parts.append(ORIGINS.get(winner.origin, winner.origin))
-    return _shortened(_with_prompt(winner), 420), " · ".join(parts)
+    return shortened(full_text(winner), 420), " · ".join(parts)
 
 
 def samples_section(run: RunFiles) -> Section:
-    """Texts kept in the first, the later and the last round, and of the final set."""
-    rounds = [(numbers.count(line.round), [(_shortened(text), "") for text in line.samples[:5]])
-              for line in run.synthesis if line.samples]
+    """Every text that won votes, and the final set, with what each descends from."""
+    table = explorer.text_table(run)
     final = [line for line in run.synthetic if line.text is not None]
-    step = max(1, len(final) // SHOWN)
+    rounds = dict.fromkeys(numbers.count(row.round) for row in table.rows if row.round is not None)
+    origins = dict.fromkeys(row.origin for row in table.rows if row.origin)
     return markup.section(
-        "samples", "Synthetic text through the rounds", rounds=rounds,
-        summary=_summary(final), provenance=_provenance(run), final_unfolded=not run.synthesis,
-        final=[(_shortened(_with_prompt(line)), _origin(line)) for line in final[::step][:SHOWN]])
+        "samples", "Synthetic text through the rounds", table=table, summary=_summary(final),
+        provenance=_provenance(run), rounds=list(rounds), origins=list(origins),
+        voted=any(row.votes is not None for row in table.rows),
+        places=list(dict.fromkeys(row.place for row in table.rows)))
 
 
 def _summary(final: list[SyntheticLine]) -> str:
     """The final set in numbers; empty where there is none."""
     if not final:
         return ""
-    texts = list(map(_with_prompt, final))
+    texts = list(map(full_text, final))
     owners = Counter(str(line.client) for line in final if line.client is not None)
     dealt = f", dealt to {numbers.count(len(owners))} proxies" if owners else ""
     return (
@@ -160,21 +163,3 @@ def _provenance(run: RunFiles) -> str:
             f"{numbers.significant(told.distance_of_random_public)} from the nearest of some "
             "random public texts. The simulation measures this on held-out records; it is not "
             "private, and a deployment does not tell it.")
-
-
-def _with_prompt(line: SyntheticLine) -> str:
-    """A text, after its prompt where it has one."""
-    return f"{line.prompt}\n{line.text or ''}" if line.prompt else line.text or ""
-
-
-def _origin(line: SyntheticLine) -> str:
-    parts = [] if not line.round else [f"round {numbers.count(line.round)}"]
-    parts += [] if line.origin is None else [ORIGINS.get(line.origin, line.origin)]
-    if line.client is not None:
-        parts.append(f"proxy {_shortened(str(line.client), 40)}")
-    return " · ".join(parts)
-
-
-def _shortened(text: str, limit: int = LONGEST) -> str:
-    text = text.strip()
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

@@ -26,6 +26,7 @@ from aulait.runfolder.run_folder import RunFolder
 from aulait.runs import finish, size_law
 from aulait.runs.books import check_releases, epsilons, open_books, open_ledger
 from aulait.runs.experiment_file import Settings, dump_settings, renewed_settings
+from aulait.runs.ledger_curves import ledger_curves
 from aulait.runs.prepared import Engine, PreparedRun, SharedCache
 from aulait.runs.progress import Observer, Progress
 from aulait.runs.run_log import logged
@@ -72,7 +73,7 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
         check_finished(path, done)
         if not (path / "report.html").exists():  # killed between result and page
             write_cards(path)
-            write_report(path)
+            write_report(path, ledger_curves(path))
         return done
     if engine.real_time:  # the coordinator keeps a log of its own
         return _completed(prepared, engine, folder, observer, started)
@@ -105,7 +106,7 @@ def _completed(prepared: PreparedRun, engine: Engine, folder: RunFolder, observe
     result = finish.finish(execution)
     watch("finish", 1, 2, "writing the report")
     write_cards(path)
-    write_report(path)
+    write_report(path, ledger_curves(path))
     watch("finish", 2, 2, "")
     return result
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aulait.reporting import numbers, page
+from aulait.reporting.key_figure import KeyFigure
 from aulait.reporting.markup import PageTable, PlacedFigure, Section, rendered
 from aulait.reporting.numbers import Style
 from aulait_benchmarks.edge import edge_figures as draw
@@ -42,7 +43,8 @@ def study_page(document: StudyDocument) -> str:
         "else is modelled from counted work and published figures of machines and links. Filled "
         "marks and coloured stacks are measured, open marks and hatched bars are modelled."
     )
-    opening = page.opening_of([], banners=[("remark", said)], tiles=reading.key_figures(document))
+    opening = page.opening_of([], banners=[("remark", said)], tiles=[KeyFigure(*told)
+                                     for told in reading.key_figures(document)])
     return page.whole_page("Fine-tuning at the very edge", _subtitle(document), opening, sections)
 
 
@@ -53,7 +55,7 @@ def _section(slug: str, title: str, charts: Sequence[PlacedFigure] = (),
     missing = dict.fromkeys(("lead", "shown", "note", "folded", "folded_title"))
     body = rendered("edge_section.html.j2", package="aulait_benchmarks.edge",
                     charts=charts, **{**missing, **parts})
-    return Section(slug, title, body, {chart.name: chart.figure for chart in charts})
+    return Section(slug, title, body, {placed.name: placed.chart for placed in charts})
 
 
 def _subtitle(document: StudyDocument) -> str:
@@ -78,7 +80,7 @@ def _steps(document: StudyDocument) -> Section:
         mine = [line for line in document["steps"] if line["model"] == model]
         if any(line["step_s"] is not None for line in mine):
             title = f"{model}, {numbers.count(mine[0]['parameters'])} weights: {_bases(mine)}"
-            charts.append(PlacedFigure(f"parts-{number}", title, draw.step_parts(mine), 300))
+            charts.append(PlacedFigure(f"parts-{number}", title, draw.step_parts(mine), 220))
     return _section("steps", "(a) Where a step's time goes on this machine", charts,
                     lead=reading.steps_sentence(document), folded=_step_table(document),
                     folded_title="All steps of this machine")
@@ -151,7 +153,7 @@ def _efficiency(document: StudyDocument) -> Section:
     charts = [PlacedFigure(f"joule-{way}", f"{model}, {said}",
                            draw.measure_by_batch(_by_batch(document, way), machines,
                                                  "tokens_per_joule", "tokens a joule",
-                                                 logarithmic=True), 360)
+                                                 logarithmic=True), 260)
               for way, said in draw.WAYS.items()]
     basis = sorted({str(line["energy_basis"]) for line in document["steps"]
                     if line["energy_basis"]})
@@ -173,7 +175,7 @@ def _granularity(document: StudyDocument) -> Section:
         mine = [line for line in document["rounds"] if line["device"] == machine]
         if any(line["granularity"] for line in mine):
             charts.append(PlacedFigure(f"granularity-{number}", f"{machine}, over modelled links",
-                                       draw.granularity_by_link(mine, links), 420))
+                                       draw.granularity_by_link(mine, links), 300))
     head = ["model", "weights", "LoRA factors, one way", "all weights, one way", "times as many"]
     sizes = [[model["name"], numbers.count(model["parameters"]),
               numbers.size(model["adapter_bytes"]), numbers.size(4 * model["parameters"]),
@@ -192,7 +194,7 @@ def _servers(document: StudyDocument) -> Section:
     found = document["servers"]
     title = f"held-out loss of {found['base']} with LoRA, {found['clients']} clients: measured"
     chart = PlacedFigure("servers", title,
-                         draw.loss_by_round(found["arms"], found["base_loss"]), 340)
+                         draw.loss_by_round(found["arms"], found["base_loss"]), 260)
     rows = [[arm["name"], f"{each['rate']:g}" + (" (shown)" if each["rate"] == arm["rate"] else ""),
              numbers.loss(each["last_loss"])]
             for arm in found["arms"] for each in arm["rates_tried"]]
@@ -221,7 +223,7 @@ def _energy(document: StudyDocument) -> Section:
         "not fit a machine's memory has no bar."
     )
     return _section("energy", "(f) Energy of a round: computing or network",
-                    [PlacedFigure("energy", title, draw.energy_shares(mine), 360)],
+                    [PlacedFigure("energy", title, draw.energy_shares(mine), 24 * len(mine) + 12)],
                     lead=reading.energy_sentence(document), note=note)
 
 

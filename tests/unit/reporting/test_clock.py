@@ -76,7 +76,7 @@ def counted(folder: Path, *, result: dict[str, Any] | None = None, change: Calla
 
 
 def cells(markup: str) -> list[list[str]]:
-    rows = re.findall(r"<tr>(.*?)</tr>", markup, re.S)
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", markup, re.S)
     return [[html.unescape(text).replace("\u00a0", " ") for text in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
 
 
@@ -135,12 +135,12 @@ def test_rounds_are_told_apart_by_how_they_ended(tmp_path: Path) -> None:
     assert reading.round_outcome(VirtualClock(**ROUNDS[2][2]), None) == "closed when enough had answered"
     figure = clock_figures.round_time(run)
     assert figure is not None
-    assert {name for trace in figure["data"] for name in [trace["name"]]} == set(ends)
+    assert {bars.name for bars in figure.bars} == set(ends)
     assert set(ends) <= set(clock_figures.STATES)
-    heights = [[trace["y"][i] for trace in figure["data"] if trace["y"][i] is not None] for i in range(len(ROUNDS))]
+    heights = [[bars.values[i] for bars in figure.bars if bars.values[i] is not None] for i in range(len(ROUNDS))]
     assert heights == [[30.0], [10.0], [20.0], [12.0], [20.0], [5.0]]
-    assert figure["layout"]["shapes"][0]["y0"] == 20.0
-    assert figure["data"][0]["text"][3] == "2 answered, 0 late, 1 lost, 1 away"
+    assert figure.rules[0].at == 20.0
+    assert "2 answered, 0 late, 1 lost, 1 away" in figure.bars[0].tips[3]
 
 
 def test_the_table_has_every_tier_with_machine_placement_and_shares(tmp_path: Path) -> None:
@@ -161,9 +161,9 @@ def test_bars_are_means_of_a_clients_round_and_shares_of_answers(tmp_path: Path)
     assert time is not None
     assert updates is not None
     # quick was asked 10 times, slow 3 times
-    assert [trace["x"] for trace in time["data"]] == [[pytest.approx(82 / 10), pytest.approx(33 / 3)], [pytest.approx(102 / 10), pytest.approx(9 / 3)]]
-    assert {trace["name"]: trace["x"] for trace in updates["data"]}["answered"] == [pytest.approx(7 / 10), 0.5]
-    assert [sum(trace["x"][i] for trace in updates["data"]) for i in range(2)] == [pytest.approx(1.0)] * 2
+    assert [bars.values for bars in time.bars] == [[pytest.approx(82 / 10), pytest.approx(33 / 3)], [pytest.approx(102 / 10), pytest.approx(9 / 3)]]
+    assert {bars.name: bars.values for bars in updates.bars}["answered"] == [pytest.approx(7 / 10), 0.5]
+    assert [sum(bars.values[i] for bars in updates.bars) for i in range(2)] == [pytest.approx(1.0)] * 2
 
 
 def test_loss_is_drawn_over_seconds_since_the_start_after_synthesis(tmp_path: Path) -> None:
@@ -171,8 +171,10 @@ def test_loss_is_drawn_over_seconds_since_the_start_after_synthesis(tmp_path: Pa
     assert reading.losses_over_time(run) == [(1.0, 40.0, 4.0), (2.0, 60.0, 3.5), (4.0, 92.0, 3.6), (5.0, 97.0, 3.2)]
     figure = clock_figures.loss_time(run)
     assert figure is not None
-    assert (figure["data"][0]["x"], figure["data"][0]["text"]) == ([40.0, 60.0, 92.0, 97.0], ["1", "2", "4", "5"])
-    assert [(s["x0"], s["x1"]) for s in figure["layout"]["shapes"] if s["type"] == "rect"] == [(0, 30.0)]
+    (line,) = figure.lines
+    assert line.x == [40.0, 60.0, 92.0, 97.0]
+    assert [tip.partition("round ")[2][0] for tip in line.tips] == ["1", "2", "4", "5"]
+    assert [(band.low, band.high, band.upright) for band in figure.bands] == [(0, 30.0, True)]
     assert [reading.time_unit(s) for s in (119.0, 120.0, 7199.0, 7200.0)] == [("s", 1.0), ("min", 60.0), ("min", 60.0), ("h", 3600.0)]
 
 
@@ -287,11 +289,11 @@ def test_a_line_is_the_mean_over_seeds_in_time_and_loss(arms: list[Path], tmp_pa
     runs = [read_run(folder) for folder in arms]
     figure = pace.loss_over_time({"none": runs[:1], "quick": runs[1:3]}, 3.5)
     assert figure is not None
-    (line,) = figure["data"]
-    assert line["x"] == [10.5, 21.0, 42.0, 63.0, 84.0, 105.0]  # rounds 1, 2, 4, 6, 8, 10 at 10 and 11 s
-    assert line["error_x"]["array"] == line["error_x"]["arrayminus"] == [0.5, 1.0, 2.0, 3.0, 4.0, 5.0]
-    assert line["y"][-1] == pytest.approx(3.45)
-    assert line["error_y"]["array"][-1] == pytest.approx(0.05)
+    (line,) = figure.lines
+    assert line.x == [10.5, 21.0, 42.0, 63.0, 84.0, 105.0]  # rounds 1, 2, 4, 6, 8, 10 at 10 and 11 s
+    assert line.x_bars == [(x - half, x + half) for x, half in zip(line.x, [0.5, 1.0, 2.0, 3.0, 4.0, 5.0], strict=True)]
+    assert line.y[-1] == pytest.approx(3.45)
+    assert line.y_bars[-1] == (pytest.approx(3.4), pytest.approx(3.5))
     page = plain(report.write_comparison(arms, tmp_path / "page.html", 3.3).read_text(encoding="utf-8"))
     assert "Virtual seconds to loss 3.300" in page
     assert "target 3.300" in page

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +16,7 @@ from aulait import reporting
 from aulait.core.errors import DataError
 from aulait.reporting import numbers, report
 from aulait.reporting.folder import read_run
-from aulait.reporting.markup import PageTable, embedded_json, section
+from aulait.reporting.markup import PageTable, section
 
 NASTY = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)>'
 
@@ -37,7 +36,6 @@ class Reader(HTMLParser):
         self.open_ids: set[str | None] = set()
         self.outside: list[str] = []
         self.handlers: list[str] = []
-        self.json = ""
         self.policy = ""
         self.text = ""
 
@@ -61,8 +59,6 @@ class Reader(HTMLParser):
         assert self.open.pop().split("#")[0] == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script#figures":
-            self.json += data
         if not any(part.startswith(("script", "style")) for part in self.open):
             self.text += data
 
@@ -97,18 +93,11 @@ def test_every_text_of_a_run_is_escaped(tmp_path: Path) -> None:
     )
     for page in (report.write_report(folder), report.write_comparison([folder], tmp_path / "compare.html")):
         reader = parsed(page)
-        assert reader.tags.count("script") == 3
+        assert reader.tags.count("script") == 1
         assert "img" not in reader.tags
         assert reader.outside == []
         assert reader.handlers == []
         assert NASTY in reader.text
-        assert json.loads(reader.json)
-
-
-def test_chart_data_cannot_close_its_script() -> None:
-    text = embedded_json({"a": "</script><!--", "b": "\u2028&", "c": math.nan, "d": [math.inf, 1.5]})
-    assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == {"a": "</script><!--", "b": "\u2028&", "c": None, "d": [None, 1.5]}
 
 
 def test_the_page_fetches_nothing_and_runs_only_its_own_scripts(tmp_path: Path) -> None:
@@ -119,32 +108,30 @@ def test_the_page_fetches_nothing_and_runs_only_its_own_scripts(tmp_path: Path) 
     assert reader.outside == []
     assert "url(" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
     assert "@import" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
-    assert text.count("* plotly.js v") == 1
+    assert len(text.encode()) < 1_500_000
     assert "default-src 'none'" in reader.policy
-    assert len(re.findall(r"'sha256-[A-Za-z0-9+/]{43}='", reader.policy)) == 2
+    assert len(re.findall(r"'sha256-[A-Za-z0-9+/]{43}='", reader.policy)) == 1
     assert "http://example.org/docstrings" in reader.text
 
 
-def test_every_chart_has_its_place_and_plotly_accepts_it(tmp_path: Path) -> None:
-    import plotly.graph_objects as graph
-
+def test_every_chart_is_drawn_and_can_be_read_without_seeing_it(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a")
     second = write_run(tmp_path / "b", seed=1, off=True, arm="off")
     for page in (report.write_report(first), report.write_comparison([first, second], tmp_path / "compare.html")):
-        charts = json.loads(parsed(page).json)
-        places = set(re.findall(r'data-figure="([^"]+)"', page.read_text(encoding="utf-8")))
-        assert places == set(charts)
-        for figure in charts.values():
-            graph.Figure(json.loads(re.sub(r'"@\w+"', '"#123456"', json.dumps(figure))))
+        text = page.read_text(encoding="utf-8")
+        plots = re.findall(r'data-figure="([^"]+)" role="img" aria-label="([^"]+)"', text)
+        assert len(plots) == len(dict(plots)) == text.count('class="plot"') > 2
+        assert all(re.search(r"\d", label) for _, label in plots)
+        assert "NaN" not in text.partition("<script>")[0]
+        assert "nan%" not in text
 
 
-def test_colours_named_in_figures_exist_in_both_themes(tmp_path: Path) -> None:
+def test_colours_of_charts_exist_in_both_themes(tmp_path: Path) -> None:
     style = Path(reporting.__file__).with_name("templates").joinpath("style.css").read_text(encoding="utf-8")
-    text = report.write_report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
-    for name in set(re.findall(r'"@(\w+)"', parsed(tmp_path / "run" / "report.html").json)) | {
-        f"c{i}" for i in range(8)
-    }:
+    text = report.write_report(virtual(write_run(tmp_path / "run"), deadline_s=30.0)).read_text(encoding="utf-8")
+    for name in {*re.findall(r'class="k-(\w+)', text), *(f"c{i}" for i in range(8))}:
         assert style.count(f"--{name}:") == 3, name
+        assert f".k-{name} {{ --k: var(--{name}); }}" in style, name
     assert 'id="theme"' in text
 
 
@@ -223,8 +210,8 @@ def test_a_run_without_proxies_has_no_stage_one_sections(tmp_path: Path) -> None
 
 def test_tables_escape_their_cells() -> None:
     body = section("runs", "The runs", runs=PageTable(["<b>"], [["<i>"]])).body
-    assert '<th class="words">&lt;b&gt;</th>' in body
-    assert '<td class="words">&lt;i&gt;</td>' in body
+    assert 'class="words">&lt;b&gt;</th>' in body
+    assert 'data-head="&lt;b&gt;">&lt;i&gt;</td>' in body
 
 
 def test_a_value_that_a_template_asks_for_and_does_not_get_is_an_error() -> None:
@@ -259,10 +246,9 @@ def test_hostile_texts_pass_through_every_section(tmp_path: Path, text: str) -> 
     assert {tag for tag in found["hostile"][0].open_ids if tag in sections} == set(sections)
     for hostile_page, plain_page in zip(found["hostile"], found["plain"], strict=True):
         assert set(hostile_page.tags) <= set(plain_page.tags)
-        assert hostile_page.tags.count("script") == 3
+        assert hostile_page.tags.count("script") == 1
         assert (hostile_page.outside, hostile_page.handlers) == ([], [])
-        assert text in hostile_page.text
-        assert json.loads(hostile_page.json)
+        assert " ".join(text.split()) in " ".join(hostile_page.text.split())
 
 
 # figures in text

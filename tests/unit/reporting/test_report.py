@@ -156,7 +156,7 @@ def test_null_epsilon_on_the_page(tmp_path: Path) -> None:
     body = privacy.privacy_section(found).body
     assert re.search(r"<td[^>]*>proxy</td><td[^>]*>[^<]*</td><td[^>]*>∞</td>", body)
     assert re.search(r"<td[^>]*>max</td><td[^>]*>[^<]*</td><td[^>]*>∞</td>", body)
-    assert re.search(r"<td[^>]*>split</td><td[^>]*>[^<]*</td><td[^>]*>no such client</td>", body)
+    assert not re.search(r"<td[^>]*>split</td>", body)  # nobody has this role
     assert "no finite bound (ε = ∞)" in story.lead_sentences(found)[2]
     assert "assume that an attacker can tell with certainty" in body
 
@@ -243,24 +243,23 @@ def test_votes_count_what_stands_out_of_the_noise(tmp_path: Path) -> None:
     section = synthesis.votes_section(read_run(folder))
     assert "100 candidates, 2 kept. 2 lie more than 2 noise deviations above zero" in section.body
     assert "about 2.3 that far" in section.body  # 100 · (1 - Φ(2)) = 2.275
-    kept, others = section.figures["votes-0"]["data"]
-    assert (kept["x"], kept["y"]) == ([1, 2], [100.0, 21.0])
-    assert (others["x"][0], others["y"][0], others["y"][-1]) == (3, 19.0, -30.0)
-    shape = section.figures["votes-0"]["layout"]["shapes"][0]
-    assert (shape["y0"], shape["y1"]) == (-10.0, 10.0)
+    kept, others = section.charts["votes-0"].bars
+    assert (kept.at, kept.values) == ([1, 2], [100.0, 21.0])
+    assert (others.at[0], others.values[0], others.values[-1]) == (3, 19.0, -30.0)
+    (band,) = section.charts["votes-0"].bands
+    assert (band.low, band.high) == (-10.0, 10.0)
 
 
 def test_only_ranked_votes_mark_the_kept(tmp_path: Path) -> None:
     found = changed(tmp_path, lambda result: result["synthesis"].update(selection="sample"))
-    assert synthesis.votes_section(found).figures["votes-0"]["data"][0]["y"] == []
+    assert synthesis.votes_section(found).charts["votes-0"].bars[0].values == []
 
 
 def test_base_is_a_dashed_line_and_the_curve_has_the_evaluated_rounds(run: RunFiles) -> None:
-    figure = sections.learning_section(run).figures["curve-loss"]
-    assert figure["data"][0]["x"] == [1, 2, 4, 6, 8, 10]
-    assert figure["data"][0]["y"][-1] == pytest.approx(3.412)
-    shape = figure["layout"]["shapes"][0]
-    assert (shape["y0"], shape["line"]["dash"]) == (4.207, "dash")
+    chart = sections.learning_section(run).charts["curve-loss"]
+    assert chart.lines[0].x == [1, 2, 4, 6, 8, 10]
+    assert chart.lines[0].y[-1] == pytest.approx(3.412)
+    assert [(rule.at, rule.label) for rule in chart.rules] == [(4.207, "base model 4.207")]
 
 
 def test_costs_add_up_by_stage(run: RunFiles) -> None:

@@ -11,13 +11,24 @@ from typing import Any
 import pytest
 from tests.fixture_run import personal, refuse, write_run
 
-from aulait.reporting import arms, columns, dots, measures, report, scores, sections, story
+from aulait.reporting import (
+    arms,
+    columns,
+    dots,
+    drawing,
+    measures,
+    numbers,
+    report,
+    scores,
+    sections,
+    story,
+)
 from aulait.reporting.folder import RunFiles, read_run
 
 
 def cells(markup: str) -> list[list[str]]:
     """The text of every row of the tables."""
-    rows = re.findall(r"<tr>(.*?)</tr>", markup, re.S)
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", markup, re.S)
     return [[html.unescape(text).replace("\u00a0", " ") for text in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
 
 
@@ -66,7 +77,8 @@ def test_without_personal_adapters_the_scores_are_those_of_the_shared_one(tmp_pa
 def test_the_opening_tells_the_task_and_whose_adapters(own: RunFiles) -> None:
     gain = story.lead_sentences(own)[1].replace("\u00a0", " ")
     assert "the accuracy in the task rose from 1.3 % to 62.0 %, each client under its own adapter" in gain
-    name, value, remark = story.key_figures(own)[1]
+    name, value, remark, mark = story.key_figures(own)[2]
+    assert mark == "not private"
     assert (name, value.replace("\u00a0", " ")) == ("accuracy", "62.0 %")
     assert "shared adapter 31.0" in remark
     assert ("remark", True) in [(kind, "No ε covers a personal adapter" in text) for kind, text in story.warning_banners(own)]
@@ -78,13 +90,13 @@ def test_curves_have_the_task_and_an_open_circle_for_the_shared_adapter(own: Run
         if "eval" in line:
             line["eval"]["accuracy"] = 0.5
     (own.path / "rounds.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    figures = sections.learning_section(read_run(own.path)).figures
-    assert set(figures) == {"curve-loss", "curve-token_accuracy", "curve-accuracy"}
-    line, circle = figures["curve-loss"]["data"]
-    assert (circle["x"], circle["y"], circle["marker"]["symbol"]) == ([10], [4.0], "circle-open")
-    assert line["y"][-1] == pytest.approx(3.412)
-    low, high = figures["curve-loss"]["layout"]["yaxis"]["range"]
-    assert low < 3.412 < 4.207 < high
+    charts = sections.learning_section(read_run(own.path)).charts
+    assert set(charts) == {"curve-loss", "curve-token_accuracy", "curve-accuracy"}
+    line, circle = charts["curve-loss"].lines
+    assert (circle.x, circle.y, circle.hollow) == ([10], [4.0], (True,))
+    assert line.y[-1] == pytest.approx(3.412)
+    axis = drawing.drawn(charts["curve-loss"]).y
+    assert axis.low < 3.412 < 4.207 < axis.high
 
 
 def test_refused_replies_are_named_only_without_privacy(tmp_path: Path) -> None:
@@ -131,7 +143,7 @@ def test_rows_are_ranked_by_the_task_where_all_arms_have_it(tmp_path: Path) -> N
     assert measures.ranking_measure(rows) is measures.LOSS
     assert [row["arm"] for row in rows] == ["name=fedit", "name=flora", "name=ffa"]
     page = report.write_comparison([low, high], tmp_path / "page.html").read_text(encoding="utf-8").replace("\u00a0", " ")
-    assert "The highest accuracy on held-out text is that of name=ffa: 70.0 % over 1 run." in page
+    assert "The highest accuracy on held-out text is that of ffa: 70.0 % over 1 run." in page
 
 
 def test_columns_hold_shared_and_unseen_scores_and_costs_in_megabytes(own: RunFiles, tmp_path: Path) -> None:
@@ -143,7 +155,8 @@ def test_columns_hold_shared_and_unseen_scores_and_costs_in_megabytes(own: RunFi
                                "shared accuracy"]
     assert [cell.replace("\u00a0", " ") for cell in found["shared accuracy"]] == ["31.0 %", "–"]
     assert found["MB up"][0] == f"{rows[0]['up_bytes'] / 1e6:.1f}"
-    assert found["seconds"] == ("512", "512")
+    assert found["seconds of rounds"] == (numbers.significant(rows[0]["rounds_s"]),) * 2
+    assert rows[0]["rounds_s"] < rows[0]["wall_s"]
     assert "method" not in [column.title for column in columns.comparison_columns(report.comparison_rows([other]))]
 
 
@@ -156,18 +169,19 @@ def test_dots_are_methods_by_setting(tmp_path: Path) -> None:
     rows = report.comparison_rows(folders)
     assert {name: len(group) for name, group in dots.rows_by_setting(rows).items()} == {"preset=uniform": 2, "preset=normal": 2}
     figure = dots.arm_dots(rows, measures.LOSS)
-    assert [trace["name"] for trace in figure["data"]] == ["preset=uniform", "preset=normal"]
-    assert figure["data"][0]["y"] == ["fedit", "ffa"]
-    assert figure["data"][0]["error_x"]["array"] == [pytest.approx(0.0707, abs=1e-4)] * 2
-    low, high = figure["layout"]["xaxis"]["range"]
-    assert low < 2.98
-    assert high > 4.207
+    assert [line.name for line in figure.lines] == ["preset=uniform", "preset=normal"]
+    assert figure.y.names == ["fedit", "ffa"]
+    assert [high - low for low, high in figure.lines[0].x_bars] == [pytest.approx(2 * 0.0707, abs=1e-4)] * 2
+    axis = drawing.drawn(figure).x
+    assert axis.low < 2.98
+    assert axis.high > 4.207
 
 
 def test_dots_are_arms_where_the_labels_do_not_tell(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name, arm=name, loss=loss) for name, loss in (("votes", 3.0), ("no votes", 3.1))]
     figure = dots.arm_dots(report.comparison_rows(folders), measures.LOSS)
-    assert [trace["y"] for trace in figure["data"]] == [["votes"], ["no votes"]]
+    assert figure.y.names == ["votes", "no votes"]
+    assert [line.y for line in figure.lines] == [[0], [1]]
 
 
 def test_runs_of_one_label_are_told_apart_by_method_and_by_settings_that_differ(tmp_path: Path) -> None:

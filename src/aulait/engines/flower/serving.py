@@ -33,6 +33,7 @@ from aulait.reporting.report import write_report
 from aulait.runfolder.run_folder import RunFolder, differing_settings
 from aulait.runs import experiment_file
 from aulait.runs.experiment_file import Settings
+from aulait.runs.ledger_curves import ledger_curves
 from aulait.runs.settled import as_begun
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ def finished(settings: Settings, run: Path, resume: bool) -> JsonObject | None:
     if not (run / "result.json").exists() or lock_is_held(run / FOLDER / "lock"):
         return None
     if not (run / "report.html").exists():  # killed between result and page
-        write_report(run)
+        write_report(run, ledger_curves(run))
     result = _result(run)
     if read_table(run / FOLDER / "outcome.json").get("ok") is not True:  # killed before it was told
         EventLog(run).outcome(True, rounds=result["rounds"])

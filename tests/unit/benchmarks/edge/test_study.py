@@ -265,7 +265,7 @@ def test_the_command(monkeypatch, tmp_path, document):
     assert json.loads(told.stdout)["name"] == "edge"
     assert (asked[0].batches, asked[0].lengths, asked[0].federation) == ((1, 2), Lengths(30, 5), None)
     assert json.loads((tmp_path / "edge" / "edge.json").read_text()) == document
-    assert "Plotly" in (tmp_path / "edge" / "edge.html").read_text()
+    assert 'class="plot"' in (tmp_path / "edge" / "edge.html").read_text()
     shown = CliRunner().invoke(cli.app, ["bench", "edge", "--quick"])
     assert "the study's claims" in shown.stdout
     wrong = CliRunner().invoke(cli.app, ["bench", "edge", "--lengths", "12"])

@@ -1,0 +1,41 @@
+"""Pages of the site in a browser: at three widths, light and dark, with nothing asked for outside."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.browser.looking import OVERFLOWING, SCHEMES, SCROLLERS, WIDTHS, findings, looking
+
+pytestmark = pytest.mark.xdist_group("site")  # built once
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(scope="session")
+def address(browser: Any, site: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["index.html", "config.html", "methods.html", "results/index.html"])
+def test_a_page_of_the_site_is_whole(browser: Any, address: str, name: str) -> None:
+    for scheme in SCHEMES:
+        for width in WIDTHS:
+            with looking(browser, address + name, width, scheme) as seen:
+                assert seen.page.evaluate(OVERFLOWING, SCROLLERS) == [], (width, scheme)
+                if name == "index.html" and width != 768:
+                    assert findings(seen.page) == [], (width, scheme)
+                assert seen.said == []
+                assert seen.elsewhere() == []
