@@ -50,7 +50,7 @@ def comparison_columns(rows: Sequence[ComparisonRow], timed: bool = True) -> lis
         Column("epsilon, at most", tuple(map(_epsilon, rows))),
         _costs("MB up", rows, "up_bytes"),
         _costs("MB down", rows, "down_bytes"),
-        Column("seconds of rounds", tuple(_plain(row.get("rounds_s")) for row in rows)),
+        Column("seconds", tuple(_plain(row.get("rounds_s")) for row in rows)),
         *(virtual_time_columns(rows) if timed else ()),
         *shown(last),
     ]

@@ -155,7 +155,7 @@ def test_columns_hold_shared_and_unseen_scores_and_costs_in_megabytes(own: RunFi
                                "shared accuracy"]
     assert [cell.replace("\u00a0", " ") for cell in found["shared accuracy"]] == ["31.0 %", "–"]
     assert found["MB up"][0] == f"{rows[0]['up_bytes'] / 1e6:.1f}"
-    assert found["seconds of rounds"] == (numbers.significant(rows[0]["rounds_s"]),) * 2
+    assert found["seconds"] == (numbers.significant(rows[0]["rounds_s"]),) * 2
     assert rows[0]["rounds_s"] < rows[0]["wall_s"]
     assert "method" not in [column.title for column in columns.comparison_columns(report.comparison_rows([other]))]
 
