@@ -139,9 +139,10 @@ def with_affordable_adapter(run: PreparedRun) -> Settings:
     """The settings with rank and layers that the run can afford, where they are "auto".
 
     The rank goes first: as large as all layers allow. Where even rank 1 is too large and the layers
-    are "auto" too, the last blocks are kept that fit.
+    are "auto" too, the last blocks are kept that fit. Proxies do not count: they spread the noise
+    by making the local clients' signal as small.
     """
-    adapter, found = run.settings.adapter, noise_ratio(run)
+    adapter, found = run.settings.adapter, noise_ratio(run, diluted=False)
     most = math.inf if found is None else found.affordable(run.settings.privacy.target_ratio)
     if "rank" in adapter.auto:
         rank = USUAL_RANK

@@ -114,6 +114,18 @@ def test_layers_go_where_rank_one_is_too_large(places):
     assert kept.settings.adapter.layers == 1
 
 
+def test_proxies_afford_no_larger_rank(places):
+    """They spread the noise by making the signal as small."""
+    ranks = []
+    for rest in ("proxy", "absent"):
+        told = tiny_run.settings(
+            places, algorithm={"name": "cores"}, privacy=PRIVATE | {"target_ratio": 1.0, "noise_acknowledged": True}, adapter={"rank": "auto"},
+            federation={"tier": [{"name": "gpu", "count": 3, "placement": "local"}, {"name": "laptop", "placement": "proxy"}]},
+            synthesis={"proxies": "synthetic" if rest == "proxy" else "absent"})
+        ranks.append(prepare(told, tiny_run.fresh(CACHE)).settings.adapter.rank)
+    assert ranks[0] == ranks[1]
+
+
 def test_without_privacy_auto_is_the_usual(places):
     run = prepare(tiny_run.settings(places, adapter={"rank": "auto", "layers": "auto"}, **LOCAL), tiny_run.fresh(CACHE))
     assert (run.settings.adapter.rank, run.settings.adapter.layers) == (8, "all")
