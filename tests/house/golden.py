@@ -47,6 +47,9 @@ MEANT = (
     (r".+/config\.toml/synthesis/(source|about|start|retrieve).*", True, "texts are retrieved"),
     (r".+/result\.json/synthesis/(source|set).*", True, "the final set is measured"),
     (r".+/(rounds|synthetic)\.jsonl/.*origin", True, "a text says how it came about"),
+    (r".+/config\.toml/run/stages.*", True, "the order of the stages"),
+    (r".+/config\.toml/synthesis/teach", True, "the generator may wear what was trained"),
+    (r"json/plan .+/stages.*", True, "the order of the stages"),
     (r"json/list/sources.*", False, "the mixed corpus is built in"),
 )
 ABSENT = "absent"

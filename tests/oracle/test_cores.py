@@ -285,7 +285,7 @@ def test_what_a_method_wants_to_read_and_when():
     for options, wanted in [({}, [("auto",), (), ()]), ({"renew": 2}, [("auto",), (), ("auto",)]), ({"basis": "random"}, [(), (), ()]),
                             ({"basis": "weights"}, [(), (), ()]), ({"basis_text": ["public", "released"]}, [("public", "released"), (), ()])]:
         config = module.Config(**options)
-        assert [module.wants(config, replace(run.start(), round=done)) for done in (0, 1, 2)] == wanted
+        assert [module.wants(config, run.context, replace(run.start(), round=done)) for done in (0, 1, 2)] == wanted
 
 
 def test_no_client_s_text_is_within_reach_of_the_basis(folder, monkeypatch):

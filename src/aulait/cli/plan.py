@@ -66,13 +66,20 @@ def plan(
         _print(found)
 
 
+def _turns(stages: list[Document]) -> str:
+    """The order of the stages with their rounds, where it is not synthesis before training."""
+    if [stage["stage"] for stage in stages] == ["synthesis", "train"]:
+        return ""
+    return " by turns: " + ", ".join(f"{s['stage']} {s['rounds']}" for s in stages)
+
+
 def _print(found: Document) -> None:
     _print_advice(found)
     rounds, millions = found["rounds"], found["parameters"] / 1e6
     terminal.table(
         f"{found['name']}: {found['algorithm']} on {found['model']} ({millions:,.1f} M "
         f"parameters), {n.counted(found['clients'], 'client')}, {rounds['synthesis']} + "
-        f"{rounds['train']} rounds",
+        f"{rounds['train']} rounds{_turns(found['stages'])}",
         ("tier", "clients", "placement", "why", "rank", "steps", "batch", "trainable"),
         [
             (t["name"], t["clients"], t["placement"], t["why"], *(t[k] or "" for k in WORK),

@@ -96,6 +96,7 @@ class RunContext:
         ranks: client -> layer -> the rank it can afford, at most R; who is missing affords R
             everywhere.
         scaling: how alpha and a rank make the scale of B A.
+        stage_ends: rounds of training after which texts are made anew before it goes on.
     """
 
     shapes: Shapes
@@ -105,6 +106,7 @@ class RunContext:
     rounds: int = 0
     ranks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     scaling: Scaling = "lora"
+    stage_ends: tuple[int, ...] = ()
 
     def rank_of(self, client: str) -> Callable[[str], int]:
         """Layer -> the rank of a client."""
@@ -297,7 +299,8 @@ class PublicTextMethod(Protocol[ConfigT_contra]):
     """A method that reads public or released text before some of its rounds, and has something
     that every client is sent once beside its requests (``ClientRequest.kept``)."""
 
-    def wants(self, config: ConfigT_contra, state: State) -> tuple[str, ...]:
+    def wants(self, config: ConfigT_contra, context: RunContext,
+              state: State) -> tuple[str, ...]:
         """The sources of text to be read before the round after ``state``: "auto", "public",
         "released", or any that ``data.public`` takes; none where none is read."""
 

@@ -83,7 +83,9 @@ class CoresConfig(AveragingConfig):
         basis_texts: how many texts of each source are read.
         local_weight: as everywhere, and "auto" unless you say otherwise.
         server: as everywhere, and "auto" unless you say otherwise.
-        renew: rounds after which the basis is taken anew, at the model as it then is; 0: never.
+        renew: rounds after which the basis is taken anew, at the model as it then is; 0: never;
+            "stages": at the beginning of every later stage of training (``run.stages``), from the
+            texts that have been made since.
     """
 
     local_weight: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
@@ -91,7 +93,7 @@ class CoresConfig(AveragingConfig):
     basis: Literal["gradient", "weights", "random"] = "gradient"
     basis_text: str | tuple[str, ...] = "auto"
     basis_texts: int = Field(256, ge=1)
-    renew: int = Field(0, ge=0)
+    renew: Annotated[int, Field(ge=0)] | Literal["stages"] = 0
 
 
 Config = CoresConfig
@@ -102,9 +104,9 @@ def init(config: CoresConfig, context: RunContext) -> State:
     return _begun(config, context, random_basis(context.shapes, context.rank, context.seeds), {})
 
 
-def wants(config: CoresConfig, state: State) -> tuple[str, ...]:
+def wants(config: CoresConfig, context: RunContext, state: State) -> tuple[str, ...]:
     """The texts to read before the next round; none in most rounds."""
-    if config.basis != "gradient" or not _due(config, state.round):
+    if config.basis != "gradient" or not _due(config, context, state.round):
         return ()
     return (config.basis_text,) if isinstance(config.basis_text, str) else config.basis_text
 
@@ -117,7 +119,7 @@ def text_count(config: CoresConfig) -> int:
 def look(config: CoresConfig, context: RunContext, state: State, learner: Learner,
          texts: Sequence[Record]) -> State:
     """The state with the basis of the next rounds; the very state where none is due."""
-    if config.basis == "random" or not _due(config, state.round):
+    if config.basis == "random" or not _due(config, context, state.round):
         return state
     if state.round == 0:
         return _begun(config, context, _basis(config, context, learner, texts), {})
@@ -179,15 +181,19 @@ def travels(config: CoresConfig, context: RunContext, round: int, client: str,
 
 def kept_bytes(config: CoresConfig, context: RunContext, client: str) -> int:
     """Bytes that travel to a client once in the run, beside the rounds: every basis."""
-    bases = 1 + ((context.rounds - 1) // config.renew if config.renew else 0)
+    bases = sum(_due(config, context, done) for done in range(max(1, context.rounds)))
     own = client_update.factor_bytes(context, client)
     whole = client_update.factor_bytes(replace(context, ranks={}), client)
     return bases * own + whole * bases * (bases - 1) // 2
 
 
-def _due(config: CoresConfig, done: int) -> bool:
+def _due(config: CoresConfig, context: RunContext, done: int) -> bool:
     """Whether the round after so many takes a basis."""
-    return done == 0 or (config.renew > 0 and done % config.renew == 0)
+    if done == 0:
+        return True
+    if config.renew == "stages":
+        return done in context.stage_ends
+    return config.renew > 0 and done % config.renew == 0
 
 
 def _basis(config: CoresConfig, context: RunContext, learner: Learner,
@@ -236,13 +242,16 @@ def _own(tensors: Tensors) -> Tensors:
 
 def _dense(past: Tensors) -> Tensors | None:
     """Layer -> the dense update of what was trained in older bases; None where there is none."""
-    return lora.dense(lora.from_tensors(past, 1.0, 1)) if past else None
+    return lora.dense(lora.from_tensors(_own(past), 1.0, 1)) if past else None
 
 
 def _coordinates(context: RunContext, cores: Tensors) -> Adapter:
-    """Cores as factors in the basis: A the identity, B the core."""
+    """Cores as factors in the basis: A the identity, B the core. Layers stand in the order of their
+    names: squares of a gradient are summed in that order, and a checkpoint or a message has
+    another than a state that was never stored."""
     factors: dict[str, tuple[Tensor, Tensor]] = {
-        FactorName.parse(name).layer: (torch.eye(len(core)), core) for name, core in cores.items()}
+        FactorName.parse(name).layer: (torch.eye(len(cores[name])), cores[name])
+        for name in sorted(cores)}
     return Adapter(factors, context.alpha, context.rank, context.scaling)
 
 

@@ -130,10 +130,23 @@ def _who(run: RunFiles) -> str:
         f"{numbers.counted(clients, 'client')} took part{where}{f' of {method}' if method else ''}"
     )
     parts = [f"{numbers.count(n)} {_work(place, n, run)}" for place, n in placements(run).items()]
-    return (
-        f"{start}: {_and(parts)}." if parts
-        else f"{start}; where their work was done is {numbers.NOT_RECORDED}."
-    )
+    where = (f": {_and(parts)}." if parts
+             else f"; where their work was done is {numbers.NOT_RECORDED}.")
+    return start + where + order_of_stages(run)
+
+
+def order_of_stages(run: RunFiles) -> str:
+    """A sentence on the order of the stages, where it is not synthesis before training."""
+    order = value_at(run.config, "run", "stages")
+    names = [str(name) for name in order] if isinstance(order, list) else []
+    if not names or names == ["synthesis", "training"]:
+        return ""
+    taught = (" After a training the generator wrote with the adapter that had been released, "
+              "which costs no privacy." if run.result.synthesis and run.result.synthesis.taught
+              else "")
+    if len(names) == 1:
+        return f" The only stage was {names[0]}."
+    return f" The stages were {_and(names)}, in this order.{taught}"
 
 
 def _work(place: str, clients: float, run: RunFiles) -> str:

@@ -304,7 +304,8 @@ class SyntheticSet(FileModel):
 
 
 class SynthesisResult(FileModel):
-    """Stage 1 in numbers, and what it asks of one client."""
+    """Synthesis in numbers, and what it asks of one client; ``taught`` where the generator wrote
+    with an adapter that had been released."""
 
     rounds: Number = None
     candidates: Number = None
@@ -321,6 +322,7 @@ class SynthesisResult(FileModel):
     down_formula: Words = None
     up_formula: Words = None
     client_s_mean: Number = None
+    taught: StrictBool | None = None
     set: SyntheticSet | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aulait.core.errors import ConfigError, DataError, require
+from aulait.core.seeds import Seeds
 from aulait.core.units import units
 from aulait.data import sources
 from aulait.methods.contract import (
@@ -10,6 +11,7 @@ from aulait.methods.contract import (
     PUBLIC,
     RELEASED,
     PublicTextMethod,
+    RunContext,
     State,
     server_site,
     step_mechanism,
@@ -44,6 +46,11 @@ def check_roles(settings: Settings, federation: Federation) -> None:
         raise ConfigError(
             "nobody trains: no tier is local and proxies are absent; give a tier placement = "
             "'local'")
+    require(bool(federation.trainers) or settings.run.stages[0] == "synthesis"
+            or settings.synthesis.proxies == "public", ConfigError,
+            f"run.stages = {list(settings.run.stages)} begins with training and every client is "
+            "proxied, so that nobody could train yet; begin with 'synthesis', or give a tier "
+            "placement = 'local'")
     if (settings.federation.sampling == "poisson" and settings.synthesis.voters == "all"
             and not settings.privacy.protects_records):  # where no sampling of clients is counted
         raise ConfigError(
@@ -73,8 +80,10 @@ def _check_sources(settings: Settings, federation: Federation) -> None:
     method, config = settings.method, settings.method_config
     if not isinstance(method, PublicTextMethod):
         return
-    for source in method.wants(config, State(0, {})):
-        made = federation.breeds or (settings.synthesis.proxies == "public"
+    first = RunContext({}, 1, 1.0, Seeds(0))  # before the first round nothing of it is asked
+    opened = settings.run.stages[0] == "synthesis"
+    for source in method.wants(config, first, State(0, {})):
+        made = (federation.breeds and opened) or (settings.synthesis.proxies == "public"
                                      and bool(federation.roles["proxy"]))
         there = {PUBLIC: bool(federation.corpus.public), RELEASED: made,
                  AUTO: made or bool(federation.corpus.public)}

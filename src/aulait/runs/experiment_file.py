@@ -32,6 +32,15 @@ from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.models.named import name_problems
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.record_level import PRECISION, precision_problems
+from aulait.runs.stage_order import (
+    MOST,
+    USUAL,
+    StageName,
+    StageSpan,
+    VoteCounts,
+    order_problems,
+    stage_spans,
+)
 from aulait.synthesis.config import SynthesisConfig
 from aulait.tracking import boards
 from aulait.tracking.boards import TrackConfig
@@ -63,6 +72,11 @@ class RunConfig(BaseModel):
         arm: label under which runs of several seeds are grouped; None takes the name.
         purpose: what the model is for, and for whom, in words for the person who approves the run
             (``aulait dossier``).
+        stages: order of the stages: "synthesis" and "training" by turns. In a stage of synthesis
+            after a training the generator writes with what has been trained, and a later one goes
+            on from the texts that won before, with ``synthesis.rounds`` more votes; a later
+            training goes on from the same adapter. ``train.rounds`` is dealt evenly to the stages
+            of training. One privacy budget covers all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,6 +84,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0)
     arm: str | None = None
     purpose: str | None = Field(None, max_length=2000)
+    stages: tuple[StageName, ...] = Field(USUAL, min_length=1, max_length=MOST)
 
 
 class EngineConfig(BaseModel):
@@ -136,6 +151,18 @@ class Settings(BaseModel):
         return config
 
     @property
+    def stage_spans(self) -> tuple[StageSpan, ...]:
+        """The stages in their order, with their rounds."""
+        return stage_spans(self.run.stages,
+                           VoteCounts(self.synthesis.votings, self.synthesis.later_votings),
+                           self.train.rounds)
+
+    @property
+    def votings(self) -> int:
+        """Votes of all stages of synthesis, each of them one release."""
+        return max((s.last for s in self.stage_spans if s.name == "synthesis"), default=0)
+
+    @property
     def unit_rule(self) -> UnitRule:
         """By what it is decided which records a client uses."""
         return UnitRule.of(self.data, self.privacy)
@@ -172,6 +199,9 @@ def build_settings(tree: JsonMapping, overrides: Sequence[str] = ()) -> Settings
     merged = {key: value for key, value in tree.items()}
     for override in overrides:
         merged = _override(merged, override)
+    if "stages" in merged and isinstance(merged.get("run", {}), Mapping):
+        # by its short name
+        merged["run"] = {"stages": merged.pop("stages"), **merged.get("run", {})}
     if isinstance(merged.get("engine"), Mapping) and merged["engine"].get("name") in DEPLOYED:
         # whatever lies here, the sites' own records are used
         merged["data"] = {**merged.get("data", {}), "source": AT_SITES}
@@ -286,6 +316,8 @@ def settings_problems(settings: Settings) -> list[str]:
     )
     problems += unit_rule.problems(settings.data, settings.privacy)
     problems += boards.problems(settings.track)
+    problems += order_problems(settings.run.stages, settings.train.rounds,
+                               settings.synthesis.writes)
     if private:
         problems += _private_as_public(settings)
     problems += name_problems(settings.model.name)

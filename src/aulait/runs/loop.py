@@ -1,4 +1,4 @@
-"""The straight line of a run, written once: prepare, then the rounds of both stages, then finish.
+"""The straight line of a run, written once: prepare, then the rounds of its stages, then finish.
 
     sample -> plan -> request -> update -> release -> merge -> record
 
@@ -97,10 +97,11 @@ def _completed(prepared: PreparedRun, engine: Engine, folder: RunFolder, observe
                  private=not settings.privacy.off) as tracker:
         folder.kept = tracker.kept
         tracker.kept(folder.lines())
-        if progress.stage == "synthesis":
-            carry_out(SynthesisStage(execution), execution)
-        if progress.stage == "train":
-            carry_out(TrainStage(execution), execution)
+        for span in settings.stage_spans[progress.place :]:
+            if span.name == "synthesis":
+                carry_out(SynthesisStage(execution, span), execution)
+            else:
+                carry_out(TrainStage(execution, span), execution)
     progress.count_seconds()
     check_releases(prepared, folder, books.ledger)
     result = finish.finish(execution)
@@ -124,7 +125,7 @@ def _rounds(stage: Stage[StateT], state: StateT, execution: Execution) -> StateT
     """The state after the last round; after the last that could be paid for, where the budget is
     spent before."""
     progress, folder = execution.progress, execution.folder
-    for round in range(state.round + 1, stage.rounds + 1):
+    for round in range(state.round + 1, stage.last + 1):
         execution.watch(stage.name, round - 1, stage.rounds, stage.note())
         started = time.perf_counter()
         planned, released = stage.plan(round), len(execution.books.ledger.lines)

@@ -51,8 +51,10 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
             settings.data.source, data_settings.asked(settings.data, settings.unit_rule.field))},
         "clients": len(federation.sites),
         "records": _records(run),
-        "rounds": {"synthesis": settings.synthesis.votings if federation.breeds else 0,
+        "rounds": {"synthesis": settings.votings if federation.breeds else 0,
                    "train": settings.train.rounds},
+        "stages": [{"stage": span.name, "rounds": span.last - span.first + 1}
+                   for span in settings.stage_spans],
         "tiers": tiers,
         "server": _server(run, costs),
         "releases": _releases(run.privacy),
@@ -110,7 +112,7 @@ def _vote_costs(run: PreparedRun) -> VoteCosts:
     if config.embedder != "minilm" and run.federation.voters:
         width, flop = run.models.embedder().width, None
     public = len(run.federation.corpus.public)
-    candidates = sum(config.ballot(round, public) for round in range(1, config.votings + 1))
+    candidates = sum(config.ballot(round, public) for round in range(1, run.settings.votings + 1))
     return VoteCosts(vote_bytes(config.largest_ballot, width), vote_bytes(candidates, width), flop)
 
 

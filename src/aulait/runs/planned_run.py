@@ -57,8 +57,9 @@ def _result(run: PreparedRun) -> schema.ResultFile:
         rounds=settings.train.rounds, privacy=_privacy(run.privacy, run),
         tiers=tier_results(settings, federation),
         synthesis=schema.SynthesisResult(
-            rounds=config.votings, candidates=config.largest_ballot, voters=len(federation.voters),
-            selection=config.selection, source=config.source,
+            rounds=settings.votings, candidates=config.largest_ballot,
+            voters=len(federation.voters), selection=config.selection,
+            source=config.source,
             **({"generator": config.generator, "kind": config.generate.kind} if config.writes
                else {}))
         if federation.breeds else None)

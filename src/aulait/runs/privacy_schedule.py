@@ -33,7 +33,7 @@ def privacy_plan(
         PrivacyError: the settings contradict each other.
     """
     schedules, exact = [], settings.synthesis.votes == "exact"
-    if voters and not exact and settings.synthesis.votings:
+    if voters and not exact and settings.votings:
         schedules.append(_voting(settings, bool(trainers)))
     if trainers and settings.train.rounds and _sends(settings, trainers[0].name, context):
         schedules.append(_training(settings, trainers))
@@ -69,7 +69,7 @@ def _voting(settings: Settings, trainers: bool) -> ReleaseSchedule:
     """The releases of stage 1."""
     privacy = settings.privacy
     return ReleaseSchedule(
-        stage="synthesis", rounds=settings.synthesis.votings, role=vote_role(settings, trainers),
+        stage="synthesis", rounds=settings.votings, role=vote_role(settings, trainers),
         mechanism=record_level.VOTES if privacy.protects_records else privacy.mechanism,
         bound=vote_bound(settings))
 

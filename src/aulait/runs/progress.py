@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -15,12 +15,17 @@ from aulait.privacy.ledger import Ledger, LedgerHead
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runfolder.schema import SCHEMA_VERSION
 from aulait.runs import client_state
+from aulait.runs.stage_order import StageSpan
 from aulait.runs.virtual_time import clock
 from aulait.synthesis.population import EvolutionState, Text
 from aulait.tracking.boards import on_terminal
 
 ScoreValues = JsonObject  # as ``eval`` stands in rounds.jsonl and in result.json
 RunWatch = Callable[[str, int, int, str], None]  # stage, rounds done, rounds in all, a note
+
+
+# of the time when all runs had the usual order: stage of a checkpoint -> stages that are done
+_PLACES = {"synthesis": 0, "train": 1, "done": 2}
 
 
 def unwatched(stage: str, done: int, total: int, note: str) -> None:
@@ -46,6 +51,7 @@ class Progress:
 
     Attributes:
         stage: "synthesis", "train" or "done".
+        place: stages that are done.
         synthesis: state of stage 1.
         state: state of the method.
         texts: the synthetic set, dealt to proxies.
@@ -65,6 +71,7 @@ class Progress:
     """
 
     stage: str = "synthesis"
+    place: int = 0
     synthesis: EvolutionState | None = None
     state: State | None = None
     texts: list[list[Text]] = field(default_factory=list)
@@ -100,6 +107,11 @@ class Progress:
         self.add(**clock.amounts(round_metrics))
         return {**round_metrics, "total_s": self.totals["clock|total_s"]}
 
+    def advance(self, spans: Sequence[StageSpan]) -> None:
+        """A stage is done; ``spans`` are all of the run."""
+        self.place += 1
+        self.stage = spans[self.place].name if self.place < len(spans) else "done"
+
     def bind(self, sites: Mapping[str, Site]) -> None:
         """Give every site what it remembers, and save with the run what it will remember from now
         on."""
@@ -119,7 +131,7 @@ class Progress:
                         for name, t in own.items()}
         known = {} if self.ledger is None else {"ledger": self.ledger.head.model_dump()}
         folder.checkpoint(tensors, {
-            **known, "schema_version": SCHEMA_VERSION, "stage": self.stage,
+            **known, "schema_version": SCHEMA_VERSION, "stage": self.stage, "place": self.place,
             "synthesis": self.synthesis.dump() if self.synthesis else None,
             "round": self.state.round if self.state else 0,
             "texts": [[asdict(text) for text in shard] for shard in self.texts],
@@ -143,6 +155,7 @@ class Progress:
                 noise.setdefault(stage, {})[name] = tensor
         return Progress(
             stage=held["stage"],
+            place=held.get("place", _PLACES[held["stage"]]),
             synthesis=EvolutionState.restore(held["synthesis"]) if held["synthesis"] else None,
             state=State(held["round"], own) if held["trained"] else None,
             texts=[[Text(**text) for text in shard] for shard in held["texts"]],

@@ -53,6 +53,19 @@ def server_sites(method: AnyMethod, rank: int) -> dict[str, Site]:
     return {name: Site(name, Plan("server", "local", rank, 1, 1), ())} if name else {}
 
 
+def proxy_count(settings: Settings, federation: Federation) -> int:
+    """Sites on the server among which texts are dealt."""
+    return min(settings.synthesis.proxy_count, len(federation.roles["proxy"]))
+
+
+def public_texts(settings: Settings, federation: Federation, seeds: Seeds) -> list[list[Text]]:
+    """What proxies learn from where the settings give them public texts; nothing elsewhere."""
+    count = proxy_count(settings, federation)
+    if not count or settings.synthesis.proxies != "public":
+        return []
+    return public_shards(federation.corpus.public, count, settings.synthesis.texts, seeds)
+
+
 def public_shards(public: Sequence[str | Record], count: int, texts: int,
                   seeds: Seeds) -> list[list[Text]]:
     """Public texts, or pairs, dealt like synthetic ones: ``texts`` of them to ``count`` proxies."""

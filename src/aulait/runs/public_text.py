@@ -29,7 +29,7 @@ def after_public_text(run: PreparedRun, state: State, released: Released) -> Sta
     if not isinstance(method, PublicTextMethod):
         return state
     most = method.text_count(config)
-    texts = [record for source in method.wants(config, state)
+    texts = [record for source in method.wants(config, run.context, state)
              for record in read_source(source, run, released)[:most]]
     return method.look(config, run.context, state, run.models.learner, texts)
 

@@ -33,6 +33,7 @@ from aulait.runs.privacy_schedule import privacy_plan
 from aulait.runs.server_choice import with_settled_server
 from aulait.runs.settled import precision_settled
 from aulait.runs.size_law import with_affordable_adapter, with_settled_weight
+from aulait.runs.stage_order import training_ends
 from aulait.synthesis import embedding
 from aulait.synthesis.generator import build_generator
 from aulait.synthesis.variation import Variation
@@ -91,7 +92,7 @@ def _prepared(settings: Settings, cache: SharedCache,
         corpus.public, seeds, here=elsewhere is None))
     context = RunContext(shapes, settings.adapter.rank, settings.adapter.alpha, seeds,
                          settings.train.rounds, _ranks(settings, shapes, members, plans),
-                         settings.adapter.scaling)
+                         settings.adapter.scaling, training_ends(settings.stage_spans))
     settings = with_settled_server(settings, context)
     holdout = {name: client.holdout for name, client in clients.items()}
     federation = _federation(settings, corpus, _sites(members, plans, training), plans, holdout)
@@ -194,7 +195,7 @@ def _federation(settings: Settings, corpus: Corpus, sites: Mapping[str, Site],
     roles: dict[Placement, tuple[str, ...]] = {
         role: tuple(sorted(name for name, site in sites.items() if site.plan.placement == role))
         for role in ("local", "proxy", "split")}
-    breeds = bool(roles["proxy"]) and synthesis.breeds
+    breeds = bool(roles["proxy"]) and synthesis.breeds and "synthesis" in settings.run.stages
     federation = Federation(corpus, sites, plans, roles, holdout, breeds, ())
     if not breeds or not synthesis.asks_for_votes:
         return federation

@@ -108,7 +108,11 @@ class Stage(Protocol[StateT]):
 
     @property
     def rounds(self) -> int:
-        """Rounds planned."""
+        """Rounds planned, in all stages of this name."""
+
+    @property
+    def last(self) -> int:
+        """The last round of this stage; rounds are counted through all stages of its name."""
 
     @property
     def seconds(self) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
-"""Stage 1: vote, retrieve and breed, then make the final set and deal it to the proxies.
+"""A stage of synthesis: vote, retrieve and breed, make the final set, and deal it to the proxies.
 
-A first stage that another run of this process made with the very same settings is taken over with
-its ledger.
+After a training the generator writes with the adapter that was released; a later stage goes on from
+the winners of the one before. A first stage that another run of this process made with the very
+same settings is taken over with its ledger.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,12 +19,15 @@ from aulait.core.files import JsonObject
 from aulait.core.types import Info
 from aulait.core.user_cache import user_cache
 from aulait.methods.contract import Ask, Server
+from aulait.models.loading import wearing
 from aulait.privacy.ledger_line import LedgerLine
 from aulait.runfolder.schema import SynthesisRound, SyntheticLine
+from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import PreparedRun
 from aulait.runs.privacy_schedule import vote_bound, vote_role
-from aulait.runs.proxies import public_shards
+from aulait.runs.proxies import proxy_count
 from aulait.runs.stage import Execution, PlannedRound, VirtualRound
+from aulait.runs.stage_order import StageSpan
 from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.synthesis import private_evolution, rounds
 from aulait.synthesis.corpus_index import open_corpus
@@ -59,14 +64,14 @@ class SynthesisStage:
     seconds = ("wall_s", "client_s")
     line_type = SynthesisRound
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, execution: Execution, span: StageSpan) -> None:
         self._execution, self._run = execution, execution.run
         self._progress, self._config = execution.progress, execution.run.settings.synthesis
         self._costs = RoundCosts.of(execution.run)
         self._role = vote_role(execution.run.settings, bool(execution.run.federation.trainers))
         self._started = time.perf_counter()
         self.aggregator = execution.books.synthesis
-        self.rounds = self._config.votings
+        self.rounds, self.last, self._span = execution.run.settings.votings, span.last, span
 
     @cached_property
     def _context(self) -> SynthesisContext:
@@ -102,16 +107,36 @@ class SynthesisStage:
         return self._execution.engine.connect(self._run, self._run.federation.sites)
 
     def begin(self) -> EvolutionState | None:
-        """The state of the checkpoint, or public texts as first candidates; None where nobody
-        breeds, or where another run's first stage has been taken over."""
-        if not self._run.federation.breeds:
+        """The state of the checkpoint, or public texts as first candidates, or candidates from an
+        earlier stage; None where nobody breeds, where another run's first stage has been taken
+        over, and where the budget was spent in an earlier stage."""
+        held = self._progress.synthesis
+        if not self._run.federation.breeds or (held and held.round < self._span.first - 1):
             return None
-        done = self._run.cache.kept.get(_key(self._run))
-        fresh = self._progress.synthesis is None and not self._execution.books.ledger.lines
-        if isinstance(done, FinishedSynthesis) and fresh:
-            _take_over(done, self._execution)
-            return None
-        return self._progress.synthesis or rounds.init(self._config, self._context)
+        if self._opens:
+            done = self._run.cache.kept.get(_key(self._run))
+            fresh = held is None and not self._execution.books.ledger.lines
+            if isinstance(done, FinishedSynthesis) and fresh:
+                _take_over(done, self._execution)
+                return None
+        with self._taught():
+            if held is None:
+                return rounds.init(self._config, self._context)
+            later = self._span.first > 1 and held.round < self._span.first
+            return rounds.taken_up(self._config, self._context, held) if later else held
+
+    @property
+    def _opens(self) -> bool:
+        """Whether the run begins with this stage."""
+        return self._progress.place == 0
+
+    def _taught(self) -> AbstractContextManager[None]:
+        """The base, for as long as it writes: with what training has released, where there has
+        been some. That is post-processing."""
+        state, run = self._progress.state, self._run
+        if state is None or not state.round or not self._config.can_be_taught:
+            return nullcontext()
+        return wearing(run.models.base, [run.settings.method.result(run.context, state)])
 
     def note(self) -> str:
         """Whether clients are asked."""
@@ -136,7 +161,8 @@ class SynthesisStage:
     def step(self, state: EvolutionState, cohort: Cohort,
              server: Server) -> tuple[EvolutionState, Info]:
         """One vote and one breeding."""
-        return rounds.step(self._config, self._context, state, cohort, server)
+        with self._taught():
+            return rounds.step(self._config, self._context, state, cohort, server)
 
     def measure(self, state: EvolutionState, round: int) -> Info:
         """Nothing is measured: texts are no adapter."""
@@ -150,21 +176,17 @@ class SynthesisStage:
                            client_s=info.get("client_s"))
 
     def end(self, state: EvolutionState | None) -> None:
-        """Write the final set, deal it to the proxies, and begin stage 2."""
-        run, progress, config = self._run, self._progress, self._config
-        count = min(config.proxy_count, len(run.federation.roles["proxy"]))
+        """Write the final set and deal it to the proxies."""
+        run, progress = self._run, self._progress
         if state is not None:
-            self._execution.watch("synthesis", self.rounds, self.rounds,
+            self._execution.watch("synthesis", self.last, self.rounds,
                                   "writing the synthetic set")
-            self._write(state, count)
+            self._write(state, proxy_count(run.settings, run.federation))
         if run.federation.breeds:
             self._execution.folder.write_lines("synthetic.jsonl", [
                 SyntheticLine(**text.as_dict(), client=f"proxy-{k:03d}").on_disk()
                 for k, shard in enumerate(progress.texts) for text in shard])
-        elif count and config.proxies == "public":
-            progress.texts = public_shards(run.federation.corpus.public, count, config.texts,
-                                           run.context.seeds)
-        progress.stage, progress.state = "train", run.first_state()
+        progress.advance(run.settings.stage_spans)
         progress.save(self._execution.folder)
 
     def _write(self, state: EvolutionState, count: int) -> None:
@@ -172,13 +194,21 @@ class SynthesisStage:
         progress, books = self._progress, self._execution.books
         progress.synthesis = state
         if state.winners or state.cells:
-            texts = rounds.final_set(self._config, self._context, state)
+            with self._taught():
+                texts = rounds.final_set(self._config, self._context, state)
             progress.texts = private_evolution.shards(texts, count, self._run.context.seeds)
         progress.add(synthesis_s=time.perf_counter() - self._started)
-        if not progress.stopped:
+        if self._opens and not progress.stopped:
             self._run.cache.kept[_key(self._run)] = FinishedSynthesis(
                 progress.texts, self._execution.folder.lines(), list(books.ledger.lines),
                 dict(progress.totals), state)
+
+
+def is_taught(settings: Settings) -> bool:
+    """Whether the generator writes with a released adapter in some stage of a run."""
+    order = settings.run.stages
+    return (settings.synthesis.can_be_taught
+            and "synthesis" in order[order.index("training") + 1 :])
 
 
 def _key(run: PreparedRun) -> str:

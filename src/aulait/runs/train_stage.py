@@ -1,4 +1,4 @@
-"""Stage 2: rounds of federated LoRA by clients and proxies together."""
+"""A stage of training: rounds of federated LoRA by clients and proxies together."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from aulait.methods.contract import Ask, Server, State
 from aulait.privacy.record_level import PRIVATE, SiteNoise
 from aulait.runfolder.schema import TrainRound
 from aulait.runs.prepared import PreparedRun
-from aulait.runs.proxies import proxies, scrambled, server_sites
+from aulait.runs.proxies import proxies, public_texts, scrambled, server_sites
 from aulait.runs.public_text import after_public_text
 from aulait.runs.stage import Execution, PlannedRound, VirtualRound
+from aulait.runs.stage_order import StageSpan
 from aulait.runs.virtual_time.clock import Clock, RoundOutcome
 from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.training.trainer import learning_rate
@@ -28,12 +29,15 @@ class TrainStage:
     seconds = ("wall_s",)
     line_type = TrainRound
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, execution: Execution, span: StageSpan) -> None:
         self._execution, self._run = execution, execution.run
         self._progress, self._settings = execution.progress, execution.run.settings
         self._costs = RoundCosts.of(execution.run)
         self.aggregator = execution.books.train
-        self.rounds = self._settings.train.rounds
+        self.rounds, self.last = self._settings.train.rounds, span.last
+        if not self._progress.texts:
+            self._progress.texts = public_texts(self._settings, self._run.federation,
+                                                self._run.context.seeds)
         self._site_noise = execution.run.privacy.site_noise()
 
     @cached_property
@@ -128,7 +132,7 @@ class TrainStage:
     def measure(self, state: State, round: int) -> Info:
         """Held-out scores, after the last round and every so many."""
         final = round == self.rounds
-        if not final and round % self._settings.evaluate.every:
+        if round < self.last and round % self._settings.evaluate.every:
             return {}
         self._evaluate(state, final)
         return {"eval": self._progress.last_eval}
@@ -146,9 +150,11 @@ class TrainStage:
     def end(self, state: State | None) -> None:
         """Measure a run that ended early."""
         assert state is not None  # this stage always has rounds
-        self._execution.watch("train", self.rounds, self.rounds, "")
-        self._progress.state, self._progress.stage = state, "done"
-        if self._progress.stopped or not self._progress.last_eval:
+        self._execution.watch("train", self.last, self.rounds, "")
+        self._progress.state = state
+        self._progress.advance(self._settings.stage_spans)
+        final = self.last == self.rounds
+        if final and (self._progress.stopped or not self._progress.last_eval):
             self._evaluate(state, final=True)
         self._progress.save(self._execution.folder)
 

@@ -105,6 +105,9 @@ class SynthesisConfig(BaseModel):
         proxy_count: sites on the server among which the synthetic set is sharded.
         max_tokens: tokens of a text that the embedder reads.
         generate: how texts are written.
+        teach: in a stage of synthesis after a training (``run.stages``) the generator writes with
+            the adapter that has been released, which costs no privacy; only the run's own base can
+            ("base"). False keeps it bare.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -131,6 +134,7 @@ class SynthesisConfig(BaseModel):
     proxy_count: int = Field(12, ge=1, le=1000)
     max_tokens: int = Field(128, ge=8)
     generate: GenerateConfig = GenerateConfig()
+    teach: bool = True
 
     @field_validator("generator")
     @classmethod
@@ -169,20 +173,31 @@ class SynthesisConfig(BaseModel):
         return self.source != "retrieve"
 
     @property
+    def can_be_taught(self) -> bool:
+        """Whether the generator can write with a trained adapter: the run's own base writes."""
+        return (self.teach and self.writes and self.generator == "base"
+                and self.generate.kind != "mask")
+
+    @property
     def levels(self) -> int:
         """Votes on public texts; they come before those on written ones."""
         return self.retrieve.levels if self.retrieves else 0
 
     @property
     def votings(self) -> int:
-        """Votes of stage 1 altogether, each of them one release."""
-        return self.levels + (self.rounds if self.writes else 0)
+        """Votes of the first stage of synthesis, each of them one release."""
+        return self.levels + self.later_votings
+
+    @property
+    def later_votings(self) -> int:
+        """Votes of every later stage of synthesis: public texts have been chosen by then."""
+        return self.rounds if self.writes else 0
 
     def ballot(self, round: int, public: int) -> int:
         """Candidates of a vote, at most.
 
         Args:
-            round: of stage 1, from 1.
+            round: of synthesis, from 1.
             public: number of public texts.
         """
         if round <= self.levels:

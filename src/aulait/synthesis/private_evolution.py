@@ -112,6 +112,15 @@ def described_start(config: SynthesisConfig, context: EvolutionContext) -> list[
     return list({text.full: replace(text, origin="written") for text in found}.values())
 
 
+def bred_anew(config: SynthesisConfig, context: EvolutionContext,
+              state: EvolutionState) -> EvolutionState:
+    """The candidates bred once more, from the winners with the most votes of all rounds; those of
+    the last vote, where none has won."""
+    best = sorted({text.full: text for text in state.winners}.values(), key=lambda t: -t.votes)
+    parents = best[: config.candidates] or state.pool[: config.candidates]
+    return replace(state, pool=tuple(_breed(config, context, parents, state.round, "vary-anew")))
+
+
 def step(config: SynthesisConfig, context: EvolutionContext, state: EvolutionState, cohort: Cohort,
          server: Server) -> tuple[EvolutionState, Info]:
     """One vote and one breeding; without votes (selection "random") only the breeding."""
@@ -240,10 +249,10 @@ def _select(config: SynthesisConfig, votes_J: Tensor, embeddings_JD: Tensor, std
 
 
 def _breed(config: SynthesisConfig, context: EvolutionContext, parents: Sequence[Text],
-           round: int) -> list[Text]:
+           round: int, purpose: str = "vary") -> list[Text]:
     """Parents and their children; fewer than J when children failed."""
     repeated = [parent for parent in parents for _ in range(config.variations)]
-    seed = context.seeds.integer("vary", round)
+    seed = context.seeds.integer(purpose, round)
     bred = [child for child in children(context.generator, repeated, round, seed) if child]
     unique = {text.full: text for text in (*parents, *bred)}
     return list(unique.values())

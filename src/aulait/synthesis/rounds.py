@@ -42,6 +42,16 @@ def init(config: SynthesisConfig, context: SynthesisContext) -> EvolutionState:
     return private_evolution.init(config, context.evolution())
 
 
+def taken_up(config: SynthesisConfig, context: SynthesisContext,
+             state: EvolutionState) -> EvolutionState:
+    """The state before the first vote of a later stage: candidates bred anew, by the generator as
+    it now writes, from the texts with the most votes so far; cells stay. Without a further vote
+    nothing is bred: the final set is then written from what was found before."""
+    if not config.later_votings:
+        return state
+    return private_evolution.bred_anew(config, context.evolution(), state)
+
+
 def step(config: SynthesisConfig, context: SynthesisContext, state: EvolutionState, cohort: Cohort,
          server: Server) -> tuple[EvolutionState, Info]:
     """One vote, and what follows from it."""

@@ -161,7 +161,7 @@ def _synthesis_s(run: PreparedRun, machine: Profile) -> float:
         return 0.0
     config, capped = run.settings.synthesis, run.settings.data.records_per_client
     read = cost_model.embedding(*EMBEDDER, len(run.federation.voters) * capped, config.max_tokens)
-    costs = RoundCosts.of(run)
-    rounds = [work for number in range(1, config.votings + 1) for work in costs.breeding(number)]
+    costs, votings = RoundCosts.of(run), run.settings.votings
+    rounds = [work for number in range(1, votings + 1) for work in costs.breeding(number)]
     return sum(cost_model.seconds(work, machine, dtype)
                for work, dtype in ((read, "float32"), *rounds))

@@ -162,14 +162,18 @@ class RoundCosts:
 
     def _written(self, round: int) -> int:
         """Texts that the generator writes in a round of stage 1: children, variations for looking
-        ahead, in the last the final set."""
+        ahead, in the last of a stage the final set."""
         config = self.settings.synthesis
-        final = round == config.votings and config.expansion in ("vary", "write", "topics")
+        spans = [s for s in self.settings.stage_spans if s.name == "synthesis"]
+        final = (round in [s.last for s in spans]
+                 and config.expansion in ("vary", "write", "topics"))
+        anew = round > 1 and round in [s.first for s in spans]  # candidates of a later stage
         share = config.retrieve.written if config.retrieves else 1.0
         last = int(share * config.texts) if final else 0
         if round <= config.levels:
             return last
-        return config.candidates * config.variations + config.lookahead * config.pool + last
+        bred = config.candidates * config.variations * (1 + anew)
+        return bred + config.lookahead * config.pool + last
 
     # -- the clock -----------------------------------------------------------------------------
 

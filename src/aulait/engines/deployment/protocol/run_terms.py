@@ -24,6 +24,7 @@ from aulait.methods.contract import AnyMethod, RunContext, find_method
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.privacy.config import PrivacyConfig
 from aulait.runs.experiment_file import Settings
+from aulait.runs.stage_order import MOST
 from aulait.training.activation_codec import Wire
 from aulait.training.trainer import TrainConfig
 
@@ -44,6 +45,8 @@ class RunTerms(BaseModel):
         votes: whether the client votes in stage 1.
         exact_votes: whether votes get no noise, a control of simulations.
         rounds, synthesis_rounds: of the stages.
+        stages: (stage, its last round) in their order, so that the site knows which round comes
+            before which.
         seed: of the run.
         model, adapter, train, evaluate, privacy: tables of the experiment; the name of the model is
             one of the site's own.
@@ -75,6 +78,7 @@ class RunTerms(BaseModel):
     exact_votes: bool
     rounds: int = Field(ge=0)
     synthesis_rounds: int = Field(ge=0)
+    stages: tuple[tuple[Literal["synthesis", "train"], int], ...] = Field(max_length=MOST)
     seed: int = Field(ge=0)
     model: ModelConfig
     adapter: AdapterConfig
@@ -155,7 +159,8 @@ def terms_for(site: Site, settings: Settings, context: RunContext, facts: RunFac
         steps=site.plan.steps, batch=site.plan.batch, ranks=None if ranks is None else dict(ranks),
         votes=votes,
         exact_votes=settings.synthesis.votes == "exact",
-        rounds=settings.train.rounds, synthesis_rounds=settings.synthesis.votings if votes else 0,
+        rounds=settings.train.rounds, synthesis_rounds=settings.votings if votes else 0,
+        stages=tuple((span.name, span.last) for span in settings.stage_spans),
         seed=settings.run.seed,
         model=settings.model.model_copy(update={"device": "auto", "device_map": None}),
         adapter=settings.adapter, train=settings.train,

@@ -291,7 +291,7 @@ class SiteHandler:
         run = self._run_of(head)
         # what measures only leaves nothing behind, in whatever round it comes
         measures = isinstance(head, EvaluateMessage | SearchMessage)
-        key = None if measures else kept_state.round_key(head)
+        key = None if measures else kept_state.round_key(head, run.terms)
         asked = hashlib.sha256(packet.content()).hexdigest()
         with run.kept.untouched():
             try:

@@ -28,8 +28,7 @@ from aulait.engines.deployment.protocol.messages import RunHead, Stamp, digest_o
 from aulait.engines.deployment.protocol.run_terms import RunTerms, read_terms
 from aulait.runs import client_state as memory
 
-STAGES = ("synthesis", "train")
-RoundKey = tuple[int, int]  # stage by its place, round
+RoundKey = tuple[int, int]  # place of its stage in the run, round
 _NOW = "now"
 
 
@@ -81,7 +80,7 @@ class KeptState:
         again = stamp.epoch > self.epoch and key <= self.key
         if again:
             require(key in self.before, WireError,
-                f"round {key[1]} of {STAGES[key[0]]} is asked for again and the site remembers "
+                f"round {key[1]} of stage {key[0] + 1} is asked for again and the site remembers "
                 f"from round {min(self.before, default=self.key)[1]} on; resume from a newer "
                 "checkpoint, or begin a new run")
             self.memory = copy.copy(self.before[key])
@@ -91,7 +90,8 @@ class KeptState:
             self.before = dict(sorted(self.before.items())[-2:])
         else:
             require(key == self.key, WireError,
-                f"round {key[1]} of {STAGES[key[0]]} is past, this site is at round {self.key[1]}")
+                f"round {key[1]} of stage {key[0] + 1} is past, this site is at round "
+                f"{self.key[1]} of stage {self.key[0] + 1}")
         self.key = key
         return None
 
@@ -146,9 +146,12 @@ class KeptState:
         return packet_from(path.read_bytes(), 2**62) if path.exists() else None
 
 
-def round_key(head: RunHead) -> RoundKey:
-    """Stage and round of a message, as they order the site's memory."""
-    return STAGES.index(head.stage), head.round
+def round_key(head: RunHead, terms: RunTerms) -> RoundKey:
+    """Stage and round of a message, as they order the site's memory. A round that the terms do not
+    have comes after all that they have; it is refused where the request is looked at."""
+    place = next((place for place, (stage, last) in enumerate(terms.stages)
+                  if stage == head.stage and head.round <= last), len(terms.stages))
+    return place, head.round
 
 
 def read_kept_state(state: Path, run: str) -> KeptState:

@@ -79,6 +79,7 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "ranks": Bound(0, "rank", "the tier's ranks", words=(None,), many=True),
     "rounds": Bound(0, "rounds", "train.rounds"),
     "synthesis_rounds": Bound(0, "rounds", "synthesis.rounds"),
+    "stages": Elsewhere("kept_state.round_key"),
     "seed": Bound(0, _SEED, "run.seed"),
     "model.name": Elsewhere("policy.unknown_names"),
     "model.context": Bound(8, "context", "model.context"),
