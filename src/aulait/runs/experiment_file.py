@@ -41,6 +41,7 @@ from aulait.runs.stage_order import (
     order_problems,
     stage_spans,
 )
+from aulait.runs.two_stages import with_usual_stages
 from aulait.synthesis.config import SynthesisConfig
 from aulait.tracking import boards
 from aulait.tracking.boards import TrackConfig
@@ -205,6 +206,7 @@ def build_settings(tree: JsonMapping, overrides: Sequence[str] = ()) -> Settings
     if isinstance(merged.get("engine"), Mapping) and merged["engine"].get("name") in DEPLOYED:
         # whatever lies here, the sites' own records are used
         merged["data"] = {**merged.get("data", {}), "source": AT_SITES}
+    merged = with_usual_stages(merged)
     if _retrieves(merged):
         merged["data"] = {"public": MIXED, **merged.get("data", {})}
     if isinstance(merged.get("algorithm"), Mapping):

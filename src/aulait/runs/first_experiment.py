@@ -199,21 +199,35 @@ seed = 0
 
 
 def _model(choices: Choices) -> str:
-    cores = choices.unit == "client" and choices.epsilon is not None
-    few = choices.model in BUILT_IN and not cores  # whose modules have these names
+    few = choices.model in BUILT_IN  # whose modules have these names
+    if _by_the_law(choices):
+        return f"""\
+[model]
+name = {_toml(choices.model)}          # "smollm2", a folder, a .gguf file, or a Hugging Face id
+context = 128            # tokens of a training text
+
+[adapter]
+rank = "auto"            # as large as the noise allows (aulait plan says it)
+layers = "auto"
+targets = "all-linear"
+"""
     targets = '["o_proj", "down_proj"]   # few numbers learn more under noise' if few else (
         '"all-linear"')
-    rank = "4                 # \"auto\" takes what the noise allows" if cores else "8"
     return f"""\
 [model]
 name = {_toml(choices.model)}          # "smollm2", a folder, a .gguf file, or a Hugging Face id
 context = 128            # tokens of a training text
 
 [adapter]
-rank = {rank}
+rank = 8
 alpha = 16
 targets = {targets}
 """
+
+
+def _by_the_law(choices: Choices) -> bool:
+    """Whether the size of what is trained follows from noise that is added to sums of clients."""
+    return choices.epsilon is not None and choices.unit == "client"
 
 
 def _data(seen: Look, choices: Choices) -> str:
@@ -238,7 +252,8 @@ def _data(seen: Look, choices: Choices) -> str:
         lines.append("records_per_client = 30   # a client's further records are left out")
     lines += ["holdout = 0.1            # part of each client's records, for the losses",
               'too_long = "cut"         # of texts longer than the context, their beginning',
-              '# public = "FILE"        # public text of the same kind, where you have it: it pays']
+              'public = "mixed"         # packaged; public text of the same kind, where you have '
+              "it, pays"]
     if row.answers and choices.strong < 1:
         lines.append("public_plain = true      # remove it once public names rows with prompts")
     lines.append("")
@@ -262,9 +277,8 @@ placement = "proxy"      # only votes on candidate texts; proxies at the server 
 def _synthesis() -> str:
     return """\
 [synthesis]
-rounds = 3
-candidates = 40
-texts = 300
+source = "retrieve"      # the votes choose public texts; "both" also writes some like them
+texts = 600
 """
 
 
@@ -289,7 +303,7 @@ every = 2
 def _training_of_clients() -> str:
     return """\
 [algorithm]
-name = "cores"           # few numbers, of which whole clients' noise leaves most to learn
+name = "cores"           # few numbers, in a basis from the chosen text; aulait list shows others
 
 [train]
 rounds = 6
