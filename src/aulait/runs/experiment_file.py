@@ -164,6 +164,13 @@ class Settings(BaseModel):
         return max((s.last for s in self.stage_spans if s.name == "synthesis"), default=0)
 
     @property
+    def taught(self) -> bool:
+        """Whether the generator writes with a released adapter in some stage of the run."""
+        order = self.run.stages
+        later = order[order.index("training") + 1 :] if "training" in order else ()
+        return self.synthesis.can_be_taught and "synthesis" in later
+
+    @property
     def unit_rule(self) -> UnitRule:
         """By what it is decided which records a client uses."""
         return UnitRule.of(self.data, self.privacy)

@@ -24,7 +24,6 @@ from aulait.runs.prepared import Books, Federation, PreparedRun
 from aulait.runs.privacy_schedule import vote_bound
 from aulait.runs.set_measures import measured_set
 from aulait.runs.stage import Execution
-from aulait.runs.synthesis_stage import is_taught
 from aulait.runs.virtual_time import clock
 
 _LONGEST_NAME = 80  # bytes of a client's name as a folder's
@@ -194,7 +193,7 @@ def _synthesis(execution: Execution) -> schema.SynthesisResult:
         texts=sum(len(shard) for shard in progress.texts),
         voters=voters, selection=config.selection, source=config.source,
         **({"generator": config.generator, "kind": config.generate.kind} if config.writes else {}),
-        **({"taught": True} if is_taught(settings) else {}),
+        **({"taught": True} if settings.taught else {}),
         set=measured_set(execution.run, [text for shard in progress.texts for text in shard],
                          execution.engine.clients is None),
         vote_sensitivity=vote_bound(settings),

@@ -22,7 +22,6 @@ from aulait.methods.contract import Ask, Server
 from aulait.models.loading import wearing
 from aulait.privacy.ledger_line import LedgerLine
 from aulait.runfolder.schema import SynthesisRound, SyntheticLine
-from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import PreparedRun
 from aulait.runs.privacy_schedule import vote_bound, vote_role
 from aulait.runs.proxies import proxy_count
@@ -202,13 +201,6 @@ class SynthesisStage:
             self._run.cache.kept[_key(self._run)] = FinishedSynthesis(
                 progress.texts, self._execution.folder.lines(), list(books.ledger.lines),
                 dict(progress.totals), state)
-
-
-def is_taught(settings: Settings) -> bool:
-    """Whether the generator writes with a released adapter in some stage of a run."""
-    order = settings.run.stages
-    return (settings.synthesis.can_be_taught
-            and "synthesis" in order[order.index("training") + 1 :])
 
 
 def _key(run: PreparedRun) -> str:

@@ -129,11 +129,16 @@ class BuildGenerator(Protocol):
         ...
 
 
+_NO_TRANSLATION = (
+    "a way through another language needs a translation model, and none is packaged; use 'prompt' "
+    "with an instruction model, or register a generator of your own")
 GENERATORS: Registry[BuildGenerator] = Registry("generator", {
     "prefix": "aulait.synthesis.prefix_variation:build_prefix",
     "mask": "aulait.synthesis.mask_variation:build_mask",
     "prompt": "aulait.synthesis.prompt_variation:build_prompt",
-}, lambda build: "" if callable(build) else "it cannot be called")
+}, lambda build: "" if callable(build) else "it cannot be called",
+    dict.fromkeys(("back-translation", "backtranslation", "back_translation", "translate"),
+                  _NO_TRANSLATION))
 Chat = Callable[[list[str], int], list[str]]  # prompts and a seed to one answer for each
 
 

@@ -50,17 +50,18 @@ def take_vote(rule: VoteRule, embeddings_JD: Tensor, cohort: Cohort,
     requests = [VoteRequest(name, cohort.round, {"embeddings": embeddings_JD}, settings)
                 for name in cohort.local]
     release = Release.of_cohort(cohort, stage="synthesis", bound=rule.bound, template=template)
+    asked = dict.fromkeys(cohort.local, template)  # nobody else is counted
     started = time.perf_counter()
     if noise is None:
         updates = list(server.ask(requests))
         client_s = time.perf_counter() - started
-        released = server.aggregator.release(updates, release)
+        released = server.aggregator.release(updates, release, expected_shapes=asked)
         # bytes of the planned cohort: how many really replied is private
         counted = float(cohort.planned if server.aggregator.private else len(updates))
         std = released.noise_std
     else:  # charged before anybody is asked, because a site's answer is out as soon as it is sent
         released = server.aggregator.release(
-            server.ask(requests), release, expected_shapes=dict.fromkeys(cohort.local, template))
+            server.ask(requests), release, expected_shapes=asked)
         client_s = time.perf_counter() - started
         counted = released.planned  # sites that answered, each with noise of its own
         std = math.sqrt(counted) * noise.sigma
