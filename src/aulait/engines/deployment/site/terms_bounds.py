@@ -116,6 +116,7 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "privacy.subspace": Bound(0, LARGEST, "privacy.subspace"),
     "privacy.vote_fraction": Bound(0, 1, "privacy.vote_fraction", whole=False),
     "privacy.target_ratio": Bound(0, LARGEST, "privacy.target_ratio", whole=False),
+    "privacy.search_fraction": Bound(0, 1, "privacy.search_fraction", whole=False),
     "privacy.noise_seed": Bound(0, _SEED, "privacy.noise_seed", words=(None,)),
     "algorithm": Elsewhere("_algorithm_problems"),
     "records_per_client": Bound(1, "records", "data.records_per_client"),
