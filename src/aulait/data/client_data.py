@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,6 +26,7 @@ from aulait.data.checks import public_form
 from aulait.data.checks import resolved as resolved
 from aulait.data.config import AT_SITES
 from aulait.data.config import DataConfig as DataConfig
+from aulait.data.distinct import distinct, distinct_numbers, lead
 from aulait.data.partitions import Kind, deal, deal_by_hash, named, unseen
 from aulait.data.record_store import RecordStore
 from aulait.data.splits import ClientData as ClientData
@@ -182,62 +183,42 @@ def gather(config: DataConfig, faults: Faults, unit_field: str | None = None) ->
 
     Records of different units (values of ``unit_field``) are never taken for the same.
     """
-    store = RecordStore()
+    store, leads = RecordStore(), array("Q")
     found: defaultdict[str, array[int]] = defaultdict(partial(array, "I"))
-    rows = 0
+    named, learnt, rows = data_settings.named(config), config.row, 0
     for row in sources.rows(config.source, data_settings.asked(config, unit_field)):
         rows += 1
         if row.fields is None:
             faults.add(row.place, row.fault)
             continue
         try:
-            owner = _owner(row.fields, config.client) if data_settings.named(config) else EVERYONE
-            own = found[owner]
-            own.append(store.append(_record(row.fields, config, unit_field)))
+            name = row.fields.get(config.client) if named else EVERYONE
+            # a name that was found is in its one form already
+            own = found.get(name) if isinstance(name, str) else None
+            if own is None:
+                own = found[_owner(row.fields, config.client) if named else EVERYONE]
+            label = None if config.label is None else sources.name_field(row.fields, config.label)
+            unit = None if unit_field is None else sources.unit_field(row.fields, unit_field)
+            record = formats.record_of(row.fields, learnt, label, unit)
         except ValueError as error:
             faults.add(row.place, str(error))
+            continue
+        own.append(store.append(record))
+        leads.append(lead(record))
     first = f"; first fault: {faults.named[0]}" if faults.named else ""
     message = (
         f"data.source '{config.source}': found no usable row among {rows}{first}; check the file "
         "and the fields"
     )
     require(any(found.values()), DataError, message)
-    return {name: _distinct_of(store, numbers) for name, numbers in found.items()}
-
-
-def _distinct_of(store: RecordStore, numbers: Sequence[int]) -> Sequence[Record]:
-    """Distinct records of one client, sorted by content, wherever they are."""
-    own: dict[Record, int] = {}
-    for number in numbers:
-        own.setdefault(store[number], number)
-    return store.records([own[record] for record in _distinct(own)])
+    return {name: store.records(distinct_numbers(numbers, leads, store.__getitem__))
+            for name, numbers in found.items()}
 
 
 def _owner(fields: Mapping[str, object], field: str) -> str:
     """Whose a row is, in one form however the file writes it; a yes or no is a name too."""
     value = fields.get(field)
     return str(value) if isinstance(value, bool) else sources.unit_field(fields, field)
-
-
-def _distinct(records: Iterable[Record]) -> list[Record]:
-    """Sorted by unit and content; of records that differ in the label only, the one with the first
-    label."""
-    first: dict[tuple[object, ...], Record] = {}
-    for record in sorted(records, key=lambda r: (*_content(r), r.label or "")):
-        first.setdefault(_content(record), record)
-    return list(first.values())
-
-
-def _content(record: Record) -> tuple[str, str, str, tuple[tuple[str, str], ...]]:
-    """What tells records apart, in the order by which they are sorted."""
-    return (record.unit or "", record.prompt or "", record.text,
-            tuple((turn.role, turn.content) for turn in record.before))
-
-
-def _record(fields: Mapping[str, object], config: DataConfig, unit_field: str | None) -> Record:
-    label = None if config.label is None else sources.name_field(fields, config.label)
-    unit = None if unit_field is None else sources.unit_field(fields, unit_field)
-    return formats.record_of(fields, config.row, label, unit)
 
 
 def _enough_records(config: DataConfig, name: str, records: Sequence[Record]) -> bool:
@@ -288,14 +269,14 @@ def _made_up(records: list[Record], kind: Kind, config: DataConfig, seeds: Seeds
     if not rule.by_hash:
         dealt = deal(records, kind, count, floor, config.dirichlet_alpha,
                      seeds.integer("partition"))
-        return {name: _distinct(set(own)) for name, own in zip(names, dealt, strict=True)}
+        return {name: distinct(own) for name, own in zip(names, dealt, strict=True)}
     dealt = deal_by_hash(units(records), kind, count, config.dirichlet_alpha, seeds)
     few = [name for name, own in zip(names, dealt, strict=True) if len(units(own)) < floor]
     require(not few, DataError,
             f"data.partition = '{kind}' deals by hash and gives {len(few)} of {count} clients fewer"
             f" than data.min_records = {floor} {rule.noun}; lower data.clients or data.min_records"
             f"{'' if kind == 'iid' else ', or raise data.dirichlet_alpha'}")
-    return {name: _distinct(set(own)) for name, own in zip(names, dealt, strict=True)}
+    return {name: distinct(own) for name, own in zip(names, dealt, strict=True)}
 
 
 def _public(config: DataConfig, faults: Faults) -> tuple[str, ...] | tuple[Record, ...]:

@@ -55,8 +55,7 @@ def unit_field(fields: Mapping[str, object], field: str) -> str:
     if not isinstance(value, str):
         return _number(fields, field)
     text = text_field(fields, field)
-    text = text if text.isascii() else unicodedata.normalize("NFC", text)
-    text = text.strip().strip(_UNSEEN).strip()
+    text = text.strip() if text.isascii() else _bare(unicodedata.normalize("NFC", text))
     if not text:
         raise ValueError(f"field '{field}' is empty")
     if _NO_NUMBER.fullmatch(text):
@@ -82,6 +81,13 @@ def _number(fields: Mapping[str, object], field: str) -> str:
     if value == int(value):
         return str(int(value))
     return str(value.normalize() if isinstance(value, Decimal) else value)
+
+
+def _bare(text: str) -> str:
+    """A name without white space and unseen letters around it; of a bare name, itself."""
+    while (less := text.strip().strip(_UNSEEN)) != text:
+        text = less
+    return text
 
 
 def is_unicode(value: str) -> bool:

@@ -10,12 +10,12 @@ import marshal
 import os
 import tempfile
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, overload
 
 from aulait.core.types import Record, Turn
 
-IN_MEMORY = 1 << 25  # characters up to which records stay in memory
+IN_MEMORY = 1 << 23  # characters up to which records stay in memory
 _BUFFER = 1 << 20
 
 
@@ -34,6 +34,7 @@ class RecordStore:
         self._written = 0
         self._waiting = bytearray()
         self._file: IO[bytes] | None = None
+        self._descriptor = -1
 
     def append(self, record: Record) -> int:
         """Keep a record; its number."""
@@ -41,8 +42,9 @@ class RecordStore:
             self._write(record)
             return len(self._ends) - 2
         self._held.append(record)
-        self._characters += len(record.text) + len(record.prompt or "") + sum(
-            len(turn.content) for turn in record.before)
+        self._characters += len(record.text) + len(record.prompt or "")
+        if record.before:
+            self._characters += sum(len(turn.content) for turn in record.before)
         number = len(self._held) - 1
         if self._characters > self._most:
             self._spill()
@@ -56,7 +58,9 @@ class RecordStore:
         start = self._ends[number]
         packed = os.pread(self._descriptor, self._ends[number + 1] - start, start)
         text, prompt, label, unit, before = marshal.loads(packed)
-        return Record(text, prompt, label, unit, tuple(Turn(*turn) for turn in before))
+        if before:
+            before = tuple(Turn(*turn) for turn in before)
+        return Record(text, prompt, label, unit, before)
 
     def records(self, numbers: Iterable[int]) -> Sequence[Record]:
         """Some of the records: themselves while they are in memory, else where they lie."""
@@ -67,11 +71,14 @@ class RecordStore:
     def _spill(self) -> None:
         """From memory to a file that only this process can open."""
         held, self._held = self._held or [], None
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the store)
+        self._descriptor = self._file.fileno()
         for record in held:
             self._write(record)
 
     def _write(self, record: Record) -> None:
-        before = tuple((turn.role, turn.content) for turn in record.before)
+        before = (tuple((turn.role, turn.content) for turn in record.before)
+                  if record.before else ())
         packed = marshal.dumps((record.text, record.prompt, record.label, record.unit, before))
         self._waiting += packed
         self._written += len(packed)
@@ -86,12 +93,6 @@ class RecordStore:
             count = os.pwrite(self._descriptor, rest, at)
             rest, at = rest[count:], at + count
         self._waiting.clear()
-
-    @property
-    def _descriptor(self) -> int:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the store)
-        return self._file.fileno()
 
 
 class StoredRecords(Sequence[Record]):
@@ -116,6 +117,9 @@ class StoredRecords(Sequence[Record]):
             return StoredRecords(self._store, self._numbers[index])
         return self._store[self._numbers[index]]
 
+    def __iter__(self) -> Iterator[Record]:
+        return map(self._store.__getitem__, self._numbers)
+
     def __eq__(self, other: object) -> bool:
         if isinstance(other, StoredRecords) and other._store is self._store:
             return other._numbers == self._numbers
@@ -127,7 +131,7 @@ class StoredRecords(Sequence[Record]):
 
     def pick(self, indices: Iterable[int]) -> StoredRecords:
         """Those at some places."""
-        return StoredRecords(self._store, array("I", (self._numbers[i] for i in indices)))
+        return StoredRecords(self._store, array("I", [self._numbers[i] for i in indices]))
 
 
 def picked(records: Sequence[Record], indices: Iterable[int]) -> Sequence[Record]:

@@ -118,6 +118,11 @@ class RecordForm:
         return [] if self.tokenizer.eos_token in self.sample else self.end
 
     @cached_property
+    def _text_marks(self) -> int:
+        """Number of tokens that stand around a text."""
+        return len(self.opening) + len(self.closing)
+
+    @cached_property
     def sample(self) -> str:
         """A short conversation in the tokenizer's chat template; empty where it has none."""
         if not getattr(self.tokenizer, "chat_template", None):
@@ -142,7 +147,7 @@ class RecordForm:
     def sum_of_parts(self, record: Record) -> PartSum | None:
         """What a record's tokens are the sum of; None where a chat template renders it as one."""
         if not record.asked:
-            return PartSum(len(self.opening) + len(self.closing), [record.text])
+            return PartSum(self._text_marks, [record.text])
         if self.chat:
             return None
         marks, texts = len(self.opening), []

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ _BOUNDARY = re.compile(r"(?<=\S) (?=\S)")
 _DIGIT = re.compile("[0-9]")  # few numbers come twice
 _REACHES_OVER = re.compile(r"\S ")
 _SPLITTERS = frozenset(["Sequence", "ByteLevel", "Digits", "Split"])
+_SAVED = 4  # characters that a usual word has more than tokens
 _LONGER = 3  # times, at most, that composing a text (NFC) may lengthen its UTF-8
 
 
@@ -38,6 +40,7 @@ class _Counts(dict[str, int]):
     def __init__(self, stretch: int) -> None:
         super().__init__()
         self._stretch = stretch
+        self[""] = sys.maxsize  # between two blanks in a row, which may be one token
 
     def __missing__(self, word: str) -> int:
         if word.isascii():
@@ -67,12 +70,26 @@ class WordCounts:
         """
         if not self.known:
             return math.inf
-        if text.isascii() and len(text) <= enough:
-            return len(text)
-        words = _words(text)
-        # the first has no blank before it
-        return self._counts.__missing__(words[0]) + sum(
-            map(self._counts.__getitem__, islice(words, 1, None)))
+        if text.isascii():
+            if len(text) <= enough:
+                return len(text)
+            if text.isprintable():  # as many words as probably make up for what is too much
+                parts = text.split(" ", 4 + (len(text) - enough) // _SAVED)
+                bound = len(parts[0]) + len(parts[-1]) + 1 + sum(
+                    map(self._counts.__getitem__, islice(parts, 1, len(parts) - 1)))
+                if bound <= enough:
+                    return bound
+        return self._sum(_words(text), self._counts)
+
+    def sharper(self, texts: Sequence[str]) -> list[float]:
+        """The bounds of some texts where every word is counted."""
+        if not self.known:
+            return [math.inf] * len(texts)
+        parts = [_words(text) for text in texts]
+        fresh = list(dict.fromkeys(word for words in parts for word in words[1:]
+                                   if word not in self._counts))
+        counts = {**self._counts, **self._tokens(fresh)}
+        return [self._sum(words, counts) for words in parts]
 
     def learn(self, texts: Sequence[str]) -> None:
         """Count the words of some texts, as long as there is room for more."""
@@ -84,12 +101,29 @@ class WordCounts:
                               and not _DIGIT.search(word))
         words = list(fresh)[:room]
         if words:
-            self._counts.update(zip(words, counted(self._tokenizer, [f" {w}" for w in words]),
-                                    strict=True))
+            self._counts.update(self._tokens(words))
+
+    def _tokens(self, words: Sequence[str]) -> dict[str, int]:
+        """Each with a blank before it."""
+        return dict(zip(words, counted(self._tokenizer, [f" {word}" for word in words]),
+                        strict=True))
+
+    def _sum(self, words: Sequence[str], counts: Mapping[str, int]) -> int:
+        """Of a text in words; the first has no blank before it."""
+        return self._counts.__missing__(words[0]) + sum(
+            map(counts.__getitem__, islice(words, 1, None)))
 
 
 def counted(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
     """The tokens of many texts, read as plain words, in one call."""
+    if not texts:
+        return []
+    if tokenizer.is_fast:
+        inner = tokenizer.backend_tokenizer
+        inner.no_truncation()
+        inner.no_padding()
+        inner.encode_special_tokens = True  # read as words; each call of the tokenizer sets it
+        return [len(coded) for coded in inner.encode_batch_fast(list(texts), add_special_tokens=False)]
     coded = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False,
                       split_special_tokens=True, return_attention_mask=False,
                       return_token_type_ids=False)

@@ -82,9 +82,9 @@ class Encoder:
         self._looked_at += len(wholes)
         if self._looked_at <= LEARNT_FROM:
             self._words.learn([text for whole in wholes if whole for text in whole.texts])
-        doubtful = self._doubtful(enumerate(wholes), most)
+        doubtful = self._sharper(self._doubtful(enumerate(wholes), most), most)
         texts = [text for _, whole in doubtful if whole for text in whole.texts]
-        counts = iter(counted(self._base.tokenizer, texts) if texts else ())
+        counts = iter(counted(self._base.tokenizer, texts))
         for place, whole in doubtful:
             length = (self.length(records[place]) if whole is None
                       else whole.marks + sum(islice(counts, len(whole.texts))))
@@ -93,14 +93,25 @@ class Encoder:
 
     def _doubtful(self, wholes: Iterable[tuple[int, PartSum | None]],
                   most: int) -> list[tuple[int, PartSum | None]]:
-        """Those that may have more tokens."""
+        """Those that may have more tokens, by the words that are known."""
         return [(place, whole) for place, whole in wholes
                 if whole is None or self._at_most(whole, most) > most]
 
     def _at_most(self, whole: PartSum, most: int) -> float:
         """A bound of a record's tokens; sharp only as far as ``most`` asks."""
-        enough = (most - whole.marks) // len(whole.texts)
-        return whole.marks + sum(self._words.at_most(text, enough) for text in whole.texts)
+        marks, texts = whole
+        if len(texts) == 1:
+            return marks + self._words.at_most(texts[0], most - marks)
+        enough = (most - marks) // len(texts)
+        return marks + sum([self._words.at_most(text, enough) for text in texts])
+
+    def _sharper(self, doubtful: list[tuple[int, PartSum | None]],
+                 most: int) -> list[tuple[int, PartSum | None]]:
+        """Those of them that may have more tokens when all words are counted."""
+        bounds = iter(self._words.sharper(
+            [text for _, whole in doubtful if whole for text in whole.texts]))
+        return [(place, whole) for place, whole in doubtful if whole is None
+                or whole.marks + sum(islice(bounds, len(whole.texts))) > most]
 
     def asked(self, record: Record, room: int) -> list[int]:
         """The tokens that the answer to a record's prompt follows: at most ``room`` of them, of
