@@ -13,14 +13,14 @@ from aulait.cli.options import JsonOption
 from aulait.core.errors import ConfigError, did_you_mean
 from aulait.core.files import JsonObject
 from aulait.reporting import numbers as n
-from aulait_benchmarks import aggregate, cost, peers, retrieve, simulate
+from aulait_benchmarks import aggregate, cost, peers, plan_size, retrieve, simulate
 from aulait_benchmarks.edge import edge_command
 from aulait_benchmarks.edge.edge_command import EdgeOptions
 
 _NAMES = ("simulate: federated rounds against plain training of the same batches; aggregate: "
           "FlexLoRA's merge against a dense SVD; cost: the cost model against the clock; deploy: "
           "an exchange over Flower beside bare Flower; retrieve: votes over a million public "
-          "texts.")
+          "texts; plan: a plan of 740,920 rows.")
 REPETITIONS, CLIENTS = 5, 16
 _EDGE = (
     "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
@@ -32,8 +32,8 @@ def bench(  # noqa: PLR0913 (the options of a command)
     repetitions: Annotated[
         int | None,
         typer.Option("--repetitions", min=3,
-            help=f"How often each takes its turn, {REPETITIONS}; medians are told. Not in deploy "
-            "and retrieve."),
+            help=f"How often each takes its turn, {REPETITIONS}; medians are told. Not in "
+            "deploy, retrieve and plan."),
     ] = None,
     clients: Annotated[int | None,
         typer.Option("--clients", min=2,
@@ -66,7 +66,7 @@ def bench(  # noqa: PLR0913 (the options of a command)
     for this machine against what the work then takes; a ratio of 1 is exact. deploy: seconds of an
     exchange with sites over Flower beside bare Flower with the same bytes, in turns, on this
     machine. retrieve: seconds and memory of two levels of votes of 100 clients over a million
-    public texts whose vectors are made up.
+    public texts whose vectors are made up. plan: seconds and memory of a plan of 740,920 rows.
     """
     with terminal.work(as_json):
         if name not in simulate.names():
@@ -89,7 +89,8 @@ def bench(  # noqa: PLR0913 (the options of a command)
         _show_peers(found)
     else:
         {"edge": edge_command.show, "aggregate": _show_aggregate, "cost": _show_cost,
-         "deploy": _show_deploy, "retrieve": _show_retrieve}.get(name, _show)(found)
+         "deploy": _show_deploy, "retrieve": _show_retrieve,
+         "plan": _show_plan}.get(name, _show)(found)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _unused(name: str, repetitions: int | None, clients: int | None, beside_peer
         raise ConfigError(
             f"found --clients with benchmark '{name}', expected it with 'simulate' alone; leave it "
             "out")
-    if repetitions is not None and name in ("deploy", "retrieve"):
+    if repetitions is not None and name in ("deploy", "retrieve", "plan"):
         raise ConfigError(
             f"found --repetitions with benchmark '{name}', which has its own numbers of turns; "
             "leave it out, or take --quick")
@@ -142,6 +143,8 @@ def _measured(name: str, size: Size, out: Path | None) -> JsonObject:
         return cost.predict(cost.QUICK if size.quick else cost.FULL, size.repetitions)
     if name == "retrieve":
         return retrieve.measure(retrieve.QUICK if size.quick else retrieve.FULL)
+    if name == "plan":
+        return plan_size.measure(plan_size.QUICK if size.quick else plan_size.FULL)
     if name == "deploy":
         from aulait_benchmarks import deploy  # needs the extra "flower", which is optional
 
@@ -242,6 +245,19 @@ def _show_retrieve(found: JsonObject) -> None:
     terminal.say(f"clusters, made once: {n.duration(found['cluster_s'])}; 1,000 texts drawn in "
                  f"{n.duration(found['draw_s'])}; peak memory {n.size(found['peak_bytes'])} beside "
                  f"{n.size(found['vector_bytes'])} of vectors on disk")
+
+
+def _show_plan(found: JsonObject) -> None:
+    terminal.table(
+        f"a plan of {n.count(found['rows'])} rows of {n.counted(found['clients'], 'client')}, "
+        f"{n.size(found['file_bytes'])}, {n.counted(found['threads'], 'thread')}",
+        ("the process", "time", "processor time", "peak memory"),
+        [(name, n.duration(found[key]["seconds"]), n.duration(found[key]["processor_s"]),
+          n.size(found[key]["peak_bytes"]))
+         for name, key in (("up to a plan of 2,000 rows", "few"), ("up to this plan", "many"))],
+        right=range(1, 4))
+    terminal.say(f"a row takes {found['processor_us_row']:.0f} microseconds of processor time and "
+                 f"{found['bytes_row']:.0f} bytes")
 
 
 def _show_cost(found: JsonObject) -> None:

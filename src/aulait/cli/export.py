@@ -28,10 +28,11 @@ def export(  # noqa: PLR0913 (the options of a command)
         typer.Option("--gguf", help="The same as one GGUF file, for llama.cpp and Ollama.")
     ] = False,
     precision: Annotated[
-        str,
+        str | None,
         typer.Option("--precision", metavar="KIND",
-                     help=f"Of the numbers in the GGUF file: {', '.join(PRECISIONS)}.")
-    ] = "f16",
+                     help=f"Of the numbers in the GGUF file: {', '.join(PRECISIONS)}. Default: f32 "
+                          "up to 1 GB, which writes the merged model's very words, else f16.")
+    ] = None,
     client: ClientOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,22 +44,23 @@ def export(  # noqa: PLR0913 (the options of a command)
     """
     with terminal.work(as_json):
         form = _form(merge, gguf, precision)
-        files = exported.export(run, to, form, client=client)
+        written = exported.export(run, to, form, client=client)
+        files = written.names
         if form.kind != "adapter" or "README.md" not in files:
             write_card(run, to, form.kind, personal=client is not None)
             files = sorted({*files, "README.md"})
     if as_json:
-        terminal.document({"to": str(to), "merged": merge, "gguf": precision if gguf else None,
+        terminal.document({"to": str(to), "merged": merge, "gguf": written.precision,
                            "client": client, "files": files})
     else:
         whose = "the adapter" if client is None else f"the personal adapter of {client}"
         what = {"adapter": f"{whose} (PEFT format)", "merged": f"model with {whose} folded in",
-                "gguf": f"GGUF file ({precision}) of the model with {whose} folded in"}
+                "gguf": f"GGUF file ({written.precision}) of the model with {whose} folded in"}
         terminal.say(f"{what[form.kind]}  {to}")
         terminal.prose(f"files  {', '.join(files)}")
 
 
-def _form(merge: bool, gguf: bool, precision: str) -> ExportForm:
+def _form(merge: bool, gguf: bool, precision: str | None) -> ExportForm:
     """What the options ask for.
 
     Raises:
@@ -67,8 +69,10 @@ def _form(merge: bool, gguf: bool, precision: str) -> ExportForm:
     require(not (merge and gguf), ConfigError,
             "found --merge and --gguf, expected one of them; run the command twice for both")
     known: dict[str, Precision] = {kind: kind for kind in PRECISIONS}
-    require(precision in known, ConfigError,
-            f"--precision '{precision}' is unknown; {did_you_mean(precision, known)}")
-    require(gguf or precision == "f16", ConfigError,
-            "found --precision without --gguf; it is the precision of a GGUF file; add --gguf")
-    return ExportForm("gguf" if gguf else "merged" if merge else "adapter", known[precision])
+    if precision is not None:
+        require(precision in known, ConfigError,
+                f"--precision '{precision}' is unknown; {did_you_mean(precision, known)}")
+        require(gguf, ConfigError,
+                "found --precision without --gguf; it is the precision of a GGUF file; add --gguf")
+    return ExportForm("gguf" if gguf else "merged" if merge else "adapter",
+                      None if precision is None else known[precision])

@@ -15,84 +15,65 @@ from typing import IO, overload
 
 from aulait.core.types import Record, Turn
 
-IN_MEMORY = 1 << 23  # characters up to which records stay in memory
+IN_MEMORY = 1 << 25  # bytes up to which records stay in memory
 _BUFFER = 1 << 20
 
 
 class RecordStore:
     """Records by number, from 0; append, then read.
 
+    They are packed from the beginning, so that what goes to the file leaves no holes in memory.
+
     Args:
-        most: characters up to which all stay in memory.
+        most: bytes up to which all stay in memory.
     """
 
     def __init__(self, most: int = IN_MEMORY) -> None:
         self._most = most
-        self._characters = 0
-        self._held: list[Record] | None = []
         self._ends = array("Q", [0])
-        self._written = 0
-        self._waiting = bytearray()
+        self._written = 0  # bytes in the file
+        self._waiting = bytearray()  # what comes behind them
         self._file: IO[bytes] | None = None
         self._descriptor = -1
 
     def append(self, record: Record) -> int:
         """Keep a record; its number."""
-        if self._held is None:
-            self._write(record)
-            return len(self._ends) - 2
-        self._held.append(record)
-        self._characters += len(record.text) + len(record.prompt or "")
-        if record.before:
-            self._characters += sum(len(turn.content) for turn in record.before)
-        number = len(self._held) - 1
-        if self._characters > self._most:
-            self._spill()
-        return number
+        before = (tuple((turn.role, turn.content) for turn in record.before)
+                  if record.before else ())
+        self._waiting += marshal.dumps(
+            (record.text, record.prompt, record.label, record.unit, before))
+        self._ends.append(self._written + len(self._waiting))
+        if len(self._waiting) > self._most:
+            self._write()
+        return len(self._ends) - 2
 
     def __getitem__(self, number: int) -> Record:
-        if self._held is not None:
-            return self._held[number]
-        if self._waiting:
-            self._flush()
-        start = self._ends[number]
-        packed = os.pread(self._descriptor, self._ends[number + 1] - start, start)
+        start, end = self._ends[number], self._ends[number + 1]
+        first = start - self._written
+        packed = (os.pread(self._descriptor, end - start, start) if first < 0
+                  else self._waiting[first : end - self._written])
         text, prompt, label, unit, before = marshal.loads(packed)
         if before:
             before = tuple(Turn(*turn) for turn in before)
         return Record(text, prompt, label, unit, before)
 
     def records(self, numbers: Iterable[int]) -> Sequence[Record]:
-        """Some of the records: themselves while they are in memory, else where they lie."""
-        if self._held is not None:
-            return tuple(self._held[number] for number in numbers)
+        """Some of the records: themselves while all are in memory, else where they lie."""
+        if self._file is None:
+            return tuple(map(self.__getitem__, numbers))
         return StoredRecords(self, array("I", numbers))
 
-    def _spill(self) -> None:
+    def _write(self) -> None:
         """From memory to a file that only this process can open."""
-        held, self._held = self._held or [], None
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the store)
-        self._descriptor = self._file.fileno()
-        for record in held:
-            self._write(record)
-
-    def _write(self, record: Record) -> None:
-        before = (tuple((turn.role, turn.content) for turn in record.before)
-                  if record.before else ())
-        packed = marshal.dumps((record.text, record.prompt, record.label, record.unit, before))
-        self._waiting += packed
-        self._written += len(packed)
-        self._ends.append(self._written)
-        if len(self._waiting) > _BUFFER:
-            self._flush()
-
-    def _flush(self) -> None:
-        at = self._written - len(self._waiting)
-        rest = memoryview(bytes(self._waiting))
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the store)
+            self._descriptor = self._file.fileno()
+            self._most = min(self._most, _BUFFER)
+        rest = memoryview(self._waiting)
         while rest:
-            count = os.pwrite(self._descriptor, rest, at)
-            rest, at = rest[count:], at + count
-        self._waiting.clear()
+            count = os.pwrite(self._descriptor, rest, self._written)
+            rest, self._written = rest[count:], self._written + count
+        self._waiting = bytearray()
 
 
 class StoredRecords(Sequence[Record]):

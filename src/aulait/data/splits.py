@@ -22,7 +22,7 @@ from aulait.data.record_store import picked
 from aulait.data.unit_rule import UnitRule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ClientData:
     """A client's records; both parts are sensitive.
 

@@ -150,14 +150,28 @@ class ExportForm:
     Attributes:
         kind: "adapter" in PEFT's format; "merged": the whole model with the adapter folded in, as
             transformers loads it; "gguf": the same as one file for llama.cpp and Ollama.
-        precision: of the matrices in a GGUF file.
+        precision: of the matrices in a GGUF file; None: what suits the model's size
+            (``gguf_export.default_precision``).
     """
 
     kind: Literal["adapter", "merged", "gguf"]
-    precision: gguf_export.Precision = "f16"
+    precision: gguf_export.Precision | None = None
 
 
-def export(run: Path, to: Path, form: ExportForm, *, client: str | None = None) -> list[str]:
+@dataclass(frozen=True)
+class ExportedFiles:
+    """What an export wrote.
+
+    Attributes:
+        names: of the files, sorted.
+        precision: of the matrices of a GGUF file; None for the other forms.
+    """
+
+    names: list[str]
+    precision: gguf_export.Precision | None = None
+
+
+def export(run: Path, to: Path, form: ExportForm, *, client: str | None = None) -> ExportedFiles:
     """Write an adapter, or the whole model with it folded in, and read back what was written.
 
     Args:
@@ -165,9 +179,6 @@ def export(run: Path, to: Path, form: ExportForm, *, client: str | None = None) 
         to: a folder that is empty or does not exist; where the export fails it is removed.
         form: what is written.
         client: whose personal adapter; None takes the shared one.
-
-    Returns:
-        The names of the files written, sorted.
 
     Raises:
         ConfigError: ``to`` is not empty, or is a file, or the client has no adapter.
@@ -183,23 +194,25 @@ def export(run: Path, to: Path, form: ExportForm, *, client: str | None = None) 
     )
     if form.kind == "adapter":
         shutil.copytree(folder, to, dirs_exist_ok=True)
-        return sorted(path.name for path in to.iterdir())
+        return ExportedFiles(sorted(path.name for path in to.iterdir()))
     if form.kind == "gguf":
         _check_gguf_form(run)
     model, tokenizer = load_exported(run, client=client)
     if client is not None:  # a client's own adapter is as sensitive as its text
         private_folder(to)
     to.mkdir(parents=True, exist_ok=True)
+    precision = None
     try:
         if form.kind == "merged":
             write_merged(model, tokenizer, to)
         else:
             name = str(settings(run, "run").get("name", run.resolve().name))
-            gguf_export.write_gguf(model, tokenizer, to, form.precision, name)
+            precision = form.precision or gguf_export.default_precision(model)
+            gguf_export.write_gguf(model, tokenizer, to, precision, name)
     except ModelError:
         shutil.rmtree(to)
         raise
-    return sorted(path.name for path in to.iterdir())
+    return ExportedFiles(sorted(path.name for path in to.iterdir()), precision)
 
 
 def _check_gguf_form(run: Path) -> None:

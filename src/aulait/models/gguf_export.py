@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import, gguf is optional
 Precision = Literal["f32", "f16", "bf16", "q8_0"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 FILE: Final = "model.gguf"
+_SMALL: Final = 250_000_000  # parameters that are 1 GB in float32
 _TOKENS: Final = 64  # of the made-up sequence that both readings are scored on
 # Rounding of a weight as a share of the largest of its block of 32, and of logits as a share of
 # their spread.
@@ -86,6 +87,16 @@ def gguf_problems(config: PretrainedConfig) -> list[str]:
         found.append(f"the activation '{config.hidden_act}'")
     return [f"a base with {what} cannot be written as GGUF; expected none; export with --merge, "
             "and convert that folder" for what in found]
+
+
+def default_precision(model: PreTrainedModel) -> Precision:
+    """float32 where the file stays within 1 GB, so that it writes what the merged model writes to
+    the last word; above it float16, which rounds: where two words are nearly equally likely, it may
+    write the other one."""
+    tied = bool(model.config.tie_word_embeddings)
+    held = sum(weight.numel() for name, weight in model.state_dict().items()
+               if not (tied and name == "lm_head.weight"))
+    return "f32" if held <= _SMALL else "f16"
 
 
 def require_writer() -> None:

@@ -30,6 +30,7 @@ _BOUNDARY = re.compile(r"(?<=\S) (?=\S)")
 _DIGIT = re.compile("[0-9]")  # few numbers come twice
 _REACHES_OVER = re.compile(r"\S ")
 _SPLITTERS = frozenset(["Sequence", "ByteLevel", "Digits", "Split"])
+_AT_ONCE = 512  # texts whose tokens are in memory together
 _SAVED = 4  # characters that a usual word has more than tokens
 _LONGER = 3  # times, at most, that composing a text (NFC) may lengthen its UTF-8
 
@@ -123,7 +124,9 @@ def counted(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[in
         inner.no_truncation()
         inner.no_padding()
         inner.encode_special_tokens = True  # read as words; each call of the tokenizer sets it
-        return [len(coded) for coded in inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [len(coded) for start in range(0, len(texts), _AT_ONCE)
+                for coded in inner.encode_batch_fast(list(texts[start : start + _AT_ONCE]),
+                                                     add_special_tokens=False)]
     coded = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False,
                       split_special_tokens=True, return_attention_mask=False,
                       return_token_type_ids=False)

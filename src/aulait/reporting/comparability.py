@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Final
 
-from scipy import stats
+from scipy import special
 
 from aulait.core.files import JsonObject
 from aulait.reporting import numbers
@@ -78,7 +78,7 @@ def paired_difference(first: Sequence[RunFiles], second: Sequence[RunFiles],
     mean, count = fmean(found), len(found)
     if count < 2:
         return PairedDifference(mean, None, None, count)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * stdev(found) / math.sqrt(count)
+    half = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * stdev(found) / math.sqrt(count)
     return PairedDifference(mean, mean - half, mean + half, count)
 
 

@@ -200,7 +200,7 @@ def test_export_copies_or_folds_in(finished, tmp_path):
 def test_export_writes_a_gguf_file_that_says_the_same(finished, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    document = told("export", finished[0], "--to", tmp_path / "g", "--gguf", "--precision", "f32")
+    document = told("export", finished[0], "--to", tmp_path / "g", "--gguf")  # small: in float32
     assert document["files"] == ["Modelfile", "README.md", "model.gguf"]
     assert (document["merged"], document["gguf"]) == (False, "f32")
     told("export", finished[0], "--to", tmp_path / "m", "--merge")

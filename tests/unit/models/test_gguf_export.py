@@ -116,6 +116,23 @@ def test_every_precision_is_as_near_as_it_can_be_and_as_small(precision, tmp_pat
     assert kinds["blk.0.attn_norm.weight"] == "F32"
 
 
+def test_by_default_a_small_model_says_the_very_same(tmp_path, monkeypatch):
+    net, tokenizer = model("llama"), words()
+    prompts = [tokenizer(text)["input_ids"] for text in (
+        "It's", "the fox", "1854", "quick brown", "Who?", "he said that", "a\nb", TEXT)]
+    said = {}
+    for precision in (gguf_export.default_precision(net), "bf16"):
+        (tmp_path / precision).mkdir()
+        file = write_gguf(net, tokenizer, tmp_path / precision, precision, "tiny")
+        found = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+        said[precision] = [greedy(found, ids, 24) for ids in prompts]
+    wanted = [greedy(net, ids, 24) for ids in prompts]
+    assert said["f32"] == wanted
+    assert said["bf16"] != wanted  # what rounds does not
+    monkeypatch.setattr(gguf_export, "_SMALL", 10_000)
+    assert gguf_export.default_precision(net) == "f16"
+
+
 def test_rows_that_are_no_whole_blocks_stay_in_float16(tmp_path):
     net = AutoModelForCausalLM.from_config(LlamaConfig(**{**WIDE, "hidden_size": 16, "intermediate_size": 24}))
     from gguf import GGUFReader
