@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +43,8 @@ def bench(  # noqa: PLR0913 (the options of a command)
         typer.Option("--quick",
                      help="Small layers or tiny models: seconds instead of minutes.")] = False,
     beside_peers: Annotated[bool, typer.Option("--peers",
-        help="simulate: beside a loop with PEFT as well, for several models and batches.")] = False,
+        help="simulate: beside a loop with PEFT and Flower's simulation, for several models and "
+             "batches.")] = False,
     out: edge_command.EdgeOutOption = None,
     family: edge_command.FamilyOption = None,
     model: edge_command.ModelOption = None,
@@ -57,16 +59,17 @@ def bench(  # noqa: PLR0913 (the options of a command)
     """Measure this installation beside the straightforward way to the same result.
 
     simulate: what a federation in one process costs beside plain training of one adapter; a ratio
-        of 1 is parity, below 1.15 is as it should be. With --peers the same work also goes through
-        the loop that a user would write with PEFT, and ratios are how many times as fast aulait
-        is. aggregate: how many times faster replies of unequal ranks are merged
-    than by a dense SVD, how exact the singular values are, and what a thousand clients take in
-    memory. edge: the figures of the "Very Edge" study, measured here where memory and time allow
-    and modelled elsewhere; see docs/edge.md. cost: seconds that the closed-form cost model predicts
-    for this machine against what the work then takes; a ratio of 1 is exact. deploy: seconds of an
-    exchange with sites over Flower beside bare Flower with the same bytes, in turns, on this
-    machine. retrieve: seconds and memory of two levels of votes of 100 clients over a million
-    public texts whose vectors are made up. plan: seconds and memory of a plan of 740,920 rows.
+    of 1 is parity, below 1.15 is as it should be. With --peers the same work also goes through
+    the loop that a user would write with PEFT, and (extra peers) through Flower's own simulation
+    of that loop; ratios are how many times as fast aulait is. aggregate: how many times faster
+    replies of unequal ranks are merged than by a dense SVD, how exact the singular values are,
+    and what a thousand clients take in memory. edge: the figures of the "Very Edge" study,
+    measured here where memory and time allow and modelled elsewhere; see docs/edge.md. cost:
+    seconds that the closed-form cost model predicts for this machine against what the work then
+    takes; a ratio of 1 is exact. deploy: seconds of an exchange with sites over Flower beside
+    bare Flower with the same bytes, in turns, on this machine. retrieve: seconds and memory of
+    two levels of votes of 100 clients over a million public texts whose vectors are made up.
+    plan: seconds and memory of a plan of 740,920 rows.
     """
     with terminal.work(as_json):
         if name not in simulate.names():
@@ -181,8 +184,10 @@ def _show_peers(found: JsonObject) -> None:
     rows = [
         (f"{case['model']} {case['dtype']}", case["method"], case["targets"], str(case["batch"]),
          str(case["clients"]), n.count(case["tokens"]),
-         *(n.significant(case[f"{name}_tokens_per_s"]) for name in ("aulait", "loop", "floor")),
-         f"{case['ratio_to_loop']:.2f}", f"{case['ratio_to_floor']:.2f}")
+         *(_peer(case[f"{name}_tokens_per_s"], n.significant)
+           for name in ("aulait", "loop", "flower", "floor")),
+         *(_peer(case[f"ratio_to_{name}"], "{:.2f}".format)
+           for name in ("loop", "flower", "floor")))
         for case in found["cases"]
     ]
     title = (
@@ -190,9 +195,16 @@ def _show_peers(found: JsonObject) -> None:
         f"of {found['repetitions']} turns"
     )
     terminal.table(title, ("model", "method", "targets", "batch", "clients", "tokens", "aulait",
-                           "PEFT loop", "plain", "times the loop", "times plain"), rows,
-                   right=range(3, 11))
-    terminal.say(f"peak memory {n.size(found['peak_rss_bytes'])}, two copies of the base")
+                           "PEFT loop", "Flower", "plain", "times the loop", "times Flower",
+                           "times plain"), rows, right=range(3, 13))
+    flower = max((case["flower_peak_rss_bytes"] or 0 for case in found["cases"]), default=0)
+    beside = f"; that of all processes of Flower's simulation {n.size(flower)}" if flower else ""
+    terminal.say(f"peak memory {n.size(found['peak_rss_bytes'])}, two copies of the base{beside}")
+
+
+def _peer(value: float | None, style: Callable[[float], str]) -> str:
+    """A figure of one that may not have taken part."""
+    return "none" if value is None else style(value)
 
 
 def _show_aggregate(found: JsonObject) -> None:

@@ -1,27 +1,34 @@
 """``aulait bench simulate --peers``: the same records, steps and adapters through aulait, through
-the loop a user would write with PEFT, and through plain training of one adapter (the floor), in
-turns.
+the loop a user would write with PEFT, through Flower's own simulation of that loop (extra
+``peers``), and through plain training of one adapter (the floor), in turns.
 
-All ratios here are speeds over speeds: 1 is parity and more is faster.
+PEFT has no cores: beside the method ``cores`` the others train what they train beside ``ffa``. All
+ratios here are speeds over speeds: 1 is parity and more is faster.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Final
+from importlib.util import find_spec
+from typing import Final, Protocol
 
 import torch
 
+from aulait.core.errors import install
+from aulait.core.factors import Trainable
 from aulait.core.files import JsonObject
 from aulait.models import named
 from aulait.resources.meters import peak_of_process
 from aulait.runs.prepared import PreparedRun, SharedCache
 from aulait_benchmarks import simulate
-from aulait_benchmarks.peft_loop import peft_loop
+from aulait_benchmarks.peft_loop import PeftLoop, PeftWork, peft_work
 from aulait_benchmarks.simulate import METHODS, Workload
+
+PEER_METHODS: Final = {**METHODS, "cores": Trainable.B}  # method -> what the others train beside it
 
 
 @dataclass(frozen=True)
@@ -32,19 +39,38 @@ class PeerScope:
         workloads: one case each.
         rounds: of one turn.
         repetitions: turns of each; medians are told.
+        flower: whether Flower's simulation takes part.
     """
 
     workloads: Sequence[Workload]
     rounds: int = 1
     repetitions: int = 5
+    flower: bool = False
+
+
+class Simulated(Protocol):
+    """A simulation in other processes that is up (``flower_simulation.FlowerSimulation``)."""
+
+    start_s: float
+
+    def run(self) -> None:
+        """All rounds."""
+
+    def peak_bytes(self) -> int | None:
+        """The sum of the peaks of its processes."""
 
 
 _BREW: Final = tuple(
     Workload(method=method, batch=batch, targets=targets)
-    for method in METHODS for targets in ("all-linear", "attention") for batch in (1, 2, 4, 8))
+    for method in PEER_METHODS for targets in ("all-linear", "attention") for batch in (1, 2, 4, 8))
 _SMOLLM2: Final = tuple(
-    Workload(model="smollm2", dtype=dtype, clients=6, steps=2, batch=batch)
-    for dtype in ("float32", "bfloat16") for batch in (1, 2, 4, 8))
+    Workload(model="smollm2", dtype=dtype, method=method, clients=6, steps=2, batch=batch,
+             targets=targets)
+    for dtype, method, targets in (
+        ("float32", "fedit", "all-linear"), ("bfloat16", "fedit", "all-linear"),
+        ("float32", "fedit", "attention"), ("bfloat16", "fedit", "attention"),
+        ("float32", "ffa", "all-linear"), ("float32", "cores", "all-linear"))
+    for batch in (1, 2, 4, 8))
 
 
 def scope(model: str | None, batches: Sequence[int], clients: int | None,
@@ -72,7 +98,12 @@ def scope(model: str | None, batches: Sequence[int], clients: int | None,
                  for batch in batches]
     if clients is not None:
         every = [replace(work, clients=clients) for work in every]
-    return PeerScope(every, repetitions=max(3, repetitions))
+    return PeerScope(every, repetitions=max(3, repetitions), flower=flower_is_here())
+
+
+def flower_is_here() -> bool:
+    """Whether Flower's simulation is installed (extra ``peers``)."""
+    return find_spec("flwr") is not None and find_spec("ray") is not None
 
 
 def compare(asked: PeerScope, watch: Callable[[str], None] = lambda _: None) -> JsonObject:
@@ -84,9 +115,14 @@ def compare(asked: PeerScope, watch: Callable[[str], None] = lambda _: None) -> 
 
     Returns:
         The figures of the case in which aulait does worst beside the loop (tokens,
-        aulait_tokens_per_s, loop_tokens_per_s, floor_tokens_per_s, ratio_to_loop, ratio_to_floor,
-        and what the case is), all ``cases``, peak_rss_bytes of the process, device, threads.
+        aulait_tokens_per_s, loop_tokens_per_s, flower_tokens_per_s, floor_tokens_per_s,
+        ratio_to_loop, ratio_to_flower, ratio_to_floor, aulait_first_s and so on: seconds of each
+        one's first turn, flower_start_s until its processes are up, flower_peak_rss_bytes of them
+        all, and what the case is; those of Flower are None where it takes no part), all ``cases``,
+        peak_rss_bytes of this process, in which all others train, device, threads.
     """
+    if not asked.flower:
+        watch(f"Flower's simulation is left out: flwr or ray is missing; {install('peers')}")
     cases, cache, held = [], SharedCache(), ""
     for work in asked.workloads:
         if (kind := f"{work.model} {work.dtype}") != held:
@@ -102,22 +138,43 @@ def compare(asked: PeerScope, watch: Callable[[str], None] = lambda _: None) -> 
             "threads": torch.get_num_threads()}
 
 
-def _compared(run: PreparedRun, method: str, asked: PeerScope) -> dict[str, float]:
-    """One case: warm up all, then let them take turns."""
-    trainable = METHODS[method]
+def _compared(run: PreparedRun, method: str, asked: PeerScope) -> dict[str, float | None]:
+    """One case: the first turn of each apart, then they take turns."""
+    trainable = PEER_METHODS[method]
     passes, tokens = simulate.same_batches(run, trainable, asked.rounds)
-    loop = peft_loop(run, trainable, asked.rounds)
-    contenders: Mapping[str, Callable[[], object]] = {
+    work = peft_work(run, trainable, asked.rounds)
+    loop = PeftLoop(work)
+    contenders: dict[str, Callable[[], object]] = {
         "aulait": lambda: simulate.federated(run, asked.rounds),
         "loop": loop.run,
         "floor": lambda: simulate.plain(run, trainable, passes)}
-    for one in contenders.values():
-        one()
-    spent_s = turns(run, contenders, asked.repetitions)
+    with _flower(work, asked.flower) as flower:
+        if flower is not None:
+            contenders["flower"] = flower.run
+        first_s = {name: own[0] for name, own in turns(run, contenders, 1).items()}
+        spent_s = turns(run, contenders, asked.repetitions)
+        peak_bytes = flower.peak_bytes() if flower is not None else None
+        start_s = flower.start_s if flower is not None else None
     speeds = {name: tokens / statistics.median(own) for name, own in spent_s.items()}
-    return {"tokens": tokens, **{f"{name}_tokens_per_s": each for name, each in speeds.items()},
-            "ratio_to_loop": speeds["aulait"] / speeds["loop"],
-            "ratio_to_floor": speeds["aulait"] / speeds["floor"]}
+    told = ("aulait", "loop", "flower", "floor")
+    return {"tokens": tokens, **{f"{name}_tokens_per_s": speeds.get(name) for name in told},
+            **{f"ratio_to_{name}": speeds["aulait"] / speeds[name] if name in speeds else None
+               for name in told[1:]},
+            **{f"{name}_first_s": first_s.get(name) for name in told},
+            "flower_start_s": start_s, "flower_peak_rss_bytes": peak_bytes}
+
+
+@contextmanager
+def _flower(work: PeftWork, takes_part: bool) -> Iterator[Simulated | None]:
+    """Flower's simulation, where it takes part."""
+    if not takes_part:
+        yield None
+        return
+    # needs the extra "peers", which is optional
+    from aulait_benchmarks import flower_simulation
+
+    with flower_simulation.simulation(work) as up:
+        yield up
 
 
 def turns(run: PreparedRun, contenders: Mapping[str, Callable[[], object]],

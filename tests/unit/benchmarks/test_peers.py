@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from typer.testing import CliRunner
 from aulait import cli
 from aulait.runs.prepared import SharedCache
 from aulait_benchmarks import peers, simulate
-from aulait_benchmarks.peft_loop import peft_loop
+from aulait_benchmarks.peft_loop import PeftLoop, peft_work
 from aulait_benchmarks.simulate import METHODS, Workload
 
 
@@ -25,7 +29,7 @@ def model(tmp_path):
 def test_the_loop_learns_what_aulait_learns(model, method):
     work = Workload(model=model, method=method, clients=3, steps=2, batch=2)
     run = simulate.prepared(work, SharedCache())
-    loop = peft_loop(run, METHODS[method], rounds=2)
+    loop = PeftLoop(peft_work(run, METHODS[method], rounds=2))
     own = run.settings.method.result(run.context, simulate.federated(run, rounds=2))
     found = loop.run()
     assert len(found) == 2 * len(own.factors)
@@ -34,8 +38,69 @@ def test_the_loop_learns_what_aulait_learns(model, method):
         for kind, wanted in (("A", a), ("B", b)):
             key = f"base_model.model.{name}.lora_{kind}.weight"
             torch.testing.assert_close(found[key], wanted, rtol=1e-3, atol=1e-5)
-            moved += float((wanted - loop.start[key]).abs().sum())
+            moved += float((wanted - loop.work.start[key]).abs().sum())
     assert moved > 0.01
+
+
+@pytest.mark.slow  # Ray takes half a minute to begin and to end
+def test_flowers_simulation_learns_what_the_loop_learns(model):
+    pytest.importorskip("ray")
+    from aulait_benchmarks import flower_simulation
+
+    run = simulate.prepared(Workload(model=model, clients=3, steps=2, batch=2), SharedCache())
+    work = peft_work(run, METHODS["fedit"], rounds=2)
+    wanted = PeftLoop(work).run()
+    with flower_simulation.simulation(work) as up:
+        up.run()
+        found = up.adapter()
+        assert up.peak_bytes() > 5 * 10**8
+        assert up.start_s > 0
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+class StandIn:
+    """A simulation of Flower's that is up and does nothing."""
+
+    start_s, calls = 4.0, 0
+
+    def run(self):
+        self.calls += 1
+
+    def peak_bytes(self):
+        return 5
+
+
+def test_flowers_figures_stand_beside_the_others(model, monkeypatch):
+    up = StandIn()
+    monkeypatch.setattr(peers, "_flower", lambda work, takes_part: nullcontext(up if takes_part else None))
+    work = Workload(model=model, method="cores", clients=2, steps=1, batch=1)
+    found = peers.compare(peers.PeerScope([work], repetitions=3, flower=True))
+    assert up.calls == 4  # the first turn is told apart
+    assert found["ratio_to_flower"] == pytest.approx(found["aulait_tokens_per_s"] / found["flower_tokens_per_s"])
+    assert (found["flower_start_s"], found["flower_peak_rss_bytes"]) == (4.0, 5)
+    assert min(found[f"{name}_first_s"] for name in ("aulait", "loop", "flower", "floor")) > 0
+    said = []
+    found = peers.compare(peers.PeerScope([work], repetitions=3), said.append)
+    assert "Flower's simulation is left out" in said[0]
+    assert "[peers]" in said[0]
+    assert (found["flower_tokens_per_s"], found["ratio_to_flower"], found["flower_start_s"]) == (None, None, None)
+
+
+def test_the_peak_of_a_process_and_its_children():
+    pytest.importorskip("flwr")
+    from aulait_benchmarks.flower_simulation import peak_of_tree
+
+    own = peak_of_tree(os.getpid())
+    if own is None:
+        pytest.skip("no /proc")
+    with subprocess.Popen([sys.executable, "-c", "x = bytearray(10**8); print(1, flush=True); input()"],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert peak_of_tree(os.getpid()) > own + 9 * 10**7
+        child.stdin.close()
+    assert peak_of_tree(child.pid) is None
 
 
 def test_every_contender_begins_a_turn(model):
@@ -71,7 +136,7 @@ def test_the_command(model):
 def test_the_scope():
     every = peers.scope("brew", (), None, 5, False).workloads
     assert {(w.method, w.targets, w.batch) for w in every} == {
-        (method, targets, batch) for method in METHODS for targets in ("all-linear", "attention") for batch in (1, 2, 4, 8)}
+        (method, targets, batch) for method in peers.PEER_METHODS for targets in ("all-linear", "attention") for batch in (1, 2, 4, 8)}
     assert all(w.model == "brew" and w.dtype == "float32" for w in every)
     some = peers.scope("smollm2", (1, 4), 3, 5, False).workloads
     assert {(w.dtype, w.batch, w.clients) for w in some} == {(dtype, batch, 3) for dtype in ("float32", "bfloat16") for batch in (1, 4)}
