@@ -90,10 +90,11 @@ def simulation(work: PeftWork) -> Iterator[FlowerSimulation]:
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """One client's steps of a round."""
-    asked = message.content["asked"]
+    asked = message.content.config_records["asked"]
     loop = _loop(str(asked["folder"]))
-    steps = loop.work.batches[int(asked["round"])][int(context.node_config["partition-id"])]
-    state = loop.client(message.content["adapter"].to_torch_state_dict(), steps)
+    round, client = int(str(asked["round"])), int(context.node_config["partition-id"])
+    shared = message.content.array_records["adapter"].to_torch_state_dict()
+    state = loop.client(shared, loop.work.batches[round][client])
     return Message(RecordDict({"adapter": ArrayRecord(state)}), reply_to=message)
 
 
@@ -134,18 +135,16 @@ def _answers(grid: Grid, messages: list[Message]) -> list[State]:
             if reply.has_error():
                 raise SystemExit(f"a client failed: {reply.error}")
             waiting.discard(reply.metadata.reply_to_message_id)
-            found.append(dict(reply.content["adapter"].to_torch_state_dict()))
+            found.append(dict(reply.content.array_records["adapter"].to_torch_state_dict()))
         time.sleep(_LOOK_S)
     return found
 
 
 def _around() -> dict[str, str]:
     """The environment of its processes: these sources first, one thread each, nothing sent home."""
-    places = [str(Path(file).resolve().parents[1]) for file in (__file__, processes.__file__)]
-    places[1] = str(Path(places[1]).parents[1])
+    places = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0",
-            "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(
-                [*dict.fromkeys(places), *filter(None, [os.environ.get("PYTHONPATH")])])}
+            "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 def peak_of_tree(first: int) -> int | None:
