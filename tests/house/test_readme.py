@@ -1,5 +1,7 @@
 """What the README promises exists: commands, files, make targets."""
 
+import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -41,3 +43,14 @@ def test_no_empty_rooms():
     source = ROOT / "src" / "aulait"
     empty = [p for p in source.rglob("__init__.py") if p.parent != source and not any(q for q in p.parent.iterdir() if q.name not in ("__init__.py", "__pycache__"))]
     assert not empty
+
+
+def test_the_figure_is_drawn_from_the_numbers_in_results():
+    """python scripts/draw_two_stages.py writes it again."""
+    path = ROOT / "scripts" / "draw_two_stages.py"
+    spec = importlib.util.spec_from_file_location("draw_two_stages", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    rows = json.loads(script.NUMBERS.read_text("utf-8"))["rows"]
+    assert script.FIGURE.read_text("utf-8") == script.drawn(script.gains(rows))
+    assert f"]({script.FIGURE.relative_to(ROOT)})" in README
