@@ -39,6 +39,8 @@ class Event:
             participation.
         steps: how many such mechanisms the release holds, one after the other, each with its own
             sampling; at least 1.
+        concentrated: whether no more is known of it than that its Rényi divergences are at most
+            those of the Gaussian; then it is 1/(2 z²)-concentrated differentially private.
 
     Raises:
         PrivacyError: a number is outside its range.
@@ -47,6 +49,7 @@ class Event:
     noise_multiplier: float
     sampling_rate: float = 1.0
     steps: int = 1
+    concentrated: bool = False
 
     def __post_init__(self) -> None:
         z, rate = self.noise_multiplier, self.sampling_rate
@@ -56,13 +59,17 @@ class Event:
                 f"sampling rate is {rate}, expected a number in (0, 1]; correct it")
         require(self.steps >= 1, PrivacyError,
                 f"{self.steps} steps in a release, expected at least 1; correct it")
+        require(not self.concentrated or rate == 1, PrivacyError,
+                f"sampling rate {rate} of a release that is accounted by Rényi divergences found, "
+                "expected 1: no sampling is counted for it")
 
 
 def epsilon(events: Iterable[Event] | Mapping[Event, int], delta: float) -> float:
     """The smallest epsilon for which all events together, in any order, are (epsilon,
     delta)-private.
 
-    Exact with full participation (one Gaussian, 1/z^2 summed over events); with Poisson sampling an
+    Exact with full participation (one Gaussian, 1/z^2 summed over events); an upper bound where one
+    of them is accounted by Rényi divergences, which is some percent more; with Poisson sampling an
     upper bound, about one percent above the smallest; docs/decisions/0014-accounting.md says where
     it is more. Time and memory are bounded, however many events.
 
@@ -258,25 +265,62 @@ class Accountant:
             self._events[role][event] += 1
 
 
-_Groups = tuple[tuple[float, float, int], ...]
+_Groups = tuple[tuple[float, float, bool, int], ...]
 
 
 def _grouped(events: Counter[Event]) -> _Groups:
-    """(z, sampling rate, count), sorted: the same events always give the same sums, hence the same
-    epsilon."""
-    total: Counter[tuple[float, float]] = Counter()
+    """(z, sampling rate, whether concentrated, count), sorted: the same events always give the same
+    sums, hence the same epsilon."""
+    total: Counter[tuple[float, float, bool]] = Counter()
     for event, count in events.items():
-        total[event.noise_multiplier, event.sampling_rate] += count * event.steps
-    return tuple(sorted((z, rate, count) for (z, rate), count in total.items()))
+        total[event.noise_multiplier, event.sampling_rate,
+              event.concentrated] += count * event.steps
+    return tuple(sorted((*key, count) for key, count in total.items()))
 
 
 @lru_cache(maxsize=4096)
 def _epsilon(groups: _Groups, delta: float, rough: bool = False) -> float:
-    steps = sum(count for _, _, count in groups)
+    steps = sum(count for *_, count in groups)
     require(steps <= _MOST_STEPS, PrivacyError,
             f"{steps} noised steps to account, expected at most {_MOST_STEPS:.0e}; check the "
             "rounds")
-    return composed_epsilon([SampledGaussian(*group) for group in groups], delta, rough)
+    if any(concentrated for _, _, concentrated, _ in groups):
+        sampled = [rate for _, rate, _, _ in groups if rate < 1.0]
+        require(not sampled, PrivacyError,
+                "releases with Poisson sampling beside releases under privacy.trust = 'secure' "
+                "found, which is not accounted together; use one of them")
+        return concentrated_epsilon(
+            math.fsum(count / (2.0 * z * z) if z else math.inf for z, _, _, count in groups),
+            delta)
+    return composed_epsilon([SampledGaussian(z, rate, count) for z, rate, _, count in groups],
+                            delta, rough)
+
+
+def concentrated_epsilon(rho: float, delta: float) -> float:
+    """The smallest epsilon that rho-concentrated differential privacy proves by its Rényi
+    divergences.
+
+    The smallest over orders a > 1 of a rho + (log(1/delta) + (a-1) log(1 - 1/a) - log a) / (a-1).
+    Source: Canonne, Kamath, Steinke, "The Discrete Gaussian for Differential Privacy", NeurIPS
+    2020, Proposition 12.
+
+    Args:
+        rho: at least 0; inf is no noise.
+        delta: in (0, 1).
+    """
+    if not 0.0 < rho < math.inf:
+        return rho
+    last: float = 0.0
+    logs = np.linspace(-30.0, 60.0, 181)  # of a - 1
+    for _ in range(8):
+        less = np.exp(logs)
+        order = 1.0 + less
+        found = order * rho + (
+            -math.log(delta) + less * (logs - np.log1p(less)) - np.log1p(less)) / less
+        best = int(np.argmin(found))
+        last = float(found[best])
+        logs = np.linspace(logs[max(best - 1, 0)], logs[min(best + 1, len(logs) - 1)], 41)
+    return max(0.0, last)
 
 
 def _single(target: float, delta: float) -> float:

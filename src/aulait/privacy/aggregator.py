@@ -29,6 +29,9 @@ from aulait.privacy.noise_grid import MOST_SUMMANDS, check_exact
 from aulait.privacy.noise_source import NoiseSource
 from aulait.privacy.record_level import RecordMechanism, same_relation
 from aulait.privacy.sealed import Seal, SealedUpdate, forgotten_after
+from aulait.privacy.secure.encoding import Encoding
+from aulait.privacy.secure.local_round import LocalRound, check_multiplier
+from aulait.privacy.secure.quorum import Quorum
 from aulait.privacy.update_checks import ExpectedShapes, Rejections, UpdateChecks, unsplit
 
 LARGEST_NORM = 1e4
@@ -57,6 +60,8 @@ class Release:
         template: names and shapes of the sum.
         sampling_rate: probability with which each client took part (Poisson); 1 is everyone. For
             the unit "record" it is not used: every round counts for every record.
+        clients: those who are asked; used under secure aggregation alone, where they share keys
+            before one of them answers.
     """
 
     stage: str
@@ -67,13 +72,14 @@ class Release:
     planned: int
     template: Tensors
     sampling_rate: float = 1.0
+    clients: tuple[str, ...] = ()
 
     @classmethod
     def of_cohort(cls, cohort: Cohort, *, stage: str, bound: float, template: Tensors) -> Release:
         """The release of a round's cohort."""
         return cls(stage=stage, round=cohort.round, role=cohort.role, bound=bound,
                    noise_multiplier=cohort.noise_multiplier, planned=cohort.planned,
-                   template=template, sampling_rate=cohort.sampling_rate)
+                   template=template, sampling_rate=cohort.sampling_rate, clients=cohort.local)
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,7 @@ class PrivateAggregator:
         if not config.off:
             self._accountant = _checked(config, accountant)
             _check_noise(config, noise)
+            _check_trust(config)
             _check_unit(config, record_mechanisms)
             _check_ledger(config, ledger)
 
@@ -261,15 +268,17 @@ class PrivateAggregator:
                 total.add(update, transform(update) if transform else update.tensors, math.inf,
                           update.weight if weights == "size" else 1.0)
             return total.weighted(private=True)
+        require(self.config.off or weights == "uniform", PrivacyError,
+                f"weights = '{weights}' found, expected 'uniform' under privacy; change it, or set "
+                "privacy.off = true")
+        if self.config.secure:
+            return self._release_securely(updates, release, expected_shapes, transform)
         if self.config.off:
             total = ClippedSum.zero(release.template)
             for update in self._valid(updates, release, expected_shapes, total):
                 total.add(update, transform(update) if transform else update.tensors,
                           release.bound, update.weight if weights == "size" else 1.0)
             return total.weighted(private=False)
-        require(weights == "uniform", PrivacyError,
-                f"weights = '{weights}' found, expected 'uniform' under privacy; change it, or set "
-                "privacy.off = true")
         mechanism = find_mechanism(self.config.mechanism, "client")
         event = mechanism.event(release.noise_multiplier, release.sampling_rate, 1)
         charge = _Charge(release, self.config.mechanism, event, release.sampling_rate)
@@ -285,6 +294,47 @@ class PrivateAggregator:
             self.noise_state.get(release.stage, {}))
         return ReleasedSum({name: value.to(torch.float32) for name, value in noised.items()},
                            release.planned, line.sigma)
+
+    def _release_securely(
+        self, updates: Iterable[ClientUpdate], release: Release,
+        expected_shapes: ExpectedShapes | None, transform: Transform | None,
+    ) -> ReleasedSum:
+        """As ``release``, where the clients clip, add their part of the noise and mask: nothing but
+        their noised sum is ever computed here. Clients that were asked and do not answer, or not
+        as expected, have dropped out of the round."""
+        mechanism = find_mechanism(self.config.client_mechanism, "client")
+        assert self.config.relation is not None
+        sensitivity = mechanism.sensitivity(release.bound, self.config.relation)
+        event = mechanism.event(release.noise_multiplier, release.sampling_rate, 1)
+        charge = _Charge(release, self.config.client_mechanism, event, release.sampling_rate)
+        self._check(charge, mechanism)
+        quorum = Quorum.of(release.planned, self.config.dropouts, self.config.colluders)
+        if problem := quorum.problem(release.planned, "clients"):
+            raise PrivacyError(problem)
+        encoding = Encoding.fitting(release.bound, release.noise_multiplier * sensitivity,
+                                    quorum.honest, max(release.planned, len(release.clients)))
+        total = ClippedSum.zero(release.template)
+        numbers = sum(value.numel() for value in total.total.values())
+        check_multiplier(event.noise_multiplier, encoding.multiplier(
+            sensitivity, quorum.honest, numbers))
+        noise = self._noise.at(len(self._ledger.lines) + 1)
+        parties = LocalRound(release.clients, quorum, numbers, encoding, noise.client_words)
+        for update in self._valid(updates, release, expected_shapes, total):
+            self._check_roles(update, release.role)
+            summand = transform(update) if transform else update.tensors
+            vector = torch.cat([summand[name].detach().to("cpu", torch.float64).reshape(-1)
+                                for name in total.total] or [torch.zeros(0, dtype=torch.float64)])
+            if bool(torch.isfinite(vector).all()):
+                parties.add(update.client, vector)
+        parties.close()
+        self._charge(charge, mechanism)
+        noised, survivors = parties.total()
+        shapes = [value.shape for value in total.total.values()]
+        parts = torch.split(noised, [shape.numel() for shape in shapes])
+        return ReleasedSum(
+            {name: part.view(shape).to(torch.float32)
+             for name, part, shape in zip(total.total, parts, shapes, strict=True)},
+            release.planned, encoding.noise_std(survivors))
 
     def admit(
         self, updates: Iterable[ClientUpdate], template: Tensors,
@@ -464,8 +514,6 @@ def _checked(config: PrivacyConfig, accountant: Accountant | None) -> Accountant
     if accountant is None or config.delta is None or config.relation is None:
         raise PrivacyError("privacy is on without an accountant, delta or relation; write them, or "
                            "privacy.off = true")
-    require(config.trust == "server", PrivacyError,
-            'trust = "secure" is not available yet; use trust = "server"')
     require(accountant.delta == config.delta, PrivacyError,
             f"accountant has delta {accountant.delta}, expected privacy.delta = {config.delta}; "
             "build it from that")
@@ -481,6 +529,11 @@ def _check_noise(config: PrivacyConfig, noise: NoiseSource) -> None:
     require(noise.private or config.noise_seed is not None, PrivacyError,
             "the noise is seeded but privacy.noise_seed is not set; set it (the run is not "
             "private) or use SystemNoise")
+
+
+def _check_trust(config: PrivacyConfig) -> None:
+    problems = config.secure_problems() if config.secure else []
+    require(not problems, PrivacyError, "; ".join(problems))
 
 
 def _check_unit(config: PrivacyConfig,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from aulait.core.errors import PrivacyError
-from aulait.privacy.mechanisms import Relation, find_mechanism
+from aulait.privacy.mechanisms import DISTRIBUTED, Relation, find_mechanism
 
 RELATIONS: Mapping[str, tuple[Relation, ...]] = {
     "client": ("add-remove", "replace"), "record": ("zero-out", "replace")}
@@ -41,7 +41,15 @@ class PrivacyConfig(BaseModel):
             the noise of all, since a role pays for its worst client.
         mechanism: what adds the noise to a sum over clients, "gaussian" or the name of a third
             party's (``aulait.privacy.mechanisms``); with the unit "record" the method says it.
-        trust: who adds the noise: the server, or (not available yet) the clients.
+        trust: who adds the noise: the "server", which sees single updates, or under secure
+            aggregation ("secure") the clients, each its part, so that the server sees their noised
+            sum alone. For the unit "client", in simulations; the relation is then "zero-out" or
+            "replace", for the server sees who takes part.
+        dropouts: with trust "secure", the largest share of a round's clients that may drop out, in
+            [0, 0.5); where more do, the round is refused. The noise is enough for those who then
+            stay.
+        colluders: with trust "secure", how many clients may work with the server: their noise is
+            not counted.
         clip: L2 bound of one client's update: a number, or the median norm of the proxies' updates,
             which are public. With the unit "record": of one record's gradient (the method says of
             what), always a number.
@@ -75,6 +83,8 @@ class PrivacyConfig(BaseModel):
     max_rate: float = 1.0
     mechanism: str = "gaussian"
     trust: Literal["server", "secure"] = "server"
+    dropouts: float = 0.2
+    colluders: int = 0
     clip: float | Literal["proxies"] = "proxies"
     clip_scale: float = 1.0
     shrink: Literal["none", "whole", "blocks"] = "none"
@@ -91,6 +101,23 @@ class PrivacyConfig(BaseModel):
     def protects_records(self) -> bool:
         """Whether the unit is the record (or a field) and privacy is on: sites add the noise."""
         return not self.off and self.unit == "record"
+
+    @property
+    def secure(self) -> bool:
+        """Whether the clients add the noise and the server sees their sum alone."""
+        return not self.off and self.trust == "secure"
+
+    @property
+    def client_mechanism(self) -> str:
+        """Name of what adds the noise to a sum over clients."""
+        return DISTRIBUTED if self.secure else self.mechanism
+
+    @property
+    def relations(self) -> tuple[Relation, ...]:
+        """The neighbouring relations that can be promised."""
+        if self.secure and self.unit == "client":
+            return ("zero-out", "replace")
+        return RELATIONS[self.unit]
 
     @property
     def unit_records(self) -> int:
@@ -119,14 +146,9 @@ class PrivacyConfig(BaseModel):
                 "delta = 1e-5")
         if on and self.relation is None:
             found.append(
-                f"privacy.relation is missing, expected {_expected(self.unit)}; write it")
-        if on and self.relation is not None and self.relation not in RELATIONS[self.unit]:
-            why = (": the numbers of records are public, so a null record stands in its place"
-                   if self.unit == "record" else "")
-            found.append(
-                f"privacy.relation = '{self.relation}' found with privacy.unit = '{self.unit}', "
-                f"expected {_expected(self.unit)}{why}; write "
-                f"relation = \"{RELATIONS[self.unit][0]}\"")
+                f"privacy.relation is missing, expected {_expected(self.relations)}; write it")
+        if on and self.relation is not None and self.relation not in self.relations:
+            found.append(self._wrong_relation())
         if delta is not None and not 0 < delta < 1:
             found.append(f"privacy.delta is {delta}, expected a number between 0 and 1; correct it")
         elif on and delta is not None and delta * clients >= 1 and not self.delta_acknowledged:
@@ -149,7 +171,7 @@ class PrivacyConfig(BaseModel):
             found.append(
                 f"privacy.max_rate is {self.max_rate}, expected a number in (0, 1]; correct it")
         if self.trust == "secure":
-            found.append('privacy.trust = "secure" is not available yet; use trust = "server"')
+            found += self.secure_problems()
         for name in ("epsilon", "noise_multiplier", "clip", "clip_scale"):
             value = getattr(self, name)
             if value not in (None, "proxies") and not 0 < value < math.inf:
@@ -169,18 +191,53 @@ class PrivacyConfig(BaseModel):
                              "correct it")
         return found
 
+    def _wrong_relation(self) -> str:
+        """Why the relation cannot be promised."""
+        where, why = f"privacy.unit = '{self.unit}'", ""
+        if self.unit == "record":
+            why = ": the numbers of records are public, so a null record stands in its place"
+        elif self.secure:
+            where = "privacy.trust = 'secure'"
+            why = ": the server sees who takes part, so a client that adds nothing stands in its " \
+                  "place"
+        return (f"privacy.relation = '{self.relation}' found with {where}, expected "
+                f"{_expected(self.relations)}{why}; write relation = \"{self.relations[0]}\"")
+
+    def secure_problems(self) -> list[str]:
+        """What secure aggregation cannot do."""
+        found = []
+        if self.off:
+            found.append("privacy.trust = 'secure' found with privacy.off = true, expected noise "
+                         "that the clients add; remove one of them")
+        if self.unit == "record":
+            found.append("privacy.trust = 'secure' found with privacy.unit = 'record', where every "
+                         "site adds all of the noise itself; set trust = \"server\"")
+        if self.mechanism != "gaussian":
+            found.append(f"privacy.trust = 'secure' found with privacy.mechanism = "
+                         f"'{self.mechanism}', whose noise the server adds; remove one of them")
+        if not 0.0 <= self.dropouts < 0.5:
+            found.append(f"privacy.dropouts is {self.dropouts}, expected a share in [0, 0.5); "
+                         "correct it")
+        if self.colluders < 0:
+            found.append(f"privacy.colluders is {self.colluders}, expected a number of clients, at "
+                         "least 0; correct it")
+        return found
+
     def _mechanism_problems(self) -> list[str]:
         """Whether the mechanism is known, and one for sums over clients."""
         try:
             find_mechanism(self.mechanism, "client")
         except PrivacyError as error:
             return [f"privacy.mechanism: {error}"]
+        if self.mechanism == DISTRIBUTED:
+            return [f"privacy.mechanism = '{DISTRIBUTED}' found, expected privacy.trust = "
+                    "\"secure\", which uses it; remove it and set that"]
         if self.unit == "record" and self.mechanism != "gaussian":
             return [f"privacy.mechanism = '{self.mechanism}' found with privacy.unit = 'record', "
                     "where the method says what its sites do; remove it"]
         return []
 
 
-def _expected(unit: str) -> str:
-    """The relations of a unit, as a message names them."""
-    return " or ".join(f'"{name}"' for name in RELATIONS[unit])
+def _expected(relations: Sequence[Relation]) -> str:
+    """Relations as a message names them."""
+    return " or ".join(f'"{name}"' for name in relations)

@@ -17,13 +17,13 @@ DELTAS: Final = (1e-3, 1e-2, *(k / 20 for k in range(1, 13)), 0.7, 0.8)
 
 
 def privacy_curve(events: Mapping[Event, int]) -> list[tuple[float, float]]:
-    """Pairs (epsilon, delta) that all events together keep, at large deltas; empty where nothing is
-    sampled, for Gaussians of full participation have a closed form.
+    """Pairs (epsilon, delta) that all events together keep, at large deltas; empty where all are
+    Gaussians of full participation, for these of full participation have a closed form.
 
     Args:
         events: event -> how often.
     """
-    if all(event.sampling_rate == 1.0 for event in events):
+    if all(event.sampling_rate == 1.0 and not event.concentrated for event in events):
         return []
     return [(epsilon(events, delta), delta) for delta in DELTAS]
 

@@ -47,7 +47,7 @@ and costs nothing.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from aulait.core.errors import ConfigError, PrivacyError, require
 from aulait.core.registry import Registry, missing_names
@@ -56,6 +56,9 @@ from aulait.privacy.accounting import Event
 if TYPE_CHECKING:  # the plan and the command line need no torch
     from aulait.core.types import Tensors
     from aulait.privacy.noise_source import NoiseSource
+
+DISTRIBUTED: Final = "distributed-gaussian"  # what privacy.trust = "secure" uses
+DISTRIBUTED_SHARE: Final = 1.0 - 1e-12  # of its noise multiplier that is accounted
 
 Unit = Literal["client", "record"]
 Relation = Literal["add-remove", "zero-out", "replace"]
@@ -121,6 +124,36 @@ class Gaussian:
         return noised, state
 
 
+class DistributedGaussian(Gaussian):
+    """Discrete Gaussian noise, a part from every client, on the sum that secure aggregation shows.
+
+    The coordinator sees who takes part, so it is no secret whether a client does: in the place of
+    a client stands one that adds its noise alone, or another one. With the relation "zero-out" one
+    client moves the sum by at most C, with "replace" by at most 2 C. Sampling hides nobody from the
+    coordinator, so none is counted. It is accounted by its Rényi divergences, which those of a
+    Gaussian of the same multiplier bound but for a part in 10^12
+    (``aulait.privacy.secure.discrete_gaussian``; the aggregator checks it in every release).
+    """
+
+    relations: tuple[Relation, ...] = ("zero-out", "replace")
+    amplified = False
+
+    def event(self, noise_multiplier: float, sampling_rate: float, steps: int) -> Event:
+        """A Gaussian of which only the Rényi divergences are claimed."""
+        return Event(noise_multiplier * DISTRIBUTED_SHARE, sampling_rate, steps, concentrated=True)
+
+    def add_noise(
+        self, total: Tensors, sigma: float, source: NoiseSource, state: Tensors
+    ) -> tuple[Tensors, Tensors]:
+        """Never: the clients add it.
+
+        Raises:
+            PrivacyError: always.
+        """
+        raise PrivacyError("mechanism 'distributed-gaussian' is asked for noise at the server, "
+                           "expected it at the clients; set privacy.trust = \"secure\"")
+
+
 class DpSgd(Gaussian):
     """Noise on the sum of clipped gradients of single records, in every step of a site.
 
@@ -168,10 +201,11 @@ class GaussianVotes(Gaussian):
 
 
 GAUSSIAN, DP_SGD, GAUSSIAN_BATCH = Gaussian(), DpSgd(), GaussianBatch()
-GAUSSIAN_VOTES = GaussianVotes()
+GAUSSIAN_VOTES, DISTRIBUTED_GAUSSIAN = GaussianVotes(), DistributedGaussian()
 MECHANISMS: Registry[Mechanism] = Registry(
     "mechanism",
-    {"gaussian": f"{__name__}:GAUSSIAN", "dp-sgd": f"{__name__}:DP_SGD",
+    {"gaussian": f"{__name__}:GAUSSIAN",
+     DISTRIBUTED: f"{__name__}:DISTRIBUTED_GAUSSIAN", "dp-sgd": f"{__name__}:DP_SGD",
      "gaussian-batch": f"{__name__}:GAUSSIAN_BATCH",
      "gaussian-votes": f"{__name__}:GAUSSIAN_VOTES"},
     lambda thing: missing_names(thing, ("sensitivity", "event", "add_noise"),

@@ -42,6 +42,7 @@ from torch import Tensor
 
 from aulait.core.errors import PrivacyError, require
 from aulait.privacy.noise_grid import grid
+from aulait.privacy.noise_source import Words
 
 TOTAL_VARIATION = 2.0**-200
 _DOUBT = 2.0**-40  # of sigma; far above the error of the formula in float64
@@ -109,6 +110,10 @@ class SystemNoise:
             multiples[i] = _decided(int(radius_words[i]), int(angle_words[i]), ratio)
         return torch.from_numpy(multiples * step).reshape(shape)
 
+    def client_words(self, client: str) -> Words:
+        """The system's entropy, for every client."""
+        return _random_words
+
 
 class SeededNoise:
     """Reproducible noise. Whoever knows the seed can subtract it, so a run with it is not private.
@@ -121,7 +126,7 @@ class SeededNoise:
     private = False
 
     def __init__(self, seed: int, release: int = 0) -> None:
-        self._seed = seed
+        self._seed, self._release = seed, release
         digest = hashlib.sha256(f"noise|{seed}|{release}".encode()).digest()
         self._generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -142,6 +147,16 @@ class SeededNoise:
         step = grid(std)
         drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64) * std
         return (drawn / step).round() * step if step else drawn
+
+    def client_words(self, client: str) -> Words:
+        """The stream of one client in this release."""
+        digest = hashlib.sha256(f"noise|{self._seed}|{self._release}|{client}".encode()).digest()
+        generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+
+        def words(count: int) -> NDArray[np.uint64]:
+            return generator.integers(0, 1 << 64, count, dtype=np.uint64, endpoint=False)
+
+        return words
 
 
 def _random_words(count: int) -> NDArray[np.uint64]:

@@ -3,10 +3,16 @@ one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # the plan and the command line need no torch
     from torch import Tensor
+
+Words = Callable[[int], NDArray[np.uint64]]  # so many random 64-bit words
 
 
 class NoiseSource(Protocol):
@@ -31,3 +37,7 @@ class NoiseSource(Protocol):
     def gaussian(self, shape: tuple[int, ...], std: float) -> Tensor:
         """Independent N(0, std²) numbers, each rounded to the nearest multiple of ``step(std)``;
         float64, on the CPU."""
+
+    def client_words(self, client: str) -> Words:
+        """The randomness of one client that adds noise of its own, under secure aggregation; of
+        this release."""

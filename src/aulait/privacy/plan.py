@@ -313,7 +313,7 @@ def _multipliers(config: PrivacyConfig, schedules: Sequence[ReleaseSchedule]) ->
                 "accounted; let every client vote")
         split = split_budget(target, delta, votes.rounds, updates.rounds, config.vote_fraction)
         if updates.sampling_rate == 1.0 and updates.steps == 1:
-            return list(split)
+            return _scaled(split, schedules, target, delta)
         paid = Counter({votes.event(split[0]): votes.rounds})
         return [split[0], _calibrated(updates, target, delta, paid)]
     return [_calibrated(schedule, target, delta) for schedule in schedules]
@@ -351,6 +351,22 @@ def _searched_multipliers(config: PrivacyConfig,
         found["train"] = _calibrated(updates, target, delta, paid)
     return [found[s.stage] if s.stage in found else _calibrated(s, target, delta)
             for s in schedules]
+
+
+def _scaled(split: tuple[float, float], schedules: Sequence[ReleaseSchedule], target: float,
+            delta: float) -> list[float]:
+    """The multipliers of votes and updates, both by one factor larger where their mechanisms cost
+    more than Gaussians."""
+    def events(factor: float) -> Counter[Event]:
+        found: Counter[Event] = Counter()
+        for schedule, multiplier in zip(schedules, split, strict=True):
+            found[schedule.event(factor * multiplier)] += schedule.rounds
+        return found
+
+    if epsilon(events(1.0), delta) <= target:
+        return list(split)
+    factor = calibrate_events(target, delta, events, 1.0)
+    return [factor * multiplier for multiplier in split]
 
 
 def _calibrated(schedule: ReleaseSchedule, target: float, delta: float,

@@ -24,6 +24,8 @@ from aulait.runfolder.schema import LedgerEntry, SelectionFile
 
 MECHANISMS = {
     ("client", "gaussian"): "Gaussian noise on the sum over clients, at the coordinator",
+    ("client", "distributed-gaussian"): "discrete Gaussian noise, a part from every client, on the "
+                                        "sum that secure aggregation shows",
     ("record", "gaussian-votes"): "Gaussian noise on each site's sum of clipped votes, at the site",
     ("record", "dp-sgd"): "Gaussian noise on a step's sum of clipped gradients, at the site "
                           "(DP-SGD)",

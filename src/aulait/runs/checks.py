@@ -17,6 +17,7 @@ from aulait.methods.contract import (
     step_mechanism,
 )
 from aulait.privacy import record_level
+from aulait.privacy.secure.quorum import Quorum
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import Federation
 
@@ -57,6 +58,7 @@ def check_roles(settings: Settings, federation: Federation) -> None:
             "synthesis.voters = 'all' with federation.sampling = 'poisson' is not accounted; use "
             "sampling = 'all'")
     _check_unit(settings, federation)
+    _check_quorum(settings, federation)
 
 
 def _check_names(settings: Settings, federation: Federation) -> None:
@@ -124,6 +126,18 @@ def _check_models(settings: Settings, federation: Federation) -> None:
     require(settings.model.kind == "causal" or settings.data.answers, ConfigError,
             "model.kind is 'seq2seq' and the data are plain text, expected a prompt for the "
             "encoder and a response for the decoder; set data.prompt and data.response")
+
+
+def _check_quorum(settings: Settings, federation: Federation) -> None:
+    """Under secure aggregation every sum needs clients enough to hide one of them."""
+    privacy = settings.privacy
+    if not privacy.secure:
+        return
+    for count, who in ((len(federation.voters), "clients that vote"),
+                       (len(federation.trainers), "clients that train")):
+        problem = Quorum.of(count, privacy.dropouts, privacy.colluders).problem(count, who)
+        if count and problem:
+            raise ConfigError(problem)
 
 
 def _check_unit(settings: Settings, federation: Federation) -> None:

@@ -347,6 +347,8 @@ def settings_problems(settings: Settings) -> list[str]:
         problems.append(
             "privacy.relation = 'replace' with federation.sampling = 'poisson' is not accounted; "
             "use 'add-remove'")
+    if settings.privacy.secure:
+        problems += _check_secure(settings)
     problems += _check_deployed(settings) if settings.engine.deployed else [
         f"federation.tier '{tier.name}': machine = '{tiers.MEASURED}' is measured by the sites of "
         "a deployment; name a preset here"
@@ -368,6 +370,21 @@ def settings_problems(settings: Settings) -> list[str]:
             "synthesis.generate.kind = 'mask' needs synthesis.generate.filler, the id or path of a "
             "masked language model")
     return problems
+
+
+def _check_secure(settings: Settings) -> list[str]:
+    """What contradicts that the server sees sums alone."""
+    cases = [
+        (settings.federation.sampling == "poisson",
+         "federation.sampling = 'poisson': the server sees who is drawn, so that sampling hides "
+         "nobody from it; use sampling = 'all'"),
+        (settings.synthesis.votes == "exact",
+         "synthesis.votes = 'exact', whose sum gets no noise; use 'private'"),
+        (settings.engine.deployed,
+         f"engine.name = '{settings.engine.name}': its sites cannot yet share masks, and secure "
+         "aggregation is simulated only; use trust = \"server\", or engine.name = 'inline'"),
+    ]
+    return [f"privacy.trust = 'secure' found with {text}" for found, text in cases if found]
 
 
 def _private_as_public(settings: Settings) -> list[str]:

@@ -70,7 +70,7 @@ def _voting(settings: Settings, trainers: bool) -> ReleaseSchedule:
     privacy = settings.privacy
     return ReleaseSchedule(
         stage="synthesis", rounds=settings.votings, role=vote_role(settings, trainers),
-        mechanism=record_level.VOTES if privacy.protects_records else privacy.mechanism,
+        mechanism=record_level.VOTES if privacy.protects_records else privacy.client_mechanism,
         bound=vote_bound(settings))
 
 
@@ -79,7 +79,7 @@ def _training(settings: Settings, trainers: Sequence[Site]) -> ReleaseSchedule:
     privacy, federation = settings.privacy, settings.federation
     bound = None if privacy.clip == "proxies" else float(privacy.clip) * privacy.clip_scale
     rate = federation.rate if federation.sampling == "poisson" else 1.0
-    mechanism, steps = privacy.mechanism, 1
+    mechanism, steps = privacy.client_mechanism, 1
     if privacy.protects_records:  # every round counts for every unit, whoever is drawn
         asked = record_mechanism(settings.method, settings.method_config, privacy, trainers)
         mechanism, rate, steps = asked.mechanism, asked.rate, asked.steps

@@ -15,6 +15,7 @@ from aulait.models import loading
 from aulait.models.loading import AdapterConfig
 from aulait.privacy.noise_ratio import REFUSED, WARNED, NoiseRatio, ratio_in_words
 from aulait.privacy.plan import PlannedRelease
+from aulait.privacy.secure.quorum import Quorum
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import Federation, PreparedRun
 
@@ -41,8 +42,18 @@ def noise_ratio(run: PreparedRun, *, diluted: bool = True) -> NoiseRatio | None:
                              settings.privacy.unit)
     if diluted:
         clients *= 1.0 + _diluting(run) / len(federation.trainers)
-    return NoiseRatio(numbers, clients, release.noise_multiplier,
+    return NoiseRatio(numbers, clients, _whole_noise(settings, federation, release),
                       release.rounds * release.steps)
+
+
+def _whole_noise(settings: Settings, federation: Federation, release: PlannedRelease) -> float:
+    """The noise multiplier when all clients answer: under secure aggregation each adds its part,
+    and the fewest that may stay have enough."""
+    privacy, count = settings.privacy, len(federation.trainers)
+    if not privacy.secure:
+        return release.noise_multiplier
+    honest = Quorum.of(count, privacy.dropouts, privacy.colluders).honest
+    return release.noise_multiplier * math.sqrt(count / honest)
 
 
 def _averaging_sites(settings: Settings, federation: Federation,

@@ -209,7 +209,8 @@ def _key(run: PreparedRun) -> str:
     privacy = s.privacy.model_dump(include={"off", "epsilon", "noise_multiplier", "delta",
                                             "relation", "noise_seed", "vote_fraction",
                                             "mechanism", "unit", "unit_field",
-                                            "records_per_unit"})
+                                            "records_per_unit", "trust", "dropouts",
+                                            "colluders"})
     machines = [[t.name, t.machine, t.link, t.availability, t.dropout, t.spread]
                 for t in s.federation.tier if t.machine]
     virtual = [machines, s.compute.model_dump(), {n: own.plan.tier for n, own in sites.items()}]
