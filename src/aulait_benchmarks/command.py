@@ -14,14 +14,15 @@ from aulait.cli.options import JsonOption
 from aulait.core.errors import ConfigError, did_you_mean
 from aulait.core.files import JsonObject
 from aulait.reporting import numbers as n
-from aulait_benchmarks import aggregate, cost, peers, plan_size, retrieve, simulate
+from aulait_benchmarks import aggregate, cost, peers, plan_size, retrieve, secagg, simulate
 from aulait_benchmarks.edge import edge_command
 from aulait_benchmarks.edge.edge_command import EdgeOptions
 
 _NAMES = ("simulate: federated rounds against plain training of the same batches; aggregate: "
           "FlexLoRA's merge against a dense SVD; cost: the cost model against the clock; deploy: "
           "an exchange over Flower beside bare Flower; retrieve: votes over a million public "
-          "texts; plan: a plan of 740,920 rows.")
+          "texts; plan: a plan of 740,920 rows; secagg: a client's seconds and bytes of secure "
+          "aggregation beside plain sums.")
 REPETITIONS, CLIENTS = 5, 16
 _EDGE = (
     "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
@@ -34,7 +35,7 @@ def bench(  # noqa: PLR0913 (the options of a command)
         int | None,
         typer.Option("--repetitions", min=3,
             help=f"How often each takes its turn, {REPETITIONS}; medians are told. Not in "
-            "deploy, retrieve and plan."),
+            "deploy, retrieve, plan and secagg."),
     ] = None,
     clients: Annotated[int | None,
         typer.Option("--clients", min=2,
@@ -69,7 +70,9 @@ def bench(  # noqa: PLR0913 (the options of a command)
     takes; a ratio of 1 is exact. deploy: seconds of an exchange with sites over Flower beside
     bare Flower with the same bytes, in turns, on this machine. retrieve: seconds and memory of
     two levels of votes of 100 clients over a million public texts whose vectors are made up.
-    plan: seconds and memory of a plan of 740,920 rows.
+    plan: seconds and memory of a plan of 740,920 rows. secagg: seconds and bytes of a client, and
+    seconds of the server, for rounds of secure aggregation in which a tenth of the clients drop
+    out.
     """
     with terminal.work(as_json):
         if name not in simulate.names():
@@ -93,7 +96,7 @@ def bench(  # noqa: PLR0913 (the options of a command)
     else:
         {"edge": edge_command.show, "aggregate": _show_aggregate, "cost": _show_cost,
          "deploy": _show_deploy, "retrieve": _show_retrieve,
-         "plan": _show_plan}.get(name, _show)(found)
+         "plan": _show_plan, "secagg": _show_secagg}.get(name, _show)(found)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def _unused(name: str, repetitions: int | None, clients: int | None, beside_peer
         raise ConfigError(
             f"found --clients with benchmark '{name}', expected it with 'simulate' alone; leave it "
             "out")
-    if repetitions is not None and name in ("deploy", "retrieve", "plan"):
+    if repetitions is not None and name in ("deploy", "retrieve", "plan", "secagg"):
         raise ConfigError(
             f"found --repetitions with benchmark '{name}', which has its own numbers of turns; "
             "leave it out, or take --quick")
@@ -148,6 +151,8 @@ def _measured(name: str, size: Size, out: Path | None) -> JsonObject:
         return retrieve.measure(retrieve.QUICK if size.quick else retrieve.FULL)
     if name == "plan":
         return plan_size.measure(plan_size.QUICK if size.quick else plan_size.FULL)
+    if name == "secagg":
+        return secagg.measure(secagg.QUICK if size.quick else secagg.FULL, terminal.note)
     if name == "deploy":
         from aulait_benchmarks import deploy  # needs the extra "flower", which is optional
 
@@ -270,6 +275,21 @@ def _show_plan(found: JsonObject) -> None:
         right=range(1, 4))
     terminal.say(f"a row takes {found['processor_us_row']:.0f} microseconds of processor time and "
                  f"{found['bytes_row']:.0f} bytes")
+
+
+def _show_secagg(found: JsonObject) -> None:
+    rows = [(n.count(case["clients"]), n.count(case["numbers"]), n.count(case["neighbours"]),
+             n.count(case["survivors"]), n.duration(case["client_s"]), n.size(case["up_bytes"]),
+             n.size(case["plain_up_bytes"]), n.size(case["down_bytes"]),
+             n.duration(case["server_s"]), n.duration(case["plain_server_s"]))
+            for case in found["cases"]]
+    title = (f"one round of secure aggregation, {found['dropouts']:.0%} of the clients drop out, "
+             f"processor time, {n.counted(found['threads'], 'thread')}")
+    heads = ("clients", "numbers", "neighbours", "in the sum", "a client", "up", "up, plain",
+             "down beside the model", "server", "server, plain")
+    terminal.table(title, heads, rows, right=range(10))
+    exact = all(case["error_steps"] == 0 for case in found["cases"])
+    terminal.say(f"the sums {'are' if exact else 'are NOT'} the plain sums of what clients sent")
 
 
 def _show_cost(found: JsonObject) -> None:

@@ -295,4 +295,4 @@ def wait(run: PreparedRun) -> None:
 
 def names() -> Sequence[str]:
     """The benchmarks there are; the others are in ``bench_NAME.py``, ``deploy`` in ``flower``."""
-    return ("simulate", "aggregate", "cost", "edge", "deploy", "retrieve", "plan")
+    return ("simulate", "aggregate", "cost", "edge", "deploy", "retrieve", "plan", "secagg")

@@ -393,7 +393,7 @@ def test_parts_that_do_not_fit_are_refused():
         (config, Accountant(DELTA, {"local": 1.1})),
         (PrivacyConfig(epsilon=1.0, relation="replace"), sound),
         (PrivacyConfig(epsilon=1.0, delta=DELTA), sound),
-        (PrivacyConfig(epsilon=1.0, delta=DELTA, relation="replace", trust="secure"), sound),
+        (PrivacyConfig(epsilon=1.0, delta=DELTA, relation="replace", trust="secure", dropouts=0.7), sound),
     ]:
         with pytest.raises(PrivacyError):
             PrivateAggregator(settings_, Ledger(None), accountant, SystemNoise(), KnownSites(frozenset()))

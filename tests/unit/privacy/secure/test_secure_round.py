@@ -142,7 +142,7 @@ def test_late_messages_are_not_looked_at():
 
 
 def test_every_step_is_taken_once_and_in_order():
-    terms, everyone = parties(NAMES, QUORUM)
+    _, everyone = parties(NAMES, QUORUM)
     party = everyone[NAMES[0]]
     party.advertise()
     for again in (party.advertise, lambda: party.share({}), lambda: party.agree(NAMES)):

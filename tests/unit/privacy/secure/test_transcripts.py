@@ -8,6 +8,8 @@ the real messages stands beside.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.stats import chi2
@@ -52,7 +54,7 @@ def test_for_all_masks_of_one_federation_there_are_masks_of_the_other(monkeypatc
     masks = {(a, b): draw.integers(0, 1 << 24, SIZE, dtype=np.uint64)
              for i, a in enumerate(NAMES) for b in NAMES[i + 1:]}
     moved, carried = dict(masks), np.zeros(SIZE, np.uint64)
-    for a, b in zip(NAMES, NAMES[1:], strict=False):
+    for a, b in itertools.pairwise(NAMES):
         carried = carried + one[a] - other[a]  # a adds the mask, b takes it away
         moved[a, b] = masks[a, b] + carried
     assert not ((carried + one["c5"] - other["c5"]) & MOST).any()
