@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import torch
 
@@ -30,6 +30,7 @@ from aulait.privacy.secure.quorum import Quorum
 from aulait.privacy.secure.terms import SecureTerms
 
 Found = TypeVar("Found")
+Given = ParamSpec("Given")
 DROPOUTS: Final = 0.1
 BOUND, SIGMA = 1.0, 2.0
 MEASURED: Final = 5  # clients whose seconds are taken
@@ -71,13 +72,14 @@ class _Stopwatch:
     """Seconds of the processor, by whom."""
 
     def __init__(self) -> None:
-        self.spent_s: Counter[str] = Counter()
+        self.spent_s: defaultdict[str, float] = defaultdict(float)
 
-    def of(self, who: str, work: Callable[[], Found]) -> Found:
+    def of(self, who: str, work: Callable[Given, Found], *given: Given.args,
+           **named: Given.kwargs) -> Found:
         """The result of some work; nobody knows signatures that another one has verified."""
         signed_by.cache_clear()
         started = time.process_time()
-        result = work()
+        result = work(*given, **named)
         self.spent_s[who] += time.process_time() - started
         return result
 
@@ -121,31 +123,30 @@ def _played(names: list[str], quorum: Quorum, encoding: Encoding,
     identities = {name: Identity.new() for name in names}
     terms = SecureTerms.drawn({name: own.public.hex() for name, own in identities.items()}, quorum,
                               len(vectors[names[0]]), encoding)
-    parties = {name: watch.of(name, lambda n=name: Party(n, identities[n], terms))
-               for name in names}
+    parties = {name: watch.of(name, Party, name, identities[name], terms) for name in names}
     server, noise, sent = SecureSum(terms), SystemNoise(), torch.zeros(terms.numbers).double()
     for name, party in parties.items():
         keys = watch.of(name, party.advertise)
-        watch.of(_SERVER, lambda n=name, k=keys: server.receive_keys(n, k))
+        watch.of(_SERVER, server.receive_keys, name, keys)
     for name, peers in watch.of(_SERVER, server.keys_for).items():
-        sealed = watch.of(name, lambda n=name, p=peers: parties[n].share(p))
-        watch.of(_SERVER, lambda n=name, s=sealed: server.receive_shares(n, s))
+        sealed = watch.of(name, parties[name].share, peers)
+        watch.of(_SERVER, server.receive_shares, name, sealed)
     for name, shares in watch.of(_SERVER, server.shares_for).items():
         if name in silent:
             continue
-        noised = watch.of(name, lambda n=name: encoding.noised(vectors[n], noise.client_words(n)))
+        noised = watch.of(name, encoding.noised, vectors[name], noise.client_words(name))
         sent += encoding.decoded(noised)
-        masked = watch.of(name, lambda n=name, s=shares, v=noised: parties[n].mask(s, v))
-        watch.of(_SERVER, lambda n=name, m=masked: server.receive_vector(n, m))
+        masked = watch.of(name, parties[name].mask, shares, noised)
+        watch.of(_SERVER, server.receive_vector, name, masked)
     survivors = watch.of(_SERVER, server.survivors)
     for name in survivors:
         if name not in late:
-            signature = watch.of(name, lambda n=name: parties[n].agree(survivors))
-            watch.of(_SERVER, lambda n=name, s=signature: server.receive_signature(n, s))
+            signature = watch.of(name, parties[name].agree, survivors)
+            watch.of(_SERVER, server.receive_signature, name, signature)
     signatures = watch.of(_SERVER, server.signatures)
     for name in signatures:
-        revealed = watch.of(name, lambda n=name: parties[n].reveal(signatures))
-        watch.of(_SERVER, lambda n=name, r=revealed: server.receive_secrets(n, r))
+        revealed = watch.of(name, parties[name].reveal, signatures)
+        watch.of(_SERVER, server.receive_secrets, name, revealed)
     total, count = watch.of(_SERVER, server.total)
     return watch, count, float((encoding.decoded(total) - sent).abs().max()) / encoding.step
 

@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -66,7 +67,7 @@ def discrete_gaussian(count: int, s: float, words: Words) -> Whole:
         # 3 of 4 are kept, so one or two passes are enough as a rule
         tried = _discrete_laplace(math.ceil(1.4 * (count - len(found))) + 16, scale, words)
         kept = _accepted((np.abs(tried) - s * s / scale) ** 2 / (2.0 * s * s), words,
-                         lambda i, t=tried: _rejected_by(int(t[i]), s, scale))
+                         partial(_exact_rate, tried, s, scale))
         found = np.concatenate([found, tried[kept]])
     return found[:count]
 
@@ -91,7 +92,7 @@ def _discrete_laplace(count: int, scale: int, words: Words) -> Whole:
     while len(found) < count:
         more = math.ceil(1.8 * (count - len(found))) + 16
         low = _uniform(more, scale, words)
-        low = low[_accepted(low / scale, words, lambda i, u=low: Decimal(int(u[i])) / scale)]
+        low = low[_accepted(low / scale, words, partial(_share, low, scale))]
         high = _geometric(len(low), words)
         value = low + scale * high
         negative = (words(len(value)) & np.uint64(1)).astype(bool)
@@ -138,10 +139,15 @@ def _accepted(rates: Numbers, words: Words,
     return accepted
 
 
-def _rejected_by(value: int, s: float, scale: int) -> Decimal:
-    """(|x| - s²/t)² / (2 s²) to the precision of the context."""
+def _exact_rate(values: Whole, s: float, scale: int, place: int) -> Decimal:
+    """(|x| - s²/t)² / (2 s²) of one value to the precision of the context."""
     square = Decimal(s) * Decimal(s)  # a float64 is exact as a decimal number
-    return (abs(value) - square / scale) ** 2 / (2 * square)
+    return (abs(int(values[place])) - square / scale) ** 2 / (2 * square)
+
+
+def _share(values: Whole, scale: int, place: int) -> Decimal:
+    """One value over the scale to the precision of the context."""
+    return Decimal(int(values[place])) / scale
 
 
 def _with_more_bits(word: int, words: Words) -> Decimal:

@@ -138,9 +138,9 @@ class Party:
         peers = {name: advertised[name] for name in self.terms.neighbours[self.name]
                  if name in advertised}
         self._require_enough(len(peers))
-        for name, keys in peers.items():
-            self._check(signed_by(bytes.fromhex(self.terms.identities[name]), keys.signature,
-                                  keys.message(self.terms.digest, name)), WireError,
+        for name, told in peers.items():
+            self._check(signed_by(bytes.fromhex(self.terms.identities[name]), told.signature,
+                                  told.message(self.terms.digest, name)), WireError,
                         f"keys of client '{name}' that it did not sign found")
         self._check(len({k.masking for k in peers.values()} | {own.masking.public}) > len(peers),
                     WireError, "one public key of two clients found")
