@@ -82,6 +82,8 @@ COMMANDS = {
         "carry."),
     "account": Listed("Look things up", "aulait.cli.account:account",
         "Turn epsilon into noise, or noise into epsilon; or check a run."),
+    "audit": Listed("Look things up", "aulait.cli.audit:audit_run",
+        "Attack the releases that a run makes, and hold what is proven against what is claimed."),
     "bench": Listed("Look things up", "aulait_benchmarks.command:bench",
         "Measure this installation beside the straightforward way to the same result."),
     "keys": Listed("Deploy", "aulait.cli.keys:app",

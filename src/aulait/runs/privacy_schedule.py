@@ -40,7 +40,7 @@ def privacy_plan(
         if getattr(settings.method_config, "server", "") == "search":
             schedules.append(ReleaseSchedule(
                 stage=line_search.TAG, rounds=settings.train.rounds, role="local",
-                mechanism=settings.privacy.mechanism, bound=line_search.BOUND))
+                mechanism=settings.privacy.client_mechanism, bound=line_search.BOUND))
     exact_roles = vote_role(settings, bool(trainers)).split("+") if voters and exact else ()
     return plan_privacy(settings.privacy, schedules, exact_roles)
 

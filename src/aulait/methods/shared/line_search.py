@@ -136,7 +136,8 @@ def search(asked: Search, means: Means) -> Searched:
         Release(stage=TAG, round=cohort.round, role=cohort.role,
                 bound=BOUND if aggregator.private else math.inf,
                 noise_multiplier=cohort.search_noise_multiplier, planned=cohort.planned,
-                template=template), transform=_floored if aggregator.private else None)
+                template=template, clients=cohort.local),
+        transform=_floored if aggregator.private else None)
     count = cohort.planned if aggregator.protects_clients else max(1, len(released.counted))
     drops, doubt = (released.total[DROP] / count).tolist(), released.noise_std / count
     best = chosen(drops, doubt)
