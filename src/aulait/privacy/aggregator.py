@@ -300,8 +300,8 @@ class PrivateAggregator:
         expected_shapes: ExpectedShapes | None, transform: Transform | None,
     ) -> ReleasedSum:
         """As ``release``, where the clients clip, add their part of the noise and mask: nothing but
-        their noised sum is ever computed here. Clients that were asked and do not answer, or not
-        as expected, have dropped out of the round."""
+        their noised sum is ever computed here. A client that was asked and does not answer has
+        dropped out of the round; one whose update cannot be counted adds its noise alone."""
         mechanism = find_mechanism(self.config.client_mechanism, "client")
         assert self.config.relation is not None
         sensitivity = mechanism.sensitivity(release.bound, self.config.relation)
@@ -318,14 +318,16 @@ class PrivateAggregator:
         check_multiplier(event.noise_multiplier, encoding.multiplier(
             sensitivity, quorum.honest, numbers))
         noise = self._noise.at(len(self._ledger.lines) + 1)
+        nothing = torch.zeros(numbers, dtype=torch.float64)
         parties = LocalRound(release.clients, quorum, numbers, encoding, noise.client_words)
         for update in self._valid(updates, release, expected_shapes, total):
             self._check_roles(update, release.role)
             summand = transform(update) if transform else update.tensors
             vector = torch.cat([summand[name].detach().to("cpu", torch.float64).reshape(-1)
                                 for name in total.total] or [torch.zeros(0, dtype=torch.float64)])
-            if bool(torch.isfinite(vector).all()):
-                parties.add(update.client, vector)
+            parties.add(update.client, vector if bool(torch.isfinite(vector).all()) else nothing)
+        for client, _ in total.rejected:  # it still takes part, or its absence would tell why
+            parties.add(client, nothing)
         parties.close()
         self._charge(charge, mechanism)
         noised, survivors = parties.total()

@@ -110,20 +110,23 @@ def test_below_the_threshold_nothing_is_charged_and_nothing_comes_out(some, word
     assert ledger.lines == ()
 
 
-def test_updates_that_are_not_as_expected_are_dropouts():
-    wrong = ClientUpdate("c7", {"x.A": torch.full((2, 3), math.nan), "x.B": torch.zeros(4, 2)})
+@pytest.mark.parametrize("tensors", [
+    {"x.A": torch.full((2, 3), math.nan), "x.B": torch.zeros(4, 2)}, {"x.A": torch.zeros(2, 3)}])
+def test_a_client_whose_update_cannot_be_counted_takes_part_with_its_noise(tensors):
+    """Were it to drop out, the noise that is left would tell what is in its update."""
+    wrong = ClientUpdate("c7", tensors)
     out = aggregator("secure").release([*updates(1, NAMES[:7]), wrong], told())
-    assert out.noise_std == pytest.approx(1.0)
+    assert out.noise_std == pytest.approx(math.sqrt(8 / 7))
     assert out.counted == {}
     assert out.refused == ()
 
 
-def test_a_client_s_transform_that_overflows_drops_it_out():
+def test_a_client_whose_transform_overflows_takes_part_with_its_noise():
     out = aggregator("secure").release(
         updates(1), told(), transform=lambda own: {
             name: value * (math.inf if own.client == "c3" else 1.0)
             for name, value in own.tensors.items()})
-    assert out.noise_std == pytest.approx(1.0)
+    assert out.noise_std == pytest.approx(math.sqrt(8 / 7))
 
 
 def test_a_seed_gives_one_result_whatever_the_keys():
