@@ -27,13 +27,13 @@ from aulait.runs.privacy_audit import (
     audit,
 )
 
-SubjectArgument = Annotated[Path, typer.Argument(metavar="RUN|FILE",
+AuditedArgument = Annotated[Path, typer.Argument(metavar="RUN|FILE",
     help="A run folder, or an experiment file.")]
 QuickOption = Annotated[bool, typer.Option("--quick",
     help="An eighth of the canaries: a coarser bound, in seconds.")]
 
 
-def audit_run(subject: SubjectArgument, overrides: SetOption = None,
+def audit_run(subject: AuditedArgument, overrides: SetOption = None,
                   quick: QuickOption = False, as_json: JsonOption = False) -> None:
     """Attack the releases that a run makes, and hold what is proven against what is claimed.
 

@@ -29,9 +29,8 @@ from aulait.privacy.noise_grid import MOST_SUMMANDS, check_exact
 from aulait.privacy.noise_source import NoiseSource
 from aulait.privacy.record_level import RecordMechanism, same_relation
 from aulait.privacy.sealed import Seal, SealedUpdate, forgotten_after
-from aulait.privacy.secure.encoding import Encoding
-from aulait.privacy.secure.local_round import LocalRound, check_multiplier
 from aulait.privacy.secure.quorum import Quorum
+from aulait.privacy.secure.summation import BeginSecureSum, SecureSumRequest
 from aulait.privacy.update_checks import ExpectedShapes, Rejections, UpdateChecks, unsplit
 
 LARGEST_NORM = 1e4
@@ -90,10 +89,12 @@ class KnownSites:
         proxies: names of the sites on the server; their updates are public.
         largest_norm: an update longer than this is rejected where no clipping shortens it (without
             privacy, or with the unit "record", whose updates are public).
+        secure_sum: begins a round of secure aggregation with them; None where there is none.
     """
 
     proxies: frozenset[str] = frozenset()
     largest_norm: float = LARGEST_NORM
+    secure_sum: BeginSecureSum | None = None
 
 
 @dataclass(frozen=True)
@@ -152,11 +153,12 @@ class PrivateAggregator:
         limited = config.off or config.unit == "record"
         self._largest_norm = sites.largest_norm if limited else math.inf
         self._ledger, self._noise, self._proxies = ledger, noise, frozenset(sites.proxies)
+        self._begin_secure_sum = sites.secure_sum
         self._roles_of: dict[str, frozenset[str]] = {}
         if not config.off:
             self._accountant = _checked(config, accountant)
             _check_noise(config, noise)
-            _check_trust(config)
+            _check_trust(config, sites)
             _check_unit(config, record_mechanisms)
             _check_ledger(config, ledger)
 
@@ -311,15 +313,16 @@ class PrivateAggregator:
         quorum = Quorum.of(release.planned, self.config.dropouts, self.config.colluders)
         if problem := quorum.problem(release.planned, "clients"):
             raise PrivacyError(problem)
-        encoding = Encoding.fitting(release.bound, release.noise_multiplier * sensitivity,
-                                    quorum.honest, max(release.planned, len(release.clients)))
         total = ClippedSum.zero(release.template)
         numbers = sum(value.numel() for value in total.total.values())
-        check_multiplier(event.noise_multiplier, encoding.multiplier(
-            sensitivity, quorum.honest, numbers))
         noise = self._noise.at(len(self._ledger.lines) + 1)
         nothing = torch.zeros(numbers, dtype=torch.float64)
-        parties = LocalRound(release.clients, quorum, numbers, encoding, noise.client_words)
+        assert self._begin_secure_sum is not None  # looked at when this was made
+        parties = self._begin_secure_sum(SecureSumRequest(
+            clients=release.clients, planned=release.planned, quorum=quorum, numbers=numbers,
+            bound=release.bound, sensitivity=sensitivity,
+            sigma=release.noise_multiplier * sensitivity, accounted=event.noise_multiplier,
+            words=noise.client_words))
         for update in self._valid(updates, release, expected_shapes, total):
             self._check_roles(update, release.role)
             summand = transform(update) if transform else update.tensors
@@ -336,7 +339,7 @@ class PrivateAggregator:
         return ReleasedSum(
             {name: part.view(shape).to(torch.float32)
              for name, part, shape in zip(total.total, parts, shapes, strict=True)},
-            release.planned, encoding.noise_std(survivors))
+            release.planned, parties.noise_std(survivors))
 
     def admit(
         self, updates: Iterable[ClientUpdate], template: Tensors,
@@ -533,9 +536,12 @@ def _check_noise(config: PrivacyConfig, noise: NoiseSource) -> None:
             "private) or use SystemNoise")
 
 
-def _check_trust(config: PrivacyConfig) -> None:
+def _check_trust(config: PrivacyConfig, sites: KnownSites) -> None:
     problems = config.secure_problems() if config.secure else []
     require(not problems, PrivacyError, "; ".join(problems))
+    require(not config.secure or sites.secure_sum is not None, PrivacyError,
+            "privacy.trust = 'secure' found without a way to sum securely, expected one; report "
+            "this as a defect")
 
 
 def _check_unit(config: PrivacyConfig,

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from aulait.core.errors import PrivacyError, require
 from aulait.privacy.noise_grid import grid
-from aulait.privacy.noise_source import Words
+from aulait.privacy.noise_source import RandomWords
 
 TOTAL_VARIATION = 2.0**-200
 _DOUBT = 2.0**-40  # of sigma; far above the error of the formula in float64
@@ -110,7 +110,7 @@ class SystemNoise:
             multiples[i] = _decided(int(radius_words[i]), int(angle_words[i]), ratio)
         return torch.from_numpy(multiples * step).reshape(shape)
 
-    def client_words(self, client: str) -> Words:
+    def client_words(self, client: str) -> RandomWords:
         """The system's entropy, for every client."""
         return _random_words
 
@@ -148,7 +148,7 @@ class SeededNoise:
         drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64) * std
         return (drawn / step).round() * step if step else drawn
 
-    def client_words(self, client: str) -> Words:
+    def client_words(self, client: str) -> RandomWords:
         """The stream of one client in this release."""
         digest = hashlib.sha256(f"noise|{self._seed}|{self._release}|{client}".encode()).digest()
         generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:  # the plan and the command line need no torch
     from torch import Tensor
 
-Words = Callable[[int], NDArray[np.uint64]]  # so many random 64-bit words
+RandomWords = Callable[[int], NDArray[np.uint64]]  # so many random 64-bit words
 
 
 class NoiseSource(Protocol):
@@ -38,6 +38,6 @@ class NoiseSource(Protocol):
         """Independent N(0, std²) numbers, each rounded to the nearest multiple of ``step(std)``;
         float64, on the CPU."""
 
-    def client_words(self, client: str) -> Words:
+    def client_words(self, client: str) -> RandomWords:
         """The randomness of one client that adds noise of its own, under secure aggregation; of
         this release."""

@@ -9,6 +9,7 @@ from aulait.privacy.aggregator import KnownSites, PrivateAggregator
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
+from aulait.privacy.secure.local_round import begin_round
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runfolder.schema import is_chained
 from aulait.runs.prepared import Books, PreparedRun
@@ -64,7 +65,8 @@ def open_books(run: PreparedRun, ledger: Ledger) -> Books:
     proxies = frozenset(f"{kind}-{k:03d}" for kind in ("proxy", "reference")
                         for k in range(MOST_PROXIES))
     train = PrivateAggregator(
-        privacy, ledger, accountant, noise, KnownSites(proxies, settings.federation.max_norm),
+        privacy, ledger, accountant, noise,
+        KnownSites(proxies, settings.federation.max_norm, begin_round),
         run.privacy.record_mechanisms)
     votes, exact = train, settings.synthesis.votes == "exact"
     if exact and not privacy.off:

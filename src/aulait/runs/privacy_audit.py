@@ -32,6 +32,7 @@ from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.privacy.plan import PlannedRelease
 from aulait.privacy.record_level import PRIVATE, VOTES, SiteNoise
+from aulait.privacy.secure.local_round import begin_round
 from aulait.synthesis.embedding import votes
 from aulait.synthesis.unit_votes import noised_votes
 
@@ -141,7 +142,8 @@ def _sums_over_clients(config: PrivacyConfig, release: PlannedRelease,
                                      "clip": bound, "clip_scale": 1.0})
     assert config.delta is not None
     accountant = Accountant(config.delta, dict.fromkeys(release.roles, math.inf))
-    through = PrivateAggregator(told, Ledger(None), accountant, SystemNoise(), KnownSites())
+    through = PrivateAggregator(told, Ledger(None), accountant, SystemNoise(),
+                                KnownSites(secure_sum=begin_round))
     score = torch.zeros(len(there), dtype=torch.float64)
     for round in range(1, release.rounds + 1):
         drawn = [rate == 1.0 or _SECRET.random() < rate for _ in there]

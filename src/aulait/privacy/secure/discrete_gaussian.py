@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aulait.core.errors import PrivacyError, require
-from aulait.privacy.noise_source import Words
+from aulait.privacy.noise_source import RandomWords
 
 _DOUBT: Final = 2.0**-44  # far above the error of exp in float64
 _MORE_WORDS: Final = 3
@@ -47,7 +47,7 @@ Whole = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 
 
-def discrete_gaussian(count: int, s: float, words: Words) -> Whole:
+def discrete_gaussian(count: int, s: float, words: RandomWords) -> Whole:
     """Independent numbers of N_Z(0, s²).
 
     Args:
@@ -86,7 +86,7 @@ def concentrated_multiplier(multiplier: float, summands: int, s: float, numbers:
     return 1.0 / (1.0 / multiplier + tau * math.sqrt(numbers))
 
 
-def _discrete_laplace(count: int, scale: int, words: Words) -> Whole:
+def _discrete_laplace(count: int, scale: int, words: RandomWords) -> Whole:
     """Numbers with probabilities proportional to exp(-|x|/scale)."""
     found = np.zeros(0, dtype=np.int64)
     while len(found) < count:
@@ -101,7 +101,7 @@ def _discrete_laplace(count: int, scale: int, words: Words) -> Whole:
     return found[:count]
 
 
-def _uniform(count: int, below: int, words: Words) -> Whole:
+def _uniform(count: int, below: int, words: RandomWords) -> Whole:
     """Uniform numbers in [0, below), exactly: words beyond the last whole multiple are left."""
     limit = np.uint64((1 << 64) // below * below - 1)
     found = np.zeros(0, dtype=np.uint64)
@@ -111,7 +111,7 @@ def _uniform(count: int, below: int, words: Words) -> Whole:
     return (found % np.uint64(below)).astype(np.int64)
 
 
-def _geometric(count: int, words: Words) -> Whole:
+def _geometric(count: int, words: RandomWords) -> Whole:
     """How often exp(-1) is accepted in a row."""
     value = np.zeros(count, dtype=np.int64)
     going = np.arange(count)
@@ -121,7 +121,7 @@ def _geometric(count: int, words: Words) -> Whole:
     return value
 
 
-def _accepted(rates: Numbers, words: Words,
+def _accepted(rates: Numbers, words: RandomWords,
               exact: Callable[[int], Decimal]) -> NDArray[np.bool_]:
     """Each with probability exp(-rate).
 
@@ -150,7 +150,7 @@ def _share(values: Whole, scale: int, place: int) -> Decimal:
     return Decimal(int(values[place])) / scale
 
 
-def _with_more_bits(word: int, words: Words) -> Decimal:
+def _with_more_bits(word: int, words: RandomWords) -> Decimal:
     """A number in (0, 1) of 256 random bits whose first 64 are given."""
     for more in words(_MORE_WORDS):
         word = (word << 64) | int(more)

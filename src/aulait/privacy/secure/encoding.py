@@ -24,7 +24,7 @@ from aulait.core.errors import PrivacyError, require
 from aulait.privacy.clipping import clip_vector
 from aulait.privacy.noise import toward_zero
 from aulait.privacy.noise_grid import grid
-from aulait.privacy.noise_source import Words
+from aulait.privacy.noise_source import RandomWords
 from aulait.privacy.secure.discrete_gaussian import (
     concentrated_multiplier,
     discrete_gaussian,
@@ -82,7 +82,7 @@ class Encoding:
         rounded = toward_zero(clip_vector(exact, self.bound), self.step) / self.step
         return rounded.to(torch.int64).numpy()
 
-    def noised(self, vector: Tensor, words: Words) -> Ring:
+    def noised(self, vector: Tensor, words: RandomWords) -> Ring:
         """What a client masks: its encoded vector with its own noise."""
         whole = self.encoded(vector)
         return (whole + discrete_gaussian(len(whole), self.noise_steps, words)).view(np.uint64)

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from aulait.core.errors import PrivacyError, WireError, require
-from aulait.privacy.noise_source import Words
+from aulait.privacy.noise_source import RandomWords
 from aulait.privacy.secure.coordinator import SecureSum
 from aulait.privacy.secure.encoding import Encoding
 from aulait.privacy.secure.keys import Identity
 from aulait.privacy.secure.party import Advertisement, Party
 from aulait.privacy.secure.quorum import Quorum
 from aulait.privacy.secure.shamir import SHARE_BYTES
+from aulait.privacy.secure.summation import SecureSumRequest
 from aulait.privacy.secure.terms import SecureTerms
 
 
@@ -52,7 +53,7 @@ class LocalRound:
     """
 
     def __init__(self, clients: Sequence[str], quorum: Quorum, numbers: int, encoding: Encoding,
-                 words: Callable[[str], Words]) -> None:
+                 words: Callable[[str], RandomWords]) -> None:
         self.traffic, self._words = Traffic(), words
         identities = {name: Identity.new() for name in sorted(clients)}
         self.terms = SecureTerms.drawn({name: own.public.hex() for name, own in identities.items()},
@@ -112,10 +113,28 @@ class LocalRound:
         found, survivors = self._server.total()
         return self.terms.encoding.decoded(found), survivors
 
+    def noise_std(self, clients: int) -> float:
+        """Standard deviation of the noise in a sum over so many clients."""
+        return self.terms.encoding.noise_std(clients)
+
     @staticmethod
     def _taken(taken: bool) -> None:
         require(taken, WireError, "a message of a client that follows the protocol is not taken; "
                 "report this as a defect")
+
+
+def begin_round(asked: SecureSumRequest) -> LocalRound:
+    """A round with parties of this process.
+
+    Raises:
+        PrivacyError: there are too few clients, or their noise does not keep what is accounted.
+    """
+    quorum = asked.quorum
+    encoding = Encoding.fitting(asked.bound, asked.sigma, quorum.honest,
+                                max(asked.planned, len(asked.clients)))
+    check_multiplier(asked.accounted,
+                     encoding.multiplier(asked.sensitivity, quorum.honest, asked.numbers))
+    return LocalRound(asked.clients, quorum, asked.numbers, encoding, asked.words)
 
 
 def check_multiplier(accounted: float, claimed: float) -> None:

@@ -19,6 +19,7 @@ from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
 from aulait.privacy.noise_grid import grid
 from aulait.privacy.secure import encoding, local_round
+from aulait.privacy.secure.local_round import begin_round
 
 DELTA = 1e-5
 NAMES = tuple(f"c{i}" for i in range(8))
@@ -37,7 +38,8 @@ def aggregator(trust: str, noise=None, ledger=None, budget=math.inf) -> PrivateA
                            relation="zero-out" if trust == "secure" else "add-remove",
                            noise_seed=None if noise is None or noise.private else 1)
     return PrivateAggregator(config, ledger or Ledger(None), Accountant(DELTA, {"local": budget}),
-                             noise or SystemNoise(), KnownSites(frozenset({"proxy-000"})))
+                             noise or SystemNoise(),
+                             KnownSites(frozenset({"proxy-000"}), secure_sum=begin_round))
 
 
 def told(z: float = 1.0, clients=NAMES, **changes) -> Release:
