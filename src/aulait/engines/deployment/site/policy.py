@@ -246,6 +246,10 @@ def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | No
         )
         return [text] if limits.privacy or privacy.off is not True else []
     found = [f"{line} (the coordinator's experiment)" for line in privacy.problems(2)]
+    if privacy.trust != "server":
+        found.append(
+            f"privacy.trust is {shown(privacy.trust)}, which no site can do yet: its update would "
+            "leave it as it is; set privacy.trust = 'server', or privacy.unit = 'record'")
     if privacy.unit not in limits.units:
         found.append(
             f"privacy.unit is '{privacy.unit}', this site allows: "

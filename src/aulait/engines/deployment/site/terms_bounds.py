@@ -111,6 +111,8 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "privacy.records_per_unit": Bound(1, LARGEST, "privacy.records_per_unit"),
     "privacy.max_rate": Bound(0, 1, "privacy.max_rate", whole=False),
     "privacy.mechanism": WordBound(),
+    "privacy.dropouts": Bound(0, 1, "privacy.dropouts", whole=False),
+    "privacy.colluders": Bound(0, LARGEST, "privacy.colluders"),
     "privacy.clip": Bound(1e-6, 1e6, "privacy.clip", whole=False, words=("proxies",)),
     "privacy.clip_scale": Bound(1e-6, 1e6, "privacy.clip_scale", whole=False),
     "privacy.subspace": Bound(0, LARGEST, "privacy.subspace"),
