@@ -56,7 +56,7 @@ def test_nothing_is_proven_against_this_build(case):
     assert found.holds
     assert found.proven_epsilon < found.claimed_epsilon
     if found.claimed_mu is not None and not secure:  # and the attack is a good one
-        assert found.proven_mu > 0.7 * found.claimed_mu or case == "votes of sites"
+        assert found.proven_mu > 0.5 * found.claimed_mu or case == "votes of sites"
         assert found.right > 0.6
 
 
