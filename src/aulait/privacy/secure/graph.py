@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.stats import hypergeom
 
 from aulait.core.errors import PrivacyError
 from aulait.privacy.secure.quorum import Quorum
@@ -74,11 +73,20 @@ def choose(clients: int, quorum: Quorum) -> Degree:
 def _threshold(clients: int, degree: int, absent: int, colluders: int) -> int:
     """The largest threshold that those who stay reach, where colluders do not; 0 where there is
     none."""
-    left = hypergeom(clients - 1, absent, degree)  # neighbours that drop out
-    most = int(left.isf(CORRECT / clients))
-    threshold = degree - most
-    reached = clients * hypergeom(clients - 1, colluders, degree).sf(threshold - 1)
+    threshold = 0
+    for most in range(degree + 1):  # neighbours that drop out
+        if clients * _more(clients - 1, absent, degree, most) <= CORRECT:
+            threshold = degree - most
+            break
+    reached = clients * _more(clients - 1, colluders, degree, threshold - 1)
     return threshold if 2 * threshold > degree and reached <= SECURE else 0
+
+
+def _more(others: int, marked: int, drawn: int, than: int) -> float:
+    """The probability that among so many drawn ones more than ``than`` are marked."""
+    found = sum(math.comb(marked, k) * math.comb(others - marked, drawn - k)
+                for k in range(than + 1, min(marked, drawn) + 1) if drawn - k <= others - marked)
+    return found / math.comb(others, drawn)
 
 
 def _run(clients: int, length: int, missing: int) -> float:

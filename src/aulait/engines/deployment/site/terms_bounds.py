@@ -116,7 +116,6 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "privacy.clip": Bound(1e-6, 1e6, "privacy.clip", whole=False, words=("proxies",)),
     "privacy.clip_scale": Bound(1e-6, 1e6, "privacy.clip_scale", whole=False),
     "privacy.subspace": Bound(0, LARGEST, "privacy.subspace"),
-    "privacy.search_fraction": Bound(0, 1, "privacy.search_fraction", whole=False),
     "privacy.vote_fraction": Bound(0, 1, "privacy.vote_fraction", whole=False),
     "privacy.target_ratio": Bound(0, LARGEST, "privacy.target_ratio", whole=False),
     "privacy.search_fraction": Bound(0, 1, "privacy.search_fraction", whole=False),
