@@ -96,18 +96,21 @@ def _completed(prepared: PreparedRun, engine: Engine, folder: RunFolder, observe
     with Tracker(settings.track, path, settings.run.name, observer.warn,
                  private=not settings.privacy.off) as tracker:
         folder.kept = tracker.kept
+        tracker.described(settings.model_dump(mode="json"))
         tracker.kept(folder.lines())
         for span in settings.stage_spans[progress.place :]:
             if span.name == "synthesis":
                 carry_out(SynthesisStage(execution, span), execution)
             else:
                 carry_out(TrainStage(execution, span), execution)
-    progress.count_seconds()
-    check_releases(prepared, folder, books.ledger)
-    result = finish.finish(execution)
-    watch("finish", 1, 2, "writing the report")
-    write_cards(path)
-    write_report(path, ledger_curves(path))
+        progress.count_seconds()
+        check_releases(prepared, folder, books.ledger)
+        result = finish.finish(execution)
+        watch("finish", 1, 2, "writing the report")
+        write_cards(path)
+        page = write_report(path, ledger_curves(path))
+        if settings.privacy.off:  # the page tells what was measured on held-out records
+            tracker.attach(page)
     watch("finish", 2, 2, "")
     return result
 

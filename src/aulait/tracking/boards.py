@@ -47,6 +47,12 @@ MLFLOW = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 RELEASED = frozenset({
     "stage", "round", "epsilon", "noise_std", "step_noise_std", "signal_to_noise", "update_norm",
     "clip_bound", "candidates", "kept", "up_bytes", "down_bytes", "proxies", "clock"})
+# Tables of the settings that may leave the machine under privacy: not where texts lie, not who
+# tracks, and not the seed of noise.
+PUBLIC_TABLES = frozenset({"model", "adapter", "algorithm", "train", "privacy", "synthesis"})
+SECRET_KEYS = frozenset({"privacy.noise_seed"})
+LONGEST_PARAMETER = 500
+PARAMETERS_AT_ONCE = 100  # which a server of MLflow takes
 RoundValues = Mapping[str, Any]
 
 
@@ -125,8 +131,33 @@ def _numbers(head: str, table: RoundValues) -> Iterator[tuple[str, float]]:
             yield tag, float(value)
 
 
+def parameters(settings: Mapping[str, object], private: bool) -> dict[str, str]:
+    """Dotted key -> value of the settings of a run; under privacy those of ``PUBLIC_TABLES``."""
+    tables = {name: table for name, table in settings.items()
+              if not private or name in PUBLIC_TABLES}
+    found = dict(_values("", tables))
+    return {key: value for key, value in found.items() if not private or key not in SECRET_KEYS}
+
+
+def _values(head: str, tree: object) -> Iterator[tuple[str, str]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _values(f"{head}.{key}" if head else str(key), value)
+    elif isinstance(tree, list | tuple) and any(isinstance(item, Mapping) for item in tree):
+        for number, value in enumerate(tree):
+            yield from _values(f"{head}.{number}", value)
+    elif tree is not None:
+        yield head, str(tree)[:LONGEST_PARAMETER]
+
+
 class Board(Protocol):
     """Where lines go."""
+
+    def describe(self, settings: Mapping[str, str]) -> None:
+        """Keep what the run was asked to do, where the board has a place for it."""
+
+    def attach(self, file: Path) -> None:
+        """Keep a file of the run, where the board has a place for it."""
 
     def count(self) -> int:
         """Lines that it holds."""
@@ -150,6 +181,12 @@ class TensorBoard:
             old.unlink()
         self._writer: Any = SummaryWriter(str(folder))
         self._count = 0
+
+    def describe(self, settings: Mapping[str, str]) -> None:
+        """TensorBoard keeps numbers alone."""
+
+    def attach(self, file: Path) -> None:
+        """TensorBoard keeps numbers alone."""
 
     def count(self) -> int:
         """Lines written by this process: all there are, because the folder began empty."""
@@ -179,9 +216,9 @@ class MLflow:
             os.environ.setdefault(key, value)
         # optional
         from mlflow import MlflowClient
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric, Param
 
-        self._metric, self._client, held = Metric, MlflowClient(
+        self._metric, self._param, self._client, held = Metric, Param, MlflowClient(
             tracking_uri=uri), run / "track.json"
         known = json.loads(held.read_text(encoding="utf-8")) if held.exists() else {}
         if known.get("uri") == uri:
@@ -192,6 +229,16 @@ class MLflow:
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
         self._id = self._client.create_run(number, run_name=run.resolve().name).info.run_id
         replace_file(held, (json.dumps({"uri": uri, "run": self._id}) + "\n").encode())
+
+    def describe(self, settings: Mapping[str, str]) -> None:
+        """The settings as parameters; those of a run that goes on are there already, and equal."""
+        every = [self._param(key, value) for key, value in settings.items()]
+        for first in range(0, len(every), PARAMETERS_AT_ONCE):
+            self._client.log_batch(self._id, params=every[first:first + PARAMETERS_AT_ONCE])
+
+    def attach(self, file: Path) -> None:
+        """A file as artifact."""
+        self._client.log_artifact(self._id, str(file))
 
     def count(self) -> int:
         """Lines that the server has."""
@@ -266,10 +313,29 @@ class Tracker:
                 self._counts.pop(name, None)  # what arrived of the last line is asked for again
                 self._tell(name, error)
 
-    def _bring(self, name: str, lines: Sequence[RoundValues]) -> None:
+    def described(self, settings: Mapping[str, object]) -> None:
+        """Pass on what the run was asked to do. Never raises."""
+        told = parameters(settings, self._private)
+        self._each(lambda board: board.describe(told))
+
+    def attach(self, file: Path) -> None:
+        """Pass on a page, which under privacy holds released values alone. Never raises."""
+        self._each(lambda board: board.attach(file))
+
+    def _each(self, give: Callable[[Board], None]) -> None:
+        for name in self._makers:
+            try:
+                give(self._opened(name))
+            except Exception as error:
+                self._tell(name, error)
+
+    def _opened(self, name: str) -> Board:
         if name not in self._boards:
             self._boards[name] = self._makers[name]()
-        board = self._boards[name]
+        return self._boards[name]
+
+    def _bring(self, name: str, lines: Sequence[RoundValues]) -> None:
+        board = self._opened(name)
         if name not in self._counts:
             self._counts[name] = board.count()
         for number in range(self._counts[name] + 1, len(lines) + 1):

@@ -232,3 +232,35 @@ def test_both_writers_get_released_values_only(tmp_path):
     shown_values = {value for history in [*metrics.values(), *shown.values()] for _, value in history}
     assert private
     assert not private & shown_values
+
+
+SETTINGS = {"run": {"name": "wards"}, "data": {"source": "/mnt/secret/notes.jsonl"}, "train": {"rounds": 3},
+            "privacy": {"epsilon": 8.0, "noise_seed": 77, "clip": None}, "federation": {"tier": [{"name": "gpu", "clients": ["ward-a"]}]}}
+
+
+def test_parameters_are_the_settings_and_under_privacy_the_public_ones():
+    whole = boards.parameters(SETTINGS, private=False)
+    assert whole["data.source"] == "/mnt/secret/notes.jsonl"
+    assert whole["federation.tier.0.name"] == "gpu"
+    assert "privacy.clip" not in whole
+    assert boards.parameters(SETTINGS, private=True) == {"train.rounds": "3", "privacy.epsilon": "8.0"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("private", [False, True])
+def test_mlflow_gets_parameters_and_without_privacy_the_report(tmp_path, monkeypatch, private):
+    """A whole run, as MLflow's own client reads it afterwards."""
+    monkeypatch.chdir(tmp_path)
+    tiny_run.write_data(tmp_path)
+    promise = {"epsilon": 8.0, "delta": 1e-3, "relation": "add-remove", "clip": 0.1} if private else {"off": True}
+    settings = tiny_run.settings(tmp_path, track={"mlflow": uri(tmp_path)}, privacy=promise, train={"rounds": 1},
+                                 federation={"tier": [{"name": "all", "placement": "local"}]}, synthesis={"proxies": "absent"})
+    loop.run(settings, tmp_path / "run", InlineEngine())
+    _, found = store(tmp_path / "run", tmp_path)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["train.rounds"] == "1"
+    assert ("data.source" in found.data.params) is not private
+    import mlflow
+
+    files = [item.path for item in mlflow.MlflowClient(tracking_uri=uri(tmp_path)).list_artifacts(found.info.run_id)]
+    assert files == ([] if private else ["report.html"])
