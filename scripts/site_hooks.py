@@ -34,9 +34,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         path, anchor = target.relative_to(ROOT).as_posix(), found[2] or ""
         uri = path.removeprefix("docs/")
         if files.get_file_from_path(uri) is None:
-            return f"]({config['repo_url']}/blob/main/{path}{anchor})" if target.exists() else (
-                found[0])
+            code = config["extra"]["code_url"]
+            return f"]({code}/blob/main/{path}{anchor})" if target.exists() else found[0]
         up = "../" * page.file.src_uri.count("/")
         return f"]({up}{uri}{anchor})"
 
     return LINK.sub(moved, markdown)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """The theme's search is a dialog, which must have a name."""
+    return output.replace('data-md-component="search" role="dialog"',
+                          'data-md-component="search" role="dialog" aria-label="Search"')
