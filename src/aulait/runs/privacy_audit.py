@@ -17,6 +17,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -163,17 +164,21 @@ def _sums_over_clients(config: PrivacyConfig, release: PlannedRelease,
 def _sent(config: PrivacyConfig, release: PlannedRelease, there: bool, place: int,
           count: int) -> Tensor | None:
     """What a client sends; None where it is not in the federation."""
-    axis = torch.zeros(count)
-    if release.stage == "synthesis":  # records that all vote for one candidate, by the real count
-        own = torch.eye(count)[[place] * _RECORDS]
-        axis = votes(own, torch.eye(count), 1) * (_LOUD * (release.bound or 1.0))
-    else:
-        axis[place] = _LOUD * (release.bound or 1.0)
+    axis = _axis(release.stage, place, count) * (_LOUD * (release.bound or 1.0))
     if there:
         return axis
     if config.relation == "replace":
         return -axis
     return torch.zeros(count) if config.relation == "zero-out" else None
+
+
+@lru_cache(maxsize=2 * TOGETHER)
+def _axis(stage: str, place: int, count: int) -> Tensor:
+    """The direction of a canary client."""
+    axes = torch.eye(count)
+    if stage == "synthesis":  # records that all vote for one candidate, by the real count
+        return votes(axes[[place] * _RECORDS], axes, 1)
+    return axes[place]
 
 
 def _likelihood(seen: Tensor, z: float, rate: float) -> Tensor:
@@ -216,7 +221,7 @@ def _votes_of_a_site(config: PrivacyConfig, release: PlannedRelease,
     candidates = torch.eye(count).repeat_interleave(near, 0)
     units = [str(k) for k in range(count) if there[k]]
     site = Site("site", Plan("tier", "proxy", 1, 1, 1), [
-        Record(text, unit=text) for text in units for _ in range(4 * each)])
+        Record(text, unit=text) for text in units for _ in range(2 * each)])
     total = torch.zeros(count, dtype=torch.float64)
     for number in range(1, release.rounds + 1):
         request = VoteRequest(site.name, number, {"embeddings": candidates},

@@ -34,7 +34,7 @@ CASES = {  # relation, trust, unit, mechanism, stage, bound, rate
     "votes of sites": ("zero-out", "server", "record", "gaussian-votes", "synthesis", 2.0, 1.0),
     "secure sums": ("zero-out", "secure", "client", "distributed-gaussian", "train", 0.5, 1.0),
 }
-CANARIES = 4096
+CANARIES = 2048
 
 
 def attacked(case: str, epsilon: float = 4.0, canaries: int = CANARIES, rounds: int = 2) -> Audited:
@@ -105,7 +105,7 @@ def test_clients_noise_that_is_halved_is_noticed(monkeypatch):
     drawn = encoding.discrete_gaussian
     monkeypatch.setattr(encoding, "discrete_gaussian",
                         lambda count, s, words: drawn(count, max(8.0, s / 3), words))
-    assert not attacked("secure sums", epsilon=8.0, canaries=64 * 512, rounds=1).holds
+    assert not attacked("secure sums", epsilon=8.0, canaries=64 * 384, rounds=1).holds
 
 
 def test_a_ledger_that_is_skipped_is_noticed_in_the_round(monkeypatch):
