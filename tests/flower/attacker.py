@@ -44,6 +44,7 @@ def told(**changes: Any) -> dict[str, Any]:
     plain: dict[str, Any] = {
         "version": run_terms.VERSION, "package": "x", "run": RUN, "name": "attack", "client": "ward", "tier": "gpu", "placement": "local",
         "rank": 1, "steps": 1, "batch": 2, "ranks": None, "votes": False, "exact_votes": False, "rounds": 3, "synthesis_rounds": 0,
+        "stages": [["synthesis", 1], ["train", 3]],
         "seed": 1, "model": MODEL.model_dump(mode="json"), "adapter": ADAPTER.model_dump(mode="json"),
         "train": TrainConfig().model_dump(mode="json"), "evaluate": EvaluateConfig().model_dump(mode="json"),
         "privacy": PrivacyConfig(off=True).model_dump(mode="json"), "algorithm": {"name": "fedit"}, "records_per_client": 3, "holdout": 0.25,

@@ -13,7 +13,7 @@ import aulait
 from aulait.engines.flower.hardening import patching
 from aulait.engines.flower.hardening.private_names import ATTRIBUTES, PRIVATE_NAMES
 
-PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
+PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation")
 SOURCES = [path for root in ("aulait", "aulait_benchmarks") for path in (Path(aulait.__file__).parents[1] / root).rglob("*.py")]
 TABLE = {(own.module, own.name) for own in PRIVATE_NAMES}
 

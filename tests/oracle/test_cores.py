@@ -193,6 +193,7 @@ def test_a_record_s_gradient_is_clipped_and_noised_as_a_slow_loop_does_it(folder
     work = learner._work(asked, site.train)
     source = SeededNoise(work.noise_seed)
     cores, optimizer, mean_loss, steps = slow_core(folder, run, batches(work), state, 0.3)
+    cores = dict(sorted(cores.items()))  # the order in which noise is drawn
     for step in steps:
         total = {layer: torch.zeros_like(core) for layer, core in cores.items()}
         for unit in step:

@@ -10,7 +10,7 @@ from aulait.cli import terminal
 from aulait.cli.next_steps import print_next_steps
 from aulait.cli.terminal import Document
 from aulait.reporting import numbers as n
-from aulait.runs.run_log import LOG
+from aulait.runfolder.naming import LOG
 
 
 def ending(result: Document, path: Path) -> None:

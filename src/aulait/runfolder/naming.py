@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+LOG: Final = "log.jsonl"  # of a simulation: its owner's, never to be released
 KEPT_RUN: Final = "selected"
 SELECTION: Final = "selection.json"
 

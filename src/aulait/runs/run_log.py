@@ -12,16 +12,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 import torch
 
 from aulait.core.errors import AulaitError
 from aulait.core.log_files import JsonLinesLog
 from aulait.core.version import PACKAGE_VERSION
+from aulait.runfolder.naming import LOG
 from aulait.runs.progress import Observer
-
-LOG: Final = "log.jsonl"
 
 
 class _Warnings(logging.Handler):
