@@ -77,7 +77,7 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
         return done
     if engine.real_time:  # the coordinator keeps a log of its own
         return _completed(prepared, engine, folder, observer, started)
-    with logged(path, observer, entered) as heard:
+    with logged(path, observer, entered, not prepared.settings.privacy.off) as heard:
         return _completed(prepared, engine, folder, heard, started)
 
 

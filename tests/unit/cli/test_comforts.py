@@ -103,7 +103,7 @@ def test_a_run_leaves_a_log_and_opens_its_page(experiment: Path, tmp_path: Path,
 
 def test_a_log_says_where_it_failed_and_what_libraries_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
-        logging.getLogger("a.library").warning("it creaks")
+        logging.getLogger("some.package").warning("it creaks")
         raise RuntimeError("it broke")
 
     tiny_run.write_data(tmp_path)
@@ -117,11 +117,31 @@ def test_a_log_says_where_it_failed_and_what_libraries_warned_of(tmp_path: Path,
     assert found[-1]["event"] == "failed"
     assert found[-1]["reason"] == "RuntimeError: it broke"
     assert any("in fails" in line for line in found[-1]["where"])
-    assert {"event": "library", "name": "a.library", "message": "it creaks"}.items() <= found[-2].items()
+    assert {"event": "library", "name": "some.package", "message": "it creaks"}.items() <= found[-2].items()
     loop.run(settings, tmp_path / "run", InlineEngine(), cache=tiny_run.fresh(CACHE), resume=True)
     assert [event["event"] for event in events(tmp_path / "run")].count("resumed") == 1
-    logging.getLogger("a.library").warning("after the run")
+    logging.getLogger("some.package").warning("after the run")
     assert events(tmp_path / "run")[-1]["event"] == "finished"
+
+
+def test_under_privacy_a_log_repeats_no_words_that_may_be_of_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = " ".join(["secret", "words"])
+
+    def fails(*_: object) -> None:
+        logging.getLogger("some.package").warning(words)
+        raise RuntimeError(words)
+
+    tiny_run.write_data(tmp_path)
+    settings = tiny_run.settings(
+        tmp_path, train={"rounds": 1, "steps": 1}, federation={"tier": [{"name": "all", "placement": "local"}]},
+        synthesis={"proxies": "absent"}, privacy={"epsilon": 8.0, "delta": 1e-3, "relation": "add-remove", "clip": 0.1})
+    monkeypatch.setattr(ffa, "step", fails)
+    with pytest.raises(RuntimeError):
+        loop.run(settings, tmp_path / "run", InlineEngine(), cache=tiny_run.fresh(CACHE))
+    found = events(tmp_path / "run")
+    assert found[-1]["reason"] == "RuntimeError"
+    assert {event["note"] for event in found if event["event"] == "progress"} == {""}
+    assert words not in (tmp_path / "run" / "log.jsonl").read_text()
 
 
 def test_verbose_shows_where_an_error_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
