@@ -28,6 +28,7 @@ from aulait.privacy.ledger import Ledger
 from aulait.runs import loop
 from aulait.runs.prepared import SharedCache
 from aulait.runs.setup import prepare
+from aulait.runs.virtual_time.round_time import RoundCosts
 
 CACHE = SharedCache()
 L, P = {"one.lora_B": torch.tensor([[1.0, 0.0]])}, {"one.lora_B": torch.tensor([[0.0, 1.0]])}
@@ -218,6 +219,24 @@ def test_bytes_of_a_search_are_those_of_the_formula(places):
     up, down = (results["search"]["traffic"][way] - results["plain"]["traffic"][way] for way in ("up_bytes", "down_bytes"))
     assert up == 8 * 4 * len(line_search.LENGTHS)
     assert down == 8 * 2 * own  # the state and L; nobody is proxied
+
+
+def test_the_plan_and_the_clock_count_the_search(places):
+    both = {"federation": {"tier": [{"name": "gpu", "count": 3, "placement": "local"}, {"name": "laptop", "placement": "proxy"}]}}
+    for told in (LOCAL, both):
+        planned, sent, seconds = {}, {}, {}
+        for server in ("plain", "search"):
+            settings = tiny_run.settings(places, algorithm={"name": "ffa", "server": server}, train={"rounds": 2}, **told)
+            costs = RoundCosts.of(prepare(settings, tiny_run.fresh(CACHE)))
+            trainers = costs.federation.trainers
+            planned[server] = [sum(way) for way in zip(*map(costs.travelled, trainers), strict=True)]
+            seconds[server] = costs.assignment(settings.federation.tier[0].name).round_s
+            folder = places / f"{server}-{len(trainers)}"
+            loop.run(settings, folder, InlineEngine(), cache=tiny_run.fresh(CACHE))
+            rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+            sent[server] = [sum(line[way] for line in rounds if line["stage"] == "train") for way in ("up_bytes", "down_bytes")]
+        assert planned == sent
+        assert seconds["search"] > seconds["plain"]
 
 
 @pytest.mark.parametrize(("told", "why"), [

@@ -56,6 +56,7 @@ LEAST_SIGNAL: Final = 0.05  # part of |L|² that is taken for signal at least
 SURE: Final = 2.0  # standard deviations of a difference before the plain step is left
 LENGTHS: Final = (1.0, 2.0, 0.5, 0.25)  # of the weighted mean; the plain step first
 LONGEST: Final = 1  # its place among them
+APART: Final = 3  # steps that take the means apart, where there are proxies
 WIDER, NARROWER = 1.5, 0.5  # what the steps' length is multiplied by for the next round
 LOCAL, PROXIED, TAG, DROP = "local", "proxied", "search", "drop"
 STEPS, COUNT = "search_steps", "search_records"
@@ -160,6 +161,22 @@ def offered(means: Means) -> list[Step]:
     signal = _signal(means)
     return [*((length * means.share, length * (1.0 - means.share)) for length in LENGTHS),
             (0.0, 1.0), (signal, 0.0), (signal / 2, 0.5)]
+
+
+def step_count(proxied: bool) -> int:
+    """How many steps a search measures beside where it stands."""
+    return len(LENGTHS) + (APART if proxied else 0)
+
+
+def travels(own: int, proxied: bool) -> tuple[int, int]:
+    """Bytes up and down that a search adds to a client's round: its vector, against theta, L and,
+    where there are proxies, P.
+
+    Args:
+        own: bytes of theta at this client.
+        proxied: whether proxies learn beside the clients.
+    """
+    return 4 * step_count(proxied), own * (3 if proxied else 2)
 
 
 def chosen(drops: Sequence[float], doubt: float) -> int | None:

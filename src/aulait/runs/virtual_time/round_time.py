@@ -12,6 +12,7 @@ from aulait.federation import planner
 from aulait.federation.planner import Assignment
 from aulait.federation.tiers import TierConfig
 from aulait.methods.contract import RunContext
+from aulait.methods.shared import line_search
 from aulait.resources import cost_model, profiles
 from aulait.resources.capacity import EMBEDDER
 from aulait.runs.experiment_file import Settings
@@ -76,7 +77,24 @@ class RoundCosts:
         settings = self.settings
         proxies = (f"proxy-{k:03d}" for k in range(self.proxy_count))
         everyone = (*self.federation.trainers, *proxies)
-        return settings.method.travels(settings.method_config, context, round, name, everyone)
+        up, down = settings.method.travels(settings.method_config, context, round, name, everyone)
+        if self._searches:
+            more_up, more_down = line_search.travels(up, self.proxy_count > 0)
+            return up + more_up, down + more_down
+        return up, down
+
+    @property
+    def _searches(self) -> bool:
+        """Whether the clients that train search for the server's step."""
+        return getattr(self.settings.method_config, "server", "") == "search"
+
+    def _search_s(self, own: TierPlan, machine: Profile) -> float:
+        """Seconds in which a client measures the steps of a round's search."""
+        records = line_search.records_of(len(self.federation.trainers))
+        once = cost_model.evaluation(own.demand.model_shape, own.demand.batch(records),
+                                     own.demand.ranks(own.plan.rank), own.demand.dtype)
+        steps = 1 + line_search.step_count(self.proxy_count > 0)
+        return steps * cost_model.seconds(once, machine, own.demand.dtype)
 
     def assignment(self, tier: str) -> Assignment:
         """What a training round takes a client of a tier (a proxied client: a round of votes);
@@ -88,8 +106,11 @@ class RoundCosts:
             member = next(n for n in self.federation.trainers if sites[n].plan.tier == tier)
             up, down = self.travelled(member)
             demand = replace(demand, travels=lambda _: (round(up / rounds), round(down / rounds)))
-        return planner.WAYS[plan.placement](demand, own.profile or profiles.profile("a100"),
-                                            plan.rank, plan.steps, plan.batch)
+        machine = own.profile or profiles.profile("a100")
+        found = planner.WAYS[plan.placement](demand, machine, plan.rank, plan.steps, plan.batch)
+        if plan.placement == "local" and self._searches:
+            return replace(found, compute_s=found.compute_s + self._search_s(own, machine))
+        return found
 
     # -- the server ----------------------------------------------------------------------------
 
