@@ -64,9 +64,10 @@ RELEASING = [name for name in PRIVATE if name != "alone"]
 EXACT = [name for name in CLIENT_LEVEL if TRAITS[name].exact != "no"]
 PERSONAL = [name for name in CLIENT_LEVEL if TRAITS[name].personal]
 SERVERS = ["plain", "momentum", "nesterov", "adagrad", "adam", "adamw", "yogi"]
-TRAINS = {"cores": "B", "ffa": "B", "rolora": "B"}  # what a site trains in the first round (a core is a B in a basis); others A and B
+TRAINS = {"cores": "B", "ffa": "B", "fedsvd": "B", "rolora": "B"}  # what a site trains in the first round (a core is a B in a basis); others A and B
 # the state is "before + mean change", with a plain server
-CHANGES = [m for m in ("cores", "fedit", "ffa", "fedsa", "fdlora", "rolora", "safedlora") if m in CLIENT_LEVEL]
+CHANGES = [m for m in ("cores", "fedavg", "fedit", "fedplora", "fedprox", "fedrot", "ffa", "fedsa", "fdlora", "lalora", "rolora",
+                       "safedlora", "scaffold") if m in CLIENT_LEVEL]
 
 
 def offered(method: str) -> list[dict]:
@@ -246,7 +247,8 @@ def test_every_client_and_round_draws_its_own_batches(method):
 # -- what a method computes ------------------------------------------------------------------------------------
 
 # what would make one client's training another than plain: HetLoRA's tail, SA-FedLoRA's pull, FDLoRA's records kept aside
-BARE = {"hetlora": {"tail": 0.0, "prune": False}, "safedlora": {"proximal": 0.0}, "fdlora": {"shots": 2}}
+BARE = {"hetlora": {"tail": 0.0, "prune": False}, "safedlora": {"proximal": 0.0}, "fdlora": {"shots": 2}, "fedprox": {"proximal": 0.0},
+        "florist": {"energy": 1.0}}
 
 
 @each
@@ -264,7 +266,7 @@ def test_one_client_with_all_data_is_plain_lora_training(method, tiny_base):
     assert (work.steps, work.batch, work.lr, work.trainable) == (plan.steps, plan.batch, LR, TRAINS.get(method, "AB"))
     assert work.fold is None
     assert work.penalty is None
-    if method == "flora":  # a fresh adapter of the client's own
+    if method in ("flora", "florist"):  # a fresh adapter of the client's own
         assert lora.norm(work.start) == 0.0
         start = work.start
     elif method == "fedex":  # what is evaluated is the total update; what is trained is the common start
@@ -423,8 +425,14 @@ def by_hand(method: str, round: int, own: dict[str, int], everyone: list[dict[st
     of_b, of_a = cells(own, lambda m, n: m), cells(own, lambda m, n: n)
     stacked = {layer: sum(other[layer] for other in everyone) for layer in WIDE}
     annealed = {layer: min(rank, (4, 3, 1)[round - 1]) for layer, rank in own.items()}  # 1 + 3 (1 + cos pi u) / 2 at u = 1/2 and 1
+    everything = both(dict.fromkeys(WIDE, 4))
+    thin = {layer: min(rank, *WIDE[layer]) for layer, rank in stacked.items()}
     known = {
         "alone": (0, 0),
+        "fedplora": (of_a + of_b, everything),
+        "fedsvd": (of_b, of_a + of_b),
+        "florist": (of_a + of_b, 0 if round == 1 else both(thin)),
+        "scaffold": (of_a + of_b, 2 * (of_a + of_b)),
         "cores": (4 * sum(rank**2 for rank in own.values()),) * 2,
         "ffa": (of_b, of_b),
         "fedsa": (of_a, of_a),
@@ -530,6 +538,8 @@ def test_without_privacy_the_ledger_stays_empty(method):
 
 @pytest.mark.parametrize("method", PRIVATE)
 def test_zero_noise_and_a_huge_clip_equal_no_privacy(method):
+    if method == "raflora":
+        pytest.skip("the mean of factors under privacy, as of flexlora by default; see the test after the next")
     options = {"privacy_noise": "product"} if method == "flexlora" else {}
     private, open_ = (Federation(method, privacy, proxies=("proxy-000",), rank=4, options=options) for privacy in (ON, OFF))
     one, two = private.rounds(3), open_.rounds(3)
@@ -540,9 +550,10 @@ def test_zero_noise_and_a_huge_clip_equal_no_privacy(method):
         assert unlike(private.memory(), open_.memory()) == ""
 
 
-def test_flexlora_with_noised_factors_equals_no_privacy_for_one_client():
+@pytest.mark.parametrize("method", ["flexlora", "raflora"])
+def test_a_decomposed_merge_of_noised_factors_equals_no_privacy_for_one_client(method):
     """The mean of the factors of one client is its factors; with more clients it is FedIT's mean in another basis."""
-    private, open_ = (Federation("flexlora", privacy, clients=("ann",)) for privacy in (ON, OFF))
+    private, open_ = (Federation(method, privacy, clients=("ann",)) for privacy in (ON, OFF))
     found, wanted = (dense(run.result(run.rounds(3))) for run in (private, open_))
     assert_near(found, wanted, 1e-5)
 
@@ -560,12 +571,15 @@ def test_under_privacy_nothing_of_the_replies_is_told(method):
     assert not {"train_loss", "train_tokens"} & told.keys()
 
 
-@each_releasing
+NOISED = {"flexlora": {"privacy_noise": "product"}, "fedsvd": {"svd_every": 0}}
+
+
+@pytest.mark.parametrize("method", [name for name in RELEASING if name != "raflora"])  # its sum is flexlora's of factors, then decomposed
 def test_the_noise_is_that_of_the_ledger(method):
     """The change of an all-zero round has the standard deviation sigma / planned, in every coordinate that is summed."""
     big = {"one": (60, 50), "two": (40, 80)}
     run = Federation(method, ON.model_copy(update={"clip": 0.5, "noise_seed": None}), shapes=big, noise=SystemNoise(),
-                     rank=60 if method == "flexlora" else 2, options=plain(method) | ({"privacy_noise": "product"} if method == "flexlora" else {}))
+                     rank=60 if method == "flexlora" else 2, options=plain(method) | NOISED.get(method, {}))
     before = run.start()
     zero = {}
     after, info = run.round(before, ask=lambda requests: [

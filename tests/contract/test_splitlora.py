@@ -314,3 +314,14 @@ def test_proxies_take_no_part(make):
     _, info = run.round(run.start())
     assert info["proxies"] == 0
     assert {request.client for request in run.requests} == {"ann", "bob", "cat", SERVER}
+
+
+def test_label_smoothing_mixes_the_loss_with_that_of_uniform_targets(make):
+    """(1 - e) · loss + e · uniform: linear in e, while nothing moves."""
+    plain, some, more = (
+        run.round(run.start(), lr=1e-30)[1]["train_loss"]
+        for run in (make(options={"label_smoothing": part}) for part in (0.0, 0.1, 0.2)))
+    assert some != plain
+    assert more - plain == pytest.approx(2 * (some - plain), rel=0.05)
+    moved, smooth = (run.rounds(1) for run in (make(), make(options={"label_smoothing": 0.5})))
+    assert apart(moved, smooth) > 0

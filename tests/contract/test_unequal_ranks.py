@@ -27,7 +27,7 @@ from aulait.core.cohort import Cohort
 from aulait.core.errors import WireError
 from aulait.core.factors import FactorName
 from aulait.core.types import Adapter, TrainRequest
-from aulait.methods import METHODS
+from aulait.methods import METHODS, fedplora
 from aulait.methods.contract import Server
 from aulait.privacy import clipping
 from aulait.privacy.noise import SystemNoise
@@ -35,8 +35,9 @@ from aulait.training.trainer import Trained
 
 RANKS = {"ann": {"one": 1, "two": 3}, "bob": {"one": 2, "two": 2}, "cat": 3}  # dan and the proxies afford all of R = 4
 CLIENTS = ("ann", "bob", "cat", "dan")
-NESTED = {"cores": "R", "fedit": "AB", "ffa": "B", "fedsa": "A", "rolora": "BA", "fdlora": "AB"}  # rolora: B in odd rounds, A in even ones
-FOLDING = ("flora", "fedex")
+NESTED = {"cores": "R", "fedavg": "AB", "fedit": "AB", "fedprox": "AB", "fedrot": "AB", "lalora": "AB", "scaffold": "AB",
+           "ffa": "B", "fedsa": "A", "rolora": "BA", "fdlora": "AB"}  # rolora: B in odd rounds, A in even ones
+FOLDING = ("flora", "fedex")  # exactly; florist cuts, fedplora folds columns
 RELEASING = [m for m in METHODS.names() if (t := METHODS.find(m).TRAITS).private and t.unit == "client" and m != "alone"]
 PLAIN = {"server": "plain", "server_lr": 1.0}
 
@@ -288,7 +289,7 @@ def test_under_privacy_every_coordinate_of_all_ranks_gets_noise_even_if_only_sma
     noise = Listening()
     run = federation(method, privacy=ON.model_copy(update={"clip": 0.5}), noise=noise)
     run.round(run.start(), clients=("ann",))
-    letters = {"cores": "R", "ffa": "B", "fedsa": "A", "rolora": "B"}.get(method, "AB")
+    letters = {"cores": "R", "ffa": "B", "fedsvd": "B", "fedsa": "A", "rolora": "B"}.get(method, "AB")
     wanted = [{"A": (4, n), "B": (m, 4), "R": (4, 4)}[letter] for m, n in WIDE.values() for letter in letters]
     assert sorted(noise.shapes) == sorted(wanted)
     assert set(noise.stds) == {0.5}
@@ -308,13 +309,35 @@ def test_under_privacy_the_noise_of_an_entry_of_a_core_is_that_of_the_planned_ow
         assert float(own.std()) == pytest.approx(0.6 / owners, rel=6 / math.sqrt(2 * len(own)))
 
 
-@pytest.mark.parametrize("method", [m for m in RELEASING if m not in ("flexlora", "cores")])
+def test_under_privacy_the_noise_of_a_drawn_column_is_that_of_the_planned_owners():
+    """Who draws which column is public, and so is every denominator, whoever replied: here nobody."""
+    run = Federation("fedplora", ON.model_copy(update={"clip": 0.6, "noise_seed": None}),
+                     shapes={"one": (900, 700)}, clients=CLIENTS, rank=4,
+                     ranks={"ann": 1, "bob": 2, "cat": 2}, options=PLAIN, noise=SystemNoise())
+    before = run.start()
+    after, _ = run.round(before, clients=())
+    drawn = [fedplora.columns(run.context, 1, name)["one"] for name in CLIENTS]
+    owners = [sum(j in own for own in drawn) for j in range(4)]
+    assert min(owners) >= 1, "dan draws all"
+    assert len(set(owners)) > 1
+    for name in ("one.A", "one.B"):
+        change = after.tensors[name] - before.tensors[name]
+        columns = change if name.endswith(".A") else change.T
+        for j, count in enumerate(owners):
+            assert float(columns[j].std()) == pytest.approx(
+                0.6 / count, rel=6 / math.sqrt(2 * columns.shape[1]))
+
+
+OWN_OPTIONS = {"safedlora": {"initiating": 1.0}, "fedsvd": {"svd_every": 0}}
+
+
+@pytest.mark.parametrize("method", [m for m in RELEASING if m not in ("flexlora", "raflora", "cores", "fedplora")])
 def test_under_privacy_the_noise_of_a_column_is_that_of_the_planned_owners(method):
     """Column j of the mean has noise sigma / (planned clients of rank > j), whoever replied: here nobody."""
     shapes = {"one": (300, 200), "two": (250, 310)}
     ranks = {"ann": 1, "bob": {"one": 2, "two": 1}, "cat": 2}
     run = Federation(method, ON.model_copy(update={"clip": 0.6, "noise_seed": None}), shapes=shapes, clients=CLIENTS, rank=3, ranks=ranks,
-                     options=PLAIN if method != "safedlora" else {"initiating": 1.0}, noise=SystemNoise())
+                     options=OWN_OPTIONS.get(method, PLAIN), noise=SystemNoise())
     before = run.start()
     after, _ = run.round(before, clients=())
     owners = {"one": (4, 3, 1), "two": (4, 2, 1)}

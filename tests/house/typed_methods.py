@@ -7,20 +7,30 @@ from aulait.methods import (
     cores,
     dplora,
     fdlora,
+    fedavg,
     fedex,
     fedit,
+    fedplora,
+    fedprox,
+    fedrot,
     fedsa,
+    fedsvd,
     ffa,
     flexlora,
     flora,
+    florist,
     hetlora,
+    lalora,
     lorafair,
+    raflora,
     rolora,
     safedlora,
+    scaffold,
     splitlora,
 )
 from aulait.methods.contract import AnyMethod
 
 TYPED: tuple[AnyMethod, ...] = (
-    alone, cores, dplora, fdlora, fedex, fedit, fedsa, ffa, flexlora, flora, hetlora, lorafair,
-    rolora, safedlora, splitlora)
+    alone, cores, dplora, fdlora, fedavg, fedex, fedit, fedplora, fedprox, fedrot, fedsa,
+    fedsvd, ffa, flexlora, flora, florist, hetlora, lalora, lorafair, raflora, rolora,
+    safedlora, scaffold, splitlora)

@@ -58,9 +58,29 @@ def flexlora_partition(shape: tuple[int, int], terms: Sequence[Term], alpha: flo
     return products.truncation(total, rank)
 
 
-def flora(terms: Sequence[Term], alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """The stacks: weight and scale on A alone."""
-    a = np.concatenate([p * alpha / a.shape[0] * a.astype(np.float64) for p, a, _ in terms])
+def fedplora(terms: Sequence[Term], before: tuple[np.ndarray, np.ndarray], columns: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Module by module: the mean over those who drew it; one that nobody drew stays."""
+    a, b = (t.astype(np.float64).copy() for t in before)
+    for j in range(a.shape[0]):
+        having = [(p, one[own.index(j)], other[:, own.index(j)]) for (p, one, other), own in zip(terms, columns, strict=True) if j in own]
+        weight = sum(p for p, _, _ in having)
+        if having:
+            a[j] = sum(p / weight * one.astype(np.float64) for p, one, _ in having)
+            b[:, j] = sum(p / weight * other.astype(np.float64) for p, _, other in having)
+    return a, b
+
+
+def florist(shape: tuple[int, int], terms: Sequence[Term], alpha: float, rank: int, energy: float) -> np.ndarray:
+    """D* at the common scale, cut to the smallest rank that holds a part of the squared singular values."""
+    total = ideal(shape, terms, alpha, rank)
+    squares = np.linalg.svd(total, compute_uv=False) ** 2
+    kept = next(p for p in range(1, len(squares) + 1) if squares[:p].sum() >= energy * squares.sum())
+    return products.truncation(total, kept)
+
+
+def flora(terms: Sequence[Term], alpha: float, rank: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The stacks: weight and scale on A alone; ``rank`` is the r of everyone where the scale is common."""
+    a = np.concatenate([p * alpha / (rank or a.shape[0]) * a.astype(np.float64) for p, a, _ in terms])
     return a, np.concatenate([b.astype(np.float64) for _, _, b in terms], axis=1)
 
 
@@ -76,6 +96,7 @@ def lorafair(terms: Sequence[Term], rank: int, decay: float, before: tuple[np.nd
     """Mean A; mean B plus the dB of least ||DW - (B + dB) A||^2 + decay ||dB||^2, by stacking and ``lstsq``."""
     a, b = fedit(terms, rank, before)
     product = sum(p * other.astype(np.float64) @ one.astype(np.float64) for p, one, other in terms)
+    decay = decay * np.mean((a**2).sum(axis=1))  # relative to the rows of A
     left = np.concatenate([a.T, np.sqrt(decay) * np.eye(rank)])  # (N + R, R) dB' = right
     right = np.concatenate([(product - b @ a).T, np.zeros((rank, b.shape[0]))])
     return a, b + np.linalg.lstsq(left, right, rcond=None)[0].T

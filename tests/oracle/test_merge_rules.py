@@ -19,10 +19,11 @@ from tests.oracle import averaging, methods
 from aulait.core import lora
 from aulait.core.types import ClientUpdate
 from aulait.methods.contract import State
+from aulait.methods.fedplora import columns
 from aulait.methods.shared import server_optimizer
 
-ABSOLUTE = ("flora", "fedex", "lorafair", "hetlora")  # these answer factors, the others changes of factors
-RULES = ["fedit", "fedsa", "ffa", "rolora", "flexlora", "flexlora partition", "flora", "fedex", "lorafair", "hetlora", "safedlora"]
+ABSOLUTE = ("flora", "florist", "fedex", "lorafair", "hetlora")  # these answer factors, the others changes of factors
+RULES = ["fedavg", "fedprox", "scaffold", "fedrot", "lalora", "fedsvd", "raflora", "florist", "fedplora", "fedit", "fedsa", "ffa", "rolora", "flexlora", "flexlora partition", "flora", "flora own", "fedex", "lorafair", "hetlora", "safedlora"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Clients:
 
     def __init__(self, world: World, rule: str, **more) -> None:
         method, _, flag = rule.partition(" ")
-        fields = {"weights": "size", **({"partition": True} if flag else {}), **more.pop("options", {})}
+        flags = {"partition": {"partition": True}, "own": {"scale": "own"}, "": {}}
+        fields = {"weights": "size", **flags[flag], **more.pop("options", {})}
         self.run = Federation(method, shapes=world.shapes, clients=tuple(world.sizes), rank=world.rank, alpha=world.alpha,
                               ranks=world.ranks, options=fields, **more)
         self.world, self.method = world, method
@@ -73,7 +75,7 @@ class Clients:
             own = self.run.context.rank_of(request.client)
             first = lora.to_tensors(lora.initial(self.world.shapes, self.world.rank, self.world.alpha, self.run.context.seeds))
             factors = lora.leading(first, own) | {n: t for n, t in request.tensors.items() if "/" not in n}
-            letters = {"ffa": "B", "fedsa": "A", "rolora": "BA"[(request.round - 1) % 2]}.get(self.method, "AB")
+            letters = {"ffa": "B", "fedsvd": "B", "fedsa": "A", "rolora": "BA"[(request.round - 1) % 2]}.get(self.method, "AB")
             change = {n: self.random(tuple(t.shape), n[-1]) for n, t in factors.items() if n[-1] in letters}
             factors |= change if self.method in ABSOLUTE else {n: factors[n] + t for n, t in change.items()}
             updates.append(ClientUpdate(request.client, change, float(self.world.sizes[request.client])))
@@ -104,7 +106,7 @@ def check(rule: str, clients: Clients, before, after) -> None:
         return
     for layer, terms in clients.terms.items():
         shape = world.shapes[layer]
-        if rule in ("fedit", "rolora", "safedlora"):
+        if rule in ("fedavg", "fedit", "fedprox", "fedrot", "lalora", "rolora", "safedlora", "scaffold"):
             pair = methods.fedit(terms, world.rank, factors_of(before, layer))
             close(factors_of(after, layer)[0], pair[0], layer)
             close(factors_of(after, layer)[1], pair[1], layer)
@@ -119,16 +121,31 @@ def check(rule: str, clients: Clients, before, after) -> None:
             close(after.tensors[f"{layer}.{letter}"].numpy(), wanted, layer)
         elif rule == "flexlora":
             close(found[layer], methods.flexlora(shape, terms, world.alpha, world.rank), layer)
-        elif rule == "flexlora partition":
+        elif rule == "fedsvd":  # the product of the mean B and the A that everybody had, whatever its factors
+            pair = methods.fedit([(p, factors_of(before, layer)[0][: b.shape[1]], b) for p, _, b in terms], world.rank, factors_of(before, layer))
+            close(found[layer], world.alpha / world.rank * pair[1] @ pair[0], layer)
+            a = factors_of(after, layer)[0]
+            wide = min(world.rank, shape[1])  # the free rows among them are completed
+            close(a[:wide] @ a[:wide].T, np.eye(wide), layer)
+        elif rule == "florist":
+            cut = methods.florist(shape, terms, world.alpha, world.rank, 0.9)
+            close(found[layer], before.tensors.get(f"whole/{layer}", torch.zeros(shape)).double().numpy() + cut, layer)
+        elif rule == "fedplora":
+            pair = methods.fedplora(terms, factors_of(before, layer), [
+                columns(run.context, after.round, name)[layer] for name in world.sizes])
+            close(factors_of(after, layer)[0], pair[0], layer)
+            close(factors_of(after, layer)[1], pair[1], layer)
+        elif rule in ("flexlora partition", "raflora"):
             a, b = factors_of(before, layer)
             most = max(a.shape[0] for _, a, _ in terms)
             stays = world.alpha / world.rank * b[:, most:].astype(np.float64) @ a[most:]
             close(found[layer], methods.flexlora_partition(shape, terms, world.alpha, world.rank, stays), layer)
-        elif rule == "flora":
-            stack_a, stack_b = methods.flora(terms, world.alpha)
+        elif rule in ("flora", "flora own"):
+            common = world.rank if rule == "flora" else None
+            stack_a, stack_b = methods.flora(terms, world.alpha, common)
             base = before.tensors.get(f"whole/{layer}", torch.zeros(shape)).double().numpy()
             close(found[layer], base + stack_b @ stack_a, layer)
-            close(found[layer], base + methods.ideal(shape, terms, world.alpha), layer)
+            close(found[layer], base + methods.ideal(shape, terms, world.alpha, common), layer)
         elif rule == "fedex":
             base = before.tensors.get(f"whole/{layer}", torch.zeros(shape)).double().numpy()
             a, b = (t.astype(np.float64) for t in factors_of(before, layer))

@@ -276,7 +276,7 @@ def test_6_averaging_weights_sum_to_one(method, options, ranks, weights):
             if method in ("flora", "flexlora"):  # the same dense update at every rank: one column, at the client's scale
                 full = {n: t * (torch.arange(6) == 0)[:, None] if n.endswith(".A") else t * (torch.arange(6) == 0) for n, t in full.items()}
             common.update(full)
-            scale = {layer: own(layer) / 6 if method in ("flora", "flexlora") else 1.0 for layer in SHAPES}
+            scale = {layer: own(layer) / 6 if method == "flexlora" else 1.0 for layer in SHAPES}
             share = changed_b({n: t for n, t in leading(full, own).items() if n in update.tensors}, lambda layer, b, scale=scale: b * scale[layer])
             changes = method not in ("flora", "fedex", "lorafair", "hetlora")
             updates.append(replace(update, tensors=lora.subtract(share, request.tensors) if changes else share))

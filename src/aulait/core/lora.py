@@ -112,12 +112,12 @@ def leading(tensors: Tensors, ranks: Callable[[str], int]) -> Tensors:
     lower rank is sent.
 
     Args:
-        tensors: names ``layer.A`` (R, N), ``layer.B`` (M, R) and ``layer.R`` (R, R).
+        tensors: names ``layer.A`` (R, N), ``layer.B`` (M, R) and ``layer.R`` (R, R), under any tag.
         ranks: layer -> the rank that is kept, at most R.
     """
     found = {}
     for name, value in tensors.items():
-        own = FactorName.parse(name)
+        own = FactorName.parse(name.rpartition("/")[2])
         found[name] = leading_part(own.factor, value, ranks(own.layer))
     return found
 

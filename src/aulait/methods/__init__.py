@@ -19,15 +19,15 @@ def _fault(method: ModuleType) -> str:
 
 METHODS: Registry[ModuleType] = Registry("algorithm", {
     name: f"aulait.methods.{name}" for name in (
-        "alone", "cores", "dplora", "fdlora", "fedex", "fedit", "fedsa", "ffa", "flexlora", "flora",
-        "hetlora", "lorafair", "rolora", "safedlora", "splitlora",
+        "alone", "cores", "dplora", "fdlora", "fedavg", "fedex", "fedit", "fedplora", "fedprox",
+        "fedrot", "fedsa", "fedsvd", "ffa", "flexlora", "flora", "florist", "hetlora", "lalora",
+        "lorafair", "raflora", "rolora", "safedlora", "scaffold", "splitlora",
     )
 }, _fault, {
-    "fedavg": "averaging the factors is 'fedit' here",
-    "fedprox": "the pull towards the shared adapter is algorithm.proximal of 'safedlora' here",
-    "fedadam": "it is 'fedit' with algorithm.server = 'adam' here",
-    "fedavgm": "it is 'fedit' with algorithm.server = 'momentum' here",
+    "fedadam": "it is 'fedavg' with algorithm.server = 'adam' here",
+    "fedavgm": "it is 'fedavg' with algorithm.server = 'momentum' here",
     "lora": "federated LoRA by averaging the factors is 'fedit' here",
+    "fedrot-lora": "write 'fedrot'", "fed-plora": "write 'fedplora'", "la-lora": "write 'lalora'",
     "ffa-lora": "write 'ffa'", "ffalora": "write 'ffa'", "fed-sb": "the nearest is 'cores'",
     "lora-xs": "the nearest is 'cores'",
 })

@@ -10,23 +10,27 @@ a gradient-free optimiser at the client.
 Changes are clipped in every round, the first included, whose upload seeds the mean. The personal
 adapters and w stay at their sites and are as sensitive as the text. Where pseudocode and prose of
 the paper differ, stage 2 trains the global adapter and copies when t % H == 0. Where the paper is
-silent: outer rate 0.7 and momentum 0.9 of DiLoCo; fusion by Nelder-Mead within ±1.5 and L1 weight
-0.05 of LoraHub, on training records that are kept out of the steps. Unequal ranks are nested
-columns.
+silent: momentum 0.9 of DiLoCo; fusion by Nelder-Mead within ±1.5 and L1 weight 0.05 of LoraHub, on
+training records that are kept out of the steps. Unequal ranks are nested columns.
+
+A steady stream of equal changes d moves the global adapter by server_lr / (1 - momentum) · d a
+round. DiLoCo's rate 0.7 makes that 7 d, which suits hundreds of inner steps whose changes hardly
+agree; after the few steps of a round here they agree, and 7 d diverges. The default 0.1 makes it d,
+plain averaging; with K inner steps, K in the hundreds, raise server_lr towards 0.7.
 
 what: personal and global adapters, outer Nesterov steps, both fused at the client in the end
 source: Qi et al., FDLoRA, 2024, arXiv 2406.07925, Algorithm 1
 travels: up 4 sum r_k (M + N); down 4 sum r_k (M + N)
 privacy: sum of changes of A and B, each clipped to C; sensitivity C; personal adapters never leave
-differs: the pseudocode where it contradicts the prose; DiLoCo's and LoraHub's constants where it is
-    silent
+differs: the pseudocode where it contradicts the prose; DiLoCo's momentum and LoraHub's constants
+    where it is silent; an outer rate for few inner steps
 unequal ranks: yes
 exact: no
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -34,13 +38,13 @@ from pydantic import Field
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
-from aulait.core.types import Adapter, ClientRequest, ClientUpdate, Info, Record, Site, TrainRequest
+from aulait.core.types import Adapter, ClientUpdate, Info, Record, Site, TrainRequest
 from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.description import Abilities, described
 from aulait.methods.shared import client_update
 from aulait.methods.shared.fusion import FusionSearch, best_weights, fused
 from aulait.methods.shared.server_optimizer import initial_state
-from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round
+from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round, with_settings
 from aulait.training.trainer import Learner
 
 TRAITS = described(__name__, __doc__, Abilities(personal=True, splits=False))
@@ -62,7 +66,7 @@ class FDLoRAConfig(AveragingConfig):
 
     server: Literal["plain", "momentum", "nesterov", "adagrad", "adam", "adamw",
                     "yogi"] = "nesterov"
-    server_lr: float = Field(0.7, gt=0)
+    server_lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     copy_every: int = Field(5, ge=0)
     personal_steps: int | None = Field(None, ge=1)
@@ -89,12 +93,8 @@ def step(config: FDLoRAConfig, context: RunContext, state: State, cohort: Cohort
     more = {"copy": copies, "shots": config.shots,
             "steps": config.personal_steps if first else None}
 
-    def asking(requests: Sequence[ClientRequest]) -> Iterable[ClientUpdate]:
-        return server.ask([replace(request, settings={**request.settings, **more})
-                           for request in requests])
-
     outer = config.model_copy(update={"server": "plain", "server_lr": 1.0}) if first else config
-    return mixed_round(outer, context, state, cohort, replace(server, ask=asking))
+    return mixed_round(outer, context, state, cohort, with_settings(server, more))
 
 
 def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: RunContext,

@@ -17,7 +17,7 @@ source: Cho et al., Heterogeneous LoRA for Federated Fine-tuning of On-Device Fo
     EMNLP 2024, arXiv 2401.06432
 travels: up 4 sum r_k (M + N); down 4 sum r_k (M + N)
 privacy: refused: weights depend on the norms of single updates
-differs: one norm over all layers
+differs: one norm over all layers; pruning by layer is ours
 unequal ranks: yes
 exact: no
 """
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -53,12 +54,15 @@ class HetLoRAConfig(AveragingConfig):
         keep: gamma in (0, 1), the part of the rank before the tail.
         rank_min: no client prunes itself below.
         prune: whether clients prune themselves.
+        prune_by: "client" compares the tails of all layers together and shortens every layer, as
+            the paper; "layer" compares and shortens each layer by itself.
     """
 
     tail: float = Field(1e-3, ge=0)
     keep: float = Field(0.99, gt=0, lt=1)
     rank_min: int = Field(1, ge=1)
     prune: bool = True
+    prune_by: Literal["client", "layer"] = "client"
 
 
 Config = HetLoRAConfig
@@ -74,7 +78,7 @@ def step(config: HetLoRAConfig, context: RunContext, state: State, cohort: Cohor
     """Send leading ranks, weigh what comes back by its norm, note who pruned itself."""
     theta = state.factors
     settings = {"lr": cohort.lr, "tail": config.tail, "keep": config.keep,
-                "rank_min": config.rank_min, "prune": config.prune}
+                "rank_min": config.rank_min, "prune": config.prune, "prune_by": config.prune_by}
     sent = []
     for request in factor_requests(context, cohort, theta):
         rank = ranks(config, context, state, request.client)
@@ -83,7 +87,7 @@ def step(config: HetLoRAConfig, context: RunContext, state: State, cohort: Cohor
     shapes = {request.client: request.tensors for request in sent}
     pruned_shapes = {
         name: lora.leading(own, _pruned(config, own).__getitem__) for name, own in shapes.items()
-    } if config.prune else shapes
+    } if config.prune and config.prune_by == "client" else shapes
     updates = SingleUpdates(config, cohort, server, sent, SingleReading(
         "hetlora", TRAITS.instead, shapes, pruned_shapes))
     total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in theta.items()}
@@ -93,8 +97,9 @@ def step(config: HetLoRAConfig, context: RunContext, state: State, cohort: Cohor
         norms += strength
         for name, value in lora.placed(update.tensors, theta).items():
             total[name] += strength * value.double()
-        if _smaller(update.tensors, shapes[update.client]):
-            pruned[update.client] = pruned.get(update.client, torch.zeros(1)) + 1
+        fewer = _shortened(config, update.tensors, shapes[update.client])
+        if bool(fewer.any()):
+            pruned[update.client] = pruned.get(update.client, torch.zeros(1)) + fewer
     mean = {name: (value / norms).float() - theta[name] if norms else torch.zeros_like(theta[name])
             for name, value in total.items()}
     after = server_step(config, state, mean) | lora.tagged("pruned", pruned)
@@ -115,7 +120,12 @@ def answer(requests: Sequence[TrainRequest], sites: Sequence[Site], context: Run
     for site, (before, after) in zip(
             sites, client_update.train(requests, training, learner), strict=True):
         own = lora.to_tensors(after.adapter)
-        if settings["prune"] and _tail(own, keep) < _tail(lora.to_tensors(before), keep):
+        tails, first = _tails(after.adapter, keep), _tails(before, keep)
+        if settings["prune"] and settings["prune_by"] == "layer":
+            shorter = _pruned(config, own) | {
+                layer: context.rank for layer, tail in tails.items() if tail >= first[layer]}
+            own = lora.placed(lora.leading(own, shorter.__getitem__), own)
+        elif settings["prune"] and sum(tails.values()) < sum(first.values()):
             own = lora.leading(own, _pruned(config, own).__getitem__)
         updates.append(client_update.update_of(site, own, after))
     return updates
@@ -134,10 +144,13 @@ def travels(config: HetLoRAConfig, context: RunContext, round: int, client: str,
 
 def ranks(config: HetLoRAConfig, context: RunContext, state: State, name: str) -> dict[str, int]:
     """Layer -> the rank a client has left."""
-    times = int(state.tensors.get(f"pruned/{name}", torch.zeros(1)))
-    left = {layer: context.rank_of(name)(layer) for layer in context.shapes}
-    for _ in range(times):
-        left = {layer: _shorter(config, rank) for layer, rank in left.items()}
+    layers = sorted(context.shapes)
+    times = state.tensors.get(f"pruned/{name}", torch.zeros(1)).expand(len(layers))
+    left = {}
+    for layer, count in zip(layers, times.tolist(), strict=True):
+        left[layer] = context.rank_of(name)(layer)
+        for _ in range(int(count)):
+            left[layer] = _shorter(config, left[layer])
     return left
 
 
@@ -151,14 +164,25 @@ def _pruned(config: HetLoRAConfig, factors: Tensors) -> dict[str, int]:
             for layer, (a_RN, _) in lora.from_tensors(factors, 1.0).factors.items()}
 
 
-def _smaller(tensors: Tensors, sent: Tensors) -> bool:
-    return any(tensors[name].shape != sent[name].shape for name in sent)
+def _shortened(config: HetLoRAConfig, tensors: Tensors, sent: Tensors) -> torch.Tensor:
+    """How often a client has shortened itself in this round, by layer in the order of names, or one
+    number for all: by the shapes it sent; where each layer goes by itself, by tails of zeros, which
+    it sends once."""
+    if config.prune_by == "client":
+        return torch.tensor([float(any(tensors[name].shape != sent[name].shape for name in sent))])
+    found = []
+    for layer, (a_RN, b_MR) in lora.from_tensors(tensors, 1.0).factors.items():
+        first = _pruned(config, sent)[layer]
+        gone = first < len(a_RN) and not bool(a_RN[first:].any()) and not bool(
+            b_MR[:, first:].any())
+        found.append(float(config.prune and gone))
+    return torch.tensor(found)
 
 
-def _tail(factors: Tensors, keep: float) -> float:
-    """sum over layers of ||B[:, t:]|| · ||A[t:, :]||, t = floor(gamma r)."""
-    total = 0.0
-    for a_RN, b_MR in lora.from_tensors(factors, 1.0).factors.values():
+def _tails(adapter: Adapter, keep: float) -> dict[str, float]:
+    """Layer -> ||B[:, t:]|| · ||A[t:, :]||, t = floor(gamma r)."""
+    found = {}
+    for layer, (a_RN, b_MR) in sorted(adapter.factors.items()):
         first = int(keep * a_RN.shape[0])
-        total += float(a_RN[first:].norm() * b_MR[:, first:].norm())
-    return total
+        found[layer] = float(a_RN[first:].norm() * b_MR[:, first:].norm())
+    return found

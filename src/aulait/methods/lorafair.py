@@ -2,16 +2,18 @@
 products.
 
 A = mean A_k, B = mean B_k, then B + dB with dB = argmin ||sum p_k B_k A_k - (B + dB) A||^2 +
-lambda ||dB||^2 = (sum p_k B_k A_k A^T - B A A^T)(A A^T + lambda I)^-1. The paper minimises a cosine
-dissimilarity by gradient descent; squared error has this closed form, without any dense matrix.
-Unequal ranks are nested columns, each averaged over those who own it.
+lambda g ||dB||^2 = (sum p_k B_k A_k A^T - B A A^T)(A A^T + lambda g I)^-1, where g = tr(A A^T) / R
+is the mean square of a row of A, so that one lambda means the same for small and large factors. The
+paper minimises a cosine dissimilarity by gradient descent; squared error has this closed form,
+without any dense matrix. Unequal ranks are nested columns, each averaged over those who own it.
 
 what: A and B averaged, then B corrected towards the mean of the products
 source: Bian et al., LoRA-FAIR, ICCV 2025, arXiv 2411.14961
 travels: up 4 sum r_k (M + N); down 4 sum r_k (M + N)
 privacy: refused for clients: the correction needs the sum of single products. Records: DP-SGD at
     the site
-differs: squared error in closed form instead of a cosine by gradient descent
+differs: squared error in closed form instead of a cosine by gradient descent; lambda is relative to
+    the factors
 unequal ranks: yes
 exact: no
 """
@@ -45,7 +47,7 @@ class LoRAFairConfig(MixtureConfig):
     """``[algorithm] name = "lorafair"``.
 
     Attributes:
-        correction_decay: lambda, the weight of ||dB||^2.
+        correction_decay: lambda, the weight of ||dB||^2, relative to the mean square of A's rows.
     """
 
     correction_decay: float = Field(0.01, gt=0)
@@ -78,7 +80,9 @@ def step(config: LoRAFairConfig, context: RunContext, state: State, cohort: Coho
         a_RN, b_MR = (factor.double() for factor in lora.factors_of(mean, layer))
         gram_RR = a_RN @ a_RN.T
         missing_MR = product.times(a_RN.T.float()).double() / updates.total - b_MR @ gram_RR
-        ridge_RR = gram_RR + config.correction_decay * torch.eye(len(gram_RR), dtype=torch.float64)
+        # where A is nothing there is nothing to correct
+        ridge = config.correction_decay * max(float(gram_RR.diag().mean()), 1e-30)
+        ridge_RR = gram_RR + ridge * torch.eye(len(gram_RR), dtype=torch.float64)
         corrected_MR = (b_MR + torch.linalg.solve(ridge_RR, missing_MR.T).T).float()
         mean[str(FactorName(layer, Factor.B))] = corrected_MR
     return State(cohort.round, mean), updates.metrics(clipping.norm(lora.subtract(mean, theta)))

@@ -21,7 +21,7 @@ exact: no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -31,7 +31,6 @@ from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.types import (
     Adapter,
-    ClientRequest,
     ClientUpdate,
     Info,
     Site,
@@ -42,7 +41,12 @@ from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.description import Abilities, described
 from aulait.methods.shared import client_update
 from aulait.methods.shared.mixture import MixtureConfig
-from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round, revived
+from aulait.methods.shared.weighted_mean import (
+    AveragingConfig,
+    mixed_round,
+    revived,
+    with_settings,
+)
 from aulait.models.low_rank import Merge
 from aulait.training.trainer import Learner, Penalty
 
@@ -83,14 +87,10 @@ def step(config: SAFedLoRAConfig, context: RunContext, state: State, cohort: Coh
     first = cohort.round <= _initiating(config, context)
     more = {"proximal": config.proximal if first else 0.0}
 
-    def asking(requests: Sequence[ClientRequest]) -> Iterable[ClientUpdate]:
-        return server.ask([replace(request, settings={**request.settings, **more})
-                           for request in requests])
-
     small = replace(context, ranks=_capped(context, rank, cohort))
     averaging = AveragingConfig(local_weight=config.local_weight, weights=config.weights)
     after, info = mixed_round(averaging, small, State(state.round, theta), cohort,
-                              replace(server, ask=asking))
+                              with_settings(server, more))
     return after, info | {"rank": rank}
 
 

@@ -68,6 +68,8 @@ class SplitLoRAConfig(BaseModel):
         wire: how states and gradients travel.
         weights: of the clients' losses and factors: "uniform", or "size" by their records.
         moments: of the optimisers: "keep" over rounds as the authors do, or "fresh" in every round.
+        label_smoothing: part of a token's target that is spread over the vocabulary in training;
+            the authors' E2E runs have 0.1. Losses that are told while training hold it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +77,7 @@ class SplitLoRAConfig(BaseModel):
     wire: Wire = "float32"
     weights: Literal["uniform", "size"] = "uniform"
     moments: Literal["keep", "fresh"] = "keep"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
 Config = SplitLoRAConfig
@@ -203,6 +206,7 @@ def _server_step(request: TrainRequest, site: Site, context: RunContext,
     training = LocalTraining(start, (), Trainable.AB, 1, 1, settings["lr"], 0)
     half = ServerHalf(learner.base, learner.config, [start], training,
                       ModelCut(settings["cut"], settings["wire"]), settings["wanted"])
+    half.label_smoothing = settings["label_smoothing"]
     half.resume([state])
     received = lora.by_tag(request.tensors)
     if settings["step"] > 1:

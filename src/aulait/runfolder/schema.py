@@ -349,6 +349,7 @@ class ResultFile(FileModel):
     seed: Number = None
     clients: Number = None
     rounds: Number = None
+    kept_round: Number = None
     base_eval: Scores = Scores()
     eval: Scores = Scores()
     privacy: PrivacyResult = PrivacyResult()

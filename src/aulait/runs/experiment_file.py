@@ -329,6 +329,7 @@ def settings_problems(settings: Settings) -> list[str]:
                                settings.synthesis.writes)
     if private:
         problems += _private_as_public(settings)
+    problems += _check_kept(settings)
     problems += name_problems(settings.model.name)
     problems += settings.evaluate.problems(settings.model.quant)
     if settings.privacy.protects_records:
@@ -385,6 +386,23 @@ def _check_secure(settings: Settings) -> list[str]:
          "aggregation is simulated only; use trust = \"server\", or engine.name = 'inline'"),
     ]
     return [f"privacy.trust = 'secure' found with {text}" for found, text in cases if found]
+
+
+def _check_kept(settings: Settings) -> list[str]:
+    """What contradicts that the best measured round's adapter is written."""
+    if settings.train.keep == "last":
+        return []
+    problems = []
+    if not settings.privacy.off and settings.evaluate.on == "held-out":
+        problems.append(
+            "train.keep = 'best' would choose by the clients' held-out records, which no epsilon "
+            "covers, expected public text under privacy; set evaluate.on = 'public', or "
+            "train.keep = 'last'")
+    if settings.method.TRAITS.personal:
+        problems.append(
+            f"train.keep = 'best' with algorithm '{settings.algorithm['name']}', whose clients "
+            "end with adapters of the last round; use train.keep = 'last'")
+    return problems
 
 
 def _private_as_public(settings: Settings) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from aulait.core.files import JsonObject, private_folder
 from aulait.core.types import Adapter
 from aulait.evaluation.lm_eval_tasks import measure_tasks
+from aulait.methods.contract import State
 from aulait.models import peft_export
 from aulait.models.fingerprint import fingerprint
 from aulait.runfolder import schema
@@ -22,6 +23,7 @@ from aulait.runs.experiment_file import Settings
 from aulait.runs.export_check import ScoredRecords, check_exported, check_personal
 from aulait.runs.prepared import Books, Federation, PreparedRun
 from aulait.runs.privacy_schedule import vote_bound
+from aulait.runs.progress import Progress
 from aulait.runs.set_measures import measured_set
 from aulait.runs.stage import Execution
 from aulait.runs.virtual_time import clock
@@ -50,14 +52,14 @@ def finish(execution: Execution) -> JsonObject:
     """
     run, folder, progress = execution.run, execution.folder, execution.progress
     execution.watch("finish", 0, 2, "writing the adapter")
-    assert progress.state is not None  # a run ends after its first state
-    shared = run.settings.method.result(run.context, progress.state)
+    kept = kept_state(run, progress)
+    shared = run.settings.method.result(run.context, kept)
     base, records = run.models.base, ScoredRecords.of(run)
     dropout = run.settings.adapter.dropout
     peft_export.export(shared, base, folder.path / "adapter", dropout=dropout)
     execution.watch("finish", 0, 2, "reading the adapter back")
     exported = check_exported(records, base, shared, folder.path / "adapter")
-    own = progress.personal or execution.engine.personal(run, progress.state)
+    own = progress.personal or execution.engine.personal(run, kept)
     folders = {_folder(name): name for name in own}
     if any(name.startswith("client-") for name in folders):
         folder.write_json("personal/clients.json", dict(sorted(folders.items())))
@@ -69,6 +71,14 @@ def finish(execution: Execution) -> JsonObject:
     result = _result(execution, exported) | _tasks(execution, shared)
     folder.write_json("result.json", result)
     return result
+
+
+def kept_state(run: PreparedRun, progress: Progress) -> State:
+    """The state whose adapter is written: of the last round, or of the best measured one."""
+    assert progress.state is not None  # a run ends after its first state
+    if run.settings.train.keep == "last" or not progress.best_eval:
+        return progress.state
+    return progress.best or run.first_state()
 
 
 def _tasks(execution: Execution, adapter: Adapter) -> JsonObject:
@@ -107,6 +117,8 @@ def _result(execution: Execution, exported: schema.ExportedResult) -> JsonObject
         seed=settings.run.seed,
         clients=len(run.federation.sites),
         rounds=progress.state.round if progress.state else 0,
+        **({"kept_round": kept_state(run, progress).round}
+           if settings.train.keep == "best" else {}),
         base_eval=schema.Scores(**progress.base_eval),
         eval=schema.Scores(**progress.last_eval),
         privacy=_privacy(run, execution.books, progress.stopped),

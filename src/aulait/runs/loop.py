@@ -103,6 +103,8 @@ def _completed(prepared: PreparedRun, engine: Engine, folder: RunFolder, observe
                 carry_out(SynthesisStage(execution, span), execution)
             else:
                 carry_out(TrainStage(execution, span), execution)
+        if harmed := harm(settings, progress):
+            observer.warn(harmed)
         progress.count_seconds()
         check_releases(prepared, folder, books.ledger)
         result = finish.finish(execution)
@@ -113,6 +115,19 @@ def _completed(prepared: PreparedRun, engine: Engine, folder: RunFolder, observe
             tracker.attach(page)
     watch("finish", 2, 2, "")
     return result
+
+
+def harm(settings: Settings, progress: Progress) -> str:
+    """A line where a run has ended worse than its base; empty where it has not, or where that may
+    not be told, as it was measured on private text."""
+    if not settings.privacy.off and settings.evaluate.on == "held-out":
+        return ""
+    before, after = (scores.get("loss") for scores in (progress.base_eval, progress.last_eval))
+    if before is None or after is None or after <= before:
+        return ""
+    return (f"loss: {after:.3f} nats a token at the end, {before:.3f} before the first round: the "
+            "adapter harms; lower train.lr or algorithm.server_lr, or set train.keep = 'best', "
+            "which writes the adapter of the best measured round")
 
 
 def carry_out(stage: Stage[StateT], execution: Execution) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
+from aulait.core import lora
 from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.types import Adapter, Site, Tensors
 from aulait.methods.contract import State
@@ -58,6 +59,9 @@ class Progress:
         totals: seconds and bytes by stage.
         base_eval: scores of the bare base.
         last_eval: scores after the last measured round.
+        best: the state of the measured round of least loss, where ``train.keep`` asks for it; None
+            as long as no round was better than the bare base.
+        best_eval: its scores; of the base as long as none was better.
         stopped: why the run ended early, if it did.
         memory: what every site remembers; the sites' own dictionaries once they are bound.
         personal: adapters of clients' own after the last round; made again when a run is resumed
@@ -78,6 +82,8 @@ class Progress:
     totals: dict[str, float] = field(default_factory=dict)
     base_eval: ScoreValues = field(default_factory=dict)
     last_eval: ScoreValues = field(default_factory=dict)
+    best: State | None = None
+    best_eval: ScoreValues = field(default_factory=dict)
     stopped: str | None = None
     memory: client_state.Memories = field(default_factory=dict)
     personal: dict[str, Adapter] = field(default_factory=dict)
@@ -86,6 +92,14 @@ class Progress:
     schema_version: int = 0
     counted_s: float = field(default_factory=time.perf_counter)
     noise_state: dict[str, Tensors] = field(default_factory=dict)
+
+    def choose(self, state: State) -> None:
+        """Keep the state if what was last measured is better than everything before it, the bare
+        base included. A loss that is no number is never better."""
+        if not self.best_eval:
+            self.best_eval = self.base_eval
+        if self.last_eval["loss"] < self.best_eval["loss"]:
+            self.best, self.best_eval = state, self.last_eval
 
     def add(self, **amounts: float | None) -> None:
         """Add to the totals."""
@@ -126,6 +140,8 @@ class Progress:
         tensors["none"] = torch.zeros(1)  # a file of tensors holds at least one
         if self.state is not None:
             tensors |= {f"state/{name}": t for name, t in self.state.tensors.items()}
+        if self.best is not None:
+            tensors |= {f"best/{name}": t for name, t in self.best.tensors.items()}
         if self.stage != "done":
             tensors |= {f"noise/{stage}/{name}": t for stage, own in self.noise_state.items()
                         for name, t in own.items()}
@@ -136,6 +152,7 @@ class Progress:
             "round": self.state.round if self.state else 0,
             "texts": [[asdict(text) for text in shard] for shard in self.texts],
             "totals": self.totals, "base_eval": self.base_eval, "last_eval": self.last_eval,
+            "best_round": self.best.round if self.best else None, "best_eval": self.best_eval,
             "stopped": self.stopped, "trained": self.state is not None, "memory": remembered})
 
     @staticmethod
@@ -145,8 +162,8 @@ class Progress:
         if found is None:
             return Progress()
         tensors, held = found
-        own = {name.partition("/")[2]: t for name, t in tensors.items()
-               if name.startswith("state/")}
+        own = lora.under("state", tensors)
+        best = held.get("best_round")
         head = held.get("ledger")
         noise: dict[str, Tensors] = {}
         for key, tensor in tensors.items():
@@ -160,6 +177,8 @@ class Progress:
             state=State(held["round"], own) if held["trained"] else None,
             texts=[[Text(**text) for text in shard] for shard in held["texts"]],
             totals=held["totals"], base_eval=held["base_eval"], last_eval=held["last_eval"],
+            best=None if best is None else State(best, lora.under("best", tensors)),
+            best_eval=held.get("best_eval", {}),
             stopped=held["stopped"], memory=client_state.unpacked(tensors, held["memory"]),
             ledger_head=None if head is None else LedgerHead.read(head, "the checkpoint"),
             schema_version=held.get("schema_version", 1),

@@ -135,6 +135,8 @@ class TrainStage:
         if round < self.last and round % self._settings.evaluate.every:
             return {}
         self._evaluate(state, final)
+        if self._settings.train.keep == "best":
+            self._progress.choose(state)
         return {"eval": self._progress.last_eval}
 
     def _evaluate(self, state: State, final: bool) -> None:
@@ -156,6 +158,8 @@ class TrainStage:
         final = self.last == self.rounds
         if final and (self._progress.stopped or not self._progress.last_eval):
             self._evaluate(state, final=True)
+        if final and self._settings.train.keep == "best" and self._progress.best_eval:
+            self._progress.last_eval = self._progress.best_eval
         self._progress.save(self._execution.folder)
 
 

@@ -53,9 +53,9 @@ class RecordLearner(Learner):
         """
         done = []
         for own in training:
-            require(own.penalty is None, PrivacyError,
-                    "a penalty beside the loss found, expected none where single records are "
-                    "protected; use another method, or privacy.unit = 'client'")
+            require(own.penalty is None and own.drift is None, PrivacyError,
+                    "a penalty or a drift beside the loss found, expected none where single "
+                    "records are protected; use another method, or privacy.unit = 'client'")
             done.append(self._trained(own))
             if advance is not None:
                 advance(1)
@@ -76,7 +76,7 @@ class RecordLearner(Learner):
             mode=MODES[noise.mechanism], clip=noise.clip, sigma=noise.sigma, seed=own.seed,
             # the seed of the batches is one of the site and the round, so this is too
             noise_seed=None if seed is None else Seeds(seed).integer("steps", own.seed),
-            most=noise.most_rate)
+            most=noise.most_rate, turn=own.turn, smoothing=own.smoothing)
 
 
 class PrivateLearner(RecordLearner):

@@ -44,8 +44,9 @@ from aulait.privacy.noise_grid import check_exact, grid
 from aulait.privacy.noise_source import NoiseSource
 from aulait.privacy.record_level import precision_problems
 from aulait.training.batches import collate
+from aulait.training.smoothing import smoothed
 from aulait.training.stacked import Stack
-from aulait.training.trainer import Learner, Trained, optimizer_of
+from aulait.training.trainer import Learner, Trained, in_turns, optimizer_of
 
 Mode = Literal["records", "batch"]
 
@@ -71,6 +72,8 @@ class PrivateTraining:
             system's entropy for both, as long as there is noise.
         most: largest probability with which a unit may be in a batch of mode "records"; what is
             accounted.
+        turn: as of ``LocalTraining``; a step clips and noises the factors that it trains.
+        smoothing: as of ``LocalTraining``, of the noised sum.
 
     Raises:
         PrivacyError: noise without a finite bound, or a number outside its range.
@@ -88,6 +91,12 @@ class PrivateTraining:
     seed: int
     noise_seed: int | None = None
     most: float = 1.0
+    turn: int | None = None
+    smoothing: float = 0.0
+
+    def trainable_at(self, step: int) -> Trainable:
+        """The factors that a step trains, counted from 0."""
+        return in_turns(self.trainable, self.turn, step)
 
     def __post_init__(self) -> None:
         bounded = self.clip > 0 and (self.sigma == 0 or math.isfinite(self.clip))
@@ -286,6 +295,11 @@ class _LiveFactors:
         return self.work.start.holding(
             {n: (a.detach(), b.detach()) for n, (a, b) in self.factors.items()})
 
+    def trained(self, step: int) -> list[nn.Parameter]:
+        """The leaves that a step trains, counted from 0."""
+        trainable = self.work.trainable_at(step)
+        return [leaf for pair in self.factors.values() for leaf in trainable.of(pair)]
+
     def noised(self, total: Tensor) -> Tensor:
         """A float64 vector on the grid plus N(0, sigma²) on the grid; without noise the vector."""
         if self.work.sigma == 0:
@@ -301,7 +315,6 @@ class _RecordSteps:
         self._live = live
         self._learner = _alone(live.learner)
         self._optimizer = optimizer_of(live.leaves, live.learner.config, live.work.lr)
-        self._sizes = [leaf.numel() for leaf in live.leaves]
 
     def __call__(self, number: int,
                  batch: Sequence[RecordGroup]) -> tuple[float, int, float]:
@@ -309,8 +322,10 @@ class _RecordSteps:
         live = self._live
         total, losses, tokens = self.clipped_sum(batch, number)
         mean = live.noised(total) / live.work.expected
-        for leaf, part in zip(live.leaves, torch.split(mean, self._sizes), strict=True):
-            leaf.grad = part.view(leaf.shape).to(leaf)
+        leaves = live.trained(number)
+        parts = torch.split(mean, [leaf.numel() for leaf in leaves])
+        for leaf, part in zip(leaves, parts, strict=True):
+            leaf.grad = smoothed(part.view(leaf.shape), live.work.smoothing).to(leaf)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return sum(losses) / max(1, len(losses)), tokens, float(total.norm())
@@ -321,8 +336,9 @@ class _RecordSteps:
         of their records; tokens. One unit more moves the sum by at most C."""
         work = self._live.work
         step = grid(work.sigma)
-        stack = Stack.of([self._live.adapter], work.trainable, self._learner.base.device)
-        total = torch.zeros(sum(self._sizes), dtype=torch.float64)
+        stack = Stack.of([self._live.adapter], work.trainable_at(number),
+                         self._learner.base.device)
+        total = torch.zeros(sum(leaf.numel() for leaf in stack.leaves), dtype=torch.float64)
         losses: list[float] = []
         tokens = 0
         for unit in batch:

@@ -225,6 +225,9 @@ class ClientSide(Protocol):
 class ServerHalf(ModelHalf):
     """The server's half: last blocks, head and loss, the factors of those blocks.
 
+    Attributes:
+        label_smoothing: part of a token's target that is spread over the vocabulary.
+
     Args:
         base: the model.
         config: of the optimiser.
@@ -239,7 +242,7 @@ class ServerHalf(ModelHalf):
         of_clients = set(split_model.client_layers(starts[0].factors, cut.after))
         layers = [layer for layer in starts[0].factors if layer not in of_clients]
         super().__init__(base, config, starts, layers, training)
-        self._cut, self._wanted = cut, wanted
+        self._cut, self._wanted, self.label_smoothing = cut, wanted, 0.0
 
     def backward(self, sent: Sequence[Activations],
                  weights: Sequence[float] | None = None) -> tuple[list[Gradients], Tensor, Tensor]:
@@ -290,7 +293,8 @@ class ServerHalf(ModelHalf):
                 self.base, self._cut.after, hidden, labels, mask)
         counts = torch.tensor([len(own.labels) for own in sent], device=device)
         site = torch.repeat_interleave(torch.arange(len(sent), device=device), counts)[row]
-        each = torch.nn.functional.cross_entropy(out, target, reduction="none")
+        each = torch.nn.functional.cross_entropy(
+            out, target, reduction="none", label_smoothing=self.label_smoothing)
         zero_K = torch.zeros(len(sent), device=device)
         count_K = zero_K.index_add(0, site, torch.ones_like(each))
         return hidden, zero_K.index_add(0, site, each) / count_K.clamp(min=1), count_K

@@ -8,7 +8,7 @@ Shape letters: K sites · M out · N in · R rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aulait.core import lora
 from aulait.core.factors import Trainable
-from aulait.core.types import Adapter
+from aulait.core.types import Adapter, Tensors
 from aulait.models.adapter_dropout import AdapterDropout
 from aulait.models.loading import Base
 
@@ -60,6 +60,7 @@ class Stack:
                                   torch.stack([b for _, b in padded]).to(device))
             self.scales[name] = torch.tensor([start.scale(name) for start in starts], device=device)
         self.leaves = [leaf for pair in self.factors.values() for leaf in trainable.of(pair)]
+        self._kinds = [factor for _ in self.factors for factor in trainable.factors]
         self._origin = [leaf.clone() for leaf in self.leaves]
 
     @classmethod
@@ -69,6 +70,31 @@ class Stack:
         for leaf in stack.leaves:
             leaf.requires_grad_(True)
         return stack
+
+    def only(self, trainable: Trainable) -> list[Tensor]:
+        """The leaves of these factors, which alone ask for gradients from now on."""
+        if len(trainable.factors) == len(set(self._kinds)):
+            return self.leaves
+        for leaf, kind in zip(self.leaves, self._kinds, strict=True):
+            leaf.requires_grad_(kind in trainable.factors)
+        return [leaf for leaf in self.leaves if leaf.requires_grad]
+
+    def like(self, tensors: Sequence[Tensors]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Numbers of every site under flat names, side by side as the factors are."""
+        found = {}
+        for name, (a_KRN, _) in self.factors.items():
+            rank = a_KRN.shape[1]
+            padded = [lora.pad(*lora.factors_of(own, name), rank) for own in tensors]
+            found[name] = (torch.stack([a for a, _ in padded]).to(a_KRN.device),
+                           torch.stack([b for _, b in padded]).to(a_KRN.device))
+        return found
+
+    @torch.no_grad()
+    def shift(self, by: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Add what ``like`` has laid out to the factors."""
+        for name, pair in by.items():
+            for factor, change in zip(self.factors[name], pair, strict=True):
+                factor.add_(change)
 
     @contextmanager
     def applied_to(self, base: Base, dropout: AdapterDropout | None = None) -> Iterator[None]:

@@ -27,6 +27,7 @@ from aulait.models.adapter_dropout import AdapterDropout
 from aulait.models.loading import Base, folded, in_basis
 from aulait.training.batches import Encoder, Rows, collate, scored, scored_tokens
 from aulait.training.row_keys import row_keys
+from aulait.training.smoothing import smooth
 from aulait.training.stacked import Penalty as Penalty
 from aulait.training.stacked import Stack
 
@@ -50,6 +51,9 @@ class TrainConfig(BaseModel):
         max_grad_norm: bound on the norm of a site's gradient in a step; 0 for none.
         rows_at_once: sequences in one pass over the base, over all sites; a matter of speed and
             memory only.
+        keep: whose adapter is written: that of the "last" round, or of the "best" measured one, the
+            bare base (round 0) among them, by the loss that ``evaluate`` measures. Under privacy
+            "best" needs evaluate.on = "public": a choice by held-out records would tell of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,6 +66,7 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)
     rows_at_once: int = Field(16, ge=1)
+    keep: Literal["last", "best"] = "last"
 
 
 def learning_rate(config: TrainConfig, round: int) -> float:
@@ -91,6 +96,11 @@ class LocalTraining:
             None for the bare base.
         basis: layer -> (V_PN, U_MP) in which the adapter's factors are coordinates
             (``loading.in_basis``); None for factors as they are.
+        turn: steps made before these, where B and A are trained in turns, a step each and B first;
+            None trains both in every step.
+        smoothing: strength of the low-pass filter on the gradient of a step
+            (``training.smoothing``); 0 for none.
+        drift: what is added to the factors after every step, by their flat names; None for nothing.
     """
 
     start: Adapter
@@ -103,6 +113,18 @@ class LocalTraining:
     penalty: Penalty | None = None
     fold: Tensors | None = None
     basis: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    turn: int | None = None
+    smoothing: float = 0.0
+    drift: Tensors | None = None
+
+    def trainable_at(self, step: int) -> Trainable:
+        """The factors that a step trains, counted from 0."""
+        return in_turns(self.trainable, self.turn, step)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Of the adapter's layers."""
+        return tuple(a_RN.shape[0] for a_RN, _ in self.start.factors.values())
 
     @contextmanager
     def prepared(self, base: Base) -> Iterator[None]:
@@ -110,6 +132,19 @@ class LocalTraining:
         layers."""
         with folded(base, self.fold), in_basis(base, self.basis):
             yield
+
+
+def in_turns(trainable: Trainable, turn: int | None, step: int) -> Trainable:
+    """The factors that a step trains: all that are trained, or B and A in turns.
+
+    Args:
+        trainable: both, where they take turns.
+        turn: steps made before; None: no turns.
+        step: counted from 0.
+    """
+    if turn is None:
+        return trainable
+    return Trainable.A if (turn + step) % 2 else Trainable.B
 
 
 @dataclass(frozen=True)
@@ -210,7 +245,8 @@ class Learner:
         for index, own in enumerate(training):
             key = (own.steps, own.batch, own.trainable, own.lr, own.penalty,
                    None if own.fold is None else id(own.fold),
-                   None if own.basis is None else id(own.basis))
+                   None if own.basis is None else id(own.basis), own.turn, own.smoothing,
+                   own.ranks if own.smoothing else None, own.drift is None)
             groups.setdefault(key, []).append(index)
         shared = []
         for members in groups.values():
@@ -224,23 +260,27 @@ class Learner:
         return sum(self.lengths(training.records)) / len(training.records)
 
     def _together(self, training: Sequence[LocalTraining]) -> list[Trained]:
-        """K sites of equal steps, batch, factors, learning rate, penalty, fold and basis in one
-        pass per step."""
+        """K sites of equal steps, batch, factors, learning rate, penalty, fold, basis, turns and
+        filter in one pass per step."""
         first, clients = training[0], len(training)
         stack = Stack.of([own.start for own in training], first.trainable, self.base.device)
         optimizer = optimizer_of(stack.leaves, self.config, first.lr)
         plans = [draws(own, self.lengths(own.records)) for own in training]
         losses, norms, tokens = torch.zeros(clients), torch.zeros(clients), torch.zeros(clients)
+        drift = stack.like([own.drift or {} for own in training]) if first.drift else {}
         with first.prepared(self.base):
             for step in range(first.steps):
+                leaves = stack.only(first.trainable_at(step))
                 loss_K, tokens_K = self._backward(stack, [
                     [(own.seed, step, own.records[i]) for i in plan[step]]
                     for own, plan in zip(training, plans, strict=True)], first.penalty)
-                norm_K = squares(stack.leaves, clients).sqrt()
-                shorten(stack.leaves, norm_K, self.config.max_grad_norm)
+                norm_K = squares(leaves, clients).sqrt()
+                shorten(leaves, norm_K, self.config.max_grad_norm)
+                smooth(leaves, first.smoothing)
                 norms += norm_K.cpu()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                stack.shift(drift)
                 losses += loss_K.cpu()
                 tokens += tokens_K.cpu()
         return [Trained(stack.take(k), float(losses[k] / first.steps), int(tokens[k]),

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aulait.core import lora
@@ -22,6 +22,7 @@ from aulait.methods.contract import State
 
 STEPPING = ("plain", "search", "auto")  # these remember no moments
 ADAPTIVE = ("adagrad", "adam", "adamw", "yogi")
+ADAPTIVE_LR = 0.01
 
 
 ServerName = Literal["plain", "momentum", "nesterov", "adagrad", "adam", "adamw", "yogi", "search",
@@ -36,8 +37,10 @@ class ServerConfig(BaseModel):
             "adagrad", "adam", "adamw" or "yogi"; or "search": the clients that train measure a few
             steps along the round's means and the best is taken (``methods.shared.line_search``);
             or "auto": "search" without privacy, where the run allows it, else "plain".
-        server_lr: its learning rate.
-        momentum: beta of "momentum" and "nesterov", beta_1 of the adaptive ones.
+        server_lr: its learning rate; of the adaptive ones 0.01 unless given, since they step by
+            about so much in every entry, whatever the size of the update.
+        momentum: beta of "momentum" and "nesterov", beta_1 of the adaptive ones; of "adagrad" 0
+            unless given, as in the paper.
         beta2: of "adam", "adamw" and "yogi".
         tau: of the adaptive ones: the update is lr · m / (sqrt v + tau), v starts at tau^2.
         server_decay: of "adamw": theta shrinks by lr · server_decay · theta in every round.
@@ -50,6 +53,17 @@ class ServerConfig(BaseModel):
     beta2: float = Field(0.99, ge=0, lt=1)
     tau: float = Field(1e-3, gt=0)
     server_decay: float = Field(0.0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_optimiser(cls, given: object) -> object:
+        """What is not given follows from the optimiser."""
+        if not isinstance(given, dict) or given.get("server") not in ADAPTIVE:
+            return given
+        fitting = {"server_lr": ADAPTIVE_LR} | (
+            {"momentum": 0.0} if given["server"] == "adagrad" else {})
+        return {**{key: value for key, value in fitting.items() if key in cls.model_fields},
+                **given}
 
 
 def initial_state(config: ServerConfig, theta: Tensors) -> State:

@@ -10,7 +10,7 @@ A sealed update counts with the size that it must have: nobody here can look at 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from aulait.core.cohort import Cohort
 from aulait.core.types import ClientUpdate, Info, Tensors, TrainRequest, nbytes
@@ -70,6 +70,18 @@ def planned_clients(cohort: Cohort) -> Mapping[str, float]:
     the population is not known."""
     names = cohort.population or ("",)
     return dict.fromkeys(names, cohort.planned / len(names))
+
+
+def planned_bytes(cohort: Cohort, travels: Callable[[str], tuple[int, int]]) -> Info:
+    """Bytes of the planned cohort: who was drawn and who answered is private.
+
+    Args:
+        cohort: the planned number of clients, and who they may be.
+        travels: client -> bytes up and down.
+    """
+    parts = [(part, travels(name)) for name, part in planned_clients(cohort).items()]
+    return {way: round(sum(part * both[side] for part, both in parts))
+            for side, way in enumerate(("up_bytes", "down_bytes"))}
 
 
 def planned_traffic(context: RunContext, cohort: Cohort, update: Tensors, down: Tensors) -> Info:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,13 +34,25 @@ from aulait.core import lora
 from aulait.core.cohort import Cohort
 from aulait.core.errors import PrivacyError, require
 from aulait.core.factors import Factor, FactorName, Trainable
-from aulait.core.types import ClientUpdate, Info, ReleasedSum, Tensors, TrainRequest
+from aulait.core.types import (
+    ClientRequest,
+    ClientUpdate,
+    Info,
+    ReleasedSum,
+    Tensors,
+    TrainRequest,
+)
 from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.shared import line_search
 from aulait.methods.shared.line_search import Means, Search
 from aulait.methods.shared.mixture import MixtureConfig
 from aulait.methods.shared.server_optimizer import ServerConfig, server_step
-from aulait.methods.shared.traffic import TrafficCount, planned_clients, planned_traffic
+from aulait.methods.shared.traffic import (
+    TrafficCount,
+    planned_bytes,
+    planned_clients,
+    planned_traffic,
+)
 from aulait.privacy import clipping, postprocessing
 from aulait.privacy.aggregator import Release
 from aulait.privacy.config import PrivacyConfig
@@ -79,6 +91,9 @@ class Averaging:
             among the leading columns.
         bounded: whether ``privacy.clip`` also bounds updates where privacy is off; False where the
             sites bound gradients by it.
+        columns: client -> layer -> the columns that it answers for; None: its leading ones.
+        travels: client -> bytes up and down, as they are planned under privacy; None: those of
+            ``update`` and ``down`` at its ranks.
     """
 
     sent: Sequence[TrainRequest]
@@ -87,6 +102,8 @@ class Averaging:
     template: Tensors | None = None
     transform: Callable[[ClientUpdate], Tensors] | None = None
     bounded: bool = True
+    columns: Callable[[str], Mapping[str, Sequence[int]]] | None = None
+    travels: Callable[[str], tuple[int, int]] | None = None
 
 
 def mixed_round(
@@ -153,6 +170,15 @@ def merged(config: AveragingConfig, into: RoundOutlet, mixed: Mixed) -> tuple[St
     return searched.state, mixed.metrics | traffic | {"search": searched.told}
 
 
+def with_settings(server: Server, more: Mapping[str, object]) -> Server:
+    """The server, whose requests to train say these settings too."""
+    def asking(requests: Sequence[ClientRequest]) -> Iterable[ClientUpdate]:
+        return server.ask([replace(request, settings={**request.settings, **more})
+                           for request in requests])
+
+    return replace(server, ask=asking)
+
+
 def factor_requests(context: RunContext, cohort: Cohort, theta: Tensors) -> list[TrainRequest]:
     """The leading ranks of the factors for every site of the cohort."""
     return [TrainRequest(name, cohort.round, context.leading(theta, name), {"lr": cohort.lr})
@@ -193,7 +219,9 @@ def mixed_parts(config: MixtureConfig, context: RunContext, cohort: Cohort, serv
     metrics: Info = {"clip_bound": None if math.isinf(bound) else bound, "proxies": len(public)}
     traffic = TrafficCount(averaging.sent, cohort, expected_shapes)
     standing = {name: weight for name, weight in owned.items() if weight}
-    proxied = (_over_owners(lora.weighted_sum(terms), context, standing) if standing else None)
+    columns = averaging.columns
+    proxied = (_over_owners(lora.weighted_sum(terms), context, standing, columns)
+               if standing else None)
     means = None
     if cohort.local or cohort.planned:
         released = aggregator.release(
@@ -205,16 +233,18 @@ def mixed_parts(config: MixtureConfig, context: RunContext, cohort: Cohort, serv
         # with the unit "record" it is public who answered
         clients = planned_clients(cohort) if aggregator.protects_clients else released.counted
         weight = config.weight * sum(clients.values())
-        means = Means(_over_owners(own_sum, context, clients),
+        means = Means(_over_owners(own_sum, context, clients, columns),
                       released.noise_std / max(1, cohort.planned),
                       weight / max(weight + sum(standing.values()), 1e-300), proxied)
         owned |= {name: config.weight * weight for name, weight in clients.items()}
         metrics |= _release_metrics(released)
     total = lora.weighted_sum(terms) if terms else {
         name: torch.zeros_like(value) for name, value in template.items()}
-    mean = _over_owners(total, context, owned)
-    moved = (planned_traffic(context, cohort, update, averaging.down or update)
-             if aggregator.private else traffic.metrics())
+    mean = _over_owners(total, context, owned, columns)
+    moved = traffic.metrics()
+    if aggregator.private:
+        moved = (planned_traffic(context, cohort, update, averaging.down or update)
+                 if averaging.travels is None else planned_bytes(cohort, averaging.travels))
     metrics |= {"update_norm": clipping.norm(mean)} | moved
     return Mixed(mean, means, metrics)
 
@@ -266,14 +296,17 @@ def denoise(privacy: PrivacyConfig, released: ReleasedSum,
     return total
 
 
-def _over_owners(total: Tensors, context: RunContext, owned: Mapping[str, float]) -> Tensors:
+def _over_owners(total: Tensors, context: RunContext, owned: Mapping[str, float],
+                 columns: Callable[[str], Mapping[str, Sequence[int]]] | None = None) -> Tensors:
     """Every column over the weight of those who own it; one that nobody owns does not change.
 
     Args:
         total: the weighted sum.
         context: ranks of the clients.
         owned: client or proxy -> its weight in the sum.
+        columns: client -> layer -> the columns that it owns; None: its leading ones.
     """
+    chosen = [] if columns is None else [(weight, columns(name)) for name, weight in owned.items()]
     groups: dict[int, float] = {}  # thousands of clients share a few mappings of ranks
     for client, weight in owned.items():
         key = id(context.ranks.get(client))
@@ -286,7 +319,11 @@ def _over_owners(total: Tensors, context: RunContext, owned: Mapping[str, float]
             continue
         own = FactorName.parse(name)
         count = lora.nobody(own.factor, value)
-        for key, weight in groups.items():
+        for weight, some in chosen:
+            for axis in own.factor.rank_axes:
+                count.index_add_(axis, torch.tensor(some[own.layer]), torch.full_like(
+                    count.narrow(axis, 0, len(some[own.layer])), weight))
+        for key, weight in groups.items() if columns is None else ():
             lora.leading_part(own.factor, count, ranks[key](own.layer)).add_(weight)
         mean[name] = torch.where(count > 0, value.double() / count.clamp(min=1e-300), 0.0).float()
     return mean

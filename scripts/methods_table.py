@@ -1,0 +1,215 @@
+"""One table of all methods under equal data, work and tuning: search the rate, run the seeds, write
+the page.
+
+    python scripts/methods_table.py --data banking77.jsonl --out runs/methods-table
+
+A cell is a partition of the clients, an epsilon and an assignment of ranks. In every cell each
+method tries the same learning rates on a seed of its own, which no reported run has; the best
+held-out loss of these chooses the rate of the reported seeds. Runs that are finished are skipped,
+so the same command goes on where it stopped; cells that are not there yet are named on the page.
+With epsilon 8 the search itself reads held-out losses, which no account covers: this compares
+methods and protects nobody.
+
+    --only PARTITION,EPSILON,RANKS   some cells: --only 0.1,inf,equal
+    --page FILE                      write the page and its .json from what is there, run nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from aulait.engines.inline import InlineEngine
+from aulait.methods import METHODS
+from aulait.runs import sweep
+from aulait.runs.prepared import SharedCache
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENT = ROOT / "experiments" / "methods-table.toml"
+PARTITIONS: Final = {"iid": ("data.partition='iid'",),
+                     "0.1": ("data.dirichlet_alpha=0.1",),
+                     "0.01": ("data.dirichlet_alpha=0.01",)}
+EPSILONS: Final = {"inf": (), "8": (
+    "privacy={epsilon=8.0,delta=1e-5,relation='add-remove',clip=0.1,noise_acknowledged=true}",)}
+RANKS: Final = {"equal": (), "heavy-tail-light": ("federation.preset='heavy-tail-light'",)}
+RATES: Final = (3e-3, 1e-2, 3e-2)
+TUNING_SEED: Final = 100
+LEFT_OUT: Final = {
+    "cores": "needs public text, which the others do not read",
+    "dplora": "protects records, its rounds are noised steps",
+    "splitlora": "splits every client, its rounds are exchanges",
+    "fedavg": "is 'fedit', bit for bit",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where methods are compared: how the data are dealt, the epsilon, the ranks."""
+
+    partition: str
+    epsilon: str
+    ranks: str
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Of the experiment."""
+        return (*PARTITIONS[self.partition], *EPSILONS[self.epsilon], *RANKS[self.ranks])
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return f"{self.partition}-{self.epsilon}-{self.ranks}"
+
+    @property
+    def methods(self) -> list[str]:
+        """Those that can be in it, what the others stand beside first."""
+        found = []
+        for name in sorted(METHODS.built_in, key=lambda name: (name != "fedit", name)):
+            traits = METHODS.find(name).TRAITS
+            fits = (self.epsilon == "inf" or "client" in traits.units) and (
+                self.ranks == "equal" or traits.unequal_ranks)
+            if name not in LEFT_OUT and fits:
+                found.append(name)
+        return found
+
+
+CELLS: Final = tuple(Cell(*parts) for parts in itertools.product(PARTITIONS, EPSILONS, RANKS))
+
+
+def results(out: Path, cell: Cell, method: str, rate: float) -> dict[int, dict[str, Any]]:
+    """Seed -> result.json of the finished runs."""
+    found = {}
+    for file in sorted((out / cell.name).glob(f"{method}_lr={rate:g}-s*/result.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        found[int(result["seed"])] = result
+    return found
+
+
+def loss_of(result: dict[str, Any]) -> float:
+    """The held-out loss; infinite where it is no number."""
+    loss = result["eval"]["loss"]
+    return float(loss) if loss is not None and math.isfinite(loss) else math.inf
+
+
+def best_rate(out: Path, cell: Cell, method: str) -> float | None:
+    """The rate of least loss on the tuning seed; None as long as a rate was not tried."""
+    tried = {rate: results(out, cell, method, rate).get(TUNING_SEED) for rate in RATES}
+    losses = {rate: loss_of(result) for rate, result in tried.items() if result}
+    return min(losses, key=lambda rate: losses[rate]) if len(losses) == len(RATES) else None
+
+
+def jobs(out: Path, data: str, cell: Cell, runs: Sequence[tuple[str, float]],
+         seeds: Sequence[int]) -> list[sweep.Job]:
+    """Runs of methods at rates."""
+    arms = [sweep.Arm(f"{method} lr={rate:g}", (
+        f"algorithm={{name='{method}'}}", f"train.lr={rate}")) for method, rate in runs]
+    overrides = (f"data.source={json.dumps(data)}", *cell.overrides)
+    return sweep.sweep_jobs(EXPERIMENT, arms, seeds, overrides, out / cell.name)
+
+
+def carry_out(out: Path, data: str, cells: Sequence[Cell], seeds: Sequence[int]) -> None:
+    """Search, then run, method by method."""
+    engine, cache = InlineEngine(), SharedCache()
+    for cell, method in [(own, method) for own in cells for method in own.methods]:
+        search = [(method, rate) for rate in RATES]
+        for job in jobs(out, data, cell, search, [TUNING_SEED]):
+            _told(sweep.run_one(job, engine, cache))
+        if (rate := best_rate(out, cell, method)) is not None:
+            for job in jobs(out, data, cell, [(method, rate)], seeds):
+                _told(sweep.run_one(job, engine, cache))
+
+
+def _told(outcome: sweep.JobOutcome) -> None:
+    print(outcome.status, outcome.path, outcome.loss, outcome.message, flush=True)
+
+
+def rows(out: Path, cell: Cell) -> Iterator[dict[str, Any]]:
+    """A method's figures in a cell, of those that have any."""
+    for method in cell.methods:
+        rate = best_rate(out, cell, method)
+        found = {} if rate is None else results(out, cell, method, rate)
+        found.pop(TUNING_SEED, None)
+        if rate is None or not found:
+            continue
+        yield {"method": method, "rate": rate, "seeds": sorted(found),
+               "loss": [loss_of(found[seed]) for seed in sorted(found)],
+               "base_loss": [found[seed]["base_eval"]["loss"] for seed in sorted(found)],
+               "up_bytes": statistics.fmean(own["traffic"]["up_bytes"] for own in found.values()),
+               "down_bytes": statistics.fmean(
+                   own["traffic"]["down_bytes"] for own in found.values()),
+               "seconds": statistics.fmean(own["time"]["train_s"] for own in found.values())}
+
+
+def table(found: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows of a cell, the least loss first, each beside FedIT seed by seed."""
+    by = {row["method"]: dict(zip(row["seeds"], row["loss"], strict=True)) for row in found}
+    lines = ["| method | rate | loss | beside fedit, seed by seed | bytes up | down | seconds | "
+             "worse than its base |", "|---|---|---|---|---|---|---|---|"]
+    for row in sorted(found, key=lambda one: statistics.fmean(one["loss"])):
+        paired = [f"{loss - by['fedit'][seed]:+.3f}" for seed, loss in by[row["method"]].items()
+                  if seed in by.get("fedit", {})]
+        spread = f" ± {statistics.stdev(row['loss']):.3f}" if len(row["loss"]) > 1 else ""
+        harmed = sum(loss > base for loss, base in zip(row["loss"], row["base_loss"],
+                                                       strict=True))
+        lines.append(
+            f"| {row['method']} | {row['rate']:g} | {statistics.fmean(row['loss']):.3f}{spread} "
+            f"({len(row['loss'])}) | {', '.join(paired)} | {row['up_bytes']:,.0f} | "
+            f"{row['down_bytes']:,.0f} | {row['seconds']:.0f} | {harmed or 'no'} |")
+    return lines
+
+
+def write_page(out: Path, page: Path) -> None:
+    """The page, and all its figures beside it as .json."""
+    figures = {cell: list(rows(out, cell)) for cell in CELLS}
+    parts = [
+        "# All methods in one table\n",
+        "Equal data, equal work, equal tuning: in every cell each method tries the learning rates "
+        f"{', '.join(f'{rate:g}' for rate in RATES)} on a seed of its own ({len(RATES)} runs a "
+        "method and cell), and runs the reported seeds with the best. Losses are held-out, nats a "
+        "token; personal methods are scored with the clients' own adapters, so that they answer "
+        "another question than the rest. Everything else of a method is its default. Made by\n",
+        "    python scripts/methods_table.py --data banking77.jsonl --out runs/methods-table\n",
+        "from `experiments/methods-table.toml` (brew, BANKING77, 12 clients). Left out: "
+        + "; ".join(f"`{name}` {why}" for name, why in LEFT_OUT.items()) + ".\n"]
+    missing = []
+    for cell, found in figures.items():
+        lacking = sorted({*cell.methods} - {row["method"] for row in found})
+        if lacking:
+            missing.append(f"- {cell.name}: "
+                           + ("all" if not found else ", ".join(f"`{name}`" for name in lacking)))
+        if found:
+            parts.append(f"## {cell.partition}, epsilon {cell.epsilon}, {cell.ranks} ranks\n\n"
+                         + "\n".join(table(found)) + "\n")
+    if missing:
+        parts.append("## Cells that were not measured\n\n" + "\n".join(missing) + "\n")
+    page.write_text("\n".join(parts), encoding="utf-8")
+    page.with_suffix(".json").write_text(json.dumps(
+        {cell.name: found for cell, found in figures.items() if found}, indent=1) + "\n",
+        encoding="utf-8")
+
+
+def main() -> None:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", default="banking77.jsonl", help="of scripts/banking77.py")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods-table"))
+    parser.add_argument("--only", action="append", default=[], help="PARTITION,EPSILON,RANKS")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--page", type=Path, help="write this page and run nothing")
+    asked = parser.parse_args()
+    if asked.page is not None:
+        write_page(asked.out, asked.page)
+        return
+    cells = [Cell(*text.split(",")) for text in asked.only] or list(CELLS)
+    carry_out(asked.out, asked.data, cells, [int(seed) for seed in asked.seeds.split(",")])
+
+
+if __name__ == "__main__":
+    main()
