@@ -15,7 +15,11 @@ sent: a role pays for its worst unit, the server is trusted with nothing, and th
 the noise of all sites that answered.
 differs: round 1 votes on public texts themselves; clipping, not normalising, so a client with few
     records counts less; a failed child is dropped, never replaced by its parent or prompt; noise is
-    exactly what the accountant knows.
+    exactly what the accountant knows. The threshold of "sample" is 1.0 of the noise's standard
+    deviation, PrE-Text's 0.46 of it (m · sigma beside noise of 2.179 · m · sigma); winners stand
+    for election again beside their children (DPSDA's keep_selected), where PrE-Text goes on with
+    one child of every survivor alone; PrE-Text never ranks, looks ahead by 4 and masks 0.30, where
+    the defaults here rank and do not look ahead.
 """
 
 from __future__ import annotations

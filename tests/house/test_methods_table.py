@@ -1,0 +1,71 @@
+"""scripts/methods_table.py: every method has a place, the rate is the best of the search, and what
+was not measured is named."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from aulait.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@cache
+def script() -> ModuleType:
+    place = ROOT / "scripts" / "methods_table.py"
+    spec = importlib.util.spec_from_file_location("methods_table", place)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["methods_table"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def put(out: Path, cell: str, method: str, rate: float, seed: int, loss: float | None) -> None:
+    folder = out / cell / f"{method}_lr={rate:g}-s{seed}"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({
+        "seed": seed, "eval": {"loss": loss}, "base_eval": {"loss": 5.0},
+        "traffic": {"up_bytes": 10, "down_bytes": 20}, "time": {"train_s": 3.0}}))
+
+
+def test_every_method_is_in_the_open_cell_or_left_out_with_a_reason() -> None:
+    table = script()
+    assert {*table.Cell("iid", "inf", "equal").methods} | {*table.LEFT_OUT} == {*METHODS.built_in}
+    private = table.Cell("iid", "8", "equal").methods
+    assert "ffa" in private
+    assert "flora" not in private
+    assert len(table.CELLS) == 12
+
+
+def test_the_settings_of_every_cell_are_settings(tmp_path: Path) -> None:
+    table = script()
+    for cell in table.CELLS:
+        for job in table.jobs(tmp_path, "some.jsonl", cell, [("fedit", 1e-2)], [0]):
+            assert job.settings is not None, job.problem
+            assert job.path.parent.name == cell.name
+            assert job.path.name == "fedit_lr=0.01-s0"
+
+
+def test_the_best_rate_of_the_search_is_reported_and_the_rest_is_named(tmp_path: Path) -> None:
+    table = script()
+    cell = table.Cell("0.1", "inf", "equal")
+    for rate, loss in zip(table.RATES, (4.0, 3.0, None), strict=True):
+        put(tmp_path, cell.name, "fedit", rate, table.TUNING_SEED, loss)
+        put(tmp_path, cell.name, "ffa", rate, table.TUNING_SEED, 4.5)
+    assert table.best_rate(tmp_path, cell, "fedit") == table.RATES[1]
+    assert table.best_rate(tmp_path, cell, "flora") is None
+    put(tmp_path, cell.name, "fedit", table.RATES[1], 0, 3.5)
+    put(tmp_path, cell.name, "ffa", table.RATES[0], 0, 5.5)
+    table.write_page(tmp_path, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "| fedit | 0.01 | 3.500 (1) | +0.000 | 10 | 20 | 3 | no |" in page
+    assert "| ffa | 0.003 | 5.500 (1) | +2.000 | 10 | 20 | 3 | 1 |" in page
+    assert "- iid-inf-equal: all" in page
+    assert "`flora`" in page.partition("## Cells that were not measured")[2]
+    found = json.loads((tmp_path / "page.json").read_text())
+    assert [row["method"] for row in found[cell.name]] == ["fedit", "ffa"]
