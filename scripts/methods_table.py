@@ -165,6 +165,17 @@ def table(found: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def harm(out: Path, cell: Cell) -> str:
+    """Which of the runs at any rate ended worse than their base, in a sentence."""
+    every = [(method, rate, result) for method in cell.methods for rate in RATES
+             for result in results(out, cell, method, rate).values()]
+    worse = [f"`{method}` at {rate:g}" for method, rate, result in every
+             if loss_of(result) > result["base_eval"]["loss"]]
+    return (f"Of {len(every)} runs at all rates, the search's among them, "
+            + (f"these ended worse than their base: {', '.join(worse)}." if worse
+               else "none ended worse than its base."))
+
+
 def write_page(out: Path, page: Path) -> None:
     """The page, and all its figures beside it as .json."""
     figures = {cell: list(rows(out, cell)) for cell in CELLS}
@@ -186,7 +197,7 @@ def write_page(out: Path, page: Path) -> None:
                            + ("all" if not found else ", ".join(f"`{name}`" for name in lacking)))
         if found:
             parts.append(f"## {cell.partition}, epsilon {cell.epsilon}, {cell.ranks} ranks\n\n"
-                         + "\n".join(table(found)) + "\n")
+                         + "\n".join(table(found)) + "\n\n" + harm(out, cell) + "\n")
     if missing:
         parts.append("## Cells that were not measured\n\n" + "\n".join(missing) + "\n")
     page.write_text("\n".join(parts), encoding="utf-8")

@@ -520,6 +520,10 @@ def renewed_settings(text: str) -> str:
         privacy = tree.get("privacy", {})
         if privacy.get("unit") == "record" and privacy.get("relation") == "add-remove":
             privacy["relation"] = "zero-out"
+        algorithm, parts = tree.get("algorithm", {}), tree.get("federation", {}).get("tier", [])
+        if algorithm.get("name") == "flora" and any(
+                tier.get("rank") or tier.get("attention_rank") for tier in parts):
+            algorithm.setdefault("scale", "own")  # of the time when ranks had scales of their own
         if "choice" not in tree.get("data", {}):  # a run of the time when all chose by count
             counted = build_settings(tree, ["data.choice=count"])  # refused under the unit "record"
             return dump_settings(counted.model_copy(update={

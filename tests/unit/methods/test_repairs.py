@@ -8,6 +8,7 @@ from tests.contract.federation import WIDE, Federation, StubLearner
 from aulait.core import lora
 from aulait.methods import fdlora, fedit, hetlora
 from aulait.methods.shared.server_optimizer import ServerConfig
+from aulait.runs.experiment_file import build_settings, dump_settings, renewed_settings
 
 
 def test_an_adaptive_server_has_a_rate_and_a_momentum_of_its_own():
@@ -65,3 +66,17 @@ def test_a_layer_prunes_itself_where_its_own_tail_has_shrunk():
     whole = Federation("hetlora", shapes=WIDE, rank=4, learner=OneShrinks(),
                        options={"prune": False, "keep": 0.75, "tail": 0.0})
     assert len(whole.rounds(3).tensors) == 4, "and without pruning nothing is remembered"
+
+
+def test_an_old_run_of_flora_with_unequal_ranks_keeps_its_scale():
+    """A file of resolved settings from before there was a choice."""
+    tree = {"algorithm": {"name": "flora"}, "privacy": {"off": True}, "adapter": {"rank": 4},
+            "federation": {"tier": [{"name": "a", "count": 1, "rank": 2}, {"name": "b"}]}}
+    for own in (True, False):
+        if not own:
+            tree["federation"] = {"tier": [{"name": "b"}]}
+        before = dump_settings(build_settings(tree)).replace('scale = "common"\n', "")
+        assert "scale =" not in before
+        renewed = renewed_settings(before)
+        assert ('scale = "own"' in renewed) == own
+        assert ('scale = "common"' in renewed) != own
