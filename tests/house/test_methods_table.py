@@ -44,8 +44,10 @@ def test_every_method_is_in_the_open_cell_or_left_out_with_a_reason() -> None:
 
 def test_the_settings_of_every_cell_are_settings(tmp_path: Path) -> None:
     table = script()
+    source = tmp_path / "some.jsonl"
+    source.write_text('{"text": "a", "category": "b"}\n')
     for cell in table.CELLS:
-        for job in table.jobs(tmp_path, "some.jsonl", cell, [("fedit", 1e-2)], [0]):
+        for job in table.jobs(tmp_path, str(source), cell, [("fedit", 1e-2)], [0]):
             assert job.settings is not None, job.problem
             assert job.path.parent.name == cell.name
             assert job.path.name == "fedit_lr=0.01-s0"

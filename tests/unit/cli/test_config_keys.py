@@ -99,7 +99,7 @@ def test_a_key_is_told_in_full() -> None:
 def test_a_key_of_several_methods_is_told_for_each_default() -> None:
     _, out = _called("algorithm.server_lr")
     assert "default: 1.0" in out
-    assert "default: 0.7" in out
+    assert "default: 0.1" in out
     assert "fdlora" in out
 
 
