@@ -76,7 +76,7 @@ def test_an_old_run_of_flora_with_unequal_ranks_keeps_its_scale():
         if not own:
             tree["federation"] = {"tier": [{"name": "b"}]}
         before = dump_settings(build_settings(tree)).replace('scale = "common"\n', "")
-        assert "scale =" not in before
+        assert '\nscale = ' not in before
         renewed = renewed_settings(before)
         assert ('scale = "own"' in renewed) == own
         assert ('scale = "common"' in renewed) != own
