@@ -11,6 +11,7 @@ With epsilon 8 the search itself reads held-out losses, which no account covers:
 methods and protects nobody.
 
     --only PARTITION,EPSILON,RANKS   some cells: --only 0.1,inf,equal
+    --methods NAME,NAME              some methods
     --page FILE                      write the page and its .json from what is there, run nothing
 """
 
@@ -114,10 +115,11 @@ def jobs(out: Path, data: str, cell: Cell, runs: Sequence[tuple[str, float]],
     return sweep.sweep_jobs(EXPERIMENT, arms, seeds, overrides, out / cell.name)
 
 
-def carry_out(out: Path, data: str, cells: Sequence[Cell], seeds: Sequence[int]) -> None:
-    """Search, then run, method by method."""
+def carry_out(out: Path, data: str, places: Sequence[tuple[Cell, str]],
+              seeds: Sequence[int]) -> None:
+    """Search, then run, method by method of every cell."""
     engine, cache = InlineEngine(), SharedCache()
-    for cell, method in [(own, method) for own in cells for method in own.methods]:
+    for cell, method in places:
         search = [(method, rate) for rate in RATES]
         for job in jobs(out, data, cell, search, [TUNING_SEED]):
             _told(sweep.run_one(job, engine, cache))
@@ -212,6 +214,7 @@ def main() -> None:
     parser.add_argument("--data", default="banking77.jsonl", help="of scripts/banking77.py")
     parser.add_argument("--out", type=Path, default=Path("runs/methods-table"))
     parser.add_argument("--only", action="append", default=[], help="PARTITION,EPSILON,RANKS")
+    parser.add_argument("--methods", default="", help="some of them, by commas")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--page", type=Path, help="write this page and run nothing")
     asked = parser.parse_args()
@@ -219,7 +222,9 @@ def main() -> None:
         write_page(asked.out, asked.page)
         return
     cells = [Cell(*text.split(",")) for text in asked.only] or list(CELLS)
-    carry_out(asked.out, asked.data, cells, [int(seed) for seed in asked.seeds.split(",")])
+    chosen = asked.methods.split(",") if asked.methods else sorted(METHODS.built_in)
+    places = [(cell, method) for cell in cells for method in cell.methods if method in chosen]
+    carry_out(asked.out, asked.data, places, [int(seed) for seed in asked.seeds.split(",")])
 
 
 if __name__ == "__main__":

@@ -70,10 +70,16 @@ CHANGES = [m for m in ("cores", "fedavg", "fedit", "fedplora", "fedprox", "fedro
                        "safedlora", "scaffold") if m in CLIENT_LEVEL]
 
 
+# their rounds are FedIT's, by the same code: two of the optimisers stand for all
+LIKE_FEDIT = ("fedavg", "fedprox", "scaffold", "fedrot", "lalora", "fedplora")
+
+
 def offered(method: str) -> list[dict]:
     """A variant for every server optimiser that the method has."""
     if "server" not in METHODS.find(method).Config.model_fields:
         return [{}]
+    if method in LIKE_FEDIT:
+        return [{"server": kind, "server_lr": 0.5} for kind in ("plain", "adam")]
     return [{"server": kind, "server_lr": 0.5} | ({"server_decay": 0.1} if kind == "adamw" else {}) for kind in SERVERS]
 
 

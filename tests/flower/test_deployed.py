@@ -21,7 +21,6 @@ from aulait.engines.deployment.protocol.envelope import packet_bytes
 from aulait.engines.deployment.site.handler import SiteHandler
 from aulait.engines.inline import InlineEngine
 from aulait.federation import tiers
-from aulait.methods.contract import find_method
 from aulait.resources import profiles
 from aulait.runs import loop
 from aulait.runs.prepared import SharedCache
@@ -70,23 +69,17 @@ def same_products(first, second):
     assert_learnt_alike(products(adapter(first)), products(adapter(second)), 2e-3)
 
 
-@pytest.mark.parametrize("method", ["fedit", "ffa", "fedsa", "hetlora", "flora", "flexlora", "cores", "fedprox", "scaffold", "fedrot",
-                                    "fedsvd", "fedplora", "florist", "lalora", "raflora"])
+@pytest.mark.parametrize("method", ["fedit", "ffa", "fedsa", "hetlora", "flora", "flexlora", "cores"])
 def test_sites_give_the_adapter_and_scores_of_one_process(places, method):
     own = five(places)
     alone = {"rounds": 3, "steps": 2, "batch": 2, "rows_at_once": 2}  # every site in a pass of its own, as on its own machine
-    splits = find_method(method).TRAITS.splits
-    more = {} if splits else {"federation": {"tier": [
-        {"name": "gpu", "clients": ["c0", "c1", "c4"], "placement": "local"},
-        {"name": "laptop", "clients": ["c2", "c3"], "placement": "proxy"}]}}
-    plain = tiny_run.settings(places, **tables(algorithm={"name": method}, train=alone, **more))
+    plain = tiny_run.settings(places, **tables(algorithm={"name": method}, train=alone))
     here = loop.run(plain, places / "here", InlineEngine(), cache=tiny_run.fresh(CACHE))
     engine = {"name": "flower", "threads": 1, "wait_s": 5.0}
-    away_settings = tiny_run.settings(places, **tables(
-        algorithm={"name": method}, engine=engine, train=alone, **more))
+    away_settings = tiny_run.settings(places, **tables(algorithm={"name": method}, engine=engine, train=alone))
     post = LocalTransport(handlers(places, own))
     away = deploy(post, away_settings, places, places / "away")
-    (same_products if method in ("flora", "florist") else same)(places / "here", places / "away")
+    (same_products if method == "flora" else same)(places / "here", places / "away")
     for key in ("loss", "token_accuracy", "worst_client_loss", "mean_client_loss"):
         assert away["eval"][key] == pytest.approx(here["eval"][key], rel=1e-5), key
         assert away["base_eval"][key] == pytest.approx(here["base_eval"][key], rel=1e-5), key
@@ -95,9 +88,7 @@ def test_sites_give_the_adapter_and_scores_of_one_process(places, method):
     kinds = {packet.kind for name, packet in post.asked if name == "c2"}
     assert kinds == {"hello", "terms", "vote", "evaluate"}
     assert not any(packet.kind == "train" for name, packet in post.asked if name in ("c2", "c3"))
-    half = {"split_begin", "split_step"} if splits else {"train"}
-    assert {packet.kind for name, packet in post.asked if name == "c4"} == {
-        "hello", "terms", "evaluate"} | half
+    assert {packet.kind for name, packet in post.asked if name == "c4"} == {"hello", "terms", "split_begin", "split_step", "evaluate"}
 
 
 def test_under_privacy_nothing_of_a_site_is_told_but_what_the_aggregator_releases(places):

@@ -1,4 +1,5 @@
-"""What clients of the newer methods do, against the papers' formulas written plainly, or a peer's library."""
+"""What clients of the newer methods do, against the papers' formulas written plainly, or a peer's
+library."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from tests.tiny_bases import tiny
 from aulait.core import lora
 from aulait.core.factors import Trainable
 from aulait.core.types import Adapter
-from aulait.methods import fedplora, fedrot, fedsvd
+from aulait.methods import fedplora, fedrot, fedsvd, florist
+from aulait.models.low_rank import ProductSum
 from aulait.training.smoothing import smoothed
 from aulait.training.trainer import Learner, LocalTraining, TrainConfig, Trained
 
@@ -27,7 +29,7 @@ def base(tmp_path_factory):
     return tiny(tmp_path_factory.mktemp("bases"))
 
 
-# -- SCAFFOLD --------------------------------------------------------------------------------------------------
+# -- SCAFFOLD ------------------------------------------------------------------------------------
 
 
 def target(seed: int, name: str, shape) -> torch.Tensor:
@@ -100,7 +102,7 @@ def test_scaffold_is_the_papers_algorithm_under_local_sgd():
 
 
 def test_drift_is_added_after_every_step_and_padding_stays_out_of_it(base):
-    """Two sites of unequal ranks in one pass; SGD with a learning rate of nothing leaves the drift alone."""
+    """Two sites of unequal ranks in one pass; a learning rate of nothing leaves the drift alone."""
     learner = Learner(base, TrainConfig(optimizer="sgd"))
     run = real(base, "scaffold")
     works = []
@@ -119,7 +121,7 @@ def test_drift_is_added_after_every_step_and_padding_stays_out_of_it(base):
         assert_near(lora.subtract(after, before), {n: 3 * t for n, t in work.drift.items()}, 1e-5)
 
 
-# -- FedRot-LoRA -----------------------------------------------------------------------------------------------
+# -- FedRot-LoRA ---------------------------------------------------------------------------------
 
 
 def pairs(seed: int, rank: int, m: int, n: int):
@@ -183,7 +185,7 @@ def test_nothing_is_turned_in_the_first_round_or_at_weight_zero():
     assert fedrot.aligned(own, other, 2, 0.0) is own
 
 
-# -- FedSVD ----------------------------------------------------------------------------------------------------
+# -- FedSVD --------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None)
@@ -206,14 +208,11 @@ def test_fedsvd_gives_the_singular_vectors_and_stays_in_the_first_span(seed, ran
     assert_near({"w": found[:wide] @ found[:wide].T}, {"w": torch.eye(wide).double()}, 1e-5)
     values = torch.linalg.svdvals(b.double() @ a.double())
     assert_near({"v": carried.norm(dim=0)[: min(len(values), rank)]}, {"v": values[:rank]}, 1e-4)
-    inside = torch.linalg.qr(a.double().T)[0]
-    (
-        assert_near({"w": found @ inside @ inside.T}, {"w": found}, 1e-4),
-        "the SVD never leaves the span of the first A",
-    )
+    inside = torch.linalg.qr(a.double().T)[0]  # the SVD never leaves the span of the first A
+    assert_near({"w": found @ inside @ inside.T}, {"w": found}, 1e-4)
 
 
-# -- LA-LoRA ---------------------------------------------------------------------------------------------------
+# -- LA-LoRA -------------------------------------------------------------------------------------
 
 
 @settings(max_examples=15, deadline=None)
@@ -256,7 +255,7 @@ def test_turns_are_single_steps_of_b_and_a_one_after_the_other(base):
     assert_near(lora.to_tensors(odd.adapter), lora.to_tensors(second.adapter), 1e-4)
 
 
-# -- Fed-PLoRA -------------------------------------------------------------------------------------------------
+# -- Fed-PLoRA -----------------------------------------------------------------------------------
 
 
 def test_whatever_its_rank_a_client_begins_where_the_federation_is():
@@ -281,3 +280,43 @@ def test_whatever_its_rank_a_client_begins_where_the_federation_is():
     ]
     assert {len(own) for own in drawn} == {1, 2}
     assert len(set(drawn)) > 6
+
+
+# -- limits: where a method is another one -------------------------------------------------------
+
+
+LIMITS = [("fedavg", {}, "fedit", {}), ("fedprox", {"proximal": 0.0}, "fedit", {}),
+          ("fedrot", {"rotation": 0.0}, "fedit", {}), ("fedplora", {}, "fedit", {}),
+          ("raflora", {}, "flexlora", {"partition": True}), ("raflora", {}, "flexlora", {})]
+
+
+@pytest.mark.parametrize(("method", "options", "other", "others"), LIMITS)
+def test_a_method_is_another_at_its_limit(method, options, other, others):
+    """At equal ranks, three rounds, a proxy beside the clients."""
+    one, two = (Federation(name, shapes=WIDE, rank=4, options=own, proxies=("proxy-000",))
+                for name, own in ((method, options), (other, others)))
+    found, wanted = one.rounds(3), two.rounds(3)
+    assert_near(found.tensors, wanted.tensors, 1e-5)
+
+
+def test_fedsvd_without_decompositions_is_ffa_and_florist_that_keeps_everything_is_flora():
+    for method, options, other in (("fedsvd", {"svd_every": 0}, "ffa"),
+                                   ("florist", {"energy": 1.0}, "flora")):
+        one = Federation(method, shapes=WIDE, rank=4, options=options)
+        two = Federation(other, shapes=WIDE, rank=4)
+        assert_near(dense(one.result(one.rounds(3))), dense(two.result(two.rounds(3))), 1e-5)
+
+
+def test_fedprox_asks_for_its_pull():
+    run = Federation("fedprox", options={"proximal": 0.3})
+    run.rounds(1)
+    assert {work.penalty.proximal for work in run.learner.works} == {0.3}
+
+
+def test_florist_keeps_no_more_than_the_energy_asks_for():
+    """Rank one where one direction holds nearly everything."""
+    sums = ProductSum((6, 5))
+    sums.add(1.0, torch.eye(3, 5), torch.eye(6, 3) * torch.tensor([10.0, 1.0, 0.1]))
+    for energy, rank in ((0.5, 1), (0.995, 2), (0.99999, 3), (1.0, 3)):
+        a, b = florist.cut(sums, energy)
+        assert (len(a), b.shape[1]) == (rank, rank)
