@@ -2,10 +2,11 @@
 
     python scripts/write_lock.py             # the plain installation, and that of the extra flower
     pip install --require-hashes -r deploy/requirements-flower.lock
-    pip install --no-deps dist/aulait-0.1.0-py3-none-any.whl
+    pip install --no-deps dist/aulait-*.whl
 
 pip itself resolves the names, for the interpreter and the platform it runs on; each line holds what
-it would install, and the hash of that very file.
+it would install, and the hash of that very file. A version such as 2.13.0+cpu comes from a place of
+your own (pip config list), and only whoever has that place can install from the lock.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ def main() -> None:
         every = [*head, *lines(resolved(wanted(extra)))]
         path.write_text("\n".join(every) + "\n", encoding="utf-8")
         print(f"wrote {path}")
+        for line in every[1:]:
+            if "+" in line.partition(" ")[0]:
+                print(f"  {line.partition(' ')[0]} is on no public index")
 
 
 if __name__ == "__main__":

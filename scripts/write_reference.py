@@ -9,6 +9,7 @@ A test compares what lies in the tree with what this writes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -51,7 +52,9 @@ def cli_page() -> str:
         "Every command explains itself with `--help`. Where a command has `--json`, it prints one "
         "JSON document on stdout and everything else on stderr. Exit status: 0 when all is well, "
         "2 for a problem that is told in one line, 130 when interrupted; other numbers stand with "
-        "their command.", ""]
+        "their command.", "", "| command | what |", "| --- | --- |"]
+    lines += [f"| [`aulait {name}`](#aulait-{name}) | {_first_sentence(loaded(name))} |"
+              for name in COMMANDS] + [""]
     for name in COMMANDS:
         lines += _command(f"aulait {name}", loaded(name), "##")
     return "\n".join(lines)
@@ -113,6 +116,11 @@ def _command(name: str, command: Any, level: str) -> list[str]:
     for item in shown:
         lines.append(f"- {_names(item, command)}: {_plain(item.help or '')}{_said(item)}")
     return [*lines, ""] if shown else lines
+
+
+def _first_sentence(command: Any) -> str:
+    """Of a command's help, without its full stop."""
+    return re.split(r"\.(?: |$)", _plain(command.help or ""), maxsplit=1)[0]
 
 
 def _names(item: Any, command: Any) -> str:

@@ -68,6 +68,18 @@ def settings(folder: Path, **tables: dict[str, Any]) -> Settings:
     return build_settings(tree)
 
 
+def write_corpus(folder: Path) -> None:
+    """data.jsonl, and a public.txt with enough texts to retrieve from."""
+    write_data(folder)
+    public = [f"{a} {b} at once." for a in WORDS for b in WORDS[:4] if a != b]
+    folder.joinpath("public.txt").write_text("\n".join(public) + "\n")
+
+
+def lines(folder: Path, file: str = "rounds.jsonl", name: str = "run") -> list[dict[str, Any]]:
+    """The lines of a file of a run folder."""
+    return [json.loads(line) for line in (folder / name / file).read_text().splitlines()]
+
+
 def fresh(shared: SharedCache) -> SharedCache:
     """The loaded things without finished first stages, so that a run makes its own."""
     return SharedCache({key: thing for key, thing in shared.kept.items() if not key.startswith("stage-one")})

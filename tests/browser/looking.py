@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -101,3 +101,26 @@ def unreached(page: Any) -> list[str]:
     missed = [page.evaluate("(stop) => document.querySelector(`[data-stop='${stop}']`).outerHTML.slice(0, 120)", str(stop))
               for stop in range(count) if str(stop) not in reached]
     return [*hidden, *(f"not reached: {text}" for text in missed)]
+
+
+UNFOLD = "document.querySelectorAll('details').forEach((part) => { part.open = true; })"
+PAPER = "getComputedStyle(document.body).backgroundColor"
+
+
+def faults(browser: Any, address: str, checked: Collection[tuple[int, str]]) -> list[object]:
+    """What is wrong with a page at any width in any scheme: what is cut off, folded and unfolded; findings of axe-core at the
+    widths and schemes of ``checked``; what it said, and what it asked for outside. One load a scheme, as resizing is quicker."""
+    found: list[object] = []
+    papers = set()
+    for scheme in SCHEMES:
+        with looking(browser, address, WIDTHS[0], scheme) as seen:
+            for width in WIDTHS:
+                seen.page.set_viewport_size({"width": width, "height": 900})
+                found += [(width, scheme, cut) for cut in seen.page.evaluate(OVERFLOWING, SCROLLERS)]
+                seen.page.evaluate(UNFOLD)
+                found += [(width, scheme, "unfolded", cut) for cut in seen.page.evaluate(OVERFLOWING, SCROLLERS)]
+                if (width, scheme) in checked:
+                    found += [(width, scheme, rule) for rule in findings(seen.page)]
+            papers.add(seen.page.evaluate(PAPER))
+            found += [(scheme, told) for told in (*seen.said, *seen.elsewhere())]
+    return found + ([] if len(papers) == len(SCHEMES) else ["both schemes have the same paper"])

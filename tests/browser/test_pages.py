@@ -7,15 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser.looking import (
-    OVERFLOWING,
-    SCHEMES,
-    SCROLLERS,
-    WIDTHS,
-    findings,
-    looking,
-    unreached,
-)
+from tests.browser.looking import OVERFLOWING, SCROLLERS, faults, findings, looking, unreached
 from tests.fixture_run import personal, refuse, virtual, write_run
 
 from aulait.reporting import report
@@ -55,17 +47,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["report", "bare", "compare"])
 def test_a_page_is_whole_at_every_width_in_both_schemes(browser: Any, pages: dict[str, str], name: str) -> None:
-    for scheme in SCHEMES:
-        for width in WIDTHS:
-            with looking(browser, pages[name], width, scheme) as seen:
-                assert seen.page.evaluate(OVERFLOWING, SCROLLERS) == [], (width, scheme)
-                seen.page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
-                assert seen.page.evaluate(OVERFLOWING, SCROLLERS) == [], (width, scheme, "unfolded")
-                if (width, scheme) in ((390, "dark"), (1400, "light")):
-                    assert findings(seen.page) == [], (width, scheme)
-                assert seen.said == []
-                assert seen.elsewhere() == []
-                assert seen.page.evaluate("getComputedStyle(document.body).backgroundColor") == ("rgb(253, 252, 250)" if scheme == "light" else "rgb(24, 21, 19)")
+    assert faults(browser, pages[name], [(390, "dark"), (1400, "light")]) == []
+
+
+def test_no_line_of_a_chart_is_filled(browser: Any, pages: dict[str, str]) -> None:
+    """A dotted line once bore the class of a dot, and hid its chart under a polygon."""
+    for name in ("report", "compare"):
+        with looking(browser, pages[name]) as seen:
+            fills = seen.page.eval_on_selector_all("polyline", "(all) => all.map((one) => getComputedStyle(one).fill)")
+            assert set(fills) == {"none"}, name
 
 
 @pytest.mark.parametrize("name", ["report", "compare"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser.looking import OVERFLOWING, SCHEMES, SCROLLERS, WIDTHS, findings, looking
+from tests.browser.looking import faults
 
 pytestmark = pytest.mark.xdist_group("site")  # built once
 
@@ -31,11 +31,4 @@ def address(browser: Any, site: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["index.html", "config.html", "methods.html", "results/index.html"])
 def test_a_page_of_the_site_is_whole(browser: Any, address: str, name: str) -> None:
-    for scheme in SCHEMES:
-        for width in WIDTHS:
-            with looking(browser, address + name, width, scheme) as seen:
-                assert seen.page.evaluate(OVERFLOWING, SCROLLERS) == [], (width, scheme)
-                if (width, scheme) in ((390, "light"), (1400, "dark")):
-                    assert findings(seen.page) == [], (width, scheme)
-                assert seen.said == []
-                assert seen.elsewhere() == []
+    assert faults(browser, address + name, [(390, "light"), (1400, "dark")]) == []

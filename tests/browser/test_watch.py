@@ -7,15 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser.looking import (
-    OVERFLOWING,
-    SCHEMES,
-    SCROLLERS,
-    WIDTHS,
-    findings,
-    looking,
-    unreached,
-)
+from tests.browser.looking import faults, looking, unreached
 from tests.unit.cli.test_watch import go_on, going_on
 
 from aulait.cli.page_server import PageServer
@@ -48,12 +40,7 @@ def test_the_page_follows_the_run_until_it_ends(browser: Any, tmp_path: Path) ->
 def test_the_page_of_a_run_that_goes_on_is_whole(browser: Any, tmp_path: Path) -> None:
     going_on(tmp_path, 7)
     with PageServer(lambda: RunLook(tmp_path, read_run(tmp_path)).served) as server:
-        for scheme in SCHEMES:
-            for width in WIDTHS:
-                with looking(browser, server.address, width, scheme) as seen:
-                    assert seen.page.evaluate(OVERFLOWING, SCROLLERS) == [], (width, scheme)
-                    if width == 390:
-                        assert findings(seen.page) == [], scheme
+        assert faults(browser, server.address, [(390, "light"), (390, "dark")]) == []
         with looking(browser, server.address) as seen:
             assert unreached(seen.page) == []
 

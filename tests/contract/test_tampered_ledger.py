@@ -392,7 +392,7 @@ def test_a_run_folder_is_its_owners_alone_whatever_the_umask(tmp_path, open_umas
     assert any((path / "personal").iterdir())
     left = modes(path)
     # what the resumed run does not write again keeps its mode, within a folder that nobody else can enter
-    assert left.keys() <= {"config.toml", "machine.json", "synthetic.jsonl", "log.jsonl"}, left
+    assert left.keys() <= {"config.toml", "machine.json", "synthetic.jsonl", "log.jsonl", "lock"}, left
     assert path.stat().st_mode & 0o777 == 0o700
 
 

@@ -14,10 +14,12 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tomli_w
 from tests.fixture_run import write_run
 from typer.testing import CliRunner
 
@@ -26,7 +28,7 @@ import aulait.engines.deployment.site.account_summary  # first, as its own impor
 from aulait import cli
 from aulait.core import log_files
 from aulait.core.errors import AulaitError, ConfigError, DataError, DeviceError
-from aulait.core.process_lock import lock_is_held
+from aulait.core.process_lock import lock_is_held, only_process_of
 from aulait.engines.deployment.coordinator import prometheus_export, status
 from aulait.engines.deployment.coordinator.event_log import EventLog
 from aulait.engines.deployment.site.site_policy import SitePolicy
@@ -239,8 +241,30 @@ def test_an_inline_run(tmp_path):
     assert (found["engine"], found["state"], found["stage"], found["round"], found["rounds"]) == ("inline", "finished", "train", 10, 10)
     assert set(found["epsilon"]) >= {"proxy", "local"}
     (path / "result.json").unlink()
-    assert status.read_status(path)["state"] == "unknown"
+    assert status.read_status(path)["state"] == "unknown"  # of a time when nothing was locked
     assert call(path).exit_code == 0
+    with only_process_of(path):
+        assert status.read_status(path)["state"] == "running"
+        assert "a process holds the run" in call(path).stdout
+        with pytest.raises(ConfigError, match="another process at work"), only_process_of(path):
+            pass
+    answer = call(path)
+    assert (status.read_status(path)["state"], answer.exit_code) == ("dead", 1)
+    assert f"aulait run {path}/config.toml --out {path} --resume" in answer.stdout
+
+
+def test_rounds_of_synthesis_are_those_of_the_settings(tmp_path):
+    path = write_run(tmp_path / "run")
+    lines = [line for line in (path / "rounds.jsonl").read_text().splitlines() if '"synthesis"' in line]
+    (path / "rounds.jsonl").write_text(lines[0] + "\n")
+    config = tomllib.loads((path / "config.toml").read_text())
+    for tables, wanted in (({"rounds": 3}, 3), ({"source": "retrieve", "rounds": 3, "retrieve": {"levels": 2}}, 2), ({"rounds": "many"}, None)):
+        (path / "config.toml").write_text(tomli_w.dumps({**config, "synthesis": tables}))
+        assert status.read_status(path)["rounds"] == wanted
+    turns = {**config, "synthesis": {"source": "both", "rounds": 3, "retrieve": {"levels": 2}},
+             "run": {**config["run"], "stages": ["synthesis", "training", "synthesis", "training"]}}
+    (path / "config.toml").write_text(tomli_w.dumps(turns))
+    assert status.read_status(path)["rounds"] == 2 + 3 + 3
 
 
 def test_infinite_epsilon_stays_infinite(run):

@@ -70,7 +70,7 @@ def test_the_build_context_holds_what_the_image_copies_and_no_more():
     assert "*" in ignored
     allowed = {line[1:] for line in ignored if line.startswith("!")}
     copied = {word for line in re.findall(r"^COPY (?!--from=)(.*)$", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), re.M) for word in line.split()[:-1]}
-    assert copied == allowed == {"LICENSE", "README.md", "pyproject.toml", "src"}
+    assert copied == allowed == {"LICENSE", "README.md", "pyproject.toml", "src", "deploy/requirements-flower.lock"}
     assert all((ROOT / word).exists() for word in allowed)
     mounted = re.findall(r'volumes: \["\./([\w-]+):', (DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
     assert mounted

@@ -14,12 +14,23 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 OFFERED = {*COMMANDS}
 
 
-def test_every_command_named_exists_and_every_command_is_named():
-    words = set(re.findall(r"aulait ([a-z]+)", README))
-    assert words & OFFERED == OFFERED, OFFERED - words
-    rows = [row.split("|")[1] for row in README.splitlines() if row.startswith("| `aulait ")]
-    in_table = {name for row in rows for name in re.findall(r"`aulait ([a-z]+)", row)}
-    assert in_table == OFFERED
+def test_every_command_named_exists_and_every_command_is_in_the_table_of_the_site():
+    assert set(re.findall(r"`aulait ([a-z]+)", README)) <= OFFERED
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| \[`aulait ([a-z]+)`\]", page, re.M)) == OFFERED
+    assert "](docs/cli.md)" in README
+
+
+def test_the_tree_that_is_shown_is_there():
+    shown = re.findall(r"^    ([\w/]+)/ {2,}", README, re.M)
+    assert len(shown) > 5
+    assert not [name for name in shown if not (ROOT / name).is_dir()]
+
+
+def test_pictures_are_small():
+    pictures = [ROOT / name for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)]
+    assert len(pictures) >= 4
+    assert all(path.stat().st_size < 200_000 for path in pictures)
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

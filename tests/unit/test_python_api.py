@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import subprocess
 import sys
@@ -14,9 +15,9 @@ from tests import tiny_run
 
 import aulait
 from aulait.core.errors import ConfigError, DataError
+from aulait.core.version import installed_version
 from aulait.runs import experiment_file
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"train.rounds": 1, "synthesis.proxies": "absent"}
 
 
@@ -45,8 +46,8 @@ def test_import_is_light_and_wrong_names_are_no_attributes() -> None:
 
 
 def test_the_version_is_that_of_the_distribution() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert aulait.__version__ == project["version"]
+    assert aulait.__version__ == importlib.metadata.version("aulait")
+    assert installed_version("no-distribution-of-this-name") == "0+unknown"
 
 
 def test_run_gives_its_folder_and_typed_result(done: aulait.FinishedRun) -> None:
@@ -177,4 +178,4 @@ def test_progress_elsewhere_is_a_line_each(capsys: pytest.CaptureFixture[str]) -
     watch = aulait.NotebookProgress()
     for done, note in ((0, ""), (0, ""), (1, "voting")):
         watch("train", done, 2, note)
-    assert capsys.readouterr().out.splitlines() == ["stage 2, training 0/2", "stage 2, training 1/2 voting"]
+    assert capsys.readouterr().out.splitlines() == ["training 0/2", "training 1/2 voting"]

@@ -9,11 +9,16 @@ from typing import Annotated, Literal
 import typer
 
 from aulait.cli import terminal
-from aulait.core.errors import ConfigError, require
+from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.data.row_fields import RowFields, resolved
+from aulait.privacy.noise_ratio import times
 from aulait.reporting import numbers as n
-from aulait.runs import experiment_file, first_experiment
+from aulait.runs import experiment_file, first_experiment, size_law
+from aulait.runs.advice import advise
+from aulait.runs.experiment_file import Settings
 from aulait.runs.first_experiment import NONE, Choices, Look
+from aulait.runs.prepared import PreparedRun, SharedCache
+from aulait.runs.setup import prepare
 
 
 def init(  # noqa: PLR0913 (the options of a command)
@@ -60,11 +65,16 @@ def init(  # noqa: PLR0913 (the options of a command)
                       _epsilon(_asked("epsilon, or off", epsilon, "8")), model, to.stem)
     to.write_text(first_experiment.written(seen, choices), encoding="utf-8")
     try:
-        experiment_file.read_settings(to)
+        settings = experiment_file.read_settings(to)
     except ConfigError as error:
         terminal.note(f"wrote {to}; change in it what the errors say")
         raise error
     _told(seen, choices, clients, to)
+    if seen.whole and (run := _prepared(settings)) is not None:
+        to.write_text(first_experiment.written(seen, choices, run.settings.adapter.rank),
+                      encoding="utf-8")
+        _outlook(run)
+    terminal.say(f"next    aulait plan {to}")
 
 
 def _owner(seen: Look, client: str | None) -> str | None:
@@ -101,4 +111,29 @@ def _told(seen: Look, choices: Choices, clients: int, to: Path) -> None:
     promise = "no privacy" if choices.epsilon is None else (
         f"epsilon {choices.epsilon:g} for a {choices.unit}")
     terminal.say(f"wrote   {to} ({promise})")
-    terminal.say(f"next    aulait plan {to}")
+
+
+def _prepared(settings: Settings) -> PreparedRun | None:
+    """The run; None where data or base cannot be prepared yet, which the plan then says."""
+    try:
+        return prepare(settings, SharedCache())
+    except AulaitError:
+        return None
+
+
+def _outlook(run: PreparedRun) -> None:
+    """Whether what was written will learn, what it trains, and what would help."""
+    advice, found, adapter = advise(run), size_law.noise_ratio(run), run.settings.adapter
+    terminal.fact("verdict", advice.verdict)
+    if found is None:
+        return
+    blocks = ("all blocks" if adapter.layers == "all" else "the last block"
+              if adapter.layers == 1 else f"the last {n.counted(adapter.layers, 'block')}")
+    target = run.settings.privacy.target_ratio
+    affordable = found.ratio <= 1.01 * target
+    why = (f"which keep the noise below {times(target)} the signal" if affordable
+           else f"the fewest there are; {found.affordable(target):,} would keep the noise at "
+                f"{times(target)} the signal")
+    terminal.fact("trains ", f"rank {adapter.rank} on {blocks}: {found.numbers:,} numbers, {why}")
+    for topic, text in advice.hints if not affordable else ():
+        terminal.fact(f"{topic:7}", text)

@@ -20,15 +20,10 @@ from rich.text import Text
 
 from aulait.cli import terminal
 from aulait.reporting import numbers
+from aulait.reporting.stage_names import STAGE_NAMES
 
-STAGES = {
-    "wait": "waiting for sites",
-    "prepare": "preparing",
-    "synthesis": "stage 1, synthesis",
-    "train": "stage 2, training",
-    "finish": "finishing",
-}
-COUNTED = ("synthesis", "train")
+STAGES = {"wait": "waiting for sites", "prepare": "preparing", **STAGE_NAMES,
+          "finish": "finishing"}
 
 
 class _Left(ProgressColumn):
@@ -109,7 +104,7 @@ class Bar:
                 self._tasks[name] = self._progress.add_task(STAGES.get(name, name), total=total,
                     note=text, stage=stage)
             self._progress.update(self._tasks[name], completed=done, total=total, note=text)
-        elif advanced and name in COUNTED:
+        elif advanced and name in STAGE_NAMES:
             terminal.note(_line(name, stage, text))
         elif advanced and text:
             terminal.note(f"{STAGES.get(name, name)} · {text}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -24,11 +25,11 @@ from aulait.reporting import numbers as n
 BAD = ("dead", "failed", "not running")
 OVER = ("finished", *BAD)
 STATES = {
-    "running": "a server holds the run",
+    "running": "a process holds the run",
     "finished": "finished",
     "failed": "stopped by an error",
     "dead": "no process holds the run",
-    "unknown": "no result yet; an inline run leaves no mark of its process",
+    "unknown": "no result yet; a run of an older version left no mark of its process",
 }
 
 
@@ -116,7 +117,15 @@ def _run(found: Document, path: Path) -> None:
                          event["text"]) for event in found["warnings"]])
     if found["state"] in ("dead", "failed"):
         terminal.say()
-        terminal.say(f"go on with: aulait serve FILE --keys DIR --out {path} --resume")
+        terminal.say(f"go on with: {going_on(found['engine'], path)}")
+
+
+def going_on(engine: str, path: Path) -> str:
+    """The command that goes on with a run whose process is gone."""
+    if engine == "inline":
+        config = shlex.quote(str(path / "config.toml"))
+        return f"aulait run {config} --out {shlex.quote(str(path))} --resume"
+    return f"aulait serve FILE --keys DIR --out {path} --resume"
 
 
 def _facts(found: Document) -> list[tuple[str, str]]:

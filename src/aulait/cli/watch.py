@@ -21,6 +21,7 @@ from aulait.cli.ending import epsilon_in_words
 from aulait.cli.options import RunArgument
 from aulait.cli.page_server import PageServer, ServedPage
 from aulait.cli.progress import whole
+from aulait.cli.status import going_on
 from aulait.core.files import PUBLIC, JsonObject, replace_file
 from aulait.engines.deployment.coordinator.status import read_status
 from aulait.reporting import numbers as n
@@ -96,6 +97,8 @@ class RunLook:
         place = place_in_words(*(self.status[key] for key in ("stage", "round", "rounds")))
         quiet_s = self.status["progress_s"]
         text = f"{STATES[self.state]}: {place}."
+        if self.state == "dead":
+            text += f" Go on with: {going_on(str(self.status['engine']), self.path)}"
         if self.state not in OVER and quiet_s is not None and quiet_s > QUIET_S:
             text += (f" Nothing has been written for {n.duration(quiet_s)}; look whether its "
                      "process is still there.")

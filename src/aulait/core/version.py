@@ -1,3 +1,15 @@
-"""The version of this package; the distribution's own is compared with it by a test."""
+"""The version of this package: of the installed distribution, which takes it from the tags of git
+when it is built."""
 
-PACKAGE_VERSION = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+
+def installed_version(distribution: str) -> str:
+    """The version of an installed distribution; "0+unknown" of sources that nobody installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+PACKAGE_VERSION = installed_version("aulait")

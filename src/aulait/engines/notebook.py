@@ -7,8 +7,9 @@ import sys
 import time
 from typing import Protocol
 
-STAGES = {"prepare": "preparing", "synthesis": "stage 1, synthesis", "train": "stage 2, training",
-          "finish": "finishing"}
+from aulait.reporting.stage_names import STAGE_NAMES
+
+STAGES = {"prepare": "preparing", **STAGE_NAMES, "finish": "finishing"}
 
 
 class _Shown(Protocol):

@@ -74,8 +74,9 @@ def ratio_in_words(found: NoiseRatio, target: float, who: str, promise: str) -> 
         who: the clients, as "9 clients".
         promise: as "epsilon 8".
     """
-    return (f"{who}: at {promise} about {found.affordable(target):,} trained numbers; this run "
-            f"trains {found.numbers:,}: noise {times(found.ratio)} the signal; {found.outlook}")
+    return (f"{who}: at {promise} about {found.affordable(target):,} numbers can be trained; this "
+            f"run trains {found.numbers:,}, so that the noise is {times(found.ratio)} the signal: "
+            f"{found.outlook}")
 
 
 def times(ratio: float) -> str:

@@ -13,10 +13,10 @@ from typing import Final, Literal
 from aulait.reporting import numbers
 from aulait.reporting.numbers import Style
 
-Dash = Literal["solid", "dash", "dot", "dashdot", "none"]
+Dash = Literal["solid", "dash", "dotted", "dashdot", "none"]
 MarkerShape = Literal["none", "circle", "square", "diamond", "cross"]
 Hatch = Literal["", "/", "x"]
-DASHES: Final[tuple[Dash, ...]] = ("solid", "dash", "dot", "dashdot")
+DASHES: Final[tuple[Dash, ...]] = ("solid", "dash", "dotted", "dashdot")
 SHAPES: Final[tuple[MarkerShape, ...]] = ("circle", "square", "diamond", "cross")
 LABEL: Final = 40
 """Letters of a label; more are cut off."""

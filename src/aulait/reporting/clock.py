@@ -14,10 +14,10 @@ from typing import Final
 from aulait.reporting import clock_figures, markup, numbers, story
 from aulait.reporting.folder import RunFiles
 from aulait.reporting.markup import PageTable, PlacedFigure, Section
+from aulait.reporting.stage_names import STAGE_NAMES
 from aulait.reporting.values import number
 from aulait.reporting.virtual import (
     OUTCOMES,
-    STAGE_NAMES,
     SUMMED,
     VirtualTime,
     deadline_s,

@@ -18,6 +18,7 @@ from aulait.reporting.chart import (
 )
 from aulait.reporting.folder import RunFiles
 from aulait.reporting.numbers import Style
+from aulait.reporting.stage_names import STAGE_NAMES
 from aulait.reporting.virtual import VirtualTime
 from aulait.runfolder.schema import RoundLine, VirtualClock
 
@@ -87,7 +88,7 @@ def round_time(run: RunFiles) -> Chart | None:
              if (length_s := clock.round_s) is not None]
     if not found:
         return None
-    limit_s, names = virtual.deadline_s(run), virtual.STAGE_NAMES
+    limit_s = virtual.deadline_s(run)
     unit, scale = virtual.time_unit(max(length_s for *_, length_s in found))
     ended = [virtual.round_outcome(clock, limit_s) for _, clock, _ in found]
     tips = [_round_in_words(line, clock, state, f"{numbers.significant(length_s / scale)} {unit}")
@@ -100,7 +101,7 @@ def round_time(run: RunFiles) -> Chart | None:
     rules = [] if limit_s is None or not near else [
         ChartRule(limit_s / scale, f"deadline {numbers.duration(limit_s)}")]
     return Chart(ChartAxis(names=[round_label(line) for line, *_ in found],
-                           groups=[names[line.stage or ""] for line, *_ in found]),
+                           groups=[STAGE_NAMES[line.stage or ""] for line, *_ in found]),
                  ChartAxis(unit, zero=True), bars=bars, rules=rules, legend=True)
 
 
@@ -110,20 +111,32 @@ def _round_in_words(line: RoundLine, clock: VirtualClock, state: str, length: st
 
 
 def loss_time(run: RunFiles) -> Chart | None:
-    """Held-out loss by virtual time since the start, with the time of synthesis as a band and the
+    """Held-out loss by virtual time since the start, with the times of synthesis as bands and the
     base model as a line."""
     points = virtual.losses_over_time(run)
     if not points:
         return None
     unit, scale = virtual.time_unit(points[-1][1])
-    before = [line.clock.total_s for line in run.synthesis if line.clock is not None]
     chart = figures.measure_curve([(r, loss) for r, _, loss in points], run.result.base_eval.loss)
     seconds = [s / scale for _, s, _ in points]
-    bands = [ChartBand(0, before[-1] / scale, "synthesis", upright=True)] if (
-        before and before[-1]) else []
+    bands = [ChartBand(first / scale, last / scale, "synthesis", upright=True)
+             for first, last in _synthesis_times(run)]
     line = replace(chart.lines[0], x=seconds,
                    tips=[f"{numbers.significant(s)} {unit}, round {numbers.count(r)}: "
                          f"{numbers.loss(loss)}"
                          for s, (r, _, loss) in zip(seconds, points, strict=True)])
     return replace(chart, x=ChartAxis(f"virtual {unit}", low=0, high=1.04 * seconds[-1]),
                    lines=[line], bands=bands)
+
+
+def _synthesis_times(run: RunFiles) -> list[tuple[float, float]]:
+    """(begin, end) of every stretch of synthesis, in virtual seconds since the start."""
+    found: list[tuple[float, float]] = []
+    now_s, stage = 0.0, ""
+    for line, clock in virtual.timed_rounds(run):
+        end_s = now_s if clock.total_s is None else clock.total_s
+        if line.stage == "synthesis":
+            first_s = found.pop()[0] if stage == "synthesis" else now_s
+            found.append((first_s, end_s))
+        now_s, stage = end_s, line.stage or ""
+    return [(first_s, last_s) for first_s, last_s in found if last_s > first_s]

@@ -129,7 +129,10 @@ def ties(rows: Sequence[ComparisonRow]) -> str:
     even = [plain_label(row["arm"]) for row in rows
             if row["behind"] and row["behind"]["told"] is False]
     single = any(row["behind"] and row["behind"]["told"] is None for row in rows)
-    said = f" Over its seeds it cannot be told from {', '.join(even)}." if even else ""
+    if len(even) > 1:
+        quoted = [f"“{name}”" for name in even]
+        even = [f"{', '.join(quoted[:-1])} and {quoted[-1]}"]
+    said = f" Over its seeds it cannot be told from {even[0]}." if even else ""
     return said + (" One seed says nothing about the next: give every arm several."
                    if single else "")
 

@@ -178,7 +178,7 @@ def _scores_against(rows: Sequence[ComparisonRow], offers: Sequence[Offer], fron
     title, style = cost
     by_arm = {str(row["arm"]): (index, row) for index, row in enumerate(rows)}
     lines = [ChartLine("", [offer.cost for offer in front], [offer.score for offer in front],
-                       "quiet", "dot", stepped=True, marker="none", width=1.5)]
+                       "quiet", "dotted", stepped=True, marker="none", width=1.5)]
     for offer in offers:
         index, row = by_arm[offer.arm]
         spread = float(row[f"{measure.key}_std"] or 0.0)

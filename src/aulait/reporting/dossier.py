@@ -201,7 +201,17 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         ("Which runs are compared", promise.relation_explained(run)),
         ("δ, the chance that ε fails", f"{numbers.delta(delta)}{odds}"),
         *([] if selection is None else [("How this run was chosen", _chosen(selection))]),
+        *_signal(run),
+        *([("Texts that stand for those who vote", texts)]
+          if (texts := story.texts_in_words(run)) else []),
     ]
+
+
+def _signal(run: RunFiles) -> list[tuple[str, str]]:
+    """How loud the noise of training is; of a plan and of a run."""
+    noise = run.result.privacy.noise
+    return [] if noise is None or not noise.in_words else [("Noise beside the signal",
+                                                            f"{noise.in_words}.")]
 
 
 def _chosen(selection: SelectionFile) -> str:
@@ -233,7 +243,7 @@ def _promise_table(subject: DossierSubject) -> PageTable:
 
 
 def _did(role: str) -> str:
-    return {"proxy": "vote on synthetic texts", "local": "train on their own machines",
+    return {"proxy": "vote on candidate texts", "local": "train on their own machines",
             "split": "train together with the coordinator"}.get(role, role)
 
 
@@ -243,8 +253,10 @@ def _work_table(run: RunFiles) -> PageTable:
              tier.steps, tier.batch)] for tier in run.result.tiers]
     made = ""
     if run.result.synthesis is not None:
-        made = ("writes candidate texts, chooses by the votes, trains on the chosen texts in the "
-                "stead of those who vote; ")
+        offered = {"retrieve": "offers public texts", "both": "offers public texts and writes some "
+                   "after them"}.get(run.result.synthesis.source or "", "writes candidate texts")
+        made = (f"{offered}, chooses by the votes, trains on the chosen texts in the stead of "
+                "those who vote; ")
     noise = (
         "adds no noise" if story.is_off(run)
         else "adds the noise to every sum" if promise.protected_unit(run) == "client"

@@ -34,6 +34,8 @@ def measure_curve(points: Sequence[tuple[float, float]], first: float | None, pe
         shared: the shared adapter's value after the last round, where the points are of personal
             ones; None draws none.
     """
+    if len(points) == 1 and first is not None:  # a line from the base says more than a dot
+        points = [(0.0, first), *points]
     rounds, values = [point[0] for point in points], [point[1] for point in points]
     said: Style = numbers.percent if percent else numbers.loss
     lines = [ChartLine("", rounds, values, width=2.5,
@@ -59,7 +61,7 @@ def epsilon_steps(series: dict[str, tuple[list[float], list[float]]],
     """
     lines = []
     for role, (releases, values) in series.items():
-        color, dash = ROLES.get(role, ("quiet", "dot"))
+        color, dash = ROLES.get(role, ("quiet", "dotted"))
         tips = [f"release {numbers.count(at)} ({note}): ε = {numbers.epsilon(value)}"
                 for at, value, note in zip(releases, values, notes[role], strict=True)]
         lines.append(ChartLine(chart_label(role), releases, values, color, dash, stepped=True,

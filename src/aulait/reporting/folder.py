@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -49,6 +49,8 @@ class RunFiles:
         result: result.json.
         synthesis: lines of rounds.jsonl of stage 1, in file order.
         training: those of stage 2.
+        turns: the stage of every line, in file order; where it does not fit the lines (some were
+            left out), synthesis is taken to come first.
         ledger: lines of ledger.jsonl, in the order of release.
         synthetic: lines of synthetic.jsonl.
         selection: selection.json, where the run is the one that a private selection kept.
@@ -63,6 +65,7 @@ class RunFiles:
     result: ResultFile = field(default_factory=ResultFile)
     synthesis: tuple[SynthesisRound, ...] = ()
     training: tuple[TrainRound, ...] = ()
+    turns: tuple[str, ...] = ()
     ledger: tuple[LedgerEntry, ...] = ()
     synthetic: tuple[SyntheticLine, ...] = ()
     selection: SelectionFile | None = None
@@ -71,8 +74,13 @@ class RunFiles:
 
     @property
     def rounds(self) -> tuple[RoundLine, ...]:
-        """The lines of both stages, synthesis first."""
-        return (*self.synthesis, *self.training)
+        """The lines of all stages, as they followed one another."""
+        if (self.turns.count("synthesis"), self.turns.count("train")) != (
+                len(self.synthesis), len(self.training)):
+            return (*self.synthesis, *self.training)
+        lines: dict[str, Iterator[RoundLine]] = {"synthesis": iter(self.synthesis),
+                                                 "train": iter(self.training)}
+        return tuple(next(lines[stage]) for stage in self.turns)
 
 
 def read_run(path: Path) -> RunFiles:
@@ -99,6 +107,7 @@ def read_run(path: Path) -> RunFiles:
         path, config_text, config, machine, result,
         _fitting(SynthesisRound, stages["synthesis"]),
         _fitting(TrainRound, stages["train"]),
+        tuple(str(line["stage"]) for line in rounds if line.get("stage") in stages),
         _fitting(LedgerEntry, _json_lines(path / "ledger.jsonl", remarks)),
         _fitting(SyntheticLine, _json_lines(path / "synthetic.jsonl", remarks)),
         _selection(path, remarks),

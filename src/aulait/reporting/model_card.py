@@ -166,8 +166,10 @@ def _method(run: RunFiles) -> str:
             f"{_setting(run, 'train', 'batch')} texts a round, learning rate "
             f"{_setting(run, 'train', 'lr')}."]
     if run.synthesis:
-        rows.append(f"- Before it: {numbers.counted(len(run.synthesis), 'round')} of private "
-                    "evolution of synthetic texts.")
+        facts = run.result.synthesis
+        what = ("votes on public texts" if facts is not None and facts.source == "retrieve"
+                else "private evolution of synthetic texts")
+        rows.append(f"- Before it: {numbers.counted(len(run.synthesis), 'round')} of {what}.")
     packages = ", ".join(f"{_code(name)} {_code(str(value))}"
                          for name, value in sorted(run.result.versions.items()))
     return "\n".join([*rows, *([f"- Versions: {packages}."] if packages else [])])

@@ -40,7 +40,7 @@ def whole_page(title: str, subtitle: str, opening: Markup, sections: Sequence[Se
         growing=version is not None,
         title=title,
         subtitle=subtitle,
-        style=asset("style.css"),
+        style=rendered("style.css.j2"),
         opening=opening,
         sections=sections,
         scripts=scripts,

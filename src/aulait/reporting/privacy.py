@@ -39,6 +39,11 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     noise = run.result.privacy.noise
     law = [("noise of all rounds beside the signal", noise.in_words)] if (
         noise is not None and noise.in_words) else []
+    told = [line.signal_to_noise for line in run.training if line.signal_to_noise is not None]
+    if told and max(told) > 0:
+        low, high = numbers.significant(min(told)), numbers.significant(max(told))
+        law.append(("signal in the sums that training released",
+                    f"{low} to {high} times their noise, by round"))
     return [
         *law,
         ("what is protected", promise.unit_explained(run)),

@@ -21,7 +21,7 @@ RELATIONS: Final = {
     "replace": "with it and with any other in its place (replace one)",
 }
 ROLES: Final = {
-    "proxy": "voted on synthetic texts",
+    "proxy": "voted on candidate texts",
     "local": "trained on its own machine",
     "split": "trained together with the server",
     "max": "any client",
@@ -181,8 +181,9 @@ def verdict_of(run: RunFiles, roles: Sequence[guarantee.Bounds], guaranteed: boo
     if success >= guarantee.NEARLY_ALWAYS:
         return Verdict("A promise in name only: whoever sees all that this run released may tell "
                        f"in {rate(success)} of cases whether {asked}.", terms, False)
-    return Verdict(f"Whoever sees all that this run released tells whether {asked} in at most "
-                   f"{rate(success)} of cases; tossing a coin does it in 50{numbers.SPACE}%.",
+    return Verdict(f"Nobody who sees all that this run released can tell whether {asked} and be "
+                   f"right in more than {rate(success)} of cases; a tossed coin is right in "
+                   f"50{numbers.SPACE}%.",
                    terms, True)
 
 

@@ -12,8 +12,8 @@ from aulait.reporting.clock_figures import round_label
 from aulait.reporting.folder import RunFiles
 from aulait.reporting.markup import PageTable, PlacedFigure, Section
 from aulait.reporting.numbers import Style
+from aulait.reporting.stage_names import STAGE_NAMES
 from aulait.reporting.values import number, sum_of, value_at
-from aulait.reporting.virtual import STAGE_NAMES
 from aulait.runfolder.schema import SynthesisResult, TrainRound
 
 PLACES = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aulait.reporting.folder import RunFiles
+from aulait.reporting.stage_names import STAGE_NAMES
 from aulait.reporting.values import number, sum_of, value_at, words
 from aulait.runfolder.schema import (
     EpsilonByRole,
@@ -15,8 +16,6 @@ from aulait.runfolder.schema import (
     SynthesisResult,
     TrafficResult,
 )
-
-STAGES = {"synthesis": "synthesis", "train": "training"}
 
 
 def as_it_stands(run: RunFiles) -> RunFiles:
@@ -66,4 +65,4 @@ def place_in_words(stage: str | None, done: float | None, rounds: float | None) 
     if stage is None or done is None:
         return "before the first round"
     of = "" if rounds is None else f" of {rounds:.0f}"
-    return f"round {done:.0f}{of} of {STAGES.get(stage, stage)}"
+    return f"round {done:.0f}{of} of {STAGE_NAMES.get(stage, stage)}"

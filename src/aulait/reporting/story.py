@@ -163,7 +163,25 @@ def _work(place: str, clients: float, run: RunFiles) -> str:
         "" if _without_voters(run)
         else f" that {'it' if one else 'they'} chose by {votes}"
     )
-    return f"{'was' if one else 'were'} stood for on the server by synthetic text{choice}"
+    facts = run.result.synthesis
+    what = "public text" if facts is not None and facts.source == "retrieve" else "synthetic text"
+    return f"{'was' if one else 'were'} stood for on the server by {what}{choice}"
+
+
+def texts_in_words(run: RunFiles) -> str:
+    """Where the texts come from that stand for clients which cannot train; empty where none do."""
+    facts = run.result.synthesis
+    if facts is None or not facts.texts:
+        return ""
+    public = f"public text (data.public = {value_at(run.config, 'data', 'public') or '?'})"
+    chosen = "that no vote chose" if _without_voters(run) else "that the votes chose"
+    texts = numbers.counted(facts.texts, "text")
+    if facts.source == "retrieve":
+        return f"{texts} of {public} {chosen}, word for word; nothing is written."
+    writer = f"the generator {facts.generator or '?'} writes"
+    if facts.source == "both":
+        return f"{texts}: of {public} {chosen}, and what {writer} after them."
+    return f"{texts} that {writer}, beginning from {public}; those go on {chosen}."
 
 
 def _gain(run: RunFiles) -> str:

@@ -60,7 +60,7 @@ def votes_section(run: RunFiles) -> Section:
             ("selection", facts.selection or numbers.NOT_RECORDED),
             ("generator", "none" if facts.source == "retrieve"
              else facts.generator or numbers.NOT_RECORDED),
-            ("synthetic texts at the end", numbers.count(facts.texts)),
+            ("texts at the end", numbers.count(facts.texts)),
         ) if value != numbers.NOT_RECORDED])
 
 
@@ -122,7 +122,7 @@ def samples_section(run: RunFiles) -> Section:
     rounds = dict.fromkeys(numbers.count(row.round) for row in table.rows if row.round is not None)
     origins = dict.fromkeys(row.origin for row in table.rows if row.origin)
     return markup.section(
-        "samples", "Synthetic text through the rounds", table=table, summary=_summary(final),
+        "samples", "The texts, round by round", table=table, summary=_summary(final),
         provenance=_provenance(run), rounds=list(rounds), origins=list(origins),
         voted=any(row.votes is not None for row in table.rows),
         places=list(dict.fromkeys(row.place for row in table.rows)))
@@ -152,10 +152,14 @@ def _provenance(run: RunFiles) -> str:
     total = sum(counts.values())
     parts = [f"{numbers.percent(number / total)} {ORIGINS.get(kind, kind)}"
              for kind, number in counts.items()]
-    text = (f"Of the final set {', '.join(parts)}; {numbers.percent(told.verbatim_public)} of it "
-            "stand word for word among the public texts, however they came about. Its texts have "
-            f"{numbers.count(told.words_shortest)} to {numbers.count(told.words_longest)} words, "
-            f"{numbers.significant(told.words_mean)} on average.")
+    if list(counts) == ["public"]:
+        text = "The final set is public text, word for word; nothing was written."
+    else:
+        text = (f"Of the final set {', '.join(parts)}; {numbers.percent(told.verbatim_public)} of "
+                "it stand word for word among the public texts, however they came about.")
+    text += (f" Its texts have {numbers.count(told.words_shortest)} to "
+             f"{numbers.count(told.words_longest)} words, "
+             f"{numbers.significant(told.words_mean)} on average.")
     if told.distance is None:
         return text
     return (f"{text} Held-out records lie at a cosine distance of "

@@ -17,7 +17,6 @@ OUTCOMES: Final = ("answered", "late", "lost", "away")
 """How a client's round can end."""
 
 SUMMED: Final = (*OUTCOMES, "busy_s", "idle_s", "energy_j", "link_j")
-STAGE_NAMES: Final = {"synthesis": "synthesis", "train": "training"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class VirtualTime:
 
 
 def timed_rounds(run: RunFiles) -> list[tuple[RoundLine, VirtualClock]]:
-    """(line, its clock) of all rounds that have virtual time, synthesis first."""
+    """(line, its clock) of all rounds that have virtual time, as they followed one another."""
     return [(line, line.clock) for line in run.rounds if line.clock is not None]
 
 

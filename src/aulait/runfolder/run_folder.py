@@ -36,7 +36,7 @@ LinesListener = Callable[[list[JsonObject]], None]
 
 
 class RunFolder:
-    """A run on disk; the layout is a public interface (README, "The run folder").
+    """A run on disk; the layout is a public interface (docs/run-folder.md).
 
     Attributes:
         path: the folder.

@@ -176,7 +176,8 @@ def _epsilon_in_words(run: PreparedRun, found: NoiseRatio, enough: float | None)
 def _size_in_words(run: PreparedRun, found: NoiseRatio) -> str:
     """Fewer trained numbers, the cheapest help."""
     target, own = run.settings.privacy.target_ratio, run.settings
-    ways = ["fewer layers (adapter.layers)"]
+    ways = ["fewer modules (adapter.targets)" if own.adapter.layers == 1
+            else "fewer layers (adapter.layers)"]
     if own.adapter.rank > 1:
         ways.insert(0, "a smaller adapter.rank, or 'auto'")
     if own.algorithm["name"] != "cores" and not own.privacy.protects_records:

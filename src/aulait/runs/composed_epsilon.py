@@ -89,7 +89,7 @@ def _sentence(runs: Sequence[RunFiles], together: float, largest: float, delta: 
     seeded = any(line.private is False for run in runs for line in run.ledger)
     warning = " Some noise came from a seed, which makes every epsilon void." if seeded else ""
     return (
-        f"Choosing among these {len(runs)} runs looks at all of them: together they spend "
+        f"Choosing among these {len(runs)} private runs looks at all of them: together they spend "
         f"at most epsilon {together:.4g} for one {unit} (delta {delta:g}), not {largest:.4g}, "
         "the most of a single run. Their private held-out texts, by which they are ranked, are "
         "not covered by "

@@ -6,6 +6,7 @@ once, before work.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -300,7 +301,16 @@ def _explain(item: Any) -> str:
         return (f"unknown key '{where}'; "
                 f"{did_you_mean(str(item['loc'][-1]), _known(item['loc'][:-1]))}")
     # of a whole table everything in it is shown, an address with a password too
-    return masked(f"{where} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
+    return masked(f"{where} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+                  f"{_several(item['input'])}")
+
+
+def _several(value: object) -> str:
+    """What to do where several settings or values were written as one."""
+    if not isinstance(value, str) or not re.search(r";|,\s*[\w.]+\s*=", value):
+        return ""
+    return ("; one key a --set, so repeat --set for the next; settings of an --arm stand apart by "
+            "spaces, values of --over by commas")
 
 
 def _known(place: Sequence[Any]) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from aulait.core.errors import PrivacyError, require
 from aulait.core.files import JsonObject
+from aulait.core.process_lock import only_process_of
 from aulait.core.types import Info
 from aulait.methods.contract import Server
 from aulait.privacy.aggregator import BudgetSpent
@@ -75,9 +76,10 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
             write_cards(path)
             write_report(path, ledger_curves(path))
         return done
-    if engine.real_time:  # the coordinator keeps a log of its own
+    if engine.real_time:  # the coordinator keeps a log and a lock of its own
         return _completed(prepared, engine, folder, observer, started)
-    with logged(path, observer, entered, not prepared.settings.privacy.off) as heard:
+    with (only_process_of(path),
+          logged(path, observer, entered, not prepared.settings.privacy.off) as heard):
         return _completed(prepared, engine, folder, heard, started)
 
 
@@ -111,8 +113,8 @@ def _completed(prepared: PreparedRun, engine: Engine, folder: RunFolder, observe
         watch("finish", 1, 2, "writing the report")
         write_cards(path)
         page = write_report(path, ledger_curves(path))
-        if settings.privacy.off:  # the page tells what was measured on held-out records
-            tracker.attach(page)
+        if settings.track.mlflow and (given := _page_for_boards(settings, path, page)):
+            tracker.attach(given)
     watch("finish", 2, 2, "")
     return result
 
@@ -128,6 +130,17 @@ def harm(settings: Settings, progress: Progress) -> str:
     return (f"loss: {after:.3f} nats a token at the end, {before:.3f} before the first round: the "
             "adapter harms; lower train.lr or algorithm.server_lr, or set train.keep = 'best', "
             "which writes the adapter of the best measured round")
+
+
+def _page_for_boards(settings: Settings, path: Path, page: Path) -> Path | None:
+    """The report; under privacy the one of released values alone, as the other tells what was
+    measured on held-out records; None of a run whose values have no guarantee."""
+    if settings.privacy.off:
+        return page
+    try:
+        return write_report(path, ledger_curves(path), release=True)
+    except PrivacyError:
+        return None
 
 
 def carry_out(stage: Stage[StateT], execution: Execution) -> None:

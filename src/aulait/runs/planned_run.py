@@ -18,7 +18,7 @@ from aulait.reporting.dossier import DossierSubject, SentBytes
 from aulait.reporting.folder import RunFiles
 from aulait.runfolder import schema
 from aulait.runs.experiment_file import dump_settings
-from aulait.runs.finish import tier_results
+from aulait.runs.finish import noise_result, tier_results
 from aulait.runs.plan_summary import summarise_plan
 from aulait.runs.prepared import PreparedRun
 
@@ -59,7 +59,7 @@ def _result(run: PreparedRun) -> schema.ResultFile:
         synthesis=schema.SynthesisResult(
             rounds=settings.votings, candidates=config.largest_ballot,
             voters=len(federation.voters), selection=config.selection,
-            source=config.source,
+            source=config.source, texts=config.texts,
             **({"generator": config.generator, "kind": config.generate.kind} if config.writes
                else {}))
         if federation.breeds else None)
@@ -76,7 +76,8 @@ def _privacy(plan: PrivacyPlan, run: PreparedRun) -> schema.PrivacyResult:
         trust=config.trust, exact_votes=bool(plan.exact_roles),
         noise_seeded=config.noise_seed is not None,
         private=not config.off and config.noise_seed is None and not plan.exact_roles,
-        epsilon=schema.EpsilonByRole(**spent, max=max(known) if bounded and known else None))
+        epsilon=schema.EpsilonByRole(**spent, max=max(known) if bounded and known else None),
+        noise=noise_result(run))
 
 
 def _lines(run: PreparedRun, release: PlannedRelease) -> list[schema.LedgerEntry]:

@@ -24,7 +24,7 @@ from aulait_benchmarks.edge.document import StudyLine
 PARTS: Final = {"load": "batch load", "forward": "forward", "loss": "loss", "backward": "backward",
                 "optimizer": "optimiser"}
 WAYS: Final = {"lora": "LoRA", "full": "full"}
-WAY_DASHES: Final[Mapping[str, Dash]] = {"lora": "solid", "full": "dot"}
+WAY_DASHES: Final[Mapping[str, Dash]] = {"lora": "solid", "full": "dotted"}
 
 
 def step_parts(lines: Sequence[StudyLine]) -> Chart:
@@ -66,7 +66,7 @@ def measure_by_batch(lines: Sequence[StudyLine], machines: Sequence[str], key: s
             some = any(line["basis"] == "measured" for line in mine)
             found.append(ChartLine(
                 chart_label(machine), [line["batch"] for line in mine],
-                [line[key] for line in mine], series_color(number), "solid" if some else "dot",
+                [line[key] for line in mine], series_color(number), "solid" if some else "dotted",
                 hollow=[line["basis"] != "measured" for line in mine],
                 width=2.5 if some else 1.5, size=8,
                 tips=[f"{machine}, batch {line['batch']}: {said(line[key])} ({line['basis']})"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from aulait.cli import app
-from aulait.runs import first_experiment
+from aulait.runs import first_experiment, size_law
 from aulait.runs.experiment_file import read_settings
+from aulait.runs.prepared import SharedCache
+from aulait.runs.setup import prepare
 
 TEXT = "a text of some length about case {} that somebody wrote down one day"
 
@@ -52,6 +55,24 @@ def test_what_is_written_can_be_planned(tmp_path: Path, form: str, unit: str) ->
     assert settings.privacy.unit == unit
     code, out = _called("plan", to, "--json", "--set", "privacy.noise_seed=1")
     assert code == 0, out
+
+
+@pytest.mark.parametrize(("unit", "a_rank"), [("client", 4), ("record", 2)])
+def test_as_much_is_trained_as_the_noise_leaves_room_for(tmp_path: Path, unit: str, a_rank: int) -> None:
+    """By the law of size, which the plan tells too; alpha follows the rank."""
+    data, to = _file(tmp_path, _rows("text", 1600, 8)), tmp_path / "first.toml"
+    code, out = _called("init", data, "--to", to, "--unit", unit, "--epsilon", 8)
+    assert code == 0, out
+    assert "verdict  " in out
+    (rank,) = map(int, re.findall(r"trains   rank (\d+) on", out))
+    adapter = read_settings(to).adapter
+    assert adapter.auto == ("rank", "layers")
+    assert adapter.alpha == a_rank * rank
+    run = prepare(read_settings(to), SharedCache())
+    found = size_law.noise_ratio(run)
+    assert run.settings.adapter.rank == rank
+    fewest = rank == 1 and run.settings.adapter.layers == 1
+    assert found.ratio <= 1.01 * run.settings.privacy.target_ratio or fewest
 
 
 def test_few_clients_protect_records_and_many_whole_clients(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_what_is_affordable_meets_the_target_and_one_number_more_does_not(target
 def test_nine_institutions_in_words():
     found = NoiseRatio(11_000, 9, accounting.calibrate(8.0, 1e-5, 4), 4)
     told = ratio_in_words(found, 0.5, "9 institutions", "epsilon 8")
-    assert told == "9 institutions: at epsilon 8 about 56 trained numbers; this run trains 11,000: noise 7 times the signal; it will not learn"
+    assert told == "9 institutions: at epsilon 8 about 56 numbers can be trained; this run trains 11,000, so that the noise is 7 times the signal: it will not learn"
 
 
 def test_the_outlook_follows_the_ratio():

@@ -357,3 +357,22 @@ def test_plan_prints_machines_and_what_the_simulation_takes_here(capsys: pytest.
 def test_energies(value: float | None, shown: str) -> None:
     assert plain(numbers.energy(value)) == shown
     assert clock.energy_if_known(0.0) == "not known"
+
+
+def test_stages_by_turns_are_told_in_their_order(tmp_path: Path) -> None:
+    """Two rounds of synthesis, one of training, the rest of synthesis, the rest of training: two bands, of the stretches alone."""
+    folder = write_run(tmp_path / "run")
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    made, trained = ([line for line in lines if line["stage"] == stage] for stage in ("synthesis", "train"))
+    turns = [*made[:2], *trained[:1], *made[2:], *trained[1:]]
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in turns))
+    run = read_run(virtual(folder))
+    assert [line.stage for line in run.rounds] == [line["stage"] for line in turns]
+    ends = [told.total_s for _, told in reading.timed_rounds(run)]
+    bands = clock_figures._synthesis_times(run)
+    assert bands == [(0.0, ends[1]), (ends[2], ends[len(made)])]
+    assert len(clock_figures.loss_time(run).bands) == 2
+    groups = clock_figures.round_time(run).x.groups
+    assert list(groups) == ["synthesis"] * 2 + ["training"] + ["synthesis"] * (len(made) - 2) + ["training"] * (len(trained) - 1)
+    usual = read_run(write_run(tmp_path / "usual"))
+    assert [line.stage for line in usual.rounds] == ["synthesis"] * len(made) + ["train"] * len(trained)

@@ -12,11 +12,10 @@ import pytest
 from jinja2 import UndefinedError
 from tests.fixture_run import personal, refuse, virtual, write_run
 
-from aulait import reporting
 from aulait.core.errors import DataError
 from aulait.reporting import numbers, report
 from aulait.reporting.folder import read_run
-from aulait.reporting.markup import PageTable, section
+from aulait.reporting.markup import PageTable, rendered, section
 
 NASTY = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)>'
 
@@ -127,7 +126,7 @@ def test_every_chart_is_drawn_and_can_be_read_without_seeing_it(tmp_path: Path) 
 
 
 def test_colours_of_charts_exist_in_both_themes(tmp_path: Path) -> None:
-    style = Path(reporting.__file__).with_name("templates").joinpath("style.css").read_text(encoding="utf-8")
+    style = rendered("style.css.j2")
     text = report.write_report(virtual(write_run(tmp_path / "run"), deadline_s=30.0)).read_text(encoding="utf-8")
     for name in {*re.findall(r'class="k-(\w+)', text), *(f"c{i}" for i in range(8))}:
         assert style.count(f"--{name}:") == 3, name

@@ -3,11 +3,11 @@ ledger, resumed in the middle, and what their set is told to be."""
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 from tests import tiny_run
+from tests.tiny_run import lines
 
 from aulait.core.errors import AulaitError, ConfigError
 from aulait.engines.inline import InlineEngine
@@ -27,9 +27,7 @@ BOTH = {"source": "both", "rounds": 1, "retrieve": {"levels": 2, "cells": 6}}
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny_run.write_data(tmp_path)
-    public = [f"{a} {b} at once." for a in tiny_run.WORDS for b in tiny_run.WORDS[:4] if a != b]
-    (tmp_path / "public.txt").write_text("\n".join(public) + "\n")
+    tiny_run.write_corpus(tmp_path)
     return tmp_path
 
 
@@ -37,10 +35,6 @@ def run(folder, name="run", resume=False, **tables):
     settings = tiny_run.settings(folder, **tables)
     return settings, loop.run(settings, folder / name, InlineEngine(), cache=tiny_run.fresh(CACHE),
                               resume=resume)
-
-
-def lines(folder, file="rounds.jsonl", name="run"):
-    return [json.loads(line) for line in (folder / name / file).read_text().splitlines()]
 
 
 def public_texts(folder):

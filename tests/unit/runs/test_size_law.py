@@ -80,7 +80,7 @@ LOUD = {"epsilon": 0.5}
 
 def test_a_run_that_cannot_learn_is_refused_before_any_work_unless_that_is_said_aloud(places):
     told = tiny_run.settings(places, privacy=PRIVATE | LOUD, **LOCAL)
-    with pytest.raises(ConfigError, match=r"8 clients: at epsilon 0\.5 about 1 trained numbers?.*it will not learn.*noise_acknowledged"):
+    with pytest.raises(ConfigError, match=r"8 clients: at epsilon 0\.5 about 1 numbers can be trained.*it will not learn.*noise_acknowledged"):
         loop.run(told, places / "run", InlineEngine(), cache=tiny_run.fresh(CACHE))
     assert not (places / "run").exists()
     for said in ({"noise_acknowledged": True}, {"noise_seed": 3}):

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from tests import tiny_run
+from tests.tiny_run import lines
 
 from aulait.core.errors import ConfigError
 from aulait.engines.inline import InlineEngine
@@ -44,9 +45,7 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny_run.write_data(tmp_path)
-    public = [f"{a} {b} at once." for a in tiny_run.WORDS for b in tiny_run.WORDS[:4] if a != b]
-    (tmp_path / "public.txt").write_text("\n".join(public) + "\n")
+    tiny_run.write_corpus(tmp_path)
     return tmp_path
 
 
@@ -55,10 +54,6 @@ def run(folder, order, name="run", resume=False, **tables):
     settings = tiny_run.settings(folder, **tables | {"run": {"stages": order}})
     return settings, loop.run(settings, folder / name, InlineEngine(), cache=tiny_run.fresh(CACHE),
                               resume=resume)
-
-
-def lines(folder, file="rounds.jsonl", name="run"):
-    return [json.loads(line) for line in (folder / name / file).read_text().splitlines()]
 
 
 def adapter(folder, name="run"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 from tests import tiny_run
+from tests.fixture_run import write_run
 
 from aulait.core.errors import ConfigError
 from aulait.engines.inline import InlineEngine
@@ -248,7 +250,7 @@ def test_parameters_are_the_settings_and_under_privacy_the_public_ones():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("private", [False, True])
-def test_mlflow_gets_parameters_and_without_privacy_the_report(tmp_path, monkeypatch, private):
+def test_mlflow_gets_parameters_and_the_report_that_may_be_handed_on(tmp_path, monkeypatch, private):
     """A whole run, as MLflow's own client reads it afterwards."""
     monkeypatch.chdir(tmp_path)
     tiny_run.write_data(tmp_path)
@@ -262,5 +264,21 @@ def test_mlflow_gets_parameters_and_without_privacy_the_report(tmp_path, monkeyp
     assert ("data.source" in found.data.params) is not private
     import mlflow
 
-    files = [item.path for item in mlflow.MlflowClient(tracking_uri=uri(tmp_path)).list_artifacts(found.info.run_id)]
-    assert files == ([] if private else ["report.html"])
+    client = mlflow.MlflowClient(tracking_uri=uri(tmp_path))
+    (given,) = [item.path for item in client.list_artifacts(found.info.run_id)]
+    assert given == ("report-release.html" if private else "report.html")
+    page = Path(client.download_artifacts(found.info.run_id, given)).read_text(encoding="utf-8")
+    assert page == (tmp_path / "run" / given).read_text(encoding="utf-8")
+    measured = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["eval"]["loss"]
+    assert (f"{measured:.3f}" in page) is not private
+
+
+def test_values_without_a_guarantee_are_attached_nowhere(tmp_path):
+    """A run with a known noise seed has none; there is no page of it to hand on."""
+    tiny_run.write_data(tmp_path)
+    settings = tiny_run.settings(tmp_path, track={"mlflow": uri(tmp_path)}, privacy={"off": True})
+    page = write_run(tmp_path / "run", off=True) / "report.html"
+    assert loop._page_for_boards(settings, page.parent, page) == page
+    private = settings.model_copy(update={"privacy": settings.privacy.model_copy(update={"off": False})})
+    assert loop._page_for_boards(private, page.parent, page) is None
+    assert not (page.parent / "report-release.html").exists()

@@ -30,20 +30,18 @@ TAIL_BYTES = 256 * 1024
 WARNINGS = 5
 LEVELS = ("warning", "error")
 LONGEST = 300
-# stage -> table of the settings that counts its rounds
-STAGES = {"synthesis": "synthesis", "train": "train"}
 
 
 def read_status(run: Path) -> JsonObject:
     """Where a run stands, as plain JSON values; None stands for what is not known.
 
     Returns:
-        path, name, engine; state: "running" (a process holds it), "finished", "failed", "dead" (a
-        server left without an outcome) or "unknown" (an inline run without a result: its process
-        leaves no mark); stage, round, rounds, note, progress_s (seconds since the last progress);
-        private, delta, epsilon (role -> value, None is infinite), budget; loss (held out, last
-        measured), up_bytes, down_bytes, refused (updates); sites (name, role, tier, state,
-        last_seen_s, round, detail); warnings (time, event, text); error, one line.
+        path, name, engine; state: "running" (a process holds it), "finished", "failed", "dead" (its
+        process left without an outcome) or "unknown" (a run without a result of an older version,
+        whose process left no mark); stage, round, rounds, note, progress_s (seconds since the last
+        progress); private, delta, epsilon (role -> value, None is infinite), budget; loss (held
+        out, last measured), up_bytes, down_bytes, refused (updates); sites (name, role, tier,
+        state, last_seen_s, round, detail); warnings (time, event, text); error, one line.
 
     Raises:
         DataError: the path is no run folder.
@@ -113,13 +111,14 @@ def _run(run: Path) -> RunFiles:
 
 
 def _state(run: Path, found: RunFiles, outcome: JsonMapping) -> str:
-    if lock_is_held(run / FOLDER / "lock"):
+    locks = (run / FOLDER / "lock", run / "lock")  # of a server, of a run in one process
+    if any(map(lock_is_held, locks)):
         return "running"
     if outcome.get("ok") is False:
         return "failed"
     if found.result.model_fields_set:
         return "finished"
-    return "dead" if (run / FOLDER).is_dir() else "unknown"
+    return "dead" if (run / FOLDER).is_dir() or locks[1].exists() else "unknown"
 
 
 def _place(found: RunFiles,
@@ -132,9 +131,21 @@ def _place(found: RunFiles,
             done), None if rounds is None else int(rounds)
     last = found.rounds[-1] if found.rounds else RoundLine()
     stage, done = last.stage, last.round
-    rounds = number(value_at(found.config, STAGES.get(stage or "", ""), "rounds"))
+    rounds = (_votes(found.config) if stage == "synthesis" else
+              number(value_at(found.config, "train", "rounds")) if stage == "train" else None)
     return _plain(stage), None if done is None else int(done), None if rounds is None else int(
         rounds)
+
+
+def _votes(config: JsonMapping) -> int | None:
+    """Rounds of all stages of synthesis, as ``SynthesisConfig.votings`` counts them (whose import
+    takes longer than a look may); None where the settings do not tell them."""
+    source = value_at(config, "synthesis", "source") or "write"
+    written = 0 if source == "retrieve" else number(value_at(config, "synthesis", "rounds"))
+    levels = 0 if source == "write" else number(value_at(config, "synthesis", "retrieve", "levels"))
+    order = value_at(config, "run", "stages")
+    stages = order.count("synthesis") if isinstance(order, list) else 1
+    return None if written is None or levels is None else int(levels + stages * written)
 
 
 def _site(name: str, facts: JsonMapping) -> JsonObject:
