@@ -21,6 +21,7 @@ from aulait.runs.prepared import Federation, PreparedRun
 
 MOST_RANK = 64  # beyond which "auto" goes no further
 USUAL_RANK = 8  # of "auto" without privacy
+TURN = 0.3  # square of what local clients lack at which proxies weigh half of their share
 
 
 def noise_ratio(run: PreparedRun, *, diluted: bool = True) -> NoiseRatio | None:
@@ -92,10 +93,12 @@ def _diluting(run: PreparedRun) -> float:
 def with_settled_weight(run: PreparedRun) -> Settings:
     """The settings with the weight of local clients against proxies, where it is "auto".
 
-    Proxies are there to make good what the local clients' mean lacks: its noise, r² of the signal
-    (the law without proxies), and that n clients are few, 1 / n. Of the mean they get the part
-    (r² + 1/n) / (1 + r² + 1/n) of the share of clients that they stand for: next to nothing where
-    many clients train without noise, nearly their share where noise drowns the local ones.
+    Proxies are there to make good what the local clients' mean lacks, l = r² + 1/n: its noise, r²
+    of the signal (the law without proxies), and that n clients are few. Of the mean they get the
+    part l² / (l² + 0.3) of the share of clients that they stand for: next to nothing where many
+    clients train with little noise, and nearly their share where noise drowns the local ones. How
+    far the proxies' text is from the clients' nobody knows before the run; so the part turns from
+    one to the other quickly, at l about a half (results/two-stages.md has what that is read off).
     """
     settings, federation = run.settings, run.federation
     config = settings.method_config
@@ -106,7 +109,7 @@ def with_settled_weight(run: PreparedRun) -> Settings:
     if local and proxied:
         found = noise_ratio(run, diluted=False)
         lacking = (found.ratio**2 if found is not None else 0.0) + 1.0 / local
-        part = proxied / (local + proxied) * lacking / (1.0 + lacking)
+        part = proxied / (local + proxied) * lacking**2 / (lacking**2 + TURN)
         weight = float(f"{proxied * (1.0 - part) / (part * local):.4g}")
     return settings.model_copy(
         update={"algorithm": {**settings.algorithm, "local_weight": weight}})

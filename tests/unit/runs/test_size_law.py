@@ -179,9 +179,9 @@ def test_proxies_weigh_as_much_as_the_local_clients_lack(places):
         parts[epsilon] = part_of_proxies(run)
         found = size_law.noise_ratio(run, diluted=False)
         lacking = (found.ratio**2 if found else 0.0) + 1 / 3
-        assert parts[epsilon] == pytest.approx(5 / 8 * lacking / (1 + lacking), rel=1e-3)
-    assert parts[None] == pytest.approx(5 / 8 / 4, rel=1e-3)
-    assert parts[None] < parts[8.0] < parts[2.0] < parts[0.1] < 5 / 8
+        assert parts[epsilon] == pytest.approx(5 / 8 * lacking**2 / (lacking**2 + 0.3), rel=1e-3)
+    assert parts[None] == pytest.approx(5 / 8 * (1 / 9) / (1 / 9 + 0.3), rel=1e-3)
+    assert parts[None] < parts[8.0] < parts[2.0] < parts[0.1] <= 5 / 8 * (1 + 1e-3)
 
 
 def test_a_weight_that_is_written_stays_and_other_methods_begin_at_one(places):
