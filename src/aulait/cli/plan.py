@@ -9,8 +9,8 @@ import typer
 
 from aulait.cli import terminal
 from aulait.cli.ending import epsilon_in_words
+from aulait.cli.malformed import malformed
 from aulait.cli.options import FileArgument, JsonOption, SetOption
-from aulait.cli.run import malformed
 from aulait.cli.terminal import Document
 from aulait.reporting import numbers as n
 from aulait.reporting import promise, story
@@ -59,7 +59,8 @@ def plan(
         if here:
             found["here"] = forecast(run, measure_device())
         elif here is None and not as_json:
-            found["roughly_s"] = rough_seconds(run, measure_device(budget_s=QUICKLY_S))
+            found["roughly_s"] = rough_seconds(
+                run, measure_device(budget_s=QUICKLY_S, lean=True))
     if as_json:
         terminal.document(found)
     else:

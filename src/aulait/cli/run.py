@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from aulait.cli import terminal
 from aulait.cli.ending import ending
+from aulait.cli.malformed import malformed
 from aulait.cli.options import (
     FileArgument,
     JsonOption,
@@ -21,7 +21,6 @@ from aulait.cli.options import (
 from aulait.cli.progress import Bar
 from aulait.cli.terminal import Document
 from aulait.core.errors import ConfigError
-from aulait.data.client_data import NAMED_ROWS
 from aulait.engines.inline import InlineEngine
 from aulait.runfolder.naming import fresh_folder
 from aulait.runs import experiment_file, loop, setup
@@ -29,9 +28,6 @@ from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import SharedCache
 from aulait.runs.progress import Observer
 from aulait.runs.settled import as_begun
-
-_UNDECODED = re.compile(": not (?!JSON|CSV)")
-_ENCODING = " (set data.encoding, or data.public_encoding, to what the file is written in)"
 
 
 def run(  # noqa: PLR0913 (the options of a command)
@@ -95,17 +91,6 @@ def carry_out(settings: Settings, path: Path, resume: bool, again: Sequence[str]
         begun = (path / "config.toml").is_file()
         raise KeyboardInterrupt(f"go on with: {shlex.join(again)}" if begun
                                 else "nothing had started") from None
-
-
-def malformed(lines: Sequence[str]) -> None:
-    """One line about rows that could not be used: how many, and the first three."""
-    if lines:
-        undecoded = any(_UNDECODED.search(line) for line in lines)
-        count = f"more than {NAMED_ROWS:,}" if len(lines) > NAMED_ROWS else str(len(lines))
-        terminal.note(
-            f"{count} malformed row{'s were' if len(lines) > 1 else ' was'} left out: "
-            f"{'; '.join(lines[:3])}"
-            f"{_ENCODING if undecoded else ''}")
 
 
 def show(result: Document, path: Path, as_json: bool) -> None:

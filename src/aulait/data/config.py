@@ -32,7 +32,7 @@ class DataConfig(BaseModel):
         input: a field that is added to the prompt where a row has it filled.
         join: how it is added: a text with {prompt} and {input}.
         messages: the field of a conversation: a list of turns with role and content (or from and
-            value). None: "messages" or "conversations".
+            value). None: "messages", "conversations" or "conversation".
         label: a field with a public label. None: no labels.
         public: public texts: a built-in name, a path (also .txt, a text a line), ``hf:...``, or ""
             for none. Where texts are retrieved (``synthesis.source``) and none are named, "mixed".

@@ -4,6 +4,7 @@ header."""
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,7 @@ _FIELD_CHARACTERS = 1 << 24
 _TAIL = 2  # lines that a file may break off in, within one row
 _LOOKED_AT = 200  # lines by which the form is told
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_TOLD = re.compile('"?sep=([,;\t|])"?\\s*', re.IGNORECASE)  # a first line that spreadsheets write
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,12 @@ class TableForm:
         delimiter: what stands between columns.
         quotes: whether a field may stand in double quotes, so that it may hold delimiters and
             line ends; False: a quote is a letter.
+        told: whether a line before the header says the delimiter (``sep=;``).
     """
 
     delimiter: str = ","
     quotes: bool = True
+    told: bool = False
 
     def __str__(self) -> str:
         return (f"columns apart by {_NAMES[self.delimiter]}"
@@ -42,6 +46,7 @@ class TableForm:
         # The csv module's limit of 131,072 characters would tear a long text into false rows; it
         # can only be set globally.
         csv.field_size_limit(max(_FIELD_CHARACTERS, csv.field_size_limit()))
+        lines = islice(lines, 1 if self.told else 0, None)
         return csv.reader(lines, delimiter=self.delimiter, strict=True,
                           quoting=csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE)
 
@@ -50,9 +55,12 @@ def table_form(file: SourceFile, asked: Asked) -> TableForm:
     """How a table is written, told by its first lines: the delimiter whose columns have the names
     that are asked for, or with which most rows have as many columns as the header."""
     lines = [line for _, line, _ in islice(TextLines(file.path, asked), _LOOKED_AT)]
-    marks = ("\t",) if suffix(file.path) == ".tsv" else tuple(_NAMES)
-    forms = [TableForm(mark, quotes) for mark in marks for quotes in (True, False)
-             if quotes or mark == "\t"]
+    told = _TOLD.fullmatch(lines[0]) if lines else None
+    marks = tuple(_NAMES)
+    if told or suffix(file.path) == ".tsv":
+        marks = (told[1] if told else "\t",)
+    forms = [TableForm(mark, quotes, told is not None) for mark in marks
+             for quotes in (True, False) if quotes or mark == "\t"]
     return max(forms, key=lambda form: (_fit(form, lines, asked), form.quotes))
 
 

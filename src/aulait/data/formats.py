@@ -15,9 +15,9 @@ from aulait.data.row_fields import CONVERSATIONS, PAIRS, RowFields
 # the names of roles and of their keys in public data sets, and ours
 ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user",
          "prompter": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant",
-         "bot": "assistant", "chatgpt": "assistant", "tool": "tool", "function": "tool",
-         "observation": "tool"}
-ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
+         "bot": "assistant", "chatbot": "assistant", "ai": "assistant", "chatgpt": "assistant",
+         "tool": "tool", "function": "tool", "observation": "tool"}
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 
 
 def record_of(fields: Mapping[str, object], row: RowFields, label: str | None = None,

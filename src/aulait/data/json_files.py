@@ -40,7 +40,7 @@ def is_array(file: SourceFile, asked: Asked) -> bool:
 
 
 def _line_rows(file: SourceFile, asked: Asked, lines: TextLines) -> Iterator[SourceRow]:
-    decode = json.JSONDecoder(object_pairs_hook=_object).decode
+    decode = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole).decode
     for number, line, torn in lines:
         if not line or line.isspace():
             continue
@@ -85,6 +85,14 @@ def _row(place: str, value: object, asked: Asked) -> SourceRow:
     return SourceRow(place, value)
 
 
+def _whole(digits: str) -> int | str:
+    """A whole number; one of more digits than Python turns into a number stays as it is written."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) == len(pairs):
@@ -106,7 +114,7 @@ class _Array:
     def __init__(self, file: SourceFile, pieces: Iterator[str]) -> None:
         self._file = file
         self._pieces = pieces
-        self._decode = json.JSONDecoder(object_pairs_hook=_object).raw_decode
+        self._decode = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole).raw_decode
         self._text = ""
         self._place = 0  # what is before it has been used
         self._line = 1  # of that place

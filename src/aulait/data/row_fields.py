@@ -14,7 +14,7 @@ from typing import Literal
 JOIN = "{prompt}\n\n{input}"  # how a row's input is added to its prompt
 RowFormat = Literal["auto", "text", "pairs", "chat"]
 TEXT = "text"  # the default of data.text
-CONVERSATIONS = ("messages", "conversations")
+CONVERSATIONS = ("messages", "conversations", "conversation")
 # fields of a prompt, its response, and what may be added to the prompt, as public data sets name
 # them
 PAIRS = (("prompt", "response", None), ("prompt", "completion", None),

@@ -44,6 +44,13 @@ def open_bytes(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path, "rb") if packed else open(path, "rb"))
 
 
+def _byte_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file with their ends, where all of them end in a carriage return too."""
+    first = file.readline()
+    yield from [first] if first.endswith(b"\n") else first.splitlines(keepends=True)
+    yield from file
+
+
 def is_torn(values: Iterable[object]) -> bool:
     """Whether any text among the values, or within them, holds bytes that could not be decoded."""
     return any(_ESCAPED.search(value if isinstance(value, str) else
@@ -131,7 +138,7 @@ class TextLines:
 
     def _narrow(self, file: IO[bytes]) -> Iterator[tuple[int, str, bool]]:
         """Of an encoding in which ASCII is ASCII, so that lines end where bytes say."""
-        for number, raw in enumerate(file, 1):
+        for number, raw in enumerate(_byte_lines(file), 1):
             if number == 1:
                 require(not raw.startswith(_WIDE_MARKS), DataError,
                         f"data source '{self.path}' line 1 begins like UTF-16 ({self._setting} = "

@@ -3,24 +3,30 @@
 Source: Papineni, Roukos, Ward, Zhu, "BLEU: a Method for Automatic Evaluation of Machine
 Translation", ACL 2002; tokens and
 smoothing as sacrebleu's standard (Post, "A Call for Clarity in Reporting BLEU Scores", WMT 2018:
-13a, mixed case).
+13a, mixed case). Of scripts without blanks between words (``scripts``) every sign is a token, as
+sacrebleu's tokenizer of Chinese has it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
-from sacrebleu.metrics.bleu import BLEU
+from aulait.core.scripts import spaced
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.bleu import BLEU
 
 KEYS = ("system", "reference", *(f"right_{n}" for n in range(1, 5)),
         *(f"all_{n}" for n in range(1, 5)))
 
 
 @cache
-def _metric() -> Any:
-    return BLEU()
+def _metric(effective_order: bool = False) -> BLEU:
+    from sacrebleu.metrics.bleu import BLEU  # heavy: most commands measure no BLEU
+
+    return BLEU(effective_order=effective_order)
 
 
 def counts(text: str, references: Sequence[str]) -> dict[str, float]:
@@ -31,8 +37,8 @@ def counts(text: str, references: Sequence[str]) -> dict[str, float]:
         text: what was written.
         references: texts that would be right, at least one.
     """
-    score = BLEU(effective_order=True).corpus_score([text],
-        [[reference] for reference in references])
+    score = _metric(effective_order=True).corpus_score(
+        [spaced(text)], [[spaced(reference)] for reference in references])
     return dict(zip(KEYS, map(float, (score.sys_len, score.ref_len, *score.counts, *score.totals)),
                     strict=True))
 

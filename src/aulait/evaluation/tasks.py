@@ -10,6 +10,7 @@ L = N + S.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -81,8 +82,8 @@ def measure_task(
 
 
 def normal(text: str) -> str:
-    """The text in one case and with single blanks."""
-    return " ".join(text.casefold().split())
+    """The text in one case, its letters composed (NFC), with single blanks."""
+    return unicodedata.normalize("NFC", " ".join(text.casefold().split()))
 
 
 def rouge(pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:

@@ -13,8 +13,8 @@ import unicodedata
 
 from nltk.stem.porter import PorterStemmer
 
-# Han, kana, Thai, Lao, Tibetan, Myanmar, Khmer: the names of their letters begin so.
-_WITHOUT_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "TIBETAN", "MYANMAR", "KHMER")
+from aulait.core.scripts import stands_alone
+
 _ENGLISH = re.compile(r"[a-z0-9]+")
 
 
@@ -30,7 +30,7 @@ class UnicodeWords:
         word = ""
         for letter in unicodedata.normalize("NFC", text.lower()):
             kind = unicodedata.category(letter)[0]
-            if kind in "LN" and not _stands_alone(letter):
+            if kind in "LN" and not stands_alone(letter):
                 word += letter
             elif kind == "M" and (word or found):
                 word, found = (word + letter, found) if word else (word, _marked(found, letter))
@@ -49,8 +49,3 @@ class UnicodeWords:
 def _marked(found: list[str], mark: str) -> list[str]:
     """The words with a mark added to the last sign."""
     return [*found[:-1], found[-1] + mark]
-
-
-def _stands_alone(letter: str) -> bool:
-    """Whether a letter's script is written without blanks between words."""
-    return letter > "\u0e00" and unicodedata.name(letter, "").startswith(_WITHOUT_BLANKS)

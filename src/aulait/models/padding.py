@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from aulait.core.errors import ModelError, require
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_POSITIONS = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
+_TABLE = re.compile(r"(?:^|_)(?:wpe|pos|positions?)(?:$|_)")  # names of tables of positions
 
 
 def padding_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -49,18 +50,32 @@ def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, nam
 
 
 def check_positions(model: PreTrainedModel, context: int, name: str) -> None:
-    """Raise when the context is longer than a base with learnt positions can count.
+    """Raise when the context is longer than a base can count that has a table of positions, learnt
+    or computed beforehand.
 
     Raises:
         ModelError: in one line.
     """
+    most = min(_positions(model), default=context)
+    require(context <= most, ModelError,
+            f"model.context is {context} and {name} has {most} positions, expected at most "
+            f"{most}; set model.context = {most}, and data.too_long = 'cut' or 'drop' for "
+            "longer texts")
+
+
+def _positions(model: PreTrainedModel) -> Iterator[int]:
+    """The rows of every table of positions that a text can use."""
+    if model.config.model_type == "mpt":  # computes its slopes for so many positions, no table
+        yield int(model.config.max_seq_len)
     for path, module in _text_modules(model):
-        if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in _POSITIONS:
-            most = module.num_embeddings - int(getattr(module, "offset", 0))
-            require(context <= most, ModelError,
-                    f"model.context is {context} and {name} has {most} positions, expected at most "
-                    f"{most}; set model.context = {most}, and data.too_long = 'cut' or 'drop' for "
-                    "longer texts")
+        name = path.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and _TABLE.search(name) and "rel" not in name:
+            first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa's rule
+            yield module.num_embeddings - int(getattr(module, "offset", first))
+        for own, table in (*vars(module).items(), *module.named_buffers(recurse=False)):
+            if isinstance(table, Tensor) and _TABLE.search(own) and table.dim() == 2 and (
+                    table.is_floating_point()):  # not the numbers of positions
+                yield table.shape[0]
 
 
 def _text_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:

@@ -312,7 +312,7 @@ class RecordForm:
     @cached_property
     def _spelled(self) -> re.Pattern[str]:
         """What gets a stand-in: a control token, and whatever looks like a stand-in itself."""
-        return re.compile(f"{self._control.pattern}|{FOUND.pattern}")
+        return re.compile(f"{self._control.pattern}|{FOUND.pattern}|{ANCHOR}")
 
     def _marked(self, turns: Sequence[Turn]) -> tuple[list[Turn], list[str]]:
         """The turns with a stand-in for every control token that somebody spelled out, and what the

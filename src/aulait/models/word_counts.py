@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from operator import sub
 from typing import TYPE_CHECKING
 
 from aulait.core.files import JsonObject
@@ -31,6 +32,7 @@ _DIGIT = re.compile("[0-9]")  # few numbers come twice
 _REACHES_OVER = re.compile(r"\S ")
 _SPLITTERS = frozenset(["Sequence", "ByteLevel", "Digits", "Split"])
 _AT_ONCE = 512  # texts whose tokens are in memory together
+_JOINED = 64  # words that are read as one text
 _SAVED = 4  # characters that a usual word has more than tokens
 _LONGER = 3  # times, at most, that composing a text (NFC) may lengthen its UTF-8
 
@@ -60,6 +62,9 @@ class WordCounts:
         self._tokenizer = tokenizer
         normaliser = _stretch(tokenizer)
         self.known = normaliser is not None
+        # tokens that begin a word, by the blank before it
+        self._begin = frozenset(number for token, number in tokenizer.get_vocab().items()
+                                if token.startswith(_BLANK)) if self.known else frozenset()
         self._counts = _Counts(normaliser or 1)
 
     def at_most(self, text: str, enough: int = 0) -> float:
@@ -87,9 +92,9 @@ class WordCounts:
         if not self.known:
             return [math.inf] * len(texts)
         parts = [_words(text) for text in texts]
-        fresh = list(dict.fromkeys(word for words in parts for word in words[1:]
-                                   if word not in self._counts))
-        counts = {**self._counts, **self._tokens(fresh)}
+        all_words = dict.fromkeys(word for words in parts for word in words[1:])
+        counts = self._tokens([word for word in all_words if word not in self._counts])
+        counts.update((word, self._counts[word]) for word in all_words if word in self._counts)
         return [self._sum(words, counts) for words in parts]
 
     def learn(self, texts: Sequence[str]) -> None:
@@ -105,9 +110,19 @@ class WordCounts:
             self._counts.update(self._tokens(words))
 
     def _tokens(self, words: Sequence[str]) -> dict[str, int]:
-        """Each with a blank before it."""
-        return dict(zip(words, counted(self._tokenizer, [f" {word}" for word in words]),
-                        strict=True))
+        """Each with a blank before it. Many are read as one text, in which no token reaches over a
+        blank, so that each word's tokens are those up to the next that begins one."""
+        plain = [word for word in words if word.isprintable() and " " not in word]
+        groups = [plain[at : at + _JOINED] for at in range(0, len(plain), _JOINED)]
+        texts = [" " + " ".join(group) for group in groups]
+        found: dict[str, int] = {}
+        for group, ids in zip(groups, coded(self._tokenizer, texts), strict=True):
+            starts = [at for at, number in enumerate(ids) if number in self._begin]
+            if len(starts) == len(group) and not starts[0]:
+                found.update(zip(group, map(sub, [*starts[1:], len(ids)], starts), strict=True))
+        rest = [word for word in words if word not in found]
+        counts = counted(self._tokenizer, [f" {word}" for word in rest])
+        return {**found, **dict(zip(rest, counts, strict=True))}
 
     def _sum(self, words: Sequence[str], counts: Mapping[str, int]) -> int:
         """Of a text in words; the first has no blank before it."""
@@ -116,21 +131,27 @@ class WordCounts:
 
 
 def counted(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
-    """The tokens of many texts, read as plain words, in one call."""
-    if not texts:
-        return []
-    if tokenizer.is_fast:
-        inner = tokenizer.backend_tokenizer
-        inner.no_truncation()
-        inner.no_padding()
+    """The numbers of tokens of many texts, read as plain words."""
+    return list(map(len, coded(tokenizer, texts)))
+
+
+def coded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[Sequence[int]]:
+    """The tokens of many texts, read as plain words, many in a call."""
+    if not tokenizer.is_fast:
+        if texts:
+            yield from tokenizer(
+                list(texts), add_special_tokens=False, truncation=False, verbose=False,
+                split_special_tokens=True, return_attention_mask=False,
+                return_token_type_ids=False)["input_ids"]
+        return
+    inner = tokenizer.backend_tokenizer
+    inner.no_truncation()
+    inner.no_padding()
+    for start in range(0, len(texts), _AT_ONCE):
         inner.encode_special_tokens = True  # read as words; each call of the tokenizer sets it
-        return [len(coded) for start in range(0, len(texts), _AT_ONCE)
-                for coded in inner.encode_batch_fast(list(texts[start : start + _AT_ONCE]),
-                                                     add_special_tokens=False)]
-    coded = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False,
-                      split_special_tokens=True, return_attention_mask=False,
-                      return_token_type_ids=False)
-    return [len(ids) for ids in coded["input_ids"]]
+        for one in inner.encode_batch_fast(list(texts[start : start + _AT_ONCE]),
+                                           add_special_tokens=False):
+            yield one.ids
 
 
 def _words(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from statistics import fmean
 
 from torch import Tensor
 
+from aulait.core.scripts import word_count
 from aulait.runfolder.schema import SyntheticSet
 from aulait.runs.prepared import PreparedRun
 from aulait.synthesis.corpus_index import shown
@@ -35,7 +36,7 @@ def measured_set(run: PreparedRun, texts: Sequence[Text], here: bool) -> Synthet
         return None
     public = set(map(shown, run.federation.corpus.public))
     full = [text.full for text in texts]
-    words = [len(text.split()) for text in full]
+    words = [word_count(text) for text in full]
     told = SyntheticSet(
         origins=dict(sorted(Counter(text.provenance for text in texts).items())),
         distinct=len(set(full)) / len(full),

@@ -9,6 +9,7 @@ from typing import Literal, Protocol, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from aulait.core.registry import Registry
+from aulait.core.scripts import word_count
 from aulait.core.seeds import Seeds
 from aulait.core.types import Record
 from aulait.core.web_address import secret_problem
@@ -41,7 +42,7 @@ class GenerateConfig(BaseModel):
         mask_passes: passes for one child.
         batch: sequences in a forward pass.
         min_words: shorter texts are failures; of a pair it is asked of the prompt, a response may
-            be one word.
+            be one word. In scripts without blanks between words every sign is a word.
         filler: Hugging Face id or path of a masked model, for "mask".
         url: address of a server that speaks the OpenAI protocol ("http://localhost:8000/v1"), for
             "prompt"; without user, password or key in it.
@@ -191,7 +192,7 @@ def redrawn(
 def will_do(text: str, config: GenerateConfig, known: Container[str]) -> bool:
     """Whether a text has enough words and is not one of the texts it was made from, word for
     word."""
-    return len(text.split()) >= config.min_words and text not in known
+    return word_count(text) >= config.min_words and text not in known
 
 
 def pair_will_do(pair: Record, config: GenerateConfig, parent: Record | None = None) -> bool:
@@ -200,6 +201,6 @@ def pair_will_do(pair: Record, config: GenerateConfig, parent: Record | None = N
     own, old = (pair.prompt or "", pair.text), (parent.prompt or "",
         parent.text) if parent else ("", "")
     return (
-        bool(own[1].split()) and (len(own[0].split()) >= config.min_words or own[0] == old[0])
+        bool(own[1].split()) and (word_count(own[0]) >= config.min_words or own[0] == old[0])
         and own != old
     )

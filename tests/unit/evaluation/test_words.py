@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.tokenizers import DefaultTokenizer
 
-from aulait.evaluation.tasks import rouge
+from aulait.core.scripts import word_count
+from aulait.evaluation.tasks import normal, rouge
 from aulait.evaluation.words import UnicodeWords
 
 SAME = ["боль в груди", "ألم في الصدر", "胸痛 和 发热", "胸痛和发热", "सीने में दर्द", "เจ็บหน้าอก", "가슴 통증",
@@ -35,3 +36,14 @@ def test_composed_and_decomposed_letters_are_one():
 @given(st.text(st.characters(min_codepoint=1, max_codepoint=126)))
 def test_ascii_is_taken_apart_as_by_the_reference(text):
     assert UnicodeWords().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+@pytest.mark.parametrize(("text", "count"), [("chest pain, two days", 4), ("胸痛和发热", 5), ("ひざの痛み", 5), ("ﾋｻﾞ痛", 4), ("боль в груди", 3),
+                                             ("", 0), ("a 胸痛", 3), ("가슴 통증", 2)])
+def test_words_of_scripts_without_blanks_are_their_signs(text, count):
+    assert word_count(text) == count
+
+
+def test_an_answer_is_right_in_either_form_of_its_letters():
+    assert normal("Zoe\u0308  Noe\u0308l") == normal("zo\u00eb no\u00ebl")
+    assert normal("Zoe") != normal("Zo\u00eb")

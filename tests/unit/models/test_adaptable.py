@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
 from tests.closeness import assert_near
@@ -113,6 +114,36 @@ def test_a_context_beyond_learnt_positions_is_refused_and_the_longest_works(tmp_
     base = load(folder, context=64)
     ids, _ = Encoder(base)(Record("x" * 200))
     assert len(ids) == 64
+    out, _, _ = scored(base, collate(base, Encoder(base), [Record("x" * 200)]))
+    assert torch.isfinite(out).all()
+
+
+USUAL = {**IDS, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+COUNTED = {
+    "gptj": lambda: transformers.GPTJConfig(**USUAL, rotary_dim=4),
+    "codegen": lambda: transformers.CodeGenConfig(**{**USUAL, "n_head": 4}, rotary_dim=4, n_ctx=64),
+    "bigcode": lambda: transformers.GPTBigCodeConfig(**USUAL),
+    "neo": lambda: transformers.GPTNeoConfig(
+        **IDS, hidden_size=16, num_layers=2, num_heads=2, max_position_embeddings=64,
+        attention_types=[[["global", "local"], 1]], window_size=8),
+    "gpt1": lambda: transformers.OpenAIGPTConfig(**USUAL),
+    "ctrl": lambda: transformers.CTRLConfig(**USUAL, dff=24),
+    "mpt": lambda: transformers.MptConfig(**IDS, d_model=16, n_heads=2, n_layers=2, max_seq_len=64,
+                                          expansion_ratio=2),
+    "biogpt": lambda: transformers.BioGptConfig(**IDS, **WIDE, intermediate_size=24),
+    "roberta": lambda: transformers.RobertaConfig(
+        **IDS, **{**WIDE, "max_position_embeddings": 65}, intermediate_size=24, is_decoder=True),
+    "bert": lambda: transformers.BertConfig(**IDS, **WIDE, intermediate_size=24, is_decoder=True),
+}
+
+
+@pytest.mark.parametrize("kind", list(COUNTED))
+def test_every_table_of_positions_is_known_before_work(tmp_path, kind):
+    """Learnt, computed beforehand, with an offset, or in slopes; the longest context works."""
+    folder = written(tmp_path / kind, COUNTED[kind]())
+    with pytest.raises(ModelError, match=r"model.context is 65 and .* has 64 positions"):
+        load(folder, context=65)
+    base = load(folder, context=64)
     out, _, _ = scored(base, collate(base, Encoder(base), [Record("x" * 200)]))
     assert torch.isfinite(out).all()
 

@@ -56,6 +56,9 @@ def test_no_text_has_more_tokens_than_its_bound(tokenizer):
         assert exact == [len(tokenizer(t, add_special_tokens=False, split_special_tokens=True)["input_ids"]) for t in texts]
         assert all(words.at_most(text) >= count for text, count in zip(texts, exact, strict=True))
         assert all(words.at_most(text, enough=50) >= count for text, count in zip(texts, exact, strict=True))
+    joined = [word for text in [*TEXTS[:60], *ODD, *made[:60]] for word in text.split(" ") if word]
+    alone = dict(zip(joined, counted(tokenizer, [f" {word}" for word in joined]), strict=True))
+    assert words._tokens(list(alone)) == alone
     known = TEXTS[:300]
     assert sum(map(words.at_most, known)) < 1.6 * sum(counted(tokenizer, known))
 
