@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from aulait.engines.flower import processes
+from aulait.engines.flower.hardening.patching import watch
 from aulait_benchmarks.deploy_baseline import Turns, put, take
 from aulait_benchmarks.peft_loop import PeftLoop, PeftWork, State, mean
 
@@ -165,7 +167,10 @@ def peak_of_tree(first: int) -> int | None:
 
 
 def main(folder: Path, threads: int) -> None:
-    """Run the simulation until it is asked to end."""
+    """Run the simulation until it is asked to end, or what asked for it is gone; Ray's processes,
+    which are of this process's group, end with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # Ray then ends what it has started
+    watch(os.getppid(), group=True)
     work: PeftWork = torch.load(folder / _WORK, weights_only=False)
     server_app = ServerApp()
 

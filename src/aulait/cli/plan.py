@@ -12,9 +12,10 @@ from aulait.cli.ending import epsilon_in_words
 from aulait.cli.malformed import malformed
 from aulait.cli.options import FileArgument, JsonOption, SetOption
 from aulait.cli.terminal import Document
+from aulait.core.types import Profile
 from aulait.reporting import numbers as n
 from aulait.reporting import promise, story
-from aulait.resources.devices import measure_device
+from aulait.resources.devices import give_memory_back, keep_freed_memory, measure_device
 from aulait.runs import experiment_file, setup
 from aulait.runs.plan_summary import summarise_plan
 from aulait.runs.prepared import SharedCache
@@ -53,18 +54,33 @@ def plan(
     (aulait bench cost sets it against the clock).
     """
     with terminal.work(as_json):
-        run = setup.prepare(experiment_file.read_settings(file, overrides or []), SharedCache())
+        settings = experiment_file.read_settings(file, overrides or [])
+        machine = _machine(here, as_json)
+        run = setup.prepare(settings, SharedCache())
         malformed(run.federation.corpus.malformed)
         found = summarise_plan(run)
-        if here:
-            found["here"] = forecast(run, measure_device())
-        elif here is None and not as_json:
-            found["roughly_s"] = rough_seconds(
-                run, measure_device(budget_s=QUICKLY_S, lean=True))
+        if machine is not None:
+            found |= ({"here": forecast(run, machine)} if here
+                      else {"roughly_s": rough_seconds(run, machine)})
     if as_json:
         terminal.document(found)
     else:
         _print(found)
+
+
+def _machine(here: bool | None, as_json: bool) -> Profile | None:
+    """This machine, measured with care or quickly; None where nobody asks how fast it is.
+
+    Before the base and the data are read, so that the memory it takes is given back before theirs
+    is needed.
+    """
+    if here is False or (here is None and as_json):
+        return None
+    keep_freed_memory()  # as a run does
+    try:
+        return measure_device() if here else measure_device(budget_s=QUICKLY_S)
+    finally:
+        give_memory_back()
 
 
 def _turns(stages: list[Document]) -> str:

@@ -15,7 +15,7 @@ from typing import IO, overload
 
 from aulait.core.types import Record, Turn
 
-IN_MEMORY = 1 << 25  # bytes up to which records stay in memory
+IN_MEMORY = 1 << 24  # bytes up to which records stay in memory
 _BUFFER = 1 << 20
 
 

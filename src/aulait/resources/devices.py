@@ -8,6 +8,7 @@ far slower than memory that has been used before (see ``keep_freed_memory``).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
 import re
@@ -33,7 +34,6 @@ SHAPES: Final = {
              (8192, 4096, 4096), (16384, 1024, 4096)),
 }
 COPIED: Final = {"cpu": (8, 2**24), "cuda": (4, 2**28)}  # results made in a row, bytes of each
-LEAN = 4  # times less memory of a lean measurement
 
 Stopwatch = Callable[[], float]
 
@@ -60,7 +60,7 @@ without TF32, half precision with float32 accumulation."""
 
 def measure_device(dtypes: Sequence[str] = ("float32",), device: str | None = None,
                    budget_s: float = 3.0,
-                   clock: Callable[[], float] = time.perf_counter, lean: bool = False) -> Profile:
+            clock: Callable[[], float] = time.perf_counter) -> Profile:
     """The profile of this machine, measured now with the threads that torch is set to.
 
     Args:
@@ -69,7 +69,6 @@ def measure_device(dtypes: Sequence[str] = ("float32",), device: str | None = No
         budget_s: seconds the measurement may take, about.
         clock: what tells the time; ``time.process_time`` leaves out waiting for other programs on a
             shared machine, and counts all threads.
-        lean: take little memory (40 MB on a processor instead of 150) for a rougher bandwidth.
 
     Returns:
         A profile without a link and without power, neither of which can be measured here.
@@ -98,7 +97,7 @@ def measure_device(dtypes: Sequence[str] = ("float32",), device: str | None = No
                     for dtype in dtypes},
         peak_flop_per_s=peak(found),
         memory_bytes=memory_bytes(kind),
-        memory_bytes_per_s=_bandwidth(kind, slice_s, clock, lean),
+        memory_bytes_per_s=_bandwidth(kind, slice_s, clock),
         operation_s=_operation(kind, slice_s, clock),
         source=f"measured with {torch.get_num_threads()} threads" if kind == "cpu" else "measured",
     )
@@ -163,6 +162,16 @@ def keep_freed_memory() -> bool:
         return False
 
 
+def give_memory_back() -> None:
+    """Give the system what this process has freed, and let it do so by itself again: the opposite
+    of ``keep_freed_memory``."""
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        for threshold in (-3, -1):
+            library.mallopt(threshold, 2**17)  # as glibc begins
+        library.malloc_trim(0)
+
+
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -207,11 +216,10 @@ def _filled(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.randn(*shape, generator=generator).to(device=device, dtype=dtype)
 
 
-def _bandwidth(device: str, budget_s: float, clock: Stopwatch, lean: bool) -> float:
+def _bandwidth(device: str, budget_s: float, clock: Stopwatch) -> float:
     """Bytes read and written a second by copies into results made anew, all held until the last one
     is made."""
     count, size = COPIED["cpu" if device == "cpu" else "cuda"]
-    size //= LEAN if lean else 1
     source = torch.ones(size // 4, device=device)
     return (
         2 * count * size / _median(lambda: [source.clone() for _ in range(count)], device, budget_s,

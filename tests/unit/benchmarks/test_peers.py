@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,6 +103,26 @@ def test_the_peak_of_a_process_and_its_children():
         assert peak_of_tree(os.getpid()) > own + 9 * 10**7
         child.stdin.close()
     assert peak_of_tree(child.pid) is None
+
+
+def test_a_simulation_ends_with_the_process_that_started_it(tmp_path, monkeypatch):
+    """It looks for that process before Flower and Ray begin, and ends its whole group."""
+    pytest.importorskip("flwr")
+    pytest.importorskip("ray")
+    from aulait_benchmarks import flower_simulation as own
+
+    seen = []
+    monkeypatch.setattr(own.torch, "load", lambda *_, **__: SimpleNamespace(batches=[[]]))
+    monkeypatch.setattr(own, "watch", lambda parent, group: seen.append((parent, group)))
+    monkeypatch.setattr(own, "run_simulation", lambda *_, **__: seen.append("begun"))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        own.main(tmp_path, 1)
+        with pytest.raises(SystemExit):
+            signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [(os.getppid(), True), "begun"]
 
 
 def test_every_contender_begins_a_turn(model):

@@ -18,6 +18,8 @@ LONG = (
     Turn("system", "Be brief."), Turn("user", "What is the dose?"), Turn("assistant", "Two a day.\n\nThen ask."), Turn("user", "How long? 你好"),
     Turn("assistant", "naïve: 5 mg, it's fine"), Turn("user", "x"), Turn("assistant", " ok \n"),
 )
+ICONS = (Turn("user", "which \ue002?"), Turn("assistant", "a \ue002 b"), Turn("user", "\ue002"),
+         Turn("assistant", "\ue002"))  # letters of private use, as in icon fonts
 GREETED = (Turn("assistant", "hello"), Turn("user", "hi"), Turn("assistant", "What now?"))
 
 
@@ -39,7 +41,7 @@ def test_the_assistants_tokens_are_the_oracles(turns):
 
 
 @pytest.mark.parametrize("template", [CHATML, TRIMMED, INSTRUCT, THOUGHTS])
-@pytest.mark.parametrize("turns", [PAIR, LONG])
+@pytest.mark.parametrize("turns", [PAIR, LONG, ICONS])
 def test_any_template_is_written_as_transformers_writes_it(template, turns):
     tokenizer = chat_tokenizer(template)
     written = RecordForm(tokenizer).conversation(turns)
