@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+
+from sacrebleu.metrics.bleu import BLEU
 
 from aulait.core.scripts import spaced
-
-if TYPE_CHECKING:
-    from sacrebleu.metrics.bleu import BLEU
 
 KEYS = ("system", "reference", *(f"right_{n}" for n in range(1, 5)),
         *(f"all_{n}" for n in range(1, 5)))
@@ -24,8 +22,6 @@ KEYS = ("system", "reference", *(f"right_{n}" for n in range(1, 5)),
 
 @cache
 def _metric(effective_order: bool = False) -> BLEU:
-    from sacrebleu.metrics.bleu import BLEU  # heavy: most commands measure no BLEU
-
     return BLEU(effective_order=effective_order)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from aulait.core.errors import DataError, require
 from aulait.core.types import Adapter, Record, Turn
-from aulait.evaluation import bleu, tasks
+from aulait.evaluation import tasks
 from aulait.evaluation.config import EvaluateConfig as EvaluateConfig
 from aulait.models.loading import wearing
 from aulait.training.batches import collate, scored
@@ -167,7 +167,7 @@ def _task(
     means = {name: sum(score[name] for score in scores) / len(scores) if scores else math.nan
              for name in named}
     if config.task == "rouge":
-        means["bleu"] = bleu.corpus(scores) if scores else math.nan
+        means["bleu"] = tasks.corpus_bleu(scores)
     return {**means, "count": len(scores)}
 
 

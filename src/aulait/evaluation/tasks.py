@@ -10,6 +10,7 @@ L = N + S.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from aulait.core.errors import DataError, require
 from aulait.core.types import Record, Turn
-from aulait.evaluation import bleu
 from aulait.evaluation.config import TaskConfig
 from aulait.models.generation import Sampling, TextModel, decode, extend
 from aulait.models.loading import Base
@@ -75,10 +75,21 @@ def measure_task(
     exact = [{"exact_match": float(normal(wanted) == normal(text))} for wanted, text in pairs]
     if config.task == "exact":
         return exact
+    # loads sacrebleu, which the other metrics can do without
+    from aulait.evaluation import bleu
+
     shared = [bleu.counts(text, sorted({record.text, *(right or {}).get(record.asked, ())}))
               for record, text in zip(records, texts, strict=True)]
     return [{**score, **other, **counts}
             for score, other, counts in zip(rouge(pairs), exact, shared, strict=True)]
+
+
+def corpus_bleu(records: Sequence[Mapping[str, float]]) -> float:
+    """Corpus BLEU of what ``measure_task`` counted of records; nan without records."""
+    # loads sacrebleu, which the other metrics can do without
+    from aulait.evaluation import bleu
+
+    return bleu.corpus(records) if records else math.nan
 
 
 def normal(text: str) -> str:
