@@ -14,7 +14,7 @@ from aulait.cli.options import JsonOption
 from aulait.core.errors import ConfigError, did_you_mean
 from aulait.core.files import JsonObject
 from aulait.reporting import numbers as n
-from aulait_benchmarks import aggregate, cost, peers, plan_size, retrieve, secagg, simulate
+from aulait_benchmarks import aggregate, cost, peers, plan_size, retrieve, scale, secagg, simulate
 from aulait_benchmarks.edge import edge_command
 from aulait_benchmarks.edge.edge_command import EdgeOptions
 
@@ -22,7 +22,7 @@ _NAMES = ("simulate: federated rounds against plain training of the same batches
           "FlexLoRA's merge against a dense SVD; cost: the cost model against the clock; deploy: "
           "an exchange over Flower beside bare Flower; retrieve: votes over a million public "
           "texts; plan: a plan of 740,920 rows; secagg: a client's seconds and bytes of secure "
-          "aggregation beside plain sums.")
+          "aggregation beside plain sums; scale: up to 100,000 clients.")
 REPETITIONS, CLIENTS = 5, 16
 _EDGE = (
     "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
@@ -35,7 +35,7 @@ def bench(  # noqa: PLR0913 (the options of a command)
         int | None,
         typer.Option("--repetitions", min=3,
             help=f"How often each takes its turn, {REPETITIONS}; medians are told. Not in "
-            "deploy, retrieve, plan and secagg."),
+            "deploy, retrieve, plan, secagg and scale."),
     ] = None,
     clients: Annotated[int | None,
         typer.Option("--clients", min=2,
@@ -72,7 +72,8 @@ def bench(  # noqa: PLR0913 (the options of a command)
     two levels of votes of 100 clients over a million public texts whose vectors are made up.
     plan: seconds and memory of a plan of 740,920 rows. secagg: seconds and bytes of a client, and
     seconds of the server, for rounds of secure aggregation in which a tenth of the clients drop
-    out.
+    out. scale: ten rounds of a tiny model with 1,000, 10,000 and 100,000 registered clients of
+    which 1,000 train in a round: seconds of set-up and of a round, memory.
     """
     with terminal.work(as_json):
         if name not in simulate.names():
@@ -96,7 +97,8 @@ def bench(  # noqa: PLR0913 (the options of a command)
     else:
         {"edge": edge_command.show, "aggregate": _show_aggregate, "cost": _show_cost,
          "deploy": _show_deploy, "retrieve": _show_retrieve,
-         "plan": _show_plan, "secagg": _show_secagg}.get(name, _show)(found)
+         "plan": _show_plan, "secagg": _show_secagg,
+         "scale": _show_scale}.get(name, _show)(found)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _unused(name: str, repetitions: int | None, clients: int | None, beside_peer
         raise ConfigError(
             f"found --clients with benchmark '{name}', expected it with 'simulate' alone; leave it "
             "out")
-    if repetitions is not None and name in ("deploy", "retrieve", "plan", "secagg"):
+    if repetitions is not None and name in ("deploy", "retrieve", "plan", "secagg", "scale"):
         raise ConfigError(
             f"found --repetitions with benchmark '{name}', which has its own numbers of turns; "
             "leave it out, or take --quick")
@@ -153,6 +155,8 @@ def _measured(name: str, size: Size, out: Path | None) -> JsonObject:
         return plan_size.measure(plan_size.QUICK if size.quick else plan_size.FULL)
     if name == "secagg":
         return secagg.measure(secagg.QUICK if size.quick else secagg.FULL, terminal.note)
+    if name == "scale":
+        return scale.measure(scale.QUICK if size.quick else scale.FULL)
     if name == "deploy":
         from aulait_benchmarks import deploy  # needs the extra "flower", which is optional
 
@@ -290,6 +294,17 @@ def _show_secagg(found: JsonObject) -> None:
     terminal.table(title, heads, rows, right=range(10))
     exact = all(case["error_steps"] == 0 for case in found["cases"])
     terminal.say(f"the sums {'are' if exact else 'are NOT'} the plain sums of what clients sent")
+
+
+def _show_scale(found: JsonObject) -> None:
+    rows = [(n.count(case["clients"]), n.count(case["cohort"]), n.duration(case["setup_s"]),
+             n.duration(case["round_s"]), n.size(case["peak_bytes"]), n.size(case["round_bytes"]),
+             n.size(case["ledger_bytes"])) for case in found["cases"]]
+    terminal.table(f"registered clients on {n.counted(found['threads'], 'thread')}",
+                   ("clients", "in a round", "set-up", "a round", "peak memory",
+                    "line of rounds.jsonl", "line of the ledger"), rows, right=range(7))
+    terminal.say(f"the most take {found['peak_ratio']:.2f} times the memory of the fewest: "
+                 f"{n.size(found['bytes_per_client'])} a client")
 
 
 def _show_cost(found: JsonObject) -> None:

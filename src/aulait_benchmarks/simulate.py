@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -250,8 +250,9 @@ def site_work(run: PreparedRun, name: str, start: Adapter, trainable: Trainable,
 
 
 def plain(run: PreparedRun, trainable: Trainable, batches: Passes) -> float:
-    """Plain training of one adapter: the floor. Returns the last loss."""
-    base, context, config = run.models.base, run.context, run.models.learner.config
+    """Plain training of one adapter on padded rows: the floor. Returns the last loss."""
+    base = replace(run.models.base, packs=False)
+    context, config = run.context, run.models.learner.config
     loss = torch.zeros(())
     with wearing(base, [initial(context.shapes, context.rank, context.alpha, run.context.seeds)]):
         worn = [base.slots[name].worn for name in context.shapes]
@@ -295,4 +296,5 @@ def wait(run: PreparedRun) -> None:
 
 def names() -> Sequence[str]:
     """The benchmarks there are; the others are in ``bench_NAME.py``, ``deploy`` in ``flower``."""
-    return ("simulate", "aggregate", "cost", "edge", "deploy", "retrieve", "plan", "secagg")
+    return ("simulate", "aggregate", "cost", "edge", "deploy", "retrieve", "plan", "secagg",
+            "scale")

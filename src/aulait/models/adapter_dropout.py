@@ -13,6 +13,7 @@ Shape letters: B rows · T positions of a row · N features.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,21 +34,29 @@ class AdapterDropout:
     rate: float
     keys: Tensor
 
-    def applied(self, x: Tensor, layer: int) -> Tensor:
+    def applied(self, x: Tensor, layer: int, behind: Sequence[int] | None = None) -> Tensor:
         """The input of a layer, rows first, with entries left out and the rest divided by what is
         kept.
 
         Args:
-            x: (B, ..., N), or (B · T, N) row by row.
+            x: (B, ..., N), or (B · T, N) row by row; packed rows behind one another.
             layer: a number of the layer's own (``layer_number``).
+            behind: lengths of rows that are packed; None for rows of equal length.
         """
         rows, width = len(self.keys), x.shape[-1]
-        x_BTN = x.reshape(rows, -1, width)
-        key_B11 = _mixed((self.keys.to(x.device) ^ layer) & _WORD)[:, None, None]
-        place_TN = torch.arange(x_BTN.shape[1] * width, device=x.device).view(-1, width)
-        drawn_BTN = _mixed(((place_TN * 0x9E3779B1) & _WORD) ^ key_B11)
-        kept_BTN = drawn_BTN >= int(self.rate * 2**32)
-        return torch.where(kept_BTN, x_BTN / (1.0 - self.rate), 0.0).view(x.shape)
+        key_B = _mixed((self.keys.to(x.device) ^ layer) & _WORD)
+        feature_N = torch.arange(width, device=x.device)
+        if behind is None:
+            own = x.reshape(rows, -1, width)
+            key = key_B[:, None, None]
+            place = torch.arange(own.shape[1], device=x.device)[:, None] * width + feature_N
+        else:
+            own = x.reshape(-1, width)
+            key = key_B.repeat_interleave(torch.tensor(behind, device=x.device))[:, None]
+            places = torch.cat([torch.arange(length, device=x.device) for length in behind])
+            place = places[:, None] * width + feature_N
+        kept = _mixed(((place * 0x9E3779B1) & _WORD) ^ key) >= int(self.rate * 2**32)
+        return torch.where(kept, own / (1.0 - self.rate), 0.0).view(x.shape)
 
 
 def layer_number(name: str) -> int:

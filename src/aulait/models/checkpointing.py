@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aulait.core.errors import ModelError, require
 from aulait.models.multi_lora_linear import SharedLinear
+from aulait.models.packing import replay
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel
@@ -59,12 +60,14 @@ def _again(forward: Callable[..., object], block: nn.Module) -> Callable[..., ob
                 isinstance(own, torch.Tensor) and own.requires_grad for own in args)):
             return forward(*args, **kwargs)
         worn = [{key: getattr(slot, key) for key in _WORN} for slot in slots]
+        same_pass = replay()
 
         def replayed(*own: object, **more: object) -> object:
             now = [{key: getattr(slot, key) for key in _WORN} for slot in slots]
             _put(slots, worn)
             try:
-                return forward(*own, **more)
+                with same_pass():
+                    return forward(*own, **more)
             finally:
                 _put(slots, now)
 

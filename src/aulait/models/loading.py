@@ -28,16 +28,19 @@ from aulait.models.adaptable import not_adaptable
 from aulait.models.adapter_dropout import layer_number
 from aulait.models.attention import is_attention
 from aulait.models.checkpointing import recompute_blocks
+from aulait.models.grouped_update import is_plain
+from aulait.models.head_loss import head_losses
 from aulait.models.multi_lora_linear import SharedLinear
 from aulait.models.named import BREW as BREW
 from aulait.models.named import EXPECTED, folder_of
+from aulait.models.packing import can_pack, gain, packed, register
 from aulait.models.padding import (
     check_positions,
     check_tokens,
     embedding_rows,
     padding_id,
 )
-from aulait.models.prefix_cache import Prefix
+from aulait.models.prefix_cache import Prefix, lengths_of
 from aulait.models.quiet import quiet
 from aulait.models.spread import first_device, is_offloaded, spread_options
 
@@ -48,6 +51,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 _GROUPS: Mapping[str, Callable[[str], bool]] = {"all-linear": lambda _: True,
                                                  "attention": is_attention}
 _LINEAR = ("Conv1D", "Linear4bit", "Linear8bitLt")
+LEAST_GAIN = 1.03  # padded over true tokens of a pass from which on it is packed
 
 
 class ModelConfig(BaseModel):
@@ -67,6 +71,8 @@ class ModelConfig(BaseModel):
             "auto", or name of a module -> a device, "cpu" or "disk"; None puts all on ``device``.
         gradient_checkpointing: compute blocks again in the backward pass instead of remembering
             them: less memory, the same results, about a third more time.
+        packing: read texts of unequal length behind one another without padding, where the model
+            allows it and the device is a processor: faster, the same results to rounding.
         template: "auto" writes pairs and conversations in the chat template of the model's
             tokenizer where it has one; "plain" writes them plainly.
     """
@@ -80,6 +86,7 @@ class ModelConfig(BaseModel):
     device: str = "auto"
     device_map: str | dict[str, int | str] | None = None
     gradient_checkpointing: bool = False
+    packing: bool = True
     template: Literal["auto", "plain"] = "auto"
 
 
@@ -139,6 +146,7 @@ class Base:
             positions only.
         prefix: remembers what leading blocks without an adapter say; None where the model does not
             allow it.
+        packs: whether sequences of unequal length are read behind one another (``packing``).
     """
 
     model: PreTrainedModel
@@ -148,6 +156,7 @@ class Base:
     slots: dict[str, SharedLinear] = field(default_factory=dict)
     split_head: bool = False
     prefix: Prefix | None = None
+    packs: bool = False
 
     @property
     def pad(self) -> int:
@@ -192,6 +201,7 @@ def load_base(config: ModelConfig) -> Base:
     base.split_head = config.kind == "causal" and _head_splits(base)
     if base.split_head and config.device_map is None:
         base.prefix = prefix.prefix_of(model.get_decoder())
+        base.packs = config.packing and can_pack(model.get_decoder(), config.context)
     return base
 
 
@@ -215,7 +225,9 @@ def _fetch(config: ModelConfig, device: torch.device,
            ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     # takes seconds to import
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    register(ALL_ATTENTION_FUNCTIONS)
     name = folder_of(config.name)
     auto = AutoModelForCausalLM if config.kind == "causal" else AutoModelForSeq2SeqLM
     options: dict[str, object] = {"dtype": getattr(torch, config.dtype)}
@@ -476,11 +488,33 @@ def logits(base: Base, ids_BT: Tensor, chosen_BT: Tensor, **extra: Any) -> Tenso
     Right padding needs no mask in a causal model: no real token ever looks at what follows it.
     """
     if base.split_head:
-        hidden = (
-            base.prefix.hidden(ids_BT, chosen_BT) if base.prefix
-            else base.model.get_decoder()(input_ids=ids_BT, use_cache=False)[0]
-        ).to(base.device)
-        out: Tensor = base.model.get_output_embeddings()(hidden[chosen_BT[:, : hidden.shape[1]]])
+        hidden_XD = _chosen_states(base, ids_BT, chosen_BT).to(base.device)
+        out: Tensor = base.model.get_output_embeddings()(hidden_XD)
         return out.to(base.device).float()
     full: Tensor = base.model(input_ids=ids_BT, use_cache=False, **extra).logits
     return full.to(base.device)[chosen_BT].float()
+
+
+def token_losses(base: Base, ids_BT: Tensor, chosen_BT: Tensor, target_X: Tensor) -> Tensor:
+    """Nats (X,) of the targets of chosen positions of right-padded sequences."""
+    head = base.model.get_output_embeddings()
+    if base.split_head and is_plain(head):
+        hidden_XD = _chosen_states(base, ids_BT, chosen_BT).to(head.weight.device)
+        return head_losses(head, hidden_XD, target_X.to(head.weight.device)).to(base.device)
+    return nn.functional.cross_entropy(logits(base, ids_BT, chosen_BT), target_X, reduction="none")
+
+
+def _chosen_states(base: Base, ids_BT: Tensor, chosen_BT: Tensor) -> Tensor:
+    """Last hidden states at the chosen positions of right-padded sequences. What follows the last
+    chosen position of a sequence is not read."""
+    decoder, lengths_B = base.model.get_decoder(), lengths_of(chosen_BT)
+    width = int(lengths_B.max())
+    ids_BT, chosen_BT = ids_BT[:, :width], chosen_BT[:, :width]
+    if base.packs and gain(lengths_B.tolist(), width) > LEAST_GAIN:
+        rows = packed(ids_BT, lengths_B)
+        states = base.prefix.packed(rows) if base.prefix else rows.states(decoder)
+        kept_BT = torch.arange(width, device=ids_BT.device) < lengths_B[:, None]
+        return states[0][chosen_BT[kept_BT]]
+    hidden: Tensor = (base.prefix.hidden(ids_BT, chosen_BT) if base.prefix
+                      else decoder(input_ids=ids_BT, use_cache=False)[0])
+    return hidden[chosen_BT]

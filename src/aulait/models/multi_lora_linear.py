@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from aulait.models.adapter_dropout import AdapterDropout
+from aulait.models.grouped_update import adapted, is_plain
+from aulait.models.packing import packed_now
 
 
 class SharedLinear(nn.Module):
@@ -54,19 +55,21 @@ class SharedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The frozen layer's output plus scale_k · B_k A_k x for the rows of site k."""
-        y: Tensor = self.inner(x)
         if self.worn is None:
-            return y
+            bare: Tensor = self.inner(x)
+            return bare
         a_KRN, b_KMR, scale_K = (own.to(x.device) for own in self.worn)
-        clients = a_KRN.shape[0]
+        rows = packed_now()
+        sizes = None if rows is None else rows.of_sites(len(a_KRN))
+        if self.dropout is None and self.basis is None and is_plain(self.inner):
+            return adapted(x, self.inner, (a_KRN, b_KMR, scale_K), sizes)
+        y: Tensor = self.inner(x)
         if self.dropout is not None:
-            x = self.dropout.applied(x, self._number)
+            lengths = None if rows is None else rows.lengths
+            x = self.dropout.applied(x, self._number, lengths)
         if self.basis is not None:
             x = x.to(a_KRN.dtype) @ self.basis[0].T.to(x.device)
-        x_KXN = x.reshape(clients, -1, x.shape[-1]).to(a_KRN.dtype)
-        low_KXR = torch.bmm(x_KXN, (a_KRN * scale_K[:, None, None]).transpose(1, 2))
-        update = torch.bmm(low_KXR, b_KMR.transpose(1, 2))
+        update = adapted(x, None, (a_KRN, b_KMR, scale_K), sizes)
         if self.basis is not None:
             update = update @ self.basis[1].T.to(x.device)
-        update = update.view(y.shape)
-        return y + update.to(y.dtype)
+        return y + update.view(y.shape).to(y.dtype)

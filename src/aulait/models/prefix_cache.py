@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from aulait.models.multi_lora_linear import SharedLinear
+from aulait.models.packing import PackedRows
 
 MOST_BYTES = 2 << 30
 _GROWING = ("dynamic", "longrope")  # rotary angles that change with the length of a pass
@@ -74,12 +75,24 @@ class Prefix:
     def hidden(self, ids_BT: Tensor, chosen_BT: Tensor) -> Tensor:
         """Last hidden states (B, W, D) of right-padded sequences, exact up to the last chosen
         position of each; W <= T."""
+        depth = self._fitting_depth()
+        return self._resume(depth, ids_BT, chosen_BT) if depth else self._whole(ids_BT)
+
+    def packed(self, rows: PackedRows) -> Tensor:
+        """Last hidden states (1, S, D) of sequences behind one another."""
+        depth = self._fitting_depth()
+        if not depth:
+            return rows.states(self._decoder)
+        sequences = [tuple(ids.tolist()) for ids in torch.split(rows.ids[0], list(rows.lengths))]
+        with self._after(depth, torch.cat(self._recall(depth, sequences))[None]):
+            return rows.states(self._decoder)
+
+    def _fitting_depth(self) -> int:
+        """Leading bare blocks whose states are remembered; 0 for none."""
         depth = self.depth() if self.most_bytes else 0
         if depth and depth not in self._fits:
             self._fits[depth] = self._check(depth)
-        if depth and self._fits[depth]:
-            return self._resume(depth, ids_BT, chosen_BT)
-        return self._whole(ids_BT)
+        return depth if depth and self._fits[depth] else 0
 
     def depth(self) -> int:
         """Number of leading blocks that are as they were loaded; 0 as well where nothing is
@@ -132,13 +145,16 @@ class Prefix:
     def _resume(self, depth: int, ids_BT: Tensor, chosen_BT: Tensor) -> Tensor:
         """The pass from block ``depth`` on. Nothing that matters sees a token after the last chosen
         one of its sequence."""
-        lengths = _lengths(chosen_BT).tolist()
+        lengths = lengths_of(chosen_BT).tolist()
         rows = [tuple(ids[:length]) for ids, length in zip(ids_BT.tolist(), lengths, strict=True)]
         given_BWD = nn.utils.rnn.pad_sequence(self._recall(depth, rows), batch_first=True)
-        stand = Skip(given=given_BWD)
-        with standing(self._decoder, [stand, *(Skip() for _ in range(depth - 1)),
-                *self._layers[depth:]]):
+        with self._after(depth, given_BWD):
             return self._whole(ids_BT[:, : given_BWD.shape[1]])
+
+    def _after(self, depth: int, given: Tensor) -> AbstractContextManager[None]:
+        """The decoder with states in the place of its first ``depth`` blocks."""
+        skips = (Skip() for _ in range(depth - 1))
+        return standing(self._decoder, [Skip(given=given), *skips, *self._layers[depth:]])
 
     def _recall(self, depth: int, rows: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """States (length, D) that enter block ``depth``, of every sequence."""
@@ -211,7 +227,7 @@ def _identity(slot: SharedLinear) -> tuple[int, int]:
     return slot.weight.data_ptr(), slot.weight._version
 
 
-def _lengths(chosen_BT: Tensor) -> Tensor:
+def lengths_of(chosen_BT: Tensor) -> Tensor:
     """Tokens up to the last chosen one of every sequence (B,), at least 1."""
     place_T = torch.arange(1, chosen_BT.shape[1] + 1, device=chosen_BT.device)
     return (chosen_BT * place_T).amax(dim=1).clamp(min=1)

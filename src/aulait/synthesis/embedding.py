@@ -18,8 +18,9 @@ from aulait.core import hub
 from aulait.core.errors import ConfigError, DataError, ModelError, require
 from aulait.core.registry import Registry
 
-ROWS = 256  # vectors compared at a time
+ROWS = 1024  # vectors compared at a time
 BLOCK = 1024  # candidates compared at a time
+PAIRS = 1024  # vectors and candidates whose distance is computed at a time
 
 
 class Embedder(Protocol):
@@ -171,11 +172,13 @@ def nearest_candidates(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: in
     """Indices of the nearest candidates of every vector: (B, neighbours) int64, nearest first.
 
     The distance is L2, computed in float64 pair by pair: a matrix product would round equal
-    candidates apart. Ties go to the lowest index. Sensitive if the vectors are.
+    candidates apart. Ties go to the lowest index. Sensitive if the vectors are. A product in
+    float32 says first which candidates are too far by more than it can err; only the distances of
+    the others are computed, so that the result is that of all pairs.
 
     Vectors and candidates are taken in blocks, so that beside the result (8 · B · neighbours bytes)
-    there are never more than 64 MiB at D = 384 and neighbours = 1: 8 · (ROWS + BLOCK) · D bytes of
-    vectors, and some tables of ROWS rows and BLOCK + neighbours columns.
+    there are never more than 64 MiB at D = 384 and neighbours = 1: 48 · PAIRS · D bytes of vectors,
+    and some tables of ROWS rows and BLOCK + neighbours columns.
 
     Raises:
         ConfigError: fewer candidates than neighbours.
@@ -197,24 +200,59 @@ def nearest_candidates(vectors_BD: Tensor, candidates_JD: Tensor, neighbours: in
     require(finite, DataError, "an embedding is not finite; expected numbers; check the embedder")
     found = [torch.zeros(0, neighbours, dtype=torch.long)]
     for rows_BD in torch.split(vectors_BD, ROWS):
-        found.append(_nearest_of(rows_BD.double(), candidates_JD, neighbours).cpu())
+        found.append(_nearest_of(rows_BD, candidates_JD, neighbours).cpu())
     return torch.cat(found)
 
 
 def _nearest_of(rows_BD: Tensor, candidates_JD: Tensor, neighbours: int) -> Tensor:
     """Indices of the nearest candidates of a few vectors (B, neighbours): the best of the blocks so
     far stand before those of the next block, so that a stable sort keeps the lowest index first."""
-    best_BN = rows_BD.new_empty(len(rows_BD), 0)
+    best_BN = rows_BD.new_empty(len(rows_BD), 0, dtype=torch.float64)
     index_BN = torch.empty(len(rows_BD), 0, dtype=torch.long, device=rows_BD.device)
     for first in range(0, len(candidates_JD), BLOCK):
-        block_JD = candidates_JD[first : first + BLOCK].to(rows_BD.device).double()
-        distance_BJ = torch.cdist(rows_BD, block_JD, compute_mode="donot_use_mm_for_euclid_dist")
+        block_JD = candidates_JD[first : first + BLOCK].to(rows_BD.device)
+        distance_BJ = _distances(rows_BD, block_JD, neighbours)
         order_BN = _smallest(distance_BJ, neighbours)
         distance_BN = torch.cat([best_BN, distance_BJ.gather(1, order_BN)], 1)
         both_BN = torch.cat([index_BN, order_BN + first], 1)
         keep_BN = _smallest(distance_BN, neighbours)
         best_BN, index_BN = distance_BN.gather(1, keep_BN), both_BN.gather(1, keep_BN)
     return index_BN
+
+
+def _distances(rows_BD: Tensor, block_JD: Tensor, neighbours: int) -> Tensor:
+    """Distances in float64 (B, J); inf where a candidate is surely not among the nearest."""
+    near_BJ = _may_be_nearest(rows_BD.float(), block_JD.float(), neighbours)
+    distance_BJ = rows_BD.new_full(near_BJ.shape, torch.inf, dtype=torch.float64)
+    for pairs_P2 in torch.split(near_BJ.nonzero(), PAIRS):
+        b, j = pairs_P2.unbind(1)
+        distance_BJ[b, j] = torch.cdist(
+            rows_BD[b][:, None].double(), block_JD[j][:, None].double(),
+            compute_mode="donot_use_mm_for_euclid_dist")[:, 0, 0]
+    return distance_BJ
+
+
+def _may_be_nearest(rows_BD: Tensor, block_JD: Tensor, neighbours: int) -> Tensor:
+    """Where a candidate may be among the nearest (B, J), by squared distances less |row|^2 in
+    float32.
+
+    A sum of D products errs by at most D units of rounding of the sum of their sizes, so a distance
+    here by at most ``slack``, with room for the rounding of the vectors to float32 (Higham,
+    "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1).
+    """
+    if torch.get_float32_matmul_precision() != "highest":  # products of fewer digits may be in use
+        return torch.ones(len(rows_BD), len(block_JD), dtype=torch.bool, device=rows_BD.device)
+    squares_J = block_JD.square().sum(1)
+    score_BJ = torch.addmm(squares_J, rows_BD, block_JD.T, alpha=-2.0)
+    largest = squares_J.max().sqrt()
+    size_B1 = largest * (2 * rows_BD.norm(dim=1, keepdim=True) + largest)
+    slack_B1 = rows_BD.shape[1] * 2.0**-120 + 2.0**-23 * (rows_BD.shape[1] + 16) * size_B1
+    last = min(neighbours, len(block_JD))
+    bound_B1 = (score_BJ.amin(1, keepdim=True) if last == 1
+                else score_BJ.kthvalue(last, dim=1, keepdim=True).values)
+    far_BJ = score_BJ > bound_B1 + 2 * slack_B1  # never where the bound is not a number
+    may_be_BJ: Tensor = ~far_BJ | ~score_BJ.isfinite()
+    return may_be_BJ
 
 
 def _smallest(distance_BJ: Tensor, count: int) -> Tensor:

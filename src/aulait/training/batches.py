@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from aulait.core.types import Record, Turn
-from aulait.models.loading import Base, logits
+from aulait.models.loading import Base, logits, token_losses
 from aulait.models.record_form import PartSum, RecordForm, TokenSpan, Written
 from aulait.models.turn_cutting import fitting, shortened
 from aulait.models.word_counts import WordCounts, counted
@@ -259,11 +259,25 @@ def scored(base: Base, rows: Rows, encoded: Tensor | None = None) -> tuple[Tenso
         chosen = rows.labels != IGNORE
         out, target = full[chosen].float(), rows.labels[chosen]
     else:
-        ahead = torch.cat([rows.labels[:, 1:], rows.labels.new_full((len(rows.labels), 1), IGNORE)],
-                          dim=1)
-        chosen = ahead != IGNORE
+        ahead, chosen = _ahead(rows)
         out, target = logits(base, rows.ids, chosen), ahead[chosen]
     return out, target, chosen.nonzero()[:, 0]
+
+
+def losses(base: Base, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Nats (X,) and row numbers (X,) of all X positions that carry loss."""
+    if rows.source is not None:
+        out, target, row = scored(base, rows)
+        return torch.nn.functional.cross_entropy(out, target, reduction="none"), row
+    ahead, chosen = _ahead(rows)
+    return token_losses(base, rows.ids, chosen, ahead[chosen]), chosen.nonzero()[:, 0]
+
+
+def _ahead(rows: Rows) -> tuple[Tensor, Tensor]:
+    """The token that follows each position (B, T), and whether it carries loss."""
+    ahead = torch.cat([rows.labels[:, 1:], rows.labels.new_full((len(rows.labels), 1), IGNORE)],
+                      dim=1)
+    return ahead, ahead != IGNORE
 
 
 def too_long(encode: Encoder, context: int,

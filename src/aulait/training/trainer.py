@@ -25,7 +25,7 @@ from aulait.core.factors import Trainable
 from aulait.core.types import Adapter, Record, Tensors
 from aulait.models.adapter_dropout import AdapterDropout
 from aulait.models.loading import Base, folded, in_basis
-from aulait.training.batches import Encoder, Rows, collate, scored, scored_tokens
+from aulait.training.batches import Encoder, Rows, collate, losses, scored_tokens
 from aulait.training.row_keys import row_keys
 from aulait.training.smoothing import smooth
 from aulait.training.stacked import Penalty as Penalty
@@ -321,9 +321,8 @@ class Learner:
         """Mean loss of each of K sites (K,), or of K single rows, over its own tokens, and its
         number of tokens (K,)."""
         with stack.applied_to(self.base, dropout):
-            out, target, row = scored(self.base, rows)
+            each, row = losses(self.base, rows)
         site = row // (len(rows.ids) // clients)
-        each = torch.nn.functional.cross_entropy(out, target, reduction="none")
         zero = torch.zeros(clients, device=each.device)
         count = zero.index_add(0, site, torch.ones_like(each))
         return zero.index_add(0, site, each) / count.clamp(min=1), count
@@ -354,4 +353,6 @@ def optimizer_of(leaves: Sequence[Tensor], config: TrainConfig, lr: float) -> to
     """The optimiser that the settings name, with fresh moments."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(leaves, lr=lr, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(leaves, lr=lr, weight_decay=config.weight_decay)
+    fused = all(leaf.dtype == torch.float32 and leaf.device.type in ("cpu", "cuda")
+                for leaf in leaves)
+    return torch.optim.AdamW(leaves, lr=lr, weight_decay=config.weight_decay, fused=fused)

@@ -184,6 +184,21 @@ def test_memory_of_a_vote_does_not_grow_with_the_candidates(candidates: int, rec
     assert float(done.stdout) < 64, "MiB beside the message and the vectors"
 
 
+@pytest.mark.parametrize("neighbours", [1, 3])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-22, 1e12, 1e25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_product_rules_out_is_never_the_nearest(neighbours: int, scale: float, dtype: torch.dtype) -> None:
+    """Candidates that differ in the last digits only, and sizes at which float32 under- or overflows."""
+    generator = torch.Generator().manual_seed(4)
+    vectors = torch.nn.functional.normalize(torch.randn(60, 96, generator=generator, dtype=torch.float64), dim=1)
+    near = vectors[:12] * (1 + 1e-7 * torch.randn(12, 96, generator=generator, dtype=torch.float64))
+    far = torch.randn(40, 96, generator=generator, dtype=torch.float64)
+    vectors, candidates = ((scale * x).to(dtype) for x in (vectors, torch.cat([far, near, vectors[:12], near])))
+    exact = torch.cdist(vectors.double(), candidates.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    wanted = exact.argsort(dim=1, stable=True)[:, :neighbours]
+    assert torch.equal(nearest_candidates(vectors, candidates, neighbours), wanted)
+
+
 def test_equal_candidates_tie_exactly_in_many_dimensions() -> None:
     generator = torch.Generator().manual_seed(0)
     one = torch.randn(37, 384, generator=generator)
