@@ -1,5 +1,5 @@
 """Write what is made from the code: the pages of the keys of an experiment file and of the
-commands, the JSON schema for editors, and what ``aulait list`` shows.
+commands, the JSON schema for editors, what ``aulait list`` shows, and the commands' help.
 
     python scripts/write_reference.py
 
@@ -17,8 +17,9 @@ from typing import Any
 
 import typer
 
-from aulait.cli import COMMANDS, loaded
+from aulait.cli import COMMANDS, function_of, loaded
 from aulait.cli.catalogue import catalogued
+from aulait.cli.written_help import described
 from aulait.runs import key_reference
 from aulait.runs.key_reference import Key
 
@@ -70,8 +71,15 @@ def listed() -> str:
     return json.dumps(catalogued(others=False)[0], indent=1, ensure_ascii=False) + "\n"
 
 
+def helps() -> str:
+    """What the help of each command shows, which would load torch otherwise."""
+    told = {name: described(function_of(name)) for name in COMMANDS}
+    return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+
+
 PAGES = {"docs/config.md": config_page, "docs/cli.md": cli_page,
-         "docs/experiment.schema.json": schema_file, "src/aulait/cli/built_in.json": listed}
+         "docs/experiment.schema.json": schema_file, "src/aulait/cli/built_in.json": listed,
+         "src/aulait/cli/command_help.json": helps}
 
 
 def _table(key: Key) -> str:

@@ -1,5 +1,5 @@
-"""The command line: one file a command. A command's module is imported when the command is called
-or its own help is asked for; the list of commands needs none of them."""
+"""The command line: one file a command. A command's module is imported when the command is called;
+the list of commands and their own help need none of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from typer.models import ArgumentInfo
 
 from aulait.cli.terminal import Commands, PlainCommand
+from aulait.cli.written_help import stand_in
 from aulait.core.errors import ConfigError, install
 from aulait.core.version import PACKAGE_VERSION
 
@@ -104,18 +105,31 @@ class LazyCommands(Commands):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that the first argument names, loaded, and the arguments left for it."""
         name, known, rest = super().resolve_command(ctx, args)
-        return name, None if known is None else loaded(known.name or ""), rest
+        if known is None:
+            return name, None, rest
+        only_told = ctx.resilient_parsing or not {"-h", "--help"}.isdisjoint(rest)
+        return name, (explained if only_told else loaded)(known.name or ""), rest
+
+
+def explained(name: str) -> Any:
+    """What has a command's help and completes its options, without its module."""
+    return _command(name, stand_in(name))
 
 
 def loaded(name: str) -> Any:
-    """A command, ready to run, from its module.
+    """A command, ready to run, from its module."""
+    return _command(name, function_of(name))
+
+
+def function_of(name: str) -> Any:
+    """A command's function, or the ``typer.Typer`` of its own commands.
 
     Raises:
         ConfigError: the module needs a package that is not installed.
     """
     module, _, attribute = COMMANDS[name].place.partition(":")
     try:
-        found = getattr(import_module(module), attribute)
+        return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in _FLOWER:
@@ -125,17 +139,21 @@ def loaded(name: str) -> Any:
             raise ConfigError(f"aulait {name} needs the package {missing}, which belongs to this "
                               "distribution, and it is missing; install aulait again") from error
         raise
+
+
+def _command(name: str, found: Any) -> Any:
+    """The command of a function or of a ``typer.Typer``."""
     if not isinstance(found, typer.Typer):
         alone = typer.Typer(add_completion=False)
         alone.command(name, cls=PlainCommand)(found)
-        return _explained(typer.main.get_command(alone), found)
+        return _with_help(typer.main.get_command(alone), found)
     group: Any = typer.main.get_command(found)
     for command, told in zip(group.commands.values(), found.registered_commands, strict=True):
-        _explained(command, told.callback)
+        _with_help(command, told.callback)
     return group
 
 
-def _explained(command: Any, function: Any) -> Any:
+def _with_help(command: Any, function: Any) -> Any:
     """The command with what its function says of its arguments: click 8.5 forgets what typer's
     arguments hold."""
     hints = get_type_hints(function, include_extras=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import shutil
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from tests.closeness import assert_near
 from typer.testing import CliRunner
 
@@ -524,6 +527,7 @@ def test_help_is_instant_and_loads_no_arithmetic():
 @pytest.mark.parametrize(("code", "seconds"), [
     ("import sys; from aulait import cli; sys.argv[1:] = ['--help']; cli.app(standalone_mode=False)", 0.3),
     ("import sys; from aulait import cli; sys.argv[1:] = ['list', '--json']; cli.app(standalone_mode=False)", 1.0),
+    ("import sys; from aulait import cli; sys.argv[1:] = ['run', '--help']; cli.app(standalone_mode=False)", 0.4),
     ("import sys, aulait", 0.2)])
 def test_the_door_opens_at_once(code, seconds):
     """Processor time of this process, doubled for a slower machine."""
@@ -541,6 +545,26 @@ def test_the_line_of_the_list_is_the_first_paragraph_of_a_commands_help(name):
     assert cli.loaded(name).name == name
 
 
+@pytest.mark.parametrize("name", [*cli.COMMANDS])
+def test_the_help_that_is_written_down_is_the_help_of_the_command(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+
+    def shown(command) -> list[str]:
+        inner = getattr(command, "commands", {})
+        context = typer.Context(command, info_name=name, help_option_names=["-h", "--help"])
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            print(command.get_help(context))
+        return [out.getvalue(), *(text for each in inner.values() for text in shown(each))]
+
+    written, real = shown(cli.explained(name)), shown(cli.loaded(name))
+    assert written == real
+    assert all("--help" in text for text in real)
+
+
+def test_help_where_a_value_is_expected_is_one_line():
+    assert problem("plan", "file.toml", "--set", "--help").startswith("error: found --help where an option expects its value")
+
+
 def test_the_shell_completes_commands_without_loading_them_and_options_of_one():
     def completed(*words: str) -> list[str]:
         code = ("import sys, typer; from click.shell_completion import ShellComplete; from aulait import cli\n"
@@ -553,6 +577,7 @@ def test_the_shell_completes_commands_without_loading_them_and_options_of_one():
     assert completed("") == [" ".join(cli.COMMANDS), "False"]
     assert completed("s")[0].split() == ["sweep", "serve", "status"]
     assert "--target-loss" in completed("compare", "--")[0]
+    assert completed("compare", "--")[1] == "False"
     assert completed("keys", "")[0].split() == ["server", "site", "enrol", "list"]
 
 
