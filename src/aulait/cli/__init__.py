@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 from typer.models import ArgumentInfo
 
 from aulait.cli.terminal import Commands, PlainCommand
-from aulait.cli.written_help import stand_in
+from aulait.cli.written_help import Callback, stand_in
 from aulait.core.errors import ConfigError, install
 from aulait.core.version import PACKAGE_VERSION
 
@@ -121,7 +121,7 @@ def loaded(name: str) -> Any:
     return _command(name, function_of(name))
 
 
-def function_of(name: str) -> Any:
+def function_of(name: str) -> Callback | typer.Typer:
     """A command's function, or the ``typer.Typer`` of its own commands.
 
     Raises:
@@ -129,7 +129,8 @@ def function_of(name: str) -> Any:
     """
     module, _, attribute = COMMANDS[name].place.partition(":")
     try:
-        return getattr(import_module(module), attribute)
+        found: Callback | typer.Typer = getattr(import_module(module), attribute)
+        return found
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in _FLOWER:
@@ -141,7 +142,7 @@ def function_of(name: str) -> Any:
         raise
 
 
-def _command(name: str, found: Any) -> Any:
+def _command(name: str, found: Callback | typer.Typer) -> Any:
     """The command of a function or of a ``typer.Typer``."""
     if not isinstance(found, typer.Typer):
         alone = typer.Typer(add_completion=False)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from types import NoneType
+from types import GenericAlias, NoneType
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import typer
@@ -22,7 +22,7 @@ from aulait.cli.terminal import PlainCommand
 from aulait.core.errors import ConfigError
 from aulait.core.files import JsonObject
 
-Callback: TypeAlias = Callable[..., Any]
+Callback: TypeAlias = Callable[..., object]
 
 _TYPES: dict[str, type] = {
     "path": Path, "text": str, "whole": int, "number": float, "flag": bool}
@@ -73,7 +73,7 @@ def _parameters(function: Callback) -> Iterator[tuple[str, JsonObject]]:
         yield name, told
 
 
-def _type_in_words(kind: Any) -> JsonObject:
+def _type_in_words(kind: object) -> JsonObject:
     """A type of an argument or option: one of _TYPES or some words, whether there may be none, and
     whether it is a list of them."""
     none = NoneType in get_args(kind)
@@ -111,5 +111,5 @@ def _function(told: JsonObject) -> Callback:
 def _type(told: JsonObject) -> Any:
     """The type of these words."""
     one: Any = Literal[tuple(told["words"])] if told["words"] else _TYPES[told["name"]]
-    many = list[one] if told["many"] else one
+    many: Any = GenericAlias(list, (one,)) if told["many"] else one
     return many | None if told["none"] else many
