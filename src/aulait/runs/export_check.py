@@ -27,6 +27,7 @@ from aulait.core.errors import ModelError
 from aulait.core.types import Adapter, Record
 from aulait.models import read_back
 from aulait.models.loading import Base, wearing
+from aulait.models.prefix_cache import lengths_of
 from aulait.runfolder import schema
 from aulait.runs.prepared import PreparedRun
 from aulait.training.batches import IGNORE, Encoder, Rows, collate, scored, scored_tokens
@@ -186,10 +187,10 @@ def _differing(records: ScoredRecords, base: Base, adapter: Adapter, folder: Pat
         inner: nn.Module = model.base_model.model
         if how == "PEFT":
             with read_back.outputs_kept(inner, names) as theirs:
-                _logits(model, row)
+                _read(model, base, row)
         else:
             with read_back.merged_on_read(model), read_back.outputs_kept(inner, names) as theirs:
-                _logits(model, row)
+                _read(model, base, row)
     faults = {}
     for name in names:
         left, right = ours.get(name), theirs.get(name)
@@ -198,6 +199,16 @@ def _differing(records: ScoredRecords, base: Base, adapter: Adapter, folder: Pat
         elif left.shape != right.shape or _apart([left], [right]) > _SLACK[base.config.dtype]:
             faults[name] = f"{how} computes something else"
     return faults or {"the output": f"{how} computes something else after the last layer"}
+
+
+def _read(model: PeftModel, base: Base, row: Rows) -> None:
+    """Let a model read a record as far as the run's own pass does: where the head is called for
+    itself, nothing after the last position with loss."""
+    if row.source is not None or not base.split_head:
+        _logits(model, row)
+        return
+    model(input_ids=row.ids[:, : int(lengths_of(row.labels[:, 1:] != IGNORE).max())],
+          use_cache=False)
 
 
 def _message(folder: Path, faults: Mapping[str, str], layers: int) -> str:
