@@ -160,10 +160,12 @@ def table(found: Sequence[dict[str, Any]]) -> list[str]:
         spread = f" ± {statistics.stdev(row['loss']):.3f}" if len(row["loss"]) > 1 else ""
         harmed = sum(loss > base for loss, base in zip(row["loss"], row["base_loss"],
                                                        strict=True))
+        edge = ", an end of the search" if row["rate"] in (min(RATES), max(RATES)) else ""
         lines.append(
-            f"| {row['method']} | {row['rate']:g} | {statistics.fmean(row['loss']):.3f}{spread} "
-            f"({len(row['loss'])}) | {', '.join(paired)} | {row['up_bytes']:,.0f} | "
-            f"{row['down_bytes']:,.0f} | {row['seconds']:.0f} | {harmed or 'no'} |")
+            f"| {row['method']} | {row['rate']:g}{edge} "
+            f"| {statistics.fmean(row['loss']):.3f}{spread} ({len(row['loss'])}) "
+            f"| {', '.join(paired)} | {row['up_bytes']:,.0f} | {row['down_bytes']:,.0f} "
+            f"| {row['seconds']:.0f} | {harmed or 'no'} |")
     return lines
 
 

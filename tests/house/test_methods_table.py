@@ -66,7 +66,7 @@ def test_the_best_rate_of_the_search_is_reported_and_the_rest_is_named(tmp_path:
     table.write_page(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "| fedit | 0.01 | 3.500 (1) | +0.000 | 10 | 20 | 3 | no |" in page
-    assert "| ffa | 0.003 | 5.500 (1) | +2.000 | 10 | 20 | 3 | 1 |" in page
+    assert "| ffa | 0.003, an end of the search | 5.500 (1) | +2.000 | 10 | 20 | 3 | 1 |" in page
     assert "- iid-inf-equal: all" in page
     assert "Of 8 runs at all rates" in page
     assert "`fedit` at 0.03, `ffa` at 0.003." in page
