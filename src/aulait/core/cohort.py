@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from aulait.core.cohort_turn import CohortTurn
 from aulait.core.seeds import Seeds
 
 
@@ -29,6 +30,7 @@ class Cohort:
         role: the role whose budget the release spends.
         population: names of all clients of the role, public; empty where everyone has the adapter's
             rank.
+        turn: of the fixed cohort that these clients are; None where there are none.
     """
 
     round: int
@@ -41,6 +43,7 @@ class Cohort:
     lr: float = 1e-3
     role: str = "local"
     population: tuple[str, ...] = ()
+    turn: CohortTurn | None = None
 
     @property
     def everyone(self) -> tuple[str, ...]:
@@ -72,6 +75,14 @@ def poisson_sample(names: Sequence[str], rate: float, seeds: Seeds, round: int,
         draw = torch.rand(len(names), generator=seeds.generator("cohort", round),
                           dtype=torch.float64).tolist()
     return tuple(name for name, value in zip(sorted(names), draw, strict=True) if value < rate)
+
+
+def cohort_of_turn(names: Sequence[str], turn: CohortTurn, seeds: Seeds) -> tuple[str, ...]:
+    """The members of one of the fixed cohorts, sorted: all names are dealt once, by the run's seed,
+    and stay where they are."""
+    ordered = sorted(names)
+    shuffled = torch.randperm(len(ordered), generator=seeds.generator("turns")).tolist()
+    return tuple(sorted(ordered[i] for i in shuffled[turn.number :: turn.cohorts]))
 
 
 def fixed_sample(names: Sequence[str], count: int, seeds: Seeds, round: int) -> tuple[str, ...]:

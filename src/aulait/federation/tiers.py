@@ -13,6 +13,7 @@ from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Placement, Profile
 from aulait.federation.config import ComputeConfig
+from aulait.privacy.robust_sums import RobustRule, RuleName
 from aulait.resources import profiles
 from aulait.resources.links import LINKS
 
@@ -75,6 +76,23 @@ class TierConfig(BaseModel):
         )
 
 
+class HostileConfig(BaseModel):
+    """``[federation.hostile]``: clients of a simulation that send what does harm.
+
+    Attributes:
+        share: of the clients of a stage that are hostile, by the run's seed; 0 is none.
+        attack: "sign-flip", the update turned around (of votes: for what it would not have chosen);
+            "scale", the update times ``factor``; "label-flip", an honest update of records whose
+            answers are exchanged, or whose words are reversed where nothing is asked.
+        factor: by which an update is longer, with "sign-flip" and "scale".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    share: float = Field(0.0, ge=0, lt=1)
+    attack: Literal["sign-flip", "scale", "label-flip"] = "sign-flip"
+    factor: float = Field(1.0, gt=0)
+
+
 class FederationConfig(BaseModel):
     """``[federation]``.
 
@@ -82,21 +100,44 @@ class FederationConfig(BaseModel):
         tier: kinds of machines. Which client is in which tier follows from the run's seed, never
             from its data.
         sampling: "all" training clients in every round, "poisson" (each with the chance ``rate``),
-            or "fixed" (a share ``rate`` of them; not under privacy, where it is not accounted).
+            "turns" (dealt once to ``cohorts`` cohorts that take turns), or "fixed" (a share
+            ``rate`` of them; not under privacy, where it is not accounted).
         rate: of Poisson or fixed sampling.
+        cohorts: how many cohorts take turns, with sampling "turns"; each client is in one of them.
         preset: FlexLoRA's tiers instead of written ones: "uniform", "heavy-tail-light",
             "heavy-tail-strong", "normal", "equal".
         max_norm: a reply whose L2 norm is larger is refused; under privacy it is clipped instead.
+        robust: what takes the place of the mean of the clients' updates, where some may be hostile:
+            "median", "trimmed-mean", "geometric-median", "krum" or "norm-bound". Without privacy,
+            or for the unit "record"; where clients are protected, clipping bounds each of them.
+        robust_share: of the clients that may be hostile, as "trimmed-mean" and "krum" take it.
+        hostile: clients of a simulation that send what does harm.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     tier: tuple[TierConfig, ...] = (
         TierConfig(name="gpu", share=0.2, placement="local"),
         TierConfig(name="laptop", placement="proxy"))
-    sampling: Literal["all", "poisson", "fixed"] = "all"
+    sampling: Literal["all", "poisson", "turns", "fixed"] = "all"
     rate: float = Field(1.0, gt=0, le=1)
+    cohorts: int = Field(1, ge=1)
     preset: str | None = None
     max_norm: float = Field(1e4, gt=0)
+    robust: RuleName | Literal["none"] = "none"
+    robust_share: float = Field(0.2, ge=0, lt=0.5)
+    hostile: HostileConfig = HostileConfig()
+
+    @property
+    def robust_rule(self) -> RobustRule | None:
+        """What takes the place of the mean; None for the mean."""
+        return None if self.robust == "none" else RobustRule(self.robust, self.robust_share)
+
+    @property
+    def share(self) -> float:
+        """Of the clients that train, how many take part in a round."""
+        if self.sampling == "turns":
+            return 1.0 / self.cohorts
+        return 1.0 if self.sampling == "all" else self.rate
 
 
 def problems(federation: FederationConfig, compute: ComputeConfig, private: bool) -> list[str]:
@@ -182,7 +223,13 @@ def _of_sampling(federation: FederationConfig, compute: ComputeConfig, private: 
     found = []
     if federation.sampling == "fixed" and private:
         found.append(
-            "federation.sampling = 'fixed' is not accounted under privacy; use 'poisson' or 'all'")
+            "federation.sampling = 'fixed' is not accounted under privacy; use 'poisson', 'turns' "
+            "or 'all'")
+    if (federation.sampling == "turns") != (federation.cohorts > 1):
+        found.append(
+            f"federation.sampling = '{federation.sampling}' with federation.cohorts = "
+            f"{federation.cohorts} found, expected sampling = 'turns' with at least 2 cohorts, or "
+            "neither; set both, or remove both")
     if compute.over_selection and federation.sampling != "fixed":
         found.append(
             "compute.over_selection needs federation.sampling = 'fixed', found "

@@ -8,6 +8,7 @@ base's weights is changed.
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from aulait.core.errors import ModelError
+from aulait.core.errors import DataError, ModelError, require
 from aulait.core.types import Adapter
 from aulait.models.loading import Base
 
@@ -88,6 +90,27 @@ def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
     """Layer name -> PEFT's layer, of those that hold an adapter."""
     return {name.removeprefix(_PREFIX): module for name, module in model.named_modules()
             if len(getattr(module, "lora_A", ()))}
+
+
+def load_adapter(folder: Path) -> Adapter:
+    """The adapter that ``peft_export.export`` wrote into a folder.
+
+    Raises:
+        DataError: the folder holds none.
+    """
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    require(weights.is_file() and config.is_file(), DataError,
+            f"{folder} holds no adapter, expected {weights.name} and {config.name}; finish the run")
+    try:
+        told, found = json.loads(config.read_bytes()), load_file(weights)
+        layers = sorted({name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in found})
+        return Adapter({layer: (found[f"{_PREFIX}{layer}.lora_A.weight"],
+                                found[f"{_PREFIX}{layer}.lora_B.weight"]) for layer in layers},
+                       float(told["lora_alpha"]), None,
+                       "rslora" if told.get("use_rslora") else "lora")
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{folder} holds no adapter that can be read ({error}), expected one that "
+                        "aulait wrote; restore it from a copy") from error
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -41,6 +41,8 @@ class Event:
             sampling; at least 1.
         concentrated: whether no more is known of it than that its Rényi divergences are at most
             those of the Gaussian; then it is 1/(2 z²)-concentrated differentially private.
+        turn: number of the one fixed cohort whose clients take part, where cohorts take turns: no
+            client is in two of them. None: whoever has the account takes part.
 
     Raises:
         PrivacyError: a number is outside its range.
@@ -50,6 +52,7 @@ class Event:
     sampling_rate: float = 1.0
     steps: int = 1
     concentrated: bool = False
+    turn: int | None = None
 
     def __post_init__(self) -> None:
         z, rate = self.noise_multiplier, self.sampling_rate
@@ -59,6 +62,9 @@ class Event:
                 f"sampling rate is {rate}, expected a number in (0, 1]; correct it")
         require(self.steps >= 1, PrivacyError,
                 f"{self.steps} steps in a release, expected at least 1; correct it")
+        require(self.turn is None or rate == 1, PrivacyError,
+                f"sampling rate {rate} of a release of one cohort found, expected 1: its members "
+                "are public")
         require(not self.concentrated or rate == 1, PrivacyError,
                 f"sampling rate {rate} of a release that is accounted by Rényi divergences found, "
                 "expected 1: no sampling is counted for it")
@@ -66,7 +72,7 @@ class Event:
 
 def epsilon(events: Iterable[Event] | Mapping[Event, int], delta: float) -> float:
     """The smallest epsilon for which all events together, in any order, are (epsilon,
-    delta)-private.
+    delta)-private; where fixed cohorts take turns, for the client that pays most.
 
     Exact with full participation (one Gaussian, 1/z^2 summed over events); an upper bound where one
     of them is accounted by Rényi divergences, which is some percent more; with Poisson sampling an
@@ -265,14 +271,39 @@ class Accountant:
             self._events[role][event] += 1
 
 
+def of_worst_turn(events: Mapping[Event, int]) -> Counter[Event]:
+    """What the client pays that pays most: everybody's events, and those of the fixed cohort with
+    the least noise. Of Gaussians of full participation the one with the largest sum of 1/z² is the
+    worst, whatever else is paid.
+
+    Args:
+        events: of one role, event -> how often.
+
+    Returns:
+        Event -> how often, none of them of a cohort.
+    """
+    common: Counter[Event] = Counter()
+    turns: dict[int, Counter[Event]] = {}
+    for event, count in events.items():
+        own = common if event.turn is None else turns.setdefault(event.turn, Counter())
+        own[replace(event, turn=None)] += count
+    return common + max((turns[turn] for turn in sorted(turns)), key=_cost, default=Counter())
+
+
+def _cost(events: Counter[Event]) -> float:
+    """The sum of 1/z²."""
+    return math.fsum(count * event.steps / event.noise_multiplier**2 if event.noise_multiplier
+                     else math.inf for event, count in events.items())
+
+
 _Groups = tuple[tuple[float, float, bool, int], ...]
 
 
 def _grouped(events: Counter[Event]) -> _Groups:
-    """(z, sampling rate, whether concentrated, count), sorted: the same events always give the same
-    sums, hence the same epsilon."""
+    """(z, sampling rate, whether concentrated, count) of the client that pays most, sorted: the
+    same events always give the same sums, hence the same epsilon."""
     total: Counter[tuple[float, float, bool]] = Counter()
-    for event, count in events.items():
+    for event, count in of_worst_turn(events).items():
         total[event.noise_multiplier, event.sampling_rate,
               event.concentrated] += count * event.steps
     return tuple(sorted((*key, count) for key, count in total.items()))

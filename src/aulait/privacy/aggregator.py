@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
 import torch
 
 from aulait.core.cohort import Cohort
+from aulait.core.cohort_turn import CohortTurn
 from aulait.core.errors import PrivacyError, require
 from aulait.core.types import ClientRequest, ClientUpdate, ReleasedSum, Tensors
 from aulait.privacy.accounting import Accountant, Event
+from aulait.privacy.banded import Banded
 from aulait.privacy.clipping import ClippedSum
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
@@ -28,12 +30,15 @@ from aulait.privacy.mechanisms import Mechanism, find_mechanism
 from aulait.privacy.noise_grid import MOST_SUMMANDS, check_exact
 from aulait.privacy.noise_source import NoiseSource
 from aulait.privacy.record_level import RecordMechanism, same_relation
+from aulait.privacy.robust_sums import RobustRule, RobustSum
 from aulait.privacy.sealed import Seal, SealedUpdate, forgotten_after
 from aulait.privacy.secure.quorum import Quorum
 from aulait.privacy.secure.summation import BeginSecureSum, SecureSumRequest
 from aulait.privacy.update_checks import ExpectedShapes, Rejections, UpdateChecks, unsplit
 
 LARGEST_NORM = 1e4
+# what is remembered beside a mechanism's own names: the release and the round that left it
+_LINE, _ROUND = "aulait.release", "aulait.round"
 
 Transform = Callable[[ClientUpdate], Tensors]
 Weights = Literal["uniform", "size"]
@@ -61,6 +66,7 @@ class Release:
             the unit "record" it is not used: every round counts for every record.
         clients: those who are asked; used under secure aggregation alone, where they share keys
             before one of them answers.
+        turn: of the fixed cohort that may answer, where cohorts take turns.
     """
 
     stage: str
@@ -72,13 +78,15 @@ class Release:
     template: Tensors
     sampling_rate: float = 1.0
     clients: tuple[str, ...] = ()
+    turn: CohortTurn | None = None
 
     @classmethod
     def of_cohort(cls, cohort: Cohort, *, stage: str, bound: float, template: Tensors) -> Release:
         """The release of a round's cohort."""
         return cls(stage=stage, round=cohort.round, role=cohort.role, bound=bound,
                    noise_multiplier=cohort.noise_multiplier, planned=cohort.planned,
-                   template=template, sampling_rate=cohort.sampling_rate, clients=cohort.local)
+                   template=template, sampling_rate=cohort.sampling_rate, clients=cohort.local,
+                   turn=cohort.turn)
 
 
 @dataclass(frozen=True)
@@ -90,11 +98,14 @@ class KnownSites:
         largest_norm: an update longer than this is rejected where no clipping shortens it (without
             privacy, or with the unit "record", whose updates are public).
         secure_sum: begins a round of secure aggregation with them; None where there is none.
+        robust: what takes the place of the mean in training, as some of them may be hostile; None
+            for the mean.
     """
 
     proxies: frozenset[str] = frozenset()
     largest_norm: float = LARGEST_NORM
     secure_sum: BeginSecureSum | None = None
+    robust: RobustRule | None = None
 
 
 @dataclass(frozen=True)
@@ -153,8 +164,9 @@ class PrivateAggregator:
         limited = config.off or config.unit == "record"
         self._largest_norm = sites.largest_norm if limited else math.inf
         self._ledger, self._noise, self._proxies = ledger, noise, frozenset(sites.proxies)
-        self._begin_secure_sum = sites.secure_sum
+        self._begin_secure_sum, self._robust = sites.secure_sum, sites.robust
         self._roles_of: dict[str, frozenset[str]] = {}
+        self._turn_of: dict[str, CohortTurn] = {}
         if not config.off:
             self._accountant = _checked(config, accountant)
             _check_noise(config, noise)
@@ -264,7 +276,7 @@ class PrivateAggregator:
             transform = forgotten_after(transform)
         if self.config.protects_records:
             self._charge_records(release)
-            total = ClippedSum.zero(release.template)
+            total = self._empty_sum(release)
             for update in self._valid(updates, release, expected_shapes, total):
                 self._check_roles(update, release.role)
                 total.add(update, transform(update) if transform else update.tensors, math.inf,
@@ -276,26 +288,65 @@ class PrivateAggregator:
         if self.config.secure:
             return self._release_securely(updates, release, expected_shapes, transform)
         if self.config.off:
-            total = ClippedSum.zero(release.template)
+            total = self._empty_sum(release)
             for update in self._valid(updates, release, expected_shapes, total):
                 total.add(update, transform(update) if transform else update.tensors,
                           release.bound, update.weight if weights == "size" else 1.0)
             return total.weighted(private=False)
-        mechanism = find_mechanism(self.config.mechanism, "client")
-        event = mechanism.event(release.noise_multiplier, release.sampling_rate, 1)
-        charge = _Charge(release, self.config.mechanism, event, release.sampling_rate)
+        charge, mechanism = self._charge_of(release)
         self._check(charge, mechanism)
         total = ClippedSum.zero(release.template, self._grid(release, mechanism))
         for update in self._valid(updates, release, expected_shapes, total):
             self._check_roles(update, release.role)
+            self._check_turn(update, release.turn)
             total.add(update, transform(update) if transform else update.tensors, release.bound,
                       1.0)
+        state = self._state_before(release)
         line = self._charge(charge, mechanism)
-        noised, self.noise_state[release.stage] = mechanism.add_noise(
-            total.total, line.sigma, self._noise.at(line.release),
-            self.noise_state.get(release.stage, {}))
+        noised, state = mechanism.add_noise(total.total, line.sigma, self._noise.at(line.release),
+                                            state)
+        self._remember(release.stage, line, state)
+        deviation = line.sigma
+        if isinstance(mechanism, Banded):
+            deviation = mechanism.deviation(line.sigma, state)
         return ReleasedSum({name: value.to(torch.float32) for name, value in noised.items()},
-                           release.planned, line.sigma)
+                           release.planned, deviation)
+
+    def _empty_sum(self, release: Release) -> ClippedSum:
+        """The sum over nobody, of updates that are public or not protected."""
+        if self._robust is None or release.stage != "train":
+            return ClippedSum.zero(release.template)
+        return RobustSum.under(self._robust, release.template)
+
+    def _charge_of(self, release: Release) -> tuple[_Charge, Mechanism]:
+        """What a release over clients costs those who may take part in it."""
+        turn = release.turn
+        # votes are everybody's in every round
+        name = self.config.client_mechanism(1 if turn is None else turn.cohorts)
+        mechanism = find_mechanism(name, "client")
+        event = mechanism.event(release.noise_multiplier, release.sampling_rate, 1)
+        if turn is not None:
+            require(turn == CohortTurn.of_round(release.round, turn.cohorts), PrivacyError,
+                    f"round {release.round} with cohort {turn.number} of {turn.cohorts} found, "
+                    "expected them to take turns; report this as a defect")
+            event = replace(event, turn=turn.number)
+        return _Charge(release, name, event, release.sampling_rate), mechanism
+
+    def _state_before(self, release: Release) -> Tensors:
+        """What the mechanism remembers of its noise, if this release is the first that is made of
+        it and follows upon the one that left it; else nothing, and the noise begins anew."""
+        held = dict(self.noise_state.get(release.stage, {}))
+        number, round = held.pop(_LINE, None), held.pop(_ROUND, None)
+        if number is None or round is None:
+            return {}
+        last = max((line.release for line in self._ledger.lines if line.stage == release.stage),
+                   default=0)
+        return held if last == int(number) and release.round == int(round) + 1 else {}
+
+    def _remember(self, stage: str, line: LedgerLine, state: Tensors) -> None:
+        """Keep what the mechanism remembers, with the release that left it."""
+        self.noise_state[stage] = state if not state else {
+            **state, _LINE: torch.tensor(line.release), _ROUND: torch.tensor(line.round)}
 
     def _release_securely(
         self, updates: Iterable[ClientUpdate], release: Release,
@@ -304,11 +355,10 @@ class PrivateAggregator:
         """As ``release``, where the clients clip, add their part of the noise and mask: nothing but
         their noised sum is ever computed here. A client that was asked and does not answer has
         dropped out of the round; one whose update cannot be counted adds its noise alone."""
-        mechanism = find_mechanism(self.config.client_mechanism, "client")
+        charge, mechanism = self._charge_of(release)
         assert self.config.relation is not None
-        sensitivity = mechanism.sensitivity(release.bound, self.config.relation)
-        event = mechanism.event(release.noise_multiplier, release.sampling_rate, 1)
-        charge = _Charge(release, self.config.client_mechanism, event, release.sampling_rate)
+        sensitivity, event = (mechanism.sensitivity(release.bound, self.config.relation),
+                              charge.event)
         self._check(charge, mechanism)
         quorum = Quorum.of(release.planned, self.config.dropouts, self.config.colluders)
         if problem := quorum.problem(release.planned, "clients"):
@@ -325,6 +375,7 @@ class PrivateAggregator:
             words=noise.client_words))
         for update in self._valid(updates, release, expected_shapes, total):
             self._check_roles(update, release.role)
+            self._check_turn(update, release.turn)
             summand = transform(update) if transform else update.tensors
             vector = torch.cat([summand[name].detach().to("cpu", torch.float64).reshape(-1)
                                 for name in total.total] or [torch.zeros(0, dtype=torch.float64)])
@@ -468,6 +519,14 @@ class PrivateAggregator:
                 "roles ('proxy+local')")
         self._roles_of[update.client] = possible
 
+    def _check_turn(self, update: ClientUpdate, turn: CohortTurn | None) -> None:
+        """A client of one cohort may not appear in another: only one of them is its account."""
+        if turn is None:
+            return
+        require(self._turn_of.setdefault(update.client, turn) == turn, PrivacyError,
+                f"client '{update.client}' answers in a round of another cohort than before; "
+                "report this as a defect")
+
     def _charge(self, charge: _Charge, mechanism: Mechanism, steps: int = 1) -> LedgerLine:
         """Check the budget, put the line on disk, charge the accounts."""
         accountant, release, relation = self._accountant, charge.release, self.config.relation
@@ -492,7 +551,8 @@ class PrivateAggregator:
             sigma=release.noise_multiplier * sensitivity,
             noise_multiplier=release.noise_multiplier,
             planned=release.planned,
-            sampling=UnitSampling.at_rate(rate),
+            sampling=UnitSampling.at_rate(
+                rate, None if charge.event.turn is None else release.turn),
             epsilon=spent,
             delta=accountant.delta,
             relation=relation,
@@ -539,6 +599,10 @@ def _check_noise(config: PrivacyConfig, noise: NoiseSource) -> None:
 def _check_trust(config: PrivacyConfig, sites: KnownSites) -> None:
     problems = config.secure_problems() if config.secure else []
     require(not problems, PrivacyError, "; ".join(problems))
+    require(sites.robust is None or config.off or config.unit == "record", PrivacyError,
+            f"robust rule '{sites.robust.name if sites.robust else ''}' found where clients are "
+            "protected, expected none: no noise covers what it gives; set federation.robust = "
+            "\"none\"")
     require(not config.secure or sites.secure_sum is not None, PrivacyError,
             "privacy.trust = 'secure' found without a way to sum securely, expected one; report "
             "this as a defect")

@@ -9,10 +9,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from aulait.core.errors import PrivacyError
-from aulait.privacy.mechanisms import DISTRIBUTED, Relation, find_mechanism
+from aulait.privacy.mechanisms import BANDED_NOISE, DISTRIBUTED, Relation, find_mechanism
 
 RELATIONS: Mapping[str, tuple[Relation, ...]] = {
-    "client": ("add-remove", "replace"), "record": ("zero-out", "replace")}
+    "client": ("add-remove", "zero-out", "replace"), "record": ("zero-out", "replace")}
 
 
 class PrivacyConfig(BaseModel):
@@ -26,9 +26,8 @@ class PrivacyConfig(BaseModel):
         noise_multiplier: sigma divided by the sensitivity, of every release.
         delta: probability with which epsilon may fail.
         relation: neighbouring federations differ by adding or removing one client ("add-remove"),
-            by a unit in whose place stands one that adds nothing ("zero-out", for the unit
-            "record", where the numbers of units are public), or by another in its place
-            ("replace").
+            by a unit in whose place stands one that adds nothing ("zero-out", where it is public
+            who takes part, as for the unit "record"), or by another in its place ("replace").
         unit: what is protected: a "client" with all its records, or one "record"; the method must
             offer it.
         unit_field: with the unit "record", the field of a row whose value names the unit, as
@@ -39,8 +38,10 @@ class PrivacyConfig(BaseModel):
         max_rate: with the unit "record", the most often a unit may be in a batch, in (0, 1]: the
             rate of a client is min(batch / units, max_rate). One small client would otherwise set
             the noise of all, since a role pays for its worst client.
-        mechanism: what adds the noise to a sum over clients, "gaussian" or the name of a third
-            party's (``aulait.privacy.mechanisms``); with the unit "record" the method says it.
+        mechanism: what adds the noise to a sum over clients: "gaussian"; "banded", noise of which
+            later rounds take away a part, for cohorts that take turns (federation.sampling =
+            "turns"; votes get independent noise); or the name of a third party's
+            (``aulait.privacy.mechanisms``). With the unit "record" the method says it.
         trust: who adds the noise: the "server", which sees single updates, or under secure
             aggregation ("secure") the clients, each its part, so that the server sees their noised
             sum alone. For the unit "client", in simulations; the relation is then "zero-out" or
@@ -108,14 +109,23 @@ class PrivacyConfig(BaseModel):
         return not self.off and self.trust == "secure"
 
     @property
-    def client_mechanism(self) -> str:
-        """Name of what adds the noise to a sum over clients."""
-        return DISTRIBUTED if self.secure else self.mechanism
+    def correlated(self) -> bool:
+        """Whether the noise of a round of training takes away noise of earlier ones."""
+        return not self.off and self.mechanism == BANDED_NOISE
+
+    def client_mechanism(self, cohorts: int = 1) -> str:
+        """Name of what adds the noise to a sum over clients; ``cohorts`` take turns, with 1
+        everybody takes part."""
+        if self.secure:
+            return DISTRIBUTED
+        if self.mechanism != BANDED_NOISE:
+            return self.mechanism
+        return f"{BANDED_NOISE}:{cohorts}" if cohorts > 1 else "gaussian"
 
     @property
     def relations(self) -> tuple[Relation, ...]:
         """The neighbouring relations that can be promised."""
-        if self.secure and self.unit == "client":
+        if (self.secure or self.correlated) and self.unit == "client":
             return ("zero-out", "replace")
         return RELATIONS[self.unit]
 
@@ -200,6 +210,10 @@ class PrivacyConfig(BaseModel):
             where = "privacy.trust = 'secure'"
             why = ": the server sees who takes part, so a client that adds nothing stands in its " \
                   "place"
+        elif self.correlated:
+            where = "privacy.mechanism = 'banded'"
+            why = ": who is in which cohort is public, so a client that adds nothing stands in " \
+                  "its place"
         return (f"privacy.relation = '{self.relation}' found with {where}, expected "
                 f"{_expected(self.relations)}{why}; write relation = \"{self.relations[0]}\"")
 
@@ -232,10 +246,27 @@ class PrivacyConfig(BaseModel):
         if self.mechanism == DISTRIBUTED:
             return [f"privacy.mechanism = '{DISTRIBUTED}' found, expected privacy.trust = "
                     "\"secure\", which uses it; remove it and set that"]
+        if ":" in self.mechanism:
+            return [f"privacy.mechanism = '{self.mechanism}' found, expected a name; the number of "
+                    "cohorts is federation.cohorts"]
+        if self.mechanism == BANDED_NOISE and self.unit == "client":
+            return self._banded_problems()
         if self.unit == "record" and self.mechanism != "gaussian":
             return [f"privacy.mechanism = '{self.mechanism}' found with privacy.unit = 'record', "
                     "where the method says what its sites do; remove it"]
         return []
+
+    def _banded_problems(self) -> list[str]:
+        """What correlated noise cannot do."""
+        found = []
+        if self.clip == "proxies":
+            found.append("privacy.clip = 'proxies' found with privacy.mechanism = 'banded', whose "
+                         "noise must have one size in all rounds; set privacy.clip to a number")
+        if self.shrink != "none" or (self.subspace and self.subspace_mode == "wiener"):
+            found.append("privacy.shrink or a Wiener subspace found with privacy.mechanism = "
+                         "'banded', whose rounds would no longer take away one another's noise; "
+                         "remove it")
+        return found
 
 
 def _expected(relations: Sequence[Relation]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from aulait.core.cohort_turn import CohortTurn
 from aulait.core.errors import PrivacyError, require
 from aulait.privacy.accounting import Event
 from aulait.privacy.mechanisms import Relation, Unit, find_mechanism
@@ -27,21 +29,30 @@ Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
 
 class UnitSampling(BaseModel):
-    """Whether every unit takes part, or each with probability ``rate`` on its own."""
+    """Whether every unit takes part, each with probability ``rate`` on its own, or those of one of
+    several fixed cohorts, whose turn it is: number ``turn``, from 0, of ``cohorts``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["all", "poisson"]
+    kind: Literal["all", "poisson", "turns"]
     rate: Finite | None = None
+    turn: Annotated[int, Field(ge=0, strict=True)] | None = None
+    cohorts: Annotated[int, Field(ge=2, strict=True)] | None = None
 
     @classmethod
-    def at_rate(cls, rate: float) -> Self:
-        """Every unit with this probability; 1 is all of them."""
+    def at_rate(cls, rate: float, turn: CohortTurn | None = None) -> Self:
+        """Every unit with this probability, 1 is all of them; or those whose turn it is."""
+        if turn is not None:
+            return cls(kind="turns", turn=turn.number, cohorts=turn.cohorts)
         return cls(kind="all") if rate == 1.0 else cls(kind="poisson", rate=rate)
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> Self:
-        if (self.rate is None) != (self.kind == "all"):
+        if (self.rate is None) != (self.kind != "poisson"):
             raise ValueError("a rate belongs to the kind poisson and to no other")
+        if {self.turn is None, self.cohorts is None} != {self.kind != "turns"}:
+            raise ValueError("a turn and cohorts belong to the kind turns and to no other")
+        if self.turn is not None and self.cohorts is not None and self.turn >= self.cohorts:
+            raise ValueError("the turn is one of the cohorts, counted from 0")
         return self
 
 
@@ -54,12 +65,15 @@ class LedgerLine(BaseModel):
         round: round of the stage.
         role: roles of the clients it may hold, as "proxy" or "proxy+local"; each of them is
             charged.
-        mechanism: name of the mechanism: "gaussian", noise on a sum over clients; for records, at
+        mechanism: name of the mechanism: "gaussian", noise on a sum over clients; "banded:B", noise
+            that remembers that of the last B - 1 rounds; for records, at
             every site: "dp-sgd", noise on the sum of clipped gradients of single records, or
             "gaussian-batch", noise on the clipped gradient of a whole batch; or a third party's.
         sensitivity: L2 sensitivity of what gets the noise, > 0; with relation "replace" it holds
-            the factor 2.
-        sigma: standard deviation of the noise on every coordinate of it.
+            the factor 2. With noise that remembers: by how much one participation moves it in all
+            rounds together.
+        sigma: standard deviation of the noise on every coordinate of it; of the fresh part, where
+            the noise remembers.
         noise_multiplier: sigma / sensitivity.
         planned: public number of clients it was planned for.
         sampling: of the unit.
@@ -132,7 +146,7 @@ class LedgerLine(BaseModel):
         mechanism = find_mechanism(self.mechanism, self.unit)
         sound = (
             math.isclose(self.sigma, self.noise_multiplier * self.sensitivity, rel_tol=1e-9)
-            and (self.sampling.kind == "all" or mechanism.amplified)
+            and (self.sampling.kind != "poisson" or mechanism.amplified)
             and (self.steps == 1 or self.unit == "record")
         )
         require(sound, PrivacyError, f"release {self.release} of the ledger contradicts itself, "
@@ -145,7 +159,8 @@ class LedgerLine(BaseModel):
         """The release as the accountant counts it."""
         rate = 1.0 if self.sampling.rate is None else float(self.sampling.rate)
         mechanism = find_mechanism(self.mechanism)
-        return mechanism.event(float(self.noise_multiplier), rate, self.steps)
+        found = mechanism.event(float(self.noise_multiplier), rate, self.steps)
+        return found if self.sampling.turn is None else replace(found, turn=self.sampling.turn)
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -22,9 +22,14 @@ last bits of the sum as well as the first. Drawn with more it lies on a coarser 
 points they show. What comes after the noise is post-processing and may be anything. ``state`` holds
 what a mechanism with correlated noise remembers of its own earlier noise, tensors by name; it is
 empty before the first release of a stage, it is as secret as the noise, and it is saved with the
-run's checkpoint until the run is done. A round that was interrupted is drawn again from the state
-before it, and is accounted again. Under the unit "record" the sites add the noise step by step
-(``aulait.training.record_gradients``) and the aggregator adds none.
+run's checkpoint until the run is done. A state is used once: where a release may have been made
+from it already, because its round was interrupted, or where rounds lie between, the next one begins
+with an empty state, so that no two noises share a past. It is accounted again. Under the unit
+"record" the sites add the noise step by step (``aulait.training.record_gradients``) and the
+aggregator adds none.
+
+A mechanism of a family has a method ``of``: for ``find_mechanism("NAME:PARAMETER")`` the object
+NAME is asked ``of("PARAMETER")``, as "banded:10" is for ten cohorts.
 
 A toy, whole: coordinates that the noise alone explains are set to zero, which is post-processing
 and costs nothing.
@@ -47,11 +52,13 @@ and costs nothing.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from aulait.core.errors import ConfigError, PrivacyError, require
 from aulait.core.registry import Registry, missing_names
 from aulait.privacy.accounting import Event
+from aulait.privacy.relations import Relation as Relation
+from aulait.privacy.relations import Unit as Unit
 
 if TYPE_CHECKING:  # the plan and the command line need no torch
     from aulait.core.types import Tensors
@@ -60,8 +67,7 @@ if TYPE_CHECKING:  # the plan and the command line need no torch
 DISTRIBUTED: Final = "distributed-gaussian"  # what privacy.trust = "secure" uses
 DISTRIBUTED_SHARE: Final = 1.0 - 1e-12  # of its noise multiplier that is accounted
 
-Unit = Literal["client", "record"]
-Relation = Literal["add-remove", "zero-out", "replace"]
+BANDED_NOISE: Final = "banded"
 
 
 class Mechanism(Protocol):
@@ -96,14 +102,27 @@ class Mechanism(Protocol):
         """
 
 
+@runtime_checkable
+class Family(Protocol):
+    """Mechanisms that differ by a parameter, one of which stands for all."""
+
+    def of(self, parameter: str) -> Mechanism:
+        """The one with that parameter.
+
+        Raises:
+            PrivacyError: there is none.
+        """
+
+
 class Gaussian:
     """N(0, sigma²) on every coordinate of the sum over clients, each clipped to the bound C.
 
-    One client more or less moves the sum by at most C; another client in its place by at most 2 C.
+    One client more or less, or one in whose place stands another that adds nothing, moves the sum
+    by at most C; another client in its place by at most 2 C.
     """
 
     unit: Unit = "client"
-    relations: tuple[Relation, ...] = ("add-remove", "replace")
+    relations: tuple[Relation, ...] = ("add-remove", "zero-out", "replace")
     amplified = True
 
     def sensitivity(self, bound: float, relation: Relation) -> float:
@@ -204,7 +223,7 @@ GAUSSIAN, DP_SGD, GAUSSIAN_BATCH = Gaussian(), DpSgd(), GaussianBatch()
 GAUSSIAN_VOTES, DISTRIBUTED_GAUSSIAN = GaussianVotes(), DistributedGaussian()
 MECHANISMS: Registry[Mechanism] = Registry(
     "mechanism",
-    {"gaussian": f"{__name__}:GAUSSIAN",
+    {"gaussian": f"{__name__}:GAUSSIAN", BANDED_NOISE: "aulait.privacy.banded:BANDED",
      DISTRIBUTED: f"{__name__}:DISTRIBUTED_GAUSSIAN", "dp-sgd": f"{__name__}:DP_SGD",
      "gaussian-batch": f"{__name__}:GAUSSIAN_BATCH",
      "gaussian-votes": f"{__name__}:GAUSSIAN_VOTES"},
@@ -216,16 +235,22 @@ def find_mechanism(name: str, unit: str | None = None) -> Mechanism:
     """The mechanism of that name.
 
     Args:
-        name: in the registry.
+        name: in the registry; or "NAME:PARAMETER", of a family.
         unit: what it must protect; None: anything.
 
     Raises:
         PrivacyError: nothing has that name, or it protects another unit.
     """
+    family, colon, parameter = name.partition(":")
     try:
-        mechanism = MECHANISMS.find(name)
+        mechanism = MECHANISMS.find(family)
     except ConfigError as error:
         raise PrivacyError(str(error)) from error
+    if colon:
+        require(isinstance(mechanism, Family), PrivacyError,
+                f"mechanism '{name}' found, expected '{family}', which has no parameter")
+        assert isinstance(mechanism, Family)
+        mechanism = mechanism.of(parameter)
     require(unit is None or mechanism.unit == unit, PrivacyError,
             f"mechanism '{name}' protects a {mechanism.unit}, expected one for privacy.unit = "
             f"'{unit}'; choose another")

@@ -95,20 +95,35 @@ class SystemNoise:
         Raises:
             PrivacyError: as ``grid``, or the entropy repeats itself.
         """
-        step, count = grid(std), math.prod(shape)
+        return self.rounded(torch.zeros(shape, dtype=torch.float64), std)
+
+    def rounded(self, less: Tensor, std: float) -> Tensor:
+        """As ``gaussian``, with so many steps of the grid taken from each number before it is
+        rounded.
+
+        Args:
+            less: float64, in [0, 1); what is drawn is as exact as of ``gaussian``.
+            std: standard deviation, at least 0; with 0 nothing is taken.
+
+        Raises:
+            PrivacyError: as ``gaussian``.
+        """
+        step, count = grid(std), less.numel()
         if not step:
-            return torch.zeros(shape, dtype=torch.float64)
+            return torch.zeros_like(less)
+        shift = less.reshape(-1).numpy()
         radius_words, angle_words = _random_words(count), _random_words(count)
         ratio = std / step  # in [2^20, 2^21), exact
         uniform = np.maximum(radius_words, _EDGE) * 2.0**-64
         radius = np.sqrt(-2.0 * np.log(uniform))
-        value = radius * np.cos(angle_words * (2.0 * math.pi * 2.0**-64)) * ratio
+        value = radius * np.cos(angle_words * (2.0 * math.pi * 2.0**-64)) * ratio - shift
         near = np.abs(value - np.floor(value) - 0.5) <= _DOUBT * ratio
         doubtful = near | (radius_words < _EDGE) | (radius_words > ~_EDGE)
         multiples = np.rint(value)
         for i in np.flatnonzero(doubtful):
-            multiples[i] = _decided(int(radius_words[i]), int(angle_words[i]), ratio)
-        return torch.from_numpy(multiples * step).reshape(shape)
+            multiples[i] = _decided(int(radius_words[i]), int(angle_words[i]), ratio,
+                                    Decimal(float(shift[i])))
+        return torch.from_numpy(multiples * step).reshape(less.shape)
 
     def client_words(self, client: str) -> RandomWords:
         """The system's entropy, for every client."""
@@ -144,9 +159,14 @@ class SeededNoise:
         Raises:
             PrivacyError: as ``grid``.
         """
+        return self.rounded(torch.zeros(shape, dtype=torch.float64), std)
+
+    def rounded(self, less: Tensor, std: float) -> Tensor:
+        """The next of them, with so many steps of the grid taken from each before it is
+        rounded."""
         step = grid(std)
-        drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64) * std
-        return (drawn / step).round() * step if step else drawn
+        drawn = torch.randn(less.shape, generator=self._generator, dtype=torch.float64) * std
+        return (drawn / step - less).round() * step if step else drawn
 
     def client_words(self, client: str) -> RandomWords:
         """The stream of one client in this release."""
@@ -172,7 +192,8 @@ def _random_words(count: int) -> NDArray[np.uint64]:
     return words
 
 
-def _decided(radius_word: int, angle_word: int, ratio: float) -> float:
+def _decided(radius_word: int, angle_word: int, ratio: float,
+             less: Decimal = Decimal(0)) -> float:
     """The multiple of the grid for one number: Box and Muller's formula from the 64 bits that are
     known of both uniforms and 192 further ones, to 90 digits.
 
@@ -180,10 +201,11 @@ def _decided(radius_word: int, angle_word: int, ratio: float) -> float:
         radius_word: leading 64 bits of the uniform behind the radius.
         angle_word: leading 64 bits of the uniform behind the angle.
         ratio: sigma over the step of the grid.
+        less: steps of the grid that are taken from it.
     """
     with localcontext(_PRECISE):
         radius = (-2 * _with_more_bits(radius_word).ln()).sqrt()
-        value = radius * _cosine(2 * _PI * _with_more_bits(angle_word)) * Decimal(ratio)
+        value = radius * _cosine(2 * _PI * _with_more_bits(angle_word)) * Decimal(ratio) - less
         return float(value.to_integral_value(ROUND_HALF_EVEN))
 
 

@@ -38,6 +38,10 @@ class NoiseSource(Protocol):
         """Independent N(0, std²) numbers, each rounded to the nearest multiple of ``step(std)``;
         float64, on the CPU."""
 
+    def rounded(self, less: Tensor, std: float) -> Tensor:
+        """As ``gaussian``, with ``less`` steps of the grid taken from each number before it is
+        rounded; each of them in [0, 1)."""
+
     def client_words(self, client: str) -> RandomWords:
         """The randomness of one client that adds noise of its own, under secure aggregation; of
         this release."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from aulait.core.cohort_turn import CohortTurn
 from aulait.core.errors import PrivacyError, require
 from aulait.privacy.accounting import (
     Event,
@@ -42,6 +43,7 @@ class ReleaseSchedule:
         bound: L2 bound of one unit's part, > 0; None where the proxies' updates will give it.
         sampling_rate: probability with which the unit takes part (Poisson); 1 is always.
         steps: noised mechanisms in one release.
+        cohorts: fixed ones that take turns, round by round; 1 is everybody in every round.
     """
 
     stage: str
@@ -51,6 +53,7 @@ class ReleaseSchedule:
     bound: float | None = None
     sampling_rate: float = 1.0
     steps: int = 1
+    cohorts: int = 1
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -62,10 +65,25 @@ class ReleaseSchedule:
         """The stage in whose rounds it is made."""
         return WITHIN.get(self.stage, self.stage)
 
-    def event(self, noise_multiplier: float) -> Event:
+    @property
+    def participations(self) -> int:
+        """Rounds in which one unit takes part at most."""
+        return math.ceil(self.rounds / self.cohorts)
+
+    def event(self, noise_multiplier: float, round: int = 1) -> Event:
         """One round as the accountant counts it."""
-        mechanism = find_mechanism(self.mechanism)
-        return mechanism.event(noise_multiplier, self.sampling_rate, self.steps)
+        found = find_mechanism(self.mechanism).event(noise_multiplier, self.sampling_rate,
+                                                     self.steps)
+        turn = CohortTurn.of_round(round, self.cohorts)
+        return found if turn is None else replace(found, turn=turn.number)
+
+    def all_events(self, noise_multiplier: float) -> Counter[Event]:
+        """All rounds as the accountant counts them."""
+        found: Counter[Event] = Counter()
+        for first in range(1, min(self.rounds, self.cohorts) + 1):
+            found[self.event(noise_multiplier, first)] += len(
+                range(first, self.rounds + 1, self.cohorts))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +107,7 @@ class PlannedRelease(ReleaseSchedule):
     @property
     def events(self) -> Counter[Event]:
         """All rounds as the accountant counts them."""
-        return Counter({self.event(self.noise_multiplier): self.rounds})
+        return self.all_events(self.noise_multiplier)
 
 
 @dataclass(frozen=True)
@@ -220,7 +238,7 @@ class PrivacyPlan:
             "relation": self.config.relation if same else line.relation, "unit": line.unit}
         expected: dict[str, object] = {
             "stage": release.stage, "round": round, "role": release.role,
-            "mechanism": release.mechanism, "event": release.event(release.noise_multiplier),
+            "mechanism": release.mechanism, "event": release.event(release.noise_multiplier, round),
             "delta": self.config.delta, "relation": self.config.relation,
             "unit": self.config.unit}
         if release.sensitivity is not None:
@@ -311,10 +329,11 @@ def _multipliers(config: PrivacyConfig, schedules: Sequence[ReleaseSchedule]) ->
         require(votes.sampling_rate == 1.0 and votes.steps == 1, PrivacyError,
                 "votes with sampling or several noised steps a round found, which is not "
                 "accounted; let every client vote")
-        split = split_budget(target, delta, votes.rounds, updates.rounds, config.vote_fraction)
+        split = split_budget(target, delta, votes.rounds, updates.participations,
+                             config.vote_fraction)
         if updates.sampling_rate == 1.0 and updates.steps == 1:
             return _scaled(split, schedules, target, delta)
-        paid = Counter({votes.event(split[0]): votes.rounds})
+        paid = votes.all_events(split[0])
         return [split[0], _calibrated(updates, target, delta, paid)]
     return [_calibrated(schedule, target, delta) for schedule in schedules]
 
@@ -343,10 +362,10 @@ def _searched_multipliers(config: PrivacyConfig,
     single = calibrate(target, delta, 1)
     found = {s.stage: single * math.sqrt(s.rounds / shares[s.stage]) for s in schedules
              if s.stage != "synthesis" or s is vote}
-    paid = sum((Counter({s.event(found[s.stage]): s.rounds}) for s in schedules
+    paid = sum((s.all_events(found[s.stage]) for s in schedules
                 if s.stage in found and s.stage != "train"), Counter[Event]())
     updates = next(s for s in schedules if s.stage == "train")
-    whole = paid + Counter({updates.event(found["train"]): updates.rounds})
+    whole = paid + updates.all_events(found["train"])
     if epsilon(whole, delta) > target:  # a mechanism that costs more than the Gaussian
         found["train"] = _calibrated(updates, target, delta, paid)
     return [found[s.stage] if s.stage in found else _calibrated(s, target, delta)
@@ -358,10 +377,9 @@ def _scaled(split: tuple[float, float], schedules: Sequence[ReleaseSchedule], ta
     """The multipliers of votes and updates, both by one factor larger where their mechanisms cost
     more than Gaussians."""
     def events(factor: float) -> Counter[Event]:
-        found: Counter[Event] = Counter()
-        for schedule, multiplier in zip(schedules, split, strict=True):
-            found[schedule.event(factor * multiplier)] += schedule.rounds
-        return found
+        return sum((schedule.all_events(factor * multiplier)
+                    for schedule, multiplier in zip(schedules, split, strict=True)),
+                   Counter[Event]())
 
     if epsilon(events(1.0), delta) <= target:
         return list(split)
@@ -384,9 +402,10 @@ def _calibrated(schedule: ReleaseSchedule, target: float, delta: float,
         PrivacyError: no noise is enough.
     """
     def events(multiplier: float) -> Counter[Event]:
-        return Counter({schedule.event(multiplier): schedule.rounds}) + (paid or Counter())
+        return schedule.all_events(multiplier) + (paid or Counter())
 
-    gaussian = calibrate(target, delta, schedule.rounds * schedule.steps, schedule.sampling_rate)
+    gaussian = calibrate(target, delta, schedule.participations * schedule.steps,
+                         schedule.sampling_rate)
     if epsilon(events(gaussian), delta) <= target:
         return gaussian
     # Something is paid elsewhere, or the mechanism costs more than the Gaussian of its multiplier.

@@ -20,10 +20,12 @@ from aulait.reporting.guarantee import Bounds
 from aulait.reporting.markup import PageTable, rendered
 from aulait.reporting.privacy import trust_table
 from aulait.reporting.values import value_at, words
-from aulait.runfolder.schema import LedgerEntry, SelectionFile
+from aulait.runfolder.schema import LedgerEntry, SamplingEntry, SelectionFile
 
 MECHANISMS = {
     ("client", "gaussian"): "Gaussian noise on the sum over clients, at the coordinator",
+    ("client", "banded"): "Gaussian noise on the sum over clients, at the coordinator, which takes "
+                          "away a part of that of earlier rounds",
     ("client", "distributed-gaussian"): "discrete Gaussian noise, a part from every client, on the "
                                         "sum that secure aggregation shows",
     ("record", "gaussian-votes"): "Gaussian noise on each site's sum of clipped votes, at the site",
@@ -339,12 +341,11 @@ def release_table(run: RunFiles) -> PageTable:
         rows.append([
             _span(line.release or first, end.release or last), line.stage or "–",
             _span(line.round, end.round), line.role or "–",
-            MECHANISMS.get((unit, line.mechanism or ""), line.mechanism or "–")
+            MECHANISMS.get((unit, (line.mechanism or "").partition(":")[0]), line.mechanism or "–")
             + (f", {steps} steps each" if steps > 1 else ""),
             "by public updates" if line.sigma is None else numbers.significant(line.sigma),
             numbers.significant(line.noise_multiplier),
-            "everyone" if line.sampling.rate is None
-            else f"1 in {numbers.significant(1 / line.sampling.rate)}",
+            _sampling(line.sampling),
             _spent(end)])
     return PageTable(head, rows, words=(1, 3, 4, 7))
 
@@ -352,7 +353,16 @@ def release_table(run: RunFiles) -> PageTable:
 def _alike(line: LedgerEntry) -> tuple[object, ...]:
     """What two lines of one row have in common."""
     return (line.stage, line.role, line.mechanism, line.sensitivity, line.noise_multiplier,
-            line.sampling.kind, line.sampling.rate, line.steps_taken, line.unit)
+            line.sampling.kind, line.sampling.rate, line.sampling.cohorts, line.steps_taken,
+            line.unit)
+
+
+def _sampling(sampling: SamplingEntry) -> str:
+    """Who takes part, as a cell."""
+    if sampling.cohorts is not None:
+        return f"one of {numbers.count(sampling.cohorts)} cohorts in turn"
+    return ("everyone" if sampling.rate is None
+            else f"1 in {numbers.significant(1 / sampling.rate)}")
 
 
 def _span(first: float | None, last: float | None) -> str:

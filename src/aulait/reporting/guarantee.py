@@ -17,8 +17,8 @@ FALSE_ALARM: Final = 0.01
 
 NEARLY_ALWAYS: Final = 0.995
 _NORMAL: Final = NormalDist()
-_GAUSSIAN: Final = {("client", "gaussian"), ("record", "dp-sgd"), ("record", "gaussian-batch"),
-                    ("record", "gaussian-votes")}
+_GAUSSIAN: Final = {("client", "gaussian"), ("client", "banded"), ("record", "dp-sgd"),
+                    ("record", "gaussian-batch"), ("record", "gaussian-votes")}
 
 
 def detection(epsilon: float, delta: float, false_alarm: float = FALSE_ALARM) -> float:
@@ -140,16 +140,19 @@ def _mus(run: RunFiles) -> dict[str, float]:
     unreadable = any(remark.startswith("ledger.jsonl") for remark in run.remarks)
     if unreadable or run.selection is not None:
         return {}
-    squares: dict[str, float] = defaultdict(float)
+    squares: dict[str, dict[float | None, float]] = defaultdict(lambda: defaultdict(float))
     for line in run.ledger:
         multiplier = line.noise_multiplier or 0.0
         steps = line.steps_taken or 0.0
-        plain = (line.unit, line.mechanism) in _GAUSSIAN
+        family = (line.mechanism or "").partition(":")[0]
+        plain = (line.unit, family) in _GAUSSIAN
         if not plain or steps < 1 or not 1e-3 < multiplier < 1e6:
             return {}
         for role in (line.role or "").split("+"):
-            squares[role] += steps * multiplier**-2
-    return {role: math.sqrt(square) for role, square in squares.items()}
+            squares[role][line.sampling.turn] += steps * multiplier**-2
+    # of cohorts that take turns a client is in one
+    return {role: math.sqrt(found.pop(None, 0.0) + max(found.values(), default=0.0))
+            for role, found in squares.items()}
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:

@@ -423,6 +423,8 @@ class SamplingEntry(FileModel):
 
     kind: Words = None
     rate: Number = None
+    turn: Number = None
+    cohorts: Number = None
 
 
 class LedgerEntry(FileModel):

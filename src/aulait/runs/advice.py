@@ -19,6 +19,7 @@ from aulait.privacy.noise_ratio import REFUSED, WARNED, NoiseRatio, times
 from aulait.privacy.plan import PlannedRelease
 from aulait.reporting import numbers as n
 from aulait.runs import size_law
+from aulait.runs.noise_choices import noise_choices
 from aulait.runs.prepared import PreparedRun
 
 LARGEST_EPSILON: Final = 100.0  # beyond which an epsilon promises nothing
@@ -73,6 +74,8 @@ def advise(run: PreparedRun) -> Advice:
         hints.append(("unit", f"with privacy.unit = 'record' each record is protected instead of "
                               f"each client: at the same epsilon the noise is "
                               f"{times(alternative.ratio)} the signal; {alternative.outlook}"))
+    if (choices := noise_choices(run)) is not None:
+        hints.append(("noise", choices.in_words))
     if found.ratio > target:
         hints.append(("size", _size_in_words(run, found)))
     return Advice(_verdict(run, found), clients, enough,
@@ -95,7 +98,7 @@ def epsilon_needed(run: PreparedRun, found: NoiseRatio, target: float) -> float 
     for release in run.privacy.releases:
         if "local" in release.roles:
             multiplier = release.noise_multiplier * target / found.ratio
-            events[release.event(multiplier)] += release.rounds
+            events += release.all_events(multiplier)
     spent = epsilon(events, run.settings.privacy.delta or 0.0)
     return spent if spent <= LARGEST_EPSILON else None
 

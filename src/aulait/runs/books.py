@@ -66,7 +66,8 @@ def open_books(run: PreparedRun, ledger: Ledger) -> Books:
                         for k in range(MOST_PROXIES))
     train = PrivateAggregator(
         privacy, ledger, accountant, noise,
-        KnownSites(proxies, settings.federation.max_norm, begin_round),
+        KnownSites(proxies, settings.federation.max_norm, begin_round,
+                   settings.federation.robust_rule),
         run.privacy.record_mechanisms)
     votes, exact = train, settings.synthesis.votes == "exact"
     if exact and not privacy.off:

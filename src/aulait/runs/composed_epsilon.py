@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from aulait.core.errors import PrivacyError
 from aulait.core.files import JsonObject
-from aulait.privacy.accounting import Event, epsilon
+from aulait.privacy.accounting import Event, epsilon, of_worst_turn
 from aulait.privacy.mechanisms import find_mechanism
 from aulait.reporting.folder import RunFiles, read_run
 from aulait.reporting.grouping import largest_epsilon
@@ -110,16 +110,22 @@ def _data(run: RunFiles) -> str:
 
 def _shares(runs: Sequence[RunFiles]) -> list[Counter[Event]]:
     """What every unit has at most taken part in: the releases of its role where every run divides
-    the clients into roles the same way, or else all.
+    the clients into roles the same way, or else all. Cohorts that take turns are dealt anew in
+    every run, so the worst one of each run counts.
 
     Raises:
         PrivacyError: a line of a ledger is not sound.
     """
-    lines = [line for run in runs for line in run.ledger]
+    roles = {role for run in runs for line in run.ledger for role in _roles(line)}
     if len({repr(run.config.get("federation")) for run in runs}) > 1:
-        return [Counter(map(_event, lines))]
-    roles = {role for line in lines for role in _roles(line)}
-    return [Counter(_event(line) for line in lines if role in _roles(line)) for role in roles]
+        return [sum((_paid(run, roles) for run in runs), Counter[Event]())]
+    return [sum((_paid(run, {role}) for run in runs), Counter[Event]()) for role in roles]
+
+
+def _paid(run: RunFiles, roles: Collection[str]) -> Counter[Event]:
+    """What a run costs a unit that has at most these roles."""
+    return of_worst_turn(Counter(_event(line) for line in run.ledger
+                                 if {*roles} & {*_roles(line)}))
 
 
 def _roles(line: LedgerEntry) -> list[str]:
@@ -127,11 +133,13 @@ def _roles(line: LedgerEntry) -> list[str]:
 
 
 def _event(line: LedgerEntry) -> Event:
-    if line.noise_multiplier is None or (line.sampling.kind != "all" and not line.sampling.rate):
+    if line.noise_multiplier is None or (line.sampling.kind == "poisson"
+                                         and not line.sampling.rate):
         raise PrivacyError("a line of a ledger has no noise multiplier or rate; restore the file")
-    rate = 1.0 if line.sampling.kind == "all" else float(line.sampling.rate or 1.0)
+    rate = float(line.sampling.rate or 1.0) if line.sampling.kind == "poisson" else 1.0
     mechanism = find_mechanism(line.mechanism or "gaussian")
-    return mechanism.event(line.noise_multiplier, rate, int(line.steps_taken or 1))
+    found = mechanism.event(line.noise_multiplier, rate, int(line.steps_taken or 1))
+    return found if line.sampling.turn is None else replace(found, turn=int(line.sampling.turn))
 
 
 def _finite(value: float) -> float | None:

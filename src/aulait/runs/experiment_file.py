@@ -358,6 +358,9 @@ def settings_problems(settings: Settings) -> list[str]:
         problems.append(
             "privacy.relation = 'replace' with federation.sampling = 'poisson' is not accounted; "
             "use 'add-remove'")
+    problems += _check_robust(settings)
+    if private:
+        problems += _check_turns(settings)
     if settings.privacy.secure:
         problems += _check_secure(settings)
     problems += _check_deployed(settings) if settings.engine.deployed else [
@@ -381,6 +384,54 @@ def settings_problems(settings: Settings) -> list[str]:
             "synthesis.generate.kind = 'mask' needs synthesis.generate.filler, the id or path of a "
             "masked language model")
     return problems
+
+
+def _check_robust(settings: Settings) -> list[str]:
+    """Where no robust rule can stand for the mean, and who cannot be hostile."""
+    federation, privacy = settings.federation, settings.privacy
+    name = settings.algorithm["name"]
+    cases = [
+        (privacy.secure, "privacy.trust = 'secure', where nobody sees an update to judge it by: "
+         "clients clip what they send"),
+        (not privacy.off and not privacy.secure and privacy.unit == "client",
+         "privacy.unit = 'client', where no noise covers what it gives: privacy.clip bounds what "
+         "one client can do"),
+        (not settings.method.TRAITS.secure,
+         f"algorithm '{name}', which reads more of single updates than their sum"),
+        (settings.algorithm.get("weights") == "size",
+         "algorithm.weights = 'size', where a client says its own weight"),
+        (len({tier.rank or settings.adapter.rank for tier in federation.tier}) > 1,
+         "tiers of different ranks"),
+        (federation.preset is not None, "federation.preset, whose tiers differ in rank"),
+    ]
+    found = [f"federation.robust = '{federation.robust}' found with {text}; set robust = \"none\", "
+             "or change that" for wrong, text in cases if wrong and federation.robust != "none"]
+    if federation.hostile.share and settings.engine.deployed:
+        found.append(f"federation.hostile found with engine.name = '{settings.engine.name}', whose "
+                     "clients are real; remove it")
+    return found
+
+
+def _check_turns(settings: Settings) -> list[str]:
+    """What contradicts that cohorts take turns, and that noise remembers."""
+    privacy, turns = settings.privacy, settings.federation.sampling == "turns"
+    of_clients = privacy.unit == "client"
+    cases = [
+        (turns and of_clients and privacy.relation == "add-remove",
+         "privacy.relation = 'add-remove' found with federation.sampling = 'turns': who is in "
+         "which cohort is public, so a client that adds nothing stands in the place of another; "
+         "write relation = \"zero-out\""),
+        (turns and of_clients and settings.engine.deployed,
+         f"federation.sampling = 'turns' found with engine.name = '{settings.engine.name}', whose "
+         "sites count every round as one of theirs; use sampling = \"all\", or engine.name = "
+         "'inline'"),
+        (privacy.correlated and of_clients and not turns,
+         f"privacy.mechanism = 'banded' found with federation.sampling = "
+         f"'{settings.federation.sampling}', expected cohorts that take turns: with everybody in "
+         "every round correlated noise gains nothing; set federation.sampling = 'turns' and "
+         "federation.cohorts"),
+    ]
+    return [text for found, text in cases if found]
 
 
 def _check_secure(settings: Settings) -> list[str]:

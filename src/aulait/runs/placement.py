@@ -165,8 +165,8 @@ def _demand(facts: PlacementFacts, plan: Plan, tier: TierConfig) -> Demand:
         learns and synthesis.proxies in ("synthetic", "noise") and synthesis.selection != "random"
     )
     ranks = ranks_of(shapes, tier.attention_rank)
-    sampled, over = settings.federation.sampling != "all", 1 + settings.compute.over_selection
-    share = over * settings.federation.rate if sampled else 1.0
+    # only a sampled round asks more than it plans for
+    share = (1 + settings.compute.over_selection) * settings.federation.share
     crowd = sum(len(facts.members.get(other.name, ())) for other in settings.federation.tier
                 if other.placement in ("split", "auto"))
     return Demand(
@@ -196,7 +196,7 @@ def _travels(facts: PlacementFacts, shapes: Shapes,
     clients alike."""
     settings = facts.settings
     clients = sum(len(own) for own in facts.members.values())
-    part = settings.federation.rate if settings.federation.sampling != "all" else 1.0
+    part = settings.federation.share
     names = tuple(f"client-{k}" for k in range(max(1, round(part * clients))))
 
     @cache

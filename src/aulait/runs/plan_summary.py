@@ -20,6 +20,7 @@ from aulait.privacy.plan import PrivacyPlan
 from aulait.resources.capacity import EMBEDDER
 from aulait.runs import size_law
 from aulait.runs.advice import advise
+from aulait.runs.noise_choices import noise_choices
 from aulait.runs.prepared import PreparedRun
 from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.synthesis.private_evolution import vote_bytes
@@ -119,7 +120,6 @@ def _vote_costs(run: PreparedRun) -> VoteCosts:
 def _tier(run: PreparedRun, costs: RoundCosts, votes: VoteCosts,
           tier: TierConfig) -> JsonObject:
     """What one client of a tier does, sends and receives, and what that takes on its machine."""
-    federation, sampling = run.settings.federation, run.settings.federation.sampling
     own, sites = run.federation.tiers[tier.name], run.federation.sites.values()
     members = sorted(site.name for site in sites if site.plan.tier == tier.name)
     trains = bool(members) and own.plan.placement != "proxy"
@@ -127,7 +127,7 @@ def _tier(run: PreparedRun, costs: RoundCosts, votes: VoteCosts,
     up, down = _trained_bytes(run, costs, members) if trains else (0, 0)
     (vote_up, vote_down), (votes_up, votes_down) = (
         (votes.round, votes.run) if voting else ((0, 0), (0, 0)))
-    share = federation.rate if sampling != "all" else 1.0
+    share = run.settings.federation.share
     each = max(1, len(members) * run.settings.train.rounds)
     return {
         "name": tier.name,
@@ -237,11 +237,13 @@ def _noise(run: PreparedRun) -> JsonObject | None:
     found = size_law.noise_ratio(run)
     if found is None:
         return None
+    choices = noise_choices(run)
     return {"trained_numbers": found.numbers, "clients": found.clients, "mu": found.mu,
             "ratio": found.ratio,
             "affordable_numbers": found.affordable(run.settings.privacy.target_ratio),
             "target_ratio": run.settings.privacy.target_ratio,
-            "in_words": size_law.law_in_words(run)}
+            "in_words": size_law.law_in_words(run),
+            "choices": None if choices is None else choices.document()}
 
 
 def _protected(run: PreparedRun) -> JsonObject:

@@ -9,6 +9,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+from aulait.core.cohort_turn import CohortTurn
 from aulait.core.version import PACKAGE_VERSION
 from aulait.models.fingerprint import fingerprint
 from aulait.privacy.accounting import epsilon
@@ -83,7 +84,6 @@ def _privacy(plan: PrivacyPlan, run: PreparedRun) -> schema.PrivacyResult:
 def _lines(run: PreparedRun, release: PlannedRelease) -> list[schema.LedgerEntry]:
     """The lines that every round of a stage will write; the last one says what is then spent."""
     config = run.privacy.config
-    rate = release.sampling_rate
     planned = len(run.federation.voters if release.stage == "synthesis"
                   else run.federation.trainers)
     spent = _spent_after(run.privacy, release)
@@ -91,12 +91,21 @@ def _lines(run: PreparedRun, release: PlannedRelease) -> list[schema.LedgerEntry
         stage=release.stage, round=round, role=release.role, mechanism=release.mechanism,
         sensitivity=release.sensitivity, sigma=release.sigma,
         noise_multiplier=release.noise_multiplier, planned=planned, steps=release.steps,
-        sampling=schema.SamplingEntry(kind="all") if rate == 1.0
-        else schema.SamplingEntry(kind="poisson", rate=rate),
+        sampling=_sampling(release, round),
         **({"epsilon": schema.EpsilonByRole(**spent)} if round == release.rounds else {}),
         delta=config.delta, relation=config.relation, unit=config.unit,
         private=config.noise_seed is None,
     ) for round in range(1, release.rounds + 1)]
+
+
+def _sampling(release: PlannedRelease, round: int) -> schema.SamplingEntry:
+    """How a round's clients are drawn."""
+    turn = CohortTurn.of_round(round, release.cohorts)
+    if turn is not None:
+        return schema.SamplingEntry(kind="turns", turn=turn.number, cohorts=turn.cohorts)
+    if release.sampling_rate == 1.0:
+        return schema.SamplingEntry(kind="all")
+    return schema.SamplingEntry(kind="poisson", rate=release.sampling_rate)
 
 
 def _spent_after(plan: PrivacyPlan, last: PlannedRelease) -> dict[str, float]:

@@ -23,22 +23,35 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from aulait.core.cohort_turn import CohortTurn
+from aulait.core.factors import Trainable
 from aulait.core.files import JsonObject
-from aulait.core.types import ClientUpdate, Plan, Record, Site, VoteRequest
+from aulait.core.types import Adapter, ClientUpdate, Plan, Record, Site, VoteRequest
 from aulait.privacy.accounting import Accountant, epsilon
 from aulait.privacy.aggregator import KnownSites, PrivateAggregator, Release
 from aulait.privacy.audit_bounds import one_run_epsilon, proven_mu
+from aulait.privacy.banded import Banded
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
+from aulait.privacy.mechanisms import find_mechanism
 from aulait.privacy.noise import SystemNoise
 from aulait.privacy.plan import PlannedRelease
 from aulait.privacy.record_level import PRIVATE, VOTES, SiteNoise
 from aulait.privacy.secure.local_round import begin_round
 from aulait.synthesis.embedding import votes
 from aulait.synthesis.unit_votes import noised_votes
+from aulait.training.record_gradients import (
+    PrivateTraining,
+    batches,
+    clipped_units,
+    noised_steps,
+)
 
 TOGETHER: Final = 64  # canaries of one federation
 FULL, QUICK = 32_768, 4096
+STEPS: Final = "dp-sgd"
+# steps of DP-SGD in all federations of an audit, and the fewest federations whatever that takes
+_MOST_STEPS, _FEWEST = 60_000, 16
 # of the bound on epsilon, which is modest, and of that on mu, which is close to the truth
 CONFIDENCE, CONFIDENCE_MU = 0.99, 0.9999
 _RECORDS: Final = 4  # of a canary client, all of which vote alike
@@ -94,7 +107,7 @@ def audit(config: PrivacyConfig, release: PlannedRelease, canaries: int,
         note: told how many are done, of how many.
 
     Returns:
-        What was found; None where the noise is in steps of training, which need a model.
+        What was found; None where a site clips whole batches, which no unit is told from.
     """
     attack = _attack(config, release)
     if attack is None:
@@ -102,6 +115,9 @@ def audit(config: PrivacyConfig, release: PlannedRelease, canaries: int,
     scores: list[float] = []
     coins: list[bool] = []
     federations = max(1, (canaries // 64 if config.secure else canaries) // TOGETHER)
+    if release.mechanism == STEPS:
+        steps = release.rounds * release.steps
+        federations = min(federations, max(_FEWEST, _MOST_STEPS // steps))
     for done in range(federations):
         note(done, federations)
         there = [bool(_SECRET.getrandbits(1)) for _ in range(TOGETHER)]
@@ -109,7 +125,8 @@ def audit(config: PrivacyConfig, release: PlannedRelease, canaries: int,
         coins += there
     assert config.delta is not None  # a promise has one
     full = release.sampling_rate == 1.0
-    mu = math.sqrt(release.rounds * release.steps) / release.noise_multiplier if full else None
+    mu = (math.sqrt(release.participations * release.steps) / release.noise_multiplier if full
+          else None)
     middle = (mu or 0.0) / 2.0
     guessed = sum((score > middle) == coin for score, coin in zip(scores, coins, strict=True))
     return Audited(
@@ -124,6 +141,8 @@ def _attack(config: PrivacyConfig,
             release: PlannedRelease) -> Callable[[Sequence[bool]], Tensor] | None:
     """Coins of the canaries of one federation -> their scores over all rounds; standard normal for
     absent ones where everybody takes part."""
+    if release.mechanism == STEPS:
+        return lambda there: _steps_of_a_site(release, there)
     if config.unit == "record":
         return (lambda there: _votes_of_a_site(config, release, there)) if (
             release.mechanism == VOTES) else None
@@ -145,20 +164,25 @@ def _sums_over_clients(config: PrivacyConfig, release: PlannedRelease,
     accountant = Accountant(config.delta, dict.fromkeys(release.roles, math.inf))
     through = PrivateAggregator(told, Ledger(None), accountant, SystemNoise(),
                                 KnownSites(secure_sum=begin_round))
-    score = torch.zeros(len(there), dtype=torch.float64)
+    seen: list[Tensor] = []
     for round in range(1, release.rounds + 1):
-        drawn = [rate == 1.0 or _SECRET.random() < rate for _ in there]
+        turn = CohortTurn.of_round(round, release.cohorts)  # all canaries are of the first cohort
+        drawn = [(rate == 1.0 or _SECRET.random() < rate) and not (turn and turn.number)
+                 for _ in there]
         sent = [ClientUpdate(name, {"votes": vector})
                 for k, name in enumerate(names)
                 if drawn[k] and (vector := _sent(config, release, there[k], k, len(there)))
                 is not None]
         out = through.release(sent, Release(
             stage=release.stage, round=round, role=release.role, bound=bound, noise_multiplier=z,
-            planned=len(asked), template=template, sampling_rate=rate, clients=asked))
-        seen = out.total["votes"].double() / (
-            bound * (2.0 if config.relation == "replace" else 1.0))
-        score += _likelihood(seen + (0.5 if config.relation == "replace" else 0.0), z, rate)
-    return _standard(score, release)
+            planned=len(asked), template=template, sampling_rate=rate, clients=asked, turn=turn))
+        shown = out.total["votes"].double() / bound
+        if config.relation == "replace":
+            shown = shown / 2.0 + (0.0 if turn and turn.number else 0.5)
+        seen.append(shown)
+    if rate == 1.0:
+        return _matched(torch.stack(seen), release)
+    return sum((_likelihood(shown, z, rate) for shown in seen), torch.zeros(len(there)).double())
 
 
 def _sent(config: PrivacyConfig, release: PlannedRelease, there: bool, place: int,
@@ -184,15 +208,53 @@ def _axis(stage: str, place: int, count: int) -> Tensor:
 def _likelihood(seen: Tensor, z: float, rate: float) -> Tensor:
     """The log-likelihood ratio of N(1, z²) with this probability, else N(0, z²), to N(0, z²)."""
     ratio = (2.0 * seen - 1.0) / (2.0 * z * z)
-    return ratio if rate == 1.0 else torch.log1p(rate * torch.expm1(ratio.clamp(max=600.0)))
+    return torch.log1p(rate * torch.expm1(ratio.clamp(max=600.0)))
 
 
-def _standard(score: Tensor, release: PlannedRelease) -> Tensor:
-    """Of full participation the sum of what was seen, over the noise of all rounds."""
-    if release.sampling_rate < 1.0:
-        return score
-    z, rounds = release.noise_multiplier, release.rounds
-    return (score * z * z + rounds / 2.0) / (z * math.sqrt(rounds))
+def _matched(seen: Tensor, release: PlannedRelease) -> Tensor:
+    """Scores that are standard normal for absent canaries: what was seen, freed of what the noise
+    remembers, in the rounds where a present one shows, weighed by how much it shows.
+
+    Args:
+        seen: rounds × canaries; a present canary adds 1 in each round of the first cohort.
+        release: says what the noise remembers.
+    """
+    mechanism, rounds = find_mechanism(release.mechanism), release.rounds
+    weights: tuple[float, ...] = (1.0,)
+    length = 1.0
+    if isinstance(mechanism, Banded):
+        weights, length = mechanism.coefficients, mechanism.length
+    shows = torch.zeros(rounds, dtype=torch.float64)
+    shows[:: release.cohorts] = 1.0
+    fresh, pattern = torch.zeros_like(seen), torch.zeros_like(shows)
+    for back, weight in enumerate(weights[:rounds]):
+        fresh[back:] += weight * seen[: rounds - back]
+        pattern[back:] += weight * shows[: rounds - back]
+    scores: Tensor = pattern @ fresh / (release.noise_multiplier * length * pattern.norm())
+    return scores
+
+
+def _steps_of_a_site(release: PlannedRelease, there: Sequence[bool]) -> Tensor:
+    """Scores of canary units of one site, whose gradients, clipped and noised, every step of it
+    sums over a secret draw. In the place of an absent one stands a null one. Whoever sees the
+    factors after each step sees the noised sums."""
+    assert release.bound is not None
+    assert release.sigma is not None
+    count, rate, z = len(there), release.sampling_rate, release.noise_multiplier
+    work = PrivateTraining(
+        start=Adapter({}, 1.0), records=[Record(str(k), unit=str(k)) for k in range(count)],
+        trainable=Trainable.AB, steps=release.steps, batch=count, lr=1.0, mode="records",
+        clip=release.bound, sigma=release.sigma, seed=0, most=rate)
+    gradients = torch.diag(torch.tensor(there, dtype=torch.float64)) * (_LOUD * release.bound)
+    source, seen = SystemNoise(), []
+    for _ in range(release.rounds):
+        for batch in batches(work):
+            drawn = (gradients[int(unit[0].text)] for unit in batch)
+            seen.append(noised_steps(clipped_units(drawn, count, work), work, source)
+                        / release.bound)
+    if rate == 1.0:
+        return torch.stack(seen).sum(0) / (z * math.sqrt(len(seen)))
+    return torch.stack([_likelihood(shown, z, rate) for shown in seen]).sum(0)
 
 
 class _Axes:

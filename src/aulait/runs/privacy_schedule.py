@@ -40,7 +40,7 @@ def privacy_plan(
         if getattr(settings.method_config, "server", "") == "search":
             schedules.append(ReleaseSchedule(
                 stage=line_search.TAG, rounds=settings.train.rounds, role="local",
-                mechanism=settings.privacy.client_mechanism, bound=line_search.BOUND))
+                mechanism=settings.privacy.client_mechanism(), bound=line_search.BOUND))
     exact_roles = vote_role(settings, bool(trainers)).split("+") if voters and exact else ()
     return plan_privacy(settings.privacy, schedules, exact_roles)
 
@@ -70,7 +70,7 @@ def _voting(settings: Settings, trainers: bool) -> ReleaseSchedule:
     privacy = settings.privacy
     return ReleaseSchedule(
         stage="synthesis", rounds=settings.votings, role=vote_role(settings, trainers),
-        mechanism=record_level.VOTES if privacy.protects_records else privacy.client_mechanism,
+        mechanism=record_level.VOTES if privacy.protects_records else privacy.client_mechanism(),
         bound=vote_bound(settings))
 
 
@@ -79,9 +79,11 @@ def _training(settings: Settings, trainers: Sequence[Site]) -> ReleaseSchedule:
     privacy, federation = settings.privacy, settings.federation
     bound = None if privacy.clip == "proxies" else float(privacy.clip) * privacy.clip_scale
     rate = federation.rate if federation.sampling == "poisson" else 1.0
-    mechanism, steps = privacy.client_mechanism, 1
+    cohorts = federation.cohorts
+    mechanism, steps = privacy.client_mechanism(cohorts), 1
     if privacy.protects_records:  # every round counts for every unit, whoever is drawn
         asked = record_mechanism(settings.method, settings.method_config, privacy, trainers)
-        mechanism, rate, steps = asked.mechanism, asked.rate, asked.steps
+        mechanism, rate, steps, cohorts = asked.mechanism, asked.rate, asked.steps, 1
     return ReleaseSchedule(stage="train", rounds=settings.train.rounds, role="local",
-                           mechanism=mechanism, bound=bound, sampling_rate=rate, steps=steps)
+                           mechanism=mechanism, bound=bound, sampling_rate=rate, steps=steps,
+                           cohorts=cohorts)

@@ -18,7 +18,7 @@ from random import SystemRandom
 
 from aulait.core.errors import ConfigError, require
 from aulait.core.files import JsonObject
-from aulait.privacy.accounting import Event
+from aulait.privacy.accounting import Event, of_worst_turn
 from aulait.privacy.private_selection import RunCount, selection_epsilon
 from aulait.runfolder.naming import KEPT_RUN, SELECTION
 from aulait.runfolder.run_folder import RunFolder
@@ -115,8 +115,9 @@ def _costs(settings: Settings) -> list[Counter[Event]]:
             "votes without noise found, expected noise for a private selection; remove "
             "synthesis.votes = 'exact'")
     roles = {role for release in plan.releases for role in release.roles}
-    return [sum((release.events for release in plan.releases if role in release.roles),
-                Counter[Event]()) for role in sorted(roles)] or [Counter()]
+    return [of_worst_turn(sum((release.events for release in plan.releases
+                               if role in release.roles), Counter[Event]()))
+            for role in sorted(roles)] or [Counter()]
 
 
 def _best(arms: Sequence[tuple[Job, Settings]], engine: Engine, count: RunCount,

@@ -13,6 +13,8 @@ from aulait.methods.contract import noised_numbers
 from aulait.methods.shared.mixture import MixtureConfig
 from aulait.models import loading
 from aulait.models.loading import AdapterConfig
+from aulait.privacy.banded import Banded
+from aulait.privacy.mechanisms import find_mechanism
 from aulait.privacy.noise_ratio import REFUSED, WARNED, NoiseRatio, ratio_in_words
 from aulait.privacy.plan import PlannedRelease
 from aulait.privacy.secure.quorum import Quorum
@@ -38,7 +40,7 @@ def noise_ratio(run: PreparedRun, *, diluted: bool = True) -> NoiseRatio | None:
     settings, federation = run.settings, run.federation
     clients = (_averaging_sites(settings, federation, release)
                if settings.privacy.protects_records
-               else release.sampling_rate * len(federation.trainers))
+               else release.sampling_rate / release.cohorts * len(federation.trainers))
     numbers = noised_numbers(settings.method, settings.method_config, run.context,
                              settings.privacy.unit)
     if diluted:
@@ -48,9 +50,15 @@ def noise_ratio(run: PreparedRun, *, diluted: bool = True) -> NoiseRatio | None:
 
 
 def _whole_noise(settings: Settings, federation: Federation, release: PlannedRelease) -> float:
-    """The noise multiplier when all clients answer: under secure aggregation each adds its part,
-    and the fewest that may stay have enough."""
-    privacy, count = settings.privacy, len(federation.trainers)
+    """The noise multiplier of independent noise that would be as loud in the whole run, when all
+    clients answer: under secure aggregation each adds its part, and the fewest that may stay have
+    enough; correlated noise takes away its own."""
+    privacy = settings.privacy
+    count = round(len(federation.trainers) / release.cohorts)
+    mechanism = find_mechanism(release.mechanism)
+    if isinstance(mechanism, Banded):
+        return (release.noise_multiplier * mechanism.whole_run(release.rounds)
+                / math.sqrt(release.rounds))
     if not privacy.secure:
         return release.noise_multiplier
     honest = Quorum.of(count, privacy.dropouts, privacy.colluders).honest
@@ -64,8 +72,7 @@ def _averaging_sites(settings: Settings, federation: Federation,
     for site in federation.training_sites:
         count = len(units(site.train))
         expected.append(min(1.0, site.plan.batch / count, release.sampling_rate) * count)
-    rate = settings.federation.rate if settings.federation.sampling != "all" else 1.0
-    return averaging_sites(expected, rate)
+    return averaging_sites(expected, settings.federation.share)
 
 
 def averaging_sites(expected: Sequence[float], rate: float = 1.0) -> float:

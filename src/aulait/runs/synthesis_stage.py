@@ -22,6 +22,7 @@ from aulait.methods.contract import Ask, Server
 from aulait.models.loading import wearing
 from aulait.privacy.ledger_line import LedgerLine
 from aulait.runfolder.schema import SynthesisRound, SyntheticLine
+from aulait.runs.hostile_clients import hostile, poisoned
 from aulait.runs.prepared import PreparedRun
 from aulait.runs.privacy_schedule import vote_bound, vote_role
 from aulait.runs.proxies import proxy_count
@@ -103,7 +104,11 @@ class SynthesisStage:
     @cached_property
     def ask(self) -> Ask:
         """Gets votes from clients."""
-        return self._execution.engine.connect(self._run, self._run.federation.sites)
+        run = self._run
+        ask = self._execution.engine.connect(run, run.federation.sites)
+        config = run.settings.federation.hostile
+        bad = hostile(run.federation.voters, config, run.context.seeds)
+        return poisoned(ask, bad, config) if bad and config.attack != "label-flip" else ask
 
     def begin(self) -> EvolutionState | None:
         """The state of the checkpoint, or public texts as first candidates, or candidates from an

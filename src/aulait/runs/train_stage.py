@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from aulait.core.cohort import Cohort, everyone, fixed_sample, poisson_sample
+from aulait.core.cohort import Cohort, cohort_of_turn, everyone, fixed_sample, poisson_sample
+from aulait.core.cohort_turn import CohortTurn
 from aulait.core.errors import NobodyTrained
 from aulait.core.types import ClientRequest, ClientUpdate, Info, Site
 from aulait.methods.contract import Ask, Server, State
 from aulait.privacy.record_level import PRIVATE, SiteNoise
 from aulait.runfolder.schema import TrainRound
+from aulait.runs.hostile_clients import flipped, hostile, poisoned
 from aulait.runs.prepared import PreparedRun
 from aulait.runs.proxies import proxies, public_texts, scrambled, server_sites
 from aulait.runs.public_text import after_public_text
@@ -51,8 +54,14 @@ class TrainStage:
     @cached_property
     def ask(self) -> Ask:
         """Gets updates from clients and from the server's own sites."""
+        config = self._settings.federation.hostile
+        bad = hostile(self._run.federation.trainers, config, self._run.context.seeds)
         sites = {**self._run.federation.sites, **self._server_sites[0]}
+        if config.attack == "label-flip":
+            sites |= {name: flipped(sites[name]) for name in bad}
         ask = self._execution.engine.connect(self._run, sites)
+        if bad and config.attack != "label-flip":
+            ask = poisoned(ask, bad, config)
         if self._site_noise is not None:
             steps = {name: own.plan.steps for name, own in self._run.federation.sites.items()}
             ask = protected(ask, self._site_noise, steps)
@@ -198,6 +207,11 @@ def draw_cohort(run: PreparedRun, round: int, represented: Mapping[str, float],
     config, settings, seeds = run.settings.federation, run.settings, run.context.seeds
     names = run.federation.trainers
     drawn, planned, rate = everyone(names), len(names), 1.0
+    turn = CohortTurn.of_round(round, config.cohorts)
+    if turn is not None:
+        drawn = cohort_of_turn(names, turn, seeds)
+        # one number for all rounds, or else one would not take away the other's noise
+        planned = len(drawn) if settings.privacy.secure else math.ceil(config.share * len(names))
     if config.sampling == "poisson":
         drawn = poisson_sample(names, config.rate, seeds, round, secret=not settings.privacy.off)
         rate, planned = config.rate, max(1, round_half(config.rate * len(names))) if names else 0
@@ -206,14 +220,13 @@ def draw_cohort(run: PreparedRun, round: int, represented: Mapping[str, float],
         planned = max(1, round_half(config.rate * len(names))) if names else 0
         more = round_half(planned * (1 + settings.compute.over_selection))
         drawn = available = fixed_sample(available, min(more, len(available)), seeds, round)
-    # a proxied client would have been drawn as often
-    share = config.rate if config.sampling != "all" else 1.0
+    share = config.share  # a proxied client would have been drawn as often
     cohort = Cohort(
         round=round, local=available, planned=planned, sampling_rate=rate,
         proxies={name: share * clients for name, clients in represented.items()},
         noise_multiplier=run.privacy.noise_multiplier("train"),
         search_noise_multiplier=run.privacy.noise_multiplier("search"),
-        lr=learning_rate(settings.train, round), population=everyone(names))
+        lr=learning_rate(settings.train, round), population=everyone(names), turn=turn)
     return cohort, drawn
 
 

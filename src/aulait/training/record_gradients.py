@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -304,7 +304,27 @@ class _LiveFactors:
         """A float64 vector on the grid plus N(0, sigma²) on the grid; without noise the vector."""
         if self.work.sigma == 0:
             return total
-        return total + self.noise.gaussian(tuple(total.shape), self.work.sigma)
+        return noised_steps(total, self.work, self.noise)
+
+
+def clipped_units(vectors: Iterable[Tensor], numbers: int, work: PrivateTraining) -> Tensor:
+    """The exact sum of units' clipped gradients on the grid of the noise: one unit more moves it by
+    at most C.
+
+    Args:
+        vectors: a gradient of each unit, float64.
+        numbers: of each vector.
+        work: the bound and the noise.
+    """
+    total = torch.zeros(numbers, dtype=torch.float64)
+    for vector in vectors:
+        total += toward_zero(clip.clip_vector(vector, work.clip), grid(work.sigma))
+    return total
+
+
+def noised_steps(total: Tensor, work: PrivateTraining, noise: NoiseSource) -> Tensor:
+    """A step's sum, which lies on the grid, with its noise, which does too."""
+    return total + noise.gaussian(tuple(total.shape), work.sigma)
 
 
 class _RecordSteps:
@@ -335,17 +355,20 @@ class _RecordSteps:
         """The exact sum of the clipped gradients of these units, on the grid of the noise; losses
         of their records; tokens. One unit more moves the sum by at most C."""
         work = self._live.work
-        step = grid(work.sigma)
         stack = Stack.of([self._live.adapter], work.trainable_at(number),
                          self._learner.base.device)
-        total = torch.zeros(sum(leaf.numel() for leaf in stack.leaves), dtype=torch.float64)
+        numbers = sum(leaf.numel() for leaf in stack.leaves)
         losses: list[float] = []
-        tokens = 0
-        for unit in batch:
-            own = unit_gradient(self._learner, stack, unit, (work.seed, number))
-            total += toward_zero(clip.clip_vector(own.vector, work.clip), step)
-            losses, tokens = losses + own.losses, tokens + own.tokens
-        return total, losses, tokens
+        tokens: list[int] = []
+
+        def vectors() -> Iterator[Tensor]:  # one in memory at a time
+            for unit in batch:
+                own = unit_gradient(self._learner, stack, unit, (work.seed, number))
+                losses.extend(own.losses)
+                tokens.append(own.tokens)
+                yield own.vector
+
+        return clipped_units(vectors(), numbers, work), losses, sum(tokens)
 
 
 class _BatchStep:

@@ -359,7 +359,7 @@ def test_poisson_sampling_is_recorded_and_cheaper():
     ledger = Ledger(None)
     release(aggregator(ledger=ledger), [], sampling_rate=0.1)
     (line,) = ledger.lines
-    assert line.sampling.model_dump() == {"kind": "poisson", "rate": 0.1}
+    assert line.sampling.model_dump(exclude_none=True) == {"kind": "poisson", "rate": 0.1}
     assert 0 < line.epsilon["local"] < gaussian.epsilon_of([1.0], DELTA)
     with pytest.raises(PrivacyError, match="replace"):
         release(aggregator(relation="replace"), [], sampling_rate=0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from aulait.cli import app
 from aulait.core.errors import PrivacyError
 from aulait.core.types import ClientUpdate
+from aulait.engines.inline import InlineEngine
 from aulait.privacy import aggregator, clipping
 from aulait.privacy.accounting import Accountant
 from aulait.privacy.audit_bounds import proven_mu
@@ -22,9 +24,15 @@ from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.privacy.plan import PrivacyPlan, ReleaseSchedule, plan_privacy
 from aulait.privacy.secure import encoding
+from aulait.reporting.audit_page import BROKEN, AuditFigures, StageAttack, audit_page
+from aulait.runs import membership
 from aulait.runs.experiment_file import dump_settings
+from aulait.runs.loop import run
+from aulait.runs.membership import shared_spans, told_apart
+from aulait.runs.prepared import SharedCache
 from aulait.runs.privacy_audit import Audited, audit
 from aulait.synthesis import unit_votes
+from aulait.training import record_gradients
 
 CASES = {  # relation, trust, unit, mechanism, stage, bound, rate
     "sums": ("add-remove", "server", "client", "gaussian", "train", 0.5, 1.0),
@@ -137,3 +145,131 @@ def test_the_command_audits_an_experiment_file(tmp_path):
     done = told(str(file), "--set", "privacy={off=true}")
     assert done.exit_code == 2
     assert "nothing to audit" in done.output
+
+
+def of_steps(rate, epsilon=4.0, canaries=CANARIES):
+    config = PrivacyConfig(epsilon=epsilon, delta=1e-5, relation="zero-out", unit="record", clip=0.5)
+    plan = plan_privacy(config, [ReleaseSchedule(
+        stage="train", rounds=2, role="local", mechanism="dp-sgd", bound=0.5, sampling_rate=rate,
+        steps=3)])
+    return audit(config, plan.releases[0], canaries)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+def test_steps_of_a_site_hold_and_are_attacked_well(rate):
+    found = of_steps(rate)
+    assert found.holds
+    assert found.right > 0.6
+    if rate == 1.0:
+        assert found.proven_mu > 0.7 * found.claimed_mu
+
+
+def test_units_that_are_drawn_too_often_are_noticed(monkeypatch):
+    monkeypatch.setattr(record_gradients.PrivateTraining, "rate", 1.0)
+    assert not of_steps(0.3, epsilon=1.0).holds
+
+
+def test_units_gradients_that_are_not_clipped_are_noticed(monkeypatch):
+    monkeypatch.setattr(clipping, "clip_vector", lambda values, bound: values)
+    assert not of_steps(1.0).holds
+
+
+def test_noise_on_a_coarser_grid_than_the_sum_as_that_of_float32_is_is_noticed(monkeypatch):
+    """A sum of float32 with float32 noise: between the points of the coarser grid the last bits
+    show what was there; an attacker who asks where they lie is right too often."""
+    z, bound, rounds = 4.0, 1.0, 400
+    template = {"votes": torch.zeros(1)}
+    config = PrivacyConfig(noise_multiplier=z, delta=1e-5, relation="add-remove", clip=bound)
+
+    def proven() -> float:
+        scores, coins = [], []
+        for _ in range(rounds):
+            through = aggregator.PrivateAggregator(config, Ledger(None), Accountant(1e-5, {
+                "local": math.inf}), SystemNoise(), aggregator.KnownSites())
+            there = random.random() < 0.5
+            sent = [ClientUpdate("c", {"votes": torch.tensor([2.0**-18])})] if there else []
+            out = through.release(sent, aggregator.Release(
+                stage="train", round=1, role="local", bound=bound, noise_multiplier=z, planned=1,
+                template=template))
+            step = 2.0**-12  # where the broken noise lies
+            value = float(out.total["votes"].double())
+            scores.append(float(value / step != round(value / step)))
+            coins.append(there)
+        return proven_mu(scores, coins, (0.5,), 0.9999)
+
+    claimed = 1 / z
+    assert proven() <= claimed
+    monkeypatch.setattr(SystemNoise, "rounded", lambda self, less, std: (
+        torch.randn(less.shape, dtype=torch.float64) * std * 2**12).round() * 2.0**-12)
+    monkeypatch.setattr(SystemNoise, "gaussian", lambda self, shape, std: self.rounded(
+        torch.zeros(shape), std))
+    assert proven() > claimed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["sums", "votes", "votes of sites", "steps"])
+def test_the_power_of_the_audit(case, monkeypatch):
+    """Below the claim in 20 of 20 honest builds, above it in 19 of 20 with half the noise, and
+    without clipping."""
+    def holds() -> bool:
+        return of_steps(1.0).holds if case == "steps" else attacked(case).holds
+
+    assert sum(holds() for _ in range(20)) == 20
+    gaussian = SystemNoise.gaussian
+    with monkeypatch.context() as broken:
+        broken.setattr(SystemNoise, "gaussian",
+                       lambda self, shape, std: gaussian(self, shape, std) * 0.5)
+        assert sum(not holds() for _ in range(20)) >= 19
+    with monkeypatch.context() as broken:
+        module, name = ((unit_votes, "clipped_votes") if case == "votes of sites"
+                        else (clipping, "clip_vector"))
+        broken.setattr(module, name, lambda values, *rest: values.to(torch.float64))
+        assert sum(not holds() for _ in range(20)) >= 19
+
+
+def test_members_are_told_from_others_by_counting():
+    sure = told_apart("x", [3.0, 4.0, 5.0], [0.0, 1.0, 2.0])
+    assert (sure.area, sure.caught, sure.members, sure.others) == (1.0, 1.0, 3, 3)
+    even = told_apart("x", [1.0, 2.0], [1.0, 2.0])
+    assert (even.area, even.caught) == (0.5, 0.0)
+    rows = random.Random(3)
+    inside = [rows.gauss(1, 1) for _ in range(60)]
+    outside = [rows.gauss(0, 1) for _ in range(50)]
+    slow = sum((a > b) + 0.5 * (a == b) for a in inside for b in outside) / 3000
+    assert told_apart("x", inside, outside).area == pytest.approx(slow)
+    spans = membership._spans(["a b c d"])
+    assert shared_spans("A b c", spans) == 3.0
+    assert shared_spans("x y", spans) == 0.0
+
+
+def test_a_run_that_learnt_by_heart_is_found_out_and_the_page_says_so(tmp_path):
+    """Without privacy and with many steps the adapter knows its records."""
+    tiny_run.write_data(tmp_path)
+    own = tiny_run.settings(
+        tmp_path, run={"name": "by-heart"}, adapter={"rank": 8, "targets": "all-linear"},
+        federation={"tier": [{"name": "gpu", "placement": "local"}]},
+        train={"rounds": 2, "steps": 12, "batch": 2, "lr": 3e-2})
+    run(own, tmp_path / "run", InlineEngine(), cache=SharedCache())
+    done = told(str(tmp_path / "run"), "--members", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    beside = {attack["what"]: attack for attack in found["members"]}["the final adapter, beside "
+                                                                      "the base"]
+    assert beside["area"] > 0.75
+    page = (tmp_path / "run" / "audit.html").read_text(encoding="utf-8")
+    assert "Guessing at real records" in page
+    assert "not for release" in page
+
+
+def test_the_page_says_bound_claim_and_success_in_words():
+    holds = StageAttack("train", "gaussian", 6, 4096, 0.79, 3.1, 8.0, 1.5, 1.66, True)
+    figures = AuditFigures("run", "client", 1e-5, (0.99, 0.9999), [holds], ["search"])
+    page = audit_page(figures)
+    assert "the attacker was right about 79.0" in page
+    assert "and the claim allows 79.7" in page
+    assert "BROKEN" not in page
+    assert BROKEN not in page
+    broken = audit_page(replace(figures, stages=[replace(holds, right=0.95, proven_mu=3.0,
+                                                         holds=False)]))
+    assert BROKEN in broken
+    assert "but the claim allows" in broken

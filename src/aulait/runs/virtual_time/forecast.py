@@ -60,7 +60,7 @@ def rough_seconds(run: PreparedRun, machine: Profile) -> float:
     """
     settings, federation = run.settings, run.federation
     dtype, rounds = settings.model.dtype, settings.train.rounds
-    share = settings.federation.rate if settings.federation.sampling != "all" else 1.0
+    share = settings.federation.share
     asked: dict[str, float] = {}
     for site in federation.training_sites:
         asked[site.plan.tier] = asked.get(site.plan.tier, 0.0) + share
@@ -89,9 +89,8 @@ def rough_seconds(run: PreparedRun, machine: Profile) -> float:
 def training_steps(run: PreparedRun) -> Iterator[tuple[Cost, float]]:
     """(cost, how often in a round) of the steps over the base in a round, as the trainer groups
     them."""
-    federation, trainers = run.settings.federation, run.federation.training_sites
-    if federation.sampling != "all":
-        trainers = trainers[:: max(1, round(1 / federation.rate))]
+    trainers = run.federation.training_sites
+    trainers = trainers[:: max(1, round(1 / run.settings.federation.share))]
     for first in range(0, len(trainers), AT_ONCE):
         yield from _passes(run, trainers[first : first + AT_ONCE])
     costs = RoundCosts.of(run)
