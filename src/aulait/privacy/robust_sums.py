@@ -100,8 +100,8 @@ def _geometric_median(updates_KD: Tensor) -> Tensor:
 
 def _norm_bound(updates_KD: Tensor) -> Tensor:
     length_K = updates_KD.norm(dim=1)
-    bound = _median(length_K[:, None])[0]
-    return (updates_KD * (bound / length_K.clamp(min=1e-300)).clamp(max=1.0)[:, None]).mean(0)
+    factor_K: Tensor = (_median(length_K[:, None]) / length_K.clamp(min=1e-300)).clamp(max=1.0)
+    return (updates_KD * factor_K[:, None]).mean(0)
 
 
 @dataclass
