@@ -27,7 +27,7 @@ from aulait.core.types import ClientUpdate, ReleasedSum, Tensors
 from aulait.privacy.clipping import ClippedSum, clip
 
 RuleName = Literal["median", "trimmed-mean", "geometric-median", "krum", "norm-bound"]
-_STEPS: Final = 200  # of the geometric median
+_STEPS: Final = 1000  # of the geometric median
 _NEAR: Final = 1e-9  # of the spread of the updates: where its steps end
 
 

@@ -45,7 +45,7 @@ def test_every_rule_is_what_it_says(rule, data):
         def far(at):
             return sum(math.dist(own, at) for own in updates)
 
-        assert far(found) <= far(oracle.mean_like(rule, updates, hostile_share)) + 1e-4
+        assert far(found) <= 1.001 * far(oracle.mean_like(rule, updates, hostile_share)) + 1e-6
         return
     if rule == "krum" and clients > 1:  # of equal scores any
         tried = [oracle.mean_like(rule, updates[k:] + updates[:k], hostile_share)
