@@ -388,28 +388,39 @@ def settings_problems(settings: Settings) -> list[str]:
 
 def _check_robust(settings: Settings) -> list[str]:
     """Where no robust rule can stand for the mean, and who cannot be hostile."""
+    federation = settings.federation
+    found = [] if federation.robust == "none" else [
+        f"federation.robust = '{federation.robust}' found with {text}; set robust = \"none\", or "
+        "change that" for text in _against_robust(settings)]
+    if federation.hostile.share and settings.engine.deployed:
+        found.append(f"federation.hostile found with engine.name = '{settings.engine.name}', whose "
+                     "clients are real; remove it")
+    return found
+
+
+def _against_robust(settings: Settings) -> list[str]:
+    """What a rule in the place of the mean cannot be had with."""
     federation, privacy = settings.federation, settings.privacy
-    name = settings.algorithm["name"]
+    try:
+        method, name = settings.method, settings.algorithm["name"]
+        weights = str(getattr(settings.method_config, "weights", "uniform"))
+    except (ConfigError, ValidationError):  # told by the checks of the method
+        return []
     cases = [
         (privacy.secure, "privacy.trust = 'secure', where nobody sees an update to judge it by: "
          "clients clip what they send"),
         (not privacy.off and not privacy.secure and privacy.unit == "client",
          "privacy.unit = 'client', where no noise covers what it gives: privacy.clip bounds what "
          "one client can do"),
-        (not settings.method.TRAITS.secure,
+        (not method.TRAITS.secure,
          f"algorithm '{name}', which reads more of single updates than their sum"),
-        (settings.algorithm.get("weights") == "size",
+        (weights == "size",
          "algorithm.weights = 'size', where a client says its own weight"),
         (len({tier.rank or settings.adapter.rank for tier in federation.tier}) > 1,
          "tiers of different ranks"),
         (federation.preset is not None, "federation.preset, whose tiers differ in rank"),
     ]
-    found = [f"federation.robust = '{federation.robust}' found with {text}; set robust = \"none\", "
-             "or change that" for wrong, text in cases if wrong and federation.robust != "none"]
-    if federation.hostile.share and settings.engine.deployed:
-        found.append(f"federation.hostile found with engine.name = '{settings.engine.name}', whose "
-                     "clients are real; remove it")
-    return found
+    return [text for wrong, text in cases if wrong]
 
 
 def _check_turns(settings: Settings) -> list[str]:
