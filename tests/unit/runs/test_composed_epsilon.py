@@ -36,7 +36,7 @@ def test_runs_on_the_same_data_are_composed_not_added(tmp_path, runs):
     assert cost.epsilon == pytest.approx(together, rel=1e-6)
     assert cost.largest == pytest.approx(one, rel=1e-3)
     assert one * math.sqrt(runs) < cost.epsilon
-    assert f"these {runs} runs" in cost.sentence
+    assert f"these {runs} private runs" in cost.sentence
     assert f"epsilon {together:.4g}" in cost.sentence
     assert "held-out texts" in cost.sentence
 
