@@ -512,6 +512,9 @@ def test_demo_settings_keep_what_the_page_promises(monkeypatch):
         assert settings.privacy.delta is not None
         assert settings.privacy.delta < 1 / clients
         assert [tier.placement for tier in settings.federation.tier] == ["local", "proxy"]
+    shown = experiment_file.read_settings(Path(str(files("aulait") / "cli" / "demo.toml")))
+    assert (shown.synthesis.source, shown.algorithm["name"]) == ("retrieve", "cores")
+    assert shown.adapter.auto == ("rank", "layers")
 
 
 def test_help_is_instant_and_loads_no_arithmetic():
