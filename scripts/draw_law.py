@@ -21,8 +21,8 @@ NUMBERS = ROOT / "results" / "law-of-size.json"
 FIGURE = ROOT / "docs" / "figures" / "law-of-size.svg"
 COLORS = ("#4f9bd9", "#e07a3f", "#5aa469", "#a06cc9", "#c2566b", "#b59a3c")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 64, 190, 44, 52
-LEAST, MOST = 0.05, 5.0  # ratios that the axis shows
-LOW, HIGH = -0.6, 1.4  # shares of the gain that it shows; what lies beyond stands at the edge
+LEAST, MOST = 0.1, 12.0  # ratios that the axis shows
+LOW, HIGH = -0.6, 1.2  # shares of the gain that it shows; what lies below is a triangle
 
 Row = dict[str, str | float]
 
@@ -70,18 +70,30 @@ def drawn(rows: Sequence[Row]) -> str:
     for row in rows:
         told = (f"{row['data']}, {row['arm']}: ratio {row['ratio']:.2f}, "
                 f"kept {row['kept']:.0%}")
-        parts.append(f'<circle cx="{_x(float(row["ratio"])):.1f}" '
-                     f'cy="{_y(float(row["kept"])):.1f}" r="5" fill="{color[str(row["data"])]}" '
-                     f'fill-opacity="0.75"><title>{escape(told)}</title></circle>')
+        parts.append(_mark(_x(float(row["ratio"])), float(row["kept"]),
+                           color[str(row["data"])], told))
     for place, name in enumerate(names):
         y = TOP + 12 + 20 * place
         parts.append(f'<circle cx="{WIDTH - RIGHT + 18}" cy="{y}" r="5" fill="{color[name]}"/>'
                      f'<text x="{WIDTH - RIGHT + 30}" y="{y + 4}">{escape(name)}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT + 12}" y="{HEIGHT - BOTTOM - 6}">'
+                 'below: far above the base</text>')
     title = "What privacy leaves of the gain, against the noise beside the signal"
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
             f'aria-label="{escape(title)}" font-family="sans-serif" font-size="12" fill="#7a8490">'
             f'<text x="{LEFT}" y="22" font-size="14" font-weight="bold">{escape(title)}</text>'
             f'{"".join(parts)}</svg>\n')
+
+
+def _mark(x: float, kept: float, color: str, told: str) -> str:
+    """A circle; what ends below the picture is a triangle that points there."""
+    y = _y(kept)
+    title = f"<title>{escape(told)}</title>"
+    if kept >= LOW:
+        return (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{color}" fill-opacity="0.75">'
+                f'{title}</circle>')
+    corners = f"{x - 6:.1f},{y - 11:.1f} {x + 6:.1f},{y - 11:.1f} {x:.1f},{y - 1:.1f}"
+    return f'<polygon points="{corners}" fill="{color}" fill-opacity="0.75">{title}</polygon>'
 
 
 def _axes() -> str:
@@ -91,7 +103,7 @@ def _axes() -> str:
         lines.append(f'<line x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}" '
                      f'stroke="#9aa5b1" stroke-opacity="{0.9 if kept == 0 else 0.35}"/>'
                      f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{kept:.0%}</text>')
-    for ratio in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0):
+    for ratio in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0):
         x = _x(ratio)
         lines.append(f'<line x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{HEIGHT - BOTTOM}" '
                      f'stroke="#9aa5b1" stroke-opacity="{0.9 if ratio == 1 else 0.25}"/>'

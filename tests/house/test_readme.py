@@ -56,12 +56,46 @@ def test_no_empty_rooms():
     assert not empty
 
 
+def script(name):
+    """A script of ours as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
 def test_the_figure_is_drawn_from_the_numbers_in_results():
     """python scripts/draw_two_stages.py writes it again."""
-    path = ROOT / "scripts" / "draw_two_stages.py"
-    spec = importlib.util.spec_from_file_location("draw_two_stages", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    rows = json.loads(script.NUMBERS.read_text("utf-8"))["rows"]
-    assert script.FIGURE.read_text("utf-8") == script.drawn(script.gains(rows))
-    assert f"]({script.FIGURE.relative_to(ROOT)})" in README
+    drawing = script("draw_two_stages")
+    rows = json.loads(drawing.NUMBERS.read_text("utf-8"))["rows"]
+    assert drawing.FIGURE.read_text("utf-8") == drawing.drawn(drawing.gains(rows))
+    assert f"]({drawing.FIGURE.relative_to(ROOT)})" in README
+
+
+def test_the_laws_figure_is_drawn_from_the_numbers_in_results():
+    """python scripts/draw_law.py writes it again."""
+    drawing = script("draw_law")
+    rows = json.loads(drawing.NUMBERS.read_text("utf-8"))["rows"]
+    assert drawing.FIGURE.read_text("utf-8") == drawing.drawn(rows)
+    assert f"](figures/{drawing.FIGURE.name})" in (ROOT / "docs" / "privacy.md").read_text("utf-8")
+    for row in rows:
+        assert row["kept"] == row["gain"] / row["gain_without_privacy"]
+
+
+def test_the_law_pairs_private_runs_with_those_without_privacy(tmp_path):
+    drawing = script("draw_law")
+
+    def write(arm, off, loss, seed=0, base=6.0):
+        folder = tmp_path / f"{arm} {seed}".replace(" ", "-")
+        folder.mkdir()
+        noise = None if off else {"trained_numbers": 42, "clients": 9.0, "ratio": 0.43}
+        (folder / "result.json").write_text(json.dumps({
+            "name": "notes", "arm": arm, "seed": seed, "base_eval": {"loss": base}, "eval": {"loss": loss},
+            "privacy": {"off": off, "noise": noise, "epsilon": {"max": None if off else 8.0}}}))
+
+    write("inf rank 1", True, 5.0)
+    write("8 rank 1", False, 5.25)
+    write("8 rank 2", False, 5.0)  # nobody to compare with
+    write("8 rank 1", False, 5.5, seed=1)
+    (row,) = drawing.gathered([tmp_path])
+    assert (row["arm"], row["kept"], row["ratio"]) == ("8 rank 1", 0.75, 0.43)

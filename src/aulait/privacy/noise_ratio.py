@@ -9,8 +9,9 @@ mean has norm z C sqrt(d) / n. Over T rounds the signal adds up like T and the n
 
 whatever T is, where mu is that of Gaussian differential privacy for the whole run. So d, the
 numbers under noise, is what a few clients can choose. Clients never agree wholly, so this is the
-least that the ratio can be; where it is above 1 hardly anything is learnt, and far below 1 nearly
-all of what is learnt without noise (docs/privacy.md has the figure).
+least that the ratio can be. Far below 1 nearly all is kept of what is learnt without noise; above 1
+hardly anything is learnt, and steps of a usual length end far above the base (docs/privacy.md has
+the figure).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-WARNED: Final = 1.0  # the ratio from which a run hardly learns
+WARNED: Final = 1.0  # the ratio from which a run hardly learns and may do harm
 REFUSED: Final = 5.0  # the ratio from which a run is not begun unless that is said aloud
 NUMBERS_AT_LEAST: Final = 1
 
@@ -61,7 +62,7 @@ class NoiseRatio:
         if self.ratio > REFUSED:
             return "it will not learn"
         if self.ratio > WARNED:
-            return "it will hardly learn"
+            return "it will hardly learn and may do harm"
         return "it can learn" if self.ratio <= 0.6 else "it will learn part of what it could"
 
 

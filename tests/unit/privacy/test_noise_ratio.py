@@ -48,6 +48,6 @@ def test_nine_institutions_in_words():
 
 def test_the_outlook_follows_the_ratio():
     found = [NoiseRatio(round((ratio * 10) ** 2), 10, 1.0, 1).outlook for ratio in (0.3, 0.8, 2.0, 6.0)]
-    assert found == ["it can learn", "it will learn part of what it could", "it will hardly learn", "it will not learn"]
+    assert found == ["it can learn", "it will learn part of what it could", "it will hardly learn and may do harm", "it will not learn"]
     assert WARNED < 2.0 < REFUSED < 6.0
     assert [times(ratio) for ratio in (0.412, 7.04, 10.2, 1234.5)] == ["0.41 times", "7 times", "10 times", "1,234 times"]

@@ -56,7 +56,7 @@ def test_so_many_clients_bring_the_noise_to_the_target(places):
 
 
 def test_the_verdict_follows_the_law(places):
-    for epsilon, said in ((0.5, "It will not learn"), (8.0, "It will hardly learn"), (90.0, "It can learn")):
+    for epsilon, said in ((0.5, "It will not learn"), (8.0, "It will hardly learn and may do harm"), (90.0, "It can learn")):
         run = prepared(places, privacy={"epsilon": epsilon, "noise_acknowledged": True})
         assert advice.advise(run).verdict.startswith(said)
     assert "aulait run refuses it" in advice.advise(prepared(places, privacy={"epsilon": 0.5, "noise_acknowledged": False})).verdict
