@@ -6,7 +6,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    addmm_flop,
+    baddbmm_flop,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -20,9 +26,17 @@ def _backward(grad, query, key, value, *args, out_shape=None, **extra) -> int:
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
+def _added(into, left, right, *args, out_shape=None, **extra) -> int:
+    """Of a product that is added in place, which torch does not count."""
+    return (addmm_flop if len(left) == 2 else baddbmm_flop)(into, left, right)
+
+
+IN_PLACE = {torch.ops.aten.addmm_: _added, torch.ops.aten.baddbmm_: _added}
+
+
 def executed(work: Callable[[], object]) -> int:
     """FLOP of all products that the work runs; the processor's fused attention, which torch does not know, included."""
-    with FlopCounterMode(display=False, custom_mapping={FORWARD: _forward, BACKWARD: _backward}) as counter:
+    with FlopCounterMode(display=False, custom_mapping={FORWARD: _forward, BACKWARD: _backward, **IN_PLACE}) as counter:
         work()
     return counter.get_total_flops()
 

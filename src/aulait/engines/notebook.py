@@ -30,7 +30,8 @@ class NotebookProgress:
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
         """Told by the run: ``done`` of ``total`` rounds of a stage are finished."""
         line = f"{STAGES.get(stage, stage)} {done}/{total}"
-        screen = sys.modules.get("IPython.display") if "ipykernel" in sys.modules else None
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+        screen = sys.modules.get("IPython.display") if hasattr(shell, "kernel") else None
         if screen is None:  # no kernel of Jupyter runs this
             if line != self._last:
                 print(f"{line} {note}".rstrip())

@@ -121,7 +121,7 @@ def loss_time(run: RunFiles) -> Chart | None:
     seconds = [s / scale for _, s, _ in points]
     bands = [ChartBand(first / scale, last / scale, "synthesis", upright=True)
              for first, last in _synthesis_times(run)]
-    line = replace(chart.lines[0], x=seconds,
+    line = replace(chart.lines[0], x=seconds, y=[loss for _, _, loss in points],
                    tips=[f"{numbers.significant(s)} {unit}, round {numbers.count(r)}: "
                          f"{numbers.loss(loss)}"
                          for s, (r, _, loss) in zip(seconds, points, strict=True)])
