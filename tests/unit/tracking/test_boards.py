@@ -23,6 +23,12 @@ LINES = [{"stage": "synthesis", "round": 1, "wall_s": 1.5, "epsilon": {"proxy": 
          {"stage": "train", "round": 2, "wall_s": 2.5, "epsilon": {"proxy": 3.0}, "eval": {"loss": 3.25}}]
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """MLflow puts artifacts beside where the process stands."""
+    monkeypatch.chdir(tmp_path)
+
+
 def board(run):
     """tag -> [(step, value)] as TensorBoard itself reads the folder."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed")
