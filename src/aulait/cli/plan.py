@@ -280,14 +280,15 @@ def _print_privacy(found: Document) -> None:
         right=(1,),
     )
     terminal.say()
+    adaptive = privacy["adaptive_clip"]
+    unknown = "noise multiplier × " + (
+        "bound of an update with its answer" if adaptive else "median norm of the proxies' updates")
     rows = [
         (
             r["stage"],
             r["releases"],
             n.significant(r["noise_multiplier"], 4),
-            n.significant(r["sigma"], 4)
-            if r["sigma"] is not None
-            else "noise multiplier × median norm of the proxies' updates",
+            unknown if r["sigma"] is None else n.significant(r["sigma"], 4),
         )
         for r in found["releases"]
     ]
@@ -298,3 +299,6 @@ def _print_privacy(found: Document) -> None:
         right=(1, 2),
     )
     terminal.say()
+    if adaptive:
+        terminal.fact("clip bound", adaptive["in_words"])
+        terminal.say()

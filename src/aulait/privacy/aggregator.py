@@ -21,6 +21,7 @@ from aulait.core.cohort_turn import CohortTurn
 from aulait.core.errors import PrivacyError, require
 from aulait.core.types import ClientRequest, ClientUpdate, ReleasedSum, Tensors
 from aulait.privacy.accounting import Accountant, Event
+from aulait.privacy.adaptive_sum import joint_template, parted, with_answer
 from aulait.privacy.banded import Banded
 from aulait.privacy.clipping import ClippedSum
 from aulait.privacy.config import PrivacyConfig
@@ -34,11 +35,19 @@ from aulait.privacy.robust_sums import RobustRule, RobustSum
 from aulait.privacy.sealed import Seal, SealedUpdate, forgotten_after
 from aulait.privacy.secure.quorum import Quorum
 from aulait.privacy.secure.summation import BeginSecureSum, SecureSumRequest
-from aulait.privacy.update_checks import ExpectedShapes, Rejections, UpdateChecks, unsplit
+from aulait.privacy.update_checks import (
+    Alike,
+    ExpectedShapes,
+    Rejections,
+    UpdateChecks,
+    unsplit,
+)
 
 LARGEST_NORM = 1e4
 # what is remembered beside a mechanism's own names: the release and the round that left it
 _LINE, _ROUND = "aulait.release", "aulait.round"
+# beside the stages: the bound of the next round where it follows the norms, which is public
+_CLIP, _BOUND = "clip", "bound"
 
 Transform = Callable[[ClientUpdate], Tensors]
 Weights = Literal["uniform", "size"]
@@ -147,7 +156,8 @@ class PrivateAggregator:
 
     Attributes:
         noise_state: stage -> what the mechanism remembers of its noise in that stage, by name; as
-            secret as the noise.
+            secret as the noise. Under "clip": the bound that updates are clipped to next, where it
+            follows their norms.
 
     Raises:
         PrivacyError: the parts together do not keep the promise.
@@ -183,6 +193,15 @@ class PrivateAggregator:
     def protects_clients(self) -> bool:
         """Whether it is private who took part, because the unit is the client."""
         return self.private and self.config.unit == "client"
+
+    @property
+    def adaptive_bound(self) -> float | None:
+        """The bound of the next release of training, where it follows the norms of updates; None
+        where it does not. It is public."""
+        rule = self.config.adaptive
+        if rule is None:
+            return None
+        return float(self.noise_state.get(_CLIP, {}).get(_BOUND, rule.start))
 
     def sealing(
         self, ask: Callable[[Sequence[ClientRequest]], Iterable[ClientUpdate]], planned: bool
@@ -251,6 +270,9 @@ class PrivateAggregator:
         be weighed by the sites' public sizes, and who was counted and rejected may be told. Their
         diagnostics carry no noise and are dropped.
 
+        Where the bound follows the norms of updates, ``adaptive_bound`` takes the place of the
+        release's in training, and moves.
+
         Args:
             updates: sensitive; with the unit "record" an iterator that asks the sites when it is
                 read, for no less noise, no more steps and no more frequent sampling than charged.
@@ -274,6 +296,25 @@ class PrivateAggregator:
         _check_bound(release)
         if transform is not None and not self.config.off:
             transform = forgotten_after(transform)
+        rule, bound = self.config.adaptive, self.adaptive_bound
+        if rule is None or bound is None or release.stage != "train":
+            return self._released(updates, release, weights, expected_shapes, transform)
+        joint = replace(release, bound=rule.joint_bound(bound),
+                        template=joint_template(release.template))
+        released = self._released(
+            updates, joint, weights,
+            Alike(release.template) if expected_shapes is None else expected_shapes,
+            with_answer(rule, bound, transform))
+        total, answers = parted(released.total)
+        following = rule.next_bound(bound, rule.within(answers, bound, release.planned))
+        self.noise_state[_CLIP] = {_BOUND: torch.tensor(following, dtype=torch.float64)}
+        return replace(released, total=total)
+
+    def _released(
+        self, updates: Iterable[ClientUpdate], release: Release, weights: Weights,
+        expected_shapes: ExpectedShapes | None, transform: Transform | None,
+    ) -> ReleasedSum:
+        """As ``release``, of exactly the sum that ``release`` describes."""
         if self.config.protects_records:
             self._charge_records(release)
             total = self._empty_sum(release)

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from aulait.core.errors import PrivacyError
+from aulait.privacy.adaptive_clip import AdaptiveClip
 from aulait.privacy.mechanisms import BANDED_NOISE, DISTRIBUTED, Relation, find_mechanism
 
 RELATIONS: Mapping[str, tuple[Relation, ...]] = {
@@ -51,10 +52,18 @@ class PrivacyConfig(BaseModel):
             stay.
         colluders: with trust "secure", how many clients may work with the server: their noise is
             not counted.
-        clip: L2 bound of one client's update: a number, or the median norm of the proxies' updates,
-            which are public. With the unit "record": of one record's gradient (the method says of
+        clip: L2 bound of one client's update: a number; the median norm of the proxies' updates,
+            which are public ("proxies"); or one that follows a private quantile of the clients' own
+            norms ("adaptive"). With the unit "record": of one record's gradient (the method says of
             what), always a number.
-        clip_scale: multiplies the bound.
+        clip_scale: multiplies the bound; not an adaptive one.
+        clip_start: with clip "adaptive", the bound of the first round.
+        clip_quantile: with clip "adaptive", the share of clients whose updates shall be within the
+            bound, in (0, 1).
+        clip_rate: with clip "adaptive", how fast the bound moves: by a factor of e to this at most
+            in a round.
+        count_fraction: with clip "adaptive", share of the budget (of mu^2) of each release of
+            training for the count of clients within the bound.
         shrink: shrink released sums by their known signal-to-noise ratio, as a whole or tensor by
             tensor.
         subspace: dimensions of the public subspace of released updates; 0 for none.
@@ -86,8 +95,12 @@ class PrivacyConfig(BaseModel):
     trust: Literal["server", "secure"] = "server"
     dropouts: float = 0.2
     colluders: int = 0
-    clip: float | Literal["proxies"] = "proxies"
+    clip: float | Literal["proxies", "adaptive"] = "proxies"
     clip_scale: float = 1.0
+    clip_start: float = 0.1
+    clip_quantile: float = 0.5
+    clip_rate: float = 0.2
+    count_fraction: float = 0.05
     shrink: Literal["none", "whole", "blocks"] = "none"
     subspace: int = 0
     subspace_mode: Literal["project", "wiener"] = "project"
@@ -112,6 +125,19 @@ class PrivacyConfig(BaseModel):
     def correlated(self) -> bool:
         """Whether the noise of a round of training takes away noise of earlier ones."""
         return not self.off and self.mechanism == BANDED_NOISE
+
+    @property
+    def adaptive(self) -> AdaptiveClip | None:
+        """How the bound of updates moves; None where it does not follow their norms."""
+        if self.off or self.clip != "adaptive":
+            return None
+        return AdaptiveClip(self.clip_start, self.clip_quantile, self.clip_rate,
+                            self.count_fraction)
+
+    @property
+    def known_clip(self) -> float | None:
+        """The bound of updates, or gradients; None where it is not known before the run."""
+        return None if isinstance(self.clip, str) else float(self.clip) * self.clip_scale
 
     def client_mechanism(self, cohorts: int = 1) -> str:
         """Name of what adds the noise to a sum over clients; ``cohorts`` take turns, with 1
@@ -182,9 +208,10 @@ class PrivacyConfig(BaseModel):
                 f"privacy.max_rate is {self.max_rate}, expected a number in (0, 1]; correct it")
         if self.trust == "secure":
             found += self.secure_problems()
-        for name in ("epsilon", "noise_multiplier", "clip", "clip_scale"):
+        for name in ("epsilon", "noise_multiplier", "clip", "clip_scale", "clip_start",
+                     "clip_rate"):
             value = getattr(self, name)
-            if value not in (None, "proxies") and not 0 < value < math.inf:
+            if value not in (None, "proxies", "adaptive") and not 0 < value < math.inf:
                 found.append(
                     f"privacy.{name} is {value}, expected a finite number > 0; for no privacy: off "
                     "= true")
@@ -195,7 +222,9 @@ class PrivacyConfig(BaseModel):
             found.append(
                 f"privacy.target_ratio is {self.target_ratio}, expected a finite number > 0; "
                 "correct it")
-        for name in ("vote_fraction", "search_fraction"):
+        if self.clip == "adaptive":
+            found += self._adaptive_problems()
+        for name in ("vote_fraction", "search_fraction", "count_fraction", "clip_quantile"):
             if not 0 < getattr(self, name) < 1:
                 found.append(f"privacy.{name} is {getattr(self, name)}, expected between 0 and 1; "
                              "correct it")
@@ -256,12 +285,25 @@ class PrivacyConfig(BaseModel):
                     "where the method says what its sites do; remove it"]
         return []
 
+    def _adaptive_problems(self) -> list[str]:
+        """What a bound that follows the norms cannot be had with, beside the unit "record", which
+        ``aulait.privacy.record_level`` refuses."""
+        found = []
+        if self.off:
+            found.append("privacy.clip = 'adaptive' found with privacy.off = true, where updates "
+                         "are not clipped to it; remove one of them")
+        if self.clip_scale != 1.0:
+            found.append(f"privacy.clip_scale is {self.clip_scale} with privacy.clip = 'adaptive', "
+                         "expected 1; say where the bound begins with privacy.clip_start")
+        return found
+
     def _banded_problems(self) -> list[str]:
         """What correlated noise cannot do."""
         found = []
-        if self.clip == "proxies":
-            found.append("privacy.clip = 'proxies' found with privacy.mechanism = 'banded', whose "
-                         "noise must have one size in all rounds; set privacy.clip to a number")
+        if isinstance(self.clip, str):
+            found.append(f"privacy.clip = '{self.clip}' found with privacy.mechanism = 'banded', "
+                         "whose noise must have one size in all rounds; set privacy.clip to a "
+                         "number")
         if self.shrink != "none" or (self.subspace and self.subspace_mode == "wiener"):
             found.append("privacy.shrink or a Wiener subspace found with privacy.mechanism = "
                          "'banded', whose rounds would no longer take away one another's noise; "

@@ -187,10 +187,10 @@ def unit_problems(privacy: PrivacyConfig, method: str, units: Sequence[str],
     if privacy.unit == "client":
         return []
     found = []
-    if privacy.clip == "proxies":
+    if isinstance(privacy.clip, str):
         found.append(
-            "privacy.clip = 'proxies' found, expected a number with privacy.unit = 'record', where "
-            "it bounds gradients; set privacy.clip")
+            f"privacy.clip = '{privacy.clip}' found, expected a number with privacy.unit = "
+            "'record', where it bounds gradients; set privacy.clip")
     relations = find_mechanism(mechanism, "record").relations
     if privacy.relation in ("zero-out", "replace") and privacy.relation not in relations:
         found.append(

@@ -18,6 +18,26 @@ Rejections = tuple[tuple[str, str], ...]  # (client, reason)
 ExpectedShapes = Mapping[str, Tensors]  # client -> tensors of the names and shapes of its update
 
 
+class Alike(Mapping[str, Tensors]):
+    """The same names and shapes for whatever client is asked for; it lists nobody.
+
+    Args:
+        template: names and shapes.
+    """
+
+    def __init__(self, template: Tensors) -> None:
+        self._template = template
+
+    def __getitem__(self, client: str) -> Tensors:
+        return self._template
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
 @dataclass(frozen=True)
 class UpdateChecks:
     """What an update must be like to be counted.

@@ -61,7 +61,7 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
         "releases": _releases(run.privacy),
         "privacy": {**_privacy(run.privacy,
                                [role for role, names in federation.roles.items() if names]),
-                    **_protected(run)},
+                    **_protected(run), "adaptive_clip": _adaptive_clip(run)},
         "noise": _noise(run),
         "advice": advise(run).document(),
         "total": totals,
@@ -230,6 +230,19 @@ def _privacy(plan: PrivacyPlan, roles: Sequence[str]) -> JsonObject:
                for role in roles}
     return {"off": plan.config.off, "relation": plan.config.relation, "delta": plan.config.delta,
             "epsilon": epsilon}
+
+
+def _adaptive_clip(run: PreparedRun) -> JsonObject | None:
+    """What a bound that follows the norms of updates does and costs; None where it does not."""
+    rule = run.privacy.config.adaptive
+    release = next((r for r in run.privacy.releases if r.stage == "train"), None)
+    if rule is None or release is None:
+        return None
+    clients = release.sampling_rate / release.cohorts * len(run.federation.trainers)
+    z, relation = release.noise_multiplier, run.privacy.config.relation
+    return {**vars(rule), "clients": clients, "update_noise_multiplier": rule.update_noise(z),
+            "count_noise": rule.count_noise(z, relation),
+            "in_words": rule.in_words(z, relation, clients)}
 
 
 def _noise(run: PreparedRun) -> JsonObject | None:

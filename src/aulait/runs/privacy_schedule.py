@@ -77,7 +77,6 @@ def _voting(settings: Settings, trainers: bool) -> ReleaseSchedule:
 def _training(settings: Settings, trainers: Sequence[Site]) -> ReleaseSchedule:
     """The releases of stage 2."""
     privacy, federation = settings.privacy, settings.federation
-    bound = None if privacy.clip == "proxies" else float(privacy.clip) * privacy.clip_scale
     rate = federation.rate if federation.sampling == "poisson" else 1.0
     cohorts = federation.cohorts
     mechanism, steps = privacy.client_mechanism(cohorts), 1
@@ -85,5 +84,5 @@ def _training(settings: Settings, trainers: Sequence[Site]) -> ReleaseSchedule:
         asked = record_mechanism(settings.method, settings.method_config, privacy, trainers)
         mechanism, rate, steps, cohorts = asked.mechanism, asked.rate, asked.steps, 1
     return ReleaseSchedule(stage="train", rounds=settings.train.rounds, role="local",
-                           mechanism=mechanism, bound=bound, sampling_rate=rate, steps=steps,
-                           cohorts=cohorts)
+                           mechanism=mechanism, bound=privacy.known_clip, sampling_rate=rate,
+                           steps=steps, cohorts=cohorts)

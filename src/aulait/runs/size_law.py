@@ -52,17 +52,19 @@ def noise_ratio(run: PreparedRun, *, diluted: bool = True) -> NoiseRatio | None:
 def _whole_noise(settings: Settings, federation: Federation, release: PlannedRelease) -> float:
     """The noise multiplier of independent noise that would be as loud in the whole run, when all
     clients answer: under secure aggregation each adds its part, and the fewest that may stay have
-    enough; correlated noise takes away its own."""
-    privacy = settings.privacy
+    enough; correlated noise takes away its own; an adaptive bound leaves a part of the budget
+    to its count."""
+    privacy, multiplier = settings.privacy, release.noise_multiplier
     count = round(len(federation.trainers) / release.cohorts)
     mechanism = find_mechanism(release.mechanism)
     if isinstance(mechanism, Banded):
-        return (release.noise_multiplier * mechanism.whole_run(release.rounds)
-                / math.sqrt(release.rounds))
+        return multiplier * mechanism.whole_run(release.rounds) / math.sqrt(release.rounds)
+    if privacy.adaptive is not None:
+        multiplier = privacy.adaptive.update_noise(multiplier)
     if not privacy.secure:
-        return release.noise_multiplier
+        return multiplier
     honest = Quorum.of(count, privacy.dropouts, privacy.colluders).honest
-    return release.noise_multiplier * math.sqrt(count / honest)
+    return multiplier * math.sqrt(count / honest)
 
 
 def _averaging_sites(settings: Settings, federation: Federation,

@@ -212,8 +212,9 @@ def mixed_parts(config: MixtureConfig, context: RunContext, cohort: Cohort, serv
     admitted, _ = (
         aggregator.admit(ask(for_proxies), update, expected_shapes) if for_proxies else ([], ()))
     public = [replace(own, tensors=transform(own)) for own in admitted]
-    bound = (clip_bound(aggregator.config, public)
-             if averaging.bounded or aggregator.private else math.inf)
+    bound = aggregator.adaptive_bound or (
+        clip_bound(aggregator.config, public)
+        if averaging.bounded or aggregator.private else math.inf)
     terms = [(cohort.proxies[own.client], own.tensors) for own in public]
     owned = {own.client: cohort.proxies[own.client] for own in public}
     metrics: Info = {"clip_bound": None if math.isinf(bound) else bound, "proxies": len(public)}
@@ -268,8 +269,8 @@ def clip_bound(privacy: PrivacyConfig, public: Sequence[ClientUpdate]) -> float:
     Raises:
         PrivacyError: the bound is to come from proxies, and there is none.
     """
-    if isinstance(privacy.clip, float | int):
-        return float(privacy.clip) * privacy.clip_scale
+    if privacy.known_clip is not None:
+        return privacy.known_clip
     if privacy.off:
         return math.inf
     require(bool(public), PrivacyError,
