@@ -30,6 +30,8 @@ class Cohort:
         role: the role whose budget the release spends.
         population: names of all clients of the role, public; empty where everyone has the adapter's
             rank.
+        step: what a released sum of gradients is multiplied by to be a sum of the clients' moves;
+            None where they send how they moved.
         turn: of the fixed cohort that these clients are; None where there are none.
     """
 
@@ -44,6 +46,7 @@ class Cohort:
     role: str = "local"
     population: tuple[str, ...] = ()
     turn: CohortTurn | None = None
+    step: float | None = None
 
     @property
     def everyone(self) -> tuple[str, ...]:

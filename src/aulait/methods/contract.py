@@ -55,6 +55,7 @@ from pydantic import BaseModel
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.errors import PrivacyError, require
 from aulait.core.lora import Shapes
 from aulait.core.seeds import Seeds
 from aulait.core.types import (
@@ -75,7 +76,7 @@ from aulait.methods.description import Traits
 from aulait.privacy import record_level
 from aulait.privacy.aggregator import PrivateAggregator
 from aulait.privacy.config import PrivacyConfig
-from aulait.privacy.mechanisms import find_mechanism
+from aulait.privacy.mechanisms import DISTRIBUTED_RECORDS, find_mechanism
 from aulait.training.trainer import Learner
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -277,13 +278,20 @@ def record_mechanism(method: AnyMethod, config: BaseModel, privacy: PrivacyConfi
     """What a round may ask of any unit of these sites, at most.
 
     Raises:
-        PrivacyError: the method's settings ask for a control, which is not private.
+        PrivacyError: the method's settings ask for a control, which is not private; or under
+            secure aggregation a round is more than one step.
     """
     if isinstance(method, RecordMethod):
         found = method.record_mechanism(config, sites)
     else:
         found = record_level.worst_case(record_level.DP_SGD, [
             (len(units(site.train)), site.plan.steps, site.plan.batch) for site in sites])
+    if privacy.secure:
+        require(found.steps == 1, PrivacyError,
+                f"privacy.trust = 'secure' found with privacy.unit = 'record' and {found.steps} "
+                "steps in a round, expected 1: the noise is on the sum of all sites' steps; set "
+                "train.steps = 1, and more rounds")
+        found = replace(found, mechanism=DISTRIBUTED_RECORDS)
     if not find_mechanism(found.mechanism, "record").amplified:
         return found
     return replace(found, rate=min(found.rate, privacy.max_rate))

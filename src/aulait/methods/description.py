@@ -42,6 +42,9 @@ class Abilities:
             train by ``Learner.train`` only.
         folds: whether dense updates are folded into the base weights, which a base in a narrow
             precision would round away.
+        steps: whether an update is nothing but how the factors that a client trains have moved
+            from those it was sent, and is shaped as they are: then under secure aggregation the
+            sum of single records' gradients can stand in its place.
         searches: whether the clients that train can search for the server's step
             (``methods.shared.line_search``): the state's factors are all that a round moves.
     """
@@ -56,6 +59,7 @@ class Abilities:
     units: tuple[Unit, ...] | None = None
     folds: bool = False
     searches: bool = False
+    steps: bool = False
 
     @property
     def offered(self) -> tuple[Unit, ...]:
@@ -99,6 +103,7 @@ class Traits:
     units: tuple[Unit, ...]
     folds: bool
     searches: bool
+    steps: bool
 
 
 def described(module: str, docstring: str | None, abilities: Abilities) -> Traits:
@@ -125,7 +130,8 @@ def described(module: str, docstring: str | None, abilities: Abilities) -> Trait
             found["differs"], _one_of(YES_NO, "unequal ranks", found),
             _one_of(EXACT, "exact", found), abilities.private, abilities.secure, abilities.instead,
             abilities.trains, abilities.personal, abilities.unit, abilities.splits,
-            abilities.offered, abilities.folds, abilities.searches)
+            abilities.offered, abilities.folds, abilities.searches,
+            abilities.steps)
     except ValueError as error:
         raise ConfigError(f"algorithm '{name}' does not describe itself: {error}; correct the last "
                           "paragraph of its docstring") from None

@@ -26,7 +26,8 @@ from aulait.methods.shared.averaged_factors import step as step
 from aulait.methods.shared.averaged_factors import travels as travels
 from aulait.methods.shared.weighted_mean import AveragingConfig
 
-TRAITS = described(__name__, __doc__, Abilities(units=("client", "record")))
+TRAITS = described(__name__, __doc__, Abilities(
+    units=("client", "record"), steps=True))
 
 
 class FedAvgConfig(AveragingConfig):

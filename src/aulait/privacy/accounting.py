@@ -23,6 +23,7 @@ import numpy as np
 
 from aulait.core.errors import PrivacyError, require
 from aulait.privacy.privacy_loss import SampledGaussian, composed_epsilon, gaussian_epsilon
+from aulait.privacy.sampled_renyi import renyi_epsilon
 
 _MOST_STEPS = 10**12  # of all releases together
 _LEAST_DELTA = 1e-300
@@ -40,7 +41,8 @@ class Event:
         steps: how many such mechanisms the release holds, one after the other, each with its own
             sampling; at least 1.
         concentrated: whether no more is known of it than that its Rényi divergences are at most
-            those of the Gaussian; then it is 1/(2 z²)-concentrated differentially private.
+            those of the Gaussian; without sampling it is then 1/(2 z²)-concentrated differentially
+            private.
         turn: number of the one fixed cohort whose clients take part, where cohorts take turns: no
             client is in two of them. None: whoever has the account takes part.
 
@@ -65,9 +67,6 @@ class Event:
         require(self.turn is None or rate == 1, PrivacyError,
                 f"sampling rate {rate} of a release of one cohort found, expected 1: its members "
                 "are public")
-        require(not self.concentrated or rate == 1, PrivacyError,
-                f"sampling rate {rate} of a release that is accounted by Rényi divergences found, "
-                "expected 1: no sampling is counted for it")
 
 
 def epsilon(events: Iterable[Event] | Mapping[Event, int], delta: float) -> float:
@@ -316,10 +315,8 @@ def _epsilon(groups: _Groups, delta: float, rough: bool = False) -> float:
             f"{steps} noised steps to account, expected at most {_MOST_STEPS:.0e}; check the "
             "rounds")
     if any(concentrated for _, _, concentrated, _ in groups):
-        sampled = [rate for _, rate, _, _ in groups if rate < 1.0]
-        require(not sampled, PrivacyError,
-                "releases with Poisson sampling beside releases under privacy.trust = 'secure' "
-                "found, which is not accounted together; use one of them")
+        if any(rate < 1.0 for _, rate, _, _ in groups):
+            return renyi_epsilon([(z, rate, count) for z, rate, _, count in groups], delta)
         return concentrated_epsilon(
             math.fsum(count / (2.0 * z * z) if z else math.inf for z, _, _, count in groups),
             delta)

@@ -107,6 +107,8 @@ class KnownSites:
         largest_norm: an update longer than this is rejected where no clipping shortens it (without
             privacy, or with the unit "record", whose updates are public).
         secure_sum: begins a round of secure aggregation with them; None where there is none.
+        most_units: units (records, or those of a field) of the site that has most; public, and used
+            where they are summed before the noise.
         robust: what takes the place of the mean in training, as some of them may be hostile; None
             for the mean.
     """
@@ -115,6 +117,7 @@ class KnownSites:
     largest_norm: float = LARGEST_NORM
     secure_sum: BeginSecureSum | None = None
     robust: RobustRule | None = None
+    most_units: int = 1
 
 
 @dataclass(frozen=True)
@@ -171,10 +174,11 @@ class PrivateAggregator:
         self.config, self._record_mechanisms = config, record_mechanisms
         self.noise_state: dict[str, Tensors] = {}
         self._seal = Seal()
-        limited = config.off or config.unit == "record"
+        limited = config.off or config.noised_at_sites
         self._largest_norm = sites.largest_norm if limited else math.inf
         self._ledger, self._noise, self._proxies = ledger, noise, frozenset(sites.proxies)
         self._begin_secure_sum, self._robust = sites.secure_sum, sites.robust
+        self._most_units = sites.most_units
         self._roles_of: dict[str, frozenset[str]] = {}
         self._turn_of: dict[str, CohortTurn] = {}
         if not config.off:
@@ -190,9 +194,10 @@ class PrivateAggregator:
         return not self.config.off
 
     @property
-    def protects_clients(self) -> bool:
-        """Whether it is private who took part, because the unit is the client."""
-        return self.private and self.config.unit == "client"
+    def planned_only(self) -> bool:
+        """Whether nothing is told of who took part but the planned number, because single updates
+        are protected."""
+        return self.private and not self.config.noised_at_sites
 
     @property
     def adaptive_bound(self) -> float | None:
@@ -228,7 +233,7 @@ class PrivateAggregator:
         def asking(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
             clients = [r.client for r in requests if r.client not in self._proxies]
             public, charged = not clients, len(self._ledger.lines) > before
-            if self.config.unit == "record" and planned:
+            if self.config.noised_at_sites and planned:
                 require(public or charged, PrivacyError,
                         "clients are asked before the round is charged, expected the charge first "
                         "as privacy.unit = 'record'; give server.ask(requests), unread, to the "
@@ -315,7 +320,7 @@ class PrivateAggregator:
         expected_shapes: ExpectedShapes | None, transform: Transform | None,
     ) -> ReleasedSum:
         """As ``release``, of exactly the sum that ``release`` describes."""
-        if self.config.protects_records:
+        if self.config.noised_at_sites:
             self._charge_records(release)
             total = self._empty_sum(release)
             for update in self._valid(updates, release, expected_shapes, total):
@@ -360,7 +365,11 @@ class PrivateAggregator:
         return RobustSum.under(self._robust, release.template)
 
     def _charge_of(self, release: Release) -> tuple[_Charge, Mechanism]:
-        """What a release over clients costs those who may take part in it."""
+        """What a release over clients costs those who may take part in it, or their records."""
+        if self.config.protects_records:
+            terms = self._terms(release.stage)
+            return (_Charge(release, terms.mechanism, terms.event(release.noise_multiplier),
+                            terms.rate), find_mechanism(terms.mechanism, "record"))
         turn = release.turn
         # votes are everybody's in every round
         name = self.config.client_mechanism(1 if turn is None else turn.cohorts)
@@ -411,7 +420,7 @@ class PrivateAggregator:
         assert self._begin_secure_sum is not None  # looked at when this was made
         parties = self._begin_secure_sum(SecureSumRequest(
             clients=release.clients, planned=release.planned, quorum=quorum, numbers=numbers,
-            bound=release.bound, sensitivity=sensitivity,
+            bound=self._vector_bound(release), sensitivity=sensitivity,
             sigma=release.noise_multiplier * sensitivity, accounted=event.noise_multiplier,
             words=noise.client_words))
         for update in self._valid(updates, release, expected_shapes, total):
@@ -432,6 +441,13 @@ class PrivateAggregator:
             {name: part.view(shape).to(torch.float32)
              for name, part, shape in zip(total.total, parts, shapes, strict=True)},
             release.planned, parties.noise_std(survivors))
+
+    def _vector_bound(self, release: Release) -> float:
+        """A norm that no client's vector exceeds: of one clipped update, or of the sum over the
+        units of a site, each clipped and on the grid already, so that nothing is clipped again."""
+        if self.config.protects_records:
+            return (self._most_units + 1) * release.bound
+        return release.bound
 
     def admit(
         self, updates: Iterable[ClientUpdate], template: Tensors,
@@ -482,7 +498,7 @@ class PrivateAggregator:
                               self._largest_norm)
         if self.config.off:
             return checks.valid(updates, rejected)
-        require(self.config.protects_records, PrivacyError,
+        require(self.config.noised_at_sites, PrivacyError,
                 f"'{method}' reads single updates, which privacy forbids; use '{instead}', or set "
                 "privacy.off = true")
         if release is None:
@@ -520,16 +536,18 @@ class PrivateAggregator:
 
     def _charge_records(self, release: Release) -> None:
         """Account for a release of updates whose noise the sites add."""
-        terms = (self._record_mechanisms or {}).get(release.stage)
+        charge, mechanism = self._charge_of(release)
+        self._check(charge, mechanism)
+        self._charge(charge, mechanism, charge.event.steps)
+
+    def _terms(self, stage: str) -> RecordMechanism:
+        """What a round of a stage may ask of any unit, by the privacy plan."""
+        terms = (self._record_mechanisms or {}).get(stage)
         if terms is None:
             raise PrivacyError(
-                f"a release of stage '{release.stage}' found, expected none by the privacy plan; "
-                "release once a round, in a stage of the plan")
-        mechanism = find_mechanism(terms.mechanism, "record")
-        charge = _Charge(release, terms.mechanism, terms.event(release.noise_multiplier),
-                         terms.rate)
-        self._check(charge, mechanism)
-        self._charge(charge, mechanism, terms.steps)
+                f"a release of stage '{stage}' found, expected none by the privacy plan; release "
+                "once a round, in a stage of the plan")
+        return terms
 
     def _check(self, charge: _Charge, mechanism: Mechanism) -> None:
         """Conditions of the guarantee that can be seen without looking at an update."""
@@ -640,7 +658,7 @@ def _check_noise(config: PrivacyConfig, noise: NoiseSource) -> None:
 def _check_trust(config: PrivacyConfig, sites: KnownSites) -> None:
     problems = config.secure_problems() if config.secure else []
     require(not problems, PrivacyError, "; ".join(problems))
-    require(sites.robust is None or config.off or config.unit == "record", PrivacyError,
+    require(sites.robust is None or config.off or config.noised_at_sites, PrivacyError,
             f"robust rule '{sites.robust.name if sites.robust else ''}' found where clients are "
             "protected, expected none: no noise covers what it gives; set federation.robust = "
             "\"none\"")

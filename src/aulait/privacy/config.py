@@ -45,8 +45,9 @@ class PrivacyConfig(BaseModel):
             (``aulait.privacy.mechanisms``). With the unit "record" the method says it.
         trust: who adds the noise: the "server", which sees single updates, or under secure
             aggregation ("secure") the clients, each its part, so that the server sees their noised
-            sum alone. For the unit "client", in simulations; the relation is then "zero-out" or
-            "replace", for the server sees who takes part.
+            sum alone; in simulations. The relation is then "zero-out" or, for the unit "client",
+            "replace", for the server sees who takes part. With the unit "record" a round is one
+            step, on the sum of all sites' clipped gradients.
         dropouts: with trust "secure", the largest share of a round's clients that may drop out, in
             [0, 0.5); where more do, the round is refused. The noise is enough for those who then
             stay.
@@ -113,8 +114,14 @@ class PrivacyConfig(BaseModel):
 
     @property
     def protects_records(self) -> bool:
-        """Whether the unit is the record (or a field) and privacy is on: sites add the noise."""
+        """Whether the unit is the record (or a field) and privacy is on: sites clip its part, and
+        add the noise or their part of it."""
         return not self.off and self.unit == "record"
+
+    @property
+    def noised_at_sites(self) -> bool:
+        """Whether every site adds all of the noise itself, so that what it sends is public."""
+        return self.protects_records and not self.secure
 
     @property
     def secure(self) -> bool:
@@ -151,6 +158,8 @@ class PrivacyConfig(BaseModel):
     @property
     def relations(self) -> tuple[Relation, ...]:
         """The neighbouring relations that can be promised."""
+        if self.secure and self.unit == "record":
+            return ("zero-out",)
         if (self.secure or self.correlated) and self.unit == "client":
             return ("zero-out", "replace")
         return RELATIONS[self.unit]
@@ -252,9 +261,6 @@ class PrivacyConfig(BaseModel):
         if self.off:
             found.append("privacy.trust = 'secure' found with privacy.off = true, expected noise "
                          "that the clients add; remove one of them")
-        if self.unit == "record":
-            found.append("privacy.trust = 'secure' found with privacy.unit = 'record', where every "
-                         "site adds all of the noise itself; set trust = \"server\"")
         if self.mechanism != "gaussian":
             found.append(f"privacy.trust = 'secure' found with privacy.mechanism = "
                          f"'{self.mechanism}', whose noise the server adds; remove one of them")

@@ -65,6 +65,7 @@ if TYPE_CHECKING:  # the plan and the command line need no torch
     from aulait.privacy.noise_source import NoiseSource
 
 DISTRIBUTED: Final = "distributed-gaussian"  # what privacy.trust = "secure" uses
+DISTRIBUTED_RECORDS: Final = "distributed-records"  # what it uses for the unit "record"
 DISTRIBUTED_SHARE: Final = 1.0 - 1e-12  # of its noise multiplier that is accounted
 
 BANDED_NOISE: Final = "banded"
@@ -158,7 +159,17 @@ class DistributedGaussian(Gaussian):
     amplified = False
 
     def event(self, noise_multiplier: float, sampling_rate: float, steps: int) -> Event:
-        """A Gaussian of which only the Rényi divergences are claimed."""
+        """A Gaussian of which only the Rényi divergences are claimed.
+
+        Raises:
+            PrivacyError: sampling or several steps are to be counted, and the mechanism has none.
+        """
+        require(sampling_rate == 1.0 or self.amplified, PrivacyError,
+                f"sampling rate {sampling_rate} of a sum of clients that the server sees come and "
+                "go found, expected 1: sampling hides nobody from it")
+        require(steps == 1, PrivacyError,
+                f"{steps} noised steps in a release of a secure sum found, expected 1; set "
+                "train.steps = 1")
         return Event(noise_multiplier * DISTRIBUTED_SHARE, sampling_rate, steps, concentrated=True)
 
     def add_noise(
@@ -171,6 +182,20 @@ class DistributedGaussian(Gaussian):
         """
         raise PrivacyError("mechanism 'distributed-gaussian' is asked for noise at the server, "
                            "expected it at the clients; set privacy.trust = \"secure\"")
+
+
+class DistributedRecords(DistributedGaussian):
+    """Discrete Gaussian noise, a part from every site, on the sum over all records of all sites.
+
+    A site adds up the clipped gradients (or votes) of single units, each rounded toward zero onto
+    the grid of the noise, so that one of them moves the sum of all sites by at most C; a null unit
+    stands in its place. The units of a step are drawn one by one and in secret within the site
+    (Poisson), which the coordinator does not see. A release is one step.
+    """
+
+    unit: Unit = "record"
+    relations: tuple[Relation, ...] = ("zero-out",)
+    amplified = True
 
 
 class DpSgd(Gaussian):
@@ -221,10 +246,12 @@ class GaussianVotes(Gaussian):
 
 GAUSSIAN, DP_SGD, GAUSSIAN_BATCH = Gaussian(), DpSgd(), GaussianBatch()
 GAUSSIAN_VOTES, DISTRIBUTED_GAUSSIAN = GaussianVotes(), DistributedGaussian()
+RECORDS_TOGETHER = DistributedRecords()
 MECHANISMS: Registry[Mechanism] = Registry(
     "mechanism",
     {"gaussian": f"{__name__}:GAUSSIAN", BANDED_NOISE: "aulait.privacy.banded:BANDED",
      DISTRIBUTED: f"{__name__}:DISTRIBUTED_GAUSSIAN", "dp-sgd": f"{__name__}:DP_SGD",
+     DISTRIBUTED_RECORDS: f"{__name__}:RECORDS_TOGETHER",
      "gaussian-batch": f"{__name__}:GAUSSIAN_BATCH",
      "gaussian-votes": f"{__name__}:GAUSSIAN_VOTES"},
     lambda thing: missing_names(thing, ("sensitivity", "event", "add_noise"),

@@ -5,11 +5,12 @@ Neighbouring federations differ in one unit of one site's training set, as it st
 hold-outs: a record, or with ``privacy.unit_field`` all records of one value. In its place stands a
 null unit, which adds nothing ("zero-out"): the number of units of a site is public, since it fixes
 the sampling rate. Every site adds its own noise before anything leaves it, so nobody else need be
-trusted with its updates. The units of different sites are disjoint, hence parallel composition: a
+trusted with its updates; under secure aggregation it adds its part of the noise of the sum of all
+sites, which alone is seen. The units of different sites are disjoint, hence parallel composition: a
 role has spent what the worst of its clients has spent.
 
-The built-in mechanisms, "dp-sgd", "gaussian-batch" and "gaussian-votes", stand in
-``aulait.privacy.mechanisms``.
+The built-in mechanisms, "dp-sgd", "gaussian-batch", "gaussian-votes" and "distributed-records",
+stand in ``aulait.privacy.mechanisms``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aulait.core.errors import PrivacyError, require
 from aulait.privacy.accounting import Event
 from aulait.privacy.config import PrivacyConfig
-from aulait.privacy.mechanisms import Relation, find_mechanism
+from aulait.privacy.mechanisms import DISTRIBUTED_RECORDS, Relation, find_mechanism
 
 DP_SGD: Final = "dp-sgd"
 VOTES: Final = "gaussian-votes"
@@ -73,9 +74,11 @@ class SiteNoise(BaseModel):
     of a request under ``PRIVATE``, put there by the training stage; methods do not know of it.
 
     Attributes:
-        mechanism: what the steps are: "dp-sgd" or "gaussian-batch".
+        mechanism: what the steps are: "dp-sgd" or "gaussian-batch"; "distributed-records" for one
+            sum of clipped gradients that gets its part of the noise where it is masked.
         clip: C, the bound of what is clipped, > 0.
-        sigma: standard deviation of the noise; 0 is a control, not private.
+        sigma: standard deviation of the noise, under secure aggregation of the sum of all sites; 0
+            is a control, not private.
         most_rate: the largest probability with which a unit may be in a batch.
         most_steps: the most noised steps of this client in a round.
         noise_seed: makes noise and batches reproducible (not private); None takes the operating
@@ -89,6 +92,11 @@ class SiteNoise(BaseModel):
     most_rate: float = Field(gt=0, le=1)
     most_steps: int = Field(ge=1)
     noise_seed: int | None = None
+
+    @property
+    def summed(self) -> bool:
+        """Whether the site adds no noise here, as it does so where its sum is masked."""
+        return self.mechanism == DISTRIBUTED_RECORDS
 
     def setting(self) -> dict[str, str | float | int]:
         """As it stands in a request; a seed only where there is one."""
@@ -113,6 +121,11 @@ class SiteNoise(BaseModel):
             raise PrivacyError(
                 f"a request with an unreadable setting '{PRIVATE}' found, expected "
                 f"{', '.join(cls.model_fields)}; refused") from error
+
+
+def vote_mechanism(privacy: PrivacyConfig) -> str:
+    """Name of what protects the votes of single units."""
+    return DISTRIBUTED_RECORDS if privacy.secure else VOTES
 
 
 def unit_vote_bound(neighbours: int, records_per_unit: int = 1) -> float:

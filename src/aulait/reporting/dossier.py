@@ -28,6 +28,8 @@ MECHANISMS = {
                           "away a part of that of earlier rounds",
     ("client", "distributed-gaussian"): "discrete Gaussian noise, a part from every client, on the "
                                         "sum that secure aggregation shows",
+    ("record", "distributed-records"): "discrete Gaussian noise, a part from every site, on the "
+                                       "sum of clipped gradients, or votes, of all sites' units",
     ("record", "gaussian-votes"): "Gaussian noise on each site's sum of clipped votes, at the site",
     ("record", "dp-sgd"): "Gaussian noise on a step's sum of clipped gradients, at the site "
                           "(DP-SGD)",

@@ -137,6 +137,9 @@ def _seen_by_server(run: RunFiles) -> tuple[str, str]:
     trust = run.result.privacy.trust or words(value_at(run.config, "privacy", "trust"))
     if story.is_off(run):
         return "every client's votes and updates as they are", "none: privacy was off"
+    if trust == "secure":
+        return ("only the sum over the cohort, with the noise that the clients added",
+                "ε, as long as enough clients follow the protocol")
     if promise.protected_unit(run) == "record":
         return (
             "each client's updates and votes, with the noise that the client added itself, and "
@@ -147,9 +150,6 @@ def _seen_by_server(run: RunFiles) -> tuple[str, str]:
     if trust == "server":
         return ("each client's clipped votes and updates, before the noise is added",
                 "a contract, not ε: it is trusted")
-    if trust == "secure":
-        return ("only the sum over the cohort, with the noise that the clients added",
-                "ε, as long as enough clients follow the protocol")
     return numbers.NOT_RECORDED, numbers.NOT_RECORDED
 
 

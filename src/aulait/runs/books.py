@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aulait.core.errors import PrivacyError, require
 from aulait.core.files import writing
+from aulait.core.units import units
 from aulait.privacy.accounting import Accountant
 from aulait.privacy.aggregator import KnownSites, PrivateAggregator
 from aulait.privacy.config import PrivacyConfig
@@ -64,10 +65,12 @@ def open_books(run: PreparedRun, ledger: Ledger) -> Books:
         ledger.replay(accountant)
     proxies = frozenset(f"{kind}-{k:03d}" for kind in ("proxy", "reference")
                         for k in range(MOST_PROXIES))
+    most = max((len(units(site.train)) for site in run.federation.sites.values()), default=1) if (
+        privacy.protects_records and privacy.secure) else 1
     train = PrivateAggregator(
         privacy, ledger, accountant, noise,
         KnownSites(proxies, settings.federation.max_norm, begin_round,
-                   settings.federation.robust_rule),
+                   settings.federation.robust_rule, most),
         run.privacy.record_mechanisms)
     votes, exact = train, settings.synthesis.votes == "exact"
     if exact and not privacy.off:

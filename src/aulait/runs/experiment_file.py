@@ -28,11 +28,11 @@ from aulait.federation import tiers
 from aulait.federation.config import ComputeConfig
 from aulait.federation.presets import expanded
 from aulait.federation.tiers import FederationConfig
-from aulait.methods.contract import AnyMethod, find_method, server_site
+from aulait.methods.contract import AnyMethod, find_method, server_site, step_mechanism
 from aulait.models.loading import AdapterConfig, ModelConfig
 from aulait.models.named import name_problems
 from aulait.privacy.config import PrivacyConfig
-from aulait.privacy.record_level import PRECISION, precision_problems
+from aulait.privacy.record_level import DP_SGD, PRECISION, precision_problems
 from aulait.runs.stage_order import (
     MOST,
     USUAL,
@@ -448,6 +448,7 @@ def _check_turns(settings: Settings) -> list[str]:
 def _check_secure(settings: Settings) -> list[str]:
     """What contradicts that the server sees sums alone."""
     cases = [
+        *(_against_sums(settings) if settings.privacy.unit == "record" else ()),
         (settings.federation.sampling == "poisson",
          "federation.sampling = 'poisson': the server sees who is drawn, so that sampling hides "
          "nobody from it; use sampling = 'all'"),
@@ -458,6 +459,22 @@ def _check_secure(settings: Settings) -> list[str]:
          "aggregation is simulated only; use trust = \"server\", or engine.name = 'inline'"),
     ]
     return [f"privacy.trust = 'secure' found with {text}" for found, text in cases if found]
+
+
+def _against_sums(settings: Settings) -> list[tuple[bool, str]]:
+    """What does not go together with sums of single records' gradients over all sites."""
+    try:
+        method, config = settings.method, settings.method_config
+    except (ConfigError, ValidationError):  # told by the checks of the method
+        return []
+    steps = method.TRAITS.steps and step_mechanism(method, config) == DP_SGD
+    return [
+        (not steps,
+         f"privacy.unit = 'record' and algorithm '{settings.algorithm['name']}', whose updates are "
+         "more than the step of a sum of gradients; use 'ffa', 'fedit' or 'dplora'"),
+        (getattr(config, "weights", "uniform") == "size",
+         "algorithm.weights = 'size', where in the sum every record counts alike; use 'uniform'"),
+    ]
 
 
 def _check_kept(settings: Settings) -> list[str]:

@@ -70,7 +70,8 @@ def _voting(settings: Settings, trainers: bool) -> ReleaseSchedule:
     privacy = settings.privacy
     return ReleaseSchedule(
         stage="synthesis", rounds=settings.votings, role=vote_role(settings, trainers),
-        mechanism=record_level.VOTES if privacy.protects_records else privacy.client_mechanism(),
+        mechanism=(record_level.vote_mechanism(privacy) if privacy.protects_records
+                   else privacy.client_mechanism()),
         bound=vote_bound(settings))
 
 

@@ -69,12 +69,26 @@ def _whole_noise(settings: Settings, federation: Federation, release: PlannedRel
 
 def _averaging_sites(settings: Settings, federation: Federation,
                      release: PlannedRelease) -> float:
-    """As ``averaging_sites``, of the sites that a step asks."""
-    expected = []
+    """By what the noise is divided: as ``averaging_sites``, of the sites that a step asks; of one
+    sum over all sites, all units that it expects."""
+    expected = expected_units(federation, release.sampling_rate)
+    if settings.privacy.secure:
+        return sum(expected)
+    return averaging_sites(expected, settings.federation.share)
+
+
+def expected_units(federation: Federation, most: float) -> list[float]:
+    """Of every site that trains, the units that one of its steps expects.
+
+    Args:
+        federation: its sites.
+        most: the largest rate at which a unit may be in a step.
+    """
+    found = []
     for site in federation.training_sites:
         count = len(units(site.train))
-        expected.append(min(1.0, site.plan.batch / count, release.sampling_rate) * count)
-    return averaging_sites(expected, settings.federation.share)
+        found.append(min(1.0, site.plan.batch / count, most) * count)
+    return found
 
 
 def averaging_sites(expected: Sequence[float], rate: float = 1.0) -> float:

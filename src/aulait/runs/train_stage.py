@@ -14,6 +14,7 @@ from aulait.core.types import ClientRequest, ClientUpdate, Info, Site
 from aulait.methods.contract import Ask, Server, State
 from aulait.privacy.record_level import PRIVATE, SiteNoise
 from aulait.runfolder.schema import TrainRound
+from aulait.runs import size_law
 from aulait.runs.hostile_clients import flipped, hostile, poisoned
 from aulait.runs.prepared import PreparedRun
 from aulait.runs.proxies import proxies, public_texts, scrambled, server_sites
@@ -134,7 +135,7 @@ class TrainStage:
         looked = after_public_text(self._run, state, self._progress.texts)
         after, info = self._settings.method.step(
             self._settings.method_config, self._run.context, looked, cohort, server)
-        if self._site_noise is not None:
+        if self._site_noise is not None and not self._site_noise.summed:
             info = info | {"step_noise_std": self._site_noise.sigma}
         return after, info
 
@@ -226,8 +227,26 @@ def draw_cohort(run: PreparedRun, round: int, represented: Mapping[str, float],
         proxies={name: share * clients for name, clients in represented.items()},
         noise_multiplier=run.privacy.noise_multiplier("train"),
         search_noise_multiplier=run.privacy.noise_multiplier("search"),
-        lr=learning_rate(settings.train, round), population=everyone(names), turn=turn)
+        lr=learning_rate(settings.train, round), population=everyone(names), turn=turn,
+        step=_step(run, planned, round))
     return cohort, drawn
+
+
+def _step(run: PreparedRun, planned: int, round: int) -> float | None:
+    """What a sum of all sites' clipped gradients is multiplied by, so that divided by the planned
+    number it is a step along their mean over all units that a round expects; None where sites step
+    by themselves.
+
+    Args:
+        run: its sites, and how often a unit is in a step.
+        planned: number of sites.
+        round: counted from 1.
+    """
+    noise = run.privacy.site_noise()
+    if noise is None or not noise.summed:
+        return None
+    expected = sum(size_law.expected_units(run.federation, noise.most_rate))
+    return -learning_rate(run.settings.train, round) * planned / expected
 
 
 def round_half(value: float) -> int:

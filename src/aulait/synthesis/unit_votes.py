@@ -42,7 +42,8 @@ def noise_source(noise: SiteNoise, client: str, round: int) -> NoiseSource:
 
 def noised_votes(request: VoteRequest, records: Sequence[Record], embedder: Embedder,
                  noise: SiteNoise) -> Tensor:
-    """A site's votes with its own noise: (J,) float32.
+    """A site's votes with its own noise: (J,) float32. Where it adds its noise when it masks its
+    votes, their exact sum on the grid, float64, which is sensitive until then.
 
     Args:
         request: the candidates' embeddings (J, D) and how many each record votes for.
@@ -55,6 +56,8 @@ def noised_votes(request: VoteRequest, records: Sequence[Record], embedder: Embe
     """
     total_J = unit_votes(records, embedder, request.tensors["embeddings"],
                          int(request.settings["neighbours"]), noise)
+    if noise.summed:
+        return total_J
     source = noise_source(noise, request.client, request.round)
     return (total_J + source.gaussian((len(total_J),), noise.sigma)).to(torch.float32)
 

@@ -52,7 +52,7 @@ def take_vote(rule: VoteRule, embeddings_JD: Tensor, cohort: Cohort,
     release = Release.of_cohort(cohort, stage="synthesis", bound=rule.bound, template=template)
     asked = dict.fromkeys(cohort.local, template)  # nobody else is counted
     started = time.perf_counter()
-    if noise is None:
+    if noise is None or noise.summed:
         updates = list(server.ask(requests))
         client_s = time.perf_counter() - started
         released = server.aggregator.release(updates, release, expected_shapes=asked)

@@ -14,14 +14,22 @@ from dataclasses import replace
 from typing import Final
 
 from aulait.core.errors import PrivacyError, require
+from aulait.core.factors import FactorName
 from aulait.core.seeds import Seeds
-from aulait.core.types import Record, Site
+from aulait.core.types import Record, Site, Tensors
 from aulait.core.units import RecordGroup, units
+from aulait.privacy.mechanisms import DISTRIBUTED_RECORDS
 from aulait.privacy.record_level import SiteNoise
-from aulait.training.record_gradients import Mode, PrivateTraining, train_privately
+from aulait.training.record_gradients import (
+    Mode,
+    PrivateTraining,
+    summed_gradients,
+    train_privately,
+)
 from aulait.training.trainer import Advance, Learner, LocalTraining, Trained
 
-MODES: Final[dict[str, Mode]] = {"dp-sgd": "records", "gaussian-batch": "batch"}
+MODES: Final[dict[str, Mode]] = {"dp-sgd": "records", "gaussian-batch": "batch",
+                                 DISTRIBUTED_RECORDS: "records"}
 
 
 class RecordLearner(Learner):
@@ -110,10 +118,14 @@ class PrivateLearner(RecordLearner):
         records = tuple(record for unit in chosen for record in unit)
         work = self._work(own, records)
         with own.prepared(self.base):
-            done = train_privately(self, work)
+            done = self._carried_out(name, work)
         # Loss, norm and true tokens carry no noise; the number of tokens at most is public.
         tokens = math.ceil(work.steps * work.expected) * self.base.config.context
         return replace(done, loss=math.nan, tokens=tokens, updates=math.nan)
+
+    def _carried_out(self, name: str, work: PrivateTraining) -> Trained:
+        """The steps of the site of that name."""
+        return train_privately(self, work)
 
     def _chosen(self, places: Sequence[Record]) -> tuple[str, list[RecordGroup]]:
         """A site's name and the units of its places."""
@@ -124,3 +136,42 @@ class PrivateLearner(RecordLearner):
                 "each once; the method cannot protect single records")
         assert name is not None
         return name, [self._units[name][int(place.text)] for place in places]
+
+
+class SummingLearner(PrivateLearner):
+    """Does not step: it keeps, for each site, the sum of the clipped gradients of one batch, to
+    which noise is added where it is masked. The method is told that nothing has moved; what it
+    answers is replaced by the sum, so that no arithmetic of the method touches what the account
+    counts on.
+    """
+
+    def __init__(self, learner: Learner, noise: SiteNoise, sites: Sequence[Site]) -> None:
+        super().__init__(learner, noise, sites)
+        self._sums: dict[str, Tensors] = {}
+
+    def _carried_out(self, name: str, work: PrivateTraining) -> Trained:
+        """The sum of one batch, kept; the factors as they were sent."""
+        trained = [FactorName(layer, factor) for layer in work.start.factors
+                   for factor in work.trainable_at(0).factors]
+        self._sums[name] = {str(factor): part for factor, part in zip(
+            trained, summed_gradients(self, work), strict=True)}
+        return Trained(work.start, math.nan, 0, math.nan)
+
+    def sum_of(self, name: str, update: Tensors) -> Tensors:
+        """The sum of a site.
+
+        Args:
+            name: of the site.
+            update: what the method answers for it, whose names and shapes the sum must have.
+
+        Raises:
+            PrivacyError: the method answers for anything but the factors that it trains.
+        """
+        found = self._sums.get(name, {})
+        alike = {key: value.shape for key, value in found.items()} == {
+            key: value.shape for key, value in update.items()}
+        require(alike, PrivacyError,
+                f"an update of site '{name}' that is not of the factors it trains found, expected "
+                "those alone under privacy.trust = 'secure' with privacy.unit = 'record'; use "
+                "algorithm 'ffa' or 'fedit'")
+        return found

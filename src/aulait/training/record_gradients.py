@@ -141,16 +141,9 @@ def train_privately(learner: Learner, work: PrivateTraining) -> Trained:
         DataError: the site has no records.
         PrivacyError: the base's weights are not float32 or are quantised, though there is noise.
     """
-    require(bool(work.records), DataError,
-            "a site has no records to train on; give it some or leave it out")
-    base = learner.base.config
-    problems = precision_problems(base.dtype, base.quant) if work.sigma else []
-    require(not problems, PrivacyError, "; ".join(problems))
     noise: NoiseSource = SystemNoise() if work.noise_seed is None else SeededNoise(work.noise_seed)
-    device = learner.base.device
-    factors = {n: (_own(a, device), _own(b, device)) for n, (a, b) in work.start.factors.items()}
-    leaves = [leaf for pair in factors.values() for leaf in work.trainable.of(pair)]
-    live = _LiveFactors(learner, work, factors, leaves, noise)
+    live = _live(learner, work, noise)
+    factors = live.factors
     step = _RecordSteps(live) if work.mode == "records" else _BatchStep(live)
     losses, tokens, norms = [], 0, 0.0
     for number, batch in enumerate(batches(work)):
@@ -162,6 +155,40 @@ def train_privately(learner: Learner, work: PrivateTraining) -> Trained:
     mean = sum(losses) / len(losses) if losses else math.nan
     return Trained(work.start.holding(done), mean, tokens,
                    norms / work.steps)
+
+
+def _live(learner: Learner, work: PrivateTraining, noise: NoiseSource) -> _LiveFactors:
+    """The factors of a site that begins to train.
+
+    Raises:
+        DataError: the site has no records.
+        PrivacyError: the base's weights are not float32 or are quantised, though there is noise.
+    """
+    require(bool(work.records), DataError,
+            "a site has no records to train on; give it some or leave it out")
+    base = learner.base.config
+    problems = precision_problems(base.dtype, base.quant) if work.sigma else []
+    require(not problems, PrivacyError, "; ".join(problems))
+    device = learner.base.device
+    factors = {n: (_own(a, device), _own(b, device)) for n, (a, b) in work.start.factors.items()}
+    leaves = [leaf for pair in factors.values() for leaf in work.trainable.of(pair)]
+    return _LiveFactors(learner, work, factors, leaves, noise)
+
+
+def summed_gradients(learner: Learner, work: PrivateTraining) -> tuple[Tensor, ...]:
+    """The exact sum of the clipped gradients of one secret batch of the site's units, on the grid
+    of the noise: one unit more moves it by at most C. Float64, one tensor for each trained factor,
+    layer by layer, A before B; sensitive until noise has been added.
+
+    Raises:
+        DataError: the site has no records.
+        PrivacyError: the base's weights are not float32 or are quantised, though there is noise.
+    """
+    live = _live(learner, work, SeededNoise(0))  # of which nothing is drawn
+    total, _, _ = _RecordSteps(live).clipped_sum(batches(work)[0])
+    leaves = live.trained(0)
+    parts = torch.split(total, [leaf.numel() for leaf in leaves])
+    return tuple(part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True))
 
 
 def _own(factor: Tensor, device: torch.device) -> nn.Parameter:

@@ -72,7 +72,10 @@ def test_a_run_keeps_its_budget_and_says_who_adds_the_noise(folder, shared):
 @pytest.mark.parametrize(("tables", "word"), [
     ({"algorithm": {"name": "flora"}}, "algorithm 'flora'"),
     ({"privacy": SECURE | {"relation": "add-remove"}}, "the server sees who takes part"),
-    ({"privacy": SECURE | {"unit": "record"}}, "privacy.unit = 'record'"),
+    ({"privacy": SECURE | {"unit": "record", "clip": 1.0, "relation": "zero-out"},
+      "algorithm": {"name": "rolora"}}, "more than the step of a sum of gradients"),
+    ({"privacy": SECURE | {"unit": "record", "clip": 1.0, "relation": "replace"}},
+     "the numbers of records are public"),
     ({"privacy": SECURE | {"dropouts": 0.5}}, "privacy.dropouts is 0.5"),
     ({"privacy": SECURE | {"colluders": -1}}, "privacy.colluders is -1"),
     ({"privacy": {"off": True, "trust": "secure"}}, "privacy.off = true"),

@@ -139,7 +139,7 @@ def search(asked: Search, means: Means) -> Searched:
                 noise_multiplier=cohort.search_noise_multiplier, planned=cohort.planned,
                 template=template, clients=cohort.local),
         transform=_floored if aggregator.private else None)
-    count = cohort.planned if aggregator.protects_clients else max(1, len(released.counted))
+    count = cohort.planned if aggregator.planned_only else max(1, len(released.counted))
     drops, doubt = (released.total[DROP] / count).tolist(), released.noise_std / count
     best = chosen(drops, doubt)
     taken = (0.0, 0.0) if best is None else steps[best]

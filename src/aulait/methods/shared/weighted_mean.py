@@ -230,9 +230,11 @@ def mixed_parts(config: MixtureConfig, context: RunContext, cohort: Cohort, serv
             Release.of_cohort(cohort, stage="train", bound=bound, template=template),
             weights=config.weights, expected_shapes=expected_shapes, transform=transform)
         own_sum = denoise(aggregator.config, released, public)
+        if cohort.step is not None:
+            own_sum = {name: cohort.step * value for name, value in own_sum.items()}
         terms.append((config.weight, own_sum))
         # with the unit "record" it is public who answered
-        clients = planned_clients(cohort) if aggregator.protects_clients else released.counted
+        clients = planned_clients(cohort) if aggregator.planned_only else released.counted
         weight = config.weight * sum(clients.values())
         means = Means(_over_owners(own_sum, context, clients, columns),
                       released.noise_std / max(1, cohort.planned),
