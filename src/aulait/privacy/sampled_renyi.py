@@ -25,13 +25,10 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
 _ORDERS: Final = 256  # the largest whole order
 _PER_ORDER: Final = 8  # orders between two whole ones
-
-Numbers = NDArray[np.float64]
 
 
 def renyi_epsilon(groups: Sequence[tuple[float, float, int]], delta: float) -> float:

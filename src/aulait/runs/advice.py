@@ -86,7 +86,7 @@ def clients_needed(run: PreparedRun, found: NoiseRatio, target: float) -> int:
     """The fewest clients that train with which the ratio is at most a target, when the noise of a
     round, the numbers and the shares of the federation stay as they are."""
     more = found.ratio / target
-    if run.settings.privacy.protects_records:  # noises of sites average
+    if run.settings.privacy.noised_at_sites:  # noises of sites average
         more = more**2
     return max(1, math.ceil(len(run.federation.trainers) * more - 1e-9))
 

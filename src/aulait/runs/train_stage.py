@@ -228,25 +228,19 @@ def draw_cohort(run: PreparedRun, round: int, represented: Mapping[str, float],
         noise_multiplier=run.privacy.noise_multiplier("train"),
         search_noise_multiplier=run.privacy.noise_multiplier("search"),
         lr=learning_rate(settings.train, round), population=everyone(names), turn=turn,
-        step=_step(run, planned, round))
+        step=_step(run, round))
     return cohort, drawn
 
 
-def _step(run: PreparedRun, planned: int, round: int) -> float | None:
-    """What a sum of all sites' clipped gradients is multiplied by, so that divided by the planned
-    number it is a step along their mean over all units that a round expects; None where sites step
-    by themselves.
-
-    Args:
-        run: its sites, and how often a unit is in a step.
-        planned: number of sites.
-        round: counted from 1.
-    """
+def _step(run: PreparedRun, round: int) -> float | None:
+    """What a sum of sites' clipped gradients is multiplied by, so that divided by the planned
+    number of sites it is a step along the mean over all units that a round expects; None where
+    sites step by themselves."""
     noise = run.privacy.site_noise()
     if noise is None or not noise.summed:
         return None
-    expected = sum(size_law.expected_units(run.federation, noise.most_rate))
-    return -learning_rate(run.settings.train, round) * planned / expected
+    expected = size_law.expected_units(run.federation, noise.most_rate)
+    return -learning_rate(run.settings.train, round) * len(expected) / sum(expected)
 
 
 def round_half(value: float) -> int:

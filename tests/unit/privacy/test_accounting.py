@@ -150,7 +150,7 @@ def test_roles_have_their_own_accounts_and_shared_releases_charge_each():
         (dict(delta=0.1), "less than 1/10"),
         (dict(off=True), "off = true together with epsilon"),
         (dict(trust="secure"), "the server sees who takes part"),
-        (dict(trust="secure", relation="zero-out", unit="record"), 'set trust = "server"'),
+        (dict(trust="secure", relation="replace", unit="record"), "numbers of records are public"),
         (dict(trust="secure", relation="replace", dropouts=0.5), "privacy.dropouts is 0.5"),
         (dict(trust="secure", relation="replace", dropouts=math.nan), "privacy.dropouts is nan"),
         (dict(trust="secure", relation="replace", colluders=-1), "privacy.colluders is -1"),

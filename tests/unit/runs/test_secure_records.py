@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import dp_accounting
 import pytest
@@ -11,7 +12,8 @@ import torch
 from tests import tiny_run
 
 from aulait.cli.account import recount
-from aulait.core.errors import PrivacyError
+from aulait.core.errors import ConfigError, PrivacyError
+from aulait.core.factors import Trainable
 from aulait.core.types import ClientUpdate, TrainRequest
 from aulait.core.units import units
 from aulait.engines.inline import InlineEngine
@@ -20,15 +22,14 @@ from aulait.methods.shared.private_answer import answer_privately
 from aulait.privacy import aggregator as aggregator_module
 from aulait.privacy.accounting import Event, calibrate, calibrate_events, epsilon
 from aulait.privacy.ledger import Ledger
-from aulait.privacy.noise import SystemNoise
 from aulait.privacy.noise_grid import grid
 from aulait.privacy.record_level import SiteNoise
 from aulait.privacy.sampled_renyi import log_moments, renyi_epsilon
-from aulait.privacy.secure.local_round import begin_round
 from aulait.runs import loop, size_law
 from aulait.runs.plan_summary import summarise_plan
 from aulait.runs.prepared import SharedCache
 from aulait.runs.setup import prepare
+from aulait.training.record_gradients import gradients
 
 DELTA = 1e-6
 
@@ -100,12 +101,13 @@ def settings(data, federation=None, train=None, **privacy):
 
 def test_plan_run_and_account_agree_over_both_stages(data, shared):
     own = settings(data, {"tier": [{"name": "gpu", "count": 4, "placement": "local"},
-                                   {"name": "laptop", "placement": "proxy"}]}, epsilon=20.0)
+                                   {"name": "laptop", "placement": "proxy"}]}, epsilon=20.0,
+                   max_rate=0.5)
     planned = prepare(own, shared)
     result = loop.run(own, data / "run", InlineEngine(), cache=tiny_run.fresh(shared))
     lines = Ledger(data / "run" / "ledger.jsonl").lines
     assert {line.mechanism for line in lines} == {"distributed-records"}
-    assert [line.sampling.rate for line in lines if line.stage == "train"] == [2 / 3] * 3
+    assert [line.sampling.rate for line in lines if line.stage == "train"] == [0.5] * 3
     assert {line.sampling.kind for line in lines if line.stage == "synthesis"} == {"all"}
     for role in ("proxy", "local"):
         assert result["privacy"]["epsilon"][role] == planned.privacy.epsilon[role]
@@ -130,8 +132,6 @@ def test_the_step_is_that_of_all_records_in_one_place(data, shared, monkeypatch)
     monkeypatch.setattr(aggregator_module.PrivateAggregator, "release", release)
     loop.run(own, data / "run", InlineEngine(), cache=tiny_run.fresh(shared))
     state = run.first_state()
-    from aulait.core.factors import Trainable  # noqa: PLC0415
-    from aulait.training.record_gradients import gradients  # noqa: PLC0415
     start = own.method.result(run.context, state)
     total, count = None, 0
     for site in run.federation.sites.values():
@@ -142,16 +142,20 @@ def test_the_step_is_that_of_all_records_in_one_place(data, shared, monkeypatch)
             total, count = flat if total is None else total + flat, count + 1
     released = torch.cat([value.double().reshape(-1) for value in sums[-1].total.values()])
     assert released == pytest.approx(total, abs=6 * sums[-1].noise_std + 1e-6)
-    assert count == 24
+    assert count == sum(len(units(site.train)) for site in run.federation.sites.values())
 
 
 def test_the_noise_of_the_sum_does_not_grow_with_the_sites(data, shared):
-    run = prepare(settings(data, epsilon=2.0), shared)
+    run = prepare(settings(data, epsilon=2.0, max_rate=0.5), shared)
     plan = summarise_plan(run)
     found = size_law.noise_ratio(run)
-    local = size_law.noise_ratio(prepare(settings(data, epsilon=2.0, trust="server"), shared))
-    assert found.clients == pytest.approx(8 * 2)  # units that a step expects, over all sites
-    assert 0.85 * math.sqrt(8) < local.ratio / found.ratio < math.sqrt(8)
+    local = size_law.noise_ratio(
+        prepare(settings(data, epsilon=2.0, trust="server", max_rate=0.5), shared))
+    counts = [len(units(site.train)) for site in run.federation.training_sites]
+    expected = [min(2, count / 2) for count in counts]
+    assert found.clients == pytest.approx(sum(expected))
+    assert local.clients == pytest.approx(8 / math.sqrt(sum(1 / b**2 for b in expected)))
+    assert local.ratio / found.ratio > 0.8 * math.sqrt(8)
     assert plan["noise"]["ratio"] == found.ratio
 
 
@@ -168,7 +172,6 @@ NOISE = SiteNoise(mechanism="distributed-records", clip=0.3, sigma=0.5, most_rat
 
 
 def test_one_record_moves_what_a_site_sends_by_no_more_than_the_bound(data, shared):
-    from dataclasses import replace  # noqa: PLC0415
     whole, run = asked(data, shared, NOISE)
     site = next(iter(run.federation.sites.values()))
     # all records of a site are in the step, as its batch is as large
@@ -198,5 +201,5 @@ def test_a_method_that_answers_for_something_else_is_refused(data, shared, monke
     ({"dropouts": 0.4, "colluders": 3}, "clients that train, of whom"),
 ])
 def test_what_it_cannot_do_is_refused_in_a_line(data, shared, tables, words):
-    with pytest.raises((PrivacyError, ValueError), match=words):
+    with pytest.raises((PrivacyError, ConfigError), match=words):
         prepare(settings(data, epsilon=2.0, **tables), shared)
