@@ -41,7 +41,8 @@ def test_every_row_of_assumptions_names_its_keeper_or_says_that_it_is_trusted():
 def test_every_promise_of_the_product_has_its_theorem():
     assert set(re.findall(r"^## (?:Client|Record): (.+)$", PAGE, re.M)) == {
         "sums of updates and of votes", "sums that the server does not see", "noise that remembers",
-        "a bound that follows the norms", "one sum over all sites", "DP-SGD at the site", "the literal batch rule",
+        "a bound that follows the norms", "a public schedule", "one sum over all sites",
+        "DP-SGD at the site", "the literal batch rule",
         "votes of a site"}
     built_in = {"gaussian": "Client: sums", "distributed-gaussian": "the server does not see", "dp-sgd": "DP-SGD at the site",
                 "gaussian-batch": "literal batch rule", "gaussian-votes": "votes of a site",

@@ -123,6 +123,7 @@ def _print(found: Document) -> None:
     )
     terminal.say()
     _print_machines(found)
+    _print_schedule(found["schedule"])
     _print_adapter(found["adapter"], found["parameters"])
     if found["data"]["read_as"]:
         terminal.fact("data", found["data"]["read_as"])
@@ -187,6 +188,18 @@ def _print_records(records: Document) -> None:
         shown += f"{before}«{found}»"
     for line in (shown + rest).splitlines():
         terminal.paragraph(line, indent="  ")
+
+
+def _print_schedule(schedule: Document | None) -> None:
+    """How clients that work at their own pace fill the buffers of the run."""
+    if schedule is None:
+        return
+    terminal.fact(
+        "schedule", f"asynchronous: {n.counted(schedule['at_work'], 'client')} at work, "
+        f"{n.counted(schedule['buffer'], 'update')} fill a buffer; "
+        f"{n.counted(schedule['buffers'], 'buffer')} take {n.duration(schedule['virtual_s'])} of "
+        f"virtual time. Updates begin {schedule['staleness']:.1f} buffers before on average, "
+        f"{schedule['stalest']} at most; no client gives more than {schedule['contributions']}")
 
 
 def _print_machines(found: Document) -> None:

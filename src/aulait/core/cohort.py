@@ -12,6 +12,29 @@ from aulait.core.cohort_turn import CohortTurn
 from aulait.core.seeds import Seeds
 
 
+@dataclass(frozen=True)
+class Buffer:
+    """A round of the asynchronous schedule: who begins in it, and whose updates fill its buffer.
+
+    Attributes:
+        beginning: clients that begin in it, from the factors as they are before it.
+        filling: client -> rounds that have ended since it began; its update is one of those that
+            fill the buffer.
+        exponent: a; an update of that age counts (1 + age)^-a.
+        most: updates of any one client in the whole run, at most.
+    """
+
+    beginning: frozenset[str]
+    filling: Mapping[str, int]
+    exponent: float
+    most: int
+
+    @property
+    def discounts(self) -> dict[str, float]:
+        """Client -> by how much its update counts less for its age; all of it public."""
+        return {name: (1.0 + age) ** -self.exponent for name, age in self.filling.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
     """The sites of a round and the public numbers of their release.
@@ -33,6 +56,8 @@ class Cohort:
         step: what a released sum of gradients is multiplied by to be a sum of the clients' moves;
             None where they send how they moved.
         turn: of the fixed cohort that these clients are; None where there are none.
+        buffer: whose updates count in this round, where clients work at their own pace; None where
+            all that are asked answer in it.
     """
 
     round: int
@@ -47,6 +72,14 @@ class Cohort:
     population: tuple[str, ...] = ()
     turn: CohortTurn | None = None
     step: float | None = None
+    buffer: Buffer | None = None
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Names of the clients that are sent something in this round."""
+        if self.buffer is None:
+            return self.local
+        return tuple(name for name in self.local if name in self.buffer.beginning)
 
     @property
     def everyone(self) -> tuple[str, ...]:

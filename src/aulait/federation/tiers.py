@@ -101,9 +101,18 @@ class FederationConfig(BaseModel):
             from its data.
         sampling: "all" training clients in every round, "poisson" (each with the chance ``rate``),
             "turns" (dealt once to ``cohorts`` cohorts that take turns), or "fixed" (a share
-            ``rate`` of them; not under privacy, where it is not accounted).
+            ``rate`` of them; not under privacy, where it is not accounted, but with schedule
+            "async").
         rate: of Poisson or fixed sampling.
         cohorts: how many cohorts take turns, with sampling "turns"; each client is in one of them.
+        schedule: "rounds", in which all clients that are asked begin together; or "async": clients
+            work at their own pace, and a round ends when its buffer holds ``rate`` times as many
+            updates as there are clients that train (FedBuff). Needs sampling "fixed" and virtual
+            time; for methods that sum how factors moved.
+        at_work: with "async", clients at work at a time; None: as many as fill a buffer.
+        staleness: with "async", a: an update that began s rounds ago counts (1 + s)^-a.
+        contributions: with "async", updates of one client in the whole run, at most, for which it
+            is charged under privacy; None: one a round.
         preset: FlexLoRA's tiers instead of written ones: "uniform", "heavy-tail-light",
             "heavy-tail-strong", "normal", "equal".
         max_norm: a reply whose L2 norm is larger is refused; under privacy it is clipped instead.
@@ -121,6 +130,10 @@ class FederationConfig(BaseModel):
     sampling: Literal["all", "poisson", "turns", "fixed"] = "all"
     rate: float = Field(1.0, gt=0, le=1)
     cohorts: int = Field(1, ge=1)
+    schedule: Literal["rounds", "async"] = "rounds"
+    at_work: int | None = Field(None, ge=1)
+    staleness: float = Field(0.5, ge=0, allow_inf_nan=False)
+    contributions: int | None = Field(None, ge=1)
     preset: str | None = None
     max_norm: float = Field(1e4, gt=0)
     robust: RuleName | Literal["none"] = "none"
@@ -131,6 +144,16 @@ class FederationConfig(BaseModel):
     def robust_rule(self) -> RobustRule | None:
         """What takes the place of the mean; None for the mean."""
         return None if self.robust == "none" else RobustRule(self.robust, self.robust_share)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether clients work at their own pace."""
+        return self.schedule == "async"
+
+    def drawn(self, clients: int) -> int:
+        """How many of the clients that train are the share ``rate``, halves up; at least one where
+        there are any."""
+        return max(1, int(self.rate * clients + 0.5)) if clients else 0
 
     @property
     def share(self) -> float:
@@ -221,7 +244,7 @@ def _unfit(profile: Profile) -> list[str]:
 
 def _of_sampling(federation: FederationConfig, compute: ComputeConfig, private: bool) -> list[str]:
     found = []
-    if federation.sampling == "fixed" and private:
+    if federation.sampling == "fixed" and private and not federation.asynchronous:
         found.append(
             "federation.sampling = 'fixed' is not accounted under privacy; use 'poisson', 'turns' "
             "or 'all'")

@@ -47,6 +47,9 @@ class Abilities:
             sum of single records' gradients can stand in its place.
         searches: whether the clients that train can search for the server's step
             (``methods.shared.line_search``): the state's factors are all that a round moves.
+        asynchronous: whether an update may be added to later factors than it began from
+            (``federation.schedule = "async"``): it says how factors moved, the same of them in
+            every round, and neither a client nor a round remembers more.
     """
 
     private: bool = True
@@ -60,6 +63,7 @@ class Abilities:
     folds: bool = False
     searches: bool = False
     steps: bool = False
+    asynchronous: bool = False
 
     @property
     def offered(self) -> tuple[Unit, ...]:
@@ -104,6 +108,7 @@ class Traits:
     folds: bool
     searches: bool
     steps: bool
+    asynchronous: bool
 
 
 def described(module: str, docstring: str | None, abilities: Abilities) -> Traits:
@@ -130,8 +135,8 @@ def described(module: str, docstring: str | None, abilities: Abilities) -> Trait
             found["differs"], _one_of(YES_NO, "unequal ranks", found),
             _one_of(EXACT, "exact", found), abilities.private, abilities.secure, abilities.instead,
             abilities.trains, abilities.personal, abilities.unit, abilities.splits,
-            abilities.offered, abilities.folds, abilities.searches,
-            abilities.steps)
+            abilities.offered, abilities.folds, abilities.searches, abilities.steps,
+            abilities.asynchronous)
     except ValueError as error:
         raise ConfigError(f"algorithm '{name}' does not describe itself: {error}; correct the last "
                           "paragraph of its docstring") from None

@@ -65,7 +65,8 @@ from aulait.training.private_learner import PrivateLearner, RecordLearner
 from aulait.training.trainer import Learner
 
 TRAITS = described(__name__, __doc__, Abilities(
-    private=False, secure=False, instead="ffa", unit="record", splits=False, steps=True))
+    private=False, secure=False, instead="ffa", unit="record", splits=False, steps=True,
+    asynchronous=True))
 
 
 class DPLoRAConfig(AveragingConfig):

@@ -27,7 +27,7 @@ from aulait.methods.shared.averaged_factors import travels as travels
 from aulait.methods.shared.weighted_mean import AveragingConfig
 
 TRAITS = described(__name__, __doc__, Abilities(
-    units=("client", "record"), steps=True))
+    units=("client", "record"), steps=True, asynchronous=True))
 
 
 class FedAvgConfig(AveragingConfig):

@@ -35,7 +35,7 @@ from aulait.methods.shared.averaged_factors import travels as travels
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round, with_settings
 from aulait.training.trainer import Learner, Penalty
 
-TRAITS = described(__name__, __doc__, Abilities())
+TRAITS = described(__name__, __doc__, Abilities(asynchronous=True))
 
 
 class FedProxConfig(AveragingConfig):

@@ -33,7 +33,8 @@ from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round
 from aulait.training.trainer import Learner
 
 TRAITS = described(__name__, __doc__, Abilities(
-    trains=Trainable.B, units=("client", "record"), searches=True, steps=True))
+    trains=Trainable.B, units=("client", "record"), searches=True, steps=True,
+    asynchronous=True))
 
 
 class FFAConfig(AveragingConfig):

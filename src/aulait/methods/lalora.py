@@ -41,7 +41,8 @@ from aulait.methods.shared.averaged_factors import travels as travels
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round, with_settings
 from aulait.training.trainer import Learner
 
-TRAITS = described(__name__, __doc__, Abilities(units=("client", "record"), splits=False))
+TRAITS = described(__name__, __doc__, Abilities(
+    units=("client", "record"), splits=False, asynchronous=True))
 
 
 class LALoRAConfig(AveragingConfig):

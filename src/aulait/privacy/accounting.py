@@ -45,6 +45,8 @@ class Event:
             private.
         turn: number of the one fixed cohort whose clients take part, where cohorts take turns: no
             client is in two of them. None: whoever has the account takes part.
+        most: in how many releases of this very kind a client takes part at most, however many
+            there are; None: in all of them.
 
     Raises:
         PrivacyError: a number is outside its range.
@@ -55,6 +57,7 @@ class Event:
     steps: int = 1
     concentrated: bool = False
     turn: int | None = None
+    most: int | None = None
 
     def __post_init__(self) -> None:
         z, rate = self.noise_multiplier, self.sampling_rate
@@ -67,6 +70,10 @@ class Event:
         require(self.turn is None or rate == 1, PrivacyError,
                 f"sampling rate {rate} of a release of one cohort found, expected 1: its members "
                 "are public")
+        require(self.most is None or (self.most >= 1 and rate == 1 and self.turn is None),
+                PrivacyError,
+                f"at most {self.most} participations at sampling rate {rate} and turn {self.turn} "
+                "found, expected at least 1, without sampling or turns; correct it")
 
 
 def epsilon(events: Iterable[Event] | Mapping[Event, int], delta: float) -> float:
@@ -271,21 +278,21 @@ class Accountant:
 
 
 def of_worst_turn(events: Mapping[Event, int]) -> Counter[Event]:
-    """What the client pays that pays most: everybody's events, and those of the fixed cohort with
-    the least noise. Of Gaussians of full participation the one with the largest sum of 1/z² is the
-    worst, whatever else is paid.
+    """What the client pays that pays most: everybody's events, of those that bound how often a
+    client takes part so many, and those of the fixed cohort with the least noise. Of Gaussians of
+    full participation the one with the largest sum of 1/z² is the worst, whatever else is paid.
 
     Args:
         events: of one role, event -> how often.
 
     Returns:
-        Event -> how often, none of them of a cohort.
+        Event -> how often, none of them of a cohort or bounded.
     """
     common: Counter[Event] = Counter()
     turns: dict[int, Counter[Event]] = {}
     for event, count in events.items():
         own = common if event.turn is None else turns.setdefault(event.turn, Counter())
-        own[replace(event, turn=None)] += count
+        own[replace(event, turn=None, most=None)] += min(count, event.most or count)
     return common + max((turns[turn] for turn in sorted(turns)), key=_cost, default=Counter())
 
 

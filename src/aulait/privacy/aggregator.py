@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -76,6 +76,9 @@ class Release:
         clients: those who are asked; used under secure aggregation alone, where they share keys
             before one of them answers.
         turn: of the fixed cohort that may answer, where cohorts take turns.
+        discounts: client -> the factor in (0, 1] by which what it adds is shortened once it is
+            clipped; who is missing counts whole.
+        most: in how many rounds of the stage any one client answers at most; None: in all.
     """
 
     stage: str
@@ -88,14 +91,18 @@ class Release:
     sampling_rate: float = 1.0
     clients: tuple[str, ...] = ()
     turn: CohortTurn | None = None
+    discounts: Mapping[str, float] = field(default_factory=dict)
+    most: int | None = None
 
     @classmethod
     def of_cohort(cls, cohort: Cohort, *, stage: str, bound: float, template: Tensors) -> Release:
         """The release of a round's cohort."""
+        buffer = cohort.buffer
         return cls(stage=stage, round=cohort.round, role=cohort.role, bound=bound,
                    noise_multiplier=cohort.noise_multiplier, planned=cohort.planned,
                    template=template, sampling_rate=cohort.sampling_rate, clients=cohort.local,
-                   turn=cohort.turn)
+                   turn=cohort.turn, discounts={} if buffer is None else buffer.discounts,
+                   most=None if buffer is None else buffer.most)
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,7 @@ class PrivateAggregator:
         self._most_units = sites.most_units
         self._roles_of: dict[str, frozenset[str]] = {}
         self._turn_of: dict[str, CohortTurn] = {}
+        self._answered: dict[str, set[tuple[str, int]]] = {}
         if not config.off:
             self._accountant = _checked(config, accountant)
             _check_noise(config, noise)
@@ -326,7 +334,8 @@ class PrivateAggregator:
             for update in self._valid(updates, release, expected_shapes, total):
                 self._check_roles(update, release.role)
                 total.add(update, transform(update) if transform else update.tensors, math.inf,
-                          update.weight if weights == "size" else 1.0)
+                          update.weight if weights == "size" else 1.0,
+                          release.discounts.get(update.client, 1.0))
             return total.weighted(private=True)
         require(self.config.off or weights == "uniform", PrivacyError,
                 f"weights = '{weights}' found, expected 'uniform' under privacy; change it, or set "
@@ -337,7 +346,8 @@ class PrivateAggregator:
             total = self._empty_sum(release)
             for update in self._valid(updates, release, expected_shapes, total):
                 total.add(update, transform(update) if transform else update.tensors,
-                          release.bound, update.weight if weights == "size" else 1.0)
+                          release.bound, update.weight if weights == "size" else 1.0,
+                          release.discounts.get(update.client, 1.0))
             return total.weighted(private=False)
         charge, mechanism = self._charge_of(release)
         self._check(charge, mechanism)
@@ -345,8 +355,9 @@ class PrivateAggregator:
         for update in self._valid(updates, release, expected_shapes, total):
             self._check_roles(update, release.role)
             self._check_turn(update, release.turn)
+            self._check_most(update, release)
             total.add(update, transform(update) if transform else update.tensors, release.bound,
-                      1.0)
+                      1.0, release.discounts.get(update.client, 1.0))
         state = self._state_before(release)
         line = self._charge(charge, mechanism)
         noised, state = mechanism.add_noise(total.total, line.sigma, self._noise.at(line.release),
@@ -380,6 +391,10 @@ class PrivateAggregator:
                     f"round {release.round} with cohort {turn.number} of {turn.cohorts} found, "
                     "expected them to take turns; report this as a defect")
             event = replace(event, turn=turn.number)
+        if not any((line.stage, line.round) == (release.stage, release.round)
+                   for line in self._ledger.lines):
+            # a round that is made again counts for everybody, whoever takes part how often
+            event = replace(event, most=release.most)
         return _Charge(release, name, event, release.sampling_rate), mechanism
 
     def _state_before(self, release: Release) -> Tensors:
@@ -586,6 +601,16 @@ class PrivateAggregator:
                 f"client '{update.client}' answers in a round of another cohort than before; "
                 "report this as a defect")
 
+    def _check_most(self, update: ClientUpdate, release: Release) -> None:
+        """A client may not answer in more rounds than it is charged for."""
+        if release.most is None:
+            return
+        rounds = self._answered.setdefault(update.client, set())
+        rounds.add((release.stage, release.round))
+        require(len(rounds) <= release.most, PrivacyError,
+                f"client '{update.client}' answers in more than {release.most} rounds, for which "
+                "it is charged; report this as a defect")
+
     def _charge(self, charge: _Charge, mechanism: Mechanism, steps: int = 1) -> LedgerLine:
         """Check the budget, put the line on disk, charge the accounts."""
         accountant, release, relation = self._accountant, charge.release, self.config.relation
@@ -611,7 +636,7 @@ class PrivateAggregator:
             noise_multiplier=release.noise_multiplier,
             planned=release.planned,
             sampling=UnitSampling.at_rate(
-                rate, None if charge.event.turn is None else release.turn),
+                rate, None if charge.event.turn is None else release.turn, charge.event.most),
             epsilon=spent,
             delta=accountant.delta,
             relation=relation,

@@ -116,37 +116,50 @@ class ClippedSum:
         return cls({name: torch.zeros(template[name].shape, dtype=torch.float64)
                     for name in sorted(template)}, step)
 
-    def add(self, update: ClientUpdate, summand: Tensors, bound: float, weight: float) -> None:
+    def add(self, update: ClientUpdate, summand: Tensors, bound: float, weight: float,
+            discount: float = 1.0) -> None:
         """Clip one client's summand to the bound, round it onto the grid and add it; one that
         overflowed on the way is rejected, not raised.
 
+        Args:
+            update: the client's.
+            summand: what it adds.
+            bound: of that.
+            weight: its weight in the sum, by which it is told who counted.
+            discount: in (0, 1], by which it is shortened once it is clipped.
+
         Raises:
-            PrivacyError: there is a grid, and a weight or the number of summands is not what an
-                exact sum allows.
+            PrivacyError: the discount would lengthen it; or there is a grid, and a weight or the
+                number of summands is not what an exact sum allows.
         """
+        require(0.0 < discount <= 1.0, PrivacyError,
+                f"discount {discount} of an update found, expected a number in (0, 1]; report this "
+                "as a defect")
         if not all(bool(torch.isfinite(value.detach()).all()) for value in summand.values()):
             self.rejected.append((update.client, "what it adds is not finite"))
             return
         if self.step:
-            self._add_on_grid(summand, bound, weight)
+            self._add_on_grid(summand, bound, weight, discount)
         else:
             clipped = clip(summand, bound)
             require(norm(clipped) <= bound, PrivacyError,
                     "a clipped update exceeds its bound; report this as a defect")
             for name, total in self.total.items():
-                total += clipped[name].detach().to("cpu", torch.float64) * weight
+                total += clipped[name].detach().to("cpu", torch.float64) * (weight * discount)
         self.weights[update.client] = weight
         for name, value in update.info.items():
             self.info.setdefault(name, []).append(float(value))
 
-    def _add_on_grid(self, summand: Tensors, bound: float, weight: float) -> None:
+    def _add_on_grid(self, summand: Tensors, bound: float, weight: float,
+                     discount: float) -> None:
         """What is added is a multiple of the grid with an L2 norm of at most the bound."""
         require(weight == 1.0 and len(self.weights) < MOST_SUMMANDS, PrivacyError,
                 f"summand {len(self.weights) + 1} of weight {weight} found in a sum that gets "
                 f"noise, expected at most {MOST_SUMMANDS} of weight 1; report this as a defect")
         values = torch.cat([summand[name].detach().to("cpu", torch.float64).reshape(-1)
                             for name in self.total] or [torch.zeros(0, dtype=torch.float64)])
-        rounded = toward_zero(clip_vector(values, bound), self.step)
+        clipped = clip_vector(values, bound)
+        rounded = toward_zero(clipped if discount == 1.0 else clipped * discount, self.step)
         sizes = [total.numel() for total in self.total.values()]
         for total, part in zip(self.total.values(), torch.split(rounded, sizes), strict=True):
             total += part.view(total.shape)

@@ -30,17 +30,22 @@ Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
 class UnitSampling(BaseModel):
     """Whether every unit takes part, each with probability ``rate`` on its own, or those of one of
-    several fixed cohorts, whose turn it is: number ``turn``, from 0, of ``cohorts``."""
+    several fixed cohorts, whose turn it is: number ``turn``, from 0, of ``cohorts``; or those that
+    a public schedule names, no unit in more than ``most`` rounds of the stage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["all", "poisson", "turns"]
+    kind: Literal["all", "poisson", "turns", "schedule"]
     rate: Finite | None = None
     turn: Annotated[int, Field(ge=0, strict=True)] | None = None
     cohorts: Annotated[int, Field(ge=2, strict=True)] | None = None
+    most: WholeNumber | None = None
 
     @classmethod
-    def at_rate(cls, rate: float, turn: CohortTurn | None = None) -> Self:
-        """Every unit with this probability, 1 is all of them; or those whose turn it is."""
+    def at_rate(cls, rate: float, turn: CohortTurn | None = None, most: int | None = None) -> Self:
+        """Every unit with this probability, 1 is all of them; or those whose turn it is; or those
+        of a schedule that names none more often than ``most``."""
+        if most is not None:
+            return cls(kind="schedule", most=most)
         if turn is not None:
             return cls(kind="turns", turn=turn.number, cohorts=turn.cohorts)
         return cls(kind="all") if rate == 1.0 else cls(kind="poisson", rate=rate)
@@ -51,6 +56,8 @@ class UnitSampling(BaseModel):
             raise ValueError("a rate belongs to the kind poisson and to no other")
         if {self.turn is None, self.cohorts is None} != {self.kind != "turns"}:
             raise ValueError("a turn and cohorts belong to the kind turns and to no other")
+        if (self.most is None) != (self.kind != "schedule"):
+            raise ValueError("the most belongs to the kind schedule and to no other")
         if self.turn is not None and self.cohorts is not None and self.turn >= self.cohorts:
             raise ValueError("the turn is one of the cohorts, counted from 0")
         return self
@@ -160,7 +167,7 @@ class LedgerLine(BaseModel):
         rate = 1.0 if self.sampling.rate is None else float(self.sampling.rate)
         mechanism = find_mechanism(self.mechanism)
         found = mechanism.event(float(self.noise_multiplier), rate, self.steps)
-        return found if self.sampling.turn is None else replace(found, turn=self.sampling.turn)
+        return replace(found, turn=self.sampling.turn, most=self.sampling.most)
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ class ReleaseSchedule:
         sampling_rate: probability with which the unit takes part (Poisson); 1 is always.
         steps: noised mechanisms in one release.
         cohorts: fixed ones that take turns, round by round; 1 is everybody in every round.
+        most: rounds in which one unit takes part at most, where a public schedule says who does;
+            None: in all rounds of its cohort.
     """
 
     stage: str
@@ -54,6 +56,7 @@ class ReleaseSchedule:
     sampling_rate: float = 1.0
     steps: int = 1
     cohorts: int = 1
+    most: int | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -68,14 +71,14 @@ class ReleaseSchedule:
     @property
     def participations(self) -> int:
         """Rounds in which one unit takes part at most."""
-        return math.ceil(self.rounds / self.cohorts)
+        return min(math.ceil(self.rounds / self.cohorts), self.most or self.rounds)
 
     def event(self, noise_multiplier: float, round: int = 1) -> Event:
         """One round as the accountant counts it."""
         found = find_mechanism(self.mechanism).event(noise_multiplier, self.sampling_rate,
                                                      self.steps)
         turn = CohortTurn.of_round(round, self.cohorts)
-        return found if turn is None else replace(found, turn=turn.number)
+        return replace(found, turn=None if turn is None else turn.number, most=self.most)
 
     def all_events(self, noise_multiplier: float) -> Counter[Event]:
         """All rounds as the accountant counts them."""
@@ -232,13 +235,16 @@ class PrivacyPlan:
     ) -> tuple[dict[str, object], dict[str, object]]:
         """What a ledger line says, and what the plan says, by the same names."""
         same = same_relation(line.unit, line.relation, self.config.relation)
+        event = release.event(release.noise_multiplier, round)
+        # a round that was made again is charged to everybody, which is no less than planned
+        again = replace(line.event, most=event.most) if line.event.most is None else line.event
         told: dict[str, object] = {
             "stage": line.stage, "round": line.round, "role": line.role,
-            "mechanism": line.mechanism, "event": line.event, "delta": line.delta,
+            "mechanism": line.mechanism, "event": again, "delta": line.delta,
             "relation": self.config.relation if same else line.relation, "unit": line.unit}
         expected: dict[str, object] = {
             "stage": release.stage, "round": round, "role": release.role,
-            "mechanism": release.mechanism, "event": release.event(release.noise_multiplier, round),
+            "mechanism": release.mechanism, "event": event,
             "delta": self.config.delta, "relation": self.config.relation,
             "unit": self.config.unit}
         if release.sensitivity is not None:

@@ -116,15 +116,16 @@ class RobustSum(ClippedSum):
         """The sum over nobody, with the names and shapes of ``template``."""
         return cls(ClippedSum.zero(template).total, rule=rule)
 
-    def add(self, update: ClientUpdate, summand: Tensors, bound: float, weight: float) -> None:
+    def add(self, update: ClientUpdate, summand: Tensors, bound: float, weight: float,
+            discount: float = 1.0) -> None:
         """Keep one client's summand, shortened to the bound.
 
         Raises:
             PrivacyError: a client weighs more than another.
         """
-        require(weight == 1.0, PrivacyError,
-                f"an update of weight {weight} found with a robust sum, expected 1; report this as "
-                "a defect")
+        require(weight == discount == 1.0, PrivacyError,
+                f"an update of weight {weight} and discount {discount} found with a robust sum, "
+                "expected 1; report this as a defect")
         before = len(self.weights)
         super().add(update, summand, bound, weight)
         if len(self.weights) > before:

@@ -70,8 +70,24 @@ def virtual_time_sentences(run: RunFiles, found: VirtualTime) -> list[str]:
         f"; its clients spent {numbers.percent(found.idle_share)} of their time in rounds waiting"
     )
     text += f" and used {energy_if_known(found.energy_j)}, links included" if found.energy_j else ""
+    paced = _pace(run)
     return [f"{text}. This is modelled, not measured.",
-            " ".join((*_straggler(run), *_incidents(run)))]
+            " ".join((*(paced or _straggler(run)), *_incidents(run)))]
+
+
+def _pace(run: RunFiles) -> list[str]:
+    """How clients that work at their own pace filled the buffers; empty where they worked in
+    rounds."""
+    told = [(clock, clock.staleness) for _, clock in timed_rounds(run)
+            if clock.staleness is not None]
+    if not told:
+        return []
+    answered = fmean(clock.answered or 0.0 for clock, _ in told)
+    return [f"Clients trained at their own pace: {numbers.count(answered)} updates filled a "
+            f"buffer, on average after {numbers.duration(fmean(c.round_s or 0.0 for c, _ in told))}"
+            "; an update began "
+            f"{numbers.significant(fmean(age for _, age in told))} buffers before on average, "
+            f"{numbers.count(max(clock.stalest or 0.0 for clock, _ in told))} at most."]
 
 
 def energy_if_known(value: object, busy_s: float = 1.0) -> str:

@@ -355,14 +355,16 @@ def release_table(run: RunFiles) -> PageTable:
 def _alike(line: LedgerEntry) -> tuple[object, ...]:
     """What two lines of one row have in common."""
     return (line.stage, line.role, line.mechanism, line.sensitivity, line.noise_multiplier,
-            line.sampling.kind, line.sampling.rate, line.sampling.cohorts, line.steps_taken,
-            line.unit)
+            line.sampling.kind, line.sampling.rate, line.sampling.cohorts, line.sampling.most,
+            line.steps_taken, line.unit)
 
 
 def _sampling(sampling: SamplingEntry) -> str:
     """Who takes part, as a cell."""
     if sampling.cohorts is not None:
         return f"one of {numbers.count(sampling.cohorts)} cohorts in turn"
+    if sampling.most is not None:
+        return f"by a public schedule, at most {numbers.counted(int(sampling.most), 'round')}"
     return ("everyone" if sampling.rate is None
             else f"1 in {numbers.significant(1 / sampling.rate)}")
 

@@ -4,7 +4,7 @@ Exact bounds, no sampling, no model."""
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -141,6 +141,7 @@ def _mus(run: RunFiles) -> dict[str, float]:
     if unreadable or run.selection is not None:
         return {}
     squares: dict[str, dict[float | None, float]] = defaultdict(lambda: defaultdict(float))
+    taken: Counter[tuple[str, float, float]] = Counter()  # of releases with a bound on them
     for line in run.ledger:
         multiplier = line.noise_multiplier or 0.0
         steps = line.steps_taken or 0.0
@@ -149,6 +150,11 @@ def _mus(run: RunFiles) -> dict[str, float]:
         if not plain or steps < 1 or not 1e-3 < multiplier < 1e6:
             return {}
         for role in (line.role or "").split("+"):
+            if line.sampling.most is not None:
+                key = role, multiplier, line.sampling.most
+                taken[key] += 1
+                if taken[key] > line.sampling.most:
+                    continue
             squares[role][line.sampling.turn] += steps * multiplier**-2
     # of cohorts that take turns a client is in one
     return {role: math.sqrt(found.pop(None, 0.0) + max(found.values(), default=0.0))

@@ -107,6 +107,8 @@ def _sampling(sampling: SamplingEntry) -> str:
     kind, rate = sampling.kind, sampling.rate
     if sampling.turn is not None:
         return f"cohort {numbers.count(sampling.turn + 1)} of {numbers.count(sampling.cohorts)}"
+    if sampling.most is not None:
+        return f"a public schedule, at most {numbers.counted(int(sampling.most), 'round')} a client"
     shown = "everyone" if kind == "all" else kind or numbers.NOT_RECORDED
     return shown if rate is None else f"{shown}, rate {numbers.significant(rate)}"
 

@@ -254,7 +254,9 @@ class TierClock(FileModel):
 
 
 class VirtualClock(FileModel):
-    """Virtual time of a round (``round_s``; ``total_s`` since the start) or of the whole run."""
+    """Virtual time of a round (``round_s``; ``total_s`` since the start) or of the whole run.
+    ``staleness`` and ``stalest``: rounds that had ended since clients began whose updates filled
+    the buffer, mean and most."""
 
     round_s: Number = None
     server_s: Number = None
@@ -262,6 +264,8 @@ class VirtualClock(FileModel):
     late: Number = None
     lost: Number = None
     away: Number = None
+    staleness: Number = None
+    stalest: Number = None
     total_s: Number = None
     energy_j: Number = None
     idle_share: Number = None
@@ -425,6 +429,7 @@ class SamplingEntry(FileModel):
     rate: Number = None
     turn: Number = None
     cohorts: Number = None
+    most: Number = None
 
 
 class LedgerEntry(FileModel):

@@ -18,16 +18,17 @@ PREFIX = "memory/"
 Memories = dict[str, JsonObject]  # client -> what its site remembers
 
 
-def packed(memory: Mapping[str, JsonMapping]) -> tuple[Tensors, JsonObject]:
-    """(tensors by number, plain values that name them) of the memories of all sites; sites that
-    remember nothing are left out."""
+def packed(memory: Mapping[str, JsonMapping],
+           prefix: str = PREFIX) -> tuple[Tensors, JsonObject]:
+    """(tensors by number under a prefix, plain values that name them) of the memories of all sites;
+    sites that remember nothing are left out."""
     numbers: dict[int, int] = {}
     stored: Tensors = {}
 
     def plain(value: Any) -> Any:
         if isinstance(value, Tensor):
             number = numbers.setdefault(id(value), len(numbers))
-            stored[f"{PREFIX}{number}"] = value
+            stored[f"{prefix}{number}"] = value
             return {"tensor": number}
         if isinstance(value, Mapping):
             return {"mapping": {key: plain(own) for key, own in value.items()}}
@@ -36,13 +37,13 @@ def packed(memory: Mapping[str, JsonMapping]) -> tuple[Tensors, JsonObject]:
     return stored, {name: plain(own) for name, own in memory.items() if own}
 
 
-def unpacked(tensors: Tensors, remembered: JsonMapping) -> Memories:
+def unpacked(tensors: Tensors, remembered: JsonMapping, prefix: str = PREFIX) -> Memories:
     """The memories again; mappings of the very same tensors become one object."""
     made: dict[tuple[Any, ...], JsonObject] = {}
 
     def full(node: JsonMapping) -> Any:
         if "tensor" in node:
-            return tensors[f"{PREFIX}{node['tensor']}"]
+            return tensors[f"{prefix}{node['tensor']}"]
         if "mapping" not in node:
             return node["value"]
         inner = node["mapping"]

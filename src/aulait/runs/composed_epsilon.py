@@ -139,7 +139,9 @@ def _event(line: LedgerEntry) -> Event:
     rate = float(line.sampling.rate or 1.0) if line.sampling.kind == "poisson" else 1.0
     mechanism = find_mechanism(line.mechanism or "gaussian")
     found = mechanism.event(line.noise_multiplier, rate, int(line.steps_taken or 1))
-    return found if line.sampling.turn is None else replace(found, turn=int(line.sampling.turn))
+    turn, most = line.sampling.turn, line.sampling.most
+    return replace(found, turn=None if turn is None else int(turn),
+                   most=None if most is None else int(most))
 
 
 def _finite(value: float) -> float | None:

@@ -359,6 +359,7 @@ def settings_problems(settings: Settings) -> list[str]:
             "privacy.relation = 'replace' with federation.sampling = 'poisson' is not accounted; "
             "use 'add-remove'")
     problems += _check_robust(settings)
+    problems += _check_schedule(settings)
     if private:
         problems += _check_turns(settings)
     if settings.privacy.secure:
@@ -396,6 +397,53 @@ def _check_robust(settings: Settings) -> list[str]:
         found.append(f"federation.hostile found with engine.name = '{settings.engine.name}', whose "
                      "clients are real; remove it")
     return found
+
+
+def _check_schedule(settings: Settings) -> list[str]:
+    """What contradicts that clients work at their own pace."""
+    federation, compute, privacy = settings.federation, settings.compute, settings.privacy
+    if not federation.asynchronous:
+        return [f"federation.{key} = {value} found with schedule = 'rounds', where it has no "
+                "meaning; set federation.schedule = 'async', or remove it"
+                for key, value in (("at_work", federation.at_work),
+                                   ("contributions", federation.contributions)) if value]
+    try:
+        able, name = settings.method.TRAITS.asynchronous, settings.algorithm["name"]
+    except ConfigError:  # told by the checks of the method
+        return []
+    placements = {tier.placement for tier in federation.tier}
+    cases = [
+        (settings.engine.deployed,
+         f"engine.name = '{settings.engine.name}', whose rounds wait for the sites that are asked; "
+         "use schedule = 'rounds', or engine.name = 'inline'"),
+        (not able,
+         f"algorithm '{name}', which reads single updates, or whose clients or rounds remember "
+         "what a later round must not miss, expected one that sums how factors moved; use 'fedit' "
+         "or 'ffa'"),
+        (federation.sampling != "fixed",
+         f"sampling = '{federation.sampling}', expected 'fixed', with rate the share of clients "
+         "whose updates fill a buffer; set both"),
+        (any(tier.machine is None for tier in federation.tier),
+         "a tier without a machine, so that nobody is faster than another; give every tier a "
+         "machine"),
+        ("split" in placements or ("auto" in placements and "split" in compute.allowed),
+         "clients that may be split, whose server half works in step with them; place them "
+         "otherwise, or set compute.allowed = ['local', 'proxy']"),
+        (bool(compute.over_selection or compute.deadline_s),
+         "compute.over_selection or compute.deadline_s, where no round waits for anybody; remove "
+         "them"),
+        (federation.robust != "none",
+         f"robust = '{federation.robust}', which weighs all alike; set robust = 'none'"),
+        (privacy.secure,
+         "privacy.trust = 'secure', whose clients share keys in rounds; use trust = 'server'"),
+        (privacy.adaptive is not None,
+         "privacy.clip = 'adaptive', whose clients answer about updates of the same age; set "
+         "privacy.clip to a number"),
+        (not privacy.off and privacy.unit == "client" and privacy.relation == "add-remove",
+         "privacy.relation = 'add-remove': who takes part when is public, so a client that adds "
+         "nothing stands in the place of another; write relation = 'zero-out'"),
+    ]
+    return [f"federation.schedule = 'async' found with {text}" for wrong, text in cases if wrong]
 
 
 def _against_robust(settings: Settings) -> list[str]:

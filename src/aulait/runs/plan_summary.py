@@ -4,6 +4,7 @@ no text of a client is looked at."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -62,6 +63,7 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
         "privacy": {**_privacy(run.privacy,
                                [role for role, names in federation.roles.items() if names]),
                     **_protected(run), "adaptive_clip": _adaptive_clip(run)},
+        "schedule": _schedule(run, costs),
         "noise": _noise(run),
         "advice": advise(run).document(),
         "total": totals,
@@ -243,6 +245,22 @@ def _adaptive_clip(run: PreparedRun) -> JsonObject | None:
     return {**vars(rule), "clients": clients, "update_noise_multiplier": rule.update_noise(z),
             "count_noise": rule.count_noise(z, relation),
             "in_words": rule.in_words(z, relation, clients)}
+
+
+def _schedule(run: PreparedRun, costs: RoundCosts) -> JsonObject | None:
+    """The asynchronous schedule of the run, which is known before it; None where clients work in
+    rounds."""
+    config = run.settings.federation
+    if not config.asynchronous or not run.federation.trainers:
+        return None
+    buffers = costs.buffers()
+    ages = [age for own in buffers for age in own.filling.values()]
+    taken = Counter(name for own in buffers for name in own.filling)
+    size = config.drawn(len(run.federation.trainers))
+    return {"buffers": len(buffers), "buffer": size, "at_work": config.at_work or size,
+            "staleness": sum(ages) / max(1, len(ages)), "stalest": max(ages, default=0),
+            "contributions": max(taken.values(), default=0),
+            "virtual_s": sum(own.outcome.round_s for own in buffers)}
 
 
 def _noise(run: PreparedRun) -> JsonObject | None:

@@ -103,6 +103,8 @@ def _sampling(release: PlannedRelease, round: int) -> schema.SamplingEntry:
     turn = CohortTurn.of_round(round, release.cohorts)
     if turn is not None:
         return schema.SamplingEntry(kind="turns", turn=turn.number, cohorts=turn.cohorts)
+    if release.most is not None:
+        return schema.SamplingEntry(kind="schedule", most=release.most)
     if release.sampling_rate == 1.0:
         return schema.SamplingEntry(kind="all")
     return schema.SamplingEntry(kind="poisson", rate=release.sampling_rate)

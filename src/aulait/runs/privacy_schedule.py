@@ -79,11 +79,14 @@ def _training(settings: Settings, trainers: Sequence[Site]) -> ReleaseSchedule:
     """The releases of stage 2."""
     privacy, federation = settings.privacy, settings.federation
     rate = federation.rate if federation.sampling == "poisson" else 1.0
-    cohorts = federation.cohorts
+    cohorts, most = federation.cohorts, None
     mechanism, steps = privacy.client_mechanism(cohorts), 1
+    if federation.asynchronous:
+        most = min(federation.contributions or settings.train.rounds, settings.train.rounds)
     if privacy.protects_records:  # every round counts for every unit, whoever is drawn
         asked = record_mechanism(settings.method, settings.method_config, privacy, trainers)
         mechanism, rate, steps, cohorts = asked.mechanism, asked.rate, asked.steps, 1
+        most = None
     return ReleaseSchedule(stage="train", rounds=settings.train.rounds, role="local",
                            mechanism=mechanism, bound=privacy.known_clip, sampling_rate=rate,
-                           steps=steps, cohorts=cohorts)
+                           steps=steps, cohorts=cohorts, most=most)

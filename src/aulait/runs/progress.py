@@ -25,6 +25,7 @@ ScoreValues = JsonObject  # as ``eval`` stands in rounds.jsonl and in result.jso
 RunWatch = Callable[[str, int, int, str], None]  # stage, rounds done, rounds in all, a note
 
 
+AT_WORK = "at-work/"  # tensors of requests in a checkpoint
 # of the time when all runs had the usual order: stage of a checkpoint -> stages that are done
 _PLACES = {"synthesis": 0, "train": 1, "done": 2}
 
@@ -64,6 +65,8 @@ class Progress:
         best_eval: its scores; of the base as long as none was better.
         stopped: why the run ended early, if it did.
         memory: what every site remembers; the sites' own dictionaries once they are bound.
+        at_work: client -> what it was asked, where clients work at their own pace and its update is
+            not yet due.
         personal: adapters of clients' own after the last round; made again when a run is resumed
             after it.
         noise_state: stage -> what the privacy mechanism remembers of its noise; the aggregator's
@@ -86,6 +89,7 @@ class Progress:
     best_eval: ScoreValues = field(default_factory=dict)
     stopped: str | None = None
     memory: client_state.Memories = field(default_factory=dict)
+    at_work: client_state.Memories = field(default_factory=dict)
     personal: dict[str, Adapter] = field(default_factory=dict)
     ledger: Ledger | None = None
     ledger_head: LedgerHead | None = None
@@ -137,6 +141,8 @@ class Progress:
         """Checkpoint, with the seconds since the last one."""
         self.count_seconds()
         tensors, remembered = client_state.packed(self.memory)
+        requests, asked = client_state.packed(self.at_work, AT_WORK)
+        tensors |= {name: t.contiguous() for name, t in requests.items()}
         tensors["none"] = torch.zeros(1)  # a file of tensors holds at least one
         if self.state is not None:
             tensors |= {f"state/{name}": t for name, t in self.state.tensors.items()}
@@ -153,7 +159,8 @@ class Progress:
             "texts": [[asdict(text) for text in shard] for shard in self.texts],
             "totals": self.totals, "base_eval": self.base_eval, "last_eval": self.last_eval,
             "best_round": self.best.round if self.best else None, "best_eval": self.best_eval,
-            "stopped": self.stopped, "trained": self.state is not None, "memory": remembered})
+            "stopped": self.stopped, "trained": self.state is not None, "memory": remembered,
+            **({"at_work": asked} if asked else {})})
 
     @staticmethod
     def load(folder: RunFolder) -> Progress:
@@ -180,6 +187,7 @@ class Progress:
             best=None if best is None else State(best, lora.under("best", tensors)),
             best_eval=held.get("best_eval", {}),
             stopped=held["stopped"], memory=client_state.unpacked(tensors, held["memory"]),
+            at_work=client_state.unpacked(tensors, held.get("at_work", {}), AT_WORK),
             ledger_head=None if head is None else LedgerHead.read(head, "the checkpoint"),
             schema_version=held.get("schema_version", 1),
             noise_state=noise)

@@ -34,6 +34,7 @@ from aulait.runs.server_choice import with_settled_server
 from aulait.runs.settled import precision_settled
 from aulait.runs.size_law import with_affordable_adapter, with_settled_weight
 from aulait.runs.stage_order import training_ends
+from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.synthesis import embedding
 from aulait.synthesis.generator import build_generator
 from aulait.synthesis.variation import Variation
@@ -64,6 +65,8 @@ def prepare(settings: Settings, cache: SharedCache,
                 "'record', where the numbers of records are not known in time; set them, as "
                 "'aulait plan' on data of that size says")
         run = _prepared(with_affordable_adapter(run), cache, elsewhere)
+    if settings.federation.asynchronous:
+        RoundCosts.of(run).buffers()  # raises where they cannot be filled
     return replace(run, settings=with_settled_weight(run))
 
 

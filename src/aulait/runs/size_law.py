@@ -40,7 +40,7 @@ def noise_ratio(run: PreparedRun, *, diluted: bool = True) -> NoiseRatio | None:
     settings, federation = run.settings, run.federation
     clients = (_averaging_sites(settings, federation, release)
                if settings.privacy.protects_records
-               else release.sampling_rate / release.cohorts * len(federation.trainers))
+               else _summed_share(settings, release) * len(federation.trainers))
     numbers = noised_numbers(settings.method, settings.method_config, run.context,
                              settings.privacy.unit)
     if diluted:
@@ -65,6 +65,13 @@ def _whole_noise(settings: Settings, federation: Federation, release: PlannedRel
         return multiplier
     honest = Quorum.of(count, privacy.dropouts, privacy.colluders).honest
     return multiplier * math.sqrt(count / honest)
+
+
+def _summed_share(settings: Settings, release: PlannedRelease) -> float:
+    """Of the clients that train, how many are in one sum."""
+    federation = settings.federation
+    return (federation.share if federation.asynchronous
+            else release.sampling_rate / release.cohorts)
 
 
 def _averaging_sites(settings: Settings, federation: Federation,

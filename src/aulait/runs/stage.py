@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from aulait.core.cohort import Cohort
@@ -13,6 +13,8 @@ from aulait.methods.contract import Ask, Server
 from aulait.privacy.aggregator import PrivateAggregator
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runfolder.schema import RoundLine
+from aulait.runs.at_work import due
+from aulait.runs.client_state import Memories
 from aulait.runs.prepared import Books, Engine, PreparedRun
 from aulait.runs.progress import Progress, RunWatch
 from aulait.runs.virtual_time.clock import Clock, RoundOutcome
@@ -78,14 +80,22 @@ class VirtualRound:
 
 @dataclass(frozen=True)
 class PlannedRound:
-    """Who works in a round, and how long that takes in virtual time (None: no tier names a
-    machine)."""
+    """Who works in a round, and how long that takes.
+
+    Attributes:
+        cohort: who works.
+        virtual: its virtual time; None: no tier names a machine.
+        at_work: client -> what it was asked, where clients work at their own pace.
+    """
 
     cohort: Cohort
     virtual: VirtualRound | None
+    at_work: Memories = field(default_factory=dict)
 
     def on_time(self, ask: Ask) -> Ask:
         """Asks only those whose updates will count."""
+        if self.cohort.buffer is not None:
+            return due(ask, self.cohort.buffer, self.at_work)
         return ask if self.virtual is None else received_on_time(ask, self.virtual.outcome.silent)
 
 

@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from aulait.core.cohort import Cohort, cohort_of_turn, everyone, fixed_sample, poisson_sample
+from aulait.core.cohort import (
+    Buffer,
+    Cohort,
+    cohort_of_turn,
+    everyone,
+    fixed_sample,
+    poisson_sample,
+)
 from aulait.core.cohort_turn import CohortTurn
 from aulait.core.errors import NobodyTrained
 from aulait.core.types import ClientRequest, ClientUpdate, Info, Site
@@ -21,6 +28,7 @@ from aulait.runs.proxies import proxies, public_texts, scrambled, server_sites
 from aulait.runs.public_text import after_public_text
 from aulait.runs.stage import Execution, PlannedRound, VirtualRound
 from aulait.runs.stage_order import StageSpan
+from aulait.runs.virtual_time.asynchronous import FilledBuffer
 from aulait.runs.virtual_time.clock import Clock, RoundOutcome
 from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.training.trainer import learning_rate
@@ -74,6 +82,10 @@ class TrainStage:
         return None if self._execution.engine.real_time else self._costs.clock("train")
 
     @cached_property
+    def _buffers(self) -> list[FilledBuffer]:
+        return self._costs.buffers()
+
+    @cached_property
     def _proxies_s(self) -> float:
         return self._costs.proxies_s
 
@@ -101,6 +113,8 @@ class TrainStage:
 
     def plan(self, round: int) -> PlannedRound:
         """Draw the cohort, and time it where tiers name machines."""
+        if self._settings.federation.asynchronous:
+            return self._buffered(round)
         cohort, asked = draw_cohort(self._run, round, self._server_sites[1], self._clock)
         if self._clock is None:
             return PlannedRound(cohort, None)
@@ -109,6 +123,14 @@ class TrainStage:
         if (stand_in := self._shown(cohort, asked)) != asked:
             shown = self._outcome(self._clock, cohort, stand_in)
         return PlannedRound(cohort, VirtualRound(self._clock, outcome, shown))
+
+    def _buffered(self, round: int) -> PlannedRound:
+        """Of the asynchronous schedule, which is public: what it says of time is told as it is."""
+        assert self._clock is not None  # the settings name a machine of every tier
+        filled = self._buffers[round - 1]
+        cohort = buffered_cohort(self._run, round, self._server_sites[1], filled)
+        return PlannedRound(cohort, VirtualRound(self._clock, filled.outcome, filled.outcome),
+                            self._progress.at_work)
 
     def _outcome(self, clock: Clock, cohort: Cohort, asked: Sequence[str]) -> RoundOutcome:
         """A round of virtual time; with over-selection it ends when the planned number has
@@ -215,21 +237,38 @@ def draw_cohort(run: PreparedRun, round: int, represented: Mapping[str, float],
         planned = len(drawn) if settings.privacy.secure else math.ceil(config.share * len(names))
     if config.sampling == "poisson":
         drawn = poisson_sample(names, config.rate, seeds, round, secret=not settings.privacy.off)
-        rate, planned = config.rate, max(1, round_half(config.rate * len(names))) if names else 0
+        rate, planned = config.rate, config.drawn(len(names))
     available = clock.present(drawn, "train", round) if clock else drawn
     if config.sampling == "fixed":
-        planned = max(1, round_half(config.rate * len(names))) if names else 0
+        planned = config.drawn(len(names))
         more = round_half(planned * (1 + settings.compute.over_selection))
         drawn = available = fixed_sample(available, min(more, len(available)), seeds, round)
-    share = config.share  # a proxied client would have been drawn as often
-    cohort = Cohort(
-        round=round, local=available, planned=planned, sampling_rate=rate,
+    cohort = replace(_cohort(run, round, represented), local=available, planned=planned,
+                     sampling_rate=rate, turn=turn)
+    return cohort, drawn
+
+
+def buffered_cohort(run: PreparedRun, round: int, represented: Mapping[str, float],
+                    filled: FilledBuffer) -> Cohort:
+    """Who begins in a round of the asynchronous schedule and whose updates fill its buffer;
+    arguments as of ``draw_cohort``."""
+    config = run.settings.federation
+    buffer = Buffer(frozenset(filled.beginning), filled.filling, config.staleness,
+                    min(config.contributions or run.context.rounds, run.context.rounds))
+    return replace(_cohort(run, round, represented), planned=len(filled.filling), buffer=buffer,
+                   local=tuple(sorted({*filled.beginning, *filled.filling})))
+
+
+def _cohort(run: PreparedRun, round: int, represented: Mapping[str, float]) -> Cohort:
+    """The public numbers of a round, with nobody in it yet."""
+    share = run.settings.federation.share  # a proxied client would have been drawn as often
+    return Cohort(
+        round=round, local=(), planned=0,
         proxies={name: share * clients for name, clients in represented.items()},
         noise_multiplier=run.privacy.noise_multiplier("train"),
         search_noise_multiplier=run.privacy.noise_multiplier("search"),
-        lr=learning_rate(settings.train, round), population=everyone(names), turn=turn,
-        step=_step(run, round))
-    return cohort, drawn
+        lr=learning_rate(run.settings.train, round),
+        population=everyone(run.federation.trainers), step=_step(run, round))
 
 
 def _step(run: PreparedRun, round: int) -> float | None:

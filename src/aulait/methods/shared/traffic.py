@@ -38,7 +38,8 @@ class TrafficCount:
         self._expected_shapes = expected_shapes or {}
         self.local = [request for request in sent if request.client not in cohort.proxies]
         self._up_bytes = 0
-        self._down_bytes = {request.client: nbytes(request.tensors) for request in self.local}
+        self._down_bytes = {request.client: nbytes(request.tensors) for request in self.local
+                            if request.client in cohort.asked}
 
     def counted(self, updates: Iterable[ClientUpdate]) -> Iterator[ClientUpdate]:
         """The updates, unchanged."""

@@ -62,6 +62,8 @@ class RoundOutcome:
         round_s: virtual seconds of the round.
         server_s: seconds the server worked, beside the clients and after them.
         busy_s: client -> seconds it worked, also where its update did not count.
+        ages: rounds that had ended since each of the clients that answered began, where they work
+            at their own pace and nobody waits; None where all begin together.
     """
 
     answered: tuple[str, ...]
@@ -71,6 +73,7 @@ class RoundOutcome:
     round_s: float
     server_s: float = 0.0
     busy_s: Mapping[str, float] = field(default_factory=dict)
+    ages: tuple[int, ...] | None = None
 
     @property
     def silent(self) -> frozenset[str]:
@@ -117,7 +120,7 @@ class Clock:
         failures: list[tuple[float, str]] = []
         for name in available:
             stint, (_, fate, place, slow) = self._stints[name], self._fate(stage, round, name)
-            took_s = stint.transfer_s + stint.compute_s * _slow_down(stint.spread, slow)
+            took_s = stint.transfer_s + stint.compute_s * slow_down(stint.spread, slow)
             if fate < stint.dropout:
                 failures.append((place * took_s, name))
             else:
@@ -152,7 +155,8 @@ class Clock:
                 own[kind] += 1
         for name, busy_s in outcome.busy_s.items():
             stint = self._stints[name]
-            own, idle_s = tiers[stint.tier], outcome.round_s - busy_s
+            waited_s = outcome.round_s - busy_s
+            own, idle_s = tiers[stint.tier], waited_s if outcome.ages is None else 0.0
             whole_s = stint.compute_s + stint.transfer_s
             own["busy_s"] += busy_s
             own["idle_s"] += idle_s
@@ -162,7 +166,9 @@ class Clock:
         busy, idle = (sum(own[key] for own in tiers.values()) for key in ("busy_s", "idle_s"))
         counts = {kind: len(getattr(outcome, kind)) for kind in ("answered", "late", "lost",
             "away")}
-        return {"round_s": outcome.round_s, "server_s": outcome.server_s, **counts,
+        ages = outcome.ages
+        stale = {} if not ages else {"staleness": sum(ages) / len(ages), "stalest": max(ages)}
+        return {"round_s": outcome.round_s, "server_s": outcome.server_s, **counts, **stale,
                 "idle_share": idle / (busy + idle) if busy + idle else 0.0,
                 "energy_j": sum(own["energy_j"] + own["link_j"] for own in tiers.values()),
                 "tiers": dict(sorted(tiers.items()))}
@@ -176,7 +182,7 @@ class Clock:
             dtype=torch.float64))
 
 
-def _slow_down(spread: float, normal: float) -> float:
+def slow_down(spread: float, normal: float) -> float:
     """Log-normal with mean 1."""
     return math.exp(spread * normal - spread * spread / 2)
 

@@ -17,6 +17,7 @@ from aulait.resources import cost_model, profiles
 from aulait.resources.capacity import EMBEDDER
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import Federation, PreparedRun, TierPlan
+from aulait.runs.virtual_time.asynchronous import FilledBuffer, Pace, schedule
 from aulait.runs.virtual_time.clock import Clock, Stint
 from aulait.training import split_model, split_trainer
 from aulait.training.trainer import Learner, LocalTraining
@@ -203,6 +204,23 @@ class RoundCosts:
         a client embeds its records."""
         if not any(own.profile for own in self.federation.tiers.values()):
             return None
+        return Clock(self.stints(stage, round), self.context.seeds,
+                     self.settings.compute.deadline_s)
+
+    def buffers(self) -> list[FilledBuffer]:
+        """The asynchronous schedule of the whole run.
+
+        Raises:
+            ConfigError: the clients cannot fill its buffers.
+        """
+        config, names = self.settings.federation, self.federation.trainers
+        size = config.drawn(len(names))
+        rounds = self.settings.train.rounds
+        pace = Pace(size, config.at_work or size, config.contributions or rounds, self.proxies_s)
+        return schedule(self.stints("train"), self.context.seeds, pace, rounds)
+
+    def stints(self, stage: str, round: int = 1) -> dict[str, Stint]:
+        """What a round of a stage takes every client on its machine."""
         sites = self.federation.sites
         names = self.federation.trainers if stage == "train" else self.federation.voters
         configs = {tier.name: tier for tier in self.settings.federation.tier}
@@ -210,8 +228,7 @@ class RoundCosts:
         for tier in dict.fromkeys(sites[name].plan.tier for name in names):
             took = self.assignment(tier) if stage == "train" else self._vote(tier, round)
             stints[tier] = _stint(self.federation.tiers[tier], took, configs[tier])
-        return Clock({name: stints[sites[name].plan.tier] for name in names}, self.context.seeds,
-                     self.settings.compute.deadline_s)
+        return {name: stints[sites[name].plan.tier] for name in names}
 
     def _vote(self, tier: str, round: int) -> Assignment:
         """A round of votes of a client, local ones included; records are embedded in the first."""
