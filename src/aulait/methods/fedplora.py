@@ -16,7 +16,8 @@ source: Zhang, Hu, Xu, Heterogeneous Federated Fine-Tuning with Parallel One-Ran
 travels: up 4 sum r_k (M + N); down 4 sum R (M + N)
 privacy: sum of changes of the drawn columns, each client's clipped to C; sensitivity C; the draw
     is public. Records: DP-SGD at the site
-differs: the draw is by layer, from the run's seed; every client has the scale alpha / R
+differs: the abstract and the introduction alone could be read, not the method's section nor the
+    code; ours are: the draw by layer, from the run's seed, and the scale alpha / R for every client
 unequal ranks: yes
 exact: no
 """

@@ -20,8 +20,10 @@ source: Wu et al., Preventing Rank Collapse in Federated Low-Rank Adaptation wit
 travels: up 4 sum r_k (M + N); down 4 sum r_k (M + N)
 privacy: sum of changes of the factors, each clipped to C; sensitivity C; the SVD is
     post-processing. Records: DP-SGD at the site
-differs: exact factored SVD, once a layer; what only absent clients own is kept; under privacy the
-    mean of factors in the SVD's basis
+differs: the abstract and the introduction alone could be read, whose "effective client
+    contributions" are taken to be the owners' weights over their sum; exact factored SVD, once a
+    layer; what only absent clients own is kept; under privacy the mean of factors in the SVD's
+    basis
 unequal ranks: yes
 exact: at equal ranks
 """

@@ -167,18 +167,20 @@ def _sums_over_clients(config: PrivacyConfig, release: PlannedRelease,
     seen: list[Tensor] = []
     for round in range(1, release.rounds + 1):
         turn = CohortTurn.of_round(round, release.cohorts)  # all canaries are of the first cohort
-        drawn = [(rate == 1.0 or _SECRET.random() < rate) and not (turn and turn.number)
-                 for _ in there]
+        # of a schedule that bounds how often a client takes part, they fill the first buffers
+        away = bool(turn and turn.number) or round > (release.most or release.rounds)
+        drawn = [(rate == 1.0 or _SECRET.random() < rate) and not away for _ in there]
         sent = [ClientUpdate(name, {"votes": vector})
                 for k, name in enumerate(names)
                 if drawn[k] and (vector := _sent(config, release, there[k], k, len(there)))
                 is not None]
         out = through.release(sent, Release(
             stage=release.stage, round=round, role=release.role, bound=bound, noise_multiplier=z,
-            planned=len(asked), template=template, sampling_rate=rate, clients=asked, turn=turn))
+            planned=len(asked), template=template, sampling_rate=rate, clients=asked, turn=turn,
+            most=release.most))
         shown = out.total["votes"].double() / bound
         if config.relation == "replace":
-            shown = shown / 2.0 + (0.0 if turn and turn.number else 0.5)
+            shown = shown / 2.0 + (0.0 if away else 0.5)
         seen.append(shown)
     if rate == 1.0:
         return _matched(torch.stack(seen), release)
@@ -216,7 +218,8 @@ def _matched(seen: Tensor, release: PlannedRelease) -> Tensor:
     remembers, in the rounds where a present one shows, weighed by how much it shows.
 
     Args:
-        seen: rounds × canaries; a present canary adds 1 in each round of the first cohort.
+        seen: rounds × canaries; a present canary adds 1 in each round of the first cohort, of a
+            schedule in as many as it may.
         release: says what the noise remembers.
     """
     mechanism, rounds = find_mechanism(release.mechanism), release.rounds
@@ -225,7 +228,7 @@ def _matched(seen: Tensor, release: PlannedRelease) -> Tensor:
     if isinstance(mechanism, Banded):
         weights, length = mechanism.coefficients, mechanism.length
     shows = torch.zeros(rounds, dtype=torch.float64)
-    shows[:: release.cohorts] = 1.0
+    shows[: release.most or rounds : release.cohorts] = 1.0
     fresh, pattern = torch.zeros_like(seen), torch.zeros_like(shows)
     for back, weight in enumerate(weights[:rounds]):
         fresh[back:] += weight * seen[: rounds - back]

@@ -16,7 +16,8 @@ from aulait.privacy.clipping import ClippedSum, norm
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
-from aulait.privacy.plan import ReleaseSchedule
+from aulait.privacy.plan import ReleaseSchedule, plan_privacy
+from aulait.runs.privacy_audit import audit
 
 DELTA = 1e-5
 TEMPLATE = {"a": torch.zeros(3, 2), "b": torch.zeros(4)}
@@ -95,3 +96,14 @@ def test_a_discount_that_is_none_is_refused(wrong):
     update = ClientUpdate("a", dict(TEMPLATE))
     with pytest.raises(PrivacyError, match="discount"):
         ClippedSum.zero(TEMPLATE).add(update, update.tensors, 1.0, 1.0, wrong)
+
+
+@pytest.mark.parametrize("relation", ["zero-out", "replace"])
+def test_the_audit_finds_no_more_than_is_claimed_and_nearly_that(relation):
+    config = PrivacyConfig(epsilon=4.0, delta=DELTA, relation=relation, clip=1.0)
+    plan = plan_privacy(config, [ReleaseSchedule(stage="train", rounds=6, role="local", mechanism="gaussian", bound=0.5, most=2)])
+    found = audit(config, plan.releases[0], 2048)
+    assert found is not None
+    assert found.holds
+    assert found.claimed_mu is not None
+    assert found.proven_mu > 0.5 * found.claimed_mu
