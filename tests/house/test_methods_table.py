@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @cache
 def script() -> ModuleType:
     place = ROOT / "scripts" / "methods_table.py"
+    sys.path.insert(0, str(place.parent))  # as it is when the script is run
     spec = importlib.util.spec_from_file_location("methods_table", place)
     module = importlib.util.module_from_spec(spec)
     sys.modules["methods_table"] = module  # dataclasses look their module up
@@ -56,7 +57,7 @@ def test_the_settings_of_every_cell_are_settings(tmp_path: Path) -> None:
 def test_the_best_rate_of_the_search_is_reported_and_the_rest_is_named(tmp_path: Path) -> None:
     table = script()
     cell = table.Cell("0.1", "inf", "equal")
-    for rate, loss in zip(table.RATES, (4.0, 3.0, None), strict=True):
+    for rate, loss in zip(table.RATES, (4.0, 3.0, None, None), strict=True):
         put(tmp_path, cell.name, "fedit", rate, table.TUNING_SEED, loss)
         put(tmp_path, cell.name, "ffa", rate, table.TUNING_SEED, 4.5)
     assert table.best_rate(tmp_path, cell, "fedit") == table.RATES[1]
@@ -65,11 +66,34 @@ def test_the_best_rate_of_the_search_is_reported_and_the_rest_is_named(tmp_path:
     put(tmp_path, cell.name, "ffa", table.RATES[0], 0, 5.5)
     table.write_page(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    assert "| fedit | 0.01 | 3.500 (1) | +0.000 | 10 | 20 | 3 | no |" in page
-    assert "| ffa | 0.003, an end of the search | 5.500 (1) | +2.000 | 10 | 20 | 3 | 1 |" in page
+    assert "| fedit | 0.01 | 3.500 (1) | - | 10 | 20 | 3 | no |" in page
+    assert "| ffa | 0.003, an end of the search | 5.500 (1) | +2.000 (one seed) | 10 | 20 | 3 | 1 |" in page
     assert "- iid-inf-equal: all" in page
-    assert "Of 8 runs at all rates" in page
-    assert "`fedit` at 0.03, `ffa` at 0.003." in page
+    assert "Of 10 runs at all rates" in page
+    assert "`fedit` at 0.03, `fedit` at 0.1, `ffa` at 0.003." in page
     assert "`flora`" in page.partition("## Cells that were not measured")[2]
     found = json.loads((tmp_path / "page.json").read_text())
     assert [row["method"] for row in found[cell.name]] == ["fedit", "ffa"]
+
+
+def test_claims_are_read_from_paired_differences_and_ranks_are_means() -> None:
+    reading = script().methods_reading
+    rows = [{"method": "fedit", "seeds": [0, 1, 2], "loss": [4.0, 4.2, 4.1]},
+            {"method": "ffa", "seeds": [0, 1, 2], "loss": [3.9, 4.3, 4.0]},
+            {"method": "fedex", "seeds": [0, 1, 2], "loss": [3.5, 3.71, 3.6]},
+            {"method": "rolora", "seeds": [0, 1, 2], "loss": [4.5, 4.7, 4.6]}]
+    lines = reading.claims({"0.1-inf-equal": rows})
+    assert any(line.startswith("| fedex | fedit |") and "-0.497" in line and "| holds here |" in line
+               for line in lines)
+    assert any(line.startswith("| rolora | fedit |") and "| does not hold here |" in line
+               for line in lines)
+    assert any(line.startswith("| ffa | fedit |") and "not measured" in line for line in lines)
+    private = reading.claims({"0.1-8-equal": rows})
+    assert any(line.startswith("| ffa | fedit |") and "cannot be told" in line for line in private)
+    assert reading.ranks({"0.1-inf-equal": rows})[2].startswith("| fedex | 1.0 | 1.0 to 1.0 | 3 |")
+
+
+def test_every_claim_is_of_methods_of_the_table() -> None:
+    reading = script().methods_reading
+    for claim in reading.CLAIMS:
+        assert {claim.method, *claim.than} <= {*METHODS.built_in} - {*script().LEFT_OUT}, claim

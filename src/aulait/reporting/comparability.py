@@ -73,8 +73,11 @@ def paired_difference(first: Sequence[RunFiles], second: Sequence[RunFiles],
     ours, theirs = _by_seed(first, measure), _by_seed(second, measure)
     sign = 1.0 if measure.rising else -1.0
     found = [sign * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-    if not found:
-        return None
+    return mean_difference(found) if found else None
+
+
+def mean_difference(found: Sequence[float]) -> PairedDifference:
+    """The mean of differences, one of a seed and at least one, with its 95 percent t-interval."""
     mean, count = fmean(found), len(found)
     if count < 2:
         return PairedDifference(mean, None, None, count)

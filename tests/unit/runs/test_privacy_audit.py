@@ -64,7 +64,7 @@ def test_nothing_is_proven_against_this_build(case):
     assert found.holds
     assert found.proven_epsilon < found.claimed_epsilon
     if found.claimed_mu is not None and not secure:  # and the attack is a good one
-        assert found.proven_mu > 0.5 * found.claimed_mu or case == "votes of sites"
+        assert found.proven_mu > 0.4 * found.claimed_mu  # 0.62 with a deviation of 0.04
         assert found.right > 0.6
 
 
@@ -161,7 +161,7 @@ def test_steps_of_a_site_hold_and_are_attacked_well(rate):
     assert found.holds
     assert found.right > (0.6 if rate == 1.0 else 0.56)  # 0.618 with a deviation of 0.009 at 0.3
     if rate == 1.0:
-        assert found.proven_mu > 0.5 * found.claimed_mu
+        assert found.proven_mu > 0.4 * found.claimed_mu
 
 
 def test_units_that_are_drawn_too_often_are_noticed(monkeypatch):
