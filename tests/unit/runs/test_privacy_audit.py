@@ -210,21 +210,25 @@ def test_noise_on_a_coarser_grid_than_the_sum_as_that_of_float32_is_is_noticed(m
 @pytest.mark.parametrize("case", ["sums", "votes", "votes of sites", "steps"])
 def test_the_power_of_the_audit(case, monkeypatch):
     """Below the claim in 20 of 20 honest builds, above it in 19 of 20 with half the noise, and
-    without clipping."""
-    def holds() -> bool:
-        return of_steps(1.0).holds if case == "steps" else attacked(case).holds
+    without clipping. Half as many canaries as elsewhere prove 1.4 times the claim with half the
+    noise, with a deviation of 0.1; a quarter as many prove 2.9 times it without clipping. Votes of
+    sites are then only twice as long as their bound, and half as many prove 1.45 times it."""
+    def holds(canaries: int) -> bool:
+        return (of_steps(1.0, canaries=canaries) if case == "steps"
+                else attacked(case, canaries=canaries, rounds=1)).holds
 
-    assert sum(holds() for _ in range(20)) == 20
+    few, some = CANARIES // 4, CANARIES // 2
+    assert sum(holds(few) for _ in range(20)) == 20
     gaussian = SystemNoise.gaussian
     with monkeypatch.context() as broken:
         broken.setattr(SystemNoise, "gaussian",
                        lambda self, shape, std: gaussian(self, shape, std) * 0.5)
-        assert sum(not holds() for _ in range(20)) >= 19
+        assert sum(not holds(some) for _ in range(20)) >= 19
+    of_sites = case == "votes of sites"
     with monkeypatch.context() as broken:
-        module, name = ((unit_votes, "clipped_votes") if case == "votes of sites"
-                        else (clipping, "clip_vector"))
+        module, name = ((unit_votes, "clipped_votes") if of_sites else (clipping, "clip_vector"))
         broken.setattr(module, name, lambda values, *rest: values.to(torch.float64))
-        assert sum(not holds() for _ in range(20)) >= 19
+        assert sum(not holds(some if of_sites else few) for _ in range(20)) >= 19
 
 
 def test_members_are_told_from_others_by_counting():
