@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo demo-real deploy-demo test test-deploy site lock sbom lint check clean
+.PHONY: help demo demo-real deploy-demo test test-deploy site lock sbom lint audit-packages check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,12 +52,20 @@ sbom: $(BIN)/aulait  ## list what is installed, with versions and licences, in s
 	$(VENV)-sbom/bin/pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=7'
 	$(VENV)-sbom/bin/cyclonedx-py environment --output-file sbom.json $(BIN)/python
 
-lint: $(VENV)/.extras  ## style, strict types and the layers of the tree
+lint: $(VENV)/.extras  ## style, strict types, layers of the tree, and bandit's known weaknesses
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml src scripts
+
+# Asks the network for the list of known vulnerabilities, so it is no part of lint: run it before a
+# release. In an environment of its own; what is looked at are the pinned requirements.
+audit-packages: $(BIN)/aulait  ## hold the pinned packages against known vulnerabilities (needs the network)
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.9'
+	$(VENV)-audit/bin/pip-audit --requirement deploy/requirements-flower.lock --require-hashes --disable-pip
 
 check: lint test  ## lint and test: before every commit
 
 clean:  ## remove the virtual environment and caches, never runs or results
-	rm -rf $(VENV) $(VENV)-sbom .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-sbom $(VENV)-audit .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -23,13 +23,15 @@ from aulait.runfolder.naming import fresh_folder
 from aulait.runs import experiment_file
 from aulait.runs.experiment_file import Settings
 
+EVERYWHERE = "0.0.0.0"  # nosec B104  # sites come from other machines, and are asked for their keys
+
 
 def serve(  # noqa: PLR0913 (the options of a command)
     file: FileArgument,
     keys: Annotated[Path, typer.Option("--keys", metavar="DIR",
         help="The server's keys and roster: aulait keys server.")],
     host: Annotated[str,
-                    typer.Option("--host", help="Address to listen on for sites.")] = "0.0.0.0",
+                    typer.Option("--host", help="Address to listen on for sites.")] = EVERYWHERE,
     port: Annotated[int, typer.Option("--port", min=1, max=65535,
         help="Port to listen on for sites.")] = 9443,
     out: Annotated[

@@ -52,7 +52,8 @@ class RecordStore:
         first = start - self._written
         packed = (os.pread(self._descriptor, end - start, start) if first < 0
                   else self._waiting[first : end - self._written])
-        text, prompt, label, unit, before = marshal.loads(packed)
+        # bytes that this process has written
+        text, prompt, label, unit, before = marshal.loads(packed)  # nosec B302
         if before:
             before = tuple(Turn(*turn) for turn in before)
         return Record(text, prompt, label, unit, before)

@@ -204,10 +204,11 @@ def batches(work: PrivateTraining) -> list[list[RecordGroup]]:
     secret, so a seed may draw them.
     """
     if work.mode == "batch":
-        source = random.Random(work.seed)
+        source = random.Random(work.seed)  # nosec B311  # where nothing counts on a secret draw
         return [source.sample(work.units, min(work.batch, len(work.units)))
                 for _ in range(work.steps)]
-    secret: random.Random = random.SystemRandom() if work.private else random.Random(work.seed)
+    secret: random.Random = (random.SystemRandom() if work.private else
+                             random.Random(work.seed))  # nosec B311  # not private, and says so
     return [[unit for unit in work.units if secret.random() < work.rate]
             for _ in range(work.steps)]
 

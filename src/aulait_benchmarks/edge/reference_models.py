@@ -132,10 +132,10 @@ def _numbered_words(vocabulary: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose words are "w3", "w4", ...: token i is the word of its number."""
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{number}": number
         for number in range(3, vocabulary)}
-    inner = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    inner = Tokenizer(WordLevel(words, unk_token="<unk>"))  # nosec B106  # a word of the vocabulary
     inner.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment,unused-ignore]
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>",
-        unk_token="<unk>")
+    return PreTrainedTokenizerFast(  # nosec B106  # words of the vocabulary
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 def counted(member: Member) -> ModelShape:
