@@ -11,7 +11,7 @@ import typer
 
 from aulait.cli import terminal
 from aulait.cli.options import JsonOption
-from aulait.core.errors import ConfigError, did_you_mean, require
+from aulait.core.errors import ConfigError, nearest, require
 from aulait.runs import key_reference
 from aulait.runs.key_reference import Key
 
@@ -49,8 +49,21 @@ def asked(known: Sequence[Key], name: str | None) -> list[Key]:
     found = ([key for key in known if key.name == name]
              or [key for key in known if key.name.startswith((f"{name}.", f"{name}[]."))])
     require(bool(found), ConfigError,
-            f"no key '{name}'; {did_you_mean(name, [key.name for key in known])}")
+            f"no key '{name}'; {_expected(name, known)}")
     return found
+
+
+def _expected(name: str, known: Sequence[Key]) -> str:
+    """What may have been meant: keys so called in their tables, a key of nearly that name, or what
+    there is."""
+    names = list(dict.fromkeys(key.name for key in known))
+    if same := [other for other in names if other.rpartition(".")[2] == name]:
+        return f"did you mean {' or '.join(repr(other) for other in same)}?"
+    if close := nearest(name, names):
+        return f"did you mean '{close}'?"
+    tables = dict.fromkeys(other.partition(".")[0].removesuffix("[]") for other in names)
+    return (f"expected a key or one of the tables {', '.join(tables)}; 'aulait config' without a "
+            "name lists every key")
 
 
 def _in_full(key: Key) -> None:

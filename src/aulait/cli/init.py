@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,12 +14,15 @@ from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.data.row_fields import RowFields, resolved
 from aulait.privacy.noise_ratio import times
 from aulait.reporting import numbers as n
-from aulait.runs import experiment_file, first_experiment, size_law
+from aulait.runs import experiment_file, first_experiment, key_reference, size_law
 from aulait.runs.advice import advise
 from aulait.runs.experiment_file import Settings
 from aulait.runs.first_experiment import NONE, Choices, Look
 from aulait.runs.prepared import PreparedRun, SharedCache
 from aulait.runs.setup import prepare
+
+
+SCHEMA = "experiment.schema.json"  # beside the experiment file, for editors
 
 
 def init(  # noqa: PLR0913 (the options of a command)
@@ -63,7 +67,9 @@ def init(  # noqa: PLR0913 (the options of a command)
             f"what is protected is '{chosen}', expected client or record; write one of them")
     choices = Choices(owner, row, share, "record" if chosen == "record" else "client",
                       _epsilon(_asked("epsilon, or off", epsilon, "8")), model, to.stem)
-    to.write_text(first_experiment.written(seen, choices), encoding="utf-8")
+    to.write_text(f"#:schema {SCHEMA}\n{first_experiment.written(seen, choices)}",
+                  encoding="utf-8")
+    _write_schema(to.parent / SCHEMA)
     try:
         settings = experiment_file.read_settings(to)
     except ConfigError as error:
@@ -71,10 +77,15 @@ def init(  # noqa: PLR0913 (the options of a command)
         raise error
     _told(seen, choices, clients, to)
     if seen.whole and (run := _prepared(settings)) is not None:
-        to.write_text(first_experiment.written(seen, choices, run.settings.adapter.rank),
-                      encoding="utf-8")
         _outlook(run)
     terminal.say(f"next    aulait plan {to}")
+
+
+def _write_schema(path: Path) -> None:
+    """What lets an editor check and complete the file; another's file of the name is left alone."""
+    schema = key_reference.schema()
+    if not path.exists() or f'"title": "{schema["title"]}"' in path.read_text(encoding="utf-8"):
+        path.write_text(json.dumps(schema, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _owner(seen: Look, client: str | None) -> str | None:

@@ -253,7 +253,8 @@ def _flop(found: Document) -> list[tuple[str, str, str]]:
     server = found["server"]
     if server["proxies"]:
         name = "1 proxy" if server["proxies"] == 1 else f"{server['proxies']} proxies"
-        rows.append((f"server ({name})", _work(server["flop_round_estimate"]), ""))
+        rows.append((f"server ({name})", _work(server["flop_round_estimate"]),
+                     "none"))
     return rows
 
 

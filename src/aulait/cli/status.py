@@ -140,8 +140,11 @@ def _facts(found: Document) -> list[tuple[str, str]]:
     if found["private"] is False:
         rows.append(("epsilon", "infinite (privacy is off)"))
     else:
+        spent = found["epsilon"]
+        idle = [role for role, value in spent.items() if value == 0]  # a role that nobody has too
         rows += [(f"epsilon of {role} clients", f"{epsilon_in_words(value)}{beside}")
-                 for role, value in found["epsilon"].items()]
+                 for role, value in spent.items()
+                 if role not in idle or len(idle) == len(spent)]
     if found["loss"] is not None:
         rows.append(("held-out loss (nats a token)", n.loss(found["loss"])))
     rows.append(("bytes up, down", f"{n.size(found['up_bytes'])}, {n.size(found['down_bytes'])}"))

@@ -65,10 +65,15 @@ def require(condition: bool, error: type[AulaitError], message: str) -> None:
         raise error(message)
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known word that is spelt most like a name; None where none is."""
+    match = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return match[0] if match else None
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A phrase that names the nearest known word, or all of them: ``did you mean 'rank'?``."""
     known = sorted(known)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if match:
-        return f"did you mean '{match[0]}'?"
+    if match := nearest(name, known):
+        return f"did you mean '{match}'?"
     return f"expected one of: {', '.join(known)}"

@@ -20,7 +20,7 @@ class DataConfig(BaseModel):
             .parquet); a folder or pattern of such files, or of .txt and .md files that are each one
             text ("notes/{client}/*.txt": the owner is what stands for {client}, without it the
             folder's name); or ``hf:<dataset or folder>[:split]``.
-        encoding: of the source's text files.
+        encoding: character encoding of the source's text files.
         client: the field that names the owner of a row; not read when there is a partition.
         format: what a row holds: "text", "pairs" of a prompt and its response, "chat" (a list of
             turns), or "auto": what the named fields, or those of the first rows, show.
@@ -39,13 +39,13 @@ class DataConfig(BaseModel):
         public_text: the field of the public texts. Where the data are pairs or conversations and
             the public source has such rows too, they are pairs of a prompt and a response instead;
             of a public conversation the first question and its answer.
-        public_encoding: of the public source's text files.
+        public_encoding: character encoding of the public source's text files.
         public_plain: read plain public texts although the data have prompts: proxies then learn
             text without a prompt.
-        records_per_client: the cap m on a client's training records. Where they are chosen by
-            hash it bounds a client's units, and a client that has more is refused.
+        records_per_client: the cap m on a client's training records, at least 1. Where they are
+            chosen by hash it bounds a client's units, and a client that has more is refused.
         min_records: clients with fewer distinct records (units, where they are chosen by hash) are
-            left out and counted. Who takes part is public.
+            left out and counted; at least 1. Who takes part is public.
         holdout: part of every client's records kept for evaluation, 0 to 0.9; by hash, the
             probability with which each unit is kept.
         choice: what decides which records train and which are held out: "count" fills exact
@@ -56,7 +56,8 @@ class DataConfig(BaseModel):
             above 0 to 1.
         partition: "natural" takes the clients as they are; the others deal all records to made-up
             clients, by hash the units one by one.
-        clients: how many clients a partition makes; with "natural", how many to keep. None: all.
+        clients: how many clients a partition makes; with "natural", how many to keep; at
+            least 1. None: all.
         dirichlet_alpha: above 0; the smaller, the less alike the clients of a partition.
         pooled: all clients' records in one client "everyone": the centralised ceiling.
         unseen: how many clients, or the names of those, that neither train nor vote and serve only

@@ -24,8 +24,8 @@ class TierConfig(BaseModel):
     """``[[federation.tier]]``: clients with the same kind of machine.
 
     Attributes:
-        name: unique.
-        share: of all clients; one tier may leave it out and takes the rest.
+        name: what the tier is called in plans and reports; no two alike.
+        share: part of all clients, 0 to 1; one tier may leave it out and takes the rest.
         count: clients, instead of a share.
         clients: the clients by name, instead of either.
         placement: "local", "split", "proxy", or "auto": the planner chooses by machine, memory and
@@ -103,7 +103,7 @@ class FederationConfig(BaseModel):
             "turns" (dealt once to ``cohorts`` cohorts that take turns), or "fixed" (a share
             ``rate`` of them; not under privacy, where it is not accounted, but with schedule
             "async").
-        rate: of Poisson or fixed sampling.
+        rate: part of the clients that a round draws, with Poisson or fixed sampling.
         cohorts: how many cohorts take turns, with sampling "turns"; each client is in one of them.
         schedule: "rounds", in which all clients that are asked begin together; or "async": clients
             work at their own pace, and a round ends when its buffer holds ``rate`` times as many
@@ -119,7 +119,7 @@ class FederationConfig(BaseModel):
         robust: what takes the place of the mean of the clients' updates, where some may be hostile:
             "median", "trimmed-mean", "geometric-median", "krum" or "norm-bound". Without privacy,
             or for the unit "record"; where clients are protected, clipping bounds each of them.
-        robust_share: of the clients that may be hostile, as "trimmed-mean" and "krum" take it.
+        robust_share: part of the clients that may be hostile, as "trimmed-mean" and "krum" take it.
         hostile: clients of a simulation that send what does harm.
     """
 

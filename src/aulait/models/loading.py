@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from aulait.core import hub, lora
 from aulait.core.errors import ModelError, did_you_mean, install, require
+from aulait.core.files import JsonObject
 from aulait.core.lora import Shapes
 from aulait.core.types import Adapter, Scaling
 from aulait.models import precision
@@ -90,12 +91,22 @@ class ModelConfig(BaseModel):
     template: Literal["auto", "plain"] = "auto"
 
 
+def or_auto(schema: JsonObject) -> None:
+    """To the JSON schema of a number that may also be "auto" in a file."""
+    kind = {key: schema.pop(key) for key in ("type", "minimum", "exclusiveMinimum", "anyOf")
+            if key in schema}
+    schema["anyOf"] = [*kind.get("anyOf", [kind]), {"const": "auto"}]
+
+
 class AdapterConfig(BaseModel):
     """``[adapter]``: which layers carry LoRA, and how much of it.
 
     Attributes:
-        rank: R.
-        alpha: the update is alpha / R · B A.
+        rank: R, numbers that an adapter has for each column and row of a layer. "auto": as large as
+            the noise allows, 8 without privacy.
+        alpha: the update is alpha / R · B A. "auto", or left out where rank is "auto", follows the
+            rank: 4 times it where clients are protected, else 2 times, so that a step is as long at
+            every rank.
         scaling: "lora", or "rslora": alpha / sqrt(R) (PEFT's ``use_rslora``), which keeps larger
             ranks from learning more slowly.
         dropout: probability with which an entry of what an adapter reads is left out in training,
@@ -104,18 +115,18 @@ class AdapterConfig(BaseModel):
         layers: "all", or the number of last transformer blocks that carry an adapter, of the
             encoder and of the decoder where there are both. Fewer layers mean fewer coordinates
             under noise and a shorter backward pass.
-        auto: which of rank and layers were "auto" in the file: they are then as large as noise
-            allows (``privacy.target_ratio``), and stand here as they were chosen.
+        auto: which of rank, layers and alpha were "auto" in the file: rank and layers are then as
+            large as noise allows (``privacy.target_ratio``), and stand here as they were chosen.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
+    rank: int = Field(8, ge=1, json_schema_extra=or_auto)
+    alpha: float = Field(16.0, gt=0, json_schema_extra=or_auto)
     scaling: Scaling = "lora"
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: str | tuple[str, ...] = "all-linear"
-    layers: Literal["all"] | int = "all"
-    auto: tuple[Literal["rank", "layers"], ...] = ()
+    layers: Literal["all"] | int = Field("all", json_schema_extra=or_auto)
+    auto: tuple[Literal["rank", "layers", "alpha"], ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -123,8 +134,10 @@ class AdapterConfig(BaseModel):
         """"auto" for a number, as a name in ``auto`` and the value to begin with."""
         if not isinstance(given, Mapping):
             return given
-        first = {"rank": 1, "layers": "all"}
+        first = {"rank": 1, "layers": "all", "alpha": 16.0}
         named = [name for name in first if given.get(name) == "auto"]
+        if "rank" in named and "alpha" not in given:
+            named.append("alpha")
         if not named:
             return given
         known = [*(given.get("auto") or ()), *named]

@@ -22,10 +22,11 @@ class PrivacyConfig(BaseModel):
 
     Attributes:
         off: no privacy at all; must be said aloud.
-        epsilon: target of every client over the whole run; exactly one of this and
+        epsilon: target of every client over the whole run, above 0; exactly one of this and
             ``noise_multiplier``.
-        noise_multiplier: sigma divided by the sensitivity, of every release.
-        delta: probability with which epsilon may fail.
+        noise_multiplier: sigma divided by the sensitivity, of every release; above 0.
+        delta: probability with which epsilon may fail, between 0 and 1; far below one over the
+            number of protected units.
         relation: neighbouring federations differ by adding or removing one client ("add-remove"),
             by a unit in whose place stands one that adds nothing ("zero-out", where it is public
             who takes part, as for the unit "record"), or by another in its place ("replace").
@@ -51,13 +52,13 @@ class PrivacyConfig(BaseModel):
         dropouts: with trust "secure", the largest share of a round's clients that may drop out, in
             [0, 0.5); where more do, the round is refused. The noise is enough for those who then
             stay.
-        colluders: with trust "secure", how many clients may work with the server: their noise is
-            not counted.
+        colluders: with trust "secure", how many clients may work with the server, at least 0:
+            their noise is not counted.
         clip: L2 bound of one client's update: a number; the median norm of the proxies' updates,
             which are public ("proxies"); or one that follows a private quantile of the clients' own
             norms ("adaptive"). With the unit "record": of one record's gradient (the method says of
             what), always a number.
-        clip_scale: multiplies the bound; not an adaptive one.
+        clip_scale: multiplies the bound, above 0; not an adaptive one.
         clip_start: with clip "adaptive", the bound of the first round.
         clip_quantile: with clip "adaptive", the share of clients whose updates shall be within the
             bound, in (0, 1).
@@ -67,16 +68,17 @@ class PrivacyConfig(BaseModel):
             training for the count of clients within the bound.
         shrink: shrink released sums by their known signal-to-noise ratio, as a whole or tensor by
             tensor.
-        subspace: dimensions of the public subspace of released updates; 0 for none.
+        subspace: dimensions of the public subspace of released updates, at least 0; 0 for none.
         subspace_mode: keep only the part inside the subspace, or shrink inside and outside
             separately.
-        vote_fraction: share of the budget (of mu^2) for votes at a client that votes and trains.
+        vote_fraction: share of the budget (of mu^2) for votes at a client that votes and
+            trains, between 0 and 1.
         search_fraction: share of the budget (of mu^2) for the line searches of a client that
-            trains, of what its votes leave; where algorithm.server is "search".
+            trains, of what its votes leave, between 0 and 1; where algorithm.server is "search".
         noise_seed: makes the noise reproducible; the run is then not private and says so.
         delta_acknowledged: allows delta >= 1 / clients.
         target_ratio: noise over signal of the whole run (``noise_ratio``) at which ``adapter.rank =
-            "auto"`` and ``adapter.layers = "auto"`` aim.
+            "auto"`` and ``adapter.layers = "auto"`` aim; above 0.
         noise_acknowledged: allows a run whose noise is more than five times its signal, so that it
             cannot learn.
     """

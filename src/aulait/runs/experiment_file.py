@@ -69,8 +69,8 @@ class RunConfig(BaseModel):
     """``[run]``.
 
     Attributes:
-        name: of the run folder and the report.
-        seed: of everything but privacy noise.
+        name: name of the run, in its folder and its report.
+        seed: where every random choice begins, but privacy noise.
         arm: label under which runs of several seeds are grouped; None takes the name.
         purpose: what the model is for, and for whom, in words for the person who approves the run
             (``aulait dossier``).

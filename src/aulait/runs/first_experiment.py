@@ -28,8 +28,6 @@ OWNERS: Final = (
     "client", "user", "owner", "author", "site", "institution", "hospital", "source", "clinic",
     "customer", "person", "speaker", "client_id", "user_id", "userid", "patient")
 NONE: Final = "none"
-# unit -> alpha over rank with which the learning rates below were measured, and the rank it was
-ALPHA_A_RANK: Final = {"client": (4, 4), "record": (2, 8)}
 
 
 @dataclass
@@ -172,9 +170,9 @@ def delta_for(protected: int) -> float:
     return min(1e-5, 10.0 ** -math.ceil(math.log10(max(protected, 1)) + 1))
 
 
-def written(seen: Look, choices: Choices, rank: int | None = None) -> str:
-    """The experiment file; ``rank``: what "auto" comes to, where it is known."""
-    parts = [_head(seen, choices), _model(choices, rank), _data(seen, choices), _tiers(choices)]
+def written(seen: Look, choices: Choices) -> str:
+    """The experiment file."""
+    parts = [_head(seen, choices), _model(choices), _data(seen, choices), _tiers(choices)]
     if choices.strong < 1:
         parts.append(_synthesis())
     record = choices.unit == "record" and choices.epsilon is not None
@@ -200,11 +198,9 @@ seed = 0
 """
 
 
-def _model(choices: Choices, rank: int | None) -> str:
+def _model(choices: Choices) -> str:
     few = choices.model in BUILT_IN  # whose modules have these names
     if choices.epsilon is not None:
-        a_rank, usual = ALPHA_A_RANK[choices.unit]
-        alpha = a_rank * (rank or usual)
         return f"""\
 [model]
 name = {_toml(choices.model)}          # "smollm2", a folder, a .gguf file, or a Hugging Face id
@@ -213,7 +209,7 @@ context = 128            # tokens of a training text
 [adapter]
 rank = "auto"            # as large as the noise allows (aulait plan says it)
 layers = "auto"          # the last blocks alone, where even rank 1 is too large for all
-alpha = {alpha:<16d} # {a_rank} times the rank: then a step is as long at every rank
+alpha = "auto"           # follows the rank: then a step is as long at every rank
 targets = "all-linear"
 """
     targets = '["o_proj", "down_proj"]   # few numbers learn more under noise' if few else (

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from aulait.core.files import JsonObject
 from aulait.methods import METHODS
+from aulait.models.loading import or_auto
 from aulait.runs.experiment_file import Settings
 
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
@@ -28,7 +29,7 @@ WORDS: Mapping[object, str] = {
 BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}",
           "min_length": "of length at least {}", "max_length": "of length at most {}"}
 _SECTION = re.compile(r"^(\w[\w ]*):$")
-_ENTRY = re.compile(r"^ {4}([\w, ]+): (.*)$")
+_ENTRY = re.compile(r"^ {4}(\w[\w, ]*): (.*)$")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def schema() -> JsonObject:
     return {"$schema": SCHEMA, "title": "An experiment of aulait", **tree}
 
 
-_METHOD_NAME = "the method that merges what clients learn; 'aulait list' shows them."
+_METHOD_NAME = "The method that merges what clients learn; 'aulait list' shows them."
 
 
 def _when(name: str, config: type[BaseModel]) -> JsonObject:
@@ -156,7 +157,8 @@ def _kind(field: FieldInfo) -> str:
     """The type of a field in words, and its bounds."""
     bounds = [words.format(getattr(item, bound)) for item in field.metadata
               for bound, words in BOUNDS.items() if getattr(item, bound, None) is not None]
-    return ", ".join([_type(field.annotation), *bounds])
+    kind = ", ".join([_type(field.annotation), *bounds])
+    return f'{kind}, or "auto"' if field.json_schema_extra is or_auto else kind
 
 
 def _type(annotation: object) -> str:

@@ -46,7 +46,8 @@ Members = Mapping[str, Sequence[str]]  # tier -> names of its clients
 
 def prepare(settings: Settings, cache: SharedCache,
             elsewhere: Mapping[str, int] | None = None) -> PreparedRun:
-    """Load, deal and check; where rank or layers of the adapter are "auto", what noise allows.
+    """Load, deal and check; where rank, layers or alpha of the adapter are "auto",
+    what noise allows.
 
     Args:
         settings: the experiment.

@@ -23,6 +23,8 @@ from aulait.runs.prepared import Federation, PreparedRun
 
 MOST_RANK = 64  # beyond which "auto" goes no further
 USUAL_RANK = 8  # of "auto" without privacy
+# alpha over rank of "auto": that with which the learning rates of first experiments were measured
+CLIENTS_ALPHA, USUAL_ALPHA = 4.0, 2.0
 TURN = 0.3  # square of what local clients lack at which proxies weigh half of their share
 
 
@@ -180,7 +182,8 @@ def warning(run: PreparedRun) -> str | None:
 
 
 def with_affordable_adapter(run: PreparedRun) -> Settings:
-    """The settings with rank and layers that the run can afford, where they are "auto".
+    """The settings with rank and layers that the run can afford, and an alpha that follows the
+    rank, where they are "auto".
 
     The rank goes first: as large as all layers allow. Where even rank 1 is too large and the layers
     are "auto" too, the last blocks are kept that fit. Proxies do not count: they spread the noise
@@ -200,6 +203,11 @@ def with_affordable_adapter(run: PreparedRun) -> Settings:
                 if _numbers(run, adapter.rank, own := adapter.model_copy(update={"layers": count}))
                 <= most]
         adapter = fits[-1] if fits else adapter.model_copy(update={"layers": 1})
+    if "alpha" in adapter.auto:
+        privacy = run.settings.privacy
+        whole = not privacy.off and privacy.unit == "client"
+        a_rank = CLIENTS_ALPHA if whole else USUAL_ALPHA
+        adapter = adapter.model_copy(update={"alpha": a_rank * adapter.rank})
     return run.settings.model_copy(update={"adapter": adapter})
 
 

@@ -144,6 +144,12 @@ def open_corpus(texts: Sequence[str | Record], embedder: Embedder, max_tokens: i
     return PublicCorpus(texts, vectors, index)
 
 
+def is_packaged(texts: Sequence[str | Record], embedder: str, cells: int) -> bool:
+    """Whether the clusters of these texts come with the package, so that only the texts of chosen
+    clusters are embedded."""
+    return _packaged(corpus_digest(texts), embedder, cells) is not None
+
+
 def clustered(texts: Sequence[str | Record], embedder: Embedder, cells: int) -> CorpusIndex:
     """The clusters of texts whose vectors fit in memory."""
     vectors = clustering.TensorTable(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from aulait.cli import app
 from aulait.runs import key_reference
-from aulait.runs.experiment_file import Settings
+from aulait.runs.experiment_file import Settings, build_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.toml"))
@@ -39,7 +39,8 @@ def _called(*words: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
 def test_every_key_is_described(key: key_reference.Key) -> None:
-    assert len(key.description) > 1, f"{key.name}: write it under Attributes: of its model"
+    assert len(key.description.split()) > 2, f"{key.name}: write it under Attributes: of its model"
+    assert key.description.endswith((".", ")", "!")), f"{key.name}: its description is cut off"
     assert key.kind
     assert key.default
 
@@ -76,6 +77,23 @@ def test_the_schema_takes_every_experiment(file: Path) -> None:
     jsonschema.validate(tomllib.loads(text), SCHEMA)
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "src" / "aulait" / "cli").glob("*.toml")),
+                         ids=lambda file: file.stem)
+def test_the_schema_takes_the_demonstrations(file: Path) -> None:
+    jsonschema.validate(tomllib.loads(file.read_text(encoding="utf-8")), SCHEMA)
+
+
+@pytest.mark.parametrize(("adapter", "taken"), [
+    ({"rank": "auto", "layers": "auto", "alpha": "auto"}, True), ({"rank": 2, "layers": 1}, True),
+    ({"rank": "all"}, False), ({"rank": 0}, False), ({"alpha": 0}, False),
+    ({"layers": "some"}, False)])
+def test_the_schema_knows_auto(adapter: dict[str, object], taken: bool) -> None:
+    tree = {"adapter": adapter, "privacy": {"off": True}}
+    assert jsonschema.Draft202012Validator(SCHEMA).is_valid(tree) == taken
+    if taken:
+        build_settings(tree)
+
+
 @pytest.mark.parametrize("wrong", [
     {"train": {"round": 3}}, {"train": {"rounds": -1}}, {"algorithm": {"name": "ffa", "mass": "B"}},
     {"federation": {"tier": [{"name": "a", "placement": "near"}]}}, {"training": {}}])
@@ -94,6 +112,16 @@ def test_a_key_is_told_in_full() -> None:
     assert "train.schedule" in out
     assert '"linear" or "cosine"' in out
     assert "default:" in out
+
+
+@pytest.mark.parametrize(("asked", "words"), [
+    ("lr", "did you mean 'train.lr'?"), ("train.rouns", "did you mean 'train.rounds'?"),
+    ("nothing_such", "or one of the tables run, model,")])
+def test_an_unknown_key_is_one_short_line(asked: str, words: str) -> None:
+    code, out = _called(asked)
+    assert code == 2
+    assert words in " ".join(out.split())
+    assert len(out) < 300
 
 
 def test_a_key_of_several_methods_is_told_for_each_default() -> None:

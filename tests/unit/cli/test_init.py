@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner
 
@@ -51,6 +53,9 @@ def test_what_is_written_can_be_planned(tmp_path: Path, form: str, unit: str) ->
     assert code == 0, out
     assert "60 rows, 6 clients by 'hospital'" in out
     settings = read_settings(to)
+    assert to.read_text().startswith("#:schema experiment.schema.json\n")
+    schema = json.loads((tmp_path / "experiment.schema.json").read_text())
+    jsonschema.validate(tomllib.loads(to.read_text()), schema)
     assert (settings.data.client, settings.data.format) == ("hospital", form)
     assert settings.privacy.unit == unit
     code, out = _called("plan", to, "--json", "--set", "privacy.noise_seed=1")
@@ -58,7 +63,8 @@ def test_what_is_written_can_be_planned(tmp_path: Path, form: str, unit: str) ->
 
 
 @pytest.mark.parametrize(("unit", "a_rank"), [("client", 4), ("record", 2)])
-def test_as_much_is_trained_as_the_noise_leaves_room_for(tmp_path: Path, unit: str, a_rank: int) -> None:
+def test_as_much_is_trained_as_the_noise_leaves_room_for(
+        tmp_path: Path, unit: str, a_rank: int) -> None:
     """By the law of size, which the plan tells too; alpha follows the rank."""
     data, to = _file(tmp_path, _rows("text", 1600, 8)), tmp_path / "first.toml"
     code, out = _called("init", data, "--to", to, "--unit", unit, "--epsilon", 8)
@@ -66,9 +72,9 @@ def test_as_much_is_trained_as_the_noise_leaves_room_for(tmp_path: Path, unit: s
     assert "verdict  " in out
     (rank,) = map(int, re.findall(r"trains   rank (\d+) on", out))
     adapter = read_settings(to).adapter
-    assert adapter.auto == ("rank", "layers")
-    assert adapter.alpha == a_rank * rank
+    assert adapter.auto == ("rank", "layers", "alpha")
     run = prepare(read_settings(to), SharedCache())
+    assert run.settings.adapter.alpha == a_rank * rank
     found = size_law.noise_ratio(run)
     assert run.settings.adapter.rank == rank
     fewest = rank == 1 and run.settings.adapter.layers == 1

@@ -127,8 +127,13 @@ def test_proxies_afford_no_larger_rank(places):
 
 
 def test_without_privacy_auto_is_the_usual(places):
-    run = prepare(tiny_run.settings(places, adapter={"rank": "auto", "layers": "auto"}, **LOCAL), tiny_run.fresh(CACHE))
-    assert (run.settings.adapter.rank, run.settings.adapter.layers) == (8, "all")
+    for adapter, alpha in (({"rank": "auto", "layers": "auto"}, 16.0),
+                           ({"rank": "auto", "alpha": 5.0}, 5.0), ({"alpha": "auto"}, 16.0)):
+        run = prepare(tiny_run.settings(places, adapter=adapter, **LOCAL), tiny_run.fresh(CACHE))
+        found = run.settings.adapter
+        assert found.layers == ("all" if "layers" in adapter else 2)
+        assert found.rank == (8 if "rank" in adapter else tiny_run.settings(places).adapter.rank)
+        assert found.alpha == (alpha if "rank" in adapter else 2 * found.rank)
 
 
 def test_a_run_folder_says_what_was_chosen_and_is_resumed(places):
@@ -136,7 +141,8 @@ def test_a_run_folder_says_what_was_chosen_and_is_resumed(places):
                              train={"rounds": 2, "steps": 1})
     result = loop.run(told, places / "run", InlineEngine(), cache=tiny_run.fresh(CACHE))
     config = tomllib.loads((places / "run" / "config.toml").read_text())
-    assert config["adapter"]["auto"] == ["rank"]
+    assert config["adapter"]["auto"] == ["rank", "alpha"]
+    assert config["adapter"]["alpha"] == 4 * config["adapter"]["rank"]
     assert config["adapter"]["rank"] == result["tiers"][0]["rank"] > 1
     noise = result["privacy"]["noise"]
     assert noise["trained_numbers"] == 8 * config["adapter"]["rank"] ** 2
@@ -144,12 +150,12 @@ def test_a_run_folder_says_what_was_chosen_and_is_resumed(places):
     assert loop.run(told, places / "run", InlineEngine(), resume=True, cache=tiny_run.fresh(CACHE)) == json.loads(
         (places / "run" / "result.json").read_text())
     again = experiment_file.build_settings(config)
-    assert again.adapter.auto == ("rank",)
+    assert again.adapter.auto == ("rank", "alpha")
 
 
 def test_the_rank_of_the_algorithm_is_that_of_the_adapter(places):
     tree = {"algorithm": {"name": "cores", "rank": "auto"}, "privacy": {"off": True}}
-    assert experiment_file.build_settings(tree).adapter.auto == ("rank",)
+    assert experiment_file.build_settings(tree).adapter.auto == ("rank", "alpha")
     assert experiment_file.build_settings({**tree, "algorithm": {"name": "ffa", "rank": 3}}).adapter.rank == 3
     with pytest.raises(ConfigError, match=r"algorithm\.rank = 'auto' and adapter\.rank = 4 differ"):
         experiment_file.build_settings({**tree, "adapter": {"rank": 4}})

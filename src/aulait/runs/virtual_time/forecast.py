@@ -17,6 +17,8 @@ from aulait.runs.prepared import Federation, PreparedRun
 from aulait.runs.virtual_time.round_time import RoundCosts
 from aulait.training.trainer import AT_ONCE, LocalTraining, draws
 
+SAMPLED = 256  # public texts whose lengths stand for those of all
+
 
 def forecast(run: PreparedRun, machine: Profile) -> dict[str, float]:
     """Seconds of stage 1, of training and of measuring losses (task metrics are left out), and the
@@ -158,9 +160,19 @@ def _synthesis_s(run: PreparedRun, machine: Profile) -> float:
     """Embedding of records, votes, and the server's rounds."""
     if not run.federation.breeds:
         return 0.0
-    config, capped = run.settings.synthesis, run.settings.data.records_per_client
-    read = cost_model.embedding(*EMBEDDER, len(run.federation.voters) * capped, config.max_tokens)
+    tokens, capped = _public_tokens(run), run.settings.data.records_per_client
+    read = cost_model.embedding(*EMBEDDER, len(run.federation.voters) * capped, tokens)
     costs, votings = RoundCosts.of(run), run.settings.votings
-    rounds = [work for number in range(1, votings + 1) for work in costs.breeding(number)]
+    rounds = [work for number in range(1, votings + 1) for work in costs.breeding(number, tokens)]
     return sum(cost_model.seconds(work, machine, dtype)
                for work, dtype in ((read, "float32"), *rounds))
+
+
+def _public_tokens(run: PreparedRun) -> int:
+    """Tokens that the embedder reads of a public text, on average over some of them: clients' own
+    texts are taken to be as long."""
+    most, public = run.settings.synthesis.max_tokens, run.federation.corpus.public
+    some = public[:: max(1, len(public) // SAMPLED)]
+    records = (Record(text) if isinstance(text, str) else text for text in some)
+    read = [min(most, len(run.models.learner.encode(record)[0])) for record in records]
+    return math.ceil(statistics.fmean(read)) if read else most

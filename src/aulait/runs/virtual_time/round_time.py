@@ -3,6 +3,7 @@ clock made of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,9 +20,11 @@ from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import Federation, PreparedRun, TierPlan
 from aulait.runs.virtual_time.asynchronous import FilledBuffer, Pace, schedule
 from aulait.runs.virtual_time.clock import Clock, Stint
+from aulait.synthesis import corpus_index
 from aulait.training import split_model, split_trainer
 from aulait.training.trainer import Learner, LocalTraining
 
+CHOSEN = 0.2  # share of a corpus in the clusters that are chosen: 0.15 with 60 clients, taken larger
 
 @dataclass(frozen=True)
 class RoundCosts:
@@ -166,14 +169,19 @@ class RoundCosts:
         return sum(cost_model.seconds(work, self.server, dtype)
                    for work, dtype in self.breeding(round))
 
-    def breeding(self, round: int) -> list[tuple[cost_model.Cost, str]]:
+    def breeding(self, round: int, tokens: int | None = None) -> list[tuple[cost_model.Cost, str]]:
         """(work, precision) of a round of stage 1 at the server: candidates embedded, texts written
-        (by the base; of others not known)."""
+        (by the base; of others not known).
+
+        Args:
+            round: from 1.
+            tokens: of a text that is embedded; None takes the most that is read of one.
+        """
         config, demand = self.settings.synthesis, self.federation.server_tier.demand
-        public = len(self.federation.corpus.public)
         levels = config.levels  # the public texts are embedded before the first of them
-        embedded = config.pool if round > levels else public if round == 1 else 0
-        found = [(cost_model.embedding(*EMBEDDER, embedded, config.max_tokens), "float32")]
+        embedded = config.pool if round > levels else self._embedded_public if round == 1 else 0
+        found = [(cost_model.embedding(*EMBEDDER, embedded, tokens or config.max_tokens),
+                  "float32")]
         if config.generator == "base" and config.writes:
             rows, tokens = config.generate.batch, config.generate.max_tokens
             prompt = int(tokens * sum(config.generate.keep) / 2)
@@ -181,6 +189,15 @@ class RoundCosts:
                                         demand.dtype)
             found.append((one * (self._written(round) / rows), demand.dtype))
         return found
+
+    @property
+    def _embedded_public(self) -> int:
+        """Public texts that the server embeds: all, or those of the chosen clusters where the
+        clusters come with the package."""
+        public, config = self.federation.corpus.public, self.settings.synthesis
+        known = config.retrieves and corpus_index.is_packaged(public, config.embedder,
+                                                              config.retrieve.cells)
+        return math.ceil(CHOSEN * len(public)) if known else len(public)
 
     def _written(self, round: int) -> int:
         """Texts that the generator writes in a round of stage 1: children, variations for looking
