@@ -27,3 +27,8 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'aulait' has no attribute '{name}'")
     return getattr(import_module(PLACES.get(name, "aulait.engines.python_api")), name)
+
+
+def __dir__() -> list[str]:
+    """What a notebook offers after ``aulait.``"""
+    return sorted(__all__)

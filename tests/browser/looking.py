@@ -10,7 +10,7 @@ from typing import Any
 
 WIDTHS = (390, 768, 1400)
 SCHEMES = ("light", "dark")
-SCROLLERS = "pre, .texts, .md-typeset__scrollwrap, .highlight, code"  # meant to be scrolled, by keyboard too
+SCROLLERS = "pre, .texts, .md-typeset__scrollwrap, .highlight, code"  # scrolled, by keyboard too
 
 OVERFLOWING = """(scrollers) => {
   const wide = document.documentElement.scrollWidth > innerWidth ? ["the page"] : [];
@@ -22,6 +22,13 @@ OVERFLOWING = """(scrollers) => {
   for (const table of document.querySelectorAll("table")) {
     const box = table.getBoundingClientRect();
     if (table.offsetParent && !table.closest(scrollers) && box.right > innerWidth + 1) wide.push(`table ends at ${box.right}`);
+  }
+  for (const cell of document.querySelectorAll("td, th, p, li")) {
+    const words = document.createRange();
+    words.selectNodeContents(cell);
+    const width = words.getBoundingClientRect().width;
+    if (cell.offsetParent && cell.innerText.length > 60 && width < 72)
+      wide.push(`${cell.innerText.length} letters in ${Math.round(width)} pixels: ${cell.innerText.slice(0, 40)}`);
   }
   return wide;
 }"""

@@ -43,6 +43,7 @@ def test_import_is_light_and_wrong_names_are_no_attributes() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         aulait.nothing  # noqa: B018
     assert all(getattr(aulait, name) is not None for name in aulait.__all__)
+    assert dir(aulait) == sorted(aulait.__all__)
 
 
 def test_the_version_is_that_of_the_distribution() -> None:
