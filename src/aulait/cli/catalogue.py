@@ -24,7 +24,7 @@ from aulait.synthesis.variation import GENERATORS
 
 Catalogued = TypeVar("Catalogued")
 FILES = {
-    "PATH": "a .jsonl, .json, .csv or .tsv file (with .gz or without), or a .parquet file",
+    "PATH": "a .jsonl, .ndjson, .json, .csv or .tsv file (with .gz or without), or a .parquet file",
     "FOLDER or PATTERN": "such files together, or .txt and .md files that are each one text, such "
                          "as 'notes/{client}/*.txt'",
     "hf:DATASET": "a Hugging Face dataset, from the hub or a folder",

@@ -21,7 +21,6 @@ from aulait.runs.first_experiment import NONE, Choices, Look
 from aulait.runs.prepared import PreparedRun, SharedCache
 from aulait.runs.setup import prepare
 
-
 SCHEMA = "experiment.schema.json"  # beside the experiment file, for editors
 
 

@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -85,9 +86,18 @@ def _in_words(error: Any) -> str:
     return f"{text[:1].lower()}{text[1:].rstrip('.')}; see {name} --help"
 
 
+# control characters and marks that turn the direction of writing, but the ends of lines and tabs
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    """The text without what would steer a terminal: names and texts come from files."""
+    return _STEERING.sub("?", text)
+
+
 def fail(text: str) -> None:
     """Every line of the text as an error."""
-    for line in text.splitlines() or [""]:
+    for line in harmless(text).splitlines() or [""]:
         typer.secho(f"error: {line}", fg=typer.colors.RED, err=True)
 
 
@@ -99,12 +109,12 @@ def alarm(text: str) -> None:
 
 def note(text: str) -> None:
     """A remark, on stderr."""
-    typer.secho(text, err=True)
+    typer.secho(harmless(text), err=True)
 
 
 def say(text: str = "") -> None:
     """A line of the answer, on stdout."""
-    typer.echo(text)
+    typer.echo(harmless(text))
 
 
 def document(value: object) -> None:
@@ -180,7 +190,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]],
     room = columns() or width
     made = fitted_table(head, rows, right, room)
     console = Console(width=room)
-    console.print(Text(title, style="bold"))
+    console.print(Text(harmless(title), style="bold"))
     console.print(made)
     if left_out := [" ".join(name.split()) for name in head[len(made.columns):]]:
         names = ", ".join(left_out)
@@ -190,7 +200,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]],
 def fitted_table(head: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int],
                  room: int) -> Table:
     """As ``table``, in ``room`` letters, to be shown by the caller."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[harmless(str(cell)) for cell in row] for row in rows]
     shown = fitting([_Measured.of(name, [row[i] for row in cells], i in right)
                      for i, name in enumerate(head)], room)
     made = Table(box=None, pad_edge=False, header_style="dim", show_header=any(head))

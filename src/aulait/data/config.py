@@ -16,10 +16,10 @@ class DataConfig(BaseModel):
     """The ``[data]`` table of an experiment.
 
     Attributes:
-        source: a built-in name; a path (.jsonl, .json, .csv, .tsv, with .gz or without, or
-            .parquet); a folder or pattern of such files, or of .txt and .md files that are each one
-            text ("notes/{client}/*.txt": the owner is what stands for {client}, without it the
-            folder's name); or ``hf:<dataset or folder>[:split]``.
+        source: a built-in name; a path (.jsonl or .ndjson, .json, .csv, .tsv, with .gz or
+            without, or .parquet); a folder or pattern of such files, or of .txt and .md files that
+            are each one text ("notes/{client}/*.txt": the owner is what stands for {client},
+            without it the folder's name); or ``hf:<dataset or folder>[:split]``.
         encoding: character encoding of the source's text files.
         client: the field that names the owner of a row; not read when there is a partition.
         format: what a row holds: "text", "pairs" of a prompt and its response, "chat" (a list of

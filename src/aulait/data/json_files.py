@@ -20,7 +20,7 @@ class _Repeated(dict[str, object]):
 
 
 def json_rows(file: SourceFile, asked: Asked) -> Iterator[SourceRow]:
-    """The rows of a .jsonl or .json file; the latter may hold one array, or an object a line.
+    """The rows of a file of JSON: one array of objects, or an object a line, whatever its name.
 
     Raises:
         DataError: the file cannot be read or has another encoding, or an array is no JSON.
@@ -32,11 +32,14 @@ def json_rows(file: SourceFile, asked: Asked) -> Iterator[SourceRow]:
 
 
 def is_array(file: SourceFile, asked: Asked) -> bool:
-    """Whether a .json file begins as an array does."""
-    if suffix(file.path) != ".json":
-        return False
-    pieces = (piece.lstrip() for piece in TextLines(file.path, asked).chunks())
-    return next((piece.startswith("[") for piece in pieces if piece), False)
+    """Whether a file of JSON begins as an array does; one of lines, as an array of objects."""
+    begins = ""
+    for piece in TextLines(file.path, asked).chunks():
+        begins = (begins + piece).lstrip()
+        if begins and (begins[0] != "[" or begins[1:].strip()):
+            break
+    objects = suffix(file.path) == ".json" or begins[1:].lstrip().startswith("{")
+    return begins.startswith("[") and objects
 
 
 def _line_rows(file: SourceFile, asked: Asked, lines: TextLines) -> Iterator[SourceRow]:
@@ -124,12 +127,13 @@ class _Array:
         DataError: it is no JSON array; the message names the line.
         """
         self._mark("[")
-        if self._mark("]", "") == "]":
-            return
-        while True:
+        more = self._mark("]", "") != "]"
+        while more:
             yield self._value(), self._line
-            if self._mark(",", "]") == "]":
-                return
+            more = self._mark(",", "]") != "]"
+        self._skip_blanks()
+        if self._text[self._place:]:
+            raise self._fault("nothing after the array")
 
     def _value(self) -> object:
         self._skip_blanks()

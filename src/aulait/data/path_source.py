@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aulait.core.errors import DataError, require
 
-TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 DOCUMENTS = (".txt", ".md")
 SUFFIXES = (*TABLES, *(f"{suffix}.gz" for suffix in TABLES[:-1]))
 OWNER = "{client}"

@@ -1,10 +1,11 @@
 """Rows of a data source, one at a time, each with the name of its place; a broken row is named,
 never fatal.
 
-A source is a registered name (``docstrings``); a path: a file of rows (.jsonl, .json, .csv, .tsv,
-each also with .gz, or .parquet), a folder or a pattern of such files or of single texts (.txt,
-.md), see ``path_source``; or ``hf:<dataset>[:<config>][:<split>]`` where the dataset is an id of
-the Hugging Face hub or a local folder. Public texts may also be one .txt file, a text a line.
+A source is a registered name (``docstrings``); a path: a file of rows (.jsonl, .ndjson, .json,
+.csv, .tsv, each also with .gz, or .parquet), a folder or a pattern of such files or of single texts
+(.txt, .md), see ``path_source``; or ``hf:<dataset>[:<config>][:<split>]`` where the dataset is an
+id of the Hugging Face hub or a local folder. Public texts may also be one .txt file, a text a
+line.
 
 Names of places and reasons never repeat a row's content.
 """
@@ -37,6 +38,7 @@ SOURCES: Registry[Callable[[], Iterable[Mapping[str, object]]]] = Registry("sour
     "stdlib": "aulait.data.builtin:standard_library",
     "mixed": "aulait.data.builtin:mixed",
 }, lambda source: "" if callable(source) else "it cannot be called")
+JSON = (".jsonl", ".ndjson", ".json")
 LOOKED_AT = 20  # rows by which the fields of a file are known
 PUBLIC_SUFFIXES = (*SUFFIXES, ".txt", ".txt.gz")
 
@@ -44,6 +46,8 @@ PUBLIC_SUFFIXES = (*SUFFIXES, ".txt", ".txt.gz")
 def problem(source: str, suffixes: tuple[str, ...] = SUFFIXES) -> str | None:
     """What is wrong with the name of a source, on one line, or None; the source itself is not
     read."""
+    if not source.strip():
+        return "is empty; give a path, a built-in name or hf:<dataset>"
     if source.startswith("hf:"):
         return (
             None if source[3:].strip()
@@ -119,9 +123,10 @@ def read_as(source: str, asked: Asked = EVERYTHING) -> str:
     files = path_source.files(source)
     first = files[0]
     count = f"{len(files):,} files" if len(files) > 1 else first.place
-    forms = {".json": "a JSON array" if is_array(first, asked) else "a JSON object a line",
-             ".jsonl": "a JSON object a line", ".parquet": "Parquet"}
     kind = suffix(first.path)
+    json = kind in JSON and is_array(first, asked)
+    forms = {**dict.fromkeys(JSON, "a JSON array" if json else "a JSON object a line"),
+             ".parquet": "Parquet"}
     form = ("each one text" if first.document else "a text a line" if kind == ".txt"
             else forms.get(kind) or str(table_form(first, asked)))
     whose = {True: f", owners from what stands for {path_source.OWNER}",

@@ -171,6 +171,9 @@ def problems(federation: FederationConfig, compute: ComputeConfig, private: bool
     labels = [tier.name for tier in tiers]
     if len(set(labels)) != len(labels):
         found.append(f"federation.tier names repeat: {labels}; give every tier its own name")
+    if unnamed := [label for label in labels if not label.strip() or not label.isprintable()]:
+        found.append(f"federation.tier has the name {unnamed[0]!r}; expected letters that can be "
+                     "read; give the tier a name")
     for tier in tiers:
         found += _of_one(tier, private)
     named = [tier.name for tier in tiers if tier.machine]

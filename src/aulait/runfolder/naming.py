@@ -9,6 +9,7 @@ from typing import Final
 
 LOG: Final = "log.jsonl"  # of a simulation: its owner's, never to be released
 KEPT_RUN: Final = "selected"
+MOST_BYTES: Final = 150  # of a run's name in that of its folder; file systems take 255 in all
 SELECTION: Final = "selection.json"
 
 
@@ -19,7 +20,8 @@ def folder_label(name: str) -> str:
 
 def fresh_folder(name: str) -> Path:
     """A folder runs/NAME-DATE-TIME that does not exist yet."""
-    stem = f"{folder_label(name)}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    label = folder_label(name).encode()[:MOST_BYTES].decode(errors="ignore")
+    stem = f"{label}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     path, number = Path("runs") / stem, 2
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1

@@ -6,9 +6,10 @@ once, before work.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -230,9 +231,22 @@ def build_settings(tree: JsonMapping, overrides: Sequence[str] = ()) -> Settings
         problems += [_explain(item) for item in error.errors()]
     if settings is not None:
         problems += settings_problems(settings)
+        problems += [f"{key} is {value}, expected a finite number; correct it"
+                     for key, value in _not_finite(settings)
+                     if not any(key in problem for problem in problems)]
     if problems or settings is None:
         raise ConfigError("\n".join(problems))
     return with_format(settings)
+
+
+def _not_finite(settings: Settings) -> Iterator[tuple[str, float]]:
+    """Keys whose number is infinite or none at all; a bound ("max_...") may be infinite."""
+    tables = {**settings.model_dump(), "algorithm": settings.method_config.model_dump()}
+    for table, keys in tables.items():
+        for key, value in keys.items() if isinstance(keys, Mapping) else ():
+            if (isinstance(value, float) and not math.isfinite(value)
+                    and not key.startswith("max_")):
+                yield f"{table}.{key}", value
 
 
 def _rank_of_adapter(tree: JsonObject) -> JsonObject:

@@ -56,3 +56,15 @@ def test_the_catalogue_fits(width: int, monkeypatch: pytest.MonkeyPatch) -> None
     result = CliRunner().invoke(app, ["list"])
     assert result.exit_code == 0
     assert max(map(len, result.output.splitlines())) <= width
+
+
+def test_names_from_files_do_not_steer_the_terminal(capsys):
+    name = "ward\x1b[31m\x9b2J\r\u202eneo"
+    terminal.fail(f"no client '{name}'")
+    terminal.note(name)
+    terminal.say(name)
+    terminal.table(name, ("client",), [(name,)])
+    told = capsys.readouterr()
+    for text in (told.out, told.err):
+        assert "ward?[31m?2J??neo" in text
+        assert not set(text) & set("\x1b\x9b\r\u202e")

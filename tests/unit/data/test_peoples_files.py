@@ -56,6 +56,44 @@ def test_lines_of_json_however_they_end(tmp_path, end):
     assert texts(read(tmp_path / "a.jsonl")) == PLAIN
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.NDJSON", "a.jsonl.gz"])
+@pytest.mark.parametrize("form", ["array", "indented", "lines"])
+def test_json_is_told_by_what_the_file_holds(tmp_path, name, form):
+    rows = [{"user": u, "text": t} for u, t in zip(USERS, TEXTS, strict=True)]
+    content = ("\n".join(map(json.dumps, rows)) if form == "lines"
+               else " \n" + json.dumps(rows, indent=2 if form == "indented" else None))
+    packed = name.endswith(".gz")
+    (tmp_path / name).write_bytes(gzip.compress(content.encode()) if packed else content.encode())
+    corpus = read(tmp_path / name)
+    assert (texts(corpus), corpus.malformed) == (PLAIN, ())
+    assert ("a JSON array" if form != "lines" else "a JSON object a line") in sources.read_as(
+        str(tmp_path / name))
+
+
+def test_what_follows_an_array_is_not_lost_in_silence(tmp_path):
+    rows = json.dumps([{"user": u, "text": t} for u, t in zip(USERS, TEXTS, strict=True)])
+    (tmp_path / "a.json").write_text(f"{rows}\n{rows}")
+    with pytest.raises(DataError, match=r"from line 2 on \(expected nothing after the array"):
+        read(tmp_path / "a.json")
+
+
+def test_rows_that_are_lists_are_malformed_rows(tmp_path):
+    rows = ["[1, 2]", *(json.dumps({"user": u, "text": t})
+                        for u, t in zip(USERS, TEXTS, strict=True))]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    corpus = read(tmp_path / "a.jsonl")
+    assert texts(corpus) == PLAIN
+    assert corpus.malformed == ("a.jsonl line 1: found list, expected a JSON object",)
+
+
+@pytest.mark.parametrize("source", ["", " "])
+def test_no_source_is_not_the_current_folder(tmp_path, monkeypatch, source):
+    (tmp_path / "a.csv").write_text("user,text\na,one\na,two\nb,three\nb,four\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="is empty; give a path"):
+        read(source)
+
+
 @pytest.mark.parametrize("more", [
     "1" * 5000, "-" + "9" * 6000, "1e999", "-1E-999", "[[[[]]]]", '{"a": {"b": null}}', '"\\ud800"', "NaN",
 ])

@@ -12,6 +12,7 @@ from aulait.cli import app
 from aulait.core.errors import ConfigError, DataError, NobodyTrained, PrivacyError
 from aulait.engines.inline import InlineEngine
 from aulait.models import exported
+from aulait.runfolder.naming import fresh_folder
 from aulait.runs.experiment_file import dump_settings
 from aulait.runs.loop import run
 
@@ -28,6 +29,30 @@ def test_more_neighbours_than_candidates_are_told_by_their_settings(folder):
     with pytest.raises(ConfigError, match=r"synthesis\.neighbours = 50, expected at most the 8"):
         settings(folder, synthesis={"neighbours": 50})
     settings(folder, synthesis={"neighbours": 50, "proxies": "absent"})
+
+
+@pytest.mark.parametrize(("table", "key"), [
+    ("train", "lr"), ("adapter", "alpha"), ("algorithm", "server_lr")])
+def test_a_number_without_end_is_none(folder, table, key):
+    asked = {"name": "ffa"} if table == "algorithm" else {}
+    with pytest.raises(ConfigError, match=rf"{table}\.{key} is inf, expected a finite number"):
+        settings(folder, **{table: asked | {key: float("inf")}})
+    settings(folder, train={"max_grad_norm": float("inf")})
+
+
+@pytest.mark.parametrize("name", ["", "  ", "ward\x1b[2J", "a\nb"])
+def test_a_tier_has_a_name_that_can_be_read(folder, name):
+    tiers = {"tier": [{"name": name, "placement": "local"}]}
+    with pytest.raises(ConfigError, match="expected letters that can be read"):
+        settings(folder, federation=tiers)
+
+
+@pytest.mark.parametrize("letter", ["x", "語"])
+def test_the_folder_of_a_run_has_a_name_that_file_systems_take(letter):
+    name = fresh_folder(letter * 400).name
+    assert name.startswith(letter * 40)
+    assert len(name.encode()) < 200
+    assert fresh_folder("../x").parts[:-1] == ("runs",)
 
 
 @pytest.mark.parametrize(("model", "told"), [

@@ -24,7 +24,7 @@ from aulait.synthesis import corpus_index
 from aulait.training import split_model, split_trainer
 from aulait.training.trainer import Learner, LocalTraining
 
-CHOSEN = 0.2  # share of a corpus in the clusters that are chosen: 0.15 with 60 clients, taken larger
+CHOSEN = 0.2  # share of a corpus that lies in the chosen clusters: 0.15 was seen with 60 clients
 
 @dataclass(frozen=True)
 class RoundCosts:
