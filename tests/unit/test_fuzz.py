@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tempfile
 from contextlib import suppress
@@ -30,7 +31,8 @@ JUNK = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dicti
 TABLES = {name: sorted(getattr(field.annotation, "model_fields", None) or ["name", "rank", "weights"])
           for name, field in Settings.model_fields.items()}
 PLACES = st.sampled_from([(table, key) for table, keys in TABLES.items() for key in keys])
-QUICK = settings(max_examples=60, deadline=None,
+# AULAIT_FUZZ=50 takes fifty times as many; a failure is kept and tried first the next time
+QUICK = settings(max_examples=60 * int(os.environ.get("AULAIT_FUZZ", "1")), deadline=None,
                  suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

@@ -133,10 +133,13 @@ def _check_quorum(settings: Settings, federation: Federation) -> None:
     privacy = settings.privacy
     if not privacy.secure:
         return
-    for count, who in ((len(federation.voters), "clients that vote"),
-                       (len(federation.trainers), "clients that train")):
+    trainers, config = len(federation.trainers), settings.federation
+    training = "clients that train"
+    if config.sampling == "turns":
+        trainers, training = trainers // config.cohorts, "clients in the smallest cohort"
+    for count, who in ((len(federation.voters), "clients that vote"), (trainers, training)):
         problem = Quorum.of(count, privacy.dropouts, privacy.colluders).problem(count, who)
-        if count and problem:
+        if problem and (count or (who == training and federation.trainers)):
             raise ConfigError(problem)
 
 

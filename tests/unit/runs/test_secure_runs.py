@@ -11,6 +11,8 @@ from tests import tiny_run
 
 from aulait.core.errors import ConfigError
 from aulait.engines.inline import InlineEngine
+from aulait.privacy.accounting import Event, epsilon
+from aulait.privacy.mechanisms import DISTRIBUTED_SHARE
 from aulait.privacy.noise import SystemNoise
 from aulait.privacy.secure import encoding
 from aulait.runs.loop import run
@@ -88,6 +90,20 @@ def test_what_it_cannot_do_is_refused_in_one_line(folder, tables, word):
         tiny_run.settings(folder, **{"privacy": SECURE, **tables})
     found = [line for line in str(raised.value).splitlines() if word in line]
     assert len(found) == 1
+
+
+def test_cohorts_that_take_turns_mask_among_themselves(folder, shared):
+    turns = {"sampling": "turns", "cohorts": 2, "tier": [{"name": "all", "placement": "local"}]}
+    result, lines, _ = ran(folder, "turns", shared, privacy=SECURE | {"dropouts": 0.0},
+                           federation=turns, train={"rounds": 4, "steps": 1})
+    assert [line["sampling"]["turn"] for line in lines] == [0, 1, 0, 1]
+    assert [line["planned"] for line in lines] == [4] * 4
+    once = [Event(line["noise_multiplier"] * DISTRIBUTED_SHARE, concentrated=True)
+            for line in lines[:2]]
+    assert result["privacy"]["epsilon"]["local"] == pytest.approx(
+        epsilon(once, lines[0]["delta"]), rel=1e-9)
+    with pytest.raises(ConfigError, match="found with 2 clients in the smallest cohort"):
+        ran(folder, "few", shared, privacy=SECURE, federation=turns | {"cohorts": 4})
 
 
 @pytest.mark.parametrize("change", [{"colluders": 2}, {"dropouts": 0.4}])
