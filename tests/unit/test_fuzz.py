@@ -44,6 +44,8 @@ def tree(tmp_path):
 
 @QUICK
 @given(changes=st.lists(st.tuples(PLACES, JUNK), min_size=1, max_size=3), whole=st.booleans())
+@example(changes=[(("algorithm", "name"), [])], whole=False)
+@example(changes=[(("algorithm", "name"), None)], whole=False)
 def test_settings(tree, changes, whole):
     own = dict(tree)
     for (table, key), value in changes:

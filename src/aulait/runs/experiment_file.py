@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aulait.core.errors import ConfigError, did_you_mean
+from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.web_address import masked
 from aulait.data import client_data as data
@@ -140,8 +140,15 @@ class Settings(BaseModel):
 
     @property
     def method(self) -> AnyMethod:
-        """The module of the chosen method."""
-        return find_method(self.algorithm["name"])
+        """The module of the chosen method.
+
+        Raises:
+            ConfigError: there is none of that name, or what stands there is none.
+        """
+        name = self.algorithm["name"]
+        require(isinstance(name, str), ConfigError,
+                f"{name!r} found, expected the name of a method as text; aulait list shows them")
+        return find_method(name)
 
     @property
     def method_config(self) -> BaseModel:
