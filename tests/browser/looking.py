@@ -27,7 +27,7 @@ OVERFLOWING = """(scrollers) => {
     const words = document.createRange();
     words.selectNodeContents(cell);
     const width = words.getBoundingClientRect().width;
-    if (cell.offsetParent && cell.innerText.length > 60 && width < 72)
+    if (cell.offsetParent && cell.innerText.length > 60 && width < 60)
       wide.push(`${cell.innerText.length} letters in ${Math.round(width)} pixels: ${cell.innerText.slice(0, 40)}`);
   }
   return wide;
