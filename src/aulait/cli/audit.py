@@ -175,8 +175,9 @@ def _show(config: PrivacyConfig, found: list[Audited], left: list[str]) -> None:
                            "epsilon proven", "claimed", "mu proven", "claimed", ""), rows,
                    right=range(3, 9))
     for stage in left:
-        terminal.say(f"{stage}: clips whole batches, from which no unit can be told; the account "
-                     "of the ledger holds for it")
+        terminal.say(f"{stage}: not attacked (whole batches are clipped, from which no unit can "
+                     "be told, or sites mask the sum of their units); the ledger's account holds "
+                     "for it")
     if not all(each.holds for each in found):
         terminal.say("what is proven is more than what is claimed: the noise, the clipping or the "
                      "account of this installation is broken; do not run it on private data")

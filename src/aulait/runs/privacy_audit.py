@@ -107,7 +107,8 @@ def audit(config: PrivacyConfig, release: PlannedRelease, canaries: int,
         note: told how many are done, of how many.
 
     Returns:
-        What was found; None where a site clips whole batches, which no unit is told from.
+        What was found; None where a site clips whole batches, which no unit is told from, and where
+        sites mask the sum of their units, for which no attack is built.
     """
     attack = _attack(config, release)
     if attack is None:
