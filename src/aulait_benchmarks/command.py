@@ -14,7 +14,19 @@ from aulait.cli.options import JsonOption
 from aulait.core.errors import ConfigError, did_you_mean
 from aulait.core.files import JsonObject
 from aulait.reporting import numbers as n
-from aulait_benchmarks import aggregate, cost, peers, plan_size, retrieve, scale, secagg, simulate
+from aulait_benchmarks import (
+    aggregate,
+    cost,
+    embed,
+    growth,
+    peers,
+    plan_size,
+    retrieve,
+    scale,
+    secagg,
+    simulate,
+    writing,
+)
 from aulait_benchmarks.edge import edge_command
 from aulait_benchmarks.edge.edge_command import EdgeOptions
 
@@ -22,7 +34,9 @@ _NAMES = ("simulate: federated rounds against plain training of the same batches
           "FlexLoRA's merge against a dense SVD; cost: the cost model against the clock; deploy: "
           "an exchange over Flower beside bare Flower; retrieve: votes over a million public "
           "texts; plan: a plan of 740,920 rows; secagg: a client's seconds and bytes of secure "
-          "aggregation beside plain sums; scale: up to 100,000 clients.")
+          "aggregation beside plain sums; scale: up to 100,000 clients; generate: the batched "
+          "generator beside one text at a time; embed: the embedder beside its library alone; "
+          "growth: time against clients, tokens, rank and candidates.")
 REPETITIONS, CLIENTS = 5, 16
 _EDGE = (
     "edge: a step in its parts, MFU, energy and granularity on this machine and on modelled ones."
@@ -73,7 +87,11 @@ def bench(  # noqa: PLR0913 (the options of a command)
     plan: seconds and memory of a plan of 740,920 rows. secagg: seconds and bytes of a client, and
     seconds of the server, for rounds of secure aggregation in which a tenth of the clients drop
     out. scale: ten rounds of a tiny model with 1,000, 10,000 and 100,000 registered clients of
-    which 1,000 train in a round: seconds of set-up and of a round, memory.
+    which 1,000 train in a round: seconds of set-up and of a round, memory. generate: new tokens a
+    second of the generator of synthetic texts beside transformers' own generate for one text
+    after the other. embed: texts a second of the embedder beside sentence-transformers alone.
+    growth: seconds at several numbers of clients, tokens, ranks and candidates, with the exponent
+    fitted to them beside the one that is expected.
     """
     with terminal.work(as_json):
         if name not in simulate.names():
@@ -98,7 +116,8 @@ def bench(  # noqa: PLR0913 (the options of a command)
         {"edge": edge_command.show, "aggregate": _show_aggregate, "cost": _show_cost,
          "deploy": _show_deploy, "retrieve": _show_retrieve,
          "plan": _show_plan, "secagg": _show_secagg,
-         "scale": _show_scale}.get(name, _show)(found)
+         "scale": _show_scale, "generate": _show_generate, "embed": _show_embed,
+         "growth": _show_growth}.get(name, _show)(found)
 
 
 @dataclass(frozen=True)
@@ -157,6 +176,14 @@ def _measured(name: str, size: Size, out: Path | None) -> JsonObject:
         return secagg.measure(secagg.QUICK if size.quick else secagg.FULL, terminal.note)
     if name == "scale":
         return scale.measure(scale.QUICK if size.quick else scale.FULL)
+    if name == "generate":
+        return writing.measure(writing.QUICK if size.quick else writing.full(),
+                               size.repetitions, terminal.note)
+    if name == "embed":
+        return embed.measure(embed.QUICK if size.quick else embed.FULL, size.repetitions)
+    if name == "growth":
+        return growth.measure(growth.QUICK if size.quick else growth.FULL, size.repetitions,
+                              terminal.note)
     if name == "deploy":
         from aulait_benchmarks import deploy  # needs the extra "flower", which is optional
 
@@ -305,6 +332,37 @@ def _show_scale(found: JsonObject) -> None:
                     "line of rounds.jsonl", "line of the ledger"), rows, right=range(7))
     terminal.say(f"the most take {found['peak_ratio']:.2f} times the memory of the fewest: "
                  f"{n.size(found['bytes_per_client'])} a client")
+
+
+def _show_generate(found: JsonObject) -> None:
+    rows = [(f"{case['model']} {case['dtype']}", n.count(case["parents"] * case["children"]),
+             n.count(case["parents"]), n.count(case["most_tokens"]),
+             n.significant(case["aulait_tokens_per_s"]), n.significant(case["loop_tokens_per_s"]),
+             f"{case['ratio_to_loop']:.2f}") for case in found["cases"]]
+    terminal.table(f"new tokens a second on {n.counted(found['threads'], 'thread')}, medians of "
+                   f"{found['repetitions']} turns",
+                   ("model", "texts", "prompts", "most tokens", "aulait", "one text at a time",
+                    "times the loop"), rows, right=range(1, 7))
+
+
+def _show_embed(found: JsonObject) -> None:
+    terminal.table(f"{n.counted(found['texts'], 'text')} of {n.count(found['words'])} words on "
+                   f"{n.counted(found['threads'], 'thread')}, medians of {found['repetitions']}",
+                   ("embedder", "texts a second"),
+                   [("aulait", n.significant(found["aulait_texts_per_s"])),
+                    ("sentence-transformers alone", n.significant(found["peer_texts_per_s"]))],
+                   right=(1,))
+    terminal.say(f"aulait is {found['ratio_to_peer']:.2f} times as fast; vectors differ by at "
+                 f"most {found['error']:.1e}")
+
+
+def _show_growth(found: JsonObject) -> None:
+    for table in found["tables"]:
+        terminal.table(f"{table['work']}, {found['clock']}", (table["name"], "time"),
+                       [(n.count(row["size"]), n.duration(row["seconds"]))
+                        for row in table["rows"]], right=(0, 1))
+        terminal.say(f"time grows with the power {table['exponent']:.2f} of {table['name']}; "
+                     f"expected {table['expected']:.2f}, as {table['why']}")
 
 
 def _show_cost(found: JsonObject) -> None:

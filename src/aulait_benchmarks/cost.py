@@ -11,7 +11,6 @@ constant is fitted to any case.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +33,8 @@ from aulait.synthesis import embedding
 from aulait.training.batches import Rows
 from aulait.training.stacked import Stack
 from aulait.training.trainer import Learner, TrainConfig, optimizer_of, shorten, squares
+from aulait_benchmarks.clock import own_clock
 
-Clock = Callable[[], float]
 ENOUGH_S = 30.0  # of measured work: a case that has run this long is not repeated
 
 
@@ -86,12 +85,12 @@ def predict(sizes: Sizes = FULL, repetitions: int = 3, keep: bool = True) -> dic
         keeps_freed_memory, threads, clock: with one thread the processor's time, which leaves out
             waiting for other programs.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = own_clock()
     kept = keep and devices.keep_freed_memory()
     base = load_base(ModelConfig(device="cpu"))
     found, seen = [], []
     for case in _cases(base, sizes):
-        row, profiles = _measured(case, repetitions, sizes.constants_s, clock)
+        row, profiles = _measured(case, repetitions, sizes.constants_s, clock.now)
         found.append(row)
         seen += profiles
     ratios = [row["ratio"] for row in found]
@@ -106,13 +105,13 @@ def predict(sizes: Sizes = FULL, repetitions: int = 3, keep: bool = True) -> dic
         "largest_ratio": max(ratios),
         "within": sum(0.75 <= ratio <= 1.25 for ratio in ratios) / len(ratios),
         "keeps_freed_memory": kept,
-        "clock": "processor time" if clock is time.process_time else "wall time",
+        "clock": clock.name,
         "threads": torch.get_num_threads(),
     }
 
 
 def _measured(case: Case, repetitions: int, constants_s: float,
-              clock: Clock) -> tuple[dict[str, Any], list[Profile]]:
+              clock: Callable[[], float]) -> tuple[dict[str, Any], list[Profile]]:
     """A row of the table, and the constants seen on the way."""
     case.work()
     profiles = [devices.measure_device(device="cpu", budget_s=constants_s, clock=clock)]

@@ -297,4 +297,4 @@ def wait(run: PreparedRun) -> None:
 def names() -> Sequence[str]:
     """The benchmarks there are; the others are in ``bench_NAME.py``, ``deploy`` in ``flower``."""
     return ("simulate", "aggregate", "cost", "edge", "deploy", "retrieve", "plan", "secagg",
-            "scale")
+            "scale", "generate", "embed", "growth")

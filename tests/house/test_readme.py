@@ -82,6 +82,17 @@ def test_the_laws_figure_is_drawn_from_the_numbers_in_results():
         assert row["kept"] == row["gain"] / row["gain_without_privacy"]
 
 
+def test_the_figure_of_growth_is_drawn_from_the_numbers_in_results():
+    """python scripts/draw_growth.py writes it again."""
+    drawing = script("draw_growth")
+    tables = json.loads(drawing.NUMBERS.read_text("utf-8"))["tables"]
+    assert drawing.FIGURE.read_text("utf-8") == drawing.drawn(tables)
+    page = (ROOT / "docs" / "scale.md").read_text("utf-8")
+    assert f"](figures/{drawing.FIGURE.name})" in page
+    for table in tables:
+        assert f"| {table['exponent']:.2f} | {table['expected']:.0f} |" in page
+
+
 def test_the_law_pairs_private_runs_with_those_without_privacy(tmp_path):
     drawing = script("draw_law")
 

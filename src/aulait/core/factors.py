@@ -46,6 +46,10 @@ class Factor(StrEnum):
         return pair[0] if self is Factor.A else pair[1]
 
 
+_FACTORS = {letters: tuple(Factor(letter) for letter in letters)
+            for letters in ("A", "B", "AB", "R")}
+
+
 class Trainable(StrEnum):
     """Which factors are trained; the others stay as they are."""
 
@@ -57,7 +61,7 @@ class Trainable(StrEnum):
     @property
     def factors(self) -> tuple[Factor, ...]:
         """Them, A before B."""
-        return tuple(Factor(letter) for letter in self.value)
+        return _FACTORS[self.value]
 
     def entries(self, shape: tuple[int, int], rank: int) -> int:
         """Numbers that are trained in a layer of (M, N) at a rank."""
@@ -89,7 +93,7 @@ class FactorName:
         if not layer or letter not in _RANK_AXES:
             raise WireError(f"tensor '{name[:200]}' found, expected a name as 'layer.A', "
                             "'layer.B' or 'layer.R'")
-        return cls(layer, Factor(letter))
+        return cls(layer, _FACTORS[letter][0])
 
     @classmethod
     def names_one(cls, name: str) -> bool:

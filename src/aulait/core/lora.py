@@ -123,9 +123,10 @@ def leading(tensors: Tensors, ranks: Callable[[str], int]) -> Tensors:
 
 
 def leading_part(factor: Factor, value: Tensor, rank: int) -> Tensor:
-    """The leading ranks of one factor, a view."""
+    """The leading ranks of one factor, a view; itself where it has no more."""
     for axis in factor.rank_axes:
-        value = value.narrow(axis, 0, min(rank, value.shape[axis]))
+        if rank < value.shape[axis]:
+            value = value.narrow(axis, 0, rank)
     return value
 
 
@@ -137,11 +138,14 @@ def nobody(factor: Factor, value: Tensor) -> Tensor:
 
 
 def placed(tensors: Tensors, template: Tensors) -> Tensors:
-    """Every tensor in the leading corner of zeros of the template's shape: the inverse of
-    ``leading``; norms are kept."""
+    """Every tensor in the leading corner of zeros of the template's shape, itself where it has that
+    shape: the inverse of ``leading``; norms are kept."""
     found = {}
     for name, value in tensors.items():
         rows, columns = template[name].shape
+        if value.shape == template[name].shape:
+            found[name] = value
+            continue
         missing = (0, columns - value.shape[1], 0, rows - value.shape[0])
         found[name] = torch.nn.functional.pad(value, missing)
     return found

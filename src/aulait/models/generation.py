@@ -163,8 +163,8 @@ def extend(
     require(how.max_tokens < context, ModelError, fits)
     generator = torch.Generator().manual_seed(seed)
     uniform_BT = torch.rand(len(prompts), how.max_tokens, generator=generator, dtype=torch.float64)
-    # equal lengths together: little padding
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    # equal lengths together: little padding; equal prompts together: read once
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), list(prompts[i])))
     found: dict[int, Continuation] = {}
     stateful = getattr(writer.model, "_is_stateful", False)
     step = _answered if writer.answers else _generated if stateful else _extended
@@ -223,14 +223,16 @@ def _padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device,
 
 
 def _extended(writer: TextModel, prompts: list[list[int]], draws: Draws) -> list[list[int]]:
-    """One batch through a causal model: the prompt once, then token by token with the cache of keys
-    and values."""
+    """One batch through a causal model: every different prompt once, however many rows begin with
+    it, then token by token with the cache of keys and values."""
     # loads transformers, which settings and commands can do without
     from aulait.models.key_cache import roomy_cache
 
     model = writer.model
     takes = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
-    first, mask_BT = _padded(prompts, writer.pad, writer.device, left=True)
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    first, mask_BT = _padded(list(places), writer.pad, writer.device, left=True)
+    row_B = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=writer.device)
     cache = roomy_cache(model.config)
 
     def read(given: Tensor) -> Tensor:
@@ -242,6 +244,9 @@ def _extended(writer: TextModel, prompts: list[list[int]], draws: Draws) -> list
             extra["position_ids"] = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)[:, -given.shape[1] :]
         out: Tensor = model(input_ids=given, attention_mask=mask_BT, past_key_values=cache,
                             use_cache=True, **extra).logits
+        if given is first and len(row_B) > len(first):
+            keep(row_B)
+            return out[row_B, -1]
         return out[:, -1]
 
     def keep(left: Tensor) -> None:
@@ -297,15 +302,15 @@ def _drawn(
     Args:
         read: the next tokens of the rows (B, T) -> logits (B, V) of what follows them.
         keep: told which rows are left when others have ended.
-        given: the first tokens (B, T).
+        given: the first tokens (B, T), or fewer rows, which ``read`` knows to spread.
         draws: how tokens are drawn, and until when.
     """
     most_B = draws.most_B
     ends = torch.tensor(draws.stops, device=given.device)
-    written_BT = torch.full((len(given), draws.how.max_tokens), -1, device=given.device)
-    alive_B = torch.ones(len(given), dtype=torch.bool, device=given.device)
+    written_BT = torch.full((len(most_B), draws.how.max_tokens), -1, device=given.device)
+    alive_B = torch.ones(len(most_B), dtype=torch.bool, device=given.device)
     # which rows of the batch are still computed
-    rows = torch.arange(len(given), device=given.device)
+    rows = torch.arange(len(most_B), device=given.device)
     for step in range(int(most_B.max())):
         token_B = choose_tokens(read(given), draws.how, draws.uniform_BT[rows, step])
         # A row that has ended stays ended, whatever is drawn for it until it is dropped.

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from aulait.core.errors import PrivacyError, require
 from aulait.core.types import ClientUpdate, Tensors
-from aulait.privacy.clipping import norm
+from aulait.privacy.clipping import length, norm
+
+SURELY_SHORTER = 1.0 - 1e-6  # far beyond the rounding of a norm
+SURELY_FINITE = 1e38  # an update of a smaller norm has no entry that is not a float32 number
 
 Rejections = tuple[tuple[str, str], ...]  # (client, reason)
 ExpectedShapes = Mapping[str, Tensors]  # client -> tensors of the names and shapes of its update
@@ -94,23 +97,33 @@ class UpdateChecks:
         if not all(isinstance(value, int | float) for value in update.info.values()):
             return "info holds something else than numbers"
         for name in sorted(template):
-            if fault := _tensor_fault(update.tensors[name], template[name]):
+            if fault := _form_fault(update.tensors[name], template[name]):
                 return f"{name} {fault}"
-        if self.largest_norm < math.inf and norm(update.tensors) > self.largest_norm:
+        about = length(update.tensors.values())
+        if not about < SURELY_FINITE:
+            for name in sorted(template):
+                if not torch.isfinite(update.tensors[name].detach().to("cpu", torch.float32)).all():
+                    return f"{name} holds NaN or infinity"
+        if self._too_long(update.tensors, about):
             return f"its norm is above {self.largest_norm:g} (federation.max_norm)"
         return None
 
+    def _too_long(self, update: Tensors, about: float) -> bool:
+        """Whether an update of about this norm is longer than allowed; near the bound, and where
+        squares overflow, the norm is computed with care."""
+        if self.largest_norm == math.inf or about < self.largest_norm * SURELY_SHORTER:
+            return False
+        return norm(update) > self.largest_norm
 
-def _tensor_fault(value: object, template: Tensor) -> str | None:
-    """What is wrong with one tensor, or None."""
+
+def _form_fault(value: object, template: Tensor) -> str | None:
+    """What is wrong with the form of one tensor, or None."""
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         return "is not a dense floating tensor"
     if not value.is_floating_point():
         return "is not a dense floating tensor"
     if value.shape != template.shape:
         return "has another shape"
-    if not torch.isfinite(value.detach().to("cpu", torch.float32)).all():
-        return "holds NaN or infinity"
     return None
 
 

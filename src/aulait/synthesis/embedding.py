@@ -62,12 +62,13 @@ class SentenceEmbedder:
     Attributes:
         name: what the experiment file calls it.
         width: D, numbers in a vector.
+        model: of sentence-transformers.
     """
 
     def __init__(self, name: str, model: Any, capacity: int, batch: int = 32) -> None:
         self.name = name
         self.width = int(model.get_embedding_dimension())
-        self._model = model
+        self.model = model
         self._capacity = capacity
         self._batch = batch
         self._memory: OrderedDict[bytes, Tensor] = OrderedDict()
@@ -85,7 +86,7 @@ class SentenceEmbedder:
         known = {key: self._memory[key] for key in keys if key in self._memory}
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         if new:
-            vectors_JD = self._model.encode(
+            vectors_JD = self.model.encode(
                 list(new.values()),
                 batch_size=self._batch,
                 convert_to_tensor=True,
@@ -95,6 +96,10 @@ class SentenceEmbedder:
             known.update(zip(new, vectors_JD, strict=True))
         self._remember(keys, known)
         return torch.stack([known[key] for key in keys]) if keys else torch.zeros(0, self.width)
+
+    def forget(self) -> None:
+        """Drop what it remembers."""
+        self._memory.clear()
 
     def _remember(self, keys: Sequence[bytes], known: dict[bytes, Tensor]) -> None:
         for key in keys:

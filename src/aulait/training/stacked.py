@@ -119,8 +119,8 @@ class Stack:
         factors = {}
         for name, (a, b) in self.factors.items():
             rank = start.factors[name][0].shape[0]
-            factors[name] = (a[k, :rank].detach().cpu().clone(),
-                             b[k, :, :rank].detach().cpu().clone())
+            factors[name] = (a.detach()[k, :rank].to("cpu", copy=True),
+                             b.detach()[k, :, :rank].to("cpu", copy=True))
         return start.holding(factors)
 
     def penalty(self, terms: Penalty) -> Tensor:

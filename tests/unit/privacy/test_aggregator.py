@@ -186,6 +186,7 @@ def bad_replies():
     return [
         nan, inf,
         ClientUpdate("double", {k: v.double() * 1e300 for k, v in update("x").tensors.items()}),
+        ClientUpdate("wide", {k: v.double() + 1e39 for k, v in update("x").tensors.items()}),
         ClientUpdate("names", {"A": torch.zeros(3, 2)}),
         ClientUpdate("more", {**update("x").tensors, "C": torch.zeros(1)}),
         ClientUpdate("shape", {"A": torch.zeros(2, 3), "B": torch.zeros(4)}),

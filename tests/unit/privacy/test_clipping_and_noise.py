@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aulait.core.errors import PrivacyError
+from aulait.privacy import clipping
 from aulait.privacy import noise as noise_module
-from aulait.privacy.clipping import clip, clip_vector, norm
+from aulait.privacy.clipping import all_finite, clip, clip_vector, length, norm
 from aulait.privacy.noise import SeededNoise, SystemNoise, toward_zero
 from aulait.privacy.noise_grid import MOST_SUMMANDS, check_exact, grid, least_multiplier
 
@@ -53,6 +54,28 @@ def test_clipped_norm_never_exceeds_the_bound(seed, log_size, log_bound, dtype, 
     assert oracle_norm(clipped) <= bound * (1 + 1e-12)
     expected = share["x"].double() * min(1.0, bound / max(norm(share), 1e-300))
     torch.testing.assert_close(clipped["x"].double(), expected, rtol=1e-6, atol=2e-45)
+
+
+@pytest.mark.parametrize("together", [1, 7, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2])
+def test_the_length_in_few_operations_is_the_norm(monkeypatch, together, dtype):
+    monkeypatch.setattr(clipping, "TOGETHER", together)
+    made = torch.Generator().manual_seed(3)
+    update = {name: torch.randn(shape, generator=made).to(dtype)
+              for name, shape in (("a", (3, 5)), ("b", (4,)), ("c", (2, 2)))}
+    update["d"] = torch.randn(6, generator=made)
+    assert length(update.values()) == pytest.approx(norm(update), rel=1e-12)
+    assert all_finite(list(update.values()))
+    for wrong in (math.nan, math.inf, -math.inf):
+        broken = {name: value.clone() for name, value in update.items()}
+        broken["d"][2] = wrong
+        assert not all_finite(list(broken.values()))
+
+
+def test_finite_numbers_whose_squares_overflow_are_finite():
+    assert all_finite([torch.tensor([1e200, -1e300], dtype=torch.float64), torch.ones(2)])
+    assert length([torch.tensor([1e200], dtype=torch.float64)]) == math.inf
+    assert length([]) == 0.0
 
 
 def test_overflowing_and_broken_values():

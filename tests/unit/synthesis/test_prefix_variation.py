@@ -278,7 +278,8 @@ def test_kept_share_is_within_its_bounds(brew: tuple[Any, Any]) -> None:
     PrefixResample(script, tokenizer, GenerateConfig(keep=(0.25, 0.75))).vary([parent] * 200, 0)
     kept = [len(prompt) - 1 for prompt in script.prompts]
     assert all(prompt[0] == tokenizer.bos_token_id for prompt in script.prompts)
-    assert len(kept) == 200
+    # children that keep as much are written from one reading, in each of four batches
+    assert 10 < len(set(kept)) <= len(kept) <= len(set(kept)) + 3
     assert min(kept) == int(0.25 * length)
     assert int(0.75 * length) - 1 <= max(kept) <= int(0.75 * length)
 
