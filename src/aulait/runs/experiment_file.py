@@ -10,6 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -248,7 +249,9 @@ def build_settings(tree: JsonMapping, overrides: Sequence[str] = ()) -> Settings
 
 def _not_finite(settings: Settings) -> Iterator[tuple[str, float]]:
     """Keys whose number is infinite or none at all; a bound ("max_...") may be infinite."""
-    tables = {**settings.model_dump(), "algorithm": settings.method_config.model_dump()}
+    tables = settings.model_dump()
+    with suppress(ConfigError, ValidationError):  # told by the checks of the method
+        tables["algorithm"] = settings.method_config.model_dump()
     for table, keys in tables.items():
         for key, value in keys.items() if isinstance(keys, Mapping) else ():
             if (isinstance(value, float) and not math.isfinite(value)

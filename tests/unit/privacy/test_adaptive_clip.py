@@ -264,7 +264,7 @@ def test_plan_run_and_account_agree(data, shared, federation, privacy):
     assert all(row["agrees"] for row in recount(data / "run"))
     bounds = [line["clip_bound"] for line in tiny_run.lines(data) if line["stage"] == "train"]
     assert bounds[0] == 0.02
-    assert len(set(bounds)) == 4
+    assert all(bound != after for bound, after in itertools.pairwise(bounds))  # two apart may be the same
     told = planned["privacy"]["adaptive_clip"]
     (z,) = [row["noise_multiplier"] for row in planned["releases"] if row["stage"] == "train"]
     assert told["update_noise_multiplier"] == pytest.approx(z / math.sqrt(0.95))
