@@ -111,9 +111,7 @@ def exponent(points: Sequence[tuple[float, float]]) -> float:
     require(len({size for size, _ in points}) > 1, ConfigError,
             f"{len(points)} sizes found, expected at least two different ones; add some")
     x, y = ([math.log(value) for value in own] for own in zip(*points, strict=True))
-    middle, level = statistics.fmean(x), statistics.fmean(y)
-    return (sum((a - middle) * (b - level) for a, b in zip(x, y, strict=True))
-            / sum((a - middle) ** 2 for a in x))
+    return statistics.linear_regression(x, y).slope
 
 
 def _median_s(work: Callable[[], object], repetitions: int, clock: Callable[[], float]) -> float:

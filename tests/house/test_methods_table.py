@@ -67,7 +67,8 @@ def test_the_best_rate_of_the_search_is_reported_and_the_rest_is_named(tmp_path:
     table.write_page(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "| fedit | 0.01 | 3.500 (1) | - | 10 | 20 | 3 | no |" in page
-    assert "| ffa | 0.003, an end of the search | 5.500 (1) | +2.000 (one seed) | 10 | 20 | 3 | 1 |" in page
+    assert ("| ffa | 0.003, an end of the search | 5.500 (1) | +2.000 (one seed) | 10 | 20 | 3 | 1 |"
+            in page)
     assert "- iid-inf-equal: all" in page
     assert "Of 10 runs at all rates" in page
     assert "`fedit` at 0.03, `fedit` at 0.1, `ffa` at 0.003." in page
@@ -83,8 +84,8 @@ def test_claims_are_read_from_paired_differences_and_ranks_are_means() -> None:
             {"method": "fedex", "seeds": [0, 1, 2], "loss": [3.5, 3.71, 3.6]},
             {"method": "rolora", "seeds": [0, 1, 2], "loss": [4.5, 4.7, 4.6]}]
     lines = reading.claims({"0.1-inf-equal": rows})
-    assert any(line.startswith("| fedex | fedit |") and "-0.497" in line and "| holds here |" in line
-               for line in lines)
+    assert any(line.startswith("| fedex | fedit |") and "-0.497" in line
+               and "| holds here |" in line for line in lines)
     assert any(line.startswith("| rolora | fedit |") and "| does not hold here |" in line
                for line in lines)
     assert any(line.startswith("| ffa | fedit |") and "not measured" in line for line in lines)

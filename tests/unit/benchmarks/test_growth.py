@@ -1,4 +1,5 @@
-"""Time against the size of the work: the exponent is that of the figures, and every kind is measured."""
+"""Time against the size of the work: the exponent is that of the figures, and every kind is
+measured."""
 
 from __future__ import annotations
 
@@ -36,14 +37,23 @@ def test_one_size_has_no_exponent():
 
 
 def test_the_command_measures_every_kind_at_every_size():
-    done = CliRunner().invoke(cli.app, ["bench", "growth", "--quick", "--repetitions", "3", "--json"])
+    done = CliRunner().invoke(
+        cli.app, ["bench", "growth", "--quick", "--repetitions", "3", "--json"]
+    )
     found = json.loads(done.stdout)
     asked = growth.QUICK
-    for table, sizes in zip(found["tables"],
-                            (asked.clients, asked.tokens, asked.ranks, asked.candidates), strict=True):
+    for table, sizes in zip(
+        found["tables"], (asked.clients, asked.tokens, asked.ranks, asked.candidates), strict=True
+    ):
         assert [row["size"] for row in table["rows"]] == list(sizes)
         assert all(row["seconds"] > 0 for row in table["rows"])
-        assert table["exponent"] == pytest.approx(growth.exponent(
-            [(row["size"], row["seconds"]) for row in table["rows"]]))
-    assert [table["name"] for table in found["tables"]] == ["clients", "tokens", "rank", "candidates"]
+        assert table["exponent"] == pytest.approx(
+            growth.exponent([(row["size"], row["seconds"]) for row in table["rows"]])
+        )
+    assert [table["name"] for table in found["tables"]] == [
+        "clients",
+        "tokens",
+        "rank",
+        "candidates",
+    ]
     assert set(found) == {"tables", "clock", "repetitions", "peak_rss_bytes", "threads"}

@@ -44,8 +44,12 @@ def test_rows_that_share_a_prompt_write_what_they_write_alone(writer):
     prompts = [shared, other, shared, shared, other]
     how = Sampling(max_tokens=12, temperature=1.0, top_k=0, top_p=1.0)
     found = extend(writer, prompts, how, seed=4)
-    apart = extend(writer, prompts, Sampling(max_tokens=12, temperature=1.0, top_k=0, top_p=1.0, batch=1),
-                   seed=4)
+    apart = extend(
+        writer,
+        prompts,
+        Sampling(max_tokens=12, temperature=1.0, top_k=0, top_p=1.0, batch=1),
+        seed=4,
+    )
     assert found == apart
     assert len({tuple(found[i].ids) for i in (0, 2, 3)}) == 3
 
@@ -66,10 +70,14 @@ def test_a_shared_prompt_is_read_once(writer, monkeypatch):
 
 
 def test_the_generators_command():
-    done = CliRunner().invoke(cli.app, ["bench", "generate", "--quick", "--repetitions", "3", "--json"])
+    done = CliRunner().invoke(
+        cli.app, ["bench", "generate", "--quick", "--repetitions", "3", "--json"]
+    )
     found = json.loads(done.stdout)
     case = found["cases"][0]
-    assert case["ratio_to_loop"] == pytest.approx(case["aulait_tokens_per_s"] / case["loop_tokens_per_s"])
+    assert case["ratio_to_loop"] == pytest.approx(
+        case["aulait_tokens_per_s"] / case["loop_tokens_per_s"]
+    )
     assert found["ratio_to_loop"] == min(each["ratio_to_loop"] for each in found["cases"])
     assert 0 < case["tokens"] <= case["parents"] * case["children"] * case["most_tokens"]
     for name in ("loop_tokens", "prompt_tokens", "batch", "model", "dtype"):
@@ -78,20 +86,36 @@ def test_the_generators_command():
 
 
 def test_the_embedders_command():
-    done = CliRunner().invoke(cli.app, ["bench", "embed", "--quick", "--repetitions", "3", "--json"])
+    done = CliRunner().invoke(
+        cli.app, ["bench", "embed", "--quick", "--repetitions", "3", "--json"]
+    )
     found = json.loads(done.stdout)
     assert found["error"] < 1e-5
     assert found["texts"] == embed.QUICK.texts
-    assert found["ratio_to_peer"] == pytest.approx(found["aulait_texts_per_s"] / found["peer_texts_per_s"])
-    assert set(found) == {"texts", "words", "aulait_texts_per_s", "peer_texts_per_s", "ratio_to_peer",
-                          "error", "clock", "repetitions", "peak_rss_bytes", "threads"}
+    assert found["ratio_to_peer"] == pytest.approx(
+        found["aulait_texts_per_s"] / found["peer_texts_per_s"]
+    )
+    assert set(found) == {
+        "texts",
+        "words",
+        "aulait_texts_per_s",
+        "peer_texts_per_s",
+        "ratio_to_peer",
+        "error",
+        "clock",
+        "repetitions",
+        "peak_rss_bytes",
+        "threads",
+    }
 
 
 def test_what_the_embedder_remembers_can_be_dropped():
     embedder = embed.load_embedder("minilm", max_tokens=16)
     calls = []
     real = embedder.model.encode
-    embedder.model.encode = lambda texts, **options: calls.append(list(texts)) or real(texts, **options)
+    embedder.model.encode = lambda texts, **options: (
+        calls.append(list(texts)) or real(texts, **options)
+    )
     first = embedder.embed(["one", "two"])
     embedder.embed(["one", "two"])
     assert len(calls) == 1

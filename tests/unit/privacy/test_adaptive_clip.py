@@ -141,7 +141,8 @@ def test_noisy_counts_move_the_bound_as_the_paper_says_and_never_by_more_than_th
         let_out(own, vectors, z, round=number + 1)
         bounds.append(own.adaptive_bound)
     answers = [float(value) for value in drawn if value.shape == (1,)]
-    noise = [value / (2 * RULE.answer(bound)) for value, bound in zip(answers, bounds, strict=False)]
+    noise = [value / (2 * RULE.answer(bound))
+             for value, bound in zip(answers, bounds, strict=False)]
     assert bounds == pytest.approx(oracle.bounds(
         rounds, RULE.start, RULE.quantile, RULE.rate, 4, noise), rel=1e-5)
     moves = [abs(math.log(b / a)) for a, b in itertools.pairwise(bounds)]
@@ -264,7 +265,8 @@ def test_plan_run_and_account_agree(data, shared, federation, privacy):
     assert all(row["agrees"] for row in recount(data / "run"))
     bounds = [line["clip_bound"] for line in tiny_run.lines(data) if line["stage"] == "train"]
     assert bounds[0] == 0.02
-    assert all(bound != after for bound, after in itertools.pairwise(bounds))  # two apart may be the same
+    # two that are apart may be the same
+    assert all(bound != after for bound, after in itertools.pairwise(bounds))
     told = planned["privacy"]["adaptive_clip"]
     (z,) = [row["noise_multiplier"] for row in planned["releases"] if row["stage"] == "train"]
     assert told["update_noise_multiplier"] == pytest.approx(z / math.sqrt(0.95))

@@ -224,8 +224,9 @@ def test_embedding_counts_what_is_run():
     from aulait.synthesis import embedding
 
     made = embedding.load_embedder("minilm", capacity=0)
+    assert isinstance(made, embedding.SentenceEmbedder)
     words = [" ".join(["word"] * 60 + [str(i)]) for i in range(3)]
-    tokens = made.model.tokenize(words)["input_ids"].shape[1]  # type: ignore[attr-defined]
+    tokens = made.model.tokenize(words)["input_ids"].shape[1]
     counted = flops.executed(lambda: made.embed(words))
     assert cost_model.embedding(22_700_000, made.width, 3, tokens).flop == pytest.approx(counted, rel=0.05)
 

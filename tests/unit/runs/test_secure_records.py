@@ -34,7 +34,7 @@ from aulait.training.record_gradients import gradients
 DELTA = 1e-6
 
 
-# --- the account -----------------------------------------------------------------------------------
+# --- the account ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("z", "rate", "count"), [(1.0, 0.1, 20), (0.7, 0.5, 4), (4.0, 0.02, 900),
@@ -67,7 +67,7 @@ def test_without_sampling_it_is_the_account_of_concentrated_privacy():
 
 
 def test_at_one_epsilon_nine_sites_have_a_third_of_the_noise_of_their_own():
-    """Noise of the mean step, sites of one size, an eighth of the records in a step, eight steps."""
+    """Noise of the mean step: sites of one size, an eighth of the records a step, eight steps."""
     rate, steps, target = 0.125, 8, 8.0
     own = calibrate(target, DELTA, steps, rate)
     together = calibrate_events(
@@ -76,7 +76,7 @@ def test_at_one_epsilon_nine_sites_have_a_third_of_the_noise_of_their_own():
     assert 0.9 * 3 < ratio < 3
 
 
-# --- the run ---------------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""The asynchronous schedule: hand-made timelines, what bounds it, and that it depends on public things alone."""
+"""The asynchronous schedule: hand-made timelines, what bounds it, and that it depends on
+public things alone."""
 
 from __future__ import annotations
 
@@ -12,7 +13,12 @@ from aulait.core.seeds import Seeds
 from aulait.runs.virtual_time.asynchronous import Pace, schedule
 from aulait.runs.virtual_time.clock import Clock, Stint
 
-MANY = {f"c{i:03d}": Stint("x" if i % 2 else "y", 1.0 + i % 7, 0.5, availability=0.7, dropout=0.1, spread=0.3) for i in range(60)}
+MANY = {
+    f"c{i:03d}": Stint(
+        "x" if i % 2 else "y", 1.0 + i % 7, 0.5, availability=0.7, dropout=0.1, spread=0.3
+    )
+    for i in range(60)
+}
 
 
 def made(stints, rounds, size, at_work, most=10**6, seed=0, server_s=0.0):
@@ -21,7 +27,14 @@ def made(stints, rounds, size, at_work, most=10**6, seed=0, server_s=0.0):
 
 def test_a_slow_client_fills_a_later_buffer_and_nobody_waits_for_it():
     found = made({"fast": Stint("x", 1.0, 0.0), "slow": Stint("y", 3.25, 0.25)}, 6, 1, 2)
-    assert [dict(own.filling) for own in found] == [{"fast": 0}, {"fast": 0}, {"fast": 0}, {"slow": 3}, {"fast": 1}, {"fast": 0}]
+    assert [dict(own.filling) for own in found] == [
+        {"fast": 0},
+        {"fast": 0},
+        {"fast": 0},
+        {"slow": 3},
+        {"fast": 1},
+        {"fast": 0},
+    ]
     assert [own.outcome.round_s for own in found] == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.5, 1.0])
     assert found[0].beginning == ("fast", "slow")
     assert found[1].beginning == ("fast",)  # from the factors that its first update has made
@@ -65,7 +78,10 @@ def test_the_same_seed_gives_the_same_schedule_and_another_another():
 
 
 def test_those_who_are_seldom_there_are_seldom_drawn_and_the_lost_come_at_their_rate():
-    stints = {f"c{i:03d}": Stint("x", 1.0, 0.0, availability=0.9 if i % 2 else 0.3, dropout=0.25) for i in range(400)}
+    stints = {
+        f"c{i:03d}": Stint("x", 1.0, 0.0, availability=0.9 if i % 2 else 0.3, dropout=0.25)
+        for i in range(400)
+    }
     found = made(stints, 40, 20, 20)
     answered, lost = (Counter() for _ in range(2))
     for own in found:
@@ -78,20 +94,28 @@ def test_those_who_are_seldom_there_are_seldom_drawn_and_the_lost_come_at_their_
 
 
 def test_proxies_at_the_server_hold_up_a_buffer():
-    assert made({name: Stint("x", 1.0, 0.0) for name in "abcd"}, 2, 2, 2, server_s=5.0)[0].outcome.round_s == 5.0
+    assert (
+        made({name: Stint("x", 1.0, 0.0) for name in "abcd"}, 2, 2, 2, server_s=5.0)[
+            0
+        ].outcome.round_s
+        == 5.0
+    )
 
 
-@pytest.mark.parametrize(("rounds", "size", "most", "text"), [
-    (2, 5, 9, "expected at most the 8 updates that 4 clients with 2 each"),
-    (9, 2, 4, "expected at most the 16 updates"),
-])
+@pytest.mark.parametrize(
+    ("rounds", "size", "most", "text"),
+    [
+        (2, 5, 9, "expected at most the 8 updates that 4 clients with 2 each"),
+        (9, 2, 4, "expected at most the 16 updates"),
+    ],
+)
 def test_buffers_that_cannot_be_filled_are_refused_before_the_run(rounds, size, most, text):
     with pytest.raises(ConfigError, match=text):
         made({name: Stint("x", 1.0, 0.0) for name in "abcd"}, rounds, size, 2, most)
 
 
 def test_the_last_buffers_need_clients_that_have_not_given_all():
-    """Two fast ones give all of theirs while the slow one works, and a buffer holds nobody twice."""
+    """Two fast ones give all of theirs while the slow one works; a buffer holds nobody twice."""
     stints = {"a": Stint("x", 1.0, 0.0), "b": Stint("x", 1.0, 0.0), "c": Stint("x", 100.0, 0.0)}
     with pytest.raises(ConfigError, match="buffer 4 cannot be filled"):
         made(stints, 4, 2, 3, most=3)
@@ -99,6 +123,8 @@ def test_the_last_buffers_need_clients_that_have_not_given_all():
 
 def test_the_clock_tells_staleness_and_that_nobody_waits():
     found = made({"fast": Stint("x", 1.0, 0.0), "slow": Stint("y", 3.25, 0.25)}, 6, 1, 2)
-    told = Clock({"fast": Stint("x", 1.0, 0.0), "slow": Stint("y", 3.25, 0.25)}, Seeds(0)).metrics(found[3].outcome)
+    told = Clock({"fast": Stint("x", 1.0, 0.0), "slow": Stint("y", 3.25, 0.25)}, Seeds(0)).metrics(
+        found[3].outcome
+    )
     assert (told["staleness"], told["stalest"], told["idle_share"]) == (3.0, 3, 0.0)
     assert told["tiers"]["y"]["busy_s"] == pytest.approx(3.5)
