@@ -289,7 +289,17 @@ def test_a_coordinator_that_tells_two_stories_learns_no_more():
     attacked(40)
 
 
+def two_stories() -> CheatingCoordinator:
+    """Half of the honest clients are told that everybody survived, half that c5 did not."""
+    machine = CheatingCoordinator()
+    machine.begin(5, {})
+    machine.tell_two_stories({*SEVEN}, {*SEVEN} - {"c5"}, {"c0", "c1", "c2"})
+    return machine
+
+
 def test_the_model_notices_clients_that_do_not_compare_their_lists(monkeypatch):
+    two_stories().all_who_reveal_agree_on_one_list_of_the_quorum()
     monkeypatch.setattr(Quorum, "agreeing", lambda quorum, clients: 1)
+    broken = two_stories()
     with pytest.raises(AssertionError):
-        attacked(100)
+        broken.all_who_reveal_agree_on_one_list_of_the_quorum()
