@@ -13,6 +13,7 @@ from aulait.cli.malformed import malformed
 from aulait.cli.options import FileArgument, JsonOption, SetOption
 from aulait.cli.terminal import Document
 from aulait.core.types import Profile
+from aulait.models.named import check_reachable
 from aulait.reporting import numbers as n
 from aulait.reporting import promise, story
 from aulait.resources.devices import give_memory_back, keep_freed_memory, measure_device
@@ -55,6 +56,7 @@ def plan(
     """
     with terminal.work(as_json):
         settings = experiment_file.read_settings(file, overrides or [])
+        check_reachable(settings.model.name)  # before seconds of measuring
         machine = _machine(here, as_json)
         run = setup.prepare(settings, SharedCache())
         malformed(run.federation.corpus.malformed)

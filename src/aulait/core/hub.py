@@ -39,6 +39,11 @@ def settle(name: str) -> None:
         _set_offline(True)
 
 
+def offline() -> bool:
+    """Whether the libraries are told to ask nobody, by the user or by ``settle``."""
+    return os.environ.get(OFFLINE, "0") not in ("", "0")
+
+
 def reachable(address: str) -> bool:
     """Whether a server answers anything within ``PATIENCE_S``; looking up its name may hang longer,
     and is then left to itself."""

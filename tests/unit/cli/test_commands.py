@@ -159,6 +159,12 @@ def test_plan_foretells_bytes_and_epsilon(experiment, finished):
     assert [line["sigma"] for line in ledger] == [pytest.approx(release["sigma"])] * 2
 
 
+def test_plan_tells_of_a_model_out_of_reach_before_it_measures(experiment, monkeypatch):
+    monkeypatch.setattr("aulait.cli.plan.measure_device", lambda **_: pytest.fail("it measured"))
+    told = problem("plan", experiment, "--set", "model.name=nobody/nothing-of-the-name")
+    assert "the hub cannot be reached" in told
+
+
 def test_plan_counts_both_factors_of_fedit_and_the_votes(experiment):
     ffa_tier = told("plan", experiment)["tiers"][0]
     fedit_tier = told("plan", experiment, "--set", "algorithm.name=fedit")["tiers"][0]

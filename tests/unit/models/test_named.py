@@ -154,6 +154,30 @@ def test_wrong_names_are_found_before_any_work(tmp_path, monkeypatch):
     assert "\n" not in told
 
 
+def test_an_id_that_cannot_be_asked_for_is_told_at_a_glance(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("brew", str(tmp_path)):
+        named.check_reachable(name)
+    with pytest.raises(ModelError, match="cannot be reached") as told:
+        named.check_reachable("nobody/nothing-of-the-name")
+    assert "\n" not in str(told.value)
+
+
+def test_an_id_that_was_kept_needs_no_network(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--some--model"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0123abc")
+    with pytest.raises(ModelError):
+        named.check_reachable("some/model")
+    (kept / "snapshots" / "0123abc").mkdir(parents=True)
+    (kept / "snapshots" / "0123abc" / "config.json").write_text("{}")
+    named.check_reachable("some/model")
+
+
 @pytest.mark.parametrize(("name", "wanted"), [
     ("brew", "brew"), ("smollm2", "smollm2"), ("org/model", "org/model"), ("model", "model"),
     ("/home/me/.cache/huggingface/hub/models--org--some--model/snapshots/0123abc", "org/some--model"),
