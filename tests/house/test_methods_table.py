@@ -40,16 +40,21 @@ def test_every_method_is_in_the_open_cell_or_left_out_with_a_reason() -> None:
     private = table.Cell("iid", "8", "equal").methods
     assert "ffa" in private
     assert "flora" not in private
-    assert len(table.CELLS) == 12
+    assert len(table.CELLS) == 14
 
 
 def test_the_settings_of_every_cell_are_settings(tmp_path: Path) -> None:
     table = script()
     source = tmp_path / "some.jsonl"
     source.write_text('{"text": "a", "category": "b"}\n')
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text('{"prompt": "a", "response": "b", "client": "c"}\n')
     for cell in table.CELLS:
-        for job in table.jobs(tmp_path, str(source), cell, [("fedit", 1e-2)], [0]):
+        files = table.DataFiles(str(source), str(tasks))
+        for job in table.jobs(tmp_path, files, cell, [("fedit", 1e-2)], [0]):
             assert job.settings is not None, job.problem
+            assert job.settings.data.source == str(
+                tasks if cell.partition == "tasks" else source)
             assert job.path.parent.name == cell.name
             assert job.path.name == "fedit_lr=0.01-s0"
 
