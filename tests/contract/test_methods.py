@@ -141,7 +141,7 @@ def test_what_a_method_says_of_itself_fits_together(method):
         assert traits.unit == "record" or "refused" in traits.privacy
     if method in CHANGES and method not in ("rolora", "fedsa"):
         assert traits.trains == (TRAINS | {"cores": "R"}).get(method, "AB")
-    assert (method == "cores") == isinstance(module, PublicTextMethod)
+    assert (method in ("cores", "hsplitlora")) == isinstance(module, PublicTextMethod)
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -272,7 +272,7 @@ def test_one_client_with_all_data_is_plain_lora_training(method, tiny_base):
     assert (work.steps, work.batch, work.lr, work.trainable) == (plan.steps, plan.batch, LR, TRAINS.get(method, "AB"))
     assert work.fold is None
     assert work.penalty is None
-    if method in ("flora", "florist"):  # a fresh adapter of the client's own
+    if method in ("flora", "florist", "hsplitlora"):  # a fresh adapter of the client's own
         assert lora.norm(work.start) == 0.0
         start = work.start
     elif method == "fedex":  # what is evaluated is the total update; what is trained is the common start
@@ -445,6 +445,7 @@ def by_hand(method: str, round: int, own: dict[str, int], everyone: list[dict[st
         "rolora": (of_b if round % 2 else of_a, of_a + of_b),
         "safedlora": (both(annealed), both(annealed)),
         "flora": (of_a + of_b, 0 if round == 1 else both(stacked)),
+        "hsplitlora": (of_a + of_b, 0 if round == 1 else both(stacked)),  # before it has read any text
         "fedex": (of_a + of_b, of_a + of_b + (0 if round == 1 else both({layer: 4 + r for layer, r in stacked.items()}))),
     }
     return known.get(method, (of_a + of_b, of_a + of_b))

@@ -20,7 +20,7 @@ from aulait.methods.shared.fusion import FusionSearch
 from aulait.runs import client_state
 
 PERSONAL = [name for name in METHODS.names() if METHODS.find(name).TRAITS.personal]
-REMEMBERING = [*PERSONAL, "flora", "fedex"]
+REMEMBERING = [*PERSONAL, "flora", "fedex", "hsplitlora"]
 RANKS = {"ann": {"one": 1, "two": 3}, "bob": 2}
 each = pytest.mark.parametrize("method", PERSONAL)
 

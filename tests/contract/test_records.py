@@ -39,8 +39,8 @@ def base(tmp_path_factory):
 
 def test_the_methods_that_protect_records():
     assert RECORDS == ["cores", "dplora", "fedavg", "fedex", "fedit", "fedplora", "fedrot", "fedsa",
-                       "fedsvd", "ffa", "flexlora", "flora", "florist", "lalora", "lorafair",
-                       "raflora", "rolora"]
+                       "fedsvd", "ffa", "flexlora", "flora", "florist", "hsplitlora",
+                       "lalora", "lorafair", "raflora", "rolora"]
 
 
 @each

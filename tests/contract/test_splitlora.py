@@ -180,8 +180,8 @@ def test_stop_and_resume_equals_no_stop(make, moments, tmp_path):
 
 
 def test_through_the_engine_with_split_sites_it_is_the_same(make):
-    run, wanted = make(plans={n: {"placement": "split"} for n in ("ann", "bob", "cat")}), make().rounds(2)
-    ask, state = LocalClients(run.sites, run.module, run.context, run.learner, cut=1, private=False).ask, run.start()
+    run, wanted = make(plans={n: {"placement": "split", "cut": 1} for n in ("ann", "bob", "cat")}), make().rounds(2)
+    ask, state = LocalClients(run.sites, run.module, run.context, run.learner, private=False).ask, run.start()
     for _ in range(2):
         state, _ = run.round(state, ask=ask)
     assert apart(state, wanted) == 0.0

@@ -37,7 +37,7 @@ RANKS = {"ann": {"one": 1, "two": 3}, "bob": {"one": 2, "two": 2}, "cat": 3}  # 
 CLIENTS = ("ann", "bob", "cat", "dan")
 NESTED = {"cores": "R", "fedavg": "AB", "fedit": "AB", "fedprox": "AB", "fedrot": "AB", "lalora": "AB", "scaffold": "AB",
            "ffa": "B", "fedsa": "A", "rolora": "BA", "fdlora": "AB"}  # rolora: B in odd rounds, A in even ones
-FOLDING = ("flora", "fedex")  # exactly; florist cuts, fedplora folds columns
+FOLDING = ("flora", "fedex", "hsplitlora")  # exactly; florist cuts, fedplora folds columns
 RELEASING = [m for m in METHODS.names() if (t := METHODS.find(m).TRAITS).private and t.unit == "client" and m != "alone"]
 PLAIN = {"server": "plain", "server_lr": 1.0}
 

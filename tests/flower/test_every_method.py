@@ -47,6 +47,26 @@ def test_sites_give_the_adapter_of_one_process(tmp_path, method):
     assert there["traffic"] == here["traffic"]
 
 
+def test_sites_that_are_cut_elsewhere_give_the_adapter_of_one_process(tmp_path):
+    tiny_run.write_data(tmp_path)
+    rows = [row for row in map(json.loads, (tmp_path / "data.jsonl").read_text().splitlines()) if row["client"] in CLIENTS]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiers = [{"name": "whole", "clients": ["c1"], "placement": "local"}, {"name": "early", "clients": ["c0"], "placement": "split", "cut": 1},
+             {"name": "late", "placement": "split", "rank": 1}]
+    told = {"federation": {"tier": tiers}, "algorithm": {"name": "hsplitlora", "renew": 1, "importance_texts": 6}, "compute": {"cut": 5},
+            "adapter": {"rank": 2, "layers": "all"}, "train": {"rounds": 2, "steps": 2, "batch": 2, "rows_at_once": 2},
+            "evaluate": {"every": 2, "records_per_client": 1}}
+    loop.run(tiny_run.settings(tmp_path, **told), tmp_path / "here", InlineEngine(), cache=tiny_run.fresh(CACHE))
+    handlers = {name: SiteHandler(site(tmp_path, name, [row for row in rows if row["client"] == name]), lambda event, **fields: None) for name in CLIENTS}
+    away = tiny_run.settings(tmp_path, **told, engine={"name": "flower", "threads": 1, "wait_s": 5.0})
+    deploy(LocalTransport(handlers), away, tmp_path, tmp_path / "away")
+    here, there = (json.loads((tmp_path / run / "result.json").read_text()) for run in ("here", "away"))
+    assert {tier["name"]: tier["cut"] for tier in there["tiers"]} == {"whole": None, "early": 1, "late": 5}
+    assert there["eval"]["loss"] == pytest.approx(here["eval"]["loss"], rel=1e-5)
+    assert there["eval"]["loss"] != pytest.approx(there["base_eval"]["loss"], rel=1e-6)
+    assert there["traffic"] == here["traffic"]
+
+
 @pytest.mark.parametrize("algorithm", [{"name": "fedit"}, {"name": "flora"}, {"name": "cores", "renew": 1}, {"name": "dplora", "mode": "ffa"}], ids=lambda a: a["name"])
 def test_records_are_protected_by_the_site_itself(tmp_path, algorithm):
     """The site adds the noise, charges its own account first, and tells its number of records and nothing else."""

@@ -154,6 +154,7 @@ class Plan:
         rank: the largest LoRA rank it may be sent.
         steps: optimiser steps in a round.
         batch: sequences in a step.
+        cut: blocks at the client of a split placement; None elsewhere.
     """
 
     tier: str
@@ -161,6 +162,7 @@ class Plan:
     rank: int
     steps: int
     batch: int
+    cut: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 from aulait.core.errors import ConfigError, require
 from aulait.core.types import (
@@ -33,6 +33,8 @@ from aulait.training.activation_codec import Wire
 from aulait.training.own_training import OwnLearner, TrainSite
 from aulait.training.split_trainer import SplitLearner
 from aulait.training.trainer import AT_ONCE, Learner
+
+WHOLE = 1_000_000  # in place of a cut: behind every one of them
 
 
 class InlineEngine:
@@ -88,8 +90,7 @@ class LocalClients:
         context: what all sites know.
         learner: the shared base.
         embedder: gives the embedder for requests of stage "synthesis"; None when there are none.
-        cut: blocks of the client's half at sites of placement "split"; None where there are none.
-        wire: how their activations and gradients travel.
+        wire: how activations and gradients of sites of placement "split" travel.
         private: whether the run promises privacy; then no site may be split.
     """
 
@@ -98,7 +99,6 @@ class LocalClients:
     context: RunContext
     learner: Learner
     embedder: Callable[[], Embedder] | None = None
-    cut: int | None = None
     wire: Wire = "float32"
     private: bool = True
 
@@ -107,15 +107,21 @@ class LocalClients:
         """Some sites of a run."""
         compute, private = run.settings.compute, not run.settings.privacy.off
         return cls(sites, run.settings.method, run.context, run.models.learner,
-                   run.models.embedder, compute.cut, compute.wire, private)
+                   run.models.embedder, compute.wire, private)
 
     @cached_property
-    def _split_learner(self) -> SplitLearner:
-        """The learner of split sites."""
-        require(self.cut is not None, ConfigError,
-                "a client is split and no cut is given; say after how many blocks")
-        assert self.cut is not None
-        return SplitLearner(self.learner, self.cut, self.wire, private=self.private)
+    def _split_learner(self) -> Callable[[int], SplitLearner]:
+        """Cut -> the learner of sites that are split there."""
+        return cache(lambda cut: SplitLearner(self.learner, cut, self.wire, private=self.private))
+
+    def _learner_of(self, site: Site) -> Learner:
+        """What trains a site: the shared base, whole or cut."""
+        if site.plan.placement != "split":
+            return self.learner
+        require(site.plan.cut is not None, ConfigError,
+                f"client '{site.name}' is split and no cut is given; say after how many blocks")
+        assert site.plan.cut is not None
+        return self._split_learner(site.plan.cut)
 
     def ask(self, requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
         """Updates in the order of the requests; sites work while they are read, some at a time.
@@ -141,14 +147,14 @@ class LocalClients:
     def _trained(self, requests: Sequence[TrainRequest],
                  sites: Sequence[Site]) -> Iterator[ClientUpdate]:
         """Sites of one kind together; updates in the order given."""
-        kinds: dict[tuple[bool, SiteNoise | None], list[int]] = {}
+        kinds: dict[tuple[int, SiteNoise | None], list[int]] = {}
         for i, (request, site) in enumerate(zip(requests, sites, strict=True)):
-            kind = (site.plan.placement != "split", SiteNoise.read(request.settings))
-            kinds.setdefault(kind, []).append(i)
+            cut = (site.plan.cut or 0) if site.plan.placement == "split" else WHOLE
+            kinds.setdefault((cut, SiteNoise.read(request.settings)), []).append(i)
         found: dict[int, ClientUpdate] = {}
-        for (whole, noise), some in sorted(kinds.items(), key=lambda kind: kind[0][0]):
+        for (_, noise), some in sorted(kinds.items(), key=lambda kind: kind[0][0]):
             updates = self._answered([requests[i] for i in some], [sites[i] for i in some],
-                                     noise, self.learner if whole else self._split_learner)
+                                     noise, self._learner_of(sites[some[0]]))
             found.update(zip(some, updates, strict=True))
         yield from (found[i] for i in range(len(requests)))
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.core.types import Placement
 from aulait.training.activation_codec import Wire
+
+Cut = Annotated[int, Field(ge=1)] | Literal["auto"]  # blocks at a split client
 
 
 class ComputeConfig(BaseModel):
@@ -23,7 +27,8 @@ class ComputeConfig(BaseModel):
         tokens: tokens of a record as the planner takes them; None measures public texts under
             privacy and the clients' own without.
         server: machine of the server: a preset or the path of a saved profile.
-        cut: blocks at the client of a split placement.
+        cut: blocks at the client of a split placement; "auto": the planner chooses them for every
+            tier, by its machine and link and what the server has to do.
         wire: how activations travel.
     """
 
@@ -35,8 +40,13 @@ class ComputeConfig(BaseModel):
     least_steps: int = Field(1, ge=1)
     tokens: int | None = Field(None, ge=1)
     server: str = "a100"
-    cut: int = Field(2, ge=1)
+    cut: Cut = 2
     wire: Wire = "float32"
+
+    @property
+    def usual_cut(self) -> int:
+        """Blocks at a split client as the file says; where the planner chooses, the fewest."""
+        return 1 if self.cut == "auto" else self.cut
 
 
 WIRE_BYTES = {"float32": 4, "float16": 2, "int8": 1}

@@ -4,9 +4,9 @@ placement.
 Every way a client could take part is costed in closed form; what exceeds the machine's memory or
 the dial is out. Among the ways that are left the one that reads most records in a round wins, at
 the largest rank; at equal work the order is local, split (single activations leave the site), proxy
-(the server trains in the client's stead). Nothing here looks at
-data: a placement follows from machines and public numbers, so it tells nothing about a client's
-texts.
+(the server trains in the client's stead). Where the model may be cut in several places, the cut
+wins whose round ends soonest. Nothing here looks at data: a placement follows from machines and
+public numbers, so it tells nothing about a client's texts.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from aulait.core.factors import Trainable
 from aulait.core.types import Placement, Profile
@@ -37,11 +38,13 @@ class Demand:
         steps: optimiser steps of a full share.
         row: tokens of one padded record: (tokens, source tokens, scored positions).
         travels: rank -> (bytes up, bytes down) of the factors of a local client in a round.
-        front: rank -> (bytes up, bytes down) of the factors in front of the cut.
+        front: (rank, cut) -> (bytes up, bytes down) of the factors in front of the cut.
         vote: what a proxied client computes in a round of stage 1, and (bytes up, bytes down); None
             where nobody votes.
         cut: blocks at the client of a split placement; None where split is not possible,
             ``no_split`` says why.
+        cuts: the places where it may be cut, of which the planner chooses, the first first; empty:
+            at ``cut`` alone.
         wire_bytes: of one number of an activation.
         server: the machine that runs the server's halves.
         crowd: clients of a round that may be split, all of whose halves wait for one server.
@@ -57,7 +60,7 @@ class Demand:
     steps: int
     row: tuple[int, int, int]
     travels: Callable[[int], tuple[int, int]]
-    front: Callable[[int], tuple[int, int]]
+    front: Callable[[int, int], tuple[int, int]]
     vote: tuple[Cost, tuple[int, int]] | None
     cut: int | None
     wire_bytes: int
@@ -66,6 +69,17 @@ class Demand:
     rows_at_once: int = 16
     no_split: str = ""
     no_proxy: str = ""
+    cuts: tuple[int, ...] = ()
+
+    def at(self, cut: int | None) -> Demand:
+        """The same work with the model cut there; where None is given, as it is."""
+        return self if cut in (None, self.cut) else replace(self, cut=cut)
+
+    def ways(self, placement: Placement) -> tuple[Demand, ...]:
+        """The same work at every place where the model of such a client may be cut."""
+        if placement != "split" or not self.cuts:
+            return (self,)
+        return tuple(self.at(cut) for cut in self.cuts)
 
     def batch(self, rows: int) -> Batch:
         """A step of so many rows."""
@@ -91,6 +105,7 @@ class Assignment:
         down_bytes: in a round.
         flop: at the client in a round.
         energy_j: at the client in a round; None where the machine's power is not known.
+        cut: blocks at the client of a split placement; None elsewhere.
     """
 
     placement: Placement
@@ -106,6 +121,7 @@ class Assignment:
     down_bytes: int
     flop: float
     energy_j: float | None
+    cut: int | None = None
 
     @property
     def round_s(self) -> float:
@@ -131,7 +147,7 @@ def split(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -
                                  demand.batch(batch), demand.ranks(rank),
                                  trainable=demand.trainable,
                                  dtype=demand.dtype)
-    up, down = demand.front(rank)
+    up, down = demand.front(rank, demand.cut)
     own_s = steps * cost_model.seconds(step.client, profile, demand.dtype)
     server_s = steps * backs_s(demand, rank, batch, demand.crowd)
     link_s = (
@@ -141,7 +157,7 @@ def split(demand: Demand, profile: Profile, rank: int, steps: int, batch: int) -
     return Assignment("split", rank, steps, batch, "", own_s + server_s, link_s, server_s,
                       step.client.memory_bytes,
                       up + steps * step.up_bytes, down + steps * step.down_bytes,
-                      steps * step.client.flop, cost_model.joules(own_s, profile))
+                      steps * step.client.flop, cost_model.joules(own_s, profile), demand.cut)
 
 
 def backs_s(demand: Demand, rank: int, batch: int, clients: int) -> float:
@@ -191,7 +207,8 @@ def choose_placement(
         settings that work.
     """
     best: dict[str, Assignment] = {}
-    for placement in ("local", "split"):
+    placements: tuple[Placement, ...] = ("local", "split")
+    for placement in placements:
         if not _hindered(placement, demand, dial):
             for found in _possible(placement, demand, profile, dial, ranks, batch):
                 if placement not in best or _worth(found) > _worth(best[placement]):
@@ -199,7 +216,7 @@ def choose_placement(
     if best:
         chosen = max(best.values(), key=_worth)
         full = local(demand, profile, ranks[0], demand.steps, batch)
-        return replace(chosen, why=_why(chosen, best.get("local"), full, demand.cut,
+        return replace(chosen, why=_why(chosen, best.get("local"), full,
                                         _short_of(demand, profile, dial, ranks),
                                         _takes(full, profile, dial)))
     found = proxy(demand, profile, ranks[0], demand.steps, batch)
@@ -215,22 +232,31 @@ def _hindered(placement: str, demand: Demand, dial: ComputeConfig) -> str:
     return {"split": demand.no_split, "proxy": demand.no_proxy}.get(placement, "")
 
 
+def at_best_cut(placement: Placement, demand: Demand, profile: Profile, rank: int, steps: int,
+                batch: int) -> Assignment:
+    """A share as it is asked for, its model cut where it fits the machine and the round ends
+    soonest; where it fits nowhere, where it takes least memory."""
+    found = [WAYS[placement](own, profile, rank, steps, batch) for own in demand.ways(placement)]
+    fitting = [share for share in found if fits(share, profile)]
+    if fitting:
+        return min(fitting, key=lambda share: share.round_s)
+    return min(found, key=lambda share: share.memory_bytes)
+
+
 def _possible(
-    placement: str, demand: Demand, profile: Profile, dial: ComputeConfig, ranks: Sequence[int],
-    batch: int
+    placement: Placement, demand: Demand, profile: Profile, dial: ComputeConfig,
+    ranks: Sequence[int], batch: int
 ) -> Iterator[Assignment]:
-    """Ways that fit memory and dial: for every rank and batch the most steps."""
-    for rank in ranks:
-        for rows in halvings(batch):
-            one = WAYS[placement](demand, profile, rank, 1, rows)
-            if not fits(one, profile):
-                continue
-            steps = (
-                demand.steps if dial.round_s is None else _most_steps(placement, demand, profile,
-                    dial.round_s, rank, rows)
-            )
-            if steps >= min(dial.least_steps, demand.steps):
-                yield WAYS[placement](demand, profile, rank, steps, rows)
+    """Ways that fit memory and dial: for every rank, batch and cut the most steps."""
+    for rank, rows, own in product(ranks, halvings(batch), demand.ways(placement)):
+        if not fits(WAYS[placement](own, profile, rank, 1, rows), profile):
+            continue
+        steps = (
+            own.steps if dial.round_s is None else _most_steps(placement, own, profile,
+                dial.round_s, rank, rows)
+        )
+        if steps >= min(dial.least_steps, own.steps):
+            yield WAYS[placement](own, profile, rank, steps, rows)
 
 
 def _most_steps(placement: str, demand: Demand, profile: Profile, round_s: float, rank: int,
@@ -249,15 +275,16 @@ def halvings(value: int) -> tuple[int, ...]:
 
 
 def _worth(found: Assignment) -> tuple[float, ...]:
-    """Records read in a round, then rank; local before split."""
-    return (found.steps * found.batch, found.rank, found.placement == "local", found.batch)
+    """Records read in a round, then rank; local before split, and of cuts the soonest done."""
+    return (found.steps * found.batch, found.rank, found.placement == "local", found.batch,
+            -found.round_s)
 
 
 def _in_time(found: Assignment, dial: ComputeConfig) -> bool:
     return dial.round_s is None or found.round_s <= dial.round_s
 
 
-def _why(best: Assignment, whole: Assignment | None, full: Assignment, cut: int | None, short: str,
+def _why(best: Assignment, whole: Assignment | None, full: Assignment, short: str,
          takes: str) -> str:
     """What was given, and what stood against more.
 
@@ -265,18 +292,17 @@ def _why(best: Assignment, whole: Assignment | None, full: Assignment, cut: int 
         best: what was given.
         whole: the best local share, if there is one.
         full: the local share that was asked for.
-        cut: blocks at a split client; None where split is not possible.
         short: why the smallest local share does not fit.
         takes: what of the machine the full share is too much for.
     """
     if best.placement == "split" and whole is not None:
         read, could = best.steps * best.batch, whole.steps * whole.batch
         reason = (
-            f"the front {cut} blocks here read {read} records a round, the whole model {could}"
+            f"the front {best.cut} blocks here read {read} records a round, the whole model {could}"
         )
         reason += f" at rank {whole.rank}" if read == could else ""
     elif best.placement == "split":
-        reason = f"the front {cut} blocks fit, the whole model does not ({short})"
+        reason = f"the front {best.cut} blocks fit, the whole model does not ({short})"
     elif (best.rank, best.steps, best.batch) == (full.rank, full.steps, full.batch):
         return "fits whole"
     else:

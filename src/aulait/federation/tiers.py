@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Placement, Profile
-from aulait.federation.config import ComputeConfig
+from aulait.federation.config import ComputeConfig, Cut
 from aulait.privacy.robust_sums import RobustRule, RuleName
 from aulait.resources import profiles
 from aulait.resources.links import LINKS
@@ -35,6 +35,7 @@ class TierConfig(BaseModel):
         attention_rank: LoRA rank of attention layers where it differs; None takes ``rank``.
         steps: optimiser steps a round; None takes ``train.steps``. With "auto", at most.
         batch: sequences a step; None takes ``train.batch``. With "auto", at most.
+        cut: blocks at a split client; "auto": the planner chooses; None takes ``compute.cut``.
         machine: a preset ("phone", "laptop", ...; ``aulait list``) or the path of a profile that
             ``aulait probe`` saved; "measured", in a deployment: every site's own profile, as if
             each were a tier;
@@ -55,6 +56,7 @@ class TierConfig(BaseModel):
     attention_rank: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)
     batch: int | None = Field(None, ge=1)
+    cut: Cut | None = None
     machine: str | None = None
     link: str | None = None
     availability: float = Field(1.0, gt=0, le=1)
@@ -175,7 +177,7 @@ def problems(federation: FederationConfig, compute: ComputeConfig, private: bool
         found.append(f"federation.tier has the name {unnamed[0]!r}; expected letters that can be "
                      "read; give the tier a name")
     for tier in tiers:
-        found += _of_one(tier, private)
+        found += _of_one(tier, private) + _of_cut(tier, compute)
     named = [tier.name for tier in tiers if tier.machine]
     if named and len(named) < len(tiers):
         found.append(
@@ -229,6 +231,19 @@ def _of_one(tier: TierConfig, private: bool) -> list[str]:
     if profile is not None:
         found += [f"federation.tier '{tier.name}': {line}" for line in _unfit(profile)]
     return found
+
+
+def _of_cut(tier: TierConfig, compute: ComputeConfig) -> list[str]:
+    """What is wrong with where the model of a tier is cut."""
+    if tier.placement not in ("split", "auto"):
+        return [] if tier.cut is None else [
+            f"federation.tier '{tier.name}' has cut = {tier.cut!r} and placement = "
+            f"'{tier.placement}', which cuts nothing; remove cut, or set placement = 'split'"]
+    if (tier.cut or compute.cut) == "auto" and tier.machine is None:
+        return [f"federation.tier '{tier.name}': cut = 'auto' needs to know the machine; set "
+                f"machine to one of {', '.join(profiles.PRESETS)}, or set cut to a number of "
+                "blocks"]
+    return []
 
 
 def _unfit(profile: Profile) -> list[str]:

@@ -20,8 +20,9 @@ def _fault(method: ModuleType) -> str:
 METHODS: Registry[ModuleType] = Registry("algorithm", {
     name: f"aulait.methods.{name}" for name in (
         "alone", "cores", "dplora", "fdlora", "fedavg", "fedex", "fedit", "fedplora", "fedprox",
-        "fedrot", "fedsa", "fedsvd", "ffa", "flexlora", "flora", "florist", "hetlora", "lalora",
-        "lorafair", "raflora", "rolora", "safedlora", "scaffold", "splitlora",
+        "fedrot", "fedsa", "fedsvd", "ffa", "flexlora", "flora", "florist", "hetlora",
+        "hsplitlora", "lalora", "lorafair", "raflora", "rolora", "safedlora", "scaffold",
+        "splitlora",
     )
 }, _fault, {
     "fedadam": "it is 'fedavg' with algorithm.server = 'adam' here",

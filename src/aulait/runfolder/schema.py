@@ -279,6 +279,7 @@ class TierResult(FileModel):
     placement: Words = None
     clients: Number = None
     rank: Number = None
+    cut: Number = None
     steps: Number = None
     batch: Number = None
     machine: Words = None

@@ -610,6 +610,8 @@ def _check_deployed(settings: Settings) -> list[str]:
 
 def _check_method(settings: Settings) -> list[str]:
     try:
+        if elsewhere := _cut_elsewhere(settings):
+            return elsewhere
         config = settings.method_config
     except ConfigError as error:
         return [f"algorithm.name: {error}"]
@@ -618,7 +620,7 @@ def _check_method(settings: Settings) -> list[str]:
         return [f"unknown key 'algorithm.{e['loc'][-1]}'; {did_you_mean(str(e['loc'][-1]), known)}"
                 if e["type"] == "extra_forbidden"
                 else _explain({**e, "loc": ("algorithm", *e["loc"])}) for e in error.errors()]
-    problems = []
+    problems: list[str] = []
     for key in {"cut", "wire"} & {*settings.algorithm}:
         if settings.algorithm[key] != (told := getattr(settings.compute, key)):
             problems.append(
@@ -662,6 +664,20 @@ def _check_method(settings: Settings) -> list[str]:
             f"algorithm '{name}' is {traits.privacy}; use '{traits.instead}', or privacy.off = "
             "true")
     return problems
+
+
+def _cut_elsewhere(settings: Settings) -> list[str]:
+    """Tiers that are cut in places of their own, with a method that cuts all clients in one; raises
+    what ``Settings.method`` does."""
+    if server_site(settings.method) is None:
+        return []
+    usual, name = settings.compute.cut, settings.algorithm["name"]
+    advice = (f"algorithm '{name}' cuts all clients in one place; set compute.cut to a number of "
+              "blocks and leave federation.tier 'cut' out, or use 'hsplitlora'")
+    found = [f"compute.cut = 'auto' found, {advice}"] if usual == "auto" else []
+    return found + [f"federation.tier '{tier.name}' has cut = {tier.cut!r} and compute.cut is "
+                    f"{usual!r}, {advice}"
+                    for tier in settings.federation.tier if tier.cut not in (None, usual)]
 
 
 def dump_settings(settings: Settings) -> str:

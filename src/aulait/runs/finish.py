@@ -187,7 +187,7 @@ def tier_results(settings: Settings, federation: Federation) -> tuple[schema.Tie
         if plans:
             rows.append(schema.TierResult(
                 name=tier.name, placement=plans[0].placement, clients=len(plans),
-                rank=plans[0].rank, steps=plans[0].steps, batch=plans[0].batch,
+                rank=plans[0].rank, cut=plans[0].cut, steps=plans[0].steps, batch=plans[0].batch,
                 machine=tier.machine, reason=federation.tiers[tier.name].why))
     return tuple(rows)
 

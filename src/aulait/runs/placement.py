@@ -16,7 +16,7 @@ from aulait.core.lora import Shapes
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Plan, Profile, Record
 from aulait.federation import planner
-from aulait.federation.config import WIRE_BYTES
+from aulait.federation.config import WIRE_BYTES, Cut
 from aulait.federation.planner import Assignment, Demand
 from aulait.federation.tiers import TierConfig
 from aulait.methods.contract import RunContext
@@ -69,9 +69,9 @@ class PlacementFacts:
         return model_shape(self.base)
 
     @cached_property
-    def no_split(self) -> str:
-        """Why no tier may be split; empty if one may."""
-        return _no_split(self.settings, self.base)
+    def no_split(self) -> Callable[[Cut], str]:
+        """Cut -> why no tier may be split there; empty if one may."""
+        return cache(partial(_no_split, self.settings, self.base))
 
 
 def tier_plans(facts: PlacementFacts) -> dict[str, TierPlan]:
@@ -87,9 +87,11 @@ def tier_plans(facts: PlacementFacts) -> dict[str, TierPlan]:
     problems, fastest_s = [], []
     for tier in settings.federation.tier:
         profile = tier.profile()
+        cut = cut_of(settings, tier)
         plan = Plan(tier.name, "local" if tier.placement == "auto" else tier.placement,
                     tier.rank or settings.adapter.rank,
-                    tier.steps or settings.train.steps, tier.batch or settings.train.batch)
+                    tier.steps or settings.train.steps, tier.batch or settings.train.batch,
+                    cut if tier.placement == "split" and cut != "auto" else None)
         made = TierPlan(plan, "set in the experiment file", profile,
                         cache(partial(_demand, facts, plan, tier)))
         if profile is not None and facts.members.get(tier.name):
@@ -99,7 +101,7 @@ def tier_plans(facts: PlacementFacts) -> dict[str, TierPlan]:
                 problems.append(f"federation.tier '{tier.name}': {chosen}")
                 continue
             plan = replace(plan, placement=chosen.placement, rank=chosen.rank, steps=chosen.steps,
-                           batch=chosen.batch)
+                           batch=chosen.batch, cut=chosen.cut)
             made = replace(made, plan=plan, why=chosen.why)
             fastest_s += [chosen.round_s] if chosen.placement != "proxy" else []
         found[tier.name] = made
@@ -120,11 +122,22 @@ def _too_slow(deadline_s: float | None, rounds_s: Sequence[float]) -> list[str]:
 def _check_cut(settings: Settings, base: Base) -> None:
     """Raise when a tier is split and the base cannot be cut where the settings say, or adapters
     have dropout."""
-    if any(tier.placement == "split" for tier in settings.federation.tier):
-        require(not settings.adapter.dropout, ConfigError,
-                f"adapter.dropout = {settings.adapter.dropout:g} with a split tier found; "
-                f"{NO_SPLIT_DROPOUT}; set adapter.dropout = 0, or another placement")
-        split_model.check_cut(base, settings.compute.cut)
+    split = [tier for tier in settings.federation.tier if tier.placement == "split"]
+    require(not split or not settings.adapter.dropout, ConfigError,
+            f"adapter.dropout = {settings.adapter.dropout:g} with a split tier found; "
+            f"{NO_SPLIT_DROPOUT}; set adapter.dropout = 0, or another placement")
+    for cut in dict.fromkeys(cut_of(settings, tier) for tier in split):
+        split_model.check_cut(base, _tried(base, cut))
+
+
+def cut_of(settings: Settings, tier: TierConfig) -> Cut:
+    """Where the model of a tier is cut, if it is split."""
+    return tier.cut or settings.compute.cut
+
+
+def _tried(base: Base, cut: Cut) -> int:
+    """The cut itself; where the planner chooses, the first of those that are possible."""
+    return next(iter(split_model.possible_cuts(base)), 1) if cut == "auto" else cut
 
 
 def _auto(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -> Assignment | str:
@@ -134,17 +147,19 @@ def _auto(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -> A
 
 def _written(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -> Assignment | str:
     """What the file says, if the machine's memory holds it; the dial is for "auto" only."""
-    found = planner.WAYS[plan.placement](demand, profile, plan.rank, plan.steps, plan.batch)
+    found = planner.at_best_cut(plan.placement, demand, profile, plan.rank, plan.steps, plan.batch)
     if planner.fits(found, profile):
         slow = settings.compute.round_s is not None and found.round_s > settings.compute.round_s
         more = (
             f"; takes {found.round_s:,.3g} s, more than compute.round_s = "
             f"{settings.compute.round_s:g}" if slow else ""
         )
-        return replace(found, why="set in the experiment file" + more)
+        where = (f"; cut after {found.cut} blocks, where its round ends soonest"
+                 if len(demand.ways(plan.placement)) > 1 else "")
+        return replace(found, why="set in the experiment file" + where + more)
     ranks = planner.halvings(plan.rank) if settings.method.TRAITS.unequal_ranks else (plan.rank,)
     smaller = [other for rank in ranks for batch in planner.halvings(plan.batch)
-               if planner.fits(other := planner.WAYS[plan.placement](demand, profile, rank,
+               if planner.fits(other := planner.at_best_cut(plan.placement, demand, profile, rank,
                    plan.steps, batch), profile)]
     nearest = max(smaller, key=lambda other: (other.batch, other.rank), default=None)
     advice = (f"rank = {nearest.rank} and batch = {nearest.batch}" if nearest is not None
@@ -158,8 +173,9 @@ def _written(settings: Settings, demand: Demand, profile: Profile, plan: Plan) -
 def _demand(facts: PlacementFacts, plan: Plan, tier: TierConfig) -> Demand:
     """The work of a full share of a tier."""
     settings, shapes = facts.settings, facts.shapes
-    synthesis, no_split, depth = settings.synthesis, facts.no_split, settings.compute.cut
-    client_half = () if no_split else split_model.client_layers(shapes, depth)
+    synthesis, cut = settings.synthesis, cut_of(settings, tier)
+    no_split = facts.no_split(cut)
+    cuts = () if no_split else split_model.possible_cuts(facts.base) if cut == "auto" else (cut,)
     learns = synthesis.proxies != "absent" and bool(facts.public)
     votes = (
         learns and synthesis.proxies in ("synthetic", "noise") and synthesis.selection != "random"
@@ -174,9 +190,9 @@ def _demand(facts: PlacementFacts, plan: Plan, tier: TierConfig) -> Demand:
         trainable=settings.method.TRAITS.trains,
         ranks=ranks, steps=plan.steps,
         row=_row(facts, plan), travels=_travels(facts, shapes, ranks),
-        front=_travels(facts, {layer: shapes[layer] for layer in client_half}, ranks),
+        front=_front(facts, shapes, ranks),
         vote=_vote(settings, synthesis.ballot(1, max(1, len(facts.public)))) if votes else None,
-        cut=None if no_split else depth, wire_bytes=WIRE_BYTES[settings.compute.wire],
+        cut=next(iter(cuts), None), cuts=cuts, wire_bytes=WIRE_BYTES[settings.compute.wire],
         server=profiles.find_profile(settings.compute.server),
         crowd=max(1, round(share * crowd)), rows_at_once=settings.train.rows_at_once,
         no_split=no_split, no_proxy="" if learns
@@ -212,8 +228,20 @@ def _travels(facts: PlacementFacts, shapes: Shapes,
     return travels
 
 
-def _no_split(settings: Settings, base: Base) -> str:
-    """Why no tier may be split; empty if one may."""
+def _front(facts: PlacementFacts, shapes: Shapes,
+           ranks: planner.RanksByLargest) -> Callable[[int, int], tuple[int, int]]:
+    """(rank, cut) -> bytes (up, down) of the factors in front of the cut."""
+
+    @cache
+    def of_cut(cut: int) -> Callable[[int], tuple[int, int]]:
+        half = split_model.client_layers(shapes, cut)
+        return _travels(facts, {layer: shapes[layer] for layer in half}, ranks)
+
+    return lambda rank, cut: of_cut(cut)(rank)
+
+
+def _no_split(settings: Settings, base: Base, cut: Cut) -> str:
+    """Why no tier may be split there; empty if one may."""
     if not settings.privacy.off:
         return "split is refused under privacy (activations of single records leave the site)"
     if settings.adapter.dropout:
@@ -224,7 +252,7 @@ def _no_split(settings: Settings, base: Base) -> str:
             if not settings.data.pooled else "data.pooled has no sites"
         )
     try:
-        split_model.check_cut(base, settings.compute.cut)
+        split_model.check_cut(base, _tried(base, cut))
     except ModelError as error:
         return str(error)
     return ""

@@ -138,6 +138,7 @@ def _tier(run: PreparedRun, costs: RoundCosts, votes: VoteCosts,
         "machine": tier.machine,
         "why": own.why,
         "rank": own.plan.rank if trains else None,
+        "cut": own.plan.cut if trains else None,
         "steps": own.plan.steps if trains else None,
         "batch": own.plan.batch if trains else None,
         "trainable": _trainable(run, members[0]) if trains else 0,
@@ -158,8 +159,9 @@ def _tier(run: PreparedRun, costs: RoundCosts, votes: VoteCosts,
 def _trainable(run: PreparedRun, name: str) -> int:
     """Numbers that a client trains on its own machine: of a split one, those before the cut."""
     context = run.context
-    if run.federation.sites[name].plan.placement == "split":
-        client_half = split_model.client_layers(context.shapes, run.settings.compute.cut)
+    cut = run.federation.sites[name].plan.cut
+    if cut is not None:
+        client_half = split_model.client_layers(context.shapes, cut)
         shapes = {layer: context.shapes[layer] for layer in client_half}
         context = replace(context, shapes=shapes)
     return factor_bytes(context, name, run.settings.method.TRAITS.trains) // 4

@@ -69,7 +69,7 @@ class TierPlan:
     def demand(self) -> Demand:
         """The work of a full share as the planner sees it; made when it is asked for, as not every
         base can be costed."""
-        return self.costed()
+        return self.costed().at(self.plan.cut)
 
 
 @dataclass(frozen=True)

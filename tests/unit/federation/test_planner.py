@@ -32,7 +32,7 @@ def demand(**changes) -> Demand:
     names = [name for block in body.blocks for name in block.layers]
     made = Demand(
         model_shape=body, dtype="float32", trainable=Trainable.AB, ranks=lambda rank: dict.fromkeys(names, rank), steps=8, row=(32, 0, 32),
-        travels=lambda rank: (40_000 * rank, 40_000 * rank), front=lambda rank: (10_000 * rank, 10_000 * rank),
+        travels=lambda rank: (40_000 * rank, 40_000 * rank), front=lambda rank, cut: (10_000 * rank * cut, 10_000 * rank * cut),
         vote=(cost_model.voting(10, 20, 32), (80, 2560)), cut=1, wire_bytes=4, server=machine(1e13))
     return replace(made, **changes)
 
@@ -180,3 +180,31 @@ def test_a_split_share_says_what_the_whole_model_would_have_read():
     assert not isinstance(found, str)
     assert found.placement == "split"
     assert "records a round, the whole model" in found.why
+
+
+@settings(max_examples=40, deadline=None)
+@given(flop=st.floats(1e7, 1e13), memory=st.integers(10**5, 10**7), link=st.floats(1e4, 1e9), crowd=st.integers(1, 4000),
+       dial=st.one_of(st.none(), st.floats(0.01, 100.0)))
+def test_the_planner_cuts_where_most_is_read_and_the_round_ends_soonest(flop, memory, link, crowd, dial):
+    """Against all cuts one after another, each as if it were the only one."""
+    profile, asked = machine(flop, memory, link), ComputeConfig(round_s=dial, allowed=("split",))
+    work = demand(cuts=(1, 2, 3), crowd=crowd)
+    found = planner.choose_placement(work, profile, asked, RANKS, 4)
+    alone = [planner.choose_placement(replace(work, cut=cut, cuts=(cut,)), profile, asked, RANKS, 4) for cut in (1, 2, 3)]
+    possible = [one for one in alone if not isinstance(one, str)]
+    if not possible:
+        assert isinstance(found, str)
+        return
+    best = max(possible, key=lambda one: (one.steps * one.batch, one.rank, one.batch, -one.round_s))
+    assert (found.cut, found.rank, found.steps, found.batch) == (best.cut, best.rank, best.steps, best.batch)
+    assert f"the front {found.cut} blocks" in found.why
+
+
+def test_a_machine_of_little_memory_is_cut_early_and_a_fast_one_beside_a_busy_server_late():
+    small, roomy = (planner.at_best_cut("split", demand(cuts=(1, 2, 3), crowd=4000), machine(1e13, memory, link=1e9), 4, 8, 4)
+                    for memory in (800_000, 10**9))
+    assert (small.cut, roomy.cut) == (1, 3)
+    assert planner.at_best_cut("split", demand(cuts=(1, 2, 3)), machine(1e8), 4, 8, 4).cut == 1
+    nowhere = planner.at_best_cut("split", demand(cuts=(1, 2, 3)), machine(1e13, 1000), 4, 8, 4)
+    assert nowhere.cut == 1
+    assert not planner.fits(nowhere, machine(1e13, 1000))

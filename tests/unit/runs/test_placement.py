@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from tests import tiny_run
 
-from aulait.core.errors import ConfigError, DataError
+from aulait.core.errors import ConfigError, DataError, ModelError
 from aulait.engines.inline import InlineEngine
 from aulait.runs import loop, proxies
 from aulait.runs.plan_summary import summarise_plan
@@ -66,6 +67,48 @@ def test_splitlora_sends_what_was_planned(folder, tmp_path):
     settings = made(folder, [{"name": "all", "placement": "split", "machine": "laptop"}], algorithm={"name": "splitlora"}, compute={"cut": 2})
     planned = summarise_plan(prepare(settings, CACHE))["total"]
     assert run(folder, tmp_path / "run", settings)["traffic"] == planned
+
+
+HALVES = [
+    {"name": "slow", "count": 2, "placement": "split", "machine": "raspberry-pi-5", "rank": 1},
+    {"name": "busy", "count": 2, "placement": "auto", "machine": "workstation"},
+    {"name": "third", "placement": "split", "machine": "laptop", "cut": 3},
+]
+
+
+@pytest.mark.parametrize("method", ["hsplitlora", "fedit"])
+def test_every_tier_is_cut_where_its_machine_says(folder, tmp_path, method):
+    """A server that is a laptop: whoever is faster keeps more blocks."""
+    options = {"part": 1.0} if method == "hsplitlora" else {}
+    settings = made(folder, HALVES, algorithm={"name": method, **options},
+                    compute={"cut": "auto", "server": "laptop", "allowed": ["split"]})
+    prepared = prepare(settings, CACHE)
+    planned = summarise_plan(prepared)
+    cuts = {tier["name"]: tier["cut"] for tier in planned["tiers"]}
+    assert cuts["third"] == 3
+    assert cuts["busy"] >= cuts["slow"] >= 1
+    if method == "fedit":  # with stacks of all clients' factors a deep cut is a long download
+        assert cuts["busy"] > cuts["slow"], "the workstation is faster than the server, the board is not"
+    result = run(folder, tmp_path / "run", settings)
+    assert {tier["name"]: tier["cut"] for tier in result["tiers"]} == cuts
+    for way in ("up", "down"):
+        assert result["traffic"][f"{way}_bytes"] == planned["total"][f"{way}_bytes"]
+
+
+@pytest.mark.parametrize(("tables", "told"), [
+    ({"algorithm": {"name": "splitlora"}, "compute": {"cut": "auto"}}, "'splitlora' cuts all clients in one place"),
+    ({"algorithm": {"name": "splitlora"}, "tiers": [{"name": "all", "placement": "split", "machine": "laptop", "cut": 3}]}, "cut = 3 and compute.cut is 2"),
+    ({"tiers": [{"name": "all", "placement": "local", "cut": 1}]}, "has cut = 1 and placement = 'local', which cuts nothing"),
+    ({"tiers": [{"name": "all", "placement": "split", "cut": "auto"}]}, "cut = 'auto' needs to know the machine"),
+    ({"tiers": [{"name": "all", "placement": "split"}], "compute": {"cut": "auto"}}, "cut = 'auto' needs to know the machine"),
+    ({"tiers": [{"name": "all", "placement": "split", "cut": 0}]}, "federation.tier"),
+    ({"tiers": [{"name": "all", "placement": "split", "cut": "deep"}]}, "federation.tier"),
+    ({"tiers": [{"name": "all", "placement": "split", "cut": 99, "machine": "laptop"}]}, "cut = 99 found, expected 1 to "),
+])
+def test_cuts_that_cannot_be_are_refused_in_words(folder, tables, told):
+    tiers = tables.get("tiers", [{"name": "all", "placement": "split", "machine": "laptop"}])
+    with pytest.raises((ConfigError, ModelError), match=re.escape(told)):
+        prepare(made(folder, tiers, **{key: value for key, value in tables.items() if key != "tiers"}), CACHE)
 
 
 def test_a_split_client_learns_what_a_local_one_learns(folder, tmp_path):

@@ -393,9 +393,9 @@ def test_a_message_that_does_not_fit_the_model_is_told_before_it_meets_it(bases)
 # -- a split client among others -------------------------------------------------------------------------------
 
 
-def world(base, places, method=fedit):
+def world(base, places, method=fedit, cut=1):
     shapes = loading.targets(base, AdapterConfig())
-    sites = {n: Site(n, Plan("tier", place, 2, 2, 2), records(3 + i, i)) for i, (n, place) in enumerate(places.items())}
+    sites = {n: Site(n, Plan("tier", place, 2, 2, 2, cut if place == "split" else None), records(3 + i, i)) for i, (n, place) in enumerate(places.items())}
     context = RunContext(shapes, 2, 4.0, Seeds(3), 2)
     theta = method.init(method.Config(), context).tensors
     return sites, context, theta
@@ -412,8 +412,8 @@ def test_a_split_client_is_one_role_among_others_in_every_method(bases, method, 
         run = Federation(method, learner=learner, shapes=dict(loading.targets(bases("llama"), AdapterConfig())),
                          clients=("ann", "bob", "cat", "dan"), sizes={"bob": 5},
                          options={"energy": 1.0} if method == "florist" else {})  # else a bound
-        run.sites = {n: replace(s, plan=replace(s.plan, placement="split" if n in some else "local")) for n, s in run.sites.items()}
-        ask, state = LocalClients(run.sites, run.module, run.context, learner, cut=1, private=False).ask, run.start()
+        run.sites = {n: replace(s, plan=replace(s.plan, placement="split" if n in some else "local", cut=1 if n in some else None)) for n, s in run.sites.items()}
+        ask, state = LocalClients(run.sites, run.module, run.context, learner, private=False).ask, run.start()
         for _ in range(2):
             state, info = run.round(state, ask=ask)
             told.append(info)
@@ -435,7 +435,7 @@ def test_the_meter_counts_what_crossed_the_wall_of_a_split_client(bases):
     sites, context, theta = world(base, {"ann": "local", "bob": "split"})
     requests = [TrainRequest(n, 1, theta, {"lr": 1e-2}) for n in sites]
     traffic = TrafficCount(requests, Cohort(round=1, local=tuple(sites), proxies={}, planned=2))
-    list(traffic.counted(LocalClients(sites, fedit, context, learner, cut=1, private=False).ask(traffic.local)))
+    list(traffic.counted(LocalClients(sites, fedit, context, learner, private=False).ask(traffic.local)))
     front = {layer: context.shapes[layer] for layer in split_model.client_layers(context.shapes, 1)}
     factors = client_update.factor_bytes(replace(context, shapes=front), "bob")
     start = fedit.result(context, fedit.init(fedit.Config(), context))
@@ -458,6 +458,7 @@ def test_a_split_site_is_refused_without_a_cut_and_unless_privacy_is_said_to_be_
     sites, context, theta = world(bases("llama"), {"bob": "split"})
     requests = [TrainRequest("bob", 1, theta, {"lr": 1e-2})]
     with pytest.raises(PrivacyError, match="activations of single records"):
-        list(LocalClients(sites, fedit, context, learner, cut=1).ask(requests))
+        list(LocalClients(sites, fedit, context, learner).ask(requests))
+    sites, context, _ = world(bases("llama"), {"bob": "split"}, cut=None)
     with pytest.raises(ConfigError, match="no cut"):
         list(LocalClients(sites, fedit, context, learner, private=False).ask(requests))

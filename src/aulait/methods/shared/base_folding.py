@@ -36,8 +36,10 @@ def merges_for(state: State, client: str) -> Tensors:
 
 
 def after_merge(state: State, merge: StackedFactors, seen: Iterable[str]) -> Tensors:
-    """The state's folding part after a merge: G plus the merge, and who is up to date."""
-    after = lora.tagged("seen", lora.under("seen", state.tensors))
+    """The state's folding part after a merge: G plus the merge, which may leave layers out, and who
+    is up to date."""
+    after = {name: value for tag in ("seen", "whole")
+             for name, value in lora.tagged(tag, lora.under(tag, state.tensors)).items()}
     for layer, (a_RN, b_MR) in merge.items():
         dense_update = b_MR @ a_RN
         before = state.tensors.get(f"whole/{layer}")
@@ -78,8 +80,8 @@ def _with_news(before: Tensors, news: Mapping[str, Tensors], request: TrainReque
             f"client '{request.client}' was sent the merge of round {request.round - 1} and has "
             "none before it; send it the whole update")
     merged = lora.dense(lora.from_tensors(news["stack"], 1.0, 1))
-    return {layer: update + before[layer] if before else update
-            for layer, update in merged.items()}
+    return {**before, **{layer: update + before[layer] if layer in before else update
+                         for layer, update in merged.items()}}
 
 
 def as_adapter(context: RunContext, state: State) -> Adapter:

@@ -15,6 +15,7 @@ import torch
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
+from aulait.core.errors import WireError, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, ClientUpdate, Site, TrainRequest
 from aulait.methods.contract import RunContext, State
@@ -26,6 +27,7 @@ from aulait.training.trainer import Learner
 
 Scale = Literal["common", "own"]
 Terms = Sequence[tuple[float, Adapter]]
+LAYERS = "layers"  # setting of a request: the layers that get an adapter
 
 
 class FreshConfig(MixtureConfig):
@@ -40,11 +42,29 @@ class FreshConfig(MixtureConfig):
     scale: Scale = "common"
 
 
-def requests(config: FreshConfig, context: RunContext, state: State,
-             cohort: Cohort) -> list[TrainRequest]:
-    """The last merge for every site of the cohort."""
+def requests(config: FreshConfig, context: RunContext, state: State, cohort: Cohort,
+             layers: Sequence[str] | None = None) -> list[TrainRequest]:
+    """The last merge for every site of the cohort; ``layers`` are those that get adapters, None for
+    all of them."""
+    chosen = {} if layers is None else {LAYERS: list(layers)}
     return [TrainRequest(name, cohort.round, base_folding.merges_for(state, name),
-                         {"lr": cohort.lr, "scale": config.scale}) for name in cohort.everyone]
+                         {"lr": cohort.lr, "scale": config.scale} | chosen)
+            for name in cohort.everyone]
+
+
+def on_layers(context: RunContext, layers: Sequence[str] | None) -> RunContext:
+    """The context of some of the layers alone; of all of them where None are named.
+
+    Raises:
+        WireError: one of them is not among the adapted ones.
+    """
+    if layers is None:
+        return context
+    strange = [str(layer)[:80] for layer in layers if layer not in context.shapes]
+    found = f"layer '{strange[0]}'" if strange else "no layer"
+    require(bool(layers) and not strange, WireError,
+            f"an adapter is asked for on {found}, expected some of those that the run adapts")
+    return replace(context, shapes={layer: context.shapes[layer] for layer in layers})
 
 
 def reading(method: str, instead: str, context: RunContext, cohort: Cohort) -> SingleReading:
@@ -99,6 +119,7 @@ def result(context: RunContext, state: State) -> Adapter:
 def _fresh(context: RunContext, request: TrainRequest, name: str) -> Adapter:
     """A random, B zero, at the client's ranks; a draw of its own for every client and round."""
     seeds = Seeds(context.seeds.integer("flora", request.round, name))
-    first = lora.to_tensors(lora.initial(context.shapes, context.rank, context.alpha, seeds))
+    shapes = on_layers(context, request.settings.get(LAYERS)).shapes
+    first = lora.to_tensors(lora.initial(shapes, context.rank, context.alpha, seeds))
     own = context.leading(first, name)
     return (context.adapter if request.settings["scale"] == "common" else context.own_scale)(own)

@@ -60,10 +60,11 @@ class RoundCosts:
         return sum(up for up, _ in each), sum(down for _, down in each)
 
     def exchanged(self, learner: Learner, names: Sequence[str], round: int) -> tuple[int, int]:
-        """Bytes up and down of split clients together in a round: their steps, whose draws are
-        seeded, and the factors of their half. Exact where everybody takes part."""
+        """Bytes up and down of split clients of a tier together in a round: their steps, whose
+        draws are seeded, and the factors of their half. Exact where everybody takes part."""
         settings, context, sites = self.settings, self.context, self.federation.sites
-        after, wire = settings.compute.cut, settings.compute.wire
+        after, wire = sites[names[0]].plan.cut, settings.compute.wire
+        assert after is not None  # they are split
         start = lora.initial(context.shapes, context.rank, context.alpha, context.seeds)
         trainable = settings.method.TRAITS.trains
         works = [LocalTraining(start, sites[name].train, trainable, sites[name].plan.steps,

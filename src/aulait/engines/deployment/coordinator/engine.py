@@ -220,15 +220,20 @@ class CoordinatorEngine(Generic[BodyT]):
             # Methods ask how many records a client has; the records themselves are at the site.
             stand_ins = [replace(sites[request.client],
                                  train=(Record(""),) * records[request.client]) for request in some]
-            yield from self._split_some(some, stand_ins, run)
+            for cut in sorted({site.plan.cut or 0 for site in stand_ins}):
+                alike = [k for k, site in enumerate(stand_ins) if (site.plan.cut or 0) == cut]
+                yield from self._split_some([some[k] for k in alike],
+                                            [stand_ins[k] for k in alike], run)
 
     def _split_some(self, requests: Sequence[TrainRequest], sites: Sequence[Site],
                     run: PreparedRun) -> Iterator[ClientUpdate]:
-        """Updates of a few split clients, who exchange their messages together."""
-        compute = run.settings.compute
+        """Updates of a few clients that are split at one place, who exchange their messages
+        together."""
+        cut, wire = sites[0].plan.cut, run.settings.compute.wire
+        assert cut is not None  # they are split
         remote = RemoteClients([site.name for site in sites], requests[0].round, self._address,
                                self._exchange_split)
-        learner = RemoteSplitLearner(run.models.learner, compute.cut, compute.wire, remote)
+        learner = RemoteSplitLearner(run.models.learner, cut, wire, remote)
         for update in run.settings.method.answer(requests, sites, run.context, learner):
             if update.client not in learner.lost:
                 self.event_log.site(update.client, state="answered", detail="")

@@ -174,7 +174,8 @@ def terms_for(site: Site, settings: Settings, context: RunContext, facts: RunFac
         max_tokens=settings.synthesis.max_tokens,
         candidates=settings.synthesis.largest_ballot if votes else 0,
         neighbours=settings.synthesis.neighbours if votes else 0,
-        cut=settings.compute.cut, wire=settings.compute.wire, adapters=settings.engine.wire,
+        cut=site.plan.cut or settings.compute.usual_cut, wire=settings.compute.wire,
+        adapters=settings.engine.wire,
         fingerprint=facts.fingerprint)
 
 

@@ -132,7 +132,8 @@ def load_session(terms: RunTerms, file: SiteFile, cache: ModelCache) -> SiteSess
                  learner.encode, left)
     require(name in fit, DataError,
             "no record is left after data.too_long = 'drop'; raise model.context")
-    plan = Plan(terms.tier, terms.placement, terms.rank, terms.steps, terms.batch)
+    plan = Plan(terms.tier, terms.placement, terms.rank, terms.steps, terms.batch,
+                terms.cut if terms.placement == "split" else None)
     ranks = {} if terms.ranks is None else {name: terms.ranks}
     shapes = loading.targets(base, terms.adapter)
     context = RunContext(shapes, terms.adapter.rank, terms.adapter.alpha, seeds, terms.rounds,
