@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aulait.core.types import Placement
 from aulait.training.activation_codec import Wire
 
-Cut = Annotated[int, Field(ge=1)] | Literal["auto"]  # blocks at a split client
+CutPlace = Annotated[int, Field(ge=1)] | Literal["auto"]  # blocks at a split client
 
 
 class ComputeConfig(BaseModel):
@@ -40,7 +40,7 @@ class ComputeConfig(BaseModel):
     least_steps: int = Field(1, ge=1)
     tokens: int | None = Field(None, ge=1)
     server: str = "a100"
-    cut: Cut = 2
+    cut: CutPlace = 2
     wire: Wire = "float32"
 
     @property

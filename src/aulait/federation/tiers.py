@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.core.seeds import Seeds
 from aulait.core.types import Placement, Profile
-from aulait.federation.config import ComputeConfig, Cut
+from aulait.federation.config import ComputeConfig, CutPlace
 from aulait.privacy.robust_sums import RobustRule, RuleName
 from aulait.resources import profiles
 from aulait.resources.links import LINKS
@@ -56,7 +56,7 @@ class TierConfig(BaseModel):
     attention_rank: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)
     batch: int | None = Field(None, ge=1)
-    cut: Cut | None = None
+    cut: CutPlace | None = None
     machine: str | None = None
     link: str | None = None
     availability: float = Field(1.0, gt=0, le=1)

@@ -16,7 +16,7 @@ from aulait.core.lora import Shapes
 from aulait.core.seeds import Seeds
 from aulait.core.types import Adapter, Plan, Profile, Record
 from aulait.federation import planner
-from aulait.federation.config import WIRE_BYTES, Cut
+from aulait.federation.config import WIRE_BYTES, CutPlace
 from aulait.federation.planner import Assignment, Demand
 from aulait.federation.tiers import TierConfig
 from aulait.methods.contract import RunContext
@@ -69,7 +69,7 @@ class PlacementFacts:
         return model_shape(self.base)
 
     @cached_property
-    def no_split(self) -> Callable[[Cut], str]:
+    def no_split(self) -> Callable[[CutPlace], str]:
         """Cut -> why no tier may be split there; empty if one may."""
         return cache(partial(_no_split, self.settings, self.base))
 
@@ -130,12 +130,12 @@ def _check_cut(settings: Settings, base: Base) -> None:
         split_model.check_cut(base, _tried(base, cut))
 
 
-def cut_of(settings: Settings, tier: TierConfig) -> Cut:
+def cut_of(settings: Settings, tier: TierConfig) -> CutPlace:
     """Where the model of a tier is cut, if it is split."""
     return tier.cut or settings.compute.cut
 
 
-def _tried(base: Base, cut: Cut) -> int:
+def _tried(base: Base, cut: CutPlace) -> int:
     """The cut itself; where the planner chooses, the first of those that are possible."""
     return next(iter(split_model.possible_cuts(base)), 1) if cut == "auto" else cut
 
@@ -240,7 +240,7 @@ def _front(facts: PlacementFacts, shapes: Shapes,
     return lambda rank, cut: of_cut(cut)(rank)
 
 
-def _no_split(settings: Settings, base: Base, cut: Cut) -> str:
+def _no_split(settings: Settings, base: Base, cut: CutPlace) -> str:
     """Why no tier may be split there; empty if one may."""
     if not settings.privacy.off:
         return "split is refused under privacy (activations of single records leave the site)"

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -52,7 +51,7 @@ def weight_importance(learner: Learner, shapes: Shapes,
             rows = collate(base, learner.encode, [records[i] for i in order[first : first + size]])
             each, _ = losses(base, rows)
             if each.numel():
-                each.sum().backward()
+                torch.autograd.backward(each.sum())
                 scored += each.numel()
         require(scored > 0, DataError,
                 "no public text has a token that is scored, so that no weight matters more than "
@@ -75,7 +74,7 @@ def most_important(importance: Mapping[str, float], shapes: Shapes, part: float)
         part: of the sum of M + N over all layers, in (0, 1].
     """
     whole, held = sum(m + n for m, n in shapes.values()), 0
-    chosen = set()
+    chosen: set[str] = set()
     for name in sorted(shapes, key=lambda layer: (-importance[layer], layer)):
         if chosen and held >= part * whole:
             break
@@ -87,10 +86,7 @@ def most_important(importance: Mapping[str, float], shapes: Shapes, part: float)
 @contextmanager
 def _with_gradients(base: Base, shapes: Shapes) -> Iterator[dict[str, Tensor]]:
     """The frozen weights of some layers, which gather gradients within."""
-    weights: dict[str, Tensor] = {}
-    for name in shapes:
-        inner: Any = base.slots[name].inner
-        weights[name] = inner.weight
+    weights = {name: base.slots[name].weight for name in shapes}
     try:
         for weight in weights.values():
             weight.requires_grad_(True)
