@@ -13,7 +13,7 @@ from aulait.cli.malformed import malformed
 from aulait.cli.options import FileArgument, JsonOption, SetOption
 from aulait.cli.terminal import Document
 from aulait.core.types import Profile
-from aulait.models.named import check_reachable
+from aulait.models.loading import check_reachable
 from aulait.reporting import numbers as n
 from aulait.reporting import promise, story
 from aulait.resources.devices import give_memory_back, keep_freed_memory, measure_device

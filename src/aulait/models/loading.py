@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -33,7 +34,7 @@ from aulait.models.grouped_update import is_plain
 from aulait.models.head_loss import head_losses
 from aulait.models.multi_lora_linear import SharedLinear
 from aulait.models.named import BREW as BREW
-from aulait.models.named import EXPECTED, folder_of
+from aulait.models.named import BUILT_IN, EXPECTED, folder_of, gguf_path
 from aulait.models.packing import can_pack, gain, packed, register
 from aulait.models.padding import (
     check_positions,
@@ -216,6 +217,31 @@ def load_base(config: ModelConfig) -> Base:
         base.prefix = prefix.prefix_of(model.get_decoder())
         base.packs = config.packing and can_pack(model.get_decoder(), config.context)
     return base
+
+
+def check_reachable(name: str) -> None:
+    """That a Hugging Face id can be asked for, or was kept when it could be: a glance, for before
+    the work that precedes loading.
+
+    Raises:
+        ModelError: the hub cannot be reached, and nothing of the model was kept.
+    """
+    if name in BUILT_IN or gguf_path(name) is not None or Path(name).expanduser().exists():
+        return
+    hub.settle(name)
+    if not hub.offline():
+        return
+    # takes a while to import
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        kept = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return  # what is wrong with the name is told where it is loaded
+    require(kept, ModelError,
+            f"model.name = '{name}' cannot be loaded (the hub cannot be reached, and nothing of "
+            f"that name is kept on this machine); expected {EXPECTED}")
 
 
 def _in_its_precision(config: ModelConfig, device: torch.device,

@@ -18,7 +18,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from aulait.core import hub
 from aulait.core.errors import ModelError, install, require
 from aulait.models import gguf_file
 
@@ -145,31 +144,6 @@ def name_problems(name: str) -> list[str]:
     if name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
         return [f"model.name = '{name}' is no folder; expected {EXPECTED}"]
     return []
-
-
-def check_reachable(name: str) -> None:
-    """That a Hugging Face id can be asked for, or was kept when it could be: a glance, for before
-    the work that precedes loading.
-
-    Raises:
-        ModelError: the hub cannot be reached, and nothing of the model was kept.
-    """
-    if name in BUILT_IN or gguf_path(name) is not None or Path(name).expanduser().exists():
-        return
-    hub.settle(name)
-    if not hub.offline():
-        return
-    # takes a while to import
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        kept = isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except HFValidationError:
-        return  # what is wrong with the name is told where it is loaded
-    require(kept, ModelError,
-            f"model.name = '{name}' cannot be loaded (the hub cannot be reached, and nothing of "
-            f"that name is kept on this machine); expected {EXPECTED}")
 
 
 def portable_name(name: str) -> str:

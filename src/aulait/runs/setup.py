@@ -23,7 +23,6 @@ from aulait.methods.contract import RunContext
 from aulait.models import loading
 from aulait.models.generation import TextModel
 from aulait.models.loading import Base
-from aulait.models.named import check_reachable
 from aulait.resources.devices import keep_freed_memory
 from aulait.runs import placement
 from aulait.runs.checks import check_roles
@@ -59,7 +58,7 @@ def prepare(settings: Settings, cache: SharedCache,
     Raises:
         ConfigError, DataError, ModelError, PrivacyError: one line a problem.
     """
-    check_reachable(settings.model.name)  # before data are read, which may take long
+    loading.check_reachable(settings.model.name)  # before data are read, which may take long
     settings = precision_settled(with_format(settings))
     run = _prepared(settings, cache, elsewhere)
     if settings.adapter.auto:

@@ -16,7 +16,7 @@ from tests.tiny_bases import byte_tokenizer, write
 from aulait.core.errors import ConfigError, ModelError
 from aulait.core.user_cache import user_cache
 from aulait.models import gguf_file, named
-from aulait.models.loading import ModelConfig, load_base
+from aulait.models.loading import ModelConfig, check_reachable, load_base
 from aulait.runs.experiment_file import build_settings
 
 HAVE = named.package_file("smollm2") is not None
@@ -157,9 +157,9 @@ def test_wrong_names_are_found_before_any_work(tmp_path, monkeypatch):
 def test_an_id_that_cannot_be_asked_for_is_told_at_a_glance(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("brew", str(tmp_path)):
-        named.check_reachable(name)
+        check_reachable(name)
     with pytest.raises(ModelError, match="cannot be reached") as told:
-        named.check_reachable("nobody/nothing-of-the-name")
+        check_reachable("nobody/nothing-of-the-name")
     assert "\n" not in str(told.value)
 
 
@@ -172,10 +172,10 @@ def test_an_id_that_was_kept_needs_no_network(tmp_path, monkeypatch):
     (kept / "refs").mkdir(parents=True)
     (kept / "refs" / "main").write_text("0123abc")
     with pytest.raises(ModelError):
-        named.check_reachable("some/model")
+        check_reachable("some/model")
     (kept / "snapshots" / "0123abc").mkdir(parents=True)
     (kept / "snapshots" / "0123abc" / "config.json").write_text("{}")
-    named.check_reachable("some/model")
+    check_reachable("some/model")
 
 
 @pytest.mark.parametrize(("name", "wanted"), [
