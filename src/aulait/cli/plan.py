@@ -126,6 +126,7 @@ def _print(found: Document) -> None:
     terminal.say()
     _print_machines(found)
     _print_schedule(found["schedule"])
+    _print_workers(found["workers"])
     _print_adapter(found["adapter"], found["parameters"])
     if found["data"]["read_as"]:
         terminal.fact("data", found["data"]["read_as"])
@@ -202,6 +203,18 @@ def _print_schedule(schedule: Document | None) -> None:
         f"{n.counted(schedule['buffers'], 'buffer')} take {n.duration(schedule['virtual_s'])} of "
         f"virtual time. Updates begin {schedule['staleness']:.1f} buffers before on average, "
         f"{schedule['stalest']} at most; no client gives more than {schedule['contributions']}")
+
+
+def _print_workers(workers: Document) -> None:
+    """The processes that train, where there are several."""
+    if workers["count"] == 1 and not workers["ray"]:
+        return
+    threads = f" of {n.counted(workers['threads'], 'thread')}" if workers["threads"] else ""
+    where = " on the Ray cluster, beside the base of this process" if workers["ray"] else ""
+    terminal.fact(
+        "workers", f"{n.counted(workers['count'], 'worker')}{threads}{where}: the "
+        f"base takes {n.size(workers['base_bytes'])} in each, "
+        f"{n.size(workers['bases_bytes'])} in all")
 
 
 def _print_machines(found: Document) -> None:

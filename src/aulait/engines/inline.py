@@ -22,6 +22,7 @@ from aulait.core.types import (
     VoteRequest,
 )
 from aulait.engines.contract import HeldOutScores, PreparedRun
+from aulait.engines.workers.pool import WorkerPool
 from aulait.methods.contract import AnyMethod, Ask, RunContext, State
 from aulait.methods.shared import line_search
 from aulait.methods.shared.private_answer import answer_privately
@@ -46,17 +47,19 @@ class InlineEngine:
     def __init__(self, train: TrainSite | None = None) -> None:
         """``train`` trains a site in place of the built-in steps; None for these."""
         self._train = train
+        self._pool = WorkerPool()
 
     def connect(self, run: PreparedRun, sites: Mapping[str, Site]) -> Ask:
-        """A way to get updates from sites in this process.
+        """A way to get updates from sites in this process; where there are workers these train.
 
         Raises:
             ConfigError: a function of the user's own would train where the promise, or the cut
-                model, is in the steps themselves.
+                model, is in the steps themselves, or in another process; or the workers asked for
+                cannot be had.
         """
         clients = LocalClients.of(run, sites)
         if self._train is None:
-            return clients.ask
+            return replace(clients, learner=self._pool.learner(run)).ask
         _check_own_training(run)
         return replace(clients, learner=OwnLearner(clients.learner, self._train)).ask
 
@@ -68,6 +71,10 @@ class InlineEngine:
         """Adapters of clients' own after the last round."""
         return personal_adapters(run, state, final=True)
 
+    def close(self) -> None:
+        """End the workers, if there were any."""
+        self._pool.close()
+
 
 def _check_own_training(run: PreparedRun) -> None:
     """Raise unless sites may be trained by a function of the user's own."""
@@ -78,6 +85,10 @@ def _check_own_training(run: PreparedRun) -> None:
     require(not run.federation.roles["split"], ConfigError,
             "a training function found with split clients, whose steps go through the server; "
             "leave the function out, or place them 'local'")
+    require(not run.settings.engine.spreads, ConfigError,
+            "a training function found with engine.workers above 1 or engine.name = 'ray', where "
+            "other processes train that do not have it; leave the function out, or set "
+            "engine.workers = 1")
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,11 @@ class Base:
         """Number of frozen parameters."""
         return sum(p.numel() for p in self.model.parameters())
 
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the frozen parameters."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
 
 def load_base(config: ModelConfig) -> Base:
     """Load, freeze and wrap a base model.

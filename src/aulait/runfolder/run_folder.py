@@ -32,6 +32,10 @@ from aulait.core.files import (
 from aulait.core.types import Tensors
 
 NEEDED_BYTES = 64 * 1024 * 1024
+# of [engine]: keys with which a run may go on in other words, and names that all mean processes of
+# one's own
+MAY_CHANGE = ("deadline_s", "wait_s", "least_sites", "workers", "address")
+OWN_PROCESSES = ('name = "inline"', 'name = "ray"')
 LinesListener = Callable[[list[JsonObject]], None]
 
 
@@ -174,8 +178,8 @@ def _apart(tensors: Tensors) -> Tensors:
 
 
 def differing_settings(before: str, after: str) -> str:
-    """The first few lines that differ, or an empty string. How long sites are waited for and who is
-    told may change."""
+    """The first few lines that differ, or an empty string. How long sites are waited for, who is
+    told, and which processes of one's own train, whose results agree to rounding, may change."""
     old, new = _lasting(before), _lasting(after)
     if old == new:
         return ""
@@ -189,7 +193,7 @@ def _lasting(config: str) -> list[str]:
     found, table = [], ""
     for line in config.splitlines():
         table = line if line.startswith("[") else table
-        if table != "[track]" and not (table == "[engine]"
-                and line.partition(" =")[0] in ("deadline_s", "wait_s", "least_sites")):
+        if table != "[track]" and not (table == "[engine]" and (
+                line.partition(" =")[0] in MAY_CHANGE or line in OWN_PROCESSES)):
             found.append(line)
     return found

@@ -95,10 +95,15 @@ class EngineConfig(BaseModel):
     """``[engine]``.
 
     Attributes:
-        name: "inline" runs all sites in this process; "flower" asks sites on other machines
-            (``aulait serve``).
-        threads: processor threads of the arithmetic; None leaves the choice to torch. It is part of
-            the seed: sums in another order differ in the last bit.
+        name: "inline" runs all sites on this machine; "ray" trains them on a Ray cluster (extra
+            ``ray``); "flower" asks sites on other machines (``aulait serve``).
+        workers: processes that train the sites of a cohort side by side, each with a base of its
+            own; with "inline" and "flower" this process is one of them, with several GPUs each has
+            one. The adapter is the same to rounding.
+        address: of the Ray cluster, as ``ray.init`` takes it; None starts Ray on this machine.
+        threads: processor threads of the arithmetic, of each worker; None leaves the choice to
+            torch and deals its threads to the workers, one to each on Ray. It is part of the seed:
+            sums in another order differ in the last bit.
         deadline_s: real seconds that a deployed round waits for updates; it goes on with those who
             answered.
         wait_s: seconds that a deployment waits at its start for all enrolled sites.
@@ -108,7 +113,9 @@ class EngineConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: Literal["inline", "flower"] = "inline"
+    name: Literal["inline", "ray", "flower"] = "inline"
+    workers: int = Field(1, ge=1, le=1024)
+    address: str | None = None
     threads: int | None = Field(None, ge=1)
     deadline_s: float = Field(3600.0, gt=0, allow_inf_nan=False)
     wait_s: float = Field(600.0, ge=0, allow_inf_nan=False)
@@ -119,6 +126,11 @@ class EngineConfig(BaseModel):
     def deployed(self) -> bool:
         """Whether the clients are on other machines, with their records."""
         return self.name in DEPLOYED
+
+    @property
+    def spreads(self) -> bool:
+        """Whether other processes than the run's own train sites."""
+        return self.workers > 1 or self.name == "ray"
 
 
 class Settings(BaseModel):
@@ -384,6 +396,7 @@ def settings_problems(settings: Settings) -> list[str]:
             "use 'add-remove'")
     problems += _check_robust(settings)
     problems += _check_schedule(settings)
+    problems += _check_workers(settings)
     if private:
         problems += _check_turns(settings)
     if settings.privacy.secure:
@@ -468,6 +481,27 @@ def _check_schedule(settings: Settings) -> list[str]:
          "nothing stands in the place of another; write relation = 'zero-out'"),
     ]
     return [f"federation.schedule = 'async' found with {text}" for wrong, text in cases if wrong]
+
+
+def _check_workers(settings: Settings) -> list[str]:
+    """What several workers cannot do, and what has no meaning without Ray."""
+    engine, model = settings.engine, settings.model
+    if engine.address is not None and engine.name != "ray":
+        return [f"engine.address = '{engine.address}' found with engine.name = '{engine.name}', "
+                "where it has no meaning; set engine.name = 'ray', or remove it"]
+    if not engine.spreads:
+        return []
+    told = f"engine.name = 'ray' or engine.workers = {engine.workers} found with"
+    cases = [
+        (model.device_map is not None,
+         "model.device_map, which spreads one base over all devices; remove one of the two"),
+        (":" in model.device or model.device == "mps",
+         f"model.device = '{model.device}', which is one device; use 'auto', 'cpu' or 'cuda'"),
+        (settings.privacy.protects_records,
+         "privacy.unit = 'record', whose noise is in the steps of a site; use engine.name = "
+         "'inline' with workers = 1"),
+    ]
+    return [f"{told} {text}" for wrong, text in cases if wrong]
 
 
 def _against_robust(settings: Settings) -> list[str]:

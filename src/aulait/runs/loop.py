@@ -12,6 +12,7 @@ client. Apart from that a method never calls back up: ``step`` is a function of 
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 from aulait.core.errors import PrivacyError, require
@@ -36,6 +37,7 @@ from aulait.runs.setup import prepare
 from aulait.runs.stage import Execution, Stage, StateT
 from aulait.runs.synthesis_stage import SynthesisStage
 from aulait.runs.train_stage import TrainStage
+from aulait.runs.worker_checks import check_workers
 from aulait.tracking.boards import Tracker
 
 NOBODY = Observer()
@@ -64,6 +66,7 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
     watch("prepare", 0, 1, "reading data, loading the base")
     prepared = prepare(as_begun(settings, path / "config.toml"), cache or SharedCache(),
                        engine.clients)
+    check_workers(prepared.settings.engine, prepared.models.base.device.type)
     if loud := size_law.warning(prepared):
         observer.warn(f"noise: {loud}")
     folder = RunFolder(path)
@@ -76,11 +79,12 @@ def run(settings: Settings, path: Path, engine: Engine, *, resume: bool = False,
             write_cards(path)
             write_report(path, ledger_curves(path))
         return done
-    if engine.real_time:  # the coordinator keeps a log and a lock of its own
-        return _completed(prepared, engine, folder, observer, started)
-    with (only_process_of(path),
-          logged(path, observer, entered, not prepared.settings.privacy.off) as heard):
-        return _completed(prepared, engine, folder, heard, started)
+    with closing(engine):
+        if engine.real_time:  # the coordinator keeps a log and a lock of its own
+            return _completed(prepared, engine, folder, observer, started)
+        with (only_process_of(path),
+              logged(path, observer, entered, not prepared.settings.privacy.off) as heard):
+            return _completed(prepared, engine, folder, heard, started)
 
 
 def _completed(prepared: PreparedRun, engine: Engine, folder: RunFolder, observer: Observer,

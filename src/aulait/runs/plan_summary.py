@@ -59,6 +59,7 @@ def summarise_plan(run: PreparedRun) -> JsonObject:
                    for span in settings.stage_spans],
         "tiers": tiers,
         "server": _server(run, costs),
+        "workers": _workers(run),
         "releases": _releases(run.privacy),
         "privacy": {**_privacy(run.privacy,
                                [role for role, names in federation.roles.items() if names]),
@@ -212,6 +213,15 @@ def _server(run: PreparedRun, costs: RoundCosts) -> JsonObject:
         "flop_round_estimate": round(flop),
         "machine": run.settings.compute.server,
     }
+
+
+def _workers(run: PreparedRun) -> JsonObject:
+    """The processes that train sites, and the memory of their bases; with Ray the run's own process
+    holds one more."""
+    engine, base = run.settings.engine, run.models.base
+    bases = engine.workers + (engine.name == "ray")
+    return {"count": engine.workers, "ray": engine.name == "ray", "threads": engine.threads,
+            "base_bytes": base.weight_bytes, "bases_bytes": bases * base.weight_bytes}
 
 
 def _releases(plan: PrivacyPlan) -> list[JsonObject]:

@@ -228,3 +228,6 @@ class Engine(Protocol):
     def personal(self, run: PreparedRun, state: State) -> dict[str, Adapter]:
         """Adapters of clients' own after the last round; empty where they stay with their
         clients."""
+
+    def close(self) -> None:
+        """The run is over, well or not: end what was started for it. A later run starts it anew."""

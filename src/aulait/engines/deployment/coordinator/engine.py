@@ -48,6 +48,7 @@ from aulait.engines.deployment.protocol.messages import (
 from aulait.engines.deployment.protocol.run_terms import RunFacts, terms_for
 from aulait.engines.deployment.protocol.tensor_codec import Body
 from aulait.engines.inline import LocalClients
+from aulait.engines.workers.pool import WorkerPool
 from aulait.methods.contract import Ask, State, server_site
 from aulait.models.fingerprint import fingerprint
 from aulait.runs.experiment_file import Settings
@@ -78,6 +79,7 @@ class CoordinatorEngine(Generic[BodyT]):
         self._outbox, self._settings = outbox, settings
         self.participants = Participants(outbox, settings.engine)
         self.event_log, self.traffic = outbox.event_log, outbox.traffic
+        self._pool = WorkerPool()
 
     @property
     def clients(self) -> Mapping[str, int]:
@@ -97,7 +99,7 @@ class CoordinatorEngine(Generic[BodyT]):
         """A way to get updates: of clients from their sites, of the server's own sites from this
         process."""
         near = {name: site for name, site in sites.items() if name not in self.participants.terms}
-        here = LocalClients.of(run, near).ask
+        here = replace(LocalClients.of(run, near), learner=self._pool.learner(run)).ask
         splits = server_site(run.settings.method) is None
 
         def ask(requests: Sequence[ClientRequest]) -> Iterator[ClientUpdate]:
@@ -137,6 +139,10 @@ class CoordinatorEngine(Generic[BodyT]):
     def personal(self, run: PreparedRun, state: State) -> dict[str, Adapter]:
         """None: they stay with their clients."""
         return {}
+
+    def close(self) -> None:
+        """End the workers of the server's own sites, if there were any."""
+        self._pool.close()
 
     def _evaluations(self, targets: Mapping[str, site_scores.EvaluationTarget], round: int,
                      final: bool) -> Iterator[ScoresAnswer]:

@@ -1,0 +1,1 @@
+"""Cohorts trained by several processes, each with a base of its own."""
