@@ -22,7 +22,8 @@ from aulait.models.loading import ModelConfig, load_base
 from aulait.resources.devices import keep_freed_memory
 from aulait.training.trainer import Learner, LocalTraining, TrainConfig, Trained
 
-Share = Sequence[Sequence[LocalTraining]]  # passes of one worker; the sites of each train together
+# passes of one worker; the sites of each train together
+WorkerShare = Sequence[Sequence[LocalTraining]]
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class WorkerSetup:
     fingerprint: str
 
 
-class Worker(Protocol):
+class TrainWorker(Protocol):
     """Trains one share after the other."""
 
-    def begin(self, share: Share) -> None:
+    def begin(self, share: WorkerShare) -> None:
         """Hand over a share; returns at once."""
 
     def finished(self) -> list[list[Trained]]:
@@ -79,7 +80,7 @@ def loaded(setup: WorkerSetup) -> Learner:
     return Learner(base, setup.train, setup.dropout)
 
 
-def trained(learner: Learner, share: Share) -> list[list[Trained]]:
+def trained(learner: Learner, share: WorkerShare) -> list[list[Trained]]:
     """A share, pass by pass; the sites of a pass are few enough to be one for ``Learner.train``."""
     return [learner.train(own) for own in share]
 
@@ -106,9 +107,9 @@ class HereWorker:
 
     def __init__(self, learner: Learner, threads: int) -> None:
         self._learner, self._threads = learner, threads
-        self._share: Share = ()
+        self._share: WorkerShare = ()
 
-    def begin(self, share: Share) -> None:
+    def begin(self, share: WorkerShare) -> None:
         """Keep the share for later."""
         self._share = share
 

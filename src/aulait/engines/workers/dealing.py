@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 Pass = list[int]  # numbers of the sites that train together
-Cost = Callable[[Pass], float]
+PassCost = Callable[[Pass], float]
 
 
-def divided(passes: Sequence[Pass], cost: Cost, workers: int) -> list[Pass]:
+def divided(passes: Sequence[Pass], cost: PassCost, workers: int) -> list[Pass]:
     """The passes, the costliest of several sites halved until every worker can have as many.
 
     Where their number is a multiple already nothing is cut, and every pass is the one that a
@@ -26,7 +26,7 @@ def divided(passes: Sequence[Pass], cost: Cost, workers: int) -> list[Pass]:
     return cut
 
 
-def dealt(passes: Sequence[Pass], cost: Cost, workers: int) -> list[list[Pass]]:
+def dealt(passes: Sequence[Pass], cost: PassCost, workers: int) -> list[list[Pass]]:
     """The passes of every worker: the costliest first, each to whom has least so far."""
     shares: list[list[Pass]] = [[] for _ in range(workers)]
     loads = [0.0] * workers

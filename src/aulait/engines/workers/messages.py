@@ -12,8 +12,11 @@ and so the same passes.
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle  # nosec B403  # between processes of one run: see above
+from collections import ChainMap
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -24,6 +27,7 @@ from aulait.core.errors import AulaitError, DeviceError
 from aulait.training.trainer import Trained
 
 LENGTH = 8  # bytes that say how long a message is
+Reduced = tuple[Callable[..., Tensor], tuple[bytes, torch.dtype, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,10 @@ class WorkerReply:
             "--resume"))
 
 
-class _Pickler(pickle.Pickler):
-    """Writes tensors by their values."""
-
-    def reducer_override(self, value: object) -> object:
-        """How a tensor is made again; everything else as ever."""
-        if not isinstance(value, Tensor):
-            return NotImplemented
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        return _tensor, (flat.view(torch.uint8).numpy().tobytes(), value.dtype, tuple(value.shape))
+def _reduced(value: Tensor) -> Reduced:
+    """How a tensor is made again."""
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    return _tensor, (flat.view(torch.uint8).numpy().tobytes(), value.dtype, tuple(value.shape))
 
 
 def _tensor(content: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -70,7 +69,9 @@ def _tensor(content: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tenso
 def packed(value: object) -> bytes:
     """A value as bytes."""
     out = io.BytesIO()
-    _Pickler(out, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    pickler = pickle.Pickler(out, protocol=pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = ChainMap({Tensor: _reduced}, copyreg.dispatch_table)
+    pickler.dump(value)
     return out.getvalue()
 
 

@@ -8,14 +8,14 @@ from typing import Final
 import torch
 
 from aulait.core.registry import Registry
-from aulait.engines.workers.contract import Worker, WorkerSetup
+from aulait.engines.workers.contract import TrainWorker, WorkerSetup
 from aulait.engines.workers.spread_learner import SpreadLearner
 from aulait.models.fingerprint import fingerprint
 from aulait.runs.experiment_file import EngineConfig
 from aulait.runs.prepared import PreparedRun
 from aulait.training.trainer import Learner
 
-OpenWorkers = Callable[[EngineConfig, WorkerSetup, Learner], Sequence[Worker]]
+OpenWorkers = Callable[[EngineConfig, WorkerSetup, Learner], Sequence[TrainWorker]]
 # engine -> what opens its workers; imported when it is asked for, as Ray is an extra
 OPENERS: Final[Registry[OpenWorkers]] = Registry("workers", {
     name: f"aulait.engines.workers.{module}:open_workers"
@@ -26,7 +26,7 @@ class WorkerPool:
     """The workers of one run at a time; none until there is something to train."""
 
     def __init__(self) -> None:
-        self._workers: Sequence[Worker] = ()
+        self._workers: Sequence[TrainWorker] = ()
 
     def learner(self, run: PreparedRun) -> Learner:
         """What trains the sites of a run: its own learner, or one whose passes workers share."""
@@ -34,7 +34,7 @@ class WorkerPool:
         if not config.spreads:
             return own
 
-        def opened() -> Sequence[Worker]:
+        def opened() -> Sequence[TrainWorker]:
             if not self._workers:
                 opener = OPENERS.find(config.name)
                 self._workers = opener(config, worker_setup(config, own), own)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import BinaryIO, cast
 
 from aulait.core.errors import DeviceError
-from aulait.engines.workers.contract import Share, WorkerSetup
+from aulait.engines.workers.contract import WorkerSetup, WorkerShare
 from aulait.engines.workers.messages import WorkerReply, packed, receive, send, unpacked
 from aulait.training.trainer import Trained
 
@@ -53,7 +53,7 @@ class ProcessWorker:
         """
         self._read()
 
-    def begin(self, share: Share) -> None:
+    def begin(self, share: WorkerShare) -> None:
         """Write the share into the pipe."""
         self._write(packed(share))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aulait.engines.workers.contract import HereWorker, Worker, WorkerSetup
+from aulait.engines.workers.contract import HereWorker, TrainWorker, WorkerSetup
 from aulait.engines.workers.process_worker import ProcessWorker
 from aulait.runs.experiment_file import EngineConfig
 from aulait.training.trainer import Learner
 
 
-def open_workers(config: EngineConfig, setup: WorkerSetup, learner: Learner) -> list[Worker]:
+def open_workers(config: EngineConfig, setup: WorkerSetup, learner: Learner) -> list[TrainWorker]:
     """This process and ``config.workers - 1`` others, all ready.
 
     Args:

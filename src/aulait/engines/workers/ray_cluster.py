@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from aulait.core.errors import ConfigError, DeviceError
-from aulait.engines.workers.contract import Share, Worker, WorkerSetup, loaded, trained
+from aulait.engines.workers.contract import TrainWorker, WorkerSetup, WorkerShare, loaded, trained
 from aulait.engines.workers.messages import WorkerReply, packed, unpacked
 from aulait.runs.experiment_file import EngineConfig
 from aulait.training.trainer import Learner, Trained
@@ -48,7 +48,7 @@ class RayActor:
         """Train a share."""
         try:
             assert self._learner is not None
-            return packed(WorkerReply(trained(self._learner, cast(Share, unpacked(share)))))
+            return packed(WorkerReply(trained(self._learner, cast(WorkerShare, unpacked(share)))))
         except Exception as error:  # told to the run, which ends with it
             return packed(WorkerReply.failed(error))
 
@@ -84,7 +84,7 @@ class RayWorker:
         """Begin to load the base; ``finished`` waits for it."""
         self._reply = self.actor.load.remote(packed(setup))
 
-    def begin(self, share: Share) -> None:
+    def begin(self, share: WorkerShare) -> None:
         """Send the share."""
         self._reply = self.actor.train.remote(packed(share))
 
@@ -112,7 +112,8 @@ class RayWorker:
             ray.kill(self.actor)
 
 
-def open_workers(config: EngineConfig, setup: WorkerSetup, learner: Learner) -> Sequence[Worker]:
+def open_workers(config: EngineConfig, setup: WorkerSetup,
+                 learner: Learner) -> Sequence[TrainWorker]:
     """As many actors as asked for, all ready.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from aulait.core.errors import DataError, require
-from aulait.engines.workers.contract import Worker
+from aulait.engines.workers.contract import TrainWorker
 from aulait.engines.workers.dealing import dealt, divided
 from aulait.training.trainer import Advance, Learner, LocalTraining, Trained
 
@@ -20,7 +20,7 @@ class SpreadLearner(Learner):
             the same base.
     """
 
-    def __init__(self, learner: Learner, workers: Callable[[], Sequence[Worker]]) -> None:
+    def __init__(self, learner: Learner, workers: Callable[[], Sequence[TrainWorker]]) -> None:
         self.base, self.config, self.encode = learner.base, learner.config, learner.encode
         self.dropout = learner.dropout
         self._workers = workers
