@@ -15,7 +15,6 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle  # nosec B403  # between processes of one run: see above
-from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -70,7 +69,7 @@ def packed(value: object) -> bytes:
     """A value as bytes."""
     out = io.BytesIO()
     pickler = pickle.Pickler(out, protocol=pickle.HIGHEST_PROTOCOL)
-    pickler.dispatch_table = ChainMap({Tensor: _reduced}, copyreg.dispatch_table)
+    pickler.dispatch_table = {**copyreg.dispatch_table, Tensor: _reduced}
     pickler.dump(value)
     return out.getvalue()
 
