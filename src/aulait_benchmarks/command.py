@@ -223,16 +223,17 @@ def _show_peers(found: JsonObject) -> None:
          *(_peer(case[f"{name}_tokens_per_s"], n.significant)
            for name in ("aulait", "loop", "flower", "floor")),
          *(_peer(case[f"ratio_to_{name}"], "{:.2f}".format)
-           for name in ("loop", "flower", "floor")))
+           for name in ("loop", "flower", "floor")),
+         _peer(case["search_share"], n.percent))
         for case in found["cases"]
     ]
     title = (
-        f"tokens a second on {found['device']}, {n.counted(found['threads'], 'thread')}, medians "
-        f"of {found['repetitions']} turns"
+        f"tokens a second of {found['clock']} on {found['device']}, "
+        f"{n.counted(found['threads'], 'thread')}, medians of {found['repetitions']} turns"
     )
     terminal.table(title, ("model", "method", "targets", "batch", "clients", "tokens", "aulait",
                            "PEFT loop", "Flower", "plain", "times the loop", "times Flower",
-                           "times plain"), rows, right=range(3, 13))
+                           "times plain", "search beside"), rows, right=range(3, 14))
     flower = max((case["flower_peak_rss_bytes"] or 0 for case in found["cases"]), default=0)
     beside = f"; that of all processes of Flower's simulation {n.size(flower)}" if flower else ""
     terminal.say(f"peak memory {n.size(found['peak_rss_bytes'])}, two copies of the base{beside}")

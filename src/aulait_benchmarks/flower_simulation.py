@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -62,6 +62,10 @@ class FlowerSimulation:
     def peak_bytes(self) -> int | None:
         """The sum of the peaks of all its processes; None where the system does not tell."""
         return peak_of_tree(self._process)
+
+    def processor_s(self) -> float | None:
+        """Processor seconds of all its processes so far; None where the system does not tell."""
+        return processor_s_of_tree(self._process)
 
 
 @contextlib.contextmanager
@@ -153,19 +157,41 @@ def _around() -> dict[str, str]:
 
 def peak_of_tree(first: int) -> int | None:
     """Bytes: the sum of the peaks of a process and all below it."""
-    parents: dict[int, tuple[int, int]] = {}
+    parents: dict[int, int] = {}
+    peaks: dict[int, int] = {}
     for file in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):
             fields = dict(line.split(":", 1) for line in file.read_text().splitlines())
             if "VmHWM" in fields:
-                parents[int(file.parent.name)] = (int(fields["PPid"]),
-                                                  1024 * int(fields["VmHWM"].split()[0]))
+                own = int(file.parent.name)
+                parents[own] = int(fields["PPid"])
+                peaks[own] = 1024 * int(fields["VmHWM"].split()[0])
+    return sum(peaks[own] for own in _tree(first, parents)) if first in parents else None
+
+
+def processor_s_of_tree(first: int) -> float | None:
+    """Processor seconds of a process and all below it, and of those of them that have ended."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # what stands before the last bracket is the program's name, spaces and all
+            fields = file.read_text().rpartition(")")[2].split()
+            own = int(file.parent.name)
+            # after the name: state, parent, and from the twelfth on the ticks in user and system
+            # mode, own and of ended children
+            parents[own], ticks[own] = int(fields[1]), sum(map(int, fields[11:15]))
     if first not in parents:
         return None
+    return sum(ticks[own] for own in _tree(first, parents)) / os.sysconf("SC_CLK_TCK")
+
+
+def _tree(first: int, parents: Mapping[int, int]) -> set[int]:
+    """A process and all below it."""
     members = {first}
-    while more := {own for own, (parent, _) in parents.items() if parent in members} - members:
+    while more := {own for own, parent in parents.items() if parent in members} - members:
         members |= more
-    return sum(parents[own][1] for own in members)
+    return members
 
 
 def main(folder: Path, threads: int) -> None:

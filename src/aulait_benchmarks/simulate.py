@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from aulait.core.cohort import Cohort, everyone
 from aulait.core.factors import Trainable
@@ -206,9 +207,21 @@ def _private(run: PreparedRun, repetitions: int) -> float:
     return statistics.median(spent_s[0]) / statistics.median(spent_s[1])
 
 
-def federated(run: PreparedRun, rounds: int) -> State:
-    """Rounds of the method over all sites; no evaluation, nothing on disk."""
-    method, config = run.settings.method, run.settings.method_config
+def without_search(config: BaseModel) -> BaseModel:
+    """A method's settings, the server's step plain where the clients would search for it."""
+    searches = getattr(config, "server", None) == "search"
+    return config.model_copy(update={"server": "plain"}) if searches else config
+
+
+def federated(run: PreparedRun, rounds: int, config: BaseModel | None = None) -> State:
+    """Rounds of the method over all sites; no evaluation, nothing on disk.
+
+    Args:
+        run: prepared.
+        rounds: how many.
+        config: of the method; None for that of the run.
+    """
+    method, config = run.settings.method, config or run.settings.method_config
     ask = LocalClients.of(run, run.federation.sites).ask
     aggregator = PrivateAggregator(PrivacyConfig(off=True), Ledger(None), None, SystemNoise(),
         KnownSites())

@@ -102,9 +102,9 @@ def _down(by_KRN: Tensor, x_SN: Tensor, sizes: Sizes) -> Tensor:
     if len(sizes) == 1:
         return torch.mm(by_KRN[0], x_SN.T)
     low_RS = x_SN.new_empty(by_KRN.shape[1], len(x_SN))
-    for by, x, low in zip(by_KRN.unbind(0), torch.split(x_SN, list(sizes)),
-                          torch.split(low_RS, list(sizes), dim=1), strict=True):
-        torch.mm(by, x.T, out=low)
+    for by, x_NL, low in zip(by_KRN.unbind(0), torch.split(x_SN.T, list(sizes), dim=1),
+                             torch.split(low_RS, list(sizes), dim=1), strict=True):
+        torch.mm(by, x_NL, out=low)
     return low_RS
 
 
@@ -123,9 +123,9 @@ def _plus(y_SM: Tensor, low: Tensor, by_KRM: Tensor, sizes: Sizes) -> Tensor:
         return y_SM
     if len(sizes) == 1:
         return y_SM.addmm_(low.T, by_KRM[0])
-    for y, own, by in zip(torch.split(y_SM, list(sizes)), torch.split(low, list(sizes), dim=1),
-                          by_KRM.unbind(0), strict=True):
-        y.addmm_(own.T, by)
+    for y, own_LR, by in zip(torch.split(y_SM, list(sizes)), torch.split(low.T, list(sizes)),
+                             by_KRM.unbind(0), strict=True):
+        y.addmm_(own_LR, by)
     return y_SM
 
 

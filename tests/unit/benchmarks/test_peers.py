@@ -73,6 +73,9 @@ class StandIn:
     def peak_bytes(self):
         return 5
 
+    def processor_s(self):
+        return 2.0 * self.calls  # whatever the clock on the wall says
+
 
 def test_flowers_figures_stand_beside_the_others(model, monkeypatch):
     up = StandIn()
@@ -82,12 +85,30 @@ def test_flowers_figures_stand_beside_the_others(model, monkeypatch):
     assert up.calls == 4  # the first turn is told apart
     assert found["ratio_to_flower"] == pytest.approx(found["aulait_tokens_per_s"] / found["flower_tokens_per_s"])
     assert (found["flower_start_s"], found["flower_peak_rss_bytes"]) == (4.0, 5)
+    if found["clock"] == "processor time":
+        assert found["flower_tokens_per_s"] == pytest.approx(found["tokens"] / 2.0)
     assert min(found[f"{name}_first_s"] for name in ("aulait", "loop", "flower", "floor")) > 0
     said = []
     found = peers.compare(peers.PeerScope([work], repetitions=3), said.append)
     assert "Flower's simulation is left out" in said[0]
     assert "[peers]" in said[0]
     assert (found["flower_tokens_per_s"], found["ratio_to_flower"], found["flower_start_s"]) == (None, None, None)
+
+
+def test_the_processor_time_of_a_process_and_its_children():
+    pytest.importorskip("flwr")
+    from aulait_benchmarks.flower_simulation import processor_s_of_tree
+
+    before = processor_s_of_tree(os.getpid())
+    if before is None:
+        pytest.skip("no /proc")
+    work = "import time; [None for _ in iter(lambda: time.process_time() < 0.3, False)]; print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert processor_s_of_tree(os.getpid()) > before + 0.25
+        child.stdin.close()
+    assert processor_s_of_tree(os.getpid()) > before + 0.25  # it has ended and counts still
+    assert processor_s_of_tree(child.pid) is None
 
 
 def test_the_peak_of_a_process_and_its_children():
@@ -128,9 +149,26 @@ def test_a_simulation_ends_with_the_process_that_started_it(tmp_path, monkeypatc
 def test_every_contender_begins_a_turn(model):
     run = simulate.prepared(Workload(model=model, clients=2, steps=1, batch=1), SharedCache())
     called = []
-    spent_s = peers.turns(run, {name: (lambda name=name: called.append(name)) for name in "abc"}, 4)
+    spent = peers.turns(run, {name: peers.Contender(lambda name=name: called.append(name), lambda: 2.0 * len(called))
+                              for name in "abc"}, 4)
     assert called == [*"abc", *"bca", *"cab", *"abc"]
-    assert {name: len(own) for name, own in spent_s.items()} == {"a": 4, "b": 4, "c": 4}
+    assert {name: [turn.spent_s for turn in own] for name, own in spent.items()} == {name: [2.0] * 4 for name in "abc"}
+
+
+def test_a_search_is_told_apart_from_the_training(model):
+    """Of ``cores``, whose clients search for the server's step unless the settings say otherwise."""
+    run = simulate.prepared(Workload(model=model, method="cores", clients=2, steps=1, batch=1), SharedCache())
+    settled = run.settings.method_config
+    alone = simulate.without_search(settled)
+    assert (settled.server, alone.server) == ("search", "plain")
+    assert "search/scale" in simulate.federated(run, 1).tensors
+    assert "search/scale" not in simulate.federated(run, 1, alone).tensors
+    works = [Workload(model=model, method=method, clients=2, steps=1, batch=1) for method in ("cores", "ffa")]
+    cores, ffa = peers.compare(peers.PeerScope(works, repetitions=3))["cases"]
+    assert cores["search_share"] == pytest.approx(1 - cores["searching_ratio_to_loop"] / cores["ratio_to_loop"])
+    assert 0 < cores["search_share"] < 1
+    assert (ffa["search_share"], ffa["searching_ratio_to_loop"]) == (None, None)
+    assert set(cores["wall_s"]) == {"aulait", "loop", "floor", "searching"}
 
 
 def test_the_figures(model):
