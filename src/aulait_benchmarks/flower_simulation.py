@@ -149,10 +149,12 @@ def _answers(grid: Grid, messages: list[Message]) -> list[State]:
 
 
 def _around() -> dict[str, str]:
-    """The environment of its processes: these sources first, one thread each, nothing sent home."""
+    """The environment of its processes: these sources first, one thread each, nothing sent home;
+    and actors of ordinary priority, where Ray's default lets every other program go first."""
     places = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0",
-            "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(filter(None, places))}
+            "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0",
+            "PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 def peak_of_tree(first: int) -> int | None:
