@@ -109,11 +109,12 @@ def claims(figures: Figures) -> list[str]:
 
 
 def ranks(figures: Figures) -> list[str]:
-    """Mean rank of every method over cells and seeds, with its t-interval, line by line. A seed of
-    a cell counts where every method of the cell that has any seed has this one."""
+    """Mean rank of every method with a shared adapter over cells and seeds, with its t-interval,
+    line by line. A seed of a cell counts where every such method of the cell that has any seed has
+    this one."""
     places: dict[str, list[float]] = {}
     for rows in figures.values():
-        losses = by_seed(rows)
+        losses = by_seed([row for row in rows if not row["personal"]])
         if len(losses) < 2:
             continue
         for seed in set.intersection(*(set(own) for own in losses.values())):

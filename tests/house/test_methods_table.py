@@ -84,10 +84,10 @@ def test_the_best_rate_of_the_search_is_reported_and_the_rest_is_named(tmp_path:
 
 def test_claims_are_read_from_paired_differences_and_ranks_are_means() -> None:
     reading = script().methods_reading
-    rows = [{"method": "fedit", "seeds": [0, 1, 2], "loss": [4.0, 4.2, 4.1]},
-            {"method": "ffa", "seeds": [0, 1, 2], "loss": [3.9, 4.3, 4.0]},
-            {"method": "fedex", "seeds": [0, 1, 2], "loss": [3.5, 3.71, 3.6]},
-            {"method": "rolora", "seeds": [0, 1, 2], "loss": [4.5, 4.7, 4.6]}]
+    rows = [{"method": "fedit", "personal": False, "seeds": [0, 1, 2], "loss": [4.0, 4.2, 4.1]},
+            {"method": "ffa", "personal": False, "seeds": [0, 1, 2], "loss": [3.9, 4.3, 4.0]},
+            {"method": "fedex", "personal": False, "seeds": [0, 1, 2], "loss": [3.5, 3.71, 3.6]},
+            {"method": "rolora", "personal": False, "seeds": [0, 1, 2], "loss": [4.5, 4.7, 4.6]}]
     lines = reading.claims({"0.1-inf-equal": rows})
     assert any(line.startswith("| fedex | fedit |") and "-0.497" in line
                and "| holds here |" in line for line in lines)
@@ -96,7 +96,10 @@ def test_claims_are_read_from_paired_differences_and_ranks_are_means() -> None:
     assert any(line.startswith("| ffa | fedit |") and "not measured" in line for line in lines)
     private = reading.claims({"0.1-8-equal": rows})
     assert any(line.startswith("| ffa | fedit |") and "cannot be told" in line for line in private)
-    assert reading.ranks({"0.1-inf-equal": rows})[2].startswith("| fedex | 1.0 | 1.0 to 1.0 | 3 |")
+    alone = {"method": "alone", "personal": True, "seeds": [0, 1, 2], "loss": [1.0, 1.0, 1.0]}
+    ranks = reading.ranks({"0.1-inf-equal": [*rows, alone]})
+    assert ranks[2].startswith("| fedex | 1.0 | 1.0 to 1.0 | 3 |")
+    assert not any("alone" in line for line in ranks)
 
 
 def test_every_claim_is_of_methods_of_the_table() -> None:
