@@ -15,12 +15,13 @@ import numpy as np
 
 from aulait.core.errors import PrivacyError, WireError, require
 from aulait.privacy.secure import shamir
-from aulait.privacy.secure.keys import AgreementKey, signed_by
+from aulait.privacy.secure.keys import TAG_BYTES, AgreementKey, is_agreement_key, signed_by
 from aulait.privacy.secure.masks import Ring, stream, unpacked
 from aulait.privacy.secure.party import Advertisement, Revealed, adds, commitment, pair_stream
 from aulait.privacy.secure.terms import SecureTerms, survivors_message, too_few
 
 _STEPS: Final = ("keys", "shares", "vectors", "signatures", "secrets", "done")
+_SEALED_BYTES: Final = 2 * shamir.SHARE_BYTES + TAG_BYTES
 
 
 class SecureSum:
@@ -44,11 +45,16 @@ class SecureSum:
         self._revealed: dict[str, Revealed] = {}
 
     def receive_keys(self, name: str, keys: Advertisement) -> bool:
-        """Whether a client's keys are taken; not if they are late, or not its own."""
+        """Whether a client's keys are taken; not if they are late, not its own, or none with which
+        its neighbours could go on: one client cannot make the others leave by them."""
         message = keys.message(self.terms.digest, name)
         identity = self.terms.identities.get(name)
         taken = (self._step == "keys" and identity is not None and name not in self._keys
-                 and signed_by(bytes.fromhex(identity), keys.signature, message))
+                 and signed_by(bytes.fromhex(identity), keys.signature, message)
+                 and is_agreement_key(keys.sealing) and is_agreement_key(keys.masking)
+                 and keys.sealing != keys.masking
+                 and all({keys.sealing, keys.masking}.isdisjoint({other.sealing, other.masking})
+                         for other in self._keys.values()))
         if taken:
             self._keys[name] = keys
         return taken
@@ -67,7 +73,8 @@ class SecureSum:
         """Whether what a client sealed for its neighbours is taken."""
         expected = {other for other in self.terms.neighbours.get(name, ()) if other in self._keys}
         taken = (self._step == "shares" and name in self._keys and name not in self._sealed
-                 and {*sealed} == expected)
+                 and {*sealed} == expected
+                 and all(len(both) == _SEALED_BYTES for both in sealed.values()))
         if taken:
             self._sealed[name] = dict(sealed)
         return taken

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from aulait.core.errors import WireError
 
 KEY_BYTES: Final = 32
+TAG_BYTES: Final = 16  # that sealing adds
 _NONCE: Final = bytes(12)  # every sealing key seals one message
 
 
@@ -71,6 +72,19 @@ class AgreementKey:
             raise WireError("a public key that is none found, expected one of X25519; the round "
                             "is refused") from error
         return HKDF(SHA256(), KEY_BYTES, salt, purpose).derive(shared)
+
+
+_PROBE: Final = AgreementKey.of(bytes(range(KEY_BYTES)))  # no secret: it serves a look at keys
+
+
+@lru_cache(maxsize=1 << 14)  # a simulation's clients look at the same keys
+def is_agreement_key(public: bytes) -> bool:
+    """Whether others can agree on something with the holder of such a public key."""
+    try:
+        _PROBE.agree(public, b"", b"probe")
+    except WireError:
+        return False
+    return True
 
 
 def seal(key: bytes, message: bytes, beside: bytes) -> bytes:

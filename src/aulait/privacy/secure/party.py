@@ -23,7 +23,14 @@ from dataclasses import dataclass, field
 
 from aulait.core.errors import PrivacyError, WireError, require
 from aulait.privacy.secure import shamir
-from aulait.privacy.secure.keys import AgreementKey, Identity, seal, signed_by, unseal
+from aulait.privacy.secure.keys import (
+    AgreementKey,
+    Identity,
+    is_agreement_key,
+    seal,
+    signed_by,
+    unseal,
+)
 from aulait.privacy.secure.masks import Ring, packed, stream
 from aulait.privacy.secure.terms import SecureTerms, survivors_message
 
@@ -132,7 +139,7 @@ class Party:
 
         Raises:
             PrivacyError: these are too few.
-            WireError: keys are not signed by whom they are said to be of.
+            WireError: keys are not signed by whom they are said to be of, or are none.
         """
         own = self._step("share", "mask")
         peers = {name: advertised[name] for name in self.terms.neighbours[self.name]
@@ -142,6 +149,8 @@ class Party:
             self._check(signed_by(bytes.fromhex(self.terms.identities[name]), told.signature,
                                   told.message(self.terms.digest, name)), WireError,
                         f"keys of client '{name}' that it did not sign found")
+            self._check(is_agreement_key(told.sealing) and is_agreement_key(told.masking),
+                        WireError, f"keys of client '{name}' that are none of X25519 found")
         self._check(len({k.masking for k in peers.values()} | {own.masking.public}) > len(peers),
                     WireError, "one public key of two clients found")
         self._peers = peers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.privacy.secure.parts import (
+    ENCODING,
     finished,
     parties,
     plain_sum,
@@ -21,9 +23,11 @@ from tests.unit.privacy.secure.parts import (
 from aulait.core.errors import PrivacyError, WireError
 from aulait.privacy.noise import SeededNoise
 from aulait.privacy.secure import local_round
+from aulait.privacy.secure.coordinator import SecureSum
 from aulait.privacy.secure.encoding import Encoding
 from aulait.privacy.secure.keys import Identity
 from aulait.privacy.secure.local_round import LocalRound
+from aulait.privacy.secure.masks import centred
 from aulait.privacy.secure.party import Advertisement, Party, Revealed
 from aulait.privacy.secure.quorum import Quorum
 from aulait.privacy.secure.terms import SecureTerms
@@ -217,3 +221,68 @@ def test_terms_that_keep_no_promise_are_refused():
 def test_what_is_accounted_is_what_is_proven():
     with pytest.raises(PrivacyError, match="no more than is proven"):
         local_round.check_multiplier(1.0, 0.999)
+
+
+NO_POINT = bytes(32)  # of small order: agreement with it gives zero
+
+
+def _signed(terms: SecureTerms, identity: Identity, name: str, own: Advertisement,
+            **other: bytes) -> Advertisement:
+    """Keys that a client who means harm puts in the place of its own, and signs."""
+    bare = replace(own, **other)
+    return replace(bare, signature=identity.sign(bare.message(terms.digest, name)))
+
+
+def _with_one_hostile(names: str) -> tuple[SecureTerms, dict[str, Party], Identity]:
+    identities = {name: Identity.new() for name in names}
+    terms = SecureTerms.drawn({name: own.public.hex() for name, own in identities.items()},
+                              Quorum(4, 1), 4, ENCODING)
+    return (terms, {name: Party(name, own, terms) for name, own in identities.items()},
+            identities[names[0]])
+
+
+@pytest.mark.parametrize("other", [
+    {"sealing": NO_POINT}, {"masking": NO_POINT}, {"masking": b"short"}, {"sealing": b""}])
+def test_signed_keys_that_are_none_stop_nobody_elses_round(other):
+    terms, clients, identity = _with_one_hostile("abcde")
+    server = SecureSum(terms)
+    assert not server.receive_keys("a", _signed(terms, identity, "a", clients["a"].advertise(),
+                                                **other))
+    honest = "bcde"
+    for name in honest:
+        assert server.receive_keys(name, clients[name].advertise())
+    for name, keys in server.keys_for().items():
+        assert server.receive_shares(name, clients[name].share(keys))
+    vectors = random_vectors(honest, terms, seed=5)
+    for name, sealed in server.shares_for().items():
+        server.receive_vector(name, clients[name].mask(sealed, vectors[name]))
+    total, count = finished(server, clients)
+    assert count == 4
+    width = terms.encoding.width
+    assert centred(total, width).tolist() == centred(np.array(
+        plain_sum(vectors, honest, width), dtype=np.uint64), width).tolist()
+
+
+@pytest.mark.parametrize("which", ["sealing", "masking"])
+def test_a_client_that_is_told_keys_that_are_none_forgets_its_secrets(which):
+    terms, clients, identity = _with_one_hostile("abcde")
+    told = {name: client.advertise() for name, client in clients.items()}
+    told["a"] = _signed(terms, identity, "a", told["a"], **{which: NO_POINT})
+    with pytest.raises(WireError, match="none of X25519"):
+        clients["b"].share({name: keys for name, keys in told.items() if name != "b"})
+    with pytest.raises(WireError, match="every step once and in order"):
+        clients["b"].mask({}, np.zeros(4, dtype=np.uint64))
+
+
+def test_one_key_of_two_clients_and_shares_of_a_wrong_length_are_not_taken():
+    terms, clients, identity = _with_one_hostile("abcde")
+    server = SecureSum(terms)
+    told = {name: client.advertise() for name, client in clients.items()}
+    for name in "bcde":
+        assert server.receive_keys(name, told[name])
+    assert not server.receive_keys(
+        "a", _signed(terms, identity, "a", told["a"], masking=told["b"].masking))
+    keys = server.keys_for()
+    sealed = clients["b"].share(keys["b"])
+    assert not server.receive_shares("b", {name: both + b"x" for name, both in sealed.items()})
+    assert server.receive_shares("b", sealed)
