@@ -40,7 +40,7 @@ def deal(args: argparse.Namespace) -> None:
              for row in rows_of(args.pairs)]
     short = [pair for pair in pairs
              if pair["response"].strip() and len(" ".join(pair.values()).split()) <= args.words]
-    random.Random(args.seed).shuffle(short)
+    random.Random(args.seed).shuffle(short)  # nosec B311  # an order, no secret
     with args.out.open("w", encoding="utf-8") as out:
         for number, pair in enumerate(short[: args.most]):
             out.write(json.dumps({"client": f"client-{number % CLIENTS:02d}", **pair}) + "\n")
