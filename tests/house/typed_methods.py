@@ -20,6 +20,7 @@ from aulait.methods import (
     flora,
     florist,
     hetlora,
+    hsplitlora,
     lalora,
     lorafair,
     raflora,
@@ -32,5 +33,5 @@ from aulait.methods.contract import AnyMethod
 
 TYPED: tuple[AnyMethod, ...] = (
     alone, cores, dplora, fdlora, fedavg, fedex, fedit, fedplora, fedprox, fedrot, fedsa,
-    fedsvd, ffa, flexlora, flora, florist, hetlora, lalora, lorafair, raflora, rolora,
-    safedlora, scaffold, splitlora)
+    fedsvd, ffa, flexlora, flora, florist, hetlora, hsplitlora, lalora, lorafair, raflora,
+    rolora, safedlora, scaffold, splitlora)
