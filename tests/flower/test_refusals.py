@@ -621,10 +621,10 @@ def test_under_privacy_refusals_are_the_same_whatever_the_records_are(tmp_path):
 
 
 def test_nothing_that_arrives_could_be_run():
-    """No file of the package unpickles or evaluates; the site's and the server's code are among
+    """No file of the engines unpickles or evaluates; the site's and the server's code are among
     them. What is excepted speaks with the run's own child processes through pipes alone, and
     nothing of a deployment's messages imports it."""
-    excepted = SOURCE / "engines" / "workers" / "messages.py"
+    excepted = SOURCE / "workers" / "messages.py"
     assert excepted.exists()
     banned = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle"}
     for path in sorted(SOURCE.rglob("*.py")):
