@@ -14,8 +14,11 @@ from aulait.models import loading
 from aulait.training.trainer import Learner, TrainConfig
 
 ROUNDS, CLIENTS = 2, ("ann", "bob", "cat")
-METHODS_OF_CLIENTS = [name for name in METHODS.names()
-                      if METHODS.find(name).TRAITS.unit == "client" and name != "splitlora"]  # which cuts the model
+METHODS_OF_CLIENTS = [
+    name
+    for name in METHODS.names()
+    if METHODS.find(name).TRAITS.unit == "client" and name != "splitlora"
+]  # which cuts the model
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +37,13 @@ def recomputing(base):
 
 def trained(base, method: str, rows_at_once: int = 16):
     """What every client and the federation have after some rounds."""
-    run = real(base, method, clients=CLIENTS, ranks={"bob": 1} if METHODS.find(method).TRAITS.unequal_ranks else {},
-               options={"fusion_tries": 4} if method == "fdlora" else {})
+    run = real(
+        base,
+        method,
+        clients=CLIENTS,
+        ranks={"bob": 1} if METHODS.find(method).TRAITS.unequal_ranks else {},
+        options={"fusion_tries": 4} if method == "fdlora" else {},
+    )
     run.learner = Learner(base, TrainConfig(rows_at_once=rows_at_once))
     run.stacked = []
     together = run.learner._together
@@ -46,7 +54,11 @@ def trained(base, method: str, rows_at_once: int = 16):
 
     run.learner._together = seen
     state = run.rounds(ROUNDS)
-    answers = {f"{number}/{name}": value for number, update in enumerate(run.updates) for name, value in update.tensors.items()}
+    answers = {
+        f"{number}/{name}": value
+        for number, update in enumerate(run.updates)
+        for name, value in update.tensors.items()
+    }
     return run, {**state.tensors, **answers, **dense(run.result(state))}
 
 
@@ -56,8 +68,11 @@ def test_speed_and_memory_change_no_result(method, base, recomputing):
     assert max(run.stacked) > 1
     assert all(bool(value.isfinite().all()) for value in wanted.values())
     unpacked, whole = replace(base, packs=False), replace(base, prefix=None)
-    found = {"padded rows": trained(unpacked, method)[1], "leading blocks not remembered": trained(whole, method)[1],
-             "blocks computed again": trained(recomputing, method)[1]}
+    found = {
+        "padded rows": trained(unpacked, method)[1],
+        "leading blocks not remembered": trained(whole, method)[1],
+        "blocks computed again": trained(recomputing, method)[1],
+    }
     run, found["one site in a pass"] = trained(base, method, rows_at_once=1)
     assert max(run.stacked) == 1
     for what, own in found.items():

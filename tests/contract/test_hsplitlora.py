@@ -47,10 +47,25 @@ def base(tmp_path_factory):
 
 
 def make(base, cuts=CUTS, **options) -> Federation:
-    run = Federation("hsplitlora", learner=Learner(base, TrainConfig()), shapes=dict(loading.targets(base, AdapterConfig(targets="all-linear"))),
-                     clients=CLIENTS, rank=4, ranks=RANKS, sizes={"bob": 5}, options={"renew": 2} | options)
-    run.sites = {name: replace(own, plan=replace(own.plan, placement="split" if name in cuts else "local", cut=cuts.get(name)))
-                 for name, own in run.sites.items()}
+    run = Federation(
+        "hsplitlora",
+        learner=Learner(base, TrainConfig()),
+        shapes=dict(loading.targets(base, AdapterConfig(targets="all-linear"))),
+        clients=CLIENTS,
+        rank=4,
+        ranks=RANKS,
+        sizes={"bob": 5},
+        options={"renew": 2} | options,
+    )
+    run.sites = {
+        name: replace(
+            own,
+            plan=replace(
+                own.plan, placement="split" if name in cuts else "local", cut=cuts.get(name)
+            ),
+        )
+        for name, own in run.sites.items()
+    }
     return run
 
 
@@ -91,10 +106,14 @@ def test_only_the_most_important_layers_get_adapters_and_the_others_keep_what_th
     chosen = most_important(importance, run.shapes, 0.5)
     assert 0 < len(chosen) < len(run.shapes)
     after, told = rounds(run, 2)
-    assert {FactorName.parse(name).layer for update in run.updates for name in update.tensors} == set(chosen)
+    assert {
+        FactorName.parse(name).layer for update in run.updates for name in update.tensors
+    } == set(chosen)
     assert told[0]["adapted_layers"] == len(chosen)
     result = dense(run.result(after))
-    assert {layer for layer, update in result.items() if bool(update.abs().max() > 0)} == set(chosen)
+    assert {layer for layer, update in result.items() if bool(update.abs().max() > 0)} == set(
+        chosen
+    )
     # the third round measures anew, on what was folded, and turns to others: the first ones stay as they are
     turned = {name: -value for name, value in lora.under("importance", after.tensors).items()}
     other = replace(after, tensors=after.tensors | lora.tagged("importance", turned))
@@ -115,10 +134,17 @@ def test_what_was_known_of_importance_is_mixed_with_what_is_found(base):
         before = float(first.tensors[f"importance/{layer}"])
         assert float(value) == pytest.approx(0.75 * now[layer] + 0.25 * before, rel=1e-5)
     assert not run.module.wants(run.config, run.context, replace(first, round=3))
-    assert run.module.look(run.config, run.context, replace(first, round=3), run.learner, []).tensors is first.tensors
-    assert not make(base, part=1.0).module.wants(hsplitlora.Config(part=1.0), run.context, run.start())
+    assert (
+        run.module.look(run.config, run.context, replace(first, round=3), run.learner, []).tensors
+        is first.tensors
+    )
+    assert not make(base, part=1.0).module.wants(
+        hsplitlora.Config(part=1.0), run.context, run.start()
+    )
     once = hsplitlora.Config(renew=0)
-    assert [bool(run.module.wants(once, run.context, replace(first, round=done))) for done in range(4)] == [True, False, False, False]
+    assert [
+        bool(run.module.wants(once, run.context, replace(first, round=done))) for done in range(4)
+    ] == [True, False, False, False]
 
 
 def test_the_merge_is_the_mean_of_the_products_of_all_ranks(base):
@@ -128,7 +154,11 @@ def test_the_merge_is_the_mean_of_the_products_of_all_ranks(base):
     after, _ = rounds(run, 1, before)
     scale, was = run.alpha / run.rank, dense(run.result(before))
     for layer, update in dense(run.result(after)).items():
-        products = [own.tensors[f"{layer}.B"].double() @ own.tensors[f"{layer}.A"].double() for own in run.updates if f"{layer}.A" in own.tensors]
+        products = [
+            own.tensors[f"{layer}.B"].double() @ own.tensors[f"{layer}.A"].double()
+            for own in run.updates
+            if f"{layer}.A" in own.tensors
+        ]
         wanted = was[layer] + (scale * sum(products) / len(CLIENTS) if products else 0.0)
         assert_near(update, wanted, 1e-5, what=layer)
 
@@ -150,15 +180,28 @@ def test_bytes_are_those_of_the_chosen_layers_before_each_cut_and_of_the_steps(b
             up, down = up + sum(one for one, _ in steps), down + sum(other for _, other in steps)
         passes.clear()
         assert (info["up_bytes"], info["down_bytes"]) == (up, down), number
-        whole = [run.module.travels(run.config, front(run, list(run.shapes), n), number, n, CLIENTS) for n in CLIENTS]
-        assert sum(one for one, _ in whole) > sum(run.module.travels(run.config, front(run, chosen, n), number, n, CLIENTS)[0] for n in CLIENTS)
+        whole = [
+            run.module.travels(run.config, front(run, list(run.shapes), n), number, n, CLIENTS)
+            for n in CLIENTS
+        ]
+        assert sum(one for one, _ in whole) > sum(
+            run.module.travels(run.config, front(run, chosen, n), number, n, CLIENTS)[0]
+            for n in CLIENTS
+        )
         last = chosen
 
 
 def split_passes(monkeypatch):
     """(cut, works) of every pass of split clients."""
     passes, own = [], SplitLearner.train
-    monkeypatch.setattr(SplitLearner, "train", lambda self, works, advance=None: (passes.append((self.cut.after, works)), own(self, works, advance))[1])
+    monkeypatch.setattr(
+        SplitLearner,
+        "train",
+        lambda self, works, advance=None: (
+            passes.append((self.cut.after, works)),
+            own(self, works, advance),
+        )[1],
+    )
     return passes
 
 
@@ -188,7 +231,10 @@ def test_a_client_that_missed_a_round_is_sent_the_whole_and_ends_where_all_do(ba
     state, _ = rounds(run, 1, state, clients=("ann", "bob"))
     state, info = rounds(run, 1, state)
     assert info[0]["refused"] == 0
-    sent = {request.client: {name.partition("/")[0] for name in request.tensors} for request in run.requests[-4:]}
+    sent = {
+        request.client: {name.partition("/")[0] for name in request.tensors}
+        for request in run.requests[-4:]
+    }
     assert sent == {"ann": {"stack"}, "bob": {"stack"}, "cat": {"whole"}, "dan": {"whole"}}
 
 

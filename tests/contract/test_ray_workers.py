@@ -27,7 +27,9 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # or a busy machine starves them
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        made = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        )
         try:
             made.add_node(num_cpus=1)
             made.wait_for_nodes()
@@ -37,10 +39,14 @@ def cluster():
             made.shutdown()
 
 
-def test_two_nodes_train_the_adapter_of_one_process_and_a_node_that_is_lost_is_one_line(cluster, tmp_path):
+def test_two_nodes_train_the_adapter_of_one_process_and_a_node_that_is_lost_is_one_line(
+    cluster, tmp_path
+):
     tiny_run.write_data(tmp_path)
     shared, engine = SharedCache(), LastingEngine()
-    settings = experiment(tmp_path, 1, engine={"name": "ray", "workers": 2, "address": cluster.address})
+    settings = experiment(
+        tmp_path, 1, engine={"name": "ray", "workers": 2, "address": cluster.address}
+    )
     one = loop.run(experiment(tmp_path, 1), tmp_path / "one", InlineEngine(), cache=shared)
     two = loop.run(settings, tmp_path / "two", engine, cache=shared)
     nodes = Counter(ray.get([worker.actor.node.remote() for worker in engine._pool._workers]))
@@ -52,7 +58,9 @@ def test_two_nodes_train_the_adapter_of_one_process_and_a_node_that_is_lost_is_o
         if stage == "train" and done == 1:
             ray.kill(engine._pool._workers[1].actor)
 
-    with pytest.raises(DeviceError, match=r"worker 2 of 2 of the Ray cluster is gone .*--resume") as caught:
+    with pytest.raises(
+        DeviceError, match=r"worker 2 of 2 of the Ray cluster is gone .*--resume"
+    ) as caught:
         loop.run(settings, tmp_path / "run", engine, cache=shared, observer=Observer(kill))
     assert "\n" not in str(caught.value)
     engine.end()
@@ -62,8 +70,13 @@ def test_two_nodes_train_the_adapter_of_one_process_and_a_node_that_is_lost_is_o
 
 def test_a_cluster_without_room_is_one_line(cluster, tmp_path):
     tiny_run.write_data(tmp_path)
-    settings = experiment(tmp_path, 1, engine={"name": "ray", "workers": 3, "address": cluster.address})
-    with pytest.raises(ConfigError, match=r"engine.workers = 3 found, each with 1 processor, and the Ray cluster has room for 2 "):
+    settings = experiment(
+        tmp_path, 1, engine={"name": "ray", "workers": 3, "address": cluster.address}
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"engine.workers = 3 found, each with 1 processor, and the Ray cluster has room for 2 ",
+    ):
         loop.run(settings, tmp_path / "run", InlineEngine())
 
 
@@ -72,6 +85,9 @@ def test_no_cluster_at_an_address_is_one_line(tmp_path):
         ray.shutdown()
     tiny_run.write_data(tmp_path)
     settings = experiment(tmp_path, 1, engine={"name": "ray", "address": "nowhere"})
-    with pytest.raises(ConfigError, match=r"engine\.address = 'nowhere' found, and no Ray cluster can be joined there") as caught:
+    with pytest.raises(
+        ConfigError,
+        match=r"engine\.address = 'nowhere' found, and no Ray cluster can be joined there",
+    ) as caught:
         loop.run(settings, tmp_path / "run", InlineEngine())
     assert "\n" not in str(caught.value)

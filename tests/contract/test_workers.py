@@ -19,7 +19,13 @@ from aulait.runs import loop
 from aulait.runs.prepared import SharedCache
 from aulait.runs.progress import Observer
 
-PRIVATE = {"noise_multiplier": 0.5, "delta": 1e-3, "relation": "zero-out", "clip": 0.1, "noise_seed": 3}
+PRIVATE = {
+    "noise_multiplier": 0.5,
+    "delta": 1e-3,
+    "relation": "zero-out",
+    "clip": 0.1,
+    "noise_seed": 3,
+}
 PRIVACY = {"off": {"off": True}, "noise": PRIVATE}
 
 
@@ -58,8 +64,11 @@ def engine():
 
 def experiment(place: Path, workers: int, **tables):
     """Proxies among the sites; passes that must be divided to give everybody work."""
-    usual = {"model": {"name": str(write(place, "llama")), "context": 24, "device": "cpu"},
-             "engine": {"workers": workers}, "train": {"rounds": 2, "rows_at_once": 6}}
+    usual = {
+        "model": {"name": str(write(place, "llama")), "context": 24, "device": "cpu"},
+        "engine": {"workers": workers},
+        "train": {"rounds": 2, "rows_at_once": 6},
+    }
     return tiny_run.settings(place, **(usual | tables))
 
 
@@ -78,38 +87,64 @@ def test_two_workers_give_the_adapter_of_one(method, privacy, place, shared, eng
     assert two["eval"]["loss"] == pytest.approx(one["eval"]["loss"], rel=1e-5)
     assert two["eval"]["loss"] != two["base_eval"]["loss"]
     assert two["privacy"]["epsilon"] == one["privacy"]["epsilon"]
-    ledgers = [tiny_run.lines(tmp_path, "ledger.jsonl", name) for name in ("one", "two")] if privacy == "noise" else [[], []]
+    ledgers = (
+        [tiny_run.lines(tmp_path, "ledger.jsonl", name) for name in ("one", "two")]
+        if privacy == "noise"
+        else [[], []]
+    )
     assert [line["sigma"] for line in ledgers[1]] == [line["sigma"] for line in ledgers[0]]
 
 
-def test_a_worker_that_dies_is_one_line_and_the_run_goes_on_with_fewer(place, shared, engine, tmp_path):
-    whole = loop.run(experiment(place, 1), tmp_path / "whole", InlineEngine(), cache=tiny_run.fresh(shared))
+def test_a_worker_that_dies_is_one_line_and_the_run_goes_on_with_fewer(
+    place, shared, engine, tmp_path
+):
+    whole = loop.run(
+        experiment(place, 1), tmp_path / "whole", InlineEngine(), cache=tiny_run.fresh(shared)
+    )
 
     def kill(stage, done, total, note):
         if stage == "train" and done == 1:
             os.kill(engine.others[0].process.pid, signal.SIGKILL)
 
-    with pytest.raises(DeviceError, match=r"worker 2 of 2 \(process \d+\) was ended by signal SIGKILL.*--resume") as caught:
-        loop.run(experiment(place, 2), tmp_path / "run", engine, cache=tiny_run.fresh(shared), observer=Observer(kill))
+    with pytest.raises(
+        DeviceError, match=r"worker 2 of 2 \(process \d+\) was ended by signal SIGKILL.*--resume"
+    ) as caught:
+        loop.run(
+            experiment(place, 2),
+            tmp_path / "run",
+            engine,
+            cache=tiny_run.fresh(shared),
+            observer=Observer(kill),
+        )
     assert "\n" not in str(caught.value)
     assert len(tiny_run.lines(tmp_path)) == len(tiny_run.lines(tmp_path, name="whole")) - 1
     engine.end()
     settings = experiment(place, 1)
-    result = loop.run(settings, tmp_path / "run", InlineEngine(), resume=True, cache=tiny_run.fresh(shared))
+    result = loop.run(
+        settings, tmp_path / "run", InlineEngine(), resume=True, cache=tiny_run.fresh(shared)
+    )
     assert_same_adapters(adapter(tmp_path / "run"), adapter(tmp_path / "whole"))
     assert result["rounds"] == whole["rounds"]
 
 
-def test_workers_end_with_the_run_and_an_error_of_theirs_is_its_own(place, shared, tmp_path, monkeypatch):
+def test_workers_end_with_the_run_and_an_error_of_theirs_is_its_own(
+    place, shared, tmp_path, monkeypatch
+):
     started = []
     begin = ProcessWorker.ready
-    monkeypatch.setattr(ProcessWorker, "ready", lambda self: (started.append(self.process), begin(self)))
+    monkeypatch.setattr(
+        ProcessWorker, "ready", lambda self: (started.append(self.process), begin(self))
+    )
     monkeypatch.setattr("aulait.engines.workers.pool.fingerprint", lambda base: "another")
-    with pytest.raises(Exception, match=r"a worker loaded another base .* expected that of the run \(another\)"):
+    with pytest.raises(
+        Exception, match=r"a worker loaded another base .* expected that of the run \(another\)"
+    ):
         loop.run(experiment(place, 2), tmp_path / "run", InlineEngine(), cache=shared)
     assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
 def test_a_training_function_of_ones_own_stays_in_its_process(place, shared, tmp_path):
     with pytest.raises(ConfigError, match=r"a training function found with engine\.workers"):
-        loop.run(experiment(place, 2), tmp_path / "run", InlineEngine(lambda site: None), cache=shared)
+        loop.run(
+            experiment(place, 2), tmp_path / "run", InlineEngine(lambda site: None), cache=shared
+        )

@@ -21,12 +21,30 @@ def script():
 
 
 def test_pairs_are_dealt_to_twenty_clients_alike(script, tmp_path, monkeypatch, capsys):
-    rows = [{"question": f"q{i} " + "word " * (400 if i == 3 else 1), "answer": "" if i == 5 else f"a{i}"} for i in range(43)]
+    rows = [
+        {
+            "question": f"q{i} " + "word " * (400 if i == 3 else 1),
+            "answer": "" if i == 5 else f"a{i}",
+        }
+        for i in range(43)
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     texts = []
     for name in ("one", "two"):
-        monkeypatch.setattr(sys, "argv", ["flowertune.py", "data", str(tmp_path / "pairs.jsonl"), str(tmp_path / name),
-                                          "--prompt", "question", "--response", "answer"])
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [
+                "flowertune.py",
+                "data",
+                str(tmp_path / "pairs.jsonl"),
+                str(tmp_path / name),
+                "--prompt",
+                "question",
+                "--response",
+                "answer",
+            ],
+        )
         script.main()
         texts.append((tmp_path / name).read_text())
     assert texts[0] == texts[1]
@@ -38,9 +56,19 @@ def test_pairs_are_dealt_to_twenty_clients_alike(script, tmp_path, monkeypatch, 
 
 
 def test_the_scorers_count_first_words_and_likely_answers(script):
-    rows = [{"right": "yes", "likely": "yes", "text": "Yes, it does."}, {"right": "no", "likely": "yes", "text": " no."},
-            {"right": "yes", "likely": "maybe", "text": "The study"}, {"right": "yes", "likely": "yes", "text": ""}]
-    assert script.means(rows) == {"questions": 4, "generated": 50.0, "an answer at all": 50.0, "likelihood": 50.0, "majority": 75.0}
+    rows = [
+        {"right": "yes", "likely": "yes", "text": "Yes, it does."},
+        {"right": "no", "likely": "yes", "text": " no."},
+        {"right": "yes", "likely": "maybe", "text": "The study"},
+        {"right": "yes", "likely": "yes", "text": ""},
+    ]
+    assert script.means(rows) == {
+        "questions": 4,
+        "generated": 50.0,
+        "an answer at all": 50.0,
+        "likelihood": 50.0,
+        "majority": 75.0,
+    }
 
 
 def test_a_question_holds_the_beginning_of_its_abstract_alone(script):

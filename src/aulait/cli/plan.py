@@ -13,7 +13,6 @@ from aulait.cli.malformed import malformed
 from aulait.cli.options import FileArgument, JsonOption, SetOption
 from aulait.cli.terminal import Document
 from aulait.core.types import Profile
-from aulait.models.loading import check_reachable
 from aulait.reporting import numbers as n
 from aulait.reporting import promise, story
 from aulait.resources.devices import give_memory_back, keep_freed_memory, measure_device
@@ -56,9 +55,10 @@ def plan(
     """
     with terminal.work(as_json):
         settings = experiment_file.read_settings(file, overrides or [])
-        check_reachable(settings.model.name)  # before seconds of measuring
+        cache = SharedCache()
+        setup.check_base(settings, cache)  # before seconds of measuring
         machine = _machine(here, as_json)
-        run = setup.prepare(settings, SharedCache())
+        run = setup.prepare(settings, cache)
         malformed(run.federation.corpus.malformed)
         found = summarise_plan(run)
         if machine is not None:

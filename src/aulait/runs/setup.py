@@ -44,6 +44,16 @@ from aulait.training.trainer import Learner
 Members = Mapping[str, Sequence[str]]  # tier -> names of its clients
 
 
+def check_base(settings: Settings, cache: SharedCache) -> None:
+    """That the base can be had, at a glance and once for all runs of a process.
+
+    Raises:
+        ModelError: the hub cannot be reached, and nothing of the model was kept.
+    """
+    name = settings.model.name
+    cache.once("reachable", name, lambda: loading.check_reachable(name))
+
+
 def prepare(settings: Settings, cache: SharedCache,
             elsewhere: Mapping[str, int] | None = None) -> PreparedRun:
     """Load, deal and check; where rank, layers or alpha of the adapter are "auto",
@@ -58,7 +68,7 @@ def prepare(settings: Settings, cache: SharedCache,
     Raises:
         ConfigError, DataError, ModelError, PrivacyError: one line a problem.
     """
-    loading.check_reachable(settings.model.name)  # before data are read, which may take long
+    check_base(settings, cache)  # before data are read, which may take long
     settings = precision_settled(with_format(settings))
     run = _prepared(settings, cache, elsewhere)
     if settings.adapter.auto:

@@ -15,8 +15,10 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle  # nosec B403  # between processes of one run: see above
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 
 import torch
@@ -43,13 +45,15 @@ class WorkerReply:
 
     @classmethod
     def failed(cls, error: Exception) -> WorkerReply:
-        """The reply of a worker that met an error, as one line."""
+        """The reply of a worker that met an error, as one line. What a library said is left out: it
+        may be words of the records, and the line goes into logs."""
         if isinstance(error, AulaitError):
             return cls(error=error)
-        said = (str(error).strip().splitlines() or ["no word of why"])[0][:200]
+        where = traceback.extract_tb(error.__traceback__)[-1:]
+        at = "".join(f" in {Path(own.filename).name}, line {own.lineno}" for own in where)
         return cls(error=DeviceError(
-            f"a worker could not train: {type(error).__name__}: {said}; mend that, then go on with "
-            "--resume"))
+            f"a worker could not train: {type(error).__name__}{at}; go on with --resume and "
+            "engine.name = 'inline', engine.workers = 1, where all that it says is seen"))
 
 
 def _reduced(value: Tensor) -> Reduced:

@@ -89,20 +89,23 @@ class ProcessWorker:
         return reply
 
     def _gone(self) -> DeviceError:
-        """The error of a process that has ended."""
+        """The error of a process that has ended. Its last line goes to the terminal alone: it may
+        be words of the records, and errors go into logs."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(GRACE_S)
+        if said := self._last_words():
+            sys.stderr.write(f"worker {self._label} said: {said}\n")
         return DeviceError(
             f"worker {self._label} (process {self.process.pid}) "
             f"{ending(self.process.returncode)} in the middle of the run, expected it to live as "
-            f"long; {self._last_words()}nothing on disk is lost: go on with --resume")
+            f"long; nothing on disk is lost: go on with --resume")
 
     def _last_words(self) -> str:
         """The last line that the process wrote."""
         self._said.seek(0)
         lines = [line for line in self._said.read().decode(errors="replace").splitlines()
                  if line.strip()]
-        return f"it said '{lines[-1].strip()[:200]}'; " if lines else ""
+        return lines[-1].strip()[:200] if lines else ""
 
 
 def ending(code: int | None) -> str:

@@ -38,6 +38,7 @@ class SecureSum:
         self.terms = terms
         self._step = "keys"
         self._keys: dict[str, Advertisement] = {}
+        self._public: set[bytes] = set()  # those of all clients
         self._sealed: dict[str, dict[str, bytes]] = {}
         self._vectors: set[str] = set()
         self._total: Ring = np.zeros(terms.numbers, dtype=np.uint64)
@@ -53,10 +54,10 @@ class SecureSum:
                  and signed_by(bytes.fromhex(identity), keys.signature, message)
                  and is_agreement_key(keys.sealing) and is_agreement_key(keys.masking)
                  and keys.sealing != keys.masking
-                 and all({keys.sealing, keys.masking}.isdisjoint({other.sealing, other.masking})
-                         for other in self._keys.values()))
+                 and self._public.isdisjoint((keys.sealing, keys.masking)))
         if taken:
             self._keys[name] = keys
+            self._public |= {keys.sealing, keys.masking}
         return taken
 
     def keys_for(self) -> dict[str, dict[str, Advertisement]]:

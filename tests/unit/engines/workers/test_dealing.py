@@ -19,7 +19,12 @@ def test_a_multiple_of_the_workers_is_not_cut():
 def test_the_costliest_pass_is_halved_until_all_have_as_many():
     assert divided([[0, 1, 2, 3]], size, 2) == [[0, 1], [2, 3]]
     assert divided([[0, 1, 2, 3]], size, 4) == [[0], [1], [2], [3]]
-    assert divided([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]], size, 2) == [[0, 1], [2, 3], [4, 5, 6, 7], [8, 9]]
+    assert divided([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]], size, 2) == [
+        [0, 1],
+        [2, 3],
+        [4, 5, 6, 7],
+        [8, 9],
+    ]
 
 
 def test_single_sites_stay_whole_where_there_are_more_workers():

@@ -23,18 +23,41 @@ def place(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("tables", "told"), [
-    ({"engine": {"address": "auto"}}, "engine.address = 'auto' found with engine.name = 'inline'"),
-    ({"engine": {"workers": 2}, "model": {"device": "cuda:1"}}, "model.device = 'cuda:1', which is one device"),
-    ({"engine": {"workers": 2}, "model": {"device_map": "auto"}}, "model.device_map, which spreads one base"),
-    ({"engine": {"name": "ray"}, "privacy": {"unit": "record", "epsilon": 8.0, "delta": 1e-3, "relation": "zero-out", "clip": 1.0}},
-     "privacy.unit = 'record', whose noise is in the steps"),
-    ({"engine": {"workers": 0}}, "engine.workers = 0"),
-])
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        (
+            {"engine": {"address": "auto"}},
+            "engine.address = 'auto' found with engine.name = 'inline'",
+        ),
+        (
+            {"engine": {"workers": 2}, "model": {"device": "cuda:1"}},
+            "model.device = 'cuda:1', which is one device",
+        ),
+        (
+            {"engine": {"workers": 2}, "model": {"device_map": "auto"}},
+            "model.device_map, which spreads one base",
+        ),
+        (
+            {
+                "engine": {"name": "ray"},
+                "privacy": {
+                    "unit": "record",
+                    "epsilon": 8.0,
+                    "delta": 1e-3,
+                    "relation": "zero-out",
+                    "clip": 1.0,
+                },
+            },
+            "privacy.unit = 'record', whose noise is in the steps",
+        ),
+        ({"engine": {"workers": 0}}, "engine.workers = 0"),
+    ],
+)
 def test_a_contradiction_is_one_line(tables, told, place):
     with pytest.raises(ConfigError) as caught:
         tiny_run.settings(place, **tables)
-    line, = [line for line in str(caught.value).splitlines() if told in line]
+    (line,) = [line for line in str(caught.value).splitlines() if told in line]
     assert line
 
 
@@ -44,7 +67,9 @@ def test_a_worker_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_workers(EngineConfig(workers=2), "cuda")
     check_workers(EngineConfig(workers=3), "cpu")
-    with pytest.raises(ConfigError, match=r"engine\.workers = 3 found with 2 GPUs, expected one for each"):
+    with pytest.raises(
+        ConfigError, match=r"engine\.workers = 3 found with 2 GPUs, expected one for each"
+    ):
         check_workers(EngineConfig(workers=3), "cuda")
 
 
@@ -67,7 +92,9 @@ def test_a_run_may_go_on_with_other_workers_and_not_with_other_sites(place):
     begun = dump_settings(tiny_run.settings(place, engine={"workers": 4}))
     for table in ({"workers": 1}, {"name": "ray", "address": "auto"}):
         assert not differing_settings(begun, dump_settings(tiny_run.settings(place, engine=table)))
-    assert "threads" in differing_settings(begun, dump_settings(tiny_run.settings(place, engine={"threads": 2})))
+    assert "threads" in differing_settings(
+        begun, dump_settings(tiny_run.settings(place, engine={"threads": 2}))
+    )
     assert differing_settings(begun.replace('"inline"', '"flower"'), begun)
 
 
