@@ -16,7 +16,8 @@ methods and protects nobody.
 
     --only PARTITION,EPSILON,RANKS   some cells: --only 0.1,inf,equal
     --methods NAME,NAME              some methods
-    --page FILE                      write the page and its .json from what is there, run nothing
+    --page FILE                      write the page and its .json from what is there, run nothing;
+                                     what is not there stays as the .json beside the page has it
 """
 
 from __future__ import annotations
@@ -172,7 +173,24 @@ def rows(out: Path, cell: Cell) -> Iterator[dict[str, Any]]:
                "up_bytes": statistics.fmean(own["traffic"]["up_bytes"] for own in found.values()),
                "down_bytes": statistics.fmean(
                    own["traffic"]["down_bytes"] for own in found.values()),
-               "seconds": statistics.fmean(own["time"]["train_s"] for own in found.values())}
+               "seconds": statistics.fmean(own["time"]["train_s"] for own in found.values()),
+               **_all_runs(out, cell, method)}
+
+
+def _all_runs(out: Path, cell: Cell, method: str) -> dict[str, Any]:
+    """How many runs a method has at all rates, the search's among them, and the rates of those that
+    ended worse than their base, one for each such run."""
+    every = [(rate, result) for rate in RATES
+             for result in results(out, cell, method, rate).values()]
+    return {"runs": len(every), "worse_at": [
+        rate for rate, result in every if loss_of(result) > result["base_eval"]["loss"]]}
+
+
+def with_kept(found: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]],
+              cell: Cell) -> list[dict[str, Any]]:
+    """A cell's rows, and those of an earlier page for methods that have none now."""
+    rows_of = {row["method"]: row for row in (*kept, *found)}
+    return [rows_of[method] for method in cell.methods if method in rows_of]
 
 
 def table(found: Sequence[dict[str, Any]]) -> list[str]:
@@ -197,20 +215,20 @@ def table(found: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def harm(out: Path, cell: Cell) -> str:
+def harm(found: Sequence[dict[str, Any]]) -> str:
     """Which of the runs at any rate ended worse than their base, in a sentence."""
-    every = [(method, rate, result) for method in cell.methods for rate in RATES
-             for result in results(out, cell, method, rate).values()]
-    worse = [f"`{method}` at {rate:g}" for method, rate, result in every
-             if loss_of(result) > result["base_eval"]["loss"]]
-    return (f"Of {len(every)} runs at all rates, the search's among them, "
+    worse = [f"`{row['method']}` at {rate:g}" for row in found for rate in row["worse_at"]]
+    return (f"Of {sum(row['runs'] for row in found)} runs at all rates, the search's among them, "
             + (f"these ended worse than their base: {', '.join(worse)}." if worse
                else "none ended worse than its base."))
 
 
 def write_page(out: Path, page: Path) -> None:
     """The page, and all its figures beside it as .json."""
-    figures = {cell: list(rows(out, cell)) for cell in CELLS}
+    figures_file = page.with_suffix(".json")
+    kept = json.loads(figures_file.read_text("utf-8")) if figures_file.exists() else {}
+    figures = {cell: with_kept(list(rows(out, cell)), kept.get(cell.name, ()), cell)
+               for cell in CELLS}
     parts = [
         "# All methods in one table\n",
         "Equal data, equal work, equal tuning: in every cell each method tries the learning rates "
@@ -237,7 +255,7 @@ def write_page(out: Path, page: Path) -> None:
                            + ("all" if not found else ", ".join(f"`{name}`" for name in lacking)))
         if found:
             parts.append(f"## {cell.partition}, epsilon {cell.epsilon}, {cell.ranks} ranks\n\n"
-                         + "\n".join(table(found)) + "\n\n" + harm(out, cell) + "\n")
+                         + "\n".join(table(found)) + "\n\n" + harm(found) + "\n")
     named = {cell.name: found for cell, found in figures.items() if found}
     parts += [
         "## Mean ranks\n",
@@ -252,7 +270,7 @@ def write_page(out: Path, page: Path) -> None:
     if missing:
         parts.append("## Cells that were not measured\n\n" + "\n".join(missing) + "\n")
     page.write_text("\n".join(parts), encoding="utf-8")
-    page.with_suffix(".json").write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
+    figures_file.write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:

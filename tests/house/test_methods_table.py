@@ -82,6 +82,24 @@ def test_the_best_rate_of_the_search_is_reported_and_the_rest_is_named(tmp_path:
     assert [row["method"] for row in found[cell.name]] == ["fedit", "ffa"]
 
 
+def test_cells_of_an_earlier_page_stay_where_their_runs_are_gone(tmp_path: Path) -> None:
+    table = script()
+    for cell, loss in (("iid-inf-equal", 3.0), ("0.1-inf-equal", 6.0)):
+        for rate in table.RATES:
+            put(tmp_path / "first", cell, "fedit", rate, table.TUNING_SEED, loss)
+        put(tmp_path / "first", cell, "fedit", table.RATES[0], 0, loss)
+    table.write_page(tmp_path / "first", tmp_path / "page.md")
+    for rate in table.RATES:
+        put(tmp_path / "second", "0.1-inf-equal", "fedit", rate, table.TUNING_SEED, 4.0)
+    put(tmp_path / "second", "0.1-inf-equal", "fedit", table.RATES[0], 0, 4.0)
+    table.write_page(tmp_path / "second", tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "| fedit | 0.003, an end of the search | 3.000 (1) |" in page
+    assert "| fedit | 0.003, an end of the search | 4.000 (1) |" in page
+    assert "6.000" not in page
+    assert page.count("none ended worse than its base") == 2
+
+
 def test_claims_are_read_from_paired_differences_and_ranks_are_means() -> None:
     reading = script().methods_reading
     rows = [{"method": "fedit", "personal": False, "seeds": [0, 1, 2], "loss": [4.0, 4.2, 4.1]},
