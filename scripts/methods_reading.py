@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from aulait.reporting.comparability import PairedDifference, mean_difference
 
-Figures = Mapping[str, Sequence[dict[str, Any]]]  # cell -> rows, as methods_table.rows gives them
+Figures = Mapping[str, Sequence[Mapping[str, Any]]]  # cell -> rows of methods_table.rows
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ CLAIMS: Final = (
 )
 
 
-def by_seed(rows: Sequence[dict[str, Any]]) -> dict[str, dict[int, float]]:
+def by_seed(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
     """Method -> seed -> held-out loss."""
     return {row["method"]: dict(zip(row["seeds"], row["loss"], strict=True)) for row in rows}
 
@@ -86,6 +86,22 @@ def verdict(gap: PairedDifference) -> str:
     if not gap.told:
         return "cannot be told"
     return "holds here" if gap.mean < 0 else "does not hold here"
+
+
+def in_short(figures: Figures) -> str:
+    """What the cells say in plain words: who leads, who trails, how many claims hold."""
+    shared = [line.split("|")[1].strip() for line in ranks(figures)[2:]]
+    told = [line.rsplit("|", 2)[1].strip() for line in _claim_rows(figures)]
+    count = {word: told.count(word)
+             for word in ("holds here", "does not hold here", "cannot be told")}
+    names = ", ".join(f"`{name}`" for name in shared[:3])
+    last = ", ".join(f"`{name}`" for name in shared[-3:])
+    begun = f"Of the shared adapters {names} have the best mean ranks, {last} the worst. " if (
+        len(shared) >= 6) else ""
+    return (f"**In short.** {begun}Of {sum(count.values())} readings of what papers claim, one for "
+            f"a claim, a rival and a cell, {count['holds here']} hold here, "
+            f"{count['does not hold here']} do not, {count['cannot be told']} cannot be told with "
+            "these seeds.\n")
 
 
 def _claim_rows(figures: Figures) -> Iterator[str]:

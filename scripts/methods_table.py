@@ -17,7 +17,8 @@ methods and protects nobody.
     --only PARTITION,EPSILON,RANKS   some cells: --only 0.1,inf,equal
     --methods NAME,NAME              some methods
     --page FILE                      write the page and its .json from what is there, run nothing;
-                                     what is not there stays as the .json beside the page has it
+                                     what is not there stays as the .json beside the page has it;
+                                     scripts/draw_methods.py then draws the page's figure
 """
 
 from __future__ import annotations
@@ -246,7 +247,9 @@ def write_page(out: Path, page: Path) -> None:
         "where the adapter is of rank 4 in one layer, so that noise does not hide all of them; "
         "in `tasks` each of 85 clients has a task of Super-NaturalInstructions, a draw of about "
         "13 trains in each of 10 rounds, and the loss is of their held-out records. Left out: "
-        + "; ".join(f"`{name}` {why}" for name, why in LEFT_OUT.items()) + ".\n"]
+        + "; ".join(f"`{name}` {why}" for name, why in LEFT_OUT.items()) + ".\n",
+        "![Loss of every method beside FedIT's in every cell](../docs/figures/methods-table.svg)\n",
+        methods_reading.in_short({cell.name: found for cell, found in figures.items() if found})]
     missing = []
     for cell, found in figures.items():
         lacking = sorted({*cell.methods} - {row["method"] for row in found})

@@ -93,6 +93,16 @@ def test_the_figure_of_growth_is_drawn_from_the_numbers_in_results():
         assert f"| {table['exponent']:.2f} | {table['expected']:.0f} |" in page
 
 
+def test_the_map_of_methods_is_drawn_from_the_numbers_in_results(monkeypatch):
+    """python scripts/draw_methods.py writes it again."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    drawing = script("draw_methods")
+    figures = json.loads(drawing.NUMBERS.read_text("utf-8"))
+    assert drawing.FIGURE.read_text("utf-8") == drawing.drawn(figures)
+    page = (ROOT / "results" / "methods-table.md").read_text("utf-8")
+    assert f"](../docs/figures/{drawing.FIGURE.name})" in page
+
+
 def test_the_law_pairs_private_runs_with_those_without_privacy(tmp_path):
     drawing = script("draw_law")
 
