@@ -164,6 +164,26 @@ class FederationConfig(BaseModel):
             return 1.0 / self.cohorts
         return 1.0 if self.sampling == "all" else self.rate
 
+    def part(self, clients: int) -> float:
+        """The part of so many clients that train that takes part in a round, as it is drawn: with
+        "fixed" sampling a whole number of them."""
+        fixed = self.sampling == "fixed" and clients > 0
+        return self.drawn(clients) / clients if fixed else self.share
+
+    def again(self, clients: int) -> tuple[float, float]:
+        """Of a client that takes part in a round: the chance that it did so in the round before;
+        and the chance that any other one did, if this one did.
+
+        Args:
+            clients: how many there are that train.
+        """
+        if self.sampling == "turns":
+            return (1.0, 1.0) if self.cohorts == 1 else (0.0, 0.0)
+        part = self.part(clients)
+        if self.sampling == "fixed" and clients > 1:
+            return part, (part * clients - 1.0) / (clients - 1.0)
+        return part, part
+
 
 def problems(federation: FederationConfig, compute: ComputeConfig, private: bool) -> list[str]:
     """What is wrong with the tiers, one line each."""

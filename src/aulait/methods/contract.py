@@ -15,8 +15,9 @@ their sum, and merges. A method is a module with these names:
 
 ``Method`` is this as a type. What only some methods can is a small type of its own:
 ``PersonalMethod`` (clients keep adapters of their own), ``RecordMethod`` (it says itself what the
-noised steps of its clients are), ``PublicTextMethod`` (it reads public text before its rounds) and
-``ServerSiteMethod`` (a site at the server takes part in every exchange).
+noised steps of its clients are), ``FoldingMethod`` (who missed a round is sent another size),
+``PublicTextMethod`` (it reads public text before its rounds) and ``ServerSiteMethod`` (a site at
+the server takes part in every exchange).
 
 A method whose ``TRAITS.units`` holds "record" also protects single records (or the units of a
 field), and does not know of it: the learner that ``answer`` is then given trains with DP-SGD, and
@@ -204,7 +205,8 @@ class Method(Protocol[ConfigT]):
 
     def travels(self, config: ConfigT, context: RunContext, round: int, client: str,
                 sites: Sequence[str]) -> tuple[int, int]:
-        """Bytes that one client sends and receives in a round in which all of ``sites`` answer."""
+        """Bytes that one client sends and receives in a round in which all of ``sites`` answer;
+        where merges are folded, after a round in which they and this client answered."""
 
 
 # The settings belong to the module that they were read for; a type cannot say which, once the
@@ -232,6 +234,16 @@ class PersonalMethod(Protocol[ConfigT_contra]):
 
         ``final`` says that the run is over.
         """
+
+
+@runtime_checkable
+class FoldingMethod(Protocol[ConfigT_contra]):
+    """A method whose clients are sent the merge of the round before; who missed it is sent
+    another size."""
+
+    def missed_bytes(self, config: ConfigT_contra, context: RunContext, round: int,
+                     client: str) -> int:
+        """Bytes down of a client that did not answer in the round before."""
 
 
 @runtime_checkable

@@ -111,6 +111,12 @@ def travels(config: FedExConfig, context: RunContext, round: int, client: str,
     return factors, factors + base_folding.merge_bytes(context, round, stacked)
 
 
+def missed_bytes(config: FedExConfig, context: RunContext, round: int, client: str) -> int:
+    """Bytes down of a client that missed the round before: the factors, and the whole update."""
+    return (client_update.factor_bytes(context, client)
+            + base_folding.missed_bytes(config, context, round, client))
+
+
 def _moved(context: RunContext, layer: str, theta: Tensors,
            terms: Sequence[tuple[float, ClientUpdate]]) -> tuple[torch.Tensor, torch.Tensor]:
     """How the mean product moved, as factors: s sum p_k B_k A_k - s B diag(q) A, q_j the weight of

@@ -34,6 +34,7 @@ from aulait.core.types import Adapter, Info
 from aulait.methods.contract import RunContext, Server, State
 from aulait.methods.description import Abilities, described
 from aulait.methods.shared import base_folding, client_update, fresh_adapters
+from aulait.methods.shared.base_folding import missed_bytes as missed_bytes
 from aulait.methods.shared.fresh_adapters import answer as answer
 from aulait.methods.shared.fresh_adapters import result as result
 from aulait.methods.shared.per_client import SingleUpdates

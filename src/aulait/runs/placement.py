@@ -26,6 +26,7 @@ from aulait.models.shape import model_shape
 from aulait.resources import cost_model, profiles
 from aulait.resources.capacity import EMBEDDER
 from aulait.resources.cost_model import ModelShape
+from aulait.runs.attendance import Attendance, expected_bytes
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import TierPlan
 from aulait.synthesis.private_evolution import vote_bytes
@@ -35,6 +36,7 @@ from aulait.training.trainer import LocalTraining, draws
 
 NO_SPLIT_DROPOUT = ("adapter.dropout is for training in one place: the server does not know the "
                     "record that decides what is left out")
+_ALIKE = "client"  # the name of one that stands for all
 LOOKED_AT = 50  # clients whose batches are looked at to know how long a row is
 
 
@@ -209,21 +211,23 @@ def _vote(settings: Settings, pool: int) -> tuple[cost_model.Cost, tuple[int, in
 def _travels(facts: PlacementFacts, shapes: Shapes,
              ranks: planner.RanksByLargest) -> Callable[[int], tuple[int, int]]:
     """Rank -> bytes (up, down) of a client's factors in a round by the method's own formula, all
-    clients alike."""
+    clients alike and none of them lost."""
     settings = facts.settings
-    clients = sum(len(own) for own in facts.members.values())
-    part = settings.federation.share
-    names = tuple(f"client-{k}" for k in range(max(1, round(part * clients))))
+    clients = max(1, sum(len(own) for own in facts.members.values()))
+    here, other = settings.federation.again(clients)
 
     @cache
     def travels(rank: int) -> tuple[int, int]:
         own = {layer: value for layer, value in ranks(rank).items() if layer in shapes}
         rounds, adapter = settings.train.rounds, settings.adapter
         context = RunContext(shapes, adapter.rank, adapter.alpha, facts.seeds, rounds,
-                          dict.fromkeys(names, own), adapter.scaling)
+                             {_ALIKE: own}, adapter.scaling)
+        before = Attendance(here, {layer: other * (clients - 1) * value
+                                   for layer, value in own.items()}, (_ALIKE,))
         # the second round stands for all: in the first some methods send less
         round = min(2, max(1, rounds))
-        return settings.method.travels(settings.method_config, context, round, names[0], names)
+        return expected_bytes(settings.method, settings.method_config, context, round, _ALIKE,
+                              before)
 
     return travels
 

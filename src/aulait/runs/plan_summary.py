@@ -130,7 +130,7 @@ def _tier(run: PreparedRun, costs: RoundCosts, votes: VoteCosts,
     up, down = _trained_bytes(run, costs, members) if trains else (0, 0)
     (vote_up, vote_down), (votes_up, votes_down) = (
         (votes.round, votes.run) if voting else ((0, 0), (0, 0)))
-    share = run.settings.federation.share
+    share = run.settings.federation.part(len(run.federation.trainers))
     each = max(1, len(members) * run.settings.train.rounds)
     return {
         "name": tier.name,
@@ -192,7 +192,7 @@ def _machine(costs: RoundCosts, tier: str, trains: bool) -> JsonObject:
 
 
 def _trained_bytes(run: PreparedRun, costs: RoundCosts, members: Sequence[str]) -> tuple[int, int]:
-    """Bytes up and down of all clients of a tier over all rounds, when everybody takes part in
+    """Bytes up and down of all clients of a tier over all rounds, as if everybody took part in
     every one."""
     if run.federation.sites[members[0]].plan.placement == "local":  # follow from ranks alone
         up, down = costs.travelled(members[0])

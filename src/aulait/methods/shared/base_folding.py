@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from aulait.core import lora
@@ -92,6 +93,12 @@ def as_adapter(context: RunContext, state: State) -> Adapter:
         dense_update = torch.zeros(m, n) if whole is None else whole
         factors[layer] = (dense_update, torch.eye(m)) if m <= n else (torch.eye(n), dense_update)
     return Adapter(factors, 1.0, 1)
+
+
+def missed_bytes(config: BaseModel, context: RunContext, round: int, client: str) -> int:
+    """Bytes down of a client that missed the round before: the whole of G, 4 · sum M N; nothing in
+    the first round."""
+    return 0 if round == 1 else 4 * sum(m * n for m, n in context.shapes.values())
 
 
 def merge_bytes(context: RunContext, round: int, rank: Mapping[str, int]) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from aulait.core import lora
 from aulait.core.types import Plan, Profile
@@ -16,6 +17,7 @@ from aulait.methods.contract import RunContext
 from aulait.methods.shared import line_search
 from aulait.resources import cost_model, profiles
 from aulait.resources.capacity import EMBEDDER
+from aulait.runs.attendance import Attendance, expected_bytes
 from aulait.runs.experiment_file import Settings
 from aulait.runs.prepared import Federation, PreparedRun, TierPlan
 from aulait.runs.virtual_time.asynchronous import FilledBuffer, Pace, schedule
@@ -53,8 +55,8 @@ class RoundCosts:
     # -- clients -------------------------------------------------------------------------------
 
     def travelled(self, name: str) -> tuple[int, int]:
-        """Bytes up and down of one local client over all rounds, when everybody takes part in
-        every one."""
+        """Bytes up and down of one local client over all rounds, as if it took part in every
+        one."""
         rounds = range(1, self.settings.train.rounds + 1)
         each = [self._factors(self.context, name, round) for round in rounds]
         return sum(up for up, _ in each), sum(down for _, down in each)
@@ -80,13 +82,39 @@ class RoundCosts:
     def _factors(self, context: RunContext, name: str, round: int) -> tuple[int, int]:
         """Bytes up and down of a client in a round, by the method's own formula."""
         settings = self.settings
-        proxies = (f"proxy-{k:03d}" for k in range(self.proxy_count))
-        everyone = (*self.federation.trainers, *proxies)
-        up, down = settings.method.travels(settings.method_config, context, round, name, everyone)
+        up, down = expected_bytes(settings.method, settings.method_config, context, round, name,
+                                  self._before(name))
         if self._searches:
             more_up, more_down = line_search.travels(up, self.proxy_count > 0)
             return up + more_up, down + more_down
         return up, down
+
+    def _before(self, name: str) -> Attendance:
+        """Who answered the round before: drawn by the run's sampling, and not lost. What a deadline
+        or over-selection leaves out is not foreseen."""
+        here, other = self.settings.federation.again(len(self.federation.trainers))
+        answers, rank_of = self._answers(name), self.context.rank_of(name)
+        stand_ins = self.proxy_count * self.context.rank
+        others = {layer: other * (total - answers * rank_of(layer)) + stand_ins
+                  for layer, total in self._answered_ranks.items()}
+        return Attendance(here * answers, others, self.federation.trainers)
+
+    @cached_property
+    def _answered_ranks(self) -> dict[str, float]:
+        """Layer -> the ranks of all clients that train, each times the chance that it answers when
+        asked."""
+        known = [(self._answers(name), self.context.rank_of(name))
+                 for name in self.federation.trainers]
+        return {layer: sum(answers * rank_of(layer) for answers, rank_of in known)
+                for layer in self.context.shapes}
+
+    def _answers(self, name: str) -> float:
+        """The chance that a client answers when asked."""
+        return 1.0 - self._dropouts.get(self.federation.sites[name].plan.tier, 0.0)
+
+    @cached_property
+    def _dropouts(self) -> dict[str, float]:
+        return {tier.name: tier.dropout for tier in self.settings.federation.tier}
 
     @property
     def _searches(self) -> bool:

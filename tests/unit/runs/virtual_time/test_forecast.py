@@ -13,6 +13,7 @@ from aulait.engines.inline import InlineEngine
 from aulait.methods.contract import Server
 from aulait.resources.devices import measure_device
 from aulait.runs import loop
+from aulait.runs.plan_summary import summarise_plan
 from aulait.runs.prepared import SharedCache
 from aulait.runs.setup import prepare
 from aulait.runs.train_stage import draw_cohort
@@ -30,9 +31,9 @@ def folder(tmp_path_factory):
 
 
 def made(folder, placement="local", **tables):
-    tables = {"adapter": {"rank": 2, "layers": "all"}, "algorithm": {"name": "fedit"}, **tables}
-    tiers = [{"name": "all", "placement": placement, "machine": "laptop"}]
-    return tiny_run.settings(folder, federation={"tier": tiers}, **tables)
+    tables = {"adapter": {"rank": 2, "layers": "all"}, "algorithm": {"name": "fedit"},
+              "federation": {"tier": [{"name": "all", "placement": placement, "machine": "laptop"}]}, **tables}
+    return tiny_run.settings(folder, **tables)
 
 
 @pytest.mark.parametrize("tables", [{}, {"train": {"rounds": 1, "steps": 3, "batch": 3}}, {"adapter": {"rank": 1, "layers": 2}},
@@ -76,3 +77,25 @@ def test_seconds_on_this_machine_are_of_the_right_size(folder, tmp_path):
     result = loop.run(settings, tmp_path / "run", InlineEngine(), cache=CACHE)
     assert time.perf_counter() - started < 60
     assert told["train_s"] / 3 < result["time"]["train_s"] < 3 * told["train_s"]
+
+
+def test_a_plan_of_sparse_rounds_counts_who_missed_the_round_before(folder):
+    """FLoRA of eight clients, 0.4 of them a round and a tenth lost: by hand, the client's own stack and those of others, or the whole."""
+    tier = {"name": "all", "placement": "local", "machine": "laptop", "dropout": 0.1}
+    run = prepare(made(folder, algorithm={"name": "flora"}, federation={"tier": [tier], "sampling": "poisson", "rate": 0.4}), CACHE)
+    sides = sum(m + n for m, n in run.context.shapes.values())
+    whole = sum(m * n for m, n in run.context.shapes.values())
+    seen = 0.4 * 0.9
+    down = round(4 * (seen * 2 * (1 + 7 * 0.4 * 0.9) * sides + (1 - seen) * whole))
+    (told,) = summarise_plan(run)["tiers"]
+    rounds = run.settings.train.rounds
+    assert told["train_down_bytes_round"] == round((rounds - 1) * down / rounds)  # nothing in the first
+    assert told["down_bytes_run"] == round(0.4 * 8 * (rounds - 1) * down)
+
+
+def test_a_fixed_share_is_a_whole_number_of_clients(folder):
+    """A tenth of eight clients is one of them, an eighth."""
+    config = {"tier": [{"name": "all", "placement": "local"}], "sampling": "fixed", "rate": 0.1}
+    run = prepare(made(folder, federation=config), CACHE)
+    (told,) = summarise_plan(run)["tiers"]
+    assert told["up_bytes_run"] == told["train_up_bytes_round"] * run.settings.train.rounds
