@@ -157,6 +157,14 @@ class FederationConfig(BaseModel):
         there are any."""
         return max(1, int(self.rate * clients + 0.5)) if clients else 0
 
+    def planned(self, clients: int) -> int:
+        """For how many of those who train a round's sum is planned: the same in all rounds, or else
+        the noise of one would not take away that of another."""
+        if self.sampling == "turns":
+            return -(-clients // self.cohorts)  # of the largest cohort
+        everybody = self.sampling == "all" and not self.asynchronous
+        return clients if everybody else self.drawn(clients)
+
     @property
     def share(self) -> float:
         """Of the clients that train, how many take part in a round."""

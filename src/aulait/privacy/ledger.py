@@ -167,6 +167,13 @@ class Ledger:
             "never edit it"
         )
         require(line.release == expected, PrivacyError, text)
+        if line.sampling.cohorts is not None:  # the account of a turn is that of one cohort
+            before = next((one.sampling.cohorts for one in self._lines if one.sampling.cohorts),
+                          line.sampling.cohorts)
+            require(line.sampling.cohorts == before, PrivacyError,
+                    f"ledger release {line.release} has {line.sampling.cohorts} cohorts that take "
+                    f"turns after {before}, expected the same in all; restore the file, never "
+                    "edit it")
 
     def _take(self, line: LedgerLine, raw: bytes) -> None:
         """Count a line. One of an earlier version is hashed together with all that were before

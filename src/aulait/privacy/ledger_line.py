@@ -22,6 +22,7 @@ from pydantic import (
 from aulait.core.cohort_turn import CohortTurn
 from aulait.core.errors import PrivacyError, require
 from aulait.privacy.accounting import Event
+from aulait.privacy.banded import Banded
 from aulait.privacy.mechanisms import Relation, Unit, find_mechanism
 
 WholeNumber = Annotated[int, Field(ge=1, strict=True)]
@@ -155,6 +156,10 @@ class LedgerLine(BaseModel):
             math.isclose(self.sigma, self.noise_multiplier * self.sensitivity, rel_tol=1e-9)
             and (self.sampling.kind != "poisson" or mechanism.amplified)
             and (self.steps == 1 or self.unit == "record")
+            and self.sampling.turn in (None, (self.round - 1) % (self.sampling.cohorts or 1))
+            # with fewer cohorts than bands a client's releases would have noise in common
+            and (not isinstance(mechanism, Banded)
+                 or mechanism.band <= (self.sampling.cohorts or 1))
         )
         require(sound, PrivacyError, f"release {self.release} of the ledger contradicts itself, "
                 "expected a sound line; restore the file")

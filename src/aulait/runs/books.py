@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 from aulait.core.errors import PrivacyError, require
 from aulait.core.files import writing
 from aulait.core.units import units
@@ -24,7 +27,8 @@ def open_ledger(run: PreparedRun, folder: RunFolder, progress: Progress) -> Ledg
     with the run from now on, and before anybody is asked.
 
     Raises:
-        PrivacyError: it was cut, deleted or edited, or is another run's.
+        PrivacyError: it was cut, deleted or edited, or is another run's; or the clients are others
+            than when the run began.
     """
     ledger = Ledger(folder.path / "ledger.jsonl")
     if run.settings.privacy.off:
@@ -35,12 +39,26 @@ def open_ledger(run: PreparedRun, folder: RunFolder, progress: Progress) -> Ledg
         require(not is_chained(progress.schema_version), PrivacyError,
                 f"the checkpoint of {folder.path} names no head of the ledger, which is chained; "
                 "restore the run folder from a copy")
+    found = members(run)
+    require(progress.members in ("", found), PrivacyError,
+            f"{folder.path} was begun with other clients, or some of them have another part in it "
+            "now, expected the same, as each has the account of its part; give the data and the "
+            "settings that it was begun with, or begin a new run")
+    progress.members = found
     with writing(folder.path):
         ledger.begin()
     progress.ledger = ledger
     if progress.ledger_head is None:
         progress.save(folder)
     return ledger
+
+
+def members(run: PreparedRun) -> str:
+    """SHA-256, in hexadecimal, of who votes and who trains. A role's account, and that of a cohort
+    that takes turns, hold for the clients that were in it from the first release on: cohorts are
+    dealt by the names of all."""
+    parts = {"vote": sorted(run.federation.voters), "train": sorted(run.federation.trainers)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def check_releases(run: PreparedRun, folder: RunFolder, ledger: Ledger) -> None:

@@ -86,6 +86,8 @@ def _lines(run: PreparedRun, release: PlannedRelease) -> list[schema.LedgerEntry
     config = run.privacy.config
     planned = len(run.federation.voters if release.stage == "synthesis"
                   else run.federation.trainers)
+    if release.rounds_of == "train":
+        planned = run.settings.federation.planned(planned)
     spent = _spent_after(run.privacy, release)
     return [schema.LedgerEntry(
         stage=release.stage, round=round, role=release.role, mechanism=release.mechanism,

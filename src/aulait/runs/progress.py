@@ -73,6 +73,8 @@ class Progress:
             own dictionary once it is bound. Secret, and not saved when the run is done.
         ledger: whose head is saved with the run, once it is bound; None without privacy.
         ledger_head: the head that the checkpoint held; None where it held none.
+        members: what ``books.members`` said of the clients when the run began; empty without
+            privacy, and in a checkpoint of an earlier version.
         schema_version: of the checkpoint that was found; 0 where there was none.
         counted_s: when the seconds were last counted, on the clock of ``time.perf_counter``.
     """
@@ -93,6 +95,7 @@ class Progress:
     personal: dict[str, Adapter] = field(default_factory=dict)
     ledger: Ledger | None = None
     ledger_head: LedgerHead | None = None
+    members: str = ""
     schema_version: int = 0
     counted_s: float = field(default_factory=time.perf_counter)
     noise_state: dict[str, Tensors] = field(default_factory=dict)
@@ -151,7 +154,8 @@ class Progress:
         if self.stage != "done":
             tensors |= {f"noise/{stage}/{name}": t for stage, own in self.noise_state.items()
                         for name, t in own.items()}
-        known = {} if self.ledger is None else {"ledger": self.ledger.head.model_dump()}
+        known = {} if self.ledger is None else {
+            "ledger": self.ledger.head.model_dump(), "members": self.members}
         folder.checkpoint(tensors, {
             **known, "schema_version": SCHEMA_VERSION, "stage": self.stage, "place": self.place,
             "synthesis": self.synthesis.dump() if self.synthesis else None,
@@ -189,5 +193,6 @@ class Progress:
             stopped=held["stopped"], memory=client_state.unpacked(tensors, held["memory"]),
             at_work=client_state.unpacked(tensors, held.get("at_work", {}), AT_WORK),
             ledger_head=None if head is None else LedgerHead.read(head, "the checkpoint"),
+            members=held.get("members", ""),
             schema_version=held.get("schema_version", 1),
             noise_state=noise)

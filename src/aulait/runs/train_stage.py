@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -229,18 +228,16 @@ def draw_cohort(run: PreparedRun, round: int, represented: Mapping[str, float],
     """
     config, settings, seeds = run.settings.federation, run.settings, run.context.seeds
     names = run.federation.trainers
-    drawn, planned, rate = everyone(names), len(names), 1.0
+    drawn, planned, rate = everyone(names), config.planned(len(names)), 1.0
     turn = CohortTurn.of_round(round, config.cohorts)
     if turn is not None:
         drawn = cohort_of_turn(names, turn, seeds)
-        # one number for all rounds, or else one would not take away the other's noise
-        planned = len(drawn) if settings.privacy.secure else math.ceil(config.share * len(names))
+        planned = len(drawn) if settings.privacy.secure else planned
     if config.sampling == "poisson":
         drawn = poisson_sample(names, config.rate, seeds, round, secret=not settings.privacy.off)
-        rate, planned = config.rate, config.drawn(len(names))
+        rate = config.rate
     available = clock.present(drawn, "train", round) if clock else drawn
     if config.sampling == "fixed":
-        planned = config.drawn(len(names))
         more = round_half(planned * (1 + settings.compute.over_selection))
         drawn = available = fixed_sample(available, min(more, len(available)), seeds, round)
     cohort = replace(_cohort(run, round, represented), local=available, planned=planned,

@@ -9,6 +9,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from scipy import stats
 from tests import tiny_run
 from tests.oracle import correlated_noise as oracle
@@ -21,7 +24,7 @@ from aulait.core.seeds import Seeds
 from aulait.core.types import ClientUpdate
 from aulait.engines.inline import InlineEngine
 from aulait.privacy import noise as noise_module
-from aulait.privacy.accounting import Accountant, Event, calibrate, epsilon
+from aulait.privacy.accounting import Accountant, Event, calibrate, epsilon, of_worst_turn
 from aulait.privacy.aggregator import KnownSites, PrivateAggregator, Release
 from aulait.privacy.banded import Banded
 from aulait.privacy.config import PrivacyConfig
@@ -33,6 +36,7 @@ from aulait.privacy.plan import PlannedRelease, ReleaseSchedule, plan_privacy
 from aulait.runs import loop
 from aulait.runs.noise_choices import noise_choices
 from aulait.runs.plan_summary import summarise_plan
+from aulait.runs.planned_run import planned_run
 from aulait.runs.prepared import SharedCache
 from aulait.runs.privacy_audit import audit
 from aulait.runs.progress import Progress
@@ -72,6 +76,34 @@ def test_sensitivity_and_noise_are_those_of_dense_matrices(cohorts, times):
         oracle.noise_of_the_sum(dense) * np.linalg.norm(dense[:, 0]), 1e-5)
     root = oracle.square_root(rounds)
     assert np.allclose(root @ root, np.tril(np.ones_like(root)))
+
+
+@settings_of_hypothesis(max_examples=60, deadline=None)
+@given(cohorts=st.integers(1, 9), rounds=st.integers(1, 30))
+def test_no_cohort_moves_the_queries_by_more_than_it_is_charged_for(cohorts, rounds):
+    """Whatever the rounds: fewer than bands, or no multiple of the cohorts."""
+    mechanism, dense = Banded(cohorts), oracle.banded(rounds, cohorts)
+    for first in range(min(cohorts, rounds)):
+        own = np.arange(first, rounds, cohorts)
+        charged = mechanism.sensitivity(1.0, "zero-out") * math.sqrt(len(own))
+        gram = dense[:, own].T @ dense[:, own]
+        assert np.array_equal(gram, np.diag(np.diag(gram)))  # no sign or direction matters
+        assert math.sqrt(np.trace(gram)) <= charged * (1 + 1e-5)
+    spread = oracle.noise_of_the_sum(dense) * mechanism.length
+    assert mechanism.whole_run(rounds) == pytest.approx(spread, 1e-5)
+    schedule = ReleaseSchedule(stage="train", rounds=rounds, role="local", mechanism="gaussian",
+                               cohorts=cohorts)
+    assert max(Counter(round % cohorts for round in range(rounds)).values()) == (
+        schedule.participations)
+    assert sum(of_worst_turn(schedule.all_events(2.0)).values()) == schedule.participations
+
+
+def test_one_band_is_independent_noise_and_remembers_nothing():
+    x, state = drawn(Banded(1), 3, SeededNoise(2), 40, 1.3)
+    for t in range(3):
+        assert torch.equal(x[t] * grid(1.3), SeededNoise(2).at(t + 1).gaussian((40,), 1.3))
+    assert not state["past/w"].numel()
+    assert Banded(1).sensitivity(0.7, "replace") == pytest.approx(1.4)
 
 
 def drawn(mechanism, rounds, source, size=1, sigma=1.0):
@@ -367,6 +399,61 @@ def test_ledger_lines_hold_whose_turn_it_was_and_nothing_impossible():
     written = json.loads(ledger.lines[0].encoded())
     assert written["sampling"] == {"kind": "turns", "turn": 0, "cohorts": 3}
     for wrong in ({"kind": "turns"}, {"kind": "all", "turn": 0, "cohorts": 3},
-                  {"kind": "turns", "turn": 3, "cohorts": 3}, {"kind": "turns", "turn": 0}):
+                  {"kind": "turns", "turn": 3, "cohorts": 3}, {"kind": "turns", "turn": 0},
+                  {"kind": "turns", "turn": 1, "cohorts": 3},  # it is the first cohort's
+                  {"kind": "turns", "turn": 0, "cohorts": 2}, {"kind": "all"}):  # three bands
         with pytest.raises(PrivacyError):
             type(ledger.lines[0]).model_validate(written | {"sampling": wrong})
+
+
+def test_a_ledger_holds_turns_of_one_number_of_cohorts():
+    """Else one client could pay under two numbers."""
+    two, three = Ledger(None), Ledger(None)
+    let_out(through(two)[0], 1, cohorts=2)
+    let_out(through(three)[0], 1)
+    let_out(through(three)[0], 2)
+    with pytest.raises(PrivacyError, match="3 cohorts that take turns after 2"):
+        two.append(three.lines[1])
+
+
+def test_a_run_goes_on_with_its_own_clients_alone(data, shared, monkeypatch):
+    """Cohorts are dealt by the names of all: with one more client many would change theirs, and
+    be charged under two numbers."""
+    own = settings(data, noise_multiplier=2.0)
+    saved, real = [], Progress.save
+
+    def save(progress, folder):
+        real(progress, folder)
+        if progress.state is not None and progress.state.round == 2 and not saved:
+            saved.append(2)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(own, data / "run", InlineEngine(), cache=tiny_run.fresh(shared))
+    rows = (data / "data.jsonl").read_text()
+    more = [json.dumps({"client": "a", "text": f"Text {k}."}) + "\n" for k in range(4)]
+    (data / "data.jsonl").write_text(rows + "".join(more))
+    with pytest.raises(PrivacyError, match="other clients"):
+        loop.run(own, data / "run", InlineEngine(), resume=True)
+    (data / "data.jsonl").write_text(rows)
+    loop.run(own, data / "run", InlineEngine(), resume=True)
+    assert [line.round for line in Ledger(data / "run" / "ledger.jsonl").lines] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("federation", [
+    TURNS, TURNS | {"cohorts": 3}, TURNS | {"sampling": "poisson", "cohorts": 1, "rate": 0.5}])
+def test_the_plan_has_the_lines_that_the_run_writes(data, shared, federation):
+    """But for hashes, times, and the epsilon of every line but the last. 8 clients are 2 cohorts,
+    or 3 of unequal sizes, in 4 rounds."""
+    own = tiny_run.settings(
+        data, federation=federation, train={"rounds": 4, "steps": 1}, privacy=PROMISE | {
+            "delta": 1e-3, "epsilon": 6.0,
+            "mechanism": "banded" if federation["cohorts"] > 1 else "gaussian"},
+        evaluate={"records_per_client": 1, "every": 9})
+    planned = planned_run(prepare(own, shared), data / "data.jsonl").run.ledger
+    loop.run(own, data / "run", InlineEngine(), cache=tiny_run.fresh(shared))
+    made = Ledger(data / "run" / "ledger.jsonl").lines
+    for line, entry in zip(made, planned, strict=True):
+        told = entry.model_dump(exclude_none=True, exclude={"epsilon", "release", "time"})
+        assert {**json.loads(line.encoded()), **told} == json.loads(line.encoded())
