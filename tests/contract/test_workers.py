@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tests import tiny_run
 from tests.closeness import assert_same_adapters
@@ -15,6 +16,7 @@ from tests.tiny_bases import write
 from aulait.core.errors import ConfigError, DeviceError
 from aulait.engines.inline import InlineEngine
 from aulait.engines.workers.process_worker import ProcessWorker
+from aulait.engines.workers.spread_learner import SpreadLearner
 from aulait.runs import loop
 from aulait.runs.prepared import SharedCache
 from aulait.runs.progress import Observer
@@ -27,6 +29,7 @@ PRIVATE = {
     "noise_seed": 3,
 }
 PRIVACY = {"off": {"off": True}, "noise": PRIVATE}
+RECORDS = PRIVATE | {"unit": "record"}
 
 
 class LastingEngine(InlineEngine):
@@ -93,6 +96,48 @@ def test_two_workers_give_the_adapter_of_one(method, privacy, place, shared, eng
         else [[], []]
     )
     assert [line["sigma"] for line in ledgers[1]] == [line["sigma"] for line in ledgers[0]]
+
+
+@pytest.mark.parametrize(
+    ("method", "privacy"),
+    [
+        ("fedit", RECORDS),
+        ("cores", RECORDS),
+        ("dplora", RECORDS),
+        ("ffa", RECORDS | {"trust": "secure"}),
+        ("dplora", {"off": True}),
+    ],
+)
+def test_steps_that_protect_records_are_those_of_one_process_to_the_bit(
+    method, privacy, place, shared, engine, tmp_path, monkeypatch
+):
+    """Workers clip and sum; draws, noise and ledger stay with the run, which alone writes it."""
+    asked = []
+    make = SpreadLearner.unit_sums
+    monkeypatch.setattr(
+        SpreadLearner, "unit_sums", lambda self, works: (asked.extend(works), make(self, works))[1]
+    )
+    steps = 1 if "trust" in privacy else 2
+    tables = {
+        "algorithm": {"name": method},
+        "privacy": privacy,
+        "train": {"rounds": 2, "rows_at_once": 2, "steps": steps},  # passes that cannot be divided
+    }
+    one = loop.run(experiment(place, 1, **tables), tmp_path / "one", InlineEngine(), cache=shared)
+    assert not asked
+    two = loop.run(experiment(place, 2, **tables), tmp_path / "two", engine, cache=shared)
+    assert any(len(work.units) > 1 for work in asked)
+    wanted = adapter(tmp_path / "one")
+    if "off" in privacy:  # no grid, so that sums of parts are equal to rounding alone
+        assert_same_adapters(adapter(tmp_path / "two"), wanted)
+    else:
+        found = adapter(tmp_path / "two")
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        ledgers = [tiny_run.lines(tmp_path, "ledger.jsonl", name) for name in ("one", "two")]
+        assert [line["sigma"] for line in ledgers[1]] == [line["sigma"] for line in ledgers[0]]
+        assert ledgers[0]
+    assert two["privacy"].get("epsilon") == one["privacy"].get("epsilon")
+    assert two["eval"]["loss"] != two["base_eval"]["loss"]
 
 
 def test_a_worker_that_dies_is_one_line_and_the_run_goes_on_with_fewer(

@@ -93,6 +93,18 @@ def test_the_figure_of_growth_is_drawn_from_the_numbers_in_results():
         assert f"| {table['exponent']:.2f} | {table['expected']:.0f} |" in page
 
 
+def test_the_figure_of_peers_is_drawn_from_the_numbers_in_results():
+    """python scripts/draw_peers.py writes it again."""
+    drawing = script("draw_peers")
+    found = json.loads(drawing.NUMBERS.read_text("utf-8"))
+    cases = [case for key in drawing.KEYS for case in found[key]]
+    assert drawing.FIGURE.read_text("utf-8") == drawing.drawn(cases)
+    page = (ROOT / "results" / "bench-simulate.md").read_text("utf-8")
+    assert f"](../docs/figures/{drawing.FIGURE.name})" in page
+    for case in cases:
+        assert f"| {case['ratio_to_loop']:.2f} |" in page
+
+
 def test_the_map_of_methods_is_drawn_from_the_numbers_in_results(monkeypatch):
     """python scripts/draw_methods.py writes it again."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))

@@ -497,9 +497,6 @@ def _check_workers(settings: Settings) -> list[str]:
          "model.device_map, which spreads one base over all devices; remove one of the two"),
         (":" in model.device or model.device == "mps",
          f"model.device = '{model.device}', which is one device; use 'auto', 'cpu' or 'cuda'"),
-        (settings.privacy.protects_records,
-         "privacy.unit = 'record', whose noise is in the steps of a site; use engine.name = "
-         "'inline' with workers = 1"),
     ]
     return [f"{told} {text}" for wrong, text in cases if wrong]
 

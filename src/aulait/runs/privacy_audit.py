@@ -40,12 +40,8 @@ from aulait.privacy.record_level import PRIVATE, VOTES, SiteNoise
 from aulait.privacy.secure.local_round import begin_round
 from aulait.synthesis.embedding import votes
 from aulait.synthesis.unit_votes import noised_votes
-from aulait.training.record_gradients import (
-    PrivateTraining,
-    batches,
-    clipped_units,
-    noised_steps,
-)
+from aulait.training.record_gradients import PrivateTraining, batches, noised_steps
+from aulait.training.unit_sums import clipped_units
 
 TOGETHER: Final = 64  # canaries of one federation
 FULL, QUICK = 32_768, 4096
@@ -254,7 +250,8 @@ def _steps_of_a_site(release: PlannedRelease, there: Sequence[bool]) -> Tensor:
     for _ in range(release.rounds):
         for batch in batches(work):
             drawn = (gradients[int(unit[0].text)] for unit in batch)
-            seen.append(noised_steps(clipped_units(drawn, count, work), work, source)
+            seen.append(noised_steps(clipped_units(drawn, count, work.clip, work.sigma), work,
+                                     source)
                         / release.bound)
     if rate == 1.0:
         return torch.stack(seen).sum(0) / (z * math.sqrt(len(seen)))

@@ -22,11 +22,14 @@ from aulait.privacy.mechanisms import DISTRIBUTED_RECORDS
 from aulait.privacy.record_level import SiteNoise
 from aulait.training.record_gradients import (
     Mode,
+    PrivateSteps,
     PrivateTraining,
-    summed_gradients,
-    train_privately,
+    in_step,
+    private_steps,
+    summing_steps,
 )
 from aulait.training.trainer import Advance, Learner, LocalTraining, Trained
+from aulait.training.unit_sums import UnitSum, UnitSummer, UnitSumWork, sum_units
 
 MODES: Final[dict[str, Mode]] = {"dp-sgd": "records", "gaussian-batch": "batch",
                                  DISTRIBUTED_RECORDS: "records"}
@@ -50,29 +53,43 @@ class RecordLearner(Learner):
         self.base, self.config, self.encode = learner.base, learner.config, learner.encode
         self.dropout = learner.dropout
         self.noise = noise
+        # who makes the sums where several processes do; a batch clipped as a whole is one pass
+        self._summer = (learner if isinstance(learner, UnitSummer)
+                        and MODES[noise.mechanism] == "records" else None)
 
     def train(self, training: Sequence[LocalTraining],
               advance: Advance | None = None) -> list[Trained]:
-        """As ``Learner.train``, one site after the other.
+        """As ``Learner.train``: one site after the other, or all sites a step at a time where
+        several processes make the sums. Each site is trained as if it were alone.
 
         Raises:
             DataError: a site has no records.
             PrivacyError: a loss has a penalty, which the steps do not know.
         """
-        done = []
         for own in training:
             require(own.penalty is None and own.drift is None, PrivacyError,
                     "a penalty or a drift beside the loss found, expected none where single "
                     "records are protected; use another method, or privacy.unit = 'client'")
-            done.append(self._trained(own))
+        if self._summer is not None:
+            done = in_step([self._steps(own) for own in training], self._summer.unit_sums)
+            if advance is not None:
+                advance(len(training))
+            return done
+        done = []
+        for own in training:
+            with own.prepared(self.base):
+                done += in_step([self._steps(own)], self._sums_here)
             if advance is not None:
                 advance(1)
         return done
 
-    def _trained(self, own: LocalTraining) -> Trained:
+    def _sums_here(self, asked: Sequence[UnitSumWork]) -> list[UnitSum]:
+        """The sums, made by this process on the base as it is."""
+        return [sum_units(self, own) for own in asked]
+
+    def _steps(self, own: LocalTraining) -> PrivateSteps[Trained]:
         """The steps of one site."""
-        with own.prepared(self.base):
-            return train_privately(self, self._work(own, own.records))
+        return private_steps(self, self._work(own, own.records))
 
     def _work(self, own: LocalTraining, records: Sequence[Record]) -> PrivateTraining:
         """What is asked of a site, within what is accounted."""
@@ -84,7 +101,8 @@ class RecordLearner(Learner):
             mode=MODES[noise.mechanism], clip=noise.clip, sigma=noise.sigma, seed=own.seed,
             # the seed of the batches is one of the site and the round, so this is too
             noise_seed=None if seed is None else Seeds(seed).integer("steps", own.seed),
-            most=noise.most_rate, turn=own.turn, smoothing=own.smoothing)
+            most=noise.most_rate, turn=own.turn, smoothing=own.smoothing, fold=own.fold,
+            basis=own.basis)
 
 
 class PrivateLearner(RecordLearner):
@@ -108,7 +126,7 @@ class PrivateLearner(RecordLearner):
                   for number in range(len(self._units[site.name])))
         return replace(site, train=tuple(places), holdout=())
 
-    def _trained(self, own: LocalTraining) -> Trained:
+    def _steps(self, own: LocalTraining) -> PrivateSteps[Trained]:
         """The steps of one site, on the units of the places that the method names."""
         name, chosen = self._chosen(own.records)
         require(name not in self._trained_sites, PrivacyError,
@@ -117,15 +135,14 @@ class PrivateLearner(RecordLearner):
         self._trained_sites.add(name)
         records = tuple(record for unit in chosen for record in unit)
         work = self._work(own, records)
-        with own.prepared(self.base):
-            done = self._carried_out(name, work)
+        done = yield from self._carried_out(name, work)
         # Loss, norm and true tokens carry no noise; the number of tokens at most is public.
         tokens = math.ceil(work.steps * work.expected) * self.base.config.context
         return replace(done, loss=math.nan, tokens=tokens, updates=math.nan)
 
-    def _carried_out(self, name: str, work: PrivateTraining) -> Trained:
+    def _carried_out(self, name: str, work: PrivateTraining) -> PrivateSteps[Trained]:
         """The steps of the site of that name."""
-        return train_privately(self, work)
+        return private_steps(self, work)
 
     def _chosen(self, places: Sequence[Record]) -> tuple[str, list[RecordGroup]]:
         """A site's name and the units of its places."""
@@ -149,12 +166,12 @@ class SummingLearner(PrivateLearner):
         super().__init__(learner, noise, sites)
         self._sums: dict[str, Tensors] = {}
 
-    def _carried_out(self, name: str, work: PrivateTraining) -> Trained:
+    def _carried_out(self, name: str, work: PrivateTraining) -> PrivateSteps[Trained]:
         """The sum of one batch, kept; the factors as they were sent."""
         trained = [FactorName(layer, factor) for layer in work.start.factors
                    for factor in work.trainable_at(0).factors]
-        self._sums[name] = {str(factor): part for factor, part in zip(
-            trained, summed_gradients(self, work), strict=True)}
+        parts = yield from summing_steps(self, work)
+        self._sums[name] = {str(factor): part for factor, part in zip(trained, parts, strict=True)}
         return Trained(work.start, math.nan, 0, math.nan)
 
     def sum_of(self, name: str, update: Tensors) -> Tensors:

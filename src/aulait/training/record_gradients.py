@@ -1,16 +1,11 @@
 """Local LoRA steps of one site that protect its units: DP-SGD, DP-LoRA's own rule, and their
 controls.
 
-A unit is one record, or all records of one value of ``privacy.unit_field`` (``core.units``). The
-gradient of a unit is the sum of the gradients of its records, each computed in a pass of its own,
-without padding and with float32 weights. So it is a function of the unit, the factors and the
-machine, and of no other record: in a common pass, padding and the shapes of the kernels let records
-move one another's last digits, and a hostile start can blow these up beyond the bound.
-
-The gradient of a unit is clipped to C in float64, rounded toward zero onto the public grid of the
-noise and added; such sums are exact, so a unit more or less moves the sum by at most C
-(``aulait.privacy.noise``). The optimiser, float32, sees only the noised sum. Only the rule of
-DP-LoRA, which clips a batch as a whole and counts on nothing else, reads records in common passes.
+A unit is one record, or all records of one value of ``privacy.unit_field`` (``core.units``). A unit
+more or less moves the sum of a step's clipped gradients by at most C (``training.unit_sums``).
+Draws and noise are made here, in the site's or the run's own process, whoever makes the sums. The
+optimiser, float32, sees only the noised sum. Only the rule of DP-LoRA, which clips a batch as a
+whole and counts on nothing else, reads records in common passes.
 
 Everything a site has after its steps is a function of the start, public numbers, and noised sums. A
 record whose gradient is not finite counts as a zero gradient; an empty batch still gets its noise.
@@ -26,17 +21,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from aulait.core.errors import DataError, PrivacyError, require
 from aulait.core.factors import Trainable
-from aulait.core.types import Adapter, Record
+from aulait.core.types import Adapter, Record, Tensors
 from aulait.core.units import RecordGroup, units
 from aulait.privacy import clipping as clip
 from aulait.privacy.noise import SeededNoise, SystemNoise, toward_zero
@@ -47,8 +42,11 @@ from aulait.training.batches import collate
 from aulait.training.smoothing import smoothed
 from aulait.training.stacked import Stack
 from aulait.training.trainer import Learner, Trained, in_turns, optimizer_of
+from aulait.training.unit_sums import SumUnits, UnitSum, UnitSumWork, sum_units
 
 Mode = Literal["records", "batch"]
+T = TypeVar("T")
+PrivateSteps = Generator[UnitSumWork, UnitSum, T]
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,8 @@ class PrivateTraining:
             accounted.
         turn: as of ``LocalTraining``; a step clips and noises the factors that it trains.
         smoothing: as of ``LocalTraining``, of the noised sum.
+        fold: as of ``LocalTraining``, for those who make sums elsewhere.
+        basis: likewise.
 
     Raises:
         PrivacyError: noise without a finite bound, or a number outside its range.
@@ -93,6 +93,8 @@ class PrivateTraining:
     most: float = 1.0
     turn: int | None = None
     smoothing: float = 0.0
+    fold: Tensors | None = None
+    basis: Mapping[str, tuple[Tensor, Tensor]] | None = None
 
     def trainable_at(self, step: int) -> Trainable:
         """The factors that a step trains, counted from 0."""
@@ -130,7 +132,15 @@ class PrivateTraining:
 
 
 def train_privately(learner: Learner, work: PrivateTraining) -> Trained:
-    """The site's steps.
+    """The site's steps, all of them here; ``private_steps`` says the rest. The base holds the fold
+    and has the basis already."""
+    return in_step([private_steps(learner, work)],
+                   lambda asked: [sum_units(learner, own) for own in asked])[0]
+
+
+def private_steps(learner: Learner, work: PrivateTraining) -> PrivateSteps[Trained]:
+    """The site's steps. They ask for every sum of clipped gradients that they need and are sent it;
+    who is in a batch is drawn here, and noise is added here.
 
     Returns:
         The adapter, protected as far as ``PrivateTraining.private`` says; loss (mean over steps
@@ -147,7 +157,10 @@ def train_privately(learner: Learner, work: PrivateTraining) -> Trained:
     step = _RecordSteps(live) if work.mode == "records" else _BatchStep(live)
     losses, tokens, norms = [], 0, 0.0
     for number, batch in enumerate(batches(work)):
-        loss, count, norm = step(number, batch)
+        if isinstance(step, _RecordSteps):
+            loss, count, norm = step(number, (yield step.asked(number, batch)))
+        else:
+            loss, count, norm = step(number, batch)
         losses += [loss] if batch else []
         tokens, norms = tokens + count, norms + norm
     done = {name: (a.detach().cpu().clone(), b.detach().cpu().clone())
@@ -155,6 +168,27 @@ def train_privately(learner: Learner, work: PrivateTraining) -> Trained:
     mean = sum(losses) / len(losses) if losses else math.nan
     return Trained(work.start.holding(done), mean, tokens,
                    norms / work.steps)
+
+
+def in_step(sites: Sequence[PrivateSteps[T]], sums: SumUnits) -> list[T]:
+    """What several sites come to whose steps are made side by side: the sums that they need for
+    their next steps are asked for together.
+
+    Args:
+        sites: their steps.
+        sums: gives the sums.
+    """
+    found: dict[int, T] = {}
+    sent: dict[int, UnitSum | None] = dict.fromkeys(range(len(sites)))
+    while sent:
+        asked: dict[int, UnitSumWork] = {}
+        for site, own in sent.items():
+            try:
+                asked[site] = next(sites[site]) if own is None else sites[site].send(own)
+            except StopIteration as done:
+                found[site] = done.value
+        sent = dict(zip(asked, sums(list(asked.values())), strict=True)) if asked else {}
+    return [found[site] for site in range(len(sites))]
 
 
 def _live(learner: Learner, work: PrivateTraining, noise: NoiseSource) -> _LiveFactors:
@@ -175,19 +209,23 @@ def _live(learner: Learner, work: PrivateTraining, noise: NoiseSource) -> _LiveF
     return _LiveFactors(learner, work, factors, leaves, noise)
 
 
-def summed_gradients(learner: Learner, work: PrivateTraining) -> tuple[Tensor, ...]:
+def summing_steps(learner: Learner,
+                  work: PrivateTraining) -> PrivateSteps[tuple[Tensor, ...]]:
     """The exact sum of the clipped gradients of one secret batch of the site's units, on the grid
-    of the noise: one unit more moves it by at most C. Float64, one tensor for each trained factor,
-    layer by layer, A before B; sensitive until noise has been added.
+    of the noise: one unit more moves it by at most C. It is asked for as in ``private_steps``.
+
+    Returns:
+        Float64, one tensor for each trained factor, layer by layer, A before B; sensitive until
+        noise has been added.
 
     Raises:
         DataError: the site has no records.
         PrivacyError: the base's weights are not float32 or are quantised, though there is noise.
     """
     live = _live(learner, work, SeededNoise(0))  # of which nothing is drawn
-    total, _, _ = _RecordSteps(live).clipped_sum(batches(work)[0])
+    found = yield _RecordSteps(live).asked(0, batches(work)[0])
     leaves = live.trained(0)
-    parts = torch.split(total, [leaf.numel() for leaf in leaves])
+    parts = torch.split(found.total, [leaf.numel() for leaf in leaves])
     return tuple(part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True))
 
 
@@ -242,64 +280,6 @@ def gradients(learner: Learner, start: Adapter, records: Sequence[Record],
 
 
 @dataclass(frozen=True)
-class UnitGradient:
-    """What one unit says of the factors; sensitive.
-
-    Attributes:
-        vector: gradients of all trained factors, one behind the other, summed over the unit's
-            records; float64, CPU. Zeros where it is not finite.
-        losses: of its records, nats a token.
-        tokens: read.
-    """
-
-    vector: Tensor
-    losses: list[float]
-    tokens: int
-
-
-def unit_gradient(learner: Learner, stack: Stack, unit: RecordGroup,
-                  at: tuple[int, int] = (0, 0)) -> UnitGradient:
-    """The gradient of the sum over a unit's records of their mean loss over tokens.
-
-    Every record has a pass of its own, so that nothing here depends on another unit.
-
-    Args:
-        learner: from ``_alone``.
-        stack: the factors, one copy.
-        unit: its records.
-        at: the seed of the training and the step, which with the record decide what dropout leaves
-            out of it.
-    """
-    total = torch.zeros(sum(leaf.numel() for leaf in stack.leaves), dtype=torch.float64)
-    losses: list[float] = []
-    tokens = 0
-    for record in unit:
-        rows = collate(learner.base, learner.encode, [record])
-        loss, count = learner.losses(rows, stack, 1, learner.masks([(*at, record)]))
-        if int(count):
-            found = torch.autograd.grad(loss.sum(), stack.leaves, allow_unused=True,
-                                        materialize_grads=True)
-            total += torch.cat([g.reshape(-1) for g in found]).to("cpu", torch.float64)
-        losses.append(float(loss.detach()))
-        tokens += int(count)
-    return UnitGradient(total if bool(total.isfinite().all()) else torch.zeros_like(total), losses,
-                        tokens)
-
-
-def _alone(learner: Learner) -> Learner:
-    """The learner without anything that lets sequences be read in company.
-
-    On an accelerator, the states of leading blocks that a base remembers may have been computed for
-    several sequences together.
-    """
-    if learner.base.device.type == "cpu":
-        return learner
-    alone = Learner(replace(learner.base, prefix=None), learner.config, learner.dropout)
-    alone.encode = learner.encode
-    return alone
-
-
-@dataclass(frozen=True)
 class _LiveFactors:
     """The site's factors while they train, and how to read gradients off them.
 
@@ -335,21 +315,6 @@ class _LiveFactors:
         return noised_steps(total, self.work, self.noise)
 
 
-def clipped_units(vectors: Iterable[Tensor], numbers: int, work: PrivateTraining) -> Tensor:
-    """The exact sum of units' clipped gradients on the grid of the noise: one unit more moves it by
-    at most C.
-
-    Args:
-        vectors: a gradient of each unit, float64.
-        numbers: of each vector.
-        work: the bound and the noise.
-    """
-    total = torch.zeros(numbers, dtype=torch.float64)
-    for vector in vectors:
-        total += toward_zero(clip.clip_vector(vector, work.clip), grid(work.sigma))
-    return total
-
-
 def noised_steps(total: Tensor, work: PrivateTraining, noise: NoiseSource) -> Tensor:
     """A step's sum, which lies on the grid, with its noise, which does too."""
     return total + noise.gaussian(tuple(total.shape), work.sigma)
@@ -361,42 +326,26 @@ class _RecordSteps:
 
     def __init__(self, live: _LiveFactors) -> None:
         self._live = live
-        self._learner = _alone(live.learner)
         self._optimizer = optimizer_of(live.leaves, live.learner.config, live.work.lr)
 
-    def __call__(self, number: int,
-                 batch: Sequence[RecordGroup]) -> tuple[float, int, float]:
-        """One step, counted from 0."""
+    def asked(self, number: int, batch: Sequence[RecordGroup]) -> UnitSumWork:
+        """The sum that a step needs, counted from 0."""
+        work = self._live.work
+        return UnitSumWork(self._live.adapter, work.trainable_at(number), batch, work.clip,
+                           work.sigma, (work.seed, number), work.fold, work.basis)
+
+    def __call__(self, number: int, found: UnitSum) -> tuple[float, int, float]:
+        """The step, given that sum: it gets its noise here."""
         live = self._live
-        total, losses, tokens = self.clipped_sum(batch, number)
-        mean = live.noised(total) / live.work.expected
+        mean = live.noised(found.total) / live.work.expected
         leaves = live.trained(number)
         parts = torch.split(mean, [leaf.numel() for leaf in leaves])
         for leaf, part in zip(leaves, parts, strict=True):
             leaf.grad = smoothed(part.view(leaf.shape), live.work.smoothing).to(leaf)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return sum(losses) / max(1, len(losses)), tokens, float(total.norm())
-
-    def clipped_sum(self, batch: Sequence[RecordGroup],
-                    number: int = 0) -> tuple[Tensor, list[float], int]:
-        """The exact sum of the clipped gradients of these units, on the grid of the noise; losses
-        of their records; tokens. One unit more moves the sum by at most C."""
-        work = self._live.work
-        stack = Stack.of([self._live.adapter], work.trainable_at(number),
-                         self._learner.base.device)
-        numbers = sum(leaf.numel() for leaf in stack.leaves)
-        losses: list[float] = []
-        tokens: list[int] = []
-
-        def vectors() -> Iterator[Tensor]:  # one in memory at a time
-            for unit in batch:
-                own = unit_gradient(self._learner, stack, unit, (work.seed, number))
-                losses.extend(own.losses)
-                tokens.append(own.tokens)
-                yield own.vector
-
-        return clipped_units(vectors(), numbers, work), losses, sum(tokens)
+        losses = found.losses
+        return sum(losses) / max(1, len(losses)), found.tokens, float(found.total.norm())
 
 
 class _BatchStep:

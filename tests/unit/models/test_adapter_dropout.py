@@ -25,10 +25,11 @@ from aulait.models.adapter_dropout import AdapterDropout, layer_number
 from aulait.models.loading import AdapterConfig
 from aulait.runs import setup
 from aulait.runs.prepared import SharedCache
-from aulait.training.record_gradients import gradients, unit_gradient
+from aulait.training.record_gradients import gradients
 from aulait.training.row_keys import row_keys
 from aulait.training.stacked import Stack
 from aulait.training.trainer import Learner, LocalTraining, TrainConfig, draws
+from aulait.training.unit_sums import unit_gradient
 
 RATE = 0.3
 

@@ -28,9 +28,10 @@ from aulait.privacy.aggregator import KnownSites, PrivateAggregator, Release
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
-from aulait.training import record_gradients
-from aulait.training.record_gradients import PrivateTraining, UnitGradient, train_privately
+from aulait.training import record_gradients, unit_sums
+from aulait.training.record_gradients import PrivateTraining, train_privately
 from aulait.training.trainer import Learner, TrainConfig
+from aulait.training.unit_sums import UnitGradient
 
 DELTA = 1e-5
 SECRET = random.SystemRandom()
@@ -103,7 +104,7 @@ def of_a_site(claimed: float, rounds: int, rate: float, noise: SystemNoise, base
             vector[place] = 1e6 if there or place != CANARY else 0.0
             return UnitGradient(vector, [1.0], 1)
 
-        monkeypatch.setattr(record_gradients, "unit_gradient", given)
+        monkeypatch.setattr(unit_sums, "unit_gradient", given)
         total = 0.0
         for _ in range(rounds):
             one = PrivateTraining(start=start, records=some, trainable=Trainable.B, steps=1,

@@ -26,7 +26,7 @@ from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SystemNoise
 from aulait.privacy.noise_grid import grid
-from aulait.training import record_gradients
+from aulait.training import record_gradients, unit_sums
 from aulait.training.record_gradients import PrivateTraining, train_privately
 from aulait.training.trainer import Learner, TrainConfig
 
@@ -116,9 +116,8 @@ class AttackedSite:
         some = records(17)
         self.data = (some[:16], (*some[:15], some[16])) if self.literal else (some[:1], some[:2])
         known: dict[object, object] = {}
-        for name in ("unit_gradient", "gradients"):
-            monkeypatch.setattr(record_gradients, name,
-                                _remembered(getattr(record_gradients, name), known))
+        for module, name in ((unit_sums, "unit_gradient"), (record_gradients, "gradients")):
+            monkeypatch.setattr(module, name, _remembered(getattr(module, name), known))
         self.sums = self._clean(0), self._clean(1)
 
     def work(self, which: int) -> PrivateTraining:
@@ -199,7 +198,8 @@ def test_the_last_bits_of_a_site_s_answer_say_nothing(base, step, monkeypatch):
 @pytest.mark.parametrize("step", STEPS)
 def test_the_same_attacker_is_right_every_time_without_the_grid(base, step, monkeypatch):
     """Float32 noise on a float32 sum, as it was: the attack is one."""
-    monkeypatch.setattr(record_gradients, "toward_zero", lambda values, step: values)
+    for module in (record_gradients, unit_sums):
+        monkeypatch.setattr(module, "toward_zero", lambda values, step: values)
     monkeypatch.setattr(record_gradients._LiveFactors, "noised", lambda live, total: (
         total.float() + (torch.randn(total.shape,
             dtype=torch.float64) * live.work.sigma).float()).double())

@@ -25,9 +25,10 @@ from aulait.privacy import clipping
 from aulait.privacy.accounting import Event, epsilon
 from aulait.privacy.noise import SystemNoise, toward_zero
 from aulait.privacy.noise_grid import grid
-from aulait.training import record_gradients
+from aulait.training import record_gradients, unit_sums
 from aulait.training.record_gradients import PrivateTraining, gradients, train_privately
 from aulait.training.trainer import Learner, TrainConfig
+from aulait.training.unit_sums import sum_units
 
 CLIP, Z, DELTA = 1.0, 2.0, 1e-5
 OTHERS = records(64, longest=8)
@@ -76,7 +77,8 @@ def alone(base: Base, start: Adapter, some: tuple[Record, ...]) -> torch.Tensor:
     live = record_gradients._LiveFactors(learner(base), one, pairs,
                                          [leaf for pair in pairs.values() for leaf in pair],
                                          SystemNoise())
-    return record_gradients._RecordSteps(live).clipped_sum(one.units)[0]
+    steps = record_gradients._RecordSteps(live)
+    return sum_units(live.learner, steps.asked(0, one.units)).total
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -114,15 +116,15 @@ def test_a_distinguisher_of_a_hostile_start_proves_no_more_than_the_account_says
     """It chose the start, knows all records but one, and reads the trained factors."""
     base, trials = tiny(folder), 150
     start = hostile(base, SEEDS[-1])
-    known: dict[object, record_gradients.UnitGradient] = {}
-    real = record_gradients.unit_gradient
+    known: dict[object, unit_sums.UnitGradient] = {}
+    real = unit_sums.unit_gradient
 
     def remembered(learner, stack, unit, draw):
         if unit not in known:
             known[unit] = real(learner, stack, unit, draw)
         return known[unit]
 
-    monkeypatch.setattr(record_gradients, "unit_gradient", remembered)
+    monkeypatch.setattr(unit_sums, "unit_gradient", remembered)
     # the start's own size would hide a step of size one in float32, so the reader is given the step
     seen: list[torch.Tensor] = []
     noised = record_gradients._LiveFactors.noised

@@ -24,6 +24,7 @@ from aulait.training import record_gradients
 from aulait.training.batches import collate, scored
 from aulait.training.record_gradients import PrivateTraining, batches, gradients, train_privately
 from aulait.training.trainer import Learner, TrainConfig
+from aulait.training.unit_sums import sum_units
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +371,7 @@ def test_a_unit_more_moves_the_exact_sum_by_at_most_the_bound_whatever_the_start
     one = work(base, start=hostile, sigma=2.0, clip=0.02)
 
     def summed(some) -> torch.Tensor:
-        return steps_of(base, one).clipped_sum(units(some))[0]
+        return sum_units(learner(base), steps_of(base, one).asked(0, units(some))).total
 
     whole = summed(texts)
     for gone in range(8):

@@ -11,7 +11,7 @@ import signal
 import sys
 from typing import cast
 
-from aulait.engines.workers.contract import WorkerSetup, WorkerShare, loaded, trained
+from aulait.engines.workers.contract import WorkerSetup, WorkerShare, carried_out, loaded
 from aulait.engines.workers.messages import WorkerReply, packed, receive, send, unpacked
 from aulait.training.trainer import Learner
 
@@ -28,7 +28,7 @@ def main() -> None:
                 learner = loaded(cast(WorkerSetup, unpacked(message)))
                 reply = WorkerReply()
             else:
-                reply = WorkerReply(trained(learner, cast(WorkerShare, unpacked(message))))
+                reply = WorkerReply(carried_out(learner, cast(WorkerShare, unpacked(message))))
         except Exception as error:  # told to the run, which ends with it
             reply = WorkerReply.failed(error)
         try:

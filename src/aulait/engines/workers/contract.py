@@ -1,17 +1,18 @@
-"""What a worker is: it holds one base, is given passes of local training, and gives back what was
-trained.
+"""What a worker is: it holds one base, is given passes of local training or units whose clipped
+gradients are to be summed, and gives back what was trained or the sums.
 
-This is the whole of what leaves the run's process and comes back: ``LocalTraining`` out,
-``Trained`` in. Methods, the memory of sites, the aggregator, its noise and the ledger stay where
-they are, so that workers open no second way around them. A worker is trusted as the simulation
-itself is: it reads the records of the sites that it trains.
+This is the whole of what leaves the run's process and comes back: ``LocalTraining`` and
+``UnitSumWork`` out, ``Trained`` and ``UnitSum`` in. Methods, the memory of sites, the aggregator,
+draws and noise of private steps, and the ledger stay where they are, so that workers open no second
+way around them. A worker is trusted as the simulation itself is: it reads the records of the sites
+that it trains.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -21,9 +22,33 @@ from aulait.models.fingerprint import fingerprint
 from aulait.models.loading import ModelConfig, load_base
 from aulait.resources.devices import keep_freed_memory
 from aulait.training.trainer import Learner, LocalTraining, TrainConfig, Trained
+from aulait.training.unit_sums import UnitSum, UnitSumWork, sum_elsewhere
 
-# passes of one worker; the sites of each train together
-WorkerShare = Sequence[Sequence[LocalTraining]]
+
+@dataclass(frozen=True)
+class WorkerShare:
+    """What one worker is to do.
+
+    Attributes:
+        passes: the sites of each train together.
+        sums: units of steps that protect them.
+    """
+
+    passes: Sequence[Sequence[LocalTraining]] = ()
+    sums: Sequence[UnitSumWork] = ()
+
+
+@dataclass(frozen=True)
+class ShareResult:
+    """What a share came to.
+
+    Attributes:
+        trained: pass by pass.
+        sums: one by one.
+    """
+
+    trained: list[list[Trained]] = field(default_factory=list)
+    sums: list[UnitSum] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -51,8 +76,8 @@ class TrainWorker(Protocol):
     def begin(self, share: WorkerShare) -> None:
         """Hand over a share; returns at once."""
 
-    def finished(self) -> list[list[Trained]]:
-        """Wait for what the share came to, pass by pass.
+    def finished(self) -> ShareResult:
+        """Wait for what the share came to.
 
         Raises:
             DeviceError: the worker is gone, or could not do it.
@@ -80,9 +105,10 @@ def loaded(setup: WorkerSetup) -> Learner:
     return Learner(base, setup.train, setup.dropout)
 
 
-def trained(learner: Learner, share: WorkerShare) -> list[list[Trained]]:
-    """A share, pass by pass; the sites of a pass are few enough to be one for ``Learner.train``."""
-    return [learner.train(own) for own in share]
+def carried_out(learner: Learner, share: WorkerShare) -> ShareResult:
+    """A share, done; the sites of a pass are few enough to be one for ``Learner.train``."""
+    return ShareResult([learner.train(own) for own in share.passes],
+                       [sum_elsewhere(learner, own) for own in share.sums])
 
 
 @contextmanager
@@ -107,16 +133,16 @@ class HereWorker:
 
     def __init__(self, learner: Learner, threads: int) -> None:
         self._learner, self._threads = learner, threads
-        self._share: WorkerShare = ()
+        self._share = WorkerShare()
 
     def begin(self, share: WorkerShare) -> None:
         """Keep the share for later."""
         self._share = share
 
-    def finished(self) -> list[list[Trained]]:
-        """Train it now."""
+    def finished(self) -> ShareResult:
+        """Do it now."""
         with threads_of(self._threads):
-            return trained(self._learner, self._share)
+            return carried_out(self._learner, self._share)
 
     def close(self) -> None:
         """Nothing to end."""

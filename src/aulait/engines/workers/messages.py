@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from aulait.core.errors import AulaitError, DeviceError
-from aulait.training.trainer import Trained
+from aulait.engines.workers.contract import ShareResult
 
 LENGTH = 8  # bytes that say how long a message is
 Reduced = tuple[Callable[..., Tensor], tuple[bytes, torch.dtype, tuple[int, ...]]]
@@ -36,11 +36,11 @@ class WorkerReply:
     """What a worker answers.
 
     Attributes:
-        trained: pass by pass; empty where it was only to get ready, or failed.
+        result: of the share; empty where it was only to get ready, or failed.
         error: why it failed; None where it did not.
     """
 
-    trained: list[list[Trained]] = field(default_factory=list)
+    result: ShareResult = field(default_factory=ShareResult)
     error: AulaitError | None = None
 
     @classmethod

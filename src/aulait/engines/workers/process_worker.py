@@ -11,9 +11,8 @@ from contextlib import suppress
 from typing import BinaryIO, cast
 
 from aulait.core.errors import DeviceError
-from aulait.engines.workers.contract import WorkerSetup, WorkerShare
+from aulait.engines.workers.contract import ShareResult, WorkerSetup, WorkerShare
 from aulait.engines.workers.messages import WorkerReply, packed, receive, send, unpacked
-from aulait.training.trainer import Trained
 
 CHILD = "aulait.engines.workers.child"
 GRACE_S = 5.0  # within which a process whose pipes are closed has ended
@@ -57,13 +56,13 @@ class ProcessWorker:
         """Write the share into the pipe."""
         self._write(packed(share))
 
-    def finished(self) -> list[list[Trained]]:
+    def finished(self) -> ShareResult:
         """Wait for the reply.
 
         Raises:
             DeviceError: the process has ended, or could not do it.
         """
-        return self._read().trained
+        return self._read().result
 
     def close(self) -> None:
         """End the process, whatever it is doing: it has nothing to save."""

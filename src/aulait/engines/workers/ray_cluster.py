@@ -18,10 +18,17 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from aulait.core.errors import ConfigError, DeviceError
-from aulait.engines.workers.contract import TrainWorker, WorkerSetup, WorkerShare, loaded, trained
+from aulait.engines.workers.contract import (
+    ShareResult,
+    TrainWorker,
+    WorkerSetup,
+    WorkerShare,
+    carried_out,
+    loaded,
+)
 from aulait.engines.workers.messages import WorkerReply, packed, unpacked
 from aulait.runs.experiment_file import EngineConfig
-from aulait.training.trainer import Learner, Trained
+from aulait.training.trainer import Learner
 
 PLACED_S = 600.0  # within which a cluster with room for them has placed all workers
 
@@ -45,10 +52,11 @@ class RayActor:
             return packed(WorkerReply.failed(error))
 
     def train(self, share: bytes) -> bytes:
-        """Train a share."""
+        """Do a share."""
         try:
             assert self._learner is not None
-            return packed(WorkerReply(trained(self._learner, cast(WorkerShare, unpacked(share)))))
+            done = carried_out(self._learner, cast(WorkerShare, unpacked(share)))
+            return packed(WorkerReply(done))
         except Exception as error:  # told to the run, which ends with it
             return packed(WorkerReply.failed(error))
 
@@ -88,7 +96,7 @@ class RayWorker:
         """Send the share."""
         self._reply = self.actor.train.remote(packed(share))
 
-    def finished(self) -> list[list[Trained]]:
+    def finished(self) -> ShareResult:
         """Wait for the reply.
 
         Raises:
@@ -104,7 +112,7 @@ class RayWorker:
                 "go on with --resume") from error
         if reply.error is not None:
             raise reply.error
-        return reply.trained
+        return reply.result
 
     def close(self) -> None:
         """End the actor."""

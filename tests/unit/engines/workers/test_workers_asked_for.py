@@ -38,19 +38,6 @@ def place(tmp_path):
             {"engine": {"workers": 2}, "model": {"device_map": "auto"}},
             "model.device_map, which spreads one base",
         ),
-        (
-            {
-                "engine": {"name": "ray"},
-                "privacy": {
-                    "unit": "record",
-                    "epsilon": 8.0,
-                    "delta": 1e-3,
-                    "relation": "zero-out",
-                    "clip": 1.0,
-                },
-            },
-            "privacy.unit = 'record', whose noise is in the steps",
-        ),
         ({"engine": {"workers": 0}}, "engine.workers = 0"),
     ],
 )
