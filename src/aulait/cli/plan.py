@@ -64,6 +64,7 @@ def plan(
         if machine is not None:
             found |= ({"here": forecast(run, machine)} if here
                       else {"roughly_s": rough_seconds(run, machine)})
+            found["advice"]["hints"] += _beyond_memory(found, machine)
     if as_json:
         terminal.document(found)
     else:
@@ -83,6 +84,20 @@ def _machine(here: bool | None, as_json: bool) -> Profile | None:
         return measure_device() if here else measure_device(budget_s=QUICKLY_S)
     finally:
         give_memory_back()
+
+
+def _beyond_memory(found: Document, machine: Profile) -> list[dict[str, str]]:
+    """A hint where a step of one client is more than this machine's memory holds: a run here would
+    not come through its first round."""
+    steps = [tier for tier in found["tiers"] if tier["steps"] and tier["memory_bytes"]]
+    largest = max(steps, key=lambda tier: tier["memory_bytes"], default=None)
+    if (largest is None or machine.memory_bytes is None
+            or largest["memory_bytes"] <= machine.memory_bytes):
+        return []
+    return [{"topic": "memory", "text": (
+        f"a step of a client of tier '{largest['name']}' takes {n.size(largest['memory_bytes'])} "
+        f"and {n.size(machine.memory_bytes)} are free here: a run on this machine ends for want of "
+        "memory; lower adapter.rank, model.context or train.batch")}]
 
 
 def _turns(stages: list[Document]) -> str:

@@ -20,6 +20,7 @@ from tests.closeness import assert_near
 from typer.testing import CliRunner
 
 from aulait import cli
+from aulait.core.types import Profile
 from aulait.engines.inline import InlineEngine
 from aulait.methods import ffa
 from aulait.runs import sweep
@@ -163,6 +164,14 @@ def test_plan_tells_of_a_model_out_of_reach_before_it_measures(experiment, monke
     monkeypatch.setattr("aulait.cli.plan.measure_device", lambda **_: pytest.fail("it measured"))
     told = problem("plan", experiment, "--set", "model.name=nobody/nothing-of-the-name")
     assert "the hub cannot be reached" in told
+
+
+@pytest.mark.parametrize(("free_bytes", "said"), [(1, True), (10**12, False), (None, False)])
+def test_plan_says_what_no_memory_here_could_hold(experiment, monkeypatch, free_bytes, said):
+    machine = Profile("toy", flop_per_s={"float32": 1e9}, memory_bytes=free_bytes, memory_bytes_per_s=1e9)
+    monkeypatch.setattr("aulait.cli.plan.measure_device", lambda **_: machine)
+    told = " ".join(call("plan", experiment).stdout.split())
+    assert ("ends for want of memory; lower adapter.rank, model.context or train.batch" in told) == said
 
 
 def test_plan_counts_both_factors_of_fedit_and_the_votes(experiment):
