@@ -230,8 +230,11 @@ def write_page(out: Path, page: Path) -> None:
     kept = json.loads(figures_file.read_text("utf-8")) if figures_file.exists() else {}
     figures = {cell: with_kept(list(rows(out, cell)), kept.get(cell.name, ()), cell)
                for cell in CELLS}
+    named = {cell.name: found for cell, found in figures.items() if found}
     parts = [
         "# All methods in one table\n",
+        methods_reading.in_short(named),
+        "![Loss of every method beside FedIT's in every cell](../docs/figures/methods-table.svg)\n",
         "Equal data, equal work, equal tuning: in every cell each method tries the learning rates "
         f"{', '.join(f'{rate:g}' for rate in RATES)} on a seed of its own ({len(RATES)} runs a "
         "method and cell), and runs the reported seeds with the best. Losses are held-out, nats a "
@@ -247,9 +250,7 @@ def write_page(out: Path, page: Path) -> None:
         "where the adapter is of rank 4 in one layer, so that noise does not hide all of them; "
         "in `tasks` each of 85 clients has a task of Super-NaturalInstructions, a draw of about "
         "13 trains in each of 10 rounds, and the loss is of their held-out records. Left out: "
-        + "; ".join(f"`{name}` {why}" for name, why in LEFT_OUT.items()) + ".\n",
-        "![Loss of every method beside FedIT's in every cell](../docs/figures/methods-table.svg)\n",
-        methods_reading.in_short({cell.name: found for cell, found in figures.items() if found})]
+        + "; ".join(f"`{name}` {why}" for name, why in LEFT_OUT.items()) + ".\n"]
     missing = []
     for cell, found in figures.items():
         lacking = sorted({*cell.methods} - {row["method"] for row in found})
@@ -259,7 +260,6 @@ def write_page(out: Path, page: Path) -> None:
         if found:
             parts.append(f"## {cell.partition}, epsilon {cell.epsilon}, {cell.ranks} ranks\n\n"
                          + "\n".join(table(found)) + "\n\n" + harm(found) + "\n")
-    named = {cell.name: found for cell, found in figures.items() if found}
     parts += [
         "## Mean ranks\n",
         "Of the methods with a shared adapter, over cells and seeds in which all of a cell's "
