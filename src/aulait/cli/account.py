@@ -3,7 +3,6 @@ again."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from aulait.cli import terminal
 from aulait.cli.options import JsonOption
 from aulait.cli.terminal import Document
 from aulait.core.errors import ConfigError, DataError
+from aulait.core.parsing import parsed_json
 from aulait.privacy import accounting as arithmetic
 from aulait.privacy.accounting import Event
 from aulait.privacy.config import PrivacyConfig
@@ -225,7 +225,7 @@ def recounted(run: Path) -> tuple[list[Document], Ledger]:
             f"found no result.json in {run}, expected a finished run; check the path or finish the "
             "run")
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = parsed_json(path.read_bytes())
         privacy = dict(result["privacy"])
         told = {role: privacy["epsilon"].get(role) for role in ("proxy", "local", "split")}
         ledger = check_finished(run, result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
@@ -56,8 +55,7 @@ def _beginning(path: Path) -> str:
     """The first words of a text that the run has released; of a client's text never."""
     file = path / "synthetic.jsonl"
     if file.is_file():
-        with file.open(encoding="utf-8") as lines:
-            text = str(json.loads(next(lines, "{}")).get("text", ""))
-        if words := text.split()[:WORDS]:
-            return " ".join(words)
+        for line in read_run(path).synthetic[:1]:
+            if words := (line.text or "").split()[:WORDS]:
+                return " ".join(words)
     return "The"

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from aulait.core.errors import AulaitError
+from aulait.core.parsing import JsonObject as JsonObject
 
 JsonTree: TypeAlias = "bool | int | float | str | list[JsonTree] | dict[str, JsonTree] | None"
 """What a JSON parser makes of a text."""
-
-JsonObject: TypeAlias = dict[str, Any]
-"""A JSON object whose reader knows the kinds of its values."""
 
 JsonMapping: TypeAlias = Mapping[str, Any]
 """The same, only read."""

@@ -13,8 +13,9 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Final
+
+from aulait.core.places import is_there, user_path
 
 PATIENCE_S: Final = 1.5  # for the hub's first answer
 DEFAULT: Final = "https://huggingface.co"
@@ -31,7 +32,7 @@ def settle(name: str) -> None:
     Args:
         name: a hub id, or a path, for which nobody is asked.
     """
-    if Path(name).expanduser().exists() or os.environ.get(OFFLINE, "0") not in ("", "0", OURS):
+    if is_there(user_path(name)) or os.environ.get(OFFLINE, "0") not in ("", "0", OURS):
         return
     if reachable(os.environ.get("HF_ENDPOINT", DEFAULT)):
         _set_offline(False)

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from aulait.core.places import user_path
+
 VARIABLE: Final = "AULAIT_CACHE"
 
 
@@ -18,7 +20,7 @@ def user_cache() -> Path:
     """The folder; it need not exist."""
     own = os.environ.get(VARIABLE)
     if own:
-        return Path(own).expanduser()
+        return user_path(own)
     shared = os.environ.get("XDG_CACHE_HOME", "")
     # a relative path there is to be ignored (XDG Base Directory Specification)
     root = Path(shared) if os.path.isabs(shared) else Path.home() / ".cache"

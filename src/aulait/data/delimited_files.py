@@ -87,17 +87,24 @@ def _fit(form: TableForm, lines: Sequence[str], asked: Asked) -> tuple[int, int,
 
 
 def table_columns(file: SourceFile, asked: Asked) -> list[str]:
-    """The names in the header of a table."""
+    """The names in the header of a table.
+
+    Raises:
+        DataError: the file cannot be read, or its header is not CSV.
+    """
     form = table_form(file, asked)
-    return next(form.reader(line for _, line, _ in TextLines(file.path, asked)), [])
+    try:
+        return next(form.reader(line for _, line, _ in TextLines(file.path, asked)), [])
+    except csv.Error as error:
+        raise _no_header(file, str(error)) from error
 
 
 def table_rows(file: SourceFile, asked: Asked) -> Iterator[SourceRow]:
     """The rows of a .csv or .tsv file; of each the columns that are asked for.
 
     Raises:
-        DataError: the file cannot be read or has another encoding, or a column that is asked for
-            stands twice.
+        DataError: the file cannot be read or has another encoding, its header is not CSV, or a
+            column that is asked for stands twice.
     """
     form = table_form(file, asked)
     lines = _Watched(TextLines(file.path, asked))
@@ -118,6 +125,8 @@ def table_rows(file: SourceFile, asked: Asked) -> Iterator[SourceRow]:
                         f"data source '{file.path}': {quote}, and takes in the "
                         f"{lines.number - first} lines after it; close it, or write two quotes for "
                         "one within a text")
+            if not width:
+                raise _no_header(file, f"{error}{quote and f'; {quote}'}") from error
             yield SourceRow(_span(file, first, lines.number), None,
                             f"not CSV ({error}{quote and f'; {quote}'})")
             continue
@@ -134,6 +143,11 @@ def table_rows(file: SourceFile, asked: Asked) -> Iterator[SourceRow]:
             yield SourceRow(f"{file.place} line {first}",
                             {name: values[index] for name, index in columns})
     lines.source.check()
+
+
+def _no_header(file: SourceFile, fault: str) -> DataError:
+    return DataError(f"data source '{file.path}': its header is not CSV ({fault}); correct the "
+                     "names of the columns, whose quotes are written twice within a name")
 
 
 def _columns(file: SourceFile, header: Sequence[str], asked: Asked) -> list[tuple[str, int]]:

@@ -5,9 +5,9 @@ Messages never repeat a row's content.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 
+from aulait.core.parsing import parsed_json
 from aulait.core.types import Record, Turn
 from aulait.data import field_values
 from aulait.data.row_fields import CONVERSATIONS, PAIRS, RowFields
@@ -94,8 +94,8 @@ def _turns(fields: Mapping[str, object], field: str) -> Iterator[Turn]:
     value = fields[field]
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parsed_json(value)
+        except ValueError:
             value = None
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(f"field '{field}' is no list of turns")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from aulait.core import hub
 from aulait.core.errors import DataError
+from aulait.core.places import is_file, is_folder, user_path
 from aulait.data.source_row import Asked, SourceRow
 
 
@@ -24,17 +24,17 @@ def hub_rows(source: str, asked: Asked) -> Iterator[SourceRow]:
 
 def _table(source: str, fields: Sequence[str]) -> Any:
     dataset, config, split = hub_parts(source[3:])
-    folder = Path(dataset).expanduser()
+    folder = user_path(dataset)
     hub.settle(dataset)
     try:
         # takes seconds to import
         import datasets
 
-        if any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+        if any(is_file(folder / mark) for mark in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(str(folder))
             table = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
-            table = datasets.load_dataset(str(folder) if folder.is_dir() else dataset, config,
+            table = datasets.load_dataset(str(folder) if is_folder(folder) else dataset, config,
                 split=split)
     except Exception as error:  # the library raises many kinds; all mean that there are no data
         reason = " ".join(str(error).split())[:300]

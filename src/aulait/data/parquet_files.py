@@ -33,7 +33,7 @@ def parquet_rows(file: SourceFile, asked: Asked) -> Iterator[SourceRow]:
                 for fields, fault in _values(batch.select(wanted)):
                     number += 1
                     yield SourceRow(f"{file.place} row {number}", fields, fault)
-    except (OSError, arrow.ArrowException) as error:
+    except (OSError, ValueError, arrow.ArrowException) as error:
         raise unreadable(file.path, error) from error
 
 
@@ -49,7 +49,7 @@ def parquet_columns(file: SourceFile) -> list[str]:
 
     try:
         return list(parquet.read_schema(file.path).names)
-    except (OSError, arrow.ArrowException) as error:
+    except (OSError, ValueError, arrow.ArrowException) as error:
         raise unreadable(file.path, error) from error
 
 

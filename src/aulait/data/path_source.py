@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aulait.core.errors import DataError, require
+from aulait.core.places import is_file, is_folder, user_path
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 DOCUMENTS = (".txt", ".md")
@@ -50,12 +51,12 @@ def suffix(path: Path) -> str:
 
 def is_pattern(source: str) -> bool:
     """Whether a source means several files by a pattern."""
-    return not Path(source).expanduser().is_file() and _MARKS.search(source) is not None
+    return not is_file(user_path(source)) and _MARKS.search(source) is not None
 
 
 def is_several(source: str) -> bool:
     """Whether a source means a folder or a pattern, each of whose text files is one text."""
-    return is_pattern(source) or Path(source).expanduser().is_dir()
+    return is_pattern(source) or is_folder(user_path(source))
 
 
 def problem(source: str, suffixes: tuple[str, ...]) -> str | None:
@@ -66,12 +67,12 @@ def problem(source: str, suffixes: tuple[str, ...]) -> str | None:
             return None
     except DataError as error:
         return str(error)
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.name.lower().endswith(suffixes):
         return (f"found '{source}', expected a path that ends in {', '.join(suffixes)}, a folder, "
                 "a pattern such as 'notes/*.txt', or hf:<dataset>")
     return (
-        None if path.is_file() else f"found no file '{source}'; give the path of an existing file"
+        None if is_file(path) else f"found no file '{source}'; give the path of an existing file"
     )
 
 
@@ -81,10 +82,10 @@ def files(source: str) -> list[SourceFile]:
     Raises:
         DataError: there is none, or tables and texts together.
     """
-    root = Path(source).expanduser()
+    root = user_path(source)
     if is_pattern(source):
         found = _matching(str(root))
-    elif root.is_dir():
+    elif is_folder(root):
         found = [_file(path, root) for path in root.rglob("*") if _is_visible(path, root)]
     else:
         return [SourceFile(root, root.name)]
@@ -117,7 +118,7 @@ def _matching(pattern: str) -> list[SourceFile]:
     found = []
     for name in glob.iglob(pattern.replace(OWNER, "*"), recursive=True):
         match = form.fullmatch(name)
-        if Path(name).is_file() and (match or OWNER not in pattern):
+        if is_file(name) and (match or OWNER not in pattern):
             file = _file(Path(name), root)
             owner = match[1] if match and OWNER in pattern else file.owner
             found.append(SourceFile(file.path, file.place, owner, file.document))

@@ -15,9 +15,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 
 from aulait.core.errors import ConfigError, DataError
+from aulait.core.places import is_folder
 from aulait.core.registry import Registry
 from aulait.data import path_source
 from aulait.data.delimited_files import table_columns, table_form, table_rows
@@ -142,7 +142,7 @@ def is_file(source: str) -> bool:
 
 def _is_name(source: str) -> bool:
     plain = re.fullmatch(r"[A-Za-z0-9_-]+", source) is not None
-    return plain and (source in SOURCES or not Path(source).is_dir())
+    return plain and (source in SOURCES or not is_folder(source))
 
 
 def _file_rows(file: SourceFile, asked: Asked) -> Iterator[SourceRow]:

@@ -25,6 +25,7 @@ import tomli_w
 
 from aulait.core.errors import ConfigError, DataError, require
 from aulait.core.files import JsonTree
+from aulait.core.parsing import parsed_json
 from aulait.data.given_records import GivenRecords, source_of
 from aulait.engines.inline import InlineEngine
 from aulait.models import exported
@@ -33,6 +34,7 @@ from aulait.reporting.folder import read_run
 from aulait.reporting.grouping import comparison_rows, largest_epsilon
 from aulait.reporting.report import write_comparison
 from aulait.runfolder.naming import fresh_folder
+from aulait.runfolder.run_folder import RunFolder
 from aulait.runfolder.schema import ResultFile
 from aulait.runs import experiment_file, loop, setup
 from aulait.runs import sweep as sweeps
@@ -88,8 +90,7 @@ class FinishedRun:
     def rounds(self) -> pandas.DataFrame:
         """A row for every round of both stages, as rounds.jsonl has them; nested values under
         dotted names, as "eval.loss" and "epsilon.local"."""
-        lines = (self.path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
-        return pandas.json_normalize([json.loads(line) for line in lines])
+        return pandas.json_normalize(RunFolder(self.path).lines())
 
     def _repr_html_(self) -> str:
         """What a notebook shows of it."""
@@ -221,7 +222,7 @@ def load_run(folder: Path | str) -> FinishedRun:
             f"found no result.json in {path}, expected a finished run; check the path or finish "
             "the run")
     try:
-        tree = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        tree = parsed_json((path / "result.json").read_bytes())
     except ValueError as error:
         raise DataError(f"{path / 'result.json'} is not JSON ({error}), expected what a run "
                         "writes; restore it from a copy") from error

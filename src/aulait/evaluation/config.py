@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.core.errors import install
+from aulait.core.places import is_folder, user_path
 
 
 class TaskConfig(BaseModel):
@@ -88,7 +88,7 @@ class RunEvaluateConfig(EvaluateConfig):
         found = []
         if importlib.util.find_spec("lm_eval") is None:
             found.append(f"evaluate.tasks needs lm-eval, and it is missing; {install('lm-eval')}")
-        if self.tasks_folder is not None and not Path(self.tasks_folder).expanduser().is_dir():
+        if self.tasks_folder is not None and not is_folder(user_path(self.tasks_folder)):
             found.append(f"evaluate.tasks_folder = '{self.tasks_folder}' is no folder; expected "
                          "one with task files (.yaml)")
         if quant is not None:

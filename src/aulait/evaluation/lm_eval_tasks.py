@@ -13,7 +13,6 @@ import random
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 
 from aulait.core import lora
 from aulait.core.errors import ConfigError, did_you_mean, require
+from aulait.core.places import user_path
 from aulait.core.types import Adapter
 from aulait.evaluation.config import RunEvaluateConfig
 from aulait.models.loading import Base, folded
@@ -47,7 +47,7 @@ def _manager(config: RunEvaluateConfig) -> TaskManager:
     """Knows the folder's tasks; those of lm-eval too, where a name is not the folder's."""
     from lm_eval.tasks import TaskManager  # optional, and takes seconds to import
 
-    folder = None if config.tasks_folder is None else str(Path(config.tasks_folder).expanduser())
+    folder = None if config.tasks_folder is None else str(user_path(config.tasks_folder))
     with _silent():
         own = TaskManager(include_path=folder, include_defaults=False) if folder else None
         if own is not None and set(config.tasks) <= set(own.all_tasks):

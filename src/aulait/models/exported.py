@@ -12,9 +12,7 @@ adapter folder.
 from __future__ import annotations
 
 import difflib
-import json
 import shutil
-import tomllib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,8 @@ import torch
 from aulait.core import hub
 from aulait.core.errors import ConfigError, DataError, ModelError, require
 from aulait.core.files import private_folder
+from aulait.core.parsing import parsed_toml, reason
+from aulait.core.reading import read_json_object
 from aulait.models import gguf_export
 from aulait.models.merged_export import write_merged
 from aulait.models.named import folder_of
@@ -49,16 +49,22 @@ def settings(run: Path, table: str = "model") -> dict[str, object]:
         f"found no finished run in {run}, expected a folder with config.toml and adapter/; finish "
         "the run",
     )
-    found: dict[str, object] = tomllib.loads(
-        (run / "config.toml").read_text(encoding="utf-8")).get(table, {})
-    return found
+    try:
+        found = parsed_toml((run / "config.toml").read_bytes()).get(table, {})
+    except ValueError as error:
+        raise DataError(f"{run / 'config.toml'} is not TOML ({reason(error)}), expected the "
+                        "settings of the run; restore it from a copy") from error
+    require(isinstance(found, dict), DataError,
+            f"{table} in {run / 'config.toml'} is no table; restore that file from a copy")
+    return dict(found)
 
 
 def clients(run: Path) -> dict[str, Path]:
     """Client -> folder of its personal adapter; empty where the method makes none."""
     found = sorted(path.parent for path in (run / "personal").glob("*/adapter_config.json"))
     index = run / "personal" / "clients.json"  # names too long for a folder's
-    told = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    told = read_json_object(
+        index, DataError, "the names of clients; restore it from a copy") if index.is_file() else {}
     return {str(told.get(path.name) or unquote(path.name)): path for path in found}
 
 

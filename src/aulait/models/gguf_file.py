@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 from filelock import FileLock
 
 from aulait.core.errors import ModelError, install, require
+from aulait.core.parsing import parsed_json
 from aulait.core.user_cache import VARIABLE, user_cache
 from aulait.models.quiet import quiet
 
@@ -105,7 +106,7 @@ def _locked(place: Path) -> Iterator[None]:
 def _is_whole(place: Path) -> bool:
     """Whether every file of the folder is there and has the bytes it was written with."""
     try:
-        hashes: dict[str, str] = json.loads((place / _MANIFEST).read_text("utf-8"))["sha256"]
+        hashes: dict[str, str] = parsed_json((place / _MANIFEST).read_bytes())["sha256"]
         return bool(hashes) and all(digest(place / name) == told for name, told in hashes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

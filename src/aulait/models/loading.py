@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,6 +22,7 @@ from aulait.core import hub, lora
 from aulait.core.errors import ModelError, did_you_mean, install, require
 from aulait.core.files import JsonObject
 from aulait.core.lora import Shapes
+from aulait.core.places import is_there, user_path
 from aulait.core.types import Adapter, Scaling
 from aulait.models import precision
 from aulait.models import prefix_cache as prefix
@@ -231,7 +231,7 @@ def check_reachable(name: str) -> None:
     Raises:
         ModelError: the hub cannot be reached, and nothing of the model was kept.
     """
-    if name in BUILT_IN or gguf_path(name) is not None or Path(name).expanduser().exists():
+    if name in BUILT_IN or gguf_path(name) is not None or is_there(user_path(name)):
         return
     hub.settle(name)
     if not hub.offline():

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from aulait.core.errors import ModelError, install, require
+from aulait.core.places import is_file, is_folder, is_there, user_path
 from aulait.models import gguf_file
 
 BREW: Final = str(files("aulait") / "models" / "brew")
@@ -74,7 +75,7 @@ def folder_of(name: str) -> str:
     file = gguf_path(name)
     if file is not None:
         return str(gguf_file.converted(file))
-    return str(Path(name).expanduser()) if name.startswith("~") else name
+    return str(user_path(name)) if name.startswith("~") else name
 
 
 def _packaged(name: str) -> Path:
@@ -115,12 +116,12 @@ def gguf_path(name: str) -> Path | None:
     Raises:
         ModelError: the file is missing, or a folder holds several.
     """
-    path = Path(name).expanduser()
-    if name.lower().endswith(".gguf") and not path.is_dir():
-        require(path.is_file(), ModelError,
+    path = user_path(name)
+    if name.lower().endswith(".gguf") and not is_folder(path):
+        require(is_file(path), ModelError,
                 f"model.name = '{name}' is no file; expected the path of a .gguf file")
         return path
-    if not path.is_dir() or (path / "config.json").is_file():
+    if not is_folder(path) or is_file(path / "config.json"):
         return None
     found = sorted(path.glob("*.gguf"))
     require(len(found) < 2, ModelError,
@@ -141,7 +142,7 @@ def name_problems(name: str) -> list[str]:
         return [str(error)]
     if file is not None:
         return gguf_file.reader_problems(f"model.name = '{name}'")
-    if name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
+    if name.startswith(("/", ".", "~")) and not is_folder(user_path(name)):
         return [f"model.name = '{name}' is no folder; expected {EXPECTED}"]
     return []
 
@@ -155,5 +156,5 @@ def portable_name(name: str) -> str:
     snapshot = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$", name)
     if snapshot:
         return snapshot.group(1).replace("--", "/", 1)
-    local = Path(name).expanduser()
-    return local.resolve().name if local.exists() or local.is_absolute() else name
+    local = user_path(name)
+    return local.resolve().name if is_there(local) or local.is_absolute() else name

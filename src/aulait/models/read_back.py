@@ -8,7 +8,6 @@ base's weights is changed.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from aulait.core.errors import DataError, ModelError, require
+from aulait.core.parsing import parsed_json
+from aulait.core.tensor_file import read_tensor_file
 from aulait.core.types import Adapter
 from aulait.models.loading import Base
 
@@ -102,13 +101,13 @@ def load_adapter(folder: Path) -> Adapter:
     require(weights.is_file() and config.is_file(), DataError,
             f"{folder} holds no adapter, expected {weights.name} and {config.name}; finish the run")
     try:
-        told, found = json.loads(config.read_bytes()), load_file(weights)
+        told, (found, _) = parsed_json(config.read_bytes()), read_tensor_file(weights)
         layers = sorted({name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in found})
         return Adapter({layer: (found[f"{_PREFIX}{layer}.lora_A.weight"],
                                 found[f"{_PREFIX}{layer}.lora_B.weight"]) for layer in layers},
                        float(told["lora_alpha"]), None,
                        "rslora" if told.get("use_rslora") else "lora")
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{folder} holds no adapter that can be read ({error}), expected one that "
                         "aulait wrote; restore it from a copy") from error
 
@@ -142,8 +141,11 @@ def file_faults(folder: Path, adapter: Adapter) -> dict[str, str]:
         folder: as ``peft_export.export`` writes it.
         adapter: what was measured.
     """
-    found = load_file(folder / "adapter_model.safetensors")
-    faults = {}
+    faults: dict[str, str] = {}
+    try:
+        found, _ = read_tensor_file(folder / "adapter_model.safetensors")
+    except ValueError as error:
+        return dict.fromkeys(sorted(adapter.factors), f"the file cannot be read ({error})")
     for name, (a_RN, b_MR) in sorted(adapter.factors.items()):
         a, b = (found.pop(f"{_PREFIX}{name}.lora_{factor}.weight", None) for factor in "AB")
         if a is None or b is None:

@@ -287,8 +287,10 @@ class RecordForm:
         assistant's next turn."""
         said = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
-            return str(self.tokenizer.apply_chat_template(said, tokenize=False,
-                                                          add_generation_prompt=answer))
+            written = str(self.tokenizer.apply_chat_template(said, tokenize=False,
+                                                             add_generation_prompt=answer))
+            written.encode()  # half characters, which no tokenizer takes
+            return written
         # templates raise what they like; a fault of jinja is a fault of the conversation here
         except Exception as error:
             reason = " ".join(str(error).split())[:160]

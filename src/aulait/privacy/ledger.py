@@ -18,7 +18,6 @@ deployment the accounts that the sites keep of themselves.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 from pathlib import Path
@@ -28,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aulait.core.errors import PrivacyError, require
 from aulait.core.files import append_durably, json_document, replace_file
+from aulait.core.parsing import BeyondLimitsError, parsed_json
 from aulait.privacy.accounting import Accountant, Event
 from aulait.privacy.ledger_line import LedgerLine
 
@@ -281,15 +281,19 @@ def _read_head(path: Path) -> LedgerHead | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_bytes())
+        values = parsed_json(path.read_bytes())
     except ValueError:
         values = None
     return LedgerHead.read(values, str(path))
 
 
 def _is_json(raw: bytes) -> bool:
+    """Whether bytes are a whole JSON text; what is too deep or too large to be told counts as one,
+    so that it is refused and never cut off."""
     try:
-        json.loads(raw)
+        parsed_json(raw)
+    except BeyondLimitsError:
+        return True
     except ValueError:
         return False
     return True

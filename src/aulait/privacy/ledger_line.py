@@ -21,6 +21,7 @@ from pydantic import (
 
 from aulait.core.cohort_turn import CohortTurn
 from aulait.core.errors import PrivacyError, require
+from aulait.core.parsing import parsed_json
 from aulait.privacy.accounting import Event
 from aulait.privacy.banded import Banded
 from aulait.privacy.mechanisms import Relation, Unit, find_mechanism
@@ -191,10 +192,6 @@ class LedgerLine(BaseModel):
             PrivacyError: they are none.
         """
         try:
-            return cls.model_validate(json.loads(raw, parse_constant=_no_number))
+            return cls.model_validate(parsed_json(raw, finite=True))
         except ValueError as error:
             raise PrivacyError(f"no ledger line: {error}") from error
-
-
-def _no_number(word: str) -> float:
-    raise ValueError(f"{word} is not a finite number")

@@ -7,8 +7,6 @@ functions of ``values`` read.
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Final, TypeVar
 
 from aulait.core.errors import DataError
 from aulait.core.files import JsonTree
+from aulait.core.parsing import parsed_json, parsed_toml
 from aulait.runfolder.naming import KEPT_RUN, SELECTION
 from aulait.runfolder.schema import (
     EpsilonByRole,
@@ -146,8 +145,8 @@ def _text_of(path: Path) -> str | None:
 
 def _toml_tree(text: str | None, remarks: list[str]) -> ConfigTree:
     try:
-        return tomllib.loads(text) if text is not None else {}
-    except (ValueError, RecursionError):
+        return parsed_toml(text) if text is not None else {}
+    except ValueError:
         remarks.append("config.toml is not valid TOML.")
         return {}
 
@@ -175,7 +174,7 @@ def _json_lines(path: Path, remarks: list[str]) -> list[dict[str, JsonTree]]:
 def _parsed_json(text: str) -> JsonTree:
     """What the text says; None, which no file of a run is, where it is not JSON."""
     try:
-        value: JsonTree = json.loads(text)
+        value: JsonTree = parsed_json(text)
         return value
-    except (ValueError, RecursionError):
+    except ValueError:
         return None

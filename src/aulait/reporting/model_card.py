@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from aulait.core.files import PRIVATE, PUBLIC, replace_file
+from aulait.core.places import is_there
 from aulait.reporting import numbers, promise, story
 from aulait.reporting.folder import RunFiles, read_run
 from aulait.reporting.values import value_at, words
@@ -245,7 +246,7 @@ def _score_table(before: Scores, after: Scores, where: str) -> str:
 
 def _is_hub_id(name: str) -> bool:
     """Whether a base's name is an id of the hub and no folder's."""
-    return _HUB.fullmatch(name) is not None and not Path(name).exists()
+    return _HUB.fullmatch(name) is not None and not is_there(name)
 
 
 def _plain(text: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from aulait.core.errors import ConfigError, did_you_mean
 from aulait.core.files import JsonMapping, JsonObject
+from aulait.core.parsing import parsed_json
 from aulait.core.types import Profile
 from aulait.resources.links import LINKS, Link
 
@@ -199,7 +200,7 @@ def load_profile(path: str | Path) -> Profile:
             machine has.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = parsed_json(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(
             f"found no machine profile at {path} ({error.strerror or error}), expected a file of "

@@ -7,14 +7,13 @@ folder that is shared without ``checkpoint/`` is compared without it.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from aulait.core.errors import PrivacyError, require
 from aulait.core.files import JsonMapping, JsonObject
+from aulait.core.parsing import parsed_json
+from aulait.core.tensor_file import read_tensor_head
 from aulait.privacy.ledger import Ledger, LedgerHead
 from aulait.runfolder.schema import is_chained
 
@@ -64,7 +63,7 @@ def _check_rounds(run: Path, result: JsonMapping, saved: JsonMapping, releases: 
     """Every round done has its line, and every file has the same rounds."""
     path = run / "rounds.jsonl"
     try:
-        rows = [json.loads(raw) for raw in path.read_bytes().splitlines()] if path.exists() else []
+        rows = [parsed_json(raw) for raw in path.read_bytes().splitlines()] if path.exists() else []
         done = Counter((str(row["stage"]), int(row["round"])) for row in rows)
     except (ValueError, KeyError, TypeError) as error:
         raise PrivacyError(f"{path} is malformed ({error!r}); {RESTORE}") from error
@@ -98,8 +97,9 @@ def _checkpoint(run: Path) -> JsonObject:
     if not path.exists():
         return {}
     try:
-        with safe_open(path, framework="pt") as file:
-            found: JsonObject = json.loads(file.metadata()["progress"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        found: JsonObject = parsed_json(read_tensor_head(path)["progress"])
+    except (ValueError, KeyError) as error:
         raise PrivacyError(f"{path} is no checkpoint of a run ({error}); {RESTORE}") from error
+    require(isinstance(found, dict), PrivacyError,
+            f"{path} is no checkpoint of a run; {RESTORE}")
     return found

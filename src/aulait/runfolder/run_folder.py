@@ -12,14 +12,15 @@ closed to others whenever they are written.
 from __future__ import annotations
 
 import json
+import operator
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import save
 
-from aulait.core.errors import AulaitError, ConfigError
+from aulait.core.errors import AulaitError, ConfigError, DataError, require
 from aulait.core.files import (
     JsonObject,
     append_durably,
@@ -29,6 +30,9 @@ from aulait.core.files import (
     replace_file,
     writing,
 )
+from aulait.core.parsing import parsed_json, reason
+from aulait.core.reading import read_json_object
+from aulait.core.tensor_file import read_tensor_file
 from aulait.core.types import Tensors
 
 NEEDED_BYTES = 64 * 1024 * 1024
@@ -126,12 +130,15 @@ class RunFolder:
             append_durably(self.path / "rounds.jsonl", json_line(line), undo=True)
 
     def lines(self) -> list[JsonObject]:
-        """The whole lines of rounds.jsonl; a torn last line is left out."""
+        """The whole lines of rounds.jsonl; a torn last line is left out.
+
+        Raises:
+            DataError: a line is no JSON object.
+        """
         path = self.path / "rounds.jsonl"
         if not path.exists():
             return []
-        raw = path.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in raw]
+        return parsed_lines(path, path.read_bytes().split(b"\n")[:-1])
 
     def checkpoint(self, tensors: Tensors, progress: Mapping[str, object]) -> None:
         """Save the state of the run together with the number of lines in rounds.jsonl."""
@@ -142,25 +149,72 @@ class RunFolder:
         self.kept(lines)
 
     def restore(self) -> tuple[Tensors, JsonObject] | None:
-        """The last checkpoint, with rounds.jsonl cut to it; None when there is none."""
+        """The last checkpoint, with rounds.jsonl cut to it; None when there is none.
+
+        Raises:
+            DataError: the checkpoint or a line of rounds.jsonl is damaged; no file was changed.
+        """
         path = self.path / "checkpoint" / "state.safetensors"
         if not path.exists():
             if (self.path / "rounds.jsonl").exists():
                 self.write_lines("rounds.jsonl", [])
             return None
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-            progress: JsonObject = json.loads(file.metadata()["progress"])
-        self.write_lines("rounds.jsonl", self.lines()[: progress["lines"]])
+        with reading_checkpoint(path):
+            tensors, told = read_tensor_file(path)
+            progress: JsonObject = parsed_json(told["progress"])
+            kept = operator.index(progress["lines"])
+        self.write_lines("rounds.jsonl", self.lines()[:kept])
         return tensors, progress
 
     def result(self) -> JsonObject | None:
-        """result.json of a finished run, else None."""
+        """result.json of a finished run, else None.
+
+        Raises:
+            DataError: it is damaged.
+        """
         path = self.path / "result.json"
-        if not path.exists():
-            return None
-        found: JsonObject = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        return read_result(path) if path.exists() else None
+
+
+def read_result(path: Path) -> JsonObject:
+    """What a result.json holds.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    return read_json_object(path, DataError, "what a run writes; restore it from a copy")
+
+
+def parsed_lines(path: Path, raw: Sequence[bytes]) -> list[JsonObject]:
+    """Lines of a file of a run, each a JSON object.
+
+    Raises:
+        DataError: one is none.
+    """
+    found = []
+    for number, line in enumerate(raw, 1):
+        try:
+            value = parsed_json(line)
+        except ValueError as error:
+            raise DataError(f"{path} line {number} is no JSON ({reason(error)}), expected a line "
+                            "that the run wrote; restore the run folder from a copy") from error
+        require(isinstance(value, dict), DataError,
+                f"{path} line {number} is no JSON object, expected a line that the run wrote; "
+                "restore the run folder from a copy")
+        found.append(value)
+    return found
+
+
+@contextmanager
+def reading_checkpoint(path: Path) -> Iterator[None]:
+    """Turn what a damaged checkpoint raises into one line: a run never begins anew in its place."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"{path} is no checkpoint of a run ({type(error).__name__}: {reason(error)}), expected "
+            "what this version wrote; restore the run folder from a copy, or begin a new run in "
+            "another --out") from error
 
 
 def _apart(tensors: Tensors) -> Tensors:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.core.files import JsonMapping, JsonObject
+from aulait.core.parsing import BeyondLimitsError, parsed_toml
+from aulait.core.places import is_file, is_there, user_path
 from aulait.core.web_address import masked
 from aulait.data import client_data as data
 from aulait.data import unit_rule
@@ -209,13 +210,13 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     Raises:
         ConfigError: all problems of the file, one a line.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(
             f"experiment file {path} not found; expected a TOML file, for example "
             "experiments/cafe-commits.toml")
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tree = parsed_toml(path.read_bytes())
+    except ValueError as error:
         raise ConfigError(f"experiment file {path} is not TOML: {error}") from error
     return build_settings(tree, overrides)
 
@@ -306,8 +307,10 @@ def _override(tree: JsonMapping, override: str) -> JsonObject:
     if not found:
         raise ConfigError(f"--set {override}: expected key=value, for example --set train.rounds=3")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parsed_toml(f"value = {text}")["value"]
+    except BeyondLimitsError as error:
+        raise ConfigError(f"--set {key}: found {error}, expected a value; correct it") from error
+    except ValueError:
         value = text  # a bare word or path
     return dict(_placed(tree, key.strip().split("."), value, key))
 
@@ -612,8 +615,8 @@ def _private_as_public(settings: Settings) -> list[str]:
 
 def _place(source: str) -> str:
     """A source in one form: a name as it is, a path as the file that it leads to."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    path = user_path(source)
+    return str(path.resolve()) if is_there(path) else source
 
 
 def _check_deployed(settings: Settings) -> list[str]:
@@ -723,7 +726,7 @@ def renewed_settings(text: str) -> str:
     their defaults and what was renamed under its new name; unchanged where today's version does not
     take them, or would use other records."""
     try:
-        tree = tomllib.loads(text)
+        tree = parsed_toml(text)
         tree.get("model", {}).setdefault("dtype", "float32")  # of the time without "auto"
         privacy = tree.get("privacy", {})
         if privacy.get("unit") == "record" and privacy.get("relation") == "add-remove":
@@ -737,7 +740,7 @@ def renewed_settings(text: str) -> str:
             return dump_settings(counted.model_copy(update={
                 "data": counted.data.model_copy(update={"choice": "auto"})}))
         return dump_settings(build_settings(tree))
-    except (ConfigError, tomllib.TOMLDecodeError):
+    except (ConfigError, ValueError):
         return text
 
 

@@ -13,7 +13,7 @@ from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.types import Adapter, Site, Tensors
 from aulait.methods.contract import State
 from aulait.privacy.ledger import Ledger, LedgerHead
-from aulait.runfolder.run_folder import RunFolder
+from aulait.runfolder.run_folder import RunFolder, reading_checkpoint
 from aulait.runfolder.schema import SCHEMA_VERSION
 from aulait.runs import client_state
 from aulait.runs.stage_order import StageSpan
@@ -168,31 +168,42 @@ class Progress:
 
     @staticmethod
     def load(folder: RunFolder) -> Progress:
-        """From the checkpoint, or from the beginning."""
+        """From the checkpoint, or from the beginning where there is none.
+
+        Raises:
+            DataError: the checkpoint is damaged.
+            PrivacyError: it holds no head of the ledger.
+        """
         found = folder.restore()
         if found is None:
             return Progress()
         tensors, held = found
-        own = lora.under("state", tensors)
-        best = held.get("best_round")
-        head = held.get("ledger")
-        noise: dict[str, Tensors] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("noise/"):
-                _, stage, name = key.split("/", 2)
-                noise.setdefault(stage, {})[name] = tensor
-        return Progress(
-            stage=held["stage"],
-            place=held.get("place", _PLACES[held["stage"]]),
-            synthesis=EvolutionState.restore(held["synthesis"]) if held["synthesis"] else None,
-            state=State(held["round"], own) if held["trained"] else None,
-            texts=[[Text(**text) for text in shard] for shard in held["texts"]],
-            totals=held["totals"], base_eval=held["base_eval"], last_eval=held["last_eval"],
-            best=None if best is None else State(best, lora.under("best", tensors)),
-            best_eval=held.get("best_eval", {}),
-            stopped=held["stopped"], memory=client_state.unpacked(tensors, held["memory"]),
-            at_work=client_state.unpacked(tensors, held.get("at_work", {}), AT_WORK),
-            ledger_head=None if head is None else LedgerHead.read(head, "the checkpoint"),
-            members=held.get("members", ""),
-            schema_version=held.get("schema_version", 1),
-            noise_state=noise)
+        with reading_checkpoint(folder.path / "checkpoint" / "state.safetensors"):
+            return _progress(tensors, held)
+
+
+def _progress(tensors: Tensors, held: JsonMapping) -> Progress:
+    """Where a run stands, by the tensors and the values of its checkpoint."""
+    own = lora.under("state", tensors)
+    best = held.get("best_round")
+    head = held.get("ledger")
+    noise: dict[str, Tensors] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("noise/"):
+            _, stage, name = key.split("/", 2)
+            noise.setdefault(stage, {})[name] = tensor
+    return Progress(
+        stage=held["stage"],
+        place=held.get("place", _PLACES[held["stage"]]),
+        synthesis=EvolutionState.restore(held["synthesis"]) if held["synthesis"] else None,
+        state=State(held["round"], own) if held["trained"] else None,
+        texts=[[Text(**text) for text in shard] for shard in held["texts"]],
+        totals=held["totals"], base_eval=held["base_eval"], last_eval=held["last_eval"],
+        best=None if best is None else State(best, lora.under("best", tensors)),
+        best_eval=held.get("best_eval", {}),
+        stopped=held["stopped"], memory=client_state.unpacked(tensors, held["memory"]),
+        at_work=client_state.unpacked(tensors, held.get("at_work", {}), AT_WORK),
+        ledger_head=None if head is None else LedgerHead.read(head, "the checkpoint"),
+        members=str(held.get("members", "")),
+        schema_version=held.get("schema_version", 1),
+        noise_state=noise)

@@ -3,9 +3,9 @@ goes on, leaves no choice."""
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
+from aulait.core.parsing import parsed_toml
 from aulait.runs.experiment_file import Settings
 
 
@@ -26,8 +26,8 @@ def as_begun(settings: Settings, held: Path) -> Settings:
         held: config.toml of the run folder; it may be missing, or not to be read.
     """
     try:
-        model = tomllib.loads(held.read_text(encoding="utf-8")).get("model", {})
-    except (OSError, tomllib.TOMLDecodeError):
+        model = parsed_toml(held.read_bytes()).get("model", {})
+    except (OSError, ValueError):
         return settings
     # before there was a choice, all were in float32
     return _with_dtype(settings, str(model.get("dtype", "float32")))

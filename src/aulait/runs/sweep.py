@@ -23,6 +23,7 @@ import torch
 
 from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.core.files import JsonObject
+from aulait.runfolder.run_folder import read_result
 from aulait.runs.experiment_file import Settings, dump_settings, read_settings, renewed_settings
 from aulait.runs.loop import run
 from aulait.runs.prepared import Engine, SharedCache
@@ -245,8 +246,7 @@ def _finished(path: Path, settings: Settings) -> JsonObject | None:
         f"run folder {path} holds a finished run with other settings; choose another --out, or "
         "remove it",
     )
-    found: JsonObject = json.loads((path / "result.json").read_text(encoding="utf-8"))
-    return found
+    return read_result(path / "result.json")
 
 
 def _side_by_side(work: Sequence[Job], engine: Engine, workers: int) -> Iterator[JobOutcome]:

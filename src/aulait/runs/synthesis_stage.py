@@ -12,10 +12,10 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 
 from aulait.core.cohort import Cohort
 from aulait.core.files import JsonObject
+from aulait.core.places import user_path
 from aulait.core.types import Info
 from aulait.core.user_cache import user_cache
 from aulait.methods.contract import Ask, Server
@@ -90,7 +90,7 @@ class SynthesisStage:
         settings, public = run.settings, run.federation.corpus.public
         key = (settings.data, run.context.seeds, config.embedder, config.max_tokens,
                config.retrieve)
-        kept = Path(config.retrieve.cache).expanduser() if config.retrieve.cache else None
+        kept = user_path(config.retrieve.cache) if config.retrieve.cache else None
         corpus = run.cache.once("public-corpus", key, lambda: open_corpus(
             public, run.models.embedder(), config.max_tokens, config.retrieve.cells,
             kept or user_cache() / "corpora"))

@@ -23,7 +23,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from aulait.core.errors import DataError, require
 from aulait.core.files import replace_file
+from aulait.core.parsing import reason
+from aulait.core.tensor_file import read_arrays
 from aulait.core.types import Record
 from aulait.synthesis import clustering
 from aulait.synthesis.clustering import VectorTable
@@ -168,13 +171,30 @@ def save(index: CorpusIndex, path: Path) -> None:
 
 
 def load(path: Path) -> CorpusIndex:
-    """Read the clusters from a file."""
-    with np.load(path, allow_pickle=False) as found:
-        centroids_KD = torch.from_numpy(found["centroids"].astype(np.float32))
+    """Read the clusters from a file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        found = read_arrays(path)
         digest, embedder = (str(name) for name in found["names"])
-        return CorpusIndex(torch.from_numpy(found["labels"].astype(np.int64)),
-                           centroids_KD / centroids_KD.norm(dim=1, keepdim=True),
-                           digest, embedder, int(found["asked"]))
+        labels_N, centroids_KD = found["labels"].astype(np.int64), found["centroids"]
+        sound = (labels_N.ndim == 1 and centroids_KD.ndim == 2 and centroids_KD.dtype.kind == "f"
+                 and len(centroids_KD) > 0 and bool(np.isfinite(centroids_KD).all())
+                 and 0 <= labels_N.min(initial=0) <= labels_N.max(initial=0) < len(centroids_KD))
+        require(sound, DataError, _damaged(path, "no clusters"))
+        unit_KD = torch.nn.functional.normalize(
+            torch.from_numpy(centroids_KD.astype(np.float32)), dim=1)
+        return CorpusIndex(torch.from_numpy(labels_N), unit_KD, digest, embedder,
+                           int(found["asked"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(_damaged(path, reason(error))) from error
+
+
+def _damaged(path: Path, what: str) -> str:
+    return (f"{path} holds no clusters of a corpus ({what}), expected what an earlier run kept; "
+            "remove it, it is made again")
 
 
 def _clustered(vectors: VectorTable, digest: str, embedder: str, cells: int) -> CorpusIndex:
@@ -217,4 +237,8 @@ def _kept_vectors(folder: Path, texts: Sequence[str | Record], embedder: Embedde
                 some = [shown(text) for text in texts[first : first + EMBEDDED_AT_ONCE]]
                 file.write(embedder.embed(some).to(torch.float16).numpy().tobytes())
         part.replace(path)
+    found, whole = path.stat().st_size, len(texts) * row_bytes
+    require(found == whole, DataError,
+            f"{path} has {found:,} bytes, expected {whole:,} of vectors; remove it, it is "
+            "made again")
     return FileVectors(path, len(texts), embedder.width)

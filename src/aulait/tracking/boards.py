@@ -31,8 +31,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
-from aulait.core.errors import install
+from aulait.core.errors import DataError, install
 from aulait.core.files import replace_file
+from aulait.core.reading import read_json_object
 
 INSTALL = install("track")
 COUNTER = "lines"
@@ -220,8 +221,9 @@ class MLflow:
 
         self._metric, self._param, self._client, held = Metric, Param, MlflowClient(
             tracking_uri=uri), run / "track.json"
-        known = json.loads(held.read_text(encoding="utf-8")) if held.exists() else {}
-        if known.get("uri") == uri:
+        known = read_json_object(held, DataError, "the id of a run in MLflow; remove it for a run "
+                                 "of its own") if held.exists() else {}
+        if known.get("uri") == uri and "run" in known:
             self._id = str(known["run"])
             self._client.update_run(self._id, status="RUNNING")
             return

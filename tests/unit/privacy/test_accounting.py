@@ -174,3 +174,10 @@ def test_sound_settings_have_no_problem():
     assert PrivacyConfig(off=True).problems(10) == []
     assert PrivacyConfig(**{**SOUND, "delta": 0.1}, delta_acknowledged=True).problems(10) == []
     assert len(PrivacyConfig().problems(10)) == 3
+
+
+def test_a_rate_near_nothing_costs_nothing_beside_another_release():
+    often = Event(2.0, 0.5, 4)
+    for rate in (5e-324, 1e-320, 1e-200, 1e-30):
+        assert epsilon({often: 1, Event(2.0, rate, 4): 1}, 1e-5) == pytest.approx(epsilon({often: 1}, 1e-5), rel=1e-3)
+        assert epsilon({Event(0.5, rate, 10**5): 1}, 1e-5) <= 1e-6

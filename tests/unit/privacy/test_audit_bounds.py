@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import binom
+from tests.oracle import one_run_audit
 
-from aulait.privacy.audit_bounds import _p_value, one_run_epsilon, proven_mu
+from aulait.privacy.audit_bounds import _epsilon, _p_value, one_run_epsilon, proven_mu
 from aulait.privacy.privacy_loss import gaussian_epsilon
 
 DELTA = 1e-5
@@ -70,3 +71,23 @@ def test_perfect_guesses_prove_about_the_logarithm_of_their_number():
     found = one_run_epsilon(there.astype(float), there, 0.0, 0.95)
     assert found == pytest.approx(math.log(1000 / math.log(80)), abs=0.2)
     assert one_run_epsilon([], [], 0.0, 0.95) == 0.0
+
+
+# canaries, guesses, right, delta, failure
+COUNTS = [(60, 60, 45, 0.0, 0.01), (60, 30, 29, 1e-5, 0.01), (100, 40, 40, 1e-3, 0.05), (80, 80, 50, 1e-4, 0.2), (50, 20, 10, 1e-5, 0.05), (30, 30, 29, 0.01, 0.3)]
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_the_bound_is_that_of_the_theorem_term_by_term(counts):
+    canaries, guesses, right, delta, failure = counts
+    assert _epsilon(guesses, right, canaries, (delta, failure)) == pytest.approx(one_run_audit.epsilon(*counts), abs=1e-6)
+
+
+@pytest.mark.parametrize("counts", [*COUNTS, (4000, 2000, 1400, 1e-5, 0.0025), (4000, 120, 119, 1e-6, 0.0025), (30_000, 30_000, 20_500, 1e-5, 0.0025)])
+def test_the_bound_is_that_of_jax_privacy(counts):
+    auditing = pytest.importorskip("jax_privacy.auditing")
+    canaries, guesses, right, delta, failure = counts
+    theirs = auditing._epsilon_one_run(0.0, canaries, guesses, right, failure, delta)
+    assert _epsilon(guesses, right, canaries, (delta, failure)) == pytest.approx(theirs, abs=3e-6)
+    for epsilon in (0.0, 0.3, 2.0):
+        assert _p_value(guesses, right, canaries, delta, epsilon) == pytest.approx(auditing._one_run_p_value(canaries, guesses, right, epsilon, delta), rel=1e-6, abs=1e-12)

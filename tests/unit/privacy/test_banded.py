@@ -116,6 +116,19 @@ def drawn(mechanism, rounds, source, size=1, sigma=1.0):
     return torch.stack(found), state
 
 
+@pytest.mark.parametrize(("cohorts", "times"), [(1, 12), (8, 7), (20, 3)])
+def test_coefficients_length_and_noise_are_those_of_jax_privacy(cohorts, times):
+    """The band and its inverse as streams, and the sensitivity of clients whose rounds are at least so far apart."""
+    toeplitz = pytest.importorskip("jax_privacy.matrix_factorization.toeplitz")
+    rounds, own = cohorts * times, Banded(cohorts)
+    band = toeplitz.optimal_max_error_strategy_coefs(cohorts)
+    assert own.coefficients == pytest.approx(np.asarray(band).tolist(), abs=2e-6)  # ours are multiples of 2^-20
+    theirs = toeplitz.minsep_sensitivity_squared(band, cohorts, times, rounds, skip_checks=True)
+    assert own.sensitivity(1.0, "zero-out") ** 2 * times == pytest.approx(float(theirs), rel=1e-5)
+    released = np.cumsum(np.asarray(toeplitz.inverse_coef(band, rounds)))
+    assert own.whole_run(rounds) == pytest.approx(float(np.linalg.norm(released) * np.linalg.norm(band)), rel=1e-5)
+
+
 def test_the_noise_is_the_fresh_one_without_what_is_remembered_to_the_last_step():
     mechanism, sigma, source = Banded(4), 1.7, SeededNoise(5)
     x, state = drawn(mechanism, 9, source, 50, sigma)

@@ -26,6 +26,7 @@ from aulait.engines.deployment.site import site_file, worker
 from aulait.engines.deployment.site.site_log import Say
 from aulait.engines.flower.loopback import Loopback, laid_out
 from aulait.engines.inline import InlineEngine
+from aulait.runfolder.run_folder import read_result
 from aulait.runs import experiment_file, loop
 
 SITES = {"ward-a": "local", "ward-b": "local", "clinic-c": "proxy", "clinic-d": "proxy",
@@ -94,7 +95,7 @@ def demonstrate(folder: Path, say: Say, *, small: bool = False) -> Compared:
     began = time.perf_counter()
     here = loop.run(experiment_file.read_settings(experiment), folder / "inline", InlineEngine())
     seconds_inline = time.perf_counter() - began
-    away = json.loads((folder / "deployed" / "result.json").read_text(encoding="utf-8"))
+    away = read_result(folder / "deployed" / "result.json")
     losses = away["eval"]["loss"], here["eval"]["loss"]
     return Compared(_difference(folder), _differing(folder, away, here), *losses, seconds,
                     seconds_inline, loads)

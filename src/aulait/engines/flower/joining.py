@@ -8,7 +8,6 @@ site is, and is read by the SuperNode alone.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import stat
@@ -20,6 +19,7 @@ from typing import IO, Final
 
 from aulait.core.errors import AulaitError, ConfigError, require
 from aulait.core.files import JsonObject
+from aulait.core.parsing import parsed_json
 from aulait.core.process_lock import only_process_of
 from aulait.engines.deployment.site import site_file, worker
 from aulait.engines.deployment.site.site_file import SiteFile
@@ -192,7 +192,7 @@ class SuperNode:
         with lines:
             for raw in lines:
                 try:
-                    told = json.loads(raw)
+                    told = parsed_json(raw)
                     kind = str(told.pop("event"))
                 except (ValueError, KeyError, AttributeError):
                     continue

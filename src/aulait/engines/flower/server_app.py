@@ -7,7 +7,6 @@ it; so can ``flwr run``.
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from aulait.core.errors import AulaitError, ConfigError, require
+from aulait.core.errors import AulaitError, ConfigError, DataError, require
 from aulait.core.files import JsonObject
+from aulait.core.reading import read_json_object
 from aulait.engines.deployment.coordinator import deployed_run
 from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.event_log import EventLog
@@ -99,11 +99,21 @@ def enter(out: Path, resume: bool) -> tuple[str, int]:
         ConfigError: there is a run already, or none to go on with.
     """
     path = out / "serve" / "run.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    known = _numbered(path) if path.is_file() else None
     require(known is None or resume or not (out / "config.toml").exists(), ConfigError,
             f"run folder {out} already holds a run; add --resume to go on with it, or choose "
             "another --out")
-    run = str(known["run"]) if known else secrets.token_hex(16)
-    epoch = int(known["epoch"]) + 1 if known else 1
+    run, epoch = known or (secrets.token_hex(16), 0)
+    epoch += 1
     RunFolder(out).write_json("serve/run.json", {"run": run, "epoch": epoch})
+    return run, epoch
+
+
+def _numbered(path: Path) -> tuple[str, int]:
+    """The run's own number and how often it has been started, from its file."""
+    known = read_json_object(path, DataError, "the number of a run; restore it from a copy")
+    run, epoch = known.get("run"), known.get("epoch")
+    if not isinstance(run, str) or type(epoch) is not int:
+        raise DataError(f"{path} holds no number of a run, expected run and epoch; restore it from "
+                        "a copy")
     return run, epoch

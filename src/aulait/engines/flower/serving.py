@@ -11,7 +11,6 @@ when the run has ended well.
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import shutil
 import subprocess
@@ -30,7 +29,7 @@ from aulait.engines.deployment.pki import keys as key_files
 from aulait.engines.flower import processes
 from aulait.engines.flower.hardening import supported
 from aulait.reporting.report import write_report
-from aulait.runfolder.run_folder import RunFolder, differing_settings
+from aulait.runfolder.run_folder import RunFolder, differing_settings, read_result
 from aulait.runs import experiment_file
 from aulait.runs.experiment_file import Settings
 from aulait.runs.ledger_curves import ledger_curves
@@ -266,8 +265,7 @@ def _result(run: Path) -> JsonObject:
     """What result.json holds; the messages of sites in Flower's database go."""
     for path in (run / FOLDER).glob("superlink.db*"):
         path.unlink()
-    result: JsonObject = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    return result
+    return read_result(run / "result.json")
 
 
 def follow(link: SuperLinkProcess, watch: Watch,

@@ -16,8 +16,9 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from aulait.core.errors import AulaitError, ConfigError, require
+from aulait.core.errors import AulaitError, ConfigError, DataError, require
 from aulait.core.files import JsonObject, replace_file
+from aulait.core.reading import read_json_object
 from aulait.core.seeds import Seeds
 from aulait.engines.deployment.coordinator.engine import CoordinatorEngine
 from aulait.engines.deployment.coordinator.outbox import BodyT
@@ -59,8 +60,7 @@ def run_deployed(engine: CoordinatorEngine[BodyT], settings: Settings, out: Path
     prepared = prepare(settings, cache, dict.fromkeys(sorted(roll), 1))
     if not settings.privacy.protects_records:  # else the numbers of records are not known yet
         size_law.warning(prepared)
-    known: dict[str, int] = (json.loads((out / RECORDS).read_text(encoding="utf-8"))
-                             if (out / RECORDS).is_file() else {})
+    known = _written_records(out / RECORDS)
     engine.begin(prepared, known, again=(out / "config.toml").is_file())
     folder.write_json(RECORDS, engine.clients)
     try:
@@ -87,8 +87,21 @@ def _settled_roll(engine: CoordinatorEngine[BodyT], settings: Settings, folder: 
 
 
 def _written_roll(path: Path) -> Roll:
-    roll: Roll = json.loads(path.read_text(encoding="utf-8"))
+    roll = read_json_object(path, DataError, "who takes part in the run; restore it from a copy")
+    require(all(isinstance(told, dict) for told in roll.values()), DataError,
+            f"{path} holds a site without facts, expected what every site told; restore it from a "
+            "copy")
     return roll
+
+
+def _written_records(path: Path) -> dict[str, int]:
+    """Numbers of records that sites told before a restart."""
+    if not path.is_file():
+        return {}
+    known = read_json_object(path, DataError, "numbers of records; restore it from a copy")
+    require(all(type(count) is int for count in known.values()), DataError,
+            f"{path} holds a site without a number of records; restore it from a copy")
+    return known
 
 
 def planned_by(settings: Settings, roll: Roll, out: Path) -> Settings:

@@ -12,7 +12,6 @@ covers. It is not part of what a run releases; do not pass it on with the run.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from contextlib import suppress
@@ -22,6 +21,7 @@ from typing import Any
 from aulait.core.errors import AulaitError
 from aulait.core.files import JsonMapping, JsonObject, json_document, replace_file, writing
 from aulait.core.log_files import JsonLinesLog, short_json, timestamp
+from aulait.core.parsing import parsed_json
 
 FOLDER = "serve"
 PAUSE_S, SHORT_PAUSE_S = 0.5, 0.1
@@ -30,8 +30,8 @@ PAUSE_S, SHORT_PAUSE_S = 0.5, 0.1
 def read_table(path: Path) -> JsonObject:
     """A JSON object of RUN/serve; empty while the file is missing, spoilt or something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = parsed_json(path.read_bytes())
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

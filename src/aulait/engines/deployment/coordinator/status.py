@@ -19,6 +19,7 @@ from typing import Any
 
 from aulait.core.files import JsonMapping, JsonObject
 from aulait.core.log_files import plain_text
+from aulait.core.parsing import parsed_json
 from aulait.core.process_lock import lock_is_held
 from aulait.engines.deployment.coordinator.event_log import FOLDER, read_table
 from aulait.reporting import folder
@@ -189,8 +190,8 @@ def _tail(path: Path) -> Iterable[JsonMapping]:
         return
     for raw in lines[1:] if size > TAIL_BYTES else lines:
         try:
-            event = json.loads(raw)
-        except (ValueError, RecursionError):
+            event = parsed_json(raw)
+        except ValueError:
             continue
         if isinstance(event, dict):
             yield event

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from aulait.core.errors import ConfigError, require
+from aulait.core.parsing import reason
 
 AUTHORITY_DAYS = 3650
 _SKEW = timedelta(days=1)  # a site's clock may be behind the server's
@@ -123,8 +124,17 @@ def server(
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:
-    """The hosts that a server's certificate names."""
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    """The hosts that a server's certificate names.
+
+    Raises:
+        ConfigError: it names none, or cannot be read.
+    """
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
+        raise ConfigError(
+            f"found a certificate without names of hosts ({reason(error)}), expected that of a "
+            "server; restore it from a copy, or make a new one: aulait keys renew") from error
     return [str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
 
 

@@ -232,7 +232,7 @@ def public_line(file: Path) -> str:
     line = f"{parts[1]} {parts[2]}"
     try:
         key = serialization.load_ssh_public_key(line.encode())
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, NotImplementedError, UnsupportedAlgorithm) as error:
         raise ConfigError(wrong) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ConfigError(wrong)

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field
 
 from aulait.core.errors import ConfigError
+from aulait.core.places import is_there
 from aulait.engines.deployment.protocol import signing
 
 _PREFIX: Final = b"aulait account receipt, version 1\0"
@@ -98,11 +99,11 @@ def identity(name: str, path: Path) -> SiteIdentity | None:
     Raises:
         ConfigError: others may read the file, or it holds something else.
     """
-    if not path.exists():
+    if not is_there(path):
         return None
     try:
         key = serialization.load_ssh_private_key(signing.private_bytes(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"{path} is no private key of a site without a passphrase; give the "
                           "site-key that aulait keys site made") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):

@@ -56,7 +56,7 @@ def load_private(path: Path) -> Ed25519PrivateKey:
     """
     try:
         key = serialization.load_pem_private_key(private_bytes(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm) as error:
         raise ConfigError(
             f"{path} is no private key in PEM without a passphrase; make one: aulait keys "
             "server") from error
@@ -78,7 +78,7 @@ def load_public(path: Path) -> Ed25519PublicKey:
     require(_PUBLIC_LINE.fullmatch(content) is not None, ConfigError, wrong)
     try:
         key = serialization.load_ssh_public_key(content)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, NotImplementedError, UnsupportedAlgorithm) as error:
         raise ConfigError(wrong) from error
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(wrong)

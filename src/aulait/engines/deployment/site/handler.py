@@ -8,7 +8,6 @@ when something fails never depends on the site's records: the reason goes to the
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -17,6 +16,7 @@ import torch
 from pydantic import JsonValue
 
 from aulait.core.errors import AulaitError, DataError, PrivacyError, WireError
+from aulait.core.reading import read_json
 from aulait.core.types import (
     ClientUpdate,
     SearchRequest,
@@ -232,12 +232,10 @@ class SiteHandler:
     def _profile(self) -> JsonValue:
         """What ``aulait probe`` measured of this machine; None where it measured nothing."""
         path = self._file.site.state / "profile.json"
-        try:
-            found: JsonValue = json.loads(path.read_text("utf-8")) if path.is_file() else None
-        except (ValueError, OSError) as error:
-            raise DataError(f"{path} is no JSON ({error}); measure again by 'aulait probe --out', "
-                            "or remove it") from error
-        return found
+        if not path.is_file():
+            return None
+        return read_json(path, DataError, "what 'aulait probe --out' measured; measure again, or "
+                         "remove it")
 
     def _take_terms(self, head: TermsMessage) -> Message[AcceptedAnswer]:
         """Terms: held against the site's policy, then everything they need is loaded."""

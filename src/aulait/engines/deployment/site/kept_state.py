@@ -13,16 +13,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 
 from aulait.core.errors import WireError, require
 from aulait.core.files import JsonObject, private_folder, replace_file, writing
+from aulait.core.parsing import parsed_json, reason
+from aulait.core.tensor_file import read_tensor_file
 from aulait.engines.deployment.protocol.envelope import Packet, packet_bytes, packet_from
 from aulait.engines.deployment.protocol.messages import RunHead, Stamp, digest_of
 from aulait.engines.deployment.protocol.run_terms import RunTerms, read_terms
@@ -165,19 +167,23 @@ def read_kept_state(state: Path, run: str) -> KeptState:
     if not path.exists():
         return kept
     try:
-        with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {})["kept"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except Exception as error:
-        raise WireError(f"{path} is damaged ({type(error).__name__}); remove that file to take "
+        tensors, head = read_tensor_file(path)
+        told = parsed_json(head["kept"])
+        held = memory.unpacked(tensors, told["memory"])
+        kept.memory = held.get(_NOW, {})
+        kept.before = {_round_of(key): held.get("{}.{}".format(*key), {}) for key in told["rounds"]}
+        kept.epoch, kept.number = operator.index(told["epoch"]), operator.index(told["number"])
+        kept.key, kept.asked = _round_of(told["key"]), str(told["asked"])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise WireError(f"{path} is damaged ({type(error).__name__}: {reason(error)}), expected "
+                        "what this site kept; restore it from a copy, or remove that file to take "
                         "part without its memory") from error
-    held = memory.unpacked(tensors, told["memory"])
-    kept.memory = held.get(_NOW, {})
-    kept.before = {(stage, round): held.get(f"{stage}.{round}", {})
-                   for stage, round in told["rounds"]}
-    kept.epoch, kept.number, kept.asked = told["epoch"], told["number"], told["asked"]
-    kept.key = told["key"][0], told["key"][1]
     return kept
+
+
+def _round_of(key: Sequence[int]) -> RoundKey:
+    stage, number = key
+    return operator.index(stage), operator.index(number)
 
 
 def write_terms(folder: Path, terms: RunTerms) -> None:

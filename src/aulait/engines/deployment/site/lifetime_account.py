@@ -29,9 +29,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aulait.core.errors import PrivacyError, require
 from aulait.core.files import append_durably, private_folder, sync_folder, writing
@@ -63,6 +63,12 @@ class Charge(BaseModel):
     rate: float = Field(1.0, gt=0, le=1)
     steps: int = Field(1, ge=1)
     stage: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.unit == "record" and self.delta is None:
+            raise ValueError("a charge of records has a delta")
+        return self
 
     @property
     def event(self) -> Event | None:

@@ -7,14 +7,13 @@ answered. The old files stay as they are.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from aulait.core.errors import PrivacyError
-from aulait.core.files import sync_folder, writing
+from aulait.core.files import JsonObject, sync_folder, writing
+from aulait.core.parsing import parsed_json
 from aulait.engines.deployment.protocol.run_terms import RunTerms
 from aulait.engines.deployment.site.lifetime_account import FOLDER, Charge, LifetimeAccount
 from aulait.engines.deployment.site.policy import SITE, told_plan
@@ -54,14 +53,14 @@ def _charges(folder: Path) -> list[Charge]:
     if not path.is_file():
         return []
     try:
-        told: dict[str, Any] = json.loads(path.read_bytes())
+        told: JsonObject = parsed_json(path.read_bytes())
         privacy = dict(told["privacy"])
         if privacy["off"]:
             return [Charge(run=folder.name, unit="none")] if _answered(folder) else []
         if privacy["unit"] == "record":
             return _events(folder, float(privacy["delta"]))
         return [_promise(folder.name, told)] if _answered(folder) else []
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PrivacyError(f"the terms and the account in {folder} cannot be read "
                            f"({type(error).__name__}), expected those of an earlier version; "
                            "restore them, what they have spent must be counted") from error
@@ -76,13 +75,13 @@ def _events(folder: Path, delta: float) -> list[Charge]:
     answered."""
     path = folder / "account.jsonl"
     raw = path.read_bytes() if path.exists() else b""
-    lines = [json.loads(line) for line in raw[: raw.rfind(b"\n") + 1].splitlines()]
+    lines = [parsed_json(line) for line in raw[: raw.rfind(b"\n") + 1].splitlines()]
     return [Charge(run=folder.name, unit="record", delta=delta, stage="train", rate=line["rate"],
                    noise_multiplier=line["noise_multiplier"], steps=line["steps"])
             for line in lines]
 
 
-def _promise(run: str, told: dict[str, Any]) -> Charge:
+def _promise(run: str, told: JsonObject) -> Charge:
     """What an old run of the unit "client" promised."""
     epsilon, delta = told["privacy"]["epsilon"], told["privacy"]["delta"]
     if epsilon is None:

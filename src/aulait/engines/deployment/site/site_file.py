@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +18,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from aulait.core.errors import ConfigError, did_you_mean, require
 from aulait.core.files import JsonObject
+from aulait.core.parsing import parsed_toml, reason
+from aulait.core.places import is_file, user_path
 from aulait.data import sources
 from aulait.data.row_fields import JOIN, RowFormat
 from aulait.data.text_lines import encoding_problem
@@ -150,7 +151,7 @@ def absent(site: SiteFile) -> list[str]:
               "authority": "copy ca.pem of the coordinator",
               "orders": "copy order-key.pub of the coordinator"}
     found = [f"keys.{key}: found no file {path}; {advice[key]}"
-             for key, path in dict(site.keys).items() if not path.is_file()]
+             for key, path in dict(site.keys).items() if not is_file(path)]
     if site.data.source.startswith("/") and (wrong := sources.problem(site.data.source)):
         found.append(f"data.source: {wrong}, in the site file")
     return found
@@ -163,10 +164,14 @@ def own_state(site: SiteFile) -> Path:
         ConfigError: it is a link, belongs to somebody else, or others may enter it.
     """
     path = site.site.state
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_symlink() and not path.exists():
-        path.mkdir(mode=0o700)
-    status = path.lstat()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_symlink() and not path.exists():
+            path.mkdir(mode=0o700)
+        status = path.lstat()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"site.state {path} cannot be made ({reason(error)}); choose another "
+                          "folder") from error
     mode = stat.S_IMODE(status.st_mode)
     require(stat.S_ISDIR(status.st_mode), ConfigError,
             f"site.state {path} is no folder; give the path of one, or of none yet")
@@ -195,8 +200,8 @@ def _tree(path: Path) -> JsonObject:
     require(len(content) <= _LARGEST_BYTES, ConfigError,
             f"site file {path} is larger than 1 MiB; give the path of a site file")
     try:
-        return tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return parsed_toml(content)
+    except ValueError as error:
         raise ConfigError(f"site file {path} is not TOML: {error}; correct it") from error
 
 
@@ -216,7 +221,7 @@ def _absolute(site: SiteFile, folder: Path) -> SiteFile:
     rest are names."""
 
     def placed(path: Path | str) -> Path:
-        return Path(os.path.normpath(folder / Path(path).expanduser()))
+        return Path(os.path.normpath(folder / user_path(path)))
 
     def named(table: Mapping[str, str]) -> dict[str, str]:
         return {key: str(placed(value)) if value.startswith((".", "~", "/")) else value

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from aulait.core.errors import AulaitError, DeviceError
 from aulait.core.files import JsonObject
+from aulait.core.parsing import parsed_json
 from aulait.engines.deployment.protocol.envelope import HEALTH, Packet
 from aulait.engines.deployment.site import local_socket
 from aulait.engines.deployment.site.handler import EventSink, SiteHandler
@@ -48,7 +49,7 @@ def health(path: Path, timeout_s: float = 5.0) -> JsonObject:
     """
     answer = local_socket.ask(path, HEALTH, HEALTH_BYTES, timeout_s)
     try:
-        found: JsonObject = json.loads(answer.head)
+        found: JsonObject = parsed_json(answer.head)
     except ValueError as error:
         raise DeviceError(f"the worker on {path} is of another version") from error
     return found
