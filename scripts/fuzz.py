@@ -168,7 +168,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable()
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-    dice, until_s = random.Random(asked.seed), time.monotonic() + 60 * asked.minutes
+    dice = random.Random(asked.seed)  # nosec B311: which bytes are changed is no secret
+    until_s = time.monotonic() + 60 * asked.minutes
     kinds = [begun(name) for name in asked.kinds]
     print(f"the seeds of {len(kinds)} kinds are accepted", flush=True)
     weights, spent_s = [kind.own.weight for kind in kinds], dict.fromkeys(asked.kinds, 0.0)

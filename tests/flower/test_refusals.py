@@ -23,7 +23,7 @@ from tests.flower.wire import Seen, made
 
 from aulait.core.errors import DeviceError, WireError
 from aulait.engines.deployment.pki import keys
-from aulait.engines.deployment.protocol import envelope, messages, signing, tensor_codec
+from aulait.engines.deployment.protocol import envelope, heads, messages, signing, tensor_codec
 from aulait.engines.deployment.protocol.envelope import Packet, packet_from
 from aulait.engines.deployment.protocol.messages import Stamp
 from aulait.engines.deployment.site import local_socket, worker
@@ -455,7 +455,7 @@ def test_an_update_of_junk_is_a_wire_error_or_an_update(head, body):
     try:
         answer = messages.read_answer(made(UPDATE | head, body))
         found = messages.client_update(answer)
-        assert abs(found.weight) <= messages.LARGEST_NUMBER
+        assert abs(found.weight) <= heads.LARGEST_NUMBER
     except WireError:
         pass
 

@@ -225,7 +225,7 @@ def test_a_noise_multiplier_is_worth_what_the_accountant_says(noise, rounds, syn
     ({"promise": {"epsilon": None}}, "neither epsilon nor noise_multiplier"),
     ({"promise": {"noise_multiplier": 5.0}}, "epsilon and noise_multiplier"),
     ({"promise": {"trust": "secure"}}, "secure"),
-    ({"promise": {"trust": "secure", "relation": "replace"}}, "which no site can do yet"),
+    ({"promise": {"trust": "secure", "relation": "replace"}}, "nothing of secure sums"),
     ({"promise": {"unit": "record"}}, "privacy.unit"),
     ({"promise": {"epsilon": None, "noise_multiplier": 1e-3}}, "amounts to epsilon"),
     ({"promise": {"epsilon": None, "noise_multiplier": 1e-300}}, "cannot be counted"),

@@ -323,7 +323,7 @@ def site(tmp_path, monkeypatch):
     path = tmp_path / "site.toml"
     path.write_text("")
     found = SimpleNamespace(site=SimpleNamespace(name="ward-a", state=tmp_path),
-                            data=SimpleNamespace(source="rows.jsonl"), limits=SitePolicy())
+                            data=SimpleNamespace(source="rows.jsonl"), limits=SitePolicy(), peers={})
     read = SimpleNamespace(read=lambda path: found)
     monkeypatch.setattr(aulait.engines.deployment.site, "site_file", read, raising=False)
 
@@ -367,7 +367,7 @@ def test_a_site_nobody_started(tmp_path, monkeypatch):
     path = tmp_path / "site.toml"
     path.write_text("")
     found = SimpleNamespace(site=SimpleNamespace(name="ward-a", state=tmp_path),
-                            data=SimpleNamespace(source="rows.jsonl"), limits=SitePolicy())
+                            data=SimpleNamespace(source="rows.jsonl"), limits=SitePolicy(), peers={})
     monkeypatch.setattr(aulait.engines.deployment.site, "site_file", SimpleNamespace(read=lambda path: found), raising=False)
     assert call(path).stdout.startswith(f"ward-a is not running; start: aulait join {path}\n")
     with socket.socket(socket.AF_UNIX) as dead:

@@ -1,5 +1,5 @@
-"""``aulait keys``: keys and certificates of a deployment; the server's, a site's, and which site
-has which key."""
+"""``aulait keys``: keys and certificates of a deployment; the server's, a site's, which site has
+which key, and who a site is to the others."""
 
 from __future__ import annotations
 
@@ -112,6 +112,25 @@ def site(
     terminal.prose(
         "put the coordinator's ca.pem and order-key.pub beside it, then say what this site allows "
         f"in {folder / 'site.toml'}")
+
+
+@app.command("sums", cls=terminal.PlainCommand)
+def sums(
+    path: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Tell, at a site, who it is in secure sums: the line that the other sites write under [peers].
+
+    Example: aulait keys sums site.toml
+    """
+    name, identity = keys.sums(path)
+    if as_json:
+        terminal.document({"name": name, "identity": identity})
+        return
+    terminal.say(f'"{name}" = "{identity}"')
+    terminal.prose(
+        "every other site writes this line under [peers] of its own site file; read it out by "
+        "telephone, the coordinator must not be the one who vouches for it")
 
 
 @app.command("enrol", cls=terminal.PlainCommand)

@@ -20,7 +20,7 @@ LEGEND = (
     "exact: the merge is the mean of the clients' dense updates. private: the unit of differential "
     "privacy, or the nearest method with it.",
     "secure agg.: the server needs sums only, so secure aggregation can hide single updates "
-    "(privacy.trust = 'secure', in simulations).",
+    "(privacy.trust = 'secure').",
 )
 NAMED = (
     ("sources", "data sources (data.source, data.public)"),

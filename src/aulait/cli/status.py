@@ -77,12 +77,13 @@ def _site(path: Path) -> Document:
     from aulait.engines.deployment.site import account_summary, local_socket, site_file, worker
 
     site = site_file.read(path)
-    accounts = account_summary.summary(site)
+    own = {"accounts": account_summary.summary(site), "trust": list(site.limits.trust),
+           "peers": sorted(site.peers)}
     try:
-        return {**worker.health(worker.socket_path(site)), "accounts": accounts}
+        return {**worker.health(worker.socket_path(site)), **own}
     except (AulaitError, OSError) as error:
         return {"name": site.site.name, "state": "not running", "last_error": None
-                if local_socket.is_nobody(error) else str(error), "accounts": accounts}
+                if local_socket.is_nobody(error) else str(error), **own}
 
 
 def _show(found: Document, path: Path, as_json: bool, again: bool) -> None:
@@ -163,14 +164,31 @@ def _health(found: Document, path: Path) -> None:
     if found["state"] == "not running":
         reason = f" ({found['last_error']})" if found["last_error"] else ""
         terminal.say(f"{found['name']} is not running{reason}; start: aulait join {path}")
+        terminal.say(_trusted(found))
         _accounts(found["accounts"])
         return
     rows = [(key.replace("_", " "),
              n.size(value) if key.endswith("_bytes") else plain_text(str(value)))
             for key, value in found.items()
-            if key not in ("kind", "name", "state", "accounts") and value not in (None, "")]
+            if key not in ("kind", "name", "state", "accounts", "trust", "peers")
+            and value not in (None, "")]
     terminal.table(f"{found['name']}: {found['state']}", ("", ""), rows)
+    terminal.say(_trusted(found))
     _accounts(found["accounts"])
+
+
+def _trusted(found: Document) -> str:
+    """Whom the site's file trusts with its updates, where a run protects clients."""
+    peers = len(found["peers"])
+    known = f"{peers} other site{'' if peers == 1 else 's'} in [peers]"
+    if found["trust"] == ["secure"]:
+        return ("updates of this site go to nobody as they are, only into secure sums with "
+                f"{known}")
+    if "secure" not in found["trust"]:
+        return ("updates of this site go to the coordinator as they are, where a run protects "
+                "clients")
+    return ("updates of this site go to the coordinator as they are where a run says trust = "
+            f"'server', and into secure sums with {known} where it says 'secure' (limits.trust)")
 
 
 def _accounts(accounts: Sequence[Document]) -> None:

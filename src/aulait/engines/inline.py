@@ -27,6 +27,8 @@ from aulait.methods.contract import AnyMethod, Ask, RunContext, State
 from aulait.methods.shared import line_search
 from aulait.methods.shared.private_answer import answer_privately
 from aulait.privacy.record_level import SiteNoise
+from aulait.privacy.secure.local_round import begin_round
+from aulait.privacy.secure.summation import BeginSecureSum
 from aulait.runs.scoring import evaluate_here, personal_adapters
 from aulait.synthesis import private_evolution
 from aulait.synthesis.embedding import Embedder
@@ -43,6 +45,7 @@ class InlineEngine:
 
     clients: Mapping[str, int] | None = None
     real_time = False
+    secure_sum: BeginSecureSum = staticmethod(begin_round)
 
     def __init__(self, train: TrainSite | None = None) -> None:
         """``train`` trains a site in place of the built-in steps; None for these."""

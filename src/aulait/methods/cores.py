@@ -67,7 +67,7 @@ from aulait.training.public_basis import (
 from aulait.training.trainer import Learner
 
 TRAITS = described(__name__, __doc__, Abilities(
-    trains=Trainable.R, units=("client", "record"), searches=True))
+    trains=Trainable.R, units=("client", "record"), searches=True, placed=True))
 BASIS, PAST = "basis", "past"  # tags of what is fixed: vectors, and what was trained in older ones
 
 

@@ -47,6 +47,8 @@ class Abilities:
             sum of single records' gradients can stand in its place.
         searches: whether the clients that train can search for the server's step
             (``methods.shared.line_search``): the state's factors are all that a round moves.
+        placed: whether an update joins a sum as it is, its factors among the leading columns of
+            those of the whole rank: then a site can make its part of a secure sum alone.
         asynchronous: whether an update may be added to later factors than it began from
             (``federation.schedule = "async"``): it says how factors moved, the same of them in
             every round, and neither a client nor a round remembers more.
@@ -64,6 +66,7 @@ class Abilities:
     searches: bool = False
     steps: bool = False
     asynchronous: bool = False
+    placed: bool = False
 
     @property
     def offered(self) -> tuple[Unit, ...]:
@@ -109,6 +112,7 @@ class Traits:
     searches: bool
     steps: bool
     asynchronous: bool
+    placed: bool
 
 
 def described(module: str, docstring: str | None, abilities: Abilities) -> Traits:
@@ -136,7 +140,7 @@ def described(module: str, docstring: str | None, abilities: Abilities) -> Trait
             _one_of(EXACT, "exact", found), abilities.private, abilities.secure, abilities.instead,
             abilities.trains, abilities.personal, abilities.unit, abilities.splits,
             abilities.offered, abilities.folds, abilities.searches, abilities.steps,
-            abilities.asynchronous)
+            abilities.asynchronous, abilities.placed)
     except ValueError as error:
         raise ConfigError(f"algorithm '{name}' does not describe itself: {error}; correct the last "
                           "paragraph of its docstring") from None

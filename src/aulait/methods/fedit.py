@@ -40,7 +40,7 @@ from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round
 from aulait.training.trainer import Learner
 
 TRAITS = described(__name__, __doc__, Abilities(
-    units=("client", "record"), steps=True, asynchronous=True))
+    units=("client", "record"), steps=True, asynchronous=True, placed=True))
 
 
 class FedITConfig(AveragingConfig):

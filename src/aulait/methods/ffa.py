@@ -34,7 +34,7 @@ from aulait.training.trainer import Learner
 
 TRAITS = described(__name__, __doc__, Abilities(
     trains=Trainable.B, units=("client", "record"), searches=True, steps=True,
-    asynchronous=True))
+    asynchronous=True, placed=True))
 
 
 class FFAConfig(AveragingConfig):

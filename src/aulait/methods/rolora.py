@@ -33,7 +33,7 @@ from aulait.methods.shared.server_optimizer import initial_state
 from aulait.methods.shared.weighted_mean import AveragingConfig, mixed_round
 from aulait.training.trainer import Learner
 
-TRAITS = described(__name__, __doc__, Abilities(units=("client", "record")))
+TRAITS = described(__name__, __doc__, Abilities(units=("client", "record"), placed=True))
 
 
 class RoLoRAConfig(AveragingConfig):

@@ -59,6 +59,10 @@ class AdaptiveClip:
         """C', the norm of an update clipped to C with its answer."""
         return bound / math.sqrt(1.0 - self.fraction)
 
+    def part_bound(self, joint: float) -> float:
+        """C, of which C' is the joint bound."""
+        return joint * math.sqrt(1.0 - self.fraction)
+
     def answer(self, bound: float) -> float:
         """h, by how much one answer moves its sum."""
         return self.joint_bound(bound) * math.sqrt(self.fraction)

@@ -33,6 +33,7 @@ from aulait.privacy.noise_source import NoiseSource
 from aulait.privacy.record_level import RecordMechanism, same_relation
 from aulait.privacy.robust_sums import RobustRule, RobustSum
 from aulait.privacy.sealed import Seal, SealedUpdate, forgotten_after
+from aulait.privacy.secure.encoding import vector_of
 from aulait.privacy.secure.quorum import Quorum
 from aulait.privacy.secure.summation import BeginSecureSum, SecureSumRequest
 from aulait.privacy.update_checks import (
@@ -431,22 +432,23 @@ class PrivateAggregator:
         total = ClippedSum.zero(release.template)
         numbers = sum(value.numel() for value in total.total.values())
         noise = self._noise.at(len(self._ledger.lines) + 1)
-        nothing = torch.zeros(numbers, dtype=torch.float64)
         assert self._begin_secure_sum is not None  # looked at when this was made
+        self._affordable(charge)  # clients that are away charge themselves before they answer
         parties = self._begin_secure_sum(SecureSumRequest(
-            clients=release.clients, planned=release.planned, quorum=quorum, numbers=numbers,
+            stage=release.stage, round=release.round, clients=release.clients,
+            planned=release.planned, quorum=quorum, numbers=numbers,
             bound=self._vector_bound(release), sensitivity=sensitivity,
             sigma=release.noise_multiplier * sensitivity, accounted=event.noise_multiplier,
             words=noise.client_words))
-        for update in self._valid(updates, release, expected_shapes, total):
+        for update in (self._heard(updates) if parties.away
+                       else self._valid(updates, release, expected_shapes, total)):
             self._check_roles(update, release.role)
             self._check_turn(update, release.turn)
-            summand = transform(update) if transform else update.tensors
-            vector = torch.cat([summand[name].detach().to("cpu", torch.float64).reshape(-1)
-                                for name in total.total] or [torch.zeros(0, dtype=torch.float64)])
-            parties.add(update.client, vector if bool(torch.isfinite(vector).all()) else nothing)
+            if not parties.away:
+                parties.add(update.client,
+                            vector_of(transform(update) if transform else update.tensors))
         for client, _ in total.rejected:  # it still takes part, or its absence would tell why
-            parties.add(client, nothing)
+            parties.add(client, torch.zeros(numbers, dtype=torch.float64))
         parties.close()
         self._charge(charge, mechanism)
         noised, survivors = parties.total()
@@ -456,6 +458,14 @@ class PrivateAggregator:
             {name: part.view(shape).to(torch.float32)
              for name, part, shape in zip(total.total, parts, shapes, strict=True)},
             release.planned, parties.noise_std(survivors))
+
+    def _heard(self, updates: Iterable[ClientUpdate]) -> Iterator[ClientUpdate]:
+        """Whose masked vectors have come: they bear a name alone."""
+        for update in self._seal.opened(updates):
+            require(not update.tensors, PrivacyError,
+                    f"an open update of client '{update.client}' found where masked vectors are "
+                    "summed, expected none; report this as a defect")
+            yield update
 
     def _vector_bound(self, release: Release) -> float:
         """A norm that no client's vector exceeds: of one clipped update, or of the sum over the
@@ -611,12 +621,15 @@ class PrivateAggregator:
                 f"client '{update.client}' answers in more than {release.most} rounds, for which "
                 "it is charged; report this as a defect")
 
-    def _charge(self, charge: _Charge, mechanism: Mechanism, steps: int = 1) -> LedgerLine:
-        """Check the budget, put the line on disk, charge the accounts."""
-        accountant, release, relation = self._accountant, charge.release, self.config.relation
-        assert relation is not None
+    def _affordable(self, charge: _Charge) -> dict[str, float]:
+        """Role -> the epsilon that it will have spent after a release.
+
+        Raises:
+            BudgetSpent: it is more than the role may spend.
+        """
+        accountant = self._accountant
         spent = {role: accountant.spent(role) for role in accountant.budget}
-        for role in accountant.roles(release.role):
+        for role in accountant.roles(charge.release.role):
             would, budget = accountant.would_spend(role, charge.event), accountant.budget[role]
             if not would <= budget:
                 raise BudgetSpent(
@@ -624,6 +637,13 @@ class PrivateAggregator:
                     f"{would:.4g}, its budget is {budget:.4g}; stop here, or start a new run with "
                     "fewer releases or more noise")
             spent[role] = would
+        return spent
+
+    def _charge(self, charge: _Charge, mechanism: Mechanism, steps: int = 1) -> LedgerLine:
+        """Check the budget, put the line on disk, charge the accounts."""
+        accountant, release, relation = self._accountant, charge.release, self.config.relation
+        assert relation is not None
+        spent = self._affordable(charge)
         sensitivity, rate = mechanism.sensitivity(release.bound, relation), charge.sampling_rate
         line = LedgerLine(
             release=len(self._ledger.lines) + 1,

@@ -46,9 +46,9 @@ class PrivacyConfig(BaseModel):
             (``aulait.privacy.mechanisms``). With the unit "record" the method says it.
         trust: who adds the noise: the "server", which sees single updates, or under secure
             aggregation ("secure") the clients, each its part, so that the server sees their noised
-            sum alone; in simulations. The relation is then "zero-out" or, for the unit "client",
-            "replace", for the server sees who takes part. With the unit "record" a round is one
-            step, on the sum of all sites' clipped gradients.
+            sum alone; in a deployment with the unit "client". The relation is then "zero-out" or,
+            for the unit "client", "replace", for the server sees who takes part. With the unit
+            "record" a round is one step, on the sum of all sites' clipped gradients.
         dropouts: with trust "secure", the largest share of a round's clients that may drop out, in
             [0, 0.5); where more do, the round is refused. The noise is enough for those who then
             stay.

@@ -13,7 +13,7 @@ from aulait.privacy.aggregator import KnownSites, PrivateAggregator
 from aulait.privacy.config import PrivacyConfig
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.noise import SeededNoise, SystemNoise
-from aulait.privacy.secure.local_round import begin_round
+from aulait.privacy.secure.summation import BeginSecureSum
 from aulait.runfolder.run_folder import RunFolder
 from aulait.runfolder.schema import is_chained
 from aulait.runs.prepared import Books, PreparedRun
@@ -72,8 +72,14 @@ def check_releases(run: PreparedRun, folder: RunFolder, ledger: Ledger) -> None:
         run.privacy.check_run(done, ledger.lines)
 
 
-def open_books(run: PreparedRun, ledger: Ledger) -> Books:
-    """The books of a run, with every line that is already in the ledger charged."""
+def open_books(run: PreparedRun, ledger: Ledger, secure_sum: BeginSecureSum) -> Books:
+    """The books of a run, with every line that is already in the ledger charged.
+
+    Args:
+        run: whose books.
+        ledger: of its folder.
+        secure_sum: begins a secure sum with its clients, wherever they are.
+    """
     privacy, settings = run.settings.privacy, run.settings
     noise = SystemNoise() if privacy.noise_seed is None else SeededNoise(privacy.noise_seed)
     accountant = None
@@ -87,7 +93,7 @@ def open_books(run: PreparedRun, ledger: Ledger) -> Books:
         privacy.protects_records and privacy.secure) else 1
     train = PrivateAggregator(
         privacy, ledger, accountant, noise,
-        KnownSites(proxies, settings.federation.max_norm, begin_round,
+        KnownSites(proxies, settings.federation.max_norm, secure_sum,
                    settings.federation.robust_rule, most),
         run.privacy.record_mechanisms)
     votes, exact = train, settings.synthesis.votes == "exact"

@@ -560,11 +560,29 @@ def _check_secure(settings: Settings) -> list[str]:
          "nobody from it; use sampling = 'all'"),
         (settings.synthesis.votes == "exact",
          "synthesis.votes = 'exact', whose sum gets no noise; use 'private'"),
-        (settings.engine.deployed,
-         f"engine.name = '{settings.engine.name}': its sites cannot yet share masks, and secure "
-         "aggregation is simulated only; use trust = \"server\", or engine.name = 'inline'"),
+        *(_against_remote_sums(settings) if settings.engine.deployed else ()),
     ]
     return [f"privacy.trust = 'secure' found with {text}" for found, text in cases if found]
+
+
+def _against_remote_sums(settings: Settings) -> list[tuple[bool, str]]:
+    """What sites on other machines cannot yet add up secretly."""
+    try:
+        method, name = settings.method, settings.algorithm["name"]
+    except ConfigError:  # told by the checks of the method
+        return []
+    where = f"engine.name = '{settings.engine.name}'"
+    return [
+        (settings.privacy.unit == "record",
+         f"privacy.unit = 'record' and {where}: a site adds all of the noise itself there; use "
+         "trust = \"server\", or engine.name = 'inline'"),
+        (settings.privacy.noise_seed is not None,
+         f"privacy.noise_seed and {where}: sites draw noise that nobody can compute again; remove "
+         "it"),
+        (not method.TRAITS.placed,
+         f"algorithm '{name}' and {where}: a site cannot make its part of the sum alone; use "
+         "'fedit' or 'ffa', or engine.name = 'inline'"),
+    ]
 
 
 def _against_sums(settings: Settings) -> list[tuple[bool, str]]:

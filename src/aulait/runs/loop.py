@@ -93,7 +93,7 @@ def _completed(prepared: PreparedRun, engine: Engine, folder: RunFolder, observe
     settings, path, watch = prepared.settings, folder.path, observer.watch
     progress = Progress.load(folder)
     progress.counted_s = started
-    books = open_books(prepared, open_ledger(prepared, folder, progress))
+    books = open_books(prepared, open_ledger(prepared, folder, progress), engine.secure_sum)
     books.train.noise_state = progress.noise_state
     execution = Execution(prepared, engine, folder, books, progress, watch)
     watch("prepare", 1, 1, f"{len(prepared.federation.sites)} clients")

@@ -21,6 +21,7 @@ from aulait.privacy.accounting import Accountant
 from aulait.privacy.aggregator import PrivateAggregator
 from aulait.privacy.ledger import Ledger
 from aulait.privacy.plan import PrivacyPlan
+from aulait.privacy.secure.summation import BeginSecureSum
 from aulait.runs.experiment_file import Settings
 from aulait.runs.progress import ScoreValues
 from aulait.synthesis.embedding import Embedder
@@ -204,6 +205,10 @@ class Engine(Protocol):
         Then no virtual clock runs, and under privacy the seconds are not told: the slowest site
         sets them, and so they would tell of its records.
         """
+
+    @property
+    def secure_sum(self) -> BeginSecureSum:
+        """Begins a secure sum with the clients, under ``privacy.trust = "secure"``."""
 
     def connect(self, run: PreparedRun, sites: Mapping[str, Site]) -> Ask:
         """A way to get updates for requests.

@@ -52,18 +52,21 @@ def take_vote(rule: VoteRule, embeddings_JD: Tensor, cohort: Cohort,
     release = Release.of_cohort(cohort, stage="synthesis", bound=rule.bound, template=template)
     asked = dict.fromkeys(cohort.local, template)  # nobody else is counted
     started = time.perf_counter()
-    if noise is None or noise.summed:
+    summed = noise is None or noise.summed
+    if summed and not server.aggregator.config.secure:
         updates = list(server.ask(requests))
         client_s = time.perf_counter() - started
         released = server.aggregator.release(updates, release, expected_shapes=asked)
         # bytes of the planned cohort: how many really replied is private
         counted = float(cohort.planned if server.aggregator.private else len(updates))
-        std = released.noise_std
-    else:  # charged before anybody is asked, because a site's answer is out as soon as it is sent
+    else:  # before anybody is asked sites share keys, or the round is charged, as their answers
+        # are out as soon as they are sent
         released = server.aggregator.release(
             server.ask(requests), release, expected_shapes=asked)
         client_s = time.perf_counter() - started
         counted = released.planned  # sites that answered, each with noise of its own
+    std = released.noise_std
+    if noise is not None and not noise.summed:
         std = math.sqrt(counted) * noise.sigma
     info = {"up_bytes": round(counted) * nbytes(template),
             "down_bytes": sum(nbytes(request.tensors) for request in requests),

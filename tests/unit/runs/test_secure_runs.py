@@ -83,7 +83,8 @@ def test_a_run_keeps_its_budget_and_says_who_adds_the_noise(folder, shared):
     ({"privacy": {"off": True, "trust": "secure"}}, "privacy.off = true"),
     ({"federation": {"sampling": "poisson", "rate": 0.5}}, "sampling hides nobody"),
     ({"synthesis": {"votes": "exact"}}, "synthesis.votes = 'exact'"),
-    ({"engine": {"name": "flower"}}, "its sites cannot yet share masks"),
+    ({"engine": {"name": "flower"}, "algorithm": {"name": "fedplora"}},
+     "a site cannot make its part of the sum alone"),
 ])
 def test_what_it_cannot_do_is_refused_in_one_line(folder, tables, word):
     with pytest.raises(ConfigError) as raised:

@@ -23,6 +23,7 @@ import tomli_w
 from aulait.core.errors import DeviceError, require
 from aulait.core.files import JsonMapping
 from aulait.engines.deployment.pki import keys
+from aulait.engines.deployment.protocol import receipts
 from aulait.engines.deployment.site import site_file, worker
 from aulait.engines.flower import processes
 
@@ -131,7 +132,8 @@ def laid_out(
     folder: Path, rows: Mapping[str, Sequence[Mapping[str, str]]],
     limits: Mapping[str, JsonMapping] | None = None, *, host: str = "127.0.0.1"
 ) -> Iterator[Loopback]:
-    """Keys, sites and their data in a folder; everything started is ended on the way out.
+    """Keys, sites that know each other, and their data in a folder; everything started is ended on
+    the way out.
 
     Args:
         folder: new or empty; its path must be short enough for local sockets.
@@ -142,10 +144,14 @@ def laid_out(
     """
     port = processes.free_port()
     keys.server(folder / "server", sorted({host, "127.0.0.1", "localhost"}))
-    sites = {}
+    sites, peers = {}, dict[str, str]()
+    for name in rows:
+        keys.site(folder / name, name, f"{host}:{port}")
+        own_keys = receipts.identity(name, folder / name / "site-key")
+        assert own_keys is not None  # it was made just now
+        peers[name] = own_keys.sums.public.hex()
     for name, own in rows.items():
         home = folder / name
-        keys.site(home, name, f"{host}:{port}")
         keys.enrol(folder / "server", name, home / "site-key.pub")
         for public in ("ca.pem", "order-key.pub"):
             (home / public).write_bytes((folder / "server" / public).read_bytes())
@@ -155,7 +161,7 @@ def laid_out(
                    "threads": 1} | dict((limits or {}).get(name, {}))
         tables = {"site": {"name": name, "server": f"{host}:{port}", "state": "state"},
                   "data": {"source": "own.jsonl"}, "models": {"brew": "brew"},
-                  "embedders": {"minilm": "minilm"}, "limits": allowed}
+                  "embedders": {"minilm": "minilm"}, "peers": peers, "limits": allowed}
         (home / "site.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
         sites[name] = home / "site.toml"
     loopback = Loopback(folder, host, port, sites)

@@ -138,7 +138,7 @@ def search(asked: Search, means: Means) -> Searched:
                 bound=BOUND if aggregator.private else math.inf,
                 noise_multiplier=cohort.search_noise_multiplier, planned=cohort.planned,
                 template=template, clients=cohort.local),
-        transform=_floored if aggregator.private else None)
+        transform=floored if aggregator.private else None)
     count = cohort.planned if aggregator.planned_only else max(1, len(released.counted))
     drops, doubt = (released.total[DROP] / count).tolist(), released.noise_std / count
     best = chosen(drops, doubt)
@@ -209,7 +209,7 @@ def answer(requests: Sequence[SearchRequest], sites: Sequence[Site], method: Any
                          len(site.train)) for request, site in zip(requests, sites, strict=True)]
 
 
-def _floored(update: ClientUpdate) -> Tensors:
+def floored(update: ClientUpdate) -> Tensors:
     """v with harm beyond the floor cut to it."""
     return {DROP: update.tensors[DROP].clamp(min=-FLOOR)}
 

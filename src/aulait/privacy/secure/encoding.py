@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aulait.core.errors import PrivacyError, require
+from aulait.core.types import Tensors
 from aulait.privacy.clipping import clip_vector
 from aulait.privacy.noise import toward_zero
 from aulait.privacy.noise_grid import grid
@@ -101,3 +102,19 @@ class Encoding:
     def noise_std(self, clients: int) -> float:
         """Standard deviation of the noise in the sum over so many clients."""
         return math.sqrt(clients) * self.noise_steps * self.step
+
+
+def vector_of(summand: Tensors) -> Tensor:
+    """What a client adds, as one vector in the order of names; zeros where a number is not finite,
+    so that the client takes part with its noise alone: its absence would tell why.
+
+    Args:
+        summand: name -> tensor of floating numbers.
+
+    Returns:
+        float64, CPU.
+    """
+    parts = [summand[name].detach().to("cpu", torch.float64).reshape(-1)
+             for name in sorted(summand)]
+    vector = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    return vector if bool(torch.isfinite(vector).all()) else torch.zeros_like(vector)

@@ -120,8 +120,13 @@ class Identity:
     @classmethod
     def new(cls) -> Self:
         """A fresh one."""
-        pair = Ed25519PrivateKey.generate()
-        return cls(pair.private_bytes_raw(), pair.public_key().public_bytes_raw())
+        return cls.of(Ed25519PrivateKey.generate().private_bytes_raw())
+
+    @classmethod
+    def of(cls, secret: bytes) -> Self:
+        """That of a secret."""
+        return cls(secret, Ed25519PrivateKey.from_private_bytes(secret).public_key()
+                   .public_bytes_raw())
 
     def sign(self, message: bytes) -> bytes:
         """The signature of a message."""

@@ -126,6 +126,12 @@ class Party:
         self._peers: dict[str, Advertisement] = {}
         self._survivors: tuple[str, ...] = ()
 
+    @property
+    def next_step(self) -> str:
+        """What it would do next: "advertise", "share", "mask", "agree" or "reveal"; "done" once it
+        has left the round."""
+        return self._next
+
     def advertise(self) -> Advertisement:
         """Its public keys."""
         own = self._step("advertise", "share")

@@ -19,6 +19,7 @@ class SecureSumRequest:
     """What a round of a release is to be; all of it public but the randomness.
 
     Attributes:
+        stage, round: of the release.
         clients: those who are asked.
         planned: the public number of clients the sum is planned for.
         quorum: who must stay.
@@ -30,6 +31,8 @@ class SecureSumRequest:
         words: client -> its randomness for the noise.
     """
 
+    stage: str
+    round: int
     clients: tuple[str, ...]
     planned: int
     quorum: Quorum
@@ -44,9 +47,14 @@ class SecureSumRequest:
 class SecureParties(Protocol):
     """The clients of one round, as the aggregator sees them."""
 
+    @property
+    def away(self) -> bool:
+        """Whether vectors come clipped, noised and masked from where the clients are, so that an
+        update here only says whose has come."""
+
     def add(self, client: str, vector: Tensor) -> bool:
-        """A client clips, rounds, adds its noise, masks and sends its vector; whether it is one of
-        the round."""
+        """A client that is here clips, rounds, adds its noise, masks and sends its vector; whether
+        it is one of the round."""
 
     def close(self) -> None:
         """Nobody else comes; raises PrivacyError where too few have."""

@@ -22,7 +22,7 @@ from tests.unit.privacy.secure.parts import (
 
 from aulait.core.errors import PrivacyError, WireError
 from aulait.privacy.noise import SeededNoise
-from aulait.privacy.secure import local_round
+from aulait.privacy.secure import rounds
 from aulait.privacy.secure.coordinator import SecureSum
 from aulait.privacy.secure.encoding import Encoding
 from aulait.privacy.secure.keys import Identity
@@ -220,7 +220,7 @@ def test_terms_that_keep_no_promise_are_refused():
 
 def test_what_is_accounted_is_what_is_proven():
     with pytest.raises(PrivacyError, match="no more than is proven"):
-        local_round.check_multiplier(1.0, 0.999)
+        rounds.check_multiplier(1.0, 0.999)
 
 
 NO_POINT = bytes(32)  # of small order: agreement with it gives zero

@@ -61,6 +61,9 @@ def run_deployed(engine: CoordinatorEngine[BodyT], settings: Settings, out: Path
     if not settings.privacy.protects_records:  # else the numbers of records are not known yet
         size_law.warning(prepared)
     known = _written_records(out / RECORDS)
+    told = {name: facts.get("identity") for name, facts in roll.items()}
+    engine.participants.identities = {
+        name: identity if isinstance(identity, str) else None for name, identity in told.items()}
     engine.begin(prepared, known, again=(out / "config.toml").is_file())
     folder.write_json(RECORDS, engine.clients)
     try:

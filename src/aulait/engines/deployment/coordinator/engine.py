@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Final, Generic
 
 from aulait.core.errors import AulaitError, WireError
@@ -33,12 +34,14 @@ from aulait.engines.deployment.coordinator.remote_split import (
     SplitMessage,
 )
 from aulait.engines.deployment.coordinator.reorder_buffer import ReorderBuffer, in_order
+from aulait.engines.deployment.coordinator.secure_rounds import SecureRounds, sum_terms
 from aulait.engines.deployment.protocol import tensor_codec
+from aulait.engines.deployment.protocol.heads import RunFields
 from aulait.engines.deployment.protocol.messages import (
+    ClientMessage,
     EvaluateMessage,
     Message,
     RefusalAnswer,
-    RunFields,
     ScoresAnswer,
     SplitStates,
     UpdateAnswer,
@@ -46,11 +49,13 @@ from aulait.engines.deployment.protocol.messages import (
     request_message,
 )
 from aulait.engines.deployment.protocol.run_terms import RunFacts, terms_for
+from aulait.engines.deployment.protocol.sum_messages import MaskedAnswer
 from aulait.engines.deployment.protocol.tensor_codec import Body
 from aulait.engines.inline import LocalClients
 from aulait.engines.workers.pool import WorkerPool
 from aulait.methods.contract import Ask, State, server_site
 from aulait.models.fingerprint import fingerprint
+from aulait.privacy.secure.summation import BeginSecureSum
 from aulait.runs.experiment_file import Settings
 from aulait.runs.scoring import public_scores
 from aulait.training.trainer import AT_ONCE
@@ -78,6 +83,7 @@ class CoordinatorEngine(Generic[BodyT]):
     def __init__(self, outbox: Outbox[BodyT], settings: Settings) -> None:
         self._outbox, self._settings = outbox, settings
         self.participants = Participants(outbox, settings.engine)
+        self._sums = SecureRounds(outbox, self.participants, settings.engine.deadline_s)
         self.event_log, self.traffic = outbox.event_log, outbox.traffic
         self._pool = WorkerPool()
 
@@ -87,10 +93,16 @@ class CoordinatorEngine(Generic[BodyT]):
         not known, or not to be."""
         return dict(self.participants.records)
 
+    @property
+    def secure_sum(self) -> BeginSecureSum:
+        """Begins a secure sum with the sites."""
+        return self._sums.begin
+
     def begin(self, prepared: PreparedRun, known: Mapping[str, int], again: bool) -> None:
         """Tell every site its terms; see ``Participants.begin``."""
         facts = RunFacts(self._outbox.run, fingerprint(prepared.models.base),
-                         prepared.federation.voters)
+                         prepared.federation.voters,
+                         sum_terms(prepared, self.participants.identities))
         terms = {name: terms_for(site, prepared.settings, prepared.context, facts)
                  for name, site in prepared.federation.sites.items()}
         self.participants.begin(terms, known, again)
@@ -109,14 +121,21 @@ class CoordinatorEngine(Generic[BodyT]):
             whole = [request for request in away if request not in split]
             kept = self._kept(whole)
             outgoing = self._requests(whole, kept)
+            if self._settings.privacy.secure and outgoing:
+                outgoing = self._sums.joined(outgoing)
             # Sites work while the coordinator is at its own work.
             sent = self._outbox.send(outgoing, self._settings.engine.deadline_s)
             early = list(here([request for request in requests if request.client in near]))
             early += self._split_updates(split, sites, run)
             heard = 0
             with ReorderBuffer(self.event_log.folder) as buffer:
-                later = self._updates(outgoing, sent, kept)
-                for update in in_order([r.client for r in requests], early, later, buffer):
+                found: Iterator[ClientUpdate]
+                if self._settings.privacy.secure:  # the order of what is masked does not matter
+                    found = chain(early, self._masked(outgoing, sent, kept))
+                else:
+                    later = self._updates(outgoing, sent, kept)
+                    found = in_order([r.client for r in requests], early, later, buffer)
+                for update in found:
                     heard += update.client in self.participants.terms
                     yield update
             if away and not heard:
@@ -169,11 +188,11 @@ class CoordinatorEngine(Generic[BodyT]):
         return {request.client: made[id(request.kept)] for request in requests if request.kept}
 
     def _requests(self, requests: Sequence[ClientRequest],
-                  kept: Mapping[str, Body]) -> Outgoing:
+                  kept: Mapping[str, Body]) -> dict[str, Message[ClientMessage]]:
         """Requests as they travel; those with the very same numbers in memory, if only as views,
         share their bytes."""
         made: dict[TensorKey, Body] = {}
-        outgoing = {}
+        outgoing: dict[str, Message[ClientMessage]] = {}
         for request in requests:
             key = tuple((name, t.data_ptr(), t.shape, t.stride(), t.dtype)
                         for name, t in request.tensors.items())
@@ -211,6 +230,20 @@ class CoordinatorEngine(Generic[BodyT]):
             info = {key: update.info[key] for key in _KEPT_INFO if key in update.info
                     and self._settings.privacy.off}
             yield ClientUpdate(update.client, update.tensors, update.weight, info), told
+
+    def _masked(self, outgoing: Outgoing, sent: SentMessages, kept: Mapping[str, Body]
+                ) -> Iterator[ClientUpdate]:
+        """Whose masked vectors have come and are in the sum, as they come."""
+        for name, answer in self.participants.answers(outgoing, sent, kept):
+            if isinstance(answer.head, RefusalAnswer):
+                continue
+            if not isinstance(answer.head, MaskedAnswer):
+                self._outbox.silent(name, f"answered a request with '{answer.head.kind}', expected "
+                                    "a masked vector")
+                continue
+            if self._sums.receive(name, answer.body):
+                self.event_log.site(name, state="answered", detail="")
+                yield ClientUpdate(name, {})
 
     def _split_updates(self, requests: Sequence[TrainRequest], sites: Mapping[str, Site],
                        run: PreparedRun) -> Iterator[ClientUpdate]:

@@ -21,13 +21,8 @@ from aulait.engines.deployment.coordinator.event_log import EventLog
 from aulait.engines.deployment.coordinator.receipt_book import ReceiptBook
 from aulait.engines.deployment.protocol import messages, signing
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.messages import (
-    Answer,
-    Message,
-    RefusalAnswer,
-    RequestHead,
-    Stamp,
-)
+from aulait.engines.deployment.protocol.heads import RequestHead, Stamp
+from aulait.engines.deployment.protocol.messages import Answer, Message, RefusalAnswer
 from aulait.engines.deployment.protocol.receipts import Receipt
 from aulait.engines.deployment.protocol.tensor_codec import data_bytes
 

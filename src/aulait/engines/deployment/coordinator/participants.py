@@ -11,6 +11,7 @@ from typing import Generic
 from aulait.core.errors import AulaitError, require
 from aulait.core.log_files import plain_text, timestamp
 from aulait.engines.deployment.coordinator.outbox import BodyT, Outbox, Outgoing, SentMessages
+from aulait.engines.deployment.protocol.heads import RequestHead
 from aulait.engines.deployment.protocol.messages import (
     AcceptedAnswer,
     Answer,
@@ -19,7 +20,6 @@ from aulait.engines.deployment.protocol.messages import (
     KeepMessage,
     Message,
     RefusalAnswer,
-    RequestHead,
     TermsMessage,
 )
 from aulait.engines.deployment.protocol.run_terms import VERSION, RunTerms
@@ -41,12 +41,15 @@ class Participants(Generic[BodyT]):
         terms: of every client, once they are told.
         records: number of records of every site that tells it; 0 where it is not known, or not to
             be.
+        identities: of every site in secure sums, as it told when the run began; None where it told
+            none.
     """
 
     def __init__(self, outbox: Outbox[BodyT], config: EngineConfig) -> None:
         self._outbox, self._config, self._event_log = outbox, config, outbox.event_log
         self.terms: dict[str, RunTerms] = {}
         self.records: dict[str, int] = {}
+        self.identities: dict[str, str | None] = {}
 
     def hello(self, least: int, wait_s: float, expected: Sequence[str]) -> dict[str, FactsAnswer]:
         """Wait for sites and ask who they are.

@@ -19,12 +19,12 @@ from aulait.core.errors import WireError
 from aulait.core.factors import FactorName
 from aulait.core.log_files import plain_text
 from aulait.core.types import Adapter, Tensors
+from aulait.engines.deployment.protocol.heads import RunFields
 from aulait.engines.deployment.protocol.messages import (
     BASIS,
     FACTOR,
     FOLD,
     SENT,
-    RunFields,
     SplitBegin,
     SplitStep,
 )

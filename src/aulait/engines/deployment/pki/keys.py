@@ -30,9 +30,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aulait.core.errors import ConfigError, require
 from aulait.core.files import replace_file
+from aulait.core.parsing import parsed_toml
+from aulait.core.places import user_path
 from aulait.engines.deployment.pki import certificates
 from aulait.engines.deployment.pki.site_template import site_file_text
-from aulait.engines.deployment.protocol import signing
+from aulait.engines.deployment.protocol import receipts, signing
 from aulait.engines.deployment.protocol.site_names import name_problem
 
 SERVER_DAYS = 825
@@ -147,6 +149,28 @@ def site(folder: Path, name: str, address: str = "coordinator.example.org:9443")
         {"site-key": (private, _PRIVATE), "site-key.pub": (public + f" {name}\n".encode(), _PUBLIC),
                         "site.toml": (text.encode(), _PUBLIC)})
     return fingerprint(public.decode())
+
+
+def sums(file: Path) -> tuple[str, str]:
+    """Who a site is in secure sums: its name, and the identity that follows from its key.
+
+    Args:
+        file: the site file, of which only the name and the place of the key are read.
+
+    Raises:
+        ConfigError: it names no site, or there is no key.
+    """
+    try:
+        told = parsed_toml(signing.file_bytes(file))
+        name, key = told["site"]["name"], told.get("keys", {}).get("private", "site-key")
+        path = file.absolute().parent / user_path(key)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file} names no site and its key; give the site.toml that aulait keys "
+                          "site made") from error
+    own = receipts.identity(str(name), path)
+    if own is None:
+        raise ConfigError(f"found no key {path}, expected this site's; make it: aulait keys site")
+    return own.name, own.sums.public.hex()
 
 
 def enrol(folder: Path, name: str, file: Path, replace: bool = False) -> list[str]:

@@ -35,6 +35,12 @@ brew = "brew"
 [embedders]
 minilm = "minilm"
 
+# The other sites with which this one adds up secretly (runs of privacy.trust = "secure"), and who
+# each is: what "aulait keys sums" tells there, read out by telephone. A sum with anybody else is
+# refused, so the coordinator cannot invent sites around this one.
+[peers]
+# ward-b = "0123456789abcdef..."
+
 # A run that asks for more than this is refused by this site, whatever the coordinator says.
 [limits]
 # "local": trains here; "proxy": votes on synthetic texts; "split": the client half of a split model
@@ -46,6 +52,11 @@ delta = 1e-3                   # largest delta; far below one over the protected
 lifetime_epsilon = 20.0        # largest epsilon of all runs together, whoever coordinates them
 lifetime_delta = 2e-3          # largest delta of all runs together
 units = ["client", "record"]   # what a run may protect
+# whom a run that protects clients may trust with updates: the "server", or nobody ("secure")
+trust = ["server", "secure"]
+sum_sites = 3                  # fewest sites that a secure sum may be released of
+colluders = 0                  # fewest sites with the coordinator that a secure sum must withstand
+clip = 1e6                     # largest bound of an update
 records = 1000                 # most records of this site that a run may use
 rounds = 1000                  # most rounds of a stage
 steps = 1000                   # most optimiser steps in a round

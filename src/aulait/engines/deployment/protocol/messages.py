@@ -6,6 +6,8 @@ the message that it answers.
 
     coordinator to site   hello · terms · keep · train · vote · evaluate · split_begin · split_step
     site to coordinator   facts · accepted · update · scores · split_states · refusal
+
+and those of secure sums (``sum_messages``).
 """
 
 from __future__ import annotations
@@ -14,17 +16,9 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypedDict, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from aulait.core.errors import WireError
 from aulait.core.files import JsonMapping, JsonObject
@@ -38,129 +32,35 @@ from aulait.core.types import (
     VoteRequest,
 )
 from aulait.engines.deployment.protocol.envelope import Packet
-from aulait.engines.deployment.protocol.receipts import Receipt
+from aulait.engines.deployment.protocol.heads import (
+    AnswerHead,
+    Count,
+    Head,
+    Json,
+    Name,
+    Positive,
+    RequestHead,
+    RunHead,
+    Seed,
+    Stamp,
+    Sum,
+    WireNumber,
+)
 from aulait.engines.deployment.protocol.run_terms import RunTerms, first_problem
+from aulait.engines.deployment.protocol.sum_messages import (
+    HexKey,
+    MaskedAnswer,
+    SumAnswer,
+    SumMessage,
+    SumPart,
+)
 from aulait.engines.deployment.protocol.tensor_codec import Body, pack_tensors, unpack_tensors
 from aulait.training.activation_codec import Wire
 
-MOST_DEPTH: Final = 32  # of lists in lists: what is deeper cannot be written to a log again
-LARGEST_NUMBER: Final = 1e30  # as a weight or in diagnostics: many can be summed
-LARGEST_SUM: Final = 1e15  # of a site's scores
 # in front of names of tensors that begin a split round
 FACTOR, FOLD, BASIS = "factor/", "fold/", "basis/"
 KEPT: Final = "kept"  # setting of a request: the digest of the tensors that the site was to keep
 SENT = "sent/"  # in front of names of the parts of states that a split site sends
-
-
-def _finite(value: JsonValue, depth: int = 0) -> JsonValue:
-    """Values that a later hand can write down and compute with."""
-    if depth > MOST_DEPTH:
-        raise ValueError(f"lists more than {MOST_DEPTH} deep")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a number that is not finite")
-    if isinstance(value, int) and abs(value) >= 2**64:
-        raise ValueError("a whole number of too many digits")
-    if isinstance(value, list | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            _finite(item, depth + 1)
-    return value
-
-
-Json = Annotated[JsonValue, AfterValidator(_finite)]
-Count = Annotated[int, Field(ge=0, lt=2**53)]
-Round = Annotated[int, Field(ge=0, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**64)]
-Name = Annotated[str, Field(max_length=200)]
-WireNumber = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
-Sum = Annotated[float, Field(ge=0, le=LARGEST_SUM)]
-Positive = Annotated[float, Field(ge=0)]
-
-
-class StampFields(TypedDict):
-    """The fields of a stamp in a head."""
-
-    run: str
-    epoch: int
-    number: int
-
-
-class RunFields(StampFields):
-    """The fields that every message of a run bears."""
-
-    client: str
-    terms: str
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """Which message of which run this is.
-
-    Attributes:
-        run: 32 hexadecimal digits, one run folder.
-        epoch: how often the coordinator has been started for it.
-        number: of the message within the epoch and its client, counted from 1.
-    """
-
-    run: str
-    epoch: int
-    number: int
-
-    @property
-    def fields(self) -> StampFields:
-        """As a head bears it."""
-        return {"run": self.run, "epoch": self.epoch, "number": self.number}
-
-
-class Head(BaseModel):
-    """What every message bears: its stamp."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-    run: str = Field(pattern=r"^[0-9a-f]{32}$")
-    epoch: Count
-    number: Count
-
-    @property
-    def stamp(self) -> Stamp:
-        """Run, epoch and number."""
-        return Stamp(self.run, self.epoch, self.number)
-
-
-class RequestHead(Head):
-    """A message of the coordinator.
-
-    Attributes:
-        client: whom it is for.
-        receipt: the newest one that the coordinator has of this site's account.
-    """
-
-    client: Name
-    receipt: Receipt | None = None
-
-
-class AnswerHead(Head):
-    """An answer of a site that is no refusal.
-
-    Attributes:
-        client: who answers.
-        receipt: the state of the site's account after the answer; None from a site without a key.
-    """
-
-    client: Name
-    receipt: Receipt | None = None
-
-
-class RunHead(RequestHead):
-    """A message that belongs to a run whose terms the site knows.
-
-    Attributes:
-        terms: digest of these terms.
-        round: of the stage; 0 before the first.
-        stage: that the message belongs to.
-    """
-
-    terms: Name
-    round: Round
-    stage: ClassVar[str] = "train"
 
 
 class HelloMessage(RequestHead):
@@ -189,6 +89,7 @@ class TrainMessage(RunHead):
 
     kind: Literal["train"] = "train"
     settings: dict[str, Json]
+    sum: SumPart | None = None
 
 
 class SearchMessage(RunHead):
@@ -197,6 +98,7 @@ class SearchMessage(RunHead):
 
     kind: Literal["search"] = "search"
     settings: dict[str, Json]
+    sum: SumPart | None = None
 
 
 class VoteMessage(RunHead):
@@ -204,6 +106,7 @@ class VoteMessage(RunHead):
 
     kind: Literal["vote"] = "vote"
     settings: dict[str, Json]
+    sum: SumPart | None = None
     stage: ClassVar[str] = "synthesis"
 
 
@@ -259,6 +162,7 @@ class FactsAnswer(AnswerHead):
         package: of aulait.
         roles, methods, privacy, models, embedders: of the site file.
         profile: what ``aulait probe`` measured of the machine.
+        identity: who the site is in secure sums; None from a site without a key.
     """
 
     kind: Literal["facts"] = "facts"
@@ -270,6 +174,7 @@ class FactsAnswer(AnswerHead):
     models: tuple[Name, ...]
     embedders: tuple[Name, ...]
     profile: Json = None
+    identity: HexKey | None = None
 
 
 class AcceptedAnswer(AnswerHead):
@@ -322,7 +227,8 @@ class RefusalAnswer(Head):
     Attributes:
         reason: one line for the coordinator; it must not depend on the site's records.
         why: "refused" by the site's policy, "terms" when it does not know the run, "kept" when it
-            does not have the tensors that a request names, "past" or "failed".
+            does not have the tensors that a request names, "spent" when the run has no more of
+            what it promised, "past" or "failed".
     """
 
     kind: Literal["refusal"] = "refusal"
@@ -332,8 +238,9 @@ class RefusalAnswer(Head):
 
 ClientMessage = TrainMessage | SearchMessage | VoteMessage
 Request = (HelloMessage | TermsMessage | KeepMessage | ClientMessage | EvaluateMessage
-           | SplitBegin | SplitStep)
-Answer = (FactsAnswer | AcceptedAnswer | UpdateAnswer | ScoresAnswer | SplitStates | RefusalAnswer)
+           | SplitBegin | SplitStep | SumMessage)
+Answer = (FactsAnswer | AcceptedAnswer | UpdateAnswer | ScoresAnswer | SplitStates | RefusalAnswer
+          | MaskedAnswer | SumAnswer)
 HeadT = TypeVar("HeadT", bound=Head, covariant=True)
 _KINDS: Final[Mapping[type[ClientRequest], type[ClientMessage]]] = {
     TrainRequest: TrainMessage, SearchRequest: SearchMessage, VoteRequest: VoteMessage}

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aulait.core.errors import ConfigError
 from aulait.core.places import is_there
 from aulait.engines.deployment.protocol import signing
+from aulait.privacy.secure.keys import Identity
 
 _PREFIX: Final = b"aulait account receipt, version 1\0"
 _OWN_PREFIX: Final = b"aulait account begun anew, version 1\0"
@@ -73,6 +74,13 @@ class SiteIdentity:
         number = self.key.private_numbers().private_value.to_bytes(32, "big")
         return hmac.digest(number, b"aulait data source\0" + source.encode(),
                            hashlib.sha256).hex()[:32]
+
+    @property
+    def sums(self) -> Identity:
+        """Who this site is to the other sites in secure sums: an Ed25519 pair that follows from its
+        key, so that no other file has to be kept."""
+        number = self.key.private_numbers().private_value.to_bytes(32, "big")
+        return Identity.of(hmac.digest(number, b"aulait secure sums\0", hashlib.sha256))
 
     def signed(self, account: str, sequence: int, head: str) -> Receipt:
         """A receipt with its signature."""

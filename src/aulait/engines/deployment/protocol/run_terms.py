@@ -2,8 +2,8 @@
 it belongs to.
 
 They hold what a site must know to do its work and to refuse it, and nothing else: no path, no
-address, no other client. A site holds them against its own policy before anything is loaded
-(``site/policy.py``).
+address, of other clients only those with whom it adds up secretly. A site holds them against its
+own policy before anything is loaded (``site/policy.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -19,6 +19,7 @@ from aulait.core.errors import ConfigError, WireError
 from aulait.core.files import JsonObject
 from aulait.core.types import Placement, Site
 from aulait.core.version import PACKAGE_VERSION
+from aulait.engines.deployment.protocol.heads import SumStage
 from aulait.evaluation.config import EvaluateConfig
 from aulait.methods.contract import AnyMethod, RunContext, find_method
 from aulait.models.loading import AdapterConfig, ModelConfig
@@ -28,7 +29,27 @@ from aulait.runs.stage_order import MOST
 from aulait.training.activation_codec import Wire
 from aulait.training.trainer import TrainConfig
 
-VERSION: Final = 4  # of the messages between coordinator and site
+VERSION: Final = 5  # of the messages between coordinator and site
+
+
+MOST_PEERS: Final = 128  # voters and trainers, of whom at most 64 are in one sum
+
+
+class SumTerms(BaseModel):
+    """What a client has to know of the secure sums of a run.
+
+    Attributes:
+        peers: client -> identity, of all whom a sum may be over; this client among them.
+        planned: release -> number of clients that a sum is planned for.
+        noise: release -> noise multiplier of a sum.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    peers: Annotated[dict[Annotated[str, Field(max_length=200)],
+                          Annotated[str, Field(pattern="^[0-9a-f]{64}$")]],
+                     Field(max_length=MOST_PEERS)]
+    planned: dict[SumStage, Annotated[int, Field(ge=1, le=MOST_PEERS)]]
+    noise: dict[SumStage, Annotated[float, Field(gt=0)]]
 
 
 class RunTerms(BaseModel):
@@ -60,6 +81,7 @@ class RunTerms(BaseModel):
         cut, wire: of split clients.
         adapters: how factors travel.
         fingerprint: of the coordinator's base.
+        sums: with ``privacy.trust = "secure"``, what its secure sums are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -100,6 +122,7 @@ class RunTerms(BaseModel):
     wire: Wire
     adapters: Wire
     fingerprint: str
+    sums: SumTerms | None = None
 
     @property
     def method(self) -> AnyMethod:
@@ -135,11 +158,13 @@ class RunFacts:
         run: 32 hexadecimal digits, of the run folder.
         fingerprint: of the base.
         voters: clients that vote in stage 1.
+        sums: what its secure sums are; None where there are none.
     """
 
     run: str
     fingerprint: str
     voters: tuple[str, ...]
+    sums: SumTerms | None = None
 
 
 def terms_for(site: Site, settings: Settings, context: RunContext, facts: RunFacts) -> RunTerms:
@@ -176,7 +201,7 @@ def terms_for(site: Site, settings: Settings, context: RunContext, facts: RunFac
         neighbours=settings.synthesis.neighbours if votes else 0,
         cut=site.plan.cut or settings.compute.usual_cut, wire=settings.compute.wire,
         adapters=settings.engine.wire,
-        fingerprint=facts.fingerprint)
+        fingerprint=facts.fingerprint, sums=facts.sums)
 
 
 def read_terms(kept: bytes) -> RunTerms:

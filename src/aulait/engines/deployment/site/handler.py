@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from aulait.core.errors import AulaitError, DataError, PrivacyError, WireError
 from aulait.core.reading import read_json
 from aulait.core.types import (
+    ClientRequest,
     ClientUpdate,
     SearchRequest,
     Site,
@@ -35,9 +36,9 @@ from aulait.engines.deployment.protocol import (
     tensor_codec,
 )
 from aulait.engines.deployment.protocol.envelope import Packet
+from aulait.engines.deployment.protocol.heads import AnswerHead, RunHead, Stamp, SumStage
 from aulait.engines.deployment.protocol.messages import (
     AcceptedAnswer,
-    AnswerHead,
     ClientMessage,
     EvaluateMessage,
     FactsAnswer,
@@ -45,26 +46,32 @@ from aulait.engines.deployment.protocol.messages import (
     KeepMessage,
     Message,
     Request,
-    RunHead,
     ScoresAnswer,
     SearchMessage,
     SplitBegin,
     SplitStep,
-    Stamp,
     TermsMessage,
     UpdateAnswer,
 )
 from aulait.engines.deployment.protocol.receipts import Receipt, SiteIdentity
 from aulait.engines.deployment.protocol.run_terms import RunTerms
+from aulait.engines.deployment.protocol.sum_messages import (
+    MaskedAnswer,
+    SumMessage,
+    SumOpenMessage,
+    SumPart,
+)
 from aulait.engines.deployment.site import kept_state, old_accounts, policy, request_checks
 from aulait.engines.deployment.site.kept_state import KeptState
 from aulait.engines.deployment.site.lifetime_account import FRESH, LifetimeAccount
 from aulait.engines.deployment.site.load_session import ModelCache, SiteSession, load_session
 from aulait.engines.deployment.site.lost_account import LostAccount, read_lost
 from aulait.engines.deployment.site.privacy_account import SiteAccount
+from aulait.engines.deployment.site.secure_sums import SecureSums
 from aulait.engines.deployment.site.site_evaluation import measured
 from aulait.engines.deployment.site.site_file import SiteFile
 from aulait.engines.deployment.site.split_session import SplitSessions
+from aulait.engines.deployment.site.sum_policy import sum_problems
 from aulait.methods.shared import line_search
 from aulait.methods.shared.private_answer import answer_privately
 from aulait.synthesis import private_evolution
@@ -146,6 +153,8 @@ class SiteHandler:
         self._file, self._log = file, log
         self._key = signing.load_public(file.keys.orders)
         self._identity = receipts.identity(file.site.name, file.keys.private)
+        self._sum_identity = None if self._identity is None else self._identity.sums
+        self._sums = SecureSums(file.site.name, self._sum_identity, file.limits)
         self._cache, self._runs = cache or ModelCache(), dict[str, ActiveRun]()
         self.facts = HandlerFacts()
         if file.limits.threads:
@@ -208,6 +217,8 @@ class SiteHandler:
             return self._receipted(self._take_terms(head)).packet()
         if isinstance(head, KeepMessage):
             return self._receipted(self._keep(head, message.body)).packet()
+        if isinstance(head, SumMessage):
+            return self._receipted(self._sum(head)).packet()
         return self._once(packet, Message(head, message.body))
 
     def _no(self, stamp: Stamp, told: str, why: str, own: str) -> Packet:
@@ -227,7 +238,8 @@ class SiteHandler:
             **head.stamp.fields, client=self._file.site.name,
             version=run_terms.VERSION, package=PACKAGE_VERSION, roles=limits.roles,
             methods=limits.methods, privacy=limits.privacy, models=tuple(sorted(self._file.models)),
-            embedders=tuple(sorted(self._file.embedders)), profile=self._profile()))
+            embedders=tuple(sorted(self._file.embedders)), profile=self._profile(),
+            identity=None if self._sum_identity is None else self._sum_identity.public.hex()))
 
     def _profile(self) -> JsonValue:
         """What ``aulait probe`` measured of this machine; None where it measured nothing."""
@@ -266,6 +278,33 @@ class SiteHandler:
         """Public tensors of a run, which later requests name; looked at when they are used."""
         kept_state.keep_tensors(self._run_of(head).kept.folder, body)
         return Message(AcceptedAnswer(**head.stamp.fields, client=head.client))
+
+    def _sum(self, head: SumMessage) -> Message[AnswerHead]:
+        """A step of a secure sum. Nothing of it is written down: who starts again has left it."""
+        run = self._run_of(head)
+        if (head.epoch, head.number) <= (run.kept.epoch, run.kept.number):
+            raise Refused(f"message {head.epoch}.{head.number} of a secure sum is past", "past")
+        try:
+            if isinstance(head, SumOpenMessage):
+                self._affords(run, head.of)
+            return Message(self._sums.answer(head, run.terms))
+        except Refused:
+            raise
+        except (WireError, PrivacyError) as error:  # of the protocol, not of records
+            raise Refused(str(error)) from error
+
+    def _affords(self, run: ActiveRun, stage: SumStage) -> None:
+        """Raise unless the promise of the run covers one more secure sum.
+
+        Raises:
+            Refused: what it has spent the coordinator knows, having asked for it.
+        """
+        if run.terms.sums is None or stage not in run.terms.sums.noise:
+            raise Refused("asked for a secure sum, and the terms say nothing of it")
+        try:
+            run.account.sum_room(stage)
+        except PrivacyError as error:
+            raise Refused(str(error), "spent") from error
 
     def _held(self, head: ClientMessage, run: ActiveRun) -> Tensors:
         """The kept tensors that a request names; none where it names none.
@@ -317,8 +356,8 @@ class SiteHandler:
         return self._update(Message(head, message.body), run, session)
 
     def _update(self, message: Message[ClientMessage], run: ActiveRun,
-                session: SiteSession) -> Message[UpdateAnswer]:
-        """Train, measure steps, or vote."""
+                session: SiteSession) -> Message[UpdateAnswer] | Message[MaskedAnswer]:
+        """Train, measure steps, or vote; where sums are secure the answer is a masked vector."""
         try:
             request = messages.client_request(message, self._held(message.head, run))
         except Refused:
@@ -329,8 +368,13 @@ class SiteHandler:
                                              session.context.shapes)
         if fault is not None:
             raise Refused(fault)
-        site = session.site(run.kept.memory)
-        run.account.charge_run()
+        site, part, stage = session.site(run.kept.memory), message.head.sum, None
+        if run.terms.privacy.secure:
+            stage = self._open_sum(part, request, run)
+        elif part is not None:
+            raise Refused("asked for a masked vector, and the terms promise no secure sums")
+        else:
+            run.account.charge_run()
         if isinstance(request, VoteRequest):
             (update,) = self._voted(request, site, run, session)
         elif isinstance(request, SearchRequest):
@@ -341,6 +385,11 @@ class SiteHandler:
             (update,) = self._trained(request, site, run, session)
         self._log("answered", stage=request.stage, round=request.round,
                   **{name: float(value) for name, value in update.info.items()})
+        if part is not None and stage is not None:
+            masked = self._sums.masked(run.terms.run, part, update, run.terms,
+                                       session.context.shapes)
+            run.account.charge_sum(stage)  # on disk before the vector leaves
+            return Message(MaskedAnswer(**message.head.stamp.fields, client=update.client), masked)
         if not run.terms.privacy.off:
             # Diagnostics and, where clients are protected, the number of records stay here.
             protected = run.terms.privacy.unit == "record"
@@ -348,6 +397,15 @@ class SiteHandler:
             update = type(update)(update.client, update.tensors, weight)
         wire = run.terms.adapters if request.stage == "train" else "float32"
         return messages.update_message(update, message.head.stamp, wire)
+
+    def _open_sum(self, part: SumPart | None, request: ClientRequest, run: ActiveRun) -> SumStage:
+        """The release whose open sum a request belongs to, once the promise covers it."""
+        try:
+            stage = self._sums.ready(run.terms.run, part, request)
+        except WireError as error:
+            raise Refused(str(error)) from error
+        self._affords(run, stage)
+        return stage
 
     def _voted(self, request: VoteRequest, site: Site, run: ActiveRun,
                session: SiteSession) -> list[ClientUpdate]:
@@ -414,6 +472,8 @@ class SiteHandler:
         problems = [*policy.unknown_names(self._file, terms),
                     *policy.unit_refusals(self._file, terms),
                     *policy.refusals(limits, terms, most)]
+        if not problems:
+            problems = sum_problems(self._file, self._sum_identity, terms)
         if problems:
             raise Refused("; ".join(problems))
 

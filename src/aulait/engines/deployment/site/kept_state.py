@@ -26,7 +26,8 @@ from aulait.core.files import JsonObject, private_folder, replace_file, writing
 from aulait.core.parsing import parsed_json, reason
 from aulait.core.tensor_file import read_tensor_file
 from aulait.engines.deployment.protocol.envelope import Packet, packet_bytes, packet_from
-from aulait.engines.deployment.protocol.messages import RunHead, Stamp, digest_of
+from aulait.engines.deployment.protocol.heads import RunHead, Stamp
+from aulait.engines.deployment.protocol.messages import digest_of
 from aulait.engines.deployment.protocol.run_terms import RunTerms, read_terms
 from aulait.runs import client_state as memory
 

@@ -8,8 +8,9 @@ Two units are counted apart, because their promises are apart:
 
     record   every noised answer is an event of the accountant; all events together are counted
              at the smallest delta that a run has promised
-    client   a run is charged once with the epsilon and delta that it promises, for the noise is
-             the server's; over runs epsilons and deltas are added (basic composition)
+    client   a run is charged once with the epsilon and delta that it promises; over runs epsilons
+             and deltas are added (basic composition). The noise is the server's, or of secure
+             sums: then each of these is written down too, as an event that the promise has paid
 
 A run without privacy, where the site allows one, is charged as unit "none": it has no bound, and is
 told beside the others.
@@ -50,8 +51,8 @@ class Charge(BaseModel):
         unit: whose account it is.
         delta: that the run promises; None for the unit "none".
         epsilon: that the run promises; for the unit "client" alone.
-        noise_multiplier, rate, steps: of the event; for the unit "record" alone.
-        stage: what was answered: "synthesis" or "train"; "" for a whole run.
+        noise_multiplier, rate, steps: of the event; for the unit "record", and for secure sums.
+        stage: what was answered: "synthesis", "train" or "search"; "" for a whole run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -75,7 +76,8 @@ class Charge(BaseModel):
         """As the accountant counts it; None where it is not an event."""
         if self.noise_multiplier is None:
             return None
-        return Event(self.noise_multiplier, self.rate, self.steps)
+        return Event(self.noise_multiplier, self.rate, self.steps,
+                     concentrated=self.unit == "client")
 
 
 class AccountLine(Charge):

@@ -5,8 +5,9 @@ and be inside the limit; what cannot be understood is refused. A refusal never r
 repeats more than a little of what came.
 
 What a site cannot see is whether the server adds the noise it promises (``privacy.trust =
-"server"``): that is trust, not a limit. Where records are protected the site adds the noise itself,
-and ``spends`` tells what a told noise is worth.
+"server"``): that is trust, which ``limits.trust`` gives or not. Where records are protected the
+site adds the noise itself, and ``spends`` tells what a told noise is worth; secure sums have a file
+of their own (``sum_policy``).
 """
 
 from __future__ import annotations
@@ -151,15 +152,20 @@ def site_plan(terms: RunTerms, noise_multiplier: float,
     if terms.votes and terms.synthesis_rounds:
         schedules.append(ReleaseSchedule(
             stage="synthesis", rounds=terms.synthesis_rounds, role=SITE,
-            mechanism=VOTES if told.unit == "record" else told.mechanism))
+            mechanism=VOTES if told.unit == "record" else _mechanism(told)))
     if terms.placement in _TRAINS and terms.rounds:
         training = ReleaseSchedule(stage="train", rounds=terms.rounds, role=SITE,
-                                   mechanism=told.mechanism)
+                                   mechanism=_mechanism(told))
         if asked is not None:
             training = replace(training, mechanism=asked.mechanism,
                                sampling_rate=asked.rate, steps=asked.steps)
         schedules.append(training)
     return plan_privacy(told, schedules, roles=(SITE,))
+
+
+def _mechanism(told: PrivacyConfig) -> str:
+    """Name of what adds the noise to sums over clients."""
+    return told.client_mechanism() if told.secure else told.mechanism
 
 
 def _of_records(terms: RunTerms, noise_multiplier: float,
@@ -244,12 +250,11 @@ def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | No
             "privacy.off is true and this site demands privacy; set privacy.epsilon and the rest, "
             "or ask for limits.privacy = false"
         )
-        return [text] if limits.privacy or privacy.off is not True else []
+        if limits.privacy or privacy.off is not True:
+            return [text]
+        return trust_problems(limits, terms)
     found = [f"{line} (the coordinator's experiment)" for line in privacy.problems(2)]
-    if privacy.trust != "server":
-        found.append(
-            f"privacy.trust is {shown(privacy.trust)}, which no site can do yet: its update would "
-            "leave it as it is; set privacy.trust = 'server', or privacy.unit = 'record'")
+    found += trust_problems(limits, terms)
     if privacy.unit not in limits.units:
         found.append(
             f"privacy.unit is '{privacy.unit}', this site allows: "
@@ -286,6 +291,19 @@ def _privacy(limits: SitePolicy, terms: RunTerms, valid: bool, records: int | No
                 f"epsilon {told} over the run, this site allows at most {limits.epsilon:g}; raise "
                 "it, or plan fewer rounds")
     return found
+
+
+def trust_problems(limits: SitePolicy, terms: RunTerms) -> list[str]:
+    """Why this site does not trust whom the run trusts with its updates."""
+    privacy = terms.privacy
+    if privacy.secure != (getattr(terms, "sums", None) is not None):
+        return ["the terms say privacy.trust = 'secure' and nothing of secure sums, or the other "
+                "way round; the coordinator is another version or not honest"]
+    if privacy.noised_at_sites or privacy.trust in limits.trust:
+        return []
+    return [f"privacy.trust is '{privacy.trust}', this site allows: "
+            f"{', '.join(limits.trust) or 'none'}; set privacy.trust to it, or ask for "
+            "limits.trust"]
 
 
 def share_problem(limits: SitePolicy, terms: RunTerms, units: int) -> str | None:

@@ -4,8 +4,8 @@ Where the site adds the noise itself (``privacy.unit = "record"``) it computes, 
 from the request, its own number of records and its own steps what the answer spends. It refuses
 what would go beyond the promise of the terms (an epsilon, or a noise multiplier for so many
 rounds), beyond its own limit for a run, or beyond the lifetime account of its data source. Where
-the server adds the noise a run is charged once, with what it promises. The charge is on disk before
-the answer leaves.
+the server adds the noise a run is charged once, with what it promises; of secure sums each is held
+against that promise too. The charge is on disk before the answer leaves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from dataclasses import replace
 from aulait.core.errors import PrivacyError, require
 from aulait.core.files import JsonMapping
 from aulait.core.types import Site
+from aulait.engines.deployment.protocol.heads import SumStage
 from aulait.engines.deployment.protocol.run_terms import RunTerms
+from aulait.engines.deployment.site import sum_policy
 from aulait.engines.deployment.site.lifetime_account import Charge, LifetimeAccount
 from aulait.engines.deployment.site.policy import SITE, site_plan, told_plan
 from aulait.engines.deployment.site.site_policy import SitePolicy
@@ -41,6 +43,8 @@ class SiteAccount:
         self._lifetime, self._terms, self._limits = lifetime, terms, limits
         told = terms.privacy
         self._limit = min(limits.epsilon, math.inf if told.epsilon is None else told.epsilon)
+        if told.secure and told.epsilon is None:
+            self._limit = min(self._limit, self._promised())
         self._accountant = Accountant(told.delta or 0.5, {SITE: self._limit})
         for charge in lifetime.of_run(terms.run):
             if charge.event is not None:
@@ -90,6 +94,42 @@ class SiteAccount:
         charge = self._run_charge()
         self._fits([charge])
         self._lifetime.add(charge)
+
+    def sum_room(self, stage: SumStage) -> None:
+        """Look whether the promise of the run covers one more secure sum; nothing is charged.
+
+        Raises:
+            PrivacyError: it does not.
+        """
+        spends = self._accountant.would_spend(SITE, self._sum_event(stage))
+        require(spends <= self._limit * _ROUNDING, PrivacyError,
+                f"one more secure sum would bring this site to epsilon {spends:.3f}, the run "
+                f"promises {self._limit:.3f}; refused")
+
+    def charge_sum(self, stage: SumStage) -> None:
+        """Charge one secure sum, before this site's vector leaves it.
+
+        Raises:
+            PrivacyError: as ``sum_room``; or the lifetime account does not cover the run.
+        """
+        self.sum_room(stage)
+        self.charge_run()
+        event = self._sum_event(stage)
+        self._lifetime.add(Charge(run=self._terms.run, unit="client",
+                                  noise_multiplier=event.noise_multiplier, stage=stage))
+        self._accountant.add(SITE, event)
+
+    def _sum_event(self, stage: SumStage) -> Event:
+        assert self._terms.sums is not None
+        return sum_policy.sum_event(self._terms.sums, stage)
+
+    def _promised(self) -> float:
+        """Epsilon of all releases of the run, each with the noise multiplier that it promises."""
+        terms, multiplier = self._terms, self._terms.privacy.noise_multiplier
+        if terms.sums is not None:
+            return sum_policy.planned_epsilon(terms, terms.sums)
+        assert multiplier is not None
+        return told_plan(terms, multiplier, None).epsilon[SITE]
 
     def charge(self, settings: JsonMapping, site: Site, terms: RunTerms) -> SiteNoise:
         """Check one request for training with noise of the site's own, and charge it.
@@ -216,8 +256,7 @@ class SiteAccount:
             return Charge(run=self._terms.run, unit="none")
         spends = privacy.epsilon
         if spends is None:
-            assert privacy.noise_multiplier is not None
-            spends = told_plan(self._terms, privacy.noise_multiplier, None).epsilon[SITE]
+            spends = self._promised()
         return Charge(run=self._terms.run, unit="client", delta=privacy.delta, epsilon=spends)
 
     def _event_charge(self, event: Event, stage: str) -> Charge:

@@ -9,6 +9,7 @@ for; what is loaded stands here.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from aulait.engines.deployment.site.site_policy import SitePolicy
 from aulait.methods import METHODS
 
 _LARGEST_BYTES = 1 << 20
+_IDENTITY = re.compile(r"[0-9a-f]{64}")
 
 
 def _good_name(name: str) -> str:
@@ -46,6 +48,13 @@ def _printable(value: Any) -> Any:
     if not isinstance(value, str) or not value or not value.isprintable():
         raise ValueError("expected printable text that is not empty")
     return value
+
+
+def _good_identity(identity: str) -> str:
+    if _IDENTITY.fullmatch(identity) is None:
+        raise ValueError("expected 64 hexadecimal digits, as aulait keys sums tells them at that "
+                         "site")
+    return identity
 
 
 PrintableText = Annotated[str, BeforeValidator(_printable)]
@@ -117,7 +126,8 @@ class SiteData(BaseModel):
 
 
 class SiteFile(BaseModel):
-    """A whole site file; every path in it is absolute."""
+    """A whole site file; every path in it is absolute. ``[peers]`` names the other sites with which
+    this one adds up secretly, and who each is: what ``aulait keys sums`` tells there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     site: SiteTable
@@ -125,6 +135,8 @@ class SiteFile(BaseModel):
     data: SiteData
     models: dict[PrintableText, PrintableText] = {"brew": "brew"}
     embedders: dict[PrintableText, PrintableText] = {"minilm": "minilm"}
+    peers: dict[Annotated[str, AfterValidator(_good_name)],
+                Annotated[str, AfterValidator(_good_identity)]] = {}
     limits: SitePolicy = SitePolicy()
 
 
@@ -212,6 +224,12 @@ def _problems(site: SiteFile) -> list[str]:
         found.append(
             "found only one of data.prompt and data.response; expected both or none; name the "
             "other field too")
+    twice = [name for name, own in site.peers.items()
+             if list(site.peers.values()).count(own) > 1]
+    if twice:
+        found.append(
+            f"peers {', '.join(map(repr, sorted(twice)))} have one identity, expected one of each "
+            "site's own; ask them for what aulait keys sums tells there")
     return found + [f"limits.methods: {unknown}" for method in site.limits.methods or ()
                     if (unknown := METHODS.unknown(method))]
 

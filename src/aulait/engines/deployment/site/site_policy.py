@@ -26,6 +26,12 @@ class SitePolicy(BaseModel):
             clients and records are counted apart. Not written: twice ``epsilon``.
         lifetime_delta: the largest of all runs together. Not written: twice ``delta``.
         units: what a run may protect: "client", "record".
+        trust: whom a run that protects clients (or has no privacy) may trust with this site's
+            updates: the "server", or nobody ("secure": sites add up secretly, each with noise).
+        sum_sites: the fewest sites that a secure sum may be released of.
+        colluders: the fewest sites working with the coordinator against which a secure sum must
+            keep its promise.
+        clip: largest bound of an update.
         records: most records of this site that a run may use; where records (or units of a field)
             are protected, most units.
         rounds: most rounds of a stage.
@@ -56,6 +62,10 @@ class SitePolicy(BaseModel):
     lifetime_epsilon: float = Field(20.0, gt=0, strict=True)
     lifetime_delta: float = Field(2e-3, gt=0, lt=1, strict=True)
     units: tuple[Literal["client", "record"], ...] = ("client", "record")
+    trust: tuple[Literal["server", "secure"], ...] = ("server", "secure")
+    sum_sites: PolicyCount = 3
+    colluders: int = Field(0, ge=0, le=1000, strict=True)
+    clip: float = Field(1e6, gt=0, le=1e6, strict=True)
     records: PolicyCount = 1000
     rounds: PolicyCount = 1000
     steps: PolicyCount = 1000

@@ -21,6 +21,7 @@ from aulait.core.errors import WireError, require
 from aulait.core.factors import Factor, FactorName, Trainable
 from aulait.core.lora import Shapes
 from aulait.core.types import Adapter, Tensors
+from aulait.engines.deployment.protocol.heads import Stamp
 from aulait.engines.deployment.protocol.messages import (
     BASIS,
     FACTOR,
@@ -30,7 +31,6 @@ from aulait.engines.deployment.protocol.messages import (
     SplitBegin,
     SplitStates,
     SplitStep,
-    Stamp,
 )
 from aulait.engines.deployment.protocol.tensor_codec import pack_tensors, unpack_tensors
 from aulait.engines.deployment.site.load_session import SiteSession

@@ -113,7 +113,7 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "privacy.mechanism": WordBound(),
     "privacy.dropouts": Bound(0, 1, "privacy.dropouts", whole=False),
     "privacy.colluders": Bound(0, LARGEST, "privacy.colluders"),
-    "privacy.clip": Bound(1e-6, 1e6, "privacy.clip", whole=False,
+    "privacy.clip": Bound(1e-6, "clip", "privacy.clip", whole=False,
                           words=("proxies", "adaptive")),
     "privacy.clip_scale": Bound(1e-6, 1e6, "privacy.clip_scale", whole=False),
     "privacy.clip_start": Bound(1e-6, 1e6, "privacy.clip_start", whole=False),
@@ -135,6 +135,7 @@ BOUNDS: Final[Mapping[str, Rule]] = {
     "neighbours": Bound(0, "neighbours", "synthesis.neighbours"),
     "cut": Bound(1, _MOST_ITEMS, "compute.cut"),
     "fingerprint": WordBound(),
+    "sums": Elsewhere("sum_policy.sum_problems"),
 }
 
 # Numbers of a method that are work at the site, by their names in any method's settings.
