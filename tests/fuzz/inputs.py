@@ -357,7 +357,10 @@ def ledgers() -> list[bytes]:
         ledger._run = "0" * 32
         ledger._links = [mutation.first_link("0" * 32)]
         for release in (1, 2, 3):
-            ledger.append(LedgerLine.model_validate(LINE | kind | {"release": release, "round": release}))
+            line = LINE | kind | {"release": release, "round": release}
+            if kind.get("mechanism") == "banded:3":
+                line["sampling"] = kind["sampling"] | {"turn": (release - 1) % 3}
+            ledger.append(LedgerLine.model_validate(line))
         found.append(path.read_bytes())
     return found
 

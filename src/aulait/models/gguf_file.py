@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from aulait.core.errors import ModelError, install, require
 from aulait.core.parsing import parsed_json
-from aulait.core.user_cache import VARIABLE, user_cache
+from aulait.core.places import CACHE_VARIABLE, user_cache
 from aulait.models.quiet import quiet
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -99,7 +99,8 @@ def _locked(place: Path) -> Iterator[None]:
     except OSError as error:
         raise ModelError(
             f"the converted model cannot be kept in {place.parent} ({error.strerror or error}); "
-            f"name a folder that can be written, with room, in the environment variable {VARIABLE}"
+            "name a folder that can be written, with room, in the environment variable "
+            f"{CACHE_VARIABLE}"
         ) from error
 
 
@@ -117,7 +118,7 @@ def _make(path: Path, place: Path) -> None:
     need, free = _unpacked_bytes(path), shutil.disk_usage(place.parent).free
     require(need < free, ModelError,
             f"'{path}' takes {need / 1e9:.2f} GB when unpacked and {place.parent} has "
-            f"{free / 1e9:.2f} GB; make room, or name another folder in {VARIABLE}")
+            f"{free / 1e9:.2f} GB; make room, or name another folder in {CACHE_VARIABLE}")
     _LOG.info("unpacking %s once into %s", path.name, place)
     model, tokenizer = _read(path)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f"{place.name}.") as beside:

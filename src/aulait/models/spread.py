@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aulait.core.user_cache import user_cache
+from aulait.core.places import user_cache
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel

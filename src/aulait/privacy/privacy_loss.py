@@ -49,6 +49,7 @@ _CUT = 1e-3  # share of delta that goes to the rarest outcomes of single release
 _ROUNDING = 1e-4  # share of delta that goes to rounding in quadratures and sums
 _LEAST_NOISE = 0.05  # sampling with less noise is accounted as none
 _LEAST_RATE = 1e-12  # of a smaller one the logarithms leave what floats can hold
+_MOST_NOISE = 1e100  # the squares of more leave what floats can hold
 _GROUPS = 64  # most different mechanisms; nearest ones are accounted as the worse of them
 _DEVIATIONS = 30.0  # of rounding errors that are allowed for
 _PASSES = 5  # most choices of tilt and grid
@@ -128,9 +129,9 @@ def composed_epsilon(parts: Sequence[SampledGaussian], delta: float, rough: bool
         rough: some percent more are enough; it is faster.
     """
     always = gaussian_epsilon(_mu(parts), delta)  # sampling never costs privacy
-    # at a larger rate a mechanism never costs less
-    parts = [SampledGaussian(part.noise_multiplier, max(part.sampling_rate, _LEAST_RATE),
-                             part.count) for part in parts]
+    # at a larger rate, or with less noise, a mechanism never costs less
+    parts = [SampledGaussian(min(part.noise_multiplier, _MOST_NOISE),
+                             max(part.sampling_rate, _LEAST_RATE), part.count) for part in parts]
     sampled = [part for part in parts if part.sampling_rate < 1.0
                and part.noise_multiplier >= _LEAST_NOISE]
     mu = _mu([part for part in parts if part not in sampled])

@@ -15,9 +15,8 @@ from functools import cache, cached_property
 
 from aulait.core.cohort import Cohort
 from aulait.core.files import JsonObject
-from aulait.core.places import user_path
+from aulait.core.places import user_cache, user_path
 from aulait.core.types import Info
-from aulait.core.user_cache import user_cache
 from aulait.methods.contract import Ask, Server
 from aulait.models.loading import wearing
 from aulait.privacy.ledger_line import LedgerLine

@@ -596,7 +596,7 @@ def test_the_shell_completes_commands_without_loading_them_and_options_of_one():
     assert completed("s")[0].split() == ["sweep", "serve", "status"]
     assert "--target-loss" in completed("compare", "--")[0]
     assert completed("compare", "--")[1] == "False"
-    assert completed("keys", "")[0].split() == ["server", "site", "enrol", "list"]
+    assert completed("keys", "")[0].split() == ["server", "site", "sums", "enrol", "list"]
 
 
 def test_a_missing_package_is_one_line(monkeypatch):

@@ -14,7 +14,7 @@ from tests import tiny_gguf
 from tests.tiny_bases import byte_tokenizer, write
 
 from aulait.core.errors import ConfigError, ModelError
-from aulait.core.user_cache import user_cache
+from aulait.core.places import user_cache
 from aulait.models import gguf_file, named
 from aulait.models.loading import ModelConfig, check_reachable, load_base
 from aulait.runs.experiment_file import build_settings

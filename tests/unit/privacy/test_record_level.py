@@ -382,8 +382,8 @@ def test_a_round_of_every_mode(base, mode):
 
 def test_controls_and_seeded_noise_draw_the_same_batches(base, monkeypatch):
     seen = []
-    inner = private_learner.train_privately
-    monkeypatch.setattr(private_learner, "train_privately", lambda lea, work: (seen.append(work), inner(lea, work))[1])
+    inner = private_learner.private_steps
+    monkeypatch.setattr(private_learner, "private_steps", lambda lea, work: (seen.append(work), inner(lea, work))[1])
     off = PrivacyConfig(off=True, clip=0.5)
     federation(base, dplora.Config(noise="none"), off)
     federation(base, dplora.Config(noise="none", clip="none"), off)
