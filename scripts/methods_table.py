@@ -28,6 +28,7 @@ import itertools
 import json
 import math
 import statistics
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,6 +225,14 @@ def harm(found: Sequence[dict[str, Any]]) -> str:
                else "none ended worse than its base."))
 
 
+def wrapped(text: str) -> str:
+    """A page whose paragraphs are 100 columns wide; headings, tables, lists and code stay."""
+    return "\n\n".join(
+        block if block.startswith(("#", "|", "-", "!", "    ")) or not block.strip()
+        else textwrap.fill(block, 100, break_long_words=False, break_on_hyphens=False)
+        for block in text.split("\n\n"))
+
+
 def write_page(out: Path, page: Path) -> None:
     """The page, and all its figures beside it as .json."""
     figures_file = page.with_suffix(".json")
@@ -272,7 +281,7 @@ def write_page(out: Path, page: Path) -> None:
         "\n".join(methods_reading.claims(named)) + "\n"]
     if missing:
         parts.append("## Cells that were not measured\n\n" + "\n".join(missing) + "\n")
-    page.write_text("\n".join(parts), encoding="utf-8")
+    page.write_text(wrapped("\n".join(parts)), encoding="utf-8")
     figures_file.write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
 
 

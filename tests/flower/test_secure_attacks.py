@@ -55,7 +55,11 @@ def coordinator(place, sites, settings):
 
 def charges(place, name, run):
     """What a site has written down of a run: of itself, and of its sums."""
-    lines = [json.loads(line) for path in (place / name / "state" / "account").glob("*.jsonl") for line in path.read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for path in (place / name / "state" / "account").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
     return [line["stage"] for line in lines if line["run"] == run]
 
 
@@ -64,7 +68,9 @@ def finish(round):
     return round.total()
 
 
-def test_a_vote_is_summed_and_charged_before_a_vector_leaves(coordinator, sites, place, monkeypatch):
+def test_a_vote_is_summed_and_charged_before_a_vector_leaves(
+    coordinator, sites, place, monkeypatch
+):
     vectors, seen = {}, []
     mask = Party.mask
 
@@ -76,7 +82,10 @@ def test_a_vote_is_summed_and_charged_before_a_vector_leaves(coordinator, sites,
         if asked.kind == "vote":
             seen.append(charges(place, name, coordinator.run))
             assert wire.seen(answer).kind == "masked"
-            assert len(wire.seen(answer).body) == secure_sites.CANDIDATES * coordinator.sums._now.terms.encoding.width
+            assert (
+                len(wire.seen(answer).body)
+                == secure_sites.CANDIDATES * coordinator.sums._now.terms.encoding.width
+            )
         return answer
 
     monkeypatch.setattr(Party, "mask", spied)
@@ -91,10 +100,18 @@ def test_a_vote_is_summed_and_charged_before_a_vector_leaves(coordinator, sites,
 
 @pytest.mark.parametrize("kind", ["sum_open", "sum_share", "vote", "sum_agree", "sum_reveal"])
 @pytest.mark.parametrize("lost", [1, 2])
-def test_one_site_may_drop_out_anywhere_and_two_are_too_many(coordinator, sites, kind, lost, monkeypatch):
+def test_one_site_may_drop_out_anywhere_and_two_are_too_many(
+    coordinator, sites, kind, lost, monkeypatch
+):
     vectors = {}
     mask = Party.mask
-    monkeypatch.setattr(Party, "mask", lambda self, sealed, vector: vectors.update({self.name: vector.view(np.int64)}) or mask(self, sealed, vector))
+    monkeypatch.setattr(
+        Party,
+        "mask",
+        lambda self, sealed, vector: (
+            vectors.update({self.name: vector.view(np.int64)}) or mask(self, sealed, vector)
+        ),
+    )
     away = NAMES[:lost]
     left = set()
 
@@ -136,12 +153,15 @@ def _impatient(outbox):
 
 
 def test_invented_sites_cannot_surround_a_real_one(place, sites, settings):
-    """Four identities that the coordinator made itself, under the names of sites and under others."""
+    """Four identities that the coordinator made itself, under the names of sites and under
+    others."""
     sites.fault = lambda name, asked, answer: answer
     real = {name: secure_sites.identity(place / name, name) for name in NAMES}
     invented = real | {name: Identity.new().public.hex() for name in NAMES[1:]}
     alone = Coordinator(place, sites, settings, next(RUNS), identities=invented)
-    with pytest.raises(AulaitError, match=r"'c0': .*4 of 5 sites of the secure sums are not in \[peers\]"):
+    with pytest.raises(
+        AulaitError, match=r"'c0': .*4 of 5 sites of the secure sums are not in \[peers\]"
+    ):
         alone.begin()
     told = Coordinator(place, sites, settings, next(RUNS)).begin()
     sums = told.people.terms["c0"].sums
@@ -150,17 +170,29 @@ def test_invented_sites_cannot_surround_a_real_one(place, sites, settings):
     assert "x0, x1, x2, x3" in answer.reason
     # nor in a round of terms that were taken
     told = Coordinator(place, sites, settings, next(RUNS)).begin()
-    head = told.exchange("c0", SumOpenMessage, session="0" * 32, of="synthesis", ring=("c0", "x0", "x1", "x2", "x3"), bound=1.0, numbers=4)
+    head = told.exchange(
+        "c0",
+        SumOpenMessage,
+        session="0" * 32,
+        of="synthesis",
+        ring=("c0", "x0", "x1", "x2", "x3"),
+        bound=1.0,
+        numbers=4,
+    )
     assert "a site that the terms do not name" in head.reason
 
 
-@pytest.mark.parametrize(("change", "word"), [
-    ({"planned": {"synthesis": 2}}, "expected at least 3 that stay"),
-    ({"planned": {"synthesis": 9}}, "expected at most"),
-    ({"planned": {"synthesis": 3}}, None),
-    ({"planned": {"train": 5}}, "plan no secure sum of 'synthesis'"),
-    ({"noise": {"synthesis": 0.5}}, "the promise is 1"),
-    ({"noise": {"train": 1.0}}, "plan no secure sum of 'synthesis'")])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"planned": {"synthesis": 2}}, "expected at least 3 that stay"),
+        ({"planned": {"synthesis": 9}}, "expected at most"),
+        ({"planned": {"synthesis": 3}}, None),
+        ({"planned": {"train": 5}}, "plan no secure sum of 'synthesis'"),
+        ({"noise": {"synthesis": 0.5}}, "the promise is 1"),
+        ({"noise": {"train": 1.0}}, "plan no secure sum of 'synthesis'"),
+    ],
+)
 def test_terms_whose_sums_do_not_keep_the_promise_are_refused(coordinator, change, word):
     sums = coordinator.people.terms["c1"].sums
     answer = coordinator.tell("c1", next(RUNS), sums=sums.model_copy(update=change))
@@ -169,7 +201,9 @@ def test_terms_whose_sums_do_not_keep_the_promise_are_refused(coordinator, chang
 
 
 def test_terms_that_promise_less_noise_than_epsilon_needs_are_refused(coordinator):
-    privacy = coordinator.people.terms["c1"].privacy.model_copy(update={"noise_multiplier": None, "epsilon": 4.0})
+    privacy = coordinator.people.terms["c1"].privacy.model_copy(
+        update={"noise_multiplier": None, "epsilon": 4.0}
+    )
     answer = coordinator.tell("c1", next(RUNS), privacy=privacy)
     assert "amount to epsilon" in answer.reason
     assert "allowed are 4" in answer.reason
@@ -177,21 +211,52 @@ def test_terms_that_promise_less_noise_than_epsilon_needs_are_refused(coordinato
 
 def test_two_sites_that_were_told_two_runs_agree_on_no_keys(coordinator):
     """c4 believes in another noise: then keys of the others are not signed for its round."""
-    fields = {"session": "1" * 32, "of": "synthesis", "ring": NAMES, "bound": coordinator.asked().bound, "numbers": 4}
+    fields = {
+        "session": "1" * 32,
+        "of": "synthesis",
+        "ring": NAMES,
+        "bound": coordinator.asked().bound,
+        "numbers": 4,
+    }
     keys = {name: coordinator.exchange(name, SumOpenMessage, **fields).keys for name in NAMES[:4]}
     sums = coordinator.people.terms["c4"].sums
-    assert coordinator.tell("c4", next(RUNS), sums=sums.model_copy(update={"noise": {"synthesis": 2.0}})).kind == "accepted"
+    assert (
+        coordinator.tell(
+            "c4", next(RUNS), sums=sums.model_copy(update={"noise": {"synthesis": 2.0}})
+        ).kind
+        == "accepted"
+    )
     assert coordinator.exchange("c4", SumOpenMessage, **fields).kind == "sum_keys"
     head = coordinator.exchange("c4", SumShareMessage, session="1" * 32, keys=keys)
     assert "that it did not sign" in head.reason
 
 
-@pytest.mark.parametrize(("changes", "word"), [
-    ({"bound": 1.0}, "by the terms it is"), ({"round": 9}, "the terms have"), ({"of": "train"}, "say nothing of it"),
-    ({"ring": NAMES[:3]}, "expected at least 3 that stay"), ({"ring": NAMES[1:]}, ""), ({"ring": (*NAMES[:4], "c0")}, "")])
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"bound": 1.0}, "by the terms it is"),
+        ({"round": 9}, "the terms have"),
+        ({"of": "train"}, "say nothing of it"),
+        ({"ring": NAMES[:3]}, "expected at least 3 that stay"),
+        ({"ring": NAMES[1:]}, ""),
+        ({"ring": (*NAMES[:4], "c0")}, ""),
+    ],
+)
 def test_a_round_that_is_none_of_the_run_is_refused(coordinator, changes, word):
-    fields = {"session": "2" * 32, "of": "synthesis", "ring": NAMES, "bound": coordinator.asked().bound, "numbers": 4, "round": 1} | changes
-    head = SumOpenMessage(**coordinator.outbox.stamp("c0").fields, client="c0", terms=coordinator.people.terms["c0"].digest, **fields)
+    fields = {
+        "session": "2" * 32,
+        "of": "synthesis",
+        "ring": NAMES,
+        "bound": coordinator.asked().bound,
+        "numbers": 4,
+        "round": 1,
+    } | changes
+    head = SumOpenMessage(
+        **coordinator.outbox.stamp("c0").fields,
+        client="c0",
+        terms=coordinator.people.terms["c0"].digest,
+        **fields,
+    )
     ((_, answer),) = coordinator.outbox.exchange({"c0": secure_sites.Message(head)}, 5.0)
     assert answer.head.kind == "refusal"
     assert word in answer.head.reason, answer.head.reason
@@ -205,14 +270,25 @@ def test_two_lists_of_survivors_open_nothing(coordinator):
     round = coordinator.sums.begin(coordinator.asked())
     coordinator.vote()
     session = round.terms.session
-    lists = {name: tuple(sorted(NAMES)) if name in ("c0", "c1", "c4") else tuple(sorted(NAMES[:4])) for name in NAMES}
-    signed = {name: coordinator.exchange(name, SumAgreeMessage, session=session, survivors=lists[name]).signature for name in NAMES}
+    lists = {
+        name: tuple(sorted(NAMES)) if name in ("c0", "c1", "c4") else tuple(sorted(NAMES[:4]))
+        for name in NAMES
+    }
+    signed = {
+        name: coordinator.exchange(
+            name, SumAgreeMessage, session=session, survivors=lists[name]
+        ).signature
+        for name in NAMES
+    }
     opened = []
     for name in NAMES:
-        agreeing = {other: signature for other, signature in signed.items() if lists[other] == lists[name]}
+        agreeing = {
+            other: signature for other, signature in signed.items() if lists[other] == lists[name]
+        }
         head = coordinator.exchange(name, SumRevealMessage, session=session, signatures=agreeing)
         opened += [name] if head.kind == "sum_secrets" else []
-    # three of five may reveal for one list; the other two never do, so each secret has two of three shares it needs
+    # three of five may reveal for one list; the other two never do, so each secret has two of three
+    # shares it needs
     assert opened == ["c0", "c1", "c4"]
     assert round.terms.degree.threshold == 3
 
@@ -221,9 +297,18 @@ def test_a_signature_is_given_for_one_list_and_shares_once(coordinator):
     round = coordinator.sums.begin(coordinator.asked())
     coordinator.vote()
     session, whole = round.terms.session, tuple(sorted(NAMES))
-    assert coordinator.exchange("c0", SumAgreeMessage, session=session, survivors=whole).kind == "sum_signature"
-    assert "every step once and in order" in coordinator.exchange("c0", SumAgreeMessage, session=session, survivors=whole[:4]).reason
-    assert "left it" in coordinator.exchange("c0", SumRevealMessage, session=session, signatures={}).reason
+    assert (
+        coordinator.exchange("c0", SumAgreeMessage, session=session, survivors=whole).kind
+        == "sum_signature"
+    )
+    assert (
+        "every step once and in order"
+        in coordinator.exchange("c0", SumAgreeMessage, session=session, survivors=whole[:4]).reason
+    )
+    assert (
+        "left it"
+        in coordinator.exchange("c0", SumRevealMessage, session=session, signatures={}).reason
+    )
     few = coordinator.exchange("c1", SumAgreeMessage, session=session, survivors=whole[1:3])
     assert "at least 4" in few.reason
 
@@ -233,14 +318,31 @@ def test_keys_of_an_older_round_are_refused(coordinator, sites):
     coordinator.vote()
     finish(old)
     kept = {name: SumKeys.of(keys) for name, keys in old._server._keys.items()}
-    new = SumOpenMessage(**coordinator.outbox.stamp("c0").fields, client="c0", terms=coordinator.people.terms["c0"].digest, round=2,
-                         session="3" * 32, of="synthesis", ring=old.terms.ring, bound=old.terms.encoding.bound, numbers=4)
+    new = SumOpenMessage(
+        **coordinator.outbox.stamp("c0").fields,
+        client="c0",
+        terms=coordinator.people.terms["c0"].digest,
+        round=2,
+        session="3" * 32,
+        of="synthesis",
+        ring=old.terms.ring,
+        bound=old.terms.encoding.bound,
+        numbers=4,
+    )
     ((_, answer),) = coordinator.outbox.exchange({"c0": secure_sites.Message(new)}, 5.0)
     assert answer.head.kind == "sum_keys"
-    head = coordinator.exchange("c0", SumShareMessage, session="3" * 32, keys={name: keys for name, keys in kept.items() if name != "c0"})
+    head = coordinator.exchange(
+        "c0",
+        SumShareMessage,
+        session="3" * 32,
+        keys={name: keys for name, keys in kept.items() if name != "c0"},
+    )
     assert "that it did not sign" in head.reason
     # nor does the old session live any more
-    assert "left it" in coordinator.exchange("c0", SumShareMessage, session=old.terms.session, keys={}).reason
+    assert (
+        "left it"
+        in coordinator.exchange("c0", SumShareMessage, session=old.terms.session, keys={}).reason
+    )
 
 
 def test_an_old_message_opens_nothing_and_the_same_one_gets_the_same_answer(coordinator, sites):
@@ -286,7 +388,9 @@ def test_a_site_gives_no_more_sums_than_the_run_promised(coordinator, place):
     assert charges(place, "c0", coordinator.run) == ["", *["synthesis"] * 3]
 
 
-def test_a_site_that_starts_again_has_left_the_round_and_its_charge_stays(coordinator, sites, place):
+def test_a_site_that_starts_again_has_left_the_round_and_its_charge_stays(
+    coordinator, sites, place
+):
     round = coordinator.sums.begin(coordinator.asked())
     assert len(coordinator.vote()) == 5
     old = sites.handlers["c3"]
@@ -302,8 +406,11 @@ def test_a_site_that_starts_again_has_left_the_round_and_its_charge_stays(coordi
 
 
 def test_who_a_site_is_follows_from_its_key_and_is_told_at_the_site(place, sites):
-    assert keys.sums(place / "c0" / "site.toml") == ("c0", secure_sites.identity(place / "c0", "c0"))
-    (place / "bare.toml").write_text("[site]\nname = \"c9\"\n")
+    assert keys.sums(place / "c0" / "site.toml") == (
+        "c0",
+        secure_sites.identity(place / "c0", "c0"),
+    )
+    (place / "bare.toml").write_text('[site]\nname = "c9"\n')
     with pytest.raises(ConfigError, match="found no key"):
         keys.sums(place / "bare.toml")
     (place / "none.toml").write_text("site = 1\n")
@@ -314,14 +421,37 @@ def test_who_a_site_is_follows_from_its_key_and_is_told_at_the_site(place, sites
 # --- sites that mean harm
 
 
-@pytest.mark.parametrize(("kind", "head"), [
-    ("sum_open", {"keys": {"sealing": "0" * 64, "masking": "1" * 64, "commitment": "2" * 64, "signature": "3" * 128}}),
-    ("sum_open", {"keys": {"sealing": "0" * 66}}), ("sum_open", {"kind": "accepted", "records": 3}), ("sum_share", {"sealed": {}}),
-    ("sum_share", {"sealed": {"c1": "zz" * 82}}), ("sum_share", {"sealed": {f"y{k}": "00" * 82 for k in range(400)}}),
-    ("vote", {"kind": "update", "weight": 1.0, "info": {}}), ("sum_agree", {"signature": "0" * 128}),
-    ("sum_reveal", {"seeds": {"c1": "f" * 66}, "keys": {"c1": "f" * 66}}), ("sum_reveal", {"seeds": {}, "keys": {"nobody": "0" * 66}})])
-def test_a_site_whose_message_is_bad_has_dropped_out_and_stops_nobody(coordinator, sites, kind, head):
-    sites.fault = lambda name, asked, answer: wire.remade(answer, **head) if (name, asked.kind) == ("c0", kind) else answer
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        (
+            "sum_open",
+            {
+                "keys": {
+                    "sealing": "0" * 64,
+                    "masking": "1" * 64,
+                    "commitment": "2" * 64,
+                    "signature": "3" * 128,
+                }
+            },
+        ),
+        ("sum_open", {"keys": {"sealing": "0" * 66}}),
+        ("sum_open", {"kind": "accepted", "records": 3}),
+        ("sum_share", {"sealed": {}}),
+        ("sum_share", {"sealed": {"c1": "zz" * 82}}),
+        ("sum_share", {"sealed": {f"y{k}": "00" * 82 for k in range(400)}}),
+        ("vote", {"kind": "update", "weight": 1.0, "info": {}}),
+        ("sum_agree", {"signature": "0" * 128}),
+        ("sum_reveal", {"seeds": {"c1": "f" * 66}, "keys": {"c1": "f" * 66}}),
+        ("sum_reveal", {"seeds": {}, "keys": {"nobody": "0" * 66}}),
+    ],
+)
+def test_a_site_whose_message_is_bad_has_dropped_out_and_stops_nobody(
+    coordinator, sites, kind, head
+):
+    sites.fault = lambda name, asked, answer: (
+        wire.remade(answer, **head) if (name, asked.kind) == ("c0", kind) else answer
+    )
     round = coordinator.sums.begin(coordinator.asked())
     coordinator.vote()
     assert finish(round)[1] == (5 if kind in ("sum_agree", "sum_reveal") else 4)
@@ -334,7 +464,9 @@ def test_a_masked_vector_of_another_size_is_not_taken(coordinator, sites, size):
         if (name, asked.kind) != ("c0", "vote"):
             return answer
         found = wire.seen(answer)
-        return packet_bytes(wire.made(found.head, found.body[:size] if size < 0 else found.body + b"x"))
+        return packet_bytes(
+            wire.made(found.head, found.body[:size] if size < 0 else found.body + b"x")
+        )
 
     sites.fault = fault
     round = coordinator.sums.begin(coordinator.asked())
@@ -345,13 +477,19 @@ def test_a_masked_vector_of_another_size_is_not_taken(coordinator, sites, size):
 
 def test_wrong_shares_give_an_error_and_no_sum(coordinator, sites, monkeypatch):
     """Held against what was advertised; the round is over, and what it cost stays charged."""
+
     def fault(name, asked, answer):
         if (name, asked.kind) != ("c0", "sum_reveal"):
             return answer
         found = wire.seen(answer).head
-        return wire.remade(answer, seeds={other: f"{int(share, 16) ^ 1:066x}" for other, share in found["seeds"].items()})
+        return wire.remade(
+            answer,
+            seeds={other: f"{int(share, 16) ^ 1:066x}" for other, share in found["seeds"].items()},
+        )
 
-    monkeypatch.setattr(terms, "shuffled", lambda names, seed: tuple(sorted(names)))  # c0's shares are used
+    monkeypatch.setattr(
+        terms, "shuffled", lambda names, seed: tuple(sorted(names))
+    )  # c0's shares are used
     sites.fault = fault
     round = coordinator.sums.begin(coordinator.asked())
     coordinator.vote()
@@ -361,23 +499,48 @@ def test_wrong_shares_give_an_error_and_no_sum(coordinator, sites, monkeypatch):
 
 def test_what_travels_is_of_one_size(coordinator, sites):
     """A message of a secure sum is bounded before it is looked at; what is longer is no message."""
-    heads = [wire.Seen(secure_sites.Message(SumOpenMessage(
-        **coordinator.outbox.stamp("c0").fields, client="c0", terms="t", round=1, session="0" * 32, of="synthesis", ring=("c0",), bound=1.0,
-        numbers=4)).packet()).head]
-    for name, value in (("session", "0" * 33), ("ring", [f"c{k}" for k in range(65)]), ("bound", 0.0), ("bound", "1"), ("numbers", -1), ("of", "all"),
-                        ("more", 1)):
+    heads = [
+        wire.Seen(
+            secure_sites.Message(
+                SumOpenMessage(
+                    **coordinator.outbox.stamp("c0").fields,
+                    client="c0",
+                    terms="t",
+                    round=1,
+                    session="0" * 32,
+                    of="synthesis",
+                    ring=("c0",),
+                    bound=1.0,
+                    numbers=4,
+                )
+            ).packet()
+        ).head
+    ]
+    for name, value in (
+        ("session", "0" * 33),
+        ("ring", [f"c{k}" for k in range(65)]),
+        ("bound", 0.0),
+        ("bound", "1"),
+        ("numbers", -1),
+        ("of", "all"),
+        ("more", 1),
+    ):
         with pytest.raises(ValueError, match=name):
             SumOpenMessage.model_validate_json(json.dumps(heads[0] | {name: value}))
     for kind, field, value in (
-            (sum_messages.SumSharesAnswer, "sealed", {"c0": "0" * 163}), (sum_messages.SumSecretsAnswer, "seeds", {"c0": "0" * 67}),
-            (sum_messages.SumSignatureAnswer, "signature", "0" * 127), (SumRevealMessage, "signatures", told_bytes({"c0": b"x" * 63})),
-            (SumAgreeMessage, "survivors", ["x" * 201])):
+        (sum_messages.SumSharesAnswer, "sealed", {"c0": "0" * 163}),
+        (sum_messages.SumSecretsAnswer, "seeds", {"c0": "0" * 67}),
+        (sum_messages.SumSignatureAnswer, "signature", "0" * 127),
+        (SumRevealMessage, "signatures", told_bytes({"c0": b"x" * 63})),
+        (SumAgreeMessage, "survivors", ["x" * 201]),
+    ):
         with pytest.raises(ValueError, match=field):
             kind.model_validate({field: value})
 
 
 def test_a_coordinator_that_peeks_finds_nothing_in_what_it_holds(coordinator, monkeypatch):
-    """Without the last exchange the sum of masked vectors is uniform; here it is at least not the sum."""
+    """Without the last exchange the sum of masked vectors is uniform; here it is at least not
+    the sum."""
     found = []
     monkeypatch.setattr(SecureSum, "_take_away", lambda *_: None)
     round = coordinator.sums.begin(coordinator.asked())

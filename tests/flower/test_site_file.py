@@ -280,6 +280,15 @@ def test_limits_of_roles_methods_and_units():
     assert refusals(SitePolicy(privacy=False), terms({"noise_seed": 1})) == []
 
 
+def test_a_search_for_the_servers_step_is_a_release_of_its_own_and_counts():
+    plain = {"epsilon": None, "noise_multiplier": 1.0, "delta": 1e-5, "relation": "add-remove"}
+    told = terms(plain, algorithm={"name": "ffa", "server": "search"}, rounds=10)
+    assert spends(told, 1.0) == epsilon([Event(1.0)] * 20, 1e-5)
+    assert spends(terms(plain, rounds=10), 1.0) == epsilon([Event(1.0)] * 10, 1e-5)
+    told.placement = "split"  # it is never asked to search
+    assert spends(told, 1.0) == epsilon([Event(1.0)] * 10, 1e-5)
+
+
 def test_records_that_are_sampled_cost_less_but_never_on_the_coordinators_word():
     told = terms({"epsilon": None, "noise_multiplier": 1.0, "unit": "record", "relation": "zero-out", "clip": 1.0}, algorithm={"name": "dplora"}, rounds=10)
     whole = spends(told, 1.0)

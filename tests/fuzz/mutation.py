@@ -1,4 +1,5 @@
-"""Changes of inputs that are accepted: of bytes, of the tree that a text holds, of a packet or a file of tensors whose lengths and checksums stay right."""
+"""Changes of inputs that are accepted: of bytes, of the tree that a text holds, of a packet or a
+file of tensors whose lengths and checksums stay right."""
 
 from __future__ import annotations
 
@@ -14,10 +15,74 @@ from aulait.engines.deployment.protocol.envelope import Packet, packet_bytes, pa
 from aulait.privacy.ledger import first_link
 
 Mutator = Callable[[bytes, random.Random], bytes]
-WORDS = [b"", b"\0", b"\xff", b"\xfe\xff", b'"', b"'", b"[", b"{", b"]}", b",", b"\n", b"\r\n", b"=", b"-1", b"1e999", b"NaN", b"9" * 25, b"9" * 5000, b"null",
-         b"true", b"[" * 200, b"\xed\xa0\x80", "ünï\u202e".encode(), b"../..", b"~nobody", b"a" * 5000, b"%s{0}", b"{{", b"\\ud800"]
-LEAVES: list[Any] = [None, True, False, 0, -1, 1, 2, 2**31, 2**53, 2**63, 2**64 - 1, 10**30, 10**400, 0.5, -0.0, 1e-320, 1e300, float("inf"), float("nan"), "", "auto", "x",
-                     "x" * 5000, "\0", "\ud800", "../x", "~nobody/x", "nan", "1e999", "é", [], {}, [[]], {"": 1}, [1] * 300]
+WORDS = [
+    b"",
+    b"\0",
+    b"\xff",
+    b"\xfe\xff",
+    b'"',
+    b"'",
+    b"[",
+    b"{",
+    b"]}",
+    b",",
+    b"\n",
+    b"\r\n",
+    b"=",
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b"9" * 25,
+    b"9" * 5000,
+    b"null",
+    b"true",
+    b"[" * 200,
+    b"\xed\xa0\x80",
+    "ünï\u202e".encode(),
+    b"../..",
+    b"~nobody",
+    b"a" * 5000,
+    b"%s{0}",
+    b"{{",
+    b"\\ud800",
+]
+LEAVES: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2,
+    2**31,
+    2**53,
+    2**63,
+    2**64 - 1,
+    10**30,
+    10**400,
+    0.5,
+    -0.0,
+    1e-320,
+    1e300,
+    float("inf"),
+    float("nan"),
+    "",
+    "auto",
+    "x",
+    "x" * 5000,
+    "\0",
+    "\ud800",
+    "../x",
+    "~nobody/x",
+    "nan",
+    "1e999",
+    "é",
+    [],
+    {},
+    [[]],
+    {"": 1},
+    [1] * 300,
+]
 
 
 def of_bytes(raw: bytes, dice: random.Random) -> bytes:
@@ -34,7 +99,9 @@ def of_bytes(raw: bytes, dice: random.Random) -> bytes:
         elif kind == 3:
             found[at:at] = found[at : at + dice.choice((1, 4, 32))]
         elif kind == 4:
-            found[at : at + 4] = dice.choice((0, 1, 2**31 - 1, 2**32 - 1)).to_bytes(4, dice.choice(("little", "big")))
+            found[at : at + 4] = dice.choice((0, 1, 2**31 - 1, 2**32 - 1)).to_bytes(
+                4, dice.choice(("little", "big"))
+            )
         else:
             del found[at:]
     return bytes(found)
@@ -98,7 +165,8 @@ def of_lines(raw: bytes, dice: random.Random) -> bytes:
 
 
 def of_ledger(raw: bytes, dice: random.Random) -> bytes:
-    """Lines changed; at times the chain of their hashes is made whole again, as whoever can write to the folder could do."""
+    """Lines changed; at times the chain of their hashes is made whole again, as whoever can
+    write to the folder could do."""
     import hashlib
 
     found = of_lines(raw, dice)

@@ -1,4 +1,5 @@
-"""Inputs that once reached new lines or crashed: a value or an AulaitError, and in no time. Longer: scripts/fuzz.py."""
+"""Inputs that once reached new lines or crashed: a value or an AulaitError, and in no time.
+Longer: scripts/fuzz.py."""
 
 from __future__ import annotations
 

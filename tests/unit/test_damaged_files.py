@@ -1,4 +1,5 @@
-"""Files that a run, a site or a user left damaged: one AulaitError, nothing begun anew in their place, nothing changed."""
+"""Files that a run, a site or a user left damaged: one AulaitError, nothing begun anew in their
+place, nothing changed."""
 
 from __future__ import annotations
 
@@ -44,7 +45,11 @@ SITE = '[site]\nname = "a"\nserver = "h:9443"\n[data]\nsource = "notes.jsonl"\n'
 
 def kept_site(tmp_path):
     """A site's memory of a run, as it writes it, and its file."""
-    kept = KeptState(tmp_path / "runs" / "r", memory={"x": torch.arange(4.0), "n": {"y": 2}}, before={(0, 1): {"x": torch.ones(2)}})
+    kept = KeptState(
+        tmp_path / "runs" / "r",
+        memory={"x": torch.arange(4.0), "n": {"y": 2}},
+        before={(0, 1): {"x": torch.ones(2)}},
+    )
     kept.done(Stamp("r", 1, 3), "asked", Packet(b"{}"))
     return kept.folder / "kept.safetensors"
 
@@ -63,8 +68,17 @@ def test_a_sites_memory(tmp_path):
     assert (found.epoch, found.number, found.asked, found.memory["n"]) == (1, 3, "asked", {"y": 2})
     assert torch.equal(found.before[0, 1]["x"], torch.ones(2))
     whole = path.read_bytes()
-    for changes in ({"memory": {"now": {"tensor": 99}}}, {"memory": 3}, {"memory": {"now": 3}}, {"rounds": [[1]]}, {"rounds": 3}, {"key": ["a", 1]},
-                    {"epoch": None}, {"number": "x"}, {"rounds": [[[], 1]]}):
+    for changes in (
+        {"memory": {"now": {"tensor": 99}}},
+        {"memory": 3},
+        {"memory": {"now": 3}},
+        {"rounds": [[1]]},
+        {"rounds": 3},
+        {"key": ["a", 1]},
+        {"epoch": None},
+        {"number": "x"},
+        {"rounds": [[[], 1]]},
+    ):
         path.write_bytes(whole)
         rewritten(path, **changes)
         with pytest.raises(WireError, match="is damaged"):
@@ -87,8 +101,17 @@ def test_a_checkpoint(tmp_path):
     folder, path = checkpointed(tmp_path)
     assert Progress.load(folder).stage == "train"
     whole = path.read_bytes()
-    for changes in ({"lines": "x"}, {"lines": None}, {"stage": "other", "place": None} | {"memory": 1}, {"texts": 3}, {"texts": [[3]]}, {"synthesis": 3},
-                    {"synthesis": {"pool": []}}, {"memory": {"c": {"tensor": 4}}}, {"trained": None, "memory": {"c": 1}}):
+    for changes in (
+        {"lines": "x"},
+        {"lines": None},
+        {"stage": "other", "place": None} | {"memory": 1},
+        {"texts": 3},
+        {"texts": [[3]]},
+        {"synthesis": 3},
+        {"synthesis": {"pool": []}},
+        {"memory": {"c": {"tensor": 4}}},
+        {"trained": None, "memory": {"c": 1}},
+    ):
         path.write_bytes(whole)
         rewritten(path, **changes)
         with pytest.raises(DataError, match="is no checkpoint of a run"):
@@ -98,14 +121,24 @@ def test_a_checkpoint(tmp_path):
     with pytest.raises(PrivacyError, match="no head"):
         Progress.load(folder)
     lines = (folder.path / "rounds.jsonl").read_bytes()
-    for raw in (b"", whole[:-1], whole[:30], b"\xff" * 99, whole.replace(b'\\"memory\\"', b'\\"mem0ry\\"')):
+    for raw in (
+        b"",
+        whole[:-1],
+        whole[:30],
+        b"\xff" * 99,
+        whole.replace(b'\\"memory\\"', b'\\"mem0ry\\"'),
+    ):
         path.write_bytes(raw)
         with pytest.raises(DataError, match="is no checkpoint of a run"):
             Progress.load(folder)
         assert (folder.path / "rounds.jsonl").read_bytes() == lines
 
 
-@pytest.mark.parametrize("line", [b"{", DEEP.encode(), b"3", b"\xff", b'{"a": ' + LONG.encode() + b"}"], ids=["cut", "deep", "number", "bytes", "digits"])
+@pytest.mark.parametrize(
+    "line",
+    [b"{", DEEP.encode(), b"3", b"\xff", b'{"a": ' + LONG.encode() + b"}"],
+    ids=["cut", "deep", "number", "bytes", "digits"],
+)
 def test_lines_of_a_run(tmp_path, line):
     folder, _ = checkpointed(tmp_path)
     path = folder.path / "rounds.jsonl"
@@ -116,10 +149,17 @@ def test_lines_of_a_run(tmp_path, line):
     with pytest.raises(DataError, match=r"result\.json"):
         folder.result()
     with pytest.raises(PrivacyError):
-        check_finished(folder.path, {"privacy": {"off": False, "ledger": {"run": "0" * 32, "lines": 0, "hash": "0" * 64}}})
+        check_finished(
+            folder.path,
+            {"privacy": {"off": False, "ledger": {"run": "0" * 32, "lines": 0, "hash": "0" * 64}}},
+        )
 
 
-@pytest.mark.parametrize("tail", [DEEP, '{"release": ' + LONG + "}", "[" * 500 + "]" * 500], ids=["deep", "digits", "closed"])
+@pytest.mark.parametrize(
+    "tail",
+    [DEEP, '{"release": ' + LONG + "}", "[" * 500 + "]" * 500],
+    ids=["deep", "digits", "closed"],
+)
 def test_an_end_of_a_ledger_that_may_be_a_line_is_never_cut_off(tmp_path, tail):
     path = tmp_path / "ledger.jsonl"
     path.write_text(tail)
@@ -134,9 +174,17 @@ def test_an_end_of_a_ledger_that_may_be_a_line_is_never_cut_off(tmp_path, tail):
         Ledger(path)
 
 
-@pytest.mark.parametrize("text", [DEEP, "[]", '{"privacy": {"off": false, "unit": "record", "delta": ' + LONG + "}}", '{"privacy": []}',
-                                  '{"privacy": {"off": false, "unit": "client", "epsilon": null, "delta": 1e-5, "noise_multiplier": 1}}'],
-                         ids=["deep", "list", "digits", "table", "lacking"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEEP,
+        "[]",
+        '{"privacy": {"off": false, "unit": "record", "delta": ' + LONG + "}}",
+        '{"privacy": []}',
+        '{"privacy": {"off": false, "unit": "client", "epsilon": null, "delta": 1e-5, "noise_multiplier": 1}}',
+    ],
+    ids=["deep", "list", "digits", "table", "lacking"],
+)
 def test_the_terms_of_an_old_run_are_never_taken_for_none(tmp_path, text):
     folder = tmp_path / "runs" / "r"
     folder.mkdir(parents=True)
@@ -151,7 +199,15 @@ def test_what_a_server_notes_of_a_run(tmp_path):
     server_app = pytest.importorskip("aulait.engines.flower.server_app")
     path = tmp_path / "serve" / "run.json"
     path.parent.mkdir()
-    for text in (DEEP, "[]", "{}", '{"run": "a", "epoch": "x"}', '{"run": 3, "epoch": 1}', "{", '{"run": "a", "epoch": ' + LONG + "}"):
+    for text in (
+        DEEP,
+        "[]",
+        "{}",
+        '{"run": "a", "epoch": "x"}',
+        '{"run": 3, "epoch": 1}',
+        "{",
+        '{"run": "a", "epoch": ' + LONG + "}",
+    ):
         path.write_text(text)
         with pytest.raises(DataError, match=r"run\.json"):
             server_app.enter(tmp_path, True)
@@ -167,7 +223,12 @@ def test_what_a_server_notes_of_a_run(tmp_path):
 
 def test_clusters_of_a_corpus(tmp_path):
     path = tmp_path / "clusters.npz"
-    sound = {"labels": np.array([0, 1, 0], np.uint32), "centroids": np.eye(2, 4, dtype=np.float16), "names": np.array(["d", "e"]), "asked": np.array(2)}
+    sound = {
+        "labels": np.array([0, 1, 0], np.uint32),
+        "centroids": np.eye(2, 4, dtype=np.float16),
+        "names": np.array(["d", "e"]),
+        "asked": np.array(2),
+    }
     np.savez(path, **sound)
     assert load_clusters(path).labels.tolist() == [0, 1, 0]
     whole = path.read_bytes()
@@ -175,9 +236,19 @@ def test_clusters_of_a_corpus(tmp_path):
         path.write_bytes(raw)
         with pytest.raises(DataError, match="remove it"):
             load_clusters(path)
-    for name, value in (("labels", np.array([0, 2])), ("labels", np.array("x")), ("labels", np.array([[0]])), ("centroids", np.eye(2, dtype=int)),
-                        ("centroids", np.zeros(3)), ("centroids", np.full((2, 2), np.nan)), ("centroids", np.zeros((0, 4))), ("names", np.array(["d"])),
-                        ("names", np.array(3)), ("asked", np.array([1, 2])), ("asked", np.array("x"))):
+    for name, value in (
+        ("labels", np.array([0, 2])),
+        ("labels", np.array("x")),
+        ("labels", np.array([[0]])),
+        ("centroids", np.eye(2, dtype=int)),
+        ("centroids", np.zeros(3)),
+        ("centroids", np.full((2, 2), np.nan)),
+        ("centroids", np.zeros((0, 4))),
+        ("names", np.array(["d"])),
+        ("names", np.array(3)),
+        ("asked", np.array([1, 2])),
+        ("asked", np.array("x")),
+    ):
         np.savez(path, **(sound | {name: value}))
         with pytest.raises(DataError, match="remove it"):
             load_clusters(path)
@@ -186,7 +257,16 @@ def test_clusters_of_a_corpus(tmp_path):
         load_clusters(path)
 
 
-@pytest.mark.parametrize("text", [f"a = {DEEP}", f"[run]\nseed = {LONG}", f"[run]\nseed = 0x{'f' * 5000}", f"[{'.'.join('a' * 2000)}]"], ids=["deep", "digits", "hex", "dotted"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"a = {DEEP}",
+        f"[run]\nseed = {LONG}",
+        f"[run]\nseed = 0x{'f' * 5000}",
+        f"[{'.'.join('a' * 2000)}]",
+    ],
+    ids=["deep", "digits", "hex", "dotted"],
+)
 def test_settings_and_site_files(tmp_path, text):
     path = tmp_path / "a.toml"
     path.write_text(text)
@@ -202,7 +282,9 @@ def test_settings_and_site_files(tmp_path, text):
         exported.settings(tmp_path)
 
 
-@pytest.mark.parametrize("text", [DEEP, LONG, '{"memory_bytes": ' + LONG + "}"], ids=["deep", "digits", "field"])
+@pytest.mark.parametrize(
+    "text", [DEEP, LONG, '{"memory_bytes": ' + LONG + "}"], ids=["deep", "digits", "field"]
+)
 def test_a_machine_profile(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
@@ -210,14 +292,26 @@ def test_a_machine_profile(tmp_path, text):
         load_profile(path)
 
 
-PLACES = ["~nobody-of-this-name/a.jsonl", "/" + "a" * 5000 + ".jsonl", "a" * 5000, "a\0b.jsonl", "~nobody-of-this-name/*.jsonl"]
+PLACES = [
+    "~nobody-of-this-name/a.jsonl",
+    "/" + "a" * 5000 + ".jsonl",
+    "a" * 5000,
+    "a\0b.jsonl",
+    "~nobody-of-this-name/*.jsonl",
+]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=["nobody", "long", "name", "zero", "pattern"])
 def test_paths_that_users_write(tmp_path, place):
     tiny_run.write_data(tmp_path)
     tree = json.loads(tiny_run.settings(tmp_path).model_dump_json())
-    for table, key in (("data", "source"), ("data", "public"), ("model", "name"), ("evaluate", "tasks_folder"), ("synthesis", "generator")):
+    for table, key in (
+        ("data", "source"),
+        ("data", "public"),
+        ("model", "name"),
+        ("evaluate", "tasks_folder"),
+        ("synthesis", "generator"),
+    ):
         for value in (place, place.replace(".jsonl", ".gguf"), f"hf:{place}"):
             try:
                 build_settings({**tree, table: {**tree[table], key: value}})
@@ -228,7 +322,11 @@ def test_paths_that_users_write(tmp_path, place):
     with pytest.raises(ConfigError):
         read_settings(tmp_path / place if "\0" not in place else tmp_path / "gone")
     with pytest.raises((ModelError, DataError)):
-        named.folder_of(place.replace(".jsonl", ".gguf") if "gguf" in place.replace(".jsonl", ".gguf") else place + ".gguf")
+        named.folder_of(
+            place.replace(".jsonl", ".gguf")
+            if "gguf" in place.replace(".jsonl", ".gguf")
+            else place + ".gguf"
+        )
     path = tmp_path / "site.toml"
     path.write_text(SITE.replace("notes.jsonl", place) if "\0" not in place else SITE)
     path.chmod(0o600)

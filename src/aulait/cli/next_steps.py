@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aulait.cli import terminal
 from aulait.cli.terminal import Document
-from aulait.reporting.folder import read_run
+from aulait.reporting.folder import RunFiles, read_run
 from aulait.reporting.values import value_at
 
 WORDS = 3  # of a beginning
@@ -20,11 +20,11 @@ def next_steps(result: Document, path: Path) -> list[tuple[str, str]]:
         result: what result.json holds.
         path: the run folder.
     """
-    run = shlex.quote(str(path))
-    found = [(f"aulait generate {run} {_asking(path)}", "what it has learnt")]
+    run, asking = shlex.quote(str(path)), _asking(read_run(path))
+    found = [(f"aulait generate {run} {asking}", "what it has learnt")]
     if own := sorted((path / "personal").glob("*/adapter_config.json")):
         name = shlex.quote(own[0].parent.name)
-        found.append((f"aulait generate {run} --client {name} {_asking(path)}",
+        found.append((f"aulait generate {run} --client {name} {asking}",
                       "the same of one client's own adapter"))
     found.append((f"aulait export {run} --to exported", "the adapter for PEFT; --merge, --gguf"))
     if not result["privacy"]["off"]:
@@ -44,18 +44,14 @@ def print_next_steps(result: Document, path: Path) -> None:
         terminal.say(f"{lead}{command}{more if fits else ''}")
 
 
-def _asking(path: Path) -> str:
+def _asking(run: RunFiles) -> str:
     """What to ask: a conversation where the data had answers, else a beginning."""
-    if value_at(read_run(path).config, "data", "format") in ("pairs", "chat"):
+    if value_at(run.config, "data", "format") in ("pairs", "chat"):
         return "--chat"
-    return shlex.quote(_beginning(path))
+    return shlex.quote(_beginning(run))
 
 
-def _beginning(path: Path) -> str:
+def _beginning(run: RunFiles) -> str:
     """The first words of a text that the run has released; of a client's text never."""
-    file = path / "synthetic.jsonl"
-    if file.is_file():
-        for line in read_run(path).synthetic[:1]:
-            if words := (line.text or "").split()[:WORDS]:
-                return " ".join(words)
-    return "The"
+    words = [word for line in run.synthetic[:1] for word in (line.text or "").split()[:WORDS]]
+    return " ".join(words) or "The"

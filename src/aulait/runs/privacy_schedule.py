@@ -37,7 +37,7 @@ def privacy_plan(
         schedules.append(_voting(settings, bool(trainers)))
     if trainers and settings.train.rounds and _sends(settings, trainers[0].name, context):
         schedules.append(_training(settings, trainers))
-        if getattr(settings.method_config, "server", "") == "search":
+        if line_search.searches(settings.method_config):
             schedules.append(ReleaseSchedule(
                 stage=line_search.TAG, rounds=settings.train.rounds, role="local",
                 mechanism=settings.privacy.client_mechanism(), bound=line_search.BOUND))

@@ -34,6 +34,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
+from pydantic import BaseModel
 
 from aulait.core import lora
 from aulait.core.cohort import Cohort
@@ -60,6 +61,12 @@ APART: Final = 3  # steps that take the means apart, where there are proxies
 WIDER, NARROWER = 1.5, 0.5  # what the steps' length is multiplied by for the next round
 LOCAL, PROXIED, TAG, DROP = "local", "proxied", "search", "drop"
 STEPS, COUNT = "search_steps", "search_records"
+
+
+def searches(config: BaseModel) -> bool:
+    """Whether a method's settings ask for a search: then every round of training has two
+    releases."""
+    return getattr(config, "server", "") == "search"
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class RoundCosts:
     @property
     def _searches(self) -> bool:
         """Whether the clients that train search for the server's step."""
-        return getattr(self.settings.method_config, "server", "") == "search"
+        return line_search.searches(self.settings.method_config)
 
     def _search_s(self, own: TierPlan, machine: Profile) -> float:
         """Seconds in which a client measures the steps of a round's search."""

@@ -1,4 +1,5 @@
-"""Units summed by several workers: each once, wherever; nothing is added that clipping cannot give."""
+"""Units summed by several workers: each once, wherever; nothing is added that clipping cannot
+give."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ AnswerT = TypeVar("AnswerT", bound=AnswerHead)
 
 
 class Told(Protocol):
-    """Sites that were told their terms, as ``participants.Participants`` has them."""
+    """What a round needs of the sites that were told their terms; ``participants.Participants`` has
+    it, and more that is none of a round's business."""
 
     @property
     def terms(self) -> Mapping[str, RunTerms]:

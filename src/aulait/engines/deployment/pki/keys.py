@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -256,7 +255,7 @@ def public_line(file: Path) -> str:
     line = f"{parts[1]} {parts[2]}"
     try:
         key = serialization.load_ssh_public_key(line.encode())
-    except (ValueError, NotImplementedError, UnsupportedAlgorithm) as error:
+    except signing.NO_KEY as error:
         raise ConfigError(wrong) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ConfigError(wrong)
@@ -292,7 +291,7 @@ def _openssh(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
 def _elliptic(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(signing.private_bytes(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except signing.NO_KEY as error:
         raise ConfigError(
             f"{path} is no private key in PEM without a passphrase; restore it from a "
             "copy") from error

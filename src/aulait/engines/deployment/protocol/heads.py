@@ -14,6 +14,7 @@ from aulait.engines.deployment.protocol.receipts import Receipt
 MOST_DEPTH: Final = 32  # of lists in lists: what is deeper cannot be written to a log again
 LARGEST_NUMBER: Final = 1e30  # as a weight or in diagnostics: many can be summed
 LARGEST_SUM: Final = 1e15  # of a site's scores
+HexKey = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # 32 bytes: a key, or a hash
 SumStage = Literal["synthesis", "train", "search"]  # releases that may be secure sums
 
 

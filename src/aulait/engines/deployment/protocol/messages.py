@@ -36,6 +36,7 @@ from aulait.engines.deployment.protocol.heads import (
     AnswerHead,
     Count,
     Head,
+    HexKey,
     Json,
     Name,
     Positive,
@@ -48,7 +49,6 @@ from aulait.engines.deployment.protocol.heads import (
 )
 from aulait.engines.deployment.protocol.run_terms import RunTerms, first_problem
 from aulait.engines.deployment.protocol.sum_messages import (
-    HexKey,
     MaskedAnswer,
     SumAnswer,
     SumMessage,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field
@@ -111,7 +111,7 @@ def identity(name: str, path: Path) -> SiteIdentity | None:
         return None
     try:
         key = serialization.load_ssh_private_key(signing.private_bytes(path), password=None)
-    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm) as error:
+    except signing.NO_KEY as error:
         raise ConfigError(f"{path} is no private key of a site without a passphrase; give the "
                           "site-key that aulait keys site made") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):

@@ -19,7 +19,7 @@ from aulait.core.errors import ConfigError, WireError
 from aulait.core.files import JsonObject
 from aulait.core.types import Placement, Site
 from aulait.core.version import PACKAGE_VERSION
-from aulait.engines.deployment.protocol.heads import SumStage
+from aulait.engines.deployment.protocol.heads import HexKey, Name, SumStage
 from aulait.evaluation.config import EvaluateConfig
 from aulait.methods.contract import AnyMethod, RunContext, find_method
 from aulait.models.loading import AdapterConfig, ModelConfig
@@ -30,8 +30,6 @@ from aulait.training.activation_codec import Wire
 from aulait.training.trainer import TrainConfig
 
 VERSION: Final = 5  # of the messages between coordinator and site
-
-
 MOST_PEERS: Final = 128  # voters and trainers, of whom at most 64 are in one sum
 
 
@@ -45,9 +43,7 @@ class SumTerms(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    peers: Annotated[dict[Annotated[str, Field(max_length=200)],
-                          Annotated[str, Field(pattern="^[0-9a-f]{64}$")]],
-                     Field(max_length=MOST_PEERS)]
+    peers: Annotated[dict[Name, HexKey], Field(max_length=MOST_PEERS)]
     planned: dict[SumStage, Annotated[int, Field(ge=1, le=MOST_PEERS)]]
     noise: dict[SumStage, Annotated[float, Field(gt=0)]]
 

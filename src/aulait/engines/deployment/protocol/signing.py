@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -20,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from aulait.core.errors import ConfigError, require
 
 SIGNATURE_BYTES = 64
+NO_KEY: Final = (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm)
+"""What `cryptography` raises where bytes are no key that it can load."""
 _PREFIX = b"aulait signed order, version 1\0"
 _LARGEST_FILE_BYTES = 1 << 16
 _PUBLIC_LINE = re.compile(rb"ssh-ed25519 [A-Za-z0-9+/]+={0,2}(?: [^\r\n]*)?\r?\n?")
@@ -56,7 +59,7 @@ def load_private(path: Path) -> Ed25519PrivateKey:
     """
     try:
         key = serialization.load_pem_private_key(private_bytes(path), password=None)
-    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm) as error:
+    except NO_KEY as error:
         raise ConfigError(
             f"{path} is no private key in PEM without a passphrase; make one: aulait keys "
             "server") from error
@@ -78,7 +81,7 @@ def load_public(path: Path) -> Ed25519PublicKey:
     require(_PUBLIC_LINE.fullmatch(content) is not None, ConfigError, wrong)
     try:
         key = serialization.load_ssh_public_key(content)
-    except (ValueError, NotImplementedError, UnsupportedAlgorithm) as error:
+    except NO_KEY as error:
         raise ConfigError(wrong) from error
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(wrong)

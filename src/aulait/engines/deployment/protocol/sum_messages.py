@@ -16,10 +16,17 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from aulait.engines.deployment.protocol.heads import AnswerHead, Count, Name, RunHead, SumStage
+from aulait.engines.deployment.protocol.heads import (
+    AnswerHead,
+    Count,
+    HexKey,
+    Name,
+    RunHead,
+    SumStage,
+)
 from aulait.privacy.secure import shamir
 from aulait.privacy.secure.graph import COMPLETE
-from aulait.privacy.secure.keys import KEY_BYTES, TAG_BYTES
+from aulait.privacy.secure.keys import TAG_BYTES
 from aulait.privacy.secure.party import Advertisement, Revealed
 
 MOST_CLIENTS: Final = COMPLETE  # of a round: with more there is a ring that could be ground
@@ -29,7 +36,6 @@ def _digits(count: int) -> str:
     return f"^[0-9a-f]{{{2 * count}}}$"
 
 
-HexKey = Annotated[str, Field(pattern=_digits(KEY_BYTES))]
 HexSignature = Annotated[str, Field(pattern=_digits(64))]
 HexSealed = Annotated[str, Field(pattern=_digits(2 * shamir.SHARE_BYTES + TAG_BYTES))]
 HexShare = Annotated[str, Field(pattern=_digits(shamir.SHARE_BYTES))]

@@ -27,6 +27,7 @@ from aulait.engines.deployment.site.site_policy import SitePolicy as SitePolicy
 from aulait.engines.deployment.site.terms_bounds import shown, terms_problems
 from aulait.methods import METHODS
 from aulait.methods.contract import AnyMethod, record_mechanism, step_mechanism
+from aulait.methods.shared import line_search
 from aulait.privacy.config import RELATIONS, PrivacyConfig
 from aulait.privacy.plan import PrivacyPlan, ReleaseSchedule, plan_privacy
 from aulait.privacy.record_level import (
@@ -160,6 +161,10 @@ def site_plan(terms: RunTerms, noise_multiplier: float,
             training = replace(training, mechanism=asked.mechanism,
                                sampling_rate=asked.rate, steps=asked.steps)
         schedules.append(training)
+        if terms.placement == "local" and line_search.searches(_method(terms.algorithm)[1]):
+            schedules.append(ReleaseSchedule(
+                stage=line_search.TAG, rounds=terms.rounds, role=SITE,
+                mechanism=_mechanism(told), bound=line_search.BOUND))
     return plan_privacy(told, schedules, roles=(SITE,))
 
 

@@ -46,7 +46,7 @@ def request_fault(request: ClientRequest, terms: RunTerms, limits: SitePolicy,
 def _search(request: SearchRequest, terms: RunTerms) -> str | None:
     """Losses of the site's own records leave it only where the terms promise that the server sums
     them under noise, or that there is no privacy; a site that adds noise itself gives none."""
-    if getattr(terms.method_config, "server", "") != "search" or terms.placement != "local":
+    if not line_search.searches(terms.method_config) or terms.placement != "local":
         return "asked to measure steps, and the terms say nothing of a line search here"
     if terms.privacy.protects_records:
         return "asked to measure steps without noise, and the terms protect single records"

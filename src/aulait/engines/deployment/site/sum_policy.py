@@ -61,7 +61,7 @@ def sum_rounds(terms: RunTerms) -> dict[SumStage, int]:
         found["synthesis"] = terms.synthesis_rounds
     if terms.placement == "local" and terms.rounds:
         found["train"] = terms.rounds
-        if getattr(terms.method_config, "server", "") == "search":
+        if line_search.searches(terms.method_config):
             found["search"] = terms.rounds
     return found
 

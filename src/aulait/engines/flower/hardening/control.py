@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 import httpx
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.cli.build import build_fab_from_disk
@@ -26,6 +25,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from aulait.core.errors import AulaitError, ConfigError
+from aulait.engines.deployment.protocol.signing import NO_KEY
 from aulait.engines.flower.hardening.patching import PASS_HEADER
 from aulait.engines.flower.hardening.private_names import FlowerObject
 
@@ -118,7 +118,7 @@ def _key_bytes(name: str, line: str) -> bytes:
     """A public key as Flower sends it."""
     try:
         key = load_ssh_public_key(line.encode())
-    except (ValueError, UnsupportedAlgorithm):
+    except NO_KEY:
         key = None
     if not isinstance(key, EllipticCurvePublicKey):
         raise ConfigError(
