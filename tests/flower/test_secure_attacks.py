@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -375,6 +376,29 @@ def test_the_vector_of_another_round_is_not_given(coordinator):
     with pytest.raises(AulaitError, match="none of 5 sites answered"):
         coordinator.vote(round=2)
     assert "no open part in" in coordinator.refusals()["c1"]
+
+
+def test_a_request_of_another_session_is_refused_before_any_work(coordinator, place):
+    before = charges(place, "c1", coordinator.run)
+    coordinator.sums.begin(coordinator.asked())
+    joined = coordinator.sums.joined
+
+    def elsewhere(outgoing):
+        return {
+            name: replace(
+                message,
+                head=message.head.model_copy(
+                    update={"sum": message.head.sum.model_copy(update={"session": "0" * 32})}
+                ),
+            )
+            for name, message in joined(outgoing).items()
+        }
+
+    coordinator.sums.joined = elsewhere
+    with pytest.raises(AulaitError, match="none of 5 sites answered"):
+        coordinator.vote()
+    assert "no open part in" in coordinator.refusals()["c1"]
+    assert charges(place, "c1", coordinator.run) == before
 
 
 def test_a_site_gives_no_more_sums_than_the_run_promised(coordinator, place):
